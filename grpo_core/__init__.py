@@ -1,0 +1,1 @@
+"""The parts GRPO is made of. Nothing here knows about the web service."""
