@@ -1,0 +1,42 @@
+"""Named reward functions of the next state.
+
+A reward function maps a batch of steps to one reward each: tensors ``state (B, n)``, ``action (B, m)`` and
+``next_state (B, n)`` to ``(B, 1)``. States are the environment's own observations, never normalised.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+RewardFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+# CartPole-v1 observations: cart position in m, cart velocity in m/s, pole angle in rad, angular velocity in rad/s.
+_POSITION, _ANGLE = 0, 2
+# The pole angle at which CartPole ends an episode: 12 degrees.
+_ANGLE_LIMIT_RAD = 0.2095
+
+
+def optimized_cartpole(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    """Reward an upright pole and a centred cart, exponentially; in [0.1, 6].
+
+    ``clip(1.5 + 3 exp(-8 |angle|) + exp(-1.5 x^2) - 2 max(|x| - 2, 0), 0.1, 6)``, x in m, angle in rad.
+    """
+    x, angle = next_state[:, _POSITION], next_state[:, _ANGLE]
+    upright = 3.0 * torch.exp(-8.0 * angle.abs())
+    centred = torch.exp(-1.5 * x.square())
+    near_the_edge = 2.0 * (x.abs() - 2.0).clamp(min=0.0)
+    return (1.5 + upright + centred - near_the_edge).clamp(0.1, 6.0).unsqueeze(1)
+
+
+def simple_cartpole(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    """Reward a small pole angle, linearly: ``clip(1 - |angle| / 0.2095, 0.1, 1)``, angle in rad."""
+    angle = next_state[:, _ANGLE]
+    return (1.0 - angle.abs() / _ANGLE_LIMIT_RAD).clamp(0.1, 1.0).unsqueeze(1)
+
+
+# What a shipped reward function is called, and the environments whose observations it understands.
+REWARD_FUNCTIONS: dict[str, RewardFunction] = {
+    "optimized_cartpole": optimized_cartpole,
+    "simple_cartpole": simple_cartpole,
+}
+CARTPOLE_ENVIRONMENTS = frozenset({"CartPole-v0", "CartPole-v1"})
