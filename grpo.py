@@ -1,0 +1,535 @@
+"""GRPO for Stable-Baselines3: group relative policy optimisation with groups that branch from one simulator state."""
+
+import io
+import pathlib
+import threading
+from collections.abc import Iterable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import stable_baselines3 as sb3
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+
+from grpo_core import model_file
+from grpo_core.actor import Actor, count_inputs, count_outputs
+from grpo_core.advantage import (
+    AdvantageScaling,
+    Baseline,
+    compute_approx_kl,
+    compute_clipped_surrogate,
+    compute_group_advantages,
+)
+from grpo_core.branching import Simulator, check_branchable, make_simulators
+from grpo_core.hyperparameters import (
+    SAVED_HYPERPARAMETERS,
+    check_hyperparameters,
+    check_policy_kwargs,
+    hyperparameters_from_json,
+    hyperparameters_to_json,
+    network_from_json,
+    network_to_json,
+)
+from grpo_core.rewards import REWARD_FUNCTIONS, RewardFunction
+from grpo_core.rollout import AnchorState, GroupRollout, Normalizer, StepBatch, draw_minibatches, reset_to_anchor
+
+__all__ = ["GRPO", "check_branchable"]
+__version__ = "1.0.0"
+
+# torch initialises layers from one process-wide generator. It is borrowed, seeded and put back while a policy is
+# built, under this lock, so that models built in other threads neither see nor disturb each other's seed.
+_TORCH_GENERATOR_LOCK = threading.Lock()
+
+
+class GRPO(OnPolicyAlgorithm):
+    """Group Relative Policy Optimization on a Gymnasium task.
+
+    From each *anchor state* a *group* of ``group_size`` *branches* follows the current policy for at most
+    ``horizon`` simulator steps. A step's advantage is how much better its branch did from there than its group did
+    on average, so no value network is needed to judge it (paper: https://arxiv.org/abs/2402.03300, here with
+    groups that share a simulator state instead of a prompt). The policy then takes PPO's clipped step
+    (https://arxiv.org/abs/1707.06347), and the next anchor is a random step of a random branch.
+
+    :param policy: ``"MlpPolicy"``.
+    :param env: A Gymnasium id, environment, ``DummyVecEnv`` or ``VecNormalize`` around one. Its simulators must be
+        restorable: classic control, toy text, or with ``capture_state``/``restore_state`` methods of their own.
+    :param learning_rate: Step size of Adam; a float or a function of the remaining progress (from 1 to 0).
+    :param n_steps: Most simulator steps per environment and rollout; a multiple of ``group_size * horizon``. The
+        rollout holds ``n_envs * n_steps / (group_size * horizon)`` groups, and fewer steps where branches end early.
+    :param batch_size: Live steps per minibatch.
+    :param n_epochs: Passes over each rollout.
+    :param gamma: Discount factor in [0, 1].
+    :param gae_lambda: Bias-variance trade-off in [0, 1] of the lambda-returns, where values are bootstrapped.
+    :param clip_range: Trust interval of the probability ratio; a float or a function of the remaining progress.
+    :param ent_coef: Weight of the entropy bonus.
+    :param vf_coef: Weight of the value network's squared error. Its gradient is clipped apart from the policy's.
+    :param max_grad_norm: Largest gradient norm, for the policy and for the value network each.
+    :param target_kl: Skip the remaining updates of a rollout once the approximate KL exceeds 1.5 times this.
+    :param stats_window_size: Episodes averaged in ``rollout/ep_rew_mean``.
+    :param tensorboard_log: Folder for TensorBoard files; None writes none.
+    :param policy_kwargs: ``net_arch``, ``activation_fn``, ``ortho_init`` and ``log_std_init``, as SB3 takes them.
+    :param verbose: 0 silent, 1 tables, 2 debugging.
+    :param seed: Seed of this model's own generators and of the environments; None draws a fresh one. No
+        process-wide generator is seeded, so models in several threads stay reproducible.
+    :param device: ``"auto"`` takes CUDA if present, else the CPU.
+    :param _init_setup_model: Whether to build the networks at once.
+    :param reward_function: Maps ``state (B, n)``, ``action (B, m)``, ``next_state (B, n)`` to rewards ``(B, 1)``, as
+        tensors; None takes the environment's own reward. ``rollout/ep_rew_mean`` always reports the latter.
+    :param group_size: Branches per anchor state, at least 2.
+    :param horizon: Most simulator steps per branch.
+    :param baseline: ``"group"``: return minus the group's mean, plain GRPO. ``"residual"``: GAE minus the group's
+        mean GAE. ``"value"``: GAE alone, PPO's advantage on branches.
+    :param advantage_scaling: Divide advantages by the standard deviation of the ``"group"``, of the whole
+        ``"batch"``, or by ``"none"``.
+    :param bootstrap_value: Whether a branch that the horizon or a time limit cut is credited with the value network's
+        estimate of what would have followed. Needed by the baselines that use the value network.
+    :raises ValueError: If an argument is outside its range or does not fit another; the message says how to mend it.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
+    rollout_buffer: GroupRollout  # type: ignore[assignment]  # ours holds groups; SB3 only hands it through
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 512,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        reward_function: RewardFunction | None = None,
+        group_size: int = 4,
+        horizon: int = 32,
+        baseline: Baseline = "residual",
+        advantage_scaling: AdvantageScaling = "batch",
+        bootstrap_value: bool = True,
+    ) -> None:
+        check_policy_kwargs(policy_kwargs or {})
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.target_kl = target_kl
+        self.reward_function = reward_function
+        self.group_size = group_size
+        self.horizon = horizon
+        self.baseline: Baseline = baseline
+        self.advantage_scaling: AdvantageScaling = advantage_scaling
+        self.bootstrap_value = bootstrap_value
+        self._anchors: list[AnchorState] = []
+        self._simulators: list[Simulator] = []
+        self._stop_requested = False
+        self._lost_reward_function: str | None = None
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        check_hyperparameters(self)
+        count_inputs(self.observation_space), count_outputs(self.action_space)  # raise on spaces we cannot take
+        self._setup_lr_schedule()
+        self._clip_range_schedule = FloatSchedule(self.clip_range)
+        self.set_random_seed(self.seed)
+        with _TORCH_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(self.rng.integers(2**63)))
+            self.policy = self.policy_class(  # type: ignore[assignment]  # SB3 types the class as BasePolicy
+                self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
+            )
+        self.policy = self.policy.to(self.device)
+        value_modules = (self.policy.mlp_extractor.value_net, self.policy.value_net)
+        self._value_parameters = [p for module in value_modules for p in module.parameters()]
+        in_value_network = {id(p) for p in self._value_parameters}
+        self._policy_parameters = [p for p in self.policy.parameters() if id(p) not in in_value_network]
+        if self.env is not None:
+            self._setup_groups(self.env)
+
+    def _setup_groups(self, env: VecEnv) -> None:
+        """Take hold of the simulators and lay out the storage of a rollout."""
+        self._simulators = make_simulators(env)
+        self._anchors = []
+        n_anchors = env.num_envs * self.n_steps // (self.group_size * self.horizon)
+        self.rollout_buffer = GroupRollout(
+            self.horizon, n_anchors, self.group_size, self.observation_space, self.action_space
+        )
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed this model's generator, its action space and its environments, and nothing process-wide.
+
+        :param seed: None draws fresh entropy for the model and leaves the environments as they are.
+        """
+        self.rng = np.random.default_rng(seed)
+        if seed is not None:
+            self.action_space.seed(seed)
+            if self.env is not None:
+                self.env.seed(seed)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it."""
+        super().set_env(env, force_reset)
+        assert self.env is not None
+        self._setup_groups(self.env)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "GRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for at least ``total_timesteps`` simulator steps; every step of every branch counts as one.
+
+        :param total_timesteps: A lower bound: the rollout under way is completed.
+        :param callback: SB3 callback(s). ``on_step`` runs once per sweep over the environments, like in PPO.
+        :param log_interval: Rollouts between two log tables.
+        :param tb_log_name: Name of the TensorBoard run.
+        :param reset_num_timesteps: Whether to count from 0 and start new episodes.
+        :param progress_bar: Show progress with tqdm and rich.
+        :return: The trained model itself.
+        :raises ValueError: If a reward, an observation or the loss is not finite, or if the model was loaded
+            without the reward function that it was trained with.
+        """
+        if self._lost_reward_function is not None and self.reward_function is None:
+            raise ValueError(
+                f"this model was trained with reward_function '{self._lost_reward_function}', which a model file "
+                "does not hold; pass it to GRPO.load(path, env=env, reward_function=...) or set "
+                "model.reward_function before learn()."
+            )
+        self._stop_requested = False
+        if reset_num_timesteps:
+            self._anchors = []
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+
+    def stop(self) -> None:
+        """Ask a running ``learn`` to return at its next simulator step or minibatch; safe from any thread."""
+        self._stop_requested = True
+
+    def make_actor(self) -> Actor:
+        """Copy the policy and its value network as they are now into a frozen ``Actor``."""
+        weights = {name: tensor.detach().cpu().numpy() for name, tensor in self.policy.state_dict().items()}
+        return Actor.from_weights(
+            self.observation_space, self.action_space, self.policy.activation_fn.__name__, weights
+        )
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: GroupRollout,  # type: ignore[override]  # see the class attribute
+        n_rollout_steps: int,
+    ) -> bool:
+        """Collect one rollout of whole groups and compute its advantages.
+
+        :param n_rollout_steps: ``n_steps``; the storage is laid out for it already.
+        :return: False if a callback or ``stop`` ended it early.
+        """
+        self.policy.set_training_mode(False)
+        rollout, normalizer = rollout_buffer, Normalizer(self._vec_normalize_env)
+        callback.on_rollout_start()
+
+        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_live: int) -> bool:
+            self.num_timesteps += n_live
+            callback.update_locals({"self": self, "env": env, "infos": infos, "dones": dones, "rewards": rewards})
+            if not callback.on_step() or self._stop_requested:
+                return False
+            self._update_info_buffer(infos, dones)
+            return True
+
+        # 1. Branches follow the policy from their anchor states.
+        if not self._anchors:
+            n_anchors = rollout.shape[1]
+            self._anchors = [reset_to_anchor(self._simulators[i % env.num_envs]) for i in range(n_anchors)]
+        if not rollout.collect(self._simulators, self._anchors, self.make_actor(), normalizer, self.rng, on_sweep):
+            return False
+
+        # 2. Rewards, and the value network's opinion of where each step led.
+        if self.reward_function is not None:
+            rollout.apply_reward_function(self.reward_function)
+        rollout.check_finite()
+        observations = self._to_policy_input(normalizer.normalize(rollout.states[rollout.step_mask]))
+        next_observations = self._to_policy_input(normalizer.normalize(rollout.next_states[rollout.step_mask]))
+        discounted_returns = normalizer.normalize_rewards(rollout, self._anchors)
+
+        # 3. Advantages relative to the group.
+        values = self._compute_values(rollout, observations)
+        groups = compute_group_advantages(
+            rollout.steps,
+            values,
+            self._compute_values(rollout, next_observations),
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            baseline=self.baseline,
+            bootstrap_value=self.bootstrap_value,
+            scaling=self.advantage_scaling,
+        )
+        rollout.advantages, rollout.returns = groups.advantages, groups.returns
+        self._batch = rollout.flatten(observations, self.device)
+
+        # 4. The next rollout continues from a random step of a random branch of each group.
+        self._anchors = rollout.next_anchors(self._simulators, discounted_returns)
+
+        mask = rollout.step_mask
+        self.logger.record("rollout/reward_mean", float(rollout.rewards[mask].mean()))
+        self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
+        self.logger.record(
+            "train/explained_variance", explained_variance(values.numpy()[mask], rollout.returns.numpy()[mask])
+        )
+        callback.on_rollout_end()
+        return True
+
+    def train(self) -> None:
+        """Take the clipped policy step, and fit the value network, on the rollout just collected."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip_range = self._clip_range_schedule(self._current_progress_remaining)
+        measured: list[tuple[torch.Tensor, ...]] = []
+        for _ in range(self.n_epochs):
+            self._n_updates += 1
+            if not self._train_epoch(clip_range, measured):
+                break
+        if not measured:  # stopped before the first minibatch
+            return
+        names = ("loss", "policy_gradient_loss", "value_loss", "approx_kl", "clip_fraction", "entropy_loss")
+        means = torch.tensor([[x.item() for x in row] for row in measured]).mean(dim=0)
+        if not torch.isfinite(means).all():
+            raise ValueError(
+                f"the loss is not finite ({dict(zip(names, means.tolist(), strict=True))}); "
+                "lower learning_rate or the size of the rewards."
+            )
+        for name, mean in zip(names, means.tolist(), strict=True):
+            self.logger.record(f"train/{name}", mean)
+        if isinstance(self.action_space, spaces.Box):
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+
+    def _train_epoch(self, clip_range: float, measured: list[tuple[torch.Tensor, ...]]) -> bool:
+        """Pass over the rollout once; return False if ``stop`` or ``target_kl`` ends the update here."""
+        for minibatch in draw_minibatches(self._batch, self.batch_size, self.rng):
+            if self._stop_requested:
+                return False
+            measured.append(self._update(minibatch, clip_range))
+            approx_kl = measured[-1][3]
+            if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+                return False
+        return True
+
+    def _update(self, minibatch: StepBatch, clip_range: float) -> tuple[torch.Tensor, ...]:
+        """Take one optimizer step, unless ``target_kl`` forbids it.
+
+        :return: Loss, policy loss, value loss, approximate KL, clipped share and negative entropy, as scalars.
+        """
+        values, log_prob, entropy = self.policy.evaluate_actions(minibatch.observations, minibatch.actions)
+        assert entropy is not None  # categorical and Gaussian policies have one in closed form
+        log_ratio = log_prob - minibatch.old_log_prob
+        ratio = log_ratio.exp()
+        policy_loss = compute_clipped_surrogate(ratio, minibatch.advantages, clip_range)
+        value_loss = torch.nn.functional.mse_loss(values.flatten(), minibatch.returns)
+        entropy_loss = -entropy.mean()
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        with torch.no_grad():
+            approx_kl = compute_approx_kl(log_ratio)
+            clip_fraction = ((ratio - 1.0).abs() > clip_range).float().mean()
+        if self.target_kl is None or approx_kl <= 1.5 * self.target_kl:
+            self.policy.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            # Clipped apart: the value network's gradient grows with the rewards and would drown the policy's.
+            torch.nn.utils.clip_grad_norm_(self._policy_parameters, self.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self._value_parameters, self.max_grad_norm)
+            self.policy.optimizer.step()
+        return tuple(x.detach() for x in (loss, policy_loss, value_loss, approx_kl, clip_fraction, entropy_loss))
+
+    def _to_policy_input(self, observations: Any) -> torch.Tensor:
+        return torch.as_tensor(observations, device=self.device)
+
+    def _compute_values(self, rollout: GroupRollout, observations: torch.Tensor) -> torch.Tensor:
+        """Estimate the value of each live step's observation; ``(horizon, n_anchors, group_size)``, 0 elsewhere."""
+        values = torch.zeros(rollout.shape)
+        with torch.no_grad():
+            values[torch.from_numpy(rollout.step_mask)] = self.policy.predict_values(observations).flatten().cpu()
+        return values
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save the model in one zip of JSON and plain arrays; a file of that name is replaced atomically.
+
+        The reward function itself is not saved, only its name.
+
+        :param path: Where to; ``.zip`` is appended to a name without a suffix. Or an open binary file.
+        :param exclude: Not supported, see ``include``.
+        :param include: Not supported: the file's content is fixed, because it is never unpickled.
+        :raises ValueError: If ``exclude`` or ``include`` is given.
+        """
+        if exclude is not None or include is not None:
+            raise ValueError("exclude and include are not supported: a GRPO model file has a fixed content.")
+        content = self.to_bytes()
+        if isinstance(path, str | pathlib.Path):
+            target = pathlib.Path(path)
+            target = target if target.suffix else target.with_name(f"{target.name}.zip")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            model_file.write_atomic(target, content)
+        else:
+            path.write(content)
+
+    def to_bytes(self, **provenance: Any) -> bytes:
+        """Return the content of the model file.
+
+        :param provenance: JSON-serialisable facts to keep in the metadata, such as the environment's id.
+        """
+        optimizer_state = self.policy.optimizer.state_dict()["state"]
+        optimizer = {
+            f"{index}/{name}": tensor.detach().cpu().numpy()
+            for index, state in optimizer_state.items()
+            for name, tensor in state.items()
+        }
+        weights = {name: tensor.detach().cpu().numpy() for name, tensor in self.policy.state_dict().items()}
+        reward_name = getattr(self.reward_function, "__name__", None) or self._lost_reward_function
+        meta = {
+            "algorithm": "GRPO",
+            "versions": {"grpo": __version__, "stable_baselines3": sb3.__version__, "torch": torch.__version__},
+            "spaces": {
+                "observation": model_file.space_to_json(self.observation_space),
+                "action": model_file.space_to_json(self.action_space),
+            },
+            "network": network_to_json(self.policy_kwargs),
+            "hyperparameters": hyperparameters_to_json(self),
+            "reward_function": reward_name,
+            "stats_window_size": self._stats_window_size,
+            "n_envs": self.n_envs,
+            "num_timesteps": self.num_timesteps,
+            "n_updates": self._n_updates,
+            "rng_state": self.rng.bit_generator.state,
+            **provenance,
+        }
+        return model_file.to_bytes(meta, weights, optimizer)
+
+    @classmethod
+    def load(  # type: ignore[override]  # same arguments as SB3's, whose Self type is older
+        cls,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a model without unpickling anything. It needs neither the environment nor the reward function.
+
+        :param path: File name, with or without ``.zip``, or an open binary file.
+        :param env: Environment to go on training in; its spaces must be those of the model.
+        :param custom_objects: Same as ``kwargs``, under SB3's name.
+        :param print_system_info: Print the versions that the model was saved with.
+        :param force_reset: Start new episodes; groups always do after loading.
+        :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``.
+        :raises grpo_core.model_file.ModelFileError: If the file is damaged or was not saved by GRPO.
+        :raises ValueError: If the environment's spaces differ, or an argument is unknown or out of range.
+        """
+        content = _read_model(path)
+        meta, changes = content.meta, {**(custom_objects or {}), **kwargs}
+        if unknown := set(changes) - {*SAVED_HYPERPARAMETERS, "reward_function"}:
+            raise ValueError(f"{sorted(unknown)} cannot be changed on load; only hyperparameters and reward_function.")
+        if print_system_info:
+            print("Saved with", meta["versions"])  # noqa: T201  # what the argument asks for
+        reward_function = REWARD_FUNCTIONS.get(meta["reward_function"])
+        arguments = {**hyperparameters_from_json(meta["hyperparameters"]), "reward_function": reward_function, **changes}
+        model = cls(
+            "MlpPolicy",
+            None,  # type: ignore[arg-type]  # spaces come from the file
+            policy_kwargs=network_from_json(meta["network"]),
+            stats_window_size=meta["stats_window_size"],
+            device=device,
+            _init_setup_model=False,
+            **arguments,
+        )
+        model.observation_space, model.action_space = content.observation_space, content.action_space
+        model.n_envs = meta["n_envs"]
+        if env is not None:
+            env = cls._wrap_env(env, model.verbose)
+            model.n_envs = env.num_envs
+        model._setup_model()
+        if env is not None:
+            model.set_env(env, force_reset=force_reset)
+            env.seed(model.seed)
+        model._load_arrays(content)
+        model.num_timesteps, model._n_updates = meta["num_timesteps"], meta["n_updates"]
+        model.rng.bit_generator.state = meta["rng_state"]
+        if model.reward_function is None and "reward_function" not in changes:
+            model._lost_reward_function = meta["reward_function"]
+        return model
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Load parameters in place, from a GRPO model file or from ``get_parameters``; see SB3's own."""
+        if isinstance(load_path_or_dict, dict):
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        else:
+            self._load_arrays(_read_model(load_path_or_dict))
+
+    def _load_arrays(self, content: model_file.ModelContent) -> None:
+        optimizer = self.policy.optimizer.state_dict()
+        optimizer["state"] = {}
+        for name, array in content.optimizer.items():
+            index, key = name.split("/")
+            optimizer["state"].setdefault(int(index), {})[key] = torch.from_numpy(array)
+        weights = {name: torch.from_numpy(array) for name, array in content.weights.items()}
+        super().set_parameters({"policy": weights, "policy.optimizer": optimizer})  # type: ignore[dict-item]
+
+
+def _read_model(path: str | pathlib.Path | io.BufferedIOBase) -> model_file.ModelContent:
+    if not isinstance(path, str | pathlib.Path):
+        return model_file.from_bytes(path.read(), with_optimizer=True)
+    source = pathlib.Path(path)
+    if not source.exists() and not source.suffix:
+        source = source.with_name(f"{source.name}.zip")
+    return model_file.from_bytes(source.read_bytes(), with_optimizer=True)
