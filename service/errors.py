@@ -1,0 +1,105 @@
+"""Domain errors and how HTTP answers them: always ``{"detail": "<one string>"}``."""
+
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+logger = logging.getLogger("grpo.service")
+
+# A request can break thousands of rules at once; naming ten of them is help enough.
+MAX_REPORTED_ERRORS = 10
+
+
+class ServiceError(Exception):
+    """A refusal that the client should hear about.
+
+    :param detail: One sentence or two for the client: the value, the rule, the remedy.
+    """
+
+    status_code = 400
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class InvalidRequestError(ServiceError):
+    """The request is well formed but names something that does not exist or does not fit."""
+
+
+class NotFoundError(ServiceError):
+    """There is no such job or model."""
+
+    status_code = 404
+
+
+class ConflictError(ServiceError):
+    """The request contradicts the state of a job or a model file."""
+
+    status_code = 409
+
+
+class QueueFullError(ServiceError):
+    """All slots and the queue are taken."""
+
+    status_code = 429
+    headers = {"Retry-After": "5"}
+
+
+class DrainingError(ServiceError):
+    """The server is shutting down and takes no new work."""
+
+    status_code = 503
+    headers = {"Retry-After": "10"}
+
+
+def error_response(
+    status_code: int, detail: str, headers: Mapping[str, str] | None = None, **extra: Any
+) -> JSONResponse:
+    """Build the one shape every error has."""
+    return JSONResponse({"detail": detail, **extra}, status_code, headers)
+
+
+def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
+    # "body" says nothing to a client; input and context are left out, since they echo what was sent.
+    location = [str(part) for part in error["loc"] if part != "body"]
+    field = ".".join(location)[:100].encode("ascii", "backslashreplace").decode()
+    message = str(error["msg"]).removeprefix("Value error, ")[:300].encode("ascii", "backslashreplace").decode()
+    return {"field": field, "message": message}
+
+
+def summarize_violations(errors: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, str]]]:
+    """Turn pydantic's violations into one sentence and a short list of field and message."""
+    violations = [_describe_violation(error) for error in errors[:MAX_REPORTED_ERRORS]]
+    detail = "; ".join(f"{v['field']}: {v['message']}" if v["field"] else v["message"] for v in violations[:3])
+    return detail + ("; ..." if len(errors) > 3 else ""), violations
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer domain errors, validation errors, HTTP errors and bugs in one shape."""
+
+    @app.exception_handler(ServiceError)
+    async def on_service_error(request: Request, error: ServiceError) -> JSONResponse:
+        return error_response(error.status_code, error.detail, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        detail, violations = summarize_violations(error.errors())
+        return error_response(422, detail, errors=violations)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return error_response(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:
+        incident = uuid.uuid4().hex
+        logger.error("incident %s on %s", incident, request.scope.get("path", "")[:200].encode("ascii", "replace"))
+        return error_response(500, "internal error", id=incident)

@@ -1,0 +1,278 @@
+"""Model names to files and frozen policies: the ``models/`` folder and a bounded cache over it."""
+
+import hashlib
+import os
+import re
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from cachetools import LRUCache
+
+from grpo_core import model_file
+from grpo_core.actor import Actor
+from service.errors import ConflictError, InvalidRequestError, NotFoundError
+
+# No separator, no leading dot, no trailing dot: a name that matches can be used as a file name as it is.
+MODEL_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"
+_MODEL_NAME = re.compile(MODEL_NAME_PATTERN)
+# Windows opens these devices whatever follows the first dot, so a models folder copied there would break.
+_DEVICE_NAMES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))})
+_SUFFIX = ".zip"
+# A symbolic link is not followed, and a FIFO named like a model does not block the reader.
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Below this share of the machine's memory, or this size if that is less, cached models are unloaded.
+_LOW_MEMORY_FRACTION = 0.10
+_LOW_MEMORY_BYTES = 512 * 2**20
+
+Signature = tuple[int, int, int]
+
+
+class ModelStatus(StrEnum):
+    """What the listing says of a file."""
+
+    LOADED = "loaded"
+    SAVED = "saved"
+    CORRUPT = "corrupt"
+    UNSAFE = "unsafe"
+
+
+class ModelEntry(NamedTuple):
+    """One line of the listing."""
+
+    name: str
+    status: ModelStatus
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A policy ready to answer; never the object that is being trained.
+
+    :param signature: Inode, modification time and size of the file it came from.
+    :param rng: Draws stochastic actions; NumPy's generators lock themselves, so threads may share it.
+    """
+
+    name: str
+    actor: Actor
+    meta: dict[str, Any]
+    signature: Signature
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory its weights take."""
+        return 4 * self.actor.n_parameters
+
+
+def is_model_name(name: str) -> bool:
+    """Tell whether a string may name a model."""
+    return bool(_MODEL_NAME.fullmatch(name)) and name.split(".")[0].casefold() not in _DEVICE_NAMES
+
+
+class ModelStore:
+    """The model files of one folder, with the most recently used ones in memory.
+
+    :param models_dir: The folder; created if absent. Unfinished files of an earlier crash are removed.
+    :param max_models: Models held in memory at most.
+    :param max_bytes: Memory they may take at most.
+    :param available_bytes: Tells how much memory is left.
+    :param total_bytes: Memory there is at all.
+    :raises OSError: If the folder cannot be created or written to.
+    """
+
+    def __init__(
+        self,
+        models_dir: Path,
+        max_models: int,
+        max_bytes: int,
+        available_bytes: Callable[[], int],
+        total_bytes: int,
+    ) -> None:
+        models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(models_dir, os.W_OK | os.X_OK):
+            raise PermissionError(f"the models folder {models_dir} is not writable")
+        for leftover in models_dir.glob(".tmp-*"):
+            leftover.unlink()
+        self._dir = models_dir
+        self._max_models = max_models
+        self._available_bytes = available_bytes
+        self._low_memory_bytes = min(_LOW_MEMORY_BYTES, int(_LOW_MEMORY_FRACTION * total_bytes))
+        # Guards the two below, and makes "check the file, then change the cache" one step. Never held while
+        # a file is read.
+        self._lock = threading.Lock()
+        self._cache: LRUCache[str, ServedModel] = LRUCache(max_bytes, getsizeof=lambda model: model.n_bytes)
+        self._verdicts: dict[str, tuple[Signature, ModelStatus]] = {}
+
+    @property
+    def n_loaded(self) -> int:
+        """Number of models in memory."""
+        return len(self._cache)
+
+    def publish(self, name: str, content: bytes) -> str:
+        """Save a model under a name, atomically, and serve it from now on.
+
+        The content is read back by the safe loader first, so that nothing unreadable ever replaces a good file.
+
+        :return: SHA-256 of the file.
+        :raises OSError: If the disk refuses; the old file stays.
+        """
+        parsed = model_file.from_bytes(content)
+        model_file.write_atomic(self._path(name), content)
+        signature = self._get_signature(name)
+        if signature is not None:
+            self._remember(ServedModel(name, parsed.make_actor(), parsed.meta, signature))
+        return hashlib.sha256(content).hexdigest()
+
+    def get(self, name: str) -> ServedModel:
+        """Return a model, from memory or from its file.
+
+        :raises NotFoundError: If there is none of that name.
+        :raises ConflictError: If its file is damaged or was not written by GRPO.
+        """
+        cached = self.get_cached(name)
+        if cached is not None:
+            return cached
+        signature, content = self._read(name)
+        try:
+            parsed = model_file.from_bytes(content)
+            model = ServedModel(name, parsed.make_actor(), parsed.meta, signature)
+        except model_file.ModelFileError as error:
+            self._judge(name, signature, error)
+            raise ConflictError(f"model '{name}' cannot be used: {error}") from error
+        self._remember(model)
+        return model
+
+    def get_cached(self, name: str) -> ServedModel | None:
+        """Return a model if it is in memory and its file is still the one it came from."""
+        with self._lock:
+            model = self._cache.get(name)
+            if model is not None and model.signature != self._get_signature(name):
+                del self._cache[name]
+                return None
+        return model
+
+    def list_models(self) -> list[ModelEntry]:
+        """List the models by name. Each file is read once, and again only when it has changed."""
+        names = (entry.name.removesuffix(_SUFFIX) for entry in os.scandir(self._dir) if entry.name.endswith(_SUFFIX))
+        entries = []
+        for name in sorted(filter(is_model_name, names)):
+            status = self._get_status(name)
+            if status is not None:
+                entries.append(ModelEntry(name, status))
+        return entries
+
+    def delete(self, name: str) -> None:
+        """Remove a model from memory and disk.
+
+        :raises NotFoundError: If there is none of that name.
+        """
+        with self._lock:
+            if not self.exists(name):
+                raise NotFoundError(f"there is no model '{_printable(name)}'; GET /models lists them.")
+            self._path(name).unlink()
+            self._cache.pop(name, None)
+            self._verdicts.pop(name, None)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a file of that name is there, usable or not."""
+        return is_model_name(name) and self._get_signature(name) is not None
+
+    def check_no_case_twin(self, name: str) -> None:
+        """Refuse a name that differs from an existing one by case alone: on some disks they are one file.
+
+        :raises ConflictError: If there is such a model.
+        """
+        for entry in os.scandir(self._dir):
+            other = entry.name.removesuffix(_SUFFIX)
+            if other != name and other.casefold() == name.casefold() and entry.name.endswith(_SUFFIX):
+                raise ConflictError(f"model_name '{name}' differs from the model '{other}' by case alone; pick another.")
+
+    def unload_under_pressure(self) -> int:
+        """Drop least recently used models while memory is low; their files stay.
+
+        :return: How many were dropped.
+        """
+        n_unloaded = 0
+        while self._available_bytes() < self._low_memory_bytes:
+            with self._lock:
+                if not self._cache:
+                    break
+                self._cache.popitem()
+            n_unloaded += 1
+        return n_unloaded
+
+    def _remember(self, model: ServedModel) -> None:
+        with self._lock:
+            self._verdicts[model.name] = (model.signature, ModelStatus.SAVED)
+            # The file may have been deleted or replaced since it was read: then the model answers once, uncached.
+            if model.signature == self._get_signature(model.name) and model.n_bytes <= self._cache.maxsize:
+                self._cache[model.name] = model
+                while len(self._cache) > self._max_models:
+                    self._cache.popitem()
+        self.unload_under_pressure()
+
+    def _judge(self, name: str, signature: Signature, error: model_file.ModelFileError) -> ModelStatus:
+        foreign = isinstance(error, model_file.ForeignModelError)
+        status = ModelStatus.UNSAFE if foreign else ModelStatus.CORRUPT
+        with self._lock:
+            self._verdicts[name] = (signature, status)
+        return status
+
+    def _get_status(self, name: str) -> ModelStatus | None:
+        if self.get_cached(name) is not None:
+            return ModelStatus.LOADED
+        signature = self._get_signature(name)
+        with self._lock:
+            known = self._verdicts.get(name)
+        if known is not None and known[0] == signature:
+            return known[1]
+        try:
+            signature, content = self._read(name)
+            model_file.from_bytes(content)
+        except model_file.ModelFileError as error:
+            return self._judge(name, signature or (0, 0, 0), error)
+        except NotFoundError:
+            return None
+        with self._lock:
+            self._verdicts[name] = (signature, ModelStatus.SAVED)
+        return ModelStatus.SAVED
+
+    def _path(self, name: str) -> Path:
+        if not is_model_name(name):
+            raise InvalidRequestError(f"'{_printable(name)}' is not a model name.")
+        return self._dir / f"{name}{_SUFFIX}"
+
+    def _get_signature(self, name: str) -> Signature | None:
+        try:
+            status = os.lstat(self._path(name))
+        except OSError:
+            return None
+        return _sign(status) if stat.S_ISREG(status.st_mode) else None
+
+    def _read(self, name: str) -> tuple[Signature, bytes]:
+        missing = NotFoundError(f"there is no model '{_printable(name)}'; GET /models lists them.")
+        if not is_model_name(name):
+            raise missing
+        try:
+            descriptor = os.open(self._path(name), _OPEN_FLAGS)
+        except OSError as error:
+            raise missing from error
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise missing
+            # One byte past the limit is enough for the parser to refuse an oversized file.
+            return _sign(status), file.read(model_file.MAX_FILE_BYTES + 1)
+
+
+def _sign(status: os.stat_result) -> Signature:
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _printable(name: str) -> str:
+    return name[:100].encode("ascii", "backslashreplace").decode()

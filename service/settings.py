@@ -1,0 +1,85 @@
+"""The service's settings, and the only reader of the process environment."""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+# An API key shorter than this can be guessed over a network.
+MIN_API_KEY_LENGTH = 16
+
+
+class UnsafeSettingsError(ValueError):
+    """The settings would expose the service without protection."""
+
+
+class Settings(BaseSettings):
+    """Every setting, read from ``GRPO_<NAME>``; lists are separated by commas.
+
+    :param host: Address to listen on. Anything but a loopback address needs ``api_key`` or ``allow_insecure``.
+    :param port: TCP port.
+    :param models_dir: Folder of the model files, created if absent.
+    :param api_key: Key that clients send as ``Authorization: Bearer`` or ``X-API-Key``; at least 16 characters.
+    :param allow_insecure: Serve a non-loopback address without a key.
+    :param allowed_hosts: Host names accepted in the ``Host`` header; ``*`` takes any.
+    :param cors_origins: Web origins, like ``https://example.org``, that may call from a browser. Pages served from
+        localhost always may.
+    :param max_running_jobs: Jobs training at the same time.
+    :param max_queued_jobs: Jobs waiting for a free slot; more are refused with 429.
+    :param max_kept_jobs: Finished jobs whose status stays available.
+    :param max_body_bytes: Largest request body.
+    :param max_cached_models: Models held in memory.
+    :param max_cached_bytes: Memory the held models may take.
+    :param shutdown_grace_seconds: How long running jobs get to stop and save when the server ends.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="GRPO_", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    models_dir: Path = Path("models")
+    api_key: SecretStr | None = None
+    allow_insecure: bool = False
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1", "testserver")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    max_running_jobs: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1)
+    max_queued_jobs: int = Field(32, ge=0)
+    max_kept_jobs: int = Field(1000, ge=1)
+    max_body_bytes: int = Field(2**20, ge=1024)
+    max_cached_models: int = Field(64, ge=1)
+    max_cached_bytes: int = Field(512 * 2**20, ge=1)
+    shutdown_grace_seconds: float = Field(8.0, gt=0)
+
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_key")
+    @classmethod
+    def _long_enough(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < MIN_API_KEY_LENGTH:
+            raise ValueError(f"an API key has at least {MIN_API_KEY_LENGTH} characters")
+        return key
+
+    def check_exposure(self) -> None:
+        """Refuse to listen beyond this machine without a key.
+
+        :raises UnsafeSettingsError: If ``host`` is not a loopback address and neither ``api_key`` nor
+            ``allow_insecure`` is set.
+        """
+        if self._is_loopback() or self.api_key is not None or self.allow_insecure:
+            return
+        raise UnsafeSettingsError(
+            f"refusing to serve {self.host} without protection: anyone who reaches it could train, use and delete "
+            "models. Set GRPO_API_KEY, or GRPO_ALLOW_INSECURE=1 in a network you trust."
+        )
+
+    def _is_loopback(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
