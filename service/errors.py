@@ -3,7 +3,7 @@
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,7 +23,7 @@ class ServiceError(Exception):
     """
 
     status_code = 400
-    headers: Mapping[str, str] = {}
+    headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -50,14 +50,14 @@ class QueueFullError(ServiceError):
     """All slots and the queue are taken."""
 
     status_code = 429
-    headers = {"Retry-After": "5"}
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
 
 class DrainingError(ServiceError):
     """The server is shutting down and takes no new work."""
 
     status_code = 503
-    headers = {"Retry-After": "10"}
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "10"}
 
 
 def error_response(
@@ -68,6 +68,8 @@ def error_response(
 
 
 def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
+    if error["type"] == "json_invalid":
+        return {"field": "", "message": f"the body is not valid JSON, see character {error['loc'][-1]}"}
     # "body" says nothing to a client; input and context are left out, since they echo what was sent.
     location = [str(part) for part in error["loc"] if part != "body"]
     field = ".".join(location)[:100].encode("ascii", "backslashreplace").decode()
@@ -96,6 +98,10 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, ValueError | RecursionError):
+            # FastAPI's answer to JSON that Python cannot hold: numbers of thousands of digits, endless nesting.
+            detail = "the body holds a number that is too long or lists that are nested too deep"
+            return error_response(422, detail, errors=[{"field": "", "message": detail}])
         return error_response(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)

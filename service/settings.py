@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     models_dir: Path = Path("models")
     api_key: SecretStr | None = None
     allow_insecure: bool = False
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1", "testserver")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     max_running_jobs: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1)
     max_queued_jobs: int = Field(32, ge=0)
