@@ -1,0 +1,216 @@
+"""The web service: every route, and nothing that is not HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Annotated
+
+import torch
+from fastapi import APIRouter, Body, Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
+from starlette.concurrency import run_in_threadpool
+
+from grpo import __version__
+from grpo_core import rewards
+from service.errors import NotFoundError, install_error_handlers
+from service.inference import infer
+from service.jobs import JobRegistry
+from service.memory import get_available_bytes, get_total_bytes
+from service.model_store import ModelStore, ServedModel
+from service.schemas import (
+    DeleteResponse,
+    ErrorResponse,
+    Health,
+    InferenceRequest,
+    InferenceResponse,
+    JobList,
+    ModelList,
+    ModelSummary,
+    ServerInfo,
+    StopResponse,
+    TrainingStatus,
+    TrainRequest,
+    TrainResponse,
+)
+from service.security import LOCAL_ORIGIN_PATTERN, RequestGuard
+from service.settings import Settings
+from service.training import resolve_config
+
+# Add your own reward functions here, before the server starts: REWARD_FUNCTIONS["my_reward"] = my_reward.
+REWARD_FUNCTIONS = dict(rewards.REWARD_FUNCTIONS)
+
+# How long an answer to "stop" waits for the job to end, so that it usually has when the client asks next.
+_STOP_WAIT_SECONDS = 2.0
+_MEMORY_CHECK_SECONDS = 5.0
+
+router = APIRouter()
+
+
+def _get_store(request: Request) -> ModelStore:
+    store: ModelStore = request.app.state.store
+    return store
+
+
+def _get_registry(request: Request) -> JobRegistry:
+    registry: JobRegistry = request.app.state.registry
+    return registry
+
+
+Store = Annotated[ModelStore, Depends(_get_store)]
+Registry = Annotated[JobRegistry, Depends(_get_registry)]
+
+
+def _errors(*status_codes: int) -> dict[int | str, dict[str, object]]:
+    return {status_code: {"model": ErrorResponse} for status_code in status_codes}
+
+
+@router.get("/", tags=["server"], responses=_errors(400, 401))
+async def describe_server() -> ServerInfo:
+    """Say what the server offers."""
+    endpoints = {
+        "train": "POST /train",
+        "inference": "POST /inference",
+        "health": "GET /health",
+        "models": "GET /models",
+    }
+    return ServerInfo(message="GRPO API Server", version=__version__, endpoints=endpoints)
+
+
+@router.post("/train", tags=["training"], responses=_errors(400, 401, 403, 409, 413, 415, 422, 429, 503))
+def start_training(registry: Registry, request: Annotated[TrainRequest | None, Body()] = None) -> TrainResponse:
+    """Start a training job and answer at once; every field is optional, and so is the body."""
+    config = resolve_config(request or TrainRequest(), REWARD_FUNCTIONS)
+    job = registry.submit(config, REWARD_FUNCTIONS.get(config.reward_function_type))
+    return TrainResponse(job_id=job.job_id, message="Training started", config=config)
+
+
+@router.get("/training/{job_id}/status", tags=["training"], responses=_errors(400, 401, 404))
+async def get_training_status(job_id: str, registry: Registry) -> TrainingStatus:
+    """Say where a job is: progress, metrics, warnings, and where the policy was saved."""
+    return registry.get(job_id).describe()
+
+
+@router.get("/training/jobs", tags=["training"], responses=_errors(400, 401))
+async def list_training_jobs(registry: Registry) -> JobList:
+    """List all jobs the server remembers, oldest first."""
+    return JobList(jobs=[job.summarize() for job in registry.list_jobs()])
+
+
+@router.post("/training/{job_id}/stop", tags=["training"], responses=_errors(400, 401, 403, 404, 409))
+async def stop_training(job_id: str, registry: Registry) -> StopResponse:
+    """Stop a queued or running job; the policy so far is kept, under the name its status tells."""
+    job = registry.get(job_id)
+    job.stop()
+    await job.wait_finished(_STOP_WAIT_SECONDS)
+    message = "Training job stopped" if job.status.is_final else "Training job stopping"
+    return StopResponse(message=message, job_id=job_id)
+
+
+@router.post("/inference", tags=["inference"], responses=_errors(400, 401, 403, 404, 409, 413, 415, 422))
+async def predict(request: InferenceRequest, store: Store, registry: Registry) -> InferenceResponse:
+    """Choose an action for one observation of a trained model's environment."""
+    model = store.get_cached(request.model_name)
+    if model is None:
+        model = await run_in_threadpool(_load_model, request.model_name, store, registry)
+    return infer(model, request.observation, request.deterministic)
+
+
+@router.get("/models", tags=["models"], responses=_errors(400, 401))
+def list_models(store: Store) -> ModelList:
+    """List the model files: `loaded` in memory, `saved` on disk, `corrupt`, or `unsafe` (not written by GRPO)."""
+    return ModelList(models=[ModelSummary(name=name, status=status) for name, status in store.list_models()])
+
+
+@router.delete("/models/{model_name}", tags=["models"], responses=_errors(400, 401, 403, 404, 409))
+def delete_model(model_name: str, registry: Registry) -> DeleteResponse:
+    """Delete a model from memory and disk."""
+    registry.delete_model(model_name)
+    return DeleteResponse(message="Model deleted", model_name=model_name)
+
+
+@router.get("/health", tags=["server"], responses=_errors(400))
+async def check_health(store: Store, registry: Registry) -> Health:
+    """Say that the server lives, and what it holds. Needs no API key."""
+    return Health(
+        status="healthy",
+        timestamp=datetime.now(UTC),
+        active_jobs=registry.count_active(),
+        loaded_models=store.n_loaded,
+    )
+
+
+def _load_model(model_name: str, store: ModelStore, registry: JobRegistry) -> ServedModel:
+    try:
+        return store.get(model_name)
+    except NotFoundError as error:
+        job = registry.find_active(model_name)
+        if job is None:
+            raise
+        raise NotFoundError(
+            f"there is no model '{model_name}' yet: job {job.job_id} is {job.status} and saves it when it completes."
+        ) from error
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    # Networks this small lose more to a second thread's start than it earns, and jobs would fight over cores.
+    torch.set_num_threads(1)
+    watch = asyncio.create_task(_watch_memory(app.state.store))
+    try:
+        yield
+    finally:
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
+        grace_seconds = app.state.settings.shutdown_grace_seconds
+        app.state.all_jobs_ended = await run_in_threadpool(app.state.registry.shutdown, grace_seconds)
+
+
+async def _watch_memory(store: ModelStore) -> None:
+    while True:
+        await asyncio.sleep(_MEMORY_CHECK_SECONDS)
+        store.unload_under_pressure()
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the service.
+
+    :param settings: None reads them from the process environment.
+    :raises OSError: If the models folder cannot be created or written to.
+    """
+    settings = settings or Settings()
+    app = FastAPIOffline(
+        title="GRPO API",
+        version=__version__,
+        summary="Train reinforcement-learning policies with GRPO, and ask them for actions.",
+        lifespan=_lifespan,
+        # Swagger UI would ask a validator on the web about this schema.
+        swagger_ui_parameters={"validatorUrl": None},
+    )
+    app.state.settings = settings
+    app.state.store = ModelStore(
+        settings.models_dir,
+        settings.max_cached_models,
+        settings.max_cached_bytes,
+        get_available_bytes,
+        get_total_bytes(),
+    )
+    app.state.registry = JobRegistry(
+        app.state.store, settings.max_running_jobs, settings.max_queued_jobs, settings.max_kept_jobs
+    )
+    app.include_router(router)
+    install_error_handlers(app)
+    app.add_middleware(RequestGuard, settings=settings)
+    # Outermost, so that pages may read refusals too. Credentials are never allowed: keys travel in headers.
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_origin_regex=LOCAL_ORIGIN_PATTERN,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["content-type", "authorization", "x-api-key"],
+        allow_credentials=False,
+        max_age=600,
+    )
+    return app
