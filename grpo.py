@@ -238,9 +238,7 @@ class GRPO(OnPolicyAlgorithm):
         self._stop_requested = False
         if reset_num_timesteps:
             self._anchors = []
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def stop(self) -> None:
         """Ask a running ``learn`` to return at its next simulator step or minibatch; safe from any thread."""
@@ -450,7 +448,7 @@ class GRPO(OnPolicyAlgorithm):
         return model_file.to_bytes(meta, weights, optimizer)
 
     @classmethod
-    def load(  # type: ignore[override]  # same arguments as SB3's, whose Self type is older
+    def load(
         cls,
         path: str | pathlib.Path | io.BufferedIOBase,
         env: GymEnv | None = None,
@@ -478,7 +476,11 @@ class GRPO(OnPolicyAlgorithm):
         if print_system_info:
             print("Saved with", meta["versions"])  # noqa: T201  # what the argument asks for
         reward_function = REWARD_FUNCTIONS.get(meta["reward_function"])
-        arguments = {**hyperparameters_from_json(meta["hyperparameters"]), "reward_function": reward_function, **changes}
+        arguments = {
+            **hyperparameters_from_json(meta["hyperparameters"]),
+            "reward_function": reward_function,
+            **changes,
+        }
         model = cls(
             "MlpPolicy",
             None,  # type: ignore[arg-type]  # spaces come from the file

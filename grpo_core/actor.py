@@ -169,7 +169,7 @@ class Actor:
 
     def _to_inputs(self, observations: npt.NDArray[Any]) -> FloatArray:
         if isinstance(self.observation_space, spaces.Discrete):
-            return np.eye(int(self.observation_space.n), dtype=np.float32)[observations.reshape(-1)]
+            return np.asarray(np.eye(int(self.observation_space.n), dtype=np.float32)[observations.reshape(-1)])
         return np.asarray(observations, dtype=np.float32).reshape(len(observations), -1)
 
 

@@ -46,6 +46,12 @@ def check_hyperparameters(model: Any) -> None:
 
     :raises ValueError: With the value, the rule and the remedy.
     """
+    _check_ranges(model)
+    _check_choices(model)
+    _check_combinations(model)
+
+
+def _check_ranges(model: Any) -> None:
     for name, smallest in (("n_steps", 1), ("batch_size", 1), ("n_epochs", 1), ("group_size", 2), ("horizon", 1)):
         value = getattr(model, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
@@ -62,9 +68,17 @@ def check_hyperparameters(model: Any) -> None:
             _refuse(name, value, "it must be finite and above 0, or a function of the remaining progress.")
     if model.target_kl is not None and not model.target_kl > 0.0:
         _refuse("target_kl", model.target_kl, "it must be above 0, or None for no limit.")
+
+
+def _check_choices(model: Any) -> None:
     for name, choice in (("baseline", Baseline), ("advantage_scaling", AdvantageScaling)):
         if getattr(model, name) not in get_args(choice):
             _refuse(name, getattr(model, name), f"choose one of {', '.join(get_args(choice))}.")
+    if model.reward_function is not None and not callable(model.reward_function):
+        _refuse("reward_function", model.reward_function, "it must be a function, or None for the environment's own.")
+
+
+def _check_combinations(model: Any) -> None:
     if model.n_steps % (model.group_size * model.horizon) != 0:
         group_steps = model.group_size * model.horizon
         nearest = max(1, round(model.n_steps / group_steps)) * group_steps
@@ -81,8 +95,6 @@ def check_hyperparameters(model: Any) -> None:
             f"baseline='{model.baseline}' judges steps by the value network; take bootstrap_value=True or "
             "baseline='group'.",
         )
-    if model.reward_function is not None and not callable(model.reward_function):
-        _refuse("reward_function", model.reward_function, "it must be a function, or None for the environment's own.")
 
 
 def check_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> None:

@@ -172,7 +172,9 @@ def from_bytes(content: bytes, with_optimizer: bool = False) -> ModelContent:
             members = _check_members(archive)
             meta = _read_meta(archive, members)
             shapes = expected_shapes(meta)
-            weights = {name: _read_array(archive, members, meta, f"weights/{name}.npy", shapes[name]) for name in shapes}
+            weights = {
+                name: _read_array(archive, members, meta, f"weights/{name}.npy", shapes[name]) for name in shapes
+            }
             optimizer = _read_optimizer(archive, members, meta) if with_optimizer else {}
     except ModelFileError:
         raise

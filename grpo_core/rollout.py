@@ -246,8 +246,8 @@ class GroupRollout:
 def draw_minibatches(batch: StepBatch, batch_size: int, rng: np.random.Generator) -> Iterator[StepBatch]:
     """Yield every step once, in random order, ``batch_size`` at a time; the last minibatch may hold fewer."""
     order = torch.from_numpy(rng.permutation(len(batch.observations)))
-    for indices in order.split(batch_size):
-        yield StepBatch(*(tensor[indices] for tensor in batch))
+    for start in range(0, len(order), batch_size):
+        yield StepBatch(*(tensor[order[start : start + batch_size]] for tensor in batch))
 
 
 def reset_to_anchor(simulator: Simulator) -> AnchorState:

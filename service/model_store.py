@@ -22,7 +22,9 @@ from service.errors import ConflictError, InvalidRequestError, NotFoundError
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"
 _MODEL_NAME = re.compile(MODEL_NAME_PATTERN)
 # Windows opens these devices whatever follows the first dot, so a models folder copied there would break.
-_DEVICE_NAMES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))})
+_DEVICE_NAMES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+)
 _SUFFIX = ".zip"
 # A symbolic link is not followed, and a FIFO named like a model does not block the reader.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -190,7 +192,9 @@ class ModelStore:
         for entry in os.scandir(self._dir):
             other = entry.name.removesuffix(_SUFFIX)
             if other != name and other.casefold() == name.casefold() and entry.name.endswith(_SUFFIX):
-                raise ConflictError(f"model_name '{name}' differs from the model '{other}' by case alone; pick another.")
+                raise ConflictError(
+                    f"model_name '{name}' differs from the model '{other}' by case alone; pick another."
+                )
 
     def unload_under_pressure(self) -> int:
         """Drop least recently used models while memory is low; their files stay.
