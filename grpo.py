@@ -282,15 +282,31 @@ class GRPO(OnPolicyAlgorithm):
         if not rollout.collect(self._simulators, self._anchors, self.make_actor(), normalizer, self.rng, on_sweep):
             return False
 
-        # 2. Rewards, and the value network's opinion of where each step led.
+        # 2. Rewards.
         if self.reward_function is not None:
             rollout.apply_reward_function(self.reward_function)
         rollout.check_finite()
+        self.logger.record("rollout/reward_mean", float(rollout.rewards[rollout.step_mask].mean()))
         observations = self._to_policy_input(normalizer.normalize(rollout.states[rollout.step_mask]))
         next_observations = self._to_policy_input(normalizer.normalize(rollout.next_states[rollout.step_mask]))
         discounted_returns = normalizer.normalize_rewards(rollout, self._anchors)
 
         # 3. Advantages relative to the group.
+        self._batch = self._compute_advantages(rollout, observations, next_observations)
+
+        # 4. The next rollout continues from a random step of a random branch of each group.
+        self._anchors = rollout.next_anchors(self._simulators, discounted_returns)
+        callback.on_rollout_end()
+        return True
+
+    def _compute_advantages(
+        self, rollout: GroupRollout, observations: torch.Tensor, next_observations: torch.Tensor
+    ) -> StepBatch:
+        """Judge every live step relative to its group.
+
+        :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
+        :param next_observations: Where those steps led, same shape.
+        """
         values = self._compute_values(rollout, observations)
         groups = compute_group_advantages(
             rollout.steps,
@@ -303,19 +319,12 @@ class GRPO(OnPolicyAlgorithm):
             scaling=self.advantage_scaling,
         )
         rollout.advantages, rollout.returns = groups.advantages, groups.returns
-        self._batch = rollout.flatten(observations, self.device)
-
-        # 4. The next rollout continues from a random step of a random branch of each group.
-        self._anchors = rollout.next_anchors(self._simulators, discounted_returns)
-
         mask = rollout.step_mask
-        self.logger.record("rollout/reward_mean", float(rollout.rewards[mask].mean()))
         self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
         self.logger.record(
-            "train/explained_variance", explained_variance(values.numpy()[mask], rollout.returns.numpy()[mask])
+            "train/explained_variance", explained_variance(values.numpy()[mask], groups.returns.numpy()[mask])
         )
-        callback.on_rollout_end()
-        return True
+        return rollout.flatten(observations, self.device)
 
     def train(self) -> None:
         """Take the clipped policy step, and fit the value network, on the rollout just collected."""
