@@ -91,7 +91,9 @@ class TrainRequest(_Request):
     total_timesteps: int = Field(
         10_000, ge=1, le=10_000_000, description="Simulator steps to train for; every step of every branch counts."
     )
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="Step size of Adam.")
+    learning_rate: float = Field(
+        3e-4, gt=0, le=1, description="Step size of Adam at the start; it falls linearly to 0."
+    )
     n_steps: int = Field(
         32, ge=2, le=16_384, description="Simulator steps per environment and rollout, a multiple of group x horizon."
     )

@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.utils import LinearSchedule
 
 from grpo import GRPO
 from grpo_core.actor import UnsupportedSpaceError, count_inputs, count_outputs
@@ -79,7 +80,9 @@ def train_policy(config: TrainConfig, reward_function: RewardFunction | None, pr
         model = GRPO(
             "MlpPolicy",
             env,
-            learning_rate=config.learning_rate,
+            # Falling to 0: the last updates then settle the policy instead of unsettling it. On CartPole this took
+            # the share of seeds that end at 475 or more from 5 in 6 to all; see benchmarks/README.md.
+            learning_rate=LinearSchedule(config.learning_rate, 0.0, 1.0),
             n_steps=config.n_steps,
             batch_size=config.batch_size,
             n_epochs=config.n_epochs,
