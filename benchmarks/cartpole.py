@@ -1,0 +1,166 @@
+"""Train CartPole-v1 over HTTP with the defaults of POST /train, beside SB3's PPO on the same reward and step budget.
+
+Run it with ``make bench-cartpole``. Every policy is judged by 100 deterministic episodes of the environment's *own*
+reward (at most 500). The seeds were not used while the method was tuned; change them with ``--first-seed``.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+# One thread per training; several trainings share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from fastapi.testclient import TestClient
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from api import create_app
+from grpo import GRPO
+from grpo_core.rewards import optimized_cartpole
+from service.settings import Settings
+
+ENV_NAME = "CartPole-v1"
+N_EPISODES = 100
+SOLVED_SCORE = 475.0
+FIRST_SEED = 1000
+_POLL_SECONDS = 0.5
+
+Policy = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.int64]]
+
+# rl-baselines3-zoo, hyperparams/ppo.yml, CartPole-v1 (its n_timesteps aside); "lin_x" there falls linearly to 0.
+PPO_ZOO: dict[str, Any] = {
+    "n_steps": 32,
+    "batch_size": 256,
+    "gae_lambda": 0.8,
+    "gamma": 0.98,
+    "n_epochs": 20,
+    "ent_coef": 0.0,
+    "learning_rate": lambda progress_remaining: 0.001 * progress_remaining,
+    "clip_range": lambda progress_remaining: 0.2 * progress_remaining,
+}
+PPO_ZOO_N_ENVS = 8
+
+
+class OptimizedCartPoleReward(gym.Wrapper[Any, Any, Any, Any]):
+    """Gives PPO the reward that GRPO trains on."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._state = np.zeros(4, np.float32)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Remember the first state."""
+        self._state, info = self.env.reset(**kwargs)
+        return self._state, info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step, and score the step anew."""
+        next_state, _, terminated, truncated, info = self.env.step(action)
+        tensors = (torch.as_tensor(x).reshape(1, -1) for x in (self._state, action, next_state))
+        self._state = next_state
+        return next_state, optimized_cartpole(*tensors).item(), terminated, truncated, info
+
+
+def evaluate(policy: Policy, seed: int) -> float:
+    """Return the mean of the environment's own reward over whole episodes."""
+    envs = gym.make_vec(ENV_NAME, num_envs=N_EPISODES, vectorization_mode="sync")
+    observations, _ = envs.reset(seed=seed)
+    returns, live = np.zeros(N_EPISODES), np.ones(N_EPISODES, np.bool_)
+    while live.any():
+        observations, rewards, terminated, truncated, _ = envs.step(policy(observations))
+        returns += rewards * live
+        live &= ~(terminated | truncated)
+    envs.close()
+    return float(returns.mean())
+
+
+def train_grpo_over_http(seeds: Sequence[int]) -> list[float]:
+    """Send ``POST /train`` with nothing but a seed and a name, wait, and judge the saved model files."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(models_dir=Path(folder), max_queued_jobs=len(seeds))
+        with TestClient(create_app(settings), base_url="http://localhost") as client:
+            jobs = [client.post("/train", json={"seed": seed, "model_name": f"seed-{seed}"}).json() for seed in seeds]
+            for job in jobs:
+                _wait_for(client, job["job_id"])
+        scores = []
+        for seed in seeds:
+            actor = GRPO.load(Path(folder) / f"seed-{seed}.zip").make_actor()
+            scores.append(evaluate(actor.best_actions, seed))
+        return scores
+
+
+def _wait_for(client: TestClient, job_id: str) -> None:
+    while True:
+        status = client.get(f"/training/{job_id}/status").json()
+        if status["status"] == "completed":
+            return
+        if status["status"] in ("failed", "stopped"):
+            raise RuntimeError(f"job {job_id} {status['status']}: {status['error_message']}")
+        time.sleep(_POLL_SECONDS)
+
+
+def train_ppo(total_timesteps: int, n_envs: int, arguments: dict[str, Any], seed: int) -> float:
+    """Train SB3's PPO on the same reward and judge it the same way."""
+    torch.set_num_threads(1)
+    env = make_vec_env(ENV_NAME, n_envs, seed=seed, wrapper_class=OptimizedCartPoleReward)
+    model = PPO("MlpPolicy", env, seed=seed, device="cpu", **arguments)
+    model.learn(total_timesteps)
+    return evaluate(lambda observations: model.predict(observations, deterministic=True)[0], seed)
+
+
+def _train_ppo_default(total_timesteps: int, seed: int) -> float:
+    return train_ppo(total_timesteps, 1, {}, seed)
+
+
+def _train_ppo_zoo(total_timesteps: int, seed: int) -> float:
+    return train_ppo(total_timesteps, PPO_ZOO_N_ENVS, PPO_ZOO, seed)
+
+
+def format_table(scores: dict[str, list[float]]) -> str:
+    """Format one row per method as Markdown."""
+    lines = [
+        f"| method | seeds >= {SOLVED_SCORE:.0f} | mean | median | worst | scores, sorted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, values in scores.items():
+        n_solved = sum(value >= SOLVED_SCORE for value in values)
+        listed = ", ".join(f"{value:.0f}" for value in sorted(values))
+        mean, median = statistics.mean(values), statistics.median(values)
+        lines.append(
+            f"| {method} | {n_solved} of {len(values)} | {mean:.1f} | {median:.1f} | {min(values):.1f} | {listed} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n-seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--total-timesteps", type=int, default=10_000, help="PPO's budget; GRPO takes the API default")
+    arguments = parser.parse_args()
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.n_seeds)
+    scores = {"GRPO, POST /train defaults": train_grpo_over_http(seeds)}
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
+        for method, train in (("SB3 PPO, zoo settings", _train_ppo_zoo), ("SB3 PPO, defaults", _train_ppo_default)):
+            scores[method] = list(executor.map(partial(train, arguments.total_timesteps), seeds))
+    print(f"{ENV_NAME}, {arguments.total_timesteps} simulator steps, seeds {seeds[0]} to {seeds[-1]}, own reward over")
+    print(f"{N_EPISODES} deterministic episodes; all methods train on optimized_cartpole.\n")
+    print(format_table(scores))
+
+
+if __name__ == "__main__":
+    main()
