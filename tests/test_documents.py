@@ -1,0 +1,134 @@
+"""What README.md and API.md say is run and compared with the code."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from api import create_app
+from service.settings import Settings
+from tests.support import wait_until
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTED_URL = "http://localhost:8000"
+HTTP_METHODS = {"get", "post", "delete"}
+
+
+def list_blocks() -> list[Any]:
+    """List the examples of both pages in the order in which a reader runs them."""
+    return [
+        pytest.param(block[1], block[2], id=f"{name}-{i}-{block[1]}")
+        for name in ("README.md", "API.md")
+        for i, block in enumerate(re.finditer(r"```(bash|python)\n(.*?)```", (ROOT / name).read_text(), re.DOTALL))
+    ]
+
+
+@pytest.fixture(scope="module")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    app = create_app(Settings(models_dir=tmp_path_factory.mktemp("models")))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://localhost:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.parametrize(("language", "code"), list_blocks())
+def test_examples_run_as_written(language: str, code: str, server_url: str, tmp_path: Path) -> None:
+    code = code.replace(DOCUMENTED_URL, server_url)
+    if language == "python":
+        command = [sys.executable, "-c", code]
+    elif shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    else:
+        # curl then ends with an error where the server answers one.
+        command = ["bash", "-ec", code.replace("curl ", "curl --silent --fail-with-body ")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    completed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+
+
+def make_schema() -> dict[str, Any]:
+    app: FastAPI = create_app(Settings())
+    return app.openapi()
+
+
+def split_api_page() -> dict[str, str]:
+    """Map each endpoint's heading to what is written below it."""
+    parts = re.split(r"^##+ (.*)$", (ROOT / "API.md").read_text(), flags=re.MULTILINE)[1:]
+    return {heading.strip("`"): text for heading, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def list_rows(text: str, kind: str) -> dict[str, list[str]]:
+    """Read the table of request or response fields: field name to the other cells."""
+    table = re.search(rf"^\| {kind} field .*\n\|[-|]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    if table is None:
+        return {}
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table[1].splitlines()]
+    return {row[0].strip("` "): row[1:] for row in rows}
+
+
+def resolve(schema: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
+    """Follow a reference, through the "or null" of an optional body."""
+    for candidate in (described, *described.get("anyOf", [])):
+        if "$ref" in candidate:
+            found: dict[str, Any] = schema["components"]["schemas"][candidate["$ref"].rpartition("/")[2]]
+            return found
+    return described
+
+
+def test_api_page_names_every_endpoint_and_field() -> None:
+    schema, page = make_schema(), split_api_page()
+    operations = {
+        f"{method.upper()} {path}": operation
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+        if method in HTTP_METHODS
+    }
+    assert operations.keys() == {heading for heading in page if re.match("[A-Z]+ /", heading)}
+    for heading, operation in operations.items():
+        answer = resolve(schema, operation["responses"]["200"]["content"]["application/json"]["schema"])
+        assert list_rows(page[heading], "response").keys() == answer["properties"].keys(), heading
+        if "requestBody" in operation:
+            request = resolve(schema, operation["requestBody"]["content"]["application/json"]["schema"])
+            rows = list_rows(page[heading], "request")
+            assert rows.keys() == request["properties"].keys(), heading
+            for name, field in request["properties"].items():
+                written = rows[name][0].strip("`")
+                if field.get("default") is not None:
+                    assert json.loads(written) == field["default"], name
+
+
+def test_api_page_lists_every_status_code() -> None:
+    documented = set(re.findall(r"\b[45]\d\d\b", split_api_page()["Errors"]))
+    declared = {
+        code
+        for methods in make_schema()["paths"].values()
+        for operation in methods.values()
+        for code in operation["responses"]
+        if code != "200"
+    }
+    assert declared <= documented
+
+
+def test_api_page_lists_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| `GRPO_(\w+)` \| (.*?) \|", (ROOT / "API.md").read_text(), flags=re.MULTILINE)
+    assert {name.lower() for name, _ in rows} == Settings.model_fields.keys()
+    for name, written in rows:
+        default = Settings.model_fields[name.lower()].default
+        if written.startswith("`"):
+            listed = ",".join(default) if isinstance(default, tuple) else str(default)
+            assert written.strip("`").casefold() == listed.casefold(), name
