@@ -165,7 +165,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         with suppress(asyncio.CancelledError):
             await watch
         grace_seconds = app.state.settings.shutdown_grace_seconds
-        app.state.all_jobs_ended = await run_in_threadpool(app.state.registry.shutdown, grace_seconds)
+        await run_in_threadpool(app.state.registry.shutdown, grace_seconds)
 
 
 async def _watch_memory(store: ModelStore) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from service.settings import Settings, UnsafeSettingsError
 
 _LIMIT_CONCURRENCY = 256
 _KEEP_ALIVE_SECONDS = 5
-_DRAIN_SECONDS = 10
+_DRAIN_SECONDS = 5
 
 
 def main() -> int:
@@ -31,6 +32,8 @@ def main() -> int:
         return _refuse("; ".join(problems))
     except (UnsafeSettingsError, OSError) as error:
         return _refuse(str(error))
+    # Uvicorn raises the signal that ended it once more when it is done; by default that would make a clean end a kill.
+    signal.signal(signal.SIGTERM, lambda signal_number, frame: None)
     uvicorn.run(
         app,
         host=settings.host,
@@ -40,8 +43,8 @@ def main() -> int:
         timeout_graceful_shutdown=_DRAIN_SECONDS,
         server_header=False,
     )
-    if not getattr(app.state, "all_jobs_ended", True):
-        # A thread cannot be killed, and Python would wait for it forever.
+    if app.state.registry.count_active() > 0:
+        # A job that hangs in its environment cannot be killed, and Python would wait for its thread forever.
         os._exit(0)
     return 0
 

@@ -243,11 +243,8 @@ class JobRegistry:
             self._check_name_is_free(model_name, self._list_active())
             self._store.delete(model_name)
 
-    def shutdown(self, grace_seconds: float) -> bool:
-        """Take no new jobs, stop the active ones and wait for them to save.
-
-        :return: Whether all of them ended in time.
-        """
+    def shutdown(self, grace_seconds: float) -> None:
+        """Take no new jobs, stop the active ones and wait, not forever, for them to save."""
         with self._lock:
             self._draining = True
             active = self._list_active()
@@ -257,9 +254,9 @@ class JobRegistry:
             except ConflictError:  # it ended between the two lines
                 continue
         deadline = time.monotonic() + grace_seconds
-        all_ended = all([job.finished.wait(max(0.0, deadline - time.monotonic())) for job in active])
-        self._executor.shutdown(wait=all_ended, cancel_futures=True)
-        return all_ended
+        for job in active:
+            job.finished.wait(max(0.0, deadline - time.monotonic()))
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, job: Job) -> None:
         if not job.start():
