@@ -226,9 +226,11 @@ class GRPO(OnPolicyAlgorithm):
         :param reset_num_timesteps: Whether to count from 0 and start new episodes.
         :param progress_bar: Show progress with tqdm and rich.
         :return: The trained model itself.
-        :raises ValueError: If a reward, an observation or the loss is not finite, or if the model was loaded
-            without the reward function that it was trained with.
+        :raises ValueError: If there is no environment, if a reward, an observation or the loss is not finite, or if
+            the model was loaded without the reward function that it was trained with.
         """
+        if self.env is None:
+            raise ValueError("there is no environment to train in; call set_env(env), or GRPO.load(path, env=env).")
         if self._lost_reward_function is not None and self.reward_function is None:
             raise ValueError(
                 f"this model was trained with reward_function '{self._lost_reward_function}', which a model file "

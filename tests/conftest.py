@@ -1,26 +1,80 @@
 """Fixtures that several test modules use."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
+import hypothesis
 import pytest
 import torch
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api import create_app
 from service.settings import Settings
+from tests.support import Gate
+
+RegisterEnv = Callable[..., str]
 
 torch.set_num_threads(1)
+# A shared machine may stall any example for longer than Hypothesis allows by default.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep settings of whoever runs the tests out of them."""
+    for name in os.environ:
+        if name.startswith("GRPO_"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture()
-def settings(tmp_path: Path) -> Settings:
+def overrides() -> dict[str, Any]:
+    """Settings that a test changes, by parametrizing this name."""
+    return {}
+
+
+@pytest.fixture()
+def settings(tmp_path: Path, overrides: dict[str, Any]) -> Settings:
     """Settings of a service with a models folder of its own."""
-    return Settings(models_dir=tmp_path / "models")
+    return Settings(models_dir=tmp_path / "models", **overrides)
 
 
 @pytest.fixture()
-def client(settings: Settings) -> Iterator[TestClient]:
-    """A client of a running service."""
-    with TestClient(create_app(settings), base_url="http://localhost") as client:
+def app(settings: Settings) -> FastAPI:
+    """A service."""
+    return create_app(settings)
+
+
+@pytest.fixture()
+def client(app: FastAPI) -> Iterator[TestClient]:
+    """A client of a running service; bugs come back as answers, as they do over a network."""
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture()
+def register_env() -> Iterator[RegisterEnv]:
+    """Register an environment, built by a function, until the test is over."""
+    names = []
+
+    def register(make_env: Callable[[], gym.Env[Any, Any]], name: str = "Line-v0") -> str:
+        gym.register(name, entry_point=lambda **_: make_env())
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        del gym.registry[name]
+
+
+@pytest.fixture()
+def gate(client: TestClient) -> Iterator[Gate]:
+    """A gate that opens for good before the service is shut down, so that no job is left waiting at it."""
+    gate = Gate()
+    yield gate
+    gate.admit()

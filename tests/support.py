@@ -1,12 +1,28 @@
 """What several test modules use."""
 
+import math
+import socket
+import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from gymnasium import spaces
+
+from api import create_app
+from grpo import GRPO
+from service.settings import Settings
 
 FINAL_STATUSES = {"completed", "failed", "stopped"}
+
+FloatArray = npt.NDArray[np.float32]
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60.0) -> None:
@@ -19,6 +35,27 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60.0) -> 
         if time.monotonic() > deadline:
             raise TimeoutError(f"still not so after {timeout_seconds} s")
         time.sleep(0.02)
+
+
+def make_client(settings: Settings) -> TestClient:
+    """Build a client of a service of its own; bugs come back as answers, as they do over a network."""
+    return TestClient(create_app(settings), base_url="http://localhost", raise_server_exceptions=False)
+
+
+@contextmanager
+def serve(app: FastAPI) -> Iterator[int]:
+    """Serve an application over real sockets on loopback, and yield the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
 
 
 def train(client: TestClient, **request: Any) -> str:
@@ -37,8 +74,97 @@ def get_status(client: TestClient, job_id: str) -> dict[str, Any]:
     return status
 
 
-def train_to_end(client: TestClient, **request: Any) -> dict[str, Any]:
-    """Run a job to its end and return its final status."""
-    job_id = train(client, **request)
+def wait_for_end(client: TestClient, job_id: str) -> dict[str, Any]:
+    """Wait until a job has ended and return its final status."""
     wait_until(lambda: get_status(client, job_id)["status"] in FINAL_STATUSES)
     return get_status(client, job_id)
+
+
+def train_to_end(client: TestClient, **request: Any) -> dict[str, Any]:
+    """Run a job to its end and return its final status."""
+    return wait_for_end(client, train(client, **request))
+
+
+class Gate:
+    """Holds the steps of an environment back until the test admits them."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._n_admitted: float = 0
+        self.n_arrived = 0
+
+    def pass_through(self) -> None:
+        """Wait for admission; what an environment calls in its step."""
+        with self._condition:
+            self.n_arrived += 1
+            place = self.n_arrived
+            self._condition.wait_for(lambda: place <= self._n_admitted)
+
+    def admit(self, n_steps: float = math.inf) -> None:
+        """Let that many more steps pass; by default all there will ever be."""
+        with self._condition:
+            self._n_admitted += n_steps
+            self._condition.notify_all()
+
+
+class LineEnv(gym.Env[FloatArray, Any]):
+    """A walk along a line, one place left or right per step, paid for going right; over after five places.
+
+    :param on_step: Called in every step. It may wait or raise, and an array that it returns is observed.
+    :param on_reset: The same in every reset.
+    :param on_close: Called when the environment is closed.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(
+        self,
+        on_step: Callable[[], FloatArray | None] = lambda: None,
+        on_reset: Callable[[], FloatArray | None] = lambda: None,
+        on_close: Callable[[], None] = lambda: None,
+        observation_size: int = 2,
+    ) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (observation_size,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self._on_step, self._on_reset, self._on_close = on_step, on_reset, on_close
+        self._place = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._place = 0
+        observed = self._on_reset()
+        return self._observe() if observed is None else observed, {}
+
+    def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        observed = self._on_step()
+        self._place += 1 if action == 1 else -1
+        reward, is_over = float(action == 1), abs(self._place) >= 5
+        return self._observe() if observed is None else observed, reward, is_over, False, {}
+
+    def close(self) -> None:
+        self._on_close()
+
+    def capture_state(self) -> int:
+        return self._place
+
+    def restore_state(self, state: int) -> None:
+        self._place = state
+
+    def _observe(self) -> FloatArray:
+        observation = np.zeros(self.observation_space.shape or (), np.float32)
+        observation[0] = self._place
+        return observation
+
+
+class ForgetfulEnv(gym.Env[FloatArray, Any]):
+    """An environment that cannot be put back into an earlier state."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+
+def make_model(env_id: str, seed: int = 0, **arguments: Any) -> GRPO:
+    """Build an untrained model; different seeds give different policies."""
+    return GRPO("MlpPolicy", gym.make(env_id), n_steps=64, group_size=2, horizon=32, seed=seed, **arguments)
