@@ -89,6 +89,8 @@ class GRPO(OnPolicyAlgorithm):
         ``"batch"``, or by ``"none"``.
     :param bootstrap_value: Whether a branch that the horizon or a time limit cut is credited with the value network's
         estimate of what would have followed. Needed by the baselines that use the value network.
+    :param vf_lr_factor: Step size of the value network in multiples of ``learning_rate``. Returns are often hundreds
+        large; at the policy's own pace the value network would still be far from them when the policy needs it.
     :raises ValueError: If an argument is outside its range or does not fit another; the message says how to mend it.
     """
 
@@ -124,6 +126,7 @@ class GRPO(OnPolicyAlgorithm):
         baseline: Baseline = "residual",
         advantage_scaling: AdvantageScaling = "batch",
         bootstrap_value: bool = True,
+        vf_lr_factor: float = 10.0,
     ) -> None:
         check_policy_kwargs(policy_kwargs or {})
         super().__init__(
@@ -156,6 +159,7 @@ class GRPO(OnPolicyAlgorithm):
         self.baseline: Baseline = baseline
         self.advantage_scaling: AdvantageScaling = advantage_scaling
         self.bootstrap_value = bootstrap_value
+        self.vf_lr_factor = vf_lr_factor
         self._anchors: list[AnchorState] = []
         self._simulators: list[Simulator] = []
         self._stop_requested = False
@@ -175,12 +179,21 @@ class GRPO(OnPolicyAlgorithm):
                 self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
             )
         self.policy = self.policy.to(self.device)
+        self._setup_optimizer()
+        if self.env is not None:
+            self._setup_groups(self.env)
+
+    def _setup_optimizer(self) -> None:
+        """Let the policy and the value network each have their own step size in one optimizer."""
         value_modules = (self.policy.mlp_extractor.value_net, self.policy.value_net)
         self._value_parameters = [p for module in value_modules for p in module.parameters()]
         in_value_network = {id(p) for p in self._value_parameters}
         self._policy_parameters = [p for p in self.policy.parameters() if id(p) not in in_value_network]
-        if self.env is not None:
-            self._setup_groups(self.env)
+        self.policy.optimizer = self.policy.optimizer_class(
+            [{"params": self._policy_parameters}, {"params": self._value_parameters}],
+            lr=self.lr_schedule(1),  # type: ignore[call-arg]  # every optimizer takes it, its base class does not
+            **self.policy.optimizer_kwargs,
+        )
 
     def _setup_groups(self, env: VecEnv) -> None:
         """Take hold of the simulators and lay out the storage of a rollout."""
@@ -332,6 +345,7 @@ class GRPO(OnPolicyAlgorithm):
         """Take the clipped policy step, and fit the value network, on the rollout just collected."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        self.policy.optimizer.param_groups[1]["lr"] *= self.vf_lr_factor
         clip_range = self._clip_range_schedule(self._current_progress_remaining)
         measured: list[tuple[torch.Tensor, ...]] = []
         for _ in range(self.n_epochs):

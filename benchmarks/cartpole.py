@@ -52,6 +52,13 @@ PPO_ZOO: dict[str, Any] = {
     "clip_range": lambda progress_remaining: 0.2 * progress_remaining,
 }
 PPO_ZOO_N_ENVS = 8
+# What POST /train's defaults give GRPO, given to PPO: the same batch, epochs and falling learning rate.
+PPO_SAME: dict[str, Any] = {
+    "n_steps": 32,
+    "batch_size": 64,
+    "n_epochs": 10,
+    "learning_rate": lambda progress_remaining: 3e-4 * progress_remaining,
+}
 
 
 class OptimizedCartPoleReward(gym.Wrapper[Any, Any, Any, Any]):
@@ -125,6 +132,10 @@ def _train_ppo_default(total_timesteps: int, seed: int) -> float:
     return train_ppo(total_timesteps, 1, {}, seed)
 
 
+def _train_ppo_same(total_timesteps: int, seed: int) -> float:
+    return train_ppo(total_timesteps, 1, PPO_SAME, seed)
+
+
 def _train_ppo_zoo(total_timesteps: int, seed: int) -> float:
     return train_ppo(total_timesteps, PPO_ZOO_N_ENVS, PPO_ZOO, seed)
 
@@ -155,7 +166,11 @@ def main() -> None:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.n_seeds)
     scores = {"GRPO, POST /train defaults": train_grpo_over_http(seeds)}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
-        for method, train in (("SB3 PPO, zoo settings", _train_ppo_zoo), ("SB3 PPO, defaults", _train_ppo_default)):
+        for method, train in (
+            ("SB3 PPO, the same settings", _train_ppo_same),
+            ("SB3 PPO, zoo settings", _train_ppo_zoo),
+            ("SB3 PPO, defaults", _train_ppo_default),
+        ):
             scores[method] = list(executor.map(partial(train, arguments.total_timesteps), seeds))
     print(f"{ENV_NAME}, {arguments.total_timesteps} simulator steps, seeds {seeds[0]} to {seeds[-1]}, own reward over")
     print(f"{N_EPISODES} deterministic episodes; all methods train on optimized_cartpole.\n")

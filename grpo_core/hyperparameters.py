@@ -32,6 +32,7 @@ SAVED_HYPERPARAMETERS = (
     "baseline",
     "advantage_scaling",
     "bootstrap_value",
+    "vf_lr_factor",
 )
 _SCHEDULES = ("learning_rate", "clip_range")
 _POLICY_KWARGS = ("net_arch", "activation_fn", "ortho_init", "log_std_init")
@@ -59,7 +60,7 @@ def _check_ranges(model: Any) -> None:
     for name in ("gamma", "gae_lambda"):
         if not 0.0 <= getattr(model, name) <= 1.0:
             _refuse(name, getattr(model, name), "it must lie in [0, 1].")
-    for name in ("ent_coef", "vf_coef", "max_grad_norm"):
+    for name in ("ent_coef", "vf_coef", "max_grad_norm", "vf_lr_factor"):
         if not 0.0 <= getattr(model, name) < math.inf:
             _refuse(name, getattr(model, name), "it must be finite and at least 0.")
     for name in _SCHEDULES:
