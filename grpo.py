@@ -422,7 +422,8 @@ class GRPO(OnPolicyAlgorithm):
     ) -> None:
         """Save the model in one zip of JSON and plain arrays; a file of that name is replaced atomically.
 
-        The reward function itself is not saved, only its name.
+        The reward function itself is not saved, only its name. Nor are the statistics of a ``VecNormalize``: as for
+        every SB3 model, save those with ``env.save``.
 
         :param path: Where to; ``.zip`` is appended to a name without a suffix. Or an open binary file.
         :param exclude: Not supported, see ``include``.

@@ -32,32 +32,32 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.fixture()
+@pytest.fixture
 def overrides() -> dict[str, Any]:
     """Settings that a test changes, by parametrizing this name."""
     return {}
 
 
-@pytest.fixture()
+@pytest.fixture
 def settings(tmp_path: Path, overrides: dict[str, Any]) -> Settings:
     """Settings of a service with a models folder of its own."""
     return Settings(models_dir=tmp_path / "models", **overrides)
 
 
-@pytest.fixture()
+@pytest.fixture
 def app(settings: Settings) -> FastAPI:
     """A service."""
     return create_app(settings)
 
 
-@pytest.fixture()
+@pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
     """A client of a running service; bugs come back as answers, as they do over a network."""
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 
-@pytest.fixture()
+@pytest.fixture
 def register_env() -> Iterator[RegisterEnv]:
     """Register an environment, built by a function, until the test is over."""
     names = []
@@ -72,7 +72,7 @@ def register_env() -> Iterator[RegisterEnv]:
         del gym.registry[name]
 
 
-@pytest.fixture()
+@pytest.fixture
 def gate(client: TestClient) -> Iterator[Gate]:
     """A gate that opens for good before the service is shut down, so that no job is left waiting at it."""
     gate = Gate()

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -114,8 +114,6 @@ class LineEnv(gym.Env[FloatArray, Any]):
     :param on_reset: The same in every reset.
     :param on_close: Called when the environment is closed.
     """
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(
         self,
