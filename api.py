@@ -86,7 +86,7 @@ def start_training(registry: Registry, request: Annotated[TrainRequest | None, B
     return TrainResponse(job_id=job.job_id, message="Training started", config=config)
 
 
-@router.get("/training/{job_id}/status", tags=["training"], responses=_errors(400, 401, 404))
+@router.get("/training/{job_id}/status", tags=["training"], responses=_errors(400, 401, 404, 422))
 async def get_training_status(job_id: str, registry: Registry) -> TrainingStatus:
     """Say where a job is: progress, metrics, warnings, and where the policy was saved."""
     return registry.get(job_id).describe()
@@ -98,7 +98,7 @@ async def list_training_jobs(registry: Registry) -> JobList:
     return JobList(jobs=[job.summarize() for job in registry.list_jobs()])
 
 
-@router.post("/training/{job_id}/stop", tags=["training"], responses=_errors(400, 401, 403, 404, 409))
+@router.post("/training/{job_id}/stop", tags=["training"], responses=_errors(400, 401, 403, 404, 409, 422))
 async def stop_training(job_id: str, registry: Registry) -> StopResponse:
     """Stop a queued or running job; the policy so far is kept, under the name its status tells."""
     job = registry.get(job_id)
@@ -123,7 +123,7 @@ def list_models(store: Store) -> ModelList:
     return ModelList(models=[ModelSummary(name=name, status=status) for name, status in store.list_models()])
 
 
-@router.delete("/models/{model_name}", tags=["models"], responses=_errors(400, 401, 403, 404, 409))
+@router.delete("/models/{model_name}", tags=["models"], responses=_errors(400, 401, 403, 404, 409, 422))
 def delete_model(model_name: str, registry: Registry) -> DeleteResponse:
     """Delete a model from memory and disk."""
     registry.delete_model(model_name)
