@@ -197,13 +197,16 @@ class GroupRollout:
         if isinstance(self.action_space, spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         name = getattr(reward_function, "__name__", type(reward_function).__name__)
-        rewards = torch.as_tensor(
-            reward_function(
-                torch.from_numpy(self.states[mask].reshape(n_steps, -1)),
-                torch.from_numpy(actions.reshape(n_steps, -1)),
-                torch.from_numpy(self.next_states[mask].reshape(n_steps, -1)),
-            )
+        returned = reward_function(
+            torch.from_numpy(self.states[mask].reshape(n_steps, -1)),
+            torch.from_numpy(actions.reshape(n_steps, -1)),
+            torch.from_numpy(self.next_states[mask].reshape(n_steps, -1)),
         )
+        if returned is None:
+            raise ValueError(
+                f"reward function '{name}' returned None; it must return one reward per step, shape ({n_steps}, 1)."
+            )
+        rewards = torch.as_tensor(returned)
         if rewards.numel() != n_steps:
             raise ValueError(
                 f"reward function '{name}' returned shape {tuple(rewards.shape)} for {n_steps} steps; "
@@ -234,9 +237,10 @@ class GroupRollout:
         :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
         """
         mask = torch.from_numpy(self.step_mask)
+        actions = torch.from_numpy(self.actions)[mask]
         return StepBatch(
             observations,
-            torch.from_numpy(self.actions)[mask].to(device),
+            (actions.flatten(1) if isinstance(self.action_space, spaces.Box) else actions).to(device),
             torch.from_numpy(self.log_probs)[mask].to(device),
             self.advantages[mask].to(device),
             self.returns[mask].to(device),
