@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 
 FloatArray = npt.NDArray[np.float32]
 Layer = tuple[FloatArray, FloatArray]
@@ -34,7 +35,7 @@ def count_inputs(space: spaces.Space[Any]) -> int:
 
     :raises UnsupportedSpaceError: If the space is neither a Box nor a Discrete space starting at 0.
     """
-    if isinstance(space, spaces.Box):
+    if isinstance(space, spaces.Box) and not is_image_space(space):
         return int(np.prod(space.shape))
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return int(space.n)
