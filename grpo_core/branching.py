@@ -84,12 +84,19 @@ def _attribute_layer(env: gym.Env[Any, Any], names: tuple[str, ...]) -> _Layer:
 
 def _unknown_wrapper_layer(env: gym.Wrapper[Any, Any, Any, Any]) -> _Layer:
     attributes = env.__dict__
+    layers: list[gym.Env[Any, Any]] = [env]
+    while isinstance(layers[-1], gym.Wrapper):
+        layers.append(layers[-1].env)
+
+    def copy_state(state: dict[str, Any]) -> dict[str, Any]:
+        # What refers to the wrapper itself or to what it wraps must go on doing so, and not to a copy.
+        return copy.deepcopy(state, {id(layer): layer for layer in layers})
 
     def capture() -> dict[str, Any]:
-        return copy.deepcopy({name: value for name, value in attributes.items() if name not in _WRAPPER_CONSTANTS})
+        return copy_state({name: value for name, value in attributes.items() if name not in _WRAPPER_CONSTANTS})
 
     def restore(state: dict[str, Any]) -> None:
-        attributes.update(copy.deepcopy(state))
+        attributes.update(copy_state(state))
 
     return _Layer(capture, restore)
 
