@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import tokenize
 import uuid
 import zipfile
 from collections.abc import Mapping
@@ -171,6 +172,8 @@ def from_bytes(content: bytes, with_optimizer: bool = False) -> ModelContent:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = _check_members(archive)
             meta = _read_meta(archive, members)
+            if members.keys() - {META_MEMBER} != meta["sha256"].keys():
+                raise ModelFileError("the file's members are not those that were saved.")
             shapes = expected_shapes(meta)
             weights = {
                 name: _read_array(archive, members, meta, f"weights/{name}.npy", shapes[name]) for name in shapes
@@ -180,7 +183,7 @@ def from_bytes(content: bytes, with_optimizer: bool = False) -> ModelContent:
         raise
     except (
         zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, RuntimeError,
-        NotImplementedError, OverflowError, ArithmeticError,
+        NotImplementedError, OverflowError, ArithmeticError, tokenize.TokenError,
     ) as error:  # fmt: skip  # what zipfile, json and numpy raise on damaged input
         raise ModelFileError(f"the file is damaged ({type(error).__name__}).") from error
     return ModelContent(meta, weights, optimizer)
@@ -188,7 +191,7 @@ def from_bytes(content: bytes, with_optimizer: bool = False) -> ModelContent:
 
 def _to_npy(array: Any) -> bytes:
     file = io.BytesIO()
-    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+    np.save(file, np.asarray(array, order="C"), allow_pickle=False)
     return file.getvalue()
 
 
