@@ -3,8 +3,10 @@
 import math
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, NoReturn, get_args
 
+import numpy as np
 import torch
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
@@ -35,11 +37,16 @@ SAVED_HYPERPARAMETERS = (
     "vf_lr_factor",
 )
 _SCHEDULES = ("learning_rate", "clip_range")
+_NET_ARCH_RULE = "it must list positive layer sizes, like [64, 64] or dict(pi=[64], vf=[64])."
 _POLICY_KWARGS = ("net_arch", "activation_fn", "ortho_init", "log_std_init")
 
 
 def _refuse(name: str, value: object, rule: str) -> NoReturn:
     raise ValueError(f"{name}={value!r} is not allowed: {rule}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_hyperparameters(model: Any) -> None:
@@ -55,7 +62,7 @@ def check_hyperparameters(model: Any) -> None:
 def _check_ranges(model: Any) -> None:
     for name, smallest in (("n_steps", 1), ("batch_size", 1), ("n_epochs", 1), ("group_size", 2), ("horizon", 1)):
         value = getattr(model, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+        if not _is_whole(value) or value < smallest:
             _refuse(name, value, f"it must be a whole number of at least {smallest}.")
     for name in ("gamma", "gae_lambda"):
         if not 0.0 <= getattr(model, name) <= 1.0:
@@ -67,8 +74,8 @@ def _check_ranges(model: Any) -> None:
         value = getattr(model, name)
         if not callable(value) and not 0.0 < value < math.inf:
             _refuse(name, value, "it must be finite and above 0, or a function of the remaining progress.")
-    if model.target_kl is not None and not model.target_kl > 0.0:
-        _refuse("target_kl", model.target_kl, "it must be above 0, or None for no limit.")
+    if model.target_kl is not None and not 0.0 < model.target_kl < math.inf:
+        _refuse("target_kl", model.target_kl, "it must be finite and above 0, or None for no limit.")
 
 
 def _check_choices(model: Any) -> None:
@@ -77,6 +84,8 @@ def _check_choices(model: Any) -> None:
             _refuse(name, getattr(model, name), f"choose one of {', '.join(get_args(choice))}.")
     if model.reward_function is not None and not callable(model.reward_function):
         _refuse("reward_function", model.reward_function, "it must be a function, or None for the environment's own.")
+    if model.seed is not None and not (_is_whole(model.seed) and model.seed >= 0):
+        _refuse("seed", model.seed, "it must be a whole number of at least 0, or None for a fresh one.")
 
 
 def _check_combinations(model: Any) -> None:
@@ -110,11 +119,13 @@ def check_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> None:
     if getattr(activation, "__name__", None) not in ACTIVATIONS:
         _refuse("activation_fn", activation, f"use one of torch.nn.{', torch.nn.'.join(ACTIVATIONS)}.")
     net_arch = policy_kwargs.get("net_arch")
+    if not isinstance(net_arch, dict | list | tuple | None):
+        _refuse("net_arch", net_arch, _NET_ARCH_RULE)
     parts = net_arch.values() if isinstance(net_arch, dict) else [net_arch or []]
     if isinstance(net_arch, dict) and set(net_arch) - {"pi", "vf"}:
         _refuse("net_arch", net_arch, "its keys are pi and vf.")
     if not all(isinstance(n_units, int) and n_units > 0 for part in parts for n_units in part):
-        _refuse("net_arch", net_arch, "it must list positive layer sizes, like [64, 64] or dict(pi=[64], vf=[64]).")
+        _refuse("net_arch", net_arch, _NET_ARCH_RULE)
 
 
 def resolve_net_arch(policy_kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -154,6 +165,7 @@ def hyperparameters_to_json(model: Any) -> dict[str, Any]:
     says so, and ``GRPO.load(path, learning_rate=...)`` takes the function again.
     """
     described = {name: getattr(model, name) for name in SAVED_HYPERPARAMETERS}
+    described = {name: x.item() if isinstance(x, np.generic) else x for name, x in described.items()}
     for name in _SCHEDULES:
         described[name] = _schedule_to_json(name, described[name], model._current_progress_remaining)
     return described
