@@ -45,6 +45,16 @@ __version__ = "1.0.0"
 # torch initialises layers from one process-wide generator. It is borrowed, seeded and put back while a policy is
 # built, under this lock, so that models built in other threads neither see nor disturb each other's seed.
 _TORCH_GENERATOR_LOCK = threading.Lock()
+# What ``load`` reads of a file's metadata, besides what every reader of model files does.
+_SAVED_FACTS = {
+    "hyperparameters",
+    "reward_function",
+    "stats_window_size",
+    "n_envs",
+    "num_timesteps",
+    "n_updates",
+    "rng_state",
+}
 
 
 class GRPO(OnPolicyAlgorithm):
@@ -217,6 +227,8 @@ class GRPO(OnPolicyAlgorithm):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it."""
+        env = self._wrap_env(env, self.verbose)
+        make_simulators(env)  # raises before anything is replaced
         super().set_env(env, force_reset)
         assert self.env is not None
         self._setup_groups(self.env)
@@ -453,7 +465,9 @@ class GRPO(OnPolicyAlgorithm):
             for name, tensor in state.items()
         }
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in self.policy.state_dict().items()}
-        reward_name = getattr(self.reward_function, "__name__", None) or self._lost_reward_function
+        reward_name = self._lost_reward_function
+        if self.reward_function is not None:
+            reward_name = getattr(self.reward_function, "__name__", type(self.reward_function).__name__)
         meta = {
             "algorithm": "GRPO",
             "versions": {"grpo": __version__, "stable_baselines3": sb3.__version__, "torch": torch.__version__},
@@ -496,6 +510,8 @@ class GRPO(OnPolicyAlgorithm):
         :raises ValueError: If the environment's spaces differ, or an argument is unknown or out of range.
         """
         content = _read_model(path)
+        if lost := _SAVED_FACTS - set(content.meta):
+            raise model_file.ModelFileError(f"the file's metadata lacks {sorted(lost)}.")
         meta, changes = content.meta, {**(custom_objects or {}), **kwargs}
         if unknown := set(changes) - {*SAVED_HYPERPARAMETERS, "reward_function"}:
             raise ValueError(f"{sorted(unknown)} cannot be changed on load; only hyperparameters and reward_function.")
@@ -524,10 +540,12 @@ class GRPO(OnPolicyAlgorithm):
         model._setup_model()
         if env is not None:
             model.set_env(env, force_reset=force_reset)
-            env.seed(model.seed)
+            if model.seed is not None:  # else SB3 would draw one from NumPy's process-wide generator
+                env.seed(model.seed)
         model._load_arrays(content)
         model.num_timesteps, model._n_updates = meta["num_timesteps"], meta["n_updates"]
-        model.rng.bit_generator.state = meta["rng_state"]
+        if "seed" not in changes:
+            model.rng.bit_generator.state = meta["rng_state"]
         if model.reward_function is None and "reward_function" not in changes:
             model._lost_reward_function = meta["reward_function"]
         return model
