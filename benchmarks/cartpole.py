@@ -6,10 +6,9 @@ reward (at most 500). The seeds were not used while the method was tuned; change
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,24 +20,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 import torch
 from fastapi.testclient import TestClient
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from api import create_app
+from benchmarks.evaluation import N_EPISODES, evaluate, format_table
 from grpo import GRPO
 from grpo_core.rewards import optimized_cartpole
 from service.settings import Settings
 
 ENV_NAME = "CartPole-v1"
-N_EPISODES = 100
 SOLVED_SCORE = 475.0
 FIRST_SEED = 1000
 _POLL_SECONDS = 0.5
-
-Policy = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.int64]]
 
 # rl-baselines3-zoo, hyperparams/ppo.yml, CartPole-v1 (its n_timesteps aside); "lin_x" there falls linearly to 0.
 PPO_ZOO: dict[str, Any] = {
@@ -81,19 +77,6 @@ class OptimizedCartPoleReward(gym.Wrapper[Any, Any, Any, Any]):
         return next_state, optimized_cartpole(*tensors).item(), terminated, truncated, info
 
 
-def evaluate(policy: Policy, seed: int) -> float:
-    """Return the mean of the environment's own reward over whole episodes."""
-    envs = gym.make_vec(ENV_NAME, num_envs=N_EPISODES, vectorization_mode="sync")
-    observations, _ = envs.reset(seed=seed)
-    returns, live = np.zeros(N_EPISODES), np.ones(N_EPISODES, np.bool_)
-    while live.any():
-        observations, rewards, terminated, truncated, _ = envs.step(policy(observations))
-        returns += rewards * live
-        live &= ~(terminated | truncated)
-    envs.close()
-    return float(returns.mean())
-
-
 def train_grpo_over_http(seeds: Sequence[int]) -> list[float]:
     """Send ``POST /train`` with nothing but a seed and a name, wait, and judge the saved model files."""
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +88,7 @@ def train_grpo_over_http(seeds: Sequence[int]) -> list[float]:
         scores = []
         for seed in seeds:
             actor = GRPO.load(Path(folder) / f"seed-{seed}.zip").make_actor()
-            scores.append(evaluate(actor.best_actions, seed))
+            scores.append(evaluate(ENV_NAME, actor.best_actions, seed))
         return scores
 
 
@@ -125,7 +108,7 @@ def train_ppo(total_timesteps: int, n_envs: int, arguments: dict[str, Any], seed
     env = make_vec_env(ENV_NAME, n_envs, seed=seed, wrapper_class=OptimizedCartPoleReward)
     model = PPO("MlpPolicy", env, seed=seed, device="cpu", **arguments)
     model.learn(total_timesteps)
-    return evaluate(lambda observations: model.predict(observations, deterministic=True)[0], seed)
+    return evaluate(ENV_NAME, lambda observations: model.predict(observations, deterministic=True)[0], seed)
 
 
 def _train_ppo_default(total_timesteps: int, seed: int) -> float:
@@ -138,22 +121,6 @@ def _train_ppo_same(total_timesteps: int, seed: int) -> float:
 
 def _train_ppo_zoo(total_timesteps: int, seed: int) -> float:
     return train_ppo(total_timesteps, PPO_ZOO_N_ENVS, PPO_ZOO, seed)
-
-
-def format_table(scores: dict[str, list[float]]) -> str:
-    """Format one row per method as Markdown."""
-    lines = [
-        f"| method | seeds >= {SOLVED_SCORE:.0f} | mean | median | worst | scores, sorted |",
-        "|---|---|---|---|---|---|",
-    ]
-    for method, values in scores.items():
-        n_solved = sum(value >= SOLVED_SCORE for value in values)
-        listed = ", ".join(f"{value:.0f}" for value in sorted(values))
-        mean, median = statistics.mean(values), statistics.median(values)
-        lines.append(
-            f"| {method} | {n_solved} of {len(values)} | {mean:.1f} | {median:.1f} | {min(values):.1f} | {listed} |"
-        )
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -174,7 +141,7 @@ def main() -> None:
             scores[method] = list(executor.map(partial(train, arguments.total_timesteps), seeds))
     print(f"{ENV_NAME}, {arguments.total_timesteps} simulator steps, seeds {seeds[0]} to {seeds[-1]}, own reward over")
     print(f"{N_EPISODES} deterministic episodes; all methods train on optimized_cartpole.\n")
-    print(format_table(scores))
+    print(format_table(scores, SOLVED_SCORE))
 
 
 if __name__ == "__main__":

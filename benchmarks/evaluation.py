@@ -1,0 +1,46 @@
+"""How every benchmark judges a policy and prints what it found."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+N_EPISODES = 100
+
+Policy = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+
+
+def evaluate(env_name: str, policy: Policy, seed: int) -> float:
+    """Return the mean of the environment's own reward over whole episodes."""
+    envs = gym.make_vec(env_name, num_envs=N_EPISODES, vectorization_mode="sync")
+    observations, _ = envs.reset(seed=seed)
+    returns, live = np.zeros(N_EPISODES), np.ones(N_EPISODES, np.bool_)
+    while live.any():
+        observations, rewards, terminated, truncated, _ = envs.step(policy(observations))
+        returns += rewards * live
+        live &= ~(terminated | truncated)
+    envs.close()
+    return float(returns.mean())
+
+
+def format_table(scores: dict[str, list[float]], solved_score: float) -> str:
+    """Format one row per method as Markdown.
+
+    :param scores: Method to one score per seed.
+    :param solved_score: From here on the task counts as solved.
+    """
+    lines = [
+        f"| method | seeds >= {solved_score:g} | mean | median | worst | scores, sorted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, values in scores.items():
+        n_solved = sum(value >= solved_score for value in values)
+        listed = ", ".join(f"{value:.0f}" for value in sorted(values))
+        mean, median = statistics.mean(values), statistics.median(values)
+        lines.append(
+            f"| {method} | {n_solved} of {len(values)} | {mean:.1f} | {median:.1f} | {min(values):.1f} | {listed} |"
+        )
+    return "\n".join(lines)
