@@ -35,7 +35,9 @@ class BranchSteps(NamedTuple):
 class GroupAdvantages(NamedTuple):
     """:param advantages: Scaled advantages, shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
     :param returns: Regression target of the value network, same shape.
-    :param zero_std_group_fraction: Share of groups, in [0, 1], whose advantages are all exactly 0.
+    :param zero_std_group_fraction: Share of groups, in [0, 1], whose branches all earned the same from every step on.
+        Under ``baseline="group"`` without bootstrapping their advantages are exactly 0; otherwise nothing but the
+        value network tells their branches apart.
     """
 
     advantages: torch.Tensor
@@ -168,8 +170,13 @@ def compute_group_advantages(
     # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
     scaled = scale_advantages(advantages, steps.step_mask, members, scaling)
     advantages = torch.where(steps.step_mask, scaled, 0.0)
-    silent_groups = (advantages == 0).all(dim=-1).all(dim=0)
-    return GroupAdvantages(advantages, lambda_returns, silent_groups.float().mean().item())
+    return GroupAdvantages(advantages, lambda_returns, _compute_zero_std_group_fraction(steps, gamma))
+
+
+def _compute_zero_std_group_fraction(steps: BranchSteps, gamma: float) -> float:
+    members = compute_group_members(steps)
+    deviation = torch.where(members, compute_group_deviation(compute_returns(steps, gamma), members), 0.0)
+    return (deviation == 0).all(dim=-1).all(dim=0).float().mean().item()
 
 
 def compute_clipped_surrogate(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
