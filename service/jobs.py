@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from grpo_core.rewards import RewardFunction
-from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError
+from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError, printable
 from service.model_store import ModelStore
 from service.schemas import JobStatus, JobSummary, TrainConfig, TrainingStatus
 from service.training import train_policy
@@ -19,12 +19,9 @@ from service.training import train_policy
 logger = logging.getLogger("grpo.service")
 
 _ZERO_STD_KEY = "rollout/zero_std_group_fraction"
-# Rollouts in a row whose groups are all alike before the status warns: one or two happen by chance.
+# Less than this without a signal happens by chance, and on the way to a rare reward.
 _SILENT_ROLLOUTS_TO_WARN = 10
-_SILENT_WARNING = (
-    "the last {n} rollouts carried no signal: within every group all branches earned the same. Let the reward tell "
-    "them apart, lengthen horizon, or raise group_size."
-)
+_SILENT_STEPS_TO_WARN = 2000
 _POLL_SECONDS = 0.02
 _MAX_ERROR_CHARS = 500
 _PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
@@ -51,6 +48,7 @@ class Job:
         self._current_timesteps = 0
         self._metrics: dict[str, float] = {}
         self._n_silent_rollouts = 0
+        self._last_signal_timesteps = 0
         self._error_message: str | None = None
         self._model_name: str | None = None
         self._sha256: str | None = None
@@ -71,7 +69,6 @@ class Job:
     def describe(self) -> TrainingStatus:
         """Describe it in full."""
         with self._lock:
-            silent = self._n_silent_rollouts >= _SILENT_ROLLOUTS_TO_WARN
             return TrainingStatus(
                 job_id=self.job_id,
                 status=self._status,
@@ -83,11 +80,21 @@ class Job:
                 end_time=self._end_time,
                 error_message=self._error_message,
                 metrics=self._metrics,
-                warnings=[_SILENT_WARNING.format(n=self._n_silent_rollouts)] if silent else [],
+                warnings=self._list_warnings(),
                 model_name=self._model_name,
                 sha256=self._sha256,
                 config=self.config,
             )
+
+    def _list_warnings(self) -> list[str]:
+        n_steps = self._current_timesteps - self._last_signal_timesteps
+        if self._n_silent_rollouts < _SILENT_ROLLOUTS_TO_WARN or n_steps < _SILENT_STEPS_TO_WARN:
+            return []
+        return [
+            f"no signal in the last {self._n_silent_rollouts} rollouts ({n_steps} steps): within every group all "
+            "branches earned the same. A rare reward may still be found; else let the reward tell branches apart, "
+            "lengthen horizon, or raise group_size."
+        ]
 
     def start(self) -> bool:
         """Turn from queued to running; False if it was stopped before its turn came."""
@@ -156,9 +163,13 @@ class Job:
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
         """Note the latest metrics; see ``TrainingProgress``."""
         with self._lock:
-            self._metrics = dict(metrics)
-            silent = metrics.get(_ZERO_STD_KEY) == 1.0
-            self._n_silent_rollouts = self._n_silent_rollouts + 1 if silent else 0
+            self._metrics = {**self._metrics, **metrics}
+            if _ZERO_STD_KEY not in metrics:  # these are the last update's, not another rollout's
+                return
+            if metrics[_ZERO_STD_KEY] == 1.0:
+                self._n_silent_rollouts += 1
+            else:
+                self._n_silent_rollouts, self._last_signal_timesteps = 0, self._current_timesteps
 
     @property
     def _progress(self) -> float:
@@ -214,8 +225,7 @@ class JobRegistry:
         """
         job = self._jobs.get(job_id)
         if job is None:
-            printable = job_id[:100].encode("ascii", "backslashreplace").decode()
-            raise NotFoundError(f"there is no training job '{printable}'; GET /training/jobs lists them.")
+            raise NotFoundError(f"there is no training job '{printable(job_id)}'; GET /training/jobs lists them.")
         return job
 
     def list_jobs(self) -> list[Job]:
@@ -302,5 +312,9 @@ def _same_name(job: Job, model_name: str) -> bool:
 
 def _describe_error(error: BaseException) -> str:
     """Name the error for a client, without the server's paths."""
-    text = _PATH.sub("<path>", str(error)).encode("ascii", "backslashreplace").decode()
-    return f"{type(error).__name__}: {text}"[:_MAX_ERROR_CHARS]
+    try:
+        # An OSError's text ends in the path; what went wrong is its strerror.
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except BaseException:  # foreign code as well
+        text = "(it cannot describe itself)"
+    return printable(f"{type(error).__name__}: {_PATH.sub('<path>', text)}", _MAX_ERROR_CHARS)
