@@ -34,7 +34,7 @@ from service.schemas import (
     TrainRequest,
     TrainResponse,
 )
-from service.security import LOCAL_ORIGIN_PATTERN, RequestGuard
+from service.security import LOCAL_ORIGIN_PATTERN, RequestGuard, SecurityHeaders
 from service.settings import Settings
 from service.training import resolve_config
 
@@ -203,7 +203,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(router)
     install_error_handlers(app)
     app.add_middleware(RequestGuard, settings=settings)
-    # Outermost, so that pages may read refusals too. Credentials are never allowed: keys travel in headers.
+    # Outside the guard, so that pages may read refusals too. Credentials are never allowed: keys travel in headers.
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
@@ -213,4 +213,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allow_credentials=False,
         max_age=600,
     )
+    app.add_middleware(SecurityHeaders)
     return app

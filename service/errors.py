@@ -60,6 +60,11 @@ class DrainingError(ServiceError):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "10"}
 
 
+def printable(text: str, max_chars: int = 100) -> str:
+    """Shorten what a client or foreign code sent, and spell out what is not ASCII, so that answers and logs keep it."""
+    return text[:max_chars].encode("ascii", "backslashreplace").decode()
+
+
 def error_response(
     status_code: int, detail: str, headers: Mapping[str, str] | None = None, **extra: Any
 ) -> JSONResponse:
@@ -67,14 +72,20 @@ def error_response(
     return JSONResponse({"detail": detail, **extra}, status_code, headers)
 
 
+def report_bug(error: Exception, path: str) -> JSONResponse:
+    """Log an error that nobody foresaw and answer with nothing but a number to find it by."""
+    incident = uuid.uuid4().hex
+    logger.error("incident %s on %s", incident, printable(path), exc_info=error)
+    return error_response(500, "internal error", id=incident)
+
+
 def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
     if error["type"] == "json_invalid":
         return {"field": "", "message": f"the body is not valid JSON, see character {error['loc'][-1]}"}
     # "body" says nothing to a client; input and context are left out, since they echo what was sent.
     location = [str(part) for part in error["loc"] if part != "body"]
-    field = ".".join(location)[:100].encode("ascii", "backslashreplace").decode()
-    message = str(error["msg"]).removeprefix("Value error, ")[:300].encode("ascii", "backslashreplace").decode()
-    return {"field": field, "message": message}
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return {"field": printable(".".join(location)), "message": printable(message, 300)}
 
 
 def summarize_violations(errors: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, str]]]:
@@ -84,8 +95,12 @@ def summarize_violations(errors: Sequence[Mapping[str, Any]]) -> tuple[str, list
     return detail + ("; ..." if len(errors) > 3 else ""), violations
 
 
+def _unreadable_body(detail: str) -> JSONResponse:
+    return error_response(422, detail, errors=[{"field": "", "message": detail}])
+
+
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer domain errors, validation errors, HTTP errors and bugs in one shape."""
+    """Answer domain errors, validation errors and HTTP errors in one shape."""
 
     @app.exception_handler(ServiceError)
     async def on_service_error(request: Request, error: ServiceError) -> JSONResponse:
@@ -98,14 +113,9 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        # FastAPI answers 400 to JSON that Python cannot hold: numbers of thousands of digits, endless nesting.
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            return _unreadable_body("the body is not valid JSON: it is not UTF-8 text")
         if isinstance(error.__cause__, ValueError | RecursionError):
-            # FastAPI's answer to JSON that Python cannot hold: numbers of thousands of digits, endless nesting.
-            detail = "the body holds a number that is too long or lists that are nested too deep"
-            return error_response(422, detail, errors=[{"field": "", "message": detail}])
+            return _unreadable_body("the body holds a number that is too long or lists that are nested too deep")
         return error_response(error.status_code, str(error.detail), error.headers)
-
-    @app.exception_handler(Exception)
-    async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        incident = uuid.uuid4().hex
-        logger.error("incident %s on %s", incident, request.scope.get("path", "")[:200].encode("ascii", "replace"))
-        return error_response(500, "internal error", id=incident)

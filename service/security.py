@@ -11,7 +11,7 @@ from typing import NamedTuple
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import error_response
+from service.errors import error_response, report_bug
 from service.settings import Settings
 
 # Pages served from this machine may call the API, whatever their port: notebooks, development servers.
@@ -38,6 +38,26 @@ _DOCS_CSP = (
 )
 
 
+class SecurityHeaders:
+    """Sets headers on every answer, refusals and preflights included, that keep browsers from misusing it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and add the headers to its answer."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Content-Security-Policy", _DOCS_CSP if scope["path"] in _DOCS_PATHS else _CSP)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
 class Refusal(NamedTuple):
     """An answer given instead of the route's."""
 
@@ -47,7 +67,7 @@ class Refusal(NamedTuple):
 
 
 class RequestGuard:
-    """Checks host, origin, key, content type and size of every request, and sets security headers on every answer.
+    """Checks host, origin, key, content type and size of every request, and answers when the application cannot.
 
     :param app: The application behind it.
     :param settings: Hosts, origins, key and size that are allowed.
@@ -66,14 +86,6 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Content-Security-Policy", _DOCS_CSP if scope["path"] in _DOCS_PATHS else _CSP)
-            await send(message)
-
         headers = Headers(scope=scope)
         refusal = self._check_headers(scope, headers)
         if refusal is None and _has_body(headers):
@@ -83,9 +95,12 @@ class RequestGuard:
             else:
                 receive = _replay(body, receive)
         if refusal is not None:
-            await error_response(*refusal)(scope, receive, send_with_headers)
-        else:
-            await self._app(scope, receive, send_with_headers)
+            await error_response(*refusal)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:  # a bug; answered here, inside CORS, so that pages may read it too
+            await report_bug(error, scope["path"])(scope, receive, send)
 
     def _check_headers(self, scope: Scope, headers: Headers) -> Refusal | None:
         if not self._is_known_host(headers.getlist("host")):
@@ -106,10 +121,10 @@ class RequestGuard:
         content_type = headers.get("content-type", "").split(";")[0].strip().lower()
         if content_type != "application/json":
             return Refusal(415, "the body must be JSON; send the header 'Content-Type: application/json'.")
-        if (
-            headers.get("content-length", "0").isdigit()
-            and int(headers.get("content-length", "0")) > self._max_body_bytes
-        ):
+        # Without leading zeros, a longer number is a larger one; int() refuses numbers of thousands of digits.
+        length = headers.get("content-length", "0").lstrip("0")
+        limit = str(self._max_body_bytes)
+        if (len(length), length) > (len(limit), limit):
             return self._too_large()
         return None
 
@@ -130,7 +145,7 @@ class RequestGuard:
         assert self._api_key is not None
         scheme, _, token = headers.get("authorization", "").partition(" ")
         offered = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        return hmac.compare_digest(offered.strip().encode("utf-8", "surrogateescape"), self._api_key)
+        return hmac.compare_digest(offered.strip(" \t").encode("latin-1"), self._api_key)
 
     async def _read_body(self, receive: Receive) -> bytes | Refusal:
         # One growing buffer: a list of chunks would let one-byte chunks cost hundreds of bytes each.
