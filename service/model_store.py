@@ -16,7 +16,7 @@ from cachetools import LRUCache
 
 from grpo_core import model_file
 from grpo_core.actor import Actor
-from service.errors import ConflictError, InvalidRequestError, NotFoundError
+from service.errors import ConflictError, InvalidRequestError, NotFoundError, printable
 
 # No separator, no leading dot, no trailing dot: a name that matches can be used as a file name as it is.
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"
@@ -124,6 +124,7 @@ class ModelStore:
         :raises OSError: If the disk refuses; the old file stays.
         """
         parsed = model_file.from_bytes(content)
+        self._dir.mkdir(mode=0o700, exist_ok=True)
         model_file.write_atomic(self._path(name), content)
         signature = self._get_signature(name)
         if signature is not None:
@@ -160,9 +161,8 @@ class ModelStore:
 
     def list_models(self) -> list[ModelEntry]:
         """List the models by name. Each file is read once, and again only when it has changed."""
-        names = (entry.name.removesuffix(_SUFFIX) for entry in os.scandir(self._dir) if entry.name.endswith(_SUFFIX))
         entries = []
-        for name in sorted(filter(is_model_name, names)):
+        for name in sorted(filter(is_model_name, self._list_names())):
             status = self._get_status(name)
             if status is not None:
                 entries.append(ModelEntry(name, status))
@@ -175,7 +175,7 @@ class ModelStore:
         """
         with self._lock:
             if not self.exists(name):
-                raise NotFoundError(f"there is no model '{_printable(name)}'; GET /models lists them.")
+                raise NotFoundError(f"there is no model '{printable(name)}'; GET /models lists them.")
             self._path(name).unlink()
             self._cache.pop(name, None)
             self._verdicts.pop(name, None)
@@ -189,9 +189,8 @@ class ModelStore:
 
         :raises ConflictError: If there is such a model.
         """
-        for entry in os.scandir(self._dir):
-            other = entry.name.removesuffix(_SUFFIX)
-            if other != name and other.casefold() == name.casefold() and entry.name.endswith(_SUFFIX):
+        for other in self._list_names():
+            if other != name and other.casefold() == name.casefold():
                 raise ConflictError(
                     f"model_name '{name}' differs from the model '{other}' by case alone; pick another."
                 )
@@ -246,9 +245,15 @@ class ModelStore:
             self._verdicts[name] = (signature, ModelStatus.SAVED)
         return ModelStatus.SAVED
 
+    def _list_names(self) -> list[str]:
+        try:
+            return [file.removesuffix(_SUFFIX) for file in os.listdir(self._dir) if file.endswith(_SUFFIX)]
+        except (FileNotFoundError, NotADirectoryError):  # somebody removed the folder
+            return []
+
     def _path(self, name: str) -> Path:
         if not is_model_name(name):
-            raise InvalidRequestError(f"'{_printable(name)}' is not a model name.")
+            raise InvalidRequestError(f"'{printable(name)}' is not a model name.")
         return self._dir / f"{name}{_SUFFIX}"
 
     def _get_signature(self, name: str) -> Signature | None:
@@ -259,24 +264,23 @@ class ModelStore:
         return _sign(status) if stat.S_ISREG(status.st_mode) else None
 
     def _read(self, name: str) -> tuple[Signature, bytes]:
-        missing = NotFoundError(f"there is no model '{_printable(name)}'; GET /models lists them.")
+        missing = NotFoundError(f"there is no model '{printable(name)}'; GET /models lists them.")
         if not is_model_name(name):
             raise missing
         try:
             descriptor = os.open(self._path(name), _OPEN_FLAGS)
         except OSError as error:
             raise missing from error
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise missing
-            # One byte past the limit is enough for the parser to refuse an oversized file.
-            return _sign(status), file.read(model_file.MAX_FILE_BYTES + 1)
+            with open(descriptor, "rb", closefd=False) as file:
+                # One byte past the limit is enough for the parser to refuse an oversized file.
+                return _sign(status), file.read(model_file.MAX_FILE_BYTES + 1)
+        finally:
+            os.close(descriptor)
 
 
 def _sign(status: os.stat_result) -> Signature:
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _printable(name: str) -> str:
-    return name[:100].encode("ascii", "backslashreplace").decode()
