@@ -126,12 +126,10 @@ class _MetricsWriter(KVWriter):
 
     def __init__(self, progress: TrainingProgress) -> None:
         self._progress = progress
-        self._latest: dict[str, float] = {}
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         numbers = {key: float(value) for key, value in key_values.items() if not isinstance(value, str)}
-        self._latest |= {key: number for key, number in numbers.items() if math.isfinite(number)}
-        self._progress.publish_metrics(dict(self._latest))
+        self._progress.publish_metrics({key: number for key, number in numbers.items() if math.isfinite(number)})
 
     def close(self) -> None:
         """Nothing is open."""
@@ -178,9 +176,10 @@ def _resolve_horizon(request: TrainRequest) -> int:
     if branch_steps % horizon:
         group_steps = group_size * horizon
         nearest = max(1, round(n_steps / group_steps)) * group_steps
+        take = f"take n_steps={nearest}, or " if nearest <= 16_384 else ""
         raise InvalidRequestError(
             f"n_steps={n_steps} does not hold whole groups of group_size * horizon = {group_size} * {horizon} = "
-            f"{group_steps} steps; take n_steps={nearest}, or leave horizon out."
+            f"{group_steps} steps; {take}leave horizon out."
         )
     return horizon
 
@@ -196,7 +195,7 @@ def _check_trainable(request: TrainRequest) -> None:
     """Build the environment once to see that it can be built, fits the networks and can be restored."""
     try:
         env = gym.make(request.env_name, **_ENV_KWARGS)
-    except Exception as error:  # constructors are foreign code, and a missing extra shows in many ways
+    except (Exception, SystemExit) as error:  # constructors are foreign code, and a missing extra shows in many ways
         raise InvalidRequestError(
             f"env_name '{request.env_name}' cannot be created here ({type(error).__name__}); "
             "its optional dependencies may be missing on the server."
