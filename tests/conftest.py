@@ -41,7 +41,9 @@ def overrides() -> dict[str, Any]:
 @pytest.fixture
 def settings(tmp_path: Path, overrides: dict[str, Any]) -> Settings:
     """Settings of a service with a models folder of its own."""
-    return Settings(models_dir=tmp_path / "models", **overrides)
+    # Two slots whatever the machine: some tests hold one job back while another runs.
+    fields: dict[str, Any] = {"models_dir": tmp_path / "models", "max_running_jobs": 2, **overrides}
+    return Settings(**fields)
 
 
 @pytest.fixture

@@ -1,0 +1,105 @@
+"""Settings come from the environment, and unsafe ones are refused."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from service.settings import Settings, UnsafeSettingsError
+
+KEY = "0123456789abcdef"
+CASES: list[tuple[str, str, object]] = [
+    ("host", "0.0.0.0", "0.0.0.0"),
+    ("port", "8123", 8123),
+    ("models_dir", "some/folder", Path("some/folder")),
+    ("api_key", KEY, SecretStr(KEY)),
+    ("allow_insecure", "1", True),
+    ("allowed_hosts", "one.example, two.example,,", ("one.example", "two.example")),
+    ("allowed_hosts", "*", ("*",)),
+    ("cors_origins", "https://a.example,https://b.example:8443", ("https://a.example", "https://b.example:8443")),
+    ("cors_origins", "", ()),
+    ("max_running_jobs", "3", 3),
+    ("max_queued_jobs", "0", 0),
+    ("max_kept_jobs", "5", 5),
+    ("max_body_bytes", "2048", 2048),
+    ("max_cached_models", "7", 7),
+    ("max_cached_bytes", "1000000", 1_000_000),
+    ("shutdown_grace_seconds", "0.5", 0.5),
+]
+
+
+def test_by_default_only_this_machine_is_served() -> None:
+    settings = Settings()
+    assert (settings.host, settings.port, settings.models_dir) == ("127.0.0.1", 8000, Path("models"))
+    assert settings.api_key is None
+    assert settings.allowed_hosts == ("localhost", "127.0.0.1", "::1")
+    assert settings.cors_origins == ()
+    assert settings.max_body_bytes == 2**20
+    assert settings.max_running_jobs in (1, 2)
+    settings.check_exposure()
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), CASES)
+def test_every_setting_is_read_from_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, expected: object
+) -> None:
+    monkeypatch.setenv(f"GRPO_{name.upper()}", text)
+    assert getattr(Settings(), name) == expected
+
+
+def test_no_setting_is_without_a_case_above() -> None:
+    assert {name for name, _, _ in CASES} == set(Settings.model_fields)
+
+
+def test_a_value_given_in_the_call_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPO_PORT", "8123")
+    assert Settings(port=9000).port == 9000
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "eighty"),
+        ("max_running_jobs", "0"),
+        ("max_queued_jobs", "-1"),
+        ("max_kept_jobs", "0"),
+        ("max_body_bytes", "10"),
+        ("max_cached_models", "0"),
+        ("max_cached_bytes", "0"),
+        ("shutdown_grace_seconds", "0"),
+        ("api_key", "0123456789abcde"),
+        ("api_key", ""),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(f"GRPO_{name.upper()}", text)
+    with pytest.raises(ValidationError) as refusal:
+        Settings()
+    assert [error["loc"] for error in refusal.value.errors()] == [(name,)]
+
+
+def test_the_key_is_not_shown_with_the_settings() -> None:
+    assert KEY not in repr(Settings(api_key=SecretStr(KEY)))
+
+
+def test_settings_do_not_change_while_the_service_runs() -> None:
+    with pytest.raises(ValidationError):
+        setattr(Settings(), "port", 1)  # noqa: B010  # the type checker refuses it as well
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.5", "::1", "localhost"])
+def test_this_machine_alone_may_be_served_without_a_key(host: str) -> None:
+    Settings(host=host).check_exposure()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "localhost.example.org", ""])
+def test_serving_others_without_a_key_is_refused_with_the_remedy(host: str) -> None:
+    with pytest.raises(UnsafeSettingsError, match="GRPO_API_KEY"):
+        Settings(host=host).check_exposure()
+
+
+def test_a_key_or_an_explicit_wish_allows_to_serve_others() -> None:
+    Settings(host="0.0.0.0", api_key=SecretStr(KEY)).check_exposure()
+    Settings(host="0.0.0.0", allow_insecure=True).check_exposure()

@@ -1,0 +1,102 @@
+"""The interactive documentation works in a browser that can reach nothing but the service."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from tests.support import serve
+
+ARTEFACTS = Path(__file__).parent / "artefacts"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+OPERATIONS = ["/train", "/inference", "/training/{job_id}/status", "/models/{model_name}", "/health"]
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
+
+
+@pytest.fixture
+def port(app: FastAPI) -> Iterator[int]:
+    """The port of the service on loopback."""
+    with serve(app) as port:
+        yield port
+
+
+def open_page(url: str, folder: Path, screenshot: Path) -> tuple[str, list[str]]:
+    """Open a page in a fresh headless browser; return the DOM once it is quiet and the URLs it asked for."""
+    net_log = folder / "net.json"
+    finished = subprocess.run(
+        [
+            str(BROWSER),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+            f"--user-data-dir={folder / 'profile'}",
+            f"--log-net-log={net_log}",
+            "--virtual-time-budget=8000",
+            "--window-size=1280,1600",
+            f"--screenshot={screenshot}",
+            "--dump-dom",
+            url,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    origin = url.removesuffix(urlsplit(url).path)
+    return finished.stdout, list_urls_asked_for_by(origin, net_log)
+
+
+def list_urls_asked_for_by(origin: str, net_log: Path) -> list[str]:
+    log = json.loads(net_log.read_text())
+    url_request = log["constants"]["logSourceType"]["URL_REQUEST"]
+    requests = [event.get("params", {}) for event in log["events"] if event["source"]["type"] == url_request]
+    # What the browser itself wants to know of its maker has no origin.
+    return sorted({request["url"] for request in requests if request.get("initiator") == origin})
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("page", "rendered"),
+    [
+        ("docs", r'class="opblock-summary-path"[^>]*data-path="{path}"'),
+        ("redoc", r"<span[^>]*>(?:(?!</span>).)*{path}"),
+    ],
+)
+def test_a_page_shows_the_operations_without_asking_any_other_host(
+    port: int, tmp_path: Path, page: str, rendered: str
+) -> None:
+    ARTEFACTS.mkdir(exist_ok=True)
+    screenshot = ARTEFACTS / f"{page}.png"
+    screenshot.unlink(missing_ok=True)
+    dom, urls = open_page(f"http://127.0.0.1:{port}/{page}", tmp_path, screenshot)
+    for path in OPERATIONS:
+        assert re.search(rendered.format(path=re.escape(path)), dom), path
+    assert screenshot.stat().st_size > 10_000
+    assert f"http://127.0.0.1:{port}/openapi.json" in urls
+    assert {urlsplit(url).hostname for url in urls} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("page", ["docs", "redoc"])
+def test_a_page_names_no_other_host_and_all_it_names_is_there(client: TestClient, page: str) -> None:
+    html = client.get(f"/{page}").text
+    links = re.findall(r"""(?:src|href|spec-url)=["']([^"']+)["']|url: '([^']+)'""", html)
+    urls = [source or url for source, url in links]
+    assert len(urls) >= 3
+    for url in urls:
+        assert url.startswith("/")
+        assert not url.startswith("//")
+        assert client.get(url).status_code == 200
+    assert "//" not in re.sub(r"<!--.*?-->", "", html, flags=re.DOTALL).replace("window.location", "")

@@ -1,0 +1,212 @@
+"""The start script: a real process that serves, ends cleanly and refuses settings that cannot work."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import pytest
+import uvicorn
+
+import run_api
+from grpo import GRPO
+from tests.support import wait_until
+
+ROOT = Path(__file__).parent.parent
+KEY = "a key of 22 characters"
+END_SECONDS = 15.0
+
+StartServer = Callable[..., subprocess.Popen[str]]
+
+
+def run_script(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPO_")}
+    return subprocess.Popen(
+        [sys.executable, "run_api.py", *arguments],
+        cwd=ROOT,
+        env={**environment, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Start the script, and end it when the test is over."""
+    processes = []
+
+    def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+        processes.append(run_script(*arguments, **variables))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free: int = listener.getsockname()[1]
+    return free
+
+
+def call(port: int, path: str, body: dict[str, Any] | None = None) -> Any:
+    content = None if body is None else json.dumps(body).encode()
+    request = Request(f"http://127.0.0.1:{port}{path}", content, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=30) as response:
+        return json.load(response)
+
+
+def answers(port: int) -> bool:
+    try:
+        return bool(call(port, "/health")["status"] == "healthy")
+    except (URLError, ConnectionError):
+        return False
+
+
+def end(process: subprocess.Popen[str], signal_number: signal.Signals) -> tuple[int, str]:
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=END_SECONDS)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_cleanly_and_keeps_the_policy_in_training(
+    start_server: StartServer, port: int, tmp_path: Path, signal_number: signal.Signals
+) -> None:
+    server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"))
+    wait_until(lambda: answers(port))
+    started = call(port, "/train", {"total_timesteps": 10_000_000, "model_name": "m"})
+    status_path = f"/training/{started['job_id']}/status"
+    wait_until(lambda: call(port, status_path)["current_timesteps"] > 100)
+    assert not (tmp_path / "models" / "m.zip").exists()
+    status, errors = end(server, signal_number)
+    assert status == 0, errors
+    assert "Traceback" not in errors
+    assert [file.name for file in (tmp_path / "models").iterdir()] == ["m.zip"]
+    assert GRPO.load(tmp_path / "models" / "m.zip").num_timesteps > 100
+
+
+def test_a_job_that_hangs_does_not_keep_the_server_alive(start_server: StartServer, port: int, tmp_path: Path) -> None:
+    # The environment comes with the process here: a module that Python imports when it starts.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading, gymnasium\n"
+        "class Hanging(gymnasium.Env):\n"
+        "    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))\n"
+        "    action_space = gymnasium.spaces.Discrete(2)\n"
+        "    capture_state = restore_state = lambda self, *state: None\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        threading.Event().wait()\n"
+        "gymnasium.register('Hanging-v0', entry_point=Hanging)\n"
+    )
+    models_dir = tmp_path / "models"
+    server = start_server(
+        "--port", str(port), "--models-dir", str(models_dir), PYTHONPATH=str(tmp_path), GRPO_SHUTDOWN_GRACE_SECONDS="1"
+    )
+    wait_until(lambda: answers(port))
+    started = call(port, "/train", {"env_name": "Hanging-v0"})
+    wait_until(lambda: bool(call(port, f"/training/{started['job_id']}/status")["status"] == "running"))
+    assert end(server, signal.SIGTERM)[0] == 0
+
+
+def test_settings_come_from_the_environment_and_flags_go_before_them(
+    start_server: StartServer, port: int, tmp_path: Path
+) -> None:
+    models_dir = tmp_path / "models"
+    start_server("--models-dir", str(models_dir), GRPO_PORT=str(port), GRPO_MODELS_DIR=str(tmp_path / "unused"))
+    wait_until(lambda: answers(port))
+    assert models_dir.is_dir()
+    assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize("variables", [{"GRPO_API_KEY": KEY}, {"GRPO_ALLOW_INSECURE": "1"}], ids=str)
+def test_with_a_key_or_an_explicit_wish_others_are_served(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    # What would listen is replaced: a test opens no port to other machines.
+    served: list[dict[str, Any]] = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **arguments: served.append(arguments))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["run_api.py", "--host", "0.0.0.0", "--models-dir", str(tmp_path / "models")])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run_api.main() == 0
+    (arguments,) = served
+    assert (arguments["host"], arguments["port"]) == ("0.0.0.0", 8000)
+    assert not arguments["server_header"]
+
+
+def test_a_refusal_is_the_exit_status_of_the_process(tmp_path: Path) -> None:
+    process = run_script("--host", "0.0.0.0", GRPO_MODELS_DIR=str(tmp_path / "models"))
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (2, "")
+    assert "GRPO_API_KEY" in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+# The others run in this process, since a new one spends seconds on its imports.
+@pytest.mark.parametrize(
+    ("arguments", "variables", "remedies"),
+    [
+        (["--host", "0.0.0.0"], {}, ["GRPO_API_KEY", "GRPO_ALLOW_INSECURE"]),
+        ([], {"GRPO_HOST": "::"}, ["GRPO_API_KEY"]),
+        (["--models-dir", "models.txt"], {}, ["models.txt"]),
+        (["--models-dir", "/proc/models"], {}, ["/proc/models"]),
+        ([], {"GRPO_API_KEY": "short-secret"}, ["api_key", "16 characters"]),
+        ([], {"GRPO_PORT": "eighty"}, ["port"]),
+        (["--port", "70000"], {}, ["port", "65535"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_settings_that_cannot_work_are_refused_in_a_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    variables: dict[str, str],
+    remedies: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models.txt").write_text("not a folder")
+    monkeypatch.setattr(sys, "argv", ["run_api.py", *arguments])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run_api.main() == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert all(remedy in errors for remedy in remedies)
+    assert errors.startswith("grpo: ")
+    assert errors.count("\n") == 1
+    assert "short-secret" not in errors
+
+
+@pytest.mark.parametrize("arguments", [["--port", "eighty"], ["--prot", "8000"], ["extra"]], ids=str)
+def test_flags_that_make_no_sense_are_refused_with_the_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_api.py", *arguments])
+    with pytest.raises(SystemExit) as end_of_process:
+        run_api.main()
+    assert end_of_process.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_ends_it_with_an_error(port: int, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        process = run_script("--port", str(port), "--models-dir", str(tmp_path / "models"))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "address already in use" in errors
