@@ -48,10 +48,11 @@ PPO_ZOO: dict[str, Any] = {
     "clip_range": lambda progress_remaining: 0.2 * progress_remaining,
 }
 PPO_ZOO_N_ENVS = 8
-# What POST /train's defaults give GRPO, given to PPO: the same batch, epochs and falling learning rate.
+# What POST /train's defaults give GRPO, given to PPO: the same epochs and falling learning rate, and minibatches of 32,
+# because a rollout of 32 steps fills no larger one.
 PPO_SAME: dict[str, Any] = {
     "n_steps": 32,
-    "batch_size": 64,
+    "batch_size": 32,
     "n_epochs": 10,
     "learning_rate": lambda progress_remaining: 3e-4 * progress_remaining,
 }
@@ -111,6 +112,25 @@ def train_ppo(total_timesteps: int, n_envs: int, arguments: dict[str, Any], seed
     return evaluate(ENV_NAME, lambda observations: model.predict(observations, deterministic=True)[0], seed)
 
 
+def _train_grpo_constant(total_timesteps: int, seed: int) -> float:
+    """Train what the service trains, but for a learning rate that does not fall."""
+    torch.set_num_threads(1)
+    model = GRPO(
+        "MlpPolicy",
+        ENV_NAME,
+        learning_rate=3e-4,
+        n_steps=32,
+        seed=seed,
+        device="cpu",
+        reward_function=optimized_cartpole,
+        horizon=16,
+        baseline="group",
+        bootstrap_value=False,
+    )
+    model.learn(total_timesteps)
+    return evaluate(ENV_NAME, model.make_actor().best_actions, seed)
+
+
 def _train_ppo_default(total_timesteps: int, seed: int) -> float:
     return train_ppo(total_timesteps, 1, {}, seed)
 
@@ -134,6 +154,7 @@ def main() -> None:
     scores = {"GRPO, POST /train defaults": train_grpo_over_http(seeds)}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
         for method, train in (
+            ("GRPO, constant learning rate", _train_grpo_constant),
             ("SB3 PPO, the same settings", _train_ppo_same),
             ("SB3 PPO, zoo settings", _train_ppo_zoo),
             ("SB3 PPO, defaults", _train_ppo_default),
