@@ -96,21 +96,34 @@ def _unknown_wrapper_layer(env: gym.Wrapper[Any, Any, Any, Any]) -> _Layer:
         return copy_state({name: value for name, value in attributes.items() if name not in _WRAPPER_CONSTANTS})
 
     def restore(state: dict[str, Any]) -> None:
+        # Attributes that a wrapper makes only when it is first used are state as well.
+        for name in attributes.keys() - state.keys() - _WRAPPER_CONSTANTS:
+            del attributes[name]
         attributes.update(copy_state(state))
 
+    try:
+        capture()
+    except (TypeError, ValueError, copy.Error) as error:
+        raise NotBranchableError(
+            f"the wrapper {type(env).__name__} cannot be copied ({error}), which branching groups need. Leave it "
+            "out, or give it capture_state() and restore_state(state) for itself and all it wraps."
+        ) from error
     return _Layer(capture, restore)
 
 
-def _core_layer(env: gym.Env[Any, Any]) -> _Layer:
+def _own_layer(env: gym.Env[Any, Any]) -> _Layer | None:
+    """Take the two methods by which an environment or wrapper copies itself and all it wraps, if it has them."""
     capture, restore = getattr(env, "capture_state", None), getattr(env, "restore_state", None)
-    if callable(capture) and callable(restore):
-        return _Layer(capture, restore)
+    return _Layer(capture, restore) if callable(capture) and callable(restore) else None
+
+
+def _core_layer(env: gym.Env[Any, Any]) -> _Layer:
     if type(env) not in _SIMULATOR_STATE:
         known = ", ".join(sorted(known_type.__name__ for known_type in _SIMULATOR_STATE))
         raise NotBranchableError(
             f"{type(env).__name__} cannot be restored to an earlier state, which branching groups need. "
-            f"Restorable here: {known}; any other environment becomes so with two methods, capture_state() "
-            "returning a copy of its state and restore_state(state) putting it back."
+            f"Restorable here: {known}; any other environment becomes so with two methods, on itself or on a wrapper "
+            "around it: capture_state() returning a copy of its state and restore_state(state) putting a copy back."
         )
     return _attribute_layer(env, _SIMULATOR_STATE[type(env)])
 
@@ -119,7 +132,8 @@ class Simulator:
     """One environment that can be put back into any state it has been in.
 
     :param env: A Gymnasium environment; classic control, toy text, or one with its own ``capture_state()`` and
-        ``restore_state(state)`` methods. Wrappers are captured with it.
+        ``restore_state(state)`` methods. Wrappers are captured with it, and what they keep is put back with every
+        branch, generators and running statistics of theirs included.
     :raises NotBranchableError: If the innermost environment is none of these.
     """
 
@@ -127,14 +141,14 @@ class Simulator:
         self.step = env.step
         self.reset = env.reset
         self._layers: list[_Layer] = []
-        while isinstance(env, gym.Wrapper):
+        while (own_layer := _own_layer(env)) is None and isinstance(env, gym.Wrapper):
             names = _WRAPPER_STATE.get(type(env))
             if names is None:
                 self._layers.append(_unknown_wrapper_layer(env))
             elif names:
                 self._layers.append(_attribute_layer(env, names))
             env = env.env
-        self._layers.append(_core_layer(env))
+        self._layers.append(own_layer or _core_layer(env))
         self._core = env
 
     def capture(self) -> SimulatorState:
@@ -175,8 +189,8 @@ def make_simulators(env: VecEnv) -> list[Simulator]:
 def check_branchable(env: gym.Env[Any, Any], n_steps: int = 64, seed: int = 0) -> None:
     """Prove that an environment can be restored: replay the same actions from one state and compare exactly.
 
-    Run it on your own environment before you train on it. The environment is reset, stepped to a state on the
-    way, and replayed from there twice with the same noise; observations, rewards and flags must be identical.
+    Run it on your own environment before you train on it. From its first state and from one on the way the same
+    actions are taken three times with the same noise; observations, rewards and flags must be identical.
 
     :param env: The environment; it is left in some state on the way and has to be reset before use.
     :param n_steps: Number of simulator steps to replay, at least 1. An episode's end closes the replay.
@@ -187,22 +201,30 @@ def check_branchable(env: gym.Env[Any, Any], n_steps: int = 64, seed: int = 0) -
     simulator.reset(seed=seed)
     env.action_space.seed(seed)
     actions = [env.action_space.sample() for _ in range(n_steps)]
+    _check_replays(env, simulator, actions)
+    simulator.reset()
     for action in actions[: n_steps // 8]:
         if _is_over(simulator.step(action)):
             simulator.reset()
+    _check_replays(env, simulator, actions)
+
+
+def _check_replays(env: gym.Env[Any, Any], simulator: Simulator, actions: list[Any]) -> None:
     state, random_state = simulator.capture(), simulator.random_state
     first = _replay(simulator, actions)
-    simulator.restore(state)
-    simulator.random_state = random_state
-    second = _replay(simulator, actions)
-    for t, (before, after) in enumerate(zip(first, second, strict=False)):
-        if not _same_step(before, after):
-            raise NotBranchableError(
-                f"{env} is not restored exactly: replayed step {t} gave {after[:4]} instead of {before[:4]}. "
-                "Its capture_state() misses something that step() changes."
-            )
-    if len(first) != len(second):
-        raise NotBranchableError(f"{env} is not restored exactly: {len(first)} steps, then {len(second)} in replay.")
+    for _ in range(2):  # a captured state serves many branches, so once is not enough
+        simulator.restore(state)
+        simulator.random_state = random_state
+        again = _replay(simulator, actions)
+        for t, (before, after) in enumerate(zip(first, again, strict=False)):
+            if not _same_step(before, after):
+                raise NotBranchableError(
+                    f"{env} is not restored exactly: replayed step {t} gave {after[:4]} instead of {before[:4]}. Its "
+                    "capture_state() misses something that step() changes, or restore_state() hands out the captured "
+                    "object itself instead of a copy."
+                )
+        if len(first) != len(again):
+            raise NotBranchableError(f"{env} is not restored exactly: {len(first)} steps, then {len(again)} in replay.")
 
 
 def _is_over(step: tuple[Any, ...]) -> bool:

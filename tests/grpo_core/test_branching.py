@@ -1,5 +1,6 @@
 """Capturing and restoring simulators: every supported environment, every layer around it, and what is refused."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -348,3 +349,76 @@ def test_other_vectorised_wrappers_are_refused_with_the_remedy(wrap: Callable[[V
 def test_a_vectorised_environment_that_cannot_be_restored_is_refused() -> None:
     with pytest.raises(NotBranchableError, match=r"Spring cannot be restored.*capture_state\(\)"):
         make_simulators(DummyVecEnv([Spring]))
+
+
+class RestoredByReference(Spring):
+    """Copies its state when it is captured and then steps in the captured object itself."""
+
+    def capture_state(self) -> Any:
+        return [self.position, self.velocity]
+
+    def restore_state(self, state: Any) -> None:
+        self.both = state
+        self.position, self.velocity = state
+
+    def step(self, action: Any) -> Any:
+        outcome = super().step(action)
+        if hasattr(self, "both"):
+            self.both[:] = [self.position, self.velocity]
+        return outcome
+
+
+def test_an_environment_that_steps_in_the_captured_object_is_caught() -> None:
+    with pytest.raises(NotBranchableError, match="instead of a copy"):
+        check_branchable(RestoredByReference())
+
+
+class CountsLazily(gym.Wrapper[Any, Any, Any, Any]):
+    """Makes the attribute it counts in only when the first step is taken."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.__dict__.pop("n", None)
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        self.n = getattr(self, "n", 0) + 1
+        observation, _, terminated, truncated, info = self.env.step(action)
+        return observation, float(self.n), terminated, truncated, info
+
+
+def test_what_a_wrapper_makes_on_the_way_is_taken_away_again() -> None:
+    env = CountsLazily(gym.make("CartPole-v1"))
+    check_branchable(env)
+    simulator = Simulator(env)
+    simulator.reset(seed=0)
+    state = simulator.capture()
+    for _ in range(3):
+        simulator.restore(state)
+        assert simulator.step(0)[1] == 1.0
+
+
+class HoldsALock(gym.Wrapper[Any, Any, Any, Any]):
+    """Cannot be copied."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.lock = threading.Lock()
+
+
+class CopiesItself(HoldsALock):
+    """Cannot be copied, but knows how to copy what matters."""
+
+    def capture_state(self) -> Any:
+        return Simulator(self.env).capture()
+
+    def restore_state(self, state: Any) -> None:
+        Simulator(self.env).restore(state)
+
+
+def test_a_wrapper_that_cannot_be_copied_is_refused_by_name() -> None:
+    with pytest.raises(NotBranchableError, match=r"wrapper HoldsALock cannot be copied.*give it capture_state"):
+        Simulator(HoldsALock(gym.make("CartPole-v1")))
+
+
+def test_a_wrapper_may_copy_itself_and_all_it_wraps() -> None:
+    check_branchable(CopiesItself(gym.make("CartPole-v1")))
