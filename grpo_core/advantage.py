@@ -129,7 +129,8 @@ def scale_advantages(
     if scaling == "batch":
         return advantages / (advantages[step_mask].std(correction=0) + STD_EPSILON)
     n_members = members.sum(dim=-1, keepdim=True).clamp(min=1)
-    variance = torch.where(members, advantages.square(), 0.0).sum(dim=-1, keepdim=True) / n_members
+    squares = compute_group_deviation(advantages, members).square()
+    variance = torch.where(members, squares, 0.0).sum(dim=-1, keepdim=True) / n_members
     return advantages / (variance.sqrt() + STD_EPSILON)
 
 
@@ -150,7 +151,8 @@ def compute_group_advantages(
       ``bootstrap_value`` the return is the lambda-return, else the plain sum of rewards to the branch's end.
     - ``"residual"``: GAE minus the group's mean GAE at the same step. Members share their start, so what they
       have in common (the error of ``V``, the luck of the anchor) cancels and what their actions did stays.
-    - ``"value"``: GAE alone, which is PPO's advantage on branches.
+    - ``"value"``: GAE without a group's mean, which is PPO's advantage on branches; like PPO's, it is centred on
+      the mean of the rollout where ``scaling`` is ``"batch"``.
 
     :param values: ``V(s_t)``, shape ``(horizon, n_anchors, group_size)``.
     :param next_values: ``V(s_{t+1})``, same shape.
@@ -164,9 +166,10 @@ def compute_group_advantages(
         returns = lambda_returns if bootstrap_value else compute_returns(steps, gamma)
         advantages = compute_group_deviation(returns, members)
     elif baseline == "residual":
+        # Members that terminated earlier do not count: what V expected of them is in the GAE of their last step.
         advantages = compute_group_deviation(gae, members)
     else:
-        advantages = gae
+        advantages = gae - gae[members].mean() if scaling == "batch" else gae
     # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
     scaled = scale_advantages(advantages, steps.step_mask, members, scaling)
     advantages = torch.where(steps.step_mask, scaled, 0.0)

@@ -5,6 +5,7 @@ import math
 import random
 from typing import Literal, NamedTuple
 
+import gymnasium as gym
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from grpo_core.advantage import (
     compute_returns,
     scale_advantages,
 )
+from grpo_core.rewards import optimized_cartpole
 
 Ending = Literal["terminated", "truncated", "horizon"]
 EPSILON = 1e-4
@@ -134,9 +136,12 @@ def loop_advantages(
             for t, number in enumerate(numbers):
                 members = loop_members(group, judged, t, baseline)
                 centre = 0.0 if baseline == "value" else mean(members)
-                size = math.sqrt(mean([(x - centre) ** 2 for x in members])) + EPSILON
+                size = spread(members) + EPSILON
                 advantages[t, a, b] = (number - centre) / (size if scaling == "group" else 1.0)
     if scaling == "batch":
+        if baseline == "value":
+            centre = mean(list(advantages.values()))
+            advantages = {at: advantage - centre for at, advantage in advantages.items()}
         size = spread(list(advantages.values())) + EPSILON
         advantages = {at: advantage / size for at, advantage in advantages.items()}
     return advantages
@@ -478,3 +483,24 @@ def test_approx_kl_is_never_negative() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
         assert compute_approx_kl(torch.randn(8, generator=generator, dtype=torch.float64)) >= 0
+
+
+def test_a_value_baseline_that_is_wrong_by_a_constant_does_not_move_the_policy() -> None:
+    rollout = [[Branch([1], "terminated", values=[100.0], next_values=[0.0]) for _ in range(4)]]
+    advantages, _, _ = compute(rollout, 1, baseline="value", bootstrap_value=True, scaling="batch")
+    assert advantages.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("scaling", ["group", "batch", "none"])
+def test_pairing_every_action_with_the_one_next_state_that_followed_tells_nothing_apart(
+    scaling: AdvantageScaling,
+) -> None:
+    # The plain port of GRPO to a task: no branches, only the rewards of all actions for one observed step.
+    env = gym.make("CartPole-v1")
+    state, _ = env.reset(seed=0)
+    observed = torch.as_tensor(env.step(0)[0]).repeat(2, 1)
+    rewards = optimized_cartpole(torch.as_tensor(state).repeat(2, 1), torch.tensor([[0.0], [1.0]]), observed)
+    rollout = [[Branch([reward], "horizon", values=[0], next_values=[0]) for reward in rewards.flatten().tolist()]]
+    advantages, _, zero_std_group_fraction = compute(rollout, 1, scaling=scaling)
+    assert (advantages == 0).all()
+    assert zero_std_group_fraction == 1.0
