@@ -1,9 +1,10 @@
 """What the arguments of GRPO may be, and how they are written into a model file."""
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NoReturn, get_args
 
 import numpy as np
@@ -49,6 +50,10 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_hyperparameters(model: Any) -> None:
     """Check the arguments of a ``GRPO`` against their ranges and against each other.
 
@@ -65,20 +70,24 @@ def _check_ranges(model: Any) -> None:
         if not _is_whole(value) or value < smallest:
             _refuse(name, value, f"it must be a whole number of at least {smallest}.")
     for name in ("gamma", "gae_lambda"):
-        if not 0.0 <= getattr(model, name) <= 1.0:
-            _refuse(name, getattr(model, name), "it must lie in [0, 1].")
+        value = getattr(model, name)
+        if not (_is_real(value) and 0.0 <= value <= 1.0):
+            _refuse(name, value, "it must lie in [0, 1].")
     for name in ("ent_coef", "vf_coef", "max_grad_norm", "vf_lr_factor"):
-        if not 0.0 <= getattr(model, name) < math.inf:
-            _refuse(name, getattr(model, name), "it must be finite and at least 0.")
+        value = getattr(model, name)
+        if not (_is_real(value) and 0.0 <= value < math.inf):
+            _refuse(name, value, "it must be finite and at least 0.")
     for name in _SCHEDULES:
         value = getattr(model, name)
-        if not callable(value) and not 0.0 < value < math.inf:
+        if not callable(value) and not (_is_real(value) and 0.0 < value < math.inf):
             _refuse(name, value, "it must be finite and above 0, or a function of the remaining progress.")
-    if model.target_kl is not None and not 0.0 < model.target_kl < math.inf:
+    if model.target_kl is not None and not (_is_real(model.target_kl) and 0.0 < model.target_kl < math.inf):
         _refuse("target_kl", model.target_kl, "it must be finite and above 0, or None for no limit.")
 
 
 def _check_choices(model: Any) -> None:
+    if not isinstance(model.bootstrap_value, bool | np.bool_):
+        _refuse("bootstrap_value", model.bootstrap_value, "it must be True or False.")
     for name, choice in (("baseline", Baseline), ("advantage_scaling", AdvantageScaling)):
         if getattr(model, name) not in get_args(choice):
             _refuse(name, getattr(model, name), f"choose one of {', '.join(get_args(choice))}.")
@@ -118,6 +127,9 @@ def check_policy_kwargs(policy_kwargs: Mapping[str, Any]) -> None:
     activation = policy_kwargs.get("activation_fn", torch.nn.Tanh)
     if getattr(activation, "__name__", None) not in ACTIVATIONS:
         _refuse("activation_fn", activation, f"use one of torch.nn.{', torch.nn.'.join(ACTIVATIONS)}.")
+    log_std_init = policy_kwargs.get("log_std_init", 0.0)
+    if not (_is_real(log_std_init) and math.isfinite(log_std_init)):
+        _refuse("log_std_init", log_std_init, "it must be a finite number.")
     net_arch = policy_kwargs.get("net_arch")
     if not isinstance(net_arch, dict | list | tuple | None):
         _refuse("net_arch", net_arch, _NET_ARCH_RULE)
@@ -143,8 +155,8 @@ def network_to_json(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "net_arch": resolve_net_arch(policy_kwargs),
         "activation": policy_kwargs.get("activation_fn", torch.nn.Tanh).__name__,
-        "ortho_init": policy_kwargs.get("ortho_init", True),
-        "log_std_init": policy_kwargs.get("log_std_init", 0.0),
+        "ortho_init": bool(policy_kwargs.get("ortho_init", True)),
+        "log_std_init": float(policy_kwargs.get("log_std_init", 0.0)),
     }
 
 
@@ -161,26 +173,29 @@ def network_from_json(network: Mapping[str, Any]) -> dict[str, Any]:
 def hyperparameters_to_json(model: Any) -> dict[str, Any]:
     """Describe the arguments of a ``GRPO`` for a model file, without pickling anything.
 
-    SB3's constant and linear schedules are kept. Of any other function only its present value can be: a warning
+    SB3's constant and linear schedules are kept. Of any other function only its first value can be: a warning
     says so, and ``GRPO.load(path, learning_rate=...)`` takes the function again.
     """
     described = {name: getattr(model, name) for name in SAVED_HYPERPARAMETERS}
     described = {name: x.item() if isinstance(x, np.generic) else x for name, x in described.items()}
     for name in _SCHEDULES:
-        described[name] = _schedule_to_json(name, described[name], model._current_progress_remaining)
+        described[name] = _schedule_to_json(name, described[name])
+    if described["tensorboard_log"] is not None:
+        described["tensorboard_log"] = os.fspath(described["tensorboard_log"])
     return described
 
 
 def hyperparameters_from_json(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Rebuild the arguments from ``hyperparameters_to_json``."""
-    arguments = {name: described[name] for name in SAVED_HYPERPARAMETERS}
+    """Rebuild the arguments from ``hyperparameters_to_json``; one that an older file lacks keeps its default."""
+    arguments = {name: described[name] for name in SAVED_HYPERPARAMETERS if name in described}
     for name in _SCHEDULES:
-        value = arguments[name]
-        arguments[name] = LinearSchedule(*value["linear"]) if isinstance(value, dict) else value
+        value = arguments.get(name)
+        if isinstance(value, dict):
+            arguments[name] = LinearSchedule(*value["linear"])
     return arguments
 
 
-def _schedule_to_json(name: str, schedule: Any, progress_remaining: float) -> Any:
+def _schedule_to_json(name: str, schedule: Any) -> Any:
     if isinstance(schedule, FloatSchedule):
         schedule = schedule.value_schedule
     if isinstance(schedule, LinearSchedule):
@@ -188,11 +203,11 @@ def _schedule_to_json(name: str, schedule: Any, progress_remaining: float) -> An
     if isinstance(schedule, ConstantSchedule):
         return schedule.val
     if callable(schedule):
-        value = float(schedule(progress_remaining))
+        value = float(schedule(1.0))
         warnings.warn(
-            f"{name} is a function, which a model file does not hold; its present value {value} is saved. "
+            f"{name} is a function, which a model file does not hold; its first value {value} is saved. "
             f"Use LinearSchedule, or pass {name} again to GRPO.load.",
-            stacklevel=4,
+            stacklevel=5,
         )
         return value
     return schedule
