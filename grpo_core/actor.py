@@ -127,7 +127,10 @@ class Actor:
         return actions.reshape(-1, *self._action_shape), log_prob
 
     def best_actions(self, observations: npt.NDArray[Any]) -> Any:
-        """Return the most likely action per observation, ``(batch_size,)`` or ``(batch_size, *action_shape)``."""
+        """Return the most likely action per observation, ``(batch_size,)`` or ``(batch_size, *action_shape)``.
+
+        Box actions may lie outside the bounds, see ``clip_actions``.
+        """
         outputs = self._forward(observations, self.policy_layers)
         if self.log_std is None:
             return outputs.argmax(axis=1)
@@ -170,7 +173,9 @@ class Actor:
 
     def _to_inputs(self, observations: npt.NDArray[Any]) -> FloatArray:
         if isinstance(self.observation_space, spaces.Discrete):
-            return np.asarray(np.eye(int(self.observation_space.n), dtype=np.float32)[observations.reshape(-1)])
+            one_hot = np.zeros((len(observations), int(self.observation_space.n)), np.float32)
+            one_hot[np.arange(len(observations)), observations.reshape(-1)] = 1.0
+            return one_hot
         return np.asarray(observations, dtype=np.float32).reshape(len(observations), -1)
 
 
