@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import stable_baselines3 as sb3
 import torch
 from gymnasium import spaces
@@ -66,7 +67,7 @@ class GRPO(OnPolicyAlgorithm):
     groups that share a simulator state instead of a prompt). The policy then takes PPO's clipped step
     (https://arxiv.org/abs/1707.06347), and the next anchor is a random step of a random branch.
 
-    :param policy: ``"MlpPolicy"``.
+    :param policy: ``"MlpPolicy"``, or the ``ActorCriticPolicy`` it stands for.
     :param env: A Gymnasium id, environment, ``DummyVecEnv`` or ``VecNormalize`` around one. Its simulators must be
         restorable: classic control, toy text, or with ``capture_state``/``restore_state`` methods of their own.
     :param learning_rate: Step size of Adam; a float or a function of the remaining progress (from 1 to 0).
@@ -179,13 +180,18 @@ class GRPO(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         check_hyperparameters(self)
-        count_inputs(self.observation_space), count_outputs(self.action_space)  # raise on spaces we cannot take
+        if self.policy_class is not ActorCriticPolicy:
+            raise ValueError(
+                f"policy={self.policy_class.__name__} is not supported: rollouts and model files know the layers of "
+                "'MlpPolicy' only. Shape it with policy_kwargs."
+            )
+        for space, count in ((self.observation_space, count_inputs), (self.action_space, count_outputs)):
+            count(space)  # raises on a space we cannot take
         self._setup_lr_schedule()
-        self._clip_range_schedule = FloatSchedule(self.clip_range)
         self.set_random_seed(self.seed)
         with _TORCH_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(self.rng.integers(2**63)))
-            self.policy = self.policy_class(  # type: ignore[assignment]  # SB3 types the class as BasePolicy
+            self.policy = self.policy_class(
                 self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
             )
         self.policy = self.policy.to(self.device)
@@ -220,6 +226,8 @@ class GRPO(OnPolicyAlgorithm):
         :param seed: None draws fresh entropy for the model and leaves the environments as they are.
         """
         self.rng = np.random.default_rng(seed)
+        # Of its own, so that asking for actions does not change what is learnt.
+        self._predict_rng = np.random.default_rng(None if seed is None else [seed, 1])
         if seed is not None:
             self.action_space.seed(seed)
             if self.env is not None:
@@ -249,7 +257,8 @@ class GRPO(OnPolicyAlgorithm):
         :param log_interval: Rollouts between two log tables.
         :param tb_log_name: Name of the TensorBoard run.
         :param reset_num_timesteps: Whether to count from 0 and start new episodes.
-        :param progress_bar: Show progress with tqdm and rich.
+        :param progress_bar: Show progress with tqdm and rich. SB3's bar counts one step per environment and sweep, also
+            where the branch has ended.
         :return: The trained model itself.
         :raises ValueError: If there is no environment, if a reward, an observation or the loss is not finite, or if
             the model was loaded without the reward function that it was trained with.
@@ -266,6 +275,25 @@ class GRPO(OnPolicyAlgorithm):
         if reset_num_timesteps:
             self._anchors = []
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """Keep the progress at 0 when the last rollout goes beyond the total, where schedules would turn negative."""
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
+
+    def predict(
+        self,
+        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """Choose actions, see ``BaseAlgorithm.predict``; on the CPU, draws come from a generator of the model's own."""
+        if deterministic:
+            return super().predict(observation, state, episode_start, deterministic)
+        with _TORCH_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(self._predict_rng.integers(2**63)))
+            return super().predict(observation, state, episode_start, deterministic)
 
     def stop(self) -> None:
         """Ask a running ``learn`` to return at its next simulator step or minibatch; safe from any thread."""
@@ -358,7 +386,7 @@ class GRPO(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self.policy.optimizer.param_groups[1]["lr"] *= self.vf_lr_factor
-        clip_range = self._clip_range_schedule(self._current_progress_remaining)
+        clip_range = FloatSchedule(self.clip_range)(self._current_progress_remaining)
         measured: list[tuple[torch.Tensor, ...]] = []
         for _ in range(self.n_epochs):
             self._n_updates += 1
@@ -468,6 +496,8 @@ class GRPO(OnPolicyAlgorithm):
         reward_name = self._lost_reward_function
         if self.reward_function is not None:
             reward_name = getattr(self.reward_function, "__name__", type(self.reward_function).__name__)
+            if REWARD_FUNCTIONS.get(reward_name, self.reward_function) is not self.reward_function:
+                reward_name = f"another {reward_name}"  # or load would take ours for it
         meta = {
             "algorithm": "GRPO",
             "versions": {"grpo": __version__, "stable_baselines3": sb3.__version__, "torch": torch.__version__},

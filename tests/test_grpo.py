@@ -29,6 +29,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -955,3 +956,51 @@ def test_provenance_is_kept_in_the_file() -> None:
     with pytest.raises(TypeError):
         build().to_bytes(env=object())  # what JSON cannot spell
     assert b'"env_id": "CartPole-v1"' in build().to_bytes(env_id="CartPole-v1")
+
+
+def test_a_policy_class_of_another_kind_is_refused() -> None:
+    class Louder(ActorCriticPolicy):
+        pass
+
+    with pytest.raises(ValueError, match="policy=Louder is not supported"):
+        GRPO(Louder, "CartPole-v1")
+
+
+def test_drawn_actions_are_those_of_the_models_own_seed() -> None:
+    observations = np.zeros((64, 4), np.float32)
+    draws = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        draws.append(build(seed=7).predict(observations)[0])
+        assert torch.equal(before, torch.get_rng_state())
+    assert (draws[0] == draws[1]).all()
+    assert 0 < draws[0].sum() < 64
+
+
+def test_schedules_never_see_less_than_no_progress() -> None:
+    seen = []
+
+    def schedule(progress_remaining: float) -> float:
+        seen.append(progress_remaining)
+        return 1e-3 + progress_remaining
+
+    build(learning_rate=schedule).learn(100)
+    assert min(seen) == 0.0
+
+
+def test_the_clip_range_can_be_changed_between_two_trainings() -> None:
+    model = build()
+    model.clip_range = 0.01
+    model.learn(32)
+    assert model.logger.name_to_value["train/clip_range"] == 0.01
+
+
+def test_a_reward_function_that_borrows_a_shipped_name_is_not_taken_for_it() -> None:
+    def simple_cartpole(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+        return -torch.ones(len(state), 1)
+
+    loaded = GRPO.load(io.BytesIO(build(reward_function=simple_cartpole).to_bytes()), env=gym.make("CartPole-v1"))
+    assert loaded.reward_function is None
+    with pytest.raises(ValueError, match="another simple_cartpole"):
+        loaded.learn(32)

@@ -623,3 +623,42 @@ def test_the_policy_sees_normalised_and_the_reward_function_plain_observations()
     expected = np.clip((plain[1].numpy() - obs.mean) / np.sqrt(obs.var + 1e-8), -10, 10)
     np.testing.assert_allclose(batches[1].observations.numpy(), expected, rtol=1e-4, atol=1e-5)
     assert (plain[1][:, 0] == plain[1][:, 0].round()).all()
+
+
+def test_advantages_use_the_value_network_at_each_step_and_where_it_led() -> None:
+    # One step per branch, so that GAE is the temporal difference alone: r + gamma V(s') - V(s). The networks stay as
+    # they were, so that they can be asked again afterwards.
+    shape = {"n_steps": 64, "group_size": 2, "horizon": 1}
+    model = cartpole_model(**shape, baseline="value", advantage_scaling="none", gamma=0.5, learning_rate=1e-12)
+    collect(model)
+    rollout = model.rollout_buffer
+    with torch.no_grad():
+        v, v_next = (
+            model.policy.predict_values(torch.from_numpy(x[rollout.step_mask])).flatten()
+            for x in (rollout.states, rollout.next_states)
+        )
+    alive = torch.from_numpy(~rollout.terminated[rollout.step_mask])
+    expected = torch.from_numpy(rollout.rewards[rollout.step_mask]) + 0.5 * v_next * alive - v
+    torch.testing.assert_close(rollout.advantages[torch.from_numpy(rollout.step_mask)], expected)
+
+
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_an_anchor_is_a_simulator_state_and_the_observation_made_there(horizon: int) -> None:
+    model = cartpole_model(n_steps=64, group_size=2, horizon=horizon)
+    for _ in range(4):
+        collect(model)
+        for anchor in model._anchors:
+            model._simulators[0].restore(anchor.simulator_state)
+            assert model.env is not None
+            core = model.env.unwrapped.envs[0].unwrapped  # type: ignore[attr-defined]
+            np.testing.assert_allclose(np.asarray(core.state, np.float32), anchor.observation)
+
+
+@pytest.mark.parametrize("is_anew", [True, False])
+def test_learning_anew_starts_from_new_episodes_and_going_on_does_not(is_anew: bool) -> None:
+    model = walk_model(StepLog())
+    model.learn(64)
+    watch = Watch()
+    model.learn(32, callback=watch, reset_num_timesteps=is_anew)
+    starts = watch.rollouts[0].states[0, :, :, :2]
+    assert (starts == 0).all() == is_anew
