@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -24,6 +23,7 @@ import torch
 from fastapi.testclient import TestClient
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
 
 from api import create_app
 from benchmarks.evaluation import N_EPISODES, evaluate, format_table
@@ -34,6 +34,7 @@ from service.settings import Settings
 ENV_NAME = "CartPole-v1"
 SOLVED_SCORE = 475.0
 FIRST_SEED = 1000
+TOTAL_TIMESTEPS = 10_000  # the default of POST /train
 _POLL_SECONDS = 0.5
 
 # rl-baselines3-zoo, hyperparams/ppo.yml, CartPole-v1 (its n_timesteps aside); "lin_x" there falls linearly to 0.
@@ -44,8 +45,8 @@ PPO_ZOO: dict[str, Any] = {
     "gamma": 0.98,
     "n_epochs": 20,
     "ent_coef": 0.0,
-    "learning_rate": lambda progress_remaining: 0.001 * progress_remaining,
-    "clip_range": lambda progress_remaining: 0.2 * progress_remaining,
+    "learning_rate": LinearSchedule(0.001, 0.0, 1.0),
+    "clip_range": LinearSchedule(0.2, 0.0, 1.0),
 }
 PPO_ZOO_N_ENVS = 8
 # What POST /train's defaults give GRPO, given to PPO: the same epochs and falling learning rate, and minibatches of 32,
@@ -54,7 +55,7 @@ PPO_SAME: dict[str, Any] = {
     "n_steps": 32,
     "batch_size": 32,
     "n_epochs": 10,
-    "learning_rate": lambda progress_remaining: 3e-4 * progress_remaining,
+    "learning_rate": LinearSchedule(3e-4, 0.0, 1.0),
 }
 
 
@@ -103,16 +104,16 @@ def _wait_for(client: TestClient, job_id: str) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def train_ppo(total_timesteps: int, n_envs: int, arguments: dict[str, Any], seed: int) -> float:
+def train_ppo(n_envs: int, arguments: dict[str, Any], seed: int) -> float:
     """Train SB3's PPO on the same reward and judge it the same way."""
     torch.set_num_threads(1)
     env = make_vec_env(ENV_NAME, n_envs, seed=seed, wrapper_class=OptimizedCartPoleReward)
     model = PPO("MlpPolicy", env, seed=seed, device="cpu", **arguments)
-    model.learn(total_timesteps)
+    model.learn(TOTAL_TIMESTEPS)
     return evaluate(ENV_NAME, lambda observations: model.predict(observations, deterministic=True)[0], seed)
 
 
-def _train_grpo_constant(total_timesteps: int, seed: int) -> float:
+def _train_grpo_constant(seed: int) -> float:
     """Train what the service trains, but for a learning rate that does not fall."""
     torch.set_num_threads(1)
     model = GRPO(
@@ -127,20 +128,20 @@ def _train_grpo_constant(total_timesteps: int, seed: int) -> float:
         baseline="group",
         bootstrap_value=False,
     )
-    model.learn(total_timesteps)
+    model.learn(TOTAL_TIMESTEPS)
     return evaluate(ENV_NAME, model.make_actor().best_actions, seed)
 
 
-def _train_ppo_default(total_timesteps: int, seed: int) -> float:
-    return train_ppo(total_timesteps, 1, {}, seed)
+def _train_ppo_default(seed: int) -> float:
+    return train_ppo(1, {}, seed)
 
 
-def _train_ppo_same(total_timesteps: int, seed: int) -> float:
-    return train_ppo(total_timesteps, 1, PPO_SAME, seed)
+def _train_ppo_same(seed: int) -> float:
+    return train_ppo(1, PPO_SAME, seed)
 
 
-def _train_ppo_zoo(total_timesteps: int, seed: int) -> float:
-    return train_ppo(total_timesteps, PPO_ZOO_N_ENVS, PPO_ZOO, seed)
+def _train_ppo_zoo(seed: int) -> float:
+    return train_ppo(PPO_ZOO_N_ENVS, PPO_ZOO, seed)
 
 
 def main() -> None:
@@ -148,7 +149,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n-seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
-    parser.add_argument("--total-timesteps", type=int, default=10_000, help="PPO's budget; GRPO takes the API default")
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.n_seeds)
     scores = {"GRPO, POST /train defaults": train_grpo_over_http(seeds)}
@@ -159,8 +159,8 @@ def main() -> None:
             ("SB3 PPO, zoo settings", _train_ppo_zoo),
             ("SB3 PPO, defaults", _train_ppo_default),
         ):
-            scores[method] = list(executor.map(partial(train, arguments.total_timesteps), seeds))
-    print(f"{ENV_NAME}, {arguments.total_timesteps} simulator steps, seeds {seeds[0]} to {seeds[-1]}, own reward over")
+            scores[method] = list(executor.map(train, seeds))
+    print(f"{ENV_NAME}, {TOTAL_TIMESTEPS} simulator steps, seeds {seeds[0]} to {seeds[-1]}, own reward over")
     print(f"{N_EPISODES} deterministic episodes; all methods train on optimized_cartpole.\n")
     print(format_table(scores, SOLVED_SCORE))
 

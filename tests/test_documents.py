@@ -132,3 +132,8 @@ def test_api_page_lists_every_setting_with_its_default() -> None:
         if written.startswith("`"):
             listed = ",".join(default) if isinstance(default, tuple) else str(default)
             assert written.strip("`").casefold() == listed.casefold(), name
+
+
+def test_no_page_holds_a_placeholder() -> None:
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md")):
+        assert not re.search(r"^[A-Z]{3,}$", page.read_text(), flags=re.MULTILINE), page.name
