@@ -46,6 +46,8 @@ __version__ = "1.0.0"
 # torch initialises layers from one process-wide generator. It is borrowed, seeded and put back while a policy is
 # built, under this lock, so that models built in other threads neither see nor disturb each other's seed.
 _TORCH_GENERATOR_LOCK = threading.Lock()
+# A forward pass over a whole rollout at once would hold every layer's output for all of its steps.
+_MAX_FORWARD_STEPS = 8192
 # What ``load`` reads of a file's metadata, besides what every reader of model files does.
 _SAVED_FACTS = {
     "hyperparameters",
@@ -450,8 +452,10 @@ class GRPO(OnPolicyAlgorithm):
     def _compute_values(self, rollout: GroupRollout, observations: torch.Tensor) -> torch.Tensor:
         """Estimate the value of each live step's observation; ``(horizon, n_anchors, group_size)``, 0 elsewhere."""
         values = torch.zeros(rollout.shape)
+        starts = range(0, len(observations), _MAX_FORWARD_STEPS)
         with torch.no_grad():
-            values[torch.from_numpy(rollout.step_mask)] = self.policy.predict_values(observations).flatten().cpu()
+            chunks = [self.policy.predict_values(observations[i : i + _MAX_FORWARD_STEPS]) for i in starts]
+        values[torch.from_numpy(rollout.step_mask)] = torch.cat(chunks).flatten().cpu()
         return values
 
     def save(

@@ -26,7 +26,11 @@ ENVIRONMENT_REWARD = "environment"
 _DEFAULT_CARTPOLE_REWARD = "optimized_cartpole"
 # Long enough for an action on CartPole to show in position and angle, short enough to keep the noise of returns low.
 _PREFERRED_HORIZON = 16
+# What one rollout, and one minibatch on its way through the networks, may take.
 _MAX_ROLLOUT_BYTES = 256 * 2**20
+_MAX_MINIBATCH_BYTES = 256 * 2**20
+# Captured states, anchors and what keeps track of a branch, in Python objects.
+_BYTES_PER_BRANCH = 1024
 # The checker warns about environments in general; a step through it takes half as long again.
 _ENV_KWARGS = {"disable_env_checker": True}
 
@@ -53,7 +57,8 @@ def resolve_config(request: TrainRequest, reward_functions: Mapping[str, RewardF
     _check_registered(request.env_name)
     reward_name = _resolve_reward_name(request, reward_functions)
     horizon = _resolve_horizon(request)
-    _check_trainable(request)
+    n_numbers_per_step = _check_trainable(request)
+    _check_memory(request, horizon, n_numbers_per_step)
     return TrainConfig(
         **request.model_dump(exclude={"reward_function_type", "model_name", "seed", "horizon", "device"}),
         reward_function_type=reward_name,
@@ -191,8 +196,11 @@ def _resolve_device(device: str) -> Literal["cpu", "cuda"]:
     return "cuda" if has_cuda and device != "cpu" else "cpu"
 
 
-def _check_trainable(request: TrainRequest) -> None:
-    """Build the environment once to see that it can be built, fits the networks and can be restored."""
+def _check_trainable(request: TrainRequest) -> int:
+    """Build the environment once to see that it can be built, fits the networks and can be restored.
+
+    :return: How many numbers one step of it takes.
+    """
     try:
         env = gym.make(request.env_name, **_ENV_KWARGS)
     except (Exception, SystemExit) as error:  # constructors are foreign code, and a missing extra shows in many ways
@@ -201,17 +209,29 @@ def _check_trainable(request: TrainRequest) -> None:
             "its optional dependencies may be missing on the server."
         ) from error
     try:
-        n_numbers = count_inputs(env.observation_space) * 2 + count_outputs(env.action_space)
         Simulator(env)
+        return count_inputs(env.observation_space) * 2 + count_outputs(env.action_space)
     except (UnsupportedSpaceError, NotBranchableError) as error:
         raise InvalidRequestError(f"env_name '{request.env_name}' cannot be trained: {error}") from error
     finally:
         env.close()
-    n_bytes = 4 * request.n_envs * request.n_steps * n_numbers
-    if n_bytes > _MAX_ROLLOUT_BYTES:
+
+
+def _check_memory(request: TrainRequest, horizon: int, n_numbers_per_step: int) -> None:
+    n_steps = request.n_envs * request.n_steps
+    rollout_bytes = 4 * n_steps * n_numbers_per_step + n_steps // horizon * _BYTES_PER_BRANCH
+    if rollout_bytes > _MAX_ROLLOUT_BYTES:
         raise InvalidRequestError(
-            f"n_envs * n_steps = {request.n_envs} * {request.n_steps} steps of {request.env_name} take "
-            f"{n_bytes // 2**20} MiB per rollout, at most {_MAX_ROLLOUT_BYTES // 2**20} are allowed; lower either."
+            f"n_envs * n_steps = {request.n_envs} * {request.n_steps} steps of {request.env_name} in branches of "
+            f"{horizon} take {rollout_bytes // 2**20} MiB per rollout, at most {_MAX_ROLLOUT_BYTES // 2**20} are "
+            "allowed; lower n_envs or n_steps."
+        )
+    # Two networks keep every layer's output, and its gradient, until the step is taken.
+    minibatch_bytes = 4 * min(request.batch_size, n_steps) * 2 * 2 * sum(request.net_arch)
+    if minibatch_bytes > _MAX_MINIBATCH_BYTES:
+        raise InvalidRequestError(
+            f"batch_size={request.batch_size} with net_arch={request.net_arch} takes {minibatch_bytes // 2**20} MiB "
+            f"per minibatch, at most {_MAX_MINIBATCH_BYTES // 2**20} are allowed; lower either."
         )
 
 

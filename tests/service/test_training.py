@@ -260,10 +260,22 @@ class TestRefusals:
             assert int(suggested.split()[0].rstrip(",.")) <= 16_384
 
     def test_a_rollout_that_would_fill_the_memory_is_refused(self, register_env: RegisterEnv) -> None:
-        # 64 * 16384 steps of 2 * 1000 observed numbers and 2 logits, 4 bytes each, are 8008 MiB.
+        # 64 * 16384 steps of 2 * 1000 observed numbers and 2 logits, 4 bytes each, are 8008 MiB; 65536 branches of 16
+        # steps take 1 KiB each on top.
         env_name = register_env(lambda: LineEnv(observation_size=1000))
-        with pytest.raises(InvalidRequestError, match="8008 MiB per rollout, at most 256"):
+        with pytest.raises(InvalidRequestError, match="8072 MiB per rollout, at most 256"):
             resolve(env_name=env_name, n_envs=64, n_steps=16_384)
+
+    def test_a_minibatch_that_would_fill_the_memory_is_refused(self) -> None:
+        # 65536 steps through two networks of 4096 units, forth and back, 4 bytes each, are 4096 MiB.
+        request = {"n_envs": 4, "n_steps": 16_384, "batch_size": 65_536}
+        with pytest.raises(InvalidRequestError, match="4096 MiB per minibatch, at most 256"):
+            resolve(**request, net_arch=[1024, 1024, 1024, 1024])
+        assert resolve(**request).batch_size == 65_536
+
+    def test_branches_too_short_for_so_long_a_rollout_are_refused(self) -> None:
+        with pytest.raises(InvalidRequestError, match="in branches of 1 take"):
+            resolve(n_envs=64, n_steps=16_384, horizon=1)
 
     def test_the_environment_built_for_the_check_is_closed(self, register_env: RegisterEnv) -> None:
         closed: list[bool] = []
