@@ -1,14 +1,11 @@
 """GRPO for Stable-Baselines3: group relative policy optimisation with groups that branch from one simulator state."""
 
-import io
-import pathlib
 import threading
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-import stable_baselines3 as sb3
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
@@ -33,9 +30,16 @@ from grpo_core.hyperparameters import (
     check_hyperparameters,
     check_policy_kwargs,
     hyperparameters_from_json,
-    hyperparameters_to_json,
     network_from_json,
-    network_to_json,
+)
+from grpo_core.model_state import (
+    ModelPath,
+    describe_model,
+    get_optimizer_state,
+    get_weights,
+    read_model,
+    to_parameters,
+    write_model,
 )
 from grpo_core.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.rollout import AnchorState, GroupRollout, Normalizer, StepBatch, draw_minibatches, reset_to_anchor
@@ -48,16 +52,6 @@ __version__ = "1.0.0"
 _TORCH_GENERATOR_LOCK = threading.Lock()
 # A forward pass over a whole rollout at once would hold every layer's output for all of its steps.
 _MAX_FORWARD_STEPS = 8192
-# What ``load`` reads of a file's metadata, besides what every reader of model files does.
-_SAVED_FACTS = {
-    "hyperparameters",
-    "reward_function",
-    "stats_window_size",
-    "n_envs",
-    "num_timesteps",
-    "n_updates",
-    "rng_state",
-}
 
 
 class GRPO(OnPolicyAlgorithm):
@@ -303,9 +297,8 @@ class GRPO(OnPolicyAlgorithm):
 
     def make_actor(self) -> Actor:
         """Copy the policy and its value network as they are now into a frozen ``Actor``."""
-        weights = {name: tensor.detach().cpu().numpy() for name, tensor in self.policy.state_dict().items()}
         return Actor.from_weights(
-            self.observation_space, self.action_space, self.policy.activation_fn.__name__, weights
+            self.observation_space, self.action_space, self.policy.activation_fn.__name__, get_weights(self.policy)
         )
 
     def collect_rollouts(
@@ -460,7 +453,7 @@ class GRPO(OnPolicyAlgorithm):
 
     def save(
         self,
-        path: str | pathlib.Path | io.BufferedIOBase,
+        path: ModelPath,
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
@@ -476,55 +469,20 @@ class GRPO(OnPolicyAlgorithm):
         """
         if exclude is not None or include is not None:
             raise ValueError("exclude and include are not supported: a GRPO model file has a fixed content.")
-        content = self.to_bytes()
-        if isinstance(path, str | pathlib.Path):
-            target = pathlib.Path(path)
-            target = target if target.suffix else target.with_name(f"{target.name}.zip")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            model_file.write_atomic(target, content)
-        else:
-            path.write(content)
+        write_model(path, self.to_bytes())
 
     def to_bytes(self, **provenance: Any) -> bytes:
         """Return the content of the model file.
 
         :param provenance: JSON-serialisable facts to keep in the metadata, such as the environment's id.
         """
-        optimizer_state = self.policy.optimizer.state_dict()["state"]
-        optimizer = {
-            f"{index}/{name}": tensor.detach().cpu().numpy()
-            for index, state in optimizer_state.items()
-            for name, tensor in state.items()
-        }
-        weights = {name: tensor.detach().cpu().numpy() for name, tensor in self.policy.state_dict().items()}
-        reward_name = self._lost_reward_function
-        if self.reward_function is not None:
-            reward_name = getattr(self.reward_function, "__name__", type(self.reward_function).__name__)
-            if REWARD_FUNCTIONS.get(reward_name, self.reward_function) is not self.reward_function:
-                reward_name = f"another {reward_name}"  # or load would take ours for it
-        meta = {
-            "algorithm": "GRPO",
-            "versions": {"grpo": __version__, "stable_baselines3": sb3.__version__, "torch": torch.__version__},
-            "spaces": {
-                "observation": model_file.space_to_json(self.observation_space),
-                "action": model_file.space_to_json(self.action_space),
-            },
-            "network": network_to_json(self.policy_kwargs),
-            "hyperparameters": hyperparameters_to_json(self),
-            "reward_function": reward_name,
-            "stats_window_size": self._stats_window_size,
-            "n_envs": self.n_envs,
-            "num_timesteps": self.num_timesteps,
-            "n_updates": self._n_updates,
-            "rng_state": self.rng.bit_generator.state,
-            **provenance,
-        }
-        return model_file.to_bytes(meta, weights, optimizer)
+        meta = {**describe_model(self, __version__), **provenance}
+        return model_file.to_bytes(meta, get_weights(self.policy), get_optimizer_state(self.policy.optimizer))
 
     @classmethod
     def load(
         cls,
-        path: str | pathlib.Path | io.BufferedIOBase,
+        path: ModelPath,
         env: GymEnv | None = None,
         device: torch.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
@@ -543,20 +501,14 @@ class GRPO(OnPolicyAlgorithm):
         :raises grpo_core.model_file.ModelFileError: If the file is damaged or was not saved by GRPO.
         :raises ValueError: If the environment's spaces differ, or an argument is unknown or out of range.
         """
-        content = _read_model(path)
-        if lost := _SAVED_FACTS - set(content.meta):
-            raise model_file.ModelFileError(f"the file's metadata lacks {sorted(lost)}.")
+        content = read_model(path)
         meta, changes = content.meta, {**(custom_objects or {}), **kwargs}
         if unknown := set(changes) - {*SAVED_HYPERPARAMETERS, "reward_function"}:
             raise ValueError(f"{sorted(unknown)} cannot be changed on load; only hyperparameters and reward_function.")
         if print_system_info:
             print("Saved with", meta["versions"])  # noqa: T201  # what the argument asks for
-        reward_function = REWARD_FUNCTIONS.get(meta["reward_function"])
-        arguments = {
-            **hyperparameters_from_json(meta["hyperparameters"]),
-            "reward_function": reward_function,
-            **changes,
-        }
+        arguments = hyperparameters_from_json(meta["hyperparameters"])
+        arguments["reward_function"] = REWARD_FUNCTIONS.get(meta["reward_function"])
         model = cls(
             "MlpPolicy",
             None,  # type: ignore[arg-type]  # spaces come from the file
@@ -564,7 +516,7 @@ class GRPO(OnPolicyAlgorithm):
             stats_window_size=meta["stats_window_size"],
             device=device,
             _init_setup_model=False,
-            **arguments,
+            **{**arguments, **changes},
         )
         model.observation_space, model.action_space = content.observation_space, content.action_space
         model.n_envs = meta["n_envs"]
@@ -594,22 +546,8 @@ class GRPO(OnPolicyAlgorithm):
         if isinstance(load_path_or_dict, dict):
             super().set_parameters(load_path_or_dict, exact_match, device)
         else:
-            self._load_arrays(_read_model(load_path_or_dict))
+            self._load_arrays(read_model(load_path_or_dict))
 
     def _load_arrays(self, content: model_file.ModelContent) -> None:
-        optimizer = self.policy.optimizer.state_dict()
-        optimizer["state"] = {}
-        for name, array in content.optimizer.items():
-            index, key = name.split("/")
-            optimizer["state"].setdefault(int(index), {})[key] = torch.from_numpy(array)
-        weights = {name: torch.from_numpy(array) for name, array in content.weights.items()}
-        super().set_parameters({"policy": weights, "policy.optimizer": optimizer})  # type: ignore[dict-item]
-
-
-def _read_model(path: str | pathlib.Path | io.BufferedIOBase) -> model_file.ModelContent:
-    if not isinstance(path, str | pathlib.Path):
-        return model_file.from_bytes(path.read(), with_optimizer=True)
-    source = pathlib.Path(path)
-    if not source.exists() and not source.suffix:
-        source = source.with_name(f"{source.name}.zip")
-    return model_file.from_bytes(source.read_bytes(), with_optimizer=True)
+        parameters = to_parameters(content, self.policy.optimizer)
+        super().set_parameters(parameters)  # type: ignore[arg-type]  # SB3 types an optimizer's state as a tensor

@@ -10,6 +10,13 @@ import torch
 
 RewardFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
+
+def get_reward_name(reward_function: RewardFunction) -> str:
+    """Return the name of a function, or of the class of a callable object."""
+    name: str = getattr(reward_function, "__name__", type(reward_function).__name__)
+    return name
+
+
 # CartPole-v1 observations: cart position in m, cart velocity in m/s, pole angle in rad, angular velocity in rad/s.
 _POSITION, _ANGLE = 0, 2
 # The pole angle at which CartPole ends an episode: 12 degrees.

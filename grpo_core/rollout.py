@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from grpo_core.actor import Actor
 from grpo_core.advantage import BranchSteps
 from grpo_core.branching import Simulator, SimulatorState
-from grpo_core.rewards import RewardFunction
+from grpo_core.rewards import RewardFunction, get_reward_name
 
 Array = npt.NDArray[Any]
 
@@ -196,7 +196,7 @@ class GroupRollout:
         actions = self.actions[mask]
         if isinstance(self.action_space, spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        name = getattr(reward_function, "__name__", type(reward_function).__name__)
+        name = get_reward_name(reward_function)
         returned = reward_function(
             torch.from_numpy(self.states[mask].reshape(n_steps, -1)),
             torch.from_numpy(actions.reshape(n_steps, -1)),
