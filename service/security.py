@@ -90,6 +90,8 @@ class RequestGuard:
         refusal = self._check_headers(scope, headers)
         if refusal is None and _has_body(headers):
             body = await self._read_body(receive)
+            if body is None:
+                return
             if isinstance(body, Refusal):
                 refusal = body
             else:
@@ -147,13 +149,16 @@ class RequestGuard:
         offered = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         return hmac.compare_digest(offered.strip(" \t").encode("latin-1"), self._api_key)
 
-    async def _read_body(self, receive: Receive) -> bytes | Refusal:
+    async def _read_body(self, receive: Receive) -> bytes | Refusal | None:
+        """Read the whole body; None if the client went away before its end, for then nobody may act on it."""
         # One growing buffer: a list of chunks would let one-byte chunks cost hundreds of bytes each.
         body = bytearray()
         try:
             async with asyncio.timeout(_BODY_DEADLINE_SECONDS):
                 while True:
                     message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
                     body += message.get("body", b"")
                     if len(body) > self._max_body_bytes:
                         return self._too_large()

@@ -419,3 +419,13 @@ class TestHeadersOfAnswers:
         assert policy["frame-ancestors"] == "'none'"
         assert not [source for sources in policy.values() for source in sources.split() if "." in source]
         assert {name: response.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
+
+
+@pytest.mark.parametrize("sent", [b'{"model_name":"ghost","total_timesteps":64}', b""])
+def test_a_request_cut_off_in_its_body_is_not_acted_on(app: FastAPI, port: int, sent: bytes) -> None:
+    head = b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(head + sent)
+    # Answered after it, so the server has seen the other connection end.
+    assert send_raw(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[0] == 200
+    assert app.state.registry.list_jobs() == []
