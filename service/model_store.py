@@ -1,10 +1,12 @@
 """Model names to files and frozen policies: the ``models/`` folder and a bounded cache over it."""
 
 import hashlib
+import logging
 import os
 import re
 import stat
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,11 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 
 from grpo_core import model_file
 from grpo_core.actor import Actor
 from service.errors import ConflictError, InvalidRequestError, NotFoundError, printable
+
+logger = logging.getLogger("grpo.service")
 
 # No separator, no leading dot, no trailing dot: a name that matches can be used as a file name as it is.
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"
@@ -31,6 +35,9 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # Below this share of the machine's memory, or this size if that is less, cached models are unloaded.
 _LOW_MEMORY_FRACTION = 0.10
 _LOW_MEMORY_BYTES = 512 * 2**20
+
+# A save takes seconds: what is older was left by a crash.
+_LEFTOVER_SECONDS = 3600.0
 
 Signature = tuple[int, int, int]
 
@@ -99,7 +106,9 @@ class ModelStore:
         if not os.access(models_dir, os.W_OK | os.X_OK):
             raise PermissionError(f"the models folder {models_dir} is not writable")
         for leftover in models_dir.glob(".tmp-*"):
-            leftover.unlink()
+            # Another server may be saving to the same folder just now.
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink(missing_ok=True)
         self._dir = models_dir
         self._max_models = max_models
         self._available_bytes = available_bytes
@@ -201,13 +210,20 @@ class ModelStore:
         :return: How many were dropped.
         """
         n_unloaded = 0
-        while self._available_bytes() < self._low_memory_bytes:
+        while self._is_memory_low():
             with self._lock:
                 if not self._cache:
                     break
                 self._cache.popitem()
             n_unloaded += 1
         return n_unloaded
+
+    def _is_memory_low(self) -> bool:
+        try:
+            return self._available_bytes() < self._low_memory_bytes
+        except OSError:  # no reading is no reason to fail whoever asked
+            logger.warning("cannot read how much memory is left", exc_info=True)
+            return False
 
     def _remember(self, model: ServedModel) -> None:
         with self._lock:
@@ -227,10 +243,11 @@ class ModelStore:
         return status
 
     def _get_status(self, name: str) -> ModelStatus | None:
-        if self.get_cached(name) is not None:
-            return ModelStatus.LOADED
         signature = self._get_signature(name)
         with self._lock:
+            # Looked up past the LRU order: a listing is no use of a model.
+            if name in self._cache and Cache.__getitem__(self._cache, name).signature == signature:
+                return ModelStatus.LOADED
             known = self._verdicts.get(name)
         if known is not None and known[0] == signature:
             return known[1]

@@ -431,8 +431,32 @@ class TestTheFolder:
         folder.mkdir()
         for name in (".tmp-0123", ".tmp-4567", "m.zip", "notes.txt", ".gitkeep"):
             (folder / name).write_bytes(contents[0])
+        for name in (".tmp-0123", "m.zip", "notes.txt"):
+            os.utime(folder / name, (0, 0))
         open_store()
-        assert sorted(file.name for file in folder.iterdir()) == [".gitkeep", "m.zip", "notes.txt"]
+        # What is fresh may be another server's save in progress.
+        assert sorted(file.name for file in folder.iterdir()) == [".gitkeep", ".tmp-4567", "m.zip", "notes.txt"]
+
+    def test_a_listing_is_no_use_of_a_model(
+        self, open_store: Callable[..., ModelStore], folder: Path, contents: list[bytes]
+    ) -> None:
+        store = open_store(max_models=2)
+        for name in ("b", "a"):
+            store.publish(name, contents[0])
+        store.get("b")
+        store.get("a")
+        store.list_models()
+        store.publish("c", contents[0])
+        assert {name for name, status in store.list_models() if status == "loaded"} == {"a", "c"}
+
+    def test_a_memory_reading_that_fails_fails_nobody(self, folder: Path, contents: list[bytes]) -> None:
+        def fail() -> int:
+            raise OSError(24, "Too many open files")
+
+        store = ModelStore(folder, 2, 2**20, fail, 2**30)
+        store.publish("m", contents[0])
+        assert store.get("m").name == "m"
+        assert store.unload_under_pressure() == 0
 
     def test_a_file_in_its_place_is_an_error(self, open_store: Callable[..., ModelStore], folder: Path) -> None:
         folder.write_text("not a folder")
