@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from service.model_store import MODEL_NAME_PATTERN, ModelStatus, is_model_name
 
@@ -14,6 +14,7 @@ _ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
 _REWARD_NAME_PATTERN = r"^[A-Za-z0-9_.-]+$"
 _MAX_OBSERVATION_NUMBERS = 65_536
 _MAX_OBSERVATION_DEPTH = 4
+_MAX_FIELDS = 64
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 MAX_SEED = 2**32 - 1
 
@@ -52,6 +53,8 @@ def _check_observation(value: Any) -> Any:
 
 def _measure_observation(value: Any, depth_left: int) -> tuple[int, ...]:
     if isinstance(value, list):
+        if len(value) > _MAX_OBSERVATION_NUMBERS:
+            raise ValueError(f"an observation has at most {_MAX_OBSERVATION_NUMBERS} numbers")
         if depth_left == 0:
             raise ValueError(f"an observation is nested at most {_MAX_OBSERVATION_DEPTH} deep")
         shapes = {_measure_observation(item, depth_left - 1) for item in value}
@@ -75,6 +78,14 @@ Observation = Annotated[
 
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_field_count(cls, body: Any) -> Any:
+        # Else every unknown field of a large body would get an error of its own, which takes a second to make.
+        if isinstance(body, dict) and len(body) > _MAX_FIELDS:
+            raise ValueError(f"a request has at most {_MAX_FIELDS} fields")
+        return body
 
 
 class TrainRequest(_Request):

@@ -135,12 +135,19 @@ def test_json_that_python_cannot_hold_is_a_validation_error(client: TestClient, 
 
 
 def test_at_most_ten_violations_are_listed_and_three_spelled_out(client: TestClient) -> None:
-    request = {f"unknown_{i}": i for i in range(500)}
+    request = {f"unknown_{i}": i for i in range(60)}
     body = client.post("/train", json=request).json()
     assert len(body["errors"]) == MAX_REPORTED_ERRORS == 10
     assert body["errors"][0] == {"field": "unknown_0", "message": "Extra inputs are not permitted"}
     assert body["detail"].count("Extra inputs") == 3
     assert body["detail"].endswith("; ...")
+
+
+@pytest.mark.parametrize("path", ["/train", "/inference"])
+def test_a_body_of_thousands_of_fields_is_refused_in_one_sentence(client: TestClient, path: str) -> None:
+    response = client.post(path, json={f"unknown_{i}": i for i in range(20_000)})
+    assert response.status_code == 422
+    assert response.json()["detail"] == "a request has at most 64 fields"
 
 
 @pytest.mark.parametrize(
