@@ -327,8 +327,12 @@ class GRPO(OnPolicyAlgorithm):
 
         # 1. Branches follow the policy from their anchor states.
         if not self._anchors:
-            n_anchors = rollout.shape[1]
-            self._anchors = [reset_to_anchor(self._simulators[i % env.num_envs]) for i in range(n_anchors)]
+            anchors = []
+            for i in range(rollout.shape[1]):
+                if self._stop_requested:
+                    return False
+                anchors.append(reset_to_anchor(self._simulators[i % env.num_envs]))
+            self._anchors = anchors
         if not rollout.collect(self._simulators, self._anchors, self.make_actor(), normalizer, self.rng, on_sweep):
             return False
 
