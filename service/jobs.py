@@ -111,7 +111,8 @@ class Job:
         """
         with self._lock:
             if self._outcome in (JobStatus.COMPLETED, JobStatus.FAILED):
-                raise ConflictError(f"job {self.job_id} has {self._outcome} already; only active jobs can be stopped.")
+                past = f"has {self._outcome}" if self._status.is_final else "has finished training and is being saved"
+                raise ConflictError(f"job {self.job_id} {past} already; only training jobs can be stopped.")
             self._outcome = JobStatus.STOPPED
             if self._status is JobStatus.QUEUED:
                 self._enter(JobStatus.STOPPED)
@@ -213,9 +214,9 @@ class JobRegistry:
                 raise QueueFullError(f"{len(active)} jobs are running or queued already; try again later.")
             self._check_name_is_free(config.model_name, active)
             self._store.check_no_case_twin(config.model_name)
+            self._executor.submit(self._run, job)
             self._jobs[job.job_id] = job
             self._forget_oldest()
-            self._executor.submit(self._run, job)
         return job
 
     def get(self, job_id: str) -> Job:

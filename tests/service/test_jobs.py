@@ -138,7 +138,7 @@ class TestOneJob:
     def test_a_stop_once_training_is_over_is_refused(self, job: Job) -> None:
         job.start()
         assert job.end_training() is JobStatus.COMPLETED
-        with pytest.raises(ConflictError, match="completed already"):
+        with pytest.raises(ConflictError, match="has finished training and is being saved"):
             job.stop()
 
     @pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED])

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from grpo_core import model_file
 from grpo_core.rewards import REWARD_FUNCTIONS, RewardFunction
 from service.errors import InvalidRequestError
+from service.jobs import Job
 from service.schemas import TrainConfig, TrainRequest
 from service.training import resolve_config, train_policy
 from tests.conftest import RegisterEnv
@@ -407,3 +408,30 @@ class TestTraining:
         assert content.weights["mlp_extractor.policy_net.0.weight"].shape == (8, 4)
         assert content.weights["mlp_extractor.value_net.2.weight"].shape == (4, 8)
         assert content.weights["action_net.weight"].shape == (2, 4)
+
+
+def test_every_field_of_a_request_reaches_the_algorithm() -> None:
+    request: dict[str, Any] = {
+        "total_timesteps": 48,
+        "learning_rate": 0.002,
+        "n_steps": 24,
+        "batch_size": 7,
+        "n_epochs": 3,
+        "seed": 11,
+        "n_envs": 2,
+        "group_size": 3,
+        "horizon": 4,
+        "gamma": 0.7,
+        "net_arch": [5, 3],
+    }
+    for reward, baseline, bootstrap_value in (("simple_cartpole", "group", False), ("environment", "residual", True)):
+        config = resolve(**request, reward_function_type=reward)
+        meta = model_file.from_bytes(train_policy(config, REWARD_FUNCTIONS.get(reward), Job(config, None))).meta
+        assert meta["network"]["net_arch"] == {"pi": [5, 3], "vf": [5, 3]}
+        assert meta["n_envs"] == 2
+        assert meta["num_timesteps"] >= 48
+        saved = meta["hyperparameters"]
+        for name in ("n_steps", "batch_size", "n_epochs", "seed", "group_size", "horizon", "gamma"):
+            assert saved[name] == request[name]
+        assert saved["learning_rate"] == {"linear": [0.002, 0.0, 1.0]}
+        assert (saved["baseline"], saved["bootstrap_value"]) == (baseline, bootstrap_value)
