@@ -78,7 +78,7 @@ async def describe_server() -> ServerInfo:
     return ServerInfo(message="GRPO API Server", version=__version__, endpoints=endpoints)
 
 
-@router.post("/train", tags=["training"], responses=_errors(400, 401, 403, 409, 413, 415, 422, 429, 503))
+@router.post("/train", tags=["training"], responses=_errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 503))
 def start_training(registry: Registry, request: Annotated[TrainRequest | None, Body()] = None) -> TrainResponse:
     """Start a training job and answer at once; every field is optional, and so is the body."""
     config = resolve_config(request or TrainRequest(), REWARD_FUNCTIONS)
@@ -108,7 +108,7 @@ async def stop_training(job_id: str, registry: Registry) -> StopResponse:
     return StopResponse(message=message, job_id=job_id)
 
 
-@router.post("/inference", tags=["inference"], responses=_errors(400, 401, 403, 404, 409, 413, 415, 422))
+@router.post("/inference", tags=["inference"], responses=_errors(400, 401, 403, 404, 408, 409, 413, 415, 422))
 async def predict(request: InferenceRequest, store: Store, registry: Registry) -> InferenceResponse:
     """Choose an action for one observation of a trained model's environment."""
     model = store.get_cached(request.model_name)
@@ -162,10 +162,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
         grace_seconds = app.state.settings.shutdown_grace_seconds
         await run_in_threadpool(app.state.registry.shutdown, grace_seconds)
+        with suppress(asyncio.CancelledError):
+            await watch
 
 
 async def _watch_memory(store: ModelStore) -> None:

@@ -182,7 +182,7 @@ class TestServer:
             ("/health", "get"),
         }
         train_codes = schema["paths"]["/train"]["post"]["responses"].keys()
-        assert train_codes == {"200", "400", "401", "403", "409", "413", "415", "422", "429", "503"}
+        assert train_codes == {"200", "400", "401", "403", "408", "409", "413", "415", "422", "429", "503"}
         error = schema["components"]["schemas"]["ErrorResponse"]["properties"]
         assert error.keys() == {"detail", "errors"}
         assert "HTTPValidationError" not in dumps(schema)  # FastAPI's own shape, which is never sent
