@@ -58,6 +58,16 @@ class Settings(BaseSettings):
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _without_a_path(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(origin.rstrip("/") for origin in origins)  # browsers send none
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _strip(cls, key: object) -> object:
+        return key.strip() if isinstance(key, str) else key  # a file's last newline can not be sent in a header
+
     @field_validator("api_key")
     @classmethod
     def _long_enough(cls, key: SecretStr | None) -> SecretStr | None:

@@ -103,3 +103,12 @@ def test_serving_others_without_a_key_is_refused_with_the_remedy(host: str) -> N
 def test_a_key_or_an_explicit_wish_allows_to_serve_others() -> None:
     Settings(host="0.0.0.0", api_key=SecretStr(KEY)).check_exposure()
     Settings(host="0.0.0.0", allow_insecure=True).check_exposure()
+
+
+def test_a_key_read_from_a_file_and_an_origin_copied_from_a_browser_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPO_API_KEY", "a key of 22 characters\n")
+    monkeypatch.setenv("GRPO_CORS_ORIGINS", "https://a.example/, https://b.example")
+    settings = Settings()
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "a key of 22 characters"
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
