@@ -215,3 +215,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(SecurityHeaders)
     return app
+
+
+def __getattr__(name: str) -> FastAPI:
+    """Build ``app`` when it is first asked for: ``uvicorn api:app`` works, and importing this module costs nothing."""
+    if name != "app":
+        raise AttributeError(f"module 'api' has no attribute '{name}'")
+    app = globals()["app"] = create_app()
+    return app

@@ -975,3 +975,16 @@ class TestModels:
         status = train_to_end(client, model_name="m", **SHORT)
         assert status["status"] in ("completed", "failed")
         assert str(models_dir) not in (status["error_message"] or "")
+
+
+def test_the_application_is_built_when_it_is_first_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRPO_MODELS_DIR", str(tmp_path / "served"))
+    assert "app" not in vars(api)
+    try:
+        assert isinstance(api.app, FastAPI)
+        assert api.app is api.app
+        assert (tmp_path / "served").is_dir()
+    finally:
+        vars(api).pop("app", None)
+    with pytest.raises(AttributeError, match="no attribute 'application'"):
+        api.application  # noqa: B018
