@@ -59,9 +59,10 @@ class GRPO(OnPolicyAlgorithm):
 
     From each *anchor state* a *group* of ``group_size`` *branches* follows the current policy for at most
     ``horizon`` simulator steps. A step's advantage is how much better its branch did from there than its group did
-    on average, so no value network is needed to judge it (paper: https://arxiv.org/abs/2402.03300, here with
-    groups that share a simulator state instead of a prompt). The policy then takes PPO's clipped step
-    (https://arxiv.org/abs/1707.06347), and the next anchor is a random step of a random branch.
+    on average (paper: https://arxiv.org/abs/2402.03300, here with groups that share a simulator state instead of a
+    prompt). ``baseline="group"`` needs no value network for that; the default, ``"residual"``, lets one judge what
+    follows a branch. The policy then takes PPO's clipped step (https://arxiv.org/abs/1707.06347), and the next
+    anchor is a random step of a random branch.
 
     :param policy: ``"MlpPolicy"``, or the ``ActorCriticPolicy`` it stands for.
     :param env: A Gymnasium id, environment, ``DummyVecEnv`` or ``VecNormalize`` around one. Its simulators must be
