@@ -1,244 +1,183 @@
 """Capture and restore simulator states, the ground groups stand on.
 
 A ``Simulator`` is one Gymnasium environment with all its wrappers. ``capture`` copies what a step can change in
-every layer; ``restore`` puts it back, so that many branches can start from one state. The random generator is
-left out on purpose: branches draw independent noise.
+every layer; ``restore`` puts it back, so that many branches can start from one state. Random generators are left
+alone unless asked for: branches draw independent noise.
 """
 
 import copy
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.envs.classic_control.acrobot import AcrobotEnv
-from gymnasium.envs.classic_control.cartpole import CartPoleEnv
-from gymnasium.envs.classic_control.continuous_mountain_car import Continuous_MountainCarEnv
-from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
-from gymnasium.envs.classic_control.pendulum import PendulumEnv
-from gymnasium.envs.toy_text.blackjack import BlackjackEnv
-from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
-from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
-from gymnasium.envs.toy_text.taxi import TaxiEnv
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from gymnasium import spaces
 
-# What a step changes, read in Gymnasium 1.4's and SB3 2.9's sources; ``check_branchable`` proves it in the tests.
-# Exact types only: a subclass may keep state of its own.
-_SIMULATOR_STATE: dict[type, tuple[str, ...]] = {
-    CartPoleEnv: ("state", "steps_beyond_terminated"),
-    AcrobotEnv: ("state",),
-    PendulumEnv: ("state", "last_u"),
-    MountainCarEnv: ("state",),
-    Continuous_MountainCarEnv: ("state",),
-    FrozenLakeEnv: ("s", "lastaction"),
-    CliffWalkingEnv: ("s", "lastaction"),
-    TaxiEnv: ("s", "lastaction", "fickle_step", "taxi_orientation"),
-    BlackjackEnv: ("player", "dealer"),
-}
-_WRAPPER_STATE: dict[type, tuple[str, ...]] = {
-    TimeLimit: ("_elapsed_steps",),
-    Monitor: ("rewards", "needs_reset"),
-    OrderEnforcing: (),
-    PassiveEnvChecker: (),
-}
-# A wrapper we do not know is captured whole, but for what every gym.Wrapper holds and no step changes.
-_WRAPPER_CONSTANTS = frozenset({"env", "_action_space", "_observation_space", "_metadata", "_cached_spec"})
+from grpo_core.layers import (
+    Layer,
+    NotBranchableError,
+    list_layers,
+    make_core_layer,
+    make_own_layer,
+    make_random_layer,
+    make_wrapper_layer,
+)
 
-SimulatorState = tuple[Any, ...]
+__all__ = ["NotBranchableError", "Simulator", "SimulatorState", "check_branchable"]
 
+# Whatever a simulator captured; only a simulator of the same make can read it.
+SimulatorState = Any
 
-class NotBranchableError(ValueError):
-    """The environment's state cannot be captured and restored."""
-
-
-class _Layer(NamedTuple):
-    """How one layer of an environment hands out its state and takes it back."""
-
-    capture: Callable[[], Any]
-    restore: Callable[[Any], None]
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, np.ndarray | list):
-        return value.copy()
-    if value is None or isinstance(value, bool | int | float | str | np.generic | tuple):
-        return value
-    return copy.deepcopy(value)
-
-
-def _attribute_layer(env: gym.Env[Any, Any], names: tuple[str, ...]) -> _Layer:
-    attributes = env.__dict__
-
-    def capture() -> tuple[Any, ...]:
-        return tuple([_copy(attributes[name]) for name in names])
-
-    def restore(state: tuple[Any, ...]) -> None:
-        for name, value in zip(names, state, strict=True):
-            # Copied again: the step after a restore may change the value in place, and siblings still need it.
-            attributes[name] = _copy(value)
-
-    return _Layer(capture, restore)
-
-
-def _unknown_wrapper_layer(env: gym.Wrapper[Any, Any, Any, Any]) -> _Layer:
-    attributes = env.__dict__
-    layers: list[gym.Env[Any, Any]] = [env]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
-
-    def copy_state(state: dict[str, Any]) -> dict[str, Any]:
-        # What refers to the wrapper itself or to what it wraps must go on doing so, and not to a copy.
-        return copy.deepcopy(state, {id(layer): layer for layer in layers})
-
-    def capture() -> dict[str, Any]:
-        return copy_state({name: value for name, value in attributes.items() if name not in _WRAPPER_CONSTANTS})
-
-    def restore(state: dict[str, Any]) -> None:
-        # Attributes that a wrapper makes only when it is first used are state as well.
-        for name in attributes.keys() - state.keys() - _WRAPPER_CONSTANTS:
-            del attributes[name]
-        attributes.update(copy_state(state))
-
-    try:
-        capture()
-    except (TypeError, ValueError, copy.Error) as error:
-        raise NotBranchableError(
-            f"the wrapper {type(env).__name__} cannot be copied ({error}), which branching groups need. Leave it "
-            "out, or give it capture_state() and restore_state(state) for itself and all it wraps."
-        ) from error
-    return _Layer(capture, restore)
-
-
-def _own_layer(env: gym.Env[Any, Any]) -> _Layer | None:
-    """Take the two methods by which an environment or wrapper copies itself and all it wraps, if it has them."""
-    capture, restore = getattr(env, "capture_state", None), getattr(env, "restore_state", None)
-    return _Layer(capture, restore) if callable(capture) and callable(restore) else None
-
-
-def _core_layer(env: gym.Env[Any, Any]) -> _Layer:
-    if type(env) not in _SIMULATOR_STATE:
-        known = ", ".join(sorted(known_type.__name__ for known_type in _SIMULATOR_STATE))
-        raise NotBranchableError(
-            f"{type(env).__name__} cannot be restored to an earlier state, which branching groups need. "
-            f"Restorable here: {known}; any other environment becomes so with two methods, on itself or on a wrapper "
-            "around it: capture_state() returning a copy of its state and restore_state(state) putting a copy back."
-        )
-    return _attribute_layer(env, _SIMULATOR_STATE[type(env)])
+# Enough for a deep copy that misses what moves to show itself, few enough not to be noticed when training starts.
+_N_PROOF_STEPS = 8
+# Errors spell out observations up to this size.
+_MAX_SHOWN_NUMBERS = 16
 
 
 class Simulator:
     """One environment that can be put back into any state it has been in.
 
-    :param env: A Gymnasium environment; classic control, toy text, or one with its own ``capture_state()`` and
-        ``restore_state(state)`` methods. Wrappers are captured with it, and what they keep is put back with every
-        branch, generators and running statistics of theirs included.
-    :raises NotBranchableError: If the innermost environment is none of these.
+    Restored exactly are Gymnasium's classic control, toy text and MuJoCo environments, ALE's Atari games, and every
+    environment or wrapper with its own ``capture_state()`` and ``restore_state(state)`` methods. Any other is
+    deep-copied attribute by attribute, which ``prove`` has to show to be enough. Wrappers are captured with it.
+
+    :param env: A Gymnasium environment.
+    :param keep_random_state: Whether the random generators that the environment and its wrappers hold as attributes
+        are captured and restored as well, so that all branches of a state see the same noise. A generator deeper
+        within an object that is deep-copied is restored either way.
+    :raises NotBranchableError: If the environment or a wrapper cannot be copied.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: gym.Env[Any, Any], keep_random_state: bool = False) -> None:
         self.step = env.step
         self.reset = env.reset
-        self._layers: list[_Layer] = []
-        while (own_layer := _own_layer(env)) is None and isinstance(env, gym.Wrapper):
-            names = _WRAPPER_STATE.get(type(env))
-            if names is None:
-                self._layers.append(_unknown_wrapper_layer(env))
-            elif names:
-                self._layers.append(_attribute_layer(env, names))
+        layers: list[Layer] = []
+        random_layer = make_random_layer(list_layers(env)) if keep_random_state else None
+        while (own_layer := make_own_layer(env)) is None and isinstance(env, gym.Wrapper):
+            wrapper_layer = make_wrapper_layer(env)
+            if wrapper_layer is not None:
+                layers.append(wrapper_layer)
             env = env.env
-        self._layers.append(own_layer or _core_layer(env))
+        core_layer = own_layer or make_core_layer(env, keep_random_state)
+        # The innermost layer is restored first: what a wrapper refers to must be in place when its turn comes.
+        layers = [core_layer, *reversed(layers), *([random_layer] if random_layer else [])]
+        self._captures = [layer.capture for layer in layers]
+        self._restores = [layer.restore for layer in layers]
         self._core = env
+        self._is_proven = core_layer.is_proven
+        self.is_cheap = all(layer.is_cheap for layer in layers)
 
     def capture(self) -> SimulatorState:
         """Copy the state of every layer."""
-        return tuple([layer.capture() for layer in self._layers])
+        return [capture() for capture in self._captures]
 
     def restore(self, state: SimulatorState) -> None:
         """Put every layer back into a captured state; the state stays usable."""
-        for layer, layer_state in zip(self._layers, state, strict=True):
-            layer.restore(layer_state)
+        for restore, layer_state in zip(self._restores, state, strict=True):
+            restore(layer_state)
 
-    @property
-    def random_state(self) -> Any:
-        """State of the environment's random generator."""
-        return copy.deepcopy(self._core.np_random.bit_generator.state)
+    def prove(self) -> None:
+        """Replay a few steps of an environment of which nobody has shown that its copy is complete.
 
-    @random_state.setter
-    def random_state(self, state: Any) -> None:
-        self._core.np_random.bit_generator.state = copy.deepcopy(state)
+        It runs without the wrappers. The environment has to be reset afterwards; its random generators are left as
+        they were.
 
-
-def make_simulators(env: VecEnv) -> list[Simulator]:
-    """List the simulators behind a vectorised environment.
-
-    :param env: A ``DummyVecEnv``, bare or inside one ``VecNormalize``.
-    :raises NotBranchableError: If the vectorised environment is of another kind, or an environment in it
-        cannot be restored.
-    """
-    base = env.venv if isinstance(env, VecNormalize) else env
-    if not isinstance(base, DummyVecEnv):
-        raise NotBranchableError(
-            f"GRPO branches inside a DummyVecEnv, bare or in one VecNormalize, not inside {type(base).__name__}. "
-            "Build it with make_vec_env(env_id, n_envs, vec_env_cls=DummyVecEnv)."
-        )
-    return [Simulator(single_env) for single_env in base.envs]
+        :raises NotBranchableError: If the replay differs.
+        """
+        if self._is_proven:
+            return
+        simulator = Simulator(self._core, keep_random_state=True)
+        before = simulator.capture()
+        try:
+            check_branchable(self._core, _N_PROOF_STEPS)
+        finally:
+            simulator.restore(before)
 
 
 def check_branchable(env: gym.Env[Any, Any], n_steps: int = 64, seed: int = 0) -> None:
     """Prove that an environment can be restored: replay the same actions from one state and compare exactly.
 
     Run it on your own environment before you train on it. From its first state and from one on the way the same
-    actions are taken three times with the same noise; observations, rewards and flags must be identical.
+    actions are taken three times with the same noise, the last time after a reset; observations, rewards, flags and
+    action masks must be identical.
 
     :param env: The environment; it is left in some state on the way and has to be reset before use.
     :param n_steps: Number of simulator steps to replay, at least 1. An episode's end closes the replay.
     :param seed: Seed of the reset and of the actions.
     :raises NotBranchableError: If there is no way to restore it, or a replay differs; the message says where.
     """
-    simulator = Simulator(env)
+    simulator = Simulator(env, keep_random_state=True)
     simulator.reset(seed=seed)
-    env.action_space.seed(seed)
-    actions = [env.action_space.sample() for _ in range(n_steps)]
-    _check_replays(env, simulator, actions)
+    action_space = copy.deepcopy(env.action_space)
+    action_space.seed(seed)
+    _check_replays(env, simulator, action_space, n_steps)
     simulator.reset()
-    for action in actions[: n_steps // 8]:
-        if _is_over(simulator.step(action)):
+    for _ in range(n_steps // 8):
+        if _is_over(simulator.step(_sample_action(env, action_space))):
             simulator.reset()
-    _check_replays(env, simulator, actions)
+    _check_replays(env, simulator, action_space, n_steps)
 
 
-def _check_replays(env: gym.Env[Any, Any], simulator: Simulator, actions: list[Any]) -> None:
-    state, random_state = simulator.capture(), simulator.random_state
-    first = _replay(simulator, actions)
-    for _ in range(2):  # a captured state serves many branches, so once is not enough
+def get_action_masks(env: gym.Env[Any, Any]) -> Any:
+    """Return which actions the environment allows now, as its ``action_masks()`` says; None if it has none."""
+    return env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else None
+
+
+def _sample_action(env: gym.Env[Any, Any], action_space: spaces.Space[Any]) -> Any:
+    """Draw an allowed action; environments may well refuse the others."""
+    masks = get_action_masks(env)
+    if masks is None or not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete):
+        return action_space.sample()
+    flat = np.array(masks, np.int8).ravel()
+    if isinstance(action_space, spaces.Discrete):
+        return action_space.sample(mask=flat)
+    return action_space.sample(mask=tuple(np.split(flat, np.cumsum(action_space.nvec.ravel())[:-1])))
+
+
+def _check_replays(env: gym.Env[Any, Any], simulator: Simulator, action_space: spaces.Space[Any], n_steps: int) -> None:
+    state = simulator.capture()
+    actions: list[Any] = []
+    first: list[tuple[Any, ...]] = []
+    while len(first) < n_steps and not (first and _is_over(first[-1])):
+        actions.append(_sample_action(env, action_space))
+        first.append(_take_step(env, simulator, actions[-1]))
+    for is_reset in (False, True):  # a captured state serves many branches, so once is not enough
+        if is_reset:
+            simulator.reset()
         simulator.restore(state)
-        simulator.random_state = random_state
-        again = _replay(simulator, actions)
-        for t, (before, after) in enumerate(zip(first, again, strict=False)):
-            if not _same_step(before, after):
+        for t, (action, before) in enumerate(zip(actions, first, strict=True)):
+            after = _take_step(env, simulator, action)
+            if not _is_same(before, after):
                 raise NotBranchableError(
-                    f"{env} is not restored exactly: replayed step {t} gave {after[:4]} instead of {before[:4]}. Its "
+                    f"{env} is not restored exactly: step {t} of a replay {_describe_difference(before, after)}. Its "
                     "capture_state() misses something that step() changes, or restore_state() hands out the captured "
-                    "object itself instead of a copy."
+                    "object itself instead of a copy; without these methods, it keeps state where deep copies do not "
+                    'reach. group_mode="episode" needs none of this.'
                 )
-        if len(first) != len(again):
-            raise NotBranchableError(f"{env} is not restored exactly: {len(first)} steps, then {len(again)} in replay.")
+
+
+def _describe_difference(before: tuple[Any, ...], after: tuple[Any, ...]) -> str:
+    """Say what a replayed step gave instead of what it gave before."""
+    names = ("observation", "reward", "terminated", "truncated", "action masks")
+    pairs = zip(names, before, after, strict=True)
+    name, was, came = next(pair for pair in pairs if not _is_same(*pair[1:]))
+    is_short = np.size(was) <= _MAX_SHOWN_NUMBERS and not isinstance(was, dict)
+    return f"gave {name} {came} instead of {was}" if is_short else f"gave another {name}"
+
+
+def _take_step(env: gym.Env[Any, Any], simulator: Simulator, action: Any) -> tuple[Any, ...]:
+    # Copied because an environment may hand out the same array again and again.
+    return copy.deepcopy((*simulator.step(action)[:4], get_action_masks(env)))
 
 
 def _is_over(step: tuple[Any, ...]) -> bool:
     return bool(step[2] or step[3])
 
 
-def _replay(simulator: Simulator, actions: list[Any]) -> list[tuple[Any, ...]]:
-    steps = []
-    for action in actions:
-        steps.append(copy.deepcopy(simulator.step(action)))
-        if _is_over(steps[-1]):
-            break
-    return steps
-
-
-def _same_step(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
-    return bool(np.array_equal(before[0], after[0]) and before[1:4] == after[1:4])
+def _is_same(before: Any, after: Any) -> bool:
+    """Compare observations or steps of any structure, bit for bit but for the sign of zeros."""
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and all(_is_same(value, after[key]) for key, value in before.items())
+    if isinstance(before, tuple | list):
+        return len(before) == len(after) and all(map(_is_same, before, after))
+    both = np.asarray(before), np.asarray(after)
+    return np.array_equal(*both, equal_nan=both[0].dtype.kind in "fc")
