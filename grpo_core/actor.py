@@ -7,15 +7,22 @@ faster than an eager torch forward.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
 
-FloatArray = npt.NDArray[np.float32]
-Layer = tuple[FloatArray, FloatArray]
+from grpo_core.distributions import (
+    ActionDistribution,
+    Categorical,
+    Probabilities,
+    check_action_masks,
+    make_distribution,
+)
+from grpo_core.extractors import ExtractorPlan, FeaturesExtractor, FloatArray, Layer, make_extractor
+from grpo_core.normalization import ObservationStatistics
+from grpo_core.spaces import Observations, unpack
 
 ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
     "Tanh": np.tanh,
@@ -23,69 +30,65 @@ ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
     "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0)))),
     "LeakyReLU": lambda x: np.where(x > 0, x, np.float32(0.01) * x),
 }
-_LOG_2_PI = np.float32(np.log(2 * np.pi))
 
 
-class UnsupportedSpaceError(ValueError):
-    """The observation or action space is one the policy network cannot take."""
+class Decision(NamedTuple):
+    """What a policy makes of a batch of observations.
 
-
-def count_inputs(space: spaces.Space[Any]) -> int:
-    """Count the numbers a network sees: the size of a Box, one per value of a Discrete space (one-hot).
-
-    :raises UnsupportedSpaceError: If the space is neither a Box nor a Discrete space starting at 0.
+    :param actions: One per observation, within the bounds of a Box.
+    :param probs: See ``Actor.action_probs``.
+    :param values: See ``Actor.values``.
     """
-    if isinstance(space, spaces.Box) and not is_image_space(space):
-        return int(np.prod(space.shape))
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return int(space.n)
-    raise UnsupportedSpaceError(f"observation space {space} is not supported; use Box, or Discrete starting at 0.")
 
-
-def count_outputs(space: spaces.Space[Any]) -> int:
-    """Count the policy's outputs: one logit per action of a Discrete space, one mean per dimension of a Box.
-
-    :raises UnsupportedSpaceError: If the space is neither a bounded Box nor a Discrete space starting at 0.
-    """
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and space.is_bounded():
-        return int(np.prod(space.shape))
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return int(space.n)
-    raise UnsupportedSpaceError(
-        f"action space {space} is not supported; use Discrete starting at 0, or a Box of floats with finite bounds."
-    )
+    actions: Any
+    probs: Probabilities
+    values: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
 class Actor:
     """A policy and its value network, frozen.
 
-    :param observation_space: Box or Discrete.
-    :param action_space: Box or Discrete.
+    Observations are given as arrays ``(batch_size, *observation_shape)``, as a dict of such arrays, or packed (see
+    ``grpo_core.spaces``). Action masks are flags ``(batch_size, count_mask_bits(action_space))``, True where an action
+    is allowed; the others have probability 0. A mask of another shape, or one that leaves a choice nothing, raises
+    ``ValueError``.
+
+    :param observation_space: What the policy observes.
+    :param action_space: Where it acts.
     :param activation: Name of the activation between layers, a key of ``ACTIVATIONS``.
-    :param policy_layers: Weights ``(n_out, n_in)`` and biases ``(n_out,)``, input to logits or means.
-    :param value_layers: The same, input to one value.
-    :param log_std: Log standard deviation per action dimension, for a Box action space only.
+    :param policy_extractor: From observations to what the policy's layers see.
+    :param value_extractor: The same for the value network; the same object if they share it.
+    :param policy_layers: Weights ``(n_out, n_in)`` and biases ``(n_out,)``, features to logits or means.
+    :param value_layers: The same, features to one value.
+    :param distribution: From logits or means to actions.
+    :param normalization: Applied to observations first; None if they are given as the networks saw them in training.
     """
 
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     activation: str
+    policy_extractor: FeaturesExtractor
+    value_extractor: FeaturesExtractor
     policy_layers: tuple[Layer, ...]
     value_layers: tuple[Layer, ...]
-    log_std: FloatArray | None
+    distribution: ActionDistribution
+    normalization: ObservationStatistics | None = None
 
     @classmethod
     def from_weights(
         cls,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
-        activation: str,
+        network: Mapping[str, Any],
         weights: Mapping[str, npt.NDArray[Any]],
+        normalization: ObservationStatistics | None = None,
     ) -> "Actor":
         """Build it from the parameters of an SB3 ``ActorCriticPolicy``, under the names torch gives them.
 
+        :param network: Description of the network, see ``grpo_core.network.network_to_json``.
         :param weights: Parameter name to array; copied, so later training leaves the actor untouched.
+        :param normalization: What observations are to be normalised with.
         """
         frozen = {name: np.array(array, dtype=np.float32) for name, array in weights.items()}
         for array in frozen.values():
@@ -97,44 +100,62 @@ class Actor:
             names = [f"{hidden}.{2 * i}" for i in range(n_hidden)] + [output]
             return tuple((frozen[f"{name}.weight"], frozen[f"{name}.bias"]) for name in names)
 
+        plan = ExtractorPlan.from_json(network)
+        policy_extractor = make_extractor(observation_space, plan, frozen, "features_extractor")
         return cls(
             observation_space,
             action_space,
-            activation,
+            network["activation"],
+            policy_extractor,
+            policy_extractor
+            if plan.is_shared
+            else make_extractor(observation_space, plan, frozen, "vf_features_extractor"),
             layers("mlp_extractor.policy_net", "action_net"),
             layers("mlp_extractor.value_net", "value_net"),
-            frozen.get("log_std"),
+            make_distribution(action_space, frozen.get("log_std")),
+            normalization,
         )
 
-    def sample_actions(self, observations: npt.NDArray[Any], rng: np.random.Generator) -> tuple[Any, FloatArray]:
+    def act(
+        self,
+        observations: Observations,
+        deterministic: bool,
+        rng: np.random.Generator,
+        action_masks: Any = None,
+    ) -> Decision:
+        """Choose actions within their bounds, and tell their probabilities and values, in one pass.
+
+        :param deterministic: Take the most likely actions instead of drawing them.
+        :param rng: What actions are drawn from.
+        """
+        inputs = self._to_inputs(observations)
+        features = self.policy_extractor(inputs)
+        outputs = self._compute_outputs(features, action_masks)
+        if self.value_extractor is not self.policy_extractor:
+            features = self.value_extractor(inputs)
+        values = self._forward(features, self.value_layers)[:, 0]
+        if deterministic:
+            actions = self.distribution.get_mode(outputs)
+        else:
+            actions, _ = self.distribution.sample(outputs, rng)
+        return Decision(self.clip_actions(actions), self.distribution.compute_probs(outputs), values)
+
+    def sample_actions(
+        self, observations: Observations, rng: np.random.Generator, action_masks: Any = None
+    ) -> tuple[Any, FloatArray]:
         """Draw one action per observation.
 
-        :param observations: Shape ``(batch_size, *observation_shape)``.
-        :return: Actions, ``(batch_size,)`` integers or ``(batch_size, *action_shape)`` floats that may lie outside
-            the bounds, and their log probabilities ``(batch_size,)``.
+        :return: Actions, ``(batch_size, *action_shape)``; those of a Box may lie outside its bounds, see
+            ``clip_actions``. And their log probabilities ``(batch_size,)``.
         """
-        outputs = self._forward(observations, self.policy_layers)
-        if self.log_std is None:
-            log_probs = outputs - _log_sum_exp(outputs)
-            # The last edge is pushed past 1 so that rounding can never leave a draw without an action.
-            edges = np.cumsum(np.exp(log_probs), axis=1)
-            edges[:, -1] = 2.0
-            actions = (rng.random(len(outputs), dtype=np.float32)[:, None] >= edges).sum(axis=1)
-            return actions, log_probs[np.arange(len(actions)), actions]
-        noise = rng.standard_normal(outputs.shape, dtype=np.float32)
-        actions = outputs + np.exp(self.log_std) * noise
-        log_prob = (-0.5 * np.square(noise) - self.log_std - 0.5 * _LOG_2_PI).sum(axis=1)
-        return actions.reshape(-1, *self._action_shape), log_prob
+        return self.distribution.sample(self._compute_policy_outputs(observations, action_masks), rng)
 
-    def best_actions(self, observations: npt.NDArray[Any]) -> Any:
-        """Return the most likely action per observation, ``(batch_size,)`` or ``(batch_size, *action_shape)``.
+    def best_actions(self, observations: Observations, action_masks: Any = None) -> Any:
+        """Return the most likely action per observation, ``(batch_size, *action_shape)``.
 
-        Box actions may lie outside the bounds, see ``clip_actions``.
+        Those of a Box may lie outside its bounds, see ``clip_actions``.
         """
-        outputs = self._forward(observations, self.policy_layers)
-        if self.log_std is None:
-            return outputs.argmax(axis=1)
-        return outputs.reshape(-1, *self._action_shape)
+        return self.distribution.get_mode(self._compute_policy_outputs(observations, action_masks))
 
     def clip_actions(self, actions: Any) -> Any:
         """Clip Box actions to their bounds; integers pass through."""
@@ -142,43 +163,53 @@ class Actor:
             return np.clip(actions, self.action_space.low, self.action_space.high)
         return actions
 
-    def action_probs(self, observations: npt.NDArray[Any]) -> FloatArray | None:
-        """Return the probability of every action, ``(batch_size, n_actions)``; None for a Box action space."""
-        if self.log_std is not None:
-            return None
-        logits = self._forward(observations, self.policy_layers)
-        return np.asarray(np.exp(logits - _log_sum_exp(logits)))
+    def action_probs(self, observations: Observations, action_masks: Any = None) -> Probabilities:
+        """Return the probability of every action.
 
-    def values(self, observations: npt.NDArray[Any]) -> FloatArray:
+        :return: Discrete: ``(batch_size, n_actions)``. MultiDiscrete: a list of such arrays, one per component.
+            MultiBinary: the probability of 1, ``(batch_size, n_digits)``. Box: None.
+        """
+        return self.distribution.compute_probs(self._compute_policy_outputs(observations, action_masks))
+
+    def log_probs(self, observations: Observations, action_masks: Any = None) -> FloatArray:
+        """Return the log probability of every action of a Discrete space, ``(batch_size, n_actions)``.
+
+        Unlike that of a probability of ``action_probs``, it is exact however unlikely the action.
+        """
+        assert isinstance(self.distribution, Categorical), "only single choices have one log probability each"
+        return self.distribution.compute_log_probs(self._compute_policy_outputs(observations, action_masks))
+
+    def values(self, observations: Observations) -> FloatArray:
         """Return the estimated discounted return from each observation, ``(batch_size,)``."""
-        return self._forward(observations, self.value_layers)[:, 0]
+        return self._forward(self.value_extractor(self._to_inputs(observations)), self.value_layers)[:, 0]
 
     @property
     def n_parameters(self) -> int:
         """Number of weights held."""
-        return sum(weight.size + bias.size for weight, bias in self.policy_layers + self.value_layers)
+        arrays = [array for layer in self.policy_layers + self.value_layers for array in layer]
+        arrays += self.policy_extractor.arrays
+        if self.value_extractor is not self.policy_extractor:
+            arrays += self.value_extractor.arrays
+        return sum(array.size for array in arrays)
 
-    @property
-    def _action_shape(self) -> tuple[int, ...]:
-        shape = self.action_space.shape
-        return () if shape is None else shape
+    def _to_inputs(self, observations: Observations) -> Observations:
+        if self.normalization is not None:
+            return self.normalization.apply(observations)
+        return unpack(observations)
 
-    def _forward(self, observations: npt.NDArray[Any], layers: tuple[Layer, ...]) -> FloatArray:
+    def _compute_policy_outputs(self, observations: Observations, action_masks: Any) -> FloatArray:
+        return self._compute_outputs(self.policy_extractor(self._to_inputs(observations)), action_masks)
+
+    def _compute_outputs(self, features: FloatArray, action_masks: Any) -> FloatArray:
+        outputs = self._forward(features, self.policy_layers)
+        if action_masks is None:
+            return outputs
+        masks = check_action_masks(self.action_space, action_masks, len(outputs))
+        return self.distribution.mask(outputs, masks)
+
+    def _forward(self, x: FloatArray, layers: tuple[Layer, ...]) -> FloatArray:
         activate = ACTIVATIONS[self.activation]
-        x = self._to_inputs(observations)
         for weight, bias in layers[:-1]:
             x = activate(x @ weight.T + bias)
         weight, bias = layers[-1]
         return np.asarray(x @ weight.T + bias)
-
-    def _to_inputs(self, observations: npt.NDArray[Any]) -> FloatArray:
-        if isinstance(self.observation_space, spaces.Discrete):
-            one_hot = np.zeros((len(observations), int(self.observation_space.n)), np.float32)
-            one_hot[np.arange(len(observations)), observations.reshape(-1)] = 1.0
-            return one_hot
-        return np.asarray(observations, dtype=np.float32).reshape(len(observations), -1)
-
-
-def _log_sum_exp(logits: FloatArray) -> FloatArray:
-    largest = logits.max(axis=1, keepdims=True)
-    return np.asarray(largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True)))

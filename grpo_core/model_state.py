@@ -4,13 +4,17 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import stable_baselines3 as sb3
 import torch
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
 
 from grpo_core import model_file
-from grpo_core.hyperparameters import hyperparameters_to_json, network_to_json
+from grpo_core.hyperparameters import hyperparameters_to_json
 from grpo_core.model_file import Arrays, ModelContent, ModelFileError
-from grpo_core.rewards import REWARD_FUNCTIONS, get_reward_name
+from grpo_core.network import network_to_json
+from grpo_core.rewards import REWARD_FUNCTIONS, RewardFunction, get_reward_name
 
 ModelPath = str | Path | io.BufferedIOBase
 
@@ -45,7 +49,7 @@ def read_model(path: ModelPath) -> ModelContent:
     """
     if isinstance(path, str | Path):
         source = Path(path)
-        if not source.exists() and not source.suffix:
+        if not source.is_file() and not source.suffix:
             source = source.with_name(f"{source.name}.zip")
         content = model_file.from_bytes(source.read_bytes(), with_optimizer=True)
     else:
@@ -67,9 +71,9 @@ def describe_model(model: Any, version: str) -> dict[str, Any]:
             "observation": model_file.space_to_json(model.observation_space),
             "action": model_file.space_to_json(model.action_space),
         },
-        "network": network_to_json(model.policy_kwargs),
+        "network": network_to_json(model.policy_kwargs, model.policy_class),
         "hyperparameters": hyperparameters_to_json(model),
-        "reward_function": _describe_reward_function(model),
+        "reward_function": _describe_reward_functions(model),
         "stats_window_size": model._stats_window_size,
         "n_envs": model.n_envs,
         "num_timesteps": model.num_timesteps,
@@ -78,19 +82,28 @@ def describe_model(model: Any, version: str) -> dict[str, Any]:
     }
 
 
-def _describe_reward_function(model: Any) -> str | None:
+def _describe_reward_functions(model: Any) -> str | list[str] | None:
     if model.reward_function is None:
-        lost: str | None = model._lost_reward_function
+        lost: str | list[str] | None = model._lost_reward_function
         return lost
-    name = get_reward_name(model.reward_function)
-    if REWARD_FUNCTIONS.get(name, model.reward_function) is not model.reward_function:
+    if callable(model.reward_function):
+        return _describe_reward_function(model.reward_function)
+    return [_describe_reward_function(reward_function) for reward_function in model.reward_function]
+
+
+def _describe_reward_function(reward_function: RewardFunction | None) -> str:
+    name = get_reward_name(reward_function)
+    if reward_function is not None and REWARD_FUNCTIONS.get(name, reward_function) is not reward_function:
         return f"another {name}"  # or loading would take the shipped one for it
     return name
 
 
 def get_weights(policy: torch.nn.Module) -> Arrays:
-    """Return the parameters of a policy, by torch's names; on the CPU they share its memory."""
-    return {name: tensor.detach().cpu().numpy() for name, tensor in policy.state_dict().items()}
+    """Return the parameters of a policy, by torch's names; on the CPU they share its memory.
+
+    A features extractor that the policy and the value network share is there once, as ``features_extractor``.
+    """
+    return {name: parameter.detach().cpu().numpy() for name, parameter in policy.named_parameters()}
 
 
 def get_optimizer_state(optimizer: torch.optim.Optimizer) -> Arrays:
@@ -111,5 +124,69 @@ def to_parameters(content: ModelContent, optimizer: torch.optim.Optimizer) -> di
     for name, array in content.optimizer.items():
         index, key = name.split("/")
         state.setdefault(int(index), {})[key] = torch.from_numpy(array)
-    weights = {name: torch.from_numpy(array) for name, array in content.weights.items()}
+    weights = {
+        alias: torch.from_numpy(array)
+        for name, array in content.weights.items()
+        for alias in _list_aliases(name, content.meta["network"].get("share_features_extractor", True))
+    }
     return {"policy": weights, "policy.optimizer": {**optimizer.state_dict(), "state": state}}
+
+
+def _list_aliases(name: str, is_shared: bool) -> list[str]:
+    """List the names under which SB3's policies expect a parameter: an extractor has one per network that uses it."""
+    if not name.startswith("features_extractor."):
+        return [name]
+    return [name, f"pi_{name}", *([f"vf_{name}"] if is_shared else [])]
+
+
+def get_normalization(vec_normalize: VecNormalize) -> tuple[dict[str, Any], Arrays]:
+    """Return the settings of a ``VecNormalize`` for a file's metadata, and copies of its statistics.
+
+    :return: What goes into ``meta["normalization"]`` and into ``model_file.to_bytes(..., normalization)``.
+    """
+    settings: dict[str, Any] = {
+        name: float(getattr(vec_normalize, name)) for name in ("clip_obs", "clip_reward", "gamma", "epsilon")
+    }
+    settings |= {name: bool(getattr(vec_normalize, name)) for name in ("norm_obs", "norm_reward")}
+    settings["norm_obs_keys"] = vec_normalize.norm_obs_keys
+    arrays = {
+        f"{source}/{name}": np.array(getattr(statistics, name), np.float64)
+        for source, statistics in _list_statistics(vec_normalize).items()
+        for name in ("mean", "var", "count")
+    }
+    return settings, arrays
+
+
+def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) -> None:
+    """Put the settings and statistics of a file into a ``VecNormalize``; it goes on as the one that was saved.
+
+    :param vec_normalize: One around an environment like that of the model, with the same ``norm_obs`` and keys.
+    :raises ValueError: If the file has no statistics, or they are of other observations.
+    """
+    settings = content.meta.get("normalization")
+    if settings is None:
+        raise ValueError("the model was saved without VecNormalize; use the environment without it.")
+    statistics = _list_statistics(vec_normalize)
+    shapes = {f"{source}/mean": np.shape(statistic.mean) for source, statistic in statistics.items()}
+    saved = {name: array.shape for name, array in content.normalization.items() if name.endswith("/mean")}
+    if shapes != saved:
+        raise ValueError(
+            f"VecNormalize has statistics {shapes}, but the model was saved with {saved}; build it with norm_obs="
+            f"{settings['norm_obs']} and norm_obs_keys={settings['norm_obs_keys']} around the same environment."
+        )
+    for name in ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_reward"):
+        setattr(vec_normalize, name, settings[name])
+    for source, statistic in statistics.items():
+        statistic.mean = content.normalization[f"{source}/mean"].copy()
+        statistic.var = content.normalization[f"{source}/var"].copy()
+        statistic.count = float(content.normalization[f"{source}/count"])
+
+
+def _list_statistics(vec_normalize: VecNormalize) -> dict[str, RunningMeanStd]:
+    """List the running statistics by the names that a model file gives them."""
+    statistics = {"return": vec_normalize.ret_rms}
+    if not vec_normalize.norm_obs:
+        return statistics
+    if isinstance(vec_normalize.obs_rms, dict):
+        return statistics | {f"obs/{key}": rms for key, rms in vec_normalize.obs_rms.items()}
+    return {**statistics, "obs": vec_normalize.obs_rms}

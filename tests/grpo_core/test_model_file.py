@@ -13,12 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from grpo_core import model_file
 from grpo_core.actor import Actor
 from grpo_core.model_file import ForeignModelError, ModelFileError
+from grpo_core.model_state import get_optimizer_state, get_weights, to_parameters
+from grpo_core.network import POLICIES, network_to_json
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
 ACTIONS = spaces.Discrete(2)
@@ -126,12 +132,10 @@ def test_the_optimizer_is_left_unread_unless_asked_for() -> None:
 
 def test_the_actor_built_from_a_file_answers_as_the_saved_weights_do() -> None:
     actor = model_file.from_bytes(build_file()).make_actor()
-    expected = Actor.from_weights(OBSERVATIONS, ACTIONS, "Tanh", draw_weights())
+    expected = Actor.from_weights(OBSERVATIONS, ACTIONS, META["network"], draw_weights())
     observations = np.random.default_rng(2).uniform(-1, 1, (8, 3)).astype(np.float32)
     probs, expected_probs = actor.action_probs(observations), expected.action_probs(observations)
-    assert probs is not None
-    assert expected_probs is not None
-    assert (probs == expected_probs).all()
+    np.testing.assert_array_equal(probs, expected_probs)
     assert (actor.values(observations) == expected.values(observations)).all()
 
 
@@ -143,6 +147,19 @@ def test_the_actor_built_from_a_file_answers_as_the_saved_weights_do() -> None:
         spaces.Box(np.array([0.1, -1e-30], np.float64), np.array([0.3, 1e300], np.float64), dtype=np.float64),
         spaces.Box(0, 255, (2, 2), np.uint8),
         spaces.Box(np.float32(-0.1), np.float32(0.1), ()),
+        spaces.Box(-0.1, 0.1, (1,)),
+        spaces.Box(-np.inf, np.inf, (1, 1), np.float64),
+        spaces.Box(np.array([0, 2]), np.array([2**63 - 1, 2**62 + 1]), dtype=np.int64),
+        spaces.Box(0, 2**64 - 1, (3,), np.uint64),
+        spaces.Box(-1.0, 1.0, (4,), np.float16),
+        spaces.Box(0, 255, (4, 84, 84), np.uint8),
+        spaces.Box(np.array([-1.0, -np.inf], np.float32), np.array([np.inf, 1.0], np.float32)),
+        spaces.Discrete(5, dtype=np.int32),
+        spaces.MultiDiscrete([3, 2, 4]),
+        spaces.MultiDiscrete(np.array([7], np.int32), dtype=np.int32),
+        spaces.MultiBinary(3),
+        spaces.MultiBinary((2, 3)),
+        spaces.Dict([("b", spaces.Discrete(3)), ("a", spaces.Box(0, 255, (3, 40, 40), np.uint8))]),
     ],
     ids=str,
 )
@@ -151,6 +168,56 @@ def test_a_space_comes_back_exactly_from_its_json(space: spaces.Space[Any]) -> N
     rebuilt = model_file.space_from_json(described)
     assert rebuilt == space
     assert rebuilt.dtype == space.dtype
+    for one, other in zip(list_parts(rebuilt), list_parts(space), strict=True):
+        assert one.dtype == other.dtype
+        if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):  # gymnasium compares bounds nearly
+            assert (one.low == other.low).all()
+            assert (one.high == other.high).all()
+
+
+BOUNDED_BOXES = st.tuples(st.floats(-1e30, 0), st.lists(st.floats(1e-30, 1e30), min_size=1, max_size=6)).map(
+    lambda drawn: spaces.Box(np.full(len(drawn[1]), drawn[0]), np.array(drawn[1]), dtype=np.float64)
+)
+SPACES: st.SearchStrategy[Any] = st.one_of(
+    st.integers(1, 2**31).map(spaces.Discrete),
+    st.lists(st.integers(1, 2**31), min_size=1, max_size=5).map(spaces.MultiDiscrete),
+    st.integers(1, 2**20).map(spaces.MultiBinary),
+    BOUNDED_BOXES,
+)
+
+
+DICTS: st.SearchStrategy[Any] = st.dictionaries(st.text(min_size=1, max_size=4), SPACES, min_size=1, max_size=4).map(
+    lambda parts: spaces.Dict(dict(parts))
+)
+
+
+@given(st.one_of(SPACES, DICTS))
+def test_any_space_comes_back_exactly_from_its_json(space: spaces.Space[Any]) -> None:
+    rebuilt = model_file.space_from_json(json.loads(json.dumps(model_file.space_to_json(space), allow_nan=False)))
+    for one, other in zip(list_parts(rebuilt), list_parts(space), strict=True):
+        assert one == other
+        if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):
+            assert (one.low == other.low).all()
+            assert (one.high == other.high).all()
+    if isinstance(space, spaces.Dict) and isinstance(rebuilt, spaces.Dict):
+        assert list(rebuilt.spaces) == list(space.spaces)
+
+
+def list_parts(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
+    return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+
+
+def test_the_keys_of_a_dict_keep_their_order() -> None:
+    space = spaces.Dict([("b", ACTIONS), ("a", OBSERVATIONS), ("c", ACTIONS)])
+    rebuilt = model_file.space_from_json(json.loads(json.dumps(model_file.space_to_json(space), sort_keys=True)))
+    assert isinstance(rebuilt, spaces.Dict)
+    assert list(rebuilt.spaces) == ["b", "a", "c"]
+
+
+def test_spaces_of_older_files_are_read() -> None:
+    assert model_file.space_from_json({"type": "Discrete", "n": 2}) == ACTIONS
+    grid = {"type": "Box", "low": ["0x0.0p+0"] * 2, "high": ["0x1.2p+3"] * 2, "shape": [2], "dtype": "int64"}
+    assert model_file.space_from_json(grid) == spaces.Box(0, 9, (2,), np.int64)
 
 
 def test_the_shapes_follow_from_spaces_and_network() -> None:
@@ -236,7 +303,7 @@ def test_duplicate_members_are_refused(name: str) -> None:
 
 
 def test_too_many_members_are_refused() -> None:
-    extra = {f"optimizer/{i}/step.npy": b"" for i in range(300)}
+    extra = {f"optimizer/{i}/step.npy": b"" for i in range(model_file.MAX_MEMBERS)}
     with pytest.raises(ModelFileError, match="too many members"):
         model_file.from_bytes(repack(build_file(), extra))
 
@@ -339,6 +406,27 @@ def test_a_header_claiming_gigabytes_is_refused_without_allocating_them() -> Non
     assert peak_bytes < 16 * 2**20
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"type": "Box", "low": 0, "high": 255, "shape": [2**16, 2**16], "dtype": "uint8"},
+        {"type": "MultiBinary", "n": 2**40},
+        {"type": "MultiBinary", "n": [2**20, 2**20]},
+        {"type": "Dict", "spaces": [[str(i), {**META["spaces"]["observation"], "shape": [2**21]}] for i in range(9)]},
+    ],
+    ids=lambda space: str(space["type"]),
+)
+def test_a_space_claiming_gigabytes_is_refused_without_allocating_them(space: dict[str, Any]) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFileError, match="more than 4194304 numbers"):
+            model_file.space_from_json(space)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2**20
+
+
 def test_members_that_claim_to_be_larger_than_any_file_are_refused() -> None:
     content = bytearray(build_file())
     at = content.index(b"PK\x01\x02")
@@ -389,6 +477,19 @@ def set_entry(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("spaces/action", {"type": "Discrete", "n": 0}),
         ("spaces/action", {"type": "Discrete", "n": 10**30}),
         ("spaces/action", {"type": "Dict"}),
+        ("spaces/action", {"type": "MultiDiscrete", "nvec": [3]}),
+        ("spaces/action", {"type": "MultiDiscrete", "nvec": [2], "dtype": "float32"}),
+        ("spaces/action", {"type": "MultiBinary", "n": -2}),
+        ("spaces/observation", {"type": "Dict", "spaces": [["a", {"type": "Dict", "spaces": []}]]}),
+        ("spaces/observation", {"type": "Dict", "spaces": []}),
+        ("spaces/observation", {"type": "Tuple", "spaces": []}),
+        ("network/policy", "LstmPolicy"),
+        ("network/policy", "CnnPolicy"),
+        ("network/policy", ["MlpPolicy"]),
+        ("network/share_features_extractor", 0),
+        ("network/normalize_images", "no"),
+        ("network/features_extractor_kwargs", {"features_dim": 3}),
+        ("network/features_extractor_kwargs", None),
         ("spaces/action", []),
         ("spaces/observation/shape", [10**9]),
         ("spaces/observation/shape", [-1, 10**9]),
@@ -449,3 +550,180 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
         model_file.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+CAR = spaces.Dict({"camera": spaces.Box(0, 255, (1, 40, 36), np.uint8), "speed": OBSERVATIONS, "gear": ACTIONS})
+
+
+def build_policy(
+    policy: str, space: spaces.Space[Any], **policy_kwargs: Any
+) -> tuple[ActorCriticPolicy, dict[str, Any]]:
+    """A policy of SB3 and the metadata of its file."""
+    policy_class = POLICIES[policy]
+    described = {
+        "spaces": {"observation": model_file.space_to_json(space), "action": model_file.space_to_json(ACTIONS)},
+        "network": network_to_json(policy_kwargs, policy_class),
+    }
+    return policy_class(space, ACTIONS, lambda _: 1e-3, **policy_kwargs), json.loads(json.dumps(described))
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(
+    ("policy", "space", "extractor_kwargs"),
+    [
+        ("MlpPolicy", OBSERVATIONS, {}),
+        ("MlpPolicy", CAR["camera"], {}),
+        ("CnnPolicy", FRAMES, {}),
+        ("CnnPolicy", CAR["camera"], {"features_dim": 5}),
+        ("MultiInputPolicy", CAR, {}),
+        ("MultiInputPolicy", CAR, {"cnn_output_dim": 5}),
+    ],
+    ids=str,
+)
+def test_the_shapes_are_those_of_sb3s_policies(
+    policy: str, space: spaces.Space[Any], extractor_kwargs: dict[str, Any], share: bool
+) -> None:
+    built, meta = build_policy(
+        policy, space, share_features_extractor=share, features_extractor_kwargs=extractor_kwargs
+    )
+    assert model_file.expected_shapes(meta) == {name: array.shape for name, array in get_weights(built).items()}
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_policy_of_convolutions_comes_back_whole(share: bool) -> None:
+    policy, meta = build_policy("MultiInputPolicy", CAR, share_features_extractor=share)
+    observation = {"camera": CAR["camera"].sample()[None], "speed": np.zeros((1, 3), np.float32), "gear": np.array([1])}
+    values = policy.predict_values({key: torch.as_tensor(array) for key, array in observation.items()})
+    torch.autograd.backward(values.sum())
+    policy.optimizer.step()
+    content = model_file.from_bytes(
+        model_file.to_bytes(meta, get_weights(policy), get_optimizer_state(policy.optimizer)), with_optimizer=True
+    )
+    other, _ = build_policy("MultiInputPolicy", CAR, share_features_extractor=share)
+    parameters = to_parameters(content, other.optimizer)
+    other.load_state_dict(parameters["policy"], strict=True)
+    other.optimizer.load_state_dict(parameters["policy.optimizer"])
+    for name, array in get_weights(policy).items():
+        np.testing.assert_array_equal(get_weights(other)[name], array, strict=True)
+    assert_same_arrays(get_optimizer_state(other.optimizer), get_optimizer_state(policy.optimizer))
+    probs = content.make_actor().action_probs(observation)
+    np.testing.assert_array_equal(
+        probs, Actor.from_weights(CAR, ACTIONS, meta["network"], get_weights(other)).action_probs(observation)
+    )
+
+
+def test_two_networks_of_convolutions_on_84_pixels_with_their_moments_fit_a_file() -> None:
+    policy, meta = build_policy("CnnPolicy", FRAMES, share_features_extractor=False)
+    weights = get_weights(policy)
+    moments = {f"{i}/{name}": array for i, array in enumerate(weights.values()) for name in ("exp_avg", "exp_avg_sq")}
+    content = model_file.to_bytes(meta, weights, moments)
+    assert len(content) < model_file.MAX_FILE_BYTES // 3
+    assert_same_arrays(model_file.from_bytes(content, with_optimizer=True).optimizer, moments)
+
+
+def test_what_could_not_be_read_again_is_not_written() -> None:
+    low = np.linspace(-2.0, -1.0, 30_000, dtype=np.float32)
+    wide = model_file.space_to_json(spaces.Box(low, -low))
+    with pytest.raises(ModelFileError, match=r"bytes of metadata; give the Boxes of its spaces fewer or equal bounds"):
+        model_file.to_bytes({**META, "spaces": {**META["spaces"], "observation": wide}}, draw_weights(), {})
+    many = {f"{i}/step": np.zeros((), np.float32) for i in range(model_file.MAX_MEMBERS)}
+    with pytest.raises(ModelFileError, match="arrays; take fewer layers"):
+        model_file.to_bytes(META, draw_weights(), many)
+    with pytest.raises(ModelFileError, match="bytes of arrays; take smaller layers"):
+        model_file.to_bytes(META, draw_weights(), {"0/exp_avg": np.zeros(2**25, np.float32)})
+
+
+NORMALIZATION: dict[str, Any] = {
+    "clip_obs": 5.0,
+    "clip_reward": 10.0,
+    "gamma": 0.99,
+    "epsilon": 1e-8,
+    "norm_obs": True,
+    "norm_reward": False,
+    "norm_obs_keys": None,
+}
+STATISTICS: Arrays = {
+    "return/mean": np.array(3.5),
+    "return/var": np.array(2.25),
+    "return/count": np.array(100.0001),
+    "obs/mean": np.array([0.1, 0.2, -0.3]),
+    "obs/var": np.array([1.0, 0.5, 0.25]),
+    "obs/count": np.array(100.0001),
+}
+
+
+def build_normalized_file() -> bytes:
+    return model_file.to_bytes({**META, "normalization": NORMALIZATION}, draw_weights(), {}, STATISTICS)
+
+
+def test_statistics_come_back_as_they_were_saved_and_the_actor_applies_them() -> None:
+    content = model_file.from_bytes(build_normalized_file())
+    assert_same_arrays(content.normalization, STATISTICS)
+    assert content.meta["normalization"] == NORMALIZATION
+    observations = np.random.default_rng(0).uniform(-1, 1, (8, 3)).astype(np.float32)
+    normalized = ((observations - STATISTICS["obs/mean"]) / np.sqrt(STATISTICS["obs/var"] + 1e-8)).clip(-5, 5)
+    plain = model_file.from_bytes(build_file()).make_actor()
+    np.testing.assert_array_equal(
+        content.make_actor().action_probs(observations), plain.action_probs(normalized.astype(np.float32))
+    )
+
+
+def test_observations_that_were_not_normalized_are_left_alone() -> None:
+    settings = {**NORMALIZATION, "norm_obs": False}
+    of_returns = {name: array for name, array in STATISTICS.items() if name.startswith("return/")}
+    content = model_file.from_bytes(
+        model_file.to_bytes({**META, "normalization": settings}, draw_weights(), {}, of_returns)
+    )
+    assert_same_arrays(content.normalization, of_returns)
+    assert content.make_actor().normalization is None
+    assert model_file.from_bytes(build_file()).make_actor().normalization is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("normalization", []),
+        ("normalization", {}),
+        ("normalization/clip_obs", float("1e999")),
+        ("normalization/clip_obs", "10"),
+        ("normalization/clip_obs", 10**400),
+        ("normalization/clip_reward", True),
+        ("normalization/epsilon", -1.0),
+        ("normalization/gamma", None),
+        ("normalization/norm_obs", 1),
+        ("normalization/norm_reward", "yes"),
+        ("spaces/observation", {"type": "Discrete", "n": 3}),
+    ],
+    ids=str,
+)
+def test_settings_that_are_none_of_a_vec_normalize_are_refused(path: str, value: Any) -> None:
+    with pytest.raises(ModelFileError):
+        model_file.from_bytes(repack(build_normalized_file(), change_meta=set_entry(path, value)))
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("obs/mean", np.zeros(2)),
+        ("obs/var", np.array([1.0, -1.0, 1.0])),
+        ("obs/var", np.array([1.0, np.nan, 1.0])),
+        ("obs/count", np.array(-1.0)),
+        ("return/var", np.zeros(1)),
+        ("return/count", np.array(5)),
+    ],
+    ids=str,
+)
+def test_statistics_that_are_none_are_refused(name: str, array: np.ndarray[Any, Any]) -> None:
+    file = io.BytesIO()
+    np.save(file, array)
+    with pytest.raises(ModelFileError, match=f"normalization/{name}.npy"):
+        model_file.from_bytes(repack(build_normalized_file(), {f"normalization/{name}.npy": file.getvalue()}))
+
+
+def test_statistics_that_are_missing_are_named() -> None:
+    statistics = {name: array for name, array in STATISTICS.items() if name != "return/var"}
+    with pytest.raises(ModelFileError, match=r"lacks normalization/return/var\.npy"):
+        model_file.from_bytes(
+            model_file.to_bytes({**META, "normalization": NORMALIZATION}, draw_weights(), {}, statistics)
+        )

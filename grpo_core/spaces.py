@@ -1,0 +1,156 @@
+"""Which spaces a policy can take, how many numbers they stand for, and how observations are stored.
+
+A ``Dict`` observation is one element of a NumPy structured array, with a field per key. Arrays of such elements are
+indexed, masked and stacked like any other, and ``array["key"]`` is a view, as in a dict of arrays.
+"""
+
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+Array = npt.NDArray[Any]
+Observations = Array | dict[str, Array]
+
+_OBSERVATION_RULE = (
+    "use a Box of numbers, Discrete or one-dimensional MultiDiscrete starting at 0, MultiBinary, or a Dict of these "
+    "(gymnasium.wrappers.FlattenObservation or TransformObservation makes one)."
+)
+_ACTION_RULE = (
+    "use Discrete or one-dimensional MultiDiscrete starting at 0, one-dimensional MultiBinary, or a Box of floats "
+    "with finite bounds (gymnasium.wrappers.TransformAction or RescaleAction makes one)."
+)
+
+
+class UnsupportedSpaceError(ValueError):
+    """The observation or action space is one the policy network cannot take."""
+
+
+def is_image_space(space: spaces.Space[Any], normalized_image: bool = False) -> bool:
+    """Tell whether SB3 takes a space for an image: a Box of three axes, of uint8 from 0 to 255.
+
+    :param normalized_image: Whether any Box of three axes is one.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+        return False
+    return normalized_image or bool(space.dtype == np.uint8 and (space.low == 0).all() and (space.high == 255).all())
+
+
+def check_observation_space(space: spaces.Space[Any]) -> None:
+    """Check that a policy can observe a space.
+
+    :raises UnsupportedSpaceError: With the space, the rule and the remedy.
+    """
+    if not isinstance(space, spaces.Dict):
+        count_inputs(space)
+        return
+    if not space.spaces:
+        _refuse("observation", space, "it has no keys; give it one at least.")
+    for key, subspace in space.spaces.items():
+        # Keys name modules in torch, fields in NumPy and members in a model file.
+        if not isinstance(key, str) or not key or not key.isprintable() or set(key) & set("./\\"):
+            _refuse("observation", space, f"key {key!r} must be printable text without dots and slashes; rename it.")
+        if isinstance(subspace, spaces.Dict | spaces.Tuple):
+            _refuse("observation", space, f"key {key!r} is nested; flatten it into the Dict above it.")
+        count_inputs(subspace)
+
+
+def check_action_space(space: spaces.Space[Any]) -> None:
+    """Check that a policy can act in a space.
+
+    :raises UnsupportedSpaceError: With the space, the rule and the remedy.
+    """
+    count_outputs(space)
+
+
+def count_inputs(space: spaces.Space[Any]) -> int:
+    """Count the numbers that a flattened observation has: one per value of what is discrete (one-hot).
+
+    :raises UnsupportedSpaceError: If a policy cannot observe the space.
+    """
+    if isinstance(space, spaces.Dict):
+        check_observation_space(space)
+        return sum(map(count_inputs, space.spaces.values()))
+    if isinstance(space, spaces.Box):
+        if space.dtype.kind not in "fiu" or space.dtype.itemsize > 8:
+            _refuse("observation", space, _OBSERVATION_RULE)
+        if not space.shape or 0 in space.shape:
+            _refuse("observation", space, "SB3's networks need at least one axis, of at least one number; reshape it.")
+        return int(np.prod(space.shape))
+    if isinstance(space, spaces.MultiBinary):
+        return int(np.prod(space.shape))
+    return sum(_list_choices(space) or _refuse("observation", space, _OBSERVATION_RULE))
+
+
+def count_outputs(space: spaces.Space[Any]) -> int:
+    """Count the policy's outputs: a logit per discrete choice or binary digit, a mean per dimension of a Box.
+
+    :raises UnsupportedSpaceError: If a policy cannot act in the space.
+    """
+    if isinstance(space, spaces.Box):
+        if space.dtype.kind != "f" or not space.is_bounded() or 0 in space.shape:
+            _refuse("action", space, _ACTION_RULE)
+        return int(np.prod(space.shape))
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
+        return int(space.shape[0])
+    return sum(_list_choices(space) or _refuse("action", space, _ACTION_RULE))
+
+
+def count_mask_bits(space: spaces.Space[Any]) -> int:
+    """Count the flags of an action mask, as sb3-contrib lays them out.
+
+    :return: One per choice; for MultiBinary two per digit, whether it may be 0 and whether it may be 1.
+    :raises UnsupportedSpaceError: If actions of the space cannot be masked.
+    """
+    n_outputs = count_outputs(space)
+    if isinstance(space, spaces.Box):
+        _refuse("action", space, "only discrete choices can be masked; leave action masks out.")
+    return 2 * n_outputs if isinstance(space, spaces.MultiBinary) else n_outputs
+
+
+def observation_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
+    """Return the dtype of stored observations; of a Dict it has a field per key, of its subspace's dtype and shape.
+
+    An array of ``n`` observations is ``np.zeros((n, *(space.shape or ())), observation_dtype(space))``.
+    """
+    if isinstance(space, spaces.Dict):
+        # Aligned, because torch takes views only if their strides are whole numbers of items.
+        return np.dtype([(key, sub.dtype, sub.shape) for key, sub in space.spaces.items()], align=True)
+    return np.dtype(space.dtype)
+
+
+def pack(space: spaces.Space[Any], observation: Any) -> Array:
+    """Turn an observation, or several with leading axes in common, into what is assigned into stored observations.
+
+    :param observation: What ``space.sample()`` or a vectorised environment returns; packed ones pass through.
+    """
+    dtype = observation_dtype(space)
+    if not isinstance(space, spaces.Dict) or isinstance(observation, np.ndarray | np.void):
+        return np.asarray(observation, dtype)
+    key, subspace = next(iter(space.spaces.items()))
+    first = np.shape(observation[key])
+    packed = np.zeros(first[: len(first) - len(subspace.shape or ())], dtype)
+    for key in space.spaces:
+        packed[key] = observation[key]
+    return packed
+
+
+def unpack(observations: Observations) -> Observations:
+    """Turn stored observations into an array, or a dict of arrays where they are a Dict's, without copying."""
+    if isinstance(observations, dict) or observations.dtype.names is None:
+        return observations
+    return {key: observations[key] for key in observations.dtype.names}
+
+
+def _list_choices(space: spaces.Space[Any]) -> list[int]:
+    """List the numbers of choices of a Discrete or MultiDiscrete space; none for any other."""
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return [int(space.n)]
+    if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1 and not np.any(space.start):
+        return [int(n) for n in space.nvec]
+    return []
+
+
+def _refuse(role: str, space: spaces.Space[Any], rule: str) -> NoReturn:
+    raise UnsupportedSpaceError(f"{role} space {space} is not supported: {rule}")

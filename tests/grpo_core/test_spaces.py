@@ -1,0 +1,197 @@
+"""Which spaces are taken, how many numbers they stand for, and how their observations are stored."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3.common import preprocessing
+
+from grpo_core.spaces import (
+    UnsupportedSpaceError,
+    check_action_space,
+    check_observation_space,
+    count_inputs,
+    count_mask_bits,
+    count_outputs,
+    is_image_space,
+    observation_dtype,
+    pack,
+    unpack,
+)
+
+BOX = spaces.Box(-2.0, 2.0, (3,))
+WIDE_BOX = spaces.Box(-np.inf, np.inf, (2, 3), np.float64)
+STATES = spaces.Discrete(5)
+DIALS = spaces.MultiDiscrete([3, 2, 4])
+FLAGS = spaces.MultiBinary((2, 3))
+IMAGE = spaces.Box(0, 255, (3, 8, 8), np.uint8)
+TORQUE = spaces.Box(-1.0, 1.0, (2, 2))
+PARTS: dict[str, spaces.Space[Any]] = {
+    "box": BOX,
+    "wide": WIDE_BOX,
+    "states": STATES,
+    "dials": DIALS,
+    "flags": FLAGS,
+    "image": IMAGE,
+}
+CAR = spaces.Dict(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("space", "n_inputs"),
+    [(BOX, 3), (WIDE_BOX, 6), (STATES, 5), (DIALS, 9), (FLAGS, 6), (IMAGE, 192), (CAR, 3 + 6 + 5 + 9 + 6 + 192)],
+    ids=str,
+)
+def test_inputs_are_counted_as_sb3_counts_them(space: spaces.Space[Any], n_inputs: int) -> None:
+    check_observation_space(space)
+    assert count_inputs(space) == n_inputs
+    if space is not CAR:
+        assert preprocessing.get_flattened_obs_dim(space) == n_inputs
+
+
+@pytest.mark.parametrize(
+    ("space", "n_outputs", "n_mask_bits"),
+    [(STATES, 5, 5), (DIALS, 9, 9), (spaces.MultiBinary(4), 4, 8), (spaces.MultiBinary((4,)), 4, 8)],
+    ids=str,
+)
+def test_outputs_and_mask_bits_are_counted(space: spaces.Space[Any], n_outputs: int, n_mask_bits: int) -> None:
+    check_action_space(space)
+    assert count_outputs(space) == n_outputs
+    assert count_mask_bits(space) == n_mask_bits
+
+
+def test_a_box_of_actions_has_outputs_but_no_mask() -> None:
+    assert count_outputs(TORQUE) == 4
+    assert count_outputs(spaces.Box(np.float32(-1), np.float32(1), ())) == 1
+    with pytest.raises(UnsupportedSpaceError, match="only discrete choices can be masked; leave action masks out"):
+        count_mask_bits(TORQUE)
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (spaces.Tuple((STATES, STATES)), "use a Box of numbers, Discrete"),
+        (spaces.Text(5), "use a Box of numbers, Discrete"),
+        (spaces.Graph(BOX, None), "use a Box of numbers, Discrete"),
+        (spaces.Discrete(3, start=1), "Discrete or one-dimensional MultiDiscrete starting at 0"),
+        (spaces.MultiDiscrete([3, 2], start=[0, 1]), "Discrete or one-dimensional MultiDiscrete starting at 0"),
+        (spaces.MultiDiscrete(np.array([[3, 2], [2, 2]])), "one-dimensional MultiDiscrete"),
+        (spaces.Box(np.float32(0), np.float32(1), ()), "at least one axis, of at least one number; reshape it"),
+        (spaces.Box(0.0, 1.0, (0, 2)), "at least one axis, of at least one number; reshape it"),
+        (spaces.Box(0, 1, (2,), np.longdouble), "use a Box of numbers"),
+        (spaces.Dict({}), "it has no keys"),
+        (spaces.Dict({"a": CAR}), "key 'a' is nested; flatten it into the Dict above it"),
+        (spaces.Dict({"a": spaces.Tuple((BOX,))}), "key 'a' is nested"),
+        (spaces.Dict({"a": spaces.Text(5)}), "use a Box of numbers, Discrete"),
+        (spaces.Dict({"a": spaces.Discrete(3, start=1)}), "starting at 0"),
+        (spaces.Dict({"a.b": BOX}), "key 'a.b' must be printable text without dots and slashes; rename it"),
+        (spaces.Dict({"../a": BOX}), "must be printable text without dots and slashes"),
+        (spaces.Dict({"": BOX}), "must be printable text without dots and slashes"),
+        (spaces.Dict({"a\n": BOX}), "must be printable text without dots and slashes"),
+    ],
+    ids=str,
+)
+def test_other_observation_spaces_are_refused_with_the_remedy(space: spaces.Space[Any], said: str) -> None:
+    with pytest.raises(UnsupportedSpaceError, match=r"(?s)observation space .* is not supported") as refusal:
+        check_observation_space(space)
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Dict({"a": TORQUE}),
+        spaces.Tuple((STATES, STATES)),
+        spaces.Text(3),
+        spaces.Discrete(3, start=1),
+        spaces.MultiDiscrete([3, 2], start=[1, 0]),
+        spaces.MultiDiscrete(np.array([[3, 2], [2, 2]])),
+        spaces.MultiBinary((2, 3)),
+        spaces.Box(-np.inf, np.inf, (2,)),
+        spaces.Box(np.array([0, -np.inf], np.float32), np.ones(2, np.float32)),
+        spaces.Box(0, 3, (2,), np.int64),
+        spaces.Box(0.0, 3.0, (0,)),
+    ],
+    ids=str,
+)
+def test_other_action_spaces_are_refused_with_the_remedy(space: spaces.Space[Any]) -> None:
+    with pytest.raises(UnsupportedSpaceError) as refusal:
+        check_action_space(space)
+    assert f"action space {space} is not supported" in str(refusal.value)
+    assert "or a Box of floats with finite bounds (gymnasium.wrappers.TransformAction" in str(refusal.value)
+
+
+@pytest.mark.parametrize("normalized_image", [True, False])
+@pytest.mark.parametrize(
+    "space",
+    [
+        *PARTS.values(),
+        spaces.Box(0, 254, (3, 8, 8), np.uint8),
+        spaces.Box(0.0, 255.0, (3, 8, 8)),
+        spaces.Box(0, 255, (8, 8), np.uint8),
+        spaces.Box(1, 255, (3, 8, 8), np.uint8),
+    ],
+    ids=str,
+)
+def test_images_are_what_sb3_takes_for_images(space: spaces.Space[Any], normalized_image: bool) -> None:
+    expected = preprocessing.is_image_space(space, normalized_image=normalized_image)
+    assert is_image_space(space, normalized_image) == bool(expected)
+
+
+def draw(space: spaces.Space[Any], n: int, seed: int = 0) -> list[Any]:
+    space.seed(seed)
+    return [space.sample() for _ in range(n)]
+
+
+@pytest.mark.parametrize("space", [*PARTS.values(), CAR], ids=str)
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3))
+def test_what_is_stored_comes_back(space: spaces.Space[Any], seed: int, horizon: int, group_size: int) -> None:
+    samples = iter(draw(space, horizon * group_size, seed))
+    grid = [[next(samples) for _ in range(group_size)] for _ in range(horizon)]
+    stored = np.zeros((horizon, group_size, *(space.shape or ())), observation_dtype(space))
+    for t in range(horizon):
+        for branch in range(group_size):
+            stored[t, branch] = pack(space, grid[t][branch])
+    mask = np.random.default_rng(seed).random((horizon, group_size)) < 0.5
+    live = unpack(stored[mask])
+    expected = [grid[t][branch] for t in range(horizon) for branch in range(group_size) if mask[t, branch]]
+    assert len(stored[mask]) == len(expected)
+    for i, observation in enumerate(expected):
+        for key, part in observation.items() if isinstance(observation, dict) else [(None, observation)]:
+            array = live if key is None else live[key]
+            np.testing.assert_array_equal(array[i], part)  # type: ignore[index]  # no dict where there is no key
+            assert np.asarray(part).dtype == array.dtype  # type: ignore[union-attr]
+
+
+def test_several_observations_are_packed_at_once() -> None:
+    samples = draw(CAR, 4)
+    together = {key: np.stack([sample[key] for sample in samples]) for key in PARTS}
+    packed = pack(CAR, together)
+    assert packed.shape == (4,)
+    assert (packed == np.stack([pack(CAR, sample) for sample in samples])).all()
+    assert np.shares_memory(pack(CAR, packed), packed)
+    assert (pack(CAR, packed[2]) == packed[2]).all()
+
+
+def test_unpacked_observations_share_their_memory() -> None:
+    stored = np.zeros((2, 3), observation_dtype(CAR))
+    parts = unpack(stored)
+    assert isinstance(parts, dict)
+    assert list(parts) == list(CAR.spaces)
+    parts["box"][1, 2] = 7.0
+    assert (stored["box"][1, 2] == 7.0).all()
+    plain = np.zeros((2, 3))
+    assert unpack(plain) is plain
+    assert unpack(parts) is parts
+
+
+def test_stored_observations_are_tensors_by_key() -> None:
+    stored = np.stack([pack(CAR, sample) for sample in draw(CAR, 3)])
+    for key, subspace in PARTS.items():
+        tensor = torch.as_tensor(stored[np.array([True, False, True])][key])
+        assert tensor.shape == (2, *(subspace.shape or ()))
+        np.testing.assert_array_equal(tensor.numpy(), stored[key][[0, 2]])
