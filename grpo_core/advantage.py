@@ -1,20 +1,51 @@
-"""Group-relative advantages and the clipped surrogate, as pure tensor functions.
+"""Advantages of the steps of whole groups, as pure tensor functions.
 
 Every tensor is time-major with the group last: ``(horizon, n_anchors, group_size)``. ``step_mask`` is True
 where the branch took a step; everything outside it is 0. A branch is *cut* when the horizon or a time limit
 ended it while the episode could have gone on, and *terminated* when the episode itself ended.
+
+The return of a step is the plain sum of rewards to the branch's end or, with ``bootstrap_value``, the lambda-return.
+An advantage is the return less the *baseline*:
+
+- ``"none"``: nothing, which is REINFORCE.
+- ``"batch"``: the mean return of all live steps.
+- ``"timestep"``: the mean return at the same step, over the branches of all groups.
+- ``"group"``: the mean return at the same step, over the branches of the group, which is GRPO.
+- ``"leave_one_out"``: the same over the *other* branches of the group, which is RLOO. Scaled by the group's spread
+  it is ``"group"`` again, because the spread stretches alike.
+- ``"value"``: GAE takes the place of the return, which is PPO's advantage on branches; like PPO's, it is centred on
+  the mean of the rollout where the scaling is ``"batch"``.
+- ``"residual"``: GAE minus the group's mean GAE at the same step. Members share their start, so what they have in
+  common (the error of ``V``, the luck of the anchor) cancels and what their actions did stays.
+
+*Supervision* is ``"process"``: a step is credited with what followed it; or ``"outcome"``: every step is credited
+with the return of its whole branch, so that a branch counts once in a mean or a spread, however long it is
+(DeepSeekMath, arXiv 2402.03300, sections 4.1.3 and 4.1.2).
 """
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
 
-Baseline = Literal["group", "residual", "value"]
+Baseline = Literal["none", "batch", "timestep", "group", "leave_one_out", "residual", "value"]
+Supervision = Literal["process", "outcome"]
 AdvantageScaling = Literal["group", "batch", "none"]
+
+# These judge a step by its GAE and have nothing to say without a value network; the others judge it by its return.
+NEEDS_VALUES: frozenset[Baseline] = frozenset({"residual", "value"})
+# These compare the members of a group with each other: a group whose members earned the same teaches them nothing.
+COMPARES_IN_GROUPS: frozenset[Baseline] = frozenset({"group", "leave_one_out", "residual"})
 
 # Dividing by a smaller number turns the float noise of a near-constant group into advantages of thousands;
 # TRL's GRPOTrainer uses the same 1e-4.
 STD_EPSILON = 1e-4
+
+_Dims = tuple[int, ...]
+_GROUP: _Dims = (2,)
+_TIMESTEP: _Dims = (1, 2)
+_BATCH: _Dims = (0, 1, 2)
 
 
 class BranchSteps(NamedTuple):
@@ -33,16 +64,22 @@ class BranchSteps(NamedTuple):
 
 
 class GroupAdvantages(NamedTuple):
-    """:param advantages: Scaled advantages, shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
-    :param returns: Regression target of the value network, same shape.
-    :param zero_std_group_fraction: Share of groups, in [0, 1], whose branches all earned the same from every step on.
-        Under ``baseline="group"`` without bootstrapping their advantages are exactly 0; otherwise nothing but the
-        value network tells their branches apart.
+    """What a rollout of whole groups teaches.
+
+    :param advantages: Scaled advantages, shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
+    :param value_targets: Lambda-returns, on which the value network is regressed; same shape, 0 outside the step mask.
+    :param informative: Bool, shape ``(n_anchors,)``: whether the rewards tell the group's branches apart, see
+        ``compute_informative``.
     """
 
     advantages: torch.Tensor
-    returns: torch.Tensor
-    zero_std_group_fraction: float
+    value_targets: torch.Tensor
+    informative: torch.Tensor
+
+    @property
+    def zero_std_group_fraction(self) -> float:
+        """Share of groups, in [0, 1], that are not informative."""
+        return (~self.informative).float().mean().item()
 
 
 def compute_returns(steps: BranchSteps, gamma: float) -> torch.Tensor:
@@ -83,20 +120,40 @@ def compute_gae(
     return gae
 
 
-def compute_group_deviation(quantity: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
-    """Subtract from each branch the mean of its group at the same step.
+def compute_deviation(quantity: torch.Tensor, members: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+    """Subtract from every branch's step the mean of those it is compared with.
 
-    The group is first shifted by its largest member, so that a group of equal members gives exactly 0
-    and not the rounding error of a mean.
+    They are first shifted by the largest of them, so that equal members give exactly 0 and not the rounding error
+    of a mean.
 
     :param quantity: Shape ``(horizon, n_anchors, group_size)``.
-    :param members: Which branches the mean is taken over, bool, same shape.
+    :param members: Who counts in the mean, bool, same shape.
+    :param dims: The axes the mean is taken over: ``(2,)`` the group at the same step, ``(1, 2)`` all groups at the
+        same step, ``(0, 1, 2)`` everything.
     :return: Deviations, same shape; meaningless outside ``members``.
     """
-    largest = quantity.masked_fill(~members, -torch.inf).amax(dim=-1, keepdim=True)
-    shifted = quantity - torch.where(members.any(dim=-1, keepdim=True), largest, 0.0)
-    n_members = members.sum(dim=-1, keepdim=True).clamp(min=1)
-    return shifted - torch.where(members, shifted, 0.0).sum(dim=-1, keepdim=True) / n_members
+    largest = quantity.masked_fill(~members, -torch.inf).amax(dim=dims, keepdim=True)
+    shifted = quantity - torch.where(members.any(dim=dims, keepdim=True), largest, 0.0)
+    return shifted - _compute_mean(shifted, members, dims)
+
+
+def compute_leave_one_out_deviation(quantity: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+    """Subtract from each member the mean of the *other* members of its group at the same step.
+
+    This is RLOO (arXiv 2402.14740, section 3.2). Leaving oneself out of the mean of n members stretches the
+    deviation by n / (n - 1). A member that has no other is not judged: it gets 0.
+
+    :param quantity: Shape ``(horizon, n_anchors, group_size)``.
+    :param members: Who counts, bool, same shape.
+    :return: Deviations, same shape; meaningless outside ``members``.
+    """
+    n_members = members.sum(dim=_GROUP, keepdim=True)
+    return compute_deviation(quantity, members, _GROUP) * n_members / (n_members - 1).clamp(min=1)
+
+
+def _compute_mean(quantity: torch.Tensor, members: torch.Tensor, dims: _Dims) -> torch.Tensor:
+    n_members = members.sum(dim=dims, keepdim=True).clamp(min=1)
+    return torch.where(members, quantity, 0.0).sum(dim=dims, keepdim=True) / n_members
 
 
 def compute_group_members(steps: BranchSteps) -> torch.Tensor:
@@ -112,13 +169,28 @@ def compute_group_members(steps: BranchSteps) -> torch.Tensor:
     return steps.step_mask | ended_before
 
 
+def compute_informative(returns: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+    """Tell which groups have branches that earned differently from some step on.
+
+    Where the baseline compares members of a group by the rewards alone, the advantages of the other groups are
+    exactly 0; else nothing but the value network, or other groups, gives them an advantage.
+
+    :param returns: What the branches earned, without estimates, shape ``(horizon, n_anchors, group_size)``.
+    :param members: Which branches are compared at each step, bool, same shape.
+    :return: Bool, shape ``(n_anchors,)``.
+    """
+    deviations = compute_deviation(returns, members, _GROUP)
+    return ((deviations != 0) & members).any(dim=-1).any(dim=0)
+
+
 def scale_advantages(
     advantages: torch.Tensor, step_mask: torch.Tensor, members: torch.Tensor, scaling: AdvantageScaling
 ) -> torch.Tensor:
     """Divide advantages by a standard deviation (the population's, over n).
 
     :param advantages: Unscaled, shape ``(horizon, n_anchors, group_size)``.
-    :param members: The branches whose spread is measured when ``scaling`` is ``"group"``.
+    :param step_mask: The steps whose spread is measured when ``scaling`` is ``"batch"``, bool, same shape.
+    :param members: The branches whose spread is measured when ``scaling`` is ``"group"``, bool, same shape.
     :param scaling: ``"group"``: the group's own spread at that step (DeepSeekMath, arXiv 2402.03300);
         ``"batch"``: one spread for the whole rollout, which keeps the sizes of groups comparable;
         ``"none"``: leave them (Dr. GRPO, arXiv 2503.20783).
@@ -126,12 +198,30 @@ def scale_advantages(
     """
     if scaling == "none":
         return advantages
-    if scaling == "batch":
-        return advantages / (advantages[step_mask].std(correction=0) + STD_EPSILON)
-    n_members = members.sum(dim=-1, keepdim=True).clamp(min=1)
-    squares = compute_group_deviation(advantages, members).square()
-    variance = torch.where(members, squares, 0.0).sum(dim=-1, keepdim=True) / n_members
+    counted, dims = (members, _GROUP) if scaling == "group" else (step_mask, _BATCH)
+    variance = _compute_mean(compute_deviation(advantages, counted, dims).square(), counted, dims)
     return advantages / (variance.sqrt() + STD_EPSILON)
+
+
+class _Judged(NamedTuple):
+    """What is compared, of whom; every tensor has one shape, ``(horizon or 1, n_anchors, group_size)``."""
+
+    quantity: torch.Tensor
+    step_mask: torch.Tensor
+    members: torch.Tensor
+
+
+_SUBTRACT_BASELINE: Mapping[Baseline, Callable[[_Judged], torch.Tensor]] = MappingProxyType(
+    {
+        "none": lambda judged: judged.quantity,
+        "batch": lambda judged: compute_deviation(judged.quantity, judged.step_mask, _BATCH),
+        "timestep": lambda judged: compute_deviation(judged.quantity, judged.members, _TIMESTEP),
+        "group": lambda judged: compute_deviation(judged.quantity, judged.members, _GROUP),
+        "leave_one_out": lambda judged: compute_leave_one_out_deviation(judged.quantity, judged.members),
+        "residual": lambda judged: compute_deviation(judged.quantity, judged.members, _GROUP),
+        "value": lambda judged: judged.quantity,
+    }
+)
 
 
 def compute_group_advantages(
@@ -142,64 +232,40 @@ def compute_group_advantages(
     gamma: float,
     gae_lambda: float,
     baseline: Baseline,
+    supervision: Supervision,
     bootstrap_value: bool,
     scaling: AdvantageScaling,
 ) -> GroupAdvantages:
-    """Turn the steps of whole groups into advantages.
-
-    - ``"group"``: return minus the group's mean return at the same step, which is GRPO. With
-      ``bootstrap_value`` the return is the lambda-return, else the plain sum of rewards to the branch's end.
-    - ``"residual"``: GAE minus the group's mean GAE at the same step. Members share their start, so what they
-      have in common (the error of ``V``, the luck of the anchor) cancels and what their actions did stays.
-    - ``"value"``: GAE without a group's mean, which is PPO's advantage on branches; like PPO's, it is centred on
-      the mean of the rollout where ``scaling`` is ``"batch"``.
+    """Turn the steps of whole groups into advantages; the module says what each baseline and supervision means.
 
     :param values: ``V(s_t)``, shape ``(horizon, n_anchors, group_size)``.
     :param next_values: ``V(s_{t+1})``, same shape.
-    :return: Scaled advantages, the value network's targets (lambda-returns) and the share of silent groups.
+    :param gamma: Discount factor in [0, 1].
+    :param gae_lambda: Trade-off in [0, 1] between one-step (0) and Monte-Carlo (1) estimates.
+    :param bootstrap_value: Whether the return is the lambda-return, which goes on with ``V`` where a branch was cut.
+    :raises ValueError: If the outcome is asked for under a baseline that judges steps by their GAE.
     """
+    if supervision == "outcome" and baseline in NEEDS_VALUES:
+        raise ValueError(
+            f"baseline={baseline!r} is not allowed with supervision='outcome': it judges each step by the value "
+            "network; take supervision='process' or a baseline of returns, such as 'group'."
+        )
     gae = compute_gae(steps, values, next_values, gamma, gae_lambda)
-    lambda_returns = torch.where(steps.step_mask, gae + values, 0.0)
-    members = steps.step_mask
-    if baseline == "group":
-        members = compute_group_members(steps)
-        returns = lambda_returns if bootstrap_value else compute_returns(steps, gamma)
-        advantages = compute_group_deviation(returns, members)
-    elif baseline == "residual":
-        # Members that terminated earlier do not count: what V expected of them is in the GAE of their last step.
-        advantages = compute_group_deviation(gae, members)
-    else:
-        advantages = gae - gae[members].mean() if scaling == "batch" else gae
-    # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
-    scaled = scale_advantages(advantages, steps.step_mask, members, scaling)
-    advantages = torch.where(steps.step_mask, scaled, 0.0)
-    return GroupAdvantages(advantages, lambda_returns, _compute_zero_std_group_fraction(steps, gamma))
-
-
-def _compute_zero_std_group_fraction(steps: BranchSteps, gamma: float) -> float:
+    value_targets = torch.where(steps.step_mask, gae + values, 0.0)
+    returns = compute_returns(steps, gamma)
     members = compute_group_members(steps)
-    deviation = torch.where(members, compute_group_deviation(compute_returns(steps, gamma), members), 0.0)
-    return (deviation == 0).all(dim=-1).all(dim=0).float().mean().item()
-
-
-def compute_clipped_surrogate(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
-    """Compute the clipped surrogate loss to minimise (arXiv 1707.06347, equation 7, with the sign turned).
-
-    :param ratio: New over old probability of the taken action, shape ``(batch_size,)``.
-    :param advantages: Shape ``(batch_size,)``.
-    :param clip_range: Half-width of the trust interval around a ratio of 1.
-    :return: Scalar, mean over the batch.
-    """
-    clipped_ratio = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    return -torch.min(ratio * advantages, clipped_ratio * advantages).mean()
-
-
-def compute_approx_kl(log_ratio: torch.Tensor) -> torch.Tensor:
-    """Estimate KL(old || new) from samples of the old policy: the mean of ``exp(x) - 1 - x``.
-
-    It is unbiased and never negative (estimator k3 of http://joschu.net/blog/kl-approx.html).
-
-    :param log_ratio: Log of new over old probability, shape ``(batch_size,)``.
-    :return: Scalar.
-    """
-    return (log_ratio.exp() - 1.0 - log_ratio).mean()
+    judged = _Judged(value_targets if bootstrap_value else returns, steps.step_mask, members)
+    if baseline in NEEDS_VALUES:
+        # Members that terminated earlier do not count: what V expected of them is in the GAE of their last step.
+        judged = _Judged(gae, steps.step_mask, steps.step_mask)
+    if supervision == "outcome":
+        # The return of a whole branch is the one from its first step, which every branch has.
+        judged = _Judged(*(tensor[:1] for tensor in judged))
+        returns, members = returns[:1], members[:1]
+    is_centred = baseline == "value" and scaling == "batch"
+    unscaled = _SUBTRACT_BASELINE["batch" if is_centred else baseline](judged)
+    # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
+    scaled = scale_advantages(unscaled, judged.step_mask, judged.members, scaling)
+    return GroupAdvantages(
+        torch.where(steps.step_mask, scaled, 0.0), value_targets, compute_informative(returns, members)
+    )
