@@ -1,8 +1,10 @@
 """GRPO for Stable-Baselines3: group relative policy optimisation with groups that branch from one simulator state."""
 
+import math
 import threading
-from collections.abc import Iterable
-from typing import Any, ClassVar, Self
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,45 +15,72 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from grpo_core import model_file
-from grpo_core.actor import Actor, count_inputs, count_outputs
-from grpo_core.advantage import (
-    AdvantageScaling,
-    Baseline,
-    compute_approx_kl,
-    compute_clipped_surrogate,
-    compute_group_advantages,
-)
-from grpo_core.branching import Simulator, check_branchable, make_simulators
+from grpo_core.actor import Actor
+from grpo_core.advantage import STD_EPSILON, AdvantageScaling, Baseline, Supervision, compute_group_advantages
+from grpo_core.branching import check_branchable
+from grpo_core.collection import GroupCollector, GroupMode
 from grpo_core.hyperparameters import (
     SAVED_HYPERPARAMETERS,
+    check_group_mode,
     check_hyperparameters,
-    check_policy_kwargs,
+    check_rewards,
+    custom_objects_to_arguments,
+    get_horizon,
     hyperparameters_from_json,
-    network_from_json,
+)
+from grpo_core.losses import (
+    ImportanceLevel,
+    LossNormalization,
+    LossType,
+    compute_cispo_loss,
+    compute_clipped_surrogate,
+    compute_kl,
+    compute_sequence_ratio,
+    compute_step_weights,
 )
 from grpo_core.model_state import (
     ModelPath,
     describe_model,
+    get_normalization,
     get_optimizer_state,
     get_weights,
     read_model,
+    restore_normalization,
     to_parameters,
     write_model,
 )
-from grpo_core.rewards import REWARD_FUNCTIONS, RewardFunction
-from grpo_core.rollout import AnchorState, GroupRollout, Normalizer, StepBatch, draw_minibatches, reset_to_anchor
+from grpo_core.network import (
+    POLICIES,
+    check_policy_fits,
+    check_policy_kwargs,
+    get_policy_name,
+    network_from_json,
+    network_to_json,
+    policy_from_json,
+)
+from grpo_core.normalization import Normalizer, ObservationStatistics
+from grpo_core.policies import copy_policy, evaluate_actions, predict_masked, split_parameters
+from grpo_core.restorable_wrapper import RestorableWrapper
+from grpo_core.rewards import RewardFunction, find_reward_functions
+from grpo_core.rollout import GroupRollout, StepBatch, draw_minibatches, select
+from grpo_core.simulators import SimulatorBank, find_obstacle, make_bank
+from grpo_core.spaces import check_action_space, check_observation_space, count_inputs, unpack
 
-__all__ = ["GRPO", "check_branchable"]
+__all__ = ["GRPO", "RestorableWrapper", "check_branchable"]
 __version__ = "1.0.0"
 
 # torch initialises layers from one process-wide generator. It is borrowed, seeded and put back while a policy is
 # built, under this lock, so that models built in other threads neither see nor disturb each other's seed.
 _TORCH_GENERATOR_LOCK = threading.Lock()
-# A forward pass over a whole rollout at once would hold every layer's output for all of its steps.
+# A forward pass over a whole rollout at once would hold every layer's output for all of its steps. A hundred images
+# take as much as thousands of short observations.
 _MAX_FORWARD_STEPS = 8192
+# Steps per branch that the storage of whole episodes is laid out for at first.
+_FIRST_EPISODE_STEPS = 64
+_MAX_FORWARD_INPUTS = 2**22
 
 
 class GRPO(OnPolicyAlgorithm):
@@ -64,12 +93,12 @@ class GRPO(OnPolicyAlgorithm):
     follows a branch. The policy then takes PPO's clipped step (https://arxiv.org/abs/1707.06347), and the next
     anchor is a random step of a random branch.
 
-    :param policy: ``"MlpPolicy"``, or the ``ActorCriticPolicy`` it stands for.
-    :param env: A Gymnasium id, environment, ``DummyVecEnv`` or ``VecNormalize`` around one. Its simulators must be
-        restorable: classic control, toy text, or with ``capture_state``/``restore_state`` methods of their own.
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or the class that one stands for.
+    :param env: A Gymnasium id, environment, or vectorised environment (``DummyVecEnv``, or ``SubprocVecEnv`` made with
+        ``wrapper_class=RestorableWrapper``; in them ``VecNormalize``, ``VecFrameStack`` and the like).
     :param learning_rate: Step size of Adam; a float or a function of the remaining progress (from 1 to 0).
-    :param n_steps: Most simulator steps per environment and rollout; a multiple of ``group_size * horizon``. The
-        rollout holds ``n_envs * n_steps / (group_size * horizon)`` groups, and fewer steps where branches end early.
+    :param n_steps: Simulator steps per environment and rollout, a multiple of ``group_size * horizon``; fewer are taken
+        where branches end early. With ``group_mode="episode"`` any lower bound: groups are completed.
     :param batch_size: Live steps per minibatch.
     :param n_epochs: Passes over each rollout.
     :param gamma: Discount factor in [0, 1].
@@ -81,28 +110,53 @@ class GRPO(OnPolicyAlgorithm):
     :param target_kl: Skip the remaining updates of a rollout once the approximate KL exceeds 1.5 times this.
     :param stats_window_size: Episodes averaged in ``rollout/ep_rew_mean``.
     :param tensorboard_log: Folder for TensorBoard files; None writes none.
-    :param policy_kwargs: ``net_arch``, ``activation_fn``, ``ortho_init`` and ``log_std_init``, as SB3 takes them.
+    :param policy_kwargs: What SB3's policies take: ``net_arch``, ``activation_fn``, ``ortho_init``, ``log_std_init``,
+        ``share_features_extractor``, ``features_extractor_kwargs``, ``normalize_images``, ``optimizer_class``,
+        ``optimizer_kwargs``.
     :param verbose: 0 silent, 1 tables, 2 debugging.
     :param seed: Seed of this model's own generators and of the environments; None draws a fresh one. No
         process-wide generator is seeded, so models in several threads stay reproducible.
     :param device: ``"auto"`` takes CUDA if present, else the CPU.
     :param _init_setup_model: Whether to build the networks at once.
     :param reward_function: Maps ``state (B, n)``, ``action (B, m)``, ``next_state (B, n)`` to rewards ``(B, 1)``, as
-        tensors; None takes the environment's own reward. ``rollout/ep_rew_mean`` always reports the latter.
+        tensors (states as a dict of such where observations are). Or several, where None stands for the environment's
+        own reward. None alone takes just that. ``rollout/ep_rew_mean`` always reports the environment's own.
+    :param reward_weights: Weights of several reward functions, 1 each unless given.
+    :param group_mode: ``"branch"``: groups start from states on the way. ``"action"``: likewise, and their first
+        actions are all those there are (``group_size`` of a Discrete space). ``"episode"``: a group shares one seeded
+        reset and plays whole episodes. ``"auto"``: ``"branch"`` if the environment can be restored, else
+        ``"episode"`` with a warning that says why not.
     :param group_size: Branches per anchor state, at least 2.
-    :param horizon: Most simulator steps per branch.
-    :param baseline: ``"group"``: return minus the group's mean, plain GRPO. ``"residual"``: GAE minus the group's
-        mean GAE. ``"value"``: GAE alone, PPO's advantage on branches.
+    :param horizon: Most simulator steps per branch. None: 32, and in episodes no limit but their end.
+    :param supervision: ``"process"``: a step is credited with what follows it. ``"outcome"``: with what its whole
+        branch earned.
+    :param baseline: What a step's return is compared with. ``"group"``: the group's mean at the same step, plain GRPO.
+        ``"leave_one_out"``: that of the others of the group (RLOO). ``"residual"``: GAE minus the group's mean GAE.
+        ``"value"``: GAE alone, PPO's advantage on branches. For ablations: ``"timestep"``, the mean over all groups at
+        the same step; ``"batch"``, the mean of the rollout; ``"none"``.
     :param advantage_scaling: Divide advantages by the standard deviation of the ``"group"``, of the whole
         ``"batch"``, or by ``"none"``.
     :param bootstrap_value: Whether a branch that the horizon or a time limit cut is credited with the value network's
         estimate of what would have followed. Needed by the baselines that use the value network.
     :param vf_lr_factor: Step size of the value network in multiples of ``learning_rate``. Returns are often hundreds
         large; at the policy's own pace the value network would still be far from them when the policy needs it.
+    :param restart_probability: How often, in [0, 1], a group starts a new episode although the last one could go on.
+        First states are then seen more, late ones less. Episode groups always do.
+    :param common_random_numbers: Whether the members of a group meet the same noise of the environment, as those that
+        share a seeded reset do anyway. Groups that go on from a kept step meet its noise again.
+    :param filter_zero_std_groups: Whether to leave groups whose members all earned the same out of the policy's loss;
+        the entropy bonus and the value network still see them. Where rewards are rare, they are else noise made large.
+    :param clip_range_high: How far the ratio may rise above 1, if not as far as below (DAPO's clip-higher).
+    :param loss_type: ``"clip"``: PPO's surrogate. ``"cispo"``: the clipped ratio weighs the log probability.
+    :param importance_level: Probability ratio of each ``"step"``, or of its whole ``"branch"`` (GSPO).
+    :param loss_normalization: Every ``"step"`` counts alike, or every ``"branch"``, or steps are summed and divided by
+        the constant ``"horizon"`` (Dr. GRPO).
+    :param kl_coef: Weight of the KL divergence from the reference policy, the one that ``learn`` began anew with.
+    :param ref_sync_steps: Simulator steps after which the policy becomes the reference anew; None never.
     :raises ValueError: If an argument is outside its range or does not fit another; the message says how to mend it.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
     rollout_buffer: GroupRollout  # type: ignore[assignment]  # ours holds groups; SB3 only hands it through
 
     def __init__(
@@ -128,15 +182,26 @@ class GRPO(OnPolicyAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
         *,
-        reward_function: RewardFunction | None = None,
+        reward_function: RewardFunction | Sequence[RewardFunction | None] | None = None,
+        reward_weights: Sequence[float] | None = None,
+        group_mode: GroupMode | Literal["auto"] = "auto",
         group_size: int = 2,
-        horizon: int = 32,
+        horizon: int | None = None,
+        supervision: Supervision = "process",
         baseline: Baseline = "residual",
         advantage_scaling: AdvantageScaling = "batch",
         bootstrap_value: bool = True,
         vf_lr_factor: float = 10.0,
+        restart_probability: float = 0.0,
+        common_random_numbers: bool = False,
+        filter_zero_std_groups: bool = False,
+        clip_range_high: float | Schedule | None = None,
+        loss_type: LossType = "clip",
+        importance_level: ImportanceLevel = "step",
+        loss_normalization: LossNormalization = "step",
+        kl_coef: float = 0.0,
+        ref_sync_steps: int | None = None,
     ) -> None:
-        check_policy_kwargs(policy_kwargs or {})
         super().__init__(
             policy,
             env,
@@ -162,60 +227,84 @@ class GRPO(OnPolicyAlgorithm):
         self.clip_range = clip_range
         self.target_kl = target_kl
         self.reward_function = reward_function
+        self.reward_weights = reward_weights
+        self.group_mode: GroupMode | Literal["auto"] = group_mode
         self.group_size = group_size
         self.horizon = horizon
+        self.supervision: Supervision = supervision
         self.baseline: Baseline = baseline
         self.advantage_scaling: AdvantageScaling = advantage_scaling
         self.bootstrap_value = bootstrap_value
         self.vf_lr_factor = vf_lr_factor
-        self._anchors: list[AnchorState] = []
-        self._simulators: list[Simulator] = []
+        self.restart_probability = restart_probability
+        self.common_random_numbers = common_random_numbers
+        self.filter_zero_std_groups = filter_zero_std_groups
+        self.clip_range_high = clip_range_high
+        self.loss_type: LossType = loss_type
+        self.importance_level: ImportanceLevel = importance_level
+        self.loss_normalization: LossNormalization = loss_normalization
+        self.kl_coef = kl_coef
+        self.ref_sync_steps = ref_sync_steps
+        self._ref_policy: ActorCriticPolicy | None = None
+        self._ref_timesteps = 0
         self._stop_requested = False
-        self._lost_reward_function: str | None = None
+        self._lost_reward_function: str | list[str] | None = None
+        self._loaded: model_file.ModelContent | None = None
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         check_hyperparameters(self)
-        if self.policy_class is not ActorCriticPolicy:
-            raise ValueError(
-                f"policy={self.policy_class.__name__} is not supported: rollouts and model files know the layers of "
-                "'MlpPolicy' only. Shape it with policy_kwargs."
-            )
-        for space, count in ((self.observation_space, count_inputs), (self.action_space, count_outputs)):
-            count(space)  # raises on a space we cannot take
+        check_observation_space(self.observation_space)
+        check_action_space(self.action_space)
+        policy_class = POLICIES[get_policy_name(self.policy_class)]
+        check_policy_kwargs(self.policy_kwargs, policy_class)
+        check_policy_fits(policy_class, self.policy_kwargs, self.observation_space)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         with _TORCH_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(self.rng.integers(2**63)))
-            self.policy = self.policy_class(
+            self.policy = policy_class(
                 self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
             )
         self.policy = self.policy.to(self.device)
-        self._setup_optimizer()
-        if self.env is not None:
-            self._setup_groups(self.env)
-
-    def _setup_optimizer(self) -> None:
-        """Let the policy and the value network each have their own step size in one optimizer."""
-        value_modules = (self.policy.mlp_extractor.value_net, self.policy.value_net)
-        self._value_parameters = [p for module in value_modules for p in module.parameters()]
-        in_value_network = {id(p) for p in self._value_parameters}
-        self._policy_parameters = [p for p in self.policy.parameters() if id(p) not in in_value_network]
+        # The policy and the value network each have their own step size in one optimizer.
+        self._policy_parameters, self._value_parameters = split_parameters(self.policy)
         self.policy.optimizer = self.policy.optimizer_class(
             [{"params": self._policy_parameters}, {"params": self._value_parameters}],
             lr=self.lr_schedule(1),  # type: ignore[call-arg]  # every optimizer takes it, its base class does not
             **self.policy.optimizer_kwargs,
         )
+        if self.env is not None:
+            self._setup_groups(*self._choose_simulators(self.env))
 
-    def _setup_groups(self, env: VecEnv) -> None:
-        """Take hold of the simulators and lay out the storage of a rollout."""
-        self._simulators = make_simulators(env)
-        self._anchors = []
-        n_anchors = env.num_envs * self.n_steps // (self.group_size * self.horizon)
-        self.rollout_buffer = GroupRollout(
-            self.horizon, n_anchors, self.group_size, self.observation_space, self.action_space
+    def _setup_groups(self, mode: GroupMode, bank: SimulatorBank) -> None:
+        """Lay out the storage of a rollout, and begin with new episodes."""
+        self._mode = mode
+        horizon = get_horizon(self.horizon, mode)
+        self._collector = GroupCollector(
+            bank, self.observation_space, mode, self.group_size, horizon, self.n_steps, self.common_random_numbers
         )
+        # Episodes are as long as they are: for them the storage starts small and grows.
+        first_horizon = horizon or min(_FIRST_EPISODE_STEPS, self.n_steps)
+        n_groups = max(1, self.n_steps // (self.group_size * first_horizon))
+        self.rollout_buffer = GroupRollout(
+            first_horizon, bank.n_envs * n_groups, self.group_size, self.observation_space, self.action_space
+        )
+
+    def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
+        """Resolve ``group_mode``, and make the simulators ready for it."""
+        mode: GroupMode = "branch" if self.group_mode == "auto" else self.group_mode
+        if self.group_mode == "auto" and (obstacle := find_obstacle(env)) is not None:
+            warnings.warn(
+                f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
+                "which silences this warning.",
+                stacklevel=4,
+            )
+            mode = "episode"
+        check_group_mode(self, mode)
+        needs_restore = mode != "episode"
+        return mode, make_bank(env, needs_restore=needs_restore, keep_random_state=self.common_random_numbers)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.
@@ -231,12 +320,17 @@ class GRPO(OnPolicyAlgorithm):
                 self.env.seed(seed)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it."""
-        env = self._wrap_env(env, self.verbose)
-        make_simulators(env)  # raises before anything is replaced
+        """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it.
+
+        The first one of a model that was loaded without any is normalised as by ``load``.
+        """
+        if self.env is None and self._loaded is not None:
+            env = self._wrap_like(self._loaded, env)
+        else:
+            env = self._wrap_env(env, self.verbose)
+        mode, bank = self._choose_simulators(env)  # raises before anything is replaced
         super().set_env(env, force_reset)
-        assert self.env is not None
-        self._setup_groups(self.env)
+        self._setup_groups(mode, bank)
 
     def learn(
         self,
@@ -268,9 +362,11 @@ class GRPO(OnPolicyAlgorithm):
                 "does not hold; pass it to GRPO.load(path, env=env, reward_function=...) or set "
                 "model.reward_function before learn()."
             )
+        check_rewards(self)
         self._stop_requested = False
         if reset_num_timesteps:
-            self._anchors = []
+            self._collector.restart()
+            self._ref_policy = None
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
@@ -284,23 +380,46 @@ class GRPO(OnPolicyAlgorithm):
         state: tuple[npt.NDArray[Any], ...] | None = None,
         episode_start: npt.NDArray[Any] | None = None,
         deterministic: bool = False,
+        action_masks: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """Choose actions, see ``BaseAlgorithm.predict``; on the CPU, draws come from a generator of the model's own."""
+        """Choose actions, see ``BaseAlgorithm.predict``; on the CPU, draws come from a generator of the model's own.
+
+        :param action_masks: Legal actions, as sb3-contrib lays them out: flags ``(n_bits,)``, or
+            ``(batch_size, n_bits)`` for several observations. None where all are.
+        """
+
+        def choose() -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+            if action_masks is None:
+                return super(GRPO, self).predict(observation, state, episode_start, deterministic)
+            return predict_masked(self.policy, observation, action_masks, deterministic), state
+
         if deterministic:
-            return super().predict(observation, state, episode_start, deterministic)
+            return choose()
         with _TORCH_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(self._predict_rng.integers(2**63)))
-            return super().predict(observation, state, episode_start, deterministic)
+            return choose()
 
     def stop(self) -> None:
         """Ask a running ``learn`` to return at its next simulator step or minibatch; safe from any thread."""
         self._stop_requested = True
 
     def make_actor(self) -> Actor:
-        """Copy the policy and its value network as they are now into a frozen ``Actor``."""
+        """Copy the policy, its value network and the statistics of ``VecNormalize`` as they are now into an ``Actor``.
+
+        It takes observations as the environment gives them, before any normalisation.
+        """
         return Actor.from_weights(
-            self.observation_space, self.action_space, self.policy.activation_fn.__name__, get_weights(self.policy)
+            self.observation_space,
+            self.action_space,
+            network_to_json(self.policy_kwargs, type(self.policy)),
+            get_weights(self.policy),
+            self._freeze_observation_statistics(),
         )
+
+    def _freeze_observation_statistics(self) -> ObservationStatistics | None:
+        if self.env is None and self._loaded is not None:
+            return self._loaded.get_observation_statistics()
+        return Normalizer(self._vec_normalize_env).freeze()
 
     def collect_rollouts(
         self,
@@ -311,7 +430,7 @@ class GRPO(OnPolicyAlgorithm):
     ) -> bool:
         """Collect one rollout of whole groups and compute its advantages.
 
-        :param n_rollout_steps: ``n_steps``; the storage is laid out for it already.
+        :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
         """
         self.policy.set_training_mode(False)
@@ -327,40 +446,44 @@ class GRPO(OnPolicyAlgorithm):
             return True
 
         # 1. Branches follow the policy from their anchor states.
-        if not self._anchors:
-            anchors = []
-            for i in range(rollout.shape[1]):
-                if self._stop_requested:
-                    return False
-                anchors.append(reset_to_anchor(self._simulators[i % env.num_envs]))
-            self._anchors = anchors
-        if not rollout.collect(self._simulators, self._anchors, self.make_actor(), normalizer, self.rng, on_sweep):
+        statistics = normalizer.freeze()
+        actor = self.make_actor()
+        if not self._collector.collect(rollout, actor, self.rng, on_sweep, lambda: self._stop_requested):
             return False
 
         # 2. Rewards.
-        if self.reward_function is not None:
-            rollout.apply_reward_function(self.reward_function)
+        self._apply_reward_functions(rollout)
         rollout.check_finite()
         self.logger.record("rollout/reward_mean", float(rollout.rewards[rollout.step_mask].mean()))
-        observations = self._to_policy_input(normalizer.normalize(rollout.states[rollout.step_mask]))
-        next_observations = self._to_policy_input(normalizer.normalize(rollout.next_states[rollout.step_mask]))
-        discounted_returns = normalizer.normalize_rewards(rollout, self._anchors)
+        observations = self._to_policy_input(rollout.states[rollout.step_mask], statistics)
+        next_observations = self._to_policy_input(rollout.next_states[rollout.step_mask], statistics)
+        discounted_returns = normalizer.normalize_rewards(rollout, self._collector.start_returns)
 
         # 3. Advantages relative to the group.
         self._batch = self._compute_advantages(rollout, observations, next_observations)
 
         # 4. The next rollout continues from a random step of a random branch of each group.
-        self._anchors = rollout.next_anchors(self._simulators, discounted_returns)
+        self._collector.choose_anchors(
+            discounted_returns, self.restart_probability, self.rng, lambda: self._stop_requested
+        )
         callback.on_rollout_end()
         return True
 
-    def _compute_advantages(
-        self, rollout: GroupRollout, observations: torch.Tensor, next_observations: torch.Tensor
-    ) -> StepBatch:
+    def _apply_reward_functions(self, rollout: GroupRollout) -> None:
+        """Replace the environment's rewards if there are reward functions, and log what each of them gave."""
+        if self.reward_function is None:
+            return
+        functions = [self.reward_function] if callable(self.reward_function) else list(self.reward_function)
+        weights = [1.0] * len(functions) if self.reward_weights is None else self.reward_weights
+        for name, mean in rollout.apply_reward_functions(functions, weights).items():
+            self.logger.record(f"rewards/{name}_mean", mean)
+
+    def _compute_advantages(self, rollout: GroupRollout, observations: Any, next_observations: Any) -> StepBatch:
         """Judge every live step relative to its group.
 
         :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
         :param next_observations: Where those steps led, same shape.
+        :return: The steps to learn from.
         """
         values = self._compute_values(rollout, observations)
         groups = compute_group_advantages(
@@ -370,16 +493,49 @@ class GRPO(OnPolicyAlgorithm):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             baseline=self.baseline,
+            supervision=self.supervision,
             bootstrap_value=self.bootstrap_value,
             scaling=self.advantage_scaling,
         )
-        rollout.advantages, rollout.returns = groups.advantages, groups.returns
-        mask = rollout.step_mask
+        rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
+        mask = torch.from_numpy(rollout.step_mask)
         self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
         self.logger.record(
-            "train/explained_variance", explained_variance(values.numpy()[mask], groups.returns.numpy()[mask])
+            "train/explained_variance",
+            explained_variance(values[mask].numpy(), groups.value_targets[mask].numpy()),
         )
-        return rollout.flatten(observations, self.device)
+        weights = compute_step_weights(mask, self.loss_normalization)
+        if self._mode == "action":
+            weights[0] *= rollout.first_action_weights
+        if self.filter_zero_std_groups:
+            weights *= self._compute_filter_weights(groups.informative, mask)
+        batch = rollout.flatten(observations, weights, self.device)
+        if self.kl_coef > 0.0:
+            batch = batch._replace(ref_log_prob=self._compute_ref_log_prob(batch))
+        return batch
+
+    def _compute_filter_weights(self, informative: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
+        """Weigh steps so that the loss is that of a rollout without the silent groups.
+
+        :param informative: Which groups are kept, bool, shape ``(n_anchors,)``.
+        :return: Shape ``(horizon, n_anchors, group_size)``.
+        """
+        kept = informative[:, None].expand(step_mask.shape).float()
+        # Every step, or every branch or constant horizon, counts for one.
+        kept_share = kept[step_mask].mean() if self.loss_normalization == "step" else informative.float().mean()
+        return kept / kept_share.clamp(min=STD_EPSILON)
+
+    def _compute_ref_log_prob(self, batch: StepBatch) -> torch.Tensor:
+        """Evaluate the steps under the reference policy, and renew it where that is due."""
+        is_due = self.ref_sync_steps is not None and self.num_timesteps >= self._ref_timesteps + self.ref_sync_steps
+        if self._ref_policy is None or is_due:
+            self._ref_policy, self._ref_timesteps = copy_policy(self.policy), self.num_timesteps
+        parts = self._split_for_forward(batch.n_steps)
+        with torch.no_grad():
+            return torch.cat([
+                evaluate_actions(self._ref_policy, part.observations, part.actions, part.action_masks)[1]
+                for part in map(batch.select, parts)
+            ])  # fmt: skip
 
     def train(self) -> None:
         """Take the clipped policy step, and fit the value network, on the rollout just collected."""
@@ -387,73 +543,104 @@ class GRPO(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         self.policy.optimizer.param_groups[1]["lr"] *= self.vf_lr_factor
         clip_range = FloatSchedule(self.clip_range)(self._current_progress_remaining)
-        measured: list[tuple[torch.Tensor, ...]] = []
+        clip_range_high = clip_range
+        if self.clip_range_high is not None:
+            clip_range_high = FloatSchedule(self.clip_range_high)(self._current_progress_remaining)
+        measured: list[dict[str, torch.Tensor]] = []
         for _ in range(self.n_epochs):
             self._n_updates += 1
-            if not self._train_epoch(clip_range, measured):
+            if not self._train_epoch(clip_range, clip_range_high, measured):
                 break
         if not measured:  # stopped before the first minibatch
             return
-        names = ("loss", "policy_gradient_loss", "value_loss", "approx_kl", "clip_fraction", "entropy_loss")
-        means = torch.tensor([[x.item() for x in row] for row in measured]).mean(dim=0)
-        if not torch.isfinite(means).all():
-            raise ValueError(
-                f"the loss is not finite ({dict(zip(names, means.tolist(), strict=True))}); "
-                "lower learning_rate or the size of the rewards."
-            )
-        for name, mean in zip(names, means.tolist(), strict=True):
+        means = {name: torch.stack([row[name] for row in measured]).mean().item() for name in measured[0]}
+        if not all(map(math.isfinite, means.values())):
+            raise ValueError(f"the loss is not finite ({means}); lower learning_rate or the size of the rewards.")
+        for name, mean in means.items():
             self.logger.record(f"train/{name}", mean)
         if isinstance(self.action_space, spaces.Box):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
 
-    def _train_epoch(self, clip_range: float, measured: list[tuple[torch.Tensor, ...]]) -> bool:
+    def _train_epoch(self, clip_range: float, clip_range_high: float, measured: list[dict[str, torch.Tensor]]) -> bool:
         """Pass over the rollout once; return False if ``stop`` or ``target_kl`` ends the update here."""
-        for minibatch in draw_minibatches(self._batch, self.batch_size, self.rng):
+        for minibatch in draw_minibatches(self._batch, self.batch_size, self.rng, self.importance_level == "branch"):
             if self._stop_requested:
                 return False
-            measured.append(self._update(minibatch, clip_range))
-            approx_kl = measured[-1][3]
-            if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+            measured.append(self._update(minibatch, clip_range, clip_range_high))
+            if self._went_too_far(measured[-1]["approx_kl"]):
                 return False
         return True
 
-    def _update(self, minibatch: StepBatch, clip_range: float) -> tuple[torch.Tensor, ...]:
+    def _went_too_far(self, approx_kl: torch.Tensor) -> bool:
+        return self.target_kl is not None and bool(approx_kl > 1.5 * self.target_kl)
+
+    def _update(self, minibatch: StepBatch, clip_range: float, clip_range_high: float) -> dict[str, torch.Tensor]:
         """Take one optimizer step, unless ``target_kl`` forbids it.
 
-        :return: Loss, policy loss, value loss, approximate KL, clipped share and negative entropy, as scalars.
+        :return: What to log, as scalars.
         """
-        values, log_prob, entropy = self.policy.evaluate_actions(minibatch.observations, minibatch.actions)
-        assert entropy is not None  # categorical and Gaussian policies have one in closed form
+        values, log_prob, entropy = evaluate_actions(
+            self.policy, minibatch.observations, minibatch.actions, minibatch.action_masks
+        )
         log_ratio = log_prob - minibatch.old_log_prob
-        ratio = log_ratio.exp()
-        policy_loss = compute_clipped_surrogate(ratio, minibatch.advantages, clip_range)
-        value_loss = torch.nn.functional.mse_loss(values.flatten(), minibatch.returns)
+        if self.importance_level == "branch":
+            ratio = compute_sequence_ratio(log_ratio, minibatch.branch_index, self._n_branches)
+        else:
+            ratio = log_ratio.exp()
+        if self.loss_type == "cispo":
+            losses = compute_cispo_loss(log_prob, ratio, minibatch.advantages, clip_range_high)
+        else:
+            losses = compute_clipped_surrogate(ratio, minibatch.advantages, clip_range, clip_range_high)
+        policy_loss = (minibatch.weights * losses).mean()
+        value_loss = torch.nn.functional.mse_loss(values, minibatch.value_targets)
         entropy_loss = -entropy.mean()
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        measured = {"policy_gradient_loss": policy_loss, "value_loss": value_loss, "entropy_loss": entropy_loss}
+        if minibatch.ref_log_prob is not None:
+            kl_ref = (minibatch.weights * compute_kl(minibatch.ref_log_prob - log_prob)).mean()
+            loss = loss + self.kl_coef * kl_ref
+            measured["kl_ref"] = kl_ref
         with torch.no_grad():
-            approx_kl = compute_approx_kl(log_ratio)
-            clip_fraction = ((ratio - 1.0).abs() > clip_range).float().mean()
-        if self.target_kl is None or approx_kl <= 1.5 * self.target_kl:
+            # Weighed as the loss is: enumerated first actions were not drawn from the old policy.
+            measured["approx_kl"] = (minibatch.weights * compute_kl(log_ratio)).mean()
+            too_low, too_high = ratio < 1.0 - clip_range, ratio > 1.0 + clip_range_high
+            measured["clip_fraction"] = (minibatch.weights * (too_low | too_high)).mean()
+        if not self._went_too_far(measured["approx_kl"]):
             self.policy.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             # Clipped apart: the value network's gradient grows with the rewards and would drown the policy's.
             torch.nn.utils.clip_grad_norm_(self._policy_parameters, self.max_grad_norm)
             torch.nn.utils.clip_grad_norm_(self._value_parameters, self.max_grad_norm)
             self.policy.optimizer.step()
-        return tuple(x.detach() for x in (loss, policy_loss, value_loss, approx_kl, clip_fraction, entropy_loss))
+        return {name: x.detach() for name, x in {"loss": loss, **measured}.items()}
 
-    def _to_policy_input(self, observations: Any) -> torch.Tensor:
-        return torch.as_tensor(observations, device=self.device)
+    @property
+    def _n_branches(self) -> int:
+        _, n_anchors, group_size = self.rollout_buffer.shape
+        return n_anchors * group_size
 
-    def _compute_values(self, rollout: GroupRollout, observations: torch.Tensor) -> torch.Tensor:
+    def _to_policy_input(self, observations: Any, statistics: ObservationStatistics | None) -> Any:
+        """Turn stored observations into what the policy's torch modules take."""
+        inputs = unpack(observations if statistics is None else statistics.apply(observations))
+        if isinstance(inputs, dict):
+            return {key: torch.as_tensor(array, device=self.device) for key, array in inputs.items()}
+        return torch.as_tensor(inputs, device=self.device)
+
+    def _split_for_forward(self, n_steps: int) -> tuple[torch.Tensor, ...]:
+        """Return the indices of steps in as many parts as it takes to keep a forward pass small."""
+        n_at_once = min(_MAX_FORWARD_STEPS, max(1, _MAX_FORWARD_INPUTS // count_inputs(self.observation_space)))
+        return torch.split(torch.arange(n_steps, device=self.device), n_at_once)
+
+    def _compute_values(self, rollout: GroupRollout, observations: Any) -> torch.Tensor:
         """Estimate the value of each live step's observation; ``(horizon, n_anchors, group_size)``, 0 elsewhere."""
-        values = torch.zeros(rollout.shape)
-        starts = range(0, len(observations), _MAX_FORWARD_STEPS)
+        mask = torch.from_numpy(rollout.step_mask)
+        parts = self._split_for_forward(int(mask.sum()))
         with torch.no_grad():
-            chunks = [self.policy.predict_values(observations[i : i + _MAX_FORWARD_STEPS]) for i in starts]
-        values[torch.from_numpy(rollout.step_mask)] = torch.cat(chunks).flatten().cpu()
+            chunks = [self.policy.predict_values(select(observations, part)) for part in parts]
+        values = torch.zeros(rollout.shape)
+        values[mask] = torch.cat(chunks).flatten().cpu()
         return values
 
     def save(
@@ -464,8 +651,8 @@ class GRPO(OnPolicyAlgorithm):
     ) -> None:
         """Save the model in one zip of JSON and plain arrays; a file of that name is replaced atomically.
 
-        The reward function itself is not saved, only its name. Nor are the statistics of a ``VecNormalize``: as for
-        every SB3 model, save those with ``env.save``.
+        The statistics of a ``VecNormalize`` are saved with it. Of reward functions only the names are, and neither the
+        reference policy nor the simulators' states: training goes on from new episodes.
 
         :param path: Where to; ``.zip`` is appended to a name without a suffix. Or an open binary file.
         :param exclude: Not supported, see ``include``.
@@ -481,8 +668,19 @@ class GRPO(OnPolicyAlgorithm):
 
         :param provenance: JSON-serialisable facts to keep in the metadata, such as the environment's id.
         """
-        meta = {**describe_model(self, __version__), **provenance}
-        return model_file.to_bytes(meta, get_weights(self.policy), get_optimizer_state(self.policy.optimizer))
+        settings, statistics = self._get_normalization()
+        meta = {**describe_model(self, __version__), **provenance, **settings}
+        moments = get_optimizer_state(self.policy.optimizer)
+        return model_file.to_bytes(meta, get_weights(self.policy), moments, statistics)
+
+    def _get_normalization(self) -> tuple[dict[str, Any], model_file.Arrays]:
+        """Return what the metadata and the arrays of a model file say of a ``VecNormalize``; nothing without one."""
+        if self._vec_normalize_env is not None:
+            settings, statistics = get_normalization(self._vec_normalize_env)
+            return {"normalization": settings}, statistics
+        if self.env is not None or self._loaded is None or "normalization" not in self._loaded.meta:
+            return {}, {}
+        return {"normalization": self._loaded.meta["normalization"]}, self._loaded.normalization
 
     @classmethod
     def load(
@@ -498,8 +696,10 @@ class GRPO(OnPolicyAlgorithm):
         """Load a model without unpickling anything. It needs neither the environment nor the reward function.
 
         :param path: File name, with or without ``.zip``, or an open binary file.
-        :param env: Environment to go on training in; its spaces must be those of the model.
-        :param custom_objects: Same as ``kwargs``, under SB3's name.
+        :param env: Environment to go on training in; its spaces must be those of the model. If the model was trained in
+            a ``VecNormalize``, it is put into one unless it is in one, and the statistics of the file are restored.
+            It is seeded with ``seed + num_timesteps``.
+        :param custom_objects: Same as ``kwargs``, under SB3's name; what is no such argument is passed over.
         :param print_system_info: Print the versions that the model was saved with.
         :param force_reset: Start new episodes; groups always do after loading.
         :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``.
@@ -507,15 +707,15 @@ class GRPO(OnPolicyAlgorithm):
         :raises ValueError: If the environment's spaces differ, or an argument is unknown or out of range.
         """
         content = read_model(path)
-        meta, changes = content.meta, {**(custom_objects or {}), **kwargs}
-        if unknown := set(changes) - {*SAVED_HYPERPARAMETERS, "reward_function"}:
+        meta, changes = content.meta, {**custom_objects_to_arguments(custom_objects or {}), **kwargs}
+        if unknown := set(kwargs) - {*SAVED_HYPERPARAMETERS, "reward_function"}:
             raise ValueError(f"{sorted(unknown)} cannot be changed on load; only hyperparameters and reward_function.")
         if print_system_info:
             print("Saved with", meta["versions"])  # noqa: T201  # what the argument asks for
         arguments = hyperparameters_from_json(meta["hyperparameters"])
-        arguments["reward_function"] = REWARD_FUNCTIONS.get(meta["reward_function"])
+        arguments["reward_function"] = find_reward_functions(meta["reward_function"])
         model = cls(
-            "MlpPolicy",
+            policy_from_json(meta["network"]),
             None,  # type: ignore[arg-type]  # spaces come from the file
             policy_kwargs=network_from_json(meta["network"]),
             stats_window_size=meta["stats_window_size"],
@@ -525,21 +725,35 @@ class GRPO(OnPolicyAlgorithm):
         )
         model.observation_space, model.action_space = content.observation_space, content.action_space
         model.n_envs = meta["n_envs"]
+        if model.reward_function is None and "reward_function" not in changes:
+            model._lost_reward_function = meta["reward_function"]
         if env is not None:
-            env = cls._wrap_env(env, model.verbose)
+            env = model._wrap_like(content, env)
             model.n_envs = env.num_envs
         model._setup_model()
         if env is not None:
             model.set_env(env, force_reset=force_reset)
             if model.seed is not None:  # else SB3 would draw one from NumPy's process-wide generator
-                env.seed(model.seed)
+                env.seed(model.seed + meta["num_timesteps"])  # other episodes than those it began with
         model._load_arrays(content)
         model.num_timesteps, model._n_updates = meta["num_timesteps"], meta["n_updates"]
         if "seed" not in changes:
             model.rng.bit_generator.state = meta["rng_state"]
-        if model.reward_function is None and "reward_function" not in changes:
-            model._lost_reward_function = meta["reward_function"]
+        model._loaded = content
         return model
+
+    def _wrap_like(self, content: model_file.ModelContent, env: GymEnv) -> VecEnv:
+        """Vectorise an environment, and normalise it as that of a model file was."""
+        vec_env = self._wrap_env(env, self.verbose)
+        settings = content.meta.get("normalization")
+        if settings is None:
+            return vec_env
+        vec_normalize = unwrap_vec_normalize(vec_env)
+        if vec_normalize is None:
+            names = ("norm_obs", "norm_reward", "norm_obs_keys")
+            vec_env = vec_normalize = VecNormalize(vec_env, **{name: settings[name] for name in names})
+        restore_normalization(vec_normalize, content)
+        return vec_env
 
     def set_parameters(
         self,

@@ -9,10 +9,14 @@ from collections.abc import Callable
 import torch
 
 RewardFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# What the environment's own reward is called beside the named functions.
+ENVIRONMENT_REWARD = "environment"
 
 
-def get_reward_name(reward_function: RewardFunction) -> str:
-    """Return the name of a function, or of the class of a callable object."""
+def get_reward_name(reward_function: RewardFunction | None) -> str:
+    """Return the name of a function, or of the class of a callable object; None is the environment's own reward."""
+    if reward_function is None:
+        return ENVIRONMENT_REWARD
     name: str = getattr(reward_function, "__name__", type(reward_function).__name__)
     return name
 
@@ -47,3 +51,12 @@ REWARD_FUNCTIONS: dict[str, RewardFunction] = {
     "simple_cartpole": simple_cartpole,
 }
 CARTPOLE_ENVIRONMENTS = frozenset({"CartPole-v0", "CartPole-v1"})
+
+
+def find_reward_functions(names: str | list[str] | None) -> RewardFunction | list[RewardFunction | None] | None:
+    """Return the shipped reward functions of these names; None if one of them is not shipped."""
+    if names is None or isinstance(names, str):
+        return REWARD_FUNCTIONS.get(names or "")
+    if not all(name == ENVIRONMENT_REWARD or name in REWARD_FUNCTIONS for name in names):
+        return None
+    return [REWARD_FUNCTIONS.get(name) for name in names]

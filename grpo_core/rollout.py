@@ -1,71 +1,87 @@
-"""One rollout of whole groups: collecting it, storing it, cutting it into minibatches."""
+"""Storage of one rollout of whole groups, and how it is cut into minibatches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecNormalize
 
-from grpo_core.actor import Actor
 from grpo_core.advantage import BranchSteps
-from grpo_core.branching import Simulator, SimulatorState
 from grpo_core.rewards import RewardFunction, get_reward_name
+from grpo_core.simulators import Outcome
+from grpo_core.spaces import observation_dtype, pack, unpack
 
 Array = npt.NDArray[Any]
-
-# Called after every sweep over the environments with their infos, done flags and rewards, one per environment, and
-# the number of simulator steps taken; returns False to end the rollout.
-SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
-
-
-class AnchorState(NamedTuple):
-    """Where a group starts.
-
-    :param simulator_state: What ``Simulator.capture`` returned there.
-    :param observation: The environment's observation there, not normalised.
-    :param discounted_return: Discounted rewards of the episode so far, for reward normalisation only.
-    """
-
-    simulator_state: SimulatorState
-    observation: Any
-    discounted_return: float = 0.0
+# Step, group and branch: where in a rollout something belongs. Integers, or arrays of them of one length.
+Place = tuple[Any, Any, Any]
 
 
 class StepBatch(NamedTuple):
-    """Steps of any branches; every tensor is ``(batch_size, ...)``."""
+    """Steps of any branches; every tensor is ``(batch_size, ...)``, Dict observations are a dict of such.
 
-    observations: torch.Tensor
+    :param branch_index: Which branch of the rollout a step belongs to.
+    :param weights: How much a step counts in the policy's loss.
+    :param action_masks: Which actions were legal, ``(batch_size, n_bits)``; None where all always are.
+    :param ref_log_prob: Log probability under the reference policy; None without one.
+    """
+
+    observations: Any
     actions: torch.Tensor
     old_log_prob: torch.Tensor
     advantages: torch.Tensor
-    returns: torch.Tensor
+    value_targets: torch.Tensor
+    branch_index: torch.Tensor
+    weights: torch.Tensor
+    action_masks: torch.Tensor | None = None
+    ref_log_prob: torch.Tensor | None = None
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps."""
+        return len(self.actions)
+
+    def select(self, chosen: torch.Tensor) -> "StepBatch":
+        """Return some of the steps.
+
+        :param chosen: Which ones, integers ``(n,)`` or booleans ``(batch_size,)``.
+        """
+        return StepBatch(*[select(field, chosen) for field in self])
 
 
-class _Kept(NamedTuple):
-    """The step of a group that the next rollout continues from."""
+def select(field: Any, chosen: torch.Tensor) -> Any:
+    """Return some rows of a tensor, or of every tensor of a dict; None stays None.
 
-    t: int
-    branch: int
-    state: SimulatorState | None
+    :param chosen: Which ones, integers ``(n,)`` or booleans ``(batch_size,)``.
+    """
+    if field is None:
+        return None
+    return {key: x[chosen] for key, x in field.items()} if isinstance(field, dict) else field[chosen]
 
 
 class GroupRollout:
     """Storage of one rollout, shapes ``(horizon, n_anchors, group_size, ...)``.
 
-    Anchors are ordered ``anchor * n_envs + environment``. After ``collect`` the fields ``states``, ``next_states``,
-    ``actions``, ``log_probs``, ``rewards``, ``step_mask``, ``terminated`` and ``truncated`` hold what happened;
-    ``advantages`` and ``returns`` are set by the algorithm before ``flatten`` is called.
+    After ``clear``, steps are stored one by one, and the arrays grow as they have to; ``trim`` cuts them to what is
+    there. ``advantages`` and ``value_targets`` are set by the algorithm before ``flatten``.
 
-    :param horizon: Most steps a branch can take.
-    :param n_anchors: Groups per rollout, over all environments.
+    :param horizon: Steps per branch to lay out at first.
+    :param n_anchors: Groups to lay out at first.
     :param group_size: Branches per group.
     """
 
+    states: Array
+    next_states: Array
+    actions: Array
+    log_probs: Array
+    rewards: Array
+    step_mask: Array
+    terminated: Array
+    truncated: Array
+    action_masks: Array | None
     advantages: torch.Tensor
-    returns: torch.Tensor
+    value_targets: torch.Tensor
 
     def __init__(
         self,
@@ -75,144 +91,104 @@ class GroupRollout:
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
     ) -> None:
-        self.shape = (horizon, n_anchors, group_size)
+        self.observation_space = observation_space
         self.action_space = action_space
-        self.states = np.zeros((*self.shape, *(observation_space.shape or ())), observation_space.dtype)
-        self.next_states = np.zeros_like(self.states)
+        self._first_shape = (horizon, n_anchors, group_size)
+        self.clear()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Horizon, number of anchors and group size."""
+        horizon, n_anchors, group_size = self.step_mask.shape
+        return horizon, n_anchors, group_size
+
+    def clear(self) -> None:
+        """Forget all steps."""
+        shape, space = self._first_shape, self.action_space
+        dtype, observation_shape = observation_dtype(self.observation_space), self.observation_space.shape or ()
+        self.states, self.next_states = (np.zeros((*shape, *observation_shape), dtype) for _ in range(2))
         # Box actions are kept as sampled, before clipping: their log probability belongs to that value.
-        self.actions = np.zeros(
-            (*self.shape, *(action_space.shape or ())),
-            np.float32 if isinstance(action_space, spaces.Box) else np.int64,
+        action_dtype = np.float32 if isinstance(space, spaces.Box) else np.int64
+        self.actions = np.zeros((*shape, *(space.shape or ())), action_dtype)
+        self.log_probs, self.rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self.step_mask, self.terminated, self.truncated = (np.zeros(shape, np.bool_) for _ in range(3))
+        self.action_masks = None
+
+    def store_actions(self, at: Place, observations: Array, actions: Array, log_probs: Array, masks: Any) -> None:
+        """Store what branches saw and chose.
+
+        :param at: One place per branch.
+        :param observations: Shape ``(n_branches, *observation_shape)``.
+        :param masks: Legal actions, shape ``(n_branches, n_bits)``; None where all are.
+        """
+        self._make_room(int(at[0].max()), int(at[1].max()))
+        if masks is not None:
+            if self.action_masks is None:
+                self.action_masks = np.ones((*self.shape, masks.shape[1]), np.bool_)
+            self.action_masks[at] = masks
+        self.states[at], self.actions[at], self.log_probs[at], self.step_mask[at] = (
+            observations,
+            actions,
+            log_probs,
+            True,
         )
-        self.log_probs = np.zeros(self.shape, np.float32)
-        self.rewards = np.zeros(self.shape, np.float32)
-        self.step_mask = np.zeros(self.shape, np.bool_)
-        self.terminated = np.zeros(self.shape, np.bool_)
-        self.truncated = np.zeros(self.shape, np.bool_)
 
-    def collect(
-        self,
-        simulators: Sequence[Simulator],
-        anchors: Sequence[AnchorState],
-        actor: Actor,
-        normalizer: "Normalizer",
-        rng: np.random.Generator,
-        on_sweep: SweepCallback,
-    ) -> bool:
-        """Let every branch of every group follow the policy from its anchor state.
+    def store_outcome(self, at: Place, outcome: Outcome) -> None:
+        """Store where one step led."""
+        self.next_states[at] = pack(self.observation_space, outcome.observed.observation)
+        self.rewards[at] = outcome.reward
+        self.terminated[at], self.truncated[at] = outcome.terminated, outcome.truncated and not outcome.terminated
 
-        Branches advance in step, so that one forward pass serves all of them; each simulator is put back into a
-        branch's state before it steps that branch. Dead branches are not stepped.
+    def _make_room(self, t: int, group: int) -> None:
+        horizon, n_anchors, _ = self.shape
+        if t < horizon and group < n_anchors:
+            return
+        # Doubled, so that a long episode is not copied at each of its steps.
+        larger = (
+            max(2 * horizon, t + 1) if t >= horizon else horizon,
+            max(2 * n_anchors, group + 1) if group >= n_anchors else n_anchors,
+        )
+        for name, array in self._arrays():
+            grown = np.zeros((*larger, *array.shape[2:]), array.dtype)
+            grown[:horizon, :n_anchors] = array
+            setattr(self, name, grown)
 
-        :return: False if ``on_sweep`` ended the rollout early; the storage is then incomplete.
+    def trim(self, n_anchors: int, horizon: int | None) -> None:
+        """Cut the storage to the groups there are, and to a horizon or, if that is None, the longest branch."""
+        if horizon is None:
+            horizon = int(self.step_mask.any(axis=(1, 2)).sum())
+        for name, array in self._arrays():
+            setattr(self, name, array[:horizon, :n_anchors])
+
+    def _arrays(self) -> list[tuple[str, Array]]:
+        return [(name, array) for name, array in vars(self).items() if isinstance(array, np.ndarray)]
+
+    def apply_reward_functions(
+        self, reward_functions: Sequence[RewardFunction | None], weights: Sequence[float]
+    ) -> dict[str, float]:
+        """Replace the environment's rewards by a weighted sum of rewards, each computed in one call over all steps.
+
+        :param reward_functions: None stands for the environment's own.
+        :return: The mean of each, unweighted, by name.
+        :raises ValueError: If one does not return one number per step.
         """
-        horizon, n_anchors, group_size = self.shape
-        for stored in (self.rewards, self.step_mask, self.terminated, self.truncated):
-            stored.fill(0)
-        branch_states = [[anchor.simulator_state] * group_size for anchor in anchors]
-        observations = np.stack([[anchor.observation] * group_size for anchor in anchors])
-        self._draw_kept_steps(rng)
-        live = np.ones((n_anchors, group_size), np.bool_)
-        for t in range(horizon):
-            self.states[t], self.step_mask[t] = observations, live
-            actions, log_probs = actor.sample_actions(normalizer.normalize(observations[live]), rng)
-            self.actions[t][live], self.log_probs[t][live] = actions, log_probs
-            if not self._step_branches(t, simulators, branch_states, actor, on_sweep):
-                return False
-            observations = self.next_states[t]
-            live = live & ~(self.terminated[t] | self.truncated[t])
-            if not live.any():
-                break
-        return True
+        own = self.rewards[self.step_mask]
+        total, means = np.zeros(len(own), np.float64), {}
+        for reward_function, weight in zip(reward_functions, weights, strict=True):
+            rewards = own
+            if reward_function is not None:  # each with copies of its own, in case it changes them
+                rewards = _compute_rewards(reward_function, self._reward_arguments(), len(own))
+            total += weight * rewards
+            means[get_reward_name(reward_function)] = float(rewards.mean())
+        self.rewards[self.step_mask] = total
+        return means
 
-    def _step_branches(
-        self,
-        t: int,
-        simulators: Sequence[Simulator],
-        branch_states: list[list[SimulatorState]],
-        actor: Actor,
-        on_sweep: SweepCallback,
-    ) -> bool:
-        """Step every live branch once, one branch per environment and sweep, and capture where it went."""
-        horizon, n_anchors, group_size = self.shape
-        n_envs = len(simulators)
-        env_actions = actor.clip_actions(self.actions[t])
-        for first_anchor in range(0, n_anchors, n_envs):
-            for branch in range(group_size):
-                infos: list[dict[str, Any]] = [{} for _ in simulators]
-                dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
-                for i, simulator in enumerate(simulators):
-                    anchor = first_anchor + i
-                    at = (t, anchor, branch)
-                    if not self.step_mask[at]:
-                        continue
-                    simulator.restore(branch_states[anchor][branch])
-                    next_state, reward, terminated, truncated, infos[i] = simulator.step(env_actions[anchor, branch])
-                    self.next_states[at], self.rewards[at] = next_state, reward
-                    self.terminated[at], self.truncated[at] = terminated, truncated and not terminated
-                    dones[i], rewards[i] = terminated or truncated, reward
-                    keep = branch == self._kept_branch[anchor] and self._replaces_kept[t, anchor]
-                    if not dones[i] and (keep or t + 1 < horizon):
-                        branch_states[anchor][branch] = simulator.capture()
-                    if keep:
-                        self._kept[anchor] = _Kept(t, branch, None if dones[i] else branch_states[anchor][branch])
-                n_live = int(self.step_mask[t, first_anchor : first_anchor + n_envs, branch].sum())
-                if n_live > 0 and not on_sweep(infos, dones, rewards, n_live):
-                    return False
-        return True
-
-    def _draw_kept_steps(self, rng: np.random.Generator) -> None:
-        """Decide which step of each group to continue from: one branch and one of its steps, both uniform.
-
-        How long a branch lives is not known beforehand, so its steps are drawn by reservoir sampling: step t
-        (from 0) replaces the one kept so far with probability 1 / (t + 1). Only kept states are held.
-        """
-        horizon, n_anchors, group_size = self.shape
-        self._kept_branch = rng.integers(group_size, size=n_anchors)
-        self._replaces_kept = rng.random((horizon, n_anchors)) * np.arange(1, horizon + 1)[:, None] < 1.0
-        self._kept = [_Kept(0, 0, None)] * n_anchors
-
-    def next_anchors(self, simulators: Sequence[Simulator], discounted_returns: Array) -> list[AnchorState]:
-        """Return the anchor states the next rollout starts from: the kept steps, or a reset where one was the last.
-
-        :param discounted_returns: Shape ``(horizon, n_anchors, group_size)``, see ``Normalizer``.
-        """
-        anchors = []
-        for anchor, kept in enumerate(self._kept):
-            if kept.state is None:
-                anchors.append(reset_to_anchor(simulators[anchor % len(simulators)]))
-            else:
-                at = (kept.t, anchor, kept.branch)
-                anchors.append(AnchorState(kept.state, self.next_states[at].copy(), float(discounted_returns[at])))
-        return anchors
-
-    def apply_reward_function(self, reward_function: RewardFunction) -> None:
-        """Replace the environment's rewards by those of a reward function, in one call over all live steps.
-
-        :raises ValueError: If it does not return one finite number per step.
-        """
-        mask = self.step_mask
-        n_steps = int(mask.sum())
+    def _reward_arguments(self) -> tuple[Any, Any, Any]:
+        mask, space = self.step_mask, self.action_space
         actions = self.actions[mask]
-        if isinstance(self.action_space, spaces.Box):
-            actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        name = get_reward_name(reward_function)
-        returned = reward_function(
-            torch.from_numpy(self.states[mask].reshape(n_steps, -1)),
-            torch.from_numpy(actions.reshape(n_steps, -1)),
-            torch.from_numpy(self.next_states[mask].reshape(n_steps, -1)),
-        )
-        if returned is None:
-            raise ValueError(
-                f"reward function '{name}' returned None; it must return one reward per step, shape ({n_steps}, 1)."
-            )
-        rewards = torch.as_tensor(returned)
-        if rewards.numel() != n_steps:
-            raise ValueError(
-                f"reward function '{name}' returned shape {tuple(rewards.shape)} for {n_steps} steps; "
-                f"it must return one reward per step, shape ({n_steps}, 1)."
-            )
-        self.rewards[mask] = rewards.detach().cpu().reshape(n_steps).numpy()
+        if isinstance(space, spaces.Box):
+            actions = np.clip(actions, space.low, space.high)
+        return _to_rows(self.states[mask]), _to_rows(actions), _to_rows(self.next_states[mask])
 
     def check_finite(self) -> None:
         """Refuse to learn from numbers that are none.
@@ -221,8 +197,11 @@ class GroupRollout:
         """
         if not np.isfinite(self.rewards[self.step_mask]).all():
             raise ValueError("a reward is NaN or infinite; check the reward function or the environment.")
-        if not np.isfinite(self.next_states[self.step_mask]).all():
-            raise ValueError("an observation is NaN or infinite; check the environment's step().")
+        for states, method in ((self.next_states, "step"), (self.states, "reset")):
+            observations = unpack(states[self.step_mask])
+            for array in observations.values() if isinstance(observations, dict) else [observations]:
+                if not np.isfinite(array).all():
+                    raise ValueError(f"an observation is NaN or infinite; check the environment's {method}().")
 
     @property
     def steps(self) -> BranchSteps:
@@ -231,71 +210,85 @@ class GroupRollout:
             *map(torch.from_numpy, (self.rewards, self.step_mask, self.terminated, self.truncated)),
         )
 
-    def flatten(self, observations: torch.Tensor, device: torch.device) -> StepBatch:
+    @property
+    def first_action_weights(self) -> torch.Tensor:
+        """Return how likely the policy was to take each enumerated first action, against drawing them evenly.
+
+        :return: Shape ``(n_anchors, group_size)``, 1 on average over a group.
+        """
+        n_legal = self.step_mask[0].sum(axis=-1, keepdims=True)
+        return torch.from_numpy(np.exp(self.log_probs[0]) * n_legal)
+
+    def flatten(self, observations: Any, weights: torch.Tensor, device: torch.device) -> StepBatch:
         """Gather the live steps of all branches, shapes ``(n_steps, ...)``.
 
         :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
+        :param weights: How much steps count in the loss, shape ``(horizon, n_anchors, group_size)``.
         """
         mask = torch.from_numpy(self.step_mask)
+        _, n_anchors, group_size = self.shape
+        branch_index = torch.arange(n_anchors * group_size).reshape(n_anchors, group_size).expand(self.shape)
         actions = torch.from_numpy(self.actions)[mask]
+        if isinstance(self.action_space, spaces.Box):
+            actions = actions.flatten(1)
+        elif isinstance(self.action_space, spaces.MultiBinary):
+            actions = actions.float()  # what Bernoulli distributions take
+        masks = None if self.action_masks is None else torch.from_numpy(self.action_masks)[mask].to(device)
         return StepBatch(
             observations,
-            (actions.flatten(1) if isinstance(self.action_space, spaces.Box) else actions).to(device),
+            actions.to(device),
             torch.from_numpy(self.log_probs)[mask].to(device),
             self.advantages[mask].to(device),
-            self.returns[mask].to(device),
+            self.value_targets[mask].to(device),
+            branch_index[mask].to(device),
+            weights[mask].to(device),
+            masks,
         )
 
 
-def draw_minibatches(batch: StepBatch, batch_size: int, rng: np.random.Generator) -> Iterator[StepBatch]:
-    """Yield every step once, in random order, ``batch_size`` at a time; the last minibatch may hold fewer."""
-    order = torch.from_numpy(rng.permutation(len(batch.observations)))
-    for start in range(0, len(order), batch_size):
-        yield StepBatch(*(tensor[order[start : start + batch_size]] for tensor in batch))
+def _to_rows(batch: Array) -> Any:
+    """Turn a batch into what reward functions take: ``(B, n)``, or a dict of such for Dict observations."""
+    unpacked = unpack(batch)
+    if isinstance(unpacked, dict):
+        return {key: torch.from_numpy(array.reshape(len(array), -1)) for key, array in unpacked.items()}
+    return torch.from_numpy(unpacked.reshape(len(unpacked), -1))
 
 
-def reset_to_anchor(simulator: Simulator) -> AnchorState:
-    """Start a new episode and return its first state."""
-    observation, _ = simulator.reset()
-    return AnchorState(simulator.capture(), observation)
+def _compute_rewards(reward_function: RewardFunction, arguments: tuple[Any, Any, Any], n_steps: int) -> Array:
+    name = get_reward_name(reward_function)
+    returned = reward_function(*arguments)
+    rule = f"it must return one reward per step, shape ({n_steps}, 1)."
+    if returned is None:
+        raise ValueError(f"reward function '{name}' returned None; {rule}")
+    rewards = torch.as_tensor(returned)
+    if rewards.numel() != n_steps:
+        raise ValueError(f"reward function '{name}' returned shape {tuple(rewards.shape)} for {n_steps} steps; {rule}")
+    return np.asarray(rewards.detach().cpu().reshape(n_steps).numpy())
 
 
-class Normalizer:
-    """The running statistics of a ``VecNormalize``, applied to branches.
+def draw_minibatches(
+    batch: StepBatch, batch_size: int, rng: np.random.Generator, whole_branches: bool = False
+) -> Iterator[StepBatch]:
+    """Yield every step once, in random order, ``batch_size`` at a time; the last minibatch may hold fewer.
 
-    Statistics are frozen while a rollout is collected and updated after it, so that all members of a group see
-    the same numbers and the first minibatch has a probability ratio of 1. Without a ``VecNormalize`` everything
-    passes through.
-
-    :param vec_normalize: The wrapper whose statistics are used and, if it is training, updated.
+    :param whole_branches: Never split a branch; minibatches then hold fewer steps than ``batch_size`` and the longest
+        branch have together.
     """
+    if whole_branches:
+        yield from _draw_branches(batch, batch_size, rng)
+        return
+    order = torch.from_numpy(rng.permutation(batch.n_steps))
+    for start in range(0, len(order), batch_size):
+        yield batch.select(order[start : start + batch_size])
 
-    def __init__(self, vec_normalize: VecNormalize | None) -> None:
-        self._vec_normalize = vec_normalize
 
-    def normalize(self, observations: Array) -> Array:
-        """Normalise observations of shape ``(batch_size, *observation_shape)``."""
-        if self._vec_normalize is None:
-            return observations
-        normalized = self._vec_normalize.normalize_obs(observations)
-        assert isinstance(normalized, np.ndarray)  # Dict observations never reach this class
-        return normalized
-
-    def normalize_rewards(self, rollout: GroupRollout, anchors: Sequence[AnchorState]) -> Array:
-        """Scale the rollout's rewards in place, then take its observations and returns into the statistics.
-
-        :return: Discounted returns of the episodes so far, before scaling, ``(horizon, n_anchors, group_size)``.
-        """
-        discounted_returns = np.zeros(rollout.shape)
-        if self._vec_normalize is None:
-            return discounted_returns
-        running = np.array([[anchor.discounted_return] for anchor in anchors])
-        for t, rewards in enumerate(rollout.rewards):
-            running = running * self._vec_normalize.gamma + rewards
-            discounted_returns[t] = running
-        rollout.rewards[:] = self._vec_normalize.normalize_reward(rollout.rewards) * rollout.step_mask
-        if self._vec_normalize.training:
-            self._vec_normalize.ret_rms.update(discounted_returns[rollout.step_mask])
-            if self._vec_normalize.norm_obs:
-                self._vec_normalize.obs_rms.update(rollout.states[rollout.step_mask])
-        return discounted_returns
+def _draw_branches(batch: StepBatch, batch_size: int, rng: np.random.Generator) -> Iterator[StepBatch]:
+    branch_index = batch.branch_index.cpu()
+    order = torch.from_numpy(rng.permutation(int(branch_index.max()) + 1))
+    lengths = torch.bincount(branch_index, minlength=len(order))[order]
+    minibatch_of_branch = (lengths.cumsum(0) - lengths) // batch_size
+    minibatch_index = torch.empty_like(order)
+    minibatch_index[order] = minibatch_of_branch
+    # A branch longer than a minibatch leaves numbers out, and one without steps fills none.
+    for i in sorted(set(minibatch_of_branch[lengths > 0].tolist())):
+        yield batch.select(minibatch_index[branch_index] == i)

@@ -1,307 +1,273 @@
-"""Collecting whole groups: every simulator step counted, every branch restored, every step learnt from once."""
+"""The storage of a rollout: every step in its place, whatever is observed and however many steps there are."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
-from grpo_core.actor import Actor
-from grpo_core.branching import Simulator
-from grpo_core.rollout import GroupRollout, Normalizer, StepBatch, draw_minibatches, reset_to_anchor
+from grpo_core.rewards import RewardFunction
+from grpo_core.rollout import GroupRollout, StepBatch, draw_minibatches
+from grpo_core.simulators import Observed, Outcome
+from grpo_core.spaces import pack
+from tests.walk import FencedWalk, Seen, StepLog, Walk, cartpole_model, collect, walk_model
+
+PLACE = spaces.Box(-10.0, 10.0, (2,))
+CAR = spaces.Dict({"speed": spaces.Box(-5.0, 5.0, (2,)), "gear": spaces.Discrete(4), "lamps": spaces.MultiBinary(3)})
+CHOICE = spaces.Discrete(3)
 
 
-class StepLog:
-    """What really happened in the simulators, kept outside of anything that a restore puts back."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[int, int]] = []  # position before, action
-        self.n_resets = 0
-
-
-class Walk(gym.Env[Any, Any]):
-    """A walk on the integers that falls off at ``+-edge``. Every observation carries a stamp of its own.
-
-    Stepping it after the fall raises: a dead branch must not be stepped.
-    """
-
-    action_space = spaces.Discrete(2)
-    observation_space = spaces.Box(-np.inf, np.inf, (3,))
-
-    def __init__(self, log: StepLog, edge: int = 10**6) -> None:
-        self.log, self.edge = log, edge
-        self.position, self.n_steps = 0, 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.log.n_resets += 1
-        self.position, self.n_steps = 0, 0
-        return self._observe(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        if abs(self.position) >= self.edge:
-            raise AssertionError("stepped after the fall")
-        self.log.steps.append((self.position, int(action)))
-        self.position += 2 * int(action) - 1
-        self.n_steps += 1
-        return self._observe(), float(self.position), abs(self.position) >= self.edge, False, {}
-
-    def capture_state(self) -> tuple[int, int]:
-        return self.position, self.n_steps
-
-    def restore_state(self, state: tuple[int, int]) -> None:
-        self.position, self.n_steps = state
-
-    def _observe(self) -> Any:
-        return np.array([self.position, self.n_steps, len(self.log.steps)], np.float32)
+def fill(
+    lengths: Sequence[Sequence[int]],
+    observation_space: spaces.Space[Any] = PLACE,
+    action_space: spaces.Space[Any] = CHOICE,
+    first_shape: tuple[int, int] = (1, 1),
+    n_mask_bits: int = 0,
+) -> GroupRollout:
+    """Store random steps of branches of these lengths, ``(n_anchors, group_size)``, a sweep at a time."""
+    rollout = GroupRollout(*first_shape, len(lengths[0]), observation_space, action_space)
+    observation_space.seed(0)
+    action_space.seed(0)
+    rng = np.random.default_rng(0)
+    for t in range(max(map(max, lengths))):
+        live = [(a, b) for a, row in enumerate(lengths) for b, length in enumerate(row) if t < length]
+        at = tuple(np.array([(t, a, b) for a, b in live]).T)
+        observations = np.stack([pack(observation_space, observation_space.sample()) for _ in live])
+        actions = np.stack([np.asarray(action_space.sample()) for _ in live])
+        masks = rng.random((len(live), n_mask_bits)) < 0.5 if n_mask_bits else None
+        rollout.store_actions(at, observations, actions, rng.normal(size=len(live)), masks)
+        for a, b in live:
+            observed = Observed(observation_space.sample(), None)
+            is_last = t + 1 == lengths[a][b]
+            rollout.store_outcome(
+                (t, a, b), Outcome(observed, float(rng.normal()), is_last and b == 0, is_last and b < 2, {}, None)
+            )
+    return rollout
 
 
-class Seen(NamedTuple):
-    """A copy of what one rollout stored."""
-
-    states: Any
-    next_states: Any
-    actions: Any
-    log_probs: Any
-    rewards: Any
-    step_mask: Any
-    terminated: Any
-    truncated: Any
+def copy_arrays(rollout: GroupRollout) -> dict[str, npt.NDArray[Any]]:
+    return {name: array.copy() for name, array in rollout._arrays()}
 
 
-class Watch(BaseCallback):
-    """Copies every rollout, and calls a function when it ends, before the policy learns from it."""
-
-    def __init__(self, on_end: Callable[[GRPO], None] | None = None, on_start: Callable[[GRPO], None] | None = None):
-        super().__init__()
-        self.on_end, self.on_start = on_end, on_start
-        self.rollouts: list[Seen] = []
-        self.n_sweeps = 0
-
-    @property
-    def grpo(self) -> GRPO:
-        assert isinstance(self.model, GRPO)
-        return self.model
-
-    def _on_rollout_start(self) -> None:
-        if self.on_start is not None:
-            self.on_start(self.grpo)
-
-    def _on_step(self) -> bool:
-        self.n_sweeps += 1
-        return True
-
-    def _on_rollout_end(self) -> None:
-        stored = self.grpo.rollout_buffer
-        self.rollouts.append(Seen(**{name: getattr(stored, name).copy() for name in Seen._fields}))
-        if self.on_end is not None:
-            self.on_end(self.grpo)
+def set_judgement(rollout: GroupRollout) -> None:
+    numbers = torch.arange(rollout.step_mask.size, dtype=torch.float32).reshape(rollout.shape)
+    rollout.advantages, rollout.value_targets = numbers, -numbers
 
 
-def walk_model(log: StepLog, n_envs: int = 1, edge: int = 10**6, time_limit: int | None = None, **changes: Any) -> GRPO:
-    def make() -> gym.Env[Any, Any]:
-        walk = Walk(log, edge)
-        return walk if time_limit is None else gym.wrappers.TimeLimit(walk, time_limit)
-
-    arguments = {"group_size": 2, "horizon": 4, "n_steps": 8, "n_epochs": 1, "seed": 0, **changes}
-    return GRPO("MlpPolicy", DummyVecEnv([make] * n_envs), policy_kwargs={"net_arch": [4]}, **arguments)
+def flatten(rollout: GroupRollout) -> StepBatch:
+    """With the number of its place as a step's observation and weight."""
+    set_judgement(rollout)
+    mask = torch.from_numpy(rollout.step_mask)
+    return rollout.flatten(rollout.advantages[mask][:, None], 2 * rollout.advantages, torch.device("cpu"))
 
 
-def cartpole_model(**changes: Any) -> GRPO:
-    arguments = {"env": "CartPole-v1", "n_steps": 64, "group_size": 2, "horizon": 16, "seed": 0, **changes}
-    return GRPO("MlpPolicy", **arguments)
+@pytest.mark.parametrize("observation_space", [PLACE, CAR], ids=["Box", "Dict"])
+@pytest.mark.parametrize("first_shape", [(1, 1), (3, 1), (1, 4), (16, 8)])
+def test_storage_grows_as_it_has_to_and_is_trimmed_to_what_there_is(
+    observation_space: spaces.Space[Any], first_shape: tuple[int, int]
+) -> None:
+    lengths = [[5, 2], [1, 7], [4, 4]]
+    roomy = fill(lengths, observation_space, first_shape=(7, 3), n_mask_bits=3)
+    grown = fill(lengths, observation_space, first_shape=first_shape, n_mask_bits=3)
+    assert all(np.greater_equal(grown.shape, (7, 3, 2)))
+    grown.trim(3, None)
+    assert grown.shape == (7, 3, 2)
+    assert grown.step_mask.sum(axis=0).tolist() == lengths
+    expected = copy_arrays(roomy)
+    assert set(expected) == set(copy_arrays(grown)) >= {"states", "next_states", "actions", "action_masks", "rewards"}
+    for name, array in copy_arrays(grown).items():
+        assert array.dtype == expected[name].dtype, name
+        # Where no step was taken, masks are unspecified.
+        assert (array[grown.step_mask] == expected[name][grown.step_mask]).all(), name
 
 
-def collect(model: GRPO, n_rollouts: int = 1, **watch: Callable[[GRPO], None]) -> Watch:
-    """Train for a number of rollouts, none of which may end early, and return what was seen."""
-    callback = Watch(**watch)
-    while len(callback.rollouts) < n_rollouts:
-        model.learn(1, callback=callback, reset_num_timesteps=False)
-    return callback
+def test_a_given_horizon_is_kept_though_every_branch_was_shorter() -> None:
+    rollout = fill([[2, 1], [1, 1]], first_shape=(6, 2))
+    rollout.trim(2, 6)
+    assert rollout.shape == (6, 2, 2)
+    assert rollout.step_mask.sum() == 5
+
+
+def test_what_was_stored_is_forgotten_before_the_next_rollout() -> None:
+    rollout = fill([[3, 3]], first_shape=(2, 1), n_mask_bits=3)
+    rollout.clear()
+    assert rollout.shape == (2, 1, 2)
+    assert rollout.action_masks is None
+    assert not any(array.any() for array in copy_arrays(rollout).values())
+
+
+def test_masks_are_stored_with_their_steps() -> None:
+    rollout = GroupRollout(2, 1, 2, PLACE, CHOICE)
+    observations = np.zeros((2, 2), np.float32)
+    masks = np.array([[True, False, True], [False, True, True]])
+    at = (np.array([0, 0]), np.array([0, 0]), np.array([0, 1]))
+    rollout.store_actions(at, observations, np.array([2, 1]), np.zeros(2), masks)
+    rollout.store_actions(
+        (np.array([1]), np.array([0]), np.array([1])), observations[:1], np.array([0]), np.zeros(1), ~masks[1:]
+    )
+    rollout.trim(1, None)
+    rows = flatten(rollout)
+    assert rows.action_masks is not None
+    assert rows.actions.tolist() == [2, 1, 0]
+    assert rows.action_masks.tolist() == [[True, False, True], [False, True, True], [True, False, False]]
+
+
+@pytest.mark.parametrize("is_terminated", [False, True])
+def test_an_episode_that_terminates_on_its_last_step_was_not_cut_by_the_time_limit(is_terminated: bool) -> None:
+    rollout = GroupRollout(1, 1, 2, PLACE, CHOICE)
+    rollout.store_outcome((0, 0, 1), Outcome(Observed(np.ones(2), None), 1.5, is_terminated, True, {}, None))
+    assert rollout.terminated[0, 0].tolist() == [False, is_terminated]
+    assert rollout.truncated[0, 0].tolist() == [False, not is_terminated]
+    assert rollout.rewards[0, 0].tolist() == [0.0, 1.5]
+
+
+def test_dict_observations_are_stored_key_by_key() -> None:
+    rollout = GroupRollout(1, 1, 2, CAR, CHOICE)
+    before: dict[str, Any] = {"speed": np.array([1.0, -2.0], np.float32), "gear": 3, "lamps": np.array([1, 0, 1])}
+    after: dict[str, Any] = {"speed": np.array([0.5, 4.0], np.float32), "gear": 1, "lamps": np.array([0, 1, 1])}
+    at = (np.array([0]), np.array([0]), np.array([1]))
+    rollout.store_actions(at, pack(CAR, before)[None], np.array([0]), np.zeros(1), None)
+    rollout.store_outcome((0, 0, 1), Outcome(Observed(after, None), 0.0, False, False, {}, None))
+    for stored, observation in ((rollout.states, before), (rollout.next_states, after)):
+        for key, value in observation.items():
+            assert stored[key].dtype == CAR[key].dtype
+            assert (stored[key][0, 0, 1] == value).all()
+            assert not stored[key][0, 0, 0].any()
 
 
 @pytest.mark.parametrize(
-    ("n_envs", "group_size", "horizon", "n_groups"), [(1, 2, 1, 1), (1, 3, 5, 2), (2, 2, 4, 3), (3, 4, 2, 1)]
+    ("action_space", "shape", "dtype"),
+    [
+        (CHOICE, (), torch.int64),
+        (spaces.MultiDiscrete([3, 2]), (2,), torch.int64),
+        (spaces.MultiBinary(3), (3,), torch.float32),
+        (spaces.Box(-1.0, 1.0, (2, 2)), (4,), torch.float32),
+    ],
+    ids=str,
 )
-def test_every_simulator_step_is_counted_and_no_other(
-    n_envs: int, group_size: int, horizon: int, n_groups: int
+def test_live_steps_are_gathered_with_what_belongs_to_them(
+    action_space: spaces.Space[Any], shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    log, n_steps = StepLog(), n_groups * group_size * horizon
-    model = walk_model(log, n_envs, group_size=group_size, horizon=horizon, n_steps=n_steps)
-    for n_rollouts in (1, 2, 3):
-        model.learn(1, reset_num_timesteps=False)
-        assert len(log.steps) == model.num_timesteps == n_rollouts * n_envs * n_steps
+    rollout = fill([[3, 1, 2], [2, 3, 1]], action_space=action_space, n_mask_bits=4)
+    rollout.trim(2, None)
+    batch = flatten(rollout)
+    places = [place for place in np.ndindex(rollout.shape) if rollout.step_mask[place]]
+    assert batch.n_steps == len(places) == 12 < rollout.step_mask.size
+    assert (batch.actions.shape, batch.actions.dtype) == ((12, *shape), dtype)
+    assert rollout.action_masks is not None
+    assert batch.action_masks is not None
+    for row, place in enumerate(places):
+        number = float(np.ravel_multi_index(place, rollout.shape))
+        assert batch.observations[row].tolist() == [number]
+        assert batch.actions[row].flatten().tolist() == rollout.actions[place].flatten().tolist()
+        assert batch.old_log_prob[row] == rollout.log_probs[place]
+        judgement = (batch.advantages[row], batch.value_targets[row], batch.weights[row])
+        assert [x.item() for x in judgement] == [number, -number, 2 * number]
+        assert batch.branch_index[row] == 3 * place[1] + place[2]
+        assert (batch.action_masks[row].numpy() == rollout.action_masks[place]).all()
+    assert batch.ref_log_prob is None
 
 
-@pytest.mark.parametrize(("n_envs", "group_size", "edge"), [(1, 2, 1), (1, 4, 2), (2, 3, 3), (3, 2, 2)])
-def test_steps_are_counted_exactly_where_branches_die_early(n_envs: int, group_size: int, edge: int) -> None:
-    log = StepLog()
-    model = walk_model(log, n_envs, edge, group_size=group_size, horizon=6, n_steps=12 * group_size)
-    watch = collect(model, 3)
-    n_live = sum(int(seen.step_mask.sum()) for seen in watch.rollouts)
-    assert len(log.steps) == model.num_timesteps == n_live
-    assert n_live < 3 * n_envs * 12 * group_size
+def test_steps_as_tensors_are_what_was_stored() -> None:
+    rollout = fill([[3, 1, 2]])
+    for name, tensor in rollout.steps._asdict().items():
+        assert (tensor.numpy() == getattr(rollout, name)).all(), name
 
 
-def test_learning_ends_with_the_rollout_that_reaches_the_total() -> None:
-    model = walk_model(StepLog())
-    assert model.learn(17).num_timesteps == 24
+def test_enumerated_first_actions_weigh_as_the_policy_would_take_them() -> None:
+    # The second group may take two of three actions; the policy gives them 0.2 and 0.8.
+    rollout = fill([[2, 2, 2], [1, 0, 2]])
+    rollout.trim(2, None)
+    rollout.log_probs[0] = np.log([[0.5, 0.125, 0.375], [0.2, 1.0, 0.8]])
+    weights = rollout.first_action_weights[torch.from_numpy(rollout.step_mask[0])]
+    np.testing.assert_allclose(weights, [1.5, 0.375, 1.125, 0.4, 1.6], rtol=1e-6)
 
 
-def test_a_callback_is_called_once_per_sweep_over_the_environments() -> None:
-    model = walk_model(StepLog(), n_envs=3, n_steps=16)
-    assert collect(model).n_sweeps == 16
-    assert model.num_timesteps == 48
-
-
-def test_branches_of_a_group_start_from_one_observation_and_part_by_their_actions() -> None:
-    watch = collect(walk_model(StepLog(), n_envs=2, group_size=4, horizon=5, n_steps=40), 3)
-    for seen in watch.rollouts:
-        assert (seen.states[0] == seen.states[0, :, :1]).all()
-        assert len(np.unique(seen.next_states[..., 2])) == seen.step_mask.sum(), "every step is one of its own"
-    assert len({tuple(path) for seen in watch.rollouts for path in seen.actions.reshape(5, -1).T}) > 4
-
-
-def test_every_branch_goes_on_from_where_it_was() -> None:
-    log = StepLog()
-    watch = collect(walk_model(log, n_envs=2, edge=3, group_size=3, horizon=6, n_steps=36), 2)
-    for seen in watch.rollouts:
-        live = seen.step_mask
-        moved = seen.states[..., 0] + 2 * seen.actions - 1
-        assert (seen.next_states[..., 0][live] == moved[live]).all()
-        assert (seen.next_states[..., 1][live] == seen.states[..., 1][live] + 1).all()
-        assert (seen.rewards[live] == moved[live]).all()
-        assert (seen.terminated[live] == (np.abs(moved[live]) >= 3)).all()
-        assert not seen.truncated.any()
-        goes_on = live[1:]
-        assert (seen.states[1:][goes_on] == seen.next_states[:-1][goes_on]).all()
-        assert (live[1:] == (live[:-1] & ~seen.terminated[:-1])).all()
-    n_all = sum(int(seen.step_mask.sum()) for seen in watch.rollouts)
-    assert len(log.steps) == n_all
-
-
-def test_what_is_stored_about_dead_steps_is_nothing() -> None:
-    for seen in collect(walk_model(StepLog(), edge=1, horizon=6, n_steps=48), 2).rollouts:
-        dead = ~seen.step_mask
-        assert dead.any()
-        assert (seen.rewards[dead] == 0).all()
-        assert not seen.terminated[dead].any()
-
-
-def test_a_time_limit_truncates_and_does_not_terminate() -> None:
-    seen = collect(walk_model(StepLog(), time_limit=3, horizon=8, n_steps=16)).rollouts[0]
-    assert seen.step_mask[:, 0].sum(axis=0).tolist() == [3, 3]
-    assert seen.truncated[2].all()
-    assert not seen.terminated.any()
-
-
-def test_a_fall_on_the_last_permitted_step_is_a_termination() -> None:
-    seen = collect(walk_model(StepLog(), edge=1, time_limit=1)).rollouts[0]
-    assert seen.terminated[0].all()
-    assert not seen.truncated.any()
-
-
-def test_the_next_rollout_starts_from_a_step_of_the_last_one() -> None:
-    watch = collect(walk_model(StepLog(), n_envs=2, group_size=3, horizon=5, n_steps=30), 4)
-    for before, after in zip(watch.rollouts, watch.rollouts[1:], strict=False):
-        for anchor in range(before.states.shape[1]):
-            reached = {tuple(observation) for observation in before.next_states[:, anchor].reshape(-1, 3)}
-            assert tuple(after.states[0, anchor, 0]) in reached
-            assert after.states[0, anchor, 0, 1] >= 1
-
-
-def test_a_group_whose_kept_step_was_the_last_starts_anew() -> None:
-    log = StepLog()
-    model = walk_model(log, edge=1)
-    collect(model)
-    n_resets = log.n_resets
-    seen = collect(model).rollouts[-1]  # every episode lasts one step, so every kept step is a last one
-    assert log.n_resets == n_resets + 1
-    assert (seen.states[0, :, :, :2] == 0).all()
-
-
-def uniform_actor(walk: Walk) -> Actor:
-    weights = {
-        "action_net.weight": np.zeros((2, 3)),
-        "action_net.bias": np.zeros(2),
-        "value_net.weight": np.zeros((1, 3)),
-        "value_net.bias": np.zeros(1),
-    }
-    return Actor.from_weights(walk.observation_space, walk.action_space, "Tanh", weights)
-
-
-def collect_by_hand(
-    n_groups: int, group_size: int, horizon: int, time_limit: int = 10**6
-) -> tuple[GroupRollout, Simulator, StepLog]:
-    log = StepLog()
-    walk = Walk(log)
-    simulator = Simulator(gym.wrappers.TimeLimit(walk, time_limit))
-    rollout = GroupRollout(horizon, n_groups, group_size, walk.observation_space, walk.action_space)
-    anchors = [reset_to_anchor(simulator) for _ in range(n_groups)]
-    assert rollout.collect(
-        [simulator], anchors, uniform_actor(walk), Normalizer(None), np.random.default_rng(0), lambda *_: True
+def make_batch(branch_index: Sequence[int], has_options: bool = True) -> StepBatch:
+    index = torch.arange(len(branch_index))
+    return StepBatch(
+        index.reshape(-1, 1).float(),
+        index,
+        index * 2.0,
+        index * 3.0,
+        index * 4.0,
+        torch.tensor(branch_index),
+        index * 5.0,
+        torch.stack([index % 2 == 0, index % 3 == 0], dim=1) if has_options else None,
+        index * 6.0 if has_options else None,
     )
-    return rollout, simulator, log
 
 
-def test_the_kept_step_is_uniform_over_branches_and_steps() -> None:
-    # 16,000 simulator steps of a walk that does next to nothing: a distribution needs many draws.
-    n_groups, group_size, horizon = 2000, 2, 4
-    rollout, simulator, _ = collect_by_hand(n_groups, group_size, horizon)
-    counts = np.zeros((horizon, group_size))
-    for i, anchor in enumerate(rollout.next_anchors([simulator], np.zeros(rollout.shape))):
-        is_kept = (rollout.next_states[:, i] == anchor.observation).all(axis=-1)
-        assert is_kept.sum() == 1
-        counts += is_kept
-    expected = n_groups / (horizon * group_size)
-    chi_square = ((counts - expected) ** 2 / expected).sum()
-    assert chi_square < 30, counts  # 7 degrees of freedom: exceeded once in 10,000 seeds
+def assert_rows_belong_together(minibatch: StepBatch, batch: StepBatch) -> None:
+    for part, whole in zip(minibatch, batch, strict=True):
+        assert (part is None) == (whole is None)
+        assert part is None or torch.equal(part, whole[minibatch.actions])
 
 
-def test_the_kept_step_is_uniform_over_the_steps_a_short_branch_lived() -> None:
-    # 9,000 simulator steps; the horizon is 8, every branch lives for 3, and the third step ends the episode.
-    n_groups = 1500
-    rollout, simulator, log = collect_by_hand(n_groups, 2, 8, time_limit=3)
-    log.n_resets = 0
-    anchors = rollout.next_anchors([simulator], np.zeros(rollout.shape))
-    n_steps = np.bincount([int(anchor.observation[1]) for anchor in anchors], minlength=3)
-    assert log.n_resets == n_steps[0]
-    assert n_steps.sum() == n_groups
-    five_sigma = 5 * np.sqrt(n_groups * (1 / 3) * (2 / 3))
-    assert (np.abs(n_steps - n_groups / 3) < five_sigma).all(), n_steps
-
-
-def test_minibatches_cover_every_step_once() -> None:
-    index = torch.arange(10)
-    batch = StepBatch(index.reshape(10, 1).float(), index, index * 2.0, index * 3.0, index * 4.0)
+@pytest.mark.parametrize("has_options", [False, True])
+def test_minibatches_cover_every_step_once(has_options: bool) -> None:
+    batch = make_batch([0] * 10, has_options)
     orders = []
     rng = np.random.default_rng(0)
     for _ in range(2):
         minibatches = list(draw_minibatches(batch, 4, rng))
-        assert [len(minibatch.actions) for minibatch in minibatches] == [4, 4, 2]
+        assert [minibatch.n_steps for minibatch in minibatches] == [4, 4, 2]
         for minibatch in minibatches:
-            steps = minibatch.actions
-            assert minibatch.observations.flatten().tolist() == steps.tolist()
-            assert minibatch.old_log_prob.tolist() == (steps * 2).tolist()
-            assert minibatch.advantages.tolist() == (steps * 3).tolist()
-            assert minibatch.returns.tolist() == (steps * 4).tolist()
+            assert_rows_belong_together(minibatch, batch)
         orders.append([int(step) for minibatch in minibatches for step in minibatch.actions])
         assert sorted(orders[-1]) == list(range(10))
     assert orders[0] != orders[1]
     assert list(range(10)) not in orders
 
 
-def test_a_minibatch_larger_than_the_rollout_holds_all_of_it() -> None:
-    index = torch.arange(3.0)
-    (minibatch,) = draw_minibatches(StepBatch(index, index, index, index, index), 64, np.random.default_rng(0))
+@pytest.mark.parametrize("whole_branches", [False, True])
+def test_a_minibatch_larger_than_the_rollout_holds_all_of_it(whole_branches: bool) -> None:
+    batch = make_batch([0, 1, 0])
+    (minibatch,) = draw_minibatches(batch, 64, np.random.default_rng(0), whole_branches)
     assert sorted(minibatch.actions.tolist()) == [0, 1, 2]
+    assert_rows_belong_together(minibatch, batch)
+
+
+def test_dict_observations_are_cut_into_minibatches_key_by_key() -> None:
+    batch = make_batch([0, 0, 1, 1])._replace(observations={"a": torch.arange(4), "b": torch.arange(8).reshape(4, 2)})
+    for whole_branches in (False, True):
+        for minibatch in draw_minibatches(batch, 2, np.random.default_rng(0), whole_branches):
+            assert torch.equal(minibatch.observations["a"], minibatch.actions)
+            assert torch.equal(minibatch.observations["b"][:, 1], 2 * minibatch.actions + 1)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batch_size"),
+    [
+        ([4, 4, 4, 4], 4),
+        ([4, 4, 4, 4], 6),
+        ([1, 9, 2, 30, 1, 1, 17], 8),  # branches longer than a minibatch
+        ([3, 0, 0, 5, 0, 2], 4),  # and without steps
+        ([0, 50, 0], 8),
+        ([1] * 20, 3),
+    ],
+)
+def test_whole_branches_stay_together_and_no_minibatch_is_empty(lengths: list[int], batch_size: int) -> None:
+    steps_of = [branch for branch, length in enumerate(lengths) for _ in range(length)]
+    batch = make_batch(np.random.default_rng(1).permutation(steps_of).tolist())
+    orders = set()
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        minibatches = list(draw_minibatches(batch, batch_size, rng, whole_branches=True))
+        branches = [set(minibatch.branch_index.tolist()) for minibatch in minibatches]
+        assert all(branches), "none is empty"
+        assert sum(map(len, branches)) == len(set(steps_of)), "no branch is in two of them"
+        assert sorted(step for m in minibatches for step in m.actions.tolist()) == list(range(len(steps_of)))
+        for minibatch in minibatches:
+            assert_rows_belong_together(minibatch, batch)
+            assert minibatch.n_steps < batch_size + max(lengths)
+        orders.add(tuple(min(part) for part in branches))
+    assert len(orders) > 1 or len(set(steps_of)) == 1
 
 
 def test_the_policy_learns_from_live_steps_only_and_each_keeps_what_belongs_to_it() -> None:
@@ -310,13 +276,12 @@ def test_the_policy_learns_from_live_steps_only_and_each_keeps_what_belongs_to_i
 
     def keep(model: GRPO) -> None:
         batches.append(model._batch)
-        judged.append((model.rollout_buffer.advantages.clone(), model.rollout_buffer.returns.clone()))
+        judged.append((model.rollout_buffer.advantages.clone(), model.rollout_buffer.value_targets.clone()))
 
-    watch = collect(walk_model(StepLog(), edge=2, horizon=6, n_steps=24), on_end=keep)
-    seen, batch, (advantages, returns) = watch.rollouts[0], batches[0], judged[0]
+    watch = collect(walk_model(StepLog(), walk={"edge": 2}, horizon=6, n_steps=24), on_end=keep)
+    seen, batch, (advantages, value_targets) = watch.rollouts[0], batches[0], judged[0]
     live = list(zip(*np.nonzero(seen.step_mask), strict=True))
-    assert len(live) < seen.step_mask.size
-    assert all(len(tensor) == len(live) for tensor in batch)
+    assert batch.n_steps == len(live) < seen.step_mask.size
     row_of = {float(stamp): row for row, stamp in enumerate(batch.observations[:, 2])}
     for at in live:
         # An observation's stamp is its own, but for the group's branches sharing their first one.
@@ -326,7 +291,7 @@ def test_the_policy_learns_from_live_steps_only_and_each_keeps_what_belongs_to_i
             assert batch.actions[row] == seen.actions[at]
             assert batch.old_log_prob[row] == seen.log_probs[at]
             assert batch.advantages[row] == advantages[at]
-            assert batch.returns[row] == returns[at]
+            assert batch.value_targets[row] == value_targets[at]
 
 
 @pytest.mark.parametrize(
@@ -353,6 +318,60 @@ def test_a_reward_function_gets_one_row_per_live_step(env_id: str, n_observation
     assert (seen.rewards[~seen.step_mask] == 0).all()
 
 
+def test_a_reward_function_gets_dict_observations_key_by_key() -> None:
+    rollout = fill([[3, 1], [2, 2]], CAR, spaces.MultiDiscrete([3, 2]))
+
+    def reward(state: Any, action: torch.Tensor, next_state: Any) -> torch.Tensor:
+        assert {key: tuple(rows.shape) for key, rows in state.items()} == {
+            "speed": (8, 2),
+            "gear": (8, 1),
+            "lamps": (8, 3),
+        }
+        assert action.shape == (8, 2)
+        rewards: torch.Tensor = state["gear"] * 10.0 + next_state["speed"][:, 1:] + action[:, :1] * 100.0
+        return rewards
+
+    rollout.apply_reward_functions([reward], [1.0])
+    for place in zip(*np.nonzero(rollout.step_mask), strict=True):
+        expected = (
+            10.0 * rollout.states["gear"][place]
+            + rollout.next_states["speed"][place][1]
+            + 100.0 * rollout.actions[place][0]
+        )
+        assert rollout.rewards[place] == pytest.approx(expected, rel=1e-6)
+    assert (rollout.rewards[~rollout.step_mask] == 0).all()
+
+
+def count_rows(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(state))[:, None].float()
+
+
+def pay_first_action(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    return (action == 0).float()
+
+
+def test_several_rewards_are_weighed_and_reported_without_their_weights() -> None:
+    rollout = fill([[3, 1], [2, 2]])
+    mask = rollout.step_mask
+    own, is_first = rollout.rewards[mask].astype(np.float64), rollout.actions[mask] == 0
+    assert 0 < is_first.sum() < 8
+    means = rollout.apply_reward_functions([count_rows, None, pay_first_action], [2.0, -0.5, 10.0])
+    np.testing.assert_allclose(rollout.rewards[mask], 2.0 * np.arange(8) - 0.5 * own + 10.0 * is_first, rtol=1e-6)
+    assert (rollout.rewards[~mask] == 0).all()
+    assert means == {
+        "count_rows": 3.5,
+        "environment": pytest.approx(own.mean()),
+        "pay_first_action": pytest.approx(is_first.mean()),
+    }
+
+
+def test_the_environments_own_reward_alone_stays_as_it_is() -> None:
+    rollout = fill([[3, 1], [2, 2]])
+    before = rollout.rewards.copy()
+    rollout.apply_reward_functions([None], [1.0])
+    assert (rollout.rewards == before).all()
+
+
 def test_a_reward_function_sees_actions_as_the_simulator_did() -> None:
     actions: list[torch.Tensor] = []
 
@@ -374,18 +393,27 @@ def test_a_reward_function_may_return_a_column_a_row_or_a_list(convert: Callable
     assert (seen.rewards[seen.step_mask] == seen.next_states[seen.step_mask][:, 0]).all()
 
 
-def test_a_reward_function_that_scribbles_on_its_arguments_changes_no_step() -> None:
-    def scribble(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-        for tensor in (state, action, next_state):
-            tensor.zero_()
-        return torch.ones(len(state), 1)
+def scribble(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    for tensor in (state, action, next_state):
+        tensor.zero_()
+    return torch.ones(len(state), 1)
 
+
+def test_a_reward_function_that_scribbles_on_its_arguments_changes_no_step() -> None:
     tidy, scribbled = (
         collect(cartpole_model(reward_function=function)).rollouts[0]
         for function in (lambda state, action, next_state: torch.ones(len(state), 1), scribble)
     )
     for name in Seen._fields:
         assert (getattr(tidy, name)[tidy.step_mask] == getattr(scribbled, name)[tidy.step_mask]).all(), name
+
+
+def test_a_reward_function_that_scribbles_on_its_arguments_leaves_those_of_the_next_alone() -> None:
+    def see(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+        return (state + next_state).sum(dim=1, keepdim=True) + action
+
+    means = fill([[3, 1], [2, 2]]).apply_reward_functions([scribble, see], [1.0, 1.0])
+    assert means["see"] == fill([[3, 1], [2, 2]]).apply_reward_functions([see], [1.0])["see"] != 0
 
 
 def two_columns(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> Any:
@@ -400,9 +428,12 @@ def nothing(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor)
     """It forgets to return."""
 
 
+@pytest.mark.parametrize("is_one_of_two", [False, True])
 @pytest.mark.parametrize("reward_function", [two_columns, one_number, nothing])
-def test_a_reward_of_the_wrong_size_is_refused_with_the_remedy(reward_function: Callable[..., Any]) -> None:
-    model = cartpole_model(reward_function=reward_function)
+def test_a_reward_of_the_wrong_size_is_refused_with_the_remedy(
+    reward_function: Callable[..., Any], is_one_of_two: bool
+) -> None:
+    model = cartpole_model(reward_function=[None, reward_function] if is_one_of_two else reward_function)
     before = [parameter.clone() for parameter in model.policy.parameters()]
     with pytest.raises(ValueError, match=r"must return one reward per step, shape \(\d+, 1\)") as refusal:
         model.learn(64)
@@ -417,57 +448,45 @@ def test_a_reward_that_is_no_number_is_refused_with_the_remedy(bad: float) -> No
         rewards[3] = bad
         return rewards
 
-    model = cartpole_model(reward_function=reward)
-    before = [parameter.clone() for parameter in model.policy.parameters()]
-    with pytest.raises(ValueError, match=r"a reward is NaN or infinite; check the reward function"):
-        model.learn(64)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+    functions: list[RewardFunction | list[RewardFunction | None]] = [reward, [None, reward]]
+    for one in functions:
+        model = cartpole_model(reward_function=one)
+        before = [parameter.clone() for parameter in model.policy.parameters()]
+        with pytest.raises(ValueError, match=r"a reward is NaN or infinite; check the reward function"):
+            model.learn(64)
+        assert all(torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 
 class Broken(Walk):
-    """Its third step shows an observation that is no number."""
+    """One of its steps shows an observation that is no number; the reset is number 0."""
+
+    bad_step = 3
 
     def _observe(self) -> Any:
-        return np.array([np.nan if self.n_steps == 3 else 0.0, 0.0, 0.0], np.float32)
+        return np.array([np.nan if self.n_steps == self.bad_step else 0.0, 0.0, 0.0], np.float32)
 
 
-def test_an_observation_that_is_no_number_is_refused_with_the_remedy() -> None:
-    model = GRPO("MlpPolicy", Broken(StepLog()), n_steps=16, group_size=2, horizon=8, seed=0)
-    with pytest.raises(ValueError, match=r"an observation is NaN or infinite; check the environment's step\(\)"):
+class BrokenFromTheStart(Broken):
+    bad_step = 0
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Broken, "step"), (BrokenFromTheStart, "reset")])
+def test_an_observation_that_is_no_number_is_refused_with_the_remedy(kind: type[Walk], method: str) -> None:
+    model = walk_model(StepLog(), walk={"kind": kind}, n_steps=16, horizon=8)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    with pytest.raises(ValueError, match=rf"an observation is NaN or infinite; check the environment's {method}\(\)"):
         model.learn(16)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1"])
-def test_stored_log_probabilities_are_those_of_the_policy_that_learns(env_id: str) -> None:
-    differences: list[float] = []
-
-    def compare(model: GRPO) -> None:
-        stored = model.rollout_buffer
-        mask = stored.step_mask
-        with torch.no_grad():
-            _, log_prob, _ = model.policy.evaluate_actions(
-                torch.as_tensor(stored.states[mask]), torch.as_tensor(stored.actions[mask])
-            )
-        differences.append(float(np.abs(log_prob.numpy() - stored.log_probs[mask]).max()))
-
-    collect(cartpole_model(env=env_id, learning_rate=0.01), 3, on_end=compare)
-    assert len(differences) == 3
-    assert max(differences) < 1e-4
-
-
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("is_normalized", [False, True])
-def test_the_ratio_is_one_on_the_first_minibatch(env_id: str, is_normalized: bool) -> None:
-    env: Any = make_vec_env(env_id, n_envs=2, seed=0, vec_env_cls=DummyVecEnv)
-    env = VecNormalize(env) if is_normalized else env
-    model = cartpole_model(env=env, n_epochs=1, batch_size=256)
-    for _ in range(2):
-        model.learn(1, reset_num_timesteps=False)
-        logged = model.logger.name_to_value
-        assert logged["train/clip_fraction"] == 0
-        assert abs(logged["train/approx_kl"]) < 1e-6
-        advantages = model.rollout_buffer.advantages[torch.from_numpy(model.rollout_buffer.step_mask)]
-        assert logged["train/policy_gradient_loss"] == pytest.approx(-advantages.mean().item(), abs=1e-4)
+def test_one_number_of_a_dict_observation_that_is_none_is_refused() -> None:
+    rollout = fill([[3, 1], [2, 2]], CAR)
+    rollout.check_finite()
+    rollout.next_states["speed"][2, 0, 1] = np.inf  # no step was taken there
+    rollout.check_finite()
+    rollout.next_states["speed"][1, 1, 1] = np.inf
+    with pytest.raises(ValueError, match="an observation is NaN or infinite"):
+        rollout.check_finite()
 
 
 def test_advantages_are_computed_from_what_the_branches_really_earned() -> None:
@@ -489,142 +508,6 @@ def test_advantages_are_computed_from_what_the_branches_really_earned() -> None:
         np.testing.assert_allclose(seen[0][t].numpy(), expected, atol=1e-5)
 
 
-class Moments(NamedTuple):
-    mean: Any
-    var: Any
-    n_samples: float
-
-    @property
-    def exact(self) -> tuple[Any, Any, float]:
-        return np.asarray(self.mean).tolist(), np.asarray(self.var).tolist(), self.n_samples
-
-
-def read_moments(model: GRPO) -> tuple[Moments, Moments]:
-    normalize = model.get_vec_normalize_env()
-    assert normalize is not None
-    obs_rms: Any = normalize.obs_rms
-    ret_rms = normalize.ret_rms
-    return (
-        Moments(obs_rms.mean.copy(), obs_rms.var.copy(), obs_rms.count),
-        Moments(np.copy(ret_rms.mean), np.copy(ret_rms.var), ret_rms.count),
-    )
-
-
-def merge(before: Moments, samples: Any) -> tuple[Any, Any]:
-    """Mean and variance of all samples, those behind ``before`` and the new ones, from their sums."""
-    count = before.n_samples + len(samples)
-    total = before.mean * before.n_samples + samples.sum(axis=0)
-    squares = (before.var + before.mean**2) * before.n_samples + (samples**2).sum(axis=0)
-    mean = total / count
-    return mean, squares / count - mean**2
-
-
-def normalized_walk(**options: Any) -> GRPO:
-    log = StepLog()
-    env = VecNormalize(DummyVecEnv([lambda: Walk(log, edge=5)] * 2), gamma=0.9, **options)
-    return GRPO("MlpPolicy", env, n_steps=32, group_size=2, horizon=4, n_epochs=1, seed=0)
-
-
-def test_normalisation_statistics_are_frozen_during_a_rollout_and_updated_after_it() -> None:
-    at_start: list[tuple[Moments, Moments]] = []
-    during: list[tuple[Moments, Moments]] = []
-    at_end: list[tuple[Moments, Moments]] = []
-
-    class Steps(Watch):
-        def _on_step(self) -> bool:
-            during.append(read_moments(self.grpo))
-            return True
-
-    watch = Steps(
-        on_start=lambda model: at_start.append(read_moments(model)),
-        on_end=lambda model: at_end.append(read_moments(model)),
-    )
-    normalized_walk().learn(64, callback=watch)
-    n_first = len(at_start)
-    assert n_first == len(at_end) >= 1
-    known = [(obs.exact, ret.exact) for obs, ret in at_start]
-    assert during
-    assert all((obs.exact, ret.exact) in known for obs, ret in during)
-    states = watch.rollouts[0].states[watch.rollouts[0].step_mask].astype(np.float64)
-    mean, var = merge(at_start[0][0], states)
-    assert at_end[0][0].n_samples == pytest.approx(at_start[0][0].n_samples + len(states))
-    np.testing.assert_allclose(at_end[0][0].mean, mean, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(at_end[0][0].var, var, rtol=1e-6, atol=1e-9)
-
-
-def test_rewards_are_divided_by_the_spread_of_discounted_returns_known_before_the_rollout() -> None:
-    at_start: list[tuple[Moments, Moments]] = []
-    at_end: list[tuple[Moments, Moments]] = []
-    watch = Watch(
-        on_start=lambda model: at_start.append(read_moments(model)),
-        on_end=lambda model: at_end.append(read_moments(model)),
-    )
-    normalized_walk().learn(64, callback=watch)
-    first = watch.rollouts[0]
-    own = first.next_states[..., 0].astype(np.float64)  # a step earns the position it leads to
-    expected = np.clip(own / np.sqrt(at_start[0][1].var + 1e-8), -10, 10)
-    np.testing.assert_allclose(first.rewards[first.step_mask], expected[first.step_mask], rtol=1e-5)
-    discounted = []
-    for a, b in np.ndindex(*first.step_mask.shape[1:]):
-        running = 0.0  # the first rollout starts from resets
-        for t in range(int(first.step_mask[:, a, b].sum())):
-            running = running * 0.9 + own[t, a, b]
-            discounted.append(running)
-    mean, var = merge(at_start[0][1], np.array(discounted))
-    np.testing.assert_allclose(at_end[0][1].mean, mean, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(at_end[0][1].var, var, rtol=1e-6, atol=1e-9)
-
-
-def test_discounted_returns_are_carried_over_to_the_next_rollout() -> None:
-    model = normalized_walk(norm_reward=True)
-    before: list[tuple[float, ...]] = []
-    watch = collect(
-        model, 2, on_start=lambda model: before.append(tuple(anchor.discounted_return for anchor in model._anchors))
-    )
-    first, carried = watch.rollouts[0], before[-1]
-    own = first.next_states[..., 0].astype(np.float64)
-    assert len(carried) == first.step_mask.shape[1]
-    for anchor, discounted in enumerate(carried):
-        possible = [0.0]  # a reset
-        for b in range(2):
-            running = 0.0
-            for t in range(int(first.step_mask[:, anchor, b].sum())):
-                running = running * 0.9 + own[t, anchor, b]
-                possible.append(running)
-        assert min(abs(discounted - one) for one in possible) < 1e-5
-    assert any(discounted != 0 for discounted in carried)
-
-
-def test_statistics_that_do_not_train_stay_as_they_are() -> None:
-    model = normalized_walk(training=False)
-    before = [moments.exact for moments in read_moments(model)]
-    collect(model)
-    assert [moments.exact for moments in read_moments(model)] == before
-
-
-def test_the_policy_sees_normalised_and_the_reward_function_plain_observations() -> None:
-    plain: list[torch.Tensor] = []
-    batches: list[StepBatch] = []
-
-    def reward(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-        plain.append(state)
-        return torch.ones(len(state), 1)
-
-    model = normalized_walk()
-    model.reward_function = reward
-    moments: list[tuple[Moments, Moments]] = []
-    collect(
-        model,
-        2,
-        on_start=lambda model: moments.append(read_moments(model)),
-        on_end=lambda model: batches.append(model._batch),
-    )
-    obs = moments[1][0]
-    expected = np.clip((plain[1].numpy() - obs.mean) / np.sqrt(obs.var + 1e-8), -10, 10)
-    np.testing.assert_allclose(batches[1].observations.numpy(), expected, rtol=1e-4, atol=1e-5)
-    assert (plain[1][:, 0] == plain[1][:, 0].round()).all()
-
-
 def test_advantages_use_the_value_network_at_each_step_and_where_it_led() -> None:
     # One step per branch, so that GAE is the temporal difference alone: r + gamma V(s') - V(s). The networks stay as
     # they were, so that they can be asked again afterwards.
@@ -642,23 +525,37 @@ def test_advantages_use_the_value_network_at_each_step_and_where_it_led() -> Non
     torch.testing.assert_close(rollout.advantages[torch.from_numpy(rollout.step_mask)], expected)
 
 
-@pytest.mark.parametrize("horizon", [1, 4])
-def test_an_anchor_is_a_simulator_state_and_the_observation_made_there(horizon: int) -> None:
-    model = cartpole_model(n_steps=64, group_size=2, horizon=horizon)
-    for _ in range(4):
-        collect(model)
-        for anchor in model._anchors:
-            model._simulators[0].restore(anchor.simulator_state)
-            assert model.env is not None
-            core = model.env.unwrapped.envs[0].unwrapped  # type: ignore[attr-defined]
-            np.testing.assert_allclose(np.asarray(core.state, np.float32), anchor.observation)
+@pytest.mark.parametrize("loss_normalization", ["step", "branch", "horizon"])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_in_action_mode_first_steps_count_as_often_as_the_policy_would_take_them(
+    loss_normalization: str, is_masked: bool
+) -> None:
+    batches: list[StepBatch] = []
+    walk = {"kind": FencedWalk} if is_masked else {"edge": 2}
+    shape: dict[str, Any] = {"group_mode": "action", "group_size": 3 if is_masked else 2, "horizon": 3, "n_steps": 18}
+    model = walk_model(StepLog(), walk=walk, **shape, loss_normalization=loss_normalization, learning_rate=0.1)
+    watch = collect(model, 3, on_end=lambda model: batches.append(model._batch))
+    for seen, batch in zip(watch.rollouts, batches, strict=True):
+        mask = seen.step_mask
+        weights = np.zeros(mask.shape)
+        for t, a, b in zip(*np.nonzero(mask), strict=True):
+            n_live, n_branches = mask.sum(), mask[0].sum()
+            weights[t, a, b] = {
+                "step": 1.0,
+                "branch": n_live / (n_branches * mask[:, a, b].sum()),
+                "horizon": n_live / mask.size,
+            }[loss_normalization]
+            if t == 0:
+                weights[t, a, b] *= np.exp(seen.log_probs[t, a, b]) * mask[0, a].sum()
+        np.testing.assert_allclose(batch.weights, weights[mask], rtol=1e-5)
+        if is_masked:
+            assert batch.action_masks is not None
 
 
-@pytest.mark.parametrize("is_anew", [True, False])
-def test_learning_anew_starts_from_new_episodes_and_going_on_does_not(is_anew: bool) -> None:
-    model = walk_model(StepLog())
-    model.learn(64)
-    watch = Watch()
-    model.learn(32, callback=watch, reset_num_timesteps=is_anew)
-    starts = watch.rollouts[0].states[0, :, :, :2]
-    assert (starts == 0).all() == is_anew
+def test_the_loss_is_divided_by_the_horizon_though_every_branch_was_shorter() -> None:
+    batches: list[StepBatch] = []
+    env = gym.wrappers.TimeLimit(gym.make("CartPole-v1").unwrapped, 3)
+    model = cartpole_model(env=env, loss_normalization="horizon", horizon=8, n_steps=32)
+    collect(model, on_end=lambda model: batches.append(model._batch))
+    assert model.rollout_buffer.shape == (8, 2, 2)
+    assert batches[0].weights.tolist() == [pytest.approx(3 / 8)] * 12
