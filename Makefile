@@ -2,7 +2,7 @@ VENV := .venv
 PYTHON ?= python3
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: install serve test lint type format bench-cartpole clean
+.PHONY: install serve test test-zoo lint type format bench-cartpole bench-suite bench-ablation clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,10 @@ serve: install
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest
 
+test-zoo: $(VENV)/.installed-dev
+	$(PIP) install rl_zoo3==2.9.2
+	$(VENV)/bin/python -m pytest tests/sb3/test_zoo.py
+
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -34,6 +38,19 @@ format: $(VENV)/.installed-dev
 
 bench-cartpole: install
 	$(VENV)/bin/python -m benchmarks.cartpole
+
+$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
+	$(PIP) install -r requirements-bench.txt
+	touch $@
+
+# Hours; makes only the runs that are missing. ARGS="--envs CartPole-v1 --jobs 1" makes a part of them.
+bench-suite: $(VENV)/.installed-bench
+	$(VENV)/bin/python -m benchmarks.suite $(ARGS)
+	$(VENV)/bin/python -m benchmarks.report
+
+bench-ablation: $(VENV)/.installed-bench
+	$(VENV)/bin/python -m benchmarks.ablation $(ARGS)
+	$(VENV)/bin/python -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
