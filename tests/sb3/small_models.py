@@ -1,0 +1,75 @@
+"""Models so small that a training takes a fraction of a second, and what to compare of them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from grpo import GRPO
+from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
+
+Weights = dict[str, torch.Tensor]
+
+# Arguments of each group mode; "action" needs the three choices that the Discrete action space here has.
+MODES: dict[str, dict[str, Any]] = {
+    "branch": {"group_mode": "branch", "n_steps": 16, "group_size": 2, "horizon": 4},
+    "episode": {"group_mode": "episode", "n_steps": 12, "group_size": 2},
+    "action": {"group_mode": "action", "n_steps": 12, "group_size": 3, "horizon": 2},
+}
+POLICY_OF = dict.fromkeys(OBSERVATION_SPACES, "MlpPolicy") | {"image": "CnnPolicy", "dict": "MultiInputPolicy"}
+_EXTRACTOR_KWARGS = {"MlpPolicy": {}, "CnnPolicy": {"features_dim": 8}, "MultiInputPolicy": {"cnn_output_dim": 8}}
+
+
+def list_combinations() -> list[tuple[str, str, str]]:
+    """List every observation space with every action space and every group mode that it has."""
+    return [
+        (observation, action, mode)
+        for observation in OBSERVATION_SPACES
+        for action in ACTION_SPACES
+        for mode in MODES
+        if mode != "action" or action == "discrete"
+    ]
+
+
+def build(env: Any = None, policy: str = "MlpPolicy", mode: str = "branch", **changes: Any) -> GRPO:
+    """Build a model that trains in no time."""
+    arguments: dict[str, Any] = {
+        **MODES[mode],
+        "batch_size": 8,
+        "n_epochs": 2,
+        "seed": 0,
+        "device": "cpu",
+        "policy_kwargs": {"net_arch": [8], "features_extractor_kwargs": _EXTRACTOR_KWARGS[policy]},
+    }
+    return GRPO(policy, MatchEnv() if env is None else env, **{**arguments, **changes})
+
+
+def build_over(observation: str, action: str, mode: str = "branch", n_envs: int = 1, **changes: Any) -> GRPO:
+    """Build a model over spaces by their names."""
+
+    def make_env() -> MatchEnv:
+        return MatchEnv(OBSERVATION_SPACES[observation], ACTION_SPACES[action])
+
+    return build(DummyVecEnv([make_env] * n_envs), POLICY_OF[observation], mode, **changes)
+
+
+def copy_weights(model: GRPO) -> Weights:
+    """Copy the parameters of the policy and the value network."""
+    return {name: tensor.detach().clone() for name, tensor in model.policy.state_dict().items()}
+
+
+def is_same(first: Weights, second: Weights) -> bool:
+    """Compare parameters bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def sample_observations(model: GRPO, n_observations: int, seed: int = 0) -> Any:
+    """Draw observations as the policy sees them, shape ``(n_observations, ...)``, or a dict of such."""
+    space = model.observation_space
+    space.seed(seed)
+    observations: list[Any] = [space.sample() for _ in range(n_observations)]
+    if isinstance(space, spaces.Dict):
+        return {key: np.stack([one[key] for one in observations]) for key in space.spaces}
+    return np.stack(observations)
