@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from grpo import __version__
 from grpo_core import rewards
+from service.configuration import resolve_request
 from service.errors import NotFoundError, install_error_handlers
 from service.inference import infer
 from service.jobs import JobRegistry
@@ -36,7 +37,6 @@ from service.schemas import (
 )
 from service.security import LOCAL_ORIGIN_PATTERN, RequestGuard, SecurityHeaders
 from service.settings import Settings
-from service.training import resolve_config
 
 # Add your own reward functions here, before the server starts: REWARD_FUNCTIONS["my_reward"] = my_reward.
 REWARD_FUNCTIONS = dict(rewards.REWARD_FUNCTIONS)
@@ -44,6 +44,7 @@ REWARD_FUNCTIONS = dict(rewards.REWARD_FUNCTIONS)
 # How long an answer to "stop" waits for the job to end, so that it usually has when the client asks next.
 _STOP_WAIT_SECONDS = 2.0
 _MEMORY_CHECK_SECONDS = 5.0
+_LARGE_MODEL_BYTES = 2**20
 
 router = APIRouter()
 
@@ -81,9 +82,10 @@ async def describe_server() -> ServerInfo:
 @router.post("/train", tags=["training"], responses=_errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 503))
 def start_training(registry: Registry, request: Annotated[TrainRequest | None, Body()] = None) -> TrainResponse:
     """Start a training job and answer at once; every field is optional, and so is the body."""
-    config = resolve_config(request or TrainRequest(), REWARD_FUNCTIONS)
-    job = registry.submit(config, REWARD_FUNCTIONS.get(config.reward_function_type))
-    return TrainResponse(job_id=job.job_id, message="Training started", config=config)
+    registry.check_room()
+    plan = resolve_request(request or TrainRequest(), REWARD_FUNCTIONS)
+    job = registry.submit(plan)
+    return TrainResponse(job_id=job.job_id, message="Training started", config=plan.config)
 
 
 @router.get("/training/{job_id}/status", tags=["training"], responses=_errors(400, 401, 404, 422))
@@ -114,7 +116,9 @@ async def predict(request: InferenceRequest, store: Store, registry: Registry) -
     model = store.get_cached(request.model_name)
     if model is None:
         model = await run_in_threadpool(_load_model, request.model_name, store, registry)
-    return infer(model, request.observation, request.deterministic)
+    arguments = (model, request.observation, request.deterministic, request.action_masks)
+    # A small network answers sooner than a thread would begin to.
+    return infer(*arguments) if model.n_bytes < _LARGE_MODEL_BYTES else await run_in_threadpool(infer, *arguments)
 
 
 @router.get("/models", tags=["models"], responses=_errors(400, 401))

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from grpo_core.rewards import RewardFunction
+from service.configuration import TrainingPlan
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError, printable
 from service.model_store import ModelStore
-from service.schemas import JobStatus, JobSummary, TrainConfig, TrainingStatus
+from service.schemas import JobStatus, JobSummary, TrainingStatus
 from service.training import train_policy
 
 logger = logging.getLogger("grpo.service")
@@ -30,14 +30,13 @@ _PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
 class Job:
     """One training job. Safe to read and to stop from any thread; only its worker reports progress.
 
-    :param config: What it trains with.
-    :param reward_function: None takes the environment's own.
+    :param plan: What it trains with.
     """
 
-    def __init__(self, config: TrainConfig, reward_function: RewardFunction | None) -> None:
+    def __init__(self, plan: TrainingPlan) -> None:
         self.job_id = str(uuid.uuid4())
-        self.config = config
-        self.reward_function = reward_function
+        self.plan = plan
+        self.config = plan.config
         self.finished = threading.Event()
         # Guards everything below.
         self._lock = threading.Lock()
@@ -89,11 +88,12 @@ class Job:
     def _list_warnings(self) -> list[str]:
         n_steps = self._current_timesteps - self._last_signal_timesteps
         if self._n_silent_rollouts < _SILENT_ROLLOUTS_TO_WARN or n_steps < _SILENT_STEPS_TO_WARN:
-            return []
+            return list(self.plan.warnings)
         return [
+            *self.plan.warnings,
             f"no signal in the last {self._n_silent_rollouts} rollouts ({n_steps} steps): within every group all "
             "branches earned the same. A rare reward may still be found; else let the reward tell branches apart, "
-            "lengthen horizon, or raise group_size."
+            "lengthen horizon, or raise group_size.",
         ]
 
     def start(self) -> bool:
@@ -198,26 +198,39 @@ class JobRegistry:
         self._jobs: dict[str, Job] = {}
         self._draining = False
 
-    def submit(self, config: TrainConfig, reward_function: RewardFunction | None) -> Job:
+    def submit(self, plan: TrainingPlan) -> Job:
         """Queue a job.
 
         :raises ConflictError: If an active job will save under the same name.
         :raises QueueFullError: If there is no room.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(config, reward_function)
+        job = Job(plan)
         with self._lock:
-            active = self._list_active()
-            if self._draining:
-                raise DrainingError("the server is shutting down; submit the job again when it is back.")
-            if len(active) >= self._max_active:
-                raise QueueFullError(f"{len(active)} jobs are running or queued already; try again later.")
-            self._check_name_is_free(config.model_name, active)
-            self._store.check_no_case_twin(config.model_name)
+            active = self._check_room()
+            self._check_name_is_free(plan.config.model_name, active)
+            self._store.check_no_case_twin(plan.config.model_name)
             self._executor.submit(self._run, job)
             self._jobs[job.job_id] = job
             self._forget_oldest()
         return job
+
+    def check_room(self) -> None:
+        """Refuse what ``submit`` would refuse whatever the job is, before anybody takes the trouble to plan it.
+
+        :raises QueueFullError: If there is no room.
+        :raises DrainingError: If the server is shutting down.
+        """
+        with self._lock:
+            self._check_room()
+
+    def _check_room(self) -> list[Job]:
+        active = self._list_active()
+        if self._draining:
+            raise DrainingError("the server is shutting down; submit the job again when it is back.")
+        if len(active) >= self._max_active:
+            raise QueueFullError(f"{len(active)} jobs are running or queued already; try again later.")
+        return active
 
     def get(self, job_id: str) -> Job:
         """Return a job.
@@ -273,7 +286,7 @@ class JobRegistry:
         if not job.start():
             return
         try:
-            content = train_policy(job.config, job.reward_function, job)
+            content = train_policy(job.config, job.plan.reward, job)
             outcome = job.end_training()
             name = self._choose_name(job, outcome)
             job.keep_policy(name, self._store.publish(name, content))

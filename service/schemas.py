@@ -1,5 +1,6 @@
 """What requests and responses look like, with every limit in the schema."""
 
+import math
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -7,15 +8,22 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
+from grpo_core.advantage import AdvantageScaling, Baseline, Supervision
+from grpo_core.collection import GroupMode
+from grpo_core.losses import ImportanceLevel, LossNormalization, LossType
 from service.model_store import MODEL_NAME_PATTERN, ModelStatus, is_model_name
 
 # No colon: "module:EnvId" would make Gymnasium import the module.
 _ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
 _REWARD_NAME_PATTERN = r"^[A-Za-z0-9_.-]+$"
-_MAX_OBSERVATION_NUMBERS = 65_536
+MAX_OBSERVATION_NUMBERS = 65_536
 _MAX_OBSERVATION_DEPTH = 4
+_MAX_MASK_FLAGS = 65_536
+_MAX_REWARD_FUNCTIONS = 16
 _MAX_FIELDS = 64
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_TOO_MANY_NUMBERS = f"an observation has at most {MAX_OBSERVATION_NUMBERS} numbers"
+_NOT_FINITE = "an observation holds finite numbers within the range of a 32-bit float"
 MAX_SEED = 2**32 - 1
 
 
@@ -41,39 +49,72 @@ def _check_model_name(name: str) -> str:
 
 
 def _check_observation(value: Any) -> Any:
-    """Accept a finite number or rectangular nested lists of them.
+    """Accept a finite number, rectangular nested lists of them, or an object of these.
 
     :raises ValueError: With the rule that is broken.
     """
-    _measure_observation(value, _MAX_OBSERVATION_DEPTH)
-    if np.size(value) > _MAX_OBSERVATION_NUMBERS:
-        raise ValueError(f"an observation has at most {_MAX_OBSERVATION_NUMBERS} numbers")
+    parts = list(value.values()) if isinstance(value, dict) else [value]
+    if not parts:
+        raise ValueError("an observation has at least one key, or none at all")
+    if len(parts) > MAX_OBSERVATION_NUMBERS:
+        raise ValueError(_TOO_MANY_NUMBERS)
+    if sum(math.prod(_measure_observation(part, _MAX_OBSERVATION_DEPTH)) for part in parts) > MAX_OBSERVATION_NUMBERS:
+        raise ValueError(_TOO_MANY_NUMBERS)
     return value
 
 
 def _measure_observation(value: Any, depth_left: int) -> tuple[int, ...]:
     if isinstance(value, list):
-        if len(value) > _MAX_OBSERVATION_NUMBERS:
-            raise ValueError(f"an observation has at most {_MAX_OBSERVATION_NUMBERS} numbers")
+        if len(value) > MAX_OBSERVATION_NUMBERS:
+            raise ValueError(_TOO_MANY_NUMBERS)
         if depth_left == 0:
             raise ValueError(f"an observation is nested at most {_MAX_OBSERVATION_DEPTH} deep")
+        # A row of an image is judged at once: one call per number would keep other requests waiting.
+        if set(map(type, value)) <= {int, float}:
+            if not all(map(_FLOAT32_MAX.__ge__, map(abs, value))):  # as below
+                raise ValueError(_NOT_FINITE)
+            return (len(value),)
         shapes = {_measure_observation(item, depth_left - 1) for item in value}
         if len(shapes) > 1:
             raise ValueError("the lists of an observation must all have the same length and depth")
-        return (len(value), *shapes.pop()) if shapes else (0,)
+        return (len(value), *shapes.pop())
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("an observation holds numbers only")
     if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:  # exact for integers of any length, and false for NaN
-        raise ValueError("an observation holds finite numbers within the range of a 32-bit float")
+        raise ValueError(_NOT_FINITE)
     return ()
+
+
+def _check_action_masks(value: Any) -> Any:
+    """Accept flags in one list, or in one list per component.
+
+    :raises ValueError: With the rule that is broken.
+    """
+    if not isinstance(value, list):
+        raise ValueError("action_masks is a list")
+    lists = value if value and all(isinstance(part, list) for part in value) else [value]
+    if sum(map(len, lists)) > _MAX_MASK_FLAGS or len(lists) > _MAX_MASK_FLAGS:
+        raise ValueError(f"action_masks has at most {_MAX_MASK_FLAGS} flags")
+    if not all(isinstance(flag, bool) or (type(flag) is int and flag in (0, 1)) for part in lists for flag in part):
+        raise ValueError("action_masks holds true and false, or 1 and 0, in one list or in one list per component")
+    return value
 
 
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN, max_length=100), AfterValidator(_check_model_name)]
 Observation = Annotated[
     Any,
     PlainValidator(_check_observation),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "array", "items": {}}]}),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "array", "items": {}}, {"type": "object"}]}),
 ]
+_FLAG_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 1}]}
+_MASKS_SCHEMA = {"type": "array", "items": {"anyOf": [_FLAG_SCHEMA, {"type": "array", "items": _FLAG_SCHEMA}]}}
+ActionMasks = Annotated[Any, PlainValidator(_check_action_masks), WithJsonSchema(_MASKS_SCHEMA)]
+RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=_REWARD_NAME_PATTERN)]
+EnvName = Annotated[str, Field(min_length=1, max_length=128, pattern=_ENV_NAME_PATTERN)]
+LayerSize = Annotated[int, Field(ge=1, le=1024)]
+LearningRateSchedule = Literal["linear", "constant"]
+# The names of grpo_core.actor.ACTIVATIONS, in lower case.
+Activation = Literal["tanh", "relu", "elu", "leakyrelu"]
 
 
 class _Request(BaseModel):
@@ -88,69 +129,157 @@ class _Request(BaseModel):
         return body
 
 
+class Normalization(BaseModel):
+    """What is normalised by running statistics."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    norm_obs: bool = Field(True, description="Observations: those numbers of them that are no images.")
+    norm_reward: bool = Field(True, description="Rewards.")
+
+
 class TrainRequest(_Request):
     """What to train; every field is optional."""
 
-    env_name: str = Field(
-        "CartPole-v1",
-        min_length=1,
-        max_length=128,
-        pattern=_ENV_NAME_PATTERN,
-        description="Id of a registered Gymnasium environment whose simulator can be restored.",
+    env_name: EnvName = Field("CartPole-v1", description="Id of a registered Gymnasium environment.")
+    preset: EnvName | None = Field(
+        None,
+        description="Environment whose preset fills in what is left out, or `none`. Default: `env_name` itself, if it "
+        "has a preset and its own reward is trained on.",
     )
     total_timesteps: int = Field(
         10_000, ge=1, le=10_000_000, description="Simulator steps to train for; every step of every branch counts."
     )
-    learning_rate: float = Field(
-        3e-4, gt=0, le=1, description="Step size of Adam at the start; it falls linearly to 0."
-    )
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="Step size of Adam at the start; see `lr_schedule`.")
     n_steps: int = Field(
-        32, ge=2, le=16_384, description="Simulator steps per environment and rollout, a multiple of group x horizon."
+        32,
+        ge=2,
+        le=16_384,
+        description="Simulator steps per environment and rollout, a multiple of `group_size * horizon`; in episodes a "
+        "lower bound.",
     )
     batch_size: int = Field(64, ge=1, le=65_536, description="Steps per minibatch.")
     n_epochs: int = Field(10, ge=1, le=100, description="Passes over each rollout.")
-    reward_function_type: str | None = Field(
+    reward_function_type: RewardName | None = Field(
         None,
-        min_length=1,
-        max_length=64,
-        pattern=_REWARD_NAME_PATTERN,
         description="Name of a reward function, or `environment` for the environment's own reward. "
         "Default: `optimized_cartpole` on CartPole, `environment` elsewhere.",
+    )
+    reward_functions: dict[RewardName, Annotated[float, Field(ge=-1e6, le=1e6)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=_MAX_REWARD_FUNCTIONS,
+        description="Several reward functions and their weights, instead of `reward_function_type`.",
     )
     model_name: ModelName | None = Field(None, description="Name to save the policy under. Default: a generated one.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Makes the job repeatable. Default: drawn.")
     n_envs: int = Field(1, ge=1, le=64, description="Environments whose groups fill one rollout.")
-    group_size: int = Field(2, ge=2, le=256, description="Branches that start from the same simulator state.")
+    group_mode: Literal["auto", "branch", "episode", "action"] | None = Field(
+        None,
+        description="How groups are played. Default: by preset, else `auto`: `branch` if the environment can be "
+        "restored, `episode` if not.",
+    )
+    group_size: int = Field(2, ge=2, le=256, description="Branches of a group.")
     horizon: int | None = Field(
-        None, ge=1, le=16_384, description="Most simulator steps per branch. Default: close to 16, fitting `n_steps`."
+        None,
+        ge=1,
+        le=16_384,
+        description="Most simulator steps per branch. Default: close to the preset's, or to 16, fitting `n_steps`; in "
+        "episodes no limit.",
     )
     gamma: float = Field(0.99, ge=0, le=1, description="Discount factor.")
+    gae_lambda: float | None = Field(None, ge=0, le=1, description="Lambda of the lambda-returns.")
+    baseline: Baseline | None = Field(None, description="What a step's return is compared with.")
+    supervision: Supervision | None = Field(None, description="Whether steps or whole branches are credited.")
+    advantage_scaling: AdvantageScaling | None = Field(None, description="What advantages are divided by.")
+    bootstrap_value: bool | None = Field(None, description="Whether the value network tells what follows a cut branch.")
+    clip_range: float | None = Field(None, gt=0, le=10, description="Trust interval of the probability ratio.")
+    clip_range_high: float | None = Field(None, gt=0, le=10, description="How far the ratio may rise above 1.")
+    loss_type: LossType | None = Field(None, description="Surrogate of the policy's loss.")
+    importance_level: ImportanceLevel | None = Field(None, description="Whether ratios are of steps or branches.")
+    loss_normalization: LossNormalization | None = Field(None, description="What counts alike in the loss.")
+    ent_coef: float | None = Field(None, ge=0, le=10, description="Weight of the entropy bonus.")
+    vf_coef: float | None = Field(None, ge=0, le=100, description="Weight of the value network's squared error.")
+    vf_lr_factor: float | None = Field(
+        None, ge=0, le=1000, description="Step size of the value network in multiples of `learning_rate`."
+    )
+    max_grad_norm: float | None = Field(None, ge=0, le=1e6, description="Largest norm of a gradient.")
+    target_kl: float | None = Field(
+        None, gt=0, le=100, description="Ends the updates of a rollout beyond 1.5 times it."
+    )
+    kl_coef: float | None = Field(None, ge=0, le=100, description="Weight of the KL divergence from the reference.")
+    ref_sync_steps: int | None = Field(
+        None, ge=1, le=10_000_000, description="Simulator steps after which the policy becomes the reference anew."
+    )
+    restart_probability: float | None = Field(None, ge=0, le=1, description="How often groups start new episodes.")
+    common_random_numbers: bool | None = Field(None, description="Whether a group meets the same noise.")
+    filter_zero_std_groups: bool | None = Field(None, description="Whether groups without a signal are left out.")
+    normalize: bool | Normalization | None = Field(
+        None, description="Whether observations and rewards are normalised by running statistics, or which of them."
+    )
+    lr_schedule: LearningRateSchedule | None = Field(
+        None, description="Whether the learning rate falls linearly to 0 over the job."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes CUDA if there is any.")
-    net_arch: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
-        [64, 64], max_length=4, description="Units per hidden layer, of the policy and of the value network each."
+    net_arch: list[LayerSize] = Field(
+        [64, 64],
+        max_length=4,
+        description="Units per hidden layer, of the policy and of the value network each. After the convolutions of "
+        "images there are none unless given.",
+    )
+    activation: Activation | None = Field(None, description="What follows each hidden layer.")
+    log_std_init: float | None = Field(
+        None, ge=-10, le=5, description="Logarithm of the first standard deviation of continuous actions."
     )
 
 
 class TrainConfig(BaseModel):
     """What a job trains with, every default filled in; sent again as a request it repeats the job."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     env_name: str
+    preset: str = Field(description="Whose preset filled in what was left out, or `none`.")
     total_timesteps: int
     learning_rate: float
     n_steps: int
     batch_size: int
     n_epochs: int
-    reward_function_type: str
+    reward_function_type: str | None = Field(description="None with `reward_functions`.")
+    reward_functions: dict[str, float] | None
     model_name: str
     seed: int
     n_envs: int
+    group_mode: GroupMode
     group_size: int
-    horizon: int
+    horizon: int | None = Field(description="None for episodes without a limit of their own.")
     gamma: float
+    gae_lambda: float
+    baseline: Baseline
+    supervision: Supervision
+    advantage_scaling: AdvantageScaling
+    bootstrap_value: bool
+    clip_range: float
+    clip_range_high: float | None
+    loss_type: LossType
+    importance_level: ImportanceLevel
+    loss_normalization: LossNormalization
+    ent_coef: float
+    vf_coef: float
+    vf_lr_factor: float
+    max_grad_norm: float
+    target_kl: float | None
+    kl_coef: float
+    ref_sync_steps: int | None
+    restart_probability: float
+    common_random_numbers: bool
+    filter_zero_std_groups: bool
+    normalize: Literal[False] | Normalization
+    lr_schedule: LearningRateSchedule
     device: Literal["cpu", "cuda"]
     net_arch: list[int]
+    activation: Activation
+    log_std_init: float
 
 
 class TrainResponse(BaseModel):
@@ -206,17 +335,24 @@ class InferenceRequest(_Request):
 
     model_name: ModelName = Field(description="Name of a trained model.")
     observation: Observation = Field(
-        description="One observation in the shape of the model's observation space; one integer if that is Discrete.",
+        description="One observation in the shape of the model's observation space; one integer if that is Discrete, "
+        "an object with an entry per key if it is a Dict.",
         examples=[[0.1, 0.0, 0.05, 0.0]],
     )
     deterministic: bool = Field(True, description="Take the most likely action instead of drawing one.")
+    action_masks: ActionMasks | None = Field(
+        None, description="Which actions are allowed, in one list or in one list per component. Default: all."
+    )
 
 
 class InferenceResponse(BaseModel):
     """What to do."""
 
-    action: int | list[Any] = Field(description="An integer for Discrete actions, a list for Box actions.")
-    action_probs: list[float] | None = Field(description="Probability of every Discrete action; None for Box.")
+    action: int | list[Any] = Field(description="An integer for Discrete actions, a list for all others.")
+    action_probs: list[float] | list[list[float]] | None = Field(
+        description="Probability of every Discrete action, a list of such per component of a MultiDiscrete action, "
+        "the probability of 1 per digit of a MultiBinary action; None for Box."
+    )
     value: float = Field(description="The value network's estimate of the discounted return from here.")
 
 

@@ -64,8 +64,10 @@ def register_env() -> Iterator[RegisterEnv]:
     """Register an environment, built by a function, until the test is over."""
     names = []
 
-    def register(make_env: Callable[[], gym.Env[Any, Any]], name: str = "Line-v0") -> str:
-        gym.register(name, entry_point=lambda **_: make_env())
+    def register(
+        make_env: Callable[[], gym.Env[Any, Any]], name: str = "Line-v0", max_episode_steps: int | None = None
+    ) -> str:
+        gym.register(name, entry_point=lambda **_: make_env(), max_episode_steps=max_episode_steps)
         names.append(name)
         return name
 

@@ -157,10 +157,63 @@ class LineEnv(gym.Env[FloatArray, Any]):
 
 
 class ForgetfulEnv(gym.Env[FloatArray, Any]):
-    """An environment that cannot be put back into an earlier state."""
+    """The same walk, with a generator in it, which cannot be copied: it cannot be put back into an earlier state."""
 
-    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-    action_space = spaces.Discrete(2)
+    def __init__(self) -> None:
+        self._line = LineEnv()
+        self.observation_space, self.action_space = self._line.observation_space, self._line.action_space
+        self._noise = (0.0 for _ in ())
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._line.reset()
+
+    def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        return self._line.step(action)
+
+
+class SpaceEnv(gym.Env[Any, Any]):
+    """A walk of seven steps over any spaces: each place shows an observation of its own, and ones are paid for.
+
+    :param masks: Flags of the allowed actions at even places, and the other way round at odd ones; None allows all.
+        A forbidden action ends in an error.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], masks: list[int] | None = None
+    ) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self._masks = masks
+        self._place = 0
+        if masks is not None:
+            self.action_masks = self._get_masks
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._place = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self._masks is not None and not self._get_masks()[int(action)]:
+            raise ValueError(f"action {action} is forbidden at place {self._place}")
+        self._place += 1
+        return self._observe(), float(np.mean(np.asarray(action) == 1)), self._place == 7, False, {}
+
+    def capture_state(self) -> int:
+        return self._place
+
+    def restore_state(self, state: int) -> None:
+        self._place = state
+
+    def _get_masks(self) -> npt.NDArray[np.bool_]:
+        assert self._masks is not None
+        return np.array(self._masks, np.bool_) ^ bool(self._place % 2)
+
+    def _observe(self) -> Any:
+        self.observation_space.seed(self._place)
+        return self.observation_space.sample()
 
 
 def make_model(env_id: str, seed: int = 0, **arguments: Any) -> GRPO:

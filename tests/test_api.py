@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from http.client import HTTPConnection
 from json import dumps, loads
 from pathlib import Path
@@ -20,10 +21,15 @@ import pytest
 import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 import api
 from grpo import GRPO
 from grpo_core import model_file
+from grpo_core.presets import get_preset
+from service.schemas import TrainRequest
 from service.settings import Settings
 from tests.conftest import RegisterEnv
 from tests.support import (
@@ -31,6 +37,7 @@ from tests.support import (
     ForgetfulEnv,
     Gate,
     LineEnv,
+    SpaceEnv,
     get_status,
     make_client,
     make_model,
@@ -51,17 +58,8 @@ CONTRACT_CONFIG = {
     "n_epochs": 10,
     "reward_function_type": "optimized_cartpole",
 }
-CONFIG_FIELDS = {
-    *CONTRACT_CONFIG,
-    "model_name",
-    "seed",
-    "n_envs",
-    "group_size",
-    "horizon",
-    "gamma",
-    "device",
-    "net_arch",
-}
+# What may be null in a configuration, because it then is switched off or has no limit.
+NULLABLE_CONFIG = {"reward_functions", "horizon", "clip_range_high", "target_kl", "ref_sync_steps"}
 LIVE_METRICS = {
     "rollout/ep_rew_mean",
     "rollout/ep_len_mean",
@@ -207,9 +205,10 @@ class TestStartingTraining:
         assert started.keys() == {"job_id", "message", "config"}
         assert started["message"] == "Training started"
         config = started["config"]
-        assert config.keys() == CONFIG_FIELDS
+        assert config.keys() == TrainRequest.model_fields.keys()
         assert {name: config[name] for name in CONTRACT_CONFIG} == CONTRACT_CONFIG
-        assert None not in config.values()
+        assert {name for name, value in config.items() if value is None} <= NULLABLE_CONFIG
+        assert (config["preset"], config["group_mode"], config["baseline"]) == ("none", "branch", "group")
         assert (config["n_envs"], config["group_size"], config["horizon"]) == (1, 2, 16)
         assert (config["gamma"], config["net_arch"]) == (0.99, [64, 64])
         assert config["device"] in ("cpu", "cuda")
@@ -235,16 +234,27 @@ class TestStartingTraining:
             "net_arch": [16],
         }
         response = client.post("/train", json=request)
-        assert response.json()["config"] == request
+        config = response.json()["config"]
+        assert {name: config[name] for name in request} == request
         status = wait_for_end(client, response.json()["job_id"])
-        assert status["config"] == request
+        assert status["config"] == config
         assert (status["status"], status["model_name"]) == ("completed", "my_model")
 
-    @pytest.mark.parametrize("env_name", ["CartPole-v1", "FrozenLake-v1"])
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            {"env_name": "CartPole-v1"},
+            {"env_name": "FrozenLake-v1", "n_steps": 256},
+            {"env_name": "MountainCar-v0", "n_steps": 512, "horizon": 64},
+            {"env_name": "Acrobot-v1", "group_mode": "episode", "n_steps": 32, "horizon": 20, "normalize": True},
+            {"reward_functions": {"environment": 0.3, "optimized_cartpole": 0.7, "simple_cartpole": 0.1}},
+        ],
+        ids=str,
+    )
     def test_the_returned_configuration_repeats_the_job_exactly(
-        self, client: TestClient, models_dir: Path, env_name: str
+        self, client: TestClient, models_dir: Path, request_: dict[str, Any]
     ) -> None:
-        first = client.post("/train", json={"env_name": env_name, "total_timesteps": 128}).json()
+        first = client.post("/train", json={**request_, "total_timesteps": 128}).json()
         once = wait_for_end(client, first["job_id"])
         content = (models_dir / f"{once['model_name']}.zip").read_bytes()
         again = client.post("/train", json=first["config"]).json()
@@ -277,6 +287,11 @@ class TestStartingTraining:
             {"model_name": "CON"},
             {"device": "tpu"},
             {"unknown_field": 1},
+            {"group_mode": "tree"},
+            {"normalize": {"clip_obs": 1}},
+            {"reward_functions": {}},
+            {"clip_range": 0},
+            {"activation": "Tanh"},
         ],
         ids=lambda request: str(request)[:40],
     )
@@ -289,7 +304,7 @@ class TestStartingTraining:
         assert response.status_code == 422
         body = response.json()
         assert isinstance(body["detail"], str)
-        assert [error["field"].split(".")[0] for error in body["errors"]] == list(request_)
+        assert {error["field"].split(".")[0] for error in body["errors"]} == set(request_)
         assert list_jobs(client) == []
 
     @pytest.mark.parametrize(
@@ -305,6 +320,14 @@ class TestStartingTraining:
             ({"n_steps": 33}, "n_steps=32"),
             ({"n_steps": 32, "horizon": 5}, "n_steps=30"),
             ({"device": "cuda"}, "'cpu'"),
+            ({"env_name": "Forgetful-v0", "group_mode": "branch"}, "capture_state()"),
+            ({"env_name": "Forgetful-v0", "group_mode": "episode"}, "send horizon"),
+            ({"preset": "Chess-v0"}, "'Pendulum-v1'"),
+            ({"env_name": "Pendulum-v1", "n_steps": 1022}, "Preset 'Pendulum-v1' chose group_size"),
+            ({"ref_sync_steps": 5}, "set kl_coef"),
+            ({"baseline": "value", "bootstrap_value": False}, "take bootstrap_value=True"),
+            ({"env_name": "Pendulum-v1", "group_mode": "action"}, "Discrete"),
+            ({"reward_functions": {"simple_cartpole": 1.0}, "reward_function_type": "simple_cartpole"}, "one of them"),
         ],
         ids=lambda value: str(value)[:60],
     )
@@ -381,6 +404,132 @@ class TestStartingTraining:
 
     def test_a_reward_that_tells_branches_apart_is_not(self, client: TestClient) -> None:
         assert train_to_end(client, total_timesteps=20 * 32, seed=0)["warnings"] == []
+
+
+class TestEveryKindOfTraining:
+    """Each of them over HTTP from the request to the action."""
+
+    def test_observations_with_keys(self, client: TestClient, register_env: RegisterEnv) -> None:
+        space = spaces.Dict(
+            {
+                "camera": spaces.Box(0, 255, (36, 36, 3), np.uint8),
+                "gear": spaces.Discrete(4),
+                "speed": spaces.Box(-1.0, 1.0, (2,)),
+            }
+        )
+        env_name = register_env(lambda: SpaceEnv(space, spaces.Discrete(3)))
+        status = train_to_end(client, env_name=env_name, **SHORT, n_epochs=2, normalize=True)
+        assert status["status"] == "completed", status["error_message"]
+        observation = {"camera": np.zeros((36, 36, 3), int).tolist(), "gear": 3, "speed": [0.5, -0.5]}
+        answer = ask(client, status["model_name"], observation)
+        assert answer["action"] == int(np.argmax(answer["action_probs"]))
+        # The networks' own order of axes is taken as well.
+        turned = {**observation, "camera": np.zeros((3, 36, 36), int).tolist()}
+        assert ask(client, status["model_name"], turned) == answer
+        del observation["speed"]
+        detail = refuse(client, 400, "/inference", model_name=status["model_name"], observation=observation)
+        assert "['camera', 'gear', 'speed']" in detail
+
+    def test_forbidden_actions(self, client: TestClient, register_env: RegisterEnv) -> None:
+        env_name = register_env(lambda: SpaceEnv(spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(3), [1, 0, 0]))
+        status = train_to_end(client, env_name=env_name, **SHORT)
+        assert status["status"] == "completed", status["error_message"]
+        for masks, allowed in (([1, 0, 0], {0}), ([False, True, True], {1, 2}), ([[0, 0, 1]], {2})):
+            for deterministic in (True, False):
+                answer = ask(client, status["model_name"], [0.1, 0.2], action_masks=masks, deterministic=deterministic)
+                assert answer["action"] in allowed
+                assert {i for i, p in enumerate(answer["action_probs"]) if p > 0} == allowed
+        model = {"model_name": status["model_name"], "observation": [0.1, 0.2]}
+        assert "3 flags in one list" in refuse(client, 400, "/inference", **model, action_masks=[1, 0])
+        assert "leave one open" in refuse(client, 400, "/inference", **model, action_masks=[0, 0, 0])
+        assert "action_masks" in refuse(client, 422, "/inference", **model, action_masks=[2, 0, 0])
+
+    def test_several_choices_and_switches_at_once(self, client: TestClient, register_env: RegisterEnv) -> None:
+        cases: list[tuple[spaces.Space[Any], tuple[int, ...]]] = [
+            (spaces.MultiDiscrete([3, 2]), (3, 2)),
+            (spaces.MultiBinary(3), ()),
+        ]
+        for i, (space, shape) in enumerate(cases):
+            env_name = register_env(partial(SpaceEnv, spaces.MultiBinary(4), space), f"Choices-v{i}")
+            status = train_to_end(client, env_name=env_name, **SHORT)
+            assert status["status"] == "completed", status["error_message"]
+            answer = ask(client, status["model_name"], [0, 1, 1, 0])
+            assert space.contains(np.array(answer["action"], space.dtype))
+            probs = answer["action_probs"]
+            if shape:
+                assert tuple(map(len, probs)) == shape
+                assert [sum(part) for part in probs] == pytest.approx([1.0, 1.0], abs=1e-6)
+            else:
+                assert answer["action"] == [int(p > 0.5) for p in probs]
+
+    def test_images(self, client: TestClient, register_env: RegisterEnv) -> None:
+        space = spaces.Box(0, 255, (84, 84, 4), np.uint8)
+        env_name = register_env(lambda: SpaceEnv(space, spaces.Discrete(2)))
+        status = train_to_end(client, env_name=env_name, total_timesteps=16, n_steps=16, n_epochs=1, seed=0)
+        assert status["status"] == "completed", status["error_message"]
+        space.seed(0)
+        image = space.sample()
+        answer = ask(client, status["model_name"], image.tolist())
+        assert ask(client, status["model_name"], image.transpose(2, 0, 1).tolist()) == answer
+        model = {"model_name": status["model_name"]}
+        detail = refuse(client, 400, "/inference", **model, observation=(image / 255.0).tolist())
+        assert "integers from 0 to 255" in detail
+        assert "[4, 84, 84]" in refuse(client, 400, "/inference", **model, observation=image[:80].tolist())
+
+    def test_a_preset_in_a_few_steps(self, client: TestClient) -> None:
+        started = client.post("/train", json={"env_name": "FrozenLake-v1", "total_timesteps": 1024, "seed": 0}).json()
+        assert started["config"]["preset"] == "FrozenLake-v1"
+        preset = get_preset("FrozenLake-v1")
+        assert preset is not None
+        assert started["config"]["n_steps"] == preset.arguments["n_steps"]
+        status = wait_for_end(client, started["job_id"])
+        assert status["status"] == "completed", status["error_message"]
+        assert sum(ask(client, status["model_name"], 0)["action_probs"]) == pytest.approx(1.0, abs=1e-6)
+
+    @pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
+    def test_whole_episodes_of_a_simulator_that_cannot_be_restored(self, client: TestClient) -> None:
+        pytest.importorskip("Box2D")
+        request = {"env_name": "LunarLander-v3", "total_timesteps": 256, "n_steps": 256, "seed": 0}
+        status = train_to_end(client, **request, preset="none")
+        assert status["status"] == "completed", status["error_message"]
+        assert status["config"]["group_mode"] == "episode"
+        assert status["config"]["horizon"] is None
+        (warning,) = status["warnings"]
+        assert "whole episodes" in warning
+        assert status["metrics"].keys() >= LIVE_METRICS
+        assert ask(client, status["model_name"], [0.0] * 8)["action"] in range(4)
+        assert "LunarLander" in refuse(client, 400, "/train", **request, group_mode="branch")
+
+    def test_the_statistics_of_normalisation_are_applied_to_what_is_asked(
+        self, client: TestClient, models_dir: Path
+    ) -> None:
+        status = train_to_end(
+            client, env_name="MountainCar-v0", total_timesteps=512, n_steps=512, n_epochs=1, normalize=True, seed=0
+        )
+        assert status["status"] == "completed", status["error_message"]
+        env = make_vec_env("MountainCar-v0")
+        model = GRPO.load(models_dir / status["model_name"], env=env)
+        vec_normalize = model.get_vec_normalize_env()
+        assert vec_normalize is not None
+        assert isinstance(vec_normalize.obs_rms, RunningMeanStd)
+        assert abs(vec_normalize.obs_rms.mean[0] + 0.5) < 0.1  # where the valley is
+        actions = set()
+        for observation in ([-0.5, 0.0], [0.4, 0.05], [-1.1, -0.03], [-0.6, 0.02]):
+            answer = ask(client, status["model_name"], observation)
+            normalized = vec_normalize.normalize_obs(np.array([observation], np.float32))
+            assert isinstance(normalized, np.ndarray)
+            action, _ = model.predict(normalized, deterministic=True)
+            assert answer["action"] == action[0]
+            value = model.policy.predict_values(torch.as_tensor(normalized)).item()
+            assert answer["value"] == pytest.approx(value, abs=1e-4)
+            actions.add(str(answer["action_probs"]))
+        assert len(actions) == 4
+
+    def test_several_rewards(self, client: TestClient) -> None:
+        status = train_to_end(client, **SHORT, reward_functions={"environment": 1.0, "simple_cartpole": -1.0})
+        metrics = status["metrics"]
+        # CartPole pays 1 per step.
+        assert metrics["rollout/reward_mean"] == pytest.approx(1.0 - metrics["rewards/simple_cartpole_mean"], abs=1e-5)
 
 
 class TestFollowingTraining:

@@ -15,7 +15,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from api import create_app
+from api import REWARD_FUNCTIONS, create_app
+from grpo_core.presets import list_presets
+from service.configuration import resolve_request
+from service.schemas import TrainRequest
 from service.settings import Settings
 from tests.support import wait_until
 
@@ -110,6 +113,45 @@ def test_api_page_names_every_endpoint_and_field() -> None:
                 written = rows[name][0].strip("`")
                 if field.get("default") is not None:
                     assert json.loads(written) == field["default"], name
+
+
+def test_api_page_states_the_default_of_every_setting_without_a_preset() -> None:
+    request = TrainRequest(env_name="Acrobot-v1", preset="none")
+    config = resolve_request(request, REWARD_FUNCTIONS).config.model_dump()
+    config["group_mode"] = "auto"  # which it resolves
+    checked = []
+    for name, cells in list_rows(split_api_page()["POST /train"], "request").items():
+        written = cells[0].strip("`")
+        if re.fullmatch(r"-?[\d.]+|true|false", written):
+            assert json.loads(written) == config[name], name
+            checked.append(name)
+        elif re.fullmatch("[a-z]+", written) and isinstance(config[name], str) and name not in ("model_name", "seed"):
+            assert written == config[name], name
+            checked.append(name)
+        elif written in ("none", "never"):
+            assert config[name] is None, name
+            checked.append(name)
+    assert len(checked) > 25
+
+
+def test_api_page_states_the_range_of_every_field() -> None:
+    properties = TrainRequest.model_json_schema()["properties"]
+    for name, cells in list_rows(split_api_page()["POST /train"], "request").items():
+        written = cells[1].replace(",", "") if re.search(r"\d", cells[1]) else cells[1]
+        choice = next(iter(properties[name].get("anyOf", [properties[name]])))
+        if found := re.fullmatch(r"(-?[\d.]+) to ([\d.]+)", written):
+            assert (choice["minimum"], choice["maximum"]) == (float(found[1]), float(found[2])), name
+        elif found := re.fullmatch(r"above 0 up to ([\d.]+)", written):
+            assert (choice["exclusiveMinimum"], choice["maximum"]) == (0, float(found[1])), name
+        elif "enum" in choice:
+            assert set(re.findall("`([^`]+)`", written)) == set(choice["enum"]), name
+        else:
+            assert not {"minimum", "maximum", "exclusiveMinimum"} & choice.keys(), name
+
+
+def test_api_page_names_every_preset() -> None:
+    text = split_api_page()["Presets"]
+    assert {name for name in list_presets() if name.partition("-")[0] not in text} == set()
 
 
 def test_api_page_lists_every_status_code() -> None:

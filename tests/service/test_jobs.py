@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from grpo_core.rewards import REWARD_FUNCTIONS
+from service.configuration import TrainingPlan, resolve_request
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError
 from service.jobs import Job, JobRegistry
 from service.model_store import ModelStore
-from service.schemas import JobStatus, TrainConfig, TrainRequest
-from service.training import resolve_config, train_policy
+from service.schemas import JobStatus, TrainRequest
+from service.training import train_policy
 from tests.conftest import RegisterEnv
 from tests.support import FloatArray, Gate, LineEnv, wait_until
 
@@ -27,8 +28,8 @@ FINAL = [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.STOPPED]
 SILENT, LOUD = {"rollout/zero_std_group_fraction": 1.0}, {"rollout/zero_std_group_fraction": 0.5}
 
 
-def resolve(**request: Any) -> TrainConfig:
-    return resolve_config(TrainRequest(**request), REWARD_FUNCTIONS)
+def plan(**request: Any) -> TrainingPlan:
+    return resolve_request(TrainRequest(**request), REWARD_FUNCTIONS)._replace(reward=None)
 
 
 def reward_nothing(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
@@ -37,7 +38,7 @@ def reward_nothing(state: torch.Tensor, action: torch.Tensor, next_state: torch.
 
 @pytest.fixture
 def job() -> Job:
-    return Job(resolve(total_timesteps=100), None)
+    return Job(plan(total_timesteps=100))
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def open_registry(store: ModelStore, gate: Gate) -> Iterator[Callable[..., JobRe
 
 
 def submit(registry: JobRegistry, **request: Any) -> Job:
-    return registry.submit(resolve(**({"total_timesteps": 32, "seed": 0} | request)), None)
+    return registry.submit(plan(**({"total_timesteps": 32, "seed": 0} | request)))
 
 
 def run(registry: JobRegistry, **request: Any) -> Job:
@@ -198,11 +199,19 @@ class TestTheWarningAboutSilentRollouts:
         job.advance(14_000)
         assert "(2000 steps)" in job.describe().warnings[0]
 
+    def test_what_the_plan_warns_of_comes_first_and_stays(self) -> None:
+        job = Job(plan(total_timesteps=100_000)._replace(warnings=("mind the gap",)))
+        assert job.describe().warnings == ["mind the gap"]
+        job.advance(2000)
+        for _ in range(10):
+            job.publish_metrics(SILENT)
+        assert job.describe().warnings[0] == "mind the gap"
+        assert "no signal" in job.describe().warnings[1]
+
     def test_each_rollout_is_counted_once(self) -> None:
         # Branches of one step, judged by nothing that comes later: with equal rewards there is nothing to learn.
-        config = resolve(total_timesteps=11 * 256, n_steps=256, horizon=1, gamma=0.0, seed=0)
-        job = Job(config, reward_nothing)
-        train_policy(config, reward_nothing, job)
+        job = Job(plan(total_timesteps=11 * 256, n_steps=256, horizon=1, gamma=0.0, seed=0))
+        train_policy(job.config, reward_nothing, job)
         assert "the last 11 rollouts" in job.describe().warnings[0]
 
 
@@ -244,8 +253,11 @@ class TestTheRegistry:
         assert jobs[3].describe().start_time is None
         with pytest.raises(QueueFullError, match="4 jobs"):
             submit(registry)
+        with pytest.raises(QueueFullError, match="4 jobs"):
+            registry.check_room()
         gate.admit()
         assert all(job.finished.wait(60) for job in jobs)
+        registry.check_room()
         assert registry.count_active() == 0
         assert {job.status for job in jobs} == {JobStatus.COMPLETED}
 
@@ -280,7 +292,7 @@ class TestTheRegistry:
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
         registry = open_registry(max_queued=100)
-        config = resolve(env_name=env_name, total_timesteps=32, model_name="m")
+        planned = plan(env_name=env_name, total_timesteps=32, model_name="m")
         accepted: list[Job] = []
         refused: list[ConflictError] = []
         start = threading.Barrier(16)
@@ -288,7 +300,7 @@ class TestTheRegistry:
         def race() -> None:
             start.wait()
             try:
-                accepted.append(registry.submit(config, None))
+                accepted.append(registry.submit(planned))
             except ConflictError as error:
                 refused.append(error)
 
@@ -438,6 +450,8 @@ class TestStopping:
         assert store.exists("m")
         with pytest.raises(DrainingError):
             submit(registry)
+        with pytest.raises(DrainingError):
+            registry.check_room()
 
     def test_shutting_down_does_not_wait_for_ever(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate

@@ -1,14 +1,15 @@
 """Requests are strict: what is unknown, of the wrong type or out of range is refused by the schema."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.schemas import InferenceRequest, JobStatus, TrainRequest
+from grpo_core.collection import GroupMode
+from service.schemas import InferenceRequest, JobStatus, Normalization, TrainRequest
 
 # The smallest and largest value that each number may have.
 RANGES: dict[str, tuple[float, float]] = {
@@ -20,6 +21,45 @@ RANGES: dict[str, tuple[float, float]] = {
     "n_envs": (1, 64),
     "group_size": (2, 256),
     "horizon": (1, 16_384),
+    "ref_sync_steps": (1, 10_000_000),
+}
+# The same of real numbers.
+REAL_RANGES: dict[str, tuple[float, float]] = {
+    "gamma": (0, 1),
+    "gae_lambda": (0, 1),
+    "ent_coef": (0, 10),
+    "vf_coef": (0, 100),
+    "vf_lr_factor": (0, 1000),
+    "max_grad_norm": (0, 1e6),
+    "kl_coef": (0, 100),
+    "restart_probability": (0, 1),
+    "log_std_init": (-10, 5),
+}
+# Above 0, up to this.
+POSITIVE_RANGES: dict[str, float] = {"learning_rate": 1, "clip_range": 10, "clip_range_high": 10, "target_kl": 100}
+CHOICES = {
+    "group_mode": ["auto", "branch", "episode", "action"],
+    "baseline": ["group", "leave_one_out", "residual", "value", "timestep", "batch", "none"],
+    "supervision": ["process", "outcome"],
+    "advantage_scaling": ["group", "batch", "none"],
+    "loss_type": ["clip", "cispo"],
+    "importance_level": ["step", "branch"],
+    "loss_normalization": ["step", "branch", "horizon"],
+    "lr_schedule": ["linear", "constant"],
+    "device": ["auto", "cpu", "cuda"],
+    "activation": ["tanh", "relu", "elu", "leakyrelu"],
+}
+FLAGS = ["bootstrap_value", "common_random_numbers", "filter_zero_std_groups"]
+# What a preset, the environment or another field decides, or what is drawn.
+LEFT_OPEN = {*REAL_RANGES, *POSITIVE_RANGES, *CHOICES, *FLAGS} - {"gamma", "learning_rate", "device"} | {
+    "preset",
+    "reward_function_type",
+    "reward_functions",
+    "model_name",
+    "seed",
+    "horizon",
+    "ref_sync_steps",
+    "normalize",
 }
 
 
@@ -45,15 +85,12 @@ def test_an_empty_training_request_has_the_documented_defaults() -> None:
         "n_steps": 32,
         "batch_size": 64,
         "n_epochs": 10,
-        "reward_function_type": None,
-        "model_name": None,
-        "seed": None,
         "n_envs": 1,
         "group_size": 2,
-        "horizon": None,
         "gamma": 0.99,
         "device": "auto",
         "net_arch": [64, 64],
+        **dict.fromkeys(LEFT_OPEN),
     }
 
 
@@ -71,10 +108,49 @@ def test_whole_numbers_are_not_converted_from_anything_else(name: str, value: ob
     assert list_refused_fields({name: value}) == {name}
 
 
+@pytest.mark.parametrize(("name", "smallest", "largest"), [(name, *limits) for name, limits in REAL_RANGES.items()])
+def test_real_numbers_are_taken_up_to_their_limits_and_no_further(name: str, smallest: float, largest: float) -> None:
+    for value in (smallest, largest, (smallest + largest) / 2):
+        assert getattr(TrainRequest.model_validate({name: value}), name) == value
+    refusals: list[Any] = [smallest - 1e-6, largest * (1 + 1e-6), 10**400, float("nan"), float("-inf"), "1", True]
+    for refused in refusals:
+        assert list_refused_fields({name: refused}) == {name}
+
+
+@pytest.mark.parametrize(("name", "largest"), POSITIVE_RANGES.items())
+def test_sizes_of_steps_are_above_zero(name: str, largest: float) -> None:
+    for value in (1e-8, largest, float(largest)):
+        assert getattr(TrainRequest.model_validate({name: value}), name) == value
+    refusals: list[Any] = [0, -1e-3, largest + 0.1, "0.1", True, float("nan"), float("inf"), 10**400]
+    for refused in refusals:
+        assert list_refused_fields({name: refused}) == {name}
+
+
+@pytest.mark.parametrize(("name", "choices"), CHOICES.items())
+def test_choices_are_those_of_the_algorithm(name: str, choices: list[str]) -> None:
+    for value in choices:
+        assert getattr(TrainRequest.model_validate({name: value}), name) == value
+    refusals: list[Any] = ["", choices[0].upper(), "tpu", 0, True, [choices[0]]]
+    for refused in refusals:
+        assert list_refused_fields({name: refused}) == {name}
+
+
+def test_no_group_mode_of_the_algorithm_is_missing() -> None:
+    assert set(CHOICES["group_mode"]) == {"auto", *get_args(GroupMode)}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_are_true_or_false(name: str) -> None:
+    for value in (True, False):
+        assert getattr(TrainRequest.model_validate({name: value}), name) is value
+    refusals: list[Any] = [1, 0, "true", []]
+    for refused in refusals:
+        assert list_refused_fields({name: refused}) == {name}
+
+
 def test_only_fields_with_a_drawn_or_derived_default_may_be_null() -> None:
-    nullable = {"reward_function_type", "model_name", "seed", "horizon"}
     for name in TrainRequest.model_fields:
-        if name in nullable:
+        if name in LEFT_OPEN:
             TrainRequest.model_validate({name: None})
         else:
             assert list_refused_fields({name: None}) == {name}
@@ -83,9 +159,6 @@ def test_only_fields_with_a_drawn_or_derived_default_may_be_null() -> None:
 @pytest.mark.parametrize(
     ("name", "accepted", "refused"),
     [
-        ("learning_rate", [1e-8, 1, 1.0], [0, -1e-3, 1.1, "0.1", True, float("nan"), float("inf"), 10**400]),
-        ("gamma", [0, 0.5, 1], [-0.1, 1.01, "1", False, float("nan"), float("-inf"), 10**400]),
-        ("device", ["auto", "cpu", "cuda"], ["tpu", "cuda:0", "", 0]),
         (
             "net_arch",
             [[], [1], [1024] * 4],
@@ -96,6 +169,24 @@ def test_only_fields_with_a_drawn_or_derived_default_may_be_null() -> None:
             ["CartPole-v1", "ALE/Pong-v5", "a" * 128],
             ["", "a" * 129, "module:Env-v0", "a b", "Env\n", "Env\x00", "\ud800", "Énv-v0", 3, []],
         ),
+        ("preset", ["none", "Pendulum-v1", "ALE/Pong-v5"], ["", "a" * 129, "module:Env-v0", True, ["none"]]),
+        (
+            "reward_functions",
+            [{"environment": 1}, {"a.b": -1e6, "c": 0.5}, dict.fromkeys(map(str, range(16)), 1.0)],
+            [
+                {},
+                {"": 1.0},
+                {"a b": 1.0},
+                {"a": "1"},
+                {"a": True},
+                {"a": None},
+                {"a": float("nan")},
+                {"a": 1e7},
+                ["a"],
+                "a",
+                dict.fromkeys(map(str, range(17)), 1.0),
+            ],
+        ),
         ("reward_function_type", ["environment", "my_reward.v2"], ["", "a" * 65, "a b", "a/b", "a:b", "a\n", 1]),
     ],
 )
@@ -104,6 +195,25 @@ def test_each_field_takes_what_its_limits_allow(name: str, accepted: list[Any], 
         assert getattr(TrainRequest.model_validate({name: value}), name) == value
     for value in refused:
         assert list_refused_fields({name: value}) == {name}, value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, True),
+        (False, False),
+        ({}, Normalization(norm_obs=True, norm_reward=True)),
+        ({"norm_reward": False}, Normalization(norm_obs=True, norm_reward=False)),
+    ],
+    ids=str,
+)
+def test_normalisation_is_switched_or_chosen_part_by_part(value: Any, expected: bool | Normalization) -> None:
+    assert TrainRequest.model_validate({"normalize": value}).normalize == expected
+
+
+@pytest.mark.parametrize("value", [1, "true", [], {"norm_obs": 1}, {"clip_obs": 5.0}], ids=str)
+def test_no_other_normalisation_is_taken(value: Any) -> None:
+    assert list_refused_fields({"normalize": value}) == {"normalize"}
 
 
 @pytest.mark.parametrize("name", ["a", "7", "my_model", "m.v1", "A-b_c.d", "console", "a" * 100])
@@ -159,7 +269,21 @@ def test_unknown_fields_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "observation",
-    [0, 3, -1.5, [0.1, 0.0, 0.05, 0.0], [[1, 2], [3, 4]], [[[[1]]]], [], [[], []], [3.4e38], [10**38, 2**63, -(2**64)]],
+    [
+        0,
+        3,
+        -1.5,
+        [0.1, 0.0, 0.05, 0.0],
+        [[1, 2], [3, 4]],
+        [[[[1]]]],
+        [],
+        [[], []],
+        [3.4e38],
+        [10**38, 2**63, -(2**64)],
+        {"a": [1], "b": 2},
+        [[[255] * 4] * 84] * 84,
+    ],
+    ids=lambda observation: repr(observation)[:20],
 )
 def test_finite_rectangular_numbers_are_an_observation(observation: Any) -> None:
     assert accepts_observation(observation)
@@ -176,6 +300,10 @@ def test_finite_rectangular_numbers_are_an_observation(observation: Any) -> None
         ["1.0"],
         [None],
         [{}],
+        {"a": {"b": 1}},
+        {"a": 1, "b": None},
+        {"a": [0] * 65_536, "b": 1},
+        {str(i): [] for i in range(65_537)},
         [float("nan")],
         [float("inf")],
         float("-inf"),
@@ -197,6 +325,28 @@ def test_anything_else_is_not_an_observation(observation: Any) -> None:
     assert not accepts_observation(observation)
 
 
+def accepts_masks(masks: Any) -> bool:
+    try:
+        InferenceRequest(model_name="m", observation=0, action_masks=masks)
+    except ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("masks", [None, [], [True], [1, 0, True], [[1, 0], [True, False, 1]], [0] * 65_536])
+def test_flags_in_a_list_or_a_list_per_component_are_masks(masks: Any) -> None:
+    assert accepts_masks(masks)
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [True, 1, "10", {}, [2], [-1], [1.0], ["1"], [None], [1, [1]], [[1], 1], [[[1]]], [0] * 65_537, [[]] * 65_537],
+    ids=lambda masks: repr(masks)[:20],
+)
+def test_anything_else_is_no_mask(masks: Any) -> None:
+    assert not accepts_masks(masks)
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(10**300, 10**320) | st.floats() | st.text(max_size=3),
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=2), children, max_size=2),
@@ -205,8 +355,9 @@ JSON_VALUES = st.recursive(
 
 
 @given(JSON_VALUES)
-def test_no_observation_breaks_the_check(observation: Any) -> None:
-    accepts_observation(observation)
+def test_no_observation_and_no_mask_breaks_the_check(value: Any) -> None:
+    accepts_observation(value)
+    accepts_masks(value)
 
 
 @given(st.dictionaries(st.sampled_from([*TrainRequest.model_fields, "unknown"]), JSON_VALUES, max_size=4))
@@ -215,8 +366,9 @@ def test_no_training_request_breaks_the_check(request: dict[str, Any]) -> None:
         accepted = TrainRequest.model_validate(request)
     except ValidationError:
         return
-    # What was accepted has the values that were sent, unconverted.
-    assert {name: getattr(accepted, name) for name in request} == request
+    # What was accepted has the values that were sent, unconverted; an object may have got its defaults.
+    for name, value in request.items():
+        assert isinstance(getattr(accepted, name), Normalization) or getattr(accepted, name) == value
 
 
 def test_only_the_last_three_job_states_are_final() -> None:
@@ -234,7 +386,12 @@ def test_every_limit_stands_in_the_published_schema() -> None:
     for name, (smallest, largest) in RANGES.items():
         schema = next(choice for choice in properties[name].get("anyOf", [properties[name]]) if "minimum" in choice)
         assert (schema["minimum"], schema["maximum"]) == (smallest, largest)
-    assert properties["learning_rate"]["exclusiveMinimum"] == 0
+    for name, (least, most) in REAL_RANGES.items():
+        schema = next(choice for choice in properties[name].get("anyOf", [properties[name]]) if "minimum" in choice)
+        assert (schema["minimum"], schema["maximum"]) == (least, most)
+    for name, most in POSITIVE_RANGES.items():
+        schema = next(choice for choice in properties[name].get("anyOf", [properties[name]]) if "maximum" in choice)
+        assert (schema["exclusiveMinimum"], schema["maximum"]) == (0, most)
     assert properties["net_arch"]["maxItems"] == 4
     assert properties["env_name"]["maxLength"] == 128
     assert "pattern" in json.dumps(properties["model_name"])

@@ -1,4 +1,4 @@
-"""Requests become complete configurations or clear refusals, and configurations become policies."""
+"""Configurations become policies."""
 
 import random
 import tempfile
@@ -6,22 +6,21 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
 from grpo_core import model_file
+from grpo_core.actor import ACTIVATIONS
 from grpo_core.rewards import REWARD_FUNCTIONS, RewardFunction
-from service.errors import InvalidRequestError
-from service.jobs import Job
-from service.schemas import TrainConfig, TrainRequest
-from service.training import resolve_config, train_policy
+from service.configuration import resolve_request
+from service.schemas import Activation, TrainConfig, TrainRequest
+from service.training import train_policy
 from tests.conftest import RegisterEnv
-from tests.support import ForgetfulEnv, LineEnv
+from tests.support import LineEnv, SpaceEnv
 
 REQUIRED_METRICS = {
     "rollout/ep_rew_mean",
@@ -55,7 +54,7 @@ class Recorder:
 
 
 def resolve(**request: Any) -> TrainConfig:
-    return resolve_config(TrainRequest(**request), REWARD_FUNCTIONS)
+    return resolve_request(TrainRequest.model_validate(request), REWARD_FUNCTIONS).config
 
 
 def train(config: TrainConfig, reward_function: RewardFunction | None = None) -> tuple[model_file.ModelContent, bytes]:
@@ -66,222 +65,6 @@ def train(config: TrainConfig, reward_function: RewardFunction | None = None) ->
 def assert_same_weights(one: model_file.ModelContent, other: model_file.ModelContent) -> None:
     assert one.weights.keys() == other.weights.keys()
     assert all(np.array_equal(one.weights[name], other.weights[name]) for name in one.weights)
-
-
-class TestResolvingTheConfiguration:
-    def test_an_empty_request_becomes_a_complete_configuration(self) -> None:
-        config = resolve()
-        assert config.model_name.startswith("CartPole-v1-")
-        assert config.device == ("cuda" if torch.cuda.is_available() else "cpu")
-        assert 0 <= config.seed < 2**32
-        drawn = {"model_name", "device", "seed"}
-        assert config.model_dump(exclude=drawn) == {
-            "env_name": "CartPole-v1",
-            "total_timesteps": 10_000,
-            "learning_rate": 3e-4,
-            "n_steps": 32,
-            "batch_size": 64,
-            "n_epochs": 10,
-            "reward_function_type": "optimized_cartpole",
-            "n_envs": 1,
-            "group_size": 2,
-            "horizon": 16,
-            "gamma": 0.99,
-            "net_arch": [64, 64],
-        }
-
-    def test_two_requests_draw_different_names_and_seeds(self) -> None:
-        one, other = resolve(), resolve()
-        assert one.model_name != other.model_name
-        assert one.seed != other.seed
-
-    def test_what_the_request_says_is_kept(self) -> None:
-        request: dict[str, Any] = {
-            "env_name": "Acrobot-v1",
-            "total_timesteps": 7,
-            "learning_rate": 0.5,
-            "n_steps": 64,
-            "batch_size": 3,
-            "n_epochs": 2,
-            "reward_function_type": "environment",
-            "model_name": "mine",
-            "seed": 0,
-            "n_envs": 3,
-            "group_size": 4,
-            "horizon": 8,
-            "gamma": 0.0,
-            "device": "cpu",
-            "net_arch": [],
-        }
-        assert resolve(**request).model_dump() == request
-
-    def test_a_configuration_is_a_request_for_itself(self) -> None:
-        config = resolve(env_name="Pendulum-v1")
-        assert resolve(**config.model_dump()) == config
-
-    @pytest.mark.filterwarnings("ignore:.*The environment CartPole-v0 is out of date")
-    @pytest.mark.parametrize(
-        ("env_name", "reward_name"),
-        [
-            ("CartPole-v1", "optimized_cartpole"),
-            ("CartPole-v0", "optimized_cartpole"),
-            ("Acrobot-v1", "environment"),
-            ("Pendulum-v1", "environment"),
-            ("FrozenLake-v1", "environment"),
-        ],
-    )
-    def test_cartpole_is_rewarded_by_the_named_function_and_others_by_themselves(
-        self, env_name: str, reward_name: str
-    ) -> None:
-        assert resolve(env_name=env_name).reward_function_type == reward_name
-
-    def test_a_reward_function_of_ones_own_is_allowed_everywhere(self) -> None:
-        def my_reward(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-            return action
-
-        request = TrainRequest(env_name="Acrobot-v1", reward_function_type="my_reward")
-        assert resolve_config(request, {"my_reward": my_reward}).reward_function_type == "my_reward"
-
-    # Branch steps are n_steps / group_size; the horizon is the divisor of them whose ratio to 16 is smallest.
-    @pytest.mark.parametrize(
-        ("n_steps", "group_size", "horizon"),
-        [
-            (32, 2, 16),  # 16
-            (64, 4, 16),  # 16
-            (16_384, 2, 16),  # 8192
-            (8, 2, 4),  # 4
-            (2, 2, 1),  # 1
-            (20, 2, 10),  # 10
-            (40, 2, 20),  # 20: 10 is 1.6 times too short, 20 only 1.25 times too long
-            (52, 2, 13),  # 26: 13 is 1.23 times too short, 26 1.6 times too long
-            (34, 2, 17),  # 17
-            (46, 2, 23),  # 23, a prime
-            (200, 2, 20),  # 100: 10 and 25 are 1.6 and 1.56 times off, 20 only 1.25
-        ],
-    )
-    def test_the_horizon_is_a_fitting_one_close_to_sixteen(self, n_steps: int, group_size: int, horizon: int) -> None:
-        assert resolve(n_steps=n_steps, group_size=group_size).horizon == horizon
-
-    def test_a_generated_name_can_name_a_model_whatever_the_environment_is_called(
-        self, register_env: RegisterEnv
-    ) -> None:
-        for env_name in ("testing/Line-v0", "..Line-v0", "_Line-v0", "-Line-v0", f"{'L' * 120}-v0"):
-            generated = resolve(env_name=register_env(LineEnv, env_name)).model_name
-            assert TrainRequest(model_name=generated).model_name == generated
-
-    # No machine of the test run needs to have CUDA, so what torch reports is replaced; nothing is trained on it.
-    @pytest.mark.parametrize(
-        ("has_cuda", "asked", "chosen"),
-        [(True, "auto", "cuda"), (True, "cpu", "cpu"), (True, "cuda", "cuda"), (False, "auto", "cpu")],
-    )
-    def test_cuda_is_taken_where_it_is_present_and_wanted(
-        self, monkeypatch: pytest.MonkeyPatch, has_cuda: bool, asked: str, chosen: str
-    ) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
-        assert resolve(device=asked).device == chosen
-
-    def test_cuda_is_refused_where_it_is_absent(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # see above
-        with pytest.raises(InvalidRequestError, match="send 'auto' or 'cpu'"):
-            resolve(device="cuda")
-
-
-class TestRefusals:
-    def test_an_unknown_environment_is_refused_with_names_like_it(self) -> None:
-        with pytest.raises(InvalidRequestError, match=r"'CartPole-v9' is not .* did you mean .*'CartPole-v1'"):
-            resolve(env_name="CartPole-v9")
-
-    def test_an_environment_like_no_other_is_refused_with_where_to_look(self) -> None:
-        with pytest.raises(InvalidRequestError, match=r"gymnasium\.registry"):
-            resolve(env_name="zzzzzzzzzzzz")
-
-    def test_an_environment_without_its_dependencies_is_refused(self, register_env: RegisterEnv) -> None:
-        def make_env() -> gym.Env[Any, Any]:
-            raise gym.error.DependencyNotInstalled("some library in /home/someone/lib")
-
-        with pytest.raises(InvalidRequestError, match="DependencyNotInstalled") as refusal:
-            resolve(env_name=register_env(make_env))
-        assert "/home" not in refusal.value.detail
-
-    def test_an_environment_whose_constructor_exits_is_refused(self, register_env: RegisterEnv) -> None:
-        def make_env() -> gym.Env[Any, Any]:
-            raise SystemExit(3)
-
-        with pytest.raises(InvalidRequestError, match="SystemExit"):
-            resolve(env_name=register_env(make_env))
-
-    def test_an_environment_that_cannot_be_restored_is_refused_with_the_remedy(self, register_env: RegisterEnv) -> None:
-        with pytest.raises(InvalidRequestError, match=r"ForgetfulEnv cannot be restored .* capture_state\(\)"):
-            resolve(env_name=register_env(ForgetfulEnv))
-
-    def test_an_observation_that_is_no_array_is_refused(self) -> None:
-        with pytest.raises(InvalidRequestError, match="observation space"):
-            resolve(env_name="Blackjack-v1")
-
-    def test_an_action_without_bounds_is_refused(self, register_env: RegisterEnv) -> None:
-        def make_env() -> gym.Env[Any, Any]:
-            env = LineEnv()
-            env.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
-            return env
-
-        with pytest.raises(InvalidRequestError, match="finite bounds"):
-            resolve(env_name=register_env(make_env))
-
-    def test_an_unknown_reward_is_refused_with_those_there_are(self) -> None:
-        with pytest.raises(InvalidRequestError, match="'environment', 'optimized_cartpole', 'simple_cartpole'"):
-            resolve(reward_function_type="best_cartpole")
-
-    @pytest.mark.parametrize("name", ["optimized_cartpole", "simple_cartpole"])
-    def test_a_cartpole_reward_is_refused_elsewhere(self, name: str) -> None:
-        with pytest.raises(InvalidRequestError, match=r"cannot score Acrobot-v1; .* 'environment'"):
-            resolve(env_name="Acrobot-v1", reward_function_type=name)
-
-    @pytest.mark.parametrize(
-        "request_",
-        [
-            {"n_steps": 33},
-            {"n_steps": 2, "group_size": 4},
-            {"n_steps": 100, "group_size": 256},
-            {"n_steps": 32, "horizon": 5},
-            {"n_steps": 32, "horizon": 32},
-            {"n_steps": 16_383, "group_size": 2},
-            {"n_steps": 48, "group_size": 4, "horizon": 16},
-        ],
-    )
-    def test_a_rollout_of_broken_groups_is_refused_with_a_length_that_works(self, request_: dict[str, int]) -> None:
-        with pytest.raises(InvalidRequestError, match=f"n_steps={request_['n_steps']} ") as refusal:
-            resolve(**request_)
-        suggested = int(refusal.value.detail.rpartition("n_steps=")[2].split()[0].rstrip(",."))
-        assert resolve(**{**request_, "n_steps": suggested}).n_steps == suggested
-
-    def test_no_length_beyond_the_limit_is_suggested(self) -> None:
-        with pytest.raises(InvalidRequestError) as refusal:
-            resolve(n_steps=16_384, group_size=256, horizon=16_384)
-        for suggested in refusal.value.detail.split("take n_steps=")[1:]:
-            assert int(suggested.split()[0].rstrip(",.")) <= 16_384
-
-    def test_a_rollout_that_would_fill_the_memory_is_refused(self, register_env: RegisterEnv) -> None:
-        # 64 * 16384 steps of 2 * 1000 observed numbers and 2 logits, 4 bytes each, are 8008 MiB; 65536 branches of 16
-        # steps take 1 KiB each on top.
-        env_name = register_env(lambda: LineEnv(observation_size=1000))
-        with pytest.raises(InvalidRequestError, match="8072 MiB per rollout, at most 256"):
-            resolve(env_name=env_name, n_envs=64, n_steps=16_384)
-
-    def test_a_minibatch_that_would_fill_the_memory_is_refused(self) -> None:
-        # 65536 steps through two networks of 4096 units, forth and back, 4 bytes each, are 4096 MiB.
-        request = {"n_envs": 4, "n_steps": 16_384, "batch_size": 65_536}
-        with pytest.raises(InvalidRequestError, match="4096 MiB per minibatch, at most 256"):
-            resolve(**request, net_arch=[1024, 1024, 1024, 1024])
-        assert resolve(**request).batch_size == 65_536
-
-    def test_branches_too_short_for_so_long_a_rollout_are_refused(self) -> None:
-        with pytest.raises(InvalidRequestError, match="in branches of 1 take"):
-            resolve(n_envs=64, n_steps=16_384, horizon=1)
-
-    def test_the_environment_built_for_the_check_is_closed(self, register_env: RegisterEnv) -> None:
-        closed: list[bool] = []
-        resolve(env_name=register_env(lambda: LineEnv(on_close=lambda: closed.append(True))))
-        assert closed == [True]
 
 
 class TestTraining:
@@ -410,28 +193,108 @@ class TestTraining:
         assert content.weights["action_net.weight"].shape == (2, 4)
 
 
-def test_every_field_of_a_request_reaches_the_algorithm() -> None:
-    request: dict[str, Any] = {
-        "total_timesteps": 48,
-        "learning_rate": 0.002,
+def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
+    settings: dict[str, Any] = {
         "n_steps": 24,
         "batch_size": 7,
         "n_epochs": 3,
         "seed": 11,
-        "n_envs": 2,
+        "group_mode": "branch",
         "group_size": 3,
         "horizon": 4,
         "gamma": 0.7,
-        "net_arch": [5, 3],
+        "gae_lambda": 0.6,
+        "baseline": "leave_one_out",
+        "supervision": "outcome",
+        "advantage_scaling": "group",
+        "bootstrap_value": True,
+        "clip_range": 0.3,
+        "clip_range_high": 0.4,
+        "loss_type": "cispo",
+        "importance_level": "branch",
+        "loss_normalization": "horizon",
+        "ent_coef": 0.01,
+        "vf_coef": 0.4,
+        "vf_lr_factor": 2.0,
+        "max_grad_norm": 0.9,
+        "target_kl": 0.5,
+        "kl_coef": 0.2,
+        "ref_sync_steps": 30,
+        "restart_probability": 0.25,
+        "common_random_numbers": True,
+        "filter_zero_std_groups": True,
     }
-    for reward, baseline, bootstrap_value in (("simple_cartpole", "group", False), ("environment", "residual", True)):
-        config = resolve(**request, reward_function_type=reward)
-        meta = model_file.from_bytes(train_policy(config, REWARD_FUNCTIONS.get(reward), Job(config, None))).meta
-        assert meta["network"]["net_arch"] == {"pi": [5, 3], "vf": [5, 3]}
-        assert meta["n_envs"] == 2
-        assert meta["num_timesteps"] >= 48
-        saved = meta["hyperparameters"]
-        for name in ("n_steps", "batch_size", "n_epochs", "seed", "group_size", "horizon", "gamma"):
-            assert saved[name] == request[name]
-        assert saved["learning_rate"] == {"linear": [0.002, 0.0, 1.0]}
-        assert (saved["baseline"], saved["bootstrap_value"]) == (baseline, bootstrap_value)
+    others: dict[str, Any] = {
+        "total_timesteps": 48,
+        "learning_rate": 0.002,
+        "n_envs": 2,
+        "net_arch": [5, 3],
+        "activation": "elu",
+        "log_std_init": -1.5,
+        "normalize": {"norm_reward": False},
+        "lr_schedule": "linear",
+    }
+    config = resolve_request(
+        TrainRequest.model_validate(
+            {**settings, **others, "reward_functions": {"environment": 0.5, "optimized_cartpole": 2}}
+        ),
+        REWARD_FUNCTIONS,
+    ).config
+    reward = [None, REWARD_FUNCTIONS["optimized_cartpole"]]
+    meta = model_file.from_bytes(train_policy(config, reward, Recorder())).meta
+    assert {name: meta["hyperparameters"][name] for name in settings} == settings
+    assert meta["hyperparameters"]["learning_rate"] == {"linear": [0.002, 0.0, 1.0]}
+    assert meta["hyperparameters"]["reward_weights"] == [0.5, 2.0]
+    assert meta["reward_function"] == ["environment", "optimized_cartpole"]
+    assert meta["network"]["net_arch"] == {"pi": [5, 3], "vf": [5, 3]}
+    assert (meta["network"]["activation"], meta["network"]["log_std_init"]) == ("ELU", -1.5)
+    assert (meta["n_envs"], meta["num_timesteps"] >= 48) == (2, True)
+    normalization = meta["normalization"]
+    assert (normalization["norm_obs"], normalization["norm_reward"], normalization["gamma"]) == (True, False, 0.7)
+    # What the two lists leave out are names, or cannot be chosen here.
+    left_out = {"env_name", "preset", "reward_function_type", "reward_functions", "model_name", "device"}
+    assert TrainConfig.model_fields.keys() == settings.keys() | others.keys() | left_out
+
+
+def test_a_constant_learning_rate_does_not_fall() -> None:
+    content, _ = train(resolve(total_timesteps=32, lr_schedule="constant", learning_rate=0.01))
+    assert content.meta["hyperparameters"]["learning_rate"] == 0.01
+
+
+def test_every_activation_of_the_actor_has_a_name() -> None:
+    assert {name.lower() for name in ACTIVATIONS} == set(get_args(Activation))
+
+
+IMAGE = spaces.Box(0, 255, (36, 40, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("space", "policy", "net_arch"),
+    [
+        (spaces.Discrete(3), "MlpPolicy", [64, 64]),
+        (spaces.Box(-1.0, 1.0, (2, 3)), "MlpPolicy", [64, 64]),
+        (IMAGE, "CnnPolicy", []),
+        (spaces.Box(0, 255, (1, 36, 36), np.uint8), "CnnPolicy", []),
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), "MlpPolicy", [64, 64]),  # too small for the convolutions
+        (spaces.Box(0, 9, (36, 36, 3), np.uint8), "MlpPolicy", [64, 64]),  # no image, as SB3 sees it
+        (spaces.Dict({"a": spaces.Discrete(2), "b": IMAGE}), "MultiInputPolicy", [64, 64]),
+    ],
+    ids=str,
+)
+def test_the_policy_suits_the_observations(
+    register_env: RegisterEnv, space: spaces.Space[Any], policy: str, net_arch: list[int]
+) -> None:
+    env_name = register_env(lambda: SpaceEnv(space, spaces.Discrete(2)))
+    config = resolve(env_name=env_name, total_timesteps=8, n_steps=8, n_epochs=1)
+    content, _ = train(config)
+    assert config.net_arch == net_arch
+    assert content.meta["network"]["policy"] == policy
+    assert content.meta["network"]["net_arch"] == {"pi": net_arch, "vf": net_arch}
+
+
+def test_of_a_dict_the_numbers_are_normalised_and_nothing_else(register_env: RegisterEnv) -> None:
+    space = spaces.Dict({"gear": spaces.Discrete(3), "image": IMAGE, "speed": spaces.Box(-1.0, 1.0, (2,))})
+    env_name = register_env(lambda: SpaceEnv(space, spaces.Discrete(2)))
+    content, _ = train(resolve(env_name=env_name, total_timesteps=8, n_steps=8, n_epochs=1, normalize=True))
+    assert content.meta["normalization"]["norm_obs_keys"] == ["speed"]
+    assert content.normalization["obs/speed/count"] == pytest.approx(1 + 8, abs=0.01)  # a reset and the steps
