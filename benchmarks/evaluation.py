@@ -13,11 +13,17 @@ N_EPISODES = 100
 Policy = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
-def evaluate(env_name: str, policy: Policy, seed: int) -> float:
-    """Return the mean of the environment's own reward over whole episodes."""
-    envs = gym.make_vec(env_name, num_envs=N_EPISODES, vectorization_mode="sync")
+def evaluate(env_name: str, policy: Policy, seed: int, n_episodes: int = N_EPISODES) -> float:
+    """Return the mean of the environment's own reward over whole episodes.
+
+    :param env_name: Gymnasium id.
+    :param policy: Maps observations ``(n_episodes, ...)`` to actions ``(n_episodes, ...)``.
+    :param seed: Seed of the first episode; the others follow it.
+    :param n_episodes: Episodes, stepped side by side in fresh environments.
+    """
+    envs = gym.make_vec(env_name, num_envs=n_episodes, vectorization_mode="sync")
     observations, _ = envs.reset(seed=seed)
-    returns, live = np.zeros(N_EPISODES), np.ones(N_EPISODES, np.bool_)
+    returns, live = np.zeros(n_episodes), np.ones(n_episodes, np.bool_)
     while live.any():
         observations, rewards, terminated, truncated, _ = envs.step(policy(observations))
         returns += rewards * live
