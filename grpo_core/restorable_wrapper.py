@@ -65,6 +65,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         """
         try:
             if order.restore is not None:
+                # Bytes that this very worker made in an earlier order; they never touch a disk or a network.
                 order = order._replace(restore=pickle.loads(order.restore))
             outcome = self._get_single_env(keep_random_state).step(order)
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
