@@ -10,10 +10,17 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from grpo_core.advantage import COMPARES_IN_GROUPS, NEEDS_VALUES, AdvantageScaling, Baseline, Supervision
+from grpo_core.advantage import COMPARES_IN_GROUPS, NEEDS_VALUES
 from grpo_core.arguments import is_real, is_whole, refuse
-from grpo_core.collection import GroupMode
-from grpo_core.losses import ImportanceLevel, LossNormalization, LossType
+from grpo_core.choices import (
+    AdvantageScaling,
+    Baseline,
+    GroupMode,
+    ImportanceLevel,
+    LossNormalization,
+    LossType,
+    Supervision,
+)
 
 # Constructor arguments that a model file keeps, by the attribute that holds them.
 SAVED_HYPERPARAMETERS = (

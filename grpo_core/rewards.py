@@ -5,10 +5,12 @@ A reward function maps a batch of steps to one reward each: tensors ``state (B, 
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # a server names the functions before it needs torch
+    from torch import Tensor
 
-RewardFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+RewardFunction = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 # What the environment's own reward is called beside the named functions.
 ENVIRONMENT_REWARD = "environment"
 
@@ -27,19 +29,19 @@ _POSITION, _ANGLE = 0, 2
 _ANGLE_LIMIT_RAD = 0.2095
 
 
-def optimized_cartpole(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+def optimized_cartpole(state: "Tensor", action: "Tensor", next_state: "Tensor") -> "Tensor":
     """Reward an upright pole and a centred cart, exponentially; in [0.1, 6].
 
     ``clip(1.5 + 3 exp(-8 |angle|) + exp(-1.5 x^2) - 2 max(|x| - 2, 0), 0.1, 6)``, x in m, angle in rad.
     """
     x, angle = next_state[:, _POSITION], next_state[:, _ANGLE]
-    upright = 3.0 * torch.exp(-8.0 * angle.abs())
-    centred = torch.exp(-1.5 * x.square())
+    upright = 3.0 * (-8.0 * angle.abs()).exp()
+    centred = (-1.5 * x.square()).exp()
     near_the_edge = 2.0 * (x.abs() - 2.0).clamp(min=0.0)
     return (1.5 + upright + centred - near_the_edge).clamp(0.1, 6.0).unsqueeze(1)
 
 
-def simple_cartpole(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+def simple_cartpole(state: "Tensor", action: "Tensor", next_state: "Tensor") -> "Tensor":
     """Reward a small pole angle, linearly: ``clip(1 - |angle| / 0.2095, 0.1, 1)``, angle in rad."""
     angle = next_state[:, _ANGLE]
     return (1.0 - angle.abs() / _ANGLE_LIMIT_RAD).clamp(0.1, 1.0).unsqueeze(1)

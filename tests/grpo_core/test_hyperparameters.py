@@ -12,7 +12,7 @@ import pytest
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
 from grpo import GRPO
-from grpo_core.collection import GroupMode
+from grpo_core.choices import GroupMode
 from grpo_core.hyperparameters import (
     SAVED_HYPERPARAMETERS,
     get_horizon,
