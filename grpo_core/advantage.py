@@ -1,6 +1,6 @@
-"""Advantages of the steps of whole groups, as pure tensor functions.
+"""Advantages of the steps of whole groups, as pure functions of arrays.
 
-Every tensor is time-major with the group last: ``(horizon, n_anchors, group_size)``. ``step_mask`` is True
+Every array is time-major with the group last: ``(horizon, n_anchors, group_size)``. ``step_mask`` is True
 where the branch took a step; everything outside it is 0. A branch is *cut* when the horizon or a time limit
 ended it while the episode could have gone on, and *terminated* when the episode itself ended.
 
@@ -25,13 +25,12 @@ with the return of its whole branch, so that a branch counts once in a mean or a
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-Baseline = Literal["none", "batch", "timestep", "group", "leave_one_out", "residual", "value"]
-Supervision = Literal["process", "outcome"]
-AdvantageScaling = Literal["group", "batch", "none"]
+from grpo_core.choices import AdvantageScaling, Baseline, Supervision
 
 # These judge a step by its GAE and have nothing to say without a value network; the others judge it by its return.
 NEEDS_VALUES: frozenset[Baseline] = frozenset({"residual", "value"})
@@ -42,14 +41,18 @@ COMPARES_IN_GROUPS: frozenset[Baseline] = frozenset({"group", "leave_one_out", "
 # TRL's GRPOTrainer uses the same 1e-4.
 STD_EPSILON = 1e-4
 
-_Dims = tuple[int, ...]
-_GROUP: _Dims = (2,)
-_TIMESTEP: _Dims = (1, 2)
-_BATCH: _Dims = (0, 1, 2)
+# A rollout's are float32, and stay so: a NumPy float64 among them, unlike Python's float, would turn all into float64.
+Floats = npt.NDArray[np.floating[Any]]
+Bools = npt.NDArray[np.bool_]
+
+_Axes = tuple[int, ...]
+_GROUP: _Axes = (2,)
+_TIMESTEP: _Axes = (1, 2)
+_BATCH: _Axes = (0, 1, 2)
 
 
 class BranchSteps(NamedTuple):
-    """What the branches of a rollout did. Every tensor has shape ``(horizon, n_anchors, group_size)``.
+    """What the branches of a rollout did. Every array has shape ``(horizon, n_anchors, group_size)``.
 
     :param rewards: Reward of each step, 0 outside ``step_mask``.
     :param step_mask: True where the branch was alive and took a step.
@@ -57,10 +60,10 @@ class BranchSteps(NamedTuple):
     :param truncated: True on the step at which a time limit cut the episode.
     """
 
-    rewards: torch.Tensor
-    step_mask: torch.Tensor
-    terminated: torch.Tensor
-    truncated: torch.Tensor
+    rewards: Floats
+    step_mask: Bools
+    terminated: Bools
+    truncated: Bools
 
 
 class GroupAdvantages(NamedTuple):
@@ -72,17 +75,17 @@ class GroupAdvantages(NamedTuple):
         ``compute_informative``.
     """
 
-    advantages: torch.Tensor
-    value_targets: torch.Tensor
-    informative: torch.Tensor
+    advantages: Floats
+    value_targets: Floats
+    informative: Bools
 
     @property
     def zero_std_group_fraction(self) -> float:
         """Share of groups, in [0, 1], that are not informative."""
-        return (~self.informative).float().mean().item()
+        return float((~self.informative).mean())
 
 
-def compute_returns(steps: BranchSteps, gamma: float) -> torch.Tensor:
+def compute_returns(steps: BranchSteps, gamma: float) -> Floats:
     """Sum the discounted rewards from each step to the end of its branch.
 
     ``R[t, b] = sum_k gamma^k r[t + k, b]`` (return-to-go, the process supervision of DeepSeekMath,
@@ -91,13 +94,10 @@ def compute_returns(steps: BranchSteps, gamma: float) -> torch.Tensor:
     :param gamma: Discount factor in [0, 1].
     :return: Shape ``(horizon, n_anchors, group_size)``.
     """
-    nothing = torch.zeros_like(steps.rewards)
-    return compute_gae(steps, values=nothing, next_values=nothing, gamma=gamma, gae_lambda=1.0)
+    return _sum_to_the_end(steps.rewards, gamma)
 
 
-def compute_gae(
-    steps: BranchSteps, values: torch.Tensor, next_values: torch.Tensor, gamma: float, gae_lambda: float
-) -> torch.Tensor:
+def compute_gae(steps: BranchSteps, values: Floats, next_values: Floats, gamma: float, gae_lambda: float) -> Floats:
     """Compute the generalised advantage estimate along each branch (arXiv 1506.02438, equations 11, 12 and 16).
 
     ``delta_t = r_t + gamma V(s_{t+1}) - V(s_t)``, with ``V(s_{t+1}) = 0`` where the step terminated;
@@ -109,18 +109,24 @@ def compute_gae(
     :param gae_lambda: Trade-off in [0, 1] between one-step (0) and Monte-Carlo (1) estimates.
     :return: Shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
     """
-    bootstrapped = torch.where(steps.terminated, 0.0, next_values)
-    deltas = torch.where(steps.step_mask, steps.rewards + gamma * bootstrapped - values, 0.0)
-    gae = torch.empty_like(deltas)
-    following = torch.zeros_like(deltas[0])
-    for t in range(len(deltas) - 1, -1, -1):
-        # A dead step has delta 0, so nothing flows back into the last live step of a branch.
-        following = deltas[t] + gamma * gae_lambda * following
-        gae[t] = following
-    return gae
+    bootstrapped = np.where(steps.terminated, 0.0, next_values)
+    deltas = np.where(steps.step_mask, steps.rewards + gamma * bootstrapped - values, 0.0)
+    return _sum_to_the_end(deltas, gamma * gae_lambda)
 
 
-def compute_deviation(quantity: torch.Tensor, members: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+def _sum_to_the_end(quantity: Floats, decay: float) -> Floats:
+    """Sum what each step of a branch and those after it have: ``S_t = x_t + decay S_{t+1}``.
+
+    :param quantity: Shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask, so that nothing flows back
+        into the last live step of a branch.
+    """
+    sums = quantity.copy()
+    for now, following in zip(sums[-2::-1], sums[:0:-1], strict=True):  # rows of ``sums``, from the last but one on
+        now += decay * following
+    return sums
+
+
+def compute_deviation(quantity: Floats, members: Bools, axis: tuple[int, ...]) -> Floats:
     """Subtract from every branch's step the mean of those it is compared with.
 
     They are first shifted by the largest of them, so that equal members give exactly 0 and not the rounding error
@@ -128,16 +134,16 @@ def compute_deviation(quantity: torch.Tensor, members: torch.Tensor, dims: tuple
 
     :param quantity: Shape ``(horizon, n_anchors, group_size)``.
     :param members: Who counts in the mean, bool, same shape.
-    :param dims: The axes the mean is taken over: ``(2,)`` the group at the same step, ``(1, 2)`` all groups at the
+    :param axis: The axes the mean is taken over: ``(2,)`` the group at the same step, ``(1, 2)`` all groups at the
         same step, ``(0, 1, 2)`` everything.
     :return: Deviations, same shape; meaningless outside ``members``.
     """
-    largest = quantity.masked_fill(~members, -torch.inf).amax(dim=dims, keepdim=True)
-    shifted = quantity - torch.where(members.any(dim=dims, keepdim=True), largest, 0.0)
-    return shifted - _compute_mean(shifted, members, dims)
+    largest = np.where(members, quantity, -np.inf).max(axis=axis, keepdims=True)
+    shifted = quantity - np.where(largest > -np.inf, largest, 0.0)
+    return shifted - _compute_mean(shifted, members, axis)
 
 
-def compute_leave_one_out_deviation(quantity: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+def compute_leave_one_out_deviation(quantity: Floats, members: Bools) -> Floats:
     """Subtract from each member the mean of the *other* members of its group at the same step.
 
     This is RLOO (arXiv 2402.14740, section 3.2). Leaving oneself out of the mean of n members stretches the
@@ -147,16 +153,17 @@ def compute_leave_one_out_deviation(quantity: torch.Tensor, members: torch.Tenso
     :param members: Who counts, bool, same shape.
     :return: Deviations, same shape; meaningless outside ``members``.
     """
-    n_members = members.sum(dim=_GROUP, keepdim=True)
-    return compute_deviation(quantity, members, _GROUP) * n_members / (n_members - 1).clamp(min=1)
+    n_members = members.sum(axis=_GROUP, keepdims=True, dtype=quantity.dtype)
+    stretch: Floats = n_members / np.maximum(n_members - 1.0, 1.0)
+    return compute_deviation(quantity, members, _GROUP) * stretch
 
 
-def _compute_mean(quantity: torch.Tensor, members: torch.Tensor, dims: _Dims) -> torch.Tensor:
-    n_members = members.sum(dim=dims, keepdim=True).clamp(min=1)
-    return torch.where(members, quantity, 0.0).sum(dim=dims, keepdim=True) / n_members
+def _compute_mean(quantity: Floats, members: Bools, axis: _Axes) -> Floats:
+    n_members: Floats = np.maximum(members.sum(axis=axis, keepdims=True, dtype=quantity.dtype), 1.0)
+    return np.asarray(np.where(members, quantity, 0.0).sum(axis=axis, keepdims=True) / n_members)
 
 
-def compute_group_members(steps: BranchSteps) -> torch.Tensor:
+def compute_group_members(steps: BranchSteps) -> Bools:
     """Tell which branches count in the mean return of their group at each step.
 
     A live branch counts. A branch that *terminated* earlier counts with return 0, which is its true return:
@@ -165,11 +172,10 @@ def compute_group_members(steps: BranchSteps) -> torch.Tensor:
 
     :return: Bool, shape ``(horizon, n_anchors, group_size)``.
     """
-    ended_before = steps.terminated.cumsum(dim=0).bool() & ~steps.step_mask
-    return steps.step_mask | ended_before
+    return steps.step_mask | np.logical_or.accumulate(steps.terminated, axis=0)
 
 
-def compute_informative(returns: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+def compute_informative(returns: Floats, members: Bools) -> Bools:
     """Tell which groups have branches that earned differently from some step on.
 
     Where the baseline compares members of a group by the rewards alone, the advantages of the other groups are
@@ -179,13 +185,12 @@ def compute_informative(returns: torch.Tensor, members: torch.Tensor) -> torch.T
     :param members: Which branches are compared at each step, bool, same shape.
     :return: Bool, shape ``(n_anchors,)``.
     """
-    deviations = compute_deviation(returns, members, _GROUP)
-    return ((deviations != 0) & members).any(dim=-1).any(dim=0)
+    largest = np.where(members, returns, -np.inf).max(axis=_GROUP)
+    smallest = np.where(members, returns, np.inf).min(axis=_GROUP)
+    return np.asarray((largest > smallest).any(axis=0))
 
 
-def scale_advantages(
-    advantages: torch.Tensor, step_mask: torch.Tensor, members: torch.Tensor, scaling: AdvantageScaling
-) -> torch.Tensor:
+def scale_advantages(advantages: Floats, step_mask: Bools, members: Bools, scaling: AdvantageScaling) -> Floats:
     """Divide advantages by a standard deviation (the population's, over n).
 
     :param advantages: Unscaled, shape ``(horizon, n_anchors, group_size)``.
@@ -198,20 +203,20 @@ def scale_advantages(
     """
     if scaling == "none":
         return advantages
-    counted, dims = (members, _GROUP) if scaling == "group" else (step_mask, _BATCH)
-    variance = _compute_mean(compute_deviation(advantages, counted, dims).square(), counted, dims)
-    return advantages / (variance.sqrt() + STD_EPSILON)
+    counted, axis = (members, _GROUP) if scaling == "group" else (step_mask, _BATCH)
+    variance = _compute_mean(np.square(compute_deviation(advantages, counted, axis)), counted, axis)
+    return advantages / (np.sqrt(variance) + STD_EPSILON)
 
 
 class _Judged(NamedTuple):
-    """What is compared, of whom; every tensor has one shape, ``(horizon or 1, n_anchors, group_size)``."""
+    """What is compared, of whom; every array has one shape, ``(horizon or 1, n_anchors, group_size)``."""
 
-    quantity: torch.Tensor
-    step_mask: torch.Tensor
-    members: torch.Tensor
+    quantity: Floats
+    step_mask: Bools
+    members: Bools
 
 
-_SUBTRACT_BASELINE: Mapping[Baseline, Callable[[_Judged], torch.Tensor]] = MappingProxyType(
+_SUBTRACT_BASELINE: Mapping[Baseline, Callable[[_Judged], Floats]] = MappingProxyType(
     {
         "none": lambda judged: judged.quantity,
         "batch": lambda judged: compute_deviation(judged.quantity, judged.step_mask, _BATCH),
@@ -226,8 +231,8 @@ _SUBTRACT_BASELINE: Mapping[Baseline, Callable[[_Judged], torch.Tensor]] = Mappi
 
 def compute_group_advantages(
     steps: BranchSteps,
-    values: torch.Tensor,
-    next_values: torch.Tensor,
+    values: Floats,
+    next_values: Floats,
     *,
     gamma: float,
     gae_lambda: float,
@@ -251,7 +256,7 @@ def compute_group_advantages(
             "network; take supervision='process' or a baseline of returns, such as 'group'."
         )
     gae = compute_gae(steps, values, next_values, gamma, gae_lambda)
-    value_targets = torch.where(steps.step_mask, gae + values, 0.0)
+    value_targets = np.where(steps.step_mask, gae + values, 0.0)
     returns = compute_returns(steps, gamma)
     members = compute_group_members(steps)
     judged = _Judged(value_targets if bootstrap_value else returns, steps.step_mask, members)
@@ -260,12 +265,10 @@ def compute_group_advantages(
         judged = _Judged(gae, steps.step_mask, steps.step_mask)
     if supervision == "outcome":
         # The return of a whole branch is the one from its first step, which every branch has.
-        judged = _Judged(*(tensor[:1] for tensor in judged))
+        judged = _Judged(judged.quantity[:1], judged.step_mask[:1], judged.members[:1])
         returns, members = returns[:1], members[:1]
     is_centred = baseline == "value" and scaling == "batch"
     unscaled = _SUBTRACT_BASELINE["batch" if is_centred else baseline](judged)
     # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
     scaled = scale_advantages(unscaled, judged.step_mask, judged.members, scaling)
-    return GroupAdvantages(
-        torch.where(steps.step_mask, scaled, 0.0), value_targets, compute_informative(returns, members)
-    )
+    return GroupAdvantages(np.where(steps.step_mask, scaled, 0.0), value_targets, compute_informative(returns, members))

@@ -1,17 +1,15 @@
 """What the policy is trained on, step by step: surrogates, divergences, and how much every step counts.
 
-All but ``compute_step_weights`` take steps of a minibatch, shape ``(batch_size,)``, and
-return one number per step. The loss to minimise is the mean over the minibatch of such a number times the step's
-weight.
+All but ``compute_step_weights``, which takes the mask of a whole rollout as an array, take tensors of the steps of a
+minibatch, shape ``(batch_size,)``, and return one number per step. The loss to minimise is the mean over the minibatch
+of such a number times the step's weight.
 """
 
-from typing import Literal
-
+import numpy as np
+import numpy.typing as npt
 import torch
 
-LossType = Literal["clip", "cispo"]
-ImportanceLevel = Literal["step", "branch"]
-LossNormalization = Literal["step", "branch", "horizon"]
+from grpo_core.choices import LossNormalization
 
 
 def compute_clipped_surrogate(
@@ -67,7 +65,7 @@ def compute_sequence_ratio(log_ratio: torch.Tensor, branch_index: torch.Tensor, 
     return (sums[branch_index] / n_steps[branch_index] + (log_ratio - constant)).exp()
 
 
-def compute_step_weights(step_mask: torch.Tensor, normalization: LossNormalization) -> torch.Tensor:
+def compute_step_weights(step_mask: npt.NDArray[np.bool_], normalization: LossNormalization) -> npt.NDArray[np.float32]:
     """Compute how much every step counts, such that ``(weights * losses)[step_mask].mean()`` is the loss.
 
     - ``"step"``: every step alike, so longer branches count for more (DAPO, arXiv 2503.14476, section 3.3).
@@ -79,15 +77,15 @@ def compute_step_weights(step_mask: torch.Tensor, normalization: LossNormalizati
     :param step_mask: True where a branch took a step, shape ``(horizon, n_anchors, group_size)``.
     :return: Same shape, 0 outside the step mask.
     """
-    weights = step_mask.float()
+    weights = step_mask.astype(np.float32)
     if normalization == "step":
         return weights
-    n_live = weights.sum()
+    n_live = int(np.count_nonzero(step_mask))
     if normalization == "horizon":
-        return weights * n_live / step_mask.numel()
-    lengths = weights.sum(dim=0)
-    n_live_branches = step_mask.any(dim=0).sum().clamp(min=1)
-    return weights * n_live / (n_live_branches * lengths.clamp(min=1.0))
+        return weights * (n_live / step_mask.size)
+    n_live_branches = int(np.count_nonzero(step_mask.any(axis=0)))
+    lengths: npt.NDArray[np.float32] = np.maximum(weights.sum(axis=0), 1.0)
+    return weights * (n_live / max(n_live_branches, 1)) / lengths
 
 
 def compute_kl(log_ratio: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,13 @@ import math
 import random
 from typing import get_args
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
+from grpo_core.choices import LossNormalization
 from grpo_core.losses import (
-    LossNormalization,
     compute_cispo_loss,
     compute_clipped_surrogate,
     compute_kl,
@@ -20,7 +22,8 @@ from grpo_core.losses import (
 N_ACTIONS = 3
 
 
-def assert_close(actual: torch.Tensor, expected: list[float]) -> None:
+def assert_close(actual: torch.Tensor | npt.NDArray[np.float32], expected: list[float]) -> None:
+    actual = torch.as_tensor(actual)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=actual.dtype), rtol=1e-6, atol=1e-6)
 
 
@@ -37,9 +40,9 @@ def get_gradient(of: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     return gradient
 
 
-def to_mask(lengths: list[list[int]], horizon: int) -> torch.Tensor:
+def to_mask(lengths: list[list[int]], horizon: int) -> npt.NDArray[np.bool_]:
     """Branches of given lengths, by group."""
-    return torch.tensor([[[t < length for length in group] for group in lengths] for t in range(horizon)])
+    return np.array([[[t < length for length in group] for group in lengths] for t in range(horizon)])
 
 
 def test_clipped_surrogate_has_its_values_on_both_sides_of_the_interval() -> None:
@@ -157,7 +160,7 @@ def test_the_gradient_through_the_sequence_ratio_is_that_of_gspo(seed: int) -> N
         objective = objective + torch.minimum(ratio * outcomes[b], ratio.clamp(0.8, 1.25) * outcomes[b]) / 6
 
     weights = compute_step_weights(to_mask([lengths], max(lengths)), "branch")
-    step_weights = weights[0, 0][branch_index].double()
+    step_weights = torch.from_numpy(weights[0, 0])[branch_index].double()
     losses = compute_clipped_surrogate(
         compute_sequence_ratio(log_ratio, branch_index, 6), outcomes[branch_index], 0.2, 0.25
     )
@@ -166,11 +169,11 @@ def test_the_gradient_through_the_sequence_ratio_is_that_of_gspo(seed: int) -> N
     torch.testing.assert_close(get_gradient(loss, log_ratio), -get_gradient(objective, log_ratio))
 
 
-def loop_loss(losses: torch.Tensor, lengths: list[list[int]], normalization: LossNormalization) -> float:
+def loop_loss(losses: npt.NDArray[np.float64], lengths: list[list[int]], normalization: LossNormalization) -> float:
     horizon = len(losses)
     n_branches = sum(len(group) for group in lengths)
     sums = [
-        (sum(losses[t, a, b].item() for t in range(length)), length)
+        (sum(float(losses[t, a, b]) for t in range(length)), length)
         for a, group in enumerate(lengths)
         for b, length in enumerate(group)
     ]
@@ -188,7 +191,7 @@ def test_weighted_losses_average_to_the_loss_a_plain_loop_gives(normalization: L
     rng = random.Random(seed)
     lengths = [[rng.randint(0, 6) for _ in range(4)] for _ in range(3)]  # 0: dead from the start
     mask = to_mask(lengths, 6)
-    losses = draw(seed, 6, 3, 4)
+    losses = draw(seed, 6, 3, 4).numpy()
     weights = compute_step_weights(mask, normalization)
     assert weights.shape == mask.shape
     assert (weights[~mask] == 0).all()
@@ -201,6 +204,11 @@ def test_step_weights_have_their_hand_values() -> None:
     assert_close(compute_step_weights(mask, "step")[:, 0].T.flatten(), [1, 1, 1, 0, 1, 0, 0, 0])
     assert_close(compute_step_weights(mask, "branch")[:, 0].T.flatten(), [2 / 3, 2 / 3, 2 / 3, 0, 2, 0, 0, 0])
     assert_close(compute_step_weights(mask, "horizon")[:, 0].T.flatten(), [0.5, 0.5, 0.5, 0, 0.5, 0, 0, 0])
+
+
+@pytest.mark.parametrize("normalization", get_args(LossNormalization))
+def test_step_weights_are_float32(normalization: LossNormalization) -> None:
+    assert compute_step_weights(to_mask([[3, 1], [2, 4]], 4), normalization).dtype == np.float32
 
 
 @pytest.mark.parametrize("normalization", get_args(LossNormalization))
