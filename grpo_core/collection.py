@@ -1,9 +1,9 @@
 """Playing groups: where branches start, which simulator steps them, and where the next groups start."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,10 @@ from gymnasium import spaces
 
 from grpo_core.actor import Actor
 from grpo_core.branching import SimulatorState
+from grpo_core.choices import GroupMode
 from grpo_core.rollout import GroupRollout
 from grpo_core.simulators import Observed, Order, Outcome, SimulatorBank
 from grpo_core.spaces import pack
-
-GroupMode = Literal["branch", "episode", "action"]
 
 # Called after every sweep over the environments with their infos, done flags and rewards, one per environment, and
 # the number of simulator steps taken; returns False to end the rollout.
@@ -139,6 +138,13 @@ class GroupCollector:
         if self._mode != "episode" and not self._ensure_anchors(rng, should_stop):
             return False
         self._groups = [_Group(i, i % self._bank.n_envs, anchor) for i, anchor in enumerate(self._anchors)]
+        if not self._play(rollout, actor, rng, on_sweep):
+            return False
+        rollout.trim(len(self._groups), self._horizon)
+        return True
+
+    def _play(self, rollout: GroupRollout, actor: Actor, rng: np.random.Generator, on_sweep: SweepCallback) -> bool:
+        """Play all branches to their ends; return False if ``on_sweep`` ended the rollout early."""
         queues = [self._start_branches(i, actor, rng) for i in range(self._bank.n_envs)]
         live = [branch for queue in queues for branch in islice(queue, None if self._advances_in_step else 1)]
         while live:
@@ -148,8 +154,11 @@ class GroupCollector:
                     return False
             successors = [branch if branch.is_live else next(queues[branch.group.env_index], None) for branch in live]
             live = [branch for branch in successors if branch is not None]
-        rollout.trim(len(self._groups), self._horizon)
         return True
+
+    def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, AnchorState]:
+        """Start new episodes, see ``SimulatorBank.reset``."""
+        return {i: AnchorState(*start) for i, start in self._bank.reset(seeds).items()}
 
     def _ensure_anchors(self, rng: np.random.Generator, should_stop: Callable[[], bool]) -> bool:
         """Reset to the first anchor states, if there are none."""
@@ -159,8 +168,8 @@ class GroupCollector:
             if should_stop():
                 self._anchors = []
                 return False
-            starts = self._bank.reset({i: self._draw_seed(rng) for i in range(self._bank.n_envs)})
-            self._anchors.extend(AnchorState(*starts[i]) for i in range(self._bank.n_envs))
+            starts = self._reset({i: self._draw_seed(rng) for i in range(self._bank.n_envs)})
+            self._anchors.extend(starts[i] for i in range(self._bank.n_envs))
         return True
 
     def _start_branches(self, env_index: int, actor: Actor, rng: np.random.Generator) -> Iterator[_Branch]:
@@ -209,8 +218,8 @@ class GroupCollector:
         observations, masks = self._to_batch([branch.observed for branch in live])
         actions, log_probs = actor.sample_actions(observations, rng, masks)
         if forced := [i for i, branch in enumerate(live) if branch.first_action is not None and branch.t == 0]:
-            of_all = actor.log_probs(observations[forced], None if masks is None else masks[forced])
             actions[forced] = [live[i].first_action for i in forced]
+            of_all = actor.log_probs(observations[forced], None if masks is None else masks[forced])
             log_probs[forced] = of_all[np.arange(len(forced)), actions[forced]]
         at = tuple(np.array([(branch.t, branch.group.index, branch.index) for branch in live]).T)
         rollout.store_actions(at, observations, actions, log_probs, masks)
@@ -291,8 +300,7 @@ class GroupCollector:
                 if should_stop():
                     self._anchors = []
                     return
-                start = self._bank.reset({group.env_index: self._draw_seed(rng)})[group.env_index]
-                self._anchors.append(AnchorState(*start))
+                self._anchors.append(self._reset({group.env_index: self._draw_seed(rng)})[group.env_index])
             else:
                 so_far = float(discounted_returns[group.kept_t, group.index, group.kept_branch])
                 self._anchors.append(AnchorState(*group.kept, so_far))

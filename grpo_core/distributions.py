@@ -196,13 +196,14 @@ def _check_choice_left(action_masks: npt.NDArray[np.bool_]) -> None:
 
 def _draw(logits: FloatArray, uniform: FloatArray) -> tuple[Any, FloatArray]:
     """Turn numbers in [0, 1) into choices; return them and their log probabilities, ``(batch_size,)`` each."""
-    log_probs = logits - _log_sum_exp(logits)
-    edges = np.cumsum(np.exp(log_probs), axis=1)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    edges = np.cumsum(np.exp(shifted), axis=1)
+    sums = edges[:, -1].copy()
     # The last possible choice then ends at exactly 1, so that rounding can neither leave a draw without a choice
     # nor give it one of probability 0.
-    edges /= edges[:, -1:]
+    edges /= sums[:, None]
     choices = (uniform[:, None] >= edges).sum(axis=1)
-    return choices, log_probs[np.arange(len(choices)), choices]
+    return choices, shifted[np.arange(len(choices)), choices] - np.log(sums)
 
 
 def _log_sum_exp(logits: FloatArray) -> FloatArray:

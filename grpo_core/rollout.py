@@ -8,18 +8,31 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 
-from grpo_core.advantage import BranchSteps
+from grpo_core.advantage import BranchSteps, Floats
+from grpo_core.batched_physics import BatchStep
 from grpo_core.rewards import RewardFunction, get_reward_name
 from grpo_core.simulators import Outcome
-from grpo_core.spaces import observation_dtype, pack, unpack
+from grpo_core.spaces import Observations, observation_dtype, pack, unpack
 
 Array = npt.NDArray[Any]
+# What steps are stored in: this grows and is trimmed, unlike what the algorithm makes of them.
+_STORED = (
+    "states",
+    "next_states",
+    "actions",
+    "log_probs",
+    "rewards",
+    "step_mask",
+    "terminated",
+    "truncated",
+    "action_masks",
+)
 # Step, group and branch: where in a rollout something belongs. Integers, or arrays of them of one length.
 Place = tuple[Any, Any, Any]
 
 
 class StepBatch(NamedTuple):
-    """Steps of any branches; every tensor is ``(batch_size, ...)``, Dict observations are a dict of such.
+    """Steps of any branches; every array is ``(batch_size, ...)``, Dict observations are a dict of such.
 
     :param branch_index: Which branch of the rollout a step belongs to.
     :param weights: How much a step counts in the policy's loss.
@@ -28,32 +41,43 @@ class StepBatch(NamedTuple):
     """
 
     observations: Any
-    actions: torch.Tensor
-    old_log_prob: torch.Tensor
-    advantages: torch.Tensor
-    value_targets: torch.Tensor
-    branch_index: torch.Tensor
-    weights: torch.Tensor
-    action_masks: torch.Tensor | None = None
-    ref_log_prob: torch.Tensor | None = None
+    actions: Any
+    old_log_prob: Any
+    advantages: Any
+    value_targets: Any
+    branch_index: Any
+    weights: Any
+    action_masks: Any = None
+    ref_log_prob: Any = None
 
     @property
     def n_steps(self) -> int:
         """Number of steps."""
         return len(self.actions)
 
-    def select(self, chosen: torch.Tensor) -> "StepBatch":
-        """Return some of the steps.
+    def to_tensors(self, device: torch.device) -> "StepBatch":
+        """Turn the arrays into tensors on a device."""
+        return StepBatch(*[to_tensors(field, device) for field in self])
 
-        :param chosen: Which ones, integers ``(n,)`` or booleans ``(batch_size,)``.
+    def select(self, chosen: torch.Tensor) -> "StepBatch":
+        """Return some of the steps of a batch of tensors.
+
+        :param chosen: Which ones, integers ``(n,)``.
         """
         return StepBatch(*[select(field, chosen) for field in self])
+
+
+def to_tensors(field: Any, device: torch.device) -> Any:
+    """Turn an array, or every array of a dict, into a tensor; None stays None."""
+    if isinstance(field, dict):
+        return {key: torch.as_tensor(array, device=device) for key, array in field.items()}
+    return None if field is None else torch.as_tensor(field, device=device)
 
 
 def select(field: Any, chosen: torch.Tensor) -> Any:
     """Return some rows of a tensor, or of every tensor of a dict; None stays None.
 
-    :param chosen: Which ones, integers ``(n,)`` or booleans ``(batch_size,)``.
+    :param chosen: Which ones, integers ``(n,)``.
     """
     if field is None:
         return None
@@ -80,8 +104,8 @@ class GroupRollout:
     terminated: Array
     truncated: Array
     action_masks: Array | None
-    advantages: torch.Tensor
-    value_targets: torch.Tensor
+    advantages: Floats
+    value_targets: Floats
 
     def __init__(
         self,
@@ -139,6 +163,23 @@ class GroupRollout:
         self.rewards[at] = outcome.reward
         self.terminated[at], self.truncated[at] = outcome.terminated, outcome.truncated and not outcome.terminated
 
+    def store_steps(
+        self, at: Place, observations: Array, actions: Array, log_probs: Array, outcomes: BatchStep
+    ) -> None:
+        """Store one step of several branches, for which there is room: what they saw and chose, and where it led.
+
+        :param at: One place per branch.
+        :param observations: Shape ``(n_branches, *observation_shape)``.
+        """
+        self.states[at], self.actions[at], self.log_probs[at], self.step_mask[at] = (
+            observations,
+            actions,
+            log_probs,
+            True,
+        )
+        self.next_states[at], self.rewards[at] = outcomes.observations, outcomes.rewards
+        self.terminated[at], self.truncated[at] = outcomes.terminated, outcomes.truncated & ~outcomes.terminated
+
     def _make_room(self, t: int, group: int) -> None:
         horizon, n_anchors, _ = self.shape
         if t < horizon and group < n_anchors:
@@ -161,7 +202,7 @@ class GroupRollout:
             setattr(self, name, array[:horizon, :n_anchors])
 
     def _arrays(self) -> list[tuple[str, Array]]:
-        return [(name, array) for name, array in vars(self).items() if isinstance(array, np.ndarray)]
+        return [(name, array) for name in _STORED if (array := getattr(self, name)) is not None]
 
     def apply_reward_functions(
         self, reward_functions: Sequence[RewardFunction | None], weights: Sequence[float]
@@ -205,44 +246,40 @@ class GroupRollout:
 
     @property
     def steps(self) -> BranchSteps:
-        """The steps as tensors."""
-        return BranchSteps(
-            *map(torch.from_numpy, (self.rewards, self.step_mask, self.terminated, self.truncated)),
-        )
+        """What advantages are computed from; the storage itself, not a copy."""
+        return BranchSteps(self.rewards, self.step_mask, self.terminated, self.truncated)
 
     @property
-    def first_action_weights(self) -> torch.Tensor:
+    def first_action_weights(self) -> Floats:
         """Return how likely the policy was to take each enumerated first action, against drawing them evenly.
 
         :return: Shape ``(n_anchors, group_size)``, 1 on average over a group.
         """
-        n_legal = self.step_mask[0].sum(axis=-1, keepdims=True)
-        return torch.from_numpy(np.exp(self.log_probs[0]) * n_legal)
+        n_legal = self.step_mask[0].sum(axis=-1, keepdims=True, dtype=np.float32)
+        return np.asarray(np.exp(self.log_probs[0]) * n_legal)
 
-    def flatten(self, observations: Any, weights: torch.Tensor, device: torch.device) -> StepBatch:
+    def flatten(self, observations: Observations, weights: Floats) -> StepBatch:
         """Gather the live steps of all branches, shapes ``(n_steps, ...)``.
 
         :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
         :param weights: How much steps count in the loss, shape ``(horizon, n_anchors, group_size)``.
         """
-        mask = torch.from_numpy(self.step_mask)
-        _, n_anchors, group_size = self.shape
-        branch_index = torch.arange(n_anchors * group_size).reshape(n_anchors, group_size).expand(self.shape)
-        actions = torch.from_numpy(self.actions)[mask]
+        mask, (_, n_anchors, group_size) = self.step_mask, self.shape
+        branch_index = np.broadcast_to(np.arange(n_anchors * group_size).reshape(n_anchors, group_size), self.shape)
+        actions = self.actions[mask]
         if isinstance(self.action_space, spaces.Box):
-            actions = actions.flatten(1)
+            actions = actions.reshape(len(actions), -1)
         elif isinstance(self.action_space, spaces.MultiBinary):
-            actions = actions.float()  # what Bernoulli distributions take
-        masks = None if self.action_masks is None else torch.from_numpy(self.action_masks)[mask].to(device)
+            actions = actions.astype(np.float32)  # what Bernoulli distributions take
         return StepBatch(
             observations,
-            actions.to(device),
-            torch.from_numpy(self.log_probs)[mask].to(device),
-            self.advantages[mask].to(device),
-            self.value_targets[mask].to(device),
-            branch_index[mask].to(device),
-            weights[mask].to(device),
-            masks,
+            actions,
+            self.log_probs[mask],
+            self.advantages[mask],
+            self.value_targets[mask],
+            branch_index[mask],
+            weights[mask],
+            None if self.action_masks is None else self.action_masks[mask],
         )
 
 
@@ -268,27 +305,28 @@ def _compute_rewards(reward_function: RewardFunction, arguments: tuple[Any, Any,
 
 def draw_minibatches(
     batch: StepBatch, batch_size: int, rng: np.random.Generator, whole_branches: bool = False
-) -> Iterator[StepBatch]:
-    """Yield every step once, in random order, ``batch_size`` at a time; the last minibatch may hold fewer.
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the index of every step once, in random order, ``batch_size`` at a time; the last time maybe fewer.
 
     :param whole_branches: Never split a branch; minibatches then hold fewer steps than ``batch_size`` and the longest
         branch have together.
     """
     if whole_branches:
-        yield from _draw_branches(batch, batch_size, rng)
+        yield from _draw_branches(batch.branch_index, batch_size, rng)
         return
-    order = torch.from_numpy(rng.permutation(batch.n_steps))
+    order = rng.permutation(batch.n_steps)
     for start in range(0, len(order), batch_size):
-        yield batch.select(order[start : start + batch_size])
+        yield order[start : start + batch_size]
 
 
-def _draw_branches(batch: StepBatch, batch_size: int, rng: np.random.Generator) -> Iterator[StepBatch]:
-    branch_index = batch.branch_index.cpu()
-    order = torch.from_numpy(rng.permutation(int(branch_index.max()) + 1))
-    lengths = torch.bincount(branch_index, minlength=len(order))[order]
-    minibatch_of_branch = (lengths.cumsum(0) - lengths) // batch_size
-    minibatch_index = torch.empty_like(order)
+def _draw_branches(
+    branch_index: npt.NDArray[np.int64], batch_size: int, rng: np.random.Generator
+) -> Iterator[npt.NDArray[np.int64]]:
+    order = rng.permutation(int(branch_index.max()) + 1)
+    lengths = np.bincount(branch_index, minlength=len(order))[order]
+    minibatch_of_branch = (lengths.cumsum() - lengths) // batch_size
+    minibatch_index = np.empty_like(order)
     minibatch_index[order] = minibatch_of_branch
     # A branch longer than a minibatch leaves numbers out, and one without steps fills none.
-    for i in sorted(set(minibatch_of_branch[lengths > 0].tolist())):
-        yield batch.select(minibatch_index[branch_index] == i)
+    for i in np.unique(minibatch_of_branch[lengths > 0]):
+        yield np.flatnonzero(minibatch_index[branch_index] == i)

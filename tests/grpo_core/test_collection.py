@@ -14,7 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from grpo import GRPO
 from grpo_core.actor import Actor
-from grpo_core.collection import GroupCollector, GroupMode
+from grpo_core.choices import GroupMode
+from grpo_core.collection import GroupCollector
 from grpo_core.network import network_to_json
 from grpo_core.policies import evaluate_actions
 from grpo_core.rollout import GroupRollout
@@ -550,13 +551,14 @@ def test_stored_log_probabilities_are_those_of_the_policy_that_learns(
     differences: list[float] = []
 
     def compare(model: GRPO) -> None:
-        batch = model._batch
+        batch = model._batch.to_tensors(model.device)
         assert (batch.action_masks is None) == isinstance(name, str)
         with torch.no_grad():
             _, log_prob, _ = evaluate_actions(model.policy, batch.observations, batch.actions, batch.action_masks)
         differences.append((log_prob - batch.old_log_prob).abs().max().item())
 
-    changes = {"group_mode": mode, "group_size": group_size, "horizon": 8, "n_steps": 16 * group_size}
+    changes: dict[str, Any] = {"group_mode": mode, "group_size": group_size, "horizon": 8}
+    changes["n_steps"] = 16 * group_size
     collect(cartpole_model(env=make_env(name), learning_rate=0.01, **changes), 3, on_end=compare)
     assert len(differences) == 3
     assert max(differences) < 1e-4

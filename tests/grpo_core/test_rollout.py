@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 
 from grpo import GRPO
+from grpo_core.advantage import Floats
 from grpo_core.rewards import RewardFunction
 from grpo_core.rollout import GroupRollout, StepBatch, draw_minibatches
 from grpo_core.simulators import Observed, Outcome
@@ -55,15 +56,25 @@ def copy_arrays(rollout: GroupRollout) -> dict[str, npt.NDArray[Any]]:
 
 
 def set_judgement(rollout: GroupRollout) -> None:
-    numbers = torch.arange(rollout.step_mask.size, dtype=torch.float32).reshape(rollout.shape)
+    numbers = np.arange(rollout.step_mask.size, dtype=np.float32).reshape(rollout.shape)
     rollout.advantages, rollout.value_targets = numbers, -numbers
 
 
 def flatten(rollout: GroupRollout) -> StepBatch:
     """With the number of its place as a step's observation and weight."""
     set_judgement(rollout)
-    mask = torch.from_numpy(rollout.step_mask)
-    return rollout.flatten(rollout.advantages[mask][:, None], 2 * rollout.advantages, torch.device("cpu"))
+    return rollout.flatten(rollout.advantages[rollout.step_mask][:, None], 2 * rollout.advantages)
+
+
+def test_what_was_made_of_one_rollout_is_not_laid_out_with_the_next() -> None:
+    rollout = fill([[4, 3], [1, 2]])
+    rollout.trim(2, None)
+    set_judgement(rollout)
+    judged = rollout.advantages.copy()
+    rollout.clear()
+    rollout.store_actions((np.array([5]), np.array([2]), np.array([0])), np.zeros((1, 2)), np.ones(1), np.ones(1), None)
+    rollout.trim(3, None)
+    assert np.array_equal(rollout.advantages, judged)
 
 
 @pytest.mark.parametrize("observation_space", [PLACE, CAR], ids=["Box", "Dict"])
@@ -143,15 +154,15 @@ def test_dict_observations_are_stored_key_by_key() -> None:
 @pytest.mark.parametrize(
     ("action_space", "shape", "dtype"),
     [
-        (CHOICE, (), torch.int64),
-        (spaces.MultiDiscrete([3, 2]), (2,), torch.int64),
-        (spaces.MultiBinary(3), (3,), torch.float32),
-        (spaces.Box(-1.0, 1.0, (2, 2)), (4,), torch.float32),
+        (CHOICE, (), np.int64),
+        (spaces.MultiDiscrete([3, 2]), (2,), np.int64),
+        (spaces.MultiBinary(3), (3,), np.float32),
+        (spaces.Box(-1.0, 1.0, (2, 2)), (4,), np.float32),
     ],
     ids=str,
 )
 def test_live_steps_are_gathered_with_what_belongs_to_them(
-    action_space: spaces.Space[Any], shape: tuple[int, ...], dtype: torch.dtype
+    action_space: spaces.Space[Any], shape: tuple[int, ...], dtype: type[np.generic]
 ) -> None:
     rollout = fill([[3, 1, 2], [2, 3, 1]], action_space=action_space, n_mask_bits=4)
     rollout.trim(2, None)
@@ -169,14 +180,14 @@ def test_live_steps_are_gathered_with_what_belongs_to_them(
         judgement = (batch.advantages[row], batch.value_targets[row], batch.weights[row])
         assert [x.item() for x in judgement] == [number, -number, 2 * number]
         assert batch.branch_index[row] == 3 * place[1] + place[2]
-        assert (batch.action_masks[row].numpy() == rollout.action_masks[place]).all()
+        assert (batch.action_masks[row] == rollout.action_masks[place]).all()
     assert batch.ref_log_prob is None
 
 
-def test_steps_as_tensors_are_what_was_stored() -> None:
+def test_steps_are_what_was_stored() -> None:
     rollout = fill([[3, 1, 2]])
-    for name, tensor in rollout.steps._asdict().items():
-        assert (tensor.numpy() == getattr(rollout, name)).all(), name
+    for name, array in rollout.steps._asdict().items():
+        assert (array == getattr(rollout, name)).all(), name
 
 
 def test_enumerated_first_actions_weigh_as_the_policy_would_take_them() -> None:
@@ -184,42 +195,33 @@ def test_enumerated_first_actions_weigh_as_the_policy_would_take_them() -> None:
     rollout = fill([[2, 2, 2], [1, 0, 2]])
     rollout.trim(2, None)
     rollout.log_probs[0] = np.log([[0.5, 0.125, 0.375], [0.2, 1.0, 0.8]])
-    weights = rollout.first_action_weights[torch.from_numpy(rollout.step_mask[0])]
+    weights = rollout.first_action_weights[rollout.step_mask[0]]
     np.testing.assert_allclose(weights, [1.5, 0.375, 1.125, 0.4, 1.6], rtol=1e-6)
 
 
 def make_batch(branch_index: Sequence[int], has_options: bool = True) -> StepBatch:
-    index = torch.arange(len(branch_index))
+    index = np.arange(len(branch_index))
     return StepBatch(
-        index.reshape(-1, 1).float(),
+        index.reshape(-1, 1).astype(np.float32),
         index,
         index * 2.0,
         index * 3.0,
         index * 4.0,
-        torch.tensor(branch_index),
+        np.array(branch_index),
         index * 5.0,
-        torch.stack([index % 2 == 0, index % 3 == 0], dim=1) if has_options else None,
+        np.stack([index % 2 == 0, index % 3 == 0], axis=1) if has_options else None,
         index * 6.0 if has_options else None,
     )
 
 
-def assert_rows_belong_together(minibatch: StepBatch, batch: StepBatch) -> None:
-    for part, whole in zip(minibatch, batch, strict=True):
-        assert (part is None) == (whole is None)
-        assert part is None or torch.equal(part, whole[minibatch.actions])
-
-
-@pytest.mark.parametrize("has_options", [False, True])
-def test_minibatches_cover_every_step_once(has_options: bool) -> None:
-    batch = make_batch([0] * 10, has_options)
+def test_minibatches_cover_every_step_once() -> None:
+    batch = make_batch([0] * 10)
     orders = []
     rng = np.random.default_rng(0)
     for _ in range(2):
         minibatches = list(draw_minibatches(batch, 4, rng))
-        assert [minibatch.n_steps for minibatch in minibatches] == [4, 4, 2]
-        for minibatch in minibatches:
-            assert_rows_belong_together(minibatch, batch)
-        orders.append([int(step) for minibatch in minibatches for step in minibatch.actions])
+        assert [len(chosen) for chosen in minibatches] == [4, 4, 2]
+        orders.append(np.concatenate(minibatches).tolist())
         assert sorted(orders[-1]) == list(range(10))
     assert orders[0] != orders[1]
     assert list(range(10)) not in orders
@@ -228,17 +230,28 @@ def test_minibatches_cover_every_step_once(has_options: bool) -> None:
 @pytest.mark.parametrize("whole_branches", [False, True])
 def test_a_minibatch_larger_than_the_rollout_holds_all_of_it(whole_branches: bool) -> None:
     batch = make_batch([0, 1, 0])
-    (minibatch,) = draw_minibatches(batch, 64, np.random.default_rng(0), whole_branches)
-    assert sorted(minibatch.actions.tolist()) == [0, 1, 2]
-    assert_rows_belong_together(minibatch, batch)
+    (chosen,) = draw_minibatches(batch, 64, np.random.default_rng(0), whole_branches)
+    assert sorted(chosen.tolist()) == [0, 1, 2]
 
 
-def test_dict_observations_are_cut_into_minibatches_key_by_key() -> None:
-    batch = make_batch([0, 0, 1, 1])._replace(observations={"a": torch.arange(4), "b": torch.arange(8).reshape(4, 2)})
-    for whole_branches in (False, True):
-        for minibatch in draw_minibatches(batch, 2, np.random.default_rng(0), whole_branches):
-            assert torch.equal(minibatch.observations["a"], minibatch.actions)
-            assert torch.equal(minibatch.observations["b"][:, 1], 2 * minibatch.actions + 1)
+@pytest.mark.parametrize("has_options", [False, True])
+def test_a_selection_of_steps_keeps_what_belongs_together(has_options: bool) -> None:
+    batch = make_batch([0, 0, 1, 1, 2], has_options)
+    chosen = torch.tensor([3, 0, 4])
+    minibatch = batch.to_tensors(torch.device("cpu")).select(chosen)
+    assert minibatch.n_steps == 3
+    assert minibatch.actions.tolist() == [3, 0, 4]
+    for part, whole in zip(minibatch, batch, strict=True):
+        assert (part is None) == (whole is None)
+        if part is not None:
+            np.testing.assert_array_equal(part.numpy(), whole[chosen.numpy()])
+            assert part.numpy().dtype == whole.dtype
+
+
+def test_dict_observations_are_selected_key_by_key() -> None:
+    batch = make_batch([0, 0, 1, 1])._replace(observations={"a": np.arange(4), "b": np.arange(8).reshape(4, 2)})
+    minibatch = batch.to_tensors(torch.device("cpu")).select(torch.tensor([2, 0]))
+    assert {key: rows.tolist() for key, rows in minibatch.observations.items()} == {"a": [2, 0], "b": [[4, 5], [0, 1]]}
 
 
 @pytest.mark.parametrize(
@@ -259,24 +272,22 @@ def test_whole_branches_stay_together_and_no_minibatch_is_empty(lengths: list[in
     rng = np.random.default_rng(0)
     for _ in range(10):
         minibatches = list(draw_minibatches(batch, batch_size, rng, whole_branches=True))
-        branches = [set(minibatch.branch_index.tolist()) for minibatch in minibatches]
+        branches = [set(batch.branch_index[chosen].tolist()) for chosen in minibatches]
         assert all(branches), "none is empty"
         assert sum(map(len, branches)) == len(set(steps_of)), "no branch is in two of them"
-        assert sorted(step for m in minibatches for step in m.actions.tolist()) == list(range(len(steps_of)))
-        for minibatch in minibatches:
-            assert_rows_belong_together(minibatch, batch)
-            assert minibatch.n_steps < batch_size + max(lengths)
+        assert sorted(np.concatenate(minibatches).tolist()) == list(range(len(steps_of)))
+        assert all(len(chosen) < batch_size + max(lengths) for chosen in minibatches)
         orders.add(tuple(min(part) for part in branches))
     assert len(orders) > 1 or len(set(steps_of)) == 1
 
 
 def test_the_policy_learns_from_live_steps_only_and_each_keeps_what_belongs_to_it() -> None:
     batches: list[StepBatch] = []
-    judged: list[tuple[torch.Tensor, torch.Tensor]] = []
+    judged: list[tuple[Floats, Floats]] = []
 
     def keep(model: GRPO) -> None:
         batches.append(model._batch)
-        judged.append((model.rollout_buffer.advantages.clone(), model.rollout_buffer.value_targets.clone()))
+        judged.append((model.rollout_buffer.advantages.copy(), model.rollout_buffer.value_targets.copy()))
 
     watch = collect(walk_model(StepLog(), walk={"edge": 2}, horizon=6, n_steps=24), on_end=keep)
     seen, batch, (advantages, value_targets) = watch.rollouts[0], batches[0], judged[0]
@@ -490,7 +501,7 @@ def test_one_number_of_a_dict_observation_that_is_none_is_refused() -> None:
 
 
 def test_advantages_are_computed_from_what_the_branches_really_earned() -> None:
-    seen: list[torch.Tensor] = []
+    seen: list[Floats] = []
     model = walk_model(
         StepLog(),
         group_size=3,
@@ -500,18 +511,18 @@ def test_advantages_are_computed_from_what_the_branches_really_earned() -> None:
         bootstrap_value=False,
         advantage_scaling="none",
     )
-    watch = collect(model, on_end=lambda model: seen.append(model.rollout_buffer.advantages.clone()))
+    watch = collect(model, on_end=lambda model: seen.append(model.rollout_buffer.advantages.copy()))
     rewards = watch.rollouts[0].rewards.astype(np.float64)
     for t in range(4):
         returns = sum(model.gamma**k * rewards[t + k] for k in range(4 - t))
         expected = returns - returns.mean(axis=-1, keepdims=True)
-        np.testing.assert_allclose(seen[0][t].numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(seen[0][t], expected, atol=1e-5)
 
 
 def test_advantages_use_the_value_network_at_each_step_and_where_it_led() -> None:
     # One step per branch, so that GAE is the temporal difference alone: r + gamma V(s') - V(s). The networks stay as
     # they were, so that they can be asked again afterwards.
-    shape = {"n_steps": 64, "group_size": 2, "horizon": 1}
+    shape: dict[str, Any] = {"n_steps": 64, "group_size": 2, "horizon": 1}
     model = cartpole_model(**shape, baseline="value", advantage_scaling="none", gamma=0.5, learning_rate=1e-12)
     collect(model)
     rollout = model.rollout_buffer
@@ -522,7 +533,7 @@ def test_advantages_use_the_value_network_at_each_step_and_where_it_led() -> Non
         )
     alive = torch.from_numpy(~rollout.terminated[rollout.step_mask])
     expected = torch.from_numpy(rollout.rewards[rollout.step_mask]) + 0.5 * v_next * alive - v
-    torch.testing.assert_close(rollout.advantages[torch.from_numpy(rollout.step_mask)], expected)
+    torch.testing.assert_close(torch.from_numpy(rollout.advantages[rollout.step_mask]), expected)
 
 
 @pytest.mark.parametrize("loss_normalization", ["step", "branch", "horizon"])
