@@ -3,7 +3,7 @@
 import math
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -16,12 +16,22 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from threadpoolctl import ThreadpoolController
 
-from grpo_core import model_file
+from grpo_core import __version__, model_file
 from grpo_core.actor import Actor
-from grpo_core.advantage import STD_EPSILON, AdvantageScaling, Baseline, Supervision, compute_group_advantages
+from grpo_core.advantage import STD_EPSILON, Bools, Floats, compute_group_advantages
+from grpo_core.batched_collection import make_collector
 from grpo_core.branching import check_branchable
-from grpo_core.collection import GroupCollector, GroupMode
+from grpo_core.choices import (
+    AdvantageScaling,
+    Baseline,
+    GroupMode,
+    ImportanceLevel,
+    LossNormalization,
+    LossType,
+    Supervision,
+)
 from grpo_core.hyperparameters import (
     SAVED_HYPERPARAMETERS,
     check_group_mode,
@@ -31,16 +41,9 @@ from grpo_core.hyperparameters import (
     get_horizon,
     hyperparameters_from_json,
 )
-from grpo_core.losses import (
-    ImportanceLevel,
-    LossNormalization,
-    LossType,
-    compute_cispo_loss,
-    compute_clipped_surrogate,
-    compute_kl,
-    compute_sequence_ratio,
-    compute_step_weights,
-)
+from grpo_core.learner import AutogradLearner, Learner, UpdateRule
+from grpo_core.losses import compute_step_weights
+from grpo_core.mlp_learner import MlpLearner, is_plain_mlp
 from grpo_core.model_state import (
     ModelPath,
     describe_model,
@@ -65,16 +68,18 @@ from grpo_core.normalization import Normalizer, ObservationStatistics
 from grpo_core.policies import copy_policy, evaluate_actions, predict_masked, split_parameters
 from grpo_core.restorable_wrapper import RestorableWrapper
 from grpo_core.rewards import RewardFunction, find_reward_functions
-from grpo_core.rollout import GroupRollout, StepBatch, draw_minibatches, select
+from grpo_core.rollout import GroupRollout, StepBatch, draw_minibatches, select, to_tensors
 from grpo_core.simulators import SimulatorBank, find_obstacle, make_bank
-from grpo_core.spaces import check_action_space, check_observation_space, count_inputs, unpack
+from grpo_core.spaces import Observations, check_action_space, check_observation_space, count_inputs, unpack
 
-__all__ = ["GRPO", "RestorableWrapper", "check_branchable"]
-__version__ = "1.0.0"
+__all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
 # torch initialises layers from one process-wide generator. It is borrowed, seeded and put back while a policy is
 # built, under this lock, so that models built in other threads neither see nor disturb each other's seed.
 _TORCH_GENERATOR_LOCK = threading.Lock()
+# NumPy's matrix products. A minibatch's are so small that a second thread costs more than it takes over, and trainings
+# beside each other would fight over the cores.
+_BLAS = ThreadpoolController().select(user_api="blas")
 # A forward pass over a whole rollout at once would hold every layer's output for all of its steps. A hundred images
 # take as much as thousands of short observations.
 _MAX_FORWARD_STEPS = 8192
@@ -245,6 +250,8 @@ class GRPO(OnPolicyAlgorithm):
         self.loss_normalization: LossNormalization = loss_normalization
         self.kl_coef = kl_coef
         self.ref_sync_steps = ref_sync_steps
+        #: Called after every minibatch, of which SB3's callbacks hear nothing: a sign of life in a long update.
+        self.after_minibatch: Callable[[], None] | None = None
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0
         self._stop_requested = False
@@ -269,12 +276,12 @@ class GRPO(OnPolicyAlgorithm):
             )
         self.policy = self.policy.to(self.device)
         # The policy and the value network each have their own step size in one optimizer.
-        self._policy_parameters, self._value_parameters = split_parameters(self.policy)
         self.policy.optimizer = self.policy.optimizer_class(
-            [{"params": self._policy_parameters}, {"params": self._value_parameters}],
+            [{"params": parameters} for parameters in split_parameters(self.policy)],
             lr=self.lr_schedule(1),  # type: ignore[call-arg]  # every optimizer takes it, its base class does not
             **self.policy.optimizer_kwargs,
         )
+        self._has_plain_mlp = is_plain_mlp(self.policy)
         if self.env is not None:
             self._setup_groups(*self._choose_simulators(self.env))
 
@@ -282,7 +289,7 @@ class GRPO(OnPolicyAlgorithm):
         """Lay out the storage of a rollout, and begin with new episodes."""
         self._mode = mode
         horizon = get_horizon(self.horizon, mode)
-        self._collector = GroupCollector(
+        self._collector = make_collector(
             bank, self.observation_space, mode, self.group_size, horizon, self.n_steps, self.common_random_numbers
         )
         # Episodes are as long as they are: for them the storage starts small and grows.
@@ -433,7 +440,6 @@ class GRPO(OnPolicyAlgorithm):
         :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
         """
-        self.policy.set_training_mode(False)
         rollout, normalizer = rollout_buffer, Normalizer(self._vec_normalize_env)
         callback.on_rollout_start()
 
@@ -447,16 +453,18 @@ class GRPO(OnPolicyAlgorithm):
 
         # 1. Branches follow the policy from their anchor states.
         statistics = normalizer.freeze()
-        actor = self.make_actor()
-        if not self._collector.collect(rollout, actor, self.rng, on_sweep, lambda: self._stop_requested):
+        self._actor = self.make_actor()
+        if not self._collector.collect(rollout, self._actor, self.rng, on_sweep, lambda: self._stop_requested):
             return False
 
         # 2. Rewards.
         self._apply_reward_functions(rollout)
         rollout.check_finite()
         self.logger.record("rollout/reward_mean", float(rollout.rewards[rollout.step_mask].mean()))
-        observations = self._to_policy_input(rollout.states[rollout.step_mask], statistics)
-        next_observations = self._to_policy_input(rollout.next_states[rollout.step_mask], statistics)
+        observations, next_observations = (
+            unpack(states[rollout.step_mask]) if statistics is None else statistics.apply(states[rollout.step_mask])
+            for states in (rollout.states, rollout.next_states)
+        )
         discounted_returns = normalizer.normalize_rewards(rollout, self._collector.start_returns)
 
         # 3. Advantages relative to the group.
@@ -478,7 +486,10 @@ class GRPO(OnPolicyAlgorithm):
         for name, mean in rollout.apply_reward_functions(functions, weights).items():
             self.logger.record(f"rewards/{name}_mean", mean)
 
-    def _compute_advantages(self, rollout: GroupRollout, observations: Any, next_observations: Any) -> StepBatch:
+    @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is refused after the update
+    def _compute_advantages(
+        self, rollout: GroupRollout, observations: Observations, next_observations: Observations
+    ) -> StepBatch:
         """Judge every live step relative to its group.
 
         :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
@@ -490,7 +501,7 @@ class GRPO(OnPolicyAlgorithm):
             rollout.steps,
             values,
             self._compute_values(rollout, next_observations),
-            gamma=self.gamma,
+            gamma=float(self.gamma),  # maybe a NumPy float, which would turn all arrays into float64
             gae_lambda=self.gae_lambda,
             baseline=self.baseline,
             supervision=self.supervision,
@@ -498,62 +509,60 @@ class GRPO(OnPolicyAlgorithm):
             scaling=self.advantage_scaling,
         )
         rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
-        mask = torch.from_numpy(rollout.step_mask)
         self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
-        self.logger.record(
-            "train/explained_variance",
-            explained_variance(values[mask].numpy(), groups.value_targets[mask].numpy()),
-        )
-        weights = compute_step_weights(mask, self.loss_normalization)
+        weights = compute_step_weights(rollout.step_mask, self.loss_normalization)
         if self._mode == "action":
             weights[0] *= rollout.first_action_weights
         if self.filter_zero_std_groups:
-            weights *= self._compute_filter_weights(groups.informative, mask)
-        batch = rollout.flatten(observations, weights, self.device)
+            weights *= self._compute_filter_weights(groups.informative, rollout.step_mask)
+        batch = rollout.flatten(observations, weights)
+        self.logger.record(
+            "train/explained_variance", explained_variance(values[rollout.step_mask], batch.value_targets)
+        )
         if self.kl_coef > 0.0:
             batch = batch._replace(ref_log_prob=self._compute_ref_log_prob(batch))
         return batch
 
-    def _compute_filter_weights(self, informative: torch.Tensor, step_mask: torch.Tensor) -> torch.Tensor:
+    def _compute_filter_weights(self, informative: Bools, step_mask: Bools) -> Floats:
         """Weigh steps so that the loss is that of a rollout without the silent groups.
 
         :param informative: Which groups are kept, bool, shape ``(n_anchors,)``.
         :return: Shape ``(horizon, n_anchors, group_size)``.
         """
-        kept = informative[:, None].expand(step_mask.shape).float()
+        kept = np.broadcast_to(informative[:, None], step_mask.shape)
         # Every step, or every branch or constant horizon, counts for one.
-        kept_share = kept[step_mask].mean() if self.loss_normalization == "step" else informative.float().mean()
-        return kept / kept_share.clamp(min=STD_EPSILON)
+        kept_share = float(kept[step_mask].mean() if self.loss_normalization == "step" else informative.mean())
+        return kept.astype(np.float32) / max(kept_share, STD_EPSILON)
 
-    def _compute_ref_log_prob(self, batch: StepBatch) -> torch.Tensor:
+    def _compute_ref_log_prob(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Evaluate the steps under the reference policy, and renew it where that is due."""
         is_due = self.ref_sync_steps is not None and self.num_timesteps >= self._ref_timesteps + self.ref_sync_steps
         if self._ref_policy is None or is_due:
             self._ref_policy, self._ref_timesteps = copy_policy(self.policy), self.num_timesteps
-        parts = self._split_for_forward(batch.n_steps)
+        tensors = batch.to_tensors(self.device)
         with torch.no_grad():
-            return torch.cat([
+            chunks = [
                 evaluate_actions(self._ref_policy, part.observations, part.actions, part.action_masks)[1]
-                for part in map(batch.select, parts)
-            ])  # fmt: skip
+                for part in map(tensors.select, self._split_for_forward(tensors.observations))
+            ]
+        return np.asarray(torch.cat(chunks).cpu().numpy())
 
     def train(self) -> None:
         """Take the clipped policy step, and fit the value network, on the rollout just collected."""
-        self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self.policy.optimizer.param_groups[1]["lr"] *= self.vf_lr_factor
-        clip_range = FloatSchedule(self.clip_range)(self._current_progress_remaining)
-        clip_range_high = clip_range
-        if self.clip_range_high is not None:
-            clip_range_high = FloatSchedule(self.clip_range_high)(self._current_progress_remaining)
-        measured: list[dict[str, torch.Tensor]] = []
-        for _ in range(self.n_epochs):
-            self._n_updates += 1
-            if not self._train_epoch(clip_range, clip_range_high, measured):
-                break
-        if not measured:  # stopped before the first minibatch
+        rule = self._get_update_rule()
+        learner = self._make_learner(rule)
+        try:
+            with _BLAS.limit(limits=1):
+                for _ in range(self.n_epochs):
+                    self._n_updates += 1
+                    if not self._train_epoch(learner):
+                        break
+        finally:
+            means = learner.finish()
+        if not means:  # stopped before the first minibatch
             return
-        means = {name: torch.stack([row[name] for row in measured]).mean().item() for name in measured[0]}
         if not all(map(math.isfinite, means.values())):
             raise ValueError(f"the loss is not finite ({means}); lower learning_rate or the size of the rewards.")
         for name, mean in means.items():
@@ -561,87 +570,67 @@ class GRPO(OnPolicyAlgorithm):
         if isinstance(self.action_space, spaces.Box):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", clip_range)
+        self.logger.record("train/clip_range", rule.clip_range)
 
-    def _train_epoch(self, clip_range: float, clip_range_high: float, measured: list[dict[str, torch.Tensor]]) -> bool:
+    def _train_epoch(self, learner: Learner) -> bool:
         """Pass over the rollout once; return False if ``stop`` or ``target_kl`` ends the update here."""
-        for minibatch in draw_minibatches(self._batch, self.batch_size, self.rng, self.importance_level == "branch"):
-            if self._stop_requested:
+        whole_branches = self.importance_level == "branch"
+        for chosen in draw_minibatches(self._batch, self.batch_size, self.rng, whole_branches):
+            if self._stop_requested or not learner.update(chosen):
                 return False
-            measured.append(self._update(minibatch, clip_range, clip_range_high))
-            if self._went_too_far(measured[-1]["approx_kl"]):
-                return False
+            if self.after_minibatch is not None:
+                self.after_minibatch()
         return True
 
-    def _went_too_far(self, approx_kl: torch.Tensor) -> bool:
-        return self.target_kl is not None and bool(approx_kl > 1.5 * self.target_kl)
-
-    def _update(self, minibatch: StepBatch, clip_range: float, clip_range_high: float) -> dict[str, torch.Tensor]:
-        """Take one optimizer step, unless ``target_kl`` forbids it.
-
-        :return: What to log, as scalars.
-        """
-        values, log_prob, entropy = evaluate_actions(
-            self.policy, minibatch.observations, minibatch.actions, minibatch.action_masks
-        )
-        log_ratio = log_prob - minibatch.old_log_prob
-        if self.importance_level == "branch":
-            ratio = compute_sequence_ratio(log_ratio, minibatch.branch_index, self._n_branches)
-        else:
-            ratio = log_ratio.exp()
-        if self.loss_type == "cispo":
-            losses = compute_cispo_loss(log_prob, ratio, minibatch.advantages, clip_range_high)
-        else:
-            losses = compute_clipped_surrogate(ratio, minibatch.advantages, clip_range, clip_range_high)
-        policy_loss = (minibatch.weights * losses).mean()
-        value_loss = torch.nn.functional.mse_loss(values, minibatch.value_targets)
-        entropy_loss = -entropy.mean()
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
-        measured = {"policy_gradient_loss": policy_loss, "value_loss": value_loss, "entropy_loss": entropy_loss}
-        if minibatch.ref_log_prob is not None:
-            kl_ref = (minibatch.weights * compute_kl(minibatch.ref_log_prob - log_prob)).mean()
-            loss = loss + self.kl_coef * kl_ref
-            measured["kl_ref"] = kl_ref
-        with torch.no_grad():
-            # Weighed as the loss is: enumerated first actions were not drawn from the old policy.
-            measured["approx_kl"] = (minibatch.weights * compute_kl(log_ratio)).mean()
-            too_low, too_high = ratio < 1.0 - clip_range, ratio > 1.0 + clip_range_high
-            measured["clip_fraction"] = (minibatch.weights * (too_low | too_high)).mean()
-        if not self._went_too_far(measured["approx_kl"]):
-            self.policy.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            # Clipped apart: the value network's gradient grows with the rewards and would drown the policy's.
-            torch.nn.utils.clip_grad_norm_(self._policy_parameters, self.max_grad_norm)
-            torch.nn.utils.clip_grad_norm_(self._value_parameters, self.max_grad_norm)
-            self.policy.optimizer.step()
-        return {name: x.detach() for name, x in {"loss": loss, **measured}.items()}
-
-    @property
-    def _n_branches(self) -> int:
+    def _make_learner(self, rule: UpdateRule) -> Learner:
+        # Asked anew every time: a user may have frozen a parameter or replaced the optimizer.
+        if is_plain_mlp(self.policy) and self._batch.action_masks is None and rule.importance_level == "step":
+            return MlpLearner(self.policy, self._actor, self._batch, rule)
         _, n_anchors, group_size = self.rollout_buffer.shape
-        return n_anchors * group_size
+        return AutogradLearner(self.policy, self._batch, rule, n_anchors * group_size)
 
-    def _to_policy_input(self, observations: Any, statistics: ObservationStatistics | None) -> Any:
-        """Turn stored observations into what the policy's torch modules take."""
-        inputs = unpack(observations if statistics is None else statistics.apply(observations))
-        if isinstance(inputs, dict):
-            return {key: torch.as_tensor(array, device=self.device) for key, array in inputs.items()}
-        return torch.as_tensor(inputs, device=self.device)
+    def _get_update_rule(self) -> UpdateRule:
+        clip_range = FloatSchedule(self.clip_range)(self._current_progress_remaining)
+        clip_range_high = clip_range
+        if self.clip_range_high is not None:
+            clip_range_high = FloatSchedule(self.clip_range_high)(self._current_progress_remaining)
+        return UpdateRule(
+            clip_range,
+            clip_range_high,
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            kl_coef=self.kl_coef,
+            max_grad_norm=self.max_grad_norm,
+            target_kl=self.target_kl,
+            loss_type=self.loss_type,
+            importance_level=self.importance_level,
+        )
 
-    def _split_for_forward(self, n_steps: int) -> tuple[torch.Tensor, ...]:
-        """Return the indices of steps in as many parts as it takes to keep a forward pass small."""
-        n_at_once = min(_MAX_FORWARD_STEPS, max(1, _MAX_FORWARD_INPUTS // count_inputs(self.observation_space)))
-        return torch.split(torch.arange(n_steps, device=self.device), n_at_once)
-
-    def _compute_values(self, rollout: GroupRollout, observations: Any) -> torch.Tensor:
+    def _compute_values(self, rollout: GroupRollout, observations: Observations) -> Floats:
         """Estimate the value of each live step's observation; ``(horizon, n_anchors, group_size)``, 0 elsewhere."""
-        mask = torch.from_numpy(rollout.step_mask)
-        parts = self._split_for_forward(int(mask.sum()))
-        with torch.no_grad():
-            chunks = [self.policy.predict_values(select(observations, part)) for part in parts]
-        values = torch.zeros(rollout.shape)
-        values[mask] = torch.cat(chunks).flatten().cpu()
+        values = np.zeros(rollout.shape, np.float32)
+        values[rollout.step_mask] = self._evaluate(observations)
         return values
+
+    def _evaluate(self, observations: Observations) -> npt.NDArray[np.float32]:
+        """Estimate values, ``(n_steps,)``.
+
+        :param observations: What the policy sees, shape ``(n_steps, *observation_shape)``.
+        """
+        if self._has_plain_mlp:  # as it was built: the actor's copy is right whatever a user changed since
+            with _BLAS.limit(limits=1):
+                return self._actor.values_of_inputs(observations)
+        self.policy.set_training_mode(False)
+        inputs = to_tensors(observations, self.device)
+        with torch.no_grad():
+            chunks = [self.policy.predict_values(select(inputs, part)) for part in self._split_for_forward(inputs)]
+        return np.asarray(torch.cat(chunks).flatten().cpu().numpy())
+
+    def _split_for_forward(self, inputs: Any) -> tuple[torch.Tensor, ...]:
+        """Return the indices of observations in as many parts as it takes to keep a forward pass small."""
+        n_inputs = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+        n_at_once = min(_MAX_FORWARD_STEPS, max(1, _MAX_FORWARD_INPUTS // count_inputs(self.observation_space)))
+        return torch.split(torch.arange(n_inputs, device=self.device), n_at_once)
 
     def save(
         self,

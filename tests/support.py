@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -18,6 +19,7 @@ from gymnasium import spaces
 
 from api import create_app
 from grpo import GRPO
+from grpo_core.learner import AutogradLearner, UpdateRule
 from service.settings import Settings
 
 FINAL_STATUSES = {"completed", "failed", "stopped"}
@@ -214,6 +216,17 @@ class SpaceEnv(gym.Env[Any, Any]):
     def _observe(self) -> Any:
         self.observation_space.seed(self._place)
         return self.observation_space.sample()
+
+
+class AutogradGRPO(GRPO):
+    """Leaves the gradient of every policy to torch; ``GRPO`` itself does where the policy is no plain MLP."""
+
+    def _make_learner(self, rule: UpdateRule) -> AutogradLearner:
+        _, n_anchors, group_size = self.rollout_buffer.shape
+        return AutogradLearner(self.policy, self._batch, rule, n_anchors * group_size)
+
+
+with_either_learner = pytest.mark.parametrize("algorithm", [GRPO, AutogradGRPO], ids=["MlpLearner", "AutogradLearner"])
 
 
 def make_model(env_id: str, seed: int = 0, **arguments: Any) -> GRPO:

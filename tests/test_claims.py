@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.evaluation import evaluate
@@ -70,10 +71,12 @@ def test_nothing_is_learnt_where_all_members_of_a_group_earn_the_same(env_name: 
 
 
 def test_a_pole_in_mujoco_is_balanced() -> None:
-    # Its simulators are restored with their solver's memory. Seed 0 goes from 24 to 1000.
+    # Its simulators are restored with their solver's memory. Seeds 0 to 5 end at 1000, with either learner; at a
+    # constant rate some fall again.
     pytest.importorskip("mujoco")
-    model = GRPO("MlpPolicy", "InvertedPendulum-v5", learning_rate=1e-3, seed=0, device="cpu")
+    rate = LinearSchedule(1e-3, 0.0, 1.0)
+    model = GRPO("MlpPolicy", "InvertedPendulum-v5", learning_rate=rate, seed=0, device="cpu")
     before = score(model, "InvertedPendulum-v5", 10)
-    model.learn(6_000)
+    model.learn(8_000)
     assert before < 100
     assert score(model, "InvertedPendulum-v5", 10) > 500

@@ -143,9 +143,9 @@ def walk_model(log: StepLog, n_envs: int = 1, walk: dict[str, Any] | None = None
     return GRPO("MlpPolicy", env, policy_kwargs={"net_arch": [4]}, **arguments)
 
 
-def cartpole_model(**changes: Any) -> GRPO:
+def cartpole_model(algorithm: type[GRPO] = GRPO, **changes: Any) -> GRPO:
     arguments = {"env": "CartPole-v1", "n_steps": 64, "group_size": 2, "horizon": 16, "seed": 0, **changes}
-    return GRPO("MlpPolicy", **arguments)
+    return algorithm("MlpPolicy", **arguments)
 
 
 def collect(model: GRPO, n_rollouts: int = 1, **watch: Callable[[GRPO], None]) -> Watch:
