@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import struct
 import tokenize
 import uuid
 import zipfile
@@ -38,6 +39,9 @@ MAX_META_BYTES = 2**20
 MAX_MEMBERS = 1024
 # What a zip says of a member, twice, with its name.
 _MEMBER_OVERHEAD_BYTES = 1024
+# A zip begins with its first member's header and name, and ends in a record that tells where its directory is.
+N_HEAD_BYTES = 30 + len(META_MEMBER)
+N_TAIL_BYTES = 22
 # A space spells its bounds in memory, so the few bytes that claim a huge one are refused: 32 MB per bound.
 _MAX_SPACE_NUMBERS = 2**22
 
@@ -302,6 +306,21 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.close(directory)
 
 
+def has_intact_ends(head: bytes, tail: bytes, n_bytes: int) -> bool:
+    """Tell by its two ends alone whether a file may be one of ``to_bytes``, which a listing of many can afford.
+
+    False of other programs' zips and of files that were cut. What lies between the ends, ``from_bytes`` checks.
+
+    :param head: The first ``N_HEAD_BYTES`` of the file.
+    :param tail: The last ``N_TAIL_BYTES``.
+    :param n_bytes: Size of the file.
+    """
+    if len(tail) < N_TAIL_BYTES or not head.startswith(b"PK\x03\x04") or not head.endswith(META_MEMBER.encode()):
+        return False
+    signature, n_directory_bytes, directory_offset = struct.unpack("<4s8xIIxx", tail)
+    return bool(signature == b"PK\x05\x06" and directory_offset + n_directory_bytes + N_TAIL_BYTES == n_bytes)
+
+
 def from_bytes(content: bytes, with_optimizer: bool = False) -> ModelContent:
     """Read a model without running anything in it.
 
@@ -383,19 +402,20 @@ def _read_array(
     content = archive.read(member)
     if hashlib.sha256(content).hexdigest() != meta["sha256"].get(member):
         raise ModelFileError(f"{member} is not the array that was saved.")
-    # numpy allocates what the header claims, so a header that claims more than the member holds is refused first.
+    # np.load would allocate what the header claims; one that claims more than the member holds is refused.
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    claimed_shape, _, dtype = read_header(file)
+    claimed_shape, is_fortran, dtype = read_header(file)
     if dtype.kind != "f" or (shape is not None and claimed_shape != shape):
         raise ModelFileError(f"{member} is {dtype} {claimed_shape}, not a float array of shape {shape}.")
     if int(np.prod(claimed_shape, dtype=object)) * dtype.itemsize != len(content) - file.tell():
         raise ModelFileError(f"{member} holds more or less than its header says.")
-    array = np.load(io.BytesIO(content), allow_pickle=False)
+    numbers = np.frombuffer(content, dtype, offset=file.tell())
+    array = numbers.reshape(claimed_shape, order="F" if is_fortran else "C").copy()
     if not np.isfinite(array).all():
         raise ModelFileError(f"{member} holds NaN or infinite numbers.")
-    return np.asarray(array)
+    return array
 
 
 def _read_optimizer(

@@ -7,7 +7,9 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -38,17 +40,19 @@ _LOW_MEMORY_BYTES = 512 * 2**20
 
 # A save takes seconds: what is older was left by a crash.
 _LEFTOVER_SECONDS = 3600.0
-
+# New files that one listing verifies itself, which takes it a few milliseconds.
+_LISTED_BYTES = 2**17
+# Inode, modification time in ns and size in bytes of a file: what changes with its content.
 Signature = tuple[int, int, int]
 
 
 class ModelStatus(StrEnum):
     """What the listing says of a file."""
 
-    LOADED = "loaded"
-    SAVED = "saved"
-    CORRUPT = "corrupt"
-    UNSAFE = "unsafe"
+    LOADED = "loaded"  # in memory
+    SAVED = "saved"  # on disk, and usable: see ModelStore.list_models
+    CORRUPT = "corrupt"  # damaged, or not what its metadata says
+    UNSAFE = "unsafe"  # not written by GRPO, its contents never loaded
 
 
 class ModelEntry(NamedTuple):
@@ -62,7 +66,7 @@ class ModelEntry(NamedTuple):
 class ServedModel:
     """A policy ready to answer; never the object that is being trained.
 
-    :param signature: Inode, modification time and size of the file it came from.
+    :param signature: That of the file it came from.
     :param rng: Draws stochastic actions; NumPy's generators lock themselves, so threads may share it.
     """
 
@@ -85,6 +89,9 @@ def is_model_name(name: str) -> bool:
 
 class ModelStore:
     """The model files of one folder, with the most recently used ones in memory.
+
+    A file is *verified* when it has been read in full, its checksums included, and built into a policy as for serving.
+    That holds until its signature changes.
 
     :param models_dir: The folder; created if absent. Unfinished files of an earlier crash are removed.
     :param max_models: Models held in memory at most.
@@ -113,11 +120,15 @@ class ModelStore:
         self._max_models = max_models
         self._available_bytes = available_bytes
         self._low_memory_bytes = min(_LOW_MEMORY_BYTES, int(_LOW_MEMORY_FRACTION * total_bytes))
-        # Guards the two below, and makes "check the file, then change the cache" one step. Never held while
+        # Guards the three below, and makes "check the file, then change the cache" one step. Never held while
         # a file is read.
         self._lock = threading.Lock()
         self._cache: LRUCache[str, ServedModel] = LRUCache(max_bytes, getsizeof=lambda model: model.n_bytes)
         self._verdicts: dict[str, tuple[Signature, ModelStatus]] = {}
+        self._unverified = set(filter(is_model_name, self._list_names()))
+        # One thread for all loads. Clients that ask for the same model share its first load; and the C library keeps
+        # what a thread has freed to that thread: loads in many of them took 200 MiB beyond a cache of 512 MiB.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="grpo-load")
 
     @property
     def n_loaded(self) -> int:
@@ -134,9 +145,10 @@ class ModelStore:
         """
         parsed = model_file.from_bytes(content)
         self._dir.mkdir(mode=0o700, exist_ok=True)
-        model_file.write_atomic(self._path(name), content)
+        model_file.write_atomic(Path(self._path(name)), content)
         signature = self._get_signature(name)
         if signature is not None:
+            self._note_verdict(name, signature, ModelStatus.SAVED)
             self._remember(ServedModel(name, parsed.make_actor(), parsed.meta, signature))
         return hashlib.sha256(content).hexdigest()
 
@@ -149,15 +161,10 @@ class ModelStore:
         cached = self.get_cached(name)
         if cached is not None:
             return cached
-        signature, content = self._read(name)
         try:
-            parsed = model_file.from_bytes(content)
-            model = ServedModel(name, parsed.make_actor(), parsed.meta, signature)
+            return self._loader.submit(self._load_to_serve, name).result()
         except model_file.ModelFileError as error:
-            self._judge(name, signature, error)
             raise ConflictError(f"model '{name}' cannot be used: {error}") from error
-        self._remember(model)
-        return model
 
     def get_cached(self, name: str) -> ServedModel | None:
         """Return a model if it is in memory and its file is still the one it came from."""
@@ -169,13 +176,38 @@ class ModelStore:
         return model
 
     def list_models(self) -> list[ModelEntry]:
-        """List the models by name. Each file is read once, and again only when it has changed."""
+        """List the models by name.
+
+        A listing verifies up to 128 KiB of files that are new or have changed. Where there are more, as in a large
+        folder just after the start, it sees only the two ends of each: other programs' zips and files that were cut
+        are recognised and verified, but a file that is damaged in between is called ``saved`` until ``verify_next``
+        has come to it. A file that is served is always verified.
+        """
         entries = []
+        n_bytes_left = _LISTED_BYTES
         for name in sorted(filter(is_model_name, self._list_names())):
-            status = self._get_status(name)
+            signature = self._get_signature(name)
+            status = None if signature is None else self._get_known_status(name, signature)
+            if signature is not None and status is None:
+                *_, n_bytes = signature
+                status = self._judge(name, in_full=n_bytes <= n_bytes_left)
+                n_bytes_left = max(0, n_bytes_left - n_bytes)
             if status is not None:
                 entries.append(ModelEntry(name, status))
         return entries
+
+    def verify_next(self) -> bool:
+        """Verify one of the files that were there at the start, or that a listing has only glanced at.
+
+        :return: Whether there was one.
+        """
+        with self._lock:
+            if not self._unverified:
+                return False
+            name = self._unverified.pop()
+        if self.exists(name):
+            self._loader.submit(self._judge, name, in_full=True).result()
+        return True
 
     def delete(self, name: str) -> None:
         """Remove a model from memory and disk.
@@ -185,7 +217,7 @@ class ModelStore:
         with self._lock:
             if not self.exists(name):
                 raise NotFoundError(f"there is no model '{printable(name)}'; GET /models lists them.")
-            self._path(name).unlink()
+            os.unlink(self._path(name))
             self._cache.pop(name, None)
             self._verdicts.pop(name, None)
 
@@ -227,7 +259,6 @@ class ModelStore:
 
     def _remember(self, model: ServedModel) -> None:
         with self._lock:
-            self._verdicts[model.name] = (model.signature, ModelStatus.SAVED)
             # The file may have been deleted or replaced since it was read: then the model answers once, uncached.
             if model.signature == self._get_signature(model.name) and model.n_bytes <= self._cache.maxsize:
                 self._cache[model.name] = model
@@ -235,32 +266,67 @@ class ModelStore:
                     self._cache.popitem()
         self.unload_under_pressure()
 
-    def _judge(self, name: str, signature: Signature, error: model_file.ModelFileError) -> ModelStatus:
-        foreign = isinstance(error, model_file.ForeignModelError)
-        status = ModelStatus.UNSAFE if foreign else ModelStatus.CORRUPT
+    def _load_to_serve(self, name: str) -> ServedModel:
+        model = self.get_cached(name)
+        if model is None:
+            model = self._load(name)
+            self._remember(model)
+        return model
+
+    def _load(self, name: str) -> ServedModel:
+        """Read and verify a model, and note the verdict.
+
+        :raises NotFoundError: If there is none of that name.
+        :raises ModelFileError: If its file cannot be used.
+        """
+        signature, content = self._read(name)
+        try:
+            parsed = model_file.from_bytes(content)
+            model = ServedModel(name, parsed.make_actor(), parsed.meta, signature)
+        except model_file.ModelFileError as error:
+            self._note_verdict(name, signature, _get_verdict(error))
+            raise
+        self._note_verdict(name, signature, ModelStatus.SAVED)
+        return model
+
+    def _note_verdict(self, name: str, signature: Signature, status: ModelStatus) -> None:
         with self._lock:
             self._verdicts[name] = (signature, status)
-        return status
+            self._unverified.discard(name)
 
-    def _get_status(self, name: str) -> ModelStatus | None:
-        signature = self._get_signature(name)
+    def _get_known_status(self, name: str, signature: Signature) -> ModelStatus | None:
         with self._lock:
             # Looked up past the LRU order: a listing is no use of a model.
             if name in self._cache and Cache.__getitem__(self._cache, name).signature == signature:
                 return ModelStatus.LOADED
             known = self._verdicts.get(name)
-        if known is not None and known[0] == signature:
-            return known[1]
+        return known[1] if known is not None and known[0] == signature else None
+
+    def _judge(self, name: str, in_full: bool) -> ModelStatus | None:
+        """Judge a file; None if it has gone.
+
+        :param in_full: Verify it even if its ends look well.
+        """
         try:
-            signature, content = self._read(name)
-            model_file.from_bytes(content)
+            if in_full or not self._has_intact_ends(name):
+                self._load(name)
         except model_file.ModelFileError as error:
-            return self._judge(name, signature or (0, 0, 0), error)
+            return _get_verdict(error)
         except NotFoundError:
             return None
-        with self._lock:
-            self._verdicts[name] = (signature, ModelStatus.SAVED)
         return ModelStatus.SAVED
+
+    def _has_intact_ends(self, name: str) -> bool:
+        """Glance at a file; if it looks well, that is its verdict until it is verified."""
+        with self._open(name) as (descriptor, status):
+            head = os.pread(descriptor, model_file.N_HEAD_BYTES, 0)
+            tail = os.pread(descriptor, model_file.N_TAIL_BYTES, max(0, status.st_size - model_file.N_TAIL_BYTES))
+        if not model_file.has_intact_ends(head, tail, status.st_size):
+            return False
+        with self._lock:
+            self._verdicts[name] = (_sign(status), ModelStatus.SAVED)
+            self._unverified.add(name)
+        return True
 
     def _list_names(self) -> list[str]:
         try:
@@ -268,10 +334,10 @@ class ModelStore:
         except (FileNotFoundError, NotADirectoryError):  # somebody removed the folder
             return []
 
-    def _path(self, name: str) -> Path:
+    def _path(self, name: str) -> str:
         if not is_model_name(name):
             raise InvalidRequestError(f"'{printable(name)}' is not a model name.")
-        return self._dir / f"{name}{_SUFFIX}"
+        return f"{self._dir}{os.sep}{name}{_SUFFIX}"  # a listing makes a thousand; a Path takes ten times as long
 
     def _get_signature(self, name: str) -> Signature | None:
         try:
@@ -281,6 +347,17 @@ class ModelStore:
         return _sign(status) if stat.S_ISREG(status.st_mode) else None
 
     def _read(self, name: str) -> tuple[Signature, bytes]:
+        with self._open(name) as (descriptor, status), open(descriptor, "rb", closefd=False) as file:
+            # One byte past the limit is enough for the parser to refuse an oversized file.
+            return _sign(status), file.read(model_file.MAX_FILE_BYTES + 1)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[tuple[int, os.stat_result]]:
+        """Open a model's file, and no other; close it afterwards.
+
+        :raises NotFoundError: If there is none of that name.
+        :raises ModelFileError: If the disk does not let the caller read it.
+        """
         missing = NotFoundError(f"there is no model '{printable(name)}'; GET /models lists them.")
         if not is_model_name(name):
             raise missing
@@ -292,11 +369,16 @@ class ModelStore:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise missing
-            with open(descriptor, "rb", closefd=False) as file:
-                # One byte past the limit is enough for the parser to refuse an oversized file.
-                return _sign(status), file.read(model_file.MAX_FILE_BYTES + 1)
+            yield descriptor, status
+        except OSError as error:
+            raise model_file.ModelFileError(f"the file cannot be read ({error.strerror}).") from error
         finally:
             os.close(descriptor)
+
+
+def _get_verdict(error: model_file.ModelFileError) -> ModelStatus:
+    foreign = isinstance(error, model_file.ForeignModelError)
+    return ModelStatus.UNSAFE if foreign else ModelStatus.CORRUPT
 
 
 def _sign(status: os.stat_result) -> Signature:

@@ -1,6 +1,7 @@
 """Model files are listed, loaded, replaced and deleted without running or touching anything else."""
 
 import base64
+import errno
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ from stable_baselines3 import PPO
 
 from grpo_core import model_file
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
-from service.model_store import ModelStore, is_model_name
+from service.model_store import ModelStore, ServedModel, is_model_name
 from tests.support import make_model, wait_until
 
 OBSERVATIONS = np.array([[0.1, 0.0, 0.05, 0.0], [-1.0, 0.5, -0.1, 1.0]], np.float32)
@@ -80,6 +81,12 @@ def answer_of(content: bytes) -> list[list[float]]:
     probs = model_file.from_bytes(content).make_actor().action_probs(OBSERVATIONS)
     assert probs is not None
     return [[float(p) for p in row] for row in probs]
+
+
+def flip(content: bytes) -> bytes:
+    """Change one byte in the middle of the weights."""
+    place = content.index(b"weights/mlp_extractor.policy_net.2.weight.npy") + 1000
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
 def list_statuses(store: ModelStore) -> dict[str, str]:
@@ -340,7 +347,139 @@ class TestForeignAndDamagedFiles:
         assert [entry.name for entry in store.list_models()] == ["a", "b"]
 
 
+class TestLargeFolders:
+    """More files than one listing verifies: of an order that it takes by name, so "z" comes last."""
+
+    @pytest.fixture
+    def crowded(self, folder: Path, contents: list[bytes]) -> Path:
+        folder.mkdir()
+        for i in range(2**19 // len(contents[0]) + 1):
+            (folder / f"m{i}.zip").write_bytes(contents[0])
+        return folder
+
+    def test_a_damaged_file_is_found_once_all_are_verified(
+        self, crowded: Path, open_store: Callable[..., ModelStore], contents: list[bytes]
+    ) -> None:
+        (crowded / "z.zip").write_bytes(flip(contents[0]))
+        store = open_store()
+        assert set(list_statuses(store).values()) == {"saved"}
+        while store.verify_next():
+            pass
+        assert {name for name, status in list_statuses(store).items() if status == "corrupt"} == {"z"}
+
+    def test_a_file_that_appears_later_is_verified_too(
+        self, crowded: Path, open_store: Callable[..., ModelStore], contents: list[bytes]
+    ) -> None:
+        store = open_store()
+        (crowded / "z.zip").write_bytes(flip(contents[0]))
+        while store.verify_next():
+            pass
+        # All the others are known by now, so that the listing has time for this one.
+        assert list_statuses(store)["z"] == "corrupt"
+        for path in crowded.glob("m*.zip"):
+            path.write_bytes(contents[1])
+        (crowded / "z.zip").write_bytes(flip(contents[1]))
+        assert list_statuses(store)["z"] == "saved"
+        while store.verify_next():
+            pass
+        assert list_statuses(store)["z"] == "corrupt"
+
+    @pytest.mark.parametrize(
+        ("cut", "status"),
+        [
+            (lambda content: b"", "corrupt"),
+            (lambda content: b"not a zip file", "corrupt"),
+            (lambda content: content[: len(content) // 2], "corrupt"),
+            (lambda content: content[:-1], "corrupt"),
+            (lambda content: content[1:], "corrupt"),
+            (lambda content: content.replace(b"grpo_meta.json", b"hers_meta.json"), "unsafe"),
+        ],
+        ids=["empty", "text", "half", "without its end", "without its start", "foreign"],
+    )
+    def test_what_is_cut_or_foreign_is_found_at_once(
+        self,
+        crowded: Path,
+        open_store: Callable[..., ModelStore],
+        contents: list[bytes],
+        cut: Callable[[bytes], bytes],
+        status: str,
+    ) -> None:
+        (crowded / "z.zip").write_bytes(cut(contents[0]))
+        assert list_statuses(open_store())["z"] == status
+
+    def test_a_file_that_was_only_looked_at_is_verified_before_it_is_served(
+        self, crowded: Path, open_store: Callable[..., ModelStore], contents: list[bytes]
+    ) -> None:
+        (crowded / "z.zip").write_bytes(flip(contents[0]))
+        store = open_store()
+        assert list_statuses(store)["z"] == "saved"
+        with pytest.raises(ConflictError):
+            store.get("z")
+        assert list_statuses(store)["z"] == "corrupt"
+
+    def test_a_file_that_the_disk_does_not_give_is_corrupt_as_long_as_that_lasts(
+        self, crowded: Path, open_store: Callable[..., ModelStore], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+        store = open_store()
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "pread", fail)  # what a listing uses for the last file, which it only looks at
+            assert "corrupt" in list_statuses(store).values()
+        assert set(list_statuses(store).values()) == {"saved"}
+
+    def test_files_that_vanish_are_no_trouble(self, crowded: Path, open_store: Callable[..., ModelStore]) -> None:
+        store = open_store()
+        for path in crowded.iterdir():
+            path.unlink()
+        while store.verify_next():
+            pass
+        assert list_statuses(store) == {}
+
+
 class TestMemory:
+    def test_threads_that_ask_for_more_models_than_fit_get_the_right_ones(
+        self, open_store: Callable[..., ModelStore], folder: Path, contents: list[bytes]
+    ) -> None:
+        folder.mkdir()
+        expected = [answer_of(content) for content in contents]
+        for i in range(12):
+            (folder / f"m{i}.zip").write_bytes(contents[i % 3])
+        store = open_store(max_bytes=4 * MODEL_BYTES)
+        right: list[bool] = []
+
+        def ask(first: int) -> None:
+            for i in range(first, first + 60):
+                right.append(answer(store, f"m{7 * i % 12}") == expected[7 * i % 12 % 3])
+
+        threads = [threading.Thread(target=ask, args=(first,)) for first in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert right == [True] * 360
+        assert store.n_loaded == 4
+
+    def test_threads_that_ask_for_the_same_model_share_what_one_of_them_loads(
+        self, store: ModelStore, folder: Path, contents: list[bytes]
+    ) -> None:
+        (folder / "m.zip").write_bytes(contents[0])
+        start = threading.Barrier(8)
+        loaded: list[ServedModel] = []
+
+        def load() -> None:
+            start.wait()
+            loaded.append(store.get("m"))
+
+        threads = [threading.Thread(target=load) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(loaded) == 8
+        assert len(set(map(id, loaded))) == 1
+
     def test_the_least_recently_used_model_makes_room(
         self, open_store: Callable[..., ModelStore], contents: list[bytes]
     ) -> None:
