@@ -1,6 +1,7 @@
 """Domain errors and how HTTP answers them: always ``{"detail": "<one string>"}``."""
 
 import logging
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,6 +15,8 @@ logger = logging.getLogger("grpo.service")
 
 # A request can break thousands of rules at once; naming ten of them is help enough.
 MAX_REPORTED_ERRORS = 10
+_MAX_ERROR_CHARS = 500
+_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
 
 
 class ServiceError(Exception):
@@ -46,6 +49,12 @@ class ConflictError(ServiceError):
     status_code = 409
 
 
+class TooLargeError(ServiceError):
+    """The request asks for more at once than the server gives."""
+
+    status_code = 413
+
+
 class QueueFullError(ServiceError):
     """All slots and the queue are taken."""
 
@@ -60,9 +69,26 @@ class DrainingError(ServiceError):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "10"}
 
 
+class SlotsLostError(ServiceError):
+    """Every slot is held by a job that hangs and cannot be killed."""
+
+    status_code = 503
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
+
+
 def printable(text: str, max_chars: int = 100) -> str:
     """Shorten what a client or foreign code sent, and spell out what is not ASCII, so that answers and logs keep it."""
     return text[:max_chars].encode("ascii", "backslashreplace").decode()
+
+
+def describe_error(error: BaseException) -> str:
+    """Name an error of foreign code for a client, without the server's paths."""
+    try:
+        # An OSError's text ends in the path; what went wrong is its strerror.
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except BaseException:  # foreign code as well
+        text = "(it cannot describe itself)"
+    return printable(f"{type(error).__name__}: {_PATH.sub('<path>', text)}", _MAX_ERROR_CHARS)
 
 
 def error_response(
@@ -80,6 +106,8 @@ def report_bug(error: Exception, path: str) -> JSONResponse:
 
 
 def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
+    if error["type"] == "json_invalid" and not error["loc"]:  # pydantic's own parser tells the place in words
+        return {"field": "", "message": f"the body is not valid JSON: {error['ctx']['error']}"}
     if error["type"] == "json_invalid":
         return {"field": "", "message": f"the body is not valid JSON, see character {error['loc'][-1]}"}
     # "body" says nothing to a client; input and context are left out, since they echo what was sent.

@@ -1,20 +1,34 @@
-"""Training jobs: their states, the registry that remembers them, and the threads they run in."""
+"""Training jobs: their states, and the registry that remembers them and has them run."""
+
+from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import dropwhile, islice
+from typing import TYPE_CHECKING
 
-from service.configuration import TrainingPlan
-from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError, printable
+from service.errors import (
+    ConflictError,
+    DrainingError,
+    NotFoundError,
+    QueueFullError,
+    SlotsLostError,
+    describe_error,
+    printable,
+)
+from service.executors import Executor, Run, TrainingFailedError
 from service.model_store import ModelStore
 from service.schemas import JobStatus, JobSummary, TrainingStatus
-from service.training import train_policy
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds that the server's start can do without
+    from service.configuration import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
 
@@ -23,8 +37,10 @@ _ZERO_STD_KEY = "rollout/zero_std_group_fraction"
 _SILENT_ROLLOUTS_TO_WARN = 10
 _SILENT_STEPS_TO_WARN = 2000
 _POLL_SECONDS = 0.02
-_MAX_ERROR_CHARS = 500
-_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
+# How often a running job is looked after.
+_WATCH_SECONDS = 0.25
+# A stopped training ends at its next step or minibatch; one that shows no sign of either for this long hangs.
+_STOP_PATIENCE_SECONDS = 5.0
 
 
 class Job:
@@ -38,12 +54,14 @@ class Job:
         self.plan = plan
         self.config = plan.config
         self.finished = threading.Event()
+        self.can_be_killed = False
         # Guards everything below.
         self._lock = threading.Lock()
         self._status = JobStatus.QUEUED
         # How it will end, once that is settled: a stop settles it before the training has ended.
         self._outcome: JobStatus | None = None
         self._stop_training: Callable[[], None] | None = None
+        self._last_sign = time.monotonic()
         self._current_timesteps = 0
         self._metrics: dict[str, float] = {}
         self._n_silent_rollouts = 0
@@ -59,6 +77,16 @@ class Job:
     def status(self) -> JobStatus:
         """Where it is."""
         return self._status
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._outcome is JobStatus.STOPPED
+
+    @property
+    def silent_seconds(self) -> float:
+        """Time since it was started, told to stop, or last took a step or an update."""
+        return time.monotonic() - self._last_sign
 
     def summarize(self) -> JobSummary:
         """Describe it in a line."""
@@ -102,6 +130,7 @@ class Job:
             if self._status is not JobStatus.QUEUED:
                 return False
             self._status, self._start_time = JobStatus.RUNNING, datetime.now(UTC)
+            self._last_sign = time.monotonic()
             return True
 
     def stop(self) -> None:
@@ -113,7 +142,8 @@ class Job:
             if self._outcome in (JobStatus.COMPLETED, JobStatus.FAILED):
                 past = f"has {self._outcome}" if self._status.is_final else "has finished training and is being saved"
                 raise ConflictError(f"job {self.job_id} {past} already; only training jobs can be stopped.")
-            self._outcome = JobStatus.STOPPED
+            if self._outcome is None:
+                self._outcome, self._last_sign = JobStatus.STOPPED, time.monotonic()
             if self._status is JobStatus.QUEUED:
                 self._enter(JobStatus.STOPPED)
             elif self._stop_training is not None:
@@ -131,6 +161,13 @@ class Job:
             if not self._status.is_final:
                 self._outcome, self._error_message = status, error_message
                 self._enter(status)
+
+    def give_up(self, status: JobStatus, error_message: str) -> None:
+        """Enter a final status while the training hangs; should it ever go on, it ends at once."""
+        with self._lock:
+            if self._stop_training is not None:
+                self._stop_training()
+        self.finish(status, error_message)
 
     def _enter(self, final_status: JobStatus) -> None:
         self._status, self._end_time = final_status, datetime.now(UTC)
@@ -153,17 +190,20 @@ class Job:
         """Take the function that ends the training; see ``TrainingProgress``."""
         with self._lock:
             self._stop_training = stop
-            if self._outcome is JobStatus.STOPPED:
+            if self._outcome is not None:
                 stop()
 
     def advance(self, current_timesteps: int) -> None:
         """Note the simulator steps taken; see ``TrainingProgress``."""
         with self._lock:
-            self._current_timesteps = current_timesteps
+            if not self._status.is_final:  # a thread that was given up on may go on
+                self._current_timesteps, self._last_sign = current_timesteps, time.monotonic()
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
         """Note the latest metrics; see ``TrainingProgress``."""
         with self._lock:
+            if self._status.is_final:
+                return
             self._metrics = {**self._metrics, **metrics}
             if _ZERO_STD_KEY not in metrics:  # these are the last update's, not another rollout's
                 return
@@ -180,38 +220,65 @@ class Job:
 
 
 class JobRegistry:
-    """All jobs, by id, and the threads that run them.
+    """All jobs, by id, and the slots that they run in.
 
     :param store: Where trained policies go.
+    :param executor: What runs them; the registry closes it.
     :param max_running: Jobs training at the same time.
     :param max_queued: Jobs waiting for their turn.
-    :param max_kept: Finished jobs whose status stays available; the oldest are forgotten first.
+    :param max_kept: Finished jobs whose status stays available; the ones that ended first are forgotten first.
+    :param stall_seconds: A job that shows no sign of life for this long has failed.
     """
 
-    def __init__(self, store: ModelStore, max_running: int, max_queued: int, max_kept: int) -> None:
+    def __init__(
+        self,
+        store: ModelStore,
+        executor: Executor,
+        max_running: int,
+        max_queued: int,
+        max_kept: int,
+        stall_seconds: float,
+    ) -> None:
         self._store = store
+        self._executor = executor
+        self._max_running = max_running
         self._max_active = max_running + max_queued
         self._max_kept = max_kept
-        self._executor = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
-        # Guards the two below and makes "check the name, then take it" one step.
+        self._stall_seconds = stall_seconds
+        # A slot is a thread that starts a training and looks after it.
+        self._slots = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
+        # Guards everything below and makes "check the name, then take it" one step.
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
+        # Those that had not ended when somebody last looked, and the ids of the others: nothing ever goes through
+        # all jobs but a list of them.
+        self._active: list[Job] = []
+        self._ended: deque[str] = deque()
+        # Jobs that were given up on, but whose training holds its slot: it cannot be killed.
+        self._lost: set[str] = set()
         self._draining = False
+
+    def warm_up(self) -> None:
+        """Get ready, so that the first job starts at once."""
+        self._executor.warm_up()
 
     def submit(self, plan: TrainingPlan) -> Job:
         """Queue a job.
 
+        :raises InvalidRequestError: If it cannot be run by the executor.
         :raises ConflictError: If an active job will save under the same name.
         :raises QueueFullError: If there is no room.
+        :raises SlotsLostError: If no job will ever run again.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(plan)
+        job = Job(plan._replace(warnings=(*plan.warnings, *self._executor.check(plan))))
         with self._lock:
             active = self._check_room()
             self._check_name_is_free(plan.config.model_name, active)
             self._store.check_no_case_twin(plan.config.model_name)
-            self._executor.submit(self._run, job)
+            self._slots.submit(self._run, job)
             self._jobs[job.job_id] = job
+            self._active.append(job)
             self._forget_oldest()
         return job
 
@@ -219,6 +286,7 @@ class JobRegistry:
         """Refuse what ``submit`` would refuse whatever the job is, before anybody takes the trouble to plan it.
 
         :raises QueueFullError: If there is no room.
+        :raises SlotsLostError: If no job will ever run again.
         :raises DrainingError: If the server is shutting down.
         """
         with self._lock:
@@ -228,6 +296,11 @@ class JobRegistry:
         active = self._list_active()
         if self._draining:
             raise DrainingError("the server is shutting down; submit the job again when it is back.")
+        if len(self._lost) >= self._max_running:
+            raise SlotsLostError(
+                f"all {self._max_running} job slots are held by stalled jobs, and a thread cannot be killed; restart "
+                "the server, with GRPO_EXECUTOR=process if this is to end by itself next time."
+            )
         if len(active) >= self._max_active:
             raise QueueFullError(f"{len(active)} jobs are running or queued already; try again later.")
         return active
@@ -242,15 +315,32 @@ class JobRegistry:
             raise NotFoundError(f"there is no training job '{printable(job_id)}'; GET /training/jobs lists them.")
         return job
 
-    def list_jobs(self) -> list[Job]:
-        """List all jobs, oldest first."""
+    def list_jobs(
+        self, status: JobStatus | None = None, after: str | None = None, limit: int | None = None
+    ) -> list[Job]:
+        """List jobs, oldest first.
+
+        :param status: Only those that are there.
+        :param after: Id of a job; only those that were submitted later.
+        :param limit: At most so many.
+        :raises NotFoundError: If the job ``after`` never existed or has been forgotten.
+        """
         with self._lock:
-            return list(self._jobs.values())
+            jobs = iter(list(self._jobs.values()))
+        if after is not None:
+            last = self.get(after)
+            jobs = islice(dropwhile(lambda job: job is not last, jobs), 1, None)
+        return list(islice((job for job in jobs if status in (None, job.status)), limit))
 
     def count_active(self) -> int:
         """Count the queued and running jobs."""
         with self._lock:
             return len(self._list_active())
+
+    @property
+    def n_lost_slots(self) -> int:
+        """Slots held by stalled jobs, which no other job can have."""
+        return len(self._lost)
 
     def find_active(self, model_name: str) -> Job | None:
         """Return the active job that will save under a name, if there is one."""
@@ -268,7 +358,7 @@ class JobRegistry:
             self._store.delete(model_name)
 
     def shutdown(self, grace_seconds: float) -> None:
-        """Take no new jobs, stop the active ones and wait, not forever, for them to save."""
+        """Take no new jobs, stop the active ones and wait, not forever, for them to save; kill the rest if possible."""
         with self._lock:
             self._draining = True
             active = self._list_active()
@@ -279,22 +369,58 @@ class JobRegistry:
                 continue
         deadline = time.monotonic() + grace_seconds
         for job in active:
-            job.finished.wait(max(0.0, deadline - time.monotonic()))
-        self._executor.shutdown(wait=False, cancel_futures=True)
+            if not job.finished.wait(max(0.0, deadline - time.monotonic())) and job.can_be_killed:
+                job.finish(JobStatus.STOPPED, f"it did not end within {grace_seconds:g} s of the server's shutdown.")
+        self._slots.shutdown(wait=False, cancel_futures=True)
+        self._executor.close()
 
     def _run(self, job: Job) -> None:
         if not job.start():
             return
         try:
-            content = train_policy(job.config, job.plan.reward, job)
+            run = self._executor.start(job.plan, job)
+            job.can_be_killed = run.can_kill
+            while not run.wait(_WATCH_SECONDS):
+                self._look_after(job, run)
+            content = run.get_content()
+            if job.finished.is_set():  # given up on
+                return
             outcome = job.end_training()
             name = self._choose_name(job, outcome)
             job.keep_policy(name, self._store.publish(name, content))
+        except TrainingFailedError as error:
+            logger.warning("job %s failed: %s", job.job_id, error)
+            job.finish(JobStatus.FAILED, str(error))
         except BaseException as error:  # the job boundary: whatever an environment throws ends its job alone
             logger.warning("job %s failed", job.job_id, exc_info=True)
-            job.finish(JobStatus.FAILED, _describe_error(error))
+            job.finish(JobStatus.FAILED, describe_error(error))
         else:
             job.finish(outcome)
+        finally:
+            with self._lock:
+                self._lost.discard(job.job_id)
+
+    def _look_after(self, job: Job, run: Run) -> None:
+        """Give a job up that shows no sign of life."""
+        patience = self._stall_seconds
+        if job.is_stopping and run.can_kill:
+            patience = min(patience, _STOP_PATIENCE_SECONDS)
+        if job.finished.is_set() or job.silent_seconds < patience:
+            return
+        silence = f"no simulator step and no update for {patience:g} s"
+        if job.is_stopping:
+            job.give_up(JobStatus.STOPPED, f"stalled: {silence} after the stop, so nothing could be saved.")
+        else:
+            job.give_up(
+                JobStatus.FAILED,
+                f"stalled: {silence}, where GRPO_STALL_SECONDS allows no more; mend the environment "
+                f"'{job.config.env_name}', or raise the setting if a step or an update may take that long.",
+            )
+        if run.can_kill:
+            run.kill()
+        else:
+            with self._lock:
+                self._lost.add(job.job_id)
 
     def _choose_name(self, job: Job, outcome: JobStatus) -> str:
         """Pick the job's own name; a stopped job leaves a model of that name alone and takes another."""
@@ -304,7 +430,14 @@ class JobRegistry:
         return f"{name[:80]}-stopped-{job.job_id[:8]}"
 
     def _list_active(self) -> list[Job]:
-        return [job for job in self._jobs.values() if not job.status.is_final]
+        still_active = []
+        for job in self._active:
+            if job.status.is_final:
+                self._ended.append(job.job_id)
+            else:
+                still_active.append(job)
+        self._active = still_active
+        return still_active
 
     def _check_name_is_free(self, model_name: str, active: Iterable[Job]) -> None:
         for job in active:
@@ -315,20 +448,9 @@ class JobRegistry:
                 )
 
     def _forget_oldest(self) -> None:
-        finished = [job.job_id for job in self._jobs.values() if job.status.is_final]
-        for job_id in finished[: max(0, len(finished) - self._max_kept)]:
-            del self._jobs[job_id]
+        while len(self._ended) > self._max_kept:
+            del self._jobs[self._ended.popleft()]
 
 
 def _same_name(job: Job, model_name: str) -> bool:
     return job.config.model_name.casefold() == model_name.casefold()
-
-
-def _describe_error(error: BaseException) -> str:
-    """Name the error for a client, without the server's paths."""
-    try:
-        # An OSError's text ends in the path; what went wrong is its strerror.
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    except BaseException:  # foreign code as well
-        text = "(it cannot describe itself)"
-    return printable(f"{type(error).__name__}: {_PATH.sub('<path>', text)}", _MAX_ERROR_CHARS)

@@ -8,22 +8,29 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from grpo_core.advantage import AdvantageScaling, Baseline, Supervision
-from grpo_core.collection import GroupMode
-from grpo_core.losses import ImportanceLevel, LossNormalization, LossType
+from grpo_core.choices import (
+    AdvantageScaling,
+    Baseline,
+    GroupMode,
+    ImportanceLevel,
+    LossNormalization,
+    LossType,
+    Supervision,
+)
 from service.model_store import MODEL_NAME_PATTERN, ModelStatus, is_model_name
 
 # No colon: "module:EnvId" would make Gymnasium import the module.
 _ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
 _REWARD_NAME_PATTERN = r"^[A-Za-z0-9_.-]+$"
 MAX_OBSERVATION_NUMBERS = 65_536
+MAX_BATCH_ITEMS = 65_536
 _MAX_OBSERVATION_DEPTH = 4
 _MAX_MASK_FLAGS = 65_536
 _MAX_REWARD_FUNCTIONS = 16
 _MAX_FIELDS = 64
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TOO_MANY_NUMBERS = f"an observation has at most {MAX_OBSERVATION_NUMBERS} numbers"
-_NOT_FINITE = "an observation holds finite numbers within the range of a 32-bit float"
+NOT_FINITE = "an observation holds finite numbers within the range of a 32-bit float"
 MAX_SEED = 2**32 - 1
 
 
@@ -71,8 +78,8 @@ def _measure_observation(value: Any, depth_left: int) -> tuple[int, ...]:
             raise ValueError(f"an observation is nested at most {_MAX_OBSERVATION_DEPTH} deep")
         # A row of an image is judged at once: one call per number would keep other requests waiting.
         if set(map(type, value)) <= {int, float}:
-            if not all(map(_FLOAT32_MAX.__ge__, map(abs, value))):  # as below
-                raise ValueError(_NOT_FINITE)
+            if not all(map(FLOAT32_MAX.__ge__, map(abs, value))):  # as below
+                raise ValueError(NOT_FINITE)
             return (len(value),)
         shapes = {_measure_observation(item, depth_left - 1) for item in value}
         if len(shapes) > 1:
@@ -80,8 +87,8 @@ def _measure_observation(value: Any, depth_left: int) -> tuple[int, ...]:
         return (len(value), *shapes.pop())
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("an observation holds numbers only")
-    if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:  # exact for integers of any length, and false for NaN
-        raise ValueError(_NOT_FINITE)
+    if not -FLOAT32_MAX <= value <= FLOAT32_MAX:  # exact for integers of any length, and false for NaN
+        raise ValueError(NOT_FINITE)
     return ()
 
 
@@ -101,14 +108,22 @@ def _check_action_masks(value: Any) -> Any:
 
 
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN, max_length=100), AfterValidator(_check_model_name)]
-Observation = Annotated[
-    Any,
-    PlainValidator(_check_observation),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "array", "items": {}}, {"type": "object"}]}),
-]
+_OBSERVATION_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "number"}, {"type": "array", "items": {}}, {"type": "object"}]
+}
+Observation = Annotated[Any, PlainValidator(_check_observation), WithJsonSchema(_OBSERVATION_SCHEMA)]
 _FLAG_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 1}]}
 _MASKS_SCHEMA = {"type": "array", "items": {"anyOf": [_FLAG_SCHEMA, {"type": "array", "items": _FLAG_SCHEMA}]}}
 ActionMasks = Annotated[Any, PlainValidator(_check_action_masks), WithJsonSchema(_MASKS_SCHEMA)]
+# Items are checked one by one, so that one that is wrong leaves the others answered.
+ObservationBatch = Annotated[
+    list[Any],
+    Field(min_length=1),
+    WithJsonSchema({"type": "array", "items": _OBSERVATION_SCHEMA, "minItems": 1, "maxItems": MAX_BATCH_ITEMS}),
+]
+MaskBatch = Annotated[
+    list[Any], WithJsonSchema({"type": "array", "items": {"anyOf": [_MASKS_SCHEMA, {"type": "null"}]}, "minItems": 1})
+]
 RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=_REWARD_NAME_PATTERN)]
 EnvName = Annotated[str, Field(min_length=1, max_length=128, pattern=_ENV_NAME_PATTERN)]
 LayerSize = Annotated[int, Field(ge=1, le=1024)]
@@ -356,6 +371,38 @@ class InferenceResponse(BaseModel):
     value: float = Field(description="The value network's estimate of the discounted return from here.")
 
 
+class BatchRequest(_Request):
+    """States to act on."""
+
+    model_name: ModelName = Field(description="Name of a trained model.")
+    observations: ObservationBatch = Field(
+        description="Observations, each as `POST /inference` takes one.",
+        examples=[[[0.1, 0.0, 0.05, 0.0], [0.0, 0.5, -0.1, -0.5]]],
+    )
+    deterministic: bool = Field(True, description="Take the most likely actions instead of drawing them.")
+    action_masks: MaskBatch | None = Field(
+        None, description="Per observation which actions are allowed, as `POST /inference` takes it, or null for all."
+    )
+
+    @model_validator(mode="after")
+    def _check_masks(self) -> "BatchRequest":
+        if self.action_masks is not None and len(self.action_masks) != len(self.observations):
+            raise ValueError("action_masks has one entry per observation; null allows all actions")
+        return self
+
+
+class ItemError(BaseModel):
+    """An observation that was not answered."""
+
+    error: str = Field(description="What `POST /inference` would say.")
+
+
+class BatchResponse(BaseModel):
+    """What to do in each state."""
+
+    answers: list[InferenceResponse | ItemError] = Field(description="One per observation, in their order.")
+
+
 class ModelSummary(BaseModel):
     """One line of the model list."""
 
@@ -383,6 +430,7 @@ class Health(BaseModel):
     timestamp: datetime
     active_jobs: int = Field(description="Queued and running.")
     loaded_models: int
+    lost_slots: int = Field(description="Job slots held by stalled jobs until the server is restarted.")
 
 
 class ServerInfo(BaseModel):

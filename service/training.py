@@ -20,6 +20,10 @@ from grpo_core.rewards import RewardFunction
 from grpo_core.spaces import is_image_space
 from service.schemas import TrainConfig
 
+# Networks this small lose more to a second thread's start than it earns, and jobs would fight over cores. Here, since
+# nothing of the service computes with torch before it imports this module.
+torch.set_num_threads(1)
+
 # One, several (None among them stands for the environment's own), or just the environment's own.
 Reward = RewardFunction | Sequence[RewardFunction | None] | None
 # The checker warns about environments in general; a step through it takes half as long again.
@@ -65,7 +69,7 @@ class TrainingProgress(Protocol):
         """Hand over the function that ends the training early."""
 
     def advance(self, current_timesteps: int) -> None:
-        """Say how many simulator steps were taken."""
+        """Say how many simulator steps were taken; said again after every minibatch, as a sign of life."""
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
         """Say what the latest rollout and update measured, under SB3's log keys."""
@@ -84,6 +88,7 @@ def train_policy(config: TrainConfig, reward: Reward, progress: TrainingProgress
         model = build_model(config, env, reward)
         # SB3's own logger would create a folder per training.
         model.set_logger(Logger(folder=None, output_formats=[_MetricsWriter(progress)]))
+        model.after_minibatch = lambda: progress.advance(model.num_timesteps)
         model.learn(config.total_timesteps, callback=_ProgressCallback(progress))
         model.logger.dump(model.num_timesteps)  # what the last update measured
         return model.to_bytes(env_name=config.env_name, config=config.model_dump())

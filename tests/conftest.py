@@ -42,8 +42,9 @@ def overrides() -> dict[str, Any]:
 def settings(tmp_path: Path, overrides: dict[str, Any]) -> Settings:
     """Settings of a service with a models folder of its own."""
     # Two slots whatever the machine: some tests hold one job back while another runs.
-    fields: dict[str, Any] = {"models_dir": tmp_path / "models", "max_running_jobs": 2, **overrides}
-    return Settings(**fields)
+    # And threads, for the environments and rewards of tests are not to be imported from anywhere.
+    fields: dict[str, Any] = {"models_dir": tmp_path / "models", "max_running_jobs": 2, "executor": "thread"}
+    return Settings(**fields | overrides)
 
 
 @pytest.fixture

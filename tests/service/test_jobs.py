@@ -2,10 +2,14 @@
 
 import asyncio
 import itertools
+import os
 import re
 import shutil
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ import torch
 from grpo_core.rewards import REWARD_FUNCTIONS
 from service.configuration import TrainingPlan, resolve_request
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError
+from service.executors import ThreadExecutor
 from service.jobs import Job, JobRegistry
 from service.model_store import ModelStore
 from service.schemas import JobStatus, TrainRequest
@@ -58,8 +63,10 @@ def open_registry(store: ModelStore, gate: Gate) -> Iterator[Callable[..., JobRe
     """Build registries, and end their jobs when the test is over."""
     registries = []
 
-    def build(max_running: int = 2, max_queued: int = 8, max_kept: int = 100) -> JobRegistry:
-        registries.append(JobRegistry(store, max_running, max_queued, max_kept))
+    def build(
+        max_running: int = 2, max_queued: int = 8, max_kept: int = 100, stall_seconds: float = 60.0
+    ) -> JobRegistry:
+        registries.append(JobRegistry(store, ThreadExecutor(), max_running, max_queued, max_kept, stall_seconds))
         return registries[-1]
 
     yield build
@@ -167,6 +174,27 @@ class TestOneJob:
         job.advance(40)
         job.finish(JobStatus.COMPLETED)
         assert job.describe().progress == 1.0
+
+    def test_what_is_given_up_on_ends_at_its_next_step_and_changes_no_more(self, job: Job) -> None:
+        stopped: list[bool] = []
+        job.start()
+        job.attach(lambda: stopped.append(True))
+        job.advance(3)
+        job.give_up(JobStatus.FAILED, "stalled")
+        assert stopped == [True]
+        given_up = job.describe()
+        job.advance(4)
+        job.publish_metrics(LOUD)
+        job.attach(lambda: stopped.append(True))
+        assert stopped == [True, True]
+        assert job.describe() == given_up
+        assert (given_up.status, given_up.error_message) == (JobStatus.FAILED, "stalled")
+
+    def test_a_step_is_a_sign_of_life(self, job: Job) -> None:
+        started = time.monotonic()
+        wait_until(lambda: job.silent_seconds >= 0.1)
+        job.advance(1)
+        assert job.silent_seconds < time.monotonic() - started
 
     def test_waiting_for_it_ends_when_it_does(self, job: Job) -> None:
         assert not asyncio.run(job.wait_finished(0.05))
@@ -332,6 +360,51 @@ class TestTheRegistry:
         assert registry.list_jobs() == [active, *finished[2:], last]
         with pytest.raises(NotFoundError):
             registry.get(finished[0].job_id)
+
+    def test_a_page_holds_the_jobs_after_another_that_are_in_a_status(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        registry = open_registry(max_running=1)
+        first = run(registry)
+        running, *queued = (submit(registry, env_name=env_name) for _ in range(4))
+        queued[1].stop()
+        wait_until(lambda: running.status is JobStatus.RUNNING)
+        assert registry.list_jobs(JobStatus.QUEUED) == [queued[0], queued[2]]
+        assert registry.list_jobs(JobStatus.QUEUED, limit=1) == [queued[0]]
+        assert registry.list_jobs(limit=2) == [first, running]
+        assert registry.list_jobs(after=running.job_id, limit=2) == queued[:2]
+        assert registry.list_jobs(JobStatus.QUEUED, after=queued[0].job_id) == [queued[2]]
+        assert registry.list_jobs(after=queued[2].job_id) == []
+        with pytest.raises(NotFoundError, match="none"):
+            registry.list_jobs(after="none")
+
+    def test_what_has_ended_is_looked_at_no_more(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_env: RegisterEnv,
+        gate: Gate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        registry = open_registry(max_running=1, max_queued=1, max_kept=1000)
+        submit(registry, env_name=register_env(lambda: LineEnv(gate.pass_through)), model_name="running")
+        planned = plan(model_name="queued")
+        for _ in range(500):
+            registry.submit(planned).stop()
+        n_looks = 0
+
+        def count(job: Job) -> JobStatus:
+            nonlocal n_looks
+            n_looks += 1
+            return job._status
+
+        monkeypatch.setattr(Job, "status", property(count))
+        for look in (lambda: registry.submit(planned), registry.count_active, registry.check_room):
+            n_looks = 0
+            with suppress(QueueFullError):
+                look()
+            assert n_looks <= 4
+        assert len(registry.list_jobs()) == 502
 
     def test_a_model_is_not_deleted_while_a_job_will_replace_it(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
@@ -595,3 +668,19 @@ class TestFailing:
         job = run(registry, model_name="m", env_name=register_env(lambda: LineEnv(on_step=fail)))
         assert job.status is JobStatus.FAILED
         assert (tmp_path / "models" / "m.zip").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the whole process's")
+def test_threads_of_jobs_give_way_to_those_that_answer_requests(
+    open_registry: Callable[..., JobRegistry], register_env: RegisterEnv
+) -> None:
+    niceness = []
+
+    def note_niceness() -> None:
+        niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    job = submit(open_registry(), env_name=register_env(lambda: LineEnv(note_niceness)))
+    assert job.finished.wait(60)
+    assert niceness[-1] > before
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

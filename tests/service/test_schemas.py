@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from grpo_core.collection import GroupMode
+from grpo_core.choices import GroupMode
 from service.schemas import InferenceRequest, JobStatus, Normalization, TrainRequest
 
 # The smallest and largest value that each number may have.

@@ -18,12 +18,16 @@ CASES: list[tuple[str, str, object]] = [
     ("allowed_hosts", "*", ("*",)),
     ("cors_origins", "https://a.example,https://b.example:8443", ("https://a.example", "https://b.example:8443")),
     ("cors_origins", "", ()),
+    ("executor", "process", "process"),
+    ("stall_seconds", "2.5", 2.5),
     ("max_running_jobs", "3", 3),
     ("max_queued_jobs", "0", 0),
     ("max_kept_jobs", "5", 5),
     ("max_body_bytes", "2048", 2048),
+    ("max_batch_bytes", "4096", 4096),
     ("max_cached_models", "7", 7),
     ("max_cached_bytes", "1000000", 1_000_000),
+    ("preload", "1", True),
     ("shutdown_grace_seconds", "0.5", 0.5),
 ]
 
@@ -35,6 +39,8 @@ def test_by_default_only_this_machine_is_served() -> None:
     assert settings.allowed_hosts == ("localhost", "127.0.0.1", "::1")
     assert settings.cors_origins == ()
     assert settings.max_body_bytes == 2**20
+    assert (settings.executor, settings.stall_seconds) == ("auto", 60.0)
+    assert settings.max_batch_bytes == 8 * 2**20
     assert settings.max_running_jobs in (1, 2)
     settings.check_exposure()
 
@@ -62,10 +68,13 @@ def test_a_value_given_in_the_call_goes_before_the_variable(monkeypatch: pytest.
         ("port", "65536"),
         ("port", "-1"),
         ("port", "eighty"),
+        ("executor", "coroutine"),
+        ("stall_seconds", "0"),
         ("max_running_jobs", "0"),
         ("max_queued_jobs", "-1"),
         ("max_kept_jobs", "0"),
         ("max_body_bytes", "10"),
+        ("max_batch_bytes", "10"),
         ("max_cached_models", "0"),
         ("max_cached_bytes", "0"),
         ("shutdown_grace_seconds", "0"),
@@ -78,6 +87,13 @@ def test_a_setting_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name
     with pytest.raises(ValidationError) as refusal:
         Settings()
     assert [error["loc"] for error in refusal.value.errors()] == [(name,)]
+
+
+def test_processes_are_refused_where_they_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.fork")
+    with pytest.raises(ValidationError, match="take 'thread'"):
+        Settings(executor="process")
+    assert Settings().executor == "auto"
 
 
 def test_the_key_is_not_shown_with_the_settings() -> None:

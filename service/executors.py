@@ -1,0 +1,421 @@
+"""Where a job's training runs: in a thread of the server, or in a process of its own."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import gymnasium as gym
+
+from service.errors import InvalidRequestError, printable
+from service.worker import EXIT_STATUS, FAILURE, FORK, KILL, PROGRESS, REQUEST, RESULT
+
+if TYPE_CHECKING:  # both import torch, which takes seconds that the server's start can do without
+    from service.configuration import TrainingPlan
+    from service.training import TrainingProgress
+
+_CLOSE_SECONDS = 1.0
+_THREAD_NICENESS = 10
+
+
+class TrainingFailedError(Exception):
+    """A training failed; the message is fit for a client as it is."""
+
+
+_LOST = (
+    "the job's worker process was lost together with the one that starts workers; the server's log may say why. Send "
+    "the job again."
+)
+
+
+class Run(Protocol):
+    """One training under way.
+
+    :param can_kill: Whether it can be ended when it hangs.
+    """
+
+    can_kill: bool
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for its end, not for ever; return whether it has ended."""
+
+    def get_content(self) -> bytes:
+        """Return the model file's content, once it has ended.
+
+        :raises Exception: What the training raised.
+        """
+
+    def kill(self) -> None:
+        """End it without a result, if that is possible."""
+
+
+class Executor(Protocol):
+    """Runs trainings."""
+
+    def warm_up(self) -> None:
+        """Get ready, so that the first job starts at once."""
+
+    def check(self, plan: TrainingPlan) -> list[str]:
+        """Refuse a plan that cannot be run here.
+
+        :return: What the client should know of how it will be run.
+        :raises InvalidRequestError: With the remedy.
+        """
+
+    def start(self, plan: TrainingPlan, progress: TrainingProgress) -> Run:
+        """Start a training.
+
+        :param progress: Told about the training as it goes.
+        """
+
+    def close(self) -> None:
+        """Kill what still runs, if that is possible."""
+
+
+class ThreadExecutor:
+    """Trains in threads of the server: nothing to set up, but jobs and answers share one interpreter lock."""
+
+    def warm_up(self) -> None:
+        """Nothing to get ready."""
+
+    def check(self, plan: TrainingPlan) -> list[str]:
+        """Every plan can be run here."""
+        return []
+
+    def start(self, plan: TrainingPlan, progress: TrainingProgress) -> Run:
+        """See ``Executor``."""
+        return _ThreadRun(plan, progress)
+
+    def close(self) -> None:
+        """A thread cannot be killed."""
+
+
+class _ThreadRun:
+    can_kill = False
+
+    def __init__(self, plan: TrainingPlan, progress: TrainingProgress) -> None:
+        self._content: futures.Future[bytes] = futures.Future()
+        # A daemon, for whoever waits gives up on it when it hangs.
+        threading.Thread(target=self._train, args=(plan, progress), name="grpo-training", daemon=True).start()
+
+    def _train(self, plan: TrainingPlan, progress: TrainingProgress) -> None:
+        _let_requests_go_first()
+        try:
+            from service.training import train_policy  # here, since it imports torch
+
+            self._content.set_result(train_policy(plan.config, plan.reward, progress))
+        except BaseException as error:  # raised anew by get_content
+            self._content.set_exception(error)
+
+    def wait(self, timeout_seconds: float) -> bool:
+        return bool(futures.wait([self._content], timeout_seconds).done)
+
+    def get_content(self) -> bytes:
+        return self._content.result()
+
+    def kill(self) -> None:
+        raise NotImplementedError("a thread cannot be killed")
+
+
+def _let_requests_go_first() -> None:
+    """Make the calling thread give way to those that answer requests; on Linux, niceness is each thread's own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _THREAD_NICENESS)
+
+
+class ProcessExecutor:
+    """Trains every job in a process of its own, forked from one that has imported everything; see ``worker``.
+
+    A crash or a hang ends with its process, and the server's answers share no interpreter lock with training. The
+    environment's registration and the reward functions are sent by reference: a worker has to be able to import them.
+    """
+
+    def __init__(self) -> None:
+        # Guards the template's start and end.
+        self._lock = threading.Lock()
+        self._template: _Template | None = None
+
+    def warm_up(self) -> None:
+        """See ``Executor``; the imports go on in the background."""
+        self._get_template()
+
+    def check(self, plan: TrainingPlan) -> list[str]:
+        """See ``Executor``."""
+        try:
+            _pack_references(plan)
+        except InvalidRequestError as error:
+            remedy = "or start the server with GRPO_EXECUTOR=auto."
+            raise InvalidRequestError(f"{error.detail.removesuffix('.')}, {remedy}") from error
+        return []
+
+    def start(self, plan: TrainingPlan, progress: TrainingProgress) -> Run:
+        """See ``Executor``."""
+        return _ProcessRun(self._get_template(), plan, progress)
+
+    def _get_template(self) -> _Template:
+        with self._lock:
+            if self._template is not None and not self._template.is_alive:  # the kernel may have killed it
+                self._template.close()
+                self._template = None
+            self._template = self._template or _Template()
+            return self._template
+
+    def close(self) -> None:
+        """See ``Executor``."""
+        with self._lock:
+            if self._template is not None:
+                self._template.close()
+                self._template = None
+
+
+class MixedExecutor:
+    """Trains in processes what a worker can import, and the rest in threads."""
+
+    def __init__(self) -> None:
+        self._processes, self._threads = ProcessExecutor(), ThreadExecutor()
+
+    def warm_up(self) -> None:
+        """See ``Executor``."""
+        self._processes.warm_up()
+
+    def check(self, plan: TrainingPlan) -> list[str]:
+        """See ``Executor``."""
+        try:
+            _pack_references(plan)
+        except InvalidRequestError as error:
+            return [f"the job trains in a thread of the server, which is slower beside other jobs: {error.detail}"]
+        return []
+
+    def start(self, plan: TrainingPlan, progress: TrainingProgress) -> Run:
+        """See ``Executor``."""
+        executor = self._threads if self.check(plan) else self._processes
+        return executor.start(plan, progress)
+
+    def close(self) -> None:
+        """See ``Executor``."""
+        self._processes.close()
+
+
+def make_executor(kind: Literal["auto", "thread", "process"]) -> Executor:
+    """Make the executor that a setting names.
+
+    :param kind: ``"auto"``: processes on Linux, but threads for what they cannot import; threads elsewhere.
+    """
+    if kind == "thread" or (kind == "auto" and sys.platform != "linux"):
+        return ThreadExecutor()
+    return ProcessExecutor() if kind == "process" else MixedExecutor()
+
+
+class _Template:
+    """The process that workers are forked from, as the server sees it."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            # The template finds modules where the server does, wherever it was started.
+            program = (
+                f"import sys; sys.path[:] = {sys.path!r}; "
+                f"from service.worker import serve_template; serve_template({theirs.fileno()})"
+            )
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                # An interrupt from the keyboard is the server's to handle. Not a session of its own: Linux shares cores
+                # between sessions first (sched_autogroup), and the workers' niceness would count for nothing.
+                process_group=0,
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can start workers."""
+        return self._process.poll() is None
+
+    def fork(self, socket_fd: int, status_fd: int) -> int:
+        """Start a worker on its end of a socket; return its number.
+
+        :raises OSError: If the template is gone.
+        """
+        number = next(self._numbers)
+        socket.send_fds(self._control, [REQUEST.pack(FORK, number)], [socket_fd, status_fd])
+        return number
+
+    def kill(self, number: int) -> None:
+        """Kill a worker, if it lives.
+
+        :raises OSError: If the template is gone.
+        """
+        self._control.sendall(REQUEST.pack(KILL, number))
+
+    def close(self) -> None:
+        """Kill every worker and the template."""
+        self._control.close()
+        try:
+            self._process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:  # it is still importing, and has no workers yet
+            self._process.kill()
+            self._process.wait()
+
+
+class _ProcessRun:
+    can_kill = True
+
+    def __init__(self, template: _Template, plan: TrainingPlan, progress: TrainingProgress) -> None:
+        self._template, self._progress = template, progress
+        self._outcome: bytes | TrainingFailedError | None = None
+        # Guards the connection's end, which a stop may come upon, and the flag.
+        self._lock = threading.Lock()
+        self._was_told_to_stop = False
+        ours, theirs = socket.socketpair()
+        self._connection = Connection(ours.detach())
+        status_fd, status_writer = os.pipe()
+        self._status_fds = [status_fd]  # none once the template is gone
+        try:
+            with theirs:
+                self._number = template.fork(theirs.fileno(), status_writer)
+            self._connection.send_bytes(plan.config.model_dump_json().encode())
+            self._connection.send_bytes(_pack_references(plan))
+        except OSError as error:
+            self._close()
+            raise TrainingFailedError(_LOST) from error
+        finally:
+            os.close(status_writer)
+        progress.attach(self._stop)
+
+    def wait(self, timeout_seconds: float) -> bool:
+        deadline = time.monotonic() + timeout_seconds
+        while self._outcome is None:
+            # The status counts as well, for processes that the environment forked may hold the connection open.
+            ready = wait([self._connection, *self._status_fds], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return False
+            if self._connection in ready:
+                self._receive()
+            else:
+                self._read_status()
+        return True
+
+    def get_content(self) -> bytes:
+        assert self._outcome is not None
+        self._close()
+        if isinstance(self._outcome, TrainingFailedError):
+            raise self._outcome
+        return self._outcome
+
+    def kill(self) -> None:
+        try:
+            self._template.kill(self._number)
+        except OSError:  # then at least the worker hears that nobody waits for it
+            self._outcome = TrainingFailedError(_LOST)
+
+    def _receive(self) -> None:
+        try:
+            kind, value = json.loads(self._connection.recv_bytes())
+            content = self._connection.recv_bytes() if kind == RESULT else None
+        except (EOFError, OSError):
+            self._read_status()
+            self._outcome = self._outcome or TrainingFailedError(_LOST)
+            return
+        if kind == PROGRESS:
+            for timesteps, metrics in value:
+                self._progress.advance(timesteps)
+                self._progress.publish_metrics(metrics)
+        self._outcome = TrainingFailedError(value) if kind == FAILURE else content
+
+    def _read_status(self) -> None:
+        """Wait for the template's word on what ended the worker; without it if the template is gone."""
+        packed = os.read(self._status_fds[0], EXIT_STATUS.size) if self._status_fds else b""
+        if packed:
+            self._outcome = TrainingFailedError(_describe_death(*EXIT_STATUS.unpack(packed)))
+        else:
+            self._close_status()
+
+    def _stop(self) -> None:
+        with self._lock:
+            if self._was_told_to_stop:  # a worker that hangs reads nothing, and what it is sent would pile up
+                return
+            self._was_told_to_stop = True
+            with suppress(OSError):  # it has ended, which is what was wanted
+                self._connection.send_bytes(b"stop")
+
+    def _close(self) -> None:
+        with self._lock:
+            self._connection.close()
+        self._close_status()
+
+    def _close_status(self) -> None:
+        while self._status_fds:
+            os.close(self._status_fds.pop())
+
+
+def _describe_death(status: int) -> str:
+    """Say what ended a worker.
+
+    :param status: Its exit status, or minus the number of a signal.
+    """
+    if status == -signal.SIGKILL:
+        return (
+            "the job's worker process was killed (SIGKILL), as systems do when memory runs out; lower n_envs, n_steps "
+            "or net_arch, or give the server more memory."
+        )
+    how = f"was ended by signal {_name_signal(-status)}" if status < 0 else f"exited with status {status}"
+    return (
+        f"the job's worker process {how} in the middle of training; the environment, the reward function or a library "
+        "of theirs crashed it, and the server's log may say where."
+    )
+
+
+def _name_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+class _ReferencePickler(pickle.Pickler):
+    """Pickles what a worker can import; a worker's ``__main__`` is not the server's."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Refuse what lives in the start script."""
+        if getattr(value, "__module__", None) == "__main__":
+            raise pickle.PicklingError("it is defined in the script that was started")
+        return NotImplemented
+
+
+def _pack_references(plan: TrainingPlan) -> bytes:
+    """Pickle the environment's registration and the reward functions.
+
+    :raises InvalidRequestError: If a worker could not import them.
+    """
+    env_name = plan.config.env_name
+    spec = gym.registry[env_name]
+    names = ", ".join(plan.config.reward_functions or [str(plan.config.reward_function_type)])
+    for described, value in ((f"environment '{env_name}'", spec), (f"reward function '{names}'", plan.reward)):
+        _pickle(value, described)
+    return _pickle((spec, plan.reward), "job")
+
+
+def _pickle(value: object, described: str) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        _ReferencePickler(buffer).dump(value)
+    except Exception as error:  # objects may say in code of their own how they are pickled
+        raise InvalidRequestError(
+            f"{described} cannot be brought into a worker process ({printable(str(error), 200)}); define it at the top "
+            "level of a module that can be imported."
+        ) from error
+    return buffer.getvalue()
