@@ -7,6 +7,7 @@ faster than an eager torch forward.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,9 +182,13 @@ class Actor:
 
     def values(self, observations: Observations) -> FloatArray:
         """Return the estimated discounted return from each observation, ``(batch_size,)``."""
-        return self._forward(self.value_extractor(self._to_inputs(observations)), self.value_layers)[:, 0]
+        return self.values_of_inputs(self._to_inputs(observations))
 
-    @property
+    def values_of_inputs(self, inputs: Observations) -> FloatArray:
+        """Return what ``values`` does, from observations that are normalised already."""
+        return self._forward(self.value_extractor(inputs), self.value_layers)[:, 0]
+
+    @cached_property
     def n_parameters(self) -> int:
         """Number of weights held."""
         arrays = [array for layer in self.policy_layers + self.value_layers for array in layer]
@@ -208,8 +213,9 @@ class Actor:
         return self.distribution.mask(outputs, masks)
 
     def _forward(self, x: FloatArray, layers: tuple[Layer, ...]) -> FloatArray:
+        # dot, because @ gives the same numbers but takes twice as long to begin, which is most of a single row's time.
         activate = ACTIVATIONS[self.activation]
         for weight, bias in layers[:-1]:
-            x = activate(x @ weight.T + bias)
+            x = activate(x.dot(weight.T) + bias)
         weight, bias = layers[-1]
-        return np.asarray(x @ weight.T + bias)
+        return np.asarray(x.dot(weight.T) + bias)

@@ -6,9 +6,10 @@ Plain ASGI, because Starlette's ``BaseHTTPMiddleware`` reads bodies without a li
 import asyncio
 import hmac
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import error_response, report_bug
@@ -16,46 +17,66 @@ from service.settings import Settings
 
 # Pages served from this machine may call the API, whatever their port: notebooks, development servers.
 LOCAL_ORIGIN_PATTERN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
-_LOCAL_ORIGIN = re.compile(LOCAL_ORIGIN_PATTERN)
-_HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
+_LOCAL_ORIGIN = re.compile(LOCAL_ORIGIN_PATTERN.encode())
+_HOST = re.compile(rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # A body that takes longer than this to arrive is a stalled or hostile client.
 _BODY_DEADLINE_SECONDS = 15.0
 _OPEN_PATHS = frozenset({"/health"})
 _DOCS_PATHS = frozenset({"/docs", "/redoc"})
 
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-_CSP = "default-src 'none'; frame-ancestors 'none'"
+_CSP = b"default-src 'none'; frame-ancestors 'none'"
 # Swagger UI and ReDoc start from an inline script and style themselves; ReDoc searches in a worker made of a blob.
 _DOCS_CSP = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; font-src 'self' data:; worker-src blob:; frame-ancestors 'none'"
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data:; font-src 'self' data:; worker-src blob:; frame-ancestors 'none'"
 )
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+_VARY = [(b"vary", b"Origin")]
+_PAGE_HEADERS = [*_HEADERS, (b"content-security-policy", _CSP)]
+_DOCS_HEADERS = [*_HEADERS, (b"content-security-policy", _DOCS_CSP)]
 
 
-class SecurityHeaders:
-    """Sets headers on every answer, refusals and preflights included, that keep browsers from misusing it."""
+class BrowserRules:
+    """Tells browsers in the headers of every answer, refusals and preflights included, what pages may do with it.
 
-    def __init__(self, app: ASGIApp) -> None:
+    :param app: The application behind it; it sets none of these headers itself.
+    :param settings: Origins that are allowed.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
+        # Credentials are never allowed: keys travel in headers.
+        self._cors = CORSMiddleware(
+            app,
+            allow_origins=settings.cors_origins,
+            allow_origin_regex=LOCAL_ORIGIN_PATTERN,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["content-type", "authorization", "x-api-key"],
+            allow_credentials=False,
+            max_age=600,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and add the headers to its answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        added = _DOCS_HEADERS if scope["path"] in _DOCS_PATHS else _PAGE_HEADERS
+        has_origin = any(name == b"origin" for name, _ in scope["headers"])
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Content-Security-Policy", _DOCS_CSP if scope["path"] in _DOCS_PATHS else _CSP)
+                # What CORSMiddleware would add where there is no origin; it takes longer to find that out than this.
+                message["headers"] = [*message["headers"], *([] if has_origin else _VARY), *added]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+        await (self._cors if has_origin else self._app)(scope, receive, send_with_headers)
 
 
 class Refusal(NamedTuple):
@@ -66,19 +87,47 @@ class Refusal(NamedTuple):
     headers: dict[str, str] | None = None
 
 
+class BodyRule(NamedTuple):
+    """What the body of a request may be.
+
+    :param content_types: Media types, in lower case.
+    :param max_bytes: Largest size.
+    :param demand: Tells a client what to send.
+    """
+
+    content_types: frozenset[bytes]
+    max_bytes: int
+    demand: str
+
+
 class RequestGuard:
     """Checks host, origin, key, content type and size of every request, and answers when the application cannot.
 
+    Works on raw headers: Starlette's ``Headers`` decode every name anew for every look at one.
+
     :param app: The application behind it.
-    :param settings: Hosts, origins, key and size that are allowed.
+    :param settings: Hosts, origins, key and sizes that are allowed.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._allowed_hosts = {host.strip("[]").casefold() for host in settings.allowed_hosts}
-        self._allowed_origins = frozenset(settings.cors_origins)
+        self._allowed_hosts = {host.strip("[]").casefold().encode() for host in settings.allowed_hosts}
+        self._allowed_origins = frozenset(origin.encode() for origin in settings.cors_origins)
         self._api_key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
-        self._max_body_bytes = settings.max_body_bytes
+        self._reader = BodyReader()
+        self._body_rule = BodyRule(
+            frozenset({b"application/json"}),
+            settings.max_body_bytes,
+            "the body must be JSON; send the header 'Content-Type: application/json'.",
+        )
+        self._body_rules = {
+            "/inference/batch": BodyRule(
+                frozenset({b"application/json", b"application/octet-stream"}),
+                settings.max_batch_bytes,
+                "the body must be JSON or an array as numpy.save writes it; send the header 'Content-Type: "
+                "application/json' or 'Content-Type: application/octet-stream'.",
+            )
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass anything that is not HTTP through."""
@@ -86,16 +135,17 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
 
-        headers = Headers(scope=scope)
-        refusal = self._check_headers(scope, headers)
+        headers = dict(reversed(scope["headers"]))  # the first of each name
+        rule = self._body_rules.get(scope["path"], self._body_rule)
+        refusal = self._check_headers(scope, headers, rule)
         if refusal is None and _has_body(headers):
-            body = await self._read_body(receive)
+            body = await self._reader.read(receive, rule.max_bytes)
             if body is None:
                 return
             if isinstance(body, Refusal):
                 refusal = body
             else:
-                receive = _replay(body, receive)
+                receive = replay({"type": "http.request", "body": body, "more_body": False}, receive)
         if refusal is not None:
             await error_response(*refusal)(scope, receive, send)
             return
@@ -104,8 +154,8 @@ class RequestGuard:
         except Exception as error:  # a bug; answered here, inside CORS, so that pages may read it too
             await report_bug(error, scope["path"])(scope, receive, send)
 
-    def _check_headers(self, scope: Scope, headers: Headers) -> Refusal | None:
-        if not self._is_known_host(headers.getlist("host")):
+    def _check_headers(self, scope: Scope, headers: Mapping[bytes, bytes], rule: BodyRule) -> Refusal | None:
+        if not self._is_known_host([value for name, value in scope["headers"] if name == b"host"]):
             return Refusal(
                 400, "the Host header does not name this server; GRPO_ALLOWED_HOSTS lists the names it takes."
             )
@@ -120,67 +170,101 @@ class RequestGuard:
                 )
         if not _has_body(headers):
             return None
-        content_type = headers.get("content-type", "").split(";")[0].strip().lower()
-        if content_type != "application/json":
-            return Refusal(415, "the body must be JSON; send the header 'Content-Type: application/json'.")
+        if headers.get(b"content-type", b"").split(b";")[0].strip().lower() not in rule.content_types:
+            return Refusal(415, rule.demand)
         # Without leading zeros, a longer number is a larger one; int() refuses numbers of thousands of digits.
-        length = headers.get("content-length", "0").lstrip("0")
-        limit = str(self._max_body_bytes)
+        length = headers.get(b"content-length", b"0").lstrip(b"0")
+        limit = b"%d" % rule.max_bytes
         if (len(length), length) > (len(limit), limit):
-            return self._too_large()
+            return _too_large(rule.max_bytes)
         return None
 
-    def _is_known_host(self, hosts: list[str]) -> bool:
-        if "*" in self._allowed_hosts:
+    def _is_known_host(self, hosts: list[bytes]) -> bool:
+        if b"*" in self._allowed_hosts:
             return True
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
-        return match is not None and match["name"].strip("[]").casefold() in self._allowed_hosts
+        return match is not None and match["name"].strip(b"[]").lower() in self._allowed_hosts
 
-    def _is_cross_site(self, headers: Headers) -> bool:
-        origin = headers.get("origin")
+    def _is_cross_site(self, headers: Mapping[bytes, bytes]) -> bool:
+        origin = headers.get(b"origin")
         if origin is None:
-            return headers.get("sec-fetch-site") == "cross-site"
-        same_origin = origin.partition("://")[2] == headers.get("host")
+            return headers.get(b"sec-fetch-site") == b"cross-site"
+        same_origin = origin.partition(b"://")[2] == headers.get(b"host")
         return not (same_origin or origin in self._allowed_origins or _LOCAL_ORIGIN.fullmatch(origin))
 
-    def _has_key(self, headers: Headers) -> bool:
+    def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:
         assert self._api_key is not None
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        offered = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        return hmac.compare_digest(offered.strip(" \t").encode("latin-1"), self._api_key)
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        offered = token if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        return hmac.compare_digest(offered.strip(b" \t"), self._api_key)
 
-    async def _read_body(self, receive: Receive) -> bytes | Refusal | None:
-        """Read the whole body; None if the client went away before its end, for then nobody may act on it."""
-        # One growing buffer: a list of chunks would let one-byte chunks cost hundreds of bytes each.
-        body = bytearray()
+
+class BodyReader:
+    """Reads bodies, each within a deadline.
+
+    One timer watches over all of them: to start and stop one for each would take a fifth of a request's time.
+    """
+
+    def __init__(self) -> None:
+        self._begun: dict[asyncio.Task[Any], float] = {}  # in the order of their beginning, on the loop's clock
+        self._next_check = 0.0
+
+    async def read(self, receive: Receive, max_bytes: int) -> bytes | Refusal | None:
+        """Read a whole body; None if the client went away before its end, for then nobody may act on it."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None, "an application is called in a task"
+        self._begun[task] = now = loop.time()
+        if self._next_check <= now:
+            self._check_at(loop, now + _BODY_DEADLINE_SECONDS)
         try:
-            async with asyncio.timeout(_BODY_DEADLINE_SECONDS):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    body += message.get("body", b"")
-                    if len(body) > self._max_body_bytes:
-                        return self._too_large()
-                    if not message.get("more_body", False):
-                        return bytes(body)
-        except TimeoutError:
-            return Refusal(
-                408, f"the body did not arrive within {_BODY_DEADLINE_SECONDS:.0f} s.", {"Connection": "close"}
-            )
+            return await _read_chunks(receive, max_bytes)
+        except asyncio.CancelledError:
+            if task in self._begun:  # it was somebody else
+                raise
+            task.uncancel()
+            detail = f"the body did not arrive within {_BODY_DEADLINE_SECONDS:.0f} s."
+            return Refusal(408, detail, {"Connection": "close"})
+        finally:
+            self._begun.pop(task, None)
 
-    def _too_large(self) -> Refusal:
-        detail = f"the body is larger than {self._max_body_bytes} bytes."
-        return Refusal(413, detail, {"Connection": "close"})
+    def _check_at(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        self._next_check = when
+        loop.call_at(when, self._check, loop)
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        for task, begun in list(self._begun.items()):
+            if begun + _BODY_DEADLINE_SECONDS > loop.time():
+                self._check_at(loop, begun + _BODY_DEADLINE_SECONDS)
+                return
+            del self._begun[task]
+            task.cancel()
 
 
-def _has_body(headers: Headers) -> bool:
-    return "transfer-encoding" in headers or headers.get("content-length", "0").strip() != "0"
+async def _read_chunks(receive: Receive, max_bytes: int) -> bytes | Refusal | None:
+    # One growing buffer: a list of chunks would let one-byte chunks cost hundreds of bytes each.
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            return _too_large(max_bytes)
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Hand out a body that was read already, then whatever else comes, such as a disconnect."""
-    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+def _too_large(max_bytes: int) -> Refusal:
+    return Refusal(413, f"the body is larger than {max_bytes} bytes.", {"Connection": "close"})
+
+
+def _has_body(headers: Mapping[bytes, bytes]) -> bool:
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0").strip() != b"0"
+
+
+def replay(message: Message, receive: Receive) -> Receive:
+    """Hand out a message that was received already, then whatever else comes, such as a disconnect."""
+    pending = [message]
 
     async def receive_again() -> Message:
         return pending.pop() if pending else await receive()

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
@@ -21,6 +22,7 @@ ROUTES = [
     ("GET", "/training/jobs"),
     ("POST", "/training/x/stop"),
     ("POST", "/inference"),
+    ("POST", "/inference/batch"),
     ("GET", "/models"),
     ("DELETE", "/models/x"),
     ("GET", "/docs"),
@@ -373,6 +375,17 @@ class TestBodies:
         status_code, body = send_raw(port, request)
         assert status_code == 408
         assert b'{"detail":' in body
+
+    def test_every_body_has_its_own_patience(self, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(service.security, "_BODY_DEADLINE_SECONDS", 0.3)
+        head = (
+            b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+        )
+        # The second begins when the timer of the first is set, and a third when the server has been idle since.
+        with ThreadPoolExecutor(2) as pool:
+            assert [code for code, _ in pool.map(lambda _: send_raw(port, head), range(2))] == [408, 408]
+        assert send_raw(port, head)[0] == 408
+        assert send_raw(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")[0] == 200
 
 
 class TestHeadersOfAnswers:
