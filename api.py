@@ -1,33 +1,39 @@
 """The web service: every route, and nothing that is not HTTP."""
 
 import asyncio
+import importlib
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
-import torch
-from fastapi import APIRouter, Body, Depends, FastAPI, Request
-from fastapi.middleware.cors import CORSMiddleware
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
-from grpo import __version__
-from grpo_core import rewards
-from service.configuration import resolve_request
+from grpo_core import __version__, rewards
+from service.batches import ARRAY_TYPE, answer_array, answer_json
 from service.errors import NotFoundError, install_error_handlers
+from service.executors import make_executor
 from service.inference import infer
 from service.jobs import JobRegistry
 from service.memory import get_available_bytes, get_total_bytes
 from service.model_store import ModelStore, ServedModel
 from service.schemas import (
+    BatchRequest,
+    BatchResponse,
     DeleteResponse,
     ErrorResponse,
     Health,
     InferenceRequest,
     InferenceResponse,
     JobList,
+    JobStatus,
     ModelList,
+    ModelName,
     ModelSummary,
     ServerInfo,
     StopResponse,
@@ -35,26 +41,30 @@ from service.schemas import (
     TrainRequest,
     TrainResponse,
 )
-from service.security import LOCAL_ORIGIN_PATTERN, RequestGuard, SecurityHeaders
+from service.security import BrowserRules, RequestGuard
 from service.settings import Settings
+from service.shortcut import LARGE_MODEL_BYTES, InferenceShortcut
 
 # Add your own reward functions here, before the server starts: REWARD_FUNCTIONS["my_reward"] = my_reward.
 REWARD_FUNCTIONS = dict(rewards.REWARD_FUNCTIONS)
 
+# Batches that are answered at the same time: each makes the event loop wait for the interpreter now and then.
+_MAX_RUNNING_BATCHES = 2
 # How long an answer to "stop" waits for the job to end, so that it usually has when the client asks next.
 _STOP_WAIT_SECONDS = 2.0
-_MEMORY_CHECK_SECONDS = 5.0
-_LARGE_MODEL_BYTES = 2**20
+_UPKEEP_SECONDS = 5.0
+# Between two files that are verified, which takes 1 ms or 2: requests have most of the processor meanwhile.
+_VERIFICATION_PAUSE_SECONDS = 0.005
 
 router = APIRouter()
 
 
-def _get_store(request: Request) -> ModelStore:
+async def _get_store(request: Request) -> ModelStore:
     store: ModelStore = request.app.state.store
     return store
 
 
-def _get_registry(request: Request) -> JobRegistry:
+async def _get_registry(request: Request) -> JobRegistry:
     registry: JobRegistry = request.app.state.registry
     return registry
 
@@ -83,6 +93,10 @@ async def describe_server() -> ServerInfo:
 def start_training(registry: Registry, request: Annotated[TrainRequest | None, Body()] = None) -> TrainResponse:
     """Start a training job and answer at once; every field is optional, and so is the body."""
     registry.check_room()
+    registry.warm_up()
+    # It imports torch, 2 s and 250 MB that a server which only serves does without.
+    from service.configuration import resolve_request
+
     plan = resolve_request(request or TrainRequest(), REWARD_FUNCTIONS)
     job = registry.submit(plan)
     return TrainResponse(job_id=job.job_id, message="Training started", config=plan.config)
@@ -94,10 +108,15 @@ async def get_training_status(job_id: str, registry: Registry) -> TrainingStatus
     return registry.get(job_id).describe()
 
 
-@router.get("/training/jobs", tags=["training"], responses=_errors(400, 401))
-async def list_training_jobs(registry: Registry) -> JobList:
-    """List all jobs the server remembers, oldest first."""
-    return JobList(jobs=[job.summarize() for job in registry.list_jobs()])
+@router.get("/training/jobs", tags=["training"], responses=_errors(400, 401, 404, 422))
+def list_training_jobs(
+    registry: Registry,
+    status: JobStatus | None = None,
+    limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
+    after: str | None = None,
+) -> JobList:
+    """List the jobs the server remembers, oldest first: all, or one status, or the page after a job."""
+    return JobList(jobs=[job.summarize() for job in registry.list_jobs(status, after, limit)])
 
 
 @router.post("/training/{job_id}/stop", tags=["training"], responses=_errors(400, 401, 403, 404, 409, 422))
@@ -118,7 +137,48 @@ async def predict(request: InferenceRequest, store: Store, registry: Registry) -
         model = await run_in_threadpool(_load_model, request.model_name, store, registry)
     arguments = (model, request.observation, request.deterministic, request.action_masks)
     # A small network answers sooner than a thread would begin to.
-    return infer(*arguments) if model.n_bytes < _LARGE_MODEL_BYTES else await run_in_threadpool(infer, *arguments)
+    return infer(*arguments) if model.n_bytes < LARGE_MODEL_BYTES else await run_in_threadpool(infer, *arguments)
+
+
+@router.post(
+    "/inference/batch",
+    tags=["inference"],
+    response_model=BatchResponse,
+    responses={
+        200: {"content": {ARRAY_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
+        **_errors(400, 401, 403, 404, 408, 409, 413, 415, 422),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": BatchRequest.model_json_schema()},
+                ARRAY_TYPE: {"schema": {"type": "string", "format": "binary"}},
+            },
+        }
+    },
+)
+async def predict_batch(
+    request: Request,
+    store: Store,
+    registry: Registry,
+    model_name: Annotated[ModelName | None, Query(description="The model that an array is for.")] = None,
+    deterministic: Annotated[bool, Query(description="The same as in JSON, for an array.")] = True,
+) -> Response:
+    """Choose actions for many observations: in JSON, each answered for itself, or as one array of `numpy.save`.
+
+    An array comes with the header `Content-Type: application/octet-stream`, and is answered with an array of actions
+    if the header `Accept: application/octet-stream` asks for it.
+    """
+    body = await request.body()
+    load_model = partial(_load_model, store=store, registry=registry)
+    as_array = False
+    answer = partial(answer_json, body, load_model)
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() == ARRAY_TYPE:
+        as_array = ARRAY_TYPE in request.headers.get("accept", "")
+        answer = partial(answer_array, body, model_name, load_model, deterministic, as_array)
+    content = await to_thread.run_sync(answer, limiter=request.app.state.batch_limiter)
+    return Response(content, media_type=ARRAY_TYPE if as_array else "application/json")
 
 
 @router.get("/models", tags=["models"], responses=_errors(400, 401))
@@ -142,6 +202,7 @@ async def check_health(store: Store, registry: Registry) -> Health:
         timestamp=datetime.now(UTC),
         active_jobs=registry.count_active(),
         loaded_models=store.n_loaded,
+        lost_slots=registry.n_lost_slots,
     )
 
 
@@ -159,22 +220,27 @@ def _load_model(model_name: str, store: ModelStore, registry: JobRegistry) -> Se
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # Networks this small lose more to a second thread's start than it earns, and jobs would fight over cores.
-    torch.set_num_threads(1)
-    watch = asyncio.create_task(_watch_memory(app.state.store))
+    if app.state.settings.preload:
+        # In a thread that nobody waits for: the server answers meanwhile, and may end.
+        arguments = ("service.configuration",)
+        threading.Thread(target=importlib.import_module, args=arguments, name="grpo-preload", daemon=True).start()
+        app.state.registry.warm_up()
+    upkeep = asyncio.create_task(_keep_store(app.state.store))
     try:
         yield
     finally:
-        watch.cancel()
+        upkeep.cancel()
         grace_seconds = app.state.settings.shutdown_grace_seconds
         await run_in_threadpool(app.state.registry.shutdown, grace_seconds)
         with suppress(asyncio.CancelledError):
-            await watch
+            await upkeep
 
 
-async def _watch_memory(store: ModelStore) -> None:
+async def _keep_store(store: ModelStore) -> None:
     while True:
-        await asyncio.sleep(_MEMORY_CHECK_SECONDS)
+        while await run_in_threadpool(store.verify_next):
+            await asyncio.sleep(_VERIFICATION_PAUSE_SECONDS)
+        await asyncio.sleep(_UPKEEP_SECONDS)
         store.unload_under_pressure()
 
 
@@ -192,6 +258,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan,
         # Swagger UI would ask a validator on the web about this schema.
         swagger_ui_parameters={"validatorUrl": None},
+        # Nobody collects it, and finding that out would take longer than many an answer.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.store = ModelStore(
@@ -202,22 +270,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         get_total_bytes(),
     )
     app.state.registry = JobRegistry(
-        app.state.store, settings.max_running_jobs, settings.max_queued_jobs, settings.max_kept_jobs
+        app.state.store,
+        make_executor(settings.executor),
+        settings.max_running_jobs,
+        settings.max_queued_jobs,
+        settings.max_kept_jobs,
+        settings.stall_seconds,
     )
+    app.state.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
     app.include_router(router)
     install_error_handlers(app)
+    app.add_middleware(InferenceShortcut, store=app.state.store)
     app.add_middleware(RequestGuard, settings=settings)
-    # Outside the guard, so that pages may read refusals too. Credentials are never allowed: keys travel in headers.
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=settings.cors_origins,
-        allow_origin_regex=LOCAL_ORIGIN_PATTERN,
-        allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["content-type", "authorization", "x-api-key"],
-        allow_credentials=False,
-        max_age=600,
-    )
-    app.add_middleware(SecurityHeaders)
+    # Outside the guard, so that pages may read refusals too.
+    app.add_middleware(BrowserRules, settings=settings)
     return app
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from fastapi import FastAPI
@@ -155,7 +156,7 @@ class TestServer:
 
     def test_health_counts_jobs_and_models(self, client: TestClient, register_env: RegisterEnv, gate: Gate) -> None:
         health = client.get("/health").json()
-        assert health.keys() == {"status", "timestamp", "active_jobs", "loaded_models"}
+        assert health.keys() == {"status", "timestamp", "active_jobs", "loaded_models", "lost_slots"}
         assert (health["status"], health["active_jobs"], health["loaded_models"]) == ("healthy", 0, 0)
         parse_time(health["timestamp"])
         train_to_end(client, **SHORT)
@@ -175,6 +176,7 @@ class TestServer:
             ("/training/jobs", "get"),
             ("/training/{job_id}/stop", "post"),
             ("/inference", "post"),
+            ("/inference/batch", "post"),
             ("/models", "get"),
             ("/models/{model_name}", "delete"),
             ("/health", "get"),
@@ -615,6 +617,45 @@ class TestFollowingTraining:
             {"job_id": waiting, "status": "running", "progress": 0.0},
         ]
 
+    @one_slot
+    def test_the_list_comes_in_pages_and_by_status(
+        self, client: TestClient, register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        done = [train_to_end(client, **SHORT)["job_id"] for _ in range(3)]
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        active = [train(client, env_name=env_name, **SHORT) for _ in range(2)]
+        wait_until(lambda: gate.n_arrived == 1)
+
+        def ask_page(**query: Any) -> list[str]:
+            response = client.get("/training/jobs", params=query)
+            assert response.status_code == 200, response.text
+            return [job["job_id"] for job in response.json()["jobs"]]
+
+        assert ask_page() == [*done, *active]
+        assert ask_page(limit=1000, status="completed") == done
+        assert ask_page(status="queued") == active[1:]
+        assert ask_page(limit=2) == done[:2]
+        assert ask_page(limit=2, after=done[1]) == [done[2], active[0]]
+        assert ask_page(after=active[1]) == []
+
+    @pytest.mark.parametrize(
+        ("query", "status_code"),
+        [
+            ("limit=0", 422),
+            ("limit=1001", 422),
+            ("limit=ten", 422),
+            ("status=done", 422),
+            ("after=none", 404),
+            ("after=%00", 404),
+            (f"after={'x' * 5000}", 404),
+        ],
+    )
+    def test_a_page_that_cannot_be_is_refused(self, client: TestClient, query: str, status_code: int) -> None:
+        response = client.get(f"/training/jobs?{query}")
+        assert response.status_code == status_code
+        assert isinstance(response.json()["detail"], str)
+        assert len(response.text) < 700
+
     @pytest.mark.parametrize("job_id", ["none", "00000000-0000-0000-0000-000000000000", "%00", "%2e%2e", "x" * 5000])
     def test_a_job_that_never_was_is_not_found(self, client: TestClient, job_id: str) -> None:
         for method, action in (("GET", "status"), ("POST", "stop")):
@@ -628,6 +669,44 @@ class TestFollowingTraining:
         jobs = [train_to_end(client, **SHORT)["job_id"] for _ in range(4)]
         assert [job["job_id"] for job in list_jobs(client)] == jobs[1:]
         assert client.get(f"/training/{jobs[0]}/status").status_code == 404
+
+
+@pytest.mark.parametrize("overrides", [{"executor": "process"}], ids=["processes"])
+class TestWorkerProcesses:
+    def test_jobs_train_stop_and_answer_as_ever(self, client: TestClient) -> None:
+        endless = train(client, total_timesteps=10_000_000, model_name="endless")
+        status = train_to_end(client, model_name="m", **SHORT)
+        assert (status["status"], status["progress"], status["model_name"]) == ("completed", 1.0, "m")
+        assert status["metrics"].keys() >= LIVE_METRICS
+        assert ask(client, "m")["action"] in (0, 1)
+        wait_until(lambda: get_status(client, endless)["current_timesteps"] > 0)
+        assert client.post(f"/training/{endless}/stop").json()["message"] == "Training job stopped"
+        assert get_status(client, endless)["status"] == "stopped"
+        assert ask(client, "endless")["action"] in (0, 1)
+
+    def test_what_a_worker_cannot_import_is_refused_with_the_remedy(
+        self, client: TestClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(api.REWARD_FUNCTIONS, "mine", lambda state, action, next_state: state[:, :1])
+        detail = refuse(client, 400, "/train", reward_function_type="mine")
+        assert "define it at the top level of a module that can be imported, or start the server with" in detail
+        assert list_jobs(client) == []
+
+
+@pytest.mark.parametrize("overrides", [{"executor": "auto"}], ids=["auto"])
+@pytest.mark.skipif(sys.platform != "linux", reason="jobs train in threads only elsewhere")
+def test_what_a_worker_cannot_import_trains_in_a_thread_instead(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(api.REWARD_FUNCTIONS, "mine", lambda state, action, next_state: state[:, :1])
+    (warning,) = train_to_end(client, reward_function_type="mine", **SHORT)["warnings"]
+    assert "trains in a thread of the server" in warning
+    assert "reward function 'mine' cannot be brought into a worker process" in warning
+    endless = train(client, total_timesteps=10_000_000)
+    wait_until(lambda: get_status(client, endless)["current_timesteps"] > 0)
+    template = next(p for p in psutil.Process().children() if "serve_template" in " ".join(p.cmdline()))
+    assert len(template.children()) == 1
+    assert get_status(client, endless)["warnings"] == []
 
 
 class TestStopping:

@@ -1,11 +1,21 @@
-"""Imports go one way: run_api, api, service, grpo, grpo_core."""
+"""Imports go one way: run_api, api, service, grpo, grpo_core; and torch is imported when the first job is sent."""
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium as gym
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from grpo import GRPO
+from tests.support import make_model
+
 ROOT = Path(__file__).parent.parent
 ORDER = ["grpo_core", "grpo", "grpo_zoo", "service", "api", "run_api"]
+TRAINING_PACKAGES = ["torch", "stable_baselines3", "pandas", "matplotlib"]
 WEB_PACKAGES = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "fastapi_offline", "cachetools"}
 
 
@@ -43,3 +53,58 @@ def test_only_the_settings_read_the_process_environment() -> None:
                 source = file.read_text()
                 assert "os.environ" not in source, file.name
                 assert "getenv" not in source, file.name
+
+
+def run_server(statements: str, models_dir: Path) -> list[str]:
+    """Talk to a service in a process of its own, in which it is the first to import; return which packages that took.
+
+    :param statements: What is done with its ``client``.
+    """
+    script = f"""
+import sys
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+
+from api import REWARD_FUNCTIONS, create_app
+from service.settings import Settings
+
+REWARD_FUNCTIONS["my_reward"] = lambda state, action, next_state: next_state[:, :1]
+with TestClient(create_app(Settings(models_dir=Path({str(models_dir)!r}))), base_url="http://localhost") as client:
+    {statements}
+    print([name for name in {TRAINING_PACKAGES} if name in sys.modules])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    imported: list[str] = ast.literal_eval(process.stdout)
+    return imported
+
+
+def test_serving_a_model_imports_nothing_of_what_trains(tmp_path: Path) -> None:
+    (tmp_path / "m.zip").write_bytes(make_model("CartPole-v1").to_bytes())
+    (tmp_path / "normalised.zip").write_bytes(
+        GRPO("MlpPolicy", VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))).to_bytes()
+    )
+    statements = """
+    for name, n_numbers in (("m", 4), ("normalised", 3)):
+        for deterministic in (True, False):
+            body = {"model_name": name, "observation": [0.1] * n_numbers, "deterministic": deterministic}
+            assert client.post("/inference", json=body).status_code == 200
+    for path in ("/", "/health", "/models", "/training/jobs", "/docs", "/openapi.json"):
+        assert client.get(path).status_code == 200, path
+    assert client.post("/train", json={"total_timesteps": 0}).status_code == 422
+    assert client.delete("/models/m").status_code == 200
+    """
+    assert run_server(statements.strip(), tmp_path) == []
+
+
+def test_the_first_job_imports_torch_for_one_thread_and_knows_the_rewards_added_before(tmp_path: Path) -> None:
+    statements = """
+    body = {"env_name": "Pendulum-v1", "total_timesteps": 64, "reward_function_type": "my_reward"}
+    assert client.post("/train", json=body).status_code == 200
+    assert sys.modules["torch"].get_num_threads() == 1
+    """
+    assert run_server(statements.strip(), tmp_path)[:2] == ["torch", "stable_baselines3"]

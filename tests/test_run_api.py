@@ -12,6 +12,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 import uvicorn
 
@@ -82,42 +83,133 @@ def end(process: subprocess.Popen[str], signal_number: signal.Signals) -> tuple[
     return process.returncode, errors
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_cleanly_and_keeps_the_policy_in_training(
-    start_server: StartServer, port: int, tmp_path: Path, signal_number: signal.Signals
+    start_server: StartServer, port: int, tmp_path: Path, signal_number: signal.Signals, executor: str
 ) -> None:
-    server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"))
+    server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"), GRPO_EXECUTOR=executor)
     wait_until(lambda: answers(port))
     started = call(port, "/train", {"total_timesteps": 10_000_000, "model_name": "m"})
     status_path = f"/training/{started['job_id']}/status"
     wait_until(lambda: call(port, status_path)["current_timesteps"] > 100)
     assert not (tmp_path / "models" / "m.zip").exists()
+    workers = psutil.Process(server.pid).children(recursive=True)
+    assert len(workers) == (2 if executor == "process" else 0)
     status, errors = end(server, signal_number)
     assert status == 0, errors
+    assert not any(map(is_alive, workers))
     assert "Traceback" not in errors
-    assert [file.name for file in (tmp_path / "models").iterdir()] == ["m.zip"]
+    assert sorted(file.name for file in (tmp_path / "models").iterdir()) == [".lock", "m.zip"]
     assert GRPO.load(tmp_path / "models" / "m.zip").num_timesteps > 100
 
 
-def test_a_job_that_hangs_does_not_keep_the_server_alive(start_server: StartServer, port: int, tmp_path: Path) -> None:
-    # The environment comes with the process here: a module that Python imports when it starts.
-    (tmp_path / "sitecustomize.py").write_text(
-        "import threading, gymnasium\n"
-        "class Hanging(gymnasium.Env):\n"
-        "    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))\n"
-        "    action_space = gymnasium.spaces.Discrete(2)\n"
-        "    capture_state = restore_state = lambda self, *state: None\n"
-        "    def reset(self, *, seed=None, options=None):\n"
-        "        threading.Event().wait()\n"
-        "gymnasium.register('Hanging-v0', entry_point=Hanging)\n"
-    )
+@pytest.fixture
+def start_hanging(start_server: StartServer, port: int, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start a server with a job that hangs."""
+
+    def start(executor: str, grace_seconds: int = 1) -> subprocess.Popen[str]:
+        # The environment comes with the process here: a module that Python imports when it starts.
+        (tmp_path / "sitecustomize.py").write_text(
+            "import threading, gymnasium\n"
+            "class Hanging(gymnasium.Env):\n"
+            "    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))\n"
+            "    action_space = gymnasium.spaces.Discrete(2)\n"
+            "    capture_state = restore_state = lambda self, *state: None\n"
+            "    def reset(self, *, seed=None, options=None):\n"
+            "        threading.Event().wait()\n"
+            "gymnasium.register('Hanging-v0', entry_point=Hanging)\n"
+        )
+        variables = {"GRPO_EXECUTOR": executor, "GRPO_STALL_SECONDS": "5"}
+        variables["GRPO_SHUTDOWN_GRACE_SECONDS"] = str(grace_seconds)
+        models_dir = tmp_path / "models"
+        server = start_server(
+            "--port", str(port), "--models-dir", str(models_dir), PYTHONPATH=str(tmp_path), **variables
+        )
+        wait_until(lambda: answers(port))
+        started = call(port, "/train", {"env_name": "Hanging-v0"})
+        wait_until(lambda: bool(call(port, f"/training/{started['job_id']}/status")["status"] == "running"))
+        return server
+
+    return start
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_job_that_hangs_does_not_keep_the_server_alive(
+    start_hanging: Callable[..., subprocess.Popen[str]], executor: str
+) -> None:
+    server = start_hanging(executor)
+    workers = psutil.Process(server.pid).children(recursive=True)
+    assert end(server, signal.SIGTERM)[0] == 0
+    assert not any(map(is_alive, workers))
+
+
+def test_a_thread_that_was_given_up_on_does_not_keep_the_server_alive(
+    start_hanging: Callable[..., subprocess.Popen[str]], port: int
+) -> None:
+    server = start_hanging("thread")
+    wait_until(lambda: bool(call(port, "/health")["lost_slots"] == 1))
+    assert call(port, "/health")["active_jobs"] == 0
+    assert end(server, signal.SIGTERM)[0] == 0
+
+
+def test_workers_die_with_a_server_that_is_killed(
+    start_hanging: Callable[..., subprocess.Popen[str]], port: int
+) -> None:
+    server = start_hanging("process")
+    started = call(port, "/train", {"total_timesteps": 10_000_000})
+    wait_until(lambda: call(port, f"/training/{started['job_id']}/status")["current_timesteps"] > 100)
+    workers = psutil.Process(server.pid).children(recursive=True)
+    assert len(workers) == 3
+    end(server, signal.SIGKILL)
+    wait_until(lambda: not any(map(is_alive, workers)))
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_second_signal_ends_the_server_at_once(
+    start_hanging: Callable[..., subprocess.Popen[str]], port: int, executor: str
+) -> None:
+    """The first one waits, for longer than the test would, until the job is done."""
+    server = start_hanging(executor, grace_seconds=1000)
+    workers = psutil.Process(server.pid).children(recursive=True)
+    server.send_signal(signal.SIGTERM)
+    wait_until(lambda: not answers(port))
+    status, errors = end(server, signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
+    wait_until(lambda: not any(map(is_alive, workers)))
+
+
+def test_a_second_server_on_the_same_folder_is_refused(start_server: StartServer, port: int, tmp_path: Path) -> None:
     models_dir = tmp_path / "models"
-    server = start_server(
-        "--port", str(port), "--models-dir", str(models_dir), PYTHONPATH=str(tmp_path), GRPO_SHUTDOWN_GRACE_SECONDS="1"
-    )
+    first = start_server("--port", str(port), "--models-dir", str(models_dir))
     wait_until(lambda: answers(port))
-    started = call(port, "/train", {"env_name": "Hanging-v0"})
-    wait_until(lambda: bool(call(port, f"/training/{started['job_id']}/status")["status"] == "running"))
+    second = start_server("--port", "0", "--models-dir", str(models_dir))
+    output, errors = second.communicate(timeout=60)
+    assert (second.returncode, output) == (2, "")
+    assert errors.count("\n") == 1
+    for part in (str(models_dir), f"process id {first.pid}", "GRPO_MODELS_DIR"):
+        assert part in errors
+    # The end of a server, however sudden, opens the folder to the next one.
+    first.kill()
+    first.wait()
+    third = start_server("--port", str(port), "--models-dir", str(models_dir))
+    wait_until(lambda: answers(port))
+    assert end(third, signal.SIGTERM)[0] == 0
+
+
+def test_torch_is_imported_early_if_the_operator_wants_it(start_server: StartServer, port: int, tmp_path: Path) -> None:
+    server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"), GRPO_PRELOAD="1")
+    wait_until(lambda: answers(port))
+    maps = Path(f"/proc/{server.pid}/maps")
+    wait_until(lambda: "libtorch_python" in maps.read_text())
     assert end(server, signal.SIGTERM)[0] == 0
 
 
@@ -136,16 +228,21 @@ def test_with_a_key_or_an_explicit_wish_others_are_served(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str]
 ) -> None:
     # What would listen is replaced: a test opens no port to other machines.
-    served: list[dict[str, Any]] = []
-    monkeypatch.setattr(uvicorn, "run", lambda app, **arguments: served.append(arguments))
+    served: list[uvicorn.Config] = []
+
+    def serve(server: uvicorn.Server) -> None:
+        server.started = True
+        served.append(server.config)
+
+    monkeypatch.setattr(uvicorn.Server, "run", serve)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["run_api.py", "--host", "0.0.0.0", "--models-dir", str(tmp_path / "models")])
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert run_api.main() == 0
-    (arguments,) = served
-    assert (arguments["host"], arguments["port"]) == ("0.0.0.0", 8000)
-    assert not arguments["server_header"]
+    (config,) = served
+    assert (config.host, config.port) == ("0.0.0.0", 8000)
+    assert not config.server_header
 
 
 def test_a_refusal_is_the_exit_status_of_the_process(tmp_path: Path) -> None:
