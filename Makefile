@@ -2,7 +2,7 @@ VENV := .venv
 PYTHON ?= python3
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: install serve test test-zoo lint type format bench-cartpole bench-suite bench-ablation clean
+.PHONY: install serve test test-zoo lint type format bench-cartpole bench-speed bench-suite bench-ablation clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,11 @@ format: $(VENV)/.installed-dev
 
 bench-cartpole: install
 	$(VENV)/bin/python -m benchmarks.cartpole
+
+# A quarter of an hour on a machine that does nothing else. ARGS="startup load" measures some of it.
+bench-speed: $(VENV)/.installed-bench
+	$(VENV)/bin/python -m benchmarks.speed $(ARGS)
+	$(VENV)/bin/python -m benchmarks.report
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
 	$(PIP) install -r requirements-bench.txt

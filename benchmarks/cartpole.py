@@ -86,7 +86,7 @@ def train_grpo_over_http(seeds: Sequence[int]) -> list[float]:
         with TestClient(create_app(settings), base_url="http://localhost") as client:
             jobs = [client.post("/train", json={"seed": seed, "model_name": f"seed-{seed}"}).json() for seed in seeds]
             for job in jobs:
-                _wait_for(client, job["job_id"])
+                wait_for(client, job["job_id"])
         scores = []
         for seed in seeds:
             actor = GRPO.load(Path(folder) / f"seed-{seed}.zip").make_actor()
@@ -94,11 +94,12 @@ def train_grpo_over_http(seeds: Sequence[int]) -> list[float]:
         return scores
 
 
-def _wait_for(client: TestClient, job_id: str) -> None:
+def wait_for(client: TestClient, job_id: str) -> dict[str, Any]:
+    """Wait until a job is completed, and return its status."""
     while True:
-        status = client.get(f"/training/{job_id}/status").json()
+        status: dict[str, Any] = client.get(f"/training/{job_id}/status").json()
         if status["status"] == "completed":
-            return
+            return status
         if status["status"] in ("failed", "stopped"):
             raise RuntimeError(f"job {job_id} {status['status']}: {status['error_message']}")
         time.sleep(_POLL_SECONDS)

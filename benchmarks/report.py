@@ -9,6 +9,7 @@ from benchmarks.ablation import ABLATION_PATH, ABLATIONS, get_label, make_ablati
 from benchmarks.methods import METHODS, make_specs
 from benchmarks.plots import plot_curves
 from benchmarks.runs import Run, read_runs, select_runs
+from benchmarks.speed import format_sections
 from benchmarks.suite import get_path
 from benchmarks.tables import count_decimals, format_aim, format_table
 from benchmarks.tasks import FIRST_SEED, TASKS, Task
@@ -31,6 +32,12 @@ versions. `make bench-suite` makes those that are missing and writes this page.
   schedules run over the budget here. It has none for FrozenLake-v1, where PPO is in the row of its defaults and TRPO
   and ARS run with theirs. Hopper-v5 takes those of Hopper-v4.
 - **Negative control.** The zero-advantage port (`zero_advantage.py`), on CartPole-v1 with `optimized_cartpole`.
+"""
+
+_SPEED_INTRO = """# Speed
+
+`make bench-speed` measures all of it and writes this page. Times are of one machine; whatever is compared took turns in
+one run, so believe the ratios.
 """
 
 
@@ -82,8 +89,11 @@ def main() -> None:
     ablations = [text for task in TASKS.values() if (text := make_ablation(task))]
     if ablations:
         ablations.insert(0, "## What each part adds\n\nEverything else as in the comparison; seeds of their own.\n")
+    speed = format_sections()
+    if speed:
+        speed.insert(0, _SPEED_INTRO)
     path = _FOLDER / "RESULTS.md"
-    path.write_text("\n".join(text for text in (_INTRO, *comparisons, *ablations) if text))
+    path.write_text("\n".join(text for text in (_INTRO, *comparisons, *ablations, *speed) if text))
     print(f"wrote {path.name} and its curves")
 
 

@@ -1,0 +1,189 @@
+"""Measure a server whose models folder has grown: listings of 1,000 models, and 300 of them through a bounded cache.
+
+``python -m benchmarks.growth``
+"""
+
+import argparse
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.server import Server, get_percentile, serve
+from grpo import GRPO
+
+N_LISTED = 1000
+N_LISTINGS = 20
+N_SERVED = 300
+N_CLIENTS = 8
+CACHE_MIB = 512
+# Two networks of 4*700 + 700*700 weights are 4 MB: a hundred and thirty of three hundred fit.
+LARGE_NET_ARCH = [700, 700]
+OBSERVATION = [0.1, 0.0, 0.05, 0.0]
+_SAMPLE_SECONDS = 0.02
+_SETTLE_SECONDS = 20.0
+
+
+class Listings(NamedTuple):
+    """Times of ``GET /models``, and how long a damaged file among the last was called ``saved``."""
+
+    first_ms: float
+    verifying_ms: list[float]
+    verified_s: float
+    verified_ms: list[float]
+
+
+class Served(NamedTuple):
+    """What many models answered through a small cache.
+
+    :param errors: What was answered with another status than 200.
+    :param n_wrong: Answers that are not the model's.
+    """
+
+    times_ms: list[float]
+    errors: list[str]
+    n_wrong: int
+    n_loaded: int
+    idle_mib: float
+    peak_mib: float
+
+
+def make_content(seed: int, net_arch: list[int], n_steps: int) -> bytes:
+    """Return the file of a model for CartPole, trained for a few steps so that it holds its optimizer's arrays."""
+    kwargs = {"net_arch": net_arch}
+    model = GRPO("MlpPolicy", "CartPole-v1", n_steps=64, group_size=2, horizon=32, seed=seed, policy_kwargs=kwargs)
+    return (model.learn(n_steps) if n_steps else model).to_bytes()
+
+
+def measure_listings(models_dir: Path) -> Listings:
+    """List a large folder: at once after the start, while the files are verified, and from then on."""
+    content = make_content(0, [64, 64], n_steps=64)
+    for i in range(N_LISTED - 1):
+        (models_dir / f"m{i:04}.zip").write_bytes(content)
+    (models_dir / "z.zip").write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    with serve(models_dir) as server:
+        client = server.connect()
+        started = time.perf_counter()
+        first_ms = client.time_call("GET", "/models")
+        verifying_ms = []
+        while client.call("GET", "/models")["models"][-1]["status"] == "saved":
+            verifying_ms.append(client.time_call("GET", "/models"))
+        verified_s = time.perf_counter() - started
+        # The damaged file may have been come to early: let the others be verified too.
+        time.sleep(_SETTLE_SECONDS)
+        client = server.connect()
+        verified_ms = [client.time_call("GET", "/models") for _ in range(N_LISTINGS)]
+        statuses = [model["status"] for model in client.call("GET", "/models")["models"]]
+        if statuses != ["saved"] * (N_LISTED - 1) + ["corrupt"]:
+            raise RuntimeError("a file is listed as what it is not")
+        return Listings(first_ms, verifying_ms, verified_s, verified_ms)
+
+
+@contextmanager
+def _watch_memory(server: Server) -> Iterator[list[float]]:
+    """Collect readings of a server's memory, in MiB."""
+    readings: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_SAMPLE_SECONDS):
+            readings.append(server.measure_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield readings
+    finally:
+        done.set()
+        watcher.join()
+
+
+def measure_cache(models_dir: Path, n_requests: int) -> Served:
+    """Ask models that are larger than the cache together, from several clients at once."""
+    contents = [make_content(seed, LARGE_NET_ARCH, n_steps=0) for seed in range(3)]
+    for i in range(N_SERVED):
+        # Three files under a hundred names each: the server reads every name by itself.
+        source = models_dir / f"m{i % 3}.zip"
+        if i < 3:
+            source.write_bytes(contents[i])
+        else:
+            os.link(source, models_dir / f"m{i}.zip")
+    variables = {"GRPO_MAX_CACHED_MODELS": str(N_SERVED), "GRPO_MAX_CACHED_BYTES": str(CACHE_MIB * 2**20)}
+    with serve(models_dir, **variables) as server:
+        client = server.connect()
+        idle_mib = server.measure_memory()
+        expected = [client.call("POST", "/inference", _ask(i)) for i in range(3)]
+        errors: list[str] = []
+        wrong: list[int] = []
+
+        def ask_many(seed: int) -> list[float]:
+            client, rng, times_ms = server.connect(), random.Random(seed), []
+            for _ in range(n_requests // N_CLIENTS):
+                i = rng.randrange(N_SERVED)
+                started = time.perf_counter()
+                try:
+                    if client.call("POST", "/inference", _ask(i)) != expected[i % 3]:
+                        wrong.append(i)
+                except RuntimeError as error:
+                    errors.append(str(error))
+                times_ms.append(1e3 * (time.perf_counter() - started))
+            return times_ms
+
+        with _watch_memory(server) as readings, ThreadPoolExecutor(N_CLIENTS) as pool:
+            times_ms = [time_ms for times in pool.map(ask_many, range(N_CLIENTS)) for time_ms in times]
+        n_loaded = server.connect().call("GET", "/health")["loaded_models"]
+        return Served(times_ms, errors, len(wrong), n_loaded, idle_mib, max(readings))
+
+
+def _ask(i: int) -> dict[str, object]:
+    return {"model_name": f"m{i}", "observation": OBSERVATION}
+
+
+def format_tables(listings: Listings, served: Served) -> str:
+    """Format what was measured as Markdown."""
+    verifying = f"{statistics.median(listings.verifying_ms):.1f}" if listings.verifying_ms else "-"
+    return "\n".join(
+        [
+            f"| GET /models of {N_LISTED:,} models | measured | aim |",
+            "|---|---|---|",
+            f"| first, right after the start, ms | {listings.first_ms:.1f} | <= 50 |",
+            f"| while the files are verified, median, ms | {verifying} | |",
+            f"| once they are, median of {N_LISTINGS}, ms | {statistics.median(listings.verified_ms):.1f} | <= 50 |",
+            f"| a damaged file was found after, s | {listings.verified_s:.1f} | |",
+            "",
+            f"| {N_SERVED} models of 4 MB through {CACHE_MIB} MiB, {N_CLIENTS} clients | measured | aim |",
+            "|---|---|---|",
+            f"| answers | {len(served.times_ms)} | |",
+            f"| errors | {len(served.errors)} | 0 |",
+            f"| wrong answers | {served.n_wrong} | 0 |",
+            f"| in memory at the end | {served.n_loaded} | |",
+            f"| median, ms | {statistics.median(served.times_ms):.1f} | |",
+            f"| 99th percentile, ms | {get_percentile(served.times_ms, 99):.1f} | |",
+            f"| resident before, MiB | {served.idle_mib:.0f} | |",
+            f"| resident at most, MiB | {served.peak_mib:.0f} | |",
+            *sorted(set(served.errors))[:5],
+        ]
+    )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n-requests", type=int, default=2000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        listings = measure_listings(Path(name))
+    with tempfile.TemporaryDirectory() as name:
+        served = measure_cache(Path(name), arguments.n_requests)
+    print(format_tables(listings, served))
+
+
+if __name__ == "__main__":
+    main()

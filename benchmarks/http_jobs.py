@@ -1,0 +1,55 @@
+"""Jobs of ``POST /train``, timed."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastapi.testclient import TestClient
+from stable_baselines3.common.env_util import make_vec_env
+
+from api import REWARD_FUNCTIONS, create_app
+from benchmarks.cartpole import wait_for
+from grpo import GRPO
+from service.configuration import resolve_request
+from service.schemas import TrainRequest
+from service.settings import Settings
+from service.training import build_model, make_env
+
+
+class HttpTraining(NamedTuple):
+    """How long a job took, in seconds since its request was sent.
+
+    :param answer_seconds: Until the request was answered.
+    :param total_seconds: Until the job was completed, its policy saved.
+    """
+
+    answer_seconds: float
+    total_seconds: float
+
+
+@contextmanager
+def serve() -> Iterator[tuple[TestClient, Path]]:
+    """Start the service in this process, and hand out a client and the folder of its model files."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with TestClient(create_app(Settings(models_dir=folder)), base_url="http://localhost") as client:
+            yield client, folder
+
+
+def train_over_http(client: TestClient, request: Mapping[str, Any]) -> HttpTraining:
+    """Send ``POST /train`` and wait; the end is the one that the job's status tells, however rarely it is asked for."""
+    sent_at = datetime.now(UTC)
+    response = client.post("/train", json=request)
+    answered_at = datetime.now(UTC)
+    response.raise_for_status()
+    ended_at = datetime.fromisoformat(wait_for(client, response.json()["job_id"])["end_time"])
+    return HttpTraining((answered_at - sent_at).total_seconds(), (ended_at - sent_at).total_seconds())
+
+
+def make_service_model(request: Mapping[str, Any]) -> GRPO:
+    """Build what ``POST /train`` would train."""
+    config, reward, _ = resolve_request(TrainRequest(**request), REWARD_FUNCTIONS)
+    return build_model(config, make_vec_env(lambda: make_env(config.env_name), config.n_envs), reward)
