@@ -150,6 +150,7 @@ def _train(connection: "Connection") -> None:
         config = TrainConfig.model_validate_json(connection.recv_bytes())
         references = connection.recv_bytes()
         threading.Thread(target=reporter.listen, daemon=True).start()
+        # The server made these bytes, and the socket has no name under which anybody else could write to it.
         gym.registry[config.env_name], reward = pickle.loads(references)
         content = train_policy(config, reward, reporter)
     except BaseException as error:  # the job boundary: whatever an environment throws ends its job alone
