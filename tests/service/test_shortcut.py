@@ -61,6 +61,19 @@ def test_the_route_answers_once_and_the_shortcut_the_same_from_then_on(
     assert len({tuple(sorted(answer.headers.items())) for answer in answers}) == 1
 
 
+def test_the_shortcut_draws_actions_if_asked_to_and_masks_those_ruled_out(
+    served: TestClient, counter: RouteCounter
+) -> None:
+    drawn: dict[str, Any] = {"model_name": "m", "observation": OBSERVATION, "deterministic": False}
+    served.post("/inference", json=drawn)  # answered by the route, which loads the model
+    # An untrained policy is about undecided: all of forty draws are alike once in some 10^11 times.
+    assert {served.post("/inference", json=drawn).json()["action"] for _ in range(40)} == {0, 1}
+    for action, masks in ((0, [1, 0]), (1, [0, 1])):
+        answer = served.post("/inference", json={**drawn, "deterministic": True, "action_masks": masks}).json()
+        assert (answer["action"], answer["action_probs"][action]) == (action, 1.0)
+    assert counter.n_calls == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [
