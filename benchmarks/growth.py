@@ -1,9 +1,10 @@
-"""Measure a server whose models folder has grown: listings of 1,000 models, and 300 of them through a bounded cache.
+"""Measure a server that has grown: 1,000 models listed, 300 through a bounded cache, and 10,000 finished jobs.
 
 ``python -m benchmarks.growth``
 """
 
 import argparse
+import logging
 import os
 import random
 import statistics
@@ -16,12 +17,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from fastapi.testclient import TestClient
+
+from api import create_app
 from benchmarks.server import Server, get_percentile, serve
 from grpo import GRPO
+from grpo_core.rewards import REWARD_FUNCTIONS
+from service.configuration import TrainingPlan, resolve_request
+from service.executors import Run, TrainingFailedError
+from service.jobs import JobRegistry
+from service.schemas import TrainRequest
+from service.settings import Settings
+from service.training import TrainingProgress
 
 N_LISTED = 1000
 N_LISTINGS = 20
 N_SERVED = 300
+N_JOBS = 10_000
 N_CLIENTS = 8
 CACHE_MIB = 512
 # Two networks of 4*700 + 700*700 weights are 4 MB: a hundred and thirty of three hundred fit.
@@ -142,11 +154,69 @@ def measure_cache(models_dir: Path, n_requests: int) -> Served:
         return Served(times_ms, errors, len(wrong), n_loaded, idle_mib, max(readings))
 
 
+class _Failing:
+    """Runs jobs that have failed before they begin."""
+
+    can_kill = False
+
+    def warm_up(self) -> None:
+        """Nothing to get ready."""
+
+    def check(self, plan: TrainingPlan) -> list[str]:
+        """Every plan fails."""
+        return []
+
+    def start(self, plan: TrainingPlan, progress: TrainingProgress) -> Run:
+        """Run nothing."""
+        return self
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """It has ended."""
+        return True
+
+    def get_content(self) -> bytes:
+        """Fail."""
+        raise TrainingFailedError("as it should")
+
+    def kill(self) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def measure_jobs(models_dir: Path) -> dict[str, float]:
+    """Return what requests take, in ms, when the server remembers 10,000 jobs: submission alone, the others as HTTP."""
+    app = create_app(Settings(models_dir=models_dir))
+    registry = JobRegistry(app.state.store, _Failing(), 1, 1, N_JOBS, 60.0)
+    plan = resolve_request(TrainRequest(), REWARD_FUNCTIONS)
+    logging.getLogger("grpo.service").setLevel(logging.CRITICAL)
+    submitting: list[float] = []
+    for _ in range(N_JOBS):
+        start = time.perf_counter()
+        job = registry.submit(plan)
+        submitting.append(1000 * (time.perf_counter() - start))
+        job.finished.wait()
+    app.state.registry = registry
+    times = {"submit the last 1,000, median each": statistics.median(submitting[-1000:])}
+    paths = {"status of one": f"/training/{job.job_id}/status"}
+    paths |= {"a page of 100": "/training/jobs?limit=100", "all of them": "/training/jobs"}
+    with TestClient(app, base_url="http://localhost") as client:
+        for name, path in paths.items():
+            samples = []
+            for _ in range(N_LISTINGS):
+                start = time.perf_counter()
+                client.get(path).raise_for_status()
+                samples.append(1000 * (time.perf_counter() - start))
+            times[name] = statistics.median(samples)
+    return times
+
+
 def _ask(i: int) -> dict[str, object]:
     return {"model_name": f"m{i}", "observation": OBSERVATION}
 
 
-def format_tables(listings: Listings, served: Served) -> str:
+def format_tables(listings: Listings, served: Served, jobs: dict[str, float]) -> str:
     """Format what was measured as Markdown."""
     verifying = f"{statistics.median(listings.verifying_ms):.1f}" if listings.verifying_ms else "-"
     return "\n".join(
@@ -169,6 +239,10 @@ def format_tables(listings: Listings, served: Served) -> str:
             f"| resident before, MiB | {served.idle_mib:.0f} | |",
             f"| resident at most, MiB | {served.peak_mib:.0f} | |",
             *sorted(set(served.errors))[:5],
+            "",
+            f"| {N_JOBS:,} finished jobs | ms |",
+            "|---|---|",
+            *(f"| {name} | {time_ms:.3f} |" for name, time_ms in jobs.items()),
         ]
     )
 
@@ -182,7 +256,9 @@ def main() -> None:
         listings = measure_listings(Path(name))
     with tempfile.TemporaryDirectory() as name:
         served = measure_cache(Path(name), arguments.n_requests)
-    print(format_tables(listings, served))
+    with tempfile.TemporaryDirectory() as name:
+        jobs = measure_jobs(Path(name))
+    print(format_tables(listings, served, jobs))
 
 
 if __name__ == "__main__":
