@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-import api
 import service.shortcut
 from service.inference import infer
+from service.routes import inference
 from service.settings import Settings
 from tests.support import make_client, make_model
 
@@ -20,7 +20,7 @@ class RouteCounter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.n_calls = 0
-        monkeypatch.setattr(api, "infer", self._infer)
+        monkeypatch.setattr(inference, "infer", self._infer)
 
     def _infer(self, *arguments: Any) -> Any:
         self.n_calls += 1

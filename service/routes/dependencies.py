@@ -1,0 +1,36 @@
+"""What routes are given, and how they say which errors they answer."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from grpo_core.rewards import RewardFunction
+from service.jobs import JobRegistry
+from service.model_store import ModelStore
+from service.schemas import ErrorResponse
+
+
+async def _get_store(request: Request) -> ModelStore:
+    store: ModelStore = request.app.state.store
+    return store
+
+
+async def _get_registry(request: Request) -> JobRegistry:
+    registry: JobRegistry = request.app.state.registry
+    return registry
+
+
+async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction]:
+    reward_functions: Mapping[str, RewardFunction] = request.app.state.reward_functions
+    return reward_functions
+
+
+Store = Annotated[ModelStore, Depends(_get_store)]
+Registry = Annotated[JobRegistry, Depends(_get_registry)]
+RewardFunctions = Annotated[Mapping[str, RewardFunction], Depends(_get_reward_functions)]
+
+
+def errors(*status_codes: int) -> dict[int | str, dict[str, object]]:
+    """Document the errors of a route."""
+    return {status_code: {"model": ErrorResponse} for status_code in status_codes}
