@@ -23,12 +23,12 @@ from api import create_app
 from benchmarks.server import Server, get_percentile, serve
 from grpo import GRPO
 from grpo_core.rewards import REWARD_FUNCTIONS
-from service.configuration import TrainingPlan, resolve_request
-from service.executors import Run, TrainingFailedError
+from service.configuration import resolve_request
+from service.executors import Run, TaskFailedError
 from service.jobs import JobRegistry
 from service.schemas import TrainRequest
 from service.settings import Settings
-from service.training import TrainingProgress
+from service.tasks import Progress, Task
 
 N_LISTED = 1000
 N_LISTINGS = 20
@@ -162,11 +162,11 @@ class _Failing:
     def warm_up(self) -> None:
         """Nothing to get ready."""
 
-    def check(self, plan: TrainingPlan) -> list[str]:
-        """Every plan fails."""
+    def check(self, task: Task) -> list[str]:
+        """Every task fails."""
         return []
 
-    def start(self, plan: TrainingPlan, progress: TrainingProgress) -> Run:
+    def start(self, task: Task, progress: Progress) -> Run:
         """Run nothing."""
         return self
 
@@ -176,7 +176,7 @@ class _Failing:
 
     def get_content(self) -> bytes:
         """Fail."""
-        raise TrainingFailedError("as it should")
+        raise TaskFailedError("as it should")
 
     def kill(self) -> None:
         """Nothing runs."""

@@ -24,7 +24,8 @@ from grpo_core.spaces import UnsupportedSpaceError, check_action_space, check_ob
 from service.errors import InvalidRequestError, printable
 from service.footprint import check_memory, count_observed_numbers
 from service.schemas import MAX_OBSERVATION_NUMBERS, MAX_SEED, Normalization, TrainConfig, TrainRequest
-from service.training import Reward, build_model, choose_policy, make_env
+from service.tasks import Task
+from service.training import Reward, build_model, choose_policy, make_env, train_policy
 
 # The preset that fills in nothing.
 NO_PRESET = "none"
@@ -51,6 +52,12 @@ class TrainingPlan(NamedTuple):
     config: TrainConfig
     reward: Reward
     warnings: tuple[str, ...]
+
+    def make_task(self) -> Task:
+        """Make what an executor runs."""
+        names = ", ".join(self.config.reward_functions or [str(self.config.reward_function_type)])
+        foreign = {f"reward function '{names}'": self.reward}
+        return Task(train_policy, (self.config, self.reward), self.config.env_name, foreign)
 
 
 class _Rewards(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where a job's training runs: in a thread of the server, or in a process of its own."""
+"""Where tasks such as a job's training run: in a thread of the server, or in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,23 +16,20 @@ import time
 from concurrent import futures
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 
 from service.errors import InvalidRequestError, printable
+from service.tasks import Progress, Task
 from service.worker import EXIT_STATUS, FAILURE, FORK, KILL, PROGRESS, REQUEST, RESULT
-
-if TYPE_CHECKING:  # both import torch, which takes seconds that the server's start can do without
-    from service.configuration import TrainingPlan
-    from service.training import TrainingProgress
 
 _CLOSE_SECONDS = 1.0
 _THREAD_NICENESS = 10
 
 
-class TrainingFailedError(Exception):
-    """A training failed; the message is fit for a client as it is."""
+class TaskFailedError(Exception):
+    """A task failed; the message is fit for a client as it is."""
 
 
 _LOST = (
@@ -42,7 +39,7 @@ _LOST = (
 
 
 class Run(Protocol):
-    """One training under way.
+    """One task under way.
 
     :param can_kill: Whether it can be ended when it hangs.
     """
@@ -53,9 +50,9 @@ class Run(Protocol):
         """Wait for its end, not for ever; return whether it has ended."""
 
     def get_content(self) -> bytes:
-        """Return the model file's content, once it has ended.
+        """Return what was made, once it has ended.
 
-        :raises Exception: What the training raised.
+        :raises Exception: What the task raised.
         """
 
     def kill(self) -> None:
@@ -63,22 +60,22 @@ class Run(Protocol):
 
 
 class Executor(Protocol):
-    """Runs trainings."""
+    """Runs tasks."""
 
     def warm_up(self) -> None:
         """Get ready, so that the first job starts at once."""
 
-    def check(self, plan: TrainingPlan) -> list[str]:
-        """Refuse a plan that cannot be run here.
+    def check(self, task: Task) -> list[str]:
+        """Refuse a task that cannot be run here.
 
         :return: What the client should know of how it will be run.
         :raises InvalidRequestError: With the remedy.
         """
 
-    def start(self, plan: TrainingPlan, progress: TrainingProgress) -> Run:
-        """Start a training.
+    def start(self, task: Task, progress: Progress) -> Run:
+        """Start a task.
 
-        :param progress: Told about the training as it goes.
+        :param progress: Told about it as it goes.
         """
 
     def close(self) -> None:
@@ -86,18 +83,18 @@ class Executor(Protocol):
 
 
 class ThreadExecutor:
-    """Trains in threads of the server: nothing to set up, but jobs and answers share one interpreter lock."""
+    """Runs tasks in threads of the server: nothing to set up, but jobs and answers share one interpreter lock."""
 
     def warm_up(self) -> None:
         """Nothing to get ready."""
 
-    def check(self, plan: TrainingPlan) -> list[str]:
-        """Every plan can be run here."""
+    def check(self, task: Task) -> list[str]:
+        """Every task can be run here."""
         return []
 
-    def start(self, plan: TrainingPlan, progress: TrainingProgress) -> Run:
+    def start(self, task: Task, progress: Progress) -> Run:
         """See ``Executor``."""
-        return _ThreadRun(plan, progress)
+        return _ThreadRun(task, progress)
 
     def close(self) -> None:
         """A thread cannot be killed."""
@@ -106,17 +103,15 @@ class ThreadExecutor:
 class _ThreadRun:
     can_kill = False
 
-    def __init__(self, plan: TrainingPlan, progress: TrainingProgress) -> None:
+    def __init__(self, task: Task, progress: Progress) -> None:
         self._content: futures.Future[bytes] = futures.Future()
         # A daemon, for whoever waits gives up on it when it hangs.
-        threading.Thread(target=self._train, args=(plan, progress), name="grpo-training", daemon=True).start()
+        threading.Thread(target=self._train, args=(task, progress), name="grpo-training", daemon=True).start()
 
-    def _train(self, plan: TrainingPlan, progress: TrainingProgress) -> None:
+    def _train(self, task: Task, progress: Progress) -> None:
         _let_requests_go_first()
         try:
-            from service.training import train_policy  # here, since it imports torch
-
-            self._content.set_result(train_policy(plan.config, plan.reward, progress))
+            self._content.set_result(task.run(progress))
         except BaseException as error:  # raised anew by get_content
             self._content.set_exception(error)
 
@@ -137,7 +132,7 @@ def _let_requests_go_first() -> None:
 
 
 class ProcessExecutor:
-    """Trains every job in a process of its own, forked from one that has imported everything; see ``worker``.
+    """Runs every task in a process of its own, forked from one that has imported everything; see ``worker``.
 
     A crash or a hang ends with its process, and the server's answers share no interpreter lock with training. The
     environment's registration and the reward functions are sent by reference: a worker has to be able to import them.
@@ -152,18 +147,18 @@ class ProcessExecutor:
         """See ``Executor``; the imports go on in the background."""
         self._get_template()
 
-    def check(self, plan: TrainingPlan) -> list[str]:
+    def check(self, task: Task) -> list[str]:
         """See ``Executor``."""
         try:
-            _pack_references(plan)
+            _pack(task)
         except InvalidRequestError as error:
             remedy = "or start the server with GRPO_EXECUTOR=auto."
             raise InvalidRequestError(f"{error.detail.removesuffix('.')}, {remedy}") from error
         return []
 
-    def start(self, plan: TrainingPlan, progress: TrainingProgress) -> Run:
+    def start(self, task: Task, progress: Progress) -> Run:
         """See ``Executor``."""
-        return _ProcessRun(self._get_template(), plan, progress)
+        return _ProcessRun(self._get_template(), task, progress)
 
     def _get_template(self) -> _Template:
         with self._lock:
@@ -182,7 +177,7 @@ class ProcessExecutor:
 
 
 class MixedExecutor:
-    """Trains in processes what a worker can import, and the rest in threads."""
+    """Runs in processes what a worker can import, and the rest in threads."""
 
     def __init__(self) -> None:
         self._processes, self._threads = ProcessExecutor(), ThreadExecutor()
@@ -191,18 +186,18 @@ class MixedExecutor:
         """See ``Executor``."""
         self._processes.warm_up()
 
-    def check(self, plan: TrainingPlan) -> list[str]:
+    def check(self, task: Task) -> list[str]:
         """See ``Executor``."""
         try:
-            _pack_references(plan)
+            _pack(task)
         except InvalidRequestError as error:
             return [f"the job trains in a thread of the server, which is slower beside other jobs: {error.detail}"]
         return []
 
-    def start(self, plan: TrainingPlan, progress: TrainingProgress) -> Run:
+    def start(self, task: Task, progress: Progress) -> Run:
         """See ``Executor``."""
-        executor = self._threads if self.check(plan) else self._processes
-        return executor.start(plan, progress)
+        executor = self._threads if self.check(task) else self._processes
+        return executor.start(task, progress)
 
     def close(self) -> None:
         """See ``Executor``."""
@@ -274,9 +269,9 @@ class _Template:
 class _ProcessRun:
     can_kill = True
 
-    def __init__(self, template: _Template, plan: TrainingPlan, progress: TrainingProgress) -> None:
+    def __init__(self, template: _Template, task: Task, progress: Progress) -> None:
         self._template, self._progress = template, progress
-        self._outcome: bytes | TrainingFailedError | None = None
+        self._outcome: bytes | TaskFailedError | None = None
         # Guards the connection's end, which a stop may come upon, and the flag.
         self._lock = threading.Lock()
         self._was_told_to_stop = False
@@ -287,11 +282,10 @@ class _ProcessRun:
         try:
             with theirs:
                 self._number = template.fork(theirs.fileno(), status_writer)
-            self._connection.send_bytes(plan.config.model_dump_json().encode())
-            self._connection.send_bytes(_pack_references(plan))
+            self._connection.send_bytes(_pack(task))
         except OSError as error:
             self._close()
-            raise TrainingFailedError(_LOST) from error
+            raise TaskFailedError(_LOST) from error
         finally:
             os.close(status_writer)
         progress.attach(self._stop)
@@ -312,7 +306,7 @@ class _ProcessRun:
     def get_content(self) -> bytes:
         assert self._outcome is not None
         self._close()
-        if isinstance(self._outcome, TrainingFailedError):
+        if isinstance(self._outcome, TaskFailedError):
             raise self._outcome
         return self._outcome
 
@@ -320,7 +314,7 @@ class _ProcessRun:
         try:
             self._template.kill(self._number)
         except OSError:  # then at least the worker hears that nobody waits for it
-            self._outcome = TrainingFailedError(_LOST)
+            self._outcome = TaskFailedError(_LOST)
 
     def _receive(self) -> None:
         try:
@@ -328,19 +322,19 @@ class _ProcessRun:
             content = self._connection.recv_bytes() if kind == RESULT else None
         except (EOFError, OSError):
             self._read_status()
-            self._outcome = self._outcome or TrainingFailedError(_LOST)
+            self._outcome = self._outcome or TaskFailedError(_LOST)
             return
         if kind == PROGRESS:
             for timesteps, metrics in value:
                 self._progress.advance(timesteps)
                 self._progress.publish_metrics(metrics)
-        self._outcome = TrainingFailedError(value) if kind == FAILURE else content
+        self._outcome = TaskFailedError(value) if kind == FAILURE else content
 
     def _read_status(self) -> None:
         """Wait for the template's word on what ended the worker; without it if the template is gone."""
         packed = os.read(self._status_fds[0], EXIT_STATUS.size) if self._status_fds else b""
         if packed:
-            self._outcome = TrainingFailedError(_describe_death(*EXIT_STATUS.unpack(packed)))
+            self._outcome = TaskFailedError(_describe_death(*EXIT_STATUS.unpack(packed)))
         else:
             self._close_status()
 
@@ -396,17 +390,15 @@ class _ReferencePickler(pickle.Pickler):
         return NotImplemented
 
 
-def _pack_references(plan: TrainingPlan) -> bytes:
-    """Pickle the environment's registration and the reward functions.
+def _pack(task: Task) -> bytes:
+    """Pickle a task together with the registration of its environment.
 
     :raises InvalidRequestError: If a worker could not import them.
     """
-    env_name = plan.config.env_name
-    spec = gym.registry[env_name]
-    names = ", ".join(plan.config.reward_functions or [str(plan.config.reward_function_type)])
-    for described, value in ((f"environment '{env_name}'", spec), (f"reward function '{names}'", plan.reward)):
+    spec = gym.registry[task.env_name]
+    for described, value in {f"environment '{task.env_name}'": spec, **task.foreign}.items():
         _pickle(value, described)
-    return _pickle((spec, plan.reward), "job")
+    return _pickle((spec, task), "job")
 
 
 def _pickle(value: object, described: str) -> bytes:

@@ -23,7 +23,7 @@ from service.errors import (
     describe_error,
     printable,
 )
-from service.executors import Executor, Run, TrainingFailedError
+from service.executors import Executor, Run, TaskFailedError
 from service.model_store import ModelStore
 from service.schemas import JobStatus, JobSummary, TrainingStatus
 
@@ -187,20 +187,20 @@ class Job:
             self._model_name, self._sha256 = model_name, sha256
 
     def attach(self, stop: Callable[[], None]) -> None:
-        """Take the function that ends the training; see ``TrainingProgress``."""
+        """Take the function that ends the training; see ``Progress``."""
         with self._lock:
             self._stop_training = stop
             if self._outcome is not None:
                 stop()
 
     def advance(self, current_timesteps: int) -> None:
-        """Note the simulator steps taken; see ``TrainingProgress``."""
+        """Note the simulator steps taken; see ``Progress``."""
         with self._lock:
             if not self._status.is_final:  # a thread that was given up on may go on
                 self._current_timesteps, self._last_sign = current_timesteps, time.monotonic()
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Note the latest metrics; see ``TrainingProgress``."""
+        """Note the latest metrics; see ``Progress``."""
         with self._lock:
             if self._status.is_final:
                 return
@@ -271,7 +271,7 @@ class JobRegistry:
         :raises SlotsLostError: If no job will ever run again.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(plan._replace(warnings=(*plan.warnings, *self._executor.check(plan))))
+        job = Job(plan._replace(warnings=(*plan.warnings, *self._executor.check(plan.make_task()))))
         with self._lock:
             active = self._check_room()
             self._check_name_is_free(plan.config.model_name, active)
@@ -378,7 +378,7 @@ class JobRegistry:
         if not job.start():
             return
         try:
-            run = self._executor.start(job.plan, job)
+            run = self._executor.start(job.plan.make_task(), job)
             job.can_be_killed = run.can_kill
             while not run.wait(_WATCH_SECONDS):
                 self._look_after(job, run)
@@ -388,7 +388,7 @@ class JobRegistry:
             outcome = job.end_training()
             name = self._choose_name(job, outcome)
             job.keep_policy(name, self._store.publish(name, content))
-        except TrainingFailedError as error:
+        except TaskFailedError as error:
             logger.warning("job %s failed: %s", job.job_id, error)
             job.finish(JobStatus.FAILED, str(error))
         except BaseException as error:  # the job boundary: whatever an environment throws ends its job alone

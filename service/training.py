@@ -1,8 +1,8 @@
 """From a configuration to a trained policy."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -19,6 +19,7 @@ from grpo_core.extractors import check_image
 from grpo_core.rewards import RewardFunction
 from grpo_core.spaces import is_image_space
 from service.schemas import TrainConfig
+from service.tasks import Progress
 
 # Networks this small lose more to a second thread's start than it earns, and jobs would fight over cores. Here, since
 # nothing of the service computes with torch before it imports this module.
@@ -62,20 +63,7 @@ _ARGUMENTS = (
 )
 
 
-class TrainingProgress(Protocol):
-    """What a running training tells whoever started it."""
-
-    def attach(self, stop: Callable[[], None]) -> None:
-        """Hand over the function that ends the training early."""
-
-    def advance(self, current_timesteps: int) -> None:
-        """Say how many simulator steps were taken; said again after every minibatch, as a sign of life."""
-
-    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Say what the latest rollout and update measured, under SB3's log keys."""
-
-
-def train_policy(config: TrainConfig, reward: Reward, progress: TrainingProgress) -> bytes:
+def train_policy(config: TrainConfig, reward: Reward, progress: Progress) -> bytes:
     """Train from the start and return the model file's content; it returns early once it is told to stop.
 
     :param config: As ``resolve_request`` made it.
@@ -165,7 +153,7 @@ def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
 class _ProgressCallback(BaseCallback):
     """Counts steps, and hands out the stop once ``learn`` has begun (which forgets stops from before)."""
 
-    def __init__(self, progress: TrainingProgress) -> None:
+    def __init__(self, progress: Progress) -> None:
         super().__init__()
         self._progress = progress
 
@@ -181,7 +169,7 @@ class _ProgressCallback(BaseCallback):
 class _MetricsWriter(KVWriter):
     """Passes finite log values on; the latest value of every key stays visible."""
 
-    def __init__(self, progress: TrainingProgress) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:

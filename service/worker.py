@@ -1,4 +1,4 @@
-"""The processes that training runs in: a template that has imported everything, and the workers it forks.
+"""The processes that tasks run in: a template that has imported everything, and the workers it forks.
 
 Importing torch takes seconds and a few hundred MB. The template pays for both once; a worker forked from it starts in
 about ten milliseconds and shares the template's memory. The template has one thread, so forking it is safe, which
@@ -30,7 +30,7 @@ REQUEST = struct.Struct("!cI")
 FORK, KILL = b"F", b"K"
 # What the template tells when a worker has ended: its exit status, or minus the signal that ended it.
 EXIT_STATUS = struct.Struct("!i")
-# What a worker tells: one JSON list of a kind and a value. A result is followed by the model file's content.
+# What a worker tells: one JSON list of a kind and a value. A result is followed by its content.
 PROGRESS, RESULT, FAILURE = "progress", "result", "failure"
 
 # Answers over HTTP go before training: beside two jobs on two cores, one answer of a hundred takes 4 ms at 5, 1.5 ms at
@@ -121,9 +121,9 @@ def _reap(children: dict[int, _Child]) -> None:
 
 
 def _work(connection: "Connection") -> NoReturn:
-    """Train what the server sends, and end the process."""
+    """Run the task that the server sends, and end the process."""
     try:
-        _train(connection)
+        _run_task(connection)
     except BaseException:  # the server is gone, or memory is: nobody is left to tell
         os._exit(1)
     sys.stdout.flush()
@@ -131,14 +131,12 @@ def _work(connection: "Connection") -> NoReturn:
     os._exit(0)  # past the template's loop, whose copy this process is
 
 
-def _train(connection: "Connection") -> None:
+def _run_task(connection: "Connection") -> None:
     import gymnasium as gym
     import numpy as np
     import torch
 
     from service.errors import describe_error
-    from service.schemas import TrainConfig
-    from service.training import train_policy
 
     with suppress(OSError):  # no such file elsewhere than on Linux
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
@@ -147,14 +145,14 @@ def _train(connection: "Connection") -> None:
     torch.seed()
     reporter = Reporter(connection)
     try:
-        config = TrainConfig.model_validate_json(connection.recv_bytes())
-        references = connection.recv_bytes()
+        packed = connection.recv_bytes()
         threading.Thread(target=reporter.listen, daemon=True).start()
         # The server made these bytes, and the socket has no name under which anybody else could write to it.
-        gym.registry[config.env_name], reward = pickle.loads(references)
-        content = train_policy(config, reward, reporter)
+        spec, task = pickle.loads(packed)
+        gym.registry[task.env_name] = spec
+        content = task.run(reporter)
     except BaseException as error:  # the job boundary: whatever an environment throws ends its job alone
-        logger.warning("a job failed in its worker process", exc_info=True)
+        logger.warning("a task failed in its worker process", exc_info=True)
         reporter.send(FAILURE, describe_error(error))
     else:
         reporter.send(RESULT, None)
@@ -179,19 +177,19 @@ class Reporter:
         self._is_stopped = False
 
     def attach(self, stop: Callable[[], None]) -> None:
-        """See ``TrainingProgress``."""
+        """See ``Progress``."""
         with self._lock:
             self._stop_training = stop
             if self._is_stopped:
                 stop()
 
     def advance(self, current_timesteps: int) -> None:
-        """See ``TrainingProgress``."""
+        """See ``Progress``."""
         self._timesteps = current_timesteps
         self._report()
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """See ``TrainingProgress``."""
+        """See ``Progress``."""
         self._unsent.append((self._timesteps, dict(metrics)))
         self._report()
 
