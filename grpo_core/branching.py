@@ -112,7 +112,7 @@ def check_branchable(env: gym.Env[Any, Any], n_steps: int = 64, seed: int = 0) -
     _check_replays(env, simulator, action_space, n_steps)
     simulator.reset()
     for _ in range(n_steps // 8):
-        if _is_over(simulator.step(_sample_action(env, action_space))):
+        if _is_over(simulator.step(sample_action(action_space, get_action_masks(env)))):
             simulator.reset()
     _check_replays(env, simulator, action_space, n_steps)
 
@@ -122,9 +122,11 @@ def get_action_masks(env: gym.Env[Any, Any]) -> Any:
     return env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else None
 
 
-def _sample_action(env: gym.Env[Any, Any], action_space: spaces.Space[Any]) -> Any:
-    """Draw an allowed action; environments may well refuse the others."""
-    masks = get_action_masks(env)
+def sample_action(action_space: spaces.Space[Any], masks: Any) -> Any:
+    """Draw an allowed action; environments may well refuse the others.
+
+    :param masks: What ``get_action_masks`` returned.
+    """
     if masks is None or not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete):
         return action_space.sample()
     flat = np.array(masks, np.int8).ravel()
@@ -138,7 +140,7 @@ def _check_replays(env: gym.Env[Any, Any], simulator: Simulator, action_space: s
     actions: list[Any] = []
     first: list[tuple[Any, ...]] = []
     while len(first) < n_steps and not (first and _is_over(first[-1])):
-        actions.append(_sample_action(env, action_space))
+        actions.append(sample_action(action_space, get_action_masks(env)))
         first.append(_take_step(env, simulator, actions[-1]))
     for is_reset in (False, True):  # a captured state serves many branches, so once is not enough
         if is_reset:
