@@ -82,6 +82,19 @@ class ServedModel:
         return 4 * self.actor.n_parameters
 
 
+class Examination(NamedTuple):
+    """What one look at a model's file says of it.
+
+    :param sha256: None if the file is larger than what is read.
+    :param model: None if it cannot be used.
+    """
+
+    status: ModelStatus
+    signature: Signature
+    sha256: str | None
+    model: ServedModel | None
+
+
 def is_model_name(name: str) -> bool:
     """Tell whether a string may name a model."""
     return bool(_MODEL_NAME.fullmatch(name)) and name.split(".")[0].casefold() not in _DEVICE_NAMES
@@ -141,15 +154,17 @@ class ModelStore:
         The content is read back by the safe loader first, so that nothing unreadable ever replaces a good file.
 
         :return: SHA-256 of the file.
+        :raises ModelFileError: If it cannot be used; the old file stays.
         :raises OSError: If the disk refuses; the old file stays.
         """
         parsed = model_file.from_bytes(content)
+        actor = parsed.make_actor()
         self._dir.mkdir(mode=0o700, exist_ok=True)
         model_file.write_atomic(Path(self._path(name)), content)
         signature = self._get_signature(name)
         if signature is not None:
             self._note_verdict(name, signature, ModelStatus.SAVED)
-            self._remember(ServedModel(name, parsed.make_actor(), parsed.meta, signature))
+            self._remember(ServedModel(name, actor, parsed.meta, signature))
         return hashlib.sha256(content).hexdigest()
 
     def get(self, name: str) -> ServedModel:
@@ -174,6 +189,17 @@ class ModelStore:
                 del self._cache[name]
                 return None
         return model
+
+    def examine(self, name: str) -> Examination:
+        """Read a model's file in full and say what it is, without serving it from now on.
+
+        :raises NotFoundError: If there is none of that name.
+        :raises ConflictError: If the disk does not let it be read.
+        """
+        try:
+            return self._loader.submit(self._examine, name).result()
+        except model_file.ModelFileError as error:
+            raise ConflictError(f"model '{name}' cannot be used: {error}") from error
 
     def list_models(self) -> list[ModelEntry]:
         """List the models by name.
@@ -273,13 +299,27 @@ class ModelStore:
             self._remember(model)
         return model
 
+    def _examine(self, name: str) -> Examination:
+        signature, content = self._read(name)
+        sha256 = hashlib.sha256(content).hexdigest() if len(content) <= model_file.MAX_FILE_BYTES else None
+        with self._lock:
+            model = self._peek(name, signature)
+        if model is not None:
+            return Examination(ModelStatus.LOADED, signature, sha256, model)
+        try:
+            return Examination(ModelStatus.SAVED, signature, sha256, self._build(name, signature, content))
+        except model_file.ModelFileError as error:
+            return Examination(_get_verdict(error), signature, sha256, None)
+
     def _load(self, name: str) -> ServedModel:
         """Read and verify a model, and note the verdict.
 
         :raises NotFoundError: If there is none of that name.
         :raises ModelFileError: If its file cannot be used.
         """
-        signature, content = self._read(name)
+        return self._build(name, *self._read(name))
+
+    def _build(self, name: str, signature: Signature, content: bytes) -> ServedModel:
         try:
             parsed = model_file.from_bytes(content)
             model = ServedModel(name, parsed.make_actor(), parsed.meta, signature)
@@ -296,11 +336,15 @@ class ModelStore:
 
     def _get_known_status(self, name: str, signature: Signature) -> ModelStatus | None:
         with self._lock:
-            # Looked up past the LRU order: a listing is no use of a model.
-            if name in self._cache and Cache.__getitem__(self._cache, name).signature == signature:
+            if self._peek(name, signature) is not None:
                 return ModelStatus.LOADED
             known = self._verdicts.get(name)
         return known[1] if known is not None and known[0] == signature else None
+
+    def _peek(self, name: str, signature: Signature) -> ServedModel | None:
+        """Return what is cached of a file, past the LRU order: to be listed is no use of a model. Needs the lock."""
+        model = Cache.__getitem__(self._cache, name) if name in self._cache else None
+        return model if model is not None and model.signature == signature else None
 
     def _judge(self, name: str, in_full: bool) -> ModelStatus | None:
         """Judge a file; None if it has gone.

@@ -20,7 +20,8 @@ from grpo_core.choices import (
 from service.model_store import MODEL_NAME_PATTERN, ModelStatus, is_model_name
 
 # No colon: "module:EnvId" would make Gymnasium import the module.
-_ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
+ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
+MAX_ENV_NAME_CHARS = 128
 _REWARD_NAME_PATTERN = r"^[A-Za-z0-9_.-]+$"
 MAX_OBSERVATION_NUMBERS = 65_536
 MAX_BATCH_ITEMS = 65_536
@@ -125,7 +126,7 @@ MaskBatch = Annotated[
     list[Any], WithJsonSchema({"type": "array", "items": {"anyOf": [_MASKS_SCHEMA, {"type": "null"}]}, "minItems": 1})
 ]
 RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=_REWARD_NAME_PATTERN)]
-EnvName = Annotated[str, Field(min_length=1, max_length=128, pattern=_ENV_NAME_PATTERN)]
+EnvName = Annotated[str, Field(min_length=1, max_length=MAX_ENV_NAME_CHARS, pattern=ENV_NAME_PATTERN)]
 LayerSize = Annotated[int, Field(ge=1, le=1024)]
 LearningRateSchedule = Literal["linear", "constant"]
 # The names of grpo_core.actor.ACTIVATIONS, in lower case.
@@ -414,6 +415,69 @@ class ModelList(BaseModel):
     """The model files, by name."""
 
     models: list[ModelSummary]
+
+
+class SpaceDescription(BaseModel):
+    """A space of observations or actions; what its kind does not have is null."""
+
+    type: str = Field(description="Its kind, such as `Box` or `Discrete`.", examples=["Box"])
+    text: str = Field(description="As Gymnasium writes it.")
+    shape: list[int] | None = Field(description="Of an observation or action as an array.")
+    dtype: str | None = Field(description="Type of its numbers.")
+    n: int | None = Field(None, description="Choices of a Discrete space, digits of a MultiBinary one.")
+    nvec: list[int] | None = Field(None, description="Choices of each component of a MultiDiscrete space.")
+    low: list[float | None] | None = Field(
+        None,
+        description="Lowest value of each number of a Box, flattened; one entry where all are the same, null where "
+        "there is no bound. Null as a whole if there are more than 1,024.",
+    )
+    high: list[float | None] | None = Field(None, description="Highest values, likewise.")
+    spaces: dict[str, "SpaceDescription"] | None = Field(None, description="The spaces of a Dict, by key.")
+
+
+class EpisodeFigures(BaseModel):
+    """What some whole episodes say of a policy. Rewards are the environment's own."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    n_episodes: int = Field(ge=1)
+    mean_reward: float = Field(description="Mean sum of rewards of an episode.")
+    std_reward: float = Field(ge=0, description="Standard deviation of the sums.")
+    mean_reward_ci95: tuple[float, float] | None = Field(description="95 % interval; null of a single episode.")
+    min_reward: float
+    max_reward: float
+    mean_length: float = Field(ge=0, description="Steps per episode.")
+    success_rate: float | None = Field(ge=0, le=1, description="Null where success is not defined.")
+    success_rate_ci95: tuple[float, float] | None
+
+
+class ModelCard(BaseModel):
+    """What a model's file says of it. A fact that the file lacks, or that cannot be right, is null."""
+
+    name: str
+    status: ModelStatus
+    n_bytes: int = Field(description="Size of the file.")
+    sha256: str | None = Field(description="SHA-256 of the file; null of one too large to be read.")
+    modified_at: datetime = Field(description="When the file was saved. UTC.")
+    env_name: str | None = Field(None, description="What it was trained in.")
+    observation_space: SpaceDescription | None = None
+    action_space: SpaceDescription | None = None
+    reward_function: str | list[str] | None = Field(
+        None, description="What it was trained on; null of the environment's own reward too."
+    )
+    hyperparameters: dict[str, Any] | None = Field(None, description="Arguments of `GRPO`.")
+    config: dict[str, Any] | None = Field(None, description="What `POST /train` answered, if a job trained it.")
+    network: dict[str, Any] | None = Field(None, description="Layers, activation and optimizer.")
+    num_timesteps: int | None = Field(None, description="Simulator steps it was trained for.")
+    n_updates: int | None = None
+    n_parameters: int | None = Field(None, description="Weights that answer, of the policy and the value network.")
+    normalization: dict[str, Any] | None = Field(None, description="Settings of `VecNormalize`, if one was in use.")
+    evaluation: EpisodeFigures | None = Field(
+        None,
+        description="The latest `POST /models/{model_name}/evaluate` of this very file since the server was started, "
+        "else the one that the file brings along.",
+    )
+    versions: dict[str, str] | None = Field(None, description="Of the libraries that saved it.")
 
 
 class DeleteResponse(BaseModel):

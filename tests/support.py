@@ -1,9 +1,12 @@
 """What several test modules use."""
 
+import io
+import json
 import math
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +22,7 @@ from gymnasium import spaces
 
 from api import create_app
 from grpo import GRPO
+from grpo_core import model_file
 from grpo_core.learner import AutogradLearner, UpdateRule
 from service.settings import Settings
 
@@ -232,3 +236,18 @@ with_either_learner = pytest.mark.parametrize("algorithm", [GRPO, AutogradGRPO],
 def make_model(env_id: str, seed: int = 0, **arguments: Any) -> GRPO:
     """Build an untrained model; different seeds give different policies."""
     return GRPO("MlpPolicy", gym.make(env_id), n_steps=64, group_size=2, horizon=32, seed=seed, **arguments)
+
+
+def forge(content: bytes, **facts: Any) -> bytes:
+    """Change what a model file's metadata says, as a forger would; a fact in bytes is raw JSON, such as ``b"NaN"``."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    meta = json.loads(members[model_file.META_MEMBER])
+    raw = {name: fact if isinstance(fact, bytes) else json.dumps(fact).encode() for name, fact in facts.items()}
+    kept = json.dumps({name: value for name, value in meta.items() if name not in facts}).encode()
+    spelled = b"".join(json.dumps(name).encode() + b":" + value + b"," for name, value in raw.items())
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, member in {**members, model_file.META_MEMBER: b"{" + spelled + kept[1:]}.items():
+            archive.writestr(name, member)
+    return file.getvalue()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 
 from grpo_core.rewards import RewardFunction
 from service.jobs import JobRegistry
@@ -28,6 +28,8 @@ async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction
 
 Store = Annotated[ModelStore, Depends(_get_store)]
 Registry = Annotated[JobRegistry, Depends(_get_registry)]
+# Which names there can be, the store knows: one that is none is not found.
+ModelNameInPath = Annotated[str, Path(description="Name of a model file, without `.zip`.", examples=["my_model"])]
 RewardFunctions = Annotated[Mapping[str, RewardFunction], Depends(_get_reward_functions)]
 
 
