@@ -26,7 +26,7 @@ from benchmarks.time_to_policy import compare_cold_start, compare_times_to_polic
 from benchmarks.timing import Comparison, format_comparison, take_turns
 from benchmarks.update_speed import compare_updates
 from service.configuration import resolve_request
-from service.jobs import Job
+from service.job import Job
 from service.schemas import TrainRequest
 from service.training import train_policy
 

@@ -1,16 +1,13 @@
-"""Training jobs: their states, and the registry that remembers them and has them run."""
+"""The registry that remembers all training jobs and has them run."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from itertools import dropwhile, islice
 from typing import TYPE_CHECKING
 
@@ -24,199 +21,23 @@ from service.errors import (
     printable,
 )
 from service.executors import Executor, Run, TaskFailedError
+from service.job import Job
 from service.model_store import ModelStore
-from service.schemas import JobStatus, JobSummary, TrainingStatus
+from service.schemas import JobStatus
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds that the server's start can do without
     from service.configuration import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
 
-_ZERO_STD_KEY = "rollout/zero_std_group_fraction"
-# Less than this without a signal happens by chance, and on the way to a rare reward.
-_SILENT_ROLLOUTS_TO_WARN = 10
-_SILENT_STEPS_TO_WARN = 2000
-_POLL_SECONDS = 0.02
+# What a path may say instead of an id: the job that was submitted last.
+LATEST = "latest"
+# Jobs that ended last, whose curves are kept as they are.
+_MAX_FULL_HISTORIES = 100
 # How often a running job is looked after.
 _WATCH_SECONDS = 0.25
 # A stopped training ends at its next step or minibatch; one that shows no sign of either for this long hangs.
 _STOP_PATIENCE_SECONDS = 5.0
-
-
-class Job:
-    """One training job. Safe to read and to stop from any thread; only its worker reports progress.
-
-    :param plan: What it trains with.
-    """
-
-    def __init__(self, plan: TrainingPlan) -> None:
-        self.job_id = str(uuid.uuid4())
-        self.plan = plan
-        self.config = plan.config
-        self.finished = threading.Event()
-        self.can_be_killed = False
-        # Guards everything below.
-        self._lock = threading.Lock()
-        self._status = JobStatus.QUEUED
-        # How it will end, once that is settled: a stop settles it before the training has ended.
-        self._outcome: JobStatus | None = None
-        self._stop_training: Callable[[], None] | None = None
-        self._last_sign = time.monotonic()
-        self._current_timesteps = 0
-        self._metrics: dict[str, float] = {}
-        self._n_silent_rollouts = 0
-        self._last_signal_timesteps = 0
-        self._error_message: str | None = None
-        self._model_name: str | None = None
-        self._sha256: str | None = None
-        self._created_at = datetime.now(UTC)
-        self._start_time: datetime | None = None
-        self._end_time: datetime | None = None
-
-    @property
-    def status(self) -> JobStatus:
-        """Where it is."""
-        return self._status
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether it was told to stop."""
-        return self._outcome is JobStatus.STOPPED
-
-    @property
-    def silent_seconds(self) -> float:
-        """Time since it was started, told to stop, or last took a step or an update."""
-        return time.monotonic() - self._last_sign
-
-    def summarize(self) -> JobSummary:
-        """Describe it in a line."""
-        with self._lock:
-            return JobSummary(job_id=self.job_id, status=self._status, progress=self._progress)
-
-    def describe(self) -> TrainingStatus:
-        """Describe it in full."""
-        with self._lock:
-            return TrainingStatus(
-                job_id=self.job_id,
-                status=self._status,
-                progress=self._progress,
-                current_timesteps=self._current_timesteps,
-                total_timesteps=self.config.total_timesteps,
-                created_at=self._created_at,
-                start_time=self._start_time,
-                end_time=self._end_time,
-                error_message=self._error_message,
-                metrics=self._metrics,
-                warnings=self._list_warnings(),
-                model_name=self._model_name,
-                sha256=self._sha256,
-                config=self.config,
-            )
-
-    def _list_warnings(self) -> list[str]:
-        n_steps = self._current_timesteps - self._last_signal_timesteps
-        if self._n_silent_rollouts < _SILENT_ROLLOUTS_TO_WARN or n_steps < _SILENT_STEPS_TO_WARN:
-            return list(self.plan.warnings)
-        return [
-            *self.plan.warnings,
-            f"no signal in the last {self._n_silent_rollouts} rollouts ({n_steps} steps): within every group all "
-            "branches earned the same. A rare reward may still be found; else let the reward tell branches apart, "
-            "lengthen horizon, or raise group_size.",
-        ]
-
-    def start(self) -> bool:
-        """Turn from queued to running; False if it was stopped before its turn came."""
-        with self._lock:
-            if self._status is not JobStatus.QUEUED:
-                return False
-            self._status, self._start_time = JobStatus.RUNNING, datetime.now(UTC)
-            self._last_sign = time.monotonic()
-            return True
-
-    def stop(self) -> None:
-        """End it: at once if it is queued, at the next simulator step or minibatch if it runs.
-
-        :raises ConflictError: If it has finished training already.
-        """
-        with self._lock:
-            if self._outcome in (JobStatus.COMPLETED, JobStatus.FAILED):
-                past = f"has {self._outcome}" if self._status.is_final else "has finished training and is being saved"
-                raise ConflictError(f"job {self.job_id} {past} already; only training jobs can be stopped.")
-            if self._outcome is None:
-                self._outcome, self._last_sign = JobStatus.STOPPED, time.monotonic()
-            if self._status is JobStatus.QUEUED:
-                self._enter(JobStatus.STOPPED)
-            elif self._stop_training is not None:
-                self._stop_training()
-
-    def end_training(self) -> JobStatus:
-        """Decide, once training is over, whether it completed or was stopped; later stops are refused."""
-        with self._lock:
-            self._outcome = self._outcome or JobStatus.COMPLETED
-            return self._outcome
-
-    def finish(self, status: JobStatus, error_message: str | None = None) -> None:
-        """Enter a final status; the first one stays."""
-        with self._lock:
-            if not self._status.is_final:
-                self._outcome, self._error_message = status, error_message
-                self._enter(status)
-
-    def give_up(self, status: JobStatus, error_message: str) -> None:
-        """Enter a final status while the training hangs; should it ever go on, it ends at once."""
-        with self._lock:
-            if self._stop_training is not None:
-                self._stop_training()
-        self.finish(status, error_message)
-
-    def _enter(self, final_status: JobStatus) -> None:
-        self._status, self._end_time = final_status, datetime.now(UTC)
-        self._stop_training = None
-        self.finished.set()
-
-    async def wait_finished(self, timeout_seconds: float) -> bool:
-        """Wait, without a thread of its own, until it has ended; return whether it has."""
-        deadline = time.monotonic() + timeout_seconds
-        while not self.finished.is_set() and time.monotonic() < deadline:
-            await asyncio.sleep(_POLL_SECONDS)
-        return self.finished.is_set()
-
-    def keep_policy(self, model_name: str, sha256: str) -> None:
-        """Note where the policy was saved."""
-        with self._lock:
-            self._model_name, self._sha256 = model_name, sha256
-
-    def attach(self, stop: Callable[[], None]) -> None:
-        """Take the function that ends the training; see ``Progress``."""
-        with self._lock:
-            self._stop_training = stop
-            if self._outcome is not None:
-                stop()
-
-    def advance(self, current_timesteps: int) -> None:
-        """Note the simulator steps taken; see ``Progress``."""
-        with self._lock:
-            if not self._status.is_final:  # a thread that was given up on may go on
-                self._current_timesteps, self._last_sign = current_timesteps, time.monotonic()
-
-    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Note the latest metrics; see ``Progress``."""
-        with self._lock:
-            if self._status.is_final:
-                return
-            self._metrics = {**self._metrics, **metrics}
-            if _ZERO_STD_KEY not in metrics:  # these are the last update's, not another rollout's
-                return
-            if metrics[_ZERO_STD_KEY] == 1.0:
-                self._n_silent_rollouts += 1
-            else:
-                self._n_silent_rollouts, self._last_signal_timesteps = 0, self._current_timesteps
-
-    @property
-    def _progress(self) -> float:
-        if self._status is JobStatus.COMPLETED:
-            return 1.0
-        return min(1.0, self._current_timesteps / self.config.total_timesteps)
 
 
 class JobRegistry:
@@ -308,12 +129,21 @@ class JobRegistry:
     def get(self, job_id: str) -> Job:
         """Return a job.
 
+        :param job_id: Or ``LATEST``.
         :raises NotFoundError: If it never existed or has been forgotten.
         """
+        if job_id == LATEST:
+            return self._get_latest()
         job = self._jobs.get(job_id)
         if job is None:
             raise NotFoundError(f"there is no training job '{printable(job_id)}'; GET /training/jobs lists them.")
         return job
+
+    def _get_latest(self) -> Job:
+        jobs = list(self._jobs.values())  # copied in one step, so that nobody waits for the lock
+        if not jobs:
+            raise NotFoundError("there is no training job yet; POST /train starts one.")
+        return jobs[-1]
 
     def list_jobs(
         self, status: JobStatus | None = None, after: str | None = None, limit: int | None = None
@@ -434,6 +264,8 @@ class JobRegistry:
         for job in self._active:
             if job.status.is_final:
                 self._ended.append(job.job_id)
+                if len(self._ended) > _MAX_FULL_HISTORIES:
+                    self._jobs[self._ended[-_MAX_FULL_HISTORIES - 1]].history.condense()
             else:
                 still_active.append(job)
         self._active = still_active

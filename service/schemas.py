@@ -129,6 +129,8 @@ RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=_REWARD_N
 EnvName = Annotated[str, Field(min_length=1, max_length=MAX_ENV_NAME_CHARS, pattern=ENV_NAME_PATTERN)]
 LayerSize = Annotated[int, Field(ge=1, le=1024)]
 LearningRateSchedule = Literal["linear", "constant"]
+EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop"]
+VerdictState = Literal["waiting", "starting", "learning", "solved", "steady", "flat", "worse", "no_signal", "failed"]
 # The names of grpo_core.actor.ACTIVATIONS, in lower case.
 Activation = Literal["tanh", "relu", "elu", "leakyrelu"]
 
@@ -306,6 +308,31 @@ class TrainResponse(BaseModel):
     config: TrainConfig
 
 
+class EvaluationRow(BaseModel):
+    """What some whole episodes say of a job's policy as it was at one time. Rewards are the environment's own."""
+
+    model_config = ConfigDict(frozen=True)
+
+    timesteps: int = Field(description="Simulator steps that the policy had been trained for.")
+    elapsed_seconds: float = Field(description="Time since the job was started.")
+    n_episodes: int
+    mean_reward: float = Field(description="Mean sum of rewards of an episode.")
+    std_reward: float
+    mean_reward_ci95: tuple[float, float] | None = Field(description="95 % interval; None of a single episode.")
+    min_reward: float
+    max_reward: float
+    mean_length: float = Field(description="Steps per episode.")
+    success_rate: float | None = Field(description="None where success is not defined.")
+    success_rate_ci95: tuple[float, float] | None
+
+
+class Verdict(BaseModel):
+    """Whether a job is learning, in a word and in a sentence."""
+
+    state: VerdictState
+    text: str = Field(description="What it means and, where something can be done, what to try.")
+
+
 class TrainingStatus(BaseModel):
     """Where a job is. Times are UTC."""
 
@@ -322,6 +349,12 @@ class TrainingStatus(BaseModel):
     warnings: list[str]
     model_name: str | None = Field(description="Where the policy is kept; None as long as there is none.")
     sha256: str | None = Field(description="SHA-256 of the model file.")
+    elapsed_seconds: float = Field(description="Time since the job was started; 0 while it is queued.")
+    eta_seconds: float | None = Field(description="Time that is left at the pace so far; None if unknown.")
+    verdict: Verdict
+    evaluation: EvaluationRow | None = Field(description="The latest evaluation.")
+    best_evaluation: EvaluationRow | None = Field(description="The one with the highest mean reward.")
+    ended_by: EndedBy | None = Field(description="Why the training ended; None while it goes on, or if it failed.")
     config: TrainConfig
 
 
@@ -331,12 +364,34 @@ class JobSummary(BaseModel):
     job_id: str
     status: JobStatus
     progress: float
+    env_name: str
+    model_name: str = Field(description="The name that was asked for.")
+    current_timesteps: int
+    total_timesteps: int
+    created_at: datetime
 
 
 class JobList(BaseModel):
     """All jobs the server remembers, oldest first."""
 
     jobs: list[JobSummary]
+
+
+class HistoryRow(BaseModel):
+    """What one rollout and the update before it measured."""
+
+    timesteps: int
+    elapsed_seconds: float
+    metrics: dict[str, float]
+
+
+class JobMetrics(BaseModel):
+    """What a job has measured over time."""
+
+    job_id: str
+    keys: list[str] = Field(description="Every key of the rows' metrics, sorted.")
+    rows: list[HistoryRow] = Field(description="Oldest first: all, or every second, fourth, ... of a long job.")
+    evaluations: list[EvaluationRow]
 
 
 class StopResponse(BaseModel):

@@ -24,6 +24,7 @@ from api import create_app
 from grpo import GRPO
 from grpo_core import model_file
 from grpo_core.learner import AutogradLearner, UpdateRule
+from service.schemas import EvaluationRow
 from service.settings import Settings
 
 FINAL_STATUSES = {"completed", "failed", "stopped"}
@@ -89,6 +90,23 @@ def wait_for_end(client: TestClient, job_id: str) -> dict[str, Any]:
 def train_to_end(client: TestClient, **request: Any) -> dict[str, Any]:
     """Run a job to its end and return its final status."""
     return wait_for_end(client, train(client, **request))
+
+
+def make_evaluation(timesteps: int, mean_reward: float = 1.0) -> EvaluationRow:
+    """Make up what two episodes of one reward say of a policy."""
+    return EvaluationRow(
+        timesteps=timesteps,
+        elapsed_seconds=1.5,
+        n_episodes=2,
+        mean_reward=mean_reward,
+        std_reward=0.0,
+        mean_reward_ci95=(mean_reward, mean_reward),
+        min_reward=mean_reward,
+        max_reward=mean_reward,
+        mean_length=5.0,
+        success_rate=None,
+        success_rate_ci95=None,
+    )
 
 
 class Gate:

@@ -173,6 +173,7 @@ class TestServer:
             ("/", "get"),
             ("/train", "post"),
             ("/training/{job_id}/status", "get"),
+            ("/training/{job_id}/metrics", "get"),
             ("/training/jobs", "get"),
             ("/training/{job_id}/stop", "post"),
             ("/inference", "post"),
@@ -552,6 +553,12 @@ class TestFollowingTraining:
             "warnings",
             "model_name",
             "sha256",
+            "elapsed_seconds",
+            "eta_seconds",
+            "verdict",
+            "evaluation",
+            "best_evaluation",
+            "ended_by",
             "config",
         }
         assert status["job_id"] == started["job_id"]
@@ -609,13 +616,29 @@ class TestFollowingTraining:
         self, client: TestClient, register_env: RegisterEnv, gate: Gate
     ) -> None:
         assert client.get("/training/jobs").json() == {"jobs": []}
-        done = train_to_end(client, **SHORT)["job_id"]
-        waiting = train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
+        done = train_to_end(client, **SHORT, model_name="m")["job_id"]
+        waiting = train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT, model_name="n")
         wait_until(lambda: gate.n_arrived == 1)
-        assert list_jobs(client) == [
-            {"job_id": done, "status": "completed", "progress": 1.0},
-            {"job_id": waiting, "status": "running", "progress": 0.0},
-        ]
+        first, second = list_jobs(client)
+        assert 64 <= first.pop("current_timesteps") < 64 + 32
+        assert parse_time(first.pop("created_at")) <= parse_time(second.pop("created_at"))
+        assert first == {
+            "job_id": done,
+            "status": "completed",
+            "progress": 1.0,
+            "total_timesteps": 64,
+            "env_name": "CartPole-v1",
+            "model_name": "m",
+        }
+        assert second == {
+            "job_id": waiting,
+            "status": "running",
+            "progress": 0.0,
+            "current_timesteps": 0,
+            "total_timesteps": 64,
+            "env_name": "Line-v0",
+            "model_name": "n",
+        }
 
     @one_slot
     def test_the_list_comes_in_pages_and_by_status(
@@ -658,7 +681,7 @@ class TestFollowingTraining:
 
     @pytest.mark.parametrize("job_id", ["none", "00000000-0000-0000-0000-000000000000", "%00", "%2e%2e", "x" * 5000])
     def test_a_job_that_never_was_is_not_found(self, client: TestClient, job_id: str) -> None:
-        for method, action in (("GET", "status"), ("POST", "stop")):
+        for method, action in (("GET", "status"), ("GET", "metrics"), ("POST", "stop")):
             response = client.request(method, f"/training/{job_id}/{action}")
             assert response.status_code == 404
             assert response.json().keys() == {"detail"}

@@ -1,14 +1,20 @@
 """Training jobs."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Body, Query
+from fastapi import APIRouter, Body, Query, Response
+from fastapi import Path as PathParameter
 
+from service.curves import describe_metrics, write_csv
 from service.routes.dependencies import Registry, RewardFunctions, errors
-from service.schemas import JobList, JobStatus, StopResponse, TrainingStatus, TrainRequest, TrainResponse
+from service.schemas import JobList, JobMetrics, JobStatus, StopResponse, TrainingStatus, TrainRequest, TrainResponse
 
 # How long an answer to "stop" waits for the job to end, so that it usually has when the client asks next.
 _STOP_WAIT_SECONDS = 2.0
+
+JobId = Annotated[
+    str, PathParameter(description="A job's id, or `latest`: the job submitted last.", examples=["latest"])
+]
 
 router = APIRouter(tags=["training"])
 
@@ -29,9 +35,27 @@ def start_training(
 
 
 @router.get("/training/{job_id}/status", responses=errors(400, 401, 404, 422))
-async def get_training_status(job_id: str, registry: Registry) -> TrainingStatus:
+async def get_training_status(job_id: JobId, registry: Registry) -> TrainingStatus:
     """Say where a job is: progress, metrics, warnings, and where the policy was saved."""
     return registry.get(job_id).describe()
+
+
+@router.get(
+    "/training/{job_id}/metrics",
+    response_model=JobMetrics,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **errors(400, 401, 404, 422)},
+)
+def get_training_metrics(
+    job_id: JobId,
+    registry: Registry,
+    format: Annotated[Literal["json", "csv"], Query(description="What to answer with.")] = "json",
+) -> Response | JobMetrics:
+    """Tell what a job has measured since it began, rollout by rollout."""
+    job = registry.get(job_id)
+    if format == "json":
+        return describe_metrics(job)
+    headers = {"Content-Disposition": f'attachment; filename="{job.job_id}.csv"'}
+    return Response(write_csv(job.history.list_rows()), media_type="text/csv", headers=headers)
 
 
 @router.get("/training/jobs", responses=errors(400, 401, 404, 422))
@@ -46,10 +70,10 @@ def list_training_jobs(
 
 
 @router.post("/training/{job_id}/stop", responses=errors(400, 401, 403, 404, 409, 422))
-async def stop_training(job_id: str, registry: Registry) -> StopResponse:
+async def stop_training(job_id: JobId, registry: Registry) -> StopResponse:
     """Stop a queued or running job; the policy so far is kept, under the name its status tells."""
     job = registry.get(job_id)
     job.stop()
     await job.wait_finished(_STOP_WAIT_SECONDS)
     message = "Training job stopped" if job.status.is_final else "Training job stopping"
-    return StopResponse(message=message, job_id=job_id)
+    return StopResponse(message=message, job_id=job.job_id)

@@ -22,7 +22,8 @@ from service import jobs
 from service.configuration import resolve_request
 from service.errors import InvalidRequestError, SlotsLostError
 from service.executors import Executor, ProcessExecutor, ThreadExecutor
-from service.jobs import Job, JobRegistry
+from service.job import Job
+from service.jobs import JobRegistry
 from service.model_store import ModelStore
 from service.schemas import JobStatus, TrainRequest
 from tests.support import LineEnv, wait_until

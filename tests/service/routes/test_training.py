@@ -1,0 +1,67 @@
+"""Following a training over HTTP."""
+
+import csv
+import io
+import itertools
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from tests.support import get_status, train_to_end
+
+SHORT: dict[str, Any] = {"total_timesteps": 128, "seed": 0}
+
+
+class TestTheHistory:
+    def test_every_rollout_has_a_row(self, client: TestClient) -> None:
+        status = train_to_end(client, **SHORT)
+        history = client.get(f"/training/{status['job_id']}/metrics").json()
+        assert history.keys() == {"job_id", "keys", "rows", "evaluations"}
+        assert (history["job_id"], history["evaluations"]) == (status["job_id"], [])
+        # A row per rollout, and one for what the last update measured.
+        rollouts = [row for row in history["rows"] if "rollout/reward_mean" in row["metrics"]]
+        assert len(history["rows"]) == len(rollouts) + 1 == status["metrics"]["train/n_updates"] / 10 + 1
+        timesteps = [row["timesteps"] for row in history["rows"]]
+        assert 0 < timesteps[0] <= 32
+        assert all(0 < later - earlier <= 32 for earlier, later in itertools.pairwise(timesteps[:-1]))
+        assert timesteps[-2:] == [status["current_timesteps"]] * 2
+        elapsed = [row["elapsed_seconds"] for row in history["rows"]]
+        assert elapsed == sorted(elapsed)
+        assert 0.0 < elapsed[0] < elapsed[-1] <= status["elapsed_seconds"]
+        assert history["keys"] == sorted(status["metrics"])
+        assert history["rows"][-1]["metrics"].items() <= status["metrics"].items()
+
+    def test_the_table_says_the_same(self, client: TestClient) -> None:
+        job_id = train_to_end(client, **SHORT)["job_id"]
+        history = client.get(f"/training/{job_id}/metrics").json()
+        response = client.get(f"/training/{job_id}/metrics?format=csv")
+        assert response.headers["content-type"].startswith("text/csv")
+        assert response.headers["content-disposition"] == f'attachment; filename="{job_id}.csv"'
+        lines = list(csv.DictReader(io.StringIO(response.text)))
+        assert list(lines[0]) == ["timesteps", "elapsed_seconds", *history["keys"]]
+        for line, row in zip(lines, history["rows"], strict=True):
+            told = {key: float(line[key]) for key in history["keys"] if line[key] != ""}
+            assert told == row["metrics"]
+            assert (int(line["timesteps"]), float(line["elapsed_seconds"])) == (
+                row["timesteps"],
+                row["elapsed_seconds"],
+            )
+
+    def test_another_format_is_refused(self, client: TestClient) -> None:
+        train_to_end(client, **SHORT)
+        response = client.get("/training/latest/metrics?format=xml")
+        assert response.status_code == 422
+        assert "'json' or 'csv'" in response.json()["detail"]
+
+
+def test_the_job_submitted_last_is_found_without_its_id(client: TestClient) -> None:
+    missing = client.get("/training/latest/status")
+    assert missing.status_code == 404
+    assert "POST /train" in missing.json()["detail"]
+    train_to_end(client, **SHORT)
+    last = train_to_end(client, **SHORT)
+    assert get_status(client, "latest") == last
+    assert client.get("/training/latest/metrics").json()["job_id"] == last["job_id"]
+    conflict = client.post("/training/latest/stop")
+    assert conflict.status_code == 409
+    assert last["job_id"] in conflict.json()["detail"]
