@@ -12,13 +12,15 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from grpo_core import __version__, rewards
+from service.dashboard_door import PREFIX, DashboardDoor
 from service.errors import install_error_handlers
 from service.executors import make_executor
 from service.jobs import JobRegistry
 from service.memory import get_available_bytes, get_total_bytes
 from service.model_store import ModelStore
-from service.routes import inference, models, server, training
+from service.routes import inference, login, models, server, training
 from service.security import BrowserRules, RequestGuard
+from service.sessions import LoginLimit
 from service.settings import Settings
 from service.shortcut import InferenceShortcut
 
@@ -44,6 +46,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         upkeep.cancel()
+        await app.state.dashboard_door.close()
         grace_seconds = app.state.settings.shutdown_grace_seconds
         await run_in_threadpool(app.state.registry.shutdown, grace_seconds)
         with suppress(asyncio.CancelledError):
@@ -93,8 +96,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.reward_functions = REWARD_FUNCTIONS
     app.state.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
-    for room in (server, training, inference, models):
+    app.state.login_limit = LoginLimit()
+    app.state.dashboard_door = DashboardDoor(app)
+    for room in (server, training, inference, models, login):
         app.include_router(room.router)
+    app.mount(PREFIX, app.state.dashboard_door)
     install_error_handlers(app)
     app.add_middleware(InferenceShortcut, store=app.state.store)
     app.add_middleware(RequestGuard, settings=settings)

@@ -66,6 +66,8 @@ def _serve(app: FastAPI, settings: Settings) -> int:
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_DRAIN_SECONDS,
             server_header=False,
+            # Of the dashboard's socket; by default a visitor could send 16 MiB at once.
+            ws_max_size=settings.max_body_bytes,
             # Writing a line for each takes a third of the time that a request to /inference takes.
             access_log=False,
         )

@@ -8,11 +8,13 @@ import hmac
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import error_response, report_bug
+from service.sessions import COOKIE_NAME, Sessions
 from service.settings import Settings
 
 # Pages served from this machine may call the API, whatever their port: notebooks, development servers.
@@ -22,8 +24,10 @@ _HOST = re.compile(rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # A body that takes longer than this to arrive is a stalled or hostile client.
 _BODY_DEADLINE_SECONDS = 15.0
-_OPEN_PATHS = frozenset({"/health"})
-_DOCS_PATHS = frozenset({"/docs", "/redoc"})
+_OPEN_PATHS = frozenset({"/health", "/login", "/logout"})
+_DASHBOARD = "/dashboard"
+_ASSETS = "/dashboard/_nicegui"
+_MAX_FORM_BYTES = 4096
 
 _CSP = b"default-src 'none'; frame-ancestors 'none'"
 # Swagger UI and ReDoc start from an inline script and style themselves; ReDoc searches in a worker made of a blob.
@@ -31,15 +35,41 @@ _DOCS_CSP = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data:; font-src 'self' data:; worker-src blob:; frame-ancestors 'none'"
 )
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-]
+# Vue compiles its templates in the page, which counts as evaluating; charts are saved as blobs.
+_DASHBOARD_CSP = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data: blob:; font-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    b"frame-ancestors 'none'"
+)
+_LOGIN_CSP = (
+    b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'self'; "
+    b"frame-ancestors 'none'"
+)
+
+
+def _list_headers(
+    csp: bytes, referrer_policy: bytes = b"no-referrer", cache_control: bytes = b"no-store"
+) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-frame-options", b"DENY"),
+        (b"referrer-policy", referrer_policy),
+        (b"cache-control", cache_control),
+        (b"content-security-policy", csp),
+    ]
+
+
 _VARY = [(b"vary", b"Origin")]
-_PAGE_HEADERS = [*_HEADERS, (b"content-security-policy", _CSP)]
-_DOCS_HEADERS = [*_HEADERS, (b"content-security-policy", _DOCS_CSP)]
+_ANSWER_HEADERS = _list_headers(_CSP)
+# A form of a page without referrers is sent with "Origin: null", which the guard cannot tell from a foreign one.
+_DASHBOARD_HEADERS = _list_headers(_DASHBOARD_CSP, b"same-origin")
+# Their paths hold NiceGUI's version.
+_ASSET_HEADERS = _list_headers(_CSP, cache_control=b"private, max-age=86400")
+_PAGE_HEADERS = {
+    "/docs": _list_headers(_DOCS_CSP),
+    "/redoc": _list_headers(_DOCS_CSP),
+    "/login": _list_headers(_LOGIN_CSP, b"same-origin"),
+}
 
 
 class BrowserRules:
@@ -67,16 +97,25 @@ class BrowserRules:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        added = _DOCS_HEADERS if scope["path"] in _DOCS_PATHS else _PAGE_HEADERS
+        added = _choose_headers(scope["path"])
         has_origin = any(name == b"origin" for name, _ in scope["headers"])
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                headers = message["headers"]
+                if added is _ASSET_HEADERS:  # NiceGUI sets some of its own
+                    headers = [header for header in headers if header[0] != b"cache-control"]
                 # What CORSMiddleware would add where there is no origin; it takes longer to find that out than this.
-                message["headers"] = [*message["headers"], *([] if has_origin else _VARY), *added]
+                message["headers"] = [*headers, *([] if has_origin else _VARY), *added]
             await send(message)
 
         await (self._cors if has_origin else self._app)(scope, receive, send_with_headers)
+
+
+def _choose_headers(path: str) -> list[tuple[bytes, bytes]]:
+    if path.startswith(_DASHBOARD):
+        return _ASSET_HEADERS if path.startswith(f"{_ASSETS}/") else _DASHBOARD_HEADERS
+    return _PAGE_HEADERS.get(path, _ANSWER_HEADERS)
 
 
 class Refusal(NamedTuple):
@@ -103,6 +142,8 @@ class BodyRule(NamedTuple):
 class RequestGuard:
     """Checks host, origin, key, content type and size of every request, and answers when the application cannot.
 
+    Sockets are checked as requests are that change something: what comes through them may.
+
     Works on raw headers: Starlette's ``Headers`` decode every name anew for every look at one.
 
     :param app: The application behind it.
@@ -114,6 +155,7 @@ class RequestGuard:
         self._allowed_hosts = {host.strip("[]").casefold().encode() for host in settings.allowed_hosts}
         self._allowed_origins = frozenset(origin.encode() for origin in settings.cors_origins)
         self._api_key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
+        self._sessions = None if self._api_key is None else Sessions(self._api_key)
         self._reader = BodyReader()
         self._body_rule = BodyRule(
             frozenset({b"application/json"}),
@@ -126,18 +168,25 @@ class RequestGuard:
                 settings.max_batch_bytes,
                 "the body must be JSON or an array as numpy.save writes it; send the header 'Content-Type: "
                 "application/json' or 'Content-Type: application/octet-stream'.",
-            )
+            ),
+            "/login": BodyRule(
+                frozenset({b"application/x-www-form-urlencoded"}),
+                _MAX_FORM_BYTES,
+                "the body must be a form; send the header 'Content-Type: application/x-www-form-urlencoded'.",
+            ),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass anything that is not HTTP through."""
-        if scope["type"] != "http":
+        """Answer one request, open one socket, or pass the server's own messages through."""
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-
         headers = dict(reversed(scope["headers"]))  # the first of each name
         rule = self._body_rules.get(scope["path"], self._body_rule)
         refusal = self._check_headers(scope, headers, rule)
+        if scope["type"] == "websocket":
+            await (self._app(scope, receive, send) if refusal is None else _refuse_socket(refusal, scope, send))
+            return
         if refusal is None and _has_body(headers):
             body = await self._reader.read(receive, rule.max_bytes)
             if body is None:
@@ -159,15 +208,12 @@ class RequestGuard:
             return Refusal(
                 400, "the Host header does not name this server; GRPO_ALLOWED_HOSTS lists the names it takes."
             )
-        if scope["method"] not in _SAFE_METHODS and self._is_cross_site(headers):
+        if _is_unsafe(scope) and self._is_cross_site(headers):
             return Refusal(403, "requests from other web sites are refused; GRPO_CORS_ORIGINS lists those that may.")
-        if self._api_key is not None and scope["path"] not in _OPEN_PATHS and scope["method"] != "OPTIONS":
-            if not self._has_key(headers):
-                return Refusal(
-                    401,
-                    "this server needs an API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
-                    {"WWW-Authenticate": "Bearer"},
-                )
+        if self._api_key is not None and scope["path"] not in _OPEN_PATHS and scope.get("method") != "OPTIONS":
+            refusal = self._check_key(scope, headers)
+            if refusal is not None:
+                return refusal
         if not _has_body(headers):
             return None
         if headers.get(b"content-type", b"").split(b";")[0].strip().lower() not in rule.content_types:
@@ -179,6 +225,24 @@ class RequestGuard:
             return _too_large(rule.max_bytes)
         return None
 
+    def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
+        if self._has_key(headers):
+            return None
+        if self._has_session(headers):
+            # Browsers send a cookie whoever asks for it, and a page on another port of this machine is no other site.
+            if _is_unsafe(scope) and not _is_same_origin(headers):
+                return Refusal(403, "with a session, only pages of this server itself may change anything.")
+            return None
+        path = scope["path"]
+        if scope.get("method") == "GET" and path.startswith(_DASHBOARD) and not path.startswith(_ASSETS):
+            return Refusal(303, "log in first.", {"Location": f"/login?next={quote(path)}"})
+        return Refusal(
+            401,
+            "this server needs an API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at "
+            "/login.",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
     def _is_known_host(self, hosts: list[bytes]) -> bool:
         if b"*" in self._allowed_hosts:
             return True
@@ -189,14 +253,18 @@ class RequestGuard:
         origin = headers.get(b"origin")
         if origin is None:
             return headers.get(b"sec-fetch-site") == b"cross-site"
-        same_origin = origin.partition(b"://")[2] == headers.get(b"host")
-        return not (same_origin or origin in self._allowed_origins or _LOCAL_ORIGIN.fullmatch(origin))
+        return not (_is_same_origin(headers) or origin in self._allowed_origins or _LOCAL_ORIGIN.fullmatch(origin))
 
     def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:
         assert self._api_key is not None
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         offered = token if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         return hmac.compare_digest(offered.strip(b" \t"), self._api_key)
+
+    def _has_session(self, headers: Mapping[bytes, bytes]) -> bool:
+        assert self._sessions is not None
+        pairs = (part.strip().partition(b"=") for part in headers.get(b"cookie", b"").split(b";"))
+        return any(self._sessions.is_valid(token) for name, _, token in pairs if name == COOKIE_NAME.encode())
 
 
 class BodyReader:
@@ -256,6 +324,27 @@ async def _read_chunks(receive: Receive, max_bytes: int) -> bytes | Refusal | No
 
 def _too_large(max_bytes: int) -> Refusal:
     return Refusal(413, f"the body is larger than {max_bytes} bytes.", {"Connection": "close"})
+
+
+def _is_unsafe(scope: Scope) -> bool:
+    return scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS
+
+
+def _is_same_origin(headers: Mapping[bytes, bytes]) -> bool:
+    origin = headers.get(b"origin")
+    if origin is None:
+        return headers.get(b"sec-fetch-site") == b"same-origin"
+    return origin.partition(b"://")[2] == headers.get(b"host")
+
+
+async def _refuse_socket(refusal: Refusal, scope: Scope, send: Send) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": refusal.detail})
+        return
+    response = error_response(*refusal)
+    start = {"status": response.status_code, "headers": response.raw_headers}
+    await send({"type": "websocket.http.response.start", **start})
+    await send({"type": "websocket.http.response.body", "body": response.body})
 
 
 def _has_body(headers: Mapping[bytes, bytes]) -> bool:

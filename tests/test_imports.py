@@ -16,7 +16,16 @@ from tests.support import make_model
 ROOT = Path(__file__).parent.parent
 ORDER = ["grpo_core", "grpo", "grpo_zoo", "service", "api", "run_api"]
 TRAINING_PACKAGES = ["torch", "stable_baselines3", "pandas", "matplotlib"]
-WEB_PACKAGES = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "fastapi_offline", "cachetools"}
+WEB_PACKAGES = {
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "pydantic",
+    "pydantic_settings",
+    "fastapi_offline",
+    "cachetools",
+    "nicegui",
+}
 
 
 def list_imports(file: Path) -> Iterator[str]:
