@@ -18,11 +18,13 @@ from service.executors import make_executor
 from service.jobs import JobRegistry
 from service.memory import get_available_bytes, get_total_bytes
 from service.model_store import ModelStore
+from service.openapi import install_schema
 from service.routes import inference, login, models, server, training
 from service.security import BrowserRules, RequestGuard
 from service.sessions import LoginLimit
 from service.settings import Settings
 from service.shortcut import InferenceShortcut
+from service.telemetry import Telemetry
 
 # Add your own reward functions here, before the server starts: REWARD_FUNCTIONS["my_reward"] = my_reward.
 REWARD_FUNCTIONS = dict(rewards.REWARD_FUNCTIONS)
@@ -102,10 +104,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(room.router)
     app.mount(PREFIX, app.state.dashboard_door)
     install_error_handlers(app)
+    install_schema(app)
     app.add_middleware(InferenceShortcut, store=app.state.store)
     app.add_middleware(RequestGuard, settings=settings)
     # Outside the guard, so that pages may read refusals too.
     app.add_middleware(BrowserRules, settings=settings)
+    app.add_middleware(Telemetry)
     return app
 
 

@@ -1,6 +1,5 @@
 """From a request to a complete configuration: everything is filled in and checked before a job starts."""
 
-import difflib
 import inspect
 import math
 import re
@@ -24,6 +23,7 @@ from grpo_core.spaces import UnsupportedSpaceError, check_action_space, check_ob
 from service.errors import InvalidRequestError, printable
 from service.footprint import check_memory, count_observed_numbers
 from service.schemas import MAX_OBSERVATION_NUMBERS, MAX_SEED, Normalization, TrainConfig, TrainRequest
+from service.suggestions import suggest
 from service.tasks import Task
 from service.training import Reward, build_model, choose_policy, make_env, train_policy
 
@@ -156,8 +156,7 @@ def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:
 def _check_registered(env_name: str) -> None:
     if env_name in gym.registry:
         return
-    close = difflib.get_close_matches(env_name, gym.registry, n=3)
-    hint = f"did you mean {_list(close)}?" if close else "gymnasium.registry lists what is installed."
+    hint = suggest(env_name, gym.registry) or "gymnasium.registry lists what is installed."
     raise InvalidRequestError(f"env_name '{env_name}' is not a registered Gymnasium environment; {hint}")
 
 
@@ -186,8 +185,7 @@ def _check_reward_name(field: str, name: str, env_name: str, reward_functions: M
     if name == ENVIRONMENT_REWARD:
         return
     if name not in reward_functions:
-        known = _list([ENVIRONMENT_REWARD, *sorted(reward_functions)])
-        raise InvalidRequestError(f"{field} '{name}' is unknown; choose one of {known}.")
+        raise _refuse_name(field, name, [ENVIRONMENT_REWARD, *sorted(reward_functions)])
     if reward_functions[name] in CARTPOLE_REWARDS.values() and env_name not in CARTPOLE_ENVIRONMENTS:
         raise InvalidRequestError(
             f"{field} '{name}' reads CartPole's observations and cannot score {env_name}; leave it out or send "
@@ -204,8 +202,7 @@ def _find_preset(request: TrainRequest, rewards: _Rewards) -> tuple[str, Preset 
         return NO_PRESET, None
     preset = get_preset(name)
     if preset is None:
-        known = _list([NO_PRESET, *list_presets()])
-        raise InvalidRequestError(f"preset '{name}' is unknown; choose one of {known}.")
+        raise _refuse_name("preset", name, [NO_PRESET, *list_presets()])
     return name, preset
 
 
@@ -358,6 +355,13 @@ def _generate_model_name(env_name: str) -> str:
     # Registered ids may start with a dot or an underscore, which model names may not.
     stem = env_name.replace("/", "-").lstrip("._-")[:80]
     return f"{stem or 'model'}-{secrets.token_hex(4)}"
+
+
+def _refuse_name(field: str, name: str, known: Sequence[str]) -> InvalidRequestError:
+    hint = suggest(name, known)
+    return InvalidRequestError(
+        f"{field} '{name}' is unknown; {hint + ' Choose' if hint else 'choose'} one of {_list(known)}."
+    )
 
 
 def _list(names: Sequence[str]) -> str:

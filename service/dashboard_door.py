@@ -11,11 +11,12 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import error_response
+from service.errors import Problem, error_response
 
 PREFIX = "/dashboard"
 # Where pages find the service that shows them: NiceGUI itself is one per process.
 SERVICE_KEY = "grpo.service"
+_TAKEN = Problem("dashboard-taken", "The dashboard shows another service")
 
 
 class DashboardDoor:
@@ -38,7 +39,7 @@ class DashboardDoor:
                     self._pages = await self._open()
         if self._pages is None:
             detail = "another service of this process shows its dashboard; end that one first."
-            await error_response(503, detail)(scope, receive, send)
+            await error_response(_TAKEN, 503, detail)(scope, receive, send)
             return
         await self._pages({**scope, SERVICE_KEY: self._service}, receive, send)
 

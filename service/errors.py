@@ -1,15 +1,18 @@
-"""Domain errors and how HTTP answers them: always ``{"detail": "<one string>"}``."""
+"""Domain errors and how HTTP answers them: as problem details (RFC 9457) whose ``detail`` is one string."""
 
 import logging
 import re
-import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from http import HTTPStatus
+from typing import Any, ClassVar, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+
+from service.context import REQUEST_ID, RequestIds, make_urn
+from service.suggestions import suggest
 
 logger = logging.getLogger("grpo.service")
 
@@ -17,6 +20,27 @@ logger = logging.getLogger("grpo.service")
 MAX_REPORTED_ERRORS = 10
 _MAX_ERROR_CHARS = 500
 _PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
+PROBLEM_TYPE = "application/problem+json"
+
+
+class Problem(NamedTuple):
+    """A kind of error, which programs may tell apart.
+
+    :param slug: Its name, in ``urn:grpo:problem:<slug>``; never changes.
+    :param title: The same in words.
+    """
+
+    slug: str
+    title: str
+
+
+INVALID_FIELDS = Problem("invalid-fields", "The request breaks the schema")
+INTERNAL_ERROR = Problem("internal-error", "The server has a bug")
+# What Starlette refuses, by status.
+_HTTP_PROBLEMS = {
+    404: Problem("no-such-path", "There is no such path"),
+    405: Problem("method-not-allowed", "The path does not take this method"),
+}
 
 
 class ServiceError(Exception):
@@ -25,6 +49,7 @@ class ServiceError(Exception):
     :param detail: One sentence or two for the client: the value, the rule, the remedy.
     """
 
+    problem = Problem("refused", "The request is refused")
     status_code = 400
     headers: ClassVar[Mapping[str, str]] = {}
 
@@ -36,28 +61,34 @@ class ServiceError(Exception):
 class InvalidRequestError(ServiceError):
     """The request is well formed but names something that does not exist or does not fit."""
 
+    problem = Problem("invalid-request", "The request does not fit")
+
 
 class NotFoundError(ServiceError):
     """There is no such job or model."""
 
+    problem = Problem("not-found", "There is no such job or model")
     status_code = 404
 
 
 class ConflictError(ServiceError):
     """The request contradicts the state of a job or a model file."""
 
+    problem = Problem("conflict", "The request contradicts the state of a job or model")
     status_code = 409
 
 
 class TooLargeError(ServiceError):
     """The request asks for more at once than the server gives."""
 
+    problem = Problem("too-large", "The request is too large")
     status_code = 413
 
 
 class QueueFullError(ServiceError):
     """All slots and the queue are taken."""
 
+    problem = Problem("queue-full", "The queue is full")
     status_code = 429
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
@@ -65,6 +96,7 @@ class QueueFullError(ServiceError):
 class DrainingError(ServiceError):
     """The server is shutting down and takes no new work."""
 
+    problem = Problem("draining", "The server is shutting down")
     status_code = 503
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "10"}
 
@@ -72,6 +104,7 @@ class DrainingError(ServiceError):
 class SlotsLostError(ServiceError):
     """Every slot is held by a job that hangs and cannot be killed."""
 
+    problem = Problem("slots-lost", "All job slots are held by stalled jobs")
     status_code = 503
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 
@@ -92,17 +125,28 @@ def describe_error(error: BaseException) -> str:
 
 
 def error_response(
-    status_code: int, detail: str, headers: Mapping[str, str] | None = None, **extra: Any
+    problem: Problem, status_code: int, detail: str, headers: Mapping[str, str] | None = None, **extra: Any
 ) -> JSONResponse:
     """Build the one shape every error has."""
-    return JSONResponse({"detail": detail, **extra}, status_code, headers)
+    content = {
+        "type": f"urn:grpo:problem:{problem.slug}",
+        "title": problem.title,
+        "status": status_code,
+        "detail": detail,
+        "instance": make_urn(_get_request_id()),
+    }
+    return JSONResponse({**content, **extra}, status_code, headers, PROBLEM_TYPE)
 
 
 def report_bug(error: Exception, path: str) -> JSONResponse:
-    """Log an error that nobody foresaw and answer with nothing but a number to find it by."""
-    incident = uuid.uuid4().hex
-    logger.error("incident %s on %s", incident, printable(path), exc_info=error)
-    return error_response(500, "internal error", id=incident)
+    """Log an error that nobody foresaw and answer with nothing but the request's id to find it by."""
+    request_id = _get_request_id()
+    logger.error("incident %s on %s", request_id, printable(path), exc_info=error)
+    return error_response(INTERNAL_ERROR, 500, "internal error", id=request_id)
+
+
+def _get_request_id() -> str:
+    return REQUEST_ID.get() or RequestIds().choose(None)
 
 
 def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
@@ -112,8 +156,16 @@ def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
         return {"field": "", "message": f"the body is not valid JSON, see character {error['loc'][-1]}"}
     # "body" says nothing to a client; input and context are left out, since they echo what was sent.
     location = [str(part) for part in error["loc"] if part != "body"]
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ") + _suggest_choice(error)
     return {"field": printable(".".join(location)), "message": printable(message, 300)}
+
+
+def _suggest_choice(error: Mapping[str, Any]) -> str:
+    """Say which of the words that a field takes resembles the one that was sent."""
+    if error["type"] not in ("enum", "literal_error") or not isinstance(error["input"], str):
+        return ""
+    hint = suggest(error["input"], re.findall("'([^']*)'", error["ctx"]["expected"]))
+    return f"; {hint}" if hint else ""
 
 
 def summarize_violations(errors: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, str]]]:
@@ -124,7 +176,7 @@ def summarize_violations(errors: Sequence[Mapping[str, Any]]) -> tuple[str, list
 
 
 def _unreadable_body(detail: str) -> JSONResponse:
-    return error_response(422, detail, errors=[{"field": "", "message": detail}])
+    return error_response(INVALID_FIELDS, 422, detail, errors=[{"field": "", "message": detail}])
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -132,12 +184,12 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ServiceError)
     async def on_service_error(request: Request, error: ServiceError) -> JSONResponse:
-        return error_response(error.status_code, error.detail, error.headers)
+        return error_response(error.problem, error.status_code, error.detail, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         detail, violations = summarize_violations(error.errors())
-        return error_response(422, detail, errors=violations)
+        return error_response(INVALID_FIELDS, 422, detail, errors=violations)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -146,4 +198,15 @@ def install_error_handlers(app: FastAPI) -> None:
             return _unreadable_body("the body is not valid JSON: it is not UTF-8 text")
         if isinstance(error.__cause__, ValueError | RecursionError):
             return _unreadable_body("the body holds a number that is too long or lists that are nested too deep")
-        return error_response(error.status_code, str(error.detail), error.headers)
+        other = Problem(f"http-{error.status_code}", HTTPStatus(error.status_code).phrase)
+        problem = _HTTP_PROBLEMS.get(error.status_code, other)
+        return error_response(problem, error.status_code, _describe_http_error(error), error.headers)
+
+
+def _describe_http_error(error: HTTPException) -> str:
+    if error.status_code == 404:
+        return "there is no such path; GET / names the main ones, and /docs shows them all."
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return f"this path does not take the request's method; it takes {allowed}."
+    return str(error.detail)

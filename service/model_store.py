@@ -21,6 +21,7 @@ from cachetools import Cache, LRUCache
 from grpo_core import model_file
 from grpo_core.actor import Actor
 from service.errors import ConflictError, InvalidRequestError, NotFoundError, printable
+from service.suggestions import suggest
 
 logger = logging.getLogger("grpo.service")
 
@@ -242,7 +243,7 @@ class ModelStore:
         """
         with self._lock:
             if not self.exists(name):
-                raise NotFoundError(f"there is no model '{printable(name)}'; GET /models lists them.")
+                raise self.make_not_found(name)
             os.unlink(self._path(name))
             self._cache.pop(name, None)
             self._verdicts.pop(name, None)
@@ -250,6 +251,11 @@ class ModelStore:
     def exists(self, name: str) -> bool:
         """Tell whether a file of that name is there, usable or not."""
         return is_model_name(name) and self._get_signature(name) is not None
+
+    def make_not_found(self, name: str) -> NotFoundError:
+        """Say that there is no model of a name, and which names resemble it."""
+        hint = suggest(name, sorted(filter(is_model_name, self._list_names()))) or "GET /models lists them."
+        return NotFoundError(f"there is no model '{printable(name)}'; {hint}")
 
     def check_no_case_twin(self, name: str) -> None:
         """Refuse a name that differs from an existing one by case alone: on some disks they are one file.
@@ -402,17 +408,16 @@ class ModelStore:
         :raises NotFoundError: If there is none of that name.
         :raises ModelFileError: If the disk does not let the caller read it.
         """
-        missing = NotFoundError(f"there is no model '{printable(name)}'; GET /models lists them.")
         if not is_model_name(name):
-            raise missing
+            raise self.make_not_found(name)
         try:
             descriptor = os.open(self._path(name), _OPEN_FLAGS)
         except OSError as error:
-            raise missing from error
+            raise self.make_not_found(name) from error
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise missing
+                raise self.make_not_found(name)
             yield descriptor, status
         except OSError as error:
             raise model_file.ModelFileError(f"the file cannot be read ({error.strerror}).") from error

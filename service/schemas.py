@@ -1,12 +1,24 @@
 """What requests and responses look like, with every limit in the schema."""
 
 import math
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from grpo_core.choices import (
     AdvantageScaling,
@@ -18,6 +30,7 @@ from grpo_core.choices import (
     Supervision,
 )
 from service.model_store import MODEL_NAME_PATTERN, ModelStatus, is_model_name
+from service.suggestions import list_close
 
 # No colon: "module:EnvId" would make Gymnasium import the module.
 ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
@@ -135,16 +148,46 @@ VerdictState = Literal["waiting", "starting", "learning", "solved", "steady", "f
 Activation = Literal["tanh", "relu", "elu", "leakyrelu"]
 
 
+def name_known_fields(error: ValidationError, known: Iterable[str]) -> ValidationError:
+    """Say of every unknown field which of the known ones it resembles.
+
+    :param known: The fields of the request itself; those of objects in it are not looked at.
+    """
+    violations = error.errors(include_url=False)
+    if not any(violation["type"] == "extra_forbidden" for violation in violations):
+        return error
+    return ValidationError.from_exception_data(
+        error.title,
+        [
+            InitErrorDetails(type=_describe_type(violation, known), loc=violation["loc"], input=violation["input"])
+            for violation in violations
+        ],
+    )
+
+
+def _describe_type(violation: ErrorDetails, known: Iterable[str]) -> PydanticCustomError:
+    message = violation["msg"]
+    if violation["type"] == "extra_forbidden":
+        message = "unknown field"
+        if len(violation["loc"]) == 1 and (close := list_close(str(violation["loc"][0]), known, n_most=1)):
+            message = f"unknown field; did you mean {close[0]}?"
+    # The message is a template, in which only what the context names is filled in.
+    return PydanticCustomError(violation["type"], message, violation.get("ctx"))
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _check_field_count(cls, body: Any) -> Any:
+    def _check_field_names(cls, body: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
         # Else every unknown field of a large body would get an error of its own, which takes a second to make.
         if isinstance(body, dict) and len(body) > _MAX_FIELDS:
             raise ValueError(f"a request has at most {_MAX_FIELDS} fields")
-        return body
+        try:
+            return build(body)
+        except ValidationError as error:
+            raise name_known_fields(error, cls.model_fields) from error
 
 
 class Normalization(BaseModel):
@@ -560,8 +603,20 @@ class ServerInfo(BaseModel):
     endpoints: dict[str, str]
 
 
-class ErrorResponse(BaseModel):
-    """Every error."""
+class FieldError(BaseModel):
+    """What is wrong with a field."""
 
-    detail: str
-    errors: list[dict[str, str]] | None = Field(None, description="Field by field, with status 422 only.")
+    field: str = Field(description="Its name, with dots where it is inside of another; empty for the whole body.")
+    message: str
+
+
+class ProblemDetails(BaseModel):
+    """Every error: RFC 9457."""
+
+    type: str = Field(description="The kind of error, for programs: `urn:grpo:problem:` and a name that stays.")
+    title: str = Field(description="The kind of error, in words.")
+    status: int = Field(description="The HTTP status, once more.")
+    detail: str = Field(description="What is wrong, and the remedy if there is one.")
+    instance: str = Field(description="The request's id, as in the header `X-Request-ID`, as a URN.")
+    errors: list[FieldError] | None = Field(None, description="Field by field, at most ten, with status 422 only.")
+    id: str | None = Field(None, description="What to look for in the server's log, with status 500 only.")

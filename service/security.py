@@ -13,7 +13,7 @@ from urllib.parse import quote
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import error_response, report_bug
+from service.errors import Problem, TooLargeError, error_response, report_bug
 from service.sessions import COOKIE_NAME, Sessions
 from service.settings import Settings
 
@@ -87,7 +87,8 @@ class BrowserRules:
             allow_origins=settings.cors_origins,
             allow_origin_regex=LOCAL_ORIGIN_PATTERN,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["content-type", "authorization", "x-api-key"],
+            allow_headers=["content-type", "authorization", "x-api-key", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
             allow_credentials=False,
             max_age=600,
         )
@@ -118,9 +119,17 @@ def _choose_headers(path: str) -> list[tuple[bytes, bytes]]:
     return _PAGE_HEADERS.get(path, _ANSWER_HEADERS)
 
 
+_UNKNOWN_HOST = Problem("unknown-host", "The Host header names another server")
+_CROSS_SITE = Problem("cross-site", "The request comes from another web site")
+_NO_KEY = Problem("no-key", "The API key is missing or wrong")
+_WRONG_MEDIA_TYPE = Problem("wrong-media-type", "The body is of the wrong type")
+_BODY_TIMEOUT = Problem("body-timeout", "The body arrives too slowly")
+
+
 class Refusal(NamedTuple):
     """An answer given instead of the route's."""
 
+    problem: Problem
     status_code: int
     detail: str
     headers: dict[str, str] | None = None
@@ -205,11 +214,11 @@ class RequestGuard:
 
     def _check_headers(self, scope: Scope, headers: Mapping[bytes, bytes], rule: BodyRule) -> Refusal | None:
         if not self._is_known_host([value for name, value in scope["headers"] if name == b"host"]):
-            return Refusal(
-                400, "the Host header does not name this server; GRPO_ALLOWED_HOSTS lists the names it takes."
-            )
+            detail = "the Host header does not name this server; GRPO_ALLOWED_HOSTS lists the names it takes."
+            return Refusal(_UNKNOWN_HOST, 400, detail)
         if _is_unsafe(scope) and self._is_cross_site(headers):
-            return Refusal(403, "requests from other web sites are refused; GRPO_CORS_ORIGINS lists those that may.")
+            detail = "requests from other web sites are refused; GRPO_CORS_ORIGINS lists those that may."
+            return Refusal(_CROSS_SITE, 403, detail)
         if self._api_key is not None and scope["path"] not in _OPEN_PATHS and scope.get("method") != "OPTIONS":
             refusal = self._check_key(scope, headers)
             if refusal is not None:
@@ -217,7 +226,7 @@ class RequestGuard:
         if not _has_body(headers):
             return None
         if headers.get(b"content-type", b"").split(b";")[0].strip().lower() not in rule.content_types:
-            return Refusal(415, rule.demand)
+            return Refusal(_WRONG_MEDIA_TYPE, 415, rule.demand)
         # Without leading zeros, a longer number is a larger one; int() refuses numbers of thousands of digits.
         length = headers.get(b"content-length", b"0").lstrip(b"0")
         limit = b"%d" % rule.max_bytes
@@ -231,12 +240,15 @@ class RequestGuard:
         if self._has_session(headers):
             # Browsers send a cookie whoever asks for it, and a page on another port of this machine is no other site.
             if _is_unsafe(scope) and not _is_same_origin(headers):
-                return Refusal(403, "with a session, only pages of this server itself may change anything.")
+                return Refusal(
+                    _CROSS_SITE, 403, "with a session, only pages of this server itself may change anything."
+                )
             return None
         path = scope["path"]
         if scope.get("method") == "GET" and path.startswith(_DASHBOARD) and not path.startswith(_ASSETS):
-            return Refusal(303, "log in first.", {"Location": f"/login?next={quote(path)}"})
+            return Refusal(_NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(path)}"})
         return Refusal(
+            _NO_KEY,
             401,
             "this server needs an API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at "
             "/login.",
@@ -291,7 +303,7 @@ class BodyReader:
                 raise
             task.uncancel()
             detail = f"the body did not arrive within {_BODY_DEADLINE_SECONDS:.0f} s."
-            return Refusal(408, detail, {"Connection": "close"})
+            return Refusal(_BODY_TIMEOUT, 408, detail, {"Connection": "close"})
         finally:
             self._begun.pop(task, None)
 
@@ -323,7 +335,8 @@ async def _read_chunks(receive: Receive, max_bytes: int) -> bytes | Refusal | No
 
 
 def _too_large(max_bytes: int) -> Refusal:
-    return Refusal(413, f"the body is larger than {max_bytes} bytes.", {"Connection": "close"})
+    detail = f"the body is larger than {max_bytes} bytes."
+    return Refusal(TooLargeError.problem, TooLargeError.status_code, detail, {"Connection": "close"})
 
 
 def _is_unsafe(scope: Scope) -> bool:

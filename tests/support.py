@@ -28,6 +28,7 @@ from service.schemas import EvaluationRow
 from service.settings import Settings
 
 FINAL_STATUSES = {"completed", "failed", "stopped"}
+PROBLEM_FIELDS = {"type", "title", "status", "detail", "instance"}
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -35,6 +35,7 @@ from service.settings import Settings
 from tests.conftest import RegisterEnv
 from tests.support import (
     FINAL_STATUSES,
+    PROBLEM_FIELDS,
     ForgetfulEnv,
     Gate,
     LineEnv,
@@ -112,7 +113,7 @@ def refuse(client: TestClient, status_code: int, path: str, **request: Any) -> s
     response = client.post(path, json=request)
     assert response.status_code == status_code, response.text
     body = response.json()
-    assert body.keys() == ({"detail", "errors"} if status_code == 422 else {"detail"})
+    assert body.keys() == (PROBLEM_FIELDS | {"errors"} if status_code == 422 else PROBLEM_FIELDS)
     assert isinstance(body["detail"], str)
     return str(body["detail"])
 
@@ -179,13 +180,21 @@ class TestServer:
             ("/inference", "post"),
             ("/inference/batch", "post"),
             ("/models", "get"),
+            ("/models/{model_name}", "get"),
             ("/models/{model_name}", "delete"),
             ("/health", "get"),
         }
         train_codes = schema["paths"]["/train"]["post"]["responses"].keys()
         assert train_codes == {"200", "400", "401", "403", "408", "409", "413", "415", "422", "429", "503"}
-        error = schema["components"]["schemas"]["ErrorResponse"]["properties"]
-        assert error.keys() == {"detail", "errors"}
+        problem = schema["components"]["schemas"]["ProblemDetails"]
+        assert problem["properties"].keys() == PROBLEM_FIELDS | {"errors", "id"}
+        assert set(problem["required"]) == PROBLEM_FIELDS
+        reference = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
+        for methods in schema["paths"].values():
+            for operation in methods.values():
+                for status_code, response in operation["responses"].items():
+                    if status_code != "200":
+                        assert response["content"] == {"application/problem+json": reference}
         assert "HTTPValidationError" not in dumps(schema)  # FastAPI's own shape, which is never sent
 
     def test_without_settings_they_come_from_the_environment(
@@ -684,7 +693,7 @@ class TestFollowingTraining:
         for method, action in (("GET", "status"), ("GET", "metrics"), ("POST", "stop")):
             response = client.request(method, f"/training/{job_id}/{action}")
             assert response.status_code == 404
-            assert response.json().keys() == {"detail"}
+            assert response.json().keys() == PROBLEM_FIELDS
             assert len(response.text) < 700
 
     @pytest.mark.parametrize("overrides", [{"max_kept_jobs": 2}], ids=["two kept"])
@@ -893,7 +902,7 @@ class TestNamesAndSlots:
             response = client.post("/train", json=SHORT)
             assert response.status_code == 429
             assert int(response.headers["retry-after"]) > 0
-            assert response.json().keys() == {"detail"}
+            assert response.json().keys() == PROBLEM_FIELDS
         assert [job["job_id"] for job in list_jobs(client)] == accepted
         gate.admit()
         for job_id in accepted:
@@ -905,7 +914,7 @@ class TestNamesAndSlots:
         response = client.post("/train", json=SHORT)
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) > 0
-        assert response.json().keys() == {"detail"}
+        assert response.json().keys() == PROBLEM_FIELDS
 
     def test_shutting_down_stops_the_jobs_and_keeps_their_policies(
         self, app: FastAPI, register_env: RegisterEnv, tmp_path: Path
@@ -1212,7 +1221,7 @@ class TestModels:
                 body = response.read()
                 connection.close()
                 assert response.status in (404, 405), raw_name
-                assert loads(body).keys() == {"detail"}
+                assert loads(body).keys() == PROBLEM_FIELDS
                 assert len(body) < 700
         assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 

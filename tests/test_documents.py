@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from api import REWARD_FUNCTIONS, create_app
 from grpo_core.presets import list_presets
 from service.configuration import resolve_request
+from service.errors import ServiceError
 from service.schemas import TrainRequest
 from service.settings import Settings
 from tests.support import wait_until
@@ -170,6 +171,13 @@ def test_api_page_lists_every_status_code() -> None:
         if code != "200"
     }
     assert declared <= documented
+
+
+def test_api_page_names_every_kind_of_error() -> None:
+    source = "".join(file.read_text() for file in (ROOT / "service").glob("*.py"))
+    kinds = set(re.findall(r'Problem\("([a-z-]+)", ', source)) - {ServiceError.problem.slug}
+    assert len(kinds) > 14
+    assert {kind for kind in kinds if f"`{kind}`" not in split_api_page()["Errors"]} == set()
 
 
 def test_api_page_lists_every_setting_with_its_default() -> None:

@@ -8,7 +8,7 @@ from fastapi import Depends, Path, Request
 from grpo_core.rewards import RewardFunction
 from service.jobs import JobRegistry
 from service.model_store import ModelStore
-from service.schemas import ErrorResponse
+from service.schemas import ProblemDetails
 
 
 async def _get_store(request: Request) -> ModelStore:
@@ -35,4 +35,4 @@ RewardFunctions = Annotated[Mapping[str, RewardFunction], Depends(_get_reward_fu
 
 def errors(*status_codes: int) -> dict[int | str, dict[str, object]]:
     """Document the errors of a route."""
-    return {status_code: {"model": ErrorResponse} for status_code in status_codes}
+    return {status_code: {"model": ProblemDetails} for status_code in status_codes}

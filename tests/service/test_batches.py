@@ -21,7 +21,7 @@ from service.model_store import ServedModel
 from service.schemas import MAX_BATCH_ITEMS
 from service.settings import Settings
 from tests.service.test_inference import CAR, make_opinionated_model, serve_model, serve_policy, to_plain
-from tests.support import make_model
+from tests.support import PROBLEM_FIELDS, make_model
 
 CARTPOLE = np.random.default_rng(0).uniform(-2.0, 2.0, (40, 4)).astype(np.float32)
 JSON = {"content-type": "application/json"}
@@ -174,7 +174,7 @@ class TestJson:
         for change in changes:
             response = served.post("/inference/batch", json={**good, **change})
             assert response.status_code == 422, change
-            assert response.json().keys() == {"detail", "errors"}
+            assert response.json().keys() == PROBLEM_FIELDS | {"errors"}
 
     @pytest.mark.parametrize(
         "body", [b"", b"{", b"[]", b"\xff\xfe", b'{"model_name": "\\ud800"}', b"[" * 100_000, b'{"a": ' + b"9" * 5000]
@@ -182,7 +182,7 @@ class TestJson:
     def test_what_is_no_json_object_is_a_validation_error(self, served: TestClient, body: bytes) -> None:
         response = served.post("/inference/batch", content=body, headers=JSON)
         assert response.status_code == 422
-        assert response.json().keys() == {"detail", "errors"}
+        assert response.json().keys() == PROBLEM_FIELDS | {"errors"}
         assert len(response.text) < 500
 
     def test_a_model_that_never_was_is_not_found(self, served: TestClient) -> None:
@@ -334,7 +334,7 @@ HOSTILE = {
 def test_what_is_no_array_of_finite_numbers_is_a_validation_error(served: TestClient, body: bytes) -> None:
     response = served.post("/inference/batch?model_name=m", content=body, headers=ARRAY)
     assert response.status_code == 422
-    assert response.json().keys() == {"detail", "errors"}
+    assert response.json().keys() == PROBLEM_FIELDS | {"errors"}
     assert len(response.text) < 500
 
 
@@ -363,7 +363,7 @@ class TestLimits:
             content = to_npy(np.zeros((n_rows, 4), np.float32))
             response = served.post("/inference/batch?model_name=m", content=content, headers=ARRAY)
             assert response.status_code == status_code
-        assert response.json() == {"detail": "the body is larger than 4096 bytes."}
+        assert response.json()["detail"] == "the body is larger than 4096 bytes."
         too_large = json.dumps({"model_name": "m", "observation": [0.0] * 400})
         assert served.post("/inference", content=too_large, headers=JSON).status_code == 413
 

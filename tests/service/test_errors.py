@@ -1,5 +1,6 @@
 """Every error has one shape and tells the client what it may know."""
 
+import json
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.errors import MAX_REPORTED_ERRORS, ConflictError, DrainingError, QueueFullError
-from tests.support import serve
+from service.errors import MAX_REPORTED_ERRORS, ConflictError, DrainingError, QueueFullError, ServiceError
+from service.settings import Settings
+from tests.support import PROBLEM_FIELDS, serve
 
 JSON = {"Content-Type": "application/json"}
 
@@ -59,7 +61,7 @@ def test_what_is_not_there_is_answered_with_one_sentence(
 ) -> None:
     response = client.request(method, path)
     assert response.status_code == status_code
-    assert response.json().keys() == {"detail"}
+    assert response.json().keys() == PROBLEM_FIELDS
     assert isinstance(response.json()["detail"], str)
 
 
@@ -75,7 +77,7 @@ def test_a_refusal_keeps_its_sentence_and_says_when_to_come_back(
     faulty_client: TestClient, path: str, status_code: int, detail: str, retry_after: str | None
 ) -> None:
     response = faulty_client.get(path)
-    assert (response.status_code, response.json()) == (status_code, {"detail": detail})
+    assert (response.status_code, response.json()["detail"]) == (status_code, detail)
     assert response.headers.get("retry-after") == retry_after
 
 
@@ -86,7 +88,7 @@ def test_a_bug_is_answered_with_an_incident_number_and_nothing_of_itself(
     assert response.status_code == 500
     body = response.json()
     assert body["detail"] == "internal error"
-    assert body.keys() == {"detail", "id"}
+    assert body.keys() == PROBLEM_FIELDS | {"id"}
     assert "secret" not in response.text
     assert body["id"] in caplog.text
 
@@ -101,12 +103,86 @@ def test_a_bug_leaves_the_server_running(faulty_client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "headers", "status_code", "slug"),
+    [
+        ("GET", "/nowhere", {}, 404, "no-such-path"),
+        ("PUT", "/health", {}, 405, "method-not-allowed"),
+        ("GET", "/training/none/status", {}, 404, "not-found"),
+        ("GET", "/conflict", {}, 409, "conflict"),
+        ("GET", "/full", {}, 429, "queue-full"),
+        ("GET", "/draining", {}, 503, "draining"),
+        ("GET", "/bug", {}, 500, "internal-error"),
+        ("POST", "/inference", {}, 422, "invalid-fields"),
+        ("GET", "/health", {"host": "elsewhere"}, 400, "unknown-host"),
+        ("POST", "/train", {"origin": "https://a.example"}, 403, "cross-site"),
+        ("POST", "/train", {"content-type": "text/plain", "content-length": "2"}, 415, "wrong-media-type"),
+        ("POST", "/train", {"content-type": "application/json", "content-length": "9999999"}, 413, "too-large"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_every_error_is_a_problem_of_a_kind_that_programs_can_tell(
+    faulty_client: TestClient, method: str, path: str, headers: dict[str, str], status_code: int, slug: str
+) -> None:
+    request_id = "0f8fad5b-d9cb-469f-a165-70867728950e"
+    response = faulty_client.request(method, path, headers={**headers, "x-request-id": request_id})
+    assert response.status_code == status_code
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert (problem["type"], problem["status"]) == (f"urn:grpo:problem:{slug}", status_code)
+    assert problem["instance"] == f"urn:uuid:{request_id}"
+    assert 0 < len(problem["title"]) < 60
+    assert isinstance(problem["detail"], str)
+
+
+def test_every_kind_of_error_has_a_name_of_its_own() -> None:
+    kinds, open_kinds = [], [ServiceError]
+    while open_kinds:
+        kind = open_kinds.pop()
+        kinds.append(kind)
+        open_kinds += kind.__subclasses__()
+    assert len({kind.problem.slug for kind in kinds}) == len(kinds) >= 8
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "hint"),
+    [
+        ("POST", "/train", {"n_step": 64}, "n_step: unknown field; did you mean n_steps?"),
+        ("POST", "/inference", {"model_nam": "m"}, "model_nam: unknown field; did you mean model_name?"),
+        ("POST", "/inference/batch", {"observation": []}, "observation: unknown field; did you mean observations?"),
+        ("POST", "/train", {"device": "CPU"}, "did you mean 'cpu'?"),
+        ("POST", "/train", {"group_mode": "episodes"}, "did you mean 'episode'?"),
+        ("GET", "/training/jobs?status=runing", None, "did you mean 'running'?"),
+        ("POST", "/train", {"env_name": "cartpole-v1"}, "did you mean 'CartPole-v1'"),
+        ("POST", "/train", {"preset": "pendulum"}, "did you mean 'Pendulum-v1'?"),
+        ("POST", "/train", {"reward_function_type": "simple-cartpole"}, "did you mean 'simple_cartpole'"),
+        ("POST", "/train", {"reward_functions": {"enviroment": 1}}, "did you mean 'environment'?"),
+        ("POST", "/inference", {"model_name": "ballancer", "observation": 1}, "did you mean 'balancer'?"),
+        ("DELETE", "/models/Balance", None, "did you mean 'balancer'?"),
+    ],
+    ids=str,
+)
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(
+    client: TestClient, settings: Settings, method: str, path: str, body: Any, hint: str
+) -> None:
+    (settings.models_dir / "balancer.zip").write_bytes(b"whatever it holds")
+    response = client.request(method, path, json=body)
+    assert response.status_code in (400, 404, 422)
+    assert hint in response.json()["detail"]
+
+
+def test_a_name_like_no_other_and_one_that_is_too_long_are_answered_without_a_hint(client: TestClient) -> None:
+    for body in ({"xyzzy": 1}, {"n_steps" * 20: 1}, {"device": "cpu" * 50}, {"preset": "q"}):
+        response = client.post("/train", json=body)
+        assert "did you mean" not in response.text
+
+
+@pytest.mark.parametrize(
     "body", [b"{", b"", b"nonsense", b"{'a': 1}", b'{"a":1}}', b"\xff\xfe", b'{"env_name": "\xff"}']
 )
 def test_a_body_that_is_not_json_is_a_validation_error(client: TestClient, body: bytes) -> None:
     response = client.post("/inference", content=body, headers=JSON)
     assert response.status_code == 422
-    assert response.json().keys() == {"detail", "errors"}
+    assert response.json().keys() == PROBLEM_FIELDS | {"errors"}
     assert isinstance(response.json()["detail"], str)
 
 
@@ -138,8 +214,8 @@ def test_at_most_ten_violations_are_listed_and_three_spelled_out(client: TestCli
     request = {f"unknown_{i}": i for i in range(60)}
     body = client.post("/train", json=request).json()
     assert len(body["errors"]) == MAX_REPORTED_ERRORS == 10
-    assert body["errors"][0] == {"field": "unknown_0", "message": "Extra inputs are not permitted"}
-    assert body["detail"].count("Extra inputs") == 3
+    assert body["errors"][0] == {"field": "unknown_0", "message": "unknown field"}
+    assert body["detail"].count("unknown field") == 3
     assert body["detail"].endswith("; ...")
 
 
@@ -188,6 +264,6 @@ def test_errors_reach_a_real_connection_as_json(app: FastAPI) -> None:
         connection.request("POST", "/train", b"{", JSON)
         response = connection.getresponse()
         assert response.status == 422
-        assert response.getheader("content-type") == "application/json"
-        assert response.read().startswith(b'{"detail":"the body is not valid JSON')
+        assert response.getheader("content-type") == "application/problem+json"
+        assert json.loads(response.read())["detail"].startswith("the body is not valid JSON")
         connection.close()

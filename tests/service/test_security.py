@@ -1,5 +1,6 @@
 """The guard before the routes: hosts, origins, the key, and the size and type of bodies."""
 
+import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 import service.security
-from tests.support import serve
+from tests.support import PROBLEM_FIELDS, serve
 
 KEY = "a key of 22 characters"
 EVIL = "https://evil.example"
@@ -94,7 +95,7 @@ class TestHosts:
     def test_any_other_name_is_refused(self, client: TestClient, method: str, path: str, host: str) -> None:
         response = client.request(method, path, headers={b"host": host.encode("latin-1")})
         assert response.status_code == 400
-        assert response.json().keys() == {"detail"}
+        assert response.json().keys() == PROBLEM_FIELDS
         assert "evil" not in response.text
 
     def test_no_name_and_two_names_are_refused(self, port: int) -> None:
@@ -134,6 +135,7 @@ class TestOrigins:
             response = client.request(method, path, headers={"origin": origin})
             assert response.status_code in (200, 404)
             assert response.headers["access-control-allow-origin"] == origin
+            assert response.headers["access-control-expose-headers"] == "x-request-id, retry-after"
             assert "access-control-allow-credentials" not in response.headers
 
     @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ class TestOrigins:
         for method, path in UNSAFE_ROUTES:
             response = client.request(method, path, headers={b"origin": origin.encode("latin-1")})
             assert response.status_code == 403, path
-            assert response.json().keys() == {"detail"}
+            assert response.json().keys() == PROBLEM_FIELDS
             assert "access-control-allow-origin" not in response.headers
 
     def test_pages_of_others_may_not_read_either(self, client: TestClient) -> None:
@@ -206,7 +208,9 @@ class TestPreflight:
 
     @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
     def test_a_page_of_this_machine_is_told_what_it_may_send(self, client: TestClient, method: str) -> None:
-        response = self.ask(client, "http://localhost:3000", method, "content-type, authorization, x-api-key")
+        response = self.ask(
+            client, "http://localhost:3000", method, "content-type, authorization, x-api-key, x-request-id"
+        )
         assert response.status_code == 200
         assert response.headers["access-control-allow-origin"] == "http://localhost:3000"
         assert response.headers["access-control-max-age"] == "600"
@@ -259,7 +263,7 @@ class TestTheKey:
             response = client.request(method, path, headers=headers)
             assert response.status_code == 401, path
             assert response.headers["www-authenticate"] == "Bearer"
-            assert response.json().keys() == {"detail"}
+            assert response.json().keys() == PROBLEM_FIELDS
             assert KEY not in response.text
 
     @with_key
@@ -308,7 +312,7 @@ class TestBodies:
     ) -> None:
         response = client.post(path, content=b"{}", headers={"content-type": content_type})
         assert response.status_code == 415
-        assert response.json().keys() == {"detail"}
+        assert response.json().keys() == PROBLEM_FIELDS
 
     @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
     def test_json_is_accepted_however_it_is_written(self, client: TestClient, content_type: str) -> None:
@@ -321,7 +325,7 @@ class TestBodies:
         assert client.post("/inference", content=largest, headers=headers).status_code == 422
         response = client.post("/inference", content=largest + b" ", headers=headers)
         assert response.status_code == 413
-        assert response.json() == {"detail": "the body is larger than 1048576 bytes."}
+        assert response.json()["detail"] == "the body is larger than 1048576 bytes."
         assert response.headers["connection"] == "close"
 
     @pytest.mark.parametrize("overrides", [{"max_body_bytes": 1024}])
@@ -334,7 +338,7 @@ class TestBodies:
             b"Content-Length: 1099511627776\r\n\r\n"
         )
         status_code, body = send_raw(port, request)
-        assert (status_code, body) == (413, b'{"detail":"the body is larger than 1048576 bytes."}')
+        assert (status_code, json.loads(body)["detail"]) == (413, "the body is larger than 1048576 bytes.")
 
     @pytest.mark.parametrize("chunk_bytes", [65_536, 1024])
     def test_a_body_without_a_length_is_refused_as_soon_as_it_is_too_large(self, port: int, chunk_bytes: int) -> None:
@@ -374,7 +378,7 @@ class TestBodies:
         )
         status_code, body = send_raw(port, request)
         assert status_code == 408
-        assert b'{"detail":' in body
+        assert json.loads(body)["type"] == "urn:grpo:problem:body-timeout"
 
     def test_every_body_has_its_own_patience(self, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(service.security, "_BODY_DEADLINE_SECONDS", 0.3)

@@ -9,7 +9,7 @@ import service.shortcut
 from service.inference import infer
 from service.routes import inference
 from service.settings import Settings
-from tests.support import make_client, make_model
+from tests.support import PROBLEM_FIELDS, make_client, make_model
 
 OBSERVATION = [0.1, 0.0, 0.05, 0.0]
 JSON = {"content-type": "application/json"}
@@ -38,6 +38,7 @@ def served(client: TestClient, settings: Settings) -> TestClient:
     """A client of a service with two policies, which are not in memory yet."""
     make_model("CartPole-v1").save(settings.models_dir / "m.zip")
     make_model("Pendulum-v1").save(settings.models_dir / "p.zip")
+    client.headers["x-request-id"] = "the-same-for-all"  # which answers tell
     return client
 
 
@@ -117,7 +118,7 @@ def test_a_bug_is_answered_once_with_an_incident_number(served: TestClient, monk
     monkeypatch.setattr(service.shortcut, "infer", lambda *_: 1 / 0)
     response = served.post("/inference", json=request)
     assert response.status_code == 500
-    assert response.json().keys() == {"detail", "id"}
+    assert response.json().keys() == PROBLEM_FIELDS | {"id"}
 
 
 def test_it_stands_behind_the_guard(settings: Settings) -> None:

@@ -1,0 +1,28 @@
+"""What somebody may have meant who wrote a name that there is not."""
+
+import difflib
+from collections.abc import Iterable
+from itertools import islice
+
+# A longer name is no slip of the pen, and comparing two takes as long as both are.
+_MAX_CHARS = 100
+_MAX_KNOWN = 2000
+
+
+def list_close(name: str, known: Iterable[str], n_most: int = 3) -> list[str]:
+    """List the known names that resemble one, whatever their case, the closest first.
+
+    :param known: Of these the first 2,000 are looked at.
+    """
+    if len(name) > _MAX_CHARS:
+        return []
+    by_folded = {candidate.casefold(): candidate for candidate in islice(known, _MAX_KNOWN)}
+    return [by_folded[folded] for folded in difflib.get_close_matches(name.casefold(), by_folded, n_most)]
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Ask ``"did you mean 'CartPole-v1'?"``; empty if nothing is close."""
+    close = [f"'{candidate}'" for candidate in list_close(name, known)]
+    if not close:
+        return ""
+    return f"did you mean {', '.join(close[:-1])}{' or ' if len(close) > 1 else ''}{close[-1]}?"

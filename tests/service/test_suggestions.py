@@ -1,0 +1,38 @@
+"""A name that is nearly right is recognised, at a bounded cost."""
+
+import itertools
+
+import pytest
+
+from service.suggestions import list_close, suggest
+
+KNOWN = ["CartPole-v0", "CartPole-v1", "Pendulum-v1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "question"),
+    [
+        ("pendulum", "did you mean 'Pendulum-v1'?"),
+        ("PENDULUM-V1", "did you mean 'Pendulum-v1'?"),
+        ("CartPol-v1", "did you mean 'CartPole-v1' or 'CartPole-v0'?"),
+        ("Breakout", ""),
+        ("", ""),
+    ],
+)
+def test_the_closest_come_first_whatever_their_case(name: str, question: str) -> None:
+    assert suggest(name, KNOWN) == question
+
+
+def test_three_are_named_at_most() -> None:
+    assert suggest("model-0", [f"model-{i}" for i in range(1, 9)]).count("model-") == 3
+    assert list_close("model-0", [f"model-{i}" for i in range(1, 9)], n_most=1) == ["model-8"]
+
+
+def test_a_long_name_is_not_compared() -> None:
+    assert list_close("a" * 100, ["a" * 100]) == ["a" * 100]
+    assert list_close("a" * 101, ["a" * 101]) == []
+
+
+def test_of_endless_names_the_first_two_thousand_are_looked_at() -> None:
+    assert list_close("1999", map(str, itertools.count()), n_most=1) == ["1999"]
+    assert list_close("2000", map(str, itertools.count()), n_most=1) != ["2000"]
