@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -11,29 +12,39 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import KVWriter, Logger
 
 from api import REWARD_FUNCTIONS, create_app
+from benchmarks.pages import list_blocks
+from grpo import GRPO
 from grpo_core.presets import list_presets
+from grpo_core.rewards import optimized_cartpole
 from service.configuration import resolve_request
 from service.errors import ServiceError
 from service.schemas import TrainRequest
 from service.settings import Settings
 from tests.support import wait_until
+from tests.tutorial import DOCUMENTED_URL, make_strict
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTED_URL = "http://localhost:8000"
+TUTORIALS = sorted(ROOT.glob("docs/*.md"))
+# What a reader's checkout holds and a tutorial has no use for, or makes anew.
+NOT_LINKED = {"models", "tests"}
 HTTP_METHODS = {"get", "post", "put", "delete"}
 
 
-def list_blocks() -> list[Any]:
+def list_examples() -> list[Any]:
     """List the examples of both pages in the order in which a reader runs them."""
     return [
-        pytest.param(block[1], block[2], id=f"{name}-{i}-{block[1]}")
+        pytest.param(block.language, block.code, id=f"{name}-{block.line}-{block.language}")
         for name in ("README.md", "API.md")
-        for i, block in enumerate(re.finditer(r"```(bash|python)\n(.*?)```", (ROOT / name).read_text(), re.DOTALL))
+        for block in list_blocks((ROOT / name).read_text())
+        if block.language in ("bash", "python")
     ]
 
 
@@ -50,19 +61,86 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     thread.join()
 
 
-@pytest.mark.parametrize(("language", "code"), list_blocks())
+def run(command: list[str], folder: Path, **variables: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    completed = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+
+
+@pytest.mark.parametrize(("language", "code"), list_examples())
 def test_examples_run_as_written(language: str, code: str, server_url: str, tmp_path: Path) -> None:
     code = code.replace(DOCUMENTED_URL, server_url)
-    if language == "python":
-        command = [sys.executable, "-c", code]
-    elif shutil.which("curl") is None:
+    if language == "bash" and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    else:
-        # curl then ends with an error where the server answers one.
-        command = ["bash", "-ec", code.replace("curl ", "curl --silent --fail-with-body ")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    completed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
-    assert completed.returncode == 0, completed.stdout + completed.stderr
+    run([sys.executable, "-c", code] if language == "python" else make_strict(code), tmp_path)
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
+def test_a_tutorial_runs_as_written_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
+    if "curl " in page.read_text() and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    for entry in ROOT.iterdir():
+        if entry.name not in NOT_LINKED and not entry.name.startswith("."):
+            (tmp_path / entry.name).symlink_to(entry)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    # A script's folder is where Python looks first, and through a link that is the real one.
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = [sys.executable, "-m", "tests.tutorial", str(page), port]
+    run(command, tmp_path, PYTHONPATH=path, PATH=programs, GRPO_PORT=port, MPLBACKEND="Agg")
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
+def test_every_file_that_a_tutorial_saves_is_used_below(page: Path) -> None:
+    blocks = list_blocks(page.read_text())
+    for i, block in enumerate(blocks):
+        if block.title is not None:
+            module = block.title.removesuffix(".py")
+            assert any(re.search(rf"\b{module}\b", later.code) for later in blocks[i + 1 :]), block.title
+
+
+class KeyCollector(KVWriter):
+    """Remembers the keys that are logged."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        self.keys |= key_values.keys()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Verdict(gym.Wrapper[Any, Any, Any, Any]):
+    """Says of every episode that it succeeded."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, info | {"is_success": True}
+
+
+@pytest.fixture(scope="module")
+def logged_keys() -> set[str]:
+    """Every key that some training logs."""
+    collector = KeyCollector()
+    for env_name, arguments in (
+        ("CartPole-v1", {"reward_function": [None, optimized_cartpole], "kl_coef": 0.1}),
+        ("Pendulum-v1", {}),
+    ):
+        env = make_vec_env(env_name, wrapper_class=Verdict)
+        model = GRPO("MlpPolicy", env, n_steps=64, n_epochs=1, seed=0, device="cpu", **arguments)  # type: ignore[arg-type]
+        model.set_logger(Logger(None, [collector]))
+        model.learn(192)
+    return collector.keys
+
+
+def test_the_metrics_page_explains_every_key_that_is_logged_and_no_other(logged_keys: set[str]) -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    explained = set(re.findall(r"^\| `(\w+/[\w<>]+)` \|", text.split("## Every key")[1], flags=re.MULTILINE))
+    generic = {re.sub("^rewards/.*_mean$", "rewards/<name>_mean", key) for key in logged_keys}
+    assert generic == explained
 
 
 def make_schema() -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""Runs the blocks of a page in their order, as a reader does: ``python -m tests.tutorial PAGE PORT``.
+
+The working folder stands for the reader's checkout. Python blocks share their names, as the cells of a notebook do;
+CONTRIBUTING.md says what else a block can be. A block that fails ends the run with its error.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from benchmarks.pages import Block, list_blocks
+
+DOCUMENTED_URL = "http://localhost:8000"
+_START_SECONDS = 60.0
+_POLL_SECONDS = 0.05
+
+
+def make_strict(code: str) -> list[str]:
+    """Return the command that runs a bash block and fails where one of its commands or an answer to curl does."""
+    return ["bash", "-ec", code.replace("curl ", "curl --silent --fail-with-body ")]
+
+
+@contextmanager
+def _run_server(code: str, url: str) -> Iterator[None]:
+    # Without exec, the shell would stay between this process and the server, which has to be ended by its own id.
+    server = subprocess.Popen(["bash", "-ec", f"exec {code}"])
+    try:
+        _wait_for_answer(server, url)
+        yield
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _wait_for_answer(server: "subprocess.Popen[bytes]", url: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            urlopen(f"{url}/health", timeout=10).close()
+            return
+        except (URLError, ConnectionError) as error:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server does not answer; its exit status is {server.poll()}.") from error
+            time.sleep(_POLL_SECONDS)
+
+
+def run_page(page: Path, url: str) -> None:
+    """Run all blocks of a page.
+
+    :param url: What the page's server is called here; its blocks name ``DOCUMENTED_URL``.
+    """
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with ExitStack() as servers:
+        for block in list_blocks(page.read_text()):
+            block = block._replace(code=block.code.replace(DOCUMENTED_URL, url))
+            if block.is_server:
+                servers.close()
+                servers.enter_context(_run_server(block.code, url))
+            else:
+                _run_block(block, page, names)
+
+
+def _run_block(block: Block, page: Path, names: dict[str, Any]) -> None:
+    if block.title is not None:
+        Path(block.title).write_text(block.code)
+    elif block.language == "python":
+        # As many lines as are above the block, so that a traceback tells the line of the page.
+        exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), names)
+    elif block.language == "bash":
+        subprocess.run(make_strict(block.code), check=True)
+
+
+if __name__ == "__main__":
+    run_page(Path(sys.argv[1]), f"http://localhost:{sys.argv[2]}")
