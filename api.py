@@ -24,6 +24,8 @@ from service.security import BrowserRules, RequestGuard
 from service.sessions import LoginLimit
 from service.settings import Settings
 from service.shortcut import InferenceShortcut
+from service.shutdown import announce_shutdown
+from service.streams import EventStreams
 from service.telemetry import Telemetry
 
 # Add your own reward functions here, before the server starts: REWARD_FUNCTIONS["my_reward"] = my_reward.
@@ -45,7 +47,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.registry.warm_up()
     upkeep = asyncio.create_task(_keep_store(app.state.store))
     try:
-        yield
+        with announce_shutdown(app.state.closing):
+            yield
     finally:
         upkeep.cancel()
         await app.state.dashboard_door.close()
@@ -96,6 +99,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings.max_kept_jobs,
         settings.stall_seconds,
     )
+    app.state.closing = threading.Event()
+    app.state.streams = EventStreams(app.state.closing)
     app.state.reward_functions = REWARD_FUNCTIONS
     app.state.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
     app.state.login_limit = LoginLimit()

@@ -109,6 +109,14 @@ class SlotsLostError(ServiceError):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 
 
+class TooManyStreamsError(ServiceError):
+    """As many clients listen to events as the server has places for."""
+
+    problem = Problem("too-many-streams", "Too many event streams are open")
+    status_code = 503
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "10"}
+
+
 def printable(text: str, max_chars: int = 100) -> str:
     """Shorten what a client or foreign code sent, and spell out what is not ASCII, so that answers and logs keep it."""
     return text[:max_chars].encode("ascii", "backslashreplace").decode()

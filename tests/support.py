@@ -61,6 +61,7 @@ def serve(app: FastAPI) -> Iterator[int]:
         wait_until(lambda: server.started)
         yield listener.getsockname()[1]
     finally:
+        app.state.closing.set()  # as a signal would, of which a thread hears nothing
         server.should_exit = True
         thread.join()
         listener.close()

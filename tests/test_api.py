@@ -175,6 +175,7 @@ class TestServer:
             ("/train", "post"),
             ("/training/{job_id}/status", "get"),
             ("/training/{job_id}/metrics", "get"),
+            ("/training/{job_id}/events", "get"),
             ("/training/jobs", "get"),
             ("/training/{job_id}/stop", "post"),
             ("/inference", "post"),

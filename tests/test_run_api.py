@@ -28,9 +28,13 @@ StartServer = Callable[..., subprocess.Popen[str]]
 
 
 def run_script(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    return run_program("run_api.py", *arguments, **variables)
+
+
+def run_program(*arguments: str, **variables: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPO_")}
     return subprocess.Popen(
-        [sys.executable, "run_api.py", *arguments],
+        [sys.executable, *arguments],
         cwd=ROOT,
         env={**environment, **variables},
         stdout=subprocess.PIPE,
@@ -40,12 +44,18 @@ def run_script(*arguments: str, **variables: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def start_server() -> Iterator[StartServer]:
+def start_server(start_program: StartServer) -> StartServer:
     """Start the script, and end it when the test is over."""
+    return lambda *arguments, **variables: start_program("run_api.py", *arguments, **variables)
+
+
+@pytest.fixture
+def start_program() -> Iterator[StartServer]:
+    """Start Python with arguments, and end it when the test is over."""
     processes = []
 
     def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
-        processes.append(run_script(*arguments, **variables))
+        processes.append(run_program(*arguments, **variables))
         return processes[-1]
 
     yield start
@@ -108,6 +118,27 @@ def test_a_signal_ends_the_server_cleanly_and_keeps_the_policy_in_training(
     assert "Traceback" not in errors
     assert sorted(file.name for file in (tmp_path / "models").iterdir()) == [".lock", "m.zip"]
     assert GRPO.load(tmp_path / "models" / "m.zip").num_timesteps > 100
+
+
+@pytest.mark.parametrize(
+    "program", [["run_api.py", "--port"], ["-m", "uvicorn", "api:app", "--port"]], ids=lambda p: p[1]
+)
+def test_a_stream_that_is_open_does_not_hold_up_the_end(
+    start_program: StartServer, port: int, tmp_path: Path, program: list[str]
+) -> None:
+    server = start_program(*program, str(port), GRPO_MODELS_DIR=str(tmp_path / "models"), GRPO_EXECUTOR="thread")
+    wait_until(lambda: answers(port))
+    started = call(port, "/train", {"total_timesteps": 10_000_000, "model_name": "m"})
+    with urlopen(f"http://127.0.0.1:{port}/training/{started['job_id']}/events", timeout=30) as stream:
+        assert b"job.status" in stream.readline()
+        server.send_signal(signal.SIGTERM)
+        stream.read()  # to its end, without a wait of fifteen seconds for the next sign of life
+        _, errors = server.communicate(timeout=END_SECONDS)
+    # Uvicorn raises the signal once more; only the start script turns that into a clean end.
+    assert server.returncode in (0, -signal.SIGTERM), errors
+    assert "timeout graceful shutdown exceeded" not in errors
+    assert "Traceback" not in errors
+    assert GRPO.load(tmp_path / "models" / "m.zip").num_timesteps > 0
 
 
 @pytest.fixture

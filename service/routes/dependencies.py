@@ -9,6 +9,7 @@ from grpo_core.rewards import RewardFunction
 from service.jobs import JobRegistry
 from service.model_store import ModelStore
 from service.schemas import ProblemDetails
+from service.streams import EventStreams
 
 
 async def _get_store(request: Request) -> ModelStore:
@@ -21,6 +22,11 @@ async def _get_registry(request: Request) -> JobRegistry:
     return registry
 
 
+async def _get_streams(request: Request) -> EventStreams:
+    streams: EventStreams = request.app.state.streams
+    return streams
+
+
 async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction]:
     reward_functions: Mapping[str, RewardFunction] = request.app.state.reward_functions
     return reward_functions
@@ -30,6 +36,7 @@ Store = Annotated[ModelStore, Depends(_get_store)]
 Registry = Annotated[JobRegistry, Depends(_get_registry)]
 # Which names there can be, the store knows: one that is none is not found.
 ModelNameInPath = Annotated[str, Path(description="Name of a model file, without `.zip`.", examples=["my_model"])]
+Streams = Annotated[EventStreams, Depends(_get_streams)]
 RewardFunctions = Annotated[Mapping[str, RewardFunction], Depends(_get_reward_functions)]
 
 

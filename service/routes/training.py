@@ -1,12 +1,15 @@
 """Training jobs."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Response
 from fastapi import Path as PathParameter
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service.curves import describe_metrics, write_csv
-from service.routes.dependencies import Registry, RewardFunctions, errors
+from service.job import Job
+from service.routes.dependencies import Registry, RewardFunctions, Streams, errors
 from service.schemas import JobList, JobMetrics, JobStatus, StopResponse, TrainingStatus, TrainRequest, TrainResponse
 
 # How long an answer to "stop" waits for the job to end, so that it usually has when the client asks next.
@@ -56,6 +59,26 @@ def get_training_metrics(
         return describe_metrics(job)
     headers = {"Content-Disposition": f'attachment; filename="{job.job_id}.csv"'}
     return Response(write_csv(job.history.list_rows()), media_type="text/csv", headers=headers)
+
+
+async def _take_stream(job_id: JobId, registry: Registry, streams: Streams) -> AsyncIterator[Job]:
+    job = registry.get(job_id)
+    with streams.take_place():
+        yield job
+
+
+@router.get("/training/{job_id}/events", response_class=EventSourceResponse, responses=errors(400, 401, 404, 422, 503))
+async def stream_training_events(
+    job: Annotated[Job, Depends(_take_stream)],
+    streams: Streams,
+    after: Annotated[int, Query(ge=0, description="Id of an event: only later ones are sent.")] = 0,
+    last_event_id: Annotated[
+        int | None, Header(alias="Last-Event-ID", ge=0, description="The same; browsers send it by themselves.")
+    ] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Send a job's events as they happen, from its first one on, until it has ended."""
+    async for event in streams.follow(job, after if last_event_id is None else last_event_id):
+        yield event
 
 
 @router.get("/training/jobs", responses=errors(400, 401, 404, 422))
