@@ -759,3 +759,10 @@ class GRPO(OnPolicyAlgorithm):
     def _load_arrays(self, content: model_file.ModelContent) -> None:
         parameters = to_parameters(content, self.policy.optimizer)
         super().set_parameters(parameters)  # type: ignore[arg-type]  # SB3 types an optimizer's state as a tensor
+
+
+if __name__ == "__main__":
+    # The class imported there is grpo.GRPO; the one above is __main__.GRPO, which nobody could import again.
+    from grpo_cli import main
+
+    raise SystemExit(main())

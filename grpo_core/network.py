@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 
 from grpo_core.actor import ACTIVATIONS
 from grpo_core.arguments import is_real, is_whole, refuse
-from grpo_core.extractors import EXTRACTOR_ARGUMENTS, ExtractorPlan, list_shapes
+from grpo_core.extractors import EXTRACTOR_ARGUMENTS, ExtractorPlan, check_image, list_shapes
 from grpo_core.spaces import is_image_space
 
 POLICIES: Mapping[str, type[ActorCriticPolicy]] = {
@@ -52,6 +52,29 @@ def get_policy_name(policy_class: type[Any]) -> str:
         f"policy={getattr(policy_class, '__name__', policy_class)} is not supported: rollouts and model files know "
         f"the layers of {', '.join(repr(name) for name in POLICIES)} only. Shape one of these with policy_kwargs."
     )
+
+
+def choose_policy(observation_space: spaces.Space[Any]) -> str:
+    """Name the policy whose networks suit observations.
+
+    :param observation_space: As the environment has it: the channels of images may come last.
+    """
+    if isinstance(observation_space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if _has_convolutions(observation_space) else "MlpPolicy"
+
+
+def _has_convolutions(space: spaces.Space[Any]) -> bool:
+    """Tell whether a space is one of images that are large enough for SB3's convolutions."""
+    if not is_image_space(space):
+        return False
+    # Like SB3, take the shortest axis for the channels.
+    n_channels, *size = sorted(space.shape or ())
+    try:
+        check_image(spaces.Box(0, 255, (n_channels, *size)))
+    except ValueError:
+        return False
+    return True
 
 
 def check_policy_kwargs(

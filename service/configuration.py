@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
 from grpo_core.advantage import NEEDS_VALUES
+from grpo_core.network import choose_policy
 from grpo_core.presets import Preset, get_preset, list_presets
 from grpo_core.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD, RewardFunction
 from grpo_core.rewards import REWARD_FUNCTIONS as CARTPOLE_REWARDS
@@ -25,7 +26,7 @@ from service.footprint import check_memory, count_observed_numbers
 from service.schemas import MAX_OBSERVATION_NUMBERS, MAX_SEED, Normalization, TrainConfig, TrainRequest
 from service.suggestions import suggest
 from service.tasks import Task
-from service.training import Reward, build_model, choose_policy, make_env, train_policy
+from service.training import Reward, build_model, make_env, train_policy
 
 # The preset that fills in nothing.
 NO_PRESET = "none"

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from grpo import GRPO
 from grpo_core.actor import ACTIVATIONS
-from grpo_core.extractors import check_image
+from grpo_core.network import choose_policy
 from grpo_core.rewards import RewardFunction
 from grpo_core.spaces import is_image_space
 from service.schemas import TrainConfig
@@ -109,29 +109,6 @@ def build_model(config: TrainConfig, env: VecEnv, reward: Reward, **arguments: A
         "reward_weights": list(config.reward_functions.values()) if config.reward_functions else None,
     }
     return GRPO(choose_policy(env.observation_space), _normalize(config, env), **settings | arguments)
-
-
-def choose_policy(observation_space: spaces.Space[Any]) -> str:
-    """Name the policy whose networks suit observations.
-
-    :param observation_space: As the environment has it: the channels of images may come last.
-    """
-    if isinstance(observation_space, spaces.Dict):
-        return "MultiInputPolicy"
-    return "CnnPolicy" if _has_convolutions(observation_space) else "MlpPolicy"
-
-
-def _has_convolutions(space: spaces.Space[Any]) -> bool:
-    """Tell whether a space is one of images that are large enough for SB3's convolutions."""
-    if not is_image_space(space):
-        return False
-    # Like SB3, take the shortest axis for the channels.
-    n_channels, *size = sorted(space.shape or ())
-    try:
-        check_image(spaces.Box(0, 255, (n_channels, *size)))
-    except ValueError:
-        return False
-    return True
 
 
 def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:

@@ -1,0 +1,270 @@
+"""The command line of the library, as it is typed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
+
+from grpo import GRPO
+from grpo_cli import main
+from grpo_core import model_file
+from tests.conftest import RegisterEnv
+from tests.support import LineEnv, make_model, wait_until
+
+ROOT = Path(__file__).parent.parent
+MY_ENVS = """
+import gymnasium as gym
+from tests.support import LineEnv
+
+gym.register("MyLine-v0", LineEnv)
+"""
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``python grpo.py`` in a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
+    command = [sys.executable, str(ROOT / "grpo.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def read_meta(path: Path) -> dict[str, object]:
+    return model_file.from_bytes(path.read_bytes()).meta
+
+
+def get_hyperparameters(path: Path) -> dict[str, object]:
+    hyperparameters = read_meta(path)["hyperparameters"]
+    assert isinstance(hyperparameters, dict)
+    return hyperparameters
+
+
+def test_a_newcomer_trains_judges_films_and_describes_a_policy(tmp_path: Path) -> None:
+    trained = run("train", "--env", "CartPole-v1", "--seed", "3", "--output", "cartpole", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "for 20,000 steps with the preset of CartPole-v1, seed 3" in trained.stdout
+    assert "saved cartpole.zip" in trained.stdout
+
+    judged = run("evaluate", "--model", "cartpole", "--episodes", "5", cwd=tmp_path)
+    assert judged.returncode == 0, judged.stderr
+    policy, at_random = map(float, re.findall(r"mean reward +(\S+) +(\S+)", judged.stdout)[0])
+    assert policy > 400 > 100 > at_random
+
+    filmed = run("enjoy", "--model", "cartpole.zip", "--output", "e.gif", "--max-steps", "8", cwd=tmp_path)
+    assert "8 steps, reward 8.00" in filmed.stdout, filmed.stderr
+    assert (tmp_path / "e.gif").read_bytes().startswith(b"GIF89a")
+
+    described = run("info", "--model", "cartpole.zip", cwd=tmp_path)
+    assert '"CartPole-v1"' in described.stdout
+    assert re.search(r"group_size +2$", described.stdout, flags=re.MULTILINE)
+
+
+def test_a_model_from_the_command_line_is_that_of_the_library(tmp_path: Path) -> None:
+    assert main(["train", "--env=CartPole-v1", "-n=512", "--seed=5", "--eval-episodes=0", f"-o={tmp_path / 'm'}"]) == 0
+    by_hand = GRPO("MlpPolicy", "CartPole-v1", n_steps=256, group_size=2, horizon=32, seed=5, device="cpu").learn(512)
+    by_hand.save(tmp_path / "by_hand")
+    ours, theirs = (model_file.from_bytes((tmp_path / f"{name}.zip").read_bytes()) for name in ("m", "by_hand"))
+    assert ours.weights.keys() == theirs.weights.keys()
+    assert all((ours.weights[name] == theirs.weights[name]).all() for name in ours.weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--learning-rate", "0.01"], {"learning_rate": 0.01}),
+        (["--learning-rate", "lin_0.01"], {"learning_rate": {"linear": [0.01, 0.0, 1.0]}}),
+        (["--group-size", "4", "--horizon", "16"], {"group_size": 4, "horizon": 16}),
+        (["-params", "kl_coef=0.1", "baseline=group"], {"kl_coef": 0.1, "baseline": "group"}),
+        (["--gamma", "0.9", "--hyperparams", "gamma=0.8"], {"gamma": 0.8}),
+        (["-params", "common_random_numbers=true", "target_kl=None"], {"common_random_numbers": True}),
+        (["--env", "Pendulum-v1"], {"gamma": 0.95, "restart_probability": 0.7}),
+        (["--env", "Pendulum-v1", "--gamma", "0.9"], {"gamma": 0.9, "restart_probability": 0.7}),
+        (["--env", "Pendulum-v1", "--preset", "none"], {"gamma": 0.99, "restart_probability": 0.0}),
+        (["--env", "Acrobot-v1", "--preset", "MountainCar-v0"], {"gae_lambda": 0.98}),
+    ],
+)
+def test_options_reach_the_algorithm(options: list[str], expected: dict[str, object], tmp_path: Path) -> None:
+    output = tmp_path / "m.zip"
+    arguments = ["train", "--env", "CartPole-v1", "-n", "1", "--eval-episodes", "0", "-o", str(output), *options]
+    assert main(arguments) == 0
+    assert get_hyperparameters(output).items() >= expected.items()
+
+
+def test_classes_of_the_network_are_named(tmp_path: Path) -> None:
+    network = "policy_kwargs={'net_arch': [8], 'activation_fn': 'ReLU', 'optimizer_class': 'SGD'}"
+    output = tmp_path / "m.zip"
+    options = ["-n", "1", "--eval-episodes", "0", "-o", str(output), "-params", network]
+    assert main(["train", "--env", "CartPole-v1", *options]) == 0
+    described = read_meta(output)["network"]
+    assert isinstance(described, dict)
+    assert (described["net_arch"], described["activation"], described["optimizer_class"]) == (
+        {"pi": [8], "vf": [8]},
+        "ReLU",
+        "SGD",
+    )
+
+
+def test_normalisation_is_asked_for_by_name(tmp_path: Path) -> None:
+    output = tmp_path / "m.zip"
+    options = ["-n", "1", "--eval-episodes", "1", "-o", str(output), "-params", "normalize={'norm_reward': False}"]
+    assert main(["train", "--env", "CartPole-v1", *options]) == 0
+    env = GRPO.load(output, env=gym.make("CartPole-v1")).get_env()
+    vec_normalize = None if env is None else unwrap_vec_normalize(env)
+    assert vec_normalize is not None
+    assert (vec_normalize.norm_obs, vec_normalize.norm_reward) == (True, False)
+
+
+def test_a_shipped_reward_takes_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "m.zip"
+    options = ["-n", "1", "--eval-episodes", "0", "-o", str(output), "--reward-function", "simple_cartpole"]
+    assert main(["train", "--env", "CartPole-v1", *options]) == 0
+    assert "with no preset" in capsys.readouterr().out
+    assert read_meta(output)["reward_function"] == "simple_cartpole"
+
+
+def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp_path: Path) -> None:
+    options = ["-n", "1", "--eval-episodes", "0", "-f", str(tmp_path / "logs"), "-tb", str(tmp_path / "tb")]
+    assert main(["train", "--env", "CartPole-v1", *options]) == 0
+    assert (tmp_path / "logs" / "CartPole-v1.zip").is_file()
+    assert list((tmp_path / "tb" / "GRPO_1").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--learning-rate", "fast"], "learning_rate='fast' is not allowed: it must be finite and above 0"),
+        (["--learning-rate", "lin_fast"], "a schedule is written lin_NUMBER"),
+        (["--n-steps", "100"], "take n_steps=128"),
+        (["-params", "learnin_rate=1"], "did you mean learning_rate=...?"),
+        (["-params", "gamma"], "does not set a hyperparameter of GRPO as NAME=VALUE"),
+        (["-params", "seed=1"], "--hyperparams seed=1 does not set a hyperparameter"),
+        (["-params", "gamma=__import__('os')"], "is not allowed: it must lie in [0, 1]"),
+        (["-params", "policy=Foo"], "Policy Foo unknown"),
+        (["-params", "normalize=5"], "normalize=5 does not fit CartPole-v1"),
+        (["--preset", "Foo"], "--preset Foo is not known; choose none, Acrobot-v1, CartPole-v1"),
+        (["--env", "CartPol-v1"], "Did you mean: `CartPole`?"),
+        (["--env", "Acrobot-v1", "--reward-function", "simple_cartpole"], "take --reward-function environment"),
+        (["--env-module", "no_such_module"], "--env-module no_such_module cannot be imported"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_remedy(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert main(["train", "--env", "CartPole-v1", "-n", "1", "-o", str(tmp_path / "m.zip"), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-n", "0"], "'0' is not a whole number from 1 to"),
+        (["--seed", "4294967296"], "'4294967296' is not a whole number from 0 to 4294967295"),
+        (["--device", "gpu"], "'gpu' is none of auto, cpu, cuda and cuda:N"),
+        (["--reward-function", "mine"], "choose from"),
+        (["--total", "5"], "unrecognized arguments"),
+    ],
+)
+def test_an_option_outside_its_range_is_a_usage_error(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--env", "CartPole-v1", *options])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_environments_of_a_module_in_the_current_folder_are_found(tmp_path: Path) -> None:
+    (tmp_path / "my_envs.py").write_text(MY_ENVS)
+    options = ["--env-module", "my_envs", "-n", "64", "--eval-episodes", "2"]
+    trained = run("train", "--env", "MyLine-v0", *options, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert read_meta(tmp_path / "MyLine-v0.zip")["env_name"] == "MyLine-v0"
+    judged = run("evaluate", "--model", "MyLine-v0.zip", "--env-module", "my_envs", "-n", "2", cwd=tmp_path)
+    assert "2 episodes of MyLine-v0" in judged.stdout, judged.stderr
+    assert "no time limit: episodes are cut after 10,000 steps" in judged.stdout
+
+
+def test_a_bar_is_shown_when_asked_for_and_not_in_a_pipe(tmp_path: Path) -> None:
+    options = ["train", "--env", "CartPole-v1", "-n", "1", "--eval-episodes", "0"]
+    assert "100%" not in run(*options, cwd=tmp_path).stdout
+    assert "100%" in run(*options, "--progress", cwd=tmp_path).stdout
+
+
+def test_a_bar_without_its_packages_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("grpo_cli.find_spec", lambda name: None if name == "rich" else object())
+    assert main(["train", "--env", "CartPole-v1", "--progress"]) == 2
+    assert "--progress needs tqdm and rich: pip install tqdm rich, or leave it out." in capsys.readouterr().err
+
+
+def test_the_first_interrupt_keeps_what_was_learned(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", str(ROOT / "grpo.py"), "train", "--env", "CartPole-v1", "-n", "100000000"]
+    output = tmp_path / "out.txt"
+    with output.open("w") as file, subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file) as process:
+        wait_until(lambda: "training on" in output.read_text())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, output.read_text()
+    assert "interrupted" in output.read_text()
+    assert read_meta(tmp_path / "CartPole-v1.zip")["env_name"] == "CartPole-v1"
+
+
+def test_a_file_without_an_environment_needs_one_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_model("CartPole-v1").save(tmp_path / "m.zip")
+    assert main(["evaluate", "--model", str(tmp_path / "m.zip")]) == 2
+    assert "say which with --env" in capsys.readouterr().err
+    assert main(["evaluate", "--model", str(tmp_path / "m.zip"), "--env", "CartPole-v1", "--episodes", "1"]) == 0
+
+
+def test_a_file_cannot_have_a_module_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.zip").write_bytes(make_model("CartPole-v1").to_bytes(env_name="antigravity:CartPole-v1"))
+    assert main(["evaluate", "--model", str(tmp_path / "m.zip")]) == 2
+    assert "does not name a registered environment" in capsys.readouterr().err
+    assert "antigravity" not in sys.modules
+
+
+def test_a_policy_is_not_played_where_it_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_model("CartPole-v1").save(tmp_path / "m.zip")
+    assert main(["evaluate", "--model", str(tmp_path / "m.zip"), "--env", "Pendulum-v1"]) == 2
+    assert "--env Pendulum-v1 cannot be played: the policy's observations are" in capsys.readouterr().err
+
+
+def test_a_damaged_or_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.zip").write_bytes(b"no zip")
+    for name in ("m.zip", "gone"):
+        assert main(["info", "--model", str(tmp_path / name)]) == 2
+        assert f"--model {tmp_path / name} cannot be read" in capsys.readouterr().err
+
+
+def test_control_characters_of_a_file_are_spelled_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.zip").write_bytes(make_model("CartPole-v1").to_bytes(env_name="\x1b]0;title\x07"))
+    assert main(["info", "--model", str(tmp_path / "m.zip")]) == 0
+    said = capsys.readouterr().out
+    assert json.dumps("\x1b]0;title\x07") in said
+    assert "\x1b" not in said
+
+
+def test_a_film_of_an_unknown_kind_is_refused_before_it_is_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model("CartPole-v1").save(tmp_path / "m.zip")
+    options = ["--env", "CartPole-v1", "--output", str(tmp_path / "e.avi")]
+    assert main(["play", "--model", str(tmp_path / "m.zip"), *options]) == 2
+    assert "end its name in .gif or .mp4" in capsys.readouterr().err
+
+
+def test_an_environment_without_pictures_is_told(
+    tmp_path: Path, register_env: RegisterEnv, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = register_env(LineEnv, max_episode_steps=5)
+    output = tmp_path / "m.zip"
+    assert main(["train", "--env", name, "-n", "1", "--eval-episodes", "0", "-o", str(output)]) == 0
+    assert main(["enjoy", "--model", str(output), "--output", str(tmp_path / "e.gif")]) == 2
+    assert "--env Line-v0 cannot be watched: it has no render mode 'rgb_array'" in capsys.readouterr().err
