@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class Client:
         if response.status != 200:
             raise RuntimeError(f"{method} {path} answered {response.status}: {answer[:500]!r}")
         return json.loads(answer)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
 
     def time_call(self, method: str, path: str, body: dict[str, Any] | None = None) -> float:
         """Return how long the answer takes, in ms."""
@@ -85,7 +89,8 @@ def serve(models_dir: Path, **variables: str) -> Iterator[Server]:
     try:
         while True:
             try:
-                Client(port).call("GET", "/health")
+                with closing(Client(port)) as client:
+                    client.call("GET", "/health")
                 break
             except OSError:
                 if process.poll() is not None or time.perf_counter() > started + _START_SECONDS:

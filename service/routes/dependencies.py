@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 
 from grpo_core.rewards import RewardFunction
+from service import examples
 from service.jobs import JobRegistry
 from service.model_store import ModelStore
 from service.schemas import ProblemDetails
@@ -35,7 +36,9 @@ async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction
 Store = Annotated[ModelStore, Depends(_get_store)]
 Registry = Annotated[JobRegistry, Depends(_get_registry)]
 # Which names there can be, the store knows: one that is none is not found.
-ModelNameInPath = Annotated[str, Path(description="Name of a model file, without `.zip`.", examples=["my_model"])]
+ModelNameInPath = Annotated[
+    str, Path(description="Name of a model file, without `.zip`.", openapi_examples=examples.MODEL)
+]
 Streams = Annotated[EventStreams, Depends(_get_streams)]
 RewardFunctions = Annotated[Mapping[str, RewardFunction], Depends(_get_reward_functions)]
 

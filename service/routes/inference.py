@@ -4,9 +4,10 @@ from functools import partial
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from service import examples
 from service.batches import ARRAY_TYPE, answer_array, answer_json
 from service.errors import NotFoundError
 from service.inference import infer
@@ -20,7 +21,9 @@ router = APIRouter(tags=["inference"])
 
 
 @router.post("/inference", responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422))
-async def predict(request: InferenceRequest, store: Store, registry: Registry) -> InferenceResponse:
+async def predict(
+    request: Annotated[InferenceRequest, Body(openapi_examples=examples.INFERENCE)], store: Store, registry: Registry
+) -> InferenceResponse:
     """Choose an action for one observation of a trained model's environment."""
     model = store.get_cached(request.model_name)
     if model is None:
@@ -41,7 +44,7 @@ async def predict(request: InferenceRequest, store: Store, registry: Registry) -
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": BatchRequest.model_json_schema()},
+                "application/json": {"schema": BatchRequest.model_json_schema(), "example": examples.BATCH},
                 ARRAY_TYPE: {"schema": {"type": "string", "format": "binary"}},
             },
         }

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Response
 from fastapi import Path as PathParameter
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from service import examples
 from service.curves import describe_metrics, write_csv
 from service.job import Job
 from service.routes.dependencies import Registry, RewardFunctions, Streams, errors
@@ -16,7 +17,8 @@ from service.schemas import JobList, JobMetrics, JobStatus, StopResponse, Traini
 _STOP_WAIT_SECONDS = 2.0
 
 JobId = Annotated[
-    str, PathParameter(description="A job's id, or `latest`: the job submitted last.", examples=["latest"])
+    str,
+    PathParameter(description="A job's id, or `latest`: the job submitted last.", openapi_examples=examples.JOB_ID),
 ]
 
 router = APIRouter(tags=["training"])
@@ -24,7 +26,9 @@ router = APIRouter(tags=["training"])
 
 @router.post("/train", responses=errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 503))
 def start_training(
-    registry: Registry, reward_functions: RewardFunctions, request: Annotated[TrainRequest | None, Body()] = None
+    registry: Registry,
+    reward_functions: RewardFunctions,
+    request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
 ) -> TrainResponse:
     """Start a training job and answer at once; every field is optional, and so is the body."""
     registry.check_room()

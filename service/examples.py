@@ -1,0 +1,49 @@
+"""What the published schema shows as examples: one journey from a training to its answers, which works as it stands."""
+
+from typing import Any
+
+from fastapi.openapi.models import Example
+
+MODEL_NAME = "balance"
+
+JOB_ID: dict[str, Example] = {"latest": {"summary": "The job submitted last", "value": "latest"}}
+MODEL: dict[str, Example] = {
+    MODEL_NAME: {"summary": "The model of the first example of POST /train", "value": MODEL_NAME}
+}
+TRAIN: dict[str, Example] = {
+    "cartpole": {
+        "summary": "Balance a pole, in some seconds",
+        "value": {"env_name": "CartPole-v1", "total_timesteps": 10_000, "model_name": MODEL_NAME},
+    },
+    "preset": {
+        "summary": "Swing up a pendulum, with the preset's settings",
+        "value": {"env_name": "Pendulum-v1", "total_timesteps": 30_000, "model_name": "swing"},
+    },
+    "rewards": {
+        "summary": "Two reward functions with weights",
+        "value": {
+            "env_name": "CartPole-v1",
+            "reward_functions": {"environment": 1.0, "simple_cartpole": 0.5},
+            "total_timesteps": 10_000,
+            "model_name": "two-rewards",
+            "seed": 0,
+        },
+    },
+}
+_OBSERVATION = [0.1, 0.0, 0.05, 0.0]
+INFERENCE: dict[str, Example] = {
+    "cartpole": {
+        "summary": "Position, velocity, angle and angular velocity of CartPole",
+        "value": {"model_name": MODEL_NAME, "observation": _OBSERVATION},
+    },
+    "drawn": {
+        "summary": "Draw the action, and allow one of the two only",
+        "value": {
+            "model_name": MODEL_NAME,
+            "observation": _OBSERVATION,
+            "deterministic": False,
+            "action_masks": [False, True],
+        },
+    },
+}
+BATCH: dict[str, Any] = {"model_name": MODEL_NAME, "observations": [_OBSERVATION, [0.0, 0.5, -0.1, -0.5]]}

@@ -1,0 +1,86 @@
+"""The published schema holds: what it promises is what is answered, and its examples work as they stand."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from benchmarks.server import serve
+from grpo import GRPO
+from service import examples
+from tests.support import FINAL_STATUSES, wait_until
+
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+# Methods whose requests have a body.
+WITH_BODY = ("post", "put")
+
+
+@pytest.fixture(scope="module")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server in a process of its own, with a model of the name that the examples have."""
+    folder = tmp_path_factory.mktemp("models")
+    # Untrained: its episodes are short, so that even a thousand of them are soon played.
+    GRPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu").save(folder / examples.MODEL_NAME)
+    with serve(folder, GRPO_MAX_RUNNING_JOBS="1", GRPO_MAX_QUEUED_JOBS="1000") as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+def run_schemathesis(server_url: str, folder: Path, *options: str) -> str:
+    """Run Schemathesis against a server and return what it printed; it has to be content."""
+    command = ["run", f"{server_url}/openapi.json", "--checks", CHECKS, "--generation-deterministic", "--no-color"]
+    finished = subprocess.run(
+        [str(Path(sys.executable).with_name("st")), *command, *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def test_every_example_is_answered_as_the_schema_says(server_url: str, tmp_path: Path) -> None:
+    printed = run_schemathesis(server_url, tmp_path, "--phases", "examples")
+    assert "Examples" in printed
+
+
+def test_hundreds_of_odd_requests_are_answered_as_the_schema_says(server_url: str, tmp_path: Path) -> None:
+    run_schemathesis(server_url, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "10")
+
+
+def list_operations(schema: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [(method, path, each) for path, methods in schema["paths"].items() for method, each in methods.items()]
+
+
+def test_every_parameter_of_a_path_and_every_body_has_an_example(client: TestClient) -> None:
+    for method, path, operation in list_operations(client.get("/openapi.json").json()):
+        for parameter in operation.get("parameters", []):
+            if parameter["in"] == "path":
+                assert "examples" in parameter, f"{parameter['name']} of {method} {path}"
+        if method in WITH_BODY and "requestBody" in operation:
+            body = operation["requestBody"]["content"].get("application/json", {})
+            assert not body or {"example", "examples"} & body.keys(), f"{method} {path}"
+
+
+def get_first_body(schema: dict[str, Any], path: str) -> Any:
+    """Return the body that Swagger UI fills in for a POST."""
+    described = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    return next(iter(described["examples"].values()))["value"]
+
+
+def test_the_first_examples_lead_from_a_training_to_an_action(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    (job_id,) = schema["paths"]["/training/{job_id}/status"]["get"]["parameters"]
+    status_path = f"/training/{next(iter(job_id['examples'].values()))['value']}/status"
+
+    assert client.post("/train", json=get_first_body(schema, "/train")).status_code == 200
+    wait_until(lambda: client.get(status_path).json()["status"] in FINAL_STATUSES)
+    assert client.get(status_path).json()["status"] == "completed"
+
+    answer = client.post("/inference", json=get_first_body(schema, "/inference")).json()
+    assert answer["action"] in (0, 1)
+    assert sum(answer["action_probs"]) == pytest.approx(1.0)
