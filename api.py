@@ -12,14 +12,16 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from grpo_core import __version__, rewards
+from service.catalogue import Catalogue
 from service.dashboard_door import PREFIX, DashboardDoor
+from service.errands import Errands
 from service.errors import install_error_handlers
 from service.executors import make_executor
 from service.jobs import JobRegistry
 from service.memory import get_available_bytes, get_total_bytes
 from service.model_store import ModelStore
 from service.openapi import install_schema
-from service.routes import inference, login, models, server, training
+from service.routes import catalogue, inference, login, models, server, training
 from service.security import BrowserRules, RequestGuard
 from service.sessions import LoginLimit
 from service.settings import Settings
@@ -91,9 +93,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         get_available_bytes,
         get_total_bytes(),
     )
+    executor = make_executor(settings.executor)
     app.state.registry = JobRegistry(
         app.state.store,
-        make_executor(settings.executor),
+        executor,
         settings.max_running_jobs,
         settings.max_queued_jobs,
         settings.max_kept_jobs,
@@ -102,10 +105,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.closing = threading.Event()
     app.state.streams = EventStreams(app.state.closing)
     app.state.reward_functions = REWARD_FUNCTIONS
+    app.state.errands = Errands(executor, settings.stage_seconds, app.state.closing)
+    app.state.catalogue = Catalogue(app.state.errands, REWARD_FUNCTIONS)
     app.state.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
     app.state.login_limit = LoginLimit()
     app.state.dashboard_door = DashboardDoor(app)
-    for room in (server, training, inference, models, login):
+    for room in (server, training, inference, models, catalogue, login):
         app.include_router(room.router)
     app.mount(PREFIX, app.state.dashboard_door)
     install_error_handlers(app)

@@ -7,7 +7,6 @@ from importlib.resources import files
 from typing import Any
 
 import yaml
-from stable_baselines3.common.utils import LinearSchedule
 
 # The zoo's keys that are not arguments of the algorithm.
 _NOT_ARGUMENTS = ("n_timesteps", "policy", "n_envs", "normalize")
@@ -63,6 +62,9 @@ def _read_presets() -> Mapping[str, Mapping[str, Any]]:
 
 def parse_schedules(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments with schedules in place of their spelling: ``"lin_x"`` falls linearly from x to 0."""
+    # It imports torch, and a server lists presets before it trains.
+    from stable_baselines3.common.utils import LinearSchedule
+
     return {
         name: LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
         if isinstance(value, str) and value.startswith("lin_")

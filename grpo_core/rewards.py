@@ -55,6 +55,16 @@ REWARD_FUNCTIONS: dict[str, RewardFunction] = {
 CARTPOLE_ENVIRONMENTS = frozenset({"CartPole-v0", "CartPole-v1"})
 
 
+def can_score(reward_function: RewardFunction | None, env_name: str) -> bool:
+    """Tell whether a reward function understands an environment, as far as that is known; None is its own reward."""
+    return reward_function not in REWARD_FUNCTIONS.values() or env_name in CARTPOLE_ENVIRONMENTS
+
+
+def get_default_reward(env_name: str) -> str:
+    """Return the name of what is trained on where nothing else is asked for."""
+    return "optimized_cartpole" if env_name in CARTPOLE_ENVIRONMENTS else ENVIRONMENT_REWARD
+
+
 def find_reward_functions(names: str | list[str] | None) -> RewardFunction | list[RewardFunction | None] | None:
     """Return the shipped reward functions of these names; None if one of them is not shipped."""
     if names is None or isinstance(names, str):

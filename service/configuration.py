@@ -17,7 +17,7 @@ from grpo import GRPO
 from grpo_core.advantage import NEEDS_VALUES
 from grpo_core.network import choose_policy
 from grpo_core.presets import Preset, get_preset, list_presets
-from grpo_core.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD, RewardFunction
+from grpo_core.rewards import ENVIRONMENT_REWARD, RewardFunction, can_score, get_default_reward
 from grpo_core.rewards import REWARD_FUNCTIONS as CARTPOLE_REWARDS
 from grpo_core.simulators import find_obstacle
 from grpo_core.spaces import UnsupportedSpaceError, check_action_space, check_observation_space
@@ -30,7 +30,6 @@ from service.training import Reward, build_model, make_env, train_policy
 
 # The preset that fills in nothing.
 NO_PRESET = "none"
-_DEFAULT_CARTPOLE_REWARD = "optimized_cartpole"
 # Long enough for an action on CartPole to show in position and angle, short enough to keep the noise of returns low.
 _PREFERRED_HORIZON = 16
 # The algorithm's own, which a preset may leave as it is.
@@ -167,8 +166,7 @@ def _resolve_rewards(request: TrainRequest, reward_functions: Mapping[str, Rewar
         raise InvalidRequestError("reward_functions and reward_function_type exclude each other; send one of them.")
     name = request.reward_function_type
     if name is None:
-        on_cartpole = request.env_name in CARTPOLE_ENVIRONMENTS
-        name = _DEFAULT_CARTPOLE_REWARD if on_cartpole else ENVIRONMENT_REWARD
+        name = get_default_reward(request.env_name)
     if weights is not None:
         field = "reward_functions"
     for each in [name] if weights is None else weights:
@@ -187,7 +185,7 @@ def _check_reward_name(field: str, name: str, env_name: str, reward_functions: M
         return
     if name not in reward_functions:
         raise _refuse_name(field, name, [ENVIRONMENT_REWARD, *sorted(reward_functions)])
-    if reward_functions[name] in CARTPOLE_REWARDS.values() and env_name not in CARTPOLE_ENVIRONMENTS:
+    if not can_score(reward_functions[name], env_name):
         raise InvalidRequestError(
             f"{field} '{name}' reads CartPole's observations and cannot score {env_name}; leave it out or send "
             f"'{ENVIRONMENT_REWARD}' for the environment's own reward."

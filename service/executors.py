@@ -20,9 +20,9 @@ from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 
-from service.errors import InvalidRequestError, printable
+from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError, printable
 from service.tasks import Progress, Task
-from service.worker import EXIT_STATUS, FAILURE, FORK, KILL, PROGRESS, REQUEST, RESULT
+from service.worker import EXIT_STATUS, FAILURE, FORK, KILL, PROGRESS, REFUSAL, REQUEST, RESULT
 
 _CLOSE_SECONDS = 1.0
 _THREAD_NICENESS = 10
@@ -33,9 +33,13 @@ class TaskFailedError(Exception):
 
 
 _LOST = (
-    "the job's worker process was lost together with the one that starts workers; the server's log may say why. Send "
-    "the job again."
+    "the worker process was lost together with the one that starts workers; the server's log may say why. Send the "
+    "request again."
 )
+
+
+# What a task in a process may refuse with, which tells the server the status alone.
+_REFUSALS: dict[int, type[ServiceError]] = {error.status_code: error for error in (ConflictError, TooLargeError)}
 
 
 class Run(Protocol):
@@ -271,7 +275,7 @@ class _ProcessRun:
 
     def __init__(self, template: _Template, task: Task, progress: Progress) -> None:
         self._template, self._progress = template, progress
-        self._outcome: bytes | TaskFailedError | None = None
+        self._outcome: bytes | TaskFailedError | ServiceError | None = None
         # Guards the connection's end, which a stop may come upon, and the flag.
         self._lock = threading.Lock()
         self._was_told_to_stop = False
@@ -306,7 +310,7 @@ class _ProcessRun:
     def get_content(self) -> bytes:
         assert self._outcome is not None
         self._close()
-        if isinstance(self._outcome, TaskFailedError):
+        if isinstance(self._outcome, Exception):
             raise self._outcome
         return self._outcome
 
@@ -328,7 +332,11 @@ class _ProcessRun:
             for timesteps, metrics in value:
                 self._progress.advance(timesteps)
                 self._progress.publish_metrics(metrics)
-        self._outcome = TaskFailedError(value) if kind == FAILURE else content
+        if kind == REFUSAL:
+            status_code, detail = value
+            self._outcome = _REFUSALS.get(status_code, InvalidRequestError)(detail)
+        else:
+            self._outcome = TaskFailedError(value) if kind == FAILURE else content
 
     def _read_status(self) -> None:
         """Wait for the template's word on what ended the worker; without it if the template is gone."""
@@ -363,13 +371,13 @@ def _describe_death(status: int) -> str:
     """
     if status == -signal.SIGKILL:
         return (
-            "the job's worker process was killed (SIGKILL), as systems do when memory runs out; lower n_envs, n_steps "
+            "the worker process was killed (SIGKILL), as systems do when memory runs out; lower n_envs, n_steps "
             "or net_arch, or give the server more memory."
         )
     how = f"was ended by signal {_name_signal(-status)}" if status < 0 else f"exited with status {status}"
     return (
-        f"the job's worker process {how} in the middle of training; the environment, the reward function or a library "
-        "of theirs crashed it, and the server's log may say where."
+        f"the worker process {how} in the middle of its work; the environment, the reward function or a library of "
+        "theirs crashed it, and the server's log may say where."
     )
 
 

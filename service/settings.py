@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     :param executor: What jobs train in: a ``thread`` of the server, a ``process`` of its own for each, or ``auto``: a
         process where there are any (Linux), but a thread for what a process cannot import.
     :param stall_seconds: A running job that takes no simulator step and no update for this long has failed.
+    :param stage_seconds: How long it may take to evaluate or film a policy, or to build an environment for a client.
     :param max_running_jobs: Jobs training at the same time.
     :param max_queued_jobs: Jobs waiting for a free slot; more are refused with 429.
     :param max_kept_jobs: Finished jobs whose status stays available.
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     executor: Literal["auto", "thread", "process"] = "auto"
     stall_seconds: float = Field(60.0, gt=0)
+    stage_seconds: float = Field(60.0, gt=0)
     max_running_jobs: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1)
     max_queued_jobs: int = Field(32, ge=0)
     max_kept_jobs: int = Field(1000, ge=1)

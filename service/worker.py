@@ -30,8 +30,9 @@ REQUEST = struct.Struct("!cI")
 FORK, KILL = b"F", b"K"
 # What the template tells when a worker has ended: its exit status, or minus the signal that ended it.
 EXIT_STATUS = struct.Struct("!i")
-# What a worker tells: one JSON list of a kind and a value. A result is followed by its content.
-PROGRESS, RESULT, FAILURE = "progress", "result", "failure"
+# What a worker tells: one JSON list of a kind and a value. A result is followed by its content; a refusal is one of
+# ours, made for the client, where a failure is somebody else's.
+PROGRESS, RESULT, FAILURE, REFUSAL = "progress", "result", "failure", "refusal"
 
 # Answers over HTTP go before training: beside two jobs on two cores, one answer of a hundred takes 4 ms at 5, 1.5 ms at
 # 10 and 0.7 ms at 15, where idle ones take 0.5 ms. A server that is never idle still leaves a thirtieth of a core.
@@ -136,7 +137,7 @@ def _run_task(connection: "Connection") -> None:
     import numpy as np
     import torch
 
-    from service.errors import describe_error
+    from service.errors import ServiceError, describe_error
 
     with suppress(OSError):  # no such file elsewhere than on Linux
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
@@ -151,6 +152,8 @@ def _run_task(connection: "Connection") -> None:
         spec, task = pickle.loads(packed)
         gym.registry[task.env_name] = spec
         content = task.run(reporter)
+    except ServiceError as error:
+        reporter.send(REFUSAL, [error.status_code, error.detail])
     except BaseException as error:  # the job boundary: whatever an environment throws ends its job alone
         logger.warning("a task failed in its worker process", exc_info=True)
         reporter.send(FAILURE, describe_error(error))

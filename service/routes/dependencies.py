@@ -7,6 +7,7 @@ from fastapi import Depends, Path, Request
 
 from grpo_core.rewards import RewardFunction
 from service import examples
+from service.catalogue import Catalogue
 from service.jobs import JobRegistry
 from service.model_store import ModelStore
 from service.schemas import ProblemDetails
@@ -28,6 +29,11 @@ async def _get_streams(request: Request) -> EventStreams:
     return streams
 
 
+async def _get_catalogue(request: Request) -> Catalogue:
+    catalogue: Catalogue = request.app.state.catalogue
+    return catalogue
+
+
 async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction]:
     reward_functions: Mapping[str, RewardFunction] = request.app.state.reward_functions
     return reward_functions
@@ -35,6 +41,7 @@ async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction
 
 Store = Annotated[ModelStore, Depends(_get_store)]
 Registry = Annotated[JobRegistry, Depends(_get_registry)]
+Environments = Annotated[Catalogue, Depends(_get_catalogue)]
 # Which names there can be, the store knows: one that is none is not found.
 ModelNameInPath = Annotated[
     str, Path(description="Name of a model file, without `.zip`.", openapi_examples=examples.MODEL)
