@@ -1,4 +1,4 @@
-"""The interactive documentation works in a browser that can reach nothing but the service."""
+"""Every page of the service works in a browser that can reach nothing but the service, and the guides name no host."""
 
 import json
 import re
@@ -7,13 +7,17 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from benchmarks.server import serve as serve_process
 from tests.support import serve
 
+ROOT = Path(__file__).parent.parent
+KEY = "a key of 22 characters"
 ARTEFACTS = Path(__file__).parent / "artefacts"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPERATIONS = ["/train", "/inference", "/training/{job_id}/status", "/models/{model_name}", "/health"]
@@ -26,6 +30,20 @@ def port(app: FastAPI) -> Iterator[int]:
     """The port of the service on loopback."""
     with serve(app) as port:
         yield port
+
+
+@pytest.fixture(scope="module")
+def open_origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server in a process of its own, for NiceGUI is there once per process."""
+    with serve_process(tmp_path_factory.mktemp("models")) as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@pytest.fixture(scope="module")
+def locked_origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same with an API key."""
+    with serve_process(tmp_path_factory.mktemp("models"), GRPO_API_KEY=KEY) as server:
+        yield f"http://127.0.0.1:{server.port}"
 
 
 def open_page(url: str, folder: Path, screenshot: Path) -> tuple[str, list[str]]:
@@ -100,3 +118,36 @@ def test_a_page_names_no_other_host_and_all_it_names_is_there(client: TestClient
         assert not url.startswith("//")
         assert client.get(url).status_code == 200
     assert "//" not in re.sub(r"<!--.*?-->", "", html, flags=re.DOTALL).replace("window.location", "")
+
+
+@pytest.mark.parametrize(("origin", "path"), [("open", "/"), ("open", "/dashboard/"), ("locked", "/login")])
+def test_a_page_names_no_other_host(origin: str, path: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue(f"{origin}_origin")
+    with urlopen(f"{url}{path}", timeout=30) as response:
+        page = response.read().decode()
+    assert len(page) > 100
+    # Names of XML dialects look like addresses, and nobody asks them for anything.
+    hosts = set(re.findall(r"""(?:["'(=]|https?:|wss?:)//([\w.-]+\.\w+)""", page))
+    assert hosts - {"www.w3.org", urlsplit(url).hostname} == set()
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("origin", "path", "shown"), [("open", "/dashboard/", "q-notifications"), ("locked", "/login", 'name="key"')]
+)
+def test_a_page_asks_no_other_host(
+    origin: str, path: str, shown: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(f"{origin}_origin")
+    dom, urls = open_page(f"{url}{path}", tmp_path, tmp_path / "page.png")
+    assert shown in dom
+    assert {urlsplit(asked).netloc for asked in urls} <= {urlsplit(url).netloc}
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]), ids=lambda page: page.name)
+def test_a_markdown_page_shows_nothing_from_another_host(page: Path) -> None:
+    text = page.read_text()
+    images = re.findall(r"!\[[^\]]*\]\(([^) ]+)", text)
+    tags = re.findall(r"""<(?!a\b)\w+\b[^>]*?\s(?:src|srcset|href|poster|data)=["']([^"']+)["']""", text)
+    for source in [*images, *tags]:
+        assert not urlsplit(source).netloc, source
