@@ -1,5 +1,7 @@
 """What README.md and API.md say is run and compared with the code."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -16,6 +18,7 @@ import gymnasium as gym
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 
@@ -61,10 +64,11 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     thread.join()
 
 
-def run(command: list[str], folder: Path, **variables: str) -> None:
+def run(command: list[str], folder: Path, **variables: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     completed = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
     assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
 
 
 @pytest.mark.parametrize(("language", "code"), list_examples())
@@ -98,6 +102,23 @@ def test_every_file_that_a_tutorial_saves_is_used_below(page: Path) -> None:
         if block.title is not None:
             module = block.title.removesuffix(".py")
             assert any(re.search(rf"\b{module}\b", later.code) for later in blocks[i + 1 :]), block.title
+
+
+def test_the_notebook_runs_from_top_to_bottom_and_shows_an_episode(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.notebook", str(ROOT / "docs" / "notebook.ipynb")]
+    shown = run(command, tmp_path, MPLBACKEND="Agg")
+    (film,) = re.findall('src="data:image/gif;base64,([^"]+)"', shown)
+    with Image.open(io.BytesIO(base64.b64decode(film))) as image:
+        assert getattr(image, "n_frames", 1) > 50
+    # The arm needs some 60 steps and more however it is driven, and 500 are the limit.
+    assert float(re.findall(r"GRPO +mean reward +(-[\d.]+)", shown)[0]) > -200
+    assert shown.rstrip().endswith("True")  # what was saved acts like what was trained
+
+
+def test_the_notebook_is_stored_without_what_it_once_printed() -> None:
+    for cell in json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
 
 
 class KeyCollector(KVWriter):
