@@ -93,7 +93,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         get_available_bytes,
         get_total_bytes(),
     )
-    executor = make_executor(settings.executor)
+    executor = make_executor(settings.executor, settings.log_style)
     app.state.registry = JobRegistry(
         app.state.store,
         executor,
@@ -119,7 +119,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestGuard, settings=settings)
     # Outside the guard, so that pages may read refusals too.
     app.add_middleware(BrowserRules, settings=settings)
-    app.add_middleware(Telemetry)
+    app.add_middleware(Telemetry, access_log=settings.access_log)
     return app
 
 

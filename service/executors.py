@@ -15,17 +15,21 @@ import threading
 import time
 from concurrent import futures
 from contextlib import suppress
+from contextvars import copy_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 
+from service.context import JOB_ID, REQUEST_ID
 from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError, printable
+from service.logs import LogStyle
 from service.tasks import Progress, Task
 from service.worker import EXIT_STATUS, FAILURE, FORK, KILL, PROGRESS, REFUSAL, REQUEST, RESULT
 
 _CLOSE_SECONDS = 1.0
 _THREAD_NICENESS = 10
+_LOG_STYLE = LogStyle()
 
 
 class TaskFailedError(Exception):
@@ -110,7 +114,9 @@ class _ThreadRun:
     def __init__(self, task: Task, progress: Progress) -> None:
         self._content: futures.Future[bytes] = futures.Future()
         # A daemon, for whoever waits gives up on it when it hangs.
-        threading.Thread(target=self._train, args=(task, progress), name="grpo-training", daemon=True).start()
+        # In the context of whoever starts it, so that the log says which job wrote a line.
+        run = copy_context().run
+        threading.Thread(target=run, args=(self._train, task, progress), name="grpo-training", daemon=True).start()
 
     def _train(self, task: Task, progress: Progress) -> None:
         _let_requests_go_first()
@@ -140,9 +146,12 @@ class ProcessExecutor:
 
     A crash or a hang ends with its process, and the server's answers share no interpreter lock with training. The
     environment's registration and the reward functions are sent by reference: a worker has to be able to import them.
+
+    :param log_style: How workers write their logs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log_style: LogStyle = _LOG_STYLE) -> None:
+        self._log_style = log_style
         # Guards the template's start and end.
         self._lock = threading.Lock()
         self._template: _Template | None = None
@@ -169,7 +178,7 @@ class ProcessExecutor:
             if self._template is not None and not self._template.is_alive:  # the kernel may have killed it
                 self._template.close()
                 self._template = None
-            self._template = self._template or _Template()
+            self._template = self._template or _Template(self._log_style)
             return self._template
 
     def close(self) -> None:
@@ -181,10 +190,13 @@ class ProcessExecutor:
 
 
 class MixedExecutor:
-    """Runs in processes what a worker can import, and the rest in threads."""
+    """Runs in processes what a worker can import, and the rest in threads.
 
-    def __init__(self) -> None:
-        self._processes, self._threads = ProcessExecutor(), ThreadExecutor()
+    :param log_style: How workers write their logs.
+    """
+
+    def __init__(self, log_style: LogStyle = _LOG_STYLE) -> None:
+        self._processes, self._threads = ProcessExecutor(log_style), ThreadExecutor()
 
     def warm_up(self) -> None:
         """See ``Executor``."""
@@ -208,27 +220,28 @@ class MixedExecutor:
         self._processes.close()
 
 
-def make_executor(kind: Literal["auto", "thread", "process"]) -> Executor:
+def make_executor(kind: Literal["auto", "thread", "process"], log_style: LogStyle = _LOG_STYLE) -> Executor:
     """Make the executor that a setting names.
 
     :param kind: ``"auto"``: processes on Linux, but threads for what they cannot import; threads elsewhere.
+    :param log_style: How worker processes write their logs.
     """
     if kind == "thread" or (kind == "auto" and sys.platform != "linux"):
         return ThreadExecutor()
-    return ProcessExecutor() if kind == "process" else MixedExecutor()
+    return ProcessExecutor(log_style) if kind == "process" else MixedExecutor(log_style)
 
 
 class _Template:
     """The process that workers are forked from, as the server sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, log_style: LogStyle) -> None:
         self._numbers = itertools.count()
         self._control, theirs = socket.socketpair()
         with theirs:
             # The template finds modules where the server does, wherever it was started.
             program = (
                 f"import sys; sys.path[:] = {sys.path!r}; "
-                f"from service.worker import serve_template; serve_template({theirs.fileno()})"
+                f"from service.worker import serve_template; serve_template({theirs.fileno()}, *{tuple(log_style)!r})"
             )
             self._process = subprocess.Popen(
                 [sys.executable, "-c", program],
@@ -399,14 +412,14 @@ class _ReferencePickler(pickle.Pickler):
 
 
 def _pack(task: Task) -> bytes:
-    """Pickle a task together with the registration of its environment.
+    """Pickle a task together with the registration of its environment and the names that its log lines bear.
 
     :raises InvalidRequestError: If a worker could not import them.
     """
     spec = gym.registry[task.env_name]
     for described, value in {f"environment '{task.env_name}'": spec, **task.foreign}.items():
         _pickle(value, described)
-    return _pickle((spec, task), "job")
+    return _pickle((spec, task, REQUEST_ID.get(), JOB_ID.get()), "job")
 
 
 def _pickle(value: object, described: str) -> bytes:

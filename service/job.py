@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 import uuid
@@ -17,6 +18,8 @@ from service.verdict import judge
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds that the server's start can do without
     from service.configuration import TrainingPlan
+
+logger = logging.getLogger("grpo.service")
 
 _ZERO_STD_KEY = "rollout/zero_std_group_fraction"
 # Less than this without a signal happens by chance, and on the way to a rare reward.
@@ -178,7 +181,13 @@ class Job:
         self._stop_training = None
         self._ended_by = _find_end(final_status, self._ended_by)
         self.history.append(f"job.{final_status}", self._describe().model_dump(mode="json"))
+        self.log(str(final_status), seconds=self._elapsed_seconds)
         self.finished.set()
+
+    def log(self, event: str, **fields: float) -> None:
+        """Write what has become of it to the log."""
+        names = {"job_id": self.job_id, "env_name": self.config.env_name, "model_name": self.config.model_name}
+        logger.info("job %s", event, extra={**names, **fields})
 
     async def wait_finished(self, timeout_seconds: float) -> bool:
         """Wait, without a thread of its own, until it has ended; return whether it has."""

@@ -8,9 +8,11 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from itertools import dropwhile, islice
 from typing import TYPE_CHECKING
 
+from service.context import JOB_ID
 from service.errors import (
     ConflictError,
     DrainingError,
@@ -97,7 +99,9 @@ class JobRegistry:
             active = self._check_room()
             self._check_name_is_free(plan.config.model_name, active)
             self._store.check_no_case_twin(plan.config.model_name)
-            self._slots.submit(self._run, job)
+            job.log("queued")
+            # In the request's context, so that the log tells to whom the job's lines belong.
+            self._slots.submit(copy_context().run, self._run, job)
             self._jobs[job.job_id] = job
             self._active.append(job)
             self._forget_oldest()
@@ -205,8 +209,10 @@ class JobRegistry:
         self._executor.close()
 
     def _run(self, job: Job) -> None:
+        JOB_ID.set(job.job_id)
         if not job.start():
             return
+        job.log("started")
         try:
             run = self._executor.start(job.plan.make_task(), job)
             job.can_be_killed = run.can_kill

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.logs import LogFormat, LogLevel, LogStyle
+
 # An API key shorter than this can be guessed over a network.
 MIN_API_KEY_LENGTH = 16
 
@@ -40,6 +42,10 @@ class Settings(BaseSettings):
     :param max_cached_bytes: Memory the held models may take.
     :param preload: Import torch as soon as the server is up, and not when the first job is sent: that job is then
         answered 2 seconds sooner, and the server takes 250 MB more from the start.
+    :param log_format: ``console`` writes log lines in words, ``json`` as one object each.
+    :param log_level: The least that is logged; warnings of other libraries always are.
+    :param access_log: Log successful requests to ``/inference``, ``/health`` and ``/metrics`` as well, which come by
+        the thousand.
     :param shutdown_grace_seconds: How long running jobs get to stop and save when the server ends.
     """
 
@@ -64,6 +70,9 @@ class Settings(BaseSettings):
     max_cached_bytes: int = Field(512 * 2**20, ge=1)
     preload: bool = False
     shutdown_grace_seconds: float = Field(8.0, gt=0)
+    log_format: LogFormat = "console"
+    log_level: LogLevel = "info"
+    access_log: bool = False
 
     @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod
@@ -74,6 +83,11 @@ class Settings(BaseSettings):
     @classmethod
     def _without_a_path(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(origin.rstrip("/") for origin in origins)  # browsers send none
+
+    @field_validator("log_format", "log_level", mode="before")
+    @classmethod
+    def _lower(cls, word: object) -> object:
+        return word.lower() if isinstance(word, str) else word
 
     @field_validator("executor")
     @classmethod
@@ -93,6 +107,11 @@ class Settings(BaseSettings):
         if key is not None and len(key.get_secret_value()) < MIN_API_KEY_LENGTH:
             raise ValueError(f"an API key has at least {MIN_API_KEY_LENGTH} characters")
         return key
+
+    @property
+    def log_style(self) -> LogStyle:
+        """How processes of the service write their logs."""
+        return LogStyle(self.log_format, self.log_level)
 
     def check_exposure(self) -> None:
         """Refuse to listen beyond this machine without a key.

@@ -23,6 +23,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from service.context import JOB_ID, REQUEST_ID
+from service.logs import LogFormat, LogLevel, LogStyle, configure_logs
+
 logger = logging.getLogger("grpo.service")
 
 # What the server asks of the template: a command, and a number of the server's choosing for the worker.
@@ -54,11 +57,14 @@ class _Child(NamedTuple):
     status_fd: int
 
 
-def serve_template(control_fd: int) -> None:
+def serve_template(control_fd: int, log_format: LogFormat, log_level: LogLevel) -> None:
     """Fork a worker per request, until the server closes its end of the control socket, or dies.
 
     :param control_fd: Socket on which requests come, each ``FORK`` with the worker's socket and its status pipe.
+    :param log_format: How it and its workers write their logs: see ``LogStyle``.
+    :param log_level: The same.
     """
+    configure_logs(LogStyle(log_format, log_level))
     control = socket.socket(fileno=control_fd)
     _settle()
     children: dict[int, _Child] = {}
@@ -149,7 +155,9 @@ def _run_task(connection: "Connection") -> None:
         packed = connection.recv_bytes()
         threading.Thread(target=reporter.listen, daemon=True).start()
         # The server made these bytes, and the socket has no name under which anybody else could write to it.
-        spec, task = pickle.loads(packed)
+        spec, task, request_id, job_id = pickle.loads(packed)
+        REQUEST_ID.set(request_id)
+        JOB_ID.set(job_id)
         gym.registry[task.env_name] = spec
         content = task.run(reporter)
     except ServiceError as error:

@@ -235,6 +235,23 @@ def test_a_second_server_on_the_same_folder_is_refused(start_server: StartServer
     assert end(third, signal.SIGTERM)[0] == 0
 
 
+def test_the_log_is_json_from_the_first_line_to_the_last_if_it_is_asked_for(
+    start_server: StartServer, port: int, tmp_path: Path
+) -> None:
+    server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"), GRPO_LOG_FORMAT="json")
+    wait_until(lambda: answers(port))
+    call(port, "/models")
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"no HTTP\r\n\r\n")
+        connection.recv(1)
+    status, errors = end(server, signal.SIGTERM)
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert status == 0
+    assert [line["route"] for line in lines if line["event"] == "request"] == ["/models"]
+    assert "Invalid HTTP request received." in {line["event"] for line in lines}
+    assert {line["logger"] for line in lines} == {"uvicorn.error", "grpo.service"}
+
+
 def test_torch_is_imported_early_if_the_operator_wants_it(start_server: StartServer, port: int, tmp_path: Path) -> None:
     server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"), GRPO_PRELOAD="1")
     wait_until(lambda: answers(port))

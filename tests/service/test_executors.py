@@ -20,6 +20,7 @@ import torch
 from grpo_core.rewards import REWARD_FUNCTIONS
 from service import jobs
 from service.configuration import resolve_request
+from service.context import REQUEST_ID
 from service.errors import InvalidRequestError, SlotsLostError
 from service.executors import Executor, ProcessExecutor, ThreadExecutor
 from service.job import Job
@@ -393,3 +394,19 @@ class TestAHang:
 def test_none_of_it_imports_torch_into_the_server() -> None:
     program = "import sys, service.executors; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_the_log_of_a_worker_tells_which_request_and_job_it_is_about(
+    open_registry: Callable[..., JobRegistry], register_line: RegisterLine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Started here, so that it writes to what captures this test.
+    registry, env_name = open_registry("process of its own"), register_line(on_reset=fail_in_a_folder)
+    token = REQUEST_ID.set("who-asked")
+    try:
+        job = run(registry, env_name=env_name)
+    finally:
+        REQUEST_ID.reset(token)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "a task failed in its worker" in line]
+    assert "warning grpo.service:" in line
+    assert f"request_id=who-asked job_id={job.job_id}" in line
+    assert line.endswith("map.txt'\"")

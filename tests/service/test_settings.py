@@ -29,6 +29,10 @@ CASES: list[tuple[str, str, object]] = [
     ("max_cached_bytes", "1000000", 1_000_000),
     ("preload", "1", True),
     ("shutdown_grace_seconds", "0.5", 0.5),
+    ("stage_seconds", "7.5", 7.5),
+    ("log_format", "JSON", "json"),
+    ("log_level", "WARNING", "warning"),
+    ("access_log", "true", True),
 ]
 
 
@@ -78,6 +82,8 @@ def test_a_value_given_in_the_call_goes_before_the_variable(monkeypatch: pytest.
         ("max_cached_models", "0"),
         ("max_cached_bytes", "0"),
         ("shutdown_grace_seconds", "0"),
+        ("log_format", "xml"),
+        ("log_level", "loud"),
         ("api_key", "0123456789abcde"),
         ("api_key", ""),
     ],

@@ -1,0 +1,116 @@
+"""Log lines: one per event, whatever its text holds, in words for people or in JSON for programs."""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from service.context import JOB_ID, REQUEST_ID
+
+# Longer lines are torn apart by pipes and collectors.
+MAX_LINE_BYTES = 4096
+# What a call may pass as ``extra``; other programs' extras may hold anything.
+_EXTRAS = ("method", "route", "status", "seconds", "job_id", "env_name", "model_name")
+_LOGGERS = ("grpo", "uvicorn")
+
+LogFormat = Literal["console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+Fields = dict[str, Any]
+
+
+class LogStyle(NamedTuple):
+    """How a process writes its log.
+
+    :param level: Of this project and the web server; of all others warnings are written.
+    """
+
+    log_format: LogFormat = "console"
+    level: LogLevel = "info"
+
+
+def configure_logs(style: LogStyle) -> None:
+    """Have all loggers of the process write to the standard error output, a line for each event."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(make_formatter(style.log_format))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(style.level.upper())
+    logging.captureWarnings(True)
+
+
+def make_formatter(log_format: LogFormat) -> logging.Formatter:
+    """Make what turns a record of the standard library into a line of ASCII, at most 4 KiB long."""
+    render = _render_json if log_format == "json" else _render_words
+    return structlog.stdlib.ProcessorFormatter(
+        processors=[
+            structlog.processors.TimeStamper(fmt="iso", key="time"),
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            _add_names,
+            structlog.stdlib.ExtraAdder(_EXTRAS),
+            structlog.processors.format_exc_info,
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            _LineRenderer(render),
+        ]
+    )
+
+
+def _add_names(logger: WrappedLogger, method_name: str, event: EventDict) -> EventDict:
+    """Say which request and which job a line is about."""
+    names = {"request_id": REQUEST_ID.get(), "job_id": JOB_ID.get()}
+    return {**event, **{key: name for key, name in names.items() if name is not None}}
+
+
+class _LineRenderer:
+    """Renders an event, its longest fields shortened until it fits.
+
+    :param render: Makes a line of ASCII.
+    """
+
+    def __init__(self, render: Callable[[Fields], str]) -> None:
+        self._render = render
+
+    def __call__(self, logger: WrappedLogger, method_name: str, event: EventDict) -> str:
+        first = ("time", "level", "logger", "event")
+        fields = {key: event[key] for key in (*first, *(key for key in event if key not in first))}
+        n_chars = MAX_LINE_BYTES
+        while True:
+            line = self._render({key: _shorten(key, value, n_chars) for key, value in fields.items()})
+            if len(line) < MAX_LINE_BYTES:  # the line feed counts as well
+                return line
+            n_chars //= 2
+
+
+def _shorten(key: str, value: Any, n_chars: int) -> Any:
+    if isinstance(value, int | float | None):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) <= n_chars:
+        return text
+    # A traceback ends in what happened.
+    return f"...{text[-n_chars:]}" if key == "exception" else f"{text[:n_chars]}..."
+
+
+def _render_json(fields: Fields) -> str:
+    return json.dumps(fields).replace("\x7f", "\\u007f")  # the one of ASCII's control characters that JSON leaves
+
+
+def _render_words(fields: Fields) -> str:
+    time, level, logger, event, *others = fields
+    words = [str(fields[time]), f"{fields[level]:<7}", f"{fields[logger]}:", _escape(fields[event])]
+    return " ".join([*words, *(f"{key}={_quote(fields[key])}" for key in others)])
+
+
+def _quote(value: Any) -> str:
+    text = _escape(f"{value:.6g}" if isinstance(value, float) else str(value))
+    return text if text and " " not in text and '"' not in text else '"' + text.replace('"', '\\"') + '"'
+
+
+def _escape(text: str) -> str:
+    """Spell out what is not printable ASCII: line feeds, and what terminals take for commands."""
+    return text.encode("unicode_escape").decode()
