@@ -58,6 +58,14 @@ def test_every_room_imports_only_from_the_rooms_behind_it() -> None:
             assert not outer, f"{file.name} imports {outer}"
 
 
+def test_the_client_stands_alone() -> None:
+    for file in list_files("grpo_client"):
+        assert not set(ORDER) & set(list_imports(file)), file.name
+    for room in ORDER:
+        for file in list_files(room):
+            assert "grpo_client" not in set(list_imports(file)), file.name
+
+
 def test_the_library_has_no_web_dependency() -> None:
     for room in ("grpo_core", "grpo", "grpo_cli", "grpo_zoo"):
         for file in list_files(room):

@@ -1,0 +1,76 @@
+"""A client of the GRPO server: ``Client`` blocks, ``AsyncClient`` awaits, ``python -m grpo_client`` is a command.
+
+It imports neither the library nor the server, and so no torch.
+"""
+
+from grpo_client.answers import (
+    Comparison,
+    Deleted,
+    Environment,
+    EnvironmentSummary,
+    Evaluation,
+    Health,
+    ItemError,
+    JobEvent,
+    JobSummary,
+    MetricHistory,
+    MetricRow,
+    ModelCard,
+    ModelSummary,
+    Prediction,
+    RewardFunction,
+    ServerInfo,
+    Stopped,
+    TrainingStatus,
+    Verdict,
+    Video,
+)
+from grpo_client.async_client import AsyncClient, AsyncJob
+from grpo_client.client import Client, Job
+from grpo_client.errors import (
+    ApiError,
+    Busy,
+    Conflict,
+    GRPOError,
+    InvalidRequest,
+    JobFailed,
+    JobTimeout,
+    NotFound,
+    ServerUnreachable,
+)
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "AsyncJob",
+    "Busy",
+    "Client",
+    "Comparison",
+    "Conflict",
+    "Deleted",
+    "Environment",
+    "EnvironmentSummary",
+    "Evaluation",
+    "GRPOError",
+    "Health",
+    "InvalidRequest",
+    "ItemError",
+    "Job",
+    "JobEvent",
+    "JobFailed",
+    "JobSummary",
+    "JobTimeout",
+    "MetricHistory",
+    "MetricRow",
+    "ModelCard",
+    "ModelSummary",
+    "NotFound",
+    "Prediction",
+    "RewardFunction",
+    "ServerInfo",
+    "ServerUnreachable",
+    "Stopped",
+    "TrainingStatus",
+    "Verdict",
+    "Video",
+]

@@ -1,0 +1,88 @@
+"""A server on loopback that answers with what a test laid out."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+
+
+class Answer(NamedTuple):
+    """One answer.
+
+    :param status: HTTP status.
+    :param body: What follows the headers.
+    :param headers: Beside those of every answer.
+    :param n_missing_bytes: How much of the announced body never comes.
+    """
+
+    status: int
+    body: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    n_missing_bytes: int = 0
+
+
+class Received(NamedTuple):
+    """One request."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+class ScriptedServer(ThreadingHTTPServer):
+    """Answers requests in their order; the last answer is repeated.
+
+    :param script: Answers.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, script: list[Answer]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script = script
+        self.received: list[Received] = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def take(self, request: Received) -> Answer:
+        with self.lock:
+            self.received.append(request)
+            return self.script[min(len(self.received), len(self.script)) - 1]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ScriptedServer
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        answer = self.server.take(Received(self.command, self.path, headers))
+        body = answer.body.encode()
+        self.send_response(answer.status)
+        for name, value in answer.headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) + answer.n_missing_bytes))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_DELETE = _answer
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serve_script(*script: Answer) -> Iterator[ScriptedServer]:
+    """Serve answers until the block ends."""
+    with ScriptedServer(list(script)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,283 @@
+"""Every method of both clients, against a real server."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from grpo_client import (
+    ApiError,
+    AsyncClient,
+    AsyncJob,
+    Client,
+    Conflict,
+    InvalidRequest,
+    ItemError,
+    Job,
+    JobEvent,
+    JobFailed,
+    JobTimeout,
+    NotFound,
+    Prediction,
+    ServerUnreachable,
+)
+from tests.conftest import RegisterEnv
+from tests.grpo_client.blocking import open_client
+from tests.support import Gate, LineEnv, make_model, serve
+
+SHORT = {"env_name": "CartPole-v1", "total_timesteps": 64, "seed": 0}
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def open_gate(server_url: str) -> Any:
+    """A gate that opens for good before the server is shut down."""
+    gate = Gate()
+    yield gate
+    gate.admit()
+
+
+def save_model(app: FastAPI, name: str = "m") -> bytes:
+    """Put an untrained model on the server."""
+    content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
+    (app.state.settings.models_dir / f"{name}.zip").write_bytes(content)
+    return content
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    for blocking, awaiting in ((Client, AsyncClient), (Job, AsyncJob)):
+        names = {name for name in vars(blocking) if not name.startswith("_")}
+        assert names == {name for name in vars(awaiting) if not name.startswith("_")}
+        for name in names:
+            ours, theirs = (inspect.signature(getattr(one, name)).parameters for one in (blocking, awaiting))
+            assert list(ours.values()) == list(theirs.values()), name
+
+
+def test_the_package_imports_neither_the_library_nor_the_server() -> None:
+    unwanted = ["grpo", "grpo_core", "service", "torch", "numpy", "rich"]
+    code = f"import sys, grpo_client; print([name for name in {unwanted} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert printed.stdout == "[]\n", printed.stderr
+
+
+def test_the_server_tells_what_it_is(grpo: Any) -> None:
+    assert grpo.server_info().message == "GRPO API Server"
+    health = grpo.health()
+    assert (health.status, health.active_jobs, health.loaded_models) == ("healthy", 0, 0)
+    assert health.timestamp.utcoffset().total_seconds() == 0
+
+
+def test_a_job_is_trained_waited_for_and_asked(grpo: Any) -> None:
+    heard: list[JobEvent] = []
+    job = grpo.train(**SHORT, model_name="m")
+    assert job.config["model_name"] == "m"
+    status = job.wait(timeout_seconds=60, on_event=heard.append)
+    assert (status.status, status.model_name, status.is_final) == ("completed", "m", True)
+    assert status.end_time > status.start_time
+    assert heard[-1].name == "job.completed"
+    assert heard[-1].final_status == status
+    assert {"job.status", "job.metrics"} <= {event.name for event in heard}
+    assert [event.event_id for event in heard] == sorted({event.event_id for event in heard})
+    assert grpo.status(job.job_id) == grpo.status("latest") == job.status() == status
+    assert grpo.job().job_id == job.job_id
+
+
+def test_events_after_one_are_told_again(grpo: Any) -> None:
+    job = grpo.train(**SHORT)
+    events = list(job.events())
+    assert [event.event_id for event in grpo.events(job.job_id, after=events[-3].event_id)] == [
+        event.event_id for event in events[-2:]
+    ]
+    assert [event.name for event in grpo.events("latest")][-1] == "job.completed"
+
+
+def test_what_a_job_measured_is_told(grpo: Any, tmp_path: Path) -> None:
+    job = grpo.train(**SHORT)
+    job.wait()
+    history = job.metrics()
+    assert history.job_id == job.job_id
+    assert "train/loss" in history.keys
+    assert [row.timesteps for row in history.rows] == sorted(row.timesteps for row in history.rows)
+    assert history.rows[-1].metrics["train/loss"] == job.status().metrics["train/loss"]
+    header, *rows = grpo.metrics_csv(job.job_id).splitlines()
+    assert header.startswith("timesteps,elapsed_seconds,")
+    assert len(rows) == len(history.rows)
+
+
+def test_jobs_are_listed_in_pages(grpo: Any) -> None:
+    ids = []
+    for _ in range(3):
+        job = grpo.train(**SHORT)
+        job.wait()
+        ids.append(job.job_id)
+    assert [job.job_id for job in grpo.jobs()] == ids
+    assert [job.job_id for job in grpo.jobs(limit=1, after=ids[0])] == ids[1:2]
+    assert grpo.jobs(status="running") == []
+    assert grpo.jobs()[0].env_name == "CartPole-v1"
+
+
+def test_a_job_that_goes_on_is_stopped(grpo: Any, register_env: RegisterEnv, open_gate: Gate) -> None:
+    env_name = register_env(lambda: LineEnv(on_step=open_gate.pass_through), max_episode_steps=5)
+    open_gate.admit(100)
+    job = grpo.train(env_name=env_name, total_timesteps=10_000, group_mode="episode", n_steps=64)
+    with pytest.raises(JobTimeout, match=r"is not over after 0\.2 s; it goes on") as raised:
+        job.wait(timeout_seconds=0.2)
+    assert raised.value.job_id == job.job_id
+    assert job.status().status == "running"
+    open_gate.admit(200)
+    assert job.stop().message.startswith("Training job stop")
+    open_gate.admit()
+    assert job.wait(timeout_seconds=60).status == "stopped"
+
+
+def test_a_job_that_fails_raises_what_failed(grpo: Any, register_env: RegisterEnv) -> None:
+    n_steps = iter(range(10**9))
+
+    def fail() -> None:
+        if next(n_steps) > 300:
+            raise RuntimeError("the motor broke")
+
+    env_name = register_env(lambda: LineEnv(on_step=fail), max_episode_steps=5)
+    job = grpo.train(env_name=env_name, total_timesteps=10_000, group_mode="episode", n_steps=64)
+    with pytest.raises(JobFailed, match="the motor broke") as raised:
+        job.wait()
+    assert raised.value.status.status == "failed"
+
+
+def test_a_bar_shows_how_a_job_ended(grpo: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    grpo.train(**SHORT).wait(progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "completed" in captured.err
+    assert "100% reward" in captured.err
+    assert "entropy 0." in captured.err
+
+
+@pytest.mark.parametrize("observation", [[0.1, 0.0, 0.05, 0.0], np.array([0.1, 0.0, 0.05, 0.0])])
+def test_a_policy_is_asked_for_an_action(grpo: Any, app: FastAPI, observation: Any) -> None:
+    save_model(app)
+    prediction = grpo.predict("m", observation)
+    assert prediction.action == int(np.argmax(prediction.action_probs))
+    masked = grpo.predict("m", observation, deterministic=False, action_masks=np.array([False, True]))
+    assert (masked.action, masked.action_probs) == (1, [0.0, 1.0])
+
+
+def test_a_batch_has_an_error_where_an_observation_does_not_fit(grpo: Any, app: FastAPI) -> None:
+    save_model(app)
+    answered, refused = grpo.predict_batch("m", [[0.1, 0.0, 0.05, 0.0], [0.1]], action_masks=[None, None])
+    assert isinstance(answered, Prediction)
+    assert answered == grpo.predict("m", [0.1, 0.0, 0.05, 0.0])
+    assert isinstance(refused, ItemError)
+    assert "shape [4]" in refused.error
+
+
+def test_an_array_is_answered_with_an_array(grpo: Any, app: FastAPI) -> None:
+    save_model(app)
+    observations = np.random.default_rng(0).uniform(-1, 1, (50, 4)).astype(np.float32)
+    actions = grpo.predict_array("m", observations)
+    assert actions.shape == (50,)
+    assert actions.tolist() == [answer.action for answer in grpo.predict_batch("m", observations)]
+
+
+def test_models_are_listed_described_and_deleted(grpo: Any, app: FastAPI) -> None:
+    content = save_model(app)
+    assert [model.name for model in grpo.models()] == ["m"]
+    card = grpo.model("m")
+    assert (card.env_name, card.n_bytes, card.hyperparameters["group_size"]) == ("CartPole-v1", len(content), 2)
+    assert grpo.delete("m").model_name == "m"
+    assert grpo.models() == []
+
+
+def test_environments_and_rewards_are_listed(grpo: Any) -> None:
+    assert "CartPole-v1" in {environment.env_name for environment in grpo.environments("cartpole")}
+    assert "Acrobot-v1" not in {environment.env_name for environment in grpo.environments("cartpole")}
+    environment = grpo.environment("CartPole-v1")
+    assert (environment.restorable, environment.max_episode_steps) == (True, 500)
+    assert environment.action_space["n"] == 2
+    assert "optimized_cartpole" in environment.reward_functions
+    rewards = {reward.name: reward for reward in grpo.reward_functions()}
+    assert "upright" in rewards["optimized_cartpole"].description
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "kind", "status"),
+    [
+        ("status", ("x",), NotFound, 404),
+        ("stop", ("x",), NotFound, 404),
+        ("wait", ("x",), NotFound, 404),
+        ("model", ("x",), NotFound, 404),
+        ("environment", ("Nowhere-v0",), NotFound, 404),
+        ("predict", ("m", [1.0]), InvalidRequest, 400),
+    ],
+)
+def test_a_refusal_is_an_exception_with_all_that_the_server_says(
+    grpo: Any, app: FastAPI, method: str, arguments: tuple[Any, ...], kind: type[ApiError], status: int
+) -> None:
+    save_model(app)
+    with pytest.raises(kind) as raised:
+        getattr(grpo, method)(*arguments)
+    assert raised.value.status == status
+    assert str(raised.value.problem_type).startswith("urn:grpo:problem:")
+    assert len(str(raised.value.request_id)) == 36
+    assert raised.value.detail in str(raised.value)
+
+
+def test_unknown_fields_and_taken_names_are_refused(grpo: Any, register_env: RegisterEnv, open_gate: Gate) -> None:
+    with pytest.raises(InvalidRequest, match=r"did you mean n_steps\?"):
+        grpo.train(n_step=64)
+    env_name = register_env(lambda: LineEnv(on_step=open_gate.pass_through), max_episode_steps=5)
+    open_gate.admit(100)
+    job = grpo.train(env_name=env_name, group_mode="episode", n_steps=64, model_name="taken")
+    with pytest.raises(Conflict):
+        grpo.train(**SHORT, model_name="taken")
+    open_gate.admit()
+    job.wait()
+
+
+@pytest.mark.parametrize("overrides", [{"api_key": "0123456789abcdef"}], ids=["with a key"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_key_opens_the_server(kind: str, app: FastAPI) -> None:
+    with serve(app) as port:
+        url = f"http://127.0.0.1:{port}"
+        with open_client(kind, url) as client, pytest.raises(ApiError, match="needs an API key") as raised:
+            client.models()
+        assert raised.value.status == 401
+        with open_client(kind, url, api_key="0123456789abcdef") as client:
+            assert client.models() == []
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_names_cannot_leave_their_place_in_the_path(kind: str, server_url: str) -> None:
+    with open_client(kind, server_url) as client:
+        for name in ("../health", "a/b", "a?b=c", "a#b", "%2e%2e"):
+            with pytest.raises((NotFound, InvalidRequest)):
+                client.model(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"base_url": "localhost:8000"}, "write it as http://HOST:PORT"),
+        ({"timeout_seconds": 0}, "timeout_seconds=0 is not allowed"),
+        ({"max_retries": -1}, "max_retries=-1 is not allowed"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], said: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=said):
+            kind(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_server_that_is_not_there_is_told(kind: str, server_url: str) -> None:
+    nobody = server_url.rpartition(":")[0] + ":1"
+    with open_client(kind, nobody, max_retries=0) as client:
+        with pytest.raises(ServerUnreachable, match="is the server running"):
+            client.health()
+        with pytest.raises(ServerUnreachable, match="is the server running"):
+            client.wait("x")
