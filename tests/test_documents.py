@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gymnasium as gym
 import pytest
@@ -36,6 +37,7 @@ from tests.tutorial import DOCUMENTED_URL, make_strict
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted(ROOT.glob("docs/*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *TUTORIALS, *sorted(ROOT.glob("benchmarks/*.md"))]
 # What a reader's checkout holds and a tutorial has no use for, or makes anew.
 NOT_LINKED = {"models", "tests"}
 HTTP_METHODS = {"get", "post", "put", "delete"}
@@ -289,6 +291,24 @@ def test_api_page_lists_every_setting_with_its_default() -> None:
             assert written.strip("`").casefold() == listed.casefold(), name
 
 
+def list_anchors(text: str) -> set[str]:
+    """List what the headings of a page are called in links, as GitHub makes it up."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if urlsplit(target).scheme:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in list_anchors(linked.read_text()), target
+
+
 def test_no_page_holds_a_placeholder() -> None:
-    for page in (*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md")):
+    for page in PAGES:
         assert not re.search(r"^[A-Z]{3,}$", page.read_text(), flags=re.MULTILINE), page.name

@@ -4,6 +4,8 @@ The working folder stands for the reader's checkout. Python blocks share their n
 CONTRIBUTING.md says what else a block can be. A block that fails ends the run with its error.
 """
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,13 +30,13 @@ def make_strict(code: str) -> list[str]:
 
 @contextmanager
 def _run_server(code: str, url: str) -> Iterator[None]:
-    # Without exec, the shell would stay between this process and the server, which has to be ended by its own id.
-    server = subprocess.Popen(["bash", "-ec", f"exec {code}"])
+    # A group of its own, so that what the shell starts can be ended by the shell's id.
+    server = subprocess.Popen(["bash", "-ec", code], process_group=0)
     try:
         _wait_for_answer(server, url)
         yield
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
 
 
