@@ -27,6 +27,7 @@ from service.sessions import LoginLimit
 from service.settings import Settings
 from service.shortcut import InferenceShortcut
 from service.shutdown import announce_shutdown
+from service.stage import Stage
 from service.streams import EventStreams
 from service.telemetry import Telemetry
 
@@ -106,6 +107,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.streams = EventStreams(app.state.closing)
     app.state.reward_functions = REWARD_FUNCTIONS
     app.state.errands = Errands(executor, settings.stage_seconds, app.state.closing)
+    app.state.stage = Stage(app.state.store, app.state.errands)
     app.state.catalogue = Catalogue(app.state.errands, REWARD_FUNCTIONS)
     app.state.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
     app.state.login_limit = LoginLimit()

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from grpo_core.action_masks import get_action_masks, sample_action
 from grpo_core.layers import (
     Layer,
     NotBranchableError,
@@ -115,24 +116,6 @@ def check_branchable(env: gym.Env[Any, Any], n_steps: int = 64, seed: int = 0) -
         if _is_over(simulator.step(sample_action(action_space, get_action_masks(env)))):
             simulator.reset()
     _check_replays(env, simulator, action_space, n_steps)
-
-
-def get_action_masks(env: gym.Env[Any, Any]) -> Any:
-    """Return which actions the environment allows now, as its ``action_masks()`` says; None if it has none."""
-    return env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else None
-
-
-def sample_action(action_space: spaces.Space[Any], masks: Any) -> Any:
-    """Draw an allowed action; environments may well refuse the others.
-
-    :param masks: What ``get_action_masks`` returned.
-    """
-    if masks is None or not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete):
-        return action_space.sample()
-    flat = np.array(masks, np.int8).ravel()
-    if isinstance(action_space, spaces.Discrete):
-        return action_space.sample(mask=flat)
-    return action_space.sample(mask=tuple(np.split(flat, np.cumsum(action_space.nvec.ravel())[:-1])))
 
 
 def _check_replays(env: gym.Env[Any, Any], simulator: Simulator, action_space: spaces.Space[Any], n_steps: int) -> None:

@@ -1,15 +1,33 @@
-"""Films of episodes, from the frames that an environment renders."""
+"""Films of episodes, from the frames that an environment renders: GIFs that loop, and MP4s."""
 
+import io
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:  # few who train or serve need it
+    from PIL.Image import Image
+
 FILM_SUFFIXES = (".gif", ".mp4")
 # More would double the size of a GIF, and the time it takes, for little to see.
-_MAX_GIF_FRAMES_PER_SECOND = 25.0
+_MAX_FRAMES_PER_SECOND = 25.0
+_DEFAULT_FRAMES_PER_SECOND = 30.0
+# Of a film strip: the longer side of a frame, and how many frames, an even number, for every second one is dropped
+# when there are more.
+_MAX_PIXELS = 480
+_MAX_FRAMES = 256
+_MIN_FRAMES = 16
+_MAX_COLOURS = 256
+# Frames that a film's palette is taken from, and their longer side.
+_MAX_SAMPLES = 64
+_SAMPLE_PIXELS = 120
+# How long the end of an episode is shown before a GIF begins anew.
+_HOLD_SECONDS = 1.0
 
 Frame = npt.NDArray[np.uint8]
 
@@ -19,15 +37,134 @@ def save_film(path: Path, frames: Sequence[Frame], n_per_second: float) -> None:
 
     :param frames: Images ``(height, width, 3)``, 0 to 255, all of the same size.
     :param n_per_second: How many are shown in a second.
-    :raises ImportError: If imageio is missing, or imageio-ffmpeg for ``.mp4``.
+    :raises ImportError: If Pillow is missing, or imageio and imageio-ffmpeg for ``.mp4``.
     """
-    import imageio.v3 as imageio  # which few who train or serve need
+    from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gif":
-        stride = math.ceil(n_per_second / _MAX_GIF_FRAMES_PER_SECOND)
-        duration = 1000 * stride / n_per_second
-        imageio.imwrite(path, np.stack(frames[::stride]), plugin="pillow", duration=duration, loop=0)
+        stride = math.ceil(n_per_second / _MAX_FRAMES_PER_SECOND)
+        images = [Image.fromarray(frame) for frame in frames[::stride]]
+        path.write_bytes(encode_gif(images, stride / n_per_second))
     else:
-        # Blocks of 2: the encoder halves the resolution of colours, and would else enlarge images to blocks of 16.
-        imageio.imwrite(path, np.stack(frames), plugin="FFMPEG", fps=n_per_second, macro_block_size=2)
+        write_mp4(path, [Image.fromarray(frame) for frame in frames], 1 / n_per_second)
+
+
+class FilmStrip:
+    """Keeps frames of an episode of any length, evenly spaced in time, in bounded memory.
+
+    :param n_per_second: Steps per second, as the environment's metadata says; 30 if that is no such number.
+    """
+
+    def __init__(self, n_per_second: Any) -> None:
+        is_rate = isinstance(n_per_second, int | float) and 0 < n_per_second <= 1000
+        self._step_seconds = 1 / float(n_per_second if is_rate else _DEFAULT_FRAMES_PER_SECOND)
+        self._stride = math.ceil(1 / self._step_seconds / _MAX_FRAMES_PER_SECOND)
+        self._frames: list[Image] = []
+        self._n_steps = 0
+
+    def watch(self, render: Callable[[], Any]) -> None:
+        """Look at one step; not all of them are drawn.
+
+        :param render: Draws it: uint8, ``(height, width, 3)``.
+        :raises ValueError: If it draws anything else.
+        """
+        if self._n_steps % self._stride == 0:
+            if len(self._frames) == _MAX_FRAMES:
+                self._frames = self._frames[::2]
+                self._stride *= 2
+            self._frames.append(self._draw(render))
+        self._n_steps += 1
+
+    def end(self, render: Callable[[], Any]) -> None:
+        """Look at the last step again, if it was not drawn: an episode's end is what everybody wants to see."""
+        if (self._n_steps - 1) % self._stride:
+            self._frames.append(self._draw(render))
+
+    def develop(self, path: Path, max_bytes: int) -> None:
+        """Write the film; the name's suffix says which kind.
+
+        :param max_bytes: If it were larger, it shows every second, fourth, ... frame, 16 at least.
+        """
+        frames, frame_seconds = self._frames, self._step_seconds * self._stride
+        while True:
+            if path.suffix == ".gif":
+                path.write_bytes(encode_gif(frames, frame_seconds, _HOLD_SECONDS))
+            else:
+                write_mp4(path, frames, frame_seconds)
+            if path.stat().st_size <= max_bytes or len(frames) < 2 * _MIN_FRAMES:
+                return
+            frames, frame_seconds = [*frames[:-1:2], frames[-1]], 2 * frame_seconds
+
+    def _draw(self, render: Callable[[], Any]) -> "Image":
+        from PIL import Image
+
+        frame = render()
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError("render() must return a uint8 array (height, width, 3) in render mode 'rgb_array'.")
+        image = Image.fromarray(frame)
+        if self._frames:
+            size = self._frames[0].size
+        else:
+            scale = min(1.0, _MAX_PIXELS / max(image.size))
+            # Even, as MP4 takes them.
+            size = (_to_even(image.width * scale), _to_even(image.height * scale))
+        return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def encode_gif(frames: Sequence["Image"], frame_seconds: float, hold_seconds: float = 0.0) -> bytes:
+    """Encode frames of one size, with one palette for all of them, so that nothing flickers.
+
+    :param frame_seconds: How long each is shown.
+    :param hold_seconds: How much longer the last one is.
+    """
+    from PIL import Image
+
+    palette = _make_palette(frames)
+    indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    # A GIF counts in hundredths of a second; rounding the ends and not the lengths keeps the length of the film.
+    ends = [10 * round(100 * frame_seconds * i) for i in range(len(frames) + 1)]
+    lengths = [end - start for start, end in itertools.pairwise(ends)]
+    lengths[-1] += round(1000 * hold_seconds)
+    file = io.BytesIO()
+    indexed[0].save(file, "GIF", save_all=True, append_images=indexed[1:], duration=lengths, loop=0)
+    return file.getvalue()
+
+
+def write_mp4(path: Path, frames: Sequence["Image"], frame_seconds: float) -> None:
+    """Write frames of one size as browsers play them: H.264 with halved colours, and the index in front.
+
+    :param frame_seconds: How long each is shown.
+    """
+    import imageio.v3
+
+    images: Any = list(frames)  # which the writer turns into arrays one by one
+    imageio.v3.imwrite(
+        path,
+        images,
+        plugin="FFMPEG",
+        fps=1 / frame_seconds,
+        codec="libx264",
+        pixelformat="yuv420p",
+        # The encoder halves the resolution of colours, and would else enlarge images to blocks of 16.
+        macro_block_size=2,
+        ffmpeg_log_level="error",
+        output_params=["-movflags", "+faststart"],
+    )
+
+
+def _make_palette(frames: Sequence["Image"]) -> "Image":
+    from PIL import Image
+
+    samples = [*frames[:: math.ceil(len(frames) / _MAX_SAMPLES)], frames[-1]]
+    shrink = max(1, math.ceil(max(frames[0].size) / _SAMPLE_PIXELS))
+    width, height = (math.ceil(n_pixels / shrink) for n_pixels in frames[0].size)
+    sheet = Image.new("RGB", (width, height * len(samples)))
+    for i, sample in enumerate(samples):
+        # Without mixing colours.
+        sheet.paste(sample.resize((width, height), Image.Resampling.NEAREST), (0, i * height))
+    return sheet.quantize(_MAX_COLOURS, dither=Image.Dither.NONE)
+
+
+def _to_even(n_pixels: float) -> int:
+    return max(2, 2 * round(n_pixels / 2))

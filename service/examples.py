@@ -47,3 +47,7 @@ INFERENCE: dict[str, Example] = {
     },
 }
 BATCH: dict[str, Any] = {"model_name": MODEL_NAME, "observations": [_OBSERVATION, [0.0, 0.5, -0.1, -0.5]]}
+EVALUATE: dict[str, Example] = {
+    "twenty": {"summary": "Twenty episodes", "value": {"n_episodes": 20, "seed": 0}},
+    "drawn": {"summary": "Ten episodes with drawn actions", "value": {"n_episodes": 10, "deterministic": False}},
+}

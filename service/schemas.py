@@ -46,6 +46,9 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TOO_MANY_NUMBERS = f"an observation has at most {MAX_OBSERVATION_NUMBERS} numbers"
 NOT_FINITE = "an observation holds finite numbers within the range of a 32-bit float"
 MAX_SEED = 2**32 - 1
+# Some simulators take no larger seed.
+MAX_PLAY_SEED = 2**31 - 1
+MAX_FILM_STEPS = 5000
 
 
 class JobStatus(StrEnum):
@@ -144,6 +147,7 @@ LayerSize = Annotated[int, Field(ge=1, le=1024)]
 LearningRateSchedule = Literal["linear", "constant"]
 EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop"]
 VerdictState = Literal["waiting", "starting", "learning", "solved", "steady", "flat", "worse", "no_signal", "failed"]
+VideoFormat = Literal["gif", "mp4"]
 # The names of grpo_core.actor.ACTIVATIONS, in lower case.
 Activation = Literal["tanh", "relu", "elu", "leakyrelu"]
 
@@ -576,6 +580,34 @@ class ModelCard(BaseModel):
         "else the one that the file brings along.",
     )
     versions: dict[str, str] | None = Field(None, description="Of the libraries that saved it.")
+
+
+class EvaluateRequest(_Request):
+    """How to judge a model; every field is optional."""
+
+    n_episodes: int = Field(20, ge=1, le=1000, description="Whole episodes, each from a seed of its own.")
+    seed: int = Field(0, ge=0, le=MAX_PLAY_SEED, description="Of the first episode; the others count up from it.")
+    deterministic: bool = Field(True, description="Take the most likely actions instead of drawing them.")
+
+
+class ModelFigures(BaseModel):
+    """How a model did, and random actions on the same seeds."""
+
+    evaluation: EpisodeFigures
+    random: EpisodeFigures
+
+
+class EvaluateResponse(BaseModel):
+    """How good a model is."""
+
+    model_name: str
+    env_name: str
+    seed: int
+    deterministic: bool
+    evaluation: EpisodeFigures = Field(description="Of the model.")
+    random: EpisodeFigures = Field(description="Of uniformly random actions on the same seeds.")
+    better_than_random: bool = Field(description="Whether the model's 95 % interval lies above that of random actions.")
+    seconds: float = Field(description="How long it took.")
 
 
 class DeleteResponse(BaseModel):

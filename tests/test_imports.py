@@ -110,7 +110,7 @@ with TestClient(create_app(Settings(models_dir=Path({str(models_dir)!r}))), base
 
 
 def test_serving_a_model_imports_nothing_of_what_trains(tmp_path: Path) -> None:
-    (tmp_path / "m.zip").write_bytes(make_model("CartPole-v1").to_bytes())
+    (tmp_path / "m.zip").write_bytes(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))
     (tmp_path / "normalised.zip").write_bytes(
         GRPO("MlpPolicy", VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))).to_bytes()
     )
@@ -119,8 +119,10 @@ def test_serving_a_model_imports_nothing_of_what_trains(tmp_path: Path) -> None:
         for deterministic in (True, False):
             body = {"model_name": name, "observation": [0.1] * n_numbers, "deterministic": deterministic}
             assert client.post("/inference", json=body).status_code == 200
-    for path in ("/", "/health", "/models", "/training/jobs", "/docs", "/openapi.json"):
+    for path in ("/", "/health", "/models", "/training/jobs", "/docs", "/openapi.json", "/models/m", "/environments"):
         assert client.get(path).status_code == 200, path
+    assert client.post("/models/m/evaluate", json={"n_episodes": 1}).status_code == 200
+    assert client.get("/models/m/video?max_steps=2").status_code == 200
     assert client.post("/train", json={"total_timesteps": 0}).status_code == 422
     assert client.delete("/models/m").status_code == 200
     """

@@ -11,6 +11,7 @@ from service.catalogue import Catalogue
 from service.jobs import JobRegistry
 from service.model_store import ModelStore
 from service.schemas import ProblemDetails
+from service.stage import Stage
 from service.streams import EventStreams
 
 
@@ -34,6 +35,11 @@ async def _get_catalogue(request: Request) -> Catalogue:
     return catalogue
 
 
+async def _get_stage(request: Request) -> Stage:
+    stage: Stage = request.app.state.stage
+    return stage
+
+
 async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction]:
     reward_functions: Mapping[str, RewardFunction] = request.app.state.reward_functions
     return reward_functions
@@ -41,6 +47,7 @@ async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction
 
 Store = Annotated[ModelStore, Depends(_get_store)]
 Registry = Annotated[JobRegistry, Depends(_get_registry)]
+PlayStage = Annotated[Stage, Depends(_get_stage)]
 Environments = Annotated[Catalogue, Depends(_get_catalogue)]
 # Which names there can be, the store knows: one that is none is not found.
 ModelNameInPath = Annotated[

@@ -1,0 +1,483 @@
+"""Trained policies are judged and filmed in the environments that their files name, and whatever fails is told."""
+
+import io
+import json
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import imageio_ffmpeg
+import numpy as np
+import psutil
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from api import create_app
+from grpo import GRPO
+from service.settings import Settings
+from tests.support import FloatArray, Gate, LineEnv, forge, make_client, make_model, serve, wait_until
+
+RegisterEnv = Callable[..., str]
+SaveModel = Callable[..., None]
+
+
+class DrawnLineEnv(LineEnv):
+    """A line that is drawn as an image whose brightness is ten times the number of steps taken."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # as Gymnasium has it
+    render_mode = "rgb_array"
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.n_resets = self._n_steps = 0
+
+    def reset(self, **arguments: Any) -> tuple[FloatArray, dict[str, Any]]:
+        self._n_steps = 0
+        return super().reset(**arguments)
+
+    def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        self._n_steps += 1
+        return super().step(action)
+
+    def render(self) -> Any:
+        return np.full((20, 30, 3), 10 * self._n_steps, np.uint8)
+
+
+class EndlessEnv(LineEnv):
+    """A line without an end."""
+
+    def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        observation, reward, *_, info = super().step(action)
+        return observation, reward, False, False, info
+
+
+def make_hanging(**arguments: Any) -> DrawnLineEnv:
+    """Build a line that hangs when it is drawn; a worker imports this module for it."""
+
+    class Hanging(DrawnLineEnv):
+        def render(self) -> Any:
+            time.sleep(1000)
+
+    return Hanging()
+
+
+def make_line_model(action: int) -> bytes:
+    """Build a policy of a line that goes one way."""
+    model = GRPO("MlpPolicy", LineEnv(), n_steps=64, group_size=2, horizon=32, seed=0)
+    weights = model.policy.state_dict()
+    weights["action_net.bias"][action] = 100.0
+    model.policy.load_state_dict(weights)
+    return model.to_bytes(env_name="Line-v0")
+
+
+@pytest.fixture(scope="module")
+def to_the_right() -> bytes:
+    return make_line_model(1)
+
+
+@pytest.fixture(scope="module")
+def to_the_left() -> bytes:
+    return make_line_model(0)
+
+
+@pytest.fixture
+def save(settings: Settings) -> SaveModel:
+    """Put a model into the folder."""
+
+    def put(content: bytes, name: str = "m") -> None:
+        settings.models_dir.mkdir(exist_ok=True)
+        (settings.models_dir / f"{name}.zip").write_bytes(content)
+
+    return put
+
+
+def evaluate(client: TestClient, **request: Any) -> dict[str, Any]:
+    response = client.post("/models/m/evaluate", json=request)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = json.loads(response.text, parse_constant=lambda constant: pytest.fail(constant))
+    return answer
+
+
+def get_detail(response: Any, status_code: int) -> str:
+    assert response.status_code == status_code, response.text
+    detail: str = response.json()["detail"]
+    return detail
+
+
+def list_frames(content: bytes) -> list[int]:
+    """Return the brightness of every frame of a GIF."""
+    with Image.open(io.BytesIO(content)) as film:
+        shades = []
+        for i in range(film.n_frames):  # type: ignore[attr-defined]
+            film.seek(i)
+            shades.append(int(np.asarray(film.convert("RGB"))[0, 0, 0]))
+    return shades
+
+
+class TestEvaluating:
+    def test_the_figures_are_those_of_the_same_episodes_played_by_hand(
+        self, client: TestClient, save: SaveModel, tmp_path: Path
+    ) -> None:
+        content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
+        save(content)
+        (tmp_path / "m.zip").write_bytes(content)
+        model, env = GRPO.load(tmp_path / "m.zip"), gym.make("CartPole-v1")
+        env.action_space.seed(7)
+        rewards: dict[str, list[int]] = {"evaluation": [], "random": []}
+        for name, episodes in rewards.items():
+            for seed in (7, 8, 9):
+                observation, _ = env.reset(seed=seed)
+                n_steps, is_over = 0, False
+                while not is_over:
+                    action = (
+                        env.action_space.sample()
+                        if name == "random"
+                        else model.predict(observation, deterministic=True)[0]
+                    )
+                    observation, _, terminated, truncated, _ = env.step(action)
+                    n_steps, is_over = n_steps + 1, terminated or truncated
+                episodes.append(n_steps)
+        answer = evaluate(client, n_episodes=3, seed=7)
+        for name, episodes in rewards.items():
+            figures = answer[name]
+            assert (figures["n_episodes"], figures["mean_length"]) == (3, pytest.approx(np.mean(episodes)))
+            assert figures["mean_reward"] == pytest.approx(np.mean(episodes))
+            assert figures["std_reward"] == pytest.approx(np.std(episodes))
+            assert (figures["min_reward"], figures["max_reward"]) == (min(episodes), max(episodes))
+            # None of them comes near the 475 that CartPole calls solved.
+            assert figures["success_rate"] == 0.0
+        assert (answer["model_name"], answer["env_name"], answer["seed"]) == ("m", "CartPole-v1", 7)
+        assert answer["deterministic"] is True
+        assert answer["seconds"] > 0
+
+    def test_a_policy_that_wins_every_time_is_better_than_random_and_one_that_never_does_is_not(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes, to_the_left: bytes
+    ) -> None:
+        register_env(LineEnv)
+        save(to_the_right)
+        winner = evaluate(client)
+        # Five steps to the right, each paid with 1.
+        assert winner["evaluation"]["mean_reward_ci95"] == [5.0, 5.0]
+        assert winner["evaluation"]["mean_length"] == 5.0
+        assert winner["evaluation"]["n_episodes"] == winner["random"]["n_episodes"] == 20
+        assert winner["evaluation"]["success_rate"] is None
+        assert winner["better_than_random"] is (winner["random"]["mean_reward_ci95"][1] < 5.0)
+        save(to_the_left)
+        loser = evaluate(client)
+        assert (loser["evaluation"]["mean_reward"], loser["better_than_random"]) == (0.0, False)
+        assert loser["random"] == winner["random"]
+
+    def test_one_episode_proves_nothing(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        register_env(LineEnv)
+        save(to_the_right)
+        answer = evaluate(client, n_episodes=1)
+        assert (answer["evaluation"]["mean_reward_ci95"], answer["better_than_random"]) == (None, False)
+
+    def test_drawn_actions_are_repeated_by_the_seed(self, client: TestClient, save: SaveModel) -> None:
+        save(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))
+        drawn = [evaluate(client, n_episodes=5, seed=seed, deterministic=False)["evaluation"] for seed in (1, 2)]
+        save(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))  # a new file, so nothing is remembered
+        assert evaluate(client, n_episodes=5, seed=1, deterministic=False)["evaluation"] == drawn[0]
+        assert drawn[0] != drawn[1]
+
+    def test_the_card_shows_the_latest_evaluation_of_this_very_file(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes, to_the_left: bytes
+    ) -> None:
+        register_env(LineEnv)
+        save(to_the_right)
+        assert client.get("/models/m").json()["evaluation"] is None
+        evaluate(client, n_episodes=3)
+        evaluate(client, n_episodes=2)
+        assert client.get("/models/m").json()["evaluation"]["n_episodes"] == 2
+        evaluate(client, n_episodes=3)
+        assert client.get("/models/m").json()["evaluation"]["n_episodes"] == 3
+        save(to_the_left)
+        assert client.get("/models/m").json()["evaluation"] is None
+
+    def test_what_was_found_out_is_remembered_until_the_file_changes(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes, to_the_left: bytes
+    ) -> None:
+        n_resets: list[None] = []
+        register_env(lambda: LineEnv(on_reset=lambda: n_resets.append(None)))
+        save(to_the_right)
+        assert evaluate(client, n_episodes=2) == evaluate(client, n_episodes=2)
+        assert len(n_resets) == 4
+        save(to_the_left)
+        evaluate(client, n_episodes=2)
+        assert len(n_resets) == 8
+
+    def test_rewards_that_are_not_finite_are_refused(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        class Unpayable(LineEnv):
+            def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+                observation, _, *rest = super().step(action)
+                return observation, float("nan"), *rest  # type: ignore[return-value]
+
+        register_env(Unpayable)
+        save(to_the_right)
+        assert "not finite" in get_detail(client.post("/models/m/evaluate"), 400)
+
+    @pytest.mark.parametrize(
+        "request_body",
+        [{"n_episodes": 0}, {"n_episodes": 1001}, {"seed": -1}, {"seed": 2**31}, {"n_episodes": "2"}, {"episodes": 2}],
+        ids=str,
+    )
+    def test_fields_out_of_range_are_refused(self, client: TestClient, request_body: dict[str, Any]) -> None:
+        get_detail(client.post("/models/m/evaluate", json=request_body), 422)
+
+
+class TestFilming:
+    def test_a_film_shows_the_episode_from_its_reset_to_its_end(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        register_env(DrawnLineEnv)
+        save(to_the_right)
+        response = client.get("/models/m/video")
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"] == "image/gif"
+        assert response.headers["x-episode-reward"] == "5.0"
+        assert response.headers["x-episode-length"] == "5"
+        assert list_frames(response.content) == [0, 10, 20, 30, 40, 50]
+
+    def test_a_film_may_be_cut(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        register_env(DrawnLineEnv)
+        save(to_the_right)
+        response = client.get("/models/m/video", params={"max_steps": 2})
+        assert response.headers["x-episode-length"] == "2"
+        assert list_frames(response.content) == [0, 10, 20]
+
+    def test_a_video_shows_the_same_frames(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes, tmp_path: Path
+    ) -> None:
+        register_env(DrawnLineEnv)
+        save(to_the_right)
+        response = client.get("/models/m/video", params={"format": "mp4"})
+        assert response.headers["content-type"] == "video/mp4"
+        (tmp_path / "film.mp4").write_bytes(response.content)
+        # Six frames, five a second.
+        assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "film.mp4")) == (6, pytest.approx(1.2, abs=0.05))
+
+    def test_a_film_is_made_once_per_question(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        n_resets: list[None] = []
+        register_env(lambda: DrawnLineEnv(on_reset=lambda: n_resets.append(None)))
+        save(to_the_right)
+        questions: list[dict[str, Any]] = [
+            {},
+            {"seed": 1},
+            {"deterministic": False},
+            {"max_steps": 2},
+            {"format": "mp4"},
+        ]
+        first = [client.get("/models/m/video", params=question).content for question in questions]
+        assert len(n_resets) == 5
+        assert [client.get("/models/m/video", params=question).content for question in questions] == first
+        assert len(n_resets) == 5
+
+    def test_an_environment_that_cannot_be_drawn_is_refused_with_the_remedy(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        register_env(LineEnv)
+        save(to_the_right)
+        detail = get_detail(client.get("/models/m/video"), 400)
+        assert "Line-v0" in detail
+        assert "rgb_array" in detail
+        assert "evaluate" in detail
+
+    def test_what_is_drawn_must_be_an_image(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        class Blank(DrawnLineEnv):
+            def render(self) -> Any:
+                return None
+
+        register_env(Blank)
+        save(to_the_right)
+        assert "uint8" in get_detail(client.get("/models/m/video"), 400)
+
+    @pytest.mark.parametrize("query", ["format=avi", "seed=-1", "seed=x", "max_steps=0", "max_steps=5001"])
+    def test_parameters_out_of_range_are_refused(self, client: TestClient, query: str) -> None:
+        get_detail(client.get(f"/models/m/video?{query}"), 422)
+
+
+class TestModelsThatCannotBePlayed:
+    @pytest.fixture(params=["evaluate", "video"])
+    def play(self, client: TestClient, request: pytest.FixtureRequest) -> Callable[[], Any]:
+        def send() -> Any:
+            path = f"/models/m/{request.param}"
+            return client.post(path) if request.param == "evaluate" else client.get(path)
+
+        return send
+
+    def test_one_that_is_not_there(self, play: Callable[[], Any]) -> None:
+        assert "GET /models" in get_detail(play(), 404)
+
+    def test_a_file_that_is_damaged(self, play: Callable[[], Any], save: SaveModel, to_the_right: bytes) -> None:
+        save(to_the_right[:-9])
+        assert "cannot be used" in get_detail(play(), 409)
+
+    def test_a_file_that_names_no_environment(self, play: Callable[[], Any], save: SaveModel) -> None:
+        save(make_model("CartPole-v1").to_bytes())
+        assert "names no environment" in get_detail(play(), 409)
+
+    def test_a_file_whose_environment_is_not_here(
+        self, play: Callable[[], Any], save: SaveModel, to_the_right: bytes
+    ) -> None:
+        save(to_the_right)
+        detail = get_detail(play(), 409)
+        assert "Line-v0" in detail
+        assert "--env-module" in detail
+
+    @pytest.mark.parametrize(
+        "env_name", ["imported_by_file:Env-v0", "imported_by_file:", "../imported_by_file", 7, None]
+    )
+    def test_a_forged_file_imports_nothing(
+        self,
+        play: Callable[[], Any],
+        save: SaveModel,
+        to_the_right: bytes,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        env_name: Any,
+    ) -> None:
+        (tmp_path / "imported_by_file.py").write_text("")
+        monkeypatch.syspath_prepend(tmp_path)
+        save(forge(to_the_right, env_name=env_name))
+        get_detail(play(), 409)
+        assert "imported_by_file" not in sys.modules
+
+    def test_a_policy_of_other_spaces(self, play: Callable[[], Any], save: SaveModel, to_the_right: bytes) -> None:
+        save(forge(to_the_right, env_name="CartPole-v1"))
+        detail = get_detail(play(), 409)
+        assert "observations" in detail
+        assert "CartPole-v1" in detail
+
+    def test_an_environment_that_fails(
+        self, play: Callable[[], Any], save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        def fail() -> None:
+            raise OSError(2, "the track is closed", "/home/somebody/track")
+
+        register_env(lambda: DrawnLineEnv(on_step=fail))
+        save(to_the_right)
+        detail = get_detail(play(), 400)
+        assert "the track is closed" in detail
+        assert "/home" not in detail
+
+    @pytest.mark.parametrize("overrides", [{"stage_seconds": 0.3}])
+    def test_an_episode_without_an_end(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        register_env(EndlessEnv)
+        save(to_the_right)
+        detail = get_detail(client.post("/models/m/evaluate"), 413)
+        assert "0.3 s" in detail
+        assert "fewer episodes" in detail
+
+
+class TestManyClients:
+    def test_those_who_went_away_leave_room_for_others(
+        self, app: FastAPI, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        gate = Gate()
+        register_env(lambda: LineEnv(on_step=gate.pass_through))
+        save(to_the_right)
+        with serve(app) as port:
+            for n_gone in range(4):
+                with socket.create_connection(("127.0.0.1", port)) as connection:
+                    body = json.dumps({"n_episodes": 1, "seed": n_gone}).encode()
+                    connection.sendall(
+                        b"POST /models/m/evaluate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+                    )
+                    wait_until(lambda n_gone=n_gone: gate.n_arrived >= min(n_gone + 1, 2))  # type: ignore[misc]
+            gate.admit()
+            client = TestClient(app, base_url="http://localhost")
+            assert evaluate(client, n_episodes=2, seed=9)["evaluation"]["n_episodes"] == 2
+
+    def test_more_than_ten_at_once_are_told_to_come_again(
+        self, app: FastAPI, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        gate = Gate()
+        register_env(lambda: LineEnv(on_step=gate.pass_through))
+        save(to_the_right)
+        with serve(app) as port:
+            connections = []
+            refused: list[bytes] = []
+
+            def is_refused() -> bool:
+                connection = socket.create_connection(("127.0.0.1", port))
+                connection.sendall(b"POST /models/m/evaluate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+                connection.settimeout(0.2)
+                try:
+                    refused.append(connection.recv(4096))
+                    connection.close()
+                except TimeoutError:
+                    connections.append(connection)
+                return bool(refused)
+
+            wait_until(is_refused)
+            assert len(connections) == 10
+            assert refused[0].startswith(b"HTTP/1.1 429")
+            assert b"retry-after" in refused[0].lower()
+            gate.admit()
+            for connection in connections:
+                connection.settimeout(60)
+                assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+                connection.close()
+
+
+@pytest.fixture
+def process_client(tmp_path: Path) -> Iterator[TestClient]:
+    with make_client(Settings(models_dir=tmp_path / "models", executor="process", stage_seconds=60)) as client:
+        yield client
+
+
+def test_in_a_process_of_its_own_a_policy_is_judged_and_filmed_without_a_screen(
+    process_client: TestClient, save: SaveModel
+) -> None:
+    save(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))
+    assert evaluate(process_client, n_episodes=2)["evaluation"]["n_episodes"] == 2
+    for video_format, start in (("gif", b"GIF89a"), ("mp4", b"\x00\x00\x00")):
+        response = process_client.get("/models/m/video", params={"format": video_format, "max_steps": 20})
+        assert response.status_code == 200, response.text
+        assert response.content.startswith(start)
+    with Image.open(io.BytesIO(process_client.get("/models/m/video?max_steps=20").content)) as film:
+        assert film.size == (480, 320)
+        shot = np.asarray(film.convert("RGB"))
+    # The cart is black in the middle, on white.
+    assert shot[250, 240].max() < 60
+    assert shot[10, 10].min() > 240
+
+
+def test_an_environment_that_hangs_is_killed_and_nothing_of_it_is_left(
+    tmp_path: Path, save: SaveModel, to_the_right: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gym.register("Line-v0", entry_point=make_hanging)
+    try:
+        save(to_the_right)
+        app = create_app(Settings(models_dir=tmp_path / "models", executor="process", stage_seconds=3))
+        with TestClient(app, base_url="http://localhost") as client:
+            # The first one pays for the imports of the process that workers are forked from.
+            wait_until(lambda: client.post("/models/m/evaluate").status_code == 200)
+            detail = get_detail(client.get("/models/m/video"), 413)
+            assert "max_steps" in detail
+            template = next(child for child in psutil.Process().children() if child.children() or child.is_running())
+            assert not [worker for worker in template.children() if worker.status() != psutil.STATUS_ZOMBIE]
+        assert not list(tmp_path.glob("grpo-film-*"))
+    finally:
+        del gym.registry["Line-v0"]
