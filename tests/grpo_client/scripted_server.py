@@ -14,12 +14,14 @@ class Answer(NamedTuple):
     :param body: What follows the headers.
     :param headers: Beside those of every answer.
     :param n_missing_bytes: How much of the announced body never comes.
+    :param hold: Keeps the connection open, silently, until it is set.
     """
 
     status: int
     body: str = ""
     headers: tuple[tuple[str, str], ...] = ()
     n_missing_bytes: int = 0
+    hold: threading.Event | None = None
 
 
 class Received(NamedTuple):
@@ -68,6 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) + answer.n_missing_bytes))
         self.end_headers()
         self.wfile.write(body)
+        if answer.hold is not None:
+            answer.hold.wait()
 
     do_GET = do_POST = do_PUT = do_DELETE = _answer
 

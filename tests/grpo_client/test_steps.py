@@ -1,6 +1,7 @@
 """When the client asks again, and where it goes on in a stream of events."""
 
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -125,10 +126,14 @@ def test_the_last_job_stays_the_same_when_the_stream_is_opened_again(kind: str) 
 
 
 @with_either_client
-def test_the_time_to_wait_ends_while_streams_break(kind: str) -> None:
-    with serve_script(Answer(200, FIRST, EVENT_STREAM, n_missing_bytes=9)) as server:
-        with open_client(kind, server.url) as client, pytest.raises(JobTimeout, match=r"not over after 0\.3 s"):
+@pytest.mark.parametrize("is_silent", [True, False], ids=["silent", "broken"])
+def test_the_time_to_wait_ends_while_streams_are_silent_or_break(kind: str, is_silent: bool) -> None:
+    released = threading.Event()
+    stream = Answer(200, FIRST, EVENT_STREAM, n_missing_bytes=9, hold=released if is_silent else None)
+    with serve_script(stream) as server, open_client(kind, server.url) as client:
+        with pytest.raises(JobTimeout, match=r"not over after 0\.3 s"):
             client.wait("j", timeout_seconds=0.3)
+        released.set()
 
 
 @with_either_client

@@ -1,0 +1,324 @@
+"""The client in a terminal: ``python -m grpo_client``, or ``grpo-client`` where the package is installed.
+
+Exit status: 0, 1 if the server refused or a job failed, 2 if the command line cannot work, 130 after Ctrl-C.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_client import reports
+from grpo_client.client import DEFAULT_URL, Client
+from grpo_client.errors import GRPOError, JobFailed
+from grpo_client.files import VIDEO_FORMATS
+from grpo_client.steps import LATEST
+
+_KEY_VARIABLE = "GRPO_API_KEY"
+_REFUSED, _USAGE, _INTERRUPTED = 1, 2, 130
+# Who sits in front of a terminal had better hear within seconds that no server is there.
+_MAX_RETRIES = 3
+
+
+class _UsageError(Exception):
+    """A command line that cannot work; its text names the value, the rule and the remedy."""
+
+
+class _Reply(NamedTuple):
+    """What a command has to say.
+
+    :param content: The same as JSON.
+    :param text: For people.
+    :param exit_status: Of the program.
+    """
+
+    content: Any
+    text: str
+    exit_status: int = 0
+
+
+_Command = Callable[[Client, argparse.Namespace], _Reply]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, and return the exit status.
+
+    :param arguments: What follows the program's name; None takes it from the command line.
+    """
+    options = _make_parser().parse_args(arguments)
+    try:
+        with _open_client(options) as client:
+            reply: _Reply = options.run(client, options)
+    except _UsageError as error:
+        return _complain(str(error), _USAGE)
+    except (GRPOError, OSError) as error:
+        return _complain(str(error), _REFUSED)
+    except KeyboardInterrupt:
+        return _complain("interrupted; jobs that were submitted go on, and grpo-client jobs lists them.", _INTERRUPTED)
+    text = json.dumps(reply.content, indent=2) if options.json else reports.clean(reply.text)
+    sys.stdout.write(f"{text}\n" if text else "")
+    return reply.exit_status
+
+
+def _open_client(options: argparse.Namespace) -> Client:
+    try:
+        return Client(options.url, options.api_key or os.environ.get(_KEY_VARIABLE), max_retries=_MAX_RETRIES)
+    except ValueError as error:
+        raise _UsageError(f"--url {options.url} cannot be asked: {error}") from error
+
+
+def _complain(text: str, exit_status: int) -> int:
+    sys.stderr.write(f"grpo-client: {reports.clean(text)}\n")
+    return exit_status
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="grpo-client", description="Ask a GRPO server.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_job_commands(commands)
+    _add_model_commands(commands)
+    search = _add(commands, "environments", _list_environments, "list what can be trained in")
+    search.add_argument("search", nargs="?", help="part of the names")
+    environment = _add(commands, "environment", _show_environment, "say what an environment is like")
+    environment.add_argument("env", help="its id")
+    _add(commands, "rewards", _list_rewards, "list the reward functions")
+    return parser
+
+
+def _add(commands: Any, name: str, run: _Command, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text.capitalize() + ".", allow_abbrev=False
+    )
+    parser.add_argument("--url", default=DEFAULT_URL, help="where the server is (%(default)s)")
+    parser.add_argument("--api-key", help=f"its key; ${_KEY_VARIABLE} keeps it out of the list of processes")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_job_commands(commands: Any) -> None:
+    train = _add(commands, "train", _train, "start a job")
+    train.add_argument("--env", help="id of a Gymnasium environment; default: the server's")
+    train.add_argument("-n", "--total-timesteps", type=int, help="simulator steps")
+    train.add_argument("--name", help="what the model is to be called; default: generated")
+    train.add_argument("--seed", type=int, help="makes the job repeatable")
+    train.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="other fields of POST /train; values in JSON, or words",
+    )
+    train.add_argument("--watch", action="store_true", help="show a bar, and how it ended")
+    jobs = _add(commands, "jobs", _list_jobs, "list the jobs")
+    jobs.add_argument("--status", help="only those that are there, such as running")
+    jobs.add_argument("--limit", type=int, help="at most so many")
+    jobs.add_argument("--after", help="only jobs that were submitted after this one")
+    for name, run, text in (
+        ("status", _show_status, "say where a job is"),
+        ("stop", _stop, "stop a job; what it has learned is kept"),
+        ("metrics", _show_metrics, "print what a job has measured, as CSV"),
+        ("curve", _save_curve, "save a picture of a learning curve"),
+        ("wait", _wait, "wait for the end of a job, silently"),
+        ("watch", _watch, "show a bar until the end of a job"),
+    ):
+        parser = _add(commands, name, run, text)
+        if run is _save_curve:
+            parser.add_argument("path", type=Path, help="name of the PNG")
+            parser.add_argument("--metric", help="a log key; default: the episode reward")
+        parser.add_argument("job", nargs="?", default=LATEST, help="its id; default: the one submitted last")
+        if run in (_wait, _watch):
+            parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then; the job goes on")
+
+
+def _add_model_commands(commands: Any) -> None:
+    _add(commands, "models", _list_models, "list the models")
+    predict = _add_for_model(commands, "predict", _predict, "ask a policy for an action")
+    predict.add_argument("observation", help="JSON, such as [0.1, 0, 0.05, 0]")
+    predict.add_argument("--masks", help="JSON: which actions are allowed")
+    _add_for_model(commands, "card", _show_card, "say what a model's file says of it")
+    evaluate = _add_for_model(commands, "evaluate", _evaluate, "have a policy play episodes, beside random actions")
+    evaluate.add_argument("-n", "--episodes", type=int, default=20, help="how many (%(default)s)")
+    video = _add_for_model(commands, "video", _film, "have an episode filmed")
+    video.add_argument("path", type=Path, help=f"name of the film, ending in .{' or .'.join(VIDEO_FORMATS)}")
+    video.add_argument("--max-steps", type=int, default=500, help="cut it after so many steps (%(default)s)")
+    for playing in (evaluate, video):
+        playing.add_argument("--seed", type=int, default=0, help="of the first episode (%(default)s)")
+    for acting in (predict, evaluate, video):
+        acting.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the likeliest")
+    download = _add_for_model(commands, "download", _download, "save a model file")
+    download.add_argument("path", nargs="?", type=Path, help="where to; default: MODEL.zip")
+    upload = _add(commands, "upload", _upload, "put a model file on the server")
+    upload.add_argument("path", type=Path, help="the file")
+    upload.add_argument("--name", help="what it is to be called; default: as the file")
+    upload.add_argument("--overwrite", action="store_true", help="replace a model of that name")
+    _add_for_model(commands, "delete", _delete, "delete a model")
+
+
+def _add_for_model(commands: Any, name: str, run: _Command, text: str) -> argparse.ArgumentParser:
+    parser = _add(commands, name, run, text)
+    parser.add_argument("model", help="name of a model")
+    return parser
+
+
+def _train(client: Client, options: argparse.Namespace) -> _Reply:
+    named = {
+        "env_name": options.env,
+        "total_timesteps": options.total_timesteps,
+        "model_name": options.name,
+        "seed": options.seed,
+    }
+    settings = {name: value for name, value in named.items() if value is not None}
+    job = client.train(**settings, **_parse_settings(options.set, settings))
+    if options.watch:
+        return _follow(client, job.job_id, None, progress=not options.json)
+    text = f"job {job.job_id} is submitted; see how it comes along with: grpo-client watch {job.job_id}"
+    return _Reply({"job_id": job.job_id, "config": job.config}, text)
+
+
+def _parse_settings(pairs: Sequence[str], named: dict[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign or not name.isidentifier():
+            raise _UsageError(f"--set {pair} is not allowed: write KEY=VALUE, such as --set gamma=0.98.")
+        if name in named:
+            raise _UsageError(f"--set {pair} is not allowed: an option of its own says {named[name]!r}; leave one out.")
+        settings[name] = _parse_value(text)
+    return settings
+
+
+def _parse_value(text: str) -> Any:
+    """Read JSON; what is none is a word."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        return text
+
+
+def _parse_json(option: str, text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise _UsageError(f"{option} {text} is no JSON ({error}); write it like [0.1, 0, 0.05, 0].") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _follow(client: Client, job_id: str, timeout_seconds: float | None, progress: bool) -> _Reply:
+    """Wait for the end of a job, and tell how it ended."""
+    try:
+        status = client.wait(job_id, timeout_seconds, progress=progress)
+    except JobFailed as failure:
+        status = failure.status
+    except KeyboardInterrupt:
+        _complain(
+            f"the job goes on; grpo-client watch {job_id} goes on watching, grpo-client stop {job_id} stops it.", 0
+        )
+        return _Reply({"job_id": job_id}, "", _INTERRUPTED)
+    exit_status = _REFUSED if status.status == "failed" else 0
+    return _Reply(status.to_json(), reports.describe_status(status), exit_status)
+
+
+def _watch(client: Client, options: argparse.Namespace) -> _Reply:
+    return _follow(client, client.job(options.job).job_id, options.timeout, progress=not options.json)
+
+
+def _wait(client: Client, options: argparse.Namespace) -> _Reply:
+    return _follow(client, client.job(options.job).job_id, options.timeout, progress=False)
+
+
+def _list_jobs(client: Client, options: argparse.Namespace) -> _Reply:
+    jobs = client.jobs(options.status, options.limit, options.after)
+    return _Reply([job.to_json() for job in jobs], reports.list_jobs(jobs))
+
+
+def _show_status(client: Client, options: argparse.Namespace) -> _Reply:
+    status = client.status(options.job)
+    return _Reply(status.to_json(), reports.describe_status(status))
+
+
+def _stop(client: Client, options: argparse.Namespace) -> _Reply:
+    stopped = client.stop(options.job)
+    return _Reply(stopped.to_json(), f"{stopped.message}: {stopped.job_id}")
+
+
+def _show_metrics(client: Client, options: argparse.Namespace) -> _Reply:
+    if options.json:
+        return _Reply(client.metrics(options.job).to_json(), "")
+    return _Reply(None, client.metrics_csv(options.job).rstrip())
+
+
+def _save_curve(client: Client, options: argparse.Namespace) -> _Reply:
+    return _tell_saved(client.curve(options.job, options.path, options.metric))
+
+
+def _tell_saved(path: Path) -> _Reply:
+    return _Reply({"path": str(path)}, f"saved {path}")
+
+
+def _predict(client: Client, options: argparse.Namespace) -> _Reply:
+    observation, masks = _parse_json("observation", options.observation), _parse_json("--masks", options.masks)
+    prediction = client.predict(options.model, observation, not options.stochastic, masks)
+    return _Reply(prediction.to_json(), reports.describe_prediction(prediction))
+
+
+def _list_models(client: Client, options: argparse.Namespace) -> _Reply:
+    models = client.models()
+    return _Reply([model.to_json() for model in models], reports.list_models(models))
+
+
+def _show_card(client: Client, options: argparse.Namespace) -> _Reply:
+    card = client.model(options.model)
+    return _Reply(card.to_json(), reports.describe_facts(card.to_json()))
+
+
+def _evaluate(client: Client, options: argparse.Namespace) -> _Reply:
+    comparison = client.evaluate(options.model, options.episodes, options.seed, not options.stochastic)
+    return _Reply(comparison.to_json(), reports.describe_comparison(comparison))
+
+
+def _film(client: Client, options: argparse.Namespace) -> _Reply:
+    try:
+        video = client.video(options.model, options.path, options.seed, not options.stochastic, options.max_steps)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+    return _Reply(video.to_json(), f"saved {video.path}: {video.n_steps} steps, reward {video.reward}")
+
+
+def _download(client: Client, options: argparse.Namespace) -> _Reply:
+    return _tell_saved(client.download(options.model, options.path))
+
+
+def _upload(client: Client, options: argparse.Namespace) -> _Reply:
+    if not options.path.is_file():
+        raise _UsageError(f"{options.path} is no file; name one that GRPO.save or a download has written.")
+    card = client.upload(options.name or options.path.stem, options.path, options.overwrite)
+    return _Reply(card.to_json(), f"uploaded {card.name}: {card.n_bytes} bytes, sha256 {card.sha256}")
+
+
+def _delete(client: Client, options: argparse.Namespace) -> _Reply:
+    deleted = client.delete(options.model)
+    return _Reply(deleted.to_json(), f"{deleted.message}: {deleted.model_name}")
+
+
+def _list_environments(client: Client, options: argparse.Namespace) -> _Reply:
+    environments = client.environments(options.search)
+    return _Reply([one.to_json() for one in environments], reports.list_environments(environments))
+
+
+def _show_environment(client: Client, options: argparse.Namespace) -> _Reply:
+    environment = client.environment(options.env).to_json()
+    return _Reply(environment, reports.describe_facts(environment))
+
+
+def _list_rewards(client: Client, options: argparse.Namespace) -> _Reply:
+    rewards = client.reward_functions()
+    return _Reply([reward.to_json() for reward in rewards], reports.list_rewards(rewards))

@@ -1,0 +1,149 @@
+"""What the command line tells people of answers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grpo_client.answers import (
+    Comparison,
+    EnvironmentSummary,
+    Evaluation,
+    JobSummary,
+    ModelSummary,
+    Prediction,
+    RewardFunction,
+    TrainingStatus,
+)
+
+_NONE = "-"
+
+
+def clean(text: str) -> str:
+    """Spell out control characters, which a server's text could steer a terminal with; lines and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _tabulate(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Align rows below their keys; nothing of no rows."""
+    if not rows:
+        return ""
+    lines = [list(rows[0]), *([_NONE if cell is None else str(cell) for cell in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def list_jobs(jobs: Sequence[JobSummary]) -> str:
+    """Tell a list of jobs."""
+    return _tabulate(
+        [
+            {
+                "job": job.job_id,
+                "status": job.status,
+                "done": f"{job.progress:.0%}",
+                "environment": job.env_name,
+                "model": job.model_name,
+            }
+            for job in jobs
+        ]
+    )
+
+
+def describe_status(status: TrainingStatus) -> str:
+    """Tell where a job is, or how it ended."""
+    steps = f"{status.current_timesteps:,} of {status.total_timesteps:,} steps"
+    lines = [f"{status.status}: {steps}{_format_times(status)}, job {status.job_id}"]
+    if status.error_message is not None:
+        lines.append(f"error: {status.error_message}")
+    if "rollout/ep_rew_mean" in status.metrics:
+        lines.append(f"mean episode reward {status.metrics['rollout/ep_rew_mean']:.1f}")
+    if status.evaluation is not None:
+        lines.append(f"latest evaluation: {_describe_evaluation(status.evaluation)}")
+    if status.best_evaluation is not None:
+        lines.append(f"best evaluation: {_describe_evaluation(status.best_evaluation)}")
+    if status.verdict is not None:
+        lines.append(f"{status.verdict.state.replace('_', ' ')}: {status.verdict.text}")
+    lines += [f"warning: {warning}" for warning in status.warnings]
+    if status.model_name is not None:
+        lines.append(f"model: {status.model_name}")
+    return "\n".join(lines)
+
+
+def _format_times(status: TrainingStatus) -> str:
+    passed = "" if status.elapsed_seconds is None else f" in {status.elapsed_seconds:.1f} s"
+    return passed + ("" if status.eta_seconds is None else f", {status.eta_seconds:.0f} s left")
+
+
+def _describe_evaluation(evaluation: Evaluation) -> str:
+    interval = evaluation.mean_reward_ci95
+    spread = "" if interval is None else f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
+    success = "" if evaluation.success_rate is None else f", success {evaluation.success_rate:.0%}"
+    return (
+        f"mean reward {evaluation.mean_reward:.2f}{spread}, standard deviation {evaluation.std_reward:.2f}, "
+        f"{evaluation.n_episodes} episodes{success}"
+    )
+
+
+def describe_prediction(prediction: Prediction) -> str:
+    """Tell what a policy would do."""
+    value = _NONE if prediction.value is None else f"{prediction.value:.4f}"
+    return describe_facts({"action": prediction.action, "probabilities": prediction.action_probs, "value": value})
+
+
+def describe_comparison(comparison: Comparison) -> str:
+    """Tell how well a policy plays."""
+    verdict = "better than random" if comparison.better_than_random else "not surely better than random"
+    return "\n".join(
+        [
+            f"{comparison.model_name} in {comparison.env_name}: {verdict}",
+            f"policy: {_describe_evaluation(comparison.evaluation)}",
+            f"random actions: {_describe_evaluation(comparison.random)}",
+        ]
+    )
+
+
+def list_models(models: Sequence[ModelSummary]) -> str:
+    """Tell a list of models."""
+    return _tabulate([{"model": model.name, "status": model.status} for model in models])
+
+
+def list_environments(environments: Sequence[EnvironmentSummary]) -> str:
+    """Tell a list of environments."""
+    return _tabulate(
+        [
+            {
+                "environment": one.env_name,
+                "longest episode": one.max_episode_steps,
+                "solved at": one.reward_threshold,
+                "preset": "yes" if one.has_preset else None,
+            }
+            for one in environments
+        ]
+    )
+
+
+def list_rewards(rewards: Sequence[RewardFunction]) -> str:
+    """Tell a list of reward functions."""
+    return _tabulate(
+        [
+            {
+                "name": reward.name,
+                "environments": "any" if reward.environments is None else ", ".join(reward.environments),
+                "description": None if reward.description is None else " ".join(reward.description.split()),
+            }
+            for reward in rewards
+        ]
+    )
+
+
+def describe_facts(facts: Mapping[str, Any]) -> str:
+    """Tell facts one by one, what is nested as JSON."""
+    width = max(map(len, facts))
+    return "\n".join(f"{name:{width}}  {_format_fact(fact)}" for name, fact in facts.items())
+
+
+def _format_fact(fact: Any) -> str:
+    if fact is None:
+        return _NONE
+    return fact if isinstance(fact, str) else json.dumps(fact)

@@ -1,0 +1,200 @@
+"""The client in a terminal, against a real server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from grpo_client.cli import main
+from grpo_client.reports import clean
+from tests.conftest import RegisterEnv
+from tests.grpo_client.scripted_server import Answer, serve_script
+from tests.support import Gate, LineEnv, make_model, serve, wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+JOB = ["--env", "CartPole-v1", "-n", "64", "--seed", "0", "--name", "m"]
+
+
+def make_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return ``python -m grpo_client`` with arguments, and the environment that it runs in."""
+    return [sys.executable, "-m", "grpo_client", *arguments], {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command, environment = make_command(*arguments)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def ask(server_url: str, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command in this process; return its exit status, what it printed and what it complained of."""
+
+    def ask(*arguments: str) -> tuple[int, str, str]:
+        exit_status = main([*arguments, "--url", server_url])
+        return exit_status, *capsys.readouterr()
+
+    return ask
+
+
+@pytest.fixture
+def model(app: FastAPI) -> str:
+    """An untrained model on the server."""
+    content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
+    (app.state.settings.models_dir / "m.zip").write_bytes(content)
+    return "m"
+
+
+def test_a_job_is_watched_to_its_end(server_url: str, tmp_path: Path) -> None:
+    done = run("train", *JOB, "--watch", "--url", server_url, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    bar, report = done.stderr, done.stdout.splitlines()
+    assert "completed" in bar
+    assert "100%" in bar
+    assert report[0].startswith("completed: ")
+    assert "mean episode reward" in done.stdout
+    assert any(line.startswith(("steady: ", "learning: ", "starting: ", "solved: ", "flat: ")) for line in report)
+    assert report[-1] == "model: m"
+
+
+def test_a_script_reads_json_and_no_bar(server_url: str, tmp_path: Path) -> None:
+    done = run(
+        "train", *JOB, "--set", "gamma=0.9", "net_arch=[8]", "--watch", "--json", "--url", server_url, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    status = json.loads(done.stdout)
+    assert (status["status"], status["config"]["gamma"], status["config"]["net_arch"]) == ("completed", 0.9, [8])
+
+
+def test_a_job_is_followed_by_id_or_as_the_latest(ask: Any) -> None:
+    exit_status, said, _ = ask("train", *JOB, "--json")
+    job_id = json.loads(said)["job_id"]
+    assert exit_status == 0
+    assert ask("wait", job_id, "--timeout", "60")[1].startswith("completed: ")
+    assert ask("watch")[1] == ask("status", job_id)[1]
+    assert json.loads(ask("jobs", "--json")[1])[0]["job_id"] == job_id
+    assert ask("jobs", "--status", "running")[1] == ""
+    header, row = ask("jobs")[1].splitlines()
+    assert header.split() == ["job", "status", "done", "environment", "model"]
+    assert row.split() == [job_id, "completed", "100%", "CartPole-v1", "m"]
+    assert ask("metrics")[1].startswith("timesteps,elapsed_seconds,")
+    assert json.loads(ask("metrics", "--json")[1])["job_id"] == job_id
+
+
+def test_an_interrupt_leaves_the_job_and_says_how_to_stop_it(tmp_path: Path) -> None:
+    released = threading.Event()
+    accepted = Answer(200, '{"job_id": "j", "message": "Training started", "config": {}}')
+    stream = Answer(200, headers=(("Content-Type", "text/event-stream"),), n_missing_bytes=1, hold=released)
+    with serve_script(accepted, stream) as server:
+        command, environment = make_command("train", "--watch", "--url", server.url)
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            wait_until(lambda: len(server.received) == 2)
+            process.send_signal(signal.SIGINT)
+            _, complaint = process.communicate(timeout=60)
+        released.set()
+    assert process.returncode == 130
+    assert "the job goes on; grpo-client watch j goes on watching, grpo-client stop j stops it." in complaint
+    assert [request.path for request in server.received] == ["/train", "/training/j/events"]
+
+
+def test_a_job_that_fails_is_told_and_is_a_failure(ask: Any, register_env: RegisterEnv) -> None:
+    n_steps = iter(range(10**9))
+
+    def fail() -> None:
+        if next(n_steps) > 300:
+            raise RuntimeError("the motor broke")
+
+    env_name = register_env(lambda: LineEnv(on_step=fail), max_episode_steps=5)
+    exit_status, said, _ = ask("train", "--env", env_name, "--set", "group_mode=episode", "n_steps=64", "--watch")
+    assert exit_status == 1
+    assert "error: RuntimeError: the motor broke" in said
+
+
+def test_a_wait_that_takes_too_long_is_a_failure(ask: Any, register_env: RegisterEnv) -> None:
+    gate = Gate()
+    env_name = register_env(lambda: LineEnv(on_step=gate.pass_through), max_episode_steps=5)
+    gate.admit(100)
+    try:
+        assert ask("train", "--env", env_name, "--set", "group_mode=episode", "n_steps=64")[0] == 0
+        exit_status, _, complaint = ask("wait", "--timeout", "0.2")
+    finally:
+        gate.admit()
+    assert exit_status == 1
+    assert "it goes on" in complaint
+    ask("stop")
+
+
+def test_a_policy_is_asked(ask: Any, model: str) -> None:
+    exit_status, said, _ = ask("predict", model, "[0.1, 0, 0.05, 0]", "--masks", "[false, true]")
+    assert exit_status == 0
+    assert said.splitlines()[:2] == ["action         1", "probabilities  [0.0, 1.0]"]
+    assert json.loads(ask("predict", model, "[0.1, 0, 0.05, 0]", "--json")[1])["action"] in (0, 1)
+
+
+def test_models_are_listed_described_and_deleted(ask: Any, model: str) -> None:
+    assert ask("models")[1].splitlines()[1].split() == ["m", "saved"]
+    assert "env_name           CartPole-v1" in ask("card", model)[1]
+    assert ask("delete", model)[1] == "Model deleted: m\n"
+    assert ask("models")[1] == ""
+    exit_status, said, complaint = ask("card", model)
+    assert (exit_status, said) == (1, "")
+    assert complaint.startswith("grpo-client: there is no model")
+
+
+def test_what_can_be_trained_is_listed(ask: Any) -> None:
+    assert "CartPole-v1" in ask("environments", "cartpole")[1]
+    assert "restorable               true" in ask("environment", "CartPole-v1")[1]
+    assert "optimized_cartpole" in ask("rewards")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["predict", "m", "[0.1"], "observation [0.1 is no JSON"),
+        (["predict", "m", "NaN"], "observation NaN is no JSON"),
+        (["predict", "m", "1", "--masks", "x"], "--masks x is no JSON"),
+        (["train", "--set", "gamma"], "--set gamma is not allowed: write KEY=VALUE"),
+        (["train", "--seed", "1", "--set", "seed=2"], "an option of its own says 1; leave one out"),
+        (["video", "m", "film.avi"], "end its name in .gif or .mp4"),
+        (["upload", "gone.zip"], "gone.zip is no file"),
+    ],
+)
+def test_a_command_line_that_cannot_work_is_a_usage_error(ask: Any, arguments: list[str], said: str) -> None:
+    exit_status, _, complaint = ask(*arguments)
+    assert exit_status == 2
+    assert said in complaint
+
+
+def test_a_url_that_is_none_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--url", "localhost:8000"]) == 2
+    assert "write it as http://HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_refusal_is_told_in_the_words_of_the_server(ask: Any) -> None:
+    exit_status, said, complaint = ask("train", "--set", "n_step=64")
+    assert (exit_status, said) == (1, "")
+    assert complaint == "grpo-client: n_step: unknown field; did you mean n_steps? (HTTP 422)\n"
+
+
+@pytest.mark.parametrize("overrides", [{"api_key": "0123456789abcdef"}], ids=["with a key"])
+def test_the_key_comes_from_an_option_or_a_variable(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(app) as port:
+        command = ["models", "--url", f"http://127.0.0.1:{port}"]
+        assert main(command) == 1
+        assert main([*command, "--api-key", "0123456789abcdef"]) == 0
+        monkeypatch.setenv("GRPO_API_KEY", "0123456789abcdef")
+        assert main(command) == 0
+
+
+def test_what_a_server_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = json.dumps({"models": [{"name": "\x1b]0;title\x07", "status": "saved"}]})
+    with serve_script(Answer(200, listed)) as server:
+        assert main(["models", "--url", server.url]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["\\x1b]0;title\\x07", "saved"]
+    assert clean("a\n\tb\r\x7f") == "a\n\tb\\r\\x7f"
