@@ -12,14 +12,21 @@ from urllib.request import urlopen
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support import expected_conditions
+from selenium.webdriver.support.ui import WebDriverWait
 
 from benchmarks.server import serve as serve_process
-from tests.support import serve
+from tests.support import serve, wait_until
 
 ROOT = Path(__file__).parent.parent
 KEY = "a key of 22 characters"
 ARTEFACTS = Path(__file__).parent / "artefacts"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
 OPERATIONS = ["/train", "/inference", "/training/{job_id}/status", "/models/{model_name}", "/health"]
 
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
@@ -44,6 +51,17 @@ def locked_origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The same with an API key."""
     with serve_process(tmp_path_factory.mktemp("models"), GRPO_API_KEY=KEY) as server:
         yield f"http://127.0.0.1:{server.port}"
+
+
+@pytest.fixture
+def driver() -> Iterator[webdriver.Chrome]:
+    """A headless browser to click in."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,2000"):
+        options.add_argument(flag)
+    with webdriver.Chrome(options, Service(DRIVER)) as driver:
+        yield driver
 
 
 def open_page(url: str, folder: Path, screenshot: Path) -> tuple[str, list[str]]:
@@ -151,3 +169,39 @@ def test_a_markdown_page_shows_nothing_from_another_host(page: Path) -> None:
     tags = re.findall(r"""<(?!a\b)\w+\b[^>]*?\s(?:src|srcset|href|poster|data)=["']([^"']+)["']""", text)
     for source in [*images, *tags]:
         assert not urlsplit(source).netloc, source
+
+
+class SwaggerForm:
+    """What Swagger UI shows of one operation, with "Try it out" pressed."""
+
+    def __init__(self, driver: webdriver.Chrome, tag: str, operation_id: str) -> None:
+        self._waiting = WebDriverWait(driver, 30)
+        block = expected_conditions.presence_of_element_located((By.ID, f"operations-{tag}-{operation_id}"))
+        self._block = self._waiting.until(block)
+        self._find(".opblock-summary-control").click()
+        self._find(".try-out__btn").click()
+
+    def execute(self) -> str:
+        """Send what Swagger UI has filled in, and return what it shows of the answer."""
+        self._find(".execute").click()
+        # Selenium's own ``text`` asks of each of a thousand coloured words whether it can be seen.
+        return str(self._find(".live-responses-table .response").get_property("innerText")).strip()
+
+    def _find(self, selector: str) -> WebElement:
+        found: WebElement = self._waiting.until(lambda _: self._block.find_element(By.CSS_SELECTOR, selector))
+        return found
+
+
+@needs_browser
+@pytest.mark.skipif(DRIVER is None, reason="there is no driver of Chromium on this machine")
+def test_trying_it_out_leads_from_a_training_to_an_action_without_a_key_pressed(
+    open_origin: str, driver: webdriver.Chrome
+) -> None:
+    driver.get(f"{open_origin}/docs")
+    assert SwaggerForm(driver, "training", "start_training_train_post").execute().startswith("200")
+    status = SwaggerForm(driver, "training", "get_training_status_training__job_id__status_get")
+    # A worker has the lowest priority: on a machine that is busy, two seconds take a minute.
+    wait_until(lambda: '"status": "completed"' in status.execute(), 180)
+    answer = SwaggerForm(driver, "inference", "predict_inference_post").execute()
+    assert answer.startswith("200")
+    assert '"action_probs"' in answer
