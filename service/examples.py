@@ -10,6 +10,7 @@ JOB_ID: dict[str, Example] = {"latest": {"summary": "The job submitted last", "v
 MODEL: dict[str, Example] = {
     MODEL_NAME: {"summary": "The model of the first example of POST /train", "value": MODEL_NAME}
 }
+ENVIRONMENT: dict[str, Example] = {"CartPole-v1": {"summary": "A pole on a cart", "value": "CartPole-v1"}}
 TRAIN: dict[str, Example] = {
     "cartpole": {
         "summary": "Balance a pole, in some seconds",

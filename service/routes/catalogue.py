@@ -29,7 +29,9 @@ def list_environments(
 @router.get("/environments/{env_name:path}", responses=errors(400, 401, 404, 413, 422, 429, 503))
 def describe_environment(
     catalogue: Environments,
-    env_name: Annotated[EnvName, Path(description="Id of a registered environment.", examples=["CartPole-v1"])],
+    env_name: Annotated[
+        EnvName, Path(description="Id of a registered environment.", openapi_examples=examples.ENVIRONMENT)
+    ],
 ) -> EnvironmentDescription:
     """Describe an environment: spaces, whether groups can start on the way, preset, reward functions, limits.
 
