@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
+from service import examples
 from service.routes.dependencies import Environments, errors
 from service.schemas import (
     EnvironmentDescription,
