@@ -39,7 +39,7 @@ from grpo_core.evaluation import (
     play_episodes,
     summarize_episodes,
 )
-from grpo_core.film import FILM_SUFFIXES, save_film
+from grpo_core.film import FILM_SUFFIXES, FilmStrip
 from grpo_core.model_file import ModelContent, ModelFileError
 from grpo_core.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD, REWARD_FUNCTIONS
 
@@ -85,6 +85,7 @@ _WORDS = {"true": True, "false": False, "none": None, "null": None}
 _PLAIN_ENV_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
 _ENV_KWARGS = {"disable_env_checker": True}
 _INTERRUPTED = 130
+_MAX_FILM_BYTES = 32 * 2**20
 
 
 class _UsageError(Exception):
@@ -460,24 +461,31 @@ def _format_interval(interval: tuple[float, float] | None, scale: float) -> str:
 
 
 def _enjoy(options: argparse.Namespace) -> int:
-    suffix = None if options.output is None else options.output.suffix
-    if suffix is not None:
-        if suffix not in FILM_SUFFIXES:
-            raise _UsageError(f"--output {options.output} is no film; end its name in {' or '.join(FILM_SUFFIXES)}.")
-        _require("--output", "imageio", *(["imageio_ffmpeg"] if suffix == ".mp4" else []))
+    if options.output is not None:
+        _check_film(options.output)
     content, env_name = _open_model(options)
-    actor, frames = content.make_actor(), list[Any]()
-    with closing(_make_env(env_name, actor, "human" if suffix is None else "rgb_array")) as env:
+    actor = content.make_actor()
+    with closing(_make_env(env_name, actor, "human" if options.output is None else "rgb_array")) as env:
         policy = make_policy(actor, not options.stochastic, np.random.default_rng(options.seed))
+        strip = FilmStrip(env.metadata.get("render_fps"))
         # A window shows itself.
-        on_step = (lambda: None) if suffix is None else lambda: frames.append(env.render())
+        on_step = (lambda: None) if options.output is None else lambda: strip.watch(env.render)
         episode = play_episode(env, policy, options.seed, options.max_steps, on_step)
-        n_per_second = env.metadata.get("render_fps", 30)
+        if options.output is not None:
+            strip.end(env.render)
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            strip.develop(options.output, _MAX_FILM_BYTES)
     _write(f"{env_name}, seed {options.seed}: {episode.n_steps} steps, reward {episode.reward:.2f}")
     if options.output is not None:
-        save_film(options.output, frames, n_per_second)
         _write(f"saved {options.output}")
     return 0
+
+
+def _check_film(path: Path) -> None:
+    if path.suffix not in FILM_SUFFIXES:
+        raise _UsageError(f"--output {path} is no film; end its name in {' or '.join(FILM_SUFFIXES)}.")
+    if not _has("PIL", "imageio", "imageio_ffmpeg"):
+        raise _UsageError("--output needs Pillow, imageio and imageio-ffmpeg: pip install 'sb3-grpo[film]', or watch.")
 
 
 def _make_env(env_name: str, actor: Actor, render_mode: str | None = None) -> gym.Env[Any, Any]:

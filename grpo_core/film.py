@@ -32,24 +32,6 @@ _HOLD_SECONDS = 1.0
 Frame = npt.NDArray[np.uint8]
 
 
-def save_film(path: Path, frames: Sequence[Frame], n_per_second: float) -> None:
-    """Write frames as a film that plays in real time; the name's suffix, one of ``FILM_SUFFIXES``, says which kind.
-
-    :param frames: Images ``(height, width, 3)``, 0 to 255, all of the same size.
-    :param n_per_second: How many are shown in a second.
-    :raises ImportError: If Pillow is missing, or imageio and imageio-ffmpeg for ``.mp4``.
-    """
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".gif":
-        stride = math.ceil(n_per_second / _MAX_FRAMES_PER_SECOND)
-        images = [Image.fromarray(frame) for frame in frames[::stride]]
-        path.write_bytes(encode_gif(images, stride / n_per_second))
-    else:
-        write_mp4(path, [Image.fromarray(frame) for frame in frames], 1 / n_per_second)
-
-
 class FilmStrip:
     """Keeps frames of an episode of any length, evenly spaced in time, in bounded memory.
 

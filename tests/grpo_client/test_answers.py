@@ -83,6 +83,7 @@ def test_only_the_last_event_carries_a_status() -> None:
         (grpo_client.ItemError, schemas.ItemError),
         (grpo_client.ModelSummary, schemas.ModelSummary),
         (grpo_client.ModelCard, schemas.ModelCard),
+        (grpo_client.Comparison, schemas.EvaluateResponse),
         (grpo_client.Deleted, schemas.DeleteResponse),
         (grpo_client.EnvironmentSummary, schemas.EnvironmentSummary),
         (grpo_client.Environment, schemas.EnvironmentDescription),

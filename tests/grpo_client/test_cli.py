@@ -137,6 +137,17 @@ def test_a_policy_is_asked(ask: Any, model: str) -> None:
     assert json.loads(ask("predict", model, "[0.1, 0, 0.05, 0]", "--json")[1])["action"] in (0, 1)
 
 
+def test_a_policy_is_judged_and_filmed(ask: Any, model: str, tmp_path: Path) -> None:
+    exit_status, said, _ = ask("evaluate", model, "-n", "3")
+    assert exit_status == 0
+    assert said.startswith("m in CartPole-v1: ")
+    assert said.count("3 episodes, success 0%") == 2
+    assert json.loads(ask("evaluate", model, "-n", "3", "--json")[1])["evaluation"]["n_episodes"] == 3
+    film = tmp_path / "film.gif"
+    assert ask("video", model, str(film), "--max-steps", "4")[1] == f"saved {film}: 4 steps, reward 4.0\n"
+    assert film.read_bytes().startswith(b"GIF89a")
+
+
 def test_models_are_listed_described_and_deleted(ask: Any, model: str) -> None:
     assert ask("models")[1].splitlines()[1].split() == ["m", "saved"]
     assert "env_name           CartPole-v1" in ask("card", model)[1]

@@ -193,6 +193,28 @@ def test_models_are_listed_described_and_deleted(grpo: Any, app: FastAPI) -> Non
     assert grpo.models() == []
 
 
+def test_a_policy_is_judged_beside_random_actions(grpo: Any, app: FastAPI) -> None:
+    save_model(app)
+    comparison = grpo.evaluate("m", n_episodes=5, seed=3)
+    assert (comparison.env_name, comparison.seed, comparison.deterministic) == ("CartPole-v1", 3, True)
+    assert (comparison.evaluation.n_episodes, comparison.random.n_episodes) == (5, 5)
+    low, high = comparison.evaluation.mean_reward_ci95
+    assert low <= comparison.evaluation.mean_reward <= high
+    assert comparison.better_than_random == (low > comparison.random.mean_reward_ci95[1])
+    assert grpo.model("m").evaluation == comparison.evaluation
+
+
+def test_an_episode_is_filmed(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
+    save_model(app)
+    video = grpo.video("m", tmp_path / "new" / "film.gif", seed=1, max_steps=5)
+    assert (video.n_steps, video.reward) == (5, 5.0)
+    assert video.path == tmp_path / "new" / "film.gif"
+    assert video.path.read_bytes().startswith(b"GIF89a")
+    assert video.n_bytes == video.path.stat().st_size
+    with pytest.raises(ValueError, match=r"end its name in \.gif or \.mp4"):
+        grpo.video("m", tmp_path / "film.avi")
+
+
 def test_environments_and_rewards_are_listed(grpo: Any) -> None:
     assert "CartPole-v1" in {environment.env_name for environment in grpo.environments("cartpole")}
     assert "Acrobot-v1" not in {environment.env_name for environment in grpo.environments("cartpole")}
