@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import gymnasium as gym
@@ -30,7 +30,7 @@ from grpo_core.presets import list_presets
 from grpo_core.rewards import optimized_cartpole
 from service.configuration import resolve_request
 from service.errors import ServiceError
-from service.schemas import TrainRequest
+from service.schemas import TrainRequest, VerdictState
 from service.settings import Settings
 from tests.support import wait_until
 from tests.tutorial import DOCUMENTED_URL, make_strict
@@ -121,6 +121,11 @@ def test_the_notebook_is_stored_without_what_it_once_printed() -> None:
     for cell in json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
+
+
+def test_the_metrics_page_explains_every_verdict() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text().split("## The verdict")[1]
+    assert set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)) == set(get_args(VerdictState))
 
 
 class KeyCollector(KVWriter):

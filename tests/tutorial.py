@@ -4,8 +4,6 @@ The working folder stands for the reader's checkout. Python blocks share their n
 CONTRIBUTING.md says what else a block can be. A block that fails ends the run with its error.
 """
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -30,13 +28,14 @@ def make_strict(code: str) -> list[str]:
 
 @contextmanager
 def _run_server(code: str, url: str) -> Iterator[None]:
-    # A group of its own, so that what the shell starts can be ended by the shell's id.
-    server = subprocess.Popen(["bash", "-ec", code], process_group=0)
+    # Else the shell might stay between this process and the server, which is to be ended and waited for. The settings
+    # that stand before the command make it no word that exec understands.
+    server = subprocess.Popen(["bash", "-ec", f"exec env {code}"])
     try:
         _wait_for_answer(server, url)
         yield
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        server.terminate()
         server.wait(60)
 
 
