@@ -1,26 +1,35 @@
 """NiceGUI, set up for the dashboard.
 
 NiceGUI is one application per process. Whichever service shows its dashboard enters it, and no other may meanwhile;
-pages find that service with ``get_service``.
+pages find that service through ``service.dashboard.access``.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from nicegui import Client, core, ui
 from starlette.types import ASGIApp
 
-from service.dashboard_door import SERVICE_KEY
+from service.dashboard.form_page import show_form
+from service.dashboard.frame import install_styles
+from service.dashboard.model_page import show_model
+from service.dashboard.models_page import show_models
+from service.dashboard.server_page import show_server
+from service.dashboard.training_page import show_training
 
 # NiceGUI's own default of 3 s takes a page away from whoever changes networks.
 _RECONNECT_SECONDS = 10.0
-
-
-@ui.page("/")
-def show() -> None:
-    """Show a first page."""
-    ui.label("GRPO dashboard").props("role=heading")
+# Where many models are read for the first time, the one that is wanted waits for its turn.
+_RESPONSE_SECONDS = 30.0
+_PAGES: Mapping[str, Callable[..., Any]] = {
+    "/": show_training,
+    "/new": show_form,
+    "/models": show_models,
+    "/models/{name}": show_model,
+    "/server": show_server,
+}
 
 
 def _build() -> ASGIApp:
@@ -37,6 +46,9 @@ def _build() -> ASGIApp:
         binding_refresh_interval=None,
         show_welcome_message=False,
     )
+    install_styles()
+    for path, show in _PAGES.items():
+        ui.page(path, response_timeout=_RESPONSE_SECONDS)(show)
     return core.app
 
 
@@ -61,9 +73,3 @@ async def open_pages() -> AsyncIterator[None]:
                 client.delete()
             if engine.service_task_handle is not None:
                 await core.sio.shutdown()
-
-
-def get_service() -> FastAPI:
-    """Return the service that the page being built or used belongs to."""
-    service: FastAPI = ui.context.client.request.scope[SERVICE_KEY]
-    return service

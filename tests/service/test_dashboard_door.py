@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
@@ -14,8 +15,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketDenialResponse
 
+from service.executors import ProcessExecutor
 from service.sessions import COOKIE_NAME, Sessions
 from service.settings import Settings
+from service.tasks import Progress, Task
 from tests.support import make_client, serve
 
 ROOT = Path(__file__).parent.parent.parent
@@ -24,6 +27,24 @@ SOCKET = "ws://localhost/dashboard/_nicegui_ws/socket.io/?EIO=4&transport=websoc
 HANDSHAKE = {"connection": "Upgrade", "upgrade": "websocket"}
 
 with_key = pytest.mark.parametrize("overrides", [{"api_key": KEY}], ids=["key"])
+
+
+def list_modules(progress: Progress) -> bytes:
+    """What a worker process has imported."""
+    return " ".join(sys.modules).encode()
+
+
+class Deaf:
+    """Hears nothing of the work under way."""
+
+    def attach(self, stop: Callable[[], None]) -> None:
+        """Never stop it."""
+
+    def advance(self, current_timesteps: int) -> None:
+        """Forget it."""
+
+    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Forget them."""
 
 
 def connect(client: TestClient, **headers: str) -> str:
@@ -87,6 +108,18 @@ with TestClient(app, base_url="http://localhost") as client:
             response = other.get("/dashboard")
             assert response.status_code == 503
             assert "another service" in response.json()["detail"]
+
+    def test_worker_processes_do_without_it(self, client: TestClient) -> None:
+        assert client.get("/dashboard").status_code == 200
+        executor = ProcessExecutor()
+        try:
+            run = executor.start(Task(list_modules, (), "CartPole-v1", {}), Deaf())
+            assert run.wait(60)
+            modules = run.get_content().decode().split()
+        finally:
+            executor.close()
+        assert "torch" in modules
+        assert "nicegui" not in modules
 
     def test_everything_a_page_names_lies_below_it(self, client: TestClient) -> None:
         page = client.get("/dashboard").text
