@@ -17,7 +17,7 @@ from grpo_client.errors import GRPOError, JobFailed
 from grpo_client.files import VIDEO_FORMATS
 from grpo_client.steps import LATEST
 
-_KEY_VARIABLE = "GRPO_API_KEY"
+_URL_VARIABLE, _KEY_VARIABLE = "GRPO_URL", "GRPO_API_KEY"
 _REFUSED, _USAGE, _INTERRUPTED = 1, 2, 130
 # Who sits in front of a terminal had better hear within seconds that no server is there.
 _MAX_RETRIES = 3
@@ -64,10 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_client(options: argparse.Namespace) -> Client:
+    url = options.url or os.environ.get(_URL_VARIABLE) or DEFAULT_URL
     try:
-        return Client(options.url, options.api_key or os.environ.get(_KEY_VARIABLE), max_retries=_MAX_RETRIES)
+        return Client(url, options.api_key or os.environ.get(_KEY_VARIABLE), max_retries=_MAX_RETRIES)
     except ValueError as error:
-        raise _UsageError(f"--url {options.url} cannot be asked: {error}") from error
+        raise _UsageError(f"--url {url} cannot be asked: {error}") from error
 
 
 def _complain(text: str, exit_status: int) -> int:
@@ -92,7 +93,7 @@ def _add(commands: Any, name: str, run: _Command, text: str) -> argparse.Argumen
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text.capitalize() + ".", allow_abbrev=False
     )
-    parser.add_argument("--url", default=DEFAULT_URL, help="where the server is (%(default)s)")
+    parser.add_argument("--url", help=f"where the server is; default: ${_URL_VARIABLE}, or else {DEFAULT_URL}")
     parser.add_argument("--api-key", help=f"its key; ${_KEY_VARIABLE} keeps it out of the list of processes")
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     parser.set_defaults(run=run)

@@ -78,7 +78,7 @@ def test_examples_run_as_written(language: str, code: str, server_url: str, tmp_
     code = code.replace(DOCUMENTED_URL, server_url)
     if language == "bash" and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    run([sys.executable, "-c", code] if language == "python" else make_strict(code), tmp_path)
+    run([sys.executable, "-c", code] if language == "python" else make_strict(code), tmp_path, GRPO_URL=server_url)
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
@@ -94,7 +94,8 @@ def test_a_tutorial_runs_as_written_from_top_to_bottom(page: Path, tmp_path: Pat
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [sys.executable, "-m", "tests.tutorial", str(page), port]
-    run(command, tmp_path, PYTHONPATH=path, PATH=programs, GRPO_PORT=port, MPLBACKEND="Agg")
+    url = f"http://localhost:{port}"
+    run(command, tmp_path, PYTHONPATH=path, PATH=programs, GRPO_PORT=port, GRPO_URL=url, MPLBACKEND="Agg")
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)

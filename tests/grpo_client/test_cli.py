@@ -194,13 +194,17 @@ def test_a_refusal_is_told_in_the_words_of_the_server(ask: Any) -> None:
 
 
 @pytest.mark.parametrize("overrides", [{"api_key": "0123456789abcdef"}], ids=["with a key"])
-def test_the_key_comes_from_an_option_or_a_variable(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_and_the_server_come_from_an_option_or_a_variable(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serve(app) as port:
         command = ["models", "--url", f"http://127.0.0.1:{port}"]
         assert main(command) == 1
         assert main([*command, "--api-key", "0123456789abcdef"]) == 0
         monkeypatch.setenv("GRPO_API_KEY", "0123456789abcdef")
         assert main(command) == 0
+        monkeypatch.setenv("GRPO_URL", f"http://127.0.0.1:{port}")
+        assert main(["models"]) == 0
 
 
 def test_what_a_server_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
