@@ -19,6 +19,7 @@ from service.errors import install_error_handlers
 from service.executors import make_executor
 from service.jobs import JobRegistry
 from service.memory import get_available_bytes, get_total_bytes
+from service.metrics import Metrics
 from service.model_store import ModelStore
 from service.openapi import install_schema
 from service.routes import catalogue, inference, login, models, server, training
@@ -103,6 +104,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings.max_kept_jobs,
         settings.stall_seconds,
     )
+    app.state.metrics = Metrics(app.state.store, app.state.registry)
     app.state.closing = threading.Event()
     app.state.streams = EventStreams(app.state.closing)
     app.state.reward_functions = REWARD_FUNCTIONS
@@ -117,11 +119,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.mount(PREFIX, app.state.dashboard_door)
     install_error_handlers(app)
     install_schema(app)
-    app.add_middleware(InferenceShortcut, store=app.state.store)
+    app.add_middleware(InferenceShortcut, store=app.state.store, metrics=app.state.metrics)
     app.add_middleware(RequestGuard, settings=settings)
     # Outside the guard, so that pages may read refusals too.
     app.add_middleware(BrowserRules, settings=settings)
-    app.add_middleware(Telemetry, access_log=settings.access_log)
+    app.add_middleware(Telemetry, metrics=app.state.metrics, access_log=settings.access_log)
     return app
 
 

@@ -43,13 +43,19 @@ _ARRAY_HEAD = re.compile(
 _MAX_HEAD_BYTES = 1024
 
 LoadModel = Callable[[str], ServedModel]
+NoteSize = Callable[[int], None]
 Answer = dict[str, Any]
 Masks = npt.NDArray[np.bool_]
 
 
-def answer_json(body: bytes, load_model: LoadModel) -> bytes:
+def _ignore(n_observations: int) -> None:
+    pass
+
+
+def answer_json(body: bytes, load_model: LoadModel, note_size: NoteSize = _ignore) -> bytes:
     """Answer a ``BatchRequest`` with a ``BatchResponse``, in JSON both.
 
+    :param note_size: Told how many observations there are.
     :raises RequestValidationError: If the body breaks the schema, but for its observations and masks: those have an
         answer of their own each.
     :raises ServiceError: If there is no such model, or there are too many observations.
@@ -60,6 +66,7 @@ def answer_json(body: bytes, load_model: LoadModel) -> bytes:
         raise RequestValidationError(error.errors()) from error
     model = load_model(request.model_name)
     _check_size(model.actor, len(request.observations))
+    note_size(len(request.observations))
     rows = None if request.action_masks else _read_columns(model.actor.observation_space, request.observations)
     if rows is not None:
         return to_json({"answers": _answer_rows(model, rows, request.deterministic)})
@@ -67,13 +74,19 @@ def answer_json(body: bytes, load_model: LoadModel) -> bytes:
 
 
 def answer_array(
-    body: bytes, model_name: str | None, load_model: LoadModel, deterministic: bool, as_array: bool
+    body: bytes,
+    model_name: str | None,
+    load_model: LoadModel,
+    deterministic: bool,
+    as_array: bool,
+    note_size: NoteSize = _ignore,
 ) -> bytes:
     """Answer an array of observations, all of them or none.
 
     :param body: What ``numpy.save`` writes for an array ``(batch_size, *observation_shape)``.
     :param model_name: Name of a trained model; None is an error.
     :param as_array: Whether to answer with an array of actions ``(batch_size, *action_shape)`` instead of JSON.
+    :param note_size: Told how many observations there are.
     :raises RequestValidationError: If the body is no such array, or there is no name.
     :raises ServiceError: If there is no such model, or the array does not fit it or is too large.
     """
@@ -85,6 +98,7 @@ def answer_array(
     if isinstance(space, spaces.Dict):
         raise InvalidRequestError("this model's observations have keys, which an array has not; send them as JSON.")
     _check_size(model.actor, len(array))
+    note_size(len(array))
     rows = to_rows(space, array)
     if not as_array:
         return to_json({"answers": _answer_rows(model, rows, deterministic)})

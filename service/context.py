@@ -1,6 +1,6 @@
 """Which request and which job the running code works for."""
 
-import random
+import itertools
 import re
 import uuid
 from contextvars import ContextVar
@@ -9,27 +9,26 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 JOB_ID: ContextVar[str | None] = ContextVar("job_id", default=None)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_VERSION_4 = 0x4 << 76 | 0x8 << 60
-_RANDOM_BITS = ~(0xF << 76 | 0xC << 60)
+_N_COUNTED = 2**48
 
 
 class RequestIds:
-    """Names requests, so that an answer can be found in the log."""
+    """Names requests, so that an answer can be found in the log. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        # A generator of its own, since whoever trains seeds Python's; ids have to differ, not to be secret.
-        self._rng = random.Random()
+        first = str(uuid.uuid4())
+        self._head = first[:24]
+        # Ids have to differ, not to be secret; to draw each anew would take ten times as long as to count on.
+        self._numbers = itertools.count(int(first[24:], 16))
 
     def choose(self, offered: bytes | None) -> str:
-        """Take the id that a client offers if it is short and plain; else draw a UUID of version 4.
+        """Take the id that a client offers if it is short and plain; else make a UUID in the form of version 4.
 
         :param offered: The header ``X-Request-ID``.
         """
         if offered is not None and _REQUEST_ID.fullmatch(offered):
             return offered.decode()
-        # A fifth of the time that uuid.uuid4 takes.
-        digits = f"{self._rng.getrandbits(128) & _RANDOM_BITS | _VERSION_4:032x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        return f"{self._head}{next(self._numbers) % _N_COUNTED:012x}"
 
 
 def make_urn(request_id: str) -> str:

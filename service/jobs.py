@@ -26,6 +26,7 @@ from service.executors import Executor, Run, TaskFailedError
 from service.job import Job
 from service.model_store import ModelStore
 from service.schemas import JobStatus
+from service.tally import JobTally
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds that the server's start can do without
     from service.configuration import TrainingPlan
@@ -62,6 +63,7 @@ class JobRegistry:
         max_kept: int,
         stall_seconds: float,
     ) -> None:
+        self.tally = JobTally()
         self._store = store
         self._executor = executor
         self._max_running = max_running
@@ -94,7 +96,7 @@ class JobRegistry:
         :raises SlotsLostError: If no job will ever run again.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(plan._replace(warnings=(*plan.warnings, *self._executor.check(plan.make_task()))))
+        job = Job(plan._replace(warnings=(*plan.warnings, *self._executor.check(plan.make_task()))), self.tally)
         with self._lock:
             active = self._check_room()
             self._check_name_is_free(plan.config.model_name, active)
@@ -170,6 +172,11 @@ class JobRegistry:
         """Count the queued and running jobs."""
         with self._lock:
             return len(self._list_active())
+
+    @property
+    def max_running(self) -> int:
+        """Slots there are."""
+        return self._max_running
 
     @property
     def n_lost_slots(self) -> int:

@@ -39,7 +39,10 @@ def configure_logs(style: LogStyle) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     for name in _LOGGERS:
-        logging.getLogger(name).setLevel(style.level.upper())
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(style.level.upper())
     logging.captureWarnings(True)
 
 

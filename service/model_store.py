@@ -137,7 +137,7 @@ class ModelStore:
         # Guards the three below, and makes "check the file, then change the cache" one step. Never held while
         # a file is read.
         self._lock = threading.Lock()
-        self._cache: LRUCache[str, ServedModel] = LRUCache(max_bytes, getsizeof=lambda model: model.n_bytes)
+        self._cache = _CountingCache(max_bytes, getsizeof=lambda model: model.n_bytes)
         self._verdicts: dict[str, tuple[Signature, ModelStatus]] = {}
         self._unverified = set(filter(is_model_name, self._list_names()))
         # One thread for all loads. Clients that ask for the same model share its first load; and the C library keeps
@@ -148,6 +148,11 @@ class ModelStore:
     def n_loaded(self) -> int:
         """Number of models in memory."""
         return len(self._cache)
+
+    @property
+    def n_evicted(self) -> int:
+        """Number of models that were dropped from memory, to make room for others or because it ran low."""
+        return self._cache.n_evicted
 
     def publish(self, name: str, content: bytes) -> str:
         """Save a model under a name, atomically, and serve it from now on.
@@ -423,6 +428,18 @@ class ModelStore:
             raise model_file.ModelFileError(f"the file cannot be read ({error.strerror}).") from error
         finally:
             os.close(descriptor)
+
+
+class _CountingCache(LRUCache[str, ServedModel]):
+    """Counts what it drops by itself."""
+
+    n_evicted = 0
+
+    def popitem(self) -> tuple[str, ServedModel]:
+        """Drop what was unused for longest."""
+        dropped = super().popitem()
+        self.n_evicted += 1
+        return dropped
 
 
 def _get_verdict(error: model_file.ModelFileError) -> ModelStatus:

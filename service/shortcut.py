@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.inference import infer
+from service.metrics import Metrics
 from service.model_store import ModelStore
 from service.schemas import InferenceRequest
 from service.security import replay
@@ -25,11 +26,13 @@ class InferenceShortcut:
 
     :param app: The application that answers everything else.
     :param store: Where the models are.
+    :param metrics: Told how long answers take.
     """
 
-    def __init__(self, app: ASGIApp, store: ModelStore) -> None:
+    def __init__(self, app: ASGIApp, store: ModelStore, metrics: Metrics) -> None:
         self._app = app
         self._store = store
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""
@@ -51,7 +54,8 @@ class InferenceShortcut:
             model = self._store.get_cached(request.model_name)
             if model is None or model.n_bytes >= LARGE_MODEL_BYTES:
                 return None
-            answer = infer(model, request.observation, request.deterministic, request.action_masks)
+            arguments = (model, request.observation, request.deterministic, request.action_masks)
+            answer = self._metrics.measure_inference(infer, *arguments)
         except (ValidationError, ServiceError):
             return None
         return answer.model_dump_json().encode()

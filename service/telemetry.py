@@ -6,6 +6,7 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.context import REQUEST_ID, RequestIds
+from service.metrics import Metrics
 
 logger = logging.getLogger("grpo.service")
 
@@ -18,14 +19,16 @@ _QUIET_ROUTES = frozenset({"/inference", "/metrics", "/health", "/health/live", 
 
 
 class Telemetry:
-    """Names every request, tells its name in the answer, and logs how it was answered.
+    """Names every request, tells its name in the answer, and counts and logs how it was answered.
 
     :param app: The application behind it.
+    :param metrics: Where requests are counted.
     :param access_log: Log successful requests that come by the thousand as well.
     """
 
-    def __init__(self, app: ASGIApp, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
         self._app = app
+        self._metrics = metrics
         self._access_log = access_log
         self._ids = RequestIds()
 
@@ -56,6 +59,7 @@ class Telemetry:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = find_route(scope, status)
+        self._metrics.note_request(scope["method"], route, status, seconds)
         if status >= 400 or self._access_log or route not in _QUIET_ROUTES:
             fields = {"method": scope["method"], "route": route, "status": status, "seconds": seconds}
             logger.info("request", extra=fields)

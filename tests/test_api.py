@@ -184,6 +184,7 @@ class TestServer:
             ("/models/{model_name}", "get"),
             ("/models/{model_name}", "delete"),
             ("/health", "get"),
+            ("/metrics", "get"),
         }
         train_codes = schema["paths"]["/train"]["post"]["responses"].keys()
         assert train_codes == {"200", "400", "401", "403", "408", "409", "413", "415", "422", "429", "503"}

@@ -280,6 +280,16 @@ def test_api_page_lists_every_status_code() -> None:
     assert declared <= documented
 
 
+def test_api_page_names_every_metric() -> None:
+    app = create_app(Settings())
+    text = app.state.metrics.render().decode()
+    families = set(re.findall(r"^# TYPE (grpo_\w+)", text, flags=re.MULTILINE))
+    named = set(
+        re.findall(r"^\| `(grpo_\w+)` \| (?:counter|gauge|histogram) ", split_api_page()["GET /metrics"], re.MULTILINE)
+    )
+    assert named == {name for name in families if not name.endswith("_created")}
+
+
 def test_api_page_names_every_kind_of_error() -> None:
     source = "".join(file.read_text() for file in (ROOT / "service").glob("*.py"))
     kinds = set(re.findall(r'Problem\("([a-z-]+)", ', source)) - {ServiceError.problem.slug}

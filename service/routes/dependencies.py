@@ -9,6 +9,7 @@ from grpo_core.rewards import RewardFunction
 from service import examples
 from service.catalogue import Catalogue
 from service.jobs import JobRegistry
+from service.metrics import Metrics
 from service.model_store import ModelStore
 from service.schemas import ProblemDetails
 from service.stage import Stage
@@ -45,7 +46,13 @@ async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction
     return reward_functions
 
 
+async def _get_metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
 Store = Annotated[ModelStore, Depends(_get_store)]
+Observer = Annotated[Metrics, Depends(_get_metrics)]
 Registry = Annotated[JobRegistry, Depends(_get_registry)]
 PlayStage = Annotated[Stage, Depends(_get_stage)]
 Environments = Annotated[Catalogue, Depends(_get_catalogue)]

@@ -13,7 +13,7 @@ from service.errors import NotFoundError
 from service.inference import infer
 from service.jobs import JobRegistry
 from service.model_store import ModelStore, ServedModel
-from service.routes.dependencies import Registry, Store, errors
+from service.routes.dependencies import Observer, Registry, Store, errors
 from service.schemas import BatchRequest, BatchResponse, InferenceRequest, InferenceResponse, ModelName
 from service.shortcut import LARGE_MODEL_BYTES
 
@@ -22,15 +22,19 @@ router = APIRouter(tags=["inference"])
 
 @router.post("/inference", responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422))
 async def predict(
-    request: Annotated[InferenceRequest, Body(openapi_examples=examples.INFERENCE)], store: Store, registry: Registry
+    request: Annotated[InferenceRequest, Body(openapi_examples=examples.INFERENCE)],
+    store: Store,
+    registry: Registry,
+    metrics: Observer,
 ) -> InferenceResponse:
     """Choose an action for one observation of a trained model's environment."""
     model = store.get_cached(request.model_name)
     if model is None:
         model = await run_in_threadpool(_load_model, request.model_name, store, registry)
     arguments = (model, request.observation, request.deterministic, request.action_masks)
+    answer = partial(metrics.measure_inference, infer, *arguments)
     # A small network answers sooner than a thread would begin to.
-    return infer(*arguments) if model.n_bytes < LARGE_MODEL_BYTES else await run_in_threadpool(infer, *arguments)
+    return answer() if model.n_bytes < LARGE_MODEL_BYTES else await run_in_threadpool(answer)
 
 
 @router.post(
@@ -54,6 +58,7 @@ async def predict_batch(
     request: Request,
     store: Store,
     registry: Registry,
+    metrics: Observer,
     model_name: Annotated[ModelName | None, Query(description="The model that an array is for.")] = None,
     deterministic: Annotated[bool, Query(description="The same as in JSON, for an array.")] = True,
 ) -> Response:
@@ -69,7 +74,8 @@ async def predict_batch(
     if request.headers.get("content-type", "").split(";")[0].strip().lower() == ARRAY_TYPE:
         as_array = ARRAY_TYPE in request.headers.get("accept", "")
         answer = partial(answer_array, body, model_name, load_model, deterministic, as_array)
-    content = await to_thread.run_sync(answer, limiter=request.app.state.batch_limiter)
+    measured = partial(metrics.measure_batch, answer)
+    content = await to_thread.run_sync(measured, limiter=request.app.state.batch_limiter)
     return Response(content, media_type=ARRAY_TYPE if as_array else "application/json")
 
 

@@ -2,10 +2,11 @@
 
 from datetime import UTC, datetime
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from grpo_core import __version__
-from service.routes.dependencies import Registry, Store, errors
+from service.metrics import MEDIA_TYPE
+from service.routes.dependencies import Observer, Registry, Store, errors
 from service.schemas import Health, ServerInfo
 
 router = APIRouter(tags=["server"])
@@ -33,3 +34,13 @@ async def check_health(store: Store, registry: Registry) -> Health:
         loaded_models=store.n_loaded,
         lost_slots=registry.n_lost_slots,
     )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}, **errors(400, 401)},
+)
+def get_metrics(metrics: Observer) -> Response:
+    """Tell Prometheus of requests, jobs, models and the process, in its text format."""
+    return Response(metrics.render(), media_type=MEDIA_TYPE)

@@ -17,19 +17,25 @@ def test_a_short_and_plain_id_of_the_client_is_taken(offered: bytes) -> None:
 @pytest.mark.parametrize(
     "offered", [None, b"", b"0" * 65, b"a b", b"a\n", b"a\x1b[31m", b"\xff", b"{a}", b"%s", b"a/b", b"<a>"]
 )
-def test_any_other_is_replaced_by_a_random_uuid(offered: bytes | None) -> None:
+def test_any_other_is_replaced_by_a_uuid(offered: bytes | None) -> None:
     drawn = RequestIds().choose(offered)
     parsed = uuid.UUID(drawn)
     assert (parsed.version, parsed.variant, str(parsed)) == (4, uuid.RFC_4122, drawn)
 
 
-def test_ids_differ_even_if_somebody_seeds_python() -> None:
-    ids, drawn = RequestIds(), []
+def test_ids_differ_within_a_server_and_between_servers_even_if_somebody_seeds_python() -> None:
+    ids, made = RequestIds(), []
     for _ in range(1000):
         random.seed(0)
-        drawn.append(ids.choose(None))
-        drawn.append(RequestIds().choose(None))
-    assert len(set(drawn)) == 2000
+        made.append(ids.choose(None))
+        made.append(RequestIds().choose(None))
+    assert len(set(made)) == 2000
+
+
+def test_a_count_that_runs_over_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID("0f8fad5b-d9cb-469f-a165-ffffffffffff"))
+    ids = RequestIds()
+    assert [ids.choose(None)[24:] for _ in range(2)] == ["ffffffffffff", "000000000000"]
 
 
 def test_a_uuid_and_any_other_id_become_a_urn_each() -> None:

@@ -26,6 +26,7 @@ ROUTES = [
     ("POST", "/inference/batch"),
     ("GET", "/models"),
     ("DELETE", "/models/x"),
+    ("GET", "/metrics"),
     ("GET", "/docs"),
     ("GET", "/redoc"),
     ("GET", "/openapi.json"),
