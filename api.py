@@ -22,8 +22,8 @@ from service.memory import get_available_bytes, get_total_bytes
 from service.metrics import Metrics
 from service.model_store import ModelStore
 from service.openapi import install_schema
-from service.routes import catalogue, inference, login, models, server, training
-from service.security import BrowserRules, RequestGuard
+from service.routes import catalogue, files, inference, login, models, server, training
+from service.security import BrowserRules, RequestGuard, UploadRoom
 from service.sessions import LoginLimit
 from service.settings import Settings
 from service.shortcut import InferenceShortcut
@@ -31,6 +31,7 @@ from service.shutdown import announce_shutdown
 from service.stage import Stage
 from service.streams import EventStreams
 from service.telemetry import Telemetry
+from service.uploads import Uploads
 
 # Add your own reward functions here, before the server starts: REWARD_FUNCTIONS["my_reward"] = my_reward.
 REWARD_FUNCTIONS = dict(rewards.REWARD_FUNCTIONS)
@@ -109,18 +110,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.streams = EventStreams(app.state.closing)
     app.state.reward_functions = REWARD_FUNCTIONS
     app.state.errands = Errands(executor, settings.stage_seconds, app.state.closing)
+    app.state.uploads = Uploads(app.state.store, app.state.registry)
     app.state.stage = Stage(app.state.store, app.state.errands)
     app.state.catalogue = Catalogue(app.state.errands, REWARD_FUNCTIONS)
     app.state.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
     app.state.login_limit = LoginLimit()
     app.state.dashboard_door = DashboardDoor(app)
-    for room in (server, training, inference, models, catalogue, login):
+    for room in (server, training, inference, models, files, catalogue, login):
         app.include_router(room.router)
     app.mount(PREFIX, app.state.dashboard_door)
     install_error_handlers(app)
     install_schema(app)
     app.add_middleware(InferenceShortcut, store=app.state.store, metrics=app.state.metrics)
     app.add_middleware(RequestGuard, settings=settings)
+    app.add_middleware(UploadRoom)
     # Outside the guard, so that pages may read refusals too.
     app.add_middleware(BrowserRules, settings=settings)
     app.add_middleware(Telemetry, metrics=app.state.metrics, access_log=settings.access_log)

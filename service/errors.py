@@ -65,9 +65,9 @@ class InvalidRequestError(ServiceError):
 
 
 class NotFoundError(ServiceError):
-    """There is no such job or model."""
+    """There is no such job, model or environment."""
 
-    problem = Problem("not-found", "There is no such job or model")
+    problem = Problem("not-found", "There is no such job, model or environment")
     status_code = 404
 
 
@@ -115,6 +115,13 @@ class TooManyStreamsError(ServiceError):
     problem = Problem("too-many-streams", "Too many event streams are open")
     status_code = 503
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "10"}
+
+
+class StorageError(ServiceError):
+    """The disk does not take a file."""
+
+    problem = Problem("storage", "The disk does not take the file")
+    status_code = 507
 
 
 def printable(text: str, max_chars: int = 100) -> str:

@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import dropwhile, islice
 from typing import TYPE_CHECKING
@@ -81,6 +82,8 @@ class JobRegistry:
         self._ended: deque[str] = deque()
         # Jobs that were given up on, but whose training holds its slot: it cannot be killed.
         self._lost: set[str] = set()
+        # Names that somebody saves under who is no job, folded.
+        self._reserved: set[str] = set()
         self._draining = False
 
     def warm_up(self) -> None:
@@ -198,6 +201,23 @@ class JobRegistry:
             self._check_name_is_free(model_name, self._list_active())
             self._store.delete(model_name)
 
+    @contextmanager
+    def reserve_name(self, model_name: str) -> Iterator[None]:
+        """Keep a name from jobs, and from being deleted, while something else is saved under it.
+
+        :raises ConflictError: If an active job or anybody else will save under it, or another model's name differs by
+            case alone.
+        """
+        with self._lock:
+            self._check_name_is_free(model_name, self._list_active())
+            self._store.check_no_case_twin(model_name)
+            self._reserved.add(model_name.casefold())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved.remove(model_name.casefold())
+
     def shutdown(self, grace_seconds: float) -> None:
         """Take no new jobs, stop the active ones and wait, not forever, for them to save; kill the rest if possible."""
         with self._lock:
@@ -285,6 +305,8 @@ class JobRegistry:
         return still_active
 
     def _check_name_is_free(self, model_name: str, active: Iterable[Job]) -> None:
+        if model_name.casefold() in self._reserved:
+            raise ConflictError(f"a file is being uploaded as '{printable(model_name)}'; try again when it is there.")
         for job in active:
             if _same_name(job, model_name):
                 raise ConflictError(

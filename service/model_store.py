@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from cachetools import Cache, LRUCache
@@ -206,6 +206,20 @@ class ModelStore:
             return self._loader.submit(self._examine, name).result()
         except model_file.ModelFileError as error:
             raise ConflictError(f"model '{name}' cannot be used: {error}") from error
+
+    def open_file(self, name: str, signature: Signature) -> BinaryIO:
+        """Open a file, as it was when it was examined, to be read and closed by the caller.
+
+        :raises NotFoundError: If there is none of that name.
+        :raises ConflictError: If it has changed since, or the disk does not let it be read.
+        """
+        try:
+            with self._open(name) as (descriptor, status):
+                if _sign(status) != signature:
+                    raise ConflictError(f"model '{name}' has just been replaced; ask again.")
+                return open(os.dup(descriptor), "rb")
+        except model_file.ModelFileError as error:
+            raise ConflictError(f"model '{name}' cannot be read: {error}") from error
 
     def list_models(self) -> list[ModelEntry]:
         """List the models by name.

@@ -21,6 +21,8 @@ from service.settings import Settings
 LOCAL_ORIGIN_PATTERN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
 _LOCAL_ORIGIN = re.compile(LOCAL_ORIGIN_PATTERN.encode())
 _HOST = re.compile(rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
+_UPLOAD_PATH = re.compile(r"/models/[^/]*/file")
+_MAX_UPLOADS = 4
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # A body that takes longer than this to arrive is a stalled or hostile client.
 _BODY_DEADLINE_SECONDS = 15.0
@@ -86,9 +88,12 @@ class BrowserRules:
             app,
             allow_origins=settings.cors_origins,
             allow_origin_regex=LOCAL_ORIGIN_PATTERN,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["content-type", "authorization", "x-api-key", "x-request-id"],
-            expose_headers=["x-request-id", "retry-after"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["content-type", "authorization", "x-api-key", "x-request-id", "if-none-match"],
+            expose_headers=[
+                *("x-request-id", "retry-after", "etag", "content-disposition"),
+                *("x-episode-reward", "x-episode-length"),
+            ],
             allow_credentials=False,
             max_age=600,
         )
@@ -123,7 +128,13 @@ _UNKNOWN_HOST = Problem("unknown-host", "The Host header names another server")
 _CROSS_SITE = Problem("cross-site", "The request comes from another web site")
 _NO_KEY = Problem("no-key", "The API key is missing or wrong")
 _WRONG_MEDIA_TYPE = Problem("wrong-media-type", "The body is of the wrong type")
+_UPLOADS_FULL = Problem("uploads-full", "Too many files are being uploaded")
 _BODY_TIMEOUT = Problem("body-timeout", "The body arrives too slowly")
+
+
+def is_upload(scope: Scope) -> bool:
+    """Tell whether a request sends a model file."""
+    return scope.get("method") == "PUT" and bool(_UPLOAD_PATH.fullmatch(scope["path"]))
 
 
 class Refusal(NamedTuple):
@@ -171,6 +182,12 @@ class RequestGuard:
             settings.max_body_bytes,
             "the body must be JSON; send the header 'Content-Type: application/json'.",
         )
+        self._upload_rule = BodyRule(
+            frozenset({b"application/zip", b"application/octet-stream"}),
+            settings.max_upload_bytes,
+            "the body must be a model file; send the header 'Content-Type: application/zip' or 'Content-Type: "
+            "application/octet-stream'.",
+        )
         self._body_rules = {
             "/inference/batch": BodyRule(
                 frozenset({b"application/json", b"application/octet-stream"}),
@@ -191,7 +208,7 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         headers = dict(reversed(scope["headers"]))  # the first of each name
-        rule = self._body_rules.get(scope["path"], self._body_rule)
+        rule = self._upload_rule if is_upload(scope) else self._body_rules.get(scope["path"], self._body_rule)
         refusal = self._check_headers(scope, headers, rule)
         if scope["type"] == "websocket":
             await (self._app(scope, receive, send) if refusal is None else _refuse_socket(refusal, scope, send))
@@ -277,6 +294,33 @@ class RequestGuard:
         assert self._sessions is not None
         pairs = (part.strip().partition(b"=") for part in headers.get(b"cookie", b"").split(b";"))
         return any(self._sessions.is_valid(token) for name, _, token in pairs if name == COOKIE_NAME.encode())
+
+
+class UploadRoom:
+    """Lets a few uploads in at a time: each holds its whole body in memory until it is answered.
+
+    :param app: The application behind it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._n_inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or tell an upload to come again."""
+        if not is_upload(scope):
+            await self._app(scope, receive, send)
+            return
+        if self._n_inside >= _MAX_UPLOADS:
+            detail = f"{self._n_inside} files are being uploaded already; try again later."
+            headers = {"Retry-After": "2", "Connection": "close"}
+            await error_response(_UPLOADS_FULL, 429, detail, headers)(scope, receive, send)
+            return
+        self._n_inside += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._n_inside -= 1
 
 
 class BodyReader:

@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     :param max_kept_jobs: Finished jobs whose status stays available.
     :param max_body_bytes: Largest request body.
     :param max_batch_bytes: Largest request body of ``POST /inference/batch``.
+    :param max_upload_bytes: Largest model file that ``PUT /models/{model_name}/file`` takes.
     :param max_cached_models: Models held in memory.
     :param max_cached_bytes: Memory the held models may take.
     :param preload: Import torch as soon as the server is up, and not when the first job is sent: that job is then
@@ -66,6 +67,7 @@ class Settings(BaseSettings):
     max_kept_jobs: int = Field(1000, ge=1)
     max_body_bytes: int = Field(2**20, ge=1024)
     max_batch_bytes: int = Field(8 * 2**20, ge=1024)
+    max_upload_bytes: int = Field(32 * 2**20, ge=1024)
     max_cached_models: int = Field(64, ge=1)
     max_cached_bytes: int = Field(512 * 2**20, ge=1)
     preload: bool = False

@@ -275,7 +275,7 @@ def test_api_page_lists_every_status_code() -> None:
         for methods in make_schema()["paths"].values()
         for operation in methods.values()
         for code in operation["responses"]
-        if code != "200"
+        if code >= "400"
     }
     assert declared <= documented
 

@@ -14,6 +14,7 @@ from service.model_store import ModelStore
 from service.schemas import ProblemDetails
 from service.stage import Stage
 from service.streams import EventStreams
+from service.uploads import Uploads
 
 
 async def _get_store(request: Request) -> ModelStore:
@@ -41,6 +42,11 @@ async def _get_stage(request: Request) -> Stage:
     return stage
 
 
+async def _get_uploads(request: Request) -> Uploads:
+    uploads: Uploads = request.app.state.uploads
+    return uploads
+
+
 async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction]:
     reward_functions: Mapping[str, RewardFunction] = request.app.state.reward_functions
     return reward_functions
@@ -54,6 +60,7 @@ async def _get_metrics(request: Request) -> Metrics:
 Store = Annotated[ModelStore, Depends(_get_store)]
 Observer = Annotated[Metrics, Depends(_get_metrics)]
 Registry = Annotated[JobRegistry, Depends(_get_registry)]
+ModelUploads = Annotated[Uploads, Depends(_get_uploads)]
 PlayStage = Annotated[Stage, Depends(_get_stage)]
 Environments = Annotated[Catalogue, Depends(_get_catalogue)]
 # Which names there can be, the store knows: one that is none is not found.
