@@ -21,19 +21,22 @@ WITH_BODY = ("post", "put")
 
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server in a process of its own, with a model of the name that the examples have."""
+    """A server in a process of its own, with a model of the name that the examples have, and one to delete."""
     folder = tmp_path_factory.mktemp("models")
     # Untrained: its episodes are short, so that even a thousand of them are soon played.
-    GRPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu").save(folder / examples.MODEL_NAME)
+    model = GRPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu").to_bytes(env_name="CartPole-v1")
+    for name in (examples.MODEL_NAME, "gone"):
+        (folder / f"{name}.zip").write_bytes(model)
     with serve(folder, GRPO_MAX_RUNNING_JOBS="1", GRPO_MAX_QUEUED_JOBS="1000") as server:
         yield f"http://127.0.0.1:{server.port}"
 
 
 def run_schemathesis(server_url: str, folder: Path, *options: str) -> str:
     """Run Schemathesis against a server and return what it printed; it has to be content."""
-    command = ["run", f"{server_url}/openapi.json", "--checks", CHECKS, "--generation-deterministic", "--no-color"]
+    program, config = Path(sys.executable).with_name("st"), Path(__file__).with_name("schemathesis.toml")
+    command = [str(program), "--config-file", str(config), "run", f"{server_url}/openapi.json", "--checks", CHECKS]
     finished = subprocess.run(
-        [str(Path(sys.executable).with_name("st")), *command, *options],
+        [*command, "--generation-deterministic", "--no-color", *options],
         cwd=folder,
         capture_output=True,
         text=True,
