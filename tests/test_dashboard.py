@@ -24,6 +24,19 @@ from tests.test_documentation_pages import ARTEFACTS, BROWSER
 
 KEY = "a key of 22 characters"
 DRIVER = shutil.which("chromedriver")
+NAMED_ROLES = {
+    "button",
+    "checkbox",
+    "combobox",
+    "image",
+    "link",
+    "progressbar",
+    "searchbox",
+    "slider",
+    "spinbutton",
+    "switch",
+    "textbox",
+}
 PAGES = ["", "new", "models", "models/ready", "server"]
 
 pytestmark = pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="there is no Chromium with its driver here")
@@ -293,6 +306,16 @@ def test_a_phone_shows_every_page_without_scrolling_sideways(page: Page, path: s
     )
     assert page.run(outside) == []
     page.photograph(f"phone-{path.replace('/', '-') or 'training'}")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_everything_that_can_be_used_has_a_name_for_screen_readers(page: Page, path: str) -> None:
+    page.open(path)
+    page.run("document.querySelectorAll('details').forEach((group) => group.setAttribute('open', ''))")
+    nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    shown = [node for node in nodes if not node["ignored"] and node["role"]["value"] in NAMED_ROLES]
+    assert len(shown) > 5
+    assert [node["role"]["value"] for node in shown if not node["name"]["value"].strip()] == []
 
 
 def get_brightness(page: Page) -> int:

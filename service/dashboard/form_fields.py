@@ -26,6 +26,14 @@ _TITLES = {
     "n_steps": "Steps per rollout",
     "n_epochs": "Epochs",
     "max_seconds": "Time limit",
+    "tensorboard_log": "TensorBoard log",
+    "gae_lambda": "GAE lambda",
+    "vf_lr_factor": "Value learning rate factor",
+    "max_grad_norm": "Largest gradient norm",
+    "target_kl": "Target KL",
+    "ref_sync_steps": "Reference renewed every",
+    "filter_zero_std_groups": "Leave silent groups out",
+    "log_std_init": "First log std",
 }
 _FLAGS: dict[Any, str] = {True: "yes", False: "no"}
 
@@ -103,8 +111,9 @@ class FieldInput:
                 label = Text(_TITLES.get(field.name, field.name.replace("_", " ").capitalize()), tag="label")
                 Text(field.name, tag="code")
             self._input = self._make_input(field, None if options is None else list(options))
-            label.props["for"] = self._input.html_id
-            self._input.props(f"outlined dense hide-bottom-space for={self._input.html_id}")
+            # NiceGUI gives the id of its own to the box around the input.
+            label.props["for"] = f"{self._input.html_id}-input"
+            self._input.props(f"outlined dense hide-bottom-space for={self._input.html_id}-input")
             self._input.on_value_change(lambda: self.complain(None))
             self._input.on_value_change(on_change)
             hint = f"{field.description} {field.rule[:1].upper()}{field.rule[1:]}.".removesuffix(" .")

@@ -55,8 +55,11 @@ def connect(client: TestClient, **headers: str) -> str:
 
 def refuse(client: TestClient, url: str = SOCKET, **headers: str) -> int:
     """Try to open a socket; return the status that it is refused with."""
-    with pytest.raises(WebSocketDenialResponse) as caught:
-        client.websocket_connect(url, headers=HANDSHAKE | headers).__enter__()
+    with (
+        pytest.raises(WebSocketDenialResponse) as caught,
+        client.websocket_connect(url, headers=HANDSHAKE | headers),
+    ):
+        pass
     assert caught.value.json().keys() >= {"detail"}
     return int(caught.value.status_code)
 
