@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -292,6 +293,17 @@ def test_a_model_is_deleted_after_a_question(page: Page, app: FastAPI) -> None:
     wait_until(lambda: not app.state.store.exists("unwanted"), 10)
     page.find(".model", "ready")
     wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, "[aria-label='Model unwanted']"), 10)
+
+
+def test_models_are_uploaded_and_found_by_name(page: Page, app: FastAPI, tmp_path: Path) -> None:
+    file = tmp_path / "brought.zip"
+    file.write_bytes(make_model("CartPole-v1", seed=2).to_bytes(env_name="CartPole-v1"))
+    page.open("models")
+    page.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(file))
+    page.find(".model", "brought")
+    page.find("input[type=search]").send_keys("brou")
+    page.find("h1 + p", "1 of")
+    assert app.state.store.exists("brought")
 
 
 @pytest.mark.parametrize("path", PAGES)
