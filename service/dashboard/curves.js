@@ -49,7 +49,7 @@ globalThis.grpoCurves = (() => {
       const isNoisy = SMOOTHED.has(chart.key) && points.length > 40;
       series.push({ id: `line-${id}`, ...line(job, isNoisy ? smooth(points) : points) });
       if (isNoisy) {
-        const pale = { lineStyle: { width: 1, opacity: 0.3 }, tooltip: { show: false }, z: 2 };
+        const pale = { lineStyle: { width: 1, opacity: jobs.size > 1 ? 0.14 : 0.3 }, tooltip: { show: false }, z: 2 };
         series.push({ id: `raw-${id}`, ...line(job, points), ...pale, name: `${job.name} raw` });
       }
       if (points.some((point) => point.length > 2)) band(id, job, points).forEach((each) => series.push(each));

@@ -55,7 +55,8 @@ class EvaluationPanel:
     def _show(self, answer: EvaluateResponse) -> None:
         own, random = answer.evaluation, answer.random
         ends = [end for figures in (own, random) for end in _list_ends(figures)]
-        low, width = min(ends), (max(ends) - min(ends)) or 1.0
+        margin = 0.04 * (max(ends) - min(ends)) or 1.0
+        low, width = min(ends) - margin, max(ends) - min(ends) + 2 * margin
         self._findings.clear()
         with self._findings:
             with make_box("comparison"):

@@ -35,6 +35,7 @@ class JobRow:
     def __init__(self, job: Job, on_select: Callable[[bool], None], on_stop: Callable[[], Any]) -> None:
         self.job = job
         self._is_final = False
+        self._shown_warnings: list[str] = []
         name = job.config.model_name
         self.element = make_box("card job", "li", aria_label=f"Job {name}")
         with self.element:
@@ -53,6 +54,7 @@ class JobRow:
             with make_box("facts"):
                 self._steps, self._time = Text("", "number"), Text("", "number")
             self._verdict = Text("", "verdict", "p")
+            self._warnings = make_box("stack")
             with make_box("row-flex end") as self._actions:
                 self._stop = make_button("Stop", on_stop, "tiny danger", "stop", f"Stop {name}")
         self.update()
@@ -85,9 +87,14 @@ class JobRow:
         self._chip.set_text(state)
         self._chip.classes(replace=f"chip {_CHIP_TONES.get(status.status, '')}")
         self._environment.set_text(_describe_task(status))
-        text = status.error_message or " ".join([status.verdict.text, *status.warnings])
-        self._verdict.set_text(text)
+        self._verdict.set_text(status.error_message or status.verdict.text)
         self._verdict.classes(replace=f"verdict {_VERDICT_TONES.get(status.verdict.state, '')}")
+        if status.warnings != self._shown_warnings:
+            self._shown_warnings = status.warnings
+            self._warnings.clear()
+            with self._warnings:
+                for warning in status.warnings:
+                    Text(f"{warning[:1].upper()}{warning[1:]}", "verdict warn", "p")
 
     def _show_end(self, status: TrainingStatus) -> None:
         self.element.classes(f"final {status.status}")
