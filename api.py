@@ -22,6 +22,7 @@ from service.memory import get_available_bytes, get_total_bytes
 from service.metrics import Metrics
 from service.model_store import ModelStore
 from service.openapi import install_schema
+from service.readiness import Readiness
 from service.routes import catalogue, files, inference, login, models, server, training
 from service.security import BrowserRules, RequestGuard, UploadRoom
 from service.sessions import LoginLimit
@@ -95,6 +96,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings.max_cached_bytes,
         get_available_bytes,
         get_total_bytes(),
+        settings.min_free_bytes,
     )
     executor = make_executor(settings.executor, settings.log_style)
     app.state.registry = JobRegistry(
@@ -105,8 +107,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings.max_kept_jobs,
         settings.stall_seconds,
     )
-    app.state.metrics = Metrics(app.state.store, app.state.registry)
     app.state.closing = threading.Event()
+    app.state.readiness = Readiness(app.state.store, app.state.registry, app.state.closing)
+    app.state.metrics = Metrics(app.state.store, app.state.registry, app.state.readiness)
     app.state.streams = EventStreams(app.state.closing)
     app.state.reward_functions = REWARD_FUNCTIONS
     app.state.errands = Errands(executor, settings.stage_seconds, app.state.closing)

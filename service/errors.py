@@ -124,6 +124,22 @@ class StorageError(ServiceError):
     status_code = 507
 
 
+class StorageLowError(ServiceError):
+    """There is too little space to save what would be made."""
+
+    problem = Problem("storage-low", "The server's disk is nearly full")
+    status_code = 503
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
+
+
+class NotReadyError(ServiceError):
+    """The server cannot do all that it is there for."""
+
+    problem = Problem("not-ready", "The server is not ready")
+    status_code = 503
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
+
+
 def printable(text: str, max_chars: int = 100) -> str:
     """Shorten what a client or foreign code sent, and spell out what is not ASCII, so that answers and logs keep it."""
     return text[:max_chars].encode("ascii", "backslashreplace").decode()

@@ -113,14 +113,16 @@ class JobRegistry:
         return job
 
     def check_room(self) -> None:
-        """Refuse what ``submit`` would refuse whatever the job is, before anybody takes the trouble to plan it.
+        """Refuse a job whatever it is, before anybody takes the trouble to plan it.
 
+        :raises StorageLowError: If what it learns could not be saved.
         :raises QueueFullError: If there is no room.
         :raises SlotsLostError: If no job will ever run again.
         :raises DrainingError: If the server is shutting down.
         """
         with self._lock:
             self._check_room()
+        self._store.check_space()
 
     def _check_room(self) -> list[Job]:
         active = self._list_active()

@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 from grpo_core import __version__
 from service.jobs import JobRegistry
 from service.model_store import ModelStore
+from service.readiness import Readiness
 from service.schemas import JobStatus
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
@@ -46,9 +47,10 @@ class Metrics:
 
     :param store: Where the models are.
     :param jobs: The training jobs.
+    :param readiness: Whether the server can take work.
     """
 
-    def __init__(self, store: ModelStore, jobs: JobRegistry) -> None:
+    def __init__(self, store: ModelStore, jobs: JobRegistry, readiness: Readiness) -> None:
         # A registry of its own, so that two services of one process do not share their counters.
         self._registry = registry = CollectorRegistry()
         labels = ("method", "route")
@@ -77,7 +79,7 @@ class Metrics:
         build = Gauge("grpo_build_info", "Versions; always 1.", ("version", "python"), registry=registry)
         build.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=registry)
-        registry.register(_StateCollector(store, jobs))
+        registry.register(_StateCollector(store, jobs, readiness))
         # The children by their labels: to ask prometheus_client for one takes longer than to count.
         self._counted: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
@@ -124,9 +126,10 @@ class Metrics:
 class _StateCollector(Collector):
     """Reads what the service knows anyway, when it is asked for."""
 
-    def __init__(self, store: ModelStore, jobs: JobRegistry) -> None:
+    def __init__(self, store: ModelStore, jobs: JobRegistry, readiness: Readiness) -> None:
         self._store = store
         self._jobs = jobs
+        self._readiness = readiness
 
     def collect(self) -> Iterator[Metric]:
         """See ``Collector``."""
@@ -149,3 +152,8 @@ class _StateCollector(Collector):
         yield CounterMetricFamily(
             "grpo_model_evictions", "Models dropped from memory to make room.", self._store.n_evicted
         )
+        is_ready = not self._readiness.list_obstacles()
+        yield GaugeMetricFamily("grpo_ready", "1 if the server can take work, else 0.", is_ready)
+        n_free_bytes = self._store.n_free_bytes
+        if n_free_bytes is not None:
+            yield GaugeMetricFamily("grpo_storage_free_bytes", "Space left for models.", n_free_bytes)

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import stat
 import threading
 import time
@@ -20,7 +21,7 @@ from cachetools import Cache, LRUCache
 
 from grpo_core import model_file
 from grpo_core.actor import Actor
-from service.errors import ConflictError, InvalidRequestError, NotFoundError, printable
+from service.errors import ConflictError, InvalidRequestError, NotFoundError, StorageLowError, printable
 from service.suggestions import suggest
 
 logger = logging.getLogger("grpo.service")
@@ -112,6 +113,7 @@ class ModelStore:
     :param max_bytes: Memory they may take at most.
     :param available_bytes: Tells how much memory is left.
     :param total_bytes: Memory there is at all.
+    :param min_free_bytes: Space on the disk below which nothing new should be started.
     :raises OSError: If the folder cannot be created or written to.
     """
 
@@ -122,6 +124,7 @@ class ModelStore:
         max_bytes: int,
         available_bytes: Callable[[], int],
         total_bytes: int,
+        min_free_bytes: int = 0,
     ) -> None:
         models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(models_dir, os.W_OK | os.X_OK):
@@ -132,6 +135,7 @@ class ModelStore:
                 leftover.unlink(missing_ok=True)
         self._dir = models_dir
         self._max_models = max_models
+        self._min_free_bytes = min_free_bytes
         self._available_bytes = available_bytes
         self._low_memory_bytes = min(_LOW_MEMORY_BYTES, int(_LOW_MEMORY_FRACTION * total_bytes))
         # Guards the three below, and makes "check the file, then change the cache" one step. Never held while
@@ -153,6 +157,38 @@ class ModelStore:
     def n_evicted(self) -> int:
         """Number of models that were dropped from memory, to make room for others or because it ran low."""
         return self._cache.n_evicted
+
+    @property
+    def n_free_bytes(self) -> int | None:
+        """Space left on the folder's disk; None if it cannot be read, as without the folder."""
+        try:
+            return shutil.disk_usage(self._dir).free
+        except OSError:
+            return None
+
+    def check_space(self) -> None:
+        """Refuse what will have to be saved later while there is little space.
+
+        :raises StorageLowError: If less than ``min_free_bytes`` are left.
+        """
+        n_free_bytes = self.n_free_bytes
+        if n_free_bytes is not None and n_free_bytes < self._min_free_bytes:
+            raise StorageLowError(
+                f"{n_free_bytes} bytes are left for models, and GRPO_MIN_FREE_BYTES keeps {self._min_free_bytes}; "
+                "delete models, or free space on the server's disk."
+            )
+
+    def find_storage_problem(self) -> str | None:
+        """Say why no model could be saved now, if that is so."""
+        if not self._dir.is_dir():
+            return "the models folder is missing, or is no folder"
+        if not os.access(self._dir, os.W_OK | os.X_OK):
+            return "the models folder is not writable"
+        try:
+            self.check_space()
+        except StorageLowError as error:
+            return error.detail
+        return None
 
     def publish(self, name: str, content: bytes) -> str:
         """Save a model under a name, atomically, and serve it from now on.

@@ -690,6 +690,18 @@ class Health(BaseModel):
     lost_slots: int = Field(description="Job slots held by stalled jobs until the server is restarted.")
 
 
+class Liveness(BaseModel):
+    """That the server lives."""
+
+    status: Literal["alive"]
+
+
+class ReadyState(BaseModel):
+    """That the server can take work."""
+
+    status: Literal["ready"]
+
+
 class ServerInfo(BaseModel):
     """What the server offers."""
 

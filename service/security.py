@@ -26,7 +26,7 @@ _MAX_UPLOADS = 4
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # A body that takes longer than this to arrive is a stalled or hostile client.
 _BODY_DEADLINE_SECONDS = 15.0
-_OPEN_PATHS = frozenset({"/health", "/login", "/logout"})
+_OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/login", "/logout"})
 _DASHBOARD = "/dashboard"
 _ASSETS = "/dashboard/_nicegui"
 _MAX_FORM_BYTES = 4096
@@ -252,7 +252,8 @@ class RequestGuard:
         return None
 
     def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
-        if self._has_key(headers):
+        assert self._api_key is not None
+        if has_key(headers, self._api_key):
             return None
         if self._has_session(headers):
             # Browsers send a cookie whoever asks for it, and a page on another port of this machine is no other site.
@@ -283,12 +284,6 @@ class RequestGuard:
         if origin is None:
             return headers.get(b"sec-fetch-site") == b"cross-site"
         return not (_is_same_origin(headers) or origin in self._allowed_origins or _LOCAL_ORIGIN.fullmatch(origin))
-
-    def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:
-        assert self._api_key is not None
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        offered = token if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        return hmac.compare_digest(offered.strip(b" \t"), self._api_key)
 
     def _has_session(self, headers: Mapping[bytes, bytes]) -> bool:
         assert self._sessions is not None
@@ -321,6 +316,16 @@ class UploadRoom:
             await self._app(scope, receive, send)
         finally:
             self._n_inside -= 1
+
+
+def has_key(headers: Mapping[bytes, bytes], api_key: bytes) -> bool:
+    """Tell, in a time that says nothing of the key, whether a request bears it.
+
+    :param headers: Names in lower case.
+    """
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    offered = token if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+    return hmac.compare_digest(offered.strip(b" \t"), api_key)
 
 
 class BodyReader:

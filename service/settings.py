@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     :param max_upload_bytes: Largest model file that ``PUT /models/{model_name}/file`` takes.
     :param max_cached_models: Models held in memory.
     :param max_cached_bytes: Memory the held models may take.
+    :param min_free_bytes: Space on the disk of the models below which jobs are refused with 503.
     :param preload: Import torch as soon as the server is up, and not when the first job is sent: that job is then
         answered 2 seconds sooner, and the server takes 250 MB more from the start.
     :param log_format: ``console`` writes log lines in words, ``json`` as one object each.
@@ -70,6 +71,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(32 * 2**20, ge=1024)
     max_cached_models: int = Field(64, ge=1)
     max_cached_bytes: int = Field(512 * 2**20, ge=1)
+    min_free_bytes: int = Field(256 * 2**20, ge=0)
     preload: bool = False
     shutdown_grace_seconds: float = Field(8.0, gt=0)
     log_format: LogFormat = "console"

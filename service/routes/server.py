@@ -2,12 +2,14 @@
 
 from datetime import UTC, datetime
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from grpo_core import __version__
+from service.errors import NotReadyError
 from service.metrics import MEDIA_TYPE
 from service.routes.dependencies import Observer, Registry, Store, errors
-from service.schemas import Health, ServerInfo
+from service.schemas import Health, Liveness, ReadyState, ServerInfo
+from service.security import has_key
 
 router = APIRouter(tags=["server"])
 
@@ -34,6 +36,27 @@ async def check_health(store: Store, registry: Registry) -> Health:
         loaded_models=store.n_loaded,
         lost_slots=registry.n_lost_slots,
     )
+
+
+@router.get("/health/live", responses=errors(400))
+async def check_liveness() -> Liveness:
+    """Say that the server lives, and nothing else: where this fails, a restart is due. Needs no API key."""
+    return Liveness(status="alive")
+
+
+@router.get("/health/ready", responses=errors(400, 503))
+def check_readiness(request: Request) -> ReadyState:
+    """Say that the server can save models and run jobs: where this fails, it should get no new work.
+
+    Needs no API key; where one is set, only requests with it are told what stands in the way.
+    """
+    obstacles = request.app.state.readiness.list_obstacles()
+    if obstacles:
+        api_key = request.app.state.settings.api_key
+        headers = dict(reversed(request.scope["headers"]))  # the first of each name
+        is_trusted = api_key is None or has_key(headers, api_key.get_secret_value().encode())
+        raise NotReadyError(f"{'; '.join(obstacles)}." if is_trusted else "the server is not ready.")
+    return ReadyState(status="ready")
 
 
 @router.get(

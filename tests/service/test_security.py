@@ -287,7 +287,8 @@ class TestTheKey:
 
     @with_key
     def test_health_alone_needs_none(self, client: TestClient) -> None:
-        assert client.get("/health").status_code == 200
+        for path in ("/health", "/health/live", "/health/ready"):
+            assert client.get(path).status_code == 200
         for path in ("/health/", "//health", "/health/../models", "/models?/health", "/Health"):
             assert client.get(path).status_code == 401
 

@@ -1,0 +1,139 @@
+"""The server says whether it can take work, and says so again once it can."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from tests.conftest import RegisterEnv
+from tests.support import PROBLEM_FIELDS, Gate, LineEnv, train, wait_until
+
+KEY = "a key of 22 characters"
+MIB = 2**20
+
+with_key = pytest.mark.parametrize("overrides", [{"api_key": KEY}], ids=["key"])
+
+
+class Usage(NamedTuple):
+    """What ``shutil.disk_usage`` returns."""
+
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture
+def leave_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the disk have so many bytes left."""
+    return lambda n_bytes: monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 0, n_bytes))
+
+
+def get_obstacle(client: TestClient) -> str | None:
+    """Ask whether the server is ready; return what stands in the way."""
+    response = client.get("/health/ready")
+    if response.status_code == 200:
+        assert response.json() == {"status": "ready"}
+        return None
+    problem = response.json()
+    assert (response.status_code, problem["type"]) == (503, "urn:grpo:problem:not-ready")
+    assert problem.keys() == PROBLEM_FIELDS
+    assert response.headers["retry-after"] == "5"
+    return str(problem["detail"])
+
+
+def check_alive(client: TestClient) -> None:
+    assert client.get("/health/live").json() == {"status": "alive"}
+    assert client.get("/health").json()["status"] == "healthy"
+
+
+def test_a_new_server_is_alive_and_ready(client: TestClient) -> None:
+    check_alive(client)
+    assert get_obstacle(client) is None
+    assert "\ngrpo_ready 1.0\n" in client.get("/metrics").text
+
+
+def test_a_full_disk_holds_up_jobs_until_there_is_space(client: TestClient, leave_free: Callable[[int], None]) -> None:
+    leave_free(256 * MIB - 1)
+    detail = get_obstacle(client)
+    assert detail is not None
+    assert "GRPO_MIN_FREE_BYTES" in detail
+    refusal = client.post("/train", json={"total_timesteps": 64})
+    assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "60")
+    assert refusal.json()["type"] == "urn:grpo:problem:storage-low"
+    assert str(256 * MIB - 1) in refusal.json()["detail"]
+    assert client.get("/training/jobs").json() == {"jobs": []}
+    metrics = client.get("/metrics").text
+    assert "\ngrpo_ready 0.0\n" in metrics
+    assert "\ngrpo_storage_free_bytes 2.68435455e+08\n" in metrics
+    check_alive(client)
+    leave_free(256 * MIB)
+    assert get_obstacle(client) is None
+    assert client.post("/train", json={"total_timesteps": 64}).status_code == 200
+
+
+@pytest.mark.parametrize("overrides", [{"min_free_bytes": 0}], ids=str)
+def test_the_space_that_is_kept_can_be_chosen(client: TestClient, leave_free: Callable[[int], None]) -> None:
+    leave_free(0)
+    assert get_obstacle(client) is None
+
+
+def test_without_its_folder_it_is_not_ready_until_it_is_back(client: TestClient, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    shutil.rmtree(folder)
+    assert "missing" in str(get_obstacle(client))
+    assert "grpo_storage_free_bytes" not in client.get("/metrics").text
+    folder.write_text("a file of that name")
+    assert "no folder" in str(get_obstacle(client))
+    check_alive(client)
+    folder.unlink()
+    folder.mkdir()
+    assert get_obstacle(client) is None
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_obstacle(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write to any folder, so that one of which it may not takes a mount.
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert "not writable" in str(get_obstacle(client))
+    monkeypatch.undo()
+    assert get_obstacle(client) is None
+
+
+def test_a_server_that_shuts_down_gets_no_more_work(app: FastAPI, client: TestClient) -> None:
+    app.state.closing.set()
+    assert "shutting down" in str(get_obstacle(client))
+    check_alive(client)
+
+
+@pytest.mark.parametrize("overrides", [{"stall_seconds": 0.3, "max_running_jobs": 1}], ids=str)
+def test_lost_slots_are_an_obstacle_until_their_jobs_go_on(
+    client: TestClient, register_env: RegisterEnv, gate: Gate
+) -> None:
+    env_name = register_env(lambda: LineEnv(gate.pass_through))
+    train(client, env_name=env_name, group_mode="branch", total_timesteps=64)
+    wait_until(lambda: get_obstacle(client) is not None)
+    assert "stalled" in str(get_obstacle(client))
+    gate.admit()
+    wait_until(lambda: get_obstacle(client) is None)
+
+
+@with_key
+@pytest.mark.parametrize(
+    ("headers", "is_told"),
+    [
+        ({}, False),
+        ({"authorization": f"Bearer {KEY}x"}, False),
+        ({"authorization": f"Bearer {KEY}"}, True),
+        ({"x-api-key": KEY}, True),
+    ],
+    ids=str,
+)
+def test_strangers_are_not_told_what_stands_in_the_way(
+    client: TestClient, leave_free: Callable[[int], None], headers: dict[str, Any], is_told: bool
+) -> None:
+    leave_free(0)
+    client.headers.update(headers)
+    assert ("bytes are left" in str(get_obstacle(client))) is is_told
