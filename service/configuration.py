@@ -37,6 +37,9 @@ _PRESET_HORIZON = 32
 _MAX_STEPS = 16_384
 _MAX_GROUP_SIZE = 256
 _MAX_REASON_CHARS = 1000
+# Made over a job whose rules need evaluations, unless it says otherwise.
+_N_EVALUATIONS = 20
+_MAX_EVALUATIONS = 1000
 
 Settings = dict[str, Any]
 
@@ -117,6 +120,7 @@ def _plan(
     warnings = _settle_mode(settings, vec_env)
     _fit_credit(settings, given)
     _fit_groups(settings, given, defaults, env.action_space)
+    _fit_evaluations(settings)
     max_episode_steps = env.spec.max_episode_steps if env.spec else None
     if settings["group_mode"] == "episode" and settings["horizon"] is None and max_episode_steps is None:
         raise InvalidRequestError(
@@ -238,7 +242,8 @@ def _list_library_defaults() -> Settings:
     parameters = inspect.signature(GRPO).parameters.items()
     arguments = {name: parameter.default for name, parameter in parameters if name in TrainConfig.model_fields}
     others = {"lr_schedule": "constant", "normalize": False, "activation": "tanh", "log_std_init": 0.0}
-    return {**arguments, **others}
+    rules = dict.fromkeys(("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds"))
+    return {**arguments, **others, **rules}
 
 
 def _list_request_defaults() -> Settings:
@@ -300,6 +305,31 @@ def _fit_groups(settings: Settings, given: Settings, defaults: Settings, action_
         nearest = max(1, round(settings["n_steps"] / group_steps)) * group_steps
         settings["n_steps"] = nearest if nearest <= _MAX_STEPS else settings["n_steps"]
     settings["horizon"] = _fit_horizon(settings["n_steps"], group_size, horizon, aim)
+
+
+def _fit_evaluations(settings: Settings) -> None:
+    """Choose when the policy is evaluated where a rule needs that, and whether the best one is kept."""
+    total_timesteps, eval_freq = settings["total_timesteps"], settings["eval_freq"]
+    has_rule = settings["stop_reward"] is not None or settings["patience"] is not None
+    if eval_freq is None and (has_rule or settings["keep_best"]):
+        # A rollout is learnt from as a whole, so that there is nothing new to evaluate in it.
+        at_least = settings["n_steps"] * settings["n_envs"]
+        eval_freq = min(total_timesteps, max(total_timesteps // _N_EVALUATIONS, at_least))
+    settings["eval_freq"] = eval_freq
+    if settings["keep_best"] is None:
+        settings["keep_best"] = eval_freq is not None
+    if eval_freq is None:
+        return
+    if eval_freq > total_timesteps:
+        raise InvalidRequestError(
+            f"eval_freq={eval_freq} is more than total_timesteps={total_timesteps}, so that no evaluation would come "
+            f"before the end; take at most {total_timesteps}."
+        )
+    if total_timesteps > eval_freq * _MAX_EVALUATIONS:
+        raise InvalidRequestError(
+            f"eval_freq={eval_freq} evaluates the policy {total_timesteps // eval_freq} times, and a job remembers "
+            f"{_MAX_EVALUATIONS} evaluations; take at least {math.ceil(total_timesteps / _MAX_EVALUATIONS)}."
+        )
 
 
 def _fit_horizon(n_steps: int, group_size: int, horizon: int | None, aim: int) -> int:

@@ -25,7 +25,18 @@ from service.context import JOB_ID, REQUEST_ID
 from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError, printable
 from service.logs import LogStyle
 from service.tasks import Progress, Task
-from service.worker import EXIT_STATUS, FAILURE, FORK, KILL, PROGRESS, REFUSAL, REQUEST, RESULT
+from service.worker import (
+    CONCLUSION,
+    EVALUATION,
+    EXIT_STATUS,
+    FAILURE,
+    FORK,
+    KILL,
+    PROGRESS,
+    REFUSAL,
+    REQUEST,
+    RESULT,
+)
 
 _CLOSE_SECONDS = 1.0
 _THREAD_NICENESS = 10
@@ -345,6 +356,10 @@ class _ProcessRun:
             for timesteps, metrics in value:
                 self._progress.advance(timesteps)
                 self._progress.publish_metrics(metrics)
+        elif kind == EVALUATION:
+            self._progress.publish_evaluation(value)
+        elif kind == CONCLUSION:
+            self._progress.conclude(value)
         if kind == REFUSAL:
             status_code, detail = value
             self._outcome = _REFUSALS.get(status_code, InvalidRequestError)(detail)

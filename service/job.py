@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 import uuid
@@ -236,6 +237,23 @@ class Job:
             if warning is not None:
                 self.history.append("job.warning", {"warning": warning})
 
+    def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Note how the policy does; see ``Progress``."""
+        with self._lock:
+            if self._status.is_final:
+                return
+            row = EvaluationRow(**evaluation, elapsed_seconds=self._elapsed_seconds)
+            self._evaluation = row
+            if self._best_evaluation is None or row.mean_reward > self._best_evaluation.mean_reward:
+                self._best_evaluation = row
+            self.history.append_evaluation(row)
+
+    def conclude(self, ended_by: EndedBy) -> None:
+        """Note why the training ends early; see ``Progress``."""
+        with self._lock:
+            if not self._status.is_final:
+                self._ended_by = ended_by
+
     def _describe_progress(self) -> dict[str, Any]:
         elapsed_seconds = self._elapsed_seconds
         return {
@@ -262,7 +280,8 @@ class Job:
         if self._status is not JobStatus.RUNNING or self._current_timesteps == 0:
             return None
         n_left = max(0, self.config.total_timesteps - self._current_timesteps)
-        return elapsed_seconds * n_left / self._current_timesteps
+        most = math.inf if self.config.max_seconds is None else max(0.0, self.config.max_seconds - elapsed_seconds)
+        return min(most, elapsed_seconds * n_left / self._current_timesteps)
 
 
 class _Silence:

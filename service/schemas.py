@@ -296,6 +296,28 @@ class TrainRequest(_Request):
     log_std_init: float | None = Field(
         None, ge=-10, le=5, description="Logarithm of the first standard deviation of continuous actions."
     )
+    eval_freq: int | None = Field(
+        None,
+        ge=1,
+        le=10_000_000,
+        description="Simulator steps between two evaluations of the policy. Default: none are made, or about 20 over "
+        "the job where `stop_reward`, `patience` or `keep_best` needs them.",
+    )
+    n_eval_episodes: int = Field(10, ge=1, le=1000, description="Whole episodes of an evaluation.")
+    keep_best: bool | None = Field(
+        None,
+        description="Whether to save the policy that did best in an evaluation and not the last one. Default: `true` "
+        "where there are evaluations.",
+    )
+    stop_reward: float | None = Field(
+        None, ge=-1e9, le=1e9, description="Mean reward of an evaluation that is good enough to end the training."
+    )
+    patience: int | None = Field(
+        None, ge=1, le=1000, description="Evaluations in a row without a new best one that end the training."
+    )
+    max_seconds: float | None = Field(
+        None, gt=0, le=86_400, description="Longest time that training may take; what was learnt by then is saved."
+    )
 
 
 class TrainConfig(BaseModel):
@@ -345,6 +367,12 @@ class TrainConfig(BaseModel):
     net_arch: list[int]
     activation: Activation
     log_std_init: float
+    eval_freq: int | None = Field(description="None where no evaluation is made.")
+    n_eval_episodes: int
+    keep_best: bool
+    stop_reward: float | None
+    patience: int | None
+    max_seconds: float | None
 
 
 class TrainResponse(BaseModel):
@@ -355,22 +383,27 @@ class TrainResponse(BaseModel):
     config: TrainConfig
 
 
-class EvaluationRow(BaseModel):
-    """What some whole episodes say of a job's policy as it was at one time. Rewards are the environment's own."""
+class EpisodeFigures(BaseModel):
+    """What some whole episodes say of a policy. Rewards are the environment's own."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    n_episodes: int = Field(ge=1)
+    mean_reward: float = Field(description="Mean sum of rewards of an episode.")
+    std_reward: float = Field(ge=0, description="Standard deviation of the sums.")
+    mean_reward_ci95: tuple[float, float] | None = Field(description="95 % interval; null of a single episode.")
+    min_reward: float
+    max_reward: float
+    mean_length: float = Field(ge=0, description="Steps per episode.")
+    success_rate: float | None = Field(ge=0, le=1, description="Null where success is not defined.")
+    success_rate_ci95: tuple[float, float] | None
+
+
+class EvaluationRow(EpisodeFigures):
+    """What some whole episodes say of a job's policy as it was at one time."""
 
     timesteps: int = Field(description="Simulator steps that the policy had been trained for.")
     elapsed_seconds: float = Field(description="Time since the job was started.")
-    n_episodes: int
-    mean_reward: float = Field(description="Mean sum of rewards of an episode.")
-    std_reward: float
-    mean_reward_ci95: tuple[float, float] | None = Field(description="95 % interval; None of a single episode.")
-    min_reward: float
-    max_reward: float
-    mean_length: float = Field(description="Steps per episode.")
-    success_rate: float | None = Field(description="None where success is not defined.")
-    success_rate_ci95: tuple[float, float] | None
 
 
 class Verdict(BaseModel):
@@ -535,22 +568,6 @@ class SpaceDescription(BaseModel):
     )
     high: list[float | None] | None = Field(None, description="Highest values, likewise.")
     spaces: dict[str, "SpaceDescription"] | None = Field(None, description="The spaces of a Dict, by key.")
-
-
-class EpisodeFigures(BaseModel):
-    """What some whole episodes say of a policy. Rewards are the environment's own."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    n_episodes: int = Field(ge=1)
-    mean_reward: float = Field(description="Mean sum of rewards of an episode.")
-    std_reward: float = Field(ge=0, description="Standard deviation of the sums.")
-    mean_reward_ci95: tuple[float, float] | None = Field(description="95 % interval; null of a single episode.")
-    min_reward: float
-    max_reward: float
-    mean_length: float = Field(ge=0, description="Steps per episode.")
-    success_rate: float | None = Field(ge=0, le=1, description="Null where success is not defined.")
-    success_rate_ci95: tuple[float, float] | None
 
 
 class ModelCard(BaseModel):

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from service.schemas import EndedBy
+
 
 class Progress(Protocol):
     """What work under way tells whoever started it."""
@@ -15,6 +17,12 @@ class Progress(Protocol):
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
         """Say what the latest rollout and update measured, under SB3's log keys."""
+
+    def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Say how the policy did in whole episodes: the fields of ``EvaluationRow`` but the time."""
+
+    def conclude(self, ended_by: EndedBy) -> None:
+        """Say that a rule ends the work early, and which."""
 
 
 class Task(NamedTuple):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import gymnasium as gym
@@ -14,10 +15,13 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from grpo import GRPO
+from grpo_core import model_file
 from grpo_core.actor import ACTIVATIONS
 from grpo_core.network import choose_policy
 from grpo_core.rewards import RewardFunction
 from grpo_core.spaces import is_image_space
+from service.ending import Ending
+from service.examination import Examination
 from service.schemas import TrainConfig
 from service.tasks import Progress
 
@@ -71,17 +75,36 @@ def train_policy(config: TrainConfig, reward: Reward, progress: Progress) -> byt
     :param progress: Told about the training as it goes.
     :raises Exception: Whatever the environment or the reward function raises.
     """
-    env = make_vec_env(config.env_name, config.n_envs, env_kwargs=_ENV_KWARGS)
-    try:
+    with ExitStack() as opened:
+        env = make_vec_env(config.env_name, config.n_envs, env_kwargs=_ENV_KWARGS)
+        opened.callback(env.close)
         model = build_model(config, env, reward)
         # SB3's own logger would create a folder per training.
         model.set_logger(Logger(folder=None, output_formats=[_MetricsWriter(progress)]))
-        model.after_minibatch = lambda: progress.advance(model.num_timesteps)
-        model.learn(config.total_timesteps, callback=_ProgressCallback(progress))
+        ending = Ending(progress, config.max_seconds)
+        model.after_minibatch = ending.pulse
+        examination = None
+        if config.eval_freq is not None:
+            evaluation_env = make_env(config.env_name)
+            opened.callback(evaluation_env.close)
+            examination = Examination(config, evaluation_env, ending, progress)
+        callbacks = [_ProgressCallback(ending), examination]
+        model.learn(config.total_timesteps, [callback for callback in callbacks if callback is not None])
         model.logger.dump(model.num_timesteps)  # what the last update measured
-        return model.to_bytes(env_name=config.env_name, config=config.model_dump())
-    finally:
-        env.close()
+        return _choose_content(model, config, ending, examination)
+
+
+def _choose_content(model: GRPO, config: TrainConfig, ending: Ending, examination: Examination | None) -> bytes:
+    """Return the model file's content: of the best policy if it was to be kept, else of the last one."""
+    provenance: dict[str, Any] = {"env_name": config.env_name, "config": config.model_dump()}
+    if examination is None:
+        return model.to_bytes(**provenance, ended_by=ending.ended_by or "total_timesteps")
+    examination.examine_last()
+    provenance |= {"ended_by": ending.ended_by or "total_timesteps", "evaluation": examination.find_evaluation()}
+    if examination.best is None:
+        return model.to_bytes(**provenance)
+    best = model_file.from_bytes(examination.best[1], with_optimizer=True)
+    return model_file.to_bytes({**best.meta, **provenance}, best.weights, best.optimizer, best.normalization)
 
 
 def make_env(env_name: str) -> gym.Env[Any, Any]:
@@ -128,18 +151,18 @@ def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
 
 
 class _ProgressCallback(BaseCallback):
-    """Counts steps, and hands out the stop once ``learn`` has begun (which forgets stops from before)."""
+    """Counts steps, and lets the training be ended."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, ending: Ending) -> None:
         super().__init__()
-        self._progress = progress
+        self._ending = ending
 
     def _on_training_start(self) -> None:
         assert isinstance(self.model, GRPO)
-        self._progress.attach(self.model.stop)
+        self._ending.begin(self.model)
 
     def _on_step(self) -> bool:
-        self._progress.advance(self.num_timesteps)
+        self._ending.pulse()
         return True
 
 

@@ -7,8 +7,9 @@ import socket
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +25,7 @@ from api import create_app
 from grpo import GRPO
 from grpo_core import model_file
 from grpo_core.learner import AutogradLearner, UpdateRule
-from service.schemas import EvaluationRow
+from service.schemas import EndedBy, EvaluationRow
 from service.settings import Settings
 
 FINAL_STATUSES = {"completed", "failed", "stopped"}
@@ -109,6 +110,35 @@ def make_evaluation(timesteps: int, mean_reward: float = 1.0) -> EvaluationRow:
         success_rate=None,
         success_rate_ci95=None,
     )
+
+
+@dataclass
+class Recorder:
+    """Notes all that a training tells."""
+
+    steps: list[int] = field(default_factory=list)
+    metrics: list[Mapping[str, float]] = field(default_factory=list)
+    evaluations: list[Mapping[str, Any]] = field(default_factory=list)
+    conclusions: list[EndedBy] = field(default_factory=list)
+    stop_after: float = float("inf")
+    _stop: Callable[[], None] = lambda: None
+
+    def attach(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+
+    def advance(self, current_timesteps: int) -> None:
+        self.steps.append(current_timesteps)
+        if current_timesteps >= self.stop_after:
+            self._stop()
+
+    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
+        self.metrics.append(metrics)
+
+    def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        self.evaluations.append(evaluation)
+
+    def conclude(self, ended_by: EndedBy) -> None:
+        self.conclusions.append(ended_by)
 
 
 class Gate:

@@ -61,7 +61,17 @@ CONTRACT_CONFIG = {
     "reward_function_type": "optimized_cartpole",
 }
 # What may be null in a configuration, because it then is switched off or has no limit.
-NULLABLE_CONFIG = {"reward_functions", "horizon", "clip_range_high", "target_kl", "ref_sync_steps"}
+NULLABLE_CONFIG = {
+    "reward_functions",
+    "horizon",
+    "clip_range_high",
+    "target_kl",
+    "ref_sync_steps",
+    "eval_freq",
+    "stop_reward",
+    "patience",
+    "max_seconds",
+}
 LIVE_METRICS = {
     "rollout/ep_rew_mean",
     "rollout/ep_len_mean",
@@ -263,6 +273,8 @@ class TestStartingTraining:
             {"env_name": "FrozenLake-v1", "n_steps": 256},
             {"env_name": "MountainCar-v0", "n_steps": 512, "horizon": 64},
             {"env_name": "Acrobot-v1", "group_mode": "episode", "n_steps": 32, "horizon": 20, "normalize": True},
+            {"eval_freq": 50, "stop_reward": 1000.0, "n_eval_episodes": 2},
+            {"patience": 1, "n_eval_episodes": 2},
             {"reward_functions": {"environment": 0.3, "optimized_cartpole": 0.7, "simple_cartpole": 0.1}},
         ],
         ids=str,

@@ -1,6 +1,7 @@
 """Requests become complete configurations or clear refusals."""
 
 import random
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -83,6 +84,12 @@ class TestResolvingTheConfiguration:
             "net_arch": [64, 64],
             "activation": "tanh",
             "log_std_init": 0.0,
+            "eval_freq": None,
+            "n_eval_episodes": 10,
+            "keep_best": False,
+            "stop_reward": None,
+            "patience": None,
+            "max_seconds": None,
         }
 
     def test_two_requests_draw_different_names_and_seeds(self) -> None:
@@ -133,6 +140,12 @@ class TestResolvingTheConfiguration:
             "net_arch": [],
             "activation": "leakyrelu",
             "log_std_init": -3.0,
+            "eval_freq": 7,
+            "n_eval_episodes": 1,
+            "keep_best": True,
+            "stop_reward": -1e9,
+            "patience": 1000,
+            "max_seconds": 0.001,
         }
         assert resolve(**request).model_dump() == {**request, "reward_function_type": None}
 
@@ -536,3 +549,46 @@ def test_a_model_that_inference_cannot_ask_is_warned_of(register_env: RegisterEn
     space = spaces.Box(-1.0, 1.0, (70_000,))
     (warning,) = plan(env_name=register_env(lambda: SpaceEnv(space, spaces.Discrete(2)))).warnings
     assert "observations have 70000 numbers, and POST /inference takes 65536 at most" in warning
+
+
+class TestEvaluations:
+    def test_by_default_there_are_none(self) -> None:
+        config = resolve()
+        assert (config.eval_freq, config.n_eval_episodes, config.keep_best) == (None, 10, False)
+        assert (config.stop_reward, config.patience, config.max_seconds) == (None, None, None)
+        assert resolve(max_seconds=60.0, keep_best=False).eval_freq is None
+
+    @pytest.mark.parametrize("rule", [{"stop_reward": 0.0}, {"patience": 3}, {"keep_best": True}], ids=str)
+    @pytest.mark.parametrize(
+        ("sizes", "eval_freq"),
+        [
+            ({"total_timesteps": 10_000}, 500),
+            ({"total_timesteps": 10_000, "n_steps": 256, "n_envs": 4}, 1024),  # a rollout
+            ({"total_timesteps": 100, "n_steps": 256}, 100),  # once, at the end
+            ({"env_name": "Pendulum-v1", "total_timesteps": 100_000}, 5000),
+        ],
+        ids=str,
+    )
+    def test_where_a_rule_needs_them_there_are_about_twenty(
+        self, rule: dict[str, Any], sizes: dict[str, Any], eval_freq: int
+    ) -> None:
+        config = resolve(**sizes, **rule)
+        assert config.eval_freq == eval_freq
+        assert config.keep_best
+
+    def test_what_the_request_says_of_them_is_kept(self) -> None:
+        rules = {"eval_freq": 700, "n_eval_episodes": 3, "keep_best": False, "stop_reward": 475.0, "patience": 5}
+        config = resolve(**rules, max_seconds=0.5).model_dump()
+        assert {name: config[name] for name in rules} == rules
+        assert config["max_seconds"] == 0.5
+        assert resolve(eval_freq=700).keep_best
+
+    @pytest.mark.parametrize(
+        ("request_", "said"),
+        [
+            ({"eval_freq": 101}, "eval_freq=101 is more than total_timesteps=100,.*at most 100"),
+            ({"eval_freq": 99, "total_timesteps": 100_000}, "eval_freq=99 .* 1010 times,.* 1000 .*at least 100"),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused_with_what_would(self, request_: dict[str, Any], said: str) -> None:
+        assert re.search(said, refuse(**{"total_timesteps": 100} | request_))

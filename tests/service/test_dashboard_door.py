@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketDenialResponse
 
 from service.executors import ProcessExecutor
+from service.schemas import EndedBy
 from service.sessions import COOKIE_NAME, Sessions
 from service.settings import Settings
 from service.tasks import Progress, Task
@@ -45,6 +46,12 @@ class Deaf:
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
         """Forget them."""
+
+    def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Forget it."""
+
+    def conclude(self, ended_by: EndedBy) -> None:
+        """Forget it."""
 
 
 def connect(client: TestClient, **headers: str) -> str:

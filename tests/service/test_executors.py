@@ -26,8 +26,8 @@ from service.executors import Executor, ProcessExecutor, ThreadExecutor
 from service.job import Job
 from service.jobs import JobRegistry
 from service.model_store import ModelStore
-from service.schemas import JobStatus, TrainRequest
-from tests.support import LineEnv, wait_until
+from service.schemas import EvaluationRow, JobStatus, TrainRequest
+from tests.support import FloatArray, LineEnv, wait_until
 
 ROOT = Path(__file__).parents[2]
 EXECUTORS = ["thread", "process"]
@@ -64,6 +64,18 @@ def make_tiring_line(render_mode: str | None = None) -> LineEnv:
     """Build a line that hangs at its hundredth step."""
     steps = iter(range(99))
     return LineEnv(on_step=lambda: hang() if next(steps, None) is None else None)
+
+
+class EndlessLine(LineEnv):
+    """The same walk, which is never over."""
+
+    def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        observation, reward, _, _, _ = super().step(action)
+        return observation, reward, False, False, {}
+
+
+def make_endless_line(render_mode: str | None = None) -> EndlessLine:
+    return EndlessLine()
 
 
 @pytest.fixture
@@ -226,6 +238,35 @@ class TestBothAlike:
         job = run(registry, env_name=register_line(on_step=fault))
         assert (job.status, job.describe().error_message) == (JobStatus.FAILED, message)
         assert run(registry).status is JobStatus.COMPLETED
+
+    @pytest.mark.parametrize("executor", EXECUTORS)
+    def test_evaluations_are_heard_of_and_the_rule_that_ends_the_job(
+        self, open_registry: Callable[..., JobRegistry], store: ModelStore, executor: str
+    ) -> None:
+        request = {"total_timesteps": 50_000, "eval_freq": 100, "stop_reward": 5.0, "n_eval_episodes": 3}
+        job = run(open_registry(executor), **request, model_name="m")
+        status = job.describe()
+        assert (status.status, status.ended_by, status.progress) == (JobStatus.COMPLETED, "stop_reward", 1.0)
+        assert status.current_timesteps < 50_000
+        assert status.evaluation == status.best_evaluation == job.history.list_evaluations()[-1]
+        kept = store.get("m").meta["evaluation"]
+        assert EvaluationRow(**kept, elapsed_seconds=status.evaluation.elapsed_seconds) == status.evaluation
+
+    @pytest.mark.parametrize("executor", EXECUTORS)
+    def test_a_long_evaluation_is_no_stall_and_a_stop_ends_it(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, executor: str
+    ) -> None:
+        registry = open_registry(executor, stall_seconds=3.0)
+        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # by then a template has imported everything
+        # A thousand episodes of a thousand steps.
+        env_name = register_line(entry_point=make_endless_line)
+        job = submit(registry, env_name=env_name, eval_freq=32, n_eval_episodes=1000, total_timesteps=10_000)
+        wait_until(lambda: job.describe().elapsed_seconds > 4.0)
+        assert job.status is JobStatus.RUNNING
+        assert job.describe().current_timesteps <= 64
+        job.stop()
+        assert job.finished.wait(60)
+        assert (job.status, job.describe().error_message) == (JobStatus.STOPPED, None)
 
     @pytest.mark.parametrize("executor", EXECUTORS)
     def test_a_long_update_is_no_stall(self, open_registry: Callable[..., JobRegistry], executor: str) -> None:

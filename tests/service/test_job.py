@@ -16,7 +16,7 @@ from service.errors import ConflictError
 from service.job import Job
 from service.schemas import JobStatus, TrainRequest
 from service.training import train_policy
-from tests.support import wait_until
+from tests.support import make_evaluation, wait_until
 
 FINAL = [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.STOPPED]
 SILENT, LOUD = {"rollout/zero_std_group_fraction": 1.0}, {"rollout/zero_std_group_fraction": 0.5}
@@ -169,6 +169,43 @@ class TestOneJob:
         job.start()
         job.finish(final)
         assert job.describe().ended_by == ended_by
+
+    def test_a_limit_in_time_may_end_it_sooner_than_its_steps(self) -> None:
+        job = Job(plan(total_timesteps=1_000_000, max_seconds=60.0))
+        job.start()
+        wait_until(lambda: job.describe().elapsed_seconds >= 0.05)
+        job.advance(1)
+        status = job.describe()
+        assert status.eta_seconds == 60.0 - status.elapsed_seconds
+
+    @pytest.mark.parametrize(
+        ("final", "ended_by"),
+        [(JobStatus.COMPLETED, "patience"), (JobStatus.STOPPED, "stop"), (JobStatus.FAILED, None)],
+    )
+    def test_a_rule_that_ends_it_is_named_if_it_completes(
+        self, job: Job, final: JobStatus, ended_by: str | None
+    ) -> None:
+        job.start()
+        job.conclude("patience")
+        assert job.describe().ended_by is None  # it has not yet
+        job.finish(final)
+        job.conclude("max_seconds")
+        assert job.describe().ended_by == ended_by
+
+    def test_the_latest_evaluation_and_the_first_of_the_best_are_shown(self, job: Job) -> None:
+        job.start()
+        for timesteps, mean_reward in ((10, 1.0), (20, 3.0), (30, 3.0), (40, 2.0)):
+            row = make_evaluation(timesteps, mean_reward).model_dump(exclude={"elapsed_seconds"})
+            job.publish_evaluation(row)
+        status = job.describe()
+        assert status.evaluation is not None
+        assert status.best_evaluation is not None
+        assert (status.evaluation.timesteps, status.best_evaluation.timesteps) == (40, 20)
+        assert 0.0 < status.evaluation.elapsed_seconds <= status.elapsed_seconds
+        assert [row.timesteps for row in job.history.list_evaluations()] == [10, 20, 30, 40]
+        job.finish(JobStatus.COMPLETED)
+        job.publish_evaluation(row)
+        assert len(job.history.list_evaluations()) == 4
 
     def test_waiting_for_it_ends_when_it_does(self, job: Job) -> None:
         assert not asyncio.run(job.wait_finished(0.05))

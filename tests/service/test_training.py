@@ -3,8 +3,6 @@
 import random
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +18,7 @@ from service.configuration import resolve_request
 from service.schemas import Activation, TrainConfig, TrainRequest
 from service.training import train_policy
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, SpaceEnv
+from tests.support import LineEnv, Recorder, SpaceEnv
 
 REQUIRED_METRICS = {
     "rollout/ep_rew_mean",
@@ -30,27 +28,6 @@ REQUIRED_METRICS = {
     "train/entropy_loss",
     "train/clip_fraction",
 }
-
-
-@dataclass
-class Recorder:
-    """Notes all that a training tells."""
-
-    steps: list[int] = field(default_factory=list)
-    metrics: list[Mapping[str, float]] = field(default_factory=list)
-    stop_after: float = float("inf")
-    _stop: Callable[[], None] = lambda: None
-
-    def attach(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
-
-    def advance(self, current_timesteps: int) -> None:
-        self.steps.append(current_timesteps)
-        if current_timesteps >= self.stop_after:
-            self._stop()
-
-    def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        self.metrics.append(metrics)
 
 
 def resolve(**request: Any) -> TrainConfig:
@@ -253,7 +230,8 @@ def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
     assert (normalization["norm_obs"], normalization["norm_reward"], normalization["gamma"]) == (True, False, 0.7)
     # What the two lists leave out are names, or cannot be chosen here.
     left_out = {"env_name", "preset", "reward_function_type", "reward_functions", "model_name", "device"}
-    assert TrainConfig.model_fields.keys() == settings.keys() | others.keys() | left_out
+    rules = {"eval_freq", "n_eval_episodes", "keep_best", "stop_reward", "patience", "max_seconds"}
+    assert TrainConfig.model_fields.keys() == settings.keys() | others.keys() | left_out | rules
 
 
 def test_a_constant_learning_rate_does_not_fall() -> None:

@@ -65,3 +65,41 @@ def test_the_job_submitted_last_is_found_without_its_id(client: TestClient) -> N
     conflict = client.post("/training/latest/stop")
     assert conflict.status_code == 409
     assert last["job_id"] in conflict.json()["detail"]
+
+
+class TestEvaluating:
+    def test_evaluations_are_seen_everywhere(self, client: TestClient) -> None:
+        request = {"total_timesteps": 640, "seed": 0, "eval_freq": 200, "n_eval_episodes": 3, "model_name": "m"}
+        status = train_to_end(client, **request)
+        assert (status["status"], status["ended_by"]) == ("completed", "total_timesteps")
+        evaluations = client.get("/training/latest/metrics").json()["evaluations"]
+        assert len(evaluations) == 4
+        assert status["evaluation"] == evaluations[-1]
+        assert status["best_evaluation"] == max(evaluations, key=lambda row: float(row["mean_reward"]))
+        events = client.get("/training/latest/events").text
+        assert events.count("event: job.evaluation\n") == 4
+        card = client.get("/models/m").json()
+        figures = {name: status["best_evaluation"][name] for name in card["evaluation"]}
+        assert card["evaluation"] == figures
+        assert card["num_timesteps"] == status["best_evaluation"]["timesteps"]
+
+    def test_a_job_that_is_good_enough_completes_early(self, client: TestClient) -> None:
+        status = train_to_end(client, total_timesteps=100_000, stop_reward=5.0, eval_freq=200, seed=0)
+        assert (status["status"], status["ended_by"], status["progress"]) == ("completed", "stop_reward", 1.0)
+        assert status["current_timesteps"] < 300
+        assert status["model_name"] is not None
+
+    def test_rules_that_cannot_be_are_refused(self, client: TestClient) -> None:
+        for rule in (
+            {"eval_freq": 0},
+            {"n_eval_episodes": 1001},
+            {"patience": 0},
+            {"max_seconds": 0.0},
+            {"max_seconds": 86_401.0},
+            {"stop_reward": float("1e10")},
+            {"keep_best": "yes"},
+        ):
+            assert client.post("/train", json=rule).status_code == 422, rule
+        refused = client.post("/train", json={"total_timesteps": 100, "eval_freq": 200})
+        assert refused.status_code == 400
+        assert "take at most 100" in refused.json()["detail"]
