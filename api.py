@@ -17,6 +17,7 @@ from service.dashboard_door import PREFIX, DashboardDoor
 from service.errands import Errands
 from service.errors import install_error_handlers
 from service.executors import make_executor
+from service.extensions import import_extensions
 from service.jobs import JobRegistry
 from service.memory import get_available_bytes, get_total_bytes
 from service.metrics import Metrics
@@ -77,8 +78,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     :param settings: None reads them from the process environment.
     :raises OSError: If the models folder cannot be created or written to.
+    :raises ExtensionError: If a module of ``env_modules`` cannot be imported.
     """
     settings = settings or Settings()
+    import_extensions(settings.env_modules)
     app = FastAPIOffline(
         title="GRPO API",
         version=__version__,

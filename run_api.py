@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from api import create_app
+from service.extensions import ExtensionError
 from service.folder_lock import lock_folder
 from service.logs import configure_logs
 from service.settings import Settings, UnsafeSettingsError
@@ -48,7 +49,7 @@ def main() -> int:
         except ValidationError as error:
             problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
             return _refuse("; ".join(problems))
-        except (UnsafeSettingsError, OSError) as error:
+        except (UnsafeSettingsError, ExtensionError, OSError) as error:
             return _refuse(str(error))
         return _serve(app, settings)
 
@@ -86,6 +87,13 @@ def _parse_flags() -> dict[str, Any]:
     parser.add_argument("--host", help="address to listen on (GRPO_HOST, default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="TCP port (GRPO_PORT, default 8000)")
     parser.add_argument("--models-dir", type=Path, help="folder of the model files (GRPO_MODELS_DIR, default models)")
+    parser.add_argument(
+        "--env-module",
+        action="append",
+        dest="env_modules",
+        metavar="MODULE",
+        help="module of your own that registers environments or reward functions; may be repeated (GRPO_ENV_MODULES)",
+    )
     return {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
 
 

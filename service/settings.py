@@ -1,6 +1,7 @@
 """The service's settings, and the only reader of the process environment."""
 
 import ipaddress
+import keyword
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,6 +30,8 @@ class Settings(BaseSettings):
     :param allowed_hosts: Host names accepted in the ``Host`` header; ``*`` takes any.
     :param cors_origins: Web origins, like ``https://example.org``, that may call from a browser. Pages served from
         localhost always may.
+    :param env_modules: Modules of your own that are imported at the start and register environments or reward
+        functions; the current folder is looked through as well.
     :param executor: What jobs train in: a ``thread`` of the server, a ``process`` of its own for each, or ``auto``: a
         process where there are any (Linux), but a thread for what a process cannot import.
     :param stall_seconds: A running job that takes no simulator step and no update for this long has failed.
@@ -60,6 +63,7 @@ class Settings(BaseSettings):
     allow_insecure: bool = False
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    env_modules: Annotated[tuple[str, ...], NoDecode] = ()
     executor: Literal["auto", "thread", "process"] = "auto"
     stall_seconds: float = Field(60.0, gt=0)
     stage_seconds: float = Field(60.0, gt=0)
@@ -78,7 +82,7 @@ class Settings(BaseSettings):
     log_level: LogLevel = "info"
     access_log: bool = False
 
-    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", "env_modules", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -92,6 +96,14 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, word: object) -> object:
         return word.lower() if isinstance(word, str) else word
+
+    @field_validator("env_modules")
+    @classmethod
+    def _dotted_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")):
+                raise ValueError(f"'{name}' is not the name of a module; write it as in an import, without '.py'")
+        return names
 
     @field_validator("executor")
     @classmethod

@@ -6,6 +6,7 @@ forking the server is not.
 """
 
 import gc
+import importlib
 import json
 import logging
 import os
@@ -21,10 +22,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from service.context import JOB_ID, REQUEST_ID
 from service.logs import LogFormat, LogLevel, LogStyle, configure_logs
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
 
 logger = logging.getLogger("grpo.service")
 
@@ -140,7 +144,6 @@ def _work(connection: "Connection") -> NoReturn:
 
 
 def _run_task(connection: "Connection") -> None:
-    import gymnasium as gym
     import numpy as np
     import torch
 
@@ -159,7 +162,7 @@ def _run_task(connection: "Connection") -> None:
         spec, task, request_id, job_id = pickle.loads(packed)
         REQUEST_ID.set(request_id)
         JOB_ID.set(job_id)
-        gym.registry[task.env_name] = spec
+        _register(task.env_name, spec)
         content = task.run(reporter)
     except ServiceError as error:
         reporter.send(REFUSAL, [error.status_code, error.detail])
@@ -169,6 +172,18 @@ def _run_task(connection: "Connection") -> None:
     else:
         reporter.send(RESULT, None)
         connection.send_bytes(content)
+
+
+def _register(env_name: str, spec: "EnvSpec") -> None:
+    """Register an environment as the server has it."""
+    import gymnasium as gym
+
+    if isinstance(spec.entry_point, str):
+        # Its module may register it when it is imported, and would warn of an environment that is there already. One
+        # that cannot be imported fails when the environment is made, with a better word for it.
+        with suppress(Exception):
+            importlib.import_module(spec.entry_point.partition(":")[0])
+    gym.registry[env_name] = spec
 
 
 class Reporter:

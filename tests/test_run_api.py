@@ -28,15 +28,16 @@ StartServer = Callable[..., subprocess.Popen[str]]
 
 
 def run_script(*arguments: str, **variables: str) -> subprocess.Popen[str]:
-    return run_program("run_api.py", *arguments, **variables)
+    return run_program("run_api.py", *arguments, cwd=ROOT, **variables)
 
 
-def run_program(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+def run_program(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPO_")}
     return subprocess.Popen(
         [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**environment, **variables},
+        cwd=cwd,
+        # A line per request would fill the pipe, which nobody reads meanwhile, and then the server would wait.
+        env={**environment, "GRPO_LOG_LEVEL": "warning", **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -54,8 +55,8 @@ def start_program() -> Iterator[StartServer]:
     """Start Python with arguments, and end it when the test is over."""
     processes = []
 
-    def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
-        processes.append(run_program(*arguments, **variables))
+    def start(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
+        processes.append(run_program(*arguments, cwd=cwd, **variables))
         return processes[-1]
 
     yield start
@@ -270,6 +271,84 @@ def test_settings_come_from_the_environment_and_flags_go_before_them(
     assert not (tmp_path / "unused").exists()
 
 
+_MY_ENVS = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+from api import REWARD_FUNCTIONS
+
+
+class Mine(CartPoleEnv):
+    pass
+
+
+def my_reward(state, action, next_state):
+    \"\"\"Pay one per step.\"\"\"
+    return next_state[:, :1] * 0 + 1
+
+
+gymnasium.register("Mine-v0", entry_point=Mine, max_episode_steps=20)
+gymnasium.register("Named-v0", entry_point="my_envs:Mine", max_episode_steps=20)
+REWARD_FUNCTIONS["my_reward"] = my_reward
+"""
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_environments_and_rewards_of_a_module_in_the_current_folder_are_trained_played_and_listed(
+    start_program: StartServer, port: int, tmp_path: Path, executor: str
+) -> None:
+    (tmp_path / "my_envs.py").write_text(_MY_ENVS)
+    # Started from elsewhere, where the script's own folder is not the current one.
+    server = start_program(
+        *(str(ROOT / "run_api.py"), "--port", str(port), "--env-module", "my_envs", "--env-module", "json"),
+        cwd=tmp_path,
+        GRPO_EXECUTOR=executor,
+    )
+    wait_until(lambda: answers(port))
+    for env_name in ("Mine-v0", "Named-v0"):
+        request = {"env_name": env_name, "reward_function_type": "my_reward", "model_name": env_name}
+        started = call(port, "/train", {**request, "total_timesteps": 64})
+        status_path = f"/training/{started['job_id']}/status"
+        wait_until(lambda path=status_path: call(port, path)["status"] not in ("queued", "running"))  # type: ignore[misc]
+        status = call(port, status_path)
+        assert (status["status"], status["warnings"]) == ("completed", []), status["error_message"]
+        assert call(port, f"/models/{env_name}/evaluate", {"n_episodes": 2})["evaluation"]["mean_length"] <= 20
+        described = call(port, f"/environments/{env_name}")
+        assert (described["max_episode_steps"], described["restorable"]) == (20, True)
+        assert "my_reward" in described["reward_functions"]
+    listed = {row["name"]: row["description"] for row in call(port, "/reward-functions")["reward_functions"]}
+    assert listed["my_reward"] == "Pay one per step."
+    status_code, errors = end(server, signal.SIGTERM)
+    assert status_code == 0, errors
+    assert "Overriding" not in errors
+    assert "Traceback" not in errors
+
+
+def test_a_module_of_the_current_folder_takes_no_place_of_the_servers_own(
+    start_program: StartServer, port: int, tmp_path: Path
+) -> None:
+    (tmp_path / "my_envs.py").write_text("import service.schemas, yaml\n")
+    for name in ("yaml", "service"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported from the current folder')\n")
+    start_program(str(ROOT / "run_api.py"), "--port", str(port), cwd=tmp_path, GRPO_ENV_MODULES="my_envs")
+    wait_until(lambda: answers(port))
+
+
+@pytest.mark.parametrize("failure", ["raise ValueError('no licence')", "import sys; sys.exit(1)", "def"])
+def test_a_module_that_fails_is_refused_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: str
+) -> None:
+    (tmp_path / "failing_envs.py").write_text(failure)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["run_api.py", "--env-module", "failing_envs"])
+    assert run_api.main() == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("grpo: the module 'failing_envs'")
+    assert errors.count("\n") == 1
+    assert str(tmp_path) not in errors
+
+
 @pytest.mark.parametrize("variables", [{"GRPO_API_KEY": KEY}, {"GRPO_ALLOW_INSECURE": "1"}], ids=str)
 def test_with_a_key_or_an_explicit_wish_others_are_served(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str]
@@ -311,6 +390,10 @@ def test_a_refusal_is_the_exit_status_of_the_process(tmp_path: Path) -> None:
         (["--models-dir", "/proc/models"], {}, ["/proc/models"]),
         ([], {"GRPO_API_KEY": "short-secret"}, ["api_key", "16 characters"]),
         ([], {"GRPO_PORT": "eighty"}, ["port"]),
+        (["--env-module", "not_there"], {}, ["not_there", "ModuleNotFoundError", "PYTHONPATH"]),
+        (["--env-module", "os/path"], {}, ["os/path", "name of a module"]),
+        ([], {"GRPO_ENV_MODULES": "json,my_envs.py:Env"}, ["my_envs.py:Env", "name of a module"]),
+        (["--env-module", "json", "--env-module", "class"], {}, ["class", "name of a module"]),
         (["--port", "70000"], {}, ["port", "65535"]),
     ],
     ids=lambda value: str(value)[:40],
