@@ -44,24 +44,27 @@ def get_hyperparameters(path: Path) -> dict[str, object]:
     return hyperparameters
 
 
-def test_a_newcomer_trains_judges_films_and_describes_a_policy(tmp_path: Path) -> None:
+def test_a_newcomer_trains_judges_films_and_describes_a_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained = run("train", "--env", "CartPole-v1", "--seed", "3", "--output", "cartpole", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "for 20,000 steps with the preset of CartPole-v1, seed 3" in trained.stdout
     assert "saved cartpole.zip" in trained.stdout
 
-    judged = run("evaluate", "--model", "cartpole", "--episodes", "5", cwd=tmp_path)
-    assert judged.returncode == 0, judged.stderr
-    policy, at_random = map(float, re.findall(r"mean reward +(\S+) +(\S+)", judged.stdout)[0])
+    model, film = str(tmp_path / "cartpole"), tmp_path / "new" / "e.gif"
+    assert main(["evaluate", "--model", model, "--episodes", "5"]) == 0
+    policy, at_random = map(float, re.findall(r"mean reward +(\S+) +(\S+)", capsys.readouterr().out)[0])
     assert policy > 400 > 100 > at_random
 
-    filmed = run("enjoy", "--model", "cartpole.zip", "--output", "e.gif", "--max-steps", "8", cwd=tmp_path)
-    assert "8 steps, reward 8.00" in filmed.stdout, filmed.stderr
-    assert (tmp_path / "e.gif").read_bytes().startswith(b"GIF89a")
+    assert main(["enjoy", "--model", f"{model}.zip", "--output", str(film), "--max-steps", "8"]) == 0
+    assert "8 steps, reward 8.00" in capsys.readouterr().out
+    assert film.read_bytes().startswith(b"GIF89a")
 
-    described = run("info", "--model", "cartpole.zip", cwd=tmp_path)
-    assert '"CartPole-v1"' in described.stdout
-    assert re.search(r"group_size +2$", described.stdout, flags=re.MULTILINE)
+    assert main(["info", "--model", model]) == 0
+    described = capsys.readouterr().out
+    assert '"CartPole-v1"' in described
+    assert re.search(r"group_size +2$", described, flags=re.MULTILINE)
 
 
 def test_a_model_from_the_command_line_is_that_of_the_library(tmp_path: Path) -> None:
@@ -185,15 +188,16 @@ def test_environments_of_a_module_in_the_current_folder_are_found(tmp_path: Path
     options = ["--env-module", "my_envs", "-n", "64", "--eval-episodes", "2"]
     trained = run("train", "--env", "MyLine-v0", *options, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
+    assert "2 episodes of MyLine-v0" in trained.stdout
+    assert "no time limit: episodes are cut after 10,000 steps" in trained.stdout
     assert read_meta(tmp_path / "MyLine-v0.zip")["env_name"] == "MyLine-v0"
-    judged = run("evaluate", "--model", "MyLine-v0.zip", "--env-module", "my_envs", "-n", "2", cwd=tmp_path)
-    assert "2 episodes of MyLine-v0" in judged.stdout, judged.stderr
-    assert "no time limit: episodes are cut after 10,000 steps" in judged.stdout
 
 
-def test_a_bar_is_shown_when_asked_for_and_not_in_a_pipe(tmp_path: Path) -> None:
-    options = ["train", "--env", "CartPole-v1", "-n", "1", "--eval-episodes", "0"]
-    assert "100%" not in run(*options, cwd=tmp_path).stdout
+def test_a_bar_is_shown_when_asked_for_and_not_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["train", "--env", "CartPole-v1", "-n", "1", "--eval-episodes", "0", "-f", str(tmp_path)]
+    assert main(options) == 0
+    assert "100%" not in capsys.readouterr().out
+    # Not in this process, where warnings that tqdm gives of its bar are errors.
     assert "100%" in run(*options, "--progress", cwd=tmp_path).stdout
 
 

@@ -158,6 +158,17 @@ def test_models_are_listed_described_and_deleted(ask: Any, model: str) -> None:
     assert complaint.startswith("grpo-client: there is no model")
 
 
+def test_a_model_file_is_taken_away_and_brought_back(ask: Any, model: str, tmp_path: Path) -> None:
+    file = tmp_path / "again.zip"
+    assert ask("download", model, str(file)) == (0, f"saved {file}\n", "")
+    assert ask("upload", str(file))[1].startswith(f"uploaded again: {file.stat().st_size} bytes, sha256 ")
+    exit_status, _, complaint = ask("upload", str(file))
+    assert exit_status == 1
+    assert "(HTTP 409)" in complaint
+    assert ask("upload", str(file), "--overwrite")[0] == 0
+    assert json.loads(ask("upload", str(file), "--name", "third", "--json")[1])["name"] == "third"
+
+
 def test_what_can_be_trained_is_listed(ask: Any) -> None:
     assert "CartPole-v1" in ask("environments", "cartpole")[1]
     assert "restorable               true" in ask("environment", "CartPole-v1")[1]

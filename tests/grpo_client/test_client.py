@@ -1,5 +1,6 @@
 """Every method of both clients, against a real server."""
 
+import hashlib
 import inspect
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from grpo_client import (
     AsyncJob,
     Client,
     Conflict,
+    GRPOError,
     InvalidRequest,
     ItemError,
     Job,
@@ -28,6 +30,7 @@ from grpo_client import (
 )
 from tests.conftest import RegisterEnv
 from tests.grpo_client.blocking import open_client
+from tests.grpo_client.scripted_server import Answer, serve_script
 from tests.support import Gate, LineEnv, make_model, serve
 
 SHORT = {"env_name": "CartPole-v1", "total_timesteps": 64, "seed": 0}
@@ -213,6 +216,42 @@ def test_an_episode_is_filmed(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
     assert video.n_bytes == video.path.stat().st_size
     with pytest.raises(ValueError, match=r"end its name in \.gif or \.mp4"):
         grpo.video("m", tmp_path / "film.avi")
+
+
+def test_a_model_file_is_taken_away_and_brought_back(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
+    content = save_model(app)
+    path = grpo.download("m", tmp_path / "new" / "mine.zip")
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+    card = grpo.upload("again", path)
+    assert (card.name, card.n_bytes, card.env_name) == ("again", len(content), "CartPole-v1")
+    assert card.sha256 == grpo.model("m").sha256
+    with pytest.raises(Conflict):
+        grpo.upload("again", path)
+    assert grpo.upload("again", path, overwrite=True).name == "again"
+    (tmp_path / "bad.zip").write_bytes(b"no model")
+    with pytest.raises(InvalidRequest):
+        grpo.upload("bad", tmp_path / "bad.zip")
+
+
+def test_a_model_file_goes_to_its_name_unless_told_otherwise(
+    grpo: Any, app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = save_model(app)
+    monkeypatch.chdir(tmp_path)
+    assert grpo.download("m") == Path("m.zip")
+    assert (tmp_path / "m.zip").read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_file_that_came_damaged_is_not_saved(kind: str, tmp_path: Path) -> None:
+    etag = ("ETag", f'"{hashlib.sha256(b"whole").hexdigest()}"')
+    with serve_script(Answer(200, "whole", (etag,)), Answer(200, "whol3", (etag,))) as server:
+        with open_client(kind, server.url) as client:
+            assert client.download("m", tmp_path / "m.zip").read_bytes() == b"whole"
+            with pytest.raises(GRPOError, match="came damaged"):
+                client.download("m", tmp_path / "m.zip")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
 def test_environments_and_rewards_are_listed(grpo: Any) -> None:
