@@ -62,7 +62,8 @@ def serve(app: FastAPI) -> Iterator[int]:
         wait_until(lambda: server.started)
         yield listener.getsockname()[1]
     finally:
-        app.state.closing.set()  # as a signal would, of which a thread hears nothing
+        if closing := getattr(app.state, "closing", None):  # some tests serve applications of their own
+            closing.set()  # as a signal would, of which a thread hears nothing
         server.should_exit = True
         thread.join()
         listener.close()

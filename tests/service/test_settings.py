@@ -25,6 +25,8 @@ CASES: list[tuple[str, str, object]] = [
     ("max_kept_jobs", "5", 5),
     ("max_body_bytes", "2048", 2048),
     ("max_batch_bytes", "4096", 4096),
+    ("max_upload_bytes", "8192", 8192),
+    ("env_modules", "my_envs, more.envs", ("my_envs", "more.envs")),
     ("max_cached_models", "7", 7),
     ("max_cached_bytes", "1000000", 1_000_000),
     ("min_free_bytes", "0", 0),
