@@ -239,7 +239,8 @@ def test_a_second_server_on_the_same_folder_is_refused(start_server: StartServer
 def test_the_log_is_json_from_the_first_line_to_the_last_if_it_is_asked_for(
     start_server: StartServer, port: int, tmp_path: Path
 ) -> None:
-    server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"), GRPO_LOG_FORMAT="json")
+    variables = {"GRPO_LOG_FORMAT": "json", "GRPO_LOG_LEVEL": "info"}
+    server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"), **variables)
     wait_until(lambda: answers(port))
     call(port, "/models")
     with socket.create_connection(("127.0.0.1", port)) as connection:
