@@ -17,6 +17,7 @@ from grpo_client import (
     AsyncJob,
     Client,
     Conflict,
+    Evaluation,
     GRPOError,
     InvalidRequest,
     ItemError,
@@ -110,6 +111,18 @@ def test_what_a_job_measured_is_told(grpo: Any, tmp_path: Path) -> None:
     header, *rows = grpo.metrics_csv(job.job_id).splitlines()
     assert header.startswith("timesteps,elapsed_seconds,")
     assert len(rows) == len(history.rows)
+
+
+def test_evaluations_of_a_job_are_told(grpo: Any) -> None:
+    heard: list[JobEvent] = []
+    job = grpo.train(**{**SHORT, "total_timesteps": 256}, eval_freq=64, n_eval_episodes=2)
+    status = job.wait(on_event=heard.append)
+    told = [Evaluation.parse(event.payload) for event in heard if event.name == "job.evaluation"]
+    assert len(told) >= 2
+    assert told == list(job.metrics().evaluations)
+    assert told[-1] == status.evaluation
+    assert status.best_evaluation.mean_reward == max(evaluation.mean_reward for evaluation in told)
+    assert {evaluation.n_episodes for evaluation in told} == {2}
 
 
 def test_jobs_are_listed_in_pages(grpo: Any) -> None:
