@@ -47,7 +47,8 @@ def main() -> int:
             configure_logs(settings.log_style)
             app = create_app(settings)
         except ValidationError as error:
-            problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            # A violation that concerns two settings has no place of its own.
+            problems = (": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors(include_input=False))
             return _refuse("; ".join(problems))
         except (UnsafeSettingsError, ExtensionError, OSError) as error:
             return _refuse(str(error))

@@ -4,9 +4,9 @@ import ipaddress
 import keyword
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat, LogLevel, LogStyle
@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     :param port: TCP port.
     :param models_dir: Folder of the model files, created if absent.
     :param api_key: Key that clients send as ``Authorization: Bearer`` or ``X-API-Key``; at least 16 characters.
+    :param api_key_file: File that holds ``api_key``, as secrets are handed to containers and services.
     :param allow_insecure: Serve a non-loopback address without a key.
     :param allowed_hosts: Host names accepted in the ``Host`` header; ``*`` takes any.
     :param cors_origins: Web origins, like ``https://example.org``, that may call from a browser. Pages served from
@@ -60,6 +61,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     models_dir: Path = Path("models")
     api_key: SecretStr | None = None
+    api_key_file: Path | None = None
     allow_insecure: bool = False
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
@@ -81,6 +83,22 @@ class Settings(BaseSettings):
     log_format: LogFormat = "console"
     log_level: LogLevel = "info"
     access_log: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_key(cls, values: dict[str, Any]) -> dict[str, Any]:
+        file = values.get("api_key_file")
+        if file is None:
+            return values
+        if values.get("api_key") is not None:
+            raise ValueError("api_key and api_key_file exclude each other; set one of them")
+        try:
+            return {**values, "api_key": Path(file).read_text(encoding="utf-8")}
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ValueError(
+                f"api_key_file {file} cannot be read ({reason}); mend the path or its permissions"
+            ) from error
 
     @field_validator("allowed_hosts", "cors_origins", "env_modules", mode="before")
     @classmethod
@@ -139,7 +157,7 @@ class Settings(BaseSettings):
             return
         raise UnsafeSettingsError(
             f"refusing to serve {self.host} without protection: anyone who reaches it could train, use and delete "
-            "models. Set GRPO_API_KEY, or GRPO_ALLOW_INSECURE=1 in a network you trust."
+            "models. Set GRPO_API_KEY or GRPO_API_KEY_FILE, or GRPO_ALLOW_INSECURE=1 in a network you trust."
         )
 
     def _is_loopback(self) -> bool:

@@ -390,6 +390,7 @@ def test_a_refusal_is_the_exit_status_of_the_process(tmp_path: Path) -> None:
         (["--models-dir", "models.txt"], {}, ["models.txt"]),
         (["--models-dir", "/proc/models"], {}, ["/proc/models"]),
         ([], {"GRPO_API_KEY": "short-secret"}, ["api_key", "16 characters"]),
+        ([], {"GRPO_API_KEY_FILE": "nowhere.key"}, ["api_key_file nowhere.key", "No such file"]),
         ([], {"GRPO_PORT": "eighty"}, ["port"]),
         (["--env-module", "not_there"], {}, ["not_there", "ModuleNotFoundError", "PYTHONPATH"]),
         (["--env-module", "os/path"], {}, ["os/path", "name of a module"]),

@@ -60,8 +60,9 @@ def test_every_setting_is_read_from_its_variable(
     assert getattr(Settings(), name) == expected
 
 
-def test_no_setting_is_without_a_case_above() -> None:
-    assert {name for name, _, _ in CASES} == set(Settings.model_fields)
+def test_no_setting_is_without_a_case() -> None:
+    others = {"api_key_file"}  # which has tests of its own below
+    assert {name for name, _, _ in CASES} | others == set(Settings.model_fields)
 
 
 def test_a_value_given_in_the_call_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +139,33 @@ def test_a_key_read_from_a_file_and_an_origin_copied_from_a_browser_work(monkeyp
     assert settings.api_key is not None
     assert settings.api_key.get_secret_value() == "a key of 22 characters"
     assert settings.cors_origins == ("https://a.example", "https://b.example")
+
+
+def test_a_key_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "api.key").write_text(f"{KEY}\n")
+    monkeypatch.setenv("GRPO_API_KEY_FILE", str(tmp_path / "api.key"))
+    settings = Settings(host="0.0.0.0")
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == KEY
+    settings.check_exposure()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "No such file"), (b"\xff\xfe", "no text"), (b"short", "16 characters"), (b"", "16")]
+)
+def test_a_file_that_holds_no_key_is_refused_without_showing_it(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    file = tmp_path / "api.key"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValidationError, match=reason) as refusal:
+        Settings(api_key_file=file)
+    assert "short" not in str([error["msg"] for error in refusal.value.errors(include_input=False)])
+
+
+def test_a_key_and_a_file_at_once_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "api.key").write_text(KEY)
+    monkeypatch.setenv("GRPO_API_KEY", KEY)
+    with pytest.raises(ValidationError, match="exclude each other"):
+        Settings(api_key_file=tmp_path / "api.key")
