@@ -52,3 +52,8 @@ EVALUATE: dict[str, Example] = {
     "twenty": {"summary": "Twenty episodes", "value": {"n_episodes": 20, "seed": 0}},
     "drawn": {"summary": "Ten episodes with drawn actions", "value": {"n_episodes": 10, "deterministic": False}},
 }
+METRICS = """# HELP grpo_jobs Jobs that the server remembers.
+# TYPE grpo_jobs gauge
+grpo_jobs{status="queued"} 0.0
+grpo_jobs{status="running"} 1.0
+"""

@@ -701,10 +701,10 @@ class Health(BaseModel):
     """That the server lives, and what it holds."""
 
     status: Literal["healthy"]
-    timestamp: datetime
-    active_jobs: int = Field(description="Queued and running.")
-    loaded_models: int
-    lost_slots: int = Field(description="Job slots held by stalled jobs until the server is restarted.")
+    timestamp: datetime = Field(examples=["2026-11-25T10:00:00Z"])
+    active_jobs: int = Field(description="Queued and running.", examples=[1])
+    loaded_models: int = Field(description="Models in memory.", examples=[2])
+    lost_slots: int = Field(description="Job slots held by stalled jobs until the server is restarted.", examples=[0])
 
 
 class Liveness(BaseModel):
@@ -722,25 +722,39 @@ class ReadyState(BaseModel):
 class ServerInfo(BaseModel):
     """What the server offers."""
 
-    message: str
-    version: str
-    endpoints: dict[str, str]
+    message: str = Field(examples=["GRPO API Server"])
+    version: str = Field(examples=["1.0.0"])
+    endpoints: dict[str, str] = Field(examples=[{"train": "POST /train", "inference": "POST /inference"}])
 
 
 class FieldError(BaseModel):
     """What is wrong with a field."""
 
-    field: str = Field(description="Its name, with dots where it is inside of another; empty for the whole body.")
-    message: str
+    field: str = Field(
+        description="Its name, with dots where it is inside of another; empty for the whole body.",
+        examples=["n_step"],
+    )
+    message: str = Field(examples=["unknown field; did you mean n_steps?"])
 
 
 class ProblemDetails(BaseModel):
     """Every error: RFC 9457."""
 
-    type: str = Field(description="The kind of error, for programs: `urn:grpo:problem:` and a name that stays.")
-    title: str = Field(description="The kind of error, in words.")
-    status: int = Field(description="The HTTP status, once more.")
-    detail: str = Field(description="What is wrong, and the remedy if there is one.")
-    instance: str = Field(description="The request's id, as in the header `X-Request-ID`, as a URN.")
+    type: str = Field(
+        description="The kind of error, for programs: `urn:grpo:problem:` and a name that stays.",
+        examples=["urn:grpo:problem:not-found"],
+    )
+    title: str = Field(
+        description="The kind of error, in words.", examples=["There is no such job, model or environment"]
+    )
+    status: int = Field(description="The HTTP status, once more.", examples=[404])
+    detail: str = Field(
+        description="What is wrong, and the remedy if there is one.",
+        examples=["there is no model 'balanse'; did you mean 'balance'?"],
+    )
+    instance: str = Field(
+        description="The request's id, as in the header `X-Request-ID`, as a URN.",
+        examples=["urn:uuid:0f8fad5b-d9cb-469f-a165-70867728950e"],
+    )
     errors: list[FieldError] | None = Field(None, description="Field by field, at most ten, with status 422 only.")
     id: str | None = Field(None, description="What to look for in the server's log, with status 500 only.")

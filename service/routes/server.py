@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 
 from grpo_core import __version__
+from service import examples
 from service.errors import NotReadyError
 from service.metrics import MEDIA_TYPE
 from service.routes.dependencies import Observer, Registry, Store, errors
@@ -62,7 +63,10 @@ def check_readiness(request: Request) -> ReadyState:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}, **errors(400, 401)},
+    responses={
+        200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": examples.METRICS}}},
+        **errors(400, 401),
+    },
 )
 def get_metrics(metrics: Observer) -> Response:
     """Tell Prometheus of requests, jobs, models and the process, in its text format."""
