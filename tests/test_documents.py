@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
@@ -68,9 +70,23 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def run(command: list[str], folder: Path, **variables: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
-    completed = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
-    assert completed.returncode == 0, completed.stdout + completed.stderr
-    return completed.stdout
+    # A group of its own, so that no server of a page outlives a page that takes too long.
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    try:
+        printed, complaints = process.communicate(timeout=200)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, printed + complaints
+    return printed
 
 
 @pytest.mark.parametrize(("language", "code"), list_examples())
