@@ -51,5 +51,5 @@ def train_over_http(client: TestClient, request: Mapping[str, Any]) -> HttpTrain
 
 def make_service_model(request: Mapping[str, Any]) -> GRPO:
     """Build what ``POST /train`` would train."""
-    config, reward, _ = resolve_request(TrainRequest(**request), REWARD_FUNCTIONS)
+    config, reward, *_ = resolve_request(TrainRequest(**request), REWARD_FUNCTIONS)
     return build_model(config, make_vec_env(lambda: make_env(config.env_name), config.n_envs), reward)

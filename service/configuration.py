@@ -50,11 +50,13 @@ class TrainingPlan(NamedTuple):
     :param config: What it trains with.
     :param reward: The reward functions that the configuration names.
     :param warnings: What the client should know of it.
+    :param reward_threshold: What an episode earns where the environment counts as solved; None if it does not say.
     """
 
     config: TrainConfig
     reward: Reward
     warnings: tuple[str, ...]
+    reward_threshold: float | None
 
     def make_task(self) -> Task:
         """Make what an executor runs."""
@@ -137,7 +139,8 @@ def _plan(
             f"observations have {n_numbers} numbers, and POST /inference takes {MAX_OBSERVATION_NUMBERS} at most: the "
             "model file can be used with GRPO.load alone."
         )
-    return TrainingPlan(config, rewards.functions, tuple(warnings))
+    threshold = env.spec.reward_threshold if env.spec else None
+    return TrainingPlan(config, rewards.functions, tuple(warnings), threshold)
 
 
 def _try_out(config: TrainConfig, env: DummyVecEnv, reward: Reward, max_episode_steps: int | None) -> None:

@@ -130,6 +130,16 @@ class JobHistory:
             rows = self._list_packed_rows()
         return [row.unpack() for row in rows]
 
+    def list_values(self, key: str, max_values: int) -> list[float]:
+        """List what was measured under a key, oldest first; evenly thinned, with the latest.
+
+        :param max_values: At most so many.
+        """
+        with self._lock:
+            rows = [row for row in self._list_packed_rows() if key in row.keys]
+        stride = max(1, -(-len(rows) // max_values))
+        return [row.values[row.keys.index(key)] for row in reversed(rows[::-1][::stride])]
+
     def list_evaluations(self) -> list[EvaluationRow]:
         """List the evaluations, oldest first."""
         with self._lock:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from service.errors import ConflictError
 from service.history import JobHistory
-from service.schemas import EndedBy, EvaluationRow, JobStatus, JobSummary, TrainingStatus
+from service.schemas import EndedBy, EvaluationRow, JobStatus, JobSummary, TrainingStatus, Verdict
 from service.tally import JobTally
-from service.verdict import judge
+from service.verdict import Evidence, judge
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds that the server's start can do without
     from service.configuration import TrainingPlan
@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # it imports torch, which takes seconds that the server's sta
 logger = logging.getLogger("grpo.service")
 
 _ZERO_STD_KEY = "rollout/zero_std_group_fraction"
+_REWARD_KEY = "rollout/ep_rew_mean"
+# Of a curve, evenly: more would not change the verdict.
+_MAX_JUDGED_POINTS = 200
 # Less than this without a signal happens by chance, and on the way to a rare reward.
 _SILENT_ROLLOUTS_TO_WARN = 10
 _SILENT_STEPS_TO_WARN = 2000
@@ -127,11 +130,24 @@ class Job:
             sha256=self._sha256,
             elapsed_seconds=elapsed_seconds,
             eta_seconds=self._compute_eta(elapsed_seconds),
-            verdict=judge(self._status, self._current_timesteps),
+            verdict=self._judge(silence),
             evaluation=self._evaluation,
             best_evaluation=self._best_evaluation,
             ended_by=self._ended_by if self._status.is_final else None,
             config=self.config,
+        )
+
+    def _judge(self, silence: str | None) -> Verdict:
+        return judge(
+            Evidence(
+                self._status,
+                self.config,
+                self.history.list_values(_REWARD_KEY, _MAX_JUDGED_POINTS),
+                [row.mean_reward for row in self.history.list_evaluations()],
+                self.plan.reward_threshold,
+                silence,
+                self._metrics,
+            )
         )
 
     def start(self) -> bool:

@@ -49,6 +49,16 @@ def test_many_rows_are_thinned_evenly_and_the_latest_is_always_there(
     assert history.list_rows()[-1].metrics == {"a": n_rows - 1, "b": 1 - n_rows}
 
 
+def test_what_was_measured_under_one_key_can_be_had_alone_and_thinned(history: JobHistory) -> None:
+    fill(history, 10)
+    history.append_metrics(10, 0.0, {"c": 7.0})
+    assert history.list_values("a", 10) == [float(i) for i in range(10)]
+    assert history.list_values("a", 9) == [1.0, 3.0, 5.0, 7.0, 9.0]
+    assert history.list_values("a", 4) == [0.0, 3.0, 6.0, 9.0]
+    assert history.list_values("c", 1) == [7.0]
+    assert history.list_values("d", 1) == []
+
+
 def test_condensed_it_keeps_a_coarser_curve_with_both_ends(history: JobHistory) -> None:
     fill(history, 1000)
     history.condense()

@@ -213,6 +213,31 @@ class TestOneJob:
         assert asyncio.run(job.wait_finished(60))
 
 
+class TestItsVerdict:
+    def test_it_follows_from_what_the_job_has_told(self) -> None:
+        job = Job(plan(total_timesteps=100_000))  # CartPole, solved from 475 on
+        assert job.describe().verdict.state == "waiting"
+        job.start()
+        assert job.describe().verdict.state == "starting"
+        for i in range(30):
+            job.publish_metrics({"rollout/ep_rew_mean": 20.0 + i})
+            job.publish_metrics({"train/approx_kl": 0.01})
+        assert job.describe().verdict.state == "learning"
+        job.publish_metrics({"rollout/ep_rew_mean": 480.0})
+        assert job.describe().verdict.state == "solved"
+        job.publish_evaluation(make_evaluation(10, 400.0).model_dump(exclude={"elapsed_seconds"}))
+        assert job.describe().verdict.state != "solved"
+        job.finish(JobStatus.FAILED)
+        assert job.history.list_events()[-1].payload["verdict"]["state"] == "failed"
+
+    def test_a_silence_is_one(self, job: Job) -> None:
+        job.start()
+        for rollout in range(1, 13):
+            job.advance(rollout * 1000)
+            job.publish_metrics({**SILENT, "rollout/ep_rew_mean": -200.0})
+        assert job.describe().verdict.state == "no_signal"
+
+
 class TestItsHistory:
     def test_it_tells_of_every_turn_and_in_the_end_of_all(self) -> None:
         job = Job(plan(total_timesteps=100)._replace(warnings=("mind the gap",)))
