@@ -109,6 +109,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings.max_queued_jobs,
         settings.max_kept_jobs,
         settings.stall_seconds,
+        settings.tensorboard_dir,
     )
     app.state.closing = threading.Event()
     app.state.readiness = Readiness(app.state.store, app.state.registry, app.state.closing)
@@ -120,6 +121,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.stage = Stage(app.state.store, app.state.errands)
     app.state.catalogue = Catalogue(app.state.errands, REWARD_FUNCTIONS)
     app.state.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
+    app.state.drawing_limiter = CapacityLimiter(1)
     app.state.login_limit = LoginLimit()
     app.state.dashboard_door = DashboardDoor(app)
     for room in (server, training, inference, models, files, catalogue, login):

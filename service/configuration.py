@@ -5,6 +5,9 @@ import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence, Set
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
@@ -58,11 +61,15 @@ class TrainingPlan(NamedTuple):
     warnings: tuple[str, ...]
     reward_threshold: float | None
 
-    def make_task(self) -> Task:
-        """Make what an executor runs."""
+    def make_task(self, run_dir: Path | None = None) -> Task:
+        """Make what an executor runs.
+
+        :param run_dir: Folder to write for TensorBoard; None writes none.
+        """
         names = ", ".join(self.config.reward_functions or [str(self.config.reward_function_type)])
         foreign = {f"reward function '{names}'": self.reward}
-        return Task(train_policy, (self.config, self.reward), self.config.env_name, foreign)
+        function = partial(train_policy, run_dir=run_dir)
+        return Task(function, (self.config, self.reward), self.config.env_name, foreign)
 
 
 class _Rewards(NamedTuple):
@@ -87,6 +94,11 @@ def resolve_request(request: TrainRequest, reward_functions: Mapping[str, Reward
     :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
     """
     _check_registered(request.env_name)
+    if request.tensorboard_log and find_spec("tensorboard") is None:
+        raise InvalidRequestError(
+            "tensorboard_log=true needs the package tensorboard, which this server lacks; have it installed (pip "
+            "install tensorboard), or send false."
+        )
     rewards = _resolve_rewards(request, reward_functions)
     preset_name, preset = _find_preset(request, rewards)
     # A null stands for what is left out.
@@ -246,7 +258,7 @@ def _list_library_defaults() -> Settings:
     arguments = {name: parameter.default for name, parameter in parameters if name in TrainConfig.model_fields}
     others = {"lr_schedule": "constant", "normalize": False, "activation": "tanh", "log_std_init": 0.0}
     rules = dict.fromkeys(("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds"))
-    return {**arguments, **others, **rules}
+    return {**arguments, **others, **rules, "tensorboard_log": False}  # for ``GRPO`` it is a folder
 
 
 def _list_request_defaults() -> Settings:

@@ -88,6 +88,11 @@ class Job:
         return self._outcome is JobStatus.STOPPED
 
     @property
+    def tensorboard_run(self) -> str | None:
+        """Name of the folder that TensorBoard reads, if one was asked for; names of models are safe in paths."""
+        return f"{self.config.model_name}-{self.job_id[:8]}" if self.config.tensorboard_log else None
+
+    @property
     def silent_seconds(self) -> float:
         """Time since it was started, told to stop, or last took a step or an update."""
         return time.monotonic() - self._last_sign
@@ -134,6 +139,7 @@ class Job:
             evaluation=self._evaluation,
             best_evaluation=self._best_evaluation,
             ended_by=self._ended_by if self._status.is_final else None,
+            tensorboard_run=self.tensorboard_run,
             config=self.config,
         )
 

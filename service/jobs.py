@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import dropwhile, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.context import JOB_ID
@@ -53,6 +54,7 @@ class JobRegistry:
     :param max_queued: Jobs waiting for their turn.
     :param max_kept: Finished jobs whose status stays available; the ones that ended first are forgotten first.
     :param stall_seconds: A job that shows no sign of life for this long has failed.
+    :param tensorboard_dir: Where jobs that are asked to write a folder that TensorBoard reads, made with the first.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class JobRegistry:
         max_queued: int,
         max_kept: int,
         stall_seconds: float,
+        tensorboard_dir: Path = Path("runs"),
     ) -> None:
         self.tally = JobTally()
         self._store = store
@@ -71,6 +74,7 @@ class JobRegistry:
         self._max_active = max_running + max_queued
         self._max_kept = max_kept
         self._stall_seconds = stall_seconds
+        self._tensorboard_dir = tensorboard_dir.absolute()
         # A slot is a thread that starts a training and looks after it.
         self._slots = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
         # Guards everything below and makes "check the name, then take it" one step.
@@ -243,7 +247,9 @@ class JobRegistry:
             return
         job.log("started")
         try:
-            run = self._executor.start(job.plan.make_task(), job)
+            run_name = job.tensorboard_run
+            run_dir = None if run_name is None else self._tensorboard_dir / run_name
+            run = self._executor.start(job.plan.make_task(run_dir), job)
             job.can_be_killed = run.can_kill
             while not run.wait(_WATCH_SECONDS):
                 self._look_after(job, run)

@@ -318,6 +318,7 @@ class TrainRequest(_Request):
     max_seconds: float | None = Field(
         None, gt=0, le=86_400, description="Longest time that training may take; what was learnt by then is saved."
     )
+    tensorboard_log: bool = Field(False, description="Whether to write a folder that TensorBoard reads.")
 
 
 class TrainConfig(BaseModel):
@@ -373,6 +374,7 @@ class TrainConfig(BaseModel):
     stop_reward: float | None
     patience: int | None
     max_seconds: float | None
+    tensorboard_log: bool
 
 
 class TrainResponse(BaseModel):
@@ -435,6 +437,7 @@ class TrainingStatus(BaseModel):
     evaluation: EvaluationRow | None = Field(description="The latest evaluation.")
     best_evaluation: EvaluationRow | None = Field(description="The one with the highest mean reward.")
     ended_by: EndedBy | None = Field(description="Why the training ended; None while it goes on, or if it failed.")
+    tensorboard_run: str | None = Field(description="Name of the run in TensorBoard; None where none was asked for.")
     config: TrainConfig
 
 

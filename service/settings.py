@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     :param host: Address to listen on. Anything but a loopback address needs ``api_key`` or ``allow_insecure``.
     :param port: TCP port.
     :param models_dir: Folder of the model files, created if absent.
+    :param tensorboard_dir: Folder of what jobs write for TensorBoard, created with the first that does.
     :param api_key: Key that clients send as ``Authorization: Bearer`` or ``X-API-Key``; at least 16 characters.
     :param api_key_file: File that holds ``api_key``, as secrets are handed to containers and services.
     :param allow_insecure: Serve a non-loopback address without a key.
@@ -60,6 +61,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     models_dir: Path = Path("models")
+    tensorboard_dir: Path = Path("runs")
     api_key: SecretStr | None = None
     api_key_file: Path | None = None
     allow_insecure: bool = False

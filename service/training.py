@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -67,12 +68,13 @@ _ARGUMENTS = (
 )
 
 
-def train_policy(config: TrainConfig, reward: Reward, progress: Progress) -> bytes:
+def train_policy(config: TrainConfig, reward: Reward, progress: Progress, run_dir: Path | None = None) -> bytes:
     """Train from the start and return the model file's content; it returns early once it is told to stop.
 
     :param config: As ``resolve_request`` made it.
     :param reward: The reward functions that the configuration names.
     :param progress: Told about the training as it goes.
+    :param run_dir: Folder to write for TensorBoard; None writes none.
     :raises Exception: Whatever the environment or the reward function raises.
     """
     with ExitStack() as opened:
@@ -80,7 +82,9 @@ def train_policy(config: TrainConfig, reward: Reward, progress: Progress) -> byt
         opened.callback(env.close)
         model = build_model(config, env, reward)
         # SB3's own logger would create a folder per training.
-        model.set_logger(Logger(folder=None, output_formats=[_MetricsWriter(progress)]))
+        formats = [_MetricsWriter(progress), *([] if run_dir is None else [TensorBoardOutputFormat(str(run_dir))])]
+        model.set_logger(Logger(folder=None, output_formats=formats))
+        opened.callback(model.logger.close)
         ending = Ending(progress, config.max_seconds)
         model.after_minibatch = ending.pulse
         examination = None

@@ -44,6 +44,7 @@ def settings(tmp_path: Path, overrides: dict[str, Any]) -> Settings:
     # Two slots whatever the machine: some tests hold one job back while another runs.
     # And threads, for the environments and rewards of tests are not to be imported from anywhere.
     fields: dict[str, Any] = {"models_dir": tmp_path / "models", "max_running_jobs": 2, "executor": "thread"}
+    fields["tensorboard_dir"] = tmp_path / "runs"
     return Settings(**fields | overrides)
 
 

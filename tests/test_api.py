@@ -584,6 +584,7 @@ class TestFollowingTraining:
             "evaluation",
             "best_evaluation",
             "ended_by",
+            "tensorboard_run",
             "config",
         }
         assert status["job_id"] == started["job_id"]

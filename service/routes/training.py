@@ -1,14 +1,17 @@
 """Training jobs."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Response
+from anyio import to_thread
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service import examples
 from service.curves import describe_metrics, write_csv
+from service.drawing import Theme, draw_curve
 from service.job import Job
 from service.routes.dependencies import Registry, RewardFunctions, Streams, errors
 from service.schemas import JobList, JobMetrics, JobStatus, StopResponse, TrainingStatus, TrainRequest, TrainResponse
@@ -83,6 +86,27 @@ async def stream_training_events(
     """Send a job's events as they happen, from its first one on, until it has ended."""
     async for event in streams.follow(job, after if last_event_id is None else last_event_id):
         yield event
+
+
+@router.get(
+    "/training/{job_id}/curve",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        **errors(400, 401, 404, 422),
+    },
+)
+async def draw_training_curve(
+    request: Request,
+    job_id: JobId,
+    registry: Registry,
+    metric: Annotated[str, Query(description="A key of the job's metrics.")] = "rollout/ep_rew_mean",
+    theme: Annotated[Theme, Query(description="For which background.")] = "light",
+) -> Response:
+    """Draw what a job has measured over its simulator steps."""
+    draw = partial(draw_curve, registry.get(job_id), metric, theme)
+    picture = await to_thread.run_sync(draw, limiter=request.app.state.drawing_limiter)
+    return Response(picture, media_type="image/png")
 
 
 @router.get("/training/jobs", responses=errors(400, 401, 404, 422))

@@ -15,6 +15,7 @@ from grpo import GRPO
 from grpo_core.hyperparameters import hyperparameters_to_json
 from grpo_core.presets import get_preset, list_presets
 from grpo_core.rewards import REWARD_FUNCTIONS
+from service import configuration
 from service.configuration import TrainingPlan, resolve_request
 from service.errors import InvalidRequestError
 from service.schemas import Normalization, TrainConfig, TrainRequest
@@ -90,6 +91,7 @@ class TestResolvingTheConfiguration:
             "stop_reward": None,
             "patience": None,
             "max_seconds": None,
+            "tensorboard_log": False,
         }
 
     def test_two_requests_draw_different_names_and_seeds(self) -> None:
@@ -146,6 +148,7 @@ class TestResolvingTheConfiguration:
             "stop_reward": -1e9,
             "patience": 1000,
             "max_seconds": 0.001,
+            "tensorboard_log": True,
         }
         assert resolve(**request).model_dump() == {**request, "reward_function_type": None}
 
@@ -592,3 +595,10 @@ class TestEvaluations:
     )
     def test_what_makes_no_sense_is_refused_with_what_would(self, request_: dict[str, Any], said: str) -> None:
         assert re.search(said, refuse(**{"total_timesteps": 100} | request_))
+
+
+def test_tensorboard_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan(tensorboard_log=True).config.tensorboard_log
+    monkeypatch.setattr(configuration, "find_spec", lambda name: None)
+    assert not plan().config.tensorboard_log
+    assert re.search("tensorboard_log=true needs .*pip install tensorboard.*send false", refuse(tensorboard_log=True))

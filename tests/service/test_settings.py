@@ -12,6 +12,7 @@ CASES: list[tuple[str, str, object]] = [
     ("host", "0.0.0.0", "0.0.0.0"),
     ("port", "8123", 8123),
     ("models_dir", "some/folder", Path("some/folder")),
+    ("tensorboard_dir", "some/runs", Path("some/runs")),
     ("api_key", KEY, SecretStr(KEY)),
     ("allow_insecure", "1", True),
     ("allowed_hosts", "one.example, two.example,,", ("one.example", "two.example")),

@@ -230,7 +230,7 @@ def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
     assert (normalization["norm_obs"], normalization["norm_reward"], normalization["gamma"]) == (True, False, 0.7)
     # What the two lists leave out are names, or cannot be chosen here.
     left_out = {"env_name", "preset", "reward_function_type", "reward_functions", "model_name", "device"}
-    rules = {"eval_freq", "n_eval_episodes", "keep_best", "stop_reward", "patience", "max_seconds"}
+    rules = {"eval_freq", "n_eval_episodes", "keep_best", "stop_reward", "patience", "max_seconds", "tensorboard_log"}
     assert TrainConfig.model_fields.keys() == settings.keys() | others.keys() | left_out | rules
 
 

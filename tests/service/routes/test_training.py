@@ -3,11 +3,20 @@
 import csv
 import io
 import itertools
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support import get_status, train_to_end
+from grpo_core import model_file
+from service.settings import Settings
+from tests.conftest import RegisterEnv
+from tests.support import Gate, LineEnv, get_status, train, train_to_end
 
 SHORT: dict[str, Any] = {"total_timesteps": 128, "seed": 0}
 
@@ -103,3 +112,79 @@ class TestEvaluating:
         refused = client.post("/train", json={"total_timesteps": 100, "eval_freq": 200})
         assert refused.status_code == 400
         assert "take at most 100" in refused.json()["detail"]
+
+
+def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    accumulator = EventAccumulator(str(run_dir))
+    accumulator.Reload()
+    return {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
+    }
+
+
+# SB3 leaves them out, for they only count.
+NOT_IN_TENSORBOARD = {"time/iterations", "time/time_elapsed", "time/total_timesteps", "train/n_updates"}
+
+
+class TestTensorBoard:
+    @pytest.mark.parametrize(
+        "overrides", [{"executor": "thread"}, {"executor": "process"}], ids=lambda overrides: str(overrides["executor"])
+    )
+    def test_a_job_that_is_asked_to_writes_what_sb3_writes(self, app: FastAPI, settings: Settings) -> None:
+        with TestClient(app, base_url="http://localhost") as client:
+            status = train_to_end(
+                client, **SHORT, model_name="m", tensorboard_log=True, eval_freq=64, n_eval_episodes=2
+            )
+            metrics = client.get("/training/latest/metrics").json()
+        assert status["status"] == "completed", status["error_message"]
+        assert status["tensorboard_run"] == f"m-{status['job_id'][:8]}"
+        scalars = read_scalars(settings.tensorboard_dir / status["tensorboard_run"])
+        assert scalars.keys() == set(metrics["keys"]) - NOT_IN_TENSORBOARD
+        for tag in ("rollout/ep_rew_mean", "eval/mean_reward", "train/approx_kl"):
+            told = [(row["timesteps"], row["metrics"][tag]) for row in metrics["rows"] if tag in row["metrics"]]
+            assert [step for step, _ in scalars[tag]] == [step for step, _ in told]
+            assert [value for _, value in scalars[tag]] == pytest.approx([value for _, value in told])
+
+    def test_by_default_nothing_is_written(self, client: TestClient, settings: Settings) -> None:
+        status = train_to_end(client, **SHORT)
+        assert status["tensorboard_run"] is None
+        assert not settings.tensorboard_dir.exists()
+
+    def test_the_policy_is_the_same(self, client: TestClient) -> None:
+        weights = []
+        for tensorboard_log in (True, False):
+            train_to_end(client, **SHORT, model_name="m", tensorboard_log=tensorboard_log)
+            weights.append(model_file.from_bytes(client.get("/models/m/file").content).weights)
+        assert all(np.array_equal(array, weights[1][name]) for name, array in weights[0].items())
+
+
+class TestTheCurve:
+    @pytest.mark.parametrize(
+        ("query", "paper"),
+        [("", 255), ("?theme=light", 255), ("?metric=train/approx_kl&theme=dark", 20)],
+    )
+    def test_it_is_a_picture_on_the_paper_asked_for(self, client: TestClient, query: str, paper: int) -> None:
+        train_to_end(client, **SHORT)
+        response = client.get(f"/training/latest/curve{query}")
+        assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+        picture = np.asarray(Image.open(io.BytesIO(response.content)).convert("RGB"))
+        assert picture.shape == (450, 800, 3)
+        assert picture[0, 0, 0] == paper
+        assert len(np.unique(picture)) > 20, "nothing is drawn"
+
+    def test_a_metric_that_was_not_measured_is_refused_with_those_that_were(self, client: TestClient) -> None:
+        train_to_end(client, **SHORT)
+        response = client.get("/training/latest/curve?metric=loss")
+        assert response.status_code == 400
+        assert "metric 'loss'" in response.json()["detail"]
+        assert "rollout/ep_rew_mean, " in response.json()["detail"]
+        assert client.get("/training/latest/curve?theme=pink").status_code == 422
+        assert client.get("/training/none/curve").status_code == 404
+
+    def test_before_the_first_rollout_it_is_refused(
+        self, client: TestClient, register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
+        response = client.get("/training/latest/curve")
+        assert response.status_code == 400
+        assert "nothing yet" in response.json()["detail"]
