@@ -11,7 +11,7 @@ from grpo_client import answers, calls
 from grpo_client.bars import make_listener
 from grpo_client.calls import Call
 from grpo_client.client import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL
-from grpo_client.files import FilePath, get_video_format, save_model, save_video
+from grpo_client.files import FilePath, get_video_format, save_file, save_model, save_video
 from grpo_client.steps import Retries, attempt, conclude, follow
 from grpo_client.wire import AsyncWire, make_options
 
@@ -86,6 +86,10 @@ class AsyncClient:
     async def metrics_csv(self, job_id: str) -> str:
         """See ``Client.metrics_csv``."""
         return await self._call(calls.get_metrics_csv(job_id))
+
+    async def curve(self, job_id: str, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
+        """See ``Client.curve``."""
+        return save_file(path, (await self._call(calls.draw_curve(job_id, metric, theme))).content)
 
     def events(
         self, job_id: str, after: int = 0, timeout_seconds: float | None = None
@@ -210,3 +214,7 @@ class AsyncJob:
     ) -> answers.TrainingStatus:
         """See ``Client.wait``."""
         return await self._client.wait(self.job_id, timeout_seconds, on_event, progress)
+
+    async def curve(self, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
+        """See ``Client.curve``."""
+        return await self._client.curve(self.job_id, path, metric, theme)

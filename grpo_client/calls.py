@@ -152,6 +152,11 @@ def listen(job_id: str, after: int, timeout_seconds: float) -> Call[httpx2.Respo
     return Call("GET", f"/training/{_quote(job_id)}/events", _as_is, headers=headers, timeout_seconds=timeout_seconds)
 
 
+def draw_curve(job_id: str, metric: str | None, theme: str | None) -> Call[httpx2.Response]:
+    """Describe ``GET /training/{job_id}/curve``."""
+    return Call("GET", f"/training/{_quote(job_id)}/curve", _as_is, _leave_out_none(metric=metric, theme=theme))
+
+
 def predict(model_name: str, observation: Any, deterministic: bool, action_masks: Any) -> Call[Prediction]:
     """Describe ``POST /inference``."""
     body = {"model_name": model_name, "observation": _to_plain(observation), "deterministic": deterministic}

@@ -122,10 +122,14 @@ def _add_job_commands(commands: Any) -> None:
         ("status", _show_status, "say where a job is"),
         ("stop", _stop, "stop a job; what it has learned is kept"),
         ("metrics", _show_metrics, "print what a job has measured, as CSV"),
+        ("curve", _save_curve, "save a picture of a learning curve"),
         ("wait", _wait, "wait for the end of a job, silently"),
         ("watch", _watch, "show a bar until the end of a job"),
     ):
         parser = _add(commands, name, run, text)
+        if run is _save_curve:
+            parser.add_argument("path", type=Path, help="name of the PNG")
+            parser.add_argument("--metric", help="a log key; default: the episode reward")
         parser.add_argument("job", nargs="?", default=LATEST, help="its id; default: the one submitted last")
         if run in (_wait, _watch):
             parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then; the job goes on")
@@ -251,6 +255,10 @@ def _show_metrics(client: Client, options: argparse.Namespace) -> _Reply:
     if options.json:
         return _Reply(client.metrics(options.job).to_json(), "")
     return _Reply(None, client.metrics_csv(options.job).rstrip())
+
+
+def _save_curve(client: Client, options: argparse.Namespace) -> _Reply:
+    return _tell_saved(client.curve(options.job, options.path, options.metric))
 
 
 def _tell_saved(path: Path) -> _Reply:

@@ -10,7 +10,7 @@ import httpx2
 from grpo_client import answers, calls
 from grpo_client.bars import make_listener
 from grpo_client.calls import Call
-from grpo_client.files import FilePath, get_video_format, save_model, save_video
+from grpo_client.files import FilePath, get_video_format, save_file, save_model, save_video
 from grpo_client.steps import Retries, attempt, conclude, follow
 from grpo_client.wire import SyncWire, make_options
 
@@ -110,6 +110,14 @@ class Client:
     def metrics_csv(self, job_id: str) -> str:
         """Ask for the same as a table."""
         return self._call(calls.get_metrics_csv(job_id))
+
+    def curve(self, job_id: str, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
+        """Save a picture of a learning curve, PNG.
+
+        :param metric: A log key; None for the episode reward.
+        :param theme: ``"light"`` or ``"dark"``.
+        """
+        return save_file(path, self._call(calls.draw_curve(job_id, metric, theme)).content)
 
     def events(
         self, job_id: str, after: int = 0, timeout_seconds: float | None = None
@@ -273,3 +281,7 @@ class Job:
     ) -> answers.TrainingStatus:
         """See ``Client.wait``."""
         return self._client.wait(self.job_id, timeout_seconds, on_event, progress)
+
+    def curve(self, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
+        """See ``Client.curve``."""
+        return self._client.curve(self.job_id, path, metric, theme)
