@@ -168,6 +168,7 @@ class TrainingStatus(Answer):
     evaluation: Evaluation | None = None
     best_evaluation: Evaluation | None = None
     ended_by: str | None = None
+    tensorboard_run: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
