@@ -27,7 +27,9 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     model = GRPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu").to_bytes(env_name="CartPole-v1")
     for name in (examples.MODEL_NAME, "gone"):
         (folder / f"{name}.zip").write_bytes(model)
-    with serve(folder, GRPO_MAX_RUNNING_JOBS="1", GRPO_MAX_QUEUED_JOBS="1000") as server:
+    runs = str(tmp_path_factory.mktemp("runs"))
+    limits = {"GRPO_MAX_RUNNING_JOBS": "1", "GRPO_MAX_QUEUED_JOBS": "1000", "GRPO_TENSORBOARD_DIR": runs}
+    with serve(folder, **limits) as server:
         yield f"http://127.0.0.1:{server.port}"
 
 
