@@ -327,7 +327,9 @@ def test_everything_that_can_be_used_has_a_name_for_screen_readers(page: Page, p
     nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     shown = [node for node in nodes if not node["ignored"] and node["role"]["value"] in NAMED_ROLES]
     assert len(shown) > 5
-    assert [node["role"]["value"] for node in shown if not node["name"]["value"].strip()] == []
+    nameless = [node["backendDOMNodeId"] for node in shown if not node["name"]["value"].strip()]
+    described = [page.driver.execute_cdp_cmd("DOM.getOuterHTML", {"backendNodeId": node}) for node in nameless]
+    assert described == []
 
 
 def get_brightness(page: Page) -> int:

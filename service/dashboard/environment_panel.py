@@ -24,7 +24,7 @@ class EnvironmentPanel:
         with make_box("card stack", "section", aria_label="The environment", aria_live="polite"):
             with make_box("row-flex between"):
                 self._title = make_heading("Environment", 3)
-                self._spinner = ui.spinner(size="18px")
+                self._spinner = ui.spinner(size="18px").props('aria-label="Looking at the environment"')
             self._facts = make_box("stack environment")
 
     async def show(self, env_name: str | None) -> None:

@@ -32,7 +32,7 @@ class EvaluationPanel:
         self._findings = make_box("stack", aria_live="polite")
         with make_box("row-flex"):
             self._start = make_button("Evaluate", self._evaluate, "", "fact_check")
-            self._spinner = ui.spinner(size="24px")
+            self._spinner = ui.spinner(size="24px").props('aria-label="Evaluating"')
             self._spinner.set_visibility(False)
 
     async def _evaluate(self) -> None:
