@@ -22,7 +22,7 @@ _MAX_ENTRIES = 128
 _MAX_DEPTH = 4
 # Every reader of JSON holds integers up to here exactly.
 _MAX_INTEGER = 2**53
-# Paths on the machine that trained the model.
+# Paths on the machine that trained the model; a server's configuration only says whether there was one.
 _PRIVATE = frozenset({"tensorboard_log"})
 
 
@@ -106,7 +106,8 @@ def _pick_facts(claimed: Any, known: Iterable[str] | None = None) -> dict[str, A
     if not isinstance(claimed, dict):
         return None
     names = [name for name in (claimed if known is None else known) if name in claimed and _is_text(name)]
-    shown = [name for name in names if name not in _PRIVATE and _is_plain(claimed[name])]
+    told = [name for name in names if name not in _PRIVATE or isinstance(claimed[name], bool)]
+    shown = [name for name in told if _is_plain(claimed[name])]
     return {name: claimed[name] for name in shown[:_MAX_ENTRIES]}
 
 
