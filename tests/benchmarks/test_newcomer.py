@@ -60,7 +60,7 @@ def test_examples_end_with_the_first_inference() -> None:
 
 def test_the_readme_leads_from_its_first_commands_to_an_inference() -> None:
     blocks = list_blocks((Path(__file__).parents[2] / "README.md").read_text())
-    assert list_commands(blocks) == ["make serve", "make test"]
+    assert list_commands(blocks) == ["make serve"]
     assert "/inference" in list_examples(blocks)[-1].code
 
 

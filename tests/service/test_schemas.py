@@ -60,6 +60,11 @@ LEFT_OPEN = {*REAL_RANGES, *POSITIVE_RANGES, *CHOICES, *FLAGS} - {"gamma", "lear
     "horizon",
     "ref_sync_steps",
     "normalize",
+    "eval_freq",
+    "keep_best",
+    "stop_reward",
+    "patience",
+    "max_seconds",
 }
 
 
@@ -90,6 +95,8 @@ def test_an_empty_training_request_has_the_documented_defaults() -> None:
         "gamma": 0.99,
         "device": "auto",
         "net_arch": [64, 64],
+        "n_eval_episodes": 10,
+        "tensorboard_log": False,
         **dict.fromkeys(LEFT_OPEN),
     }
 
