@@ -1,5 +1,6 @@
 """The trained models as cards."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -49,7 +50,10 @@ class _Shelf:
     def __init__(self) -> None:
         self._state = get_state()
         self._n_listed = _PAGE_SIZE
-        self._shown: tuple[list[ModelEntry], str, int] | None = None
+        # Names, search and number of models, of what is shown.
+        self._shown: tuple[list[str], str, int] | None = None
+        # One refresh after the other: else one that began sooner could end later, and what it shows would stay.
+        self._refreshing = asyncio.Lock()
         with make_box("head"):
             with make_box("stack").style("gap: 0"):
                 make_heading("Models", 1)
@@ -67,24 +71,32 @@ class _Shelf:
         self._more = make_button("Show more", self._list_more, "quiet")
         self._more.set_visibility(False)
 
-    async def refresh(self) -> None:
-        """Show what has changed."""
-        search = (self._search.value or "").casefold()
-        entries = await run_in_threadpool(self._state.store.list_models)
-        fitting = [entry for entry in entries if search in entry.name.casefold()]
-        wanted = ([entry for entry in fitting[: self._n_listed]], search, len(entries))
-        if _list_names(wanted[0]) == _list_names(self._shown[0] if self._shown else None) and self._shown is not None:
-            return
-        self._shown = wanted
-        cards = await run_in_threadpool(self._make_cards, wanted[0])
-        self._summary.set_text(f"{len(entries)} saved" if not search else f"{len(fitting)} of {len(entries)} saved")
-        self._more.set_visibility(len(fitting) > len(wanted[0]))
+    async def refresh(self, *, anew: bool = False) -> None:
+        """Show what has changed.
+
+        :param anew: Whether to show everything again, for a card may say something else of the same model.
+        """
+        async with self._refreshing:
+            search = (self._search.value or "").casefold()
+            entries = await run_in_threadpool(self._state.store.list_models)
+            fitting = [entry for entry in entries if search in entry.name.casefold()]
+            listed = fitting[: self._n_listed]
+            wanted = ([entry.name for entry in listed], search, len(entries))
+            if wanted == self._shown and not anew:
+                return
+            cards = await run_in_threadpool(self._make_cards, listed)
+            self._shown = wanted
+            self._summary.set_text(f"{len(entries)} saved" if not search else f"{len(fitting)} of {len(entries)} saved")
+            self._more.set_visibility(len(fitting) > len(listed))
+            self._show_cards(cards, is_searched=bool(entries))
+
+    def _show_cards(self, cards: list[ModelCard], is_searched: bool) -> None:
         self._cards.clear()
         with self._cards:
             for card in cards:
                 self._show_card(card)
             if not cards:
-                _show_empty(bool(entries))
+                _show_empty(is_searched)
 
     async def _list_more(self) -> None:
         self._n_listed += _PAGE_SIZE
@@ -134,8 +146,7 @@ class _Shelf:
         except ServiceError as error:
             ui.notify(error.detail)
         set_attributes(button, disabled=None)
-        self._shown = None
-        await self.refresh()
+        await self.refresh(anew=True)
 
     async def _delete(self, name: str) -> None:
         consequence = "Its file is removed from the server, for good."
@@ -156,12 +167,7 @@ class _Shelf:
             ui.notify(f"{name} is here.")
         elif status != 409:
             ui.notify(json.dumps(detail).strip('"'))
-        self._shown = None
-        await self.refresh()
-
-
-def _list_names(entries: list[ModelEntry] | None) -> list[str]:
-    return [entry.name for entry in entries or []]
+        await self.refresh(anew=True)
 
 
 def _show_empty(is_searched: bool) -> None:
