@@ -1,7 +1,6 @@
 """The dashboard in a browser that can reach nothing but the service, which asks for a key."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 from fastapi import FastAPI
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -20,11 +18,10 @@ from selenium.webdriver.remote.webelement import WebElement
 from api import create_app
 from service.jobs import JobRegistry
 from service.settings import Settings
+from tests.browser import ARTEFACTS, drive, needs_driver
 from tests.support import make_model, serve, wait_until
-from tests.test_documentation_pages import ARTEFACTS, BROWSER
 
 KEY = "a key of 22 characters"
-DRIVER = shutil.which("chromedriver")
 NAMED_ROLES = {
     "button",
     "checkbox",
@@ -40,7 +37,7 @@ NAMED_ROLES = {
 }
 PAGES = ["", "new", "models", "models/ready", "server"]
 
-pytestmark = pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="there is no Chromium with its driver here")
+pytestmark = needs_driver
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +59,7 @@ def origin(app: FastAPI) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def driver(origin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """A browser that has logged in."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-        "--window-size=1440,1100",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with webdriver.Chrome(options, Service(DRIVER)) as driver:
+    with drive(tmp_path_factory.mktemp("profile"), 1440, 1100) as driver:
         driver.get(f"{origin}/dashboard")
         assert urlsplit(driver.current_url).path == "/login"
         ARTEFACTS.mkdir(exist_ok=True)

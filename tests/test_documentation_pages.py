@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,23 +12,18 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.ui import WebDriverWait
 
 from benchmarks.server import serve as serve_process
+from tests.browser import ARTEFACTS, BROWSER, drive, list_flags, needs_browser, needs_driver
 from tests.support import serve, wait_until
 
 ROOT = Path(__file__).parent.parent
 KEY = "a key of 22 characters"
-ARTEFACTS = Path(__file__).parent / "artefacts"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 OPERATIONS = ["/train", "/inference", "/training/{job_id}/status", "/models/{model_name}", "/health"]
-
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
 
 
 @pytest.fixture
@@ -54,13 +48,9 @@ def locked_origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def driver() -> Iterator[webdriver.Chrome]:
+def driver(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     """A headless browser to click in."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,2000"):
-        options.add_argument(flag)
-    with webdriver.Chrome(options, Service(DRIVER)) as driver:
+    with drive(tmp_path, 1280, 2000) as driver:
         yield driver
 
 
@@ -70,18 +60,9 @@ def open_page(url: str, folder: Path, screenshot: Path) -> tuple[str, list[str]]
     finished = subprocess.run(
         [
             str(BROWSER),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
-            f"--user-data-dir={folder / 'profile'}",
+            *list_flags(folder / "profile", 1280, 1600),
             f"--log-net-log={net_log}",
             "--virtual-time-budget=8000",
-            "--window-size=1280,1600",
             f"--screenshot={screenshot}",
             "--dump-dom",
             url,
@@ -192,8 +173,7 @@ class SwaggerForm:
         return found
 
 
-@needs_browser
-@pytest.mark.skipif(DRIVER is None, reason="there is no driver of Chromium on this machine")
+@needs_driver
 def test_trying_it_out_leads_from_a_training_to_an_action_without_a_key_pressed(
     open_origin: str, driver: webdriver.Chrome
 ) -> None:
