@@ -1,7 +1,7 @@
 """What routes are given, and how they say which errors they answer."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
 
@@ -17,58 +17,27 @@ from service.streams import EventStreams
 from service.uploads import Uploads
 
 
-async def _get_store(request: Request) -> ModelStore:
-    store: ModelStore = request.app.state.store
-    return store
+def _from_state(name: str) -> Any:
+    """Depend on a part of the service, by the name that ``create_app`` gave it."""
+
+    async def get_part(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(get_part)
 
 
-async def _get_registry(request: Request) -> JobRegistry:
-    registry: JobRegistry = request.app.state.registry
-    return registry
-
-
-async def _get_streams(request: Request) -> EventStreams:
-    streams: EventStreams = request.app.state.streams
-    return streams
-
-
-async def _get_catalogue(request: Request) -> Catalogue:
-    catalogue: Catalogue = request.app.state.catalogue
-    return catalogue
-
-
-async def _get_stage(request: Request) -> Stage:
-    stage: Stage = request.app.state.stage
-    return stage
-
-
-async def _get_uploads(request: Request) -> Uploads:
-    uploads: Uploads = request.app.state.uploads
-    return uploads
-
-
-async def _get_reward_functions(request: Request) -> Mapping[str, RewardFunction]:
-    reward_functions: Mapping[str, RewardFunction] = request.app.state.reward_functions
-    return reward_functions
-
-
-async def _get_metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
-    return metrics
-
-
-Store = Annotated[ModelStore, Depends(_get_store)]
-Observer = Annotated[Metrics, Depends(_get_metrics)]
-Registry = Annotated[JobRegistry, Depends(_get_registry)]
-ModelUploads = Annotated[Uploads, Depends(_get_uploads)]
-PlayStage = Annotated[Stage, Depends(_get_stage)]
-Environments = Annotated[Catalogue, Depends(_get_catalogue)]
+Store = Annotated[ModelStore, _from_state("store")]
+Observer = Annotated[Metrics, _from_state("metrics")]
+Registry = Annotated[JobRegistry, _from_state("registry")]
+ModelUploads = Annotated[Uploads, _from_state("uploads")]
+PlayStage = Annotated[Stage, _from_state("stage")]
+Environments = Annotated[Catalogue, _from_state("catalogue")]
 # Which names there can be, the store knows: one that is none is not found.
 ModelNameInPath = Annotated[
     str, Path(description="Name of a model file, without `.zip`.", openapi_examples=examples.MODEL)
 ]
-Streams = Annotated[EventStreams, Depends(_get_streams)]
-RewardFunctions = Annotated[Mapping[str, RewardFunction], Depends(_get_reward_functions)]
+Streams = Annotated[EventStreams, _from_state("streams")]
+RewardFunctions = Annotated[Mapping[str, RewardFunction], _from_state("reward_functions")]
 
 
 def errors(*status_codes: int) -> dict[int | str, dict[str, object]]:
