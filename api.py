@@ -11,29 +11,30 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
-from grpo_core import __version__, rewards
-from service.catalogue import Catalogue
-from service.dashboard_door import PREFIX, DashboardDoor
-from service.errands import Errands
-from service.errors import install_error_handlers
-from service.executors import make_executor
+from grpo_core import __version__
+from grpo_core.options import rewards
+from service.dashboard.mount import PREFIX, DashboardDoor
+from service.environments.catalogue import Catalogue
+from service.http.problems import install_error_handlers
 from service.extensions import import_extensions
-from service.jobs import JobRegistry
-from service.memory import get_available_bytes, get_total_bytes
-from service.metrics import Metrics
-from service.model_store import ModelStore
-from service.openapi import install_schema
-from service.readiness import Readiness
-from service.routes import catalogue, files, inference, login, models, server, training
-from service.security import BrowserRules, RequestGuard, UploadRoom
-from service.sessions import LoginLimit
+from service.http.access_log import Telemetry
+from service.http.fast_inference import InferenceShortcut
+from service.http.guards import BrowserRules, RequestGuard, UploadRoom
+from service.http.openapi import install_schema
+from service.http.routes import catalogue, files, inference, login, models, server, training
+from service.http.sessions import LoginLimit
+from service.http.shutdown import announce_shutdown
+from service.jobs.events import EventStreams
+from service.jobs.registry import JobRegistry
+from service.models.player import Stage
+from service.models.store import ModelStore
+from service.models.uploads import Uploads
+from service.monitoring.memory import get_available_bytes, get_total_bytes
+from service.monitoring.prometheus import Metrics
+from service.monitoring.readiness import Readiness
 from service.settings import Settings
-from service.shortcut import InferenceShortcut
-from service.shutdown import announce_shutdown
-from service.stage import Stage
-from service.streams import EventStreams
-from service.telemetry import Telemetry
-from service.uploads import Uploads
+from service.workers.executors import make_executor
+from service.workers.short_tasks import Errands
 
 # Add your own reward functions here, before the server starts: REWARD_FUNCTIONS["my_reward"] = my_reward.
 REWARD_FUNCTIONS = dict(rewards.REWARD_FUNCTIONS)
@@ -49,7 +50,7 @@ _VERIFICATION_PAUSE_SECONDS = 0.005
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if app.state.settings.preload:
         # In a thread that nobody waits for: the server answers meanwhile, and may end.
-        arguments = ("service.configuration",)
+        arguments = ("service.training.plan",)
         threading.Thread(target=importlib.import_module, args=arguments, name="grpo-preload", daemon=True).start()
         app.state.registry.warm_up()
     upkeep = asyncio.create_task(_keep_store(app.state.store))

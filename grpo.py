@@ -18,12 +18,13 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from threadpoolctl import ThreadpoolController
 
-from grpo_core import __version__, model_file
-from grpo_core.actor import Actor
-from grpo_core.advantage import STD_EPSILON, Bools, Floats, compute_group_advantages
-from grpo_core.batched_collection import make_collector
-from grpo_core.branching import check_branchable
-from grpo_core.choices import (
+from grpo_core import __version__
+from grpo_core.actor.actor import Actor
+from grpo_core.fast.collector import make_collector
+from grpo_core.fast.learner import MlpLearner, is_plain_mlp
+from grpo_core.groups.advantage import STD_EPSILON, Bools, Floats, compute_group_advantages
+from grpo_core.groups.rollout import GroupRollout, StepBatch, draw_minibatches, select, to_tensors
+from grpo_core.options.choices import (
     AdvantageScaling,
     Baseline,
     GroupMode,
@@ -32,7 +33,7 @@ from grpo_core.choices import (
     LossType,
     Supervision,
 )
-from grpo_core.hyperparameters import (
+from grpo_core.options.hyperparameters import (
     SAVED_HYPERPARAMETERS,
     check_group_mode,
     check_hyperparameters,
@@ -41,10 +42,18 @@ from grpo_core.hyperparameters import (
     get_horizon,
     hyperparameters_from_json,
 )
-from grpo_core.learner import AutogradLearner, Learner, UpdateRule
-from grpo_core.losses import compute_step_weights
-from grpo_core.mlp_learner import MlpLearner, is_plain_mlp
-from grpo_core.model_state import (
+from grpo_core.options.policy_kwargs import (
+    POLICIES,
+    check_policy_fits,
+    check_policy_kwargs,
+    get_policy_name,
+    network_from_json,
+    network_to_json,
+    policy_from_json,
+)
+from grpo_core.options.rewards import RewardFunction, find_reward_functions
+from grpo_core.saving import model_file
+from grpo_core.saving.model_state import (
     ModelPath,
     describe_model,
     get_normalization,
@@ -55,22 +64,14 @@ from grpo_core.model_state import (
     to_parameters,
     write_model,
 )
-from grpo_core.network import (
-    POLICIES,
-    check_policy_fits,
-    check_policy_kwargs,
-    get_policy_name,
-    network_from_json,
-    network_to_json,
-    policy_from_json,
-)
-from grpo_core.normalization import Normalizer, ObservationStatistics
-from grpo_core.policies import copy_policy, evaluate_actions, predict_masked, split_parameters
-from grpo_core.restorable_wrapper import RestorableWrapper
-from grpo_core.rewards import RewardFunction, find_reward_functions
-from grpo_core.rollout import GroupRollout, StepBatch, draw_minibatches, select, to_tensors
-from grpo_core.simulators import SimulatorBank, find_obstacle, make_bank
+from grpo_core.simulators.bank import SimulatorBank, find_obstacle, make_bank
+from grpo_core.simulators.normalization import Normalizer, ObservationStatistics
+from grpo_core.simulators.restorable_wrapper import RestorableWrapper
+from grpo_core.simulators.simulator import check_branchable
 from grpo_core.spaces import Observations, check_action_space, check_observation_space, count_inputs, unpack
+from grpo_core.update.learner import AutogradLearner, Learner, UpdateRule
+from grpo_core.update.losses import compute_step_weights
+from grpo_core.update.policies import copy_policy, evaluate_actions, predict_masked, split_parameters
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
@@ -692,7 +693,7 @@ class GRPO(OnPolicyAlgorithm):
         :param print_system_info: Print the versions that the model was saved with.
         :param force_reset: Start new episodes; groups always do after loading.
         :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``.
-        :raises grpo_core.model_file.ModelFileError: If the file is damaged or was not saved by GRPO.
+        :raises grpo_core.saving.model_file.ModelFileError: If the file is damaged or was not saved by GRPO.
         :raises ValueError: If the environment's spaces differ, or an argument is unknown or out of range.
         """
         content = read_model(path)

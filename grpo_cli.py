@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from grpo_core import model_file
-from grpo_core.actor import ACTIVATIONS, Actor
+from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.evaluation import (
     Evaluation,
     check_spaces,
@@ -40,8 +39,9 @@ from grpo_core.evaluation import (
     summarize_episodes,
 )
 from grpo_core.film import FILM_SUFFIXES, FilmStrip
-from grpo_core.model_file import ModelContent, ModelFileError
-from grpo_core.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD, REWARD_FUNCTIONS
+from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD, REWARD_FUNCTIONS
+from grpo_core.saving import model_file
+from grpo_core.saving.model_file import ModelContent, ModelFileError
 
 if TYPE_CHECKING:  # torch takes seconds, which only "train" needs
     from stable_baselines3.common.vec_env import VecEnv
@@ -251,7 +251,7 @@ def _require(option: str, *modules: str) -> None:
 
 def _choose_recipe(options: argparse.Namespace) -> _Recipe:
     """Put the preset, the options and ``--hyperparams`` together, the later ones first."""
-    from grpo_core.presets import Preset, get_preset, parse_schedules
+    from grpo_core.options.presets import Preset, get_preset, parse_schedules
 
     given = _collect_hyperparameters(options)
     is_own_reward = options.reward_function == ENVIRONMENT_REWARD
@@ -283,7 +283,7 @@ def _choose_recipe(options: argparse.Namespace) -> _Recipe:
 
 
 def _list_preset_choices() -> str:
-    from grpo_core.presets import list_presets
+    from grpo_core.options.presets import list_presets
 
     return ", ".join([_NO_PRESET, *list_presets()])
 
@@ -349,7 +349,7 @@ def _build_model(options: argparse.Namespace, recipe: _Recipe, env: "VecEnv", se
     from torch import cuda
 
     from grpo import GRPO
-    from grpo_core.network import choose_policy
+    from grpo_core.options.policy_kwargs import choose_policy
 
     if options.device.startswith("cuda") and not cuda.is_available():
         raise _UsageError(f"--device {options.device} is not there; take auto or cpu.")
@@ -372,7 +372,7 @@ def _name_classes(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Put classes in place of their names in ``policy_kwargs``, where a command line can only name them."""
     import torch
 
-    from grpo_core.network import OPTIMIZERS
+    from grpo_core.options.policy_kwargs import OPTIMIZERS
 
     policy_kwargs = arguments.get("policy_kwargs")
     if not isinstance(policy_kwargs, dict):
@@ -407,7 +407,7 @@ def _stop_on_interrupt(model: "GRPO") -> Iterator[threading.Event]:
 
 
 def _save(model: "GRPO", path: Path, env_name: str) -> Path:
-    from grpo_core.model_state import write_model
+    from grpo_core.saving.model_state import write_model
 
     path = path if path.suffix else path.with_name(f"{path.name}.zip")
     write_model(path, model.to_bytes(env_name=env_name))

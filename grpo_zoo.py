@@ -39,7 +39,7 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
         options += ["--algo", "grpo"]
     algorithm = words[words.index("--algo") + 1 :][:1] if "--algo" in words else ["grpo"]
     if script == "train" and algorithm == ["grpo"] and not {"-conf", "--conf-file"} & set(words):
-        options += ["--conf-file", str(files("grpo_core") / "presets.yml")]
+        options += ["--conf-file", str(files("grpo_core.options") / "presets.yml")]
     return [script, *options]
 
 

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from api import create_app
 from service.extensions import ExtensionError
-from service.folder_lock import lock_folder
 from service.logs import configure_logs
+from service.models.folder_lock import lock_folder
 from service.settings import Settings, UnsafeSettingsError
 
 _LIMIT_CONCURRENCY = 256

@@ -22,7 +22,7 @@ from benchmarks.linear_search import search
 from benchmarks.runs import Run, RunSpec, Settings
 from benchmarks.tasks import TASKS
 from benchmarks.zero_advantage import GroupAdvantages, GroupRewards
-from grpo_core.presets import parse_schedules
+from grpo_core.options.presets import parse_schedules
 
 # Simulator steps taken, the final policy, and what else was measured.
 Training = tuple[int, Policy, dict[str, Any]]

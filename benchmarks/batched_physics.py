@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.monitor import Monitor
 
-from grpo_core.batched_physics import find_batched_simulator
+from grpo_core.fast.physics import find_batched_simulator
 
 _ENV_IDS = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0")
 _BATCH_SIZES = (2, 8, 64)

@@ -18,8 +18,8 @@ import gymnasium as gym
 import numpy as np
 
 from grpo import GRPO
-from service.batches import answer_array, answer_json
-from service.model_store import ModelStore
+from service.inference.batch import answer_array, answer_json
+from service.models.store import ModelStore
 
 _N_OBSERVATIONS = 10_000
 _N_REPETITIONS = 20

@@ -28,7 +28,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from api import create_app
 from benchmarks.evaluation import N_EPISODES, evaluate, format_table
 from grpo import GRPO
-from grpo_core.rewards import optimized_cartpole
+from grpo_core.options.rewards import optimized_cartpole
 from service.settings import Settings
 
 ENV_NAME = "CartPole-v1"

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from fastapi.testclient import TestClient
 
 from api import create_app
-from grpo_core import model_file
+from grpo_core.saving import model_file
 from service.settings import Settings
 
 N_NEIGHBOURS = 3

@@ -22,13 +22,13 @@ from fastapi.testclient import TestClient
 from api import create_app
 from benchmarks.server import Server, get_percentile, serve
 from grpo import GRPO
-from grpo_core.rewards import REWARD_FUNCTIONS
-from service.configuration import resolve_request
-from service.executors import Run, TaskFailedError
-from service.jobs import JobRegistry
-from service.schemas import TrainRequest
+from grpo_core.options.rewards import REWARD_FUNCTIONS
+from service.jobs.registry import JobRegistry
+from service.schemas.training import TrainRequest
 from service.settings import Settings
-from service.tasks import Progress, Task
+from service.training.plan import resolve_request
+from service.workers.executors import Run, TaskFailedError
+from service.workers.task import Progress, Task
 
 N_LISTED = 1000
 N_LISTINGS = 20

@@ -5,7 +5,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.runs import Settings
 from grpo import GRPO
-from grpo_core.presets import get_preset, parse_schedules
+from grpo_core.options.presets import get_preset, parse_schedules
 
 # Action groups have one branch per action, so that other numbers of steps fill a rollout.
 _ACTION_SETTINGS: dict[str, Settings] = {
@@ -23,7 +23,7 @@ def get_grpo_settings(env_name: str) -> Settings:
     """
     preset = get_preset(env_name)
     if preset is None:
-        raise KeyError(f"{env_name} has no preset in grpo_core/presets.yml.")
+        raise KeyError(f"{env_name} has no preset in grpo_core/options/presets.yml.")
     normalize = {} if preset.normalize is None else {"normalize": dict(preset.normalize)}
     return {"n_envs": preset.n_envs, **normalize, **preset.arguments}
 

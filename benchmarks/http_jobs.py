@@ -13,10 +13,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from api import REWARD_FUNCTIONS, create_app
 from benchmarks.cartpole import wait_for
 from grpo import GRPO
-from service.configuration import resolve_request
-from service.schemas import TrainRequest
+from service.schemas.training import TrainRequest
 from service.settings import Settings
-from service.training import build_model, make_env
+from service.training.plan import resolve_request
+from service.training.train import build_model, make_env
 
 
 class HttpTraining(NamedTuple):

@@ -24,10 +24,10 @@ from benchmarks.evaluation import N_EPISODES, evaluate
 from benchmarks.http_jobs import HttpTraining, make_service_model, serve, train_over_http
 from benchmarks.timing import Comparison
 from grpo import GRPO
-from grpo_core.actor import Actor
-from grpo_core.model_state import get_weights
-from grpo_core.network import network_to_json
-from grpo_core.rewards import optimized_cartpole
+from grpo_core.actor.actor import Actor
+from grpo_core.options.policy_kwargs import network_to_json
+from grpo_core.options.rewards import optimized_cartpole
+from grpo_core.saving.model_state import get_weights
 
 _CHECK_STEPS = 2048
 # Training seeds and the few that follow them are below.

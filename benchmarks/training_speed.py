@@ -25,10 +25,10 @@ from benchmarks.step_speed import MEASURED_STEPS, ROLLOUT_STEPS, compare_collect
 from benchmarks.time_to_policy import compare_cold_start, compare_times_to_policy
 from benchmarks.timing import Comparison, format_comparison, take_turns
 from benchmarks.update_speed import compare_updates
-from service.configuration import resolve_request
-from service.job import Job
-from service.schemas import TrainRequest
-from service.training import train_policy
+from service.jobs.job import Job
+from service.schemas.training import TrainRequest
+from service.training.plan import resolve_request
+from service.training.train import train_policy
 
 FIRST_SEED = 2000
 _LEGEND = 'A column "x ..." says how many times as fast the median of a row is; n counts the measurements.'

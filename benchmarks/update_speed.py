@@ -9,10 +9,10 @@ import numpy as np
 
 from benchmarks.timing import Case, Comparison, take_turns
 from grpo import GRPO
-from grpo_core.actor import Actor
-from grpo_core.learner import AutogradLearner, Learner, UpdateRule
-from grpo_core.mlp_learner import MlpLearner
-from grpo_core.rollout import StepBatch, draw_minibatches
+from grpo_core.actor.actor import Actor
+from grpo_core.fast.learner import MlpLearner
+from grpo_core.groups.rollout import StepBatch, draw_minibatches
+from grpo_core.update.learner import AutogradLearner, Learner, UpdateRule
 
 BATCH_SIZES = (32, 64, 256)
 # Steps of a rollout and passes over it: GRPO's defaults.

@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from benchmarks.runs import Settings
-from grpo_core.rewards import optimized_cartpole
+from grpo_core.options.rewards import optimized_cartpole
 
 # The defaults of POST /train; a rollout of 32 steps fills no larger minibatch.
 ZERO_ADVANTAGE: dict[str, Settings] = {

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from grpo_core.action_masks import get_action_masks, sample_action
-from grpo_core.actor import Actor
+from grpo_core.actor.actor import Actor
+from grpo_core.simulators.action_masks import get_action_masks, sample_action
 from grpo_core.spaces import is_image_space
 
 # From an observation and the flags of the allowed actions (None allows all) to an action.

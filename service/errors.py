@@ -1,26 +1,11 @@
-"""Domain errors and how HTTP answers them: as problem details (RFC 9457) whose ``detail`` is one string."""
+"""What the service refuses, and why. Nothing here knows about HTTP frameworks: ``http.problems`` answers with these."""
 
-import logging
 import re
-from collections.abc import Mapping, Sequence
-from http import HTTPStatus
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-
-from service.context import REQUEST_ID, RequestIds, make_urn
-from service.suggestions import suggest
-
-logger = logging.getLogger("grpo.service")
-
-# A request can break thousands of rules at once; naming ten of them is help enough.
-MAX_REPORTED_ERRORS = 10
 _MAX_ERROR_CHARS = 500
 _PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
-PROBLEM_TYPE = "application/problem+json"
 
 
 class Problem(NamedTuple):
@@ -34,13 +19,6 @@ class Problem(NamedTuple):
     title: str
 
 
-INVALID_FIELDS = Problem("invalid-fields", "The request breaks the schema")
-INTERNAL_ERROR = Problem("internal-error", "The server has a bug")
-# What Starlette refuses, by status.
-_HTTP_PROBLEMS = {
-    404: Problem("no-such-path", "There is no such path"),
-    405: Problem("method-not-allowed", "The path does not take this method"),
-}
 
 
 class ServiceError(Exception):
@@ -153,91 +131,3 @@ def describe_error(error: BaseException) -> str:
     except BaseException:  # foreign code as well
         text = "(it cannot describe itself)"
     return printable(f"{type(error).__name__}: {_PATH.sub('<path>', text)}", _MAX_ERROR_CHARS)
-
-
-def error_response(
-    problem: Problem, status_code: int, detail: str, headers: Mapping[str, str] | None = None, **extra: Any
-) -> JSONResponse:
-    """Build the one shape every error has."""
-    content = {
-        "type": f"urn:grpo:problem:{problem.slug}",
-        "title": problem.title,
-        "status": status_code,
-        "detail": detail,
-        "instance": make_urn(_get_request_id()),
-    }
-    return JSONResponse({**content, **extra}, status_code, headers, PROBLEM_TYPE)
-
-
-def report_bug(error: Exception, path: str) -> JSONResponse:
-    """Log an error that nobody foresaw and answer with nothing but the request's id to find it by."""
-    request_id = _get_request_id()
-    logger.error("incident %s on %s", request_id, printable(path), exc_info=error)
-    return error_response(INTERNAL_ERROR, 500, "internal error", id=request_id)
-
-
-def _get_request_id() -> str:
-    return REQUEST_ID.get() or RequestIds().choose(None)
-
-
-def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
-    if error["type"] == "json_invalid" and not error["loc"]:  # pydantic's own parser tells the place in words
-        return {"field": "", "message": f"the body is not valid JSON: {error['ctx']['error']}"}
-    if error["type"] == "json_invalid":
-        return {"field": "", "message": f"the body is not valid JSON, see character {error['loc'][-1]}"}
-    # "body" says nothing to a client; input and context are left out, since they echo what was sent.
-    location = [str(part) for part in error["loc"] if part != "body"]
-    message = str(error["msg"]).removeprefix("Value error, ") + _suggest_choice(error)
-    return {"field": printable(".".join(location)), "message": printable(message, 300)}
-
-
-def _suggest_choice(error: Mapping[str, Any]) -> str:
-    """Say which of the words that a field takes resembles the one that was sent."""
-    if error["type"] not in ("enum", "literal_error") or not isinstance(error["input"], str):
-        return ""
-    hint = suggest(error["input"], re.findall("'([^']*)'", error["ctx"]["expected"]))
-    return f"; {hint}" if hint else ""
-
-
-def summarize_violations(errors: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, str]]]:
-    """Turn pydantic's violations into one sentence and a short list of field and message."""
-    violations = [_describe_violation(error) for error in errors[:MAX_REPORTED_ERRORS]]
-    detail = "; ".join(f"{v['field']}: {v['message']}" if v["field"] else v["message"] for v in violations[:3])
-    return detail + ("; ..." if len(errors) > 3 else ""), violations
-
-
-def _unreadable_body(detail: str) -> JSONResponse:
-    return error_response(INVALID_FIELDS, 422, detail, errors=[{"field": "", "message": detail}])
-
-
-def install_error_handlers(app: FastAPI) -> None:
-    """Answer domain errors, validation errors and HTTP errors in one shape."""
-
-    @app.exception_handler(ServiceError)
-    async def on_service_error(request: Request, error: ServiceError) -> JSONResponse:
-        return error_response(error.problem, error.status_code, error.detail, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        detail, violations = summarize_violations(error.errors())
-        return error_response(INVALID_FIELDS, 422, detail, errors=violations)
-
-    @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-        # FastAPI answers 400 to JSON that Python cannot hold: numbers of thousands of digits, endless nesting.
-        if isinstance(error.__cause__, UnicodeDecodeError):
-            return _unreadable_body("the body is not valid JSON: it is not UTF-8 text")
-        if isinstance(error.__cause__, ValueError | RecursionError):
-            return _unreadable_body("the body holds a number that is too long or lists that are nested too deep")
-        other = Problem(f"http-{error.status_code}", HTTPStatus(error.status_code).phrase)
-        problem = _HTTP_PROBLEMS.get(error.status_code, other)
-        return error_response(problem, error.status_code, _describe_http_error(error), error.headers)
-
-
-def _describe_http_error(error: HTTPException) -> str:
-    if error.status_code == 404:
-        return "there is no such path; GET / names the main ones, and /docs shows them all."
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        return f"this path does not take the request's method; it takes {allowed}."
-    return str(error.detail)

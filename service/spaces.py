@@ -7,7 +7,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from service.errors import printable
-from service.schemas import SpaceDescription
+from service.schemas.spaces import SpaceDescription
 
 _MAX_TEXT_CHARS = 500
 # Bounds and choices that are listed one by one.

@@ -23,9 +23,9 @@ from gymnasium import spaces
 
 from api import create_app
 from grpo import GRPO
-from grpo_core import model_file
-from grpo_core.learner import AutogradLearner, UpdateRule
-from service.schemas import EndedBy, EvaluationRow
+from grpo_core.saving import model_file
+from grpo_core.update.learner import AutogradLearner, UpdateRule
+from service.schemas.jobs import EndedBy, EvaluationRow
 from service.settings import Settings
 
 FINAL_STATUSES = {"completed", "failed", "stopped"}

@@ -28,9 +28,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 import api
 from grpo import GRPO
-from grpo_core import model_file
-from grpo_core.presets import get_preset
-from service.schemas import TrainRequest
+from grpo_core.options.presets import get_preset
+from grpo_core.saving import model_file
+from service.schemas.training import TrainRequest
 from service.settings import Settings
 from tests.conftest import RegisterEnv
 from tests.support import (

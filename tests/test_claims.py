@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.evaluation import evaluate
 from grpo import GRPO
-from grpo_core.presets import get_preset
+from grpo_core.options.presets import get_preset
 
 
 def score(model: GRPO, env_name: str, n_episodes: int) -> float:

@@ -16,7 +16,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from api import create_app
-from service.jobs import JobRegistry
+from service.jobs.registry import JobRegistry
 from service.settings import Settings
 from tests.browser import ARTEFACTS, drive, needs_driver
 from tests.support import make_model, serve, wait_until

@@ -28,12 +28,13 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from api import REWARD_FUNCTIONS, create_app
 from benchmarks.pages import list_blocks
 from grpo import GRPO
-from grpo_core.presets import list_presets
-from grpo_core.rewards import optimized_cartpole
-from service.configuration import resolve_request
+from grpo_core.options.presets import list_presets
+from grpo_core.options.rewards import optimized_cartpole
 from service.errors import ServiceError
-from service.schemas import TrainRequest, VerdictState
+from service.schemas.jobs import VerdictState
+from service.schemas.training import TrainRequest
 from service.settings import Settings
+from service.training.plan import resolve_request
 from tests.support import wait_until
 from tests.tutorial import DOCUMENTED_URL, make_strict
 

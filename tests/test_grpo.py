@@ -35,16 +35,16 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
-from grpo_core import model_file
-from grpo_core.advantage import COMPARES_IN_GROUPS, Floats
-from grpo_core.branching import NotBranchableError
-from grpo_core.choices import AdvantageScaling, Baseline, GroupMode
-from grpo_core.learner import Indices, Learner, UpdateRule
-from grpo_core.losses import compute_step_weights
-from grpo_core.model_file import ForeignModelError, ModelFileError
-from grpo_core.model_state import restore_normalization
-from grpo_core.rewards import RewardFunction, optimized_cartpole
-from grpo_core.rollout import StepBatch
+from grpo_core.groups.advantage import COMPARES_IN_GROUPS, Floats
+from grpo_core.groups.rollout import StepBatch
+from grpo_core.options.choices import AdvantageScaling, Baseline, GroupMode
+from grpo_core.options.rewards import RewardFunction, optimized_cartpole
+from grpo_core.saving import model_file
+from grpo_core.saving.model_file import ForeignModelError, ModelFileError
+from grpo_core.saving.model_state import restore_normalization
+from grpo_core.simulators.simulator import NotBranchableError
+from grpo_core.update.learner import Indices, Learner, UpdateRule
+from grpo_core.update.losses import compute_step_weights
 from tests.support import wait_until, with_either_learner
 from tests.walk import StepLog, collect, walk_model
 

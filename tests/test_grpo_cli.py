@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from grpo import GRPO
 from grpo_cli import main
-from grpo_core import model_file
+from grpo_core.saving import model_file
 from tests.conftest import RegisterEnv
 from tests.support import LineEnv, make_model, wait_until
 

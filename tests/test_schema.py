@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from benchmarks.server import serve
 from grpo import GRPO
-from service import examples
+from service.http import examples
 from tests.support import FINAL_STATUSES, wait_until
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"

@@ -1,1 +1,1 @@
-"""The pages of the dashboard. Importing any of them imports NiceGUI; see ``service.dashboard_door``."""
+"""The pages of the dashboard. Importing any of them imports NiceGUI; see ``service.dashboard.mount``."""

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from nicegui import ui
 
-from service.dashboard_door import SERVICE_KEY
+from service.dashboard.mount import SERVICE_KEY
 
 
 def get_service() -> FastAPI:

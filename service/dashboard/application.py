@@ -12,12 +12,12 @@ from fastapi import FastAPI
 from nicegui import Client, core, ui
 from starlette.types import ASGIApp
 
-from service.dashboard.form_page import show_form
-from service.dashboard.frame import install_styles
-from service.dashboard.model_page import show_model
-from service.dashboard.models_page import show_models
-from service.dashboard.server_page import show_server
-from service.dashboard.training_page import show_training
+from service.dashboard.pages.form import show_form
+from service.dashboard.pages.frame import install_styles
+from service.dashboard.pages.model import show_model
+from service.dashboard.pages.models import show_models
+from service.dashboard.pages.server import show_server
+from service.dashboard.pages.training import show_training
 
 # NiceGUI's own default of 3 s takes a page away from whoever changes networks.
 _RECONNECT_SECONDS = 10.0

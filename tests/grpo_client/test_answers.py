@@ -9,7 +9,7 @@ from pydantic import BaseModel
 import grpo_client
 from grpo_client import GRPOError, JobEvent, JobSummary, MetricHistory, ServerUnreachable, TrainingStatus
 from grpo_client.answers import Submission
-from service import schemas
+from service.schemas import environments, inference, jobs, models, server, training
 
 SUMMARY = {"job_id": "j", "status": "running", "progress": 0.5}
 
@@ -69,25 +69,25 @@ def test_only_the_last_event_carries_a_status() -> None:
 @pytest.mark.parametrize(
     ("answer", "schema"),
     [
-        (grpo_client.ServerInfo, schemas.ServerInfo),
-        (grpo_client.Health, schemas.Health),
-        (Submission, schemas.TrainResponse),
-        (grpo_client.TrainingStatus, schemas.TrainingStatus),
-        (grpo_client.Verdict, schemas.Verdict),
-        (grpo_client.Evaluation, schemas.EvaluationRow),
-        (grpo_client.JobSummary, schemas.JobSummary),
-        (grpo_client.MetricHistory, schemas.JobMetrics),
-        (grpo_client.MetricRow, schemas.HistoryRow),
-        (grpo_client.Stopped, schemas.StopResponse),
-        (grpo_client.Prediction, schemas.InferenceResponse),
-        (grpo_client.ItemError, schemas.ItemError),
-        (grpo_client.ModelSummary, schemas.ModelSummary),
-        (grpo_client.ModelCard, schemas.ModelCard),
-        (grpo_client.Comparison, schemas.EvaluateResponse),
-        (grpo_client.Deleted, schemas.DeleteResponse),
-        (grpo_client.EnvironmentSummary, schemas.EnvironmentSummary),
-        (grpo_client.Environment, schemas.EnvironmentDescription),
-        (grpo_client.RewardFunction, schemas.RewardFunctionSummary),
+        (grpo_client.ServerInfo, server.ServerInfo),
+        (grpo_client.Health, server.Health),
+        (Submission, training.TrainResponse),
+        (grpo_client.TrainingStatus, jobs.TrainingStatus),
+        (grpo_client.Verdict, jobs.Verdict),
+        (grpo_client.Evaluation, jobs.EvaluationRow),
+        (grpo_client.JobSummary, jobs.JobSummary),
+        (grpo_client.MetricHistory, jobs.JobMetrics),
+        (grpo_client.MetricRow, jobs.HistoryRow),
+        (grpo_client.Stopped, jobs.StopResponse),
+        (grpo_client.Prediction, inference.InferenceResponse),
+        (grpo_client.ItemError, inference.ItemError),
+        (grpo_client.ModelSummary, models.ModelSummary),
+        (grpo_client.ModelCard, models.ModelCard),
+        (grpo_client.Comparison, models.EvaluateResponse),
+        (grpo_client.Deleted, models.DeleteResponse),
+        (grpo_client.EnvironmentSummary, environments.EnvironmentSummary),
+        (grpo_client.Environment, environments.EnvironmentDescription),
+        (grpo_client.RewardFunction, environments.RewardFunctionSummary),
     ],
 )
 def test_every_field_of_the_server_has_one_here(answer: type, schema: type[BaseModel]) -> None:

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
-from grpo_core.model_file import ModelFileError
+from grpo_core.saving.model_file import ModelFileError
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
 from tests.sb3.small_models import MODES, POLICY_OF, build, build_over, copy_weights, is_same, sample_observations
 
@@ -268,8 +268,8 @@ def test_every_hyperparameter_and_counter_comes_back() -> None:
 
 
 def test_a_file_of_before_an_option_existed_gives_it_its_default() -> None:
-    from grpo_core import model_file
-    from grpo_core.model_state import get_optimizer_state, get_weights
+    from grpo_core.saving import model_file
+    from grpo_core.saving.model_state import get_optimizer_state, get_weights
 
     model = build(kl_coef=0.5)
     model.learn(16)

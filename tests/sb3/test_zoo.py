@@ -13,7 +13,7 @@ from grpo import GRPO
 from grpo_zoo import complete_arguments
 
 ROOT = Path(__file__).parent.parent.parent
-PRESETS = str(files("grpo_core") / "presets.yml")
+PRESETS = str(files("grpo_core.options") / "presets.yml")
 HAS_ZOO = importlib.util.find_spec("rl_zoo3") is not None
 needs_zoo = pytest.mark.skipif(not HAS_ZOO, reason="rl_zoo3 is not installed")
 

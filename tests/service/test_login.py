@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.sessions import COOKIE_NAME, Sessions
+from service.http.sessions import COOKIE_NAME, Sessions
 from service.settings import Settings
 from tests.support import make_client
 

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from grpo_core.choices import GroupMode
-from service.schemas import InferenceRequest, JobStatus, Normalization, TrainRequest
+from grpo_core.options.choices import GroupMode
+from service.schemas.inference import InferenceRequest
+from service.schemas.jobs import JobStatus
+from service.schemas.training import Normalization, TrainRequest
 
 # The smallest and largest value that each number may have.
 RANGES: dict[str, tuple[float, float]] = {

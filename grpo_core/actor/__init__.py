@@ -1,0 +1,1 @@
+"""The policy in NumPy, without torch: what is served and what collects rollouts."""

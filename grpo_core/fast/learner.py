@@ -1,0 +1,357 @@
+"""The update of ``AutogradLearner`` for plain MLP policies on the CPU, with the gradient derived by hand in NumPy.
+
+A minibatch of a 64x64 network is so little arithmetic that eager torch spends nine tenths of a step on its own
+bookkeeping. Here parameters, gradients and Adam's moments lie in one vector each, and a step is some sixty NumPy
+calls. It rounds otherwise than torch, in the last digits; ``tests/grpo_core/fast/test_learner.py`` compares the two.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from grpo_core.actor.actor import ACTIVATIONS, Actor
+from grpo_core.actor.extractors import FloatArray
+from grpo_core.groups.rollout import StepBatch
+from grpo_core.update.learner import Indices, UpdateRule
+
+# Options of Adam that change its step; a policy whose optimizer sets one of them is left to torch.
+_ADAM_EXTRAS = ("weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
+_NORM_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_'s
+_LOG_2_PI = math.log(2.0 * math.pi)
+
+# The derivative of an activation by what it put out.
+_SLOPES: dict[str, Callable[[FloatArray], Any]] = {
+    "Tanh": lambda h: 1.0 - h * h,
+    "ReLU": lambda h: h > 0.0,
+    "ELU": lambda h: np.where(h > 0.0, np.float32(1.0), h + 1.0),
+    "LeakyReLU": lambda h: np.where(h > 0.0, np.float32(1.0), np.float32(0.01)),
+}
+
+
+def is_plain_mlp(policy: ActorCriticPolicy) -> bool:
+    """Tell whether ``MlpLearner`` can train a policy as it is now.
+
+    It can if the policy is on the CPU, chooses one of several actions or draws from a Gaussian, has no layers but
+    those of two MLPs, all of them trained, and Adam as its optimizer without extras.
+    """
+    return (
+        type(policy.action_dist) in (CategoricalDistribution, DiagGaussianDistribution)
+        and _is_plain_adam(policy.optimizer)
+        and _trains_two_mlps(policy)
+    )
+
+
+def _is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
+    if type(optimizer) is not torch.optim.Adam:
+        return False
+    first, *others = groups = optimizer.param_groups
+    # Parameters that were frozen for a while, or not in the state that was loaded, have taken fewer steps.
+    n_steps = {_count_steps(optimizer, p) for group in groups for p in group["params"]}
+    return (
+        len(n_steps) == 1
+        and not any(group.get(name) for group in groups for name in _ADAM_EXTRAS)
+        and all(group[name] == first[name] for group in others for name in ("betas", "eps"))
+    )
+
+
+def _count_steps(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> int:
+    return int(optimizer.state[parameter]["step"]) if optimizer.state.get(parameter) else 0
+
+
+def _trains_two_mlps(policy: ActorCriticPolicy) -> bool:
+    """Tell whether one optimizer group holds the policy's layers, the other the value network's, and none else."""
+    expected = [[p for layer in net for p in (layer.weight, layer.bias)] for net in _list_linear_layers(policy)]
+    if type(policy.action_dist) is DiagGaussianDistribution:
+        expected[0].append(policy.log_std)
+    trained = [group["params"] for group in policy.optimizer.param_groups]
+    return [{id(p) for p in group} for group in trained] == [{id(p) for p in group} for group in expected] and all(
+        p.requires_grad and p.dtype == torch.float32 and p.device.type == "cpu" for group in trained for p in group
+    )
+
+
+def _list_linear_layers(policy: ActorCriticPolicy) -> list[list[torch.nn.Linear]]:
+    """List the layers of the policy and of the value network, features to outputs."""
+    hidden = policy.mlp_extractor
+    networks = ([*hidden.policy_net, policy.action_net], [*hidden.value_net, policy.value_net])
+    return [[layer for layer in network if isinstance(layer, torch.nn.Linear)] for network in networks]
+
+
+class _Part(NamedTuple):
+    """What belongs to one parameter, in its shape: views of the vectors of ``_FlatParameters``."""
+
+    weights: FloatArray
+    gradient: FloatArray
+    mean: FloatArray
+    square: FloatArray
+
+
+class _FlatParameters:
+    """The parameters of two optimizer groups, their gradients and Adam's two moments, in one vector each.
+
+    :param optimizer: That of a policy of which ``is_plain_mlp`` is true.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        sizes = [[p.numel() for p in group["params"]] for group in optimizer.param_groups]
+        n_policy, n_all = sum(sizes[0]), sum(map(sum, sizes))
+        self._halves = slice(0, n_policy), slice(n_policy, n_all)
+        vectors = tuple(np.zeros(n_all, np.float32) for _ in range(4))
+        self._weights, self.gradient, self._mean, self._square = vectors
+        self._scratch = np.empty(n_all, np.float32)
+        self.parts: dict[torch.Tensor, _Part] = {}
+        start = 0
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            end = start + p.numel()
+            self.parts[p] = _Part(*[vector[start:end].reshape(p.shape) for vector in vectors])
+            start = end
+        self._n_steps = _count_steps(optimizer, next(iter(self.parts)))
+        for p, part in self.parts.items():
+            part.weights[...] = p.detach().numpy()
+            if self._n_steps > 0:
+                part.mean[...] = optimizer.state[p]["exp_avg"].numpy()
+                part.square[...] = optimizer.state[p]["exp_avg_sq"].numpy()
+
+    def clip(self, max_grad_norm: float) -> None:
+        """Shorten the gradient of either group to a norm."""
+        for half in self._halves:
+            part = self.gradient[half]
+            factor = max_grad_norm / (math.sqrt(np.dot(part, part)) + _NORM_EPSILON)
+            if factor < 1.0:
+                part *= factor
+
+    def step(self) -> None:
+        """Take a step of Adam (https://arxiv.org/abs/1412.6980, algorithm 1), as ``torch.optim.Adam`` does."""
+        self._n_steps += 1
+        (beta_1, beta_2), eps = self._optimizer.param_groups[0]["betas"], self._optimizer.param_groups[0]["eps"]
+        scratch, mean, square = self._scratch, self._mean, self._square
+        np.subtract(self.gradient, mean, out=scratch)
+        scratch *= 1.0 - beta_1
+        mean += scratch
+        np.multiply(self.gradient, self.gradient, out=scratch)
+        scratch *= 1.0 - beta_2
+        square *= beta_2
+        square += scratch
+        np.sqrt(square, out=scratch)
+        scratch /= math.sqrt(1.0 - beta_2**self._n_steps)
+        scratch += eps
+        np.divide(mean, scratch, out=scratch)
+        for half, group in zip(self._halves, self._optimizer.param_groups, strict=True):
+            scratch[half] *= group["lr"] / (1.0 - beta_1**self._n_steps)
+        self._weights -= scratch
+
+    def write_back(self) -> None:
+        """Leave the parameters and moments in the policy and its optimizer."""
+        if self._n_steps == 0:
+            return
+        for p, part in self.parts.items():
+            state = self._optimizer.state[p]
+            if not state:  # as Adam's first step finds it
+                state |= {"step": torch.tensor(0.0), "exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
+            state["step"].fill_(self._n_steps)
+            p.detach().numpy()[...] = part.weights
+            state["exp_avg"].detach().numpy()[...] = part.mean
+            state["exp_avg_sq"].detach().numpy()[...] = part.square
+
+
+class _Mlp:
+    """One network: weights ``(n_out, n_in)`` and biases ``(n_out,)`` per layer, and where their gradients go."""
+
+    def __init__(self, layers: Sequence[torch.nn.Linear], activation: str, flat: _FlatParameters) -> None:
+        parts = [(flat.parts[layer.weight], flat.parts[layer.bias]) for layer in layers]
+        self._layers = [(weight.weights, bias.weights) for weight, bias in parts]
+        self._gradients = [(weight.gradient, bias.gradient) for weight, bias in parts]
+        self._activate, self._slope = ACTIVATIONS[activation], _SLOPES[activation]
+
+    def forward(self, x: FloatArray) -> FloatArray:
+        """Compute the outputs, ``(batch_size, n_out)``, and keep what ``backward`` needs."""
+        self._inputs = [x]
+        for weight, bias in self._layers[:-1]:
+            x = x @ weight.T
+            x += bias
+            x = self._activate(x)
+            self._inputs.append(x)
+        weight, bias = self._layers[-1]
+        return np.asarray(self._inputs[-1] @ weight.T + bias)
+
+    def backward(self, slopes: FloatArray) -> None:
+        """Compute the gradient of a loss.
+
+        :param slopes: Its derivatives by the outputs of ``forward``, shape ``(batch_size, n_out)``.
+        """
+        for i in range(len(self._layers) - 1, -1, -1):
+            to_weight, to_bias = self._gradients[i]
+            np.matmul(slopes.T, self._inputs[i], out=to_weight)
+            np.add.reduce(slopes, axis=0, out=to_bias)
+            if i > 0:
+                slopes = (slopes @ self._layers[i][0]) * self._slope(self._inputs[i])
+
+
+class _Head(Protocol):
+    """An action distribution: what the policy's outputs say of the actions taken, and back."""
+
+    def forward(self, outputs: FloatArray, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """Compute the log probabilities of actions and the entropies, ``(batch_size,)`` each."""
+
+    def backward(self, log_prob_slopes: FloatArray, entropy_slope: float) -> FloatArray:
+        """Compute the derivatives of a loss by the outputs.
+
+        :param log_prob_slopes: Its derivatives by the log probabilities, shape ``(batch_size,)``.
+        :param entropy_slope: Its derivative by the entropy of any step.
+        """
+
+
+class _Categorical:
+    """One choice out of several; outputs are logits."""
+
+    def forward(self, outputs: FloatArray, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """See ``_Head``; ``actions`` are integers ``(batch_size,)``."""
+        shifted = outputs - outputs.max(axis=1, keepdims=True)
+        exponentials = np.exp(shifted)
+        sums = exponentials.sum(axis=1, keepdims=True)
+        self._chosen = np.arange(len(actions)), actions
+        self._probs, self._log_probs = exponentials / sums, shifted - np.log(sums)
+        self._entropy = -(self._probs * self._log_probs).sum(axis=1, keepdims=True)
+        return self._log_probs[self._chosen], self._entropy[:, 0]
+
+    def backward(self, log_prob_slopes: FloatArray, entropy_slope: float) -> FloatArray:
+        """See ``_Head``: ``d log p_a / d z_i = [a = i] - p_i`` and ``d H / d z_i = -p_i (log p_i + H)``."""
+        slopes = -self._probs * log_prob_slopes[:, None]
+        slopes[self._chosen] += log_prob_slopes
+        if entropy_slope != 0.0:
+            slopes -= entropy_slope * self._probs * (self._log_probs + self._entropy)
+        return np.asarray(slopes)
+
+
+class _Gaussian:
+    """Independent normal distributions; outputs are the means.
+
+    :param log_std: Log standard deviations, shape ``(n_dimensions,)``.
+    :param gradient: Where their gradient goes, same shape.
+    """
+
+    def __init__(self, log_std: FloatArray, gradient: FloatArray) -> None:
+        self._log_std, self._gradient = log_std, gradient
+
+    def forward(self, outputs: FloatArray, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """See ``_Head``; ``actions`` are numbers ``(batch_size, n_dimensions)``."""
+        self._std = np.exp(self._log_std)
+        self._noise = (actions - outputs) / self._std
+        log_prob = (-0.5 * self._noise * self._noise - self._log_std - 0.5 * _LOG_2_PI).sum(axis=1)
+        entropy = (self._log_std + 0.5 * (1.0 + _LOG_2_PI)).sum()
+        return log_prob, np.full(len(actions), entropy, np.float32)
+
+    def backward(self, log_prob_slopes: FloatArray, entropy_slope: float) -> FloatArray:
+        """See ``_Head``; the gradient of ``log_std`` is put where it belongs."""
+        weighed = log_prob_slopes[:, None] * self._noise
+        self._gradient[:] = (weighed * self._noise - log_prob_slopes[:, None]).sum(axis=0)
+        self._gradient += entropy_slope * len(log_prob_slopes)
+        return np.asarray(weighed / self._std)
+
+
+class _Steps(NamedTuple):
+    """What a minibatch holds, ``(batch_size, ...)`` each."""
+
+    features: FloatArray
+    actions: npt.NDArray[Any]
+    old_log_prob: FloatArray
+    advantages: FloatArray
+    value_targets: FloatArray
+    weights: FloatArray
+    ref_log_prob: FloatArray | None
+
+
+class MlpLearner:
+    """Derives the gradient by hand.
+
+    :param policy: One of which ``is_plain_mlp`` is true.
+    :param actor: The actor that collected the rollout; its extractor turns observations into features.
+    :param batch: The steps of the rollout, without action masks.
+    :param rule: One with ``importance_level="step"``.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, actor: Actor, batch: StepBatch, rule: UpdateRule) -> None:
+        self._flat = _FlatParameters(policy.optimizer)
+        pi, vf = _list_linear_layers(policy)
+        self._policy_net, self._value_net = (_Mlp(net, actor.activation, self._flat) for net in (pi, vf))
+        self._head: _Head = _Categorical()
+        if isinstance(policy.action_dist, DiagGaussianDistribution):
+            log_std = self._flat.parts[policy.log_std]
+            self._head = _Gaussian(log_std.weights, log_std.gradient)
+        self._steps = _Steps(
+            actor.policy_extractor(batch.observations),
+            batch.actions,
+            batch.old_log_prob,
+            batch.advantages,
+            batch.value_targets,
+            batch.weights,
+            batch.ref_log_prob,
+        )
+        self._rule = rule
+        self._measured: list[tuple[float, ...]] = []
+
+    def update(self, chosen: Indices) -> bool:
+        """See ``Learner``."""
+        with np.errstate(all="ignore"):  # as torch does; a loss that is not finite is refused by whoever logs it
+            fields: list[Any] = [None if field is None else field[chosen] for field in self._steps]
+            return self._update(_Steps(*fields))
+
+    def _update(self, steps: _Steps) -> bool:
+        rule, n_steps = self._rule, len(steps.features)
+        log_prob, entropy = self._head.forward(self._policy_net.forward(steps.features), steps.actions)
+        errors = self._value_net.forward(steps.features)[:, 0] - steps.value_targets
+        log_ratio = log_prob - steps.old_log_prob
+        ratio = np.exp(log_ratio)
+        lowest, highest = 1.0 - rule.clip_range, 1.0 + rule.clip_range_high
+        too_low, too_high = ratio < lowest, ratio > highest
+        # What a step adds to the loss, and the derivative of that by its log probability.
+        if rule.loss_type == "cispo":
+            slopes = -np.minimum(ratio, highest) * steps.advantages
+            losses = slopes * log_prob
+        else:
+            slopes = -ratio * steps.advantages
+            losses = np.maximum(slopes, -ratio.clip(lowest, highest) * steps.advantages)
+            # A step that left the interval in the direction its advantage asks for is not pushed further.
+            slopes[np.where(steps.advantages < 0.0, too_low, too_high)] = 0.0
+
+        policy_loss, value_loss = np.dot(steps.weights, losses) / n_steps, np.dot(errors, errors) / n_steps
+        entropy_loss = -entropy.sum() / n_steps
+        loss = policy_loss + rule.ent_coef * entropy_loss + rule.vf_coef * value_loss
+        kl_ref: tuple[float, ...] = ()
+        if steps.ref_log_prob is not None:
+            log_ref = steps.ref_log_prob - log_prob
+            over = np.expm1(log_ref)
+            kl_ref = (np.dot(steps.weights, over - log_ref) / n_steps,)
+            loss += rule.kl_coef * kl_ref[0]
+            slopes -= rule.kl_coef * over
+        approx_kl = np.dot(steps.weights, np.expm1(log_ratio) - log_ratio) / n_steps
+        clip_fraction = np.dot(steps.weights, too_low | too_high) / n_steps
+        self._measured.append((loss, policy_loss, value_loss, entropy_loss, *kl_ref, approx_kl, clip_fraction))
+        if rule.goes_too_far(approx_kl):
+            return False
+
+        slopes *= steps.weights / n_steps
+        self._policy_net.backward(self._head.backward(slopes, -rule.ent_coef / n_steps))
+        self._value_net.backward((errors * (2.0 * rule.vf_coef / n_steps))[:, None])
+        self._flat.clip(rule.max_grad_norm)
+        self._flat.step()
+        return True
+
+    def finish(self) -> dict[str, float]:
+        """See ``Learner``."""
+        self._flat.write_back()
+        if not self._measured:
+            return {}
+        kl_ref = ["kl_ref"] if self._steps.ref_log_prob is not None else []
+        losses = ["loss", "policy_gradient_loss", "value_loss", "entropy_loss", *kl_ref]
+        return dict(zip([*losses, "approx_kl", "clip_fraction"], _mean_columns(self._measured), strict=True))
+
+
+def _mean_columns(rows: Iterable[tuple[float, ...]]) -> list[float]:
+    return [float(sum(column)) / len(column) for column in zip(*rows, strict=True)]

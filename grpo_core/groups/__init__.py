@@ -1,0 +1,1 @@
+"""Groups of branches: how they are collected, stored and judged."""

@@ -1,0 +1,327 @@
+"""Playing groups: where branches start, which simulator steps them, and where the next groups start."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from grpo_core.actor.actor import Actor
+from grpo_core.groups.rollout import GroupRollout
+from grpo_core.options.choices import GroupMode
+from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
+from grpo_core.simulators.simulator import SimulatorState
+from grpo_core.spaces import pack
+
+# Called after every sweep over the environments with their infos, done flags and rewards, one per environment, and
+# the number of simulator steps taken; returns False to end the rollout.
+SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
+
+
+class AnchorState(NamedTuple):
+    """A full simulator state that groups start from.
+
+    :param observed: What the environment shows there, not normalised.
+    :param simulator_state: What the simulator captured there.
+    :param discounted_return: Discounted rewards of the episode so far, for reward normalisation only.
+    """
+
+    observed: Observed
+    simulator_state: SimulatorState | None
+    discounted_return: float = 0.0
+
+
+@dataclass(slots=True)
+class _Group:
+    """A group under way.
+
+    :param index: Its place in the rollout.
+    :param env_index: The environment that all of its branches are played in.
+    :param anchor: Where it starts; None if ``seed`` says so.
+    :param seed: Seed of the reset that its members share; None if ``anchor`` is where they start.
+    :param kept_branch: The branch that the next rollout continues from.
+    :param kept_t: The step of that branch from which on it does.
+    :param kept: What the environment showed after that step and the state it was in; None if its episode was over.
+    """
+
+    index: int
+    env_index: int
+    anchor: AnchorState | None = None
+    seed: int | None = None
+    kept_branch: int = 0
+    kept_t: int = 0
+    kept: tuple[Observed, SimulatorState] | None = None
+
+
+@dataclass(slots=True)
+class _Branch:
+    """A branch under way.
+
+    :param state: What to put the simulator into before the next step; None if it is there already.
+    :param first_action: Taken at the first step instead of a drawn one.
+    """
+
+    group: _Group
+    index: int
+    observed: Observed
+    state: SimulatorState | None = None
+    first_action: int | None = None
+    t: int = 0
+    is_live: bool = True
+
+
+class GroupCollector:
+    """Plays the groups of one rollout after the other.
+
+    :param bank: The simulators.
+    :param mode: ``"branch"``: groups start at states on the way. ``"action"``: likewise, and branch ``b`` takes
+        action ``b`` first. ``"episode"``: the members of a group share one seeded reset and play whole episodes.
+    :param group_size: Branches per group.
+    :param horizon: Most steps per branch; None for no other end than the episode's.
+    :param n_steps: Steps per environment and rollout. Groups of the modes with a horizon fill them exactly if no
+        branch ends early; an ``"episode"`` group is started as long as fewer were taken.
+    """
+
+    def __init__(
+        self,
+        bank: SimulatorBank,
+        observation_space: spaces.Space[Any],
+        mode: GroupMode,
+        group_size: int,
+        horizon: int | None,
+        n_steps: int,
+        shares_noise: bool = False,
+    ) -> None:
+        self._bank = bank
+        self._observation_space = observation_space
+        self._mode = mode
+        self._group_size = group_size
+        self._horizon = horizon
+        self._n_steps = n_steps
+        self._shares_noise = shares_noise
+        self._advances_in_step = bank.shares_cheaply and mode != "episode"
+        self._anchors: list[AnchorState] = []
+        self._groups: list[_Group] = []
+        self._n_steps_taken = [0] * bank.n_envs
+
+    def restart(self) -> None:
+        """Forget the anchor states: the next rollout begins with new episodes."""
+        self._anchors = []
+
+    @property
+    def start_returns(self) -> npt.NDArray[np.float64]:
+        """Discounted rewards that each group's episode had earned before its anchor, shape ``(n_anchors,)``."""
+        return np.array([group.anchor.discounted_return if group.anchor else 0.0 for group in self._groups])
+
+    def collect(
+        self,
+        rollout: GroupRollout,
+        actor: Actor,
+        rng: np.random.Generator,
+        on_sweep: SweepCallback,
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        """Let every branch of every group follow the policy to its end.
+
+        Where simulators are cheap to restore, all branches of an environment advance in step and take turns in it,
+        so that one forward pass serves them all. Elsewhere each environment plays one branch after the other and is
+        restored once for each.
+
+        :param should_stop: Asked between resets, which may be slow; ``on_sweep`` ends a rollout elsewhere.
+        :return: False if it was ended early; the storage is then incomplete.
+        """
+        rollout.clear()
+        self._n_steps_taken = [0] * self._bank.n_envs
+        if self._mode != "episode" and not self._ensure_anchors(rng, should_stop):
+            return False
+        self._groups = [_Group(i, i % self._bank.n_envs, anchor) for i, anchor in enumerate(self._anchors)]
+        if not self._play(rollout, actor, rng, on_sweep):
+            return False
+        rollout.trim(len(self._groups), self._horizon)
+        return True
+
+    def _play(self, rollout: GroupRollout, actor: Actor, rng: np.random.Generator, on_sweep: SweepCallback) -> bool:
+        """Play all branches to their ends; return False if ``on_sweep`` ended the rollout early."""
+        queues = [self._start_branches(i, actor, rng) for i in range(self._bank.n_envs)]
+        live = [branch for queue in queues for branch in islice(queue, None if self._advances_in_step else 1)]
+        while live:
+            actions = self._choose_actions(live, rollout, actor, rng)
+            for sweep in _split_into_sweeps(live, actions):
+                if not self._step_branches(sweep, rollout, rng, on_sweep):
+                    return False
+            successors = [branch if branch.is_live else next(queues[branch.group.env_index], None) for branch in live]
+            live = [branch for branch in successors if branch is not None]
+        return True
+
+    def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, AnchorState]:
+        """Start new episodes, see ``SimulatorBank.reset``."""
+        return {i: AnchorState(*start) for i, start in self._bank.reset(seeds).items()}
+
+    def _ensure_anchors(self, rng: np.random.Generator, should_stop: Callable[[], bool]) -> bool:
+        """Reset to the first anchor states, if there are none."""
+        assert self._horizon is not None
+        n_per_env = self._n_steps // (self._group_size * self._horizon)
+        while len(self._anchors) < n_per_env * self._bank.n_envs:
+            if should_stop():
+                self._anchors = []
+                return False
+            starts = self._reset({i: self._draw_seed(rng) for i in range(self._bank.n_envs)})
+            self._anchors.extend(starts[i] for i in range(self._bank.n_envs))
+        return True
+
+    def _start_branches(self, env_index: int, actor: Actor, rng: np.random.Generator) -> Iterator[_Branch]:
+        """Yield the branches that one environment plays in this rollout, group by group."""
+        if self._mode == "episode":
+            yield from self._start_episodes(env_index, rng)
+            return
+        for group in self._groups[env_index :: self._bank.n_envs]:
+            anchor = group.anchor
+            assert anchor is not None
+            if self._mode == "action":
+                yield from self._start_actions(group, anchor, actor, rng)
+                continue
+            group.kept_branch = int(rng.integers(self._group_size))
+            for index in range(self._group_size):
+                yield _Branch(group, index, anchor.observed, anchor.simulator_state)
+
+    def _start_episodes(self, env_index: int, rng: np.random.Generator) -> Iterator[_Branch]:
+        while self._n_steps_taken[env_index] < self._n_steps:
+            group = _Group(len(self._groups), env_index)
+            self._groups.append(group)
+            seed = int(rng.integers(2**31))
+            for index in range(self._group_size):
+                observed, _ = self._bank.reset({env_index: seed})[env_index]
+                yield _Branch(group, index, observed)
+
+    def _start_actions(
+        self, group: _Group, anchor: AnchorState, actor: Actor, rng: np.random.Generator
+    ) -> Iterator[_Branch]:
+        """Yield one branch for every legal action."""
+        observations, masks = self._to_batch([anchor.observed])
+        probs = actor.action_probs(observations, masks)
+        # The episode goes on as the policy would, not as the enumeration did.
+        group.kept_branch = int(rng.choice(self._group_size, p=probs[0] / probs[0].sum(dtype=np.float64)))
+        for action in range(self._group_size):
+            if masks is None or masks[0, action]:
+                yield _Branch(group, action, anchor.observed, anchor.simulator_state, first_action=action)
+
+    def _choose_actions(
+        self, live: Sequence[_Branch], rollout: GroupRollout, actor: Actor, rng: np.random.Generator
+    ) -> Any:
+        """Choose the next action of every live branch, and store it with what it was chosen on.
+
+        :return: What the simulators take, shape ``(n_live, ...)``.
+        """
+        observations, masks = self._to_batch([branch.observed for branch in live])
+        actions, log_probs = actor.sample_actions(observations, rng, masks)
+        if forced := [i for i, branch in enumerate(live) if branch.first_action is not None and branch.t == 0]:
+            actions[forced] = [live[i].first_action for i in forced]
+            of_all = actor.log_probs(observations[forced], None if masks is None else masks[forced])
+            log_probs[forced] = of_all[np.arange(len(forced)), actions[forced]]
+        at = tuple(np.array([(branch.t, branch.group.index, branch.index) for branch in live]).T)
+        rollout.store_actions(at, observations, actions, log_probs, masks)
+        return actor.clip_actions(actions)
+
+    def _step_branches(
+        self,
+        sweep: Sequence[tuple[_Branch, Any]],
+        rollout: GroupRollout,
+        rng: np.random.Generator,
+        on_sweep: SweepCallback,
+    ) -> bool:
+        """Step one branch in each environment at most.
+
+        :param sweep: Branches and their actions.
+        :return: False if ``on_sweep`` says so.
+        """
+        orders = {}
+        for branch, action in sweep:
+            is_last = branch.t + 1 == self._horizon
+            needs_state = self._draw_kept(branch, rng) or (self._advances_in_step and not is_last)
+            orders[branch.group.env_index] = Order(action, branch.state, needs_state)
+        outcomes = self._bank.step(orders)
+        n_envs = self._bank.n_envs
+        infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
+        dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
+        for branch, _ in sweep:
+            i = branch.group.env_index
+            outcome = outcomes[i]
+            rollout.store_outcome((branch.t, branch.group.index, branch.index), outcome)
+            infos[i], rewards[i] = outcome.info, outcome.reward
+            dones[i] = outcome.terminated or outcome.truncated
+            self._n_steps_taken[i] += 1
+            self._advance(branch, outcome)
+        return on_sweep(infos, dones, rewards, len(sweep))
+
+    def _draw_kept(self, branch: _Branch, rng: np.random.Generator) -> bool:
+        """Decide whether the next rollout goes on from the step that a branch is about to take.
+
+        How long a branch lives is not known beforehand, so its steps are drawn by reservoir sampling: step t (from 0)
+        replaces the one kept so far with probability 1 / (t + 1). Only kept states have to be held.
+        """
+        group = branch.group
+        if group.anchor is None or branch.index != group.kept_branch or rng.random() * (branch.t + 1) >= 1.0:
+            return False
+        group.kept_t = branch.t
+        return True
+
+    def _advance(self, branch: _Branch, outcome: Outcome) -> None:
+        """Note what a step led to."""
+        group, is_over = branch.group, outcome.terminated or outcome.truncated
+        if group.anchor is not None and branch.index == group.kept_branch and branch.t == group.kept_t:
+            group.kept = None if is_over else (outcome.observed, outcome.state)
+        branch.observed = outcome.observed
+        branch.state = outcome.state if self._advances_in_step else None
+        branch.t += 1
+        branch.is_live = not is_over and branch.t != self._horizon
+
+    def choose_anchors(
+        self,
+        discounted_returns: npt.NDArray[np.float64],
+        restart_probability: float,
+        rng: np.random.Generator,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Let the next rollout go on from a random step of a random branch of each group, or from a reset.
+
+        :param discounted_returns: Discounted rewards of the episodes up to each step, shape
+            ``(horizon, n_anchors, group_size)``.
+        :param restart_probability: How often to reset although the episode could go on.
+        :param should_stop: Asked between resets; True leaves the next rollout to begin with new episodes.
+        """
+        if self._mode == "episode":
+            return
+        self._anchors = []
+        for group in self._groups:
+            if group.kept is None or rng.random() < restart_probability:
+                if should_stop():
+                    self._anchors = []
+                    return
+                self._anchors.append(self._reset({group.env_index: self._draw_seed(rng)})[group.env_index])
+            else:
+                so_far = float(discounted_returns[group.kept_t, group.index, group.kept_branch])
+                self._anchors.append(AnchorState(*group.kept, so_far))
+
+    def _draw_seed(self, rng: np.random.Generator) -> int | None:
+        """Choose how an environment's generator goes on with a new episode; None leaves it as it is."""
+        # Where restoring rewinds it, it would else begin episodes that were played already.
+        return int(rng.integers(2**31)) if self._shares_noise else None
+
+    def _to_batch(self, observed: Sequence[Observed]) -> tuple[Any, npt.NDArray[np.bool_] | None]:
+        """Stack what branches see, shape ``(n_branches, ...)``, and the masks of their actions if there are any."""
+        observations = np.stack([pack(self._observation_space, one.observation) for one in observed])
+        if observed[0].action_masks is None:
+            return observations, None
+        return observations, np.stack([one.action_masks for one in observed if one.action_masks is not None])
+
+
+def _split_into_sweeps(live: Sequence[_Branch], actions: Any) -> Iterator[list[tuple[_Branch, Any]]]:
+    """Yield branches with their actions so that no environment occurs twice in a sweep."""
+    by_env: dict[int, list[tuple[_Branch, Any]]] = {}
+    for branch, action in zip(live, actions, strict=True):
+        by_env.setdefault(branch.group.env_index, []).append((branch, action))
+    for sweep in zip_longest(*by_env.values()):
+        yield [turn for turn in sweep if turn is not None]

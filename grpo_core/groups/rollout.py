@@ -1,0 +1,332 @@
+"""Storage of one rollout of whole groups, and how it is cut into minibatches."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+
+from grpo_core.fast.physics import BatchStep
+from grpo_core.groups.advantage import BranchSteps, Floats
+from grpo_core.options.rewards import RewardFunction, get_reward_name
+from grpo_core.simulators.bank import Outcome
+from grpo_core.spaces import Observations, observation_dtype, pack, unpack
+
+Array = npt.NDArray[Any]
+# What steps are stored in: this grows and is trimmed, unlike what the algorithm makes of them.
+_STORED = (
+    "states",
+    "next_states",
+    "actions",
+    "log_probs",
+    "rewards",
+    "step_mask",
+    "terminated",
+    "truncated",
+    "action_masks",
+)
+# Step, group and branch: where in a rollout something belongs. Integers, or arrays of them of one length.
+Place = tuple[Any, Any, Any]
+
+
+class StepBatch(NamedTuple):
+    """Steps of any branches; every array is ``(batch_size, ...)``, Dict observations are a dict of such.
+
+    :param branch_index: Which branch of the rollout a step belongs to.
+    :param weights: How much a step counts in the policy's loss.
+    :param action_masks: Which actions were legal, ``(batch_size, n_bits)``; None where all always are.
+    :param ref_log_prob: Log probability under the reference policy; None without one.
+    """
+
+    observations: Any
+    actions: Any
+    old_log_prob: Any
+    advantages: Any
+    value_targets: Any
+    branch_index: Any
+    weights: Any
+    action_masks: Any = None
+    ref_log_prob: Any = None
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps."""
+        return len(self.actions)
+
+    def to_tensors(self, device: torch.device) -> "StepBatch":
+        """Turn the arrays into tensors on a device."""
+        return StepBatch(*[to_tensors(field, device) for field in self])
+
+    def select(self, chosen: torch.Tensor) -> "StepBatch":
+        """Return some of the steps of a batch of tensors.
+
+        :param chosen: Which ones, integers ``(n,)``.
+        """
+        return StepBatch(*[select(field, chosen) for field in self])
+
+
+def to_tensors(field: Any, device: torch.device) -> Any:
+    """Turn an array, or every array of a dict, into a tensor; None stays None."""
+    if isinstance(field, dict):
+        return {key: torch.as_tensor(array, device=device) for key, array in field.items()}
+    return None if field is None else torch.as_tensor(field, device=device)
+
+
+def select(field: Any, chosen: torch.Tensor) -> Any:
+    """Return some rows of a tensor, or of every tensor of a dict; None stays None.
+
+    :param chosen: Which ones, integers ``(n,)``.
+    """
+    if field is None:
+        return None
+    return {key: x[chosen] for key, x in field.items()} if isinstance(field, dict) else field[chosen]
+
+
+class GroupRollout:
+    """Storage of one rollout, shapes ``(horizon, n_anchors, group_size, ...)``.
+
+    After ``clear``, steps are stored one by one, and the arrays grow as they have to; ``trim`` cuts them to what is
+    there. ``advantages`` and ``value_targets`` are set by the algorithm before ``flatten``.
+
+    :param horizon: Steps per branch to lay out at first.
+    :param n_anchors: Groups to lay out at first.
+    :param group_size: Branches per group.
+    """
+
+    states: Array
+    next_states: Array
+    actions: Array
+    log_probs: Array
+    rewards: Array
+    step_mask: Array
+    terminated: Array
+    truncated: Array
+    action_masks: Array | None
+    advantages: Floats
+    value_targets: Floats
+
+    def __init__(
+        self,
+        horizon: int,
+        n_anchors: int,
+        group_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+    ) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self._first_shape = (horizon, n_anchors, group_size)
+        self.clear()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Horizon, number of anchors and group size."""
+        horizon, n_anchors, group_size = self.step_mask.shape
+        return horizon, n_anchors, group_size
+
+    def clear(self) -> None:
+        """Forget all steps."""
+        shape, space = self._first_shape, self.action_space
+        dtype, observation_shape = observation_dtype(self.observation_space), self.observation_space.shape or ()
+        self.states, self.next_states = (np.zeros((*shape, *observation_shape), dtype) for _ in range(2))
+        # Box actions are kept as sampled, before clipping: their log probability belongs to that value.
+        action_dtype = np.float32 if isinstance(space, spaces.Box) else np.int64
+        self.actions = np.zeros((*shape, *(space.shape or ())), action_dtype)
+        self.log_probs, self.rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self.step_mask, self.terminated, self.truncated = (np.zeros(shape, np.bool_) for _ in range(3))
+        self.action_masks = None
+
+    def store_actions(self, at: Place, observations: Array, actions: Array, log_probs: Array, masks: Any) -> None:
+        """Store what branches saw and chose.
+
+        :param at: One place per branch.
+        :param observations: Shape ``(n_branches, *observation_shape)``.
+        :param masks: Legal actions, shape ``(n_branches, n_bits)``; None where all are.
+        """
+        self._make_room(int(at[0].max()), int(at[1].max()))
+        if masks is not None:
+            if self.action_masks is None:
+                self.action_masks = np.ones((*self.shape, masks.shape[1]), np.bool_)
+            self.action_masks[at] = masks
+        self.states[at], self.actions[at], self.log_probs[at], self.step_mask[at] = (
+            observations,
+            actions,
+            log_probs,
+            True,
+        )
+
+    def store_outcome(self, at: Place, outcome: Outcome) -> None:
+        """Store where one step led."""
+        self.next_states[at] = pack(self.observation_space, outcome.observed.observation)
+        self.rewards[at] = outcome.reward
+        self.terminated[at], self.truncated[at] = outcome.terminated, outcome.truncated and not outcome.terminated
+
+    def store_steps(
+        self, at: Place, observations: Array, actions: Array, log_probs: Array, outcomes: BatchStep
+    ) -> None:
+        """Store one step of several branches, for which there is room: what they saw and chose, and where it led.
+
+        :param at: One place per branch.
+        :param observations: Shape ``(n_branches, *observation_shape)``.
+        """
+        self.states[at], self.actions[at], self.log_probs[at], self.step_mask[at] = (
+            observations,
+            actions,
+            log_probs,
+            True,
+        )
+        self.next_states[at], self.rewards[at] = outcomes.observations, outcomes.rewards
+        self.terminated[at], self.truncated[at] = outcomes.terminated, outcomes.truncated & ~outcomes.terminated
+
+    def _make_room(self, t: int, group: int) -> None:
+        horizon, n_anchors, _ = self.shape
+        if t < horizon and group < n_anchors:
+            return
+        # Doubled, so that a long episode is not copied at each of its steps.
+        larger = (
+            max(2 * horizon, t + 1) if t >= horizon else horizon,
+            max(2 * n_anchors, group + 1) if group >= n_anchors else n_anchors,
+        )
+        for name, array in self._arrays():
+            grown = np.zeros((*larger, *array.shape[2:]), array.dtype)
+            grown[:horizon, :n_anchors] = array
+            setattr(self, name, grown)
+
+    def trim(self, n_anchors: int, horizon: int | None) -> None:
+        """Cut the storage to the groups there are, and to a horizon or, if that is None, the longest branch."""
+        if horizon is None:
+            horizon = int(self.step_mask.any(axis=(1, 2)).sum())
+        for name, array in self._arrays():
+            setattr(self, name, array[:horizon, :n_anchors])
+
+    def _arrays(self) -> list[tuple[str, Array]]:
+        return [(name, array) for name in _STORED if (array := getattr(self, name)) is not None]
+
+    def apply_reward_functions(
+        self, reward_functions: Sequence[RewardFunction | None], weights: Sequence[float]
+    ) -> dict[str, float]:
+        """Replace the environment's rewards by a weighted sum of rewards, each computed in one call over all steps.
+
+        :param reward_functions: None stands for the environment's own.
+        :return: The mean of each, unweighted, by name.
+        :raises ValueError: If one does not return one number per step.
+        """
+        own = self.rewards[self.step_mask]
+        total, means = np.zeros(len(own), np.float64), {}
+        for reward_function, weight in zip(reward_functions, weights, strict=True):
+            rewards = own
+            if reward_function is not None:  # each with copies of its own, in case it changes them
+                rewards = _compute_rewards(reward_function, self._reward_arguments(), len(own))
+            total += weight * rewards
+            means[get_reward_name(reward_function)] = float(rewards.mean())
+        self.rewards[self.step_mask] = total
+        return means
+
+    def _reward_arguments(self) -> tuple[Any, Any, Any]:
+        mask, space = self.step_mask, self.action_space
+        actions = self.actions[mask]
+        if isinstance(space, spaces.Box):
+            actions = np.clip(actions, space.low, space.high)
+        return _to_rows(self.states[mask]), _to_rows(actions), _to_rows(self.next_states[mask])
+
+    def check_finite(self) -> None:
+        """Refuse to learn from numbers that are none.
+
+        :raises ValueError: If a reward or an observation is NaN or infinite.
+        """
+        if not np.isfinite(self.rewards[self.step_mask]).all():
+            raise ValueError("a reward is NaN or infinite; check the reward function or the environment.")
+        for states, method in ((self.next_states, "step"), (self.states, "reset")):
+            observations = unpack(states[self.step_mask])
+            for array in observations.values() if isinstance(observations, dict) else [observations]:
+                if not np.isfinite(array).all():
+                    raise ValueError(f"an observation is NaN or infinite; check the environment's {method}().")
+
+    @property
+    def steps(self) -> BranchSteps:
+        """What advantages are computed from; the storage itself, not a copy."""
+        return BranchSteps(self.rewards, self.step_mask, self.terminated, self.truncated)
+
+    @property
+    def first_action_weights(self) -> Floats:
+        """Return how likely the policy was to take each enumerated first action, against drawing them evenly.
+
+        :return: Shape ``(n_anchors, group_size)``, 1 on average over a group.
+        """
+        n_legal = self.step_mask[0].sum(axis=-1, keepdims=True, dtype=np.float32)
+        return np.asarray(np.exp(self.log_probs[0]) * n_legal)
+
+    def flatten(self, observations: Observations, weights: Floats) -> StepBatch:
+        """Gather the live steps of all branches, shapes ``(n_steps, ...)``.
+
+        :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
+        :param weights: How much steps count in the loss, shape ``(horizon, n_anchors, group_size)``.
+        """
+        mask, (_, n_anchors, group_size) = self.step_mask, self.shape
+        branch_index = np.broadcast_to(np.arange(n_anchors * group_size).reshape(n_anchors, group_size), self.shape)
+        actions = self.actions[mask]
+        if isinstance(self.action_space, spaces.Box):
+            actions = actions.reshape(len(actions), -1)
+        elif isinstance(self.action_space, spaces.MultiBinary):
+            actions = actions.astype(np.float32)  # what Bernoulli distributions take
+        return StepBatch(
+            observations,
+            actions,
+            self.log_probs[mask],
+            self.advantages[mask],
+            self.value_targets[mask],
+            branch_index[mask],
+            weights[mask],
+            None if self.action_masks is None else self.action_masks[mask],
+        )
+
+
+def _to_rows(batch: Array) -> Any:
+    """Turn a batch into what reward functions take: ``(B, n)``, or a dict of such for Dict observations."""
+    unpacked = unpack(batch)
+    if isinstance(unpacked, dict):
+        return {key: torch.from_numpy(array.reshape(len(array), -1)) for key, array in unpacked.items()}
+    return torch.from_numpy(unpacked.reshape(len(unpacked), -1))
+
+
+def _compute_rewards(reward_function: RewardFunction, arguments: tuple[Any, Any, Any], n_steps: int) -> Array:
+    name = get_reward_name(reward_function)
+    returned = reward_function(*arguments)
+    rule = f"it must return one reward per step, shape ({n_steps}, 1)."
+    if returned is None:
+        raise ValueError(f"reward function '{name}' returned None; {rule}")
+    rewards = torch.as_tensor(returned)
+    if rewards.numel() != n_steps:
+        raise ValueError(f"reward function '{name}' returned shape {tuple(rewards.shape)} for {n_steps} steps; {rule}")
+    return np.asarray(rewards.detach().cpu().reshape(n_steps).numpy())
+
+
+def draw_minibatches(
+    batch: StepBatch, batch_size: int, rng: np.random.Generator, whole_branches: bool = False
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the index of every step once, in random order, ``batch_size`` at a time; the last time maybe fewer.
+
+    :param whole_branches: Never split a branch; minibatches then hold fewer steps than ``batch_size`` and the longest
+        branch have together.
+    """
+    if whole_branches:
+        yield from _draw_branches(batch.branch_index, batch_size, rng)
+        return
+    order = rng.permutation(batch.n_steps)
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _draw_branches(
+    branch_index: npt.NDArray[np.int64], batch_size: int, rng: np.random.Generator
+) -> Iterator[npt.NDArray[np.int64]]:
+    order = rng.permutation(int(branch_index.max()) + 1)
+    lengths = np.bincount(branch_index, minlength=len(order))[order]
+    minibatch_of_branch = (lengths.cumsum() - lengths) // batch_size
+    minibatch_index = np.empty_like(order)
+    minibatch_index[order] = minibatch_of_branch
+    # A branch longer than a minibatch leaves numbers out, and one without steps fills none.
+    for i in np.unique(minibatch_of_branch[lengths > 0]):
+        yield np.flatnonzero(minibatch_index[branch_index] == i)

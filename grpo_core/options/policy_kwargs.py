@@ -1,0 +1,250 @@
+"""Which policies GRPO trains, what their ``policy_kwargs`` may be, and how a model file describes them."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+
+from grpo_core.actor.actor import ACTIVATIONS
+from grpo_core.actor.extractors import EXTRACTOR_ARGUMENTS, ExtractorPlan, check_image, list_shapes
+from grpo_core.options.checks import is_real, is_whole, refuse
+from grpo_core.spaces import is_image_space
+
+POLICIES: Mapping[str, type[ActorCriticPolicy]] = {
+    "MlpPolicy": ActorCriticPolicy,
+    "CnnPolicy": ActorCriticCnnPolicy,
+    "MultiInputPolicy": MultiInputActorCriticPolicy,
+}
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "RMSprop": torch.optim.RMSprop,
+    "SGD": torch.optim.SGD,
+}
+_POLICY_KWARGS = (
+    "net_arch",
+    "activation_fn",
+    "ortho_init",
+    "log_std_init",
+    "normalize_images",
+    "share_features_extractor",
+    "features_extractor_kwargs",
+    "optimizer_class",
+    "optimizer_kwargs",
+)
+_NET_ARCH_RULE = "it must list positive layer sizes, like [64, 64] or dict(pi=[64], vf=[64])."
+
+
+def get_policy_name(policy_class: type[Any]) -> str:
+    """Return the name that SB3 gives a policy.
+
+    :raises ValueError: If it is none of SB3's three actor-critic policies.
+    """
+    for name, known in POLICIES.items():
+        if policy_class is known:
+            return name
+    raise ValueError(
+        f"policy={getattr(policy_class, '__name__', policy_class)} is not supported: rollouts and model files know "
+        f"the layers of {', '.join(repr(name) for name in POLICIES)} only. Shape one of these with policy_kwargs."
+    )
+
+
+def choose_policy(observation_space: spaces.Space[Any]) -> str:
+    """Name the policy whose networks suit observations.
+
+    :param observation_space: As the environment has it: the channels of images may come last.
+    """
+    if isinstance(observation_space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if _has_convolutions(observation_space) else "MlpPolicy"
+
+
+def _has_convolutions(space: spaces.Space[Any]) -> bool:
+    """Tell whether a space is one of images that are large enough for SB3's convolutions."""
+    if not is_image_space(space):
+        return False
+    # Like SB3, take the shortest axis for the channels.
+    n_channels, *size = sorted(space.shape or ())
+    try:
+        check_image(spaces.Box(0, 255, (n_channels, *size)))
+    except ValueError:
+        return False
+    return True
+
+
+def check_policy_kwargs(
+    policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
+) -> None:
+    """Check that the policy is one that the NumPy actor can run and a model file can hold.
+
+    :raises ValueError: With the value, the rule and the remedy.
+    """
+    for name in policy_kwargs:
+        if name not in _POLICY_KWARGS:
+            refuse("policy_kwargs", name, f"known keys are {', '.join(_POLICY_KWARGS)}.")
+    activation = policy_kwargs.get("activation_fn", torch.nn.Tanh)
+    if not any(activation is getattr(torch.nn, name) for name in ACTIVATIONS):
+        refuse("activation_fn", activation, f"use one of torch.nn.{', torch.nn.'.join(ACTIVATIONS)}.")
+    log_std_init = policy_kwargs.get("log_std_init", 0.0)
+    if not (is_real(log_std_init) and math.isfinite(log_std_init)):
+        refuse("log_std_init", log_std_init, "it must be a finite number.")
+    for name in ("normalize_images", "share_features_extractor"):
+        if not isinstance(policy_kwargs.get(name, True), bool | np.bool_):
+            refuse(name, policy_kwargs[name], "it must be True or False.")
+    _check_net_arch(policy_kwargs.get("net_arch"))
+    _check_extractor_kwargs(policy_kwargs.get("features_extractor_kwargs"), get_policy_name(policy_class))
+    _check_optimizer(policy_kwargs.get("optimizer_class", torch.optim.Adam), policy_kwargs.get("optimizer_kwargs"))
+
+
+def check_policy_fits(
+    policy_class: type[ActorCriticPolicy], policy_kwargs: Mapping[str, Any], observation_space: spaces.Space[Any]
+) -> None:
+    """Check that a policy's features extractor takes the observations.
+
+    :param observation_space: One that ``check_observation_space`` has accepted.
+    :raises ValueError: With the value, the rule and the remedy.
+    """
+    name = get_policy_name(policy_class)
+    if isinstance(observation_space, spaces.Dict) != (name == "MultiInputPolicy"):
+        remedy = "'MultiInputPolicy'" if name != "MultiInputPolicy" else "'MlpPolicy', or 'CnnPolicy' for images"
+        refuse("policy", name, f"it does not take observations of {observation_space}; use {remedy}.")
+    plan = ExtractorPlan.from_json(network_to_json(policy_kwargs, policy_class))
+    if name == "CnnPolicy" and not is_image_space(observation_space, plan.normalized_image):
+        refuse(
+            "policy",
+            name,
+            f"it takes images, a Box of shape (n_channels, height, width) of uint8 from 0 to 255, not "
+            f"{observation_space}; use 'MlpPolicy', or policy_kwargs=dict(normalize_images=False) for an image of "
+            "other numbers.",
+        )
+    if isinstance(observation_space, spaces.Dict):
+        for key in observation_space.spaces:
+            if hasattr(torch.nn.ModuleDict, key) or key in ("training",):
+                refuse("observation_space key", key, "torch needs this name for itself; rename it.")
+    list_shapes(observation_space, plan, "")  # raises on an image that is too small
+
+
+def resolve_net_arch(
+    policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
+) -> dict[str, list[int]]:
+    """Spell out the layer sizes of the policy (``pi``) and the value network (``vf``).
+
+    SB3's defaults are 64, 64, and none after the convolutions of ``CnnPolicy``.
+    """
+    net_arch = policy_kwargs.get("net_arch")
+    if net_arch is None:
+        net_arch = [] if policy_class is ActorCriticCnnPolicy else [64, 64]
+    if isinstance(net_arch, dict):
+        return {part: list(net_arch.get(part, [])) for part in ("pi", "vf")}
+    return {"pi": list(net_arch), "vf": list(net_arch)}
+
+
+def network_to_json(
+    policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
+) -> dict[str, Any]:
+    """Describe the network and its optimizer for a model file."""
+    optimizer_class = policy_kwargs.get("optimizer_class", torch.optim.Adam)
+    optimizer_kwargs = policy_kwargs.get("optimizer_kwargs")
+    if optimizer_kwargs is None:  # what SB3 then takes
+        optimizer_kwargs = {"eps": 1e-5} if optimizer_class is torch.optim.Adam else {}
+    return {
+        "policy": get_policy_name(policy_class),
+        "net_arch": resolve_net_arch(policy_kwargs, policy_class),
+        "activation": policy_kwargs.get("activation_fn", torch.nn.Tanh).__name__,
+        "ortho_init": bool(policy_kwargs.get("ortho_init", True)),
+        "log_std_init": float(policy_kwargs.get("log_std_init", 0.0)),
+        "normalize_images": bool(policy_kwargs.get("normalize_images", True)),
+        "share_features_extractor": bool(policy_kwargs.get("share_features_extractor", True)),
+        "features_extractor_kwargs": _to_plain(policy_kwargs.get("features_extractor_kwargs") or {}),
+        "optimizer_class": optimizer_class.__name__,
+        "optimizer_kwargs": _to_plain(optimizer_kwargs),
+    }
+
+
+def policy_from_json(network: Mapping[str, Any]) -> type[ActorCriticPolicy]:
+    """Return the policy class that ``network_to_json`` described; an older file knew one only."""
+    return POLICIES[network.get("policy", "MlpPolicy")]
+
+
+def network_from_json(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Rebuild ``policy_kwargs`` from ``network_to_json``; what an older file lacks keeps its default.
+
+    :raises ValueError: If it names an unknown optimizer.
+    """
+    policy_kwargs = {
+        "net_arch": network["net_arch"],
+        "activation_fn": getattr(torch.nn, network["activation"]),  # checked against ACTIVATIONS by the reader
+        "ortho_init": bool(network["ortho_init"]),
+        "log_std_init": float(network["log_std_init"]),
+    }
+    for name in ("normalize_images", "share_features_extractor", "features_extractor_kwargs"):
+        if name in network:
+            policy_kwargs[name] = network[name]
+    if "optimizer_class" in network:
+        if network["optimizer_class"] not in OPTIMIZERS:
+            refuse("optimizer_class", network["optimizer_class"], f"known are {', '.join(OPTIMIZERS)}.")
+        policy_kwargs["optimizer_class"] = OPTIMIZERS[network["optimizer_class"]]
+        policy_kwargs["optimizer_kwargs"] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in network["optimizer_kwargs"].items()
+        }
+    return policy_kwargs
+
+
+def _check_net_arch(net_arch: Any) -> None:
+    if not isinstance(net_arch, dict | list | tuple | None):
+        refuse("net_arch", net_arch, _NET_ARCH_RULE)
+    parts = net_arch.values() if isinstance(net_arch, dict) else [net_arch or []]
+    if isinstance(net_arch, dict) and set(net_arch) - {"pi", "vf"}:
+        refuse("net_arch", net_arch, "its keys are pi and vf.")
+    if not all(isinstance(part, list | tuple) for part in parts):
+        refuse("net_arch", net_arch, _NET_ARCH_RULE)
+    if not all(isinstance(n_units, int) and n_units > 0 for part in parts for n_units in part):
+        refuse("net_arch", net_arch, _NET_ARCH_RULE)
+
+
+def _check_extractor_kwargs(extractor_kwargs: Any, policy: str) -> None:
+    known = EXTRACTOR_ARGUMENTS[policy]
+    if not isinstance(extractor_kwargs, dict | None):
+        refuse("features_extractor_kwargs", extractor_kwargs, "it must be a dict.")
+    for name, value in (extractor_kwargs or {}).items():
+        if name not in known:
+            allowed = f"known keys are {', '.join(known)}." if known else f"{policy}'s features extractor takes none."
+            refuse("features_extractor_kwargs", name, allowed)
+        if name == "normalized_image" and not isinstance(value, bool):
+            refuse(name, value, "it must be True or False.")
+        if name != "normalized_image" and not (is_whole(value) and value > 0):
+            refuse(name, value, "it must be a whole number of at least 1.")
+
+
+def _check_optimizer(optimizer_class: Any, optimizer_kwargs: Any) -> None:
+    if not any(optimizer_class is known for known in OPTIMIZERS.values()):
+        refuse("optimizer_class", optimizer_class, f"use one of torch.optim.{', torch.optim.'.join(OPTIMIZERS)}.")
+    if not isinstance(optimizer_kwargs, dict | None):
+        refuse("optimizer_kwargs", optimizer_kwargs, "it must be a dict.")
+    known = set(inspect.signature(optimizer_class).parameters) - {"params", "lr"}
+    for name, value in (optimizer_kwargs or {}).items():
+        if name not in known:
+            rule = f"known keys are {', '.join(sorted(known))}; the step size is GRPO's learning_rate."
+            refuse("optimizer_kwargs", name, rule)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(x, bool) or (is_real(x) and math.isfinite(x)) for x in numbers):
+            refuse(name, value, "it must be a finite number, True or False, or a tuple of finite numbers.")
+
+
+def _to_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell arguments in JSON's own types."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return [convert(x) for x in value]
+        if isinstance(value, bool):
+            return value
+        return int(value) if is_whole(value) else float(value)
+
+    return {name: convert(value) for name, value in arguments.items()}

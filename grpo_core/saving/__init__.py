@@ -1,0 +1,1 @@
+"""The model file, and what of a model is in it."""

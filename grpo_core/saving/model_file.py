@@ -1,0 +1,441 @@
+"""The model file: one zip of JSON and plain arrays. Nothing in it is ever unpickled.
+
+Members, all stored uncompressed: ``grpo_meta.json`` (format, spaces, network, hyperparameters, provenance and the
+SHA-256 of every array) and one ``<group>/<name>.npy`` per array. The groups are ``weights`` (the policy's
+parameters), ``optimizer`` (such as Adam's moments) and, where a ``VecNormalize`` was in use, ``normalization`` (its
+statistics). Readers check sizes and shapes before they allocate.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import struct
+import tokenize
+import uuid
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from grpo_core.actor.actor import ACTIVATIONS, Actor
+from grpo_core.actor.extractors import ExtractorPlan, count_features, list_shapes
+from grpo_core.simulators.normalization import ObservationStatistics
+from grpo_core.spaces import count_outputs
+
+FORMAT = "grpo-model/1"
+META_MEMBER = "grpo_meta.json"
+# A 4x1024 network with its two Adam moments is 76 MB, NatureCNN on 84x84 images 20 MB, or 40 MB where the value
+# network has its own; anything larger is refused before it is read.
+MAX_FILE_BYTES = 128 * 2**20
+MAX_META_BYTES = 2**20
+# Convolutions take 8 arrays per image, 4 times that with Adam, twice that if the value network has its own.
+MAX_MEMBERS = 1024
+# What a zip says of a member, twice, with its name.
+_MEMBER_OVERHEAD_BYTES = 1024
+# A zip begins with its first member's header and name, and ends in a record that tells where its directory is.
+N_HEAD_BYTES = 30 + len(META_MEMBER)
+N_TAIL_BYTES = 22
+# A space spells its bounds in memory, so the few bytes that claim a huge one are refused: 32 MB per bound.
+_MAX_SPACE_NUMBERS = 2**22
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class ModelFileError(ValueError):
+    """The file is damaged or not what its metadata says."""
+
+
+class ForeignModelError(ModelFileError):
+    """The file is a zip that this library did not write, such as another SB3 model, whose pickles are not run."""
+
+
+@dataclass(frozen=True)
+class ModelContent:
+    """What a model file holds.
+
+    :param meta: The JSON metadata; ``network`` and ``spaces`` are checked, the rest is as it was saved.
+    :param weights: Policy parameters by torch name, float32.
+    :param optimizer: Optimizer arrays by ``<parameter index>/<state name>``; empty if not read or not saved.
+    :param normalization: Statistics of a ``VecNormalize``, float64, by the names of ``normalization_shapes``; empty
+        if none was in use. Its settings are in ``meta["normalization"]``.
+    """
+
+    meta: dict[str, Any]
+    weights: Arrays
+    optimizer: Arrays = field(default_factory=dict)
+    normalization: Arrays = field(default_factory=dict)
+
+    @property
+    def observation_space(self) -> spaces.Space[Any]:
+        """Observation space the policy was trained on."""
+        return space_from_json(self.meta["spaces"]["observation"])
+
+    @property
+    def action_space(self) -> spaces.Space[Any]:
+        """Action space the policy was trained on."""
+        return space_from_json(self.meta["spaces"]["action"])
+
+    def make_actor(self) -> Actor:
+        """Build the frozen policy; it takes observations as the environment returns them."""
+        return Actor.from_weights(
+            self.observation_space,
+            self.action_space,
+            self.meta["network"],
+            self.weights,
+            self.get_observation_statistics(),
+        )
+
+    def get_observation_statistics(self) -> ObservationStatistics | None:
+        """Return what observations are normalised with; None if they are not."""
+        settings = self.meta.get("normalization")
+        if settings is None or not settings["norm_obs"]:
+            return None
+        moments: dict[str, Any] = {}
+        for name in ("mean", "var"):
+            by_key = {key: self.normalization[f"{_join('obs', key)}/{name}"] for key in _list_normalized(self.meta)}
+            moments[name] = by_key.get(None, by_key)
+        return ObservationStatistics(**moments, clip_obs=settings["clip_obs"], epsilon=settings["epsilon"])
+
+
+def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
+    """Describe a space in JSON, exactly.
+
+    Floats are hexadecimal, which can also spell infinity. A Box whose numbers all have the same bound gives it once.
+    """
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "spaces": [[key, space_to_json(sub)] for key, sub in space.spaces.items()]}
+    if isinstance(space, spaces.Box):
+        low, high = (_bound_to_json(bound) for bound in (space.low, space.high))
+        return {"type": "Box", "low": low, "high": high, "shape": list(space.shape), "dtype": str(space.dtype)}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": list(space.n) if isinstance(space.n, tuple) else int(space.n)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "dtype": str(space.dtype)}
+    assert isinstance(space, spaces.Discrete), f"{space} passed the algorithm's own check"
+    return {"type": "Discrete", "n": int(space.n), "dtype": str(space.dtype)}
+
+
+def space_from_json(described: Mapping[str, Any]) -> spaces.Space[Any]:
+    """Rebuild a space from ``space_to_json``.
+
+    :raises ModelFileError: If it describes no space that a policy could take.
+    """
+    if described.get("type") == "Dict":
+        parts = [(str(key), sub) for key, sub in described["spaces"]]
+        if any(sub.get("type") == "Dict" for _, sub in parts):
+            raise ModelFileError("a Dict space within another is none that a policy could take.")
+        if sum(_count_numbers(sub) for _, sub in parts) > _MAX_SPACE_NUMBERS:
+            raise ModelFileError(f"a space of more than {_MAX_SPACE_NUMBERS} numbers is not read.")
+        return spaces.Dict([(key, space_from_json(sub)) for key, sub in parts])
+    if _count_numbers(described) > _MAX_SPACE_NUMBERS:
+        raise ModelFileError(f"a space of more than {_MAX_SPACE_NUMBERS} numbers is not read.")
+    if described.get("type") == "MultiBinary":
+        return spaces.MultiBinary(described["n"])
+    # Older files do not spell the dtype of discrete spaces.
+    dtype = np.dtype(described.get("dtype", "int64"))
+    if described.get("type") == "Discrete":
+        return spaces.Discrete(int(described["n"]), dtype=_integer(dtype))
+    if described.get("type") == "MultiDiscrete":
+        return spaces.MultiDiscrete(np.array(described["nvec"], np.int64), dtype=_integer(dtype))
+    if described.get("type") == "Box":
+        if dtype.kind not in "fiu":
+            raise ModelFileError(f"a Box of {dtype} is not a space of numbers.")
+        low, high = (_bound_from_json(described[bound], described["shape"], dtype) for bound in ("low", "high"))
+        return spaces.Box(low, high, dtype=dtype.type)
+    raise ModelFileError(f"unknown space type {described.get('type')!r}.")
+
+
+def _bound_to_json(bound: npt.NDArray[Any]) -> Any:
+    numbers = [float(x).hex() if bound.dtype.kind == "f" else int(x) for x in bound.reshape(-1)]
+    return numbers[0] if len(numbers) > 1 and (bound == bound.flat[0]).all() else numbers
+
+
+def _bound_from_json(described: Any, shape: list[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    listed = described if isinstance(described, list) else [described]
+    # Older files spell the bounds of integers as floats too.
+    numbers = [float.fromhex(x) if isinstance(x, str) else x for x in listed]
+    array = np.array(numbers, dtype) if dtype.kind in "iu" else np.array(numbers, np.float64).astype(dtype)
+    return array.reshape(shape) if isinstance(described, list) else np.full(shape, array[0])
+
+
+def _integer(dtype: np.dtype[Any]) -> type[np.integer[Any]]:
+    if not issubclass(dtype.type, np.integer):
+        raise ModelFileError(f"a space of choices counts in integers, not in {dtype}.")
+    return dtype.type
+
+
+def _count_numbers(described: Mapping[str, Any]) -> int:
+    sizes = described.get("shape", described.get("n", 1)) if described.get("type") != "Discrete" else 1
+    return math.prod(sizes) if isinstance(sizes, list) else int(sizes)
+
+
+def expected_shapes(meta: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Derive the shape of every policy parameter from the network and the spaces in the metadata."""
+    observation_space = space_from_json(meta["spaces"]["observation"])
+    action_space = space_from_json(meta["spaces"]["action"])
+    plan = ExtractorPlan.from_json(meta["network"])
+    n_outputs = count_outputs(action_space)
+    shapes: dict[str, tuple[int, ...]] = {"log_std": (n_outputs,)} if isinstance(action_space, spaces.Box) else {}
+    for prefix in ("features_extractor",) if plan.is_shared else ("features_extractor", "vf_features_extractor"):
+        shapes |= list_shapes(observation_space, plan, prefix)
+    for part, hidden, output, width_out in (
+        ("pi", "mlp_extractor.policy_net", "action_net", n_outputs),
+        ("vf", "mlp_extractor.value_net", "value_net", 1),
+    ):
+        width = count_features(observation_space, plan)
+        for i, n_units in enumerate(meta["network"]["net_arch"][part]):
+            shapes[f"{hidden}.{2 * i}.weight"] = (n_units, width)
+            shapes[f"{hidden}.{2 * i}.bias"] = (n_units,)
+            width = n_units
+        shapes[f"{output}.weight"] = (width_out, width)
+        shapes[f"{output}.bias"] = (width_out,)
+    return shapes
+
+
+def normalization_shapes(meta: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Derive the shape of every array of a ``VecNormalize`` from its settings and the spaces in the metadata.
+
+    The arrays are ``return/mean``, ``return/var``, ``return/count`` and the same for ``obs``, or for ``obs/<key>`` of
+    each normalised key of a Dict. Empty where no ``VecNormalize`` was in use.
+
+    :raises ModelFileError: If the settings are not those of a ``VecNormalize`` around these spaces.
+    """
+    settings = meta.get("normalization")
+    if settings is None:
+        return {}
+    for name in ("clip_obs", "clip_reward", "gamma", "epsilon"):
+        if type(settings[name]) not in (int, float) or not 0 <= float(settings[name]) < math.inf:
+            raise ModelFileError(f"the normalisation's {name} is no finite number of at least 0.")
+    if not all(isinstance(settings[name], bool) for name in ("norm_obs", "norm_reward")):
+        raise ModelFileError("the normalisation's norm_obs and norm_reward are not both true or false.")
+    moments: dict[str, tuple[int, ...]] = {"return": ()}
+    space = space_from_json(meta["spaces"]["observation"])
+    for key in _list_normalized(meta):
+        box = space.spaces[key] if isinstance(space, spaces.Dict) else space
+        if not isinstance(box, spaces.Box):
+            raise ModelFileError(f"observations of {box} cannot have been normalised.")
+        moments[_join("obs", key)] = box.shape
+    return {
+        f"{source}/{name}": () if name == "count" else shape
+        for source, shape in moments.items()
+        for name in ("mean", "var", "count")
+    }
+
+
+def _list_normalized(meta: Mapping[str, Any]) -> list[Any]:
+    """List the keys of normalised observations; None stands for observations without keys."""
+    settings = meta["normalization"]
+    if not settings["norm_obs"]:
+        return []
+    return list(settings["norm_obs_keys"]) if meta["spaces"]["observation"]["type"] == "Dict" else [None]
+
+
+def _join(source: str, key: str | None) -> str:
+    return source if key is None else f"{source}/{key}"
+
+
+def to_bytes(
+    meta: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    normalization: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Serialise a model.
+
+    :param meta: JSON-serialisable metadata with ``spaces`` and ``network``; ``format`` and ``sha256`` are added.
+    :param weights: Parameter name to array.
+    :param optimizer: Optimizer state name to array.
+    :param normalization: Arrays that ``normalization_shapes(meta)`` names.
+    :raises ModelFileError: If the model is larger than what is read again.
+    """
+    groups = {"weights": weights, "optimizer": optimizer, "normalization": normalization or {}}
+    members = {
+        f"{group}/{name}.npy": _to_npy(array) for group, arrays in groups.items() for name, array in arrays.items()
+    }
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+    header = json.dumps({"format": FORMAT, **meta, "sha256": digests}, indent=1, allow_nan=False)
+    _check_saveable(len(header), len(members), sum(map(len, members.values())))
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in {META_MEMBER: header.encode(), **members}.items():
+            # A fixed date keeps the bytes, and so the SHA-256 of the file, a function of the model alone.
+            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
+    return file.getvalue()
+
+
+def _check_saveable(n_meta_bytes: int, n_arrays: int, n_array_bytes: int) -> None:
+    for n, most, what in (
+        (n_meta_bytes, MAX_META_BYTES, "bytes of metadata; give the Boxes of its spaces fewer or equal bounds"),
+        (n_arrays, MAX_MEMBERS - 1, "arrays; take fewer layers or images"),
+        (
+            n_array_bytes,
+            MAX_FILE_BYTES - MAX_META_BYTES - MAX_MEMBERS * _MEMBER_OVERHEAD_BYTES,
+            "bytes of arrays; take smaller layers",
+        ),
+    ):
+        if n > most:
+            raise ModelFileError(f"the model has {n} {what}. At most {most} are read again.")
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that readers, and a crash at any instant, see the old content or the new, never a mixture.
+
+    :raises OSError: If the disk refuses; the old file is untouched and nothing is left beside it.
+    """
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def has_intact_ends(head: bytes, tail: bytes, n_bytes: int) -> bool:
+    """Tell by its two ends alone whether a file may be one of ``to_bytes``, which a listing of many can afford.
+
+    False of other programs' zips and of files that were cut. What lies between the ends, ``from_bytes`` checks.
+
+    :param head: The first ``N_HEAD_BYTES`` of the file.
+    :param tail: The last ``N_TAIL_BYTES``.
+    :param n_bytes: Size of the file.
+    """
+    if len(tail) < N_TAIL_BYTES or not head.startswith(b"PK\x03\x04") or not head.endswith(META_MEMBER.encode()):
+        return False
+    signature, n_directory_bytes, directory_offset = struct.unpack("<4s8xIIxx", tail)
+    return bool(signature == b"PK\x05\x06" and directory_offset + n_directory_bytes + N_TAIL_BYTES == n_bytes)
+
+
+def from_bytes(content: bytes, with_optimizer: bool = False) -> ModelContent:
+    """Read a model without running anything in it.
+
+    :param with_optimizer: Whether to read the optimizer's arrays as well.
+    :raises ForeignModelError: If it is a zip without ``grpo_meta.json``.
+    :raises ModelFileError: If it is damaged, oversized, or its arrays are not those its metadata calls for.
+    """
+    if len(content) > MAX_FILE_BYTES:
+        raise ModelFileError(f"the file has {len(content)} bytes; at most {MAX_FILE_BYTES} are read.")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = _check_members(archive)
+            meta = _read_meta(archive, members)
+            if members.keys() - {META_MEMBER} != meta["sha256"].keys():
+                raise ModelFileError("the file's members are not those that were saved.")
+            shapes = expected_shapes(meta)
+            weights = {
+                name: _read_array(archive, members, meta, f"weights/{name}.npy", shapes[name]) for name in shapes
+            }
+            optimizer = _read_optimizer(archive, members, meta) if with_optimizer else {}
+            normalization = _read_normalization(archive, members, meta)
+    except ModelFileError:
+        raise
+    except (
+        zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, RuntimeError,
+        NotImplementedError, OverflowError, ArithmeticError, tokenize.TokenError,
+    ) as error:  # fmt: skip  # what zipfile, json and numpy raise on damaged input
+        raise ModelFileError(f"the file is damaged ({type(error).__name__}).") from error
+    return ModelContent(meta, weights, optimizer, normalization)
+
+
+def _to_npy(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.asarray(array, order="C"), allow_pickle=False)
+    return file.getvalue()
+
+
+def _check_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    infos = archive.infolist()
+    members = {info.filename: info for info in infos}
+    if META_MEMBER not in members:
+        raise ForeignModelError(
+            "the file was not saved by GRPO. Files of other algorithms hold pickles, which run code when loaded, "
+            "so they are not opened."
+        )
+    if len(infos) > MAX_MEMBERS or len(members) != len(infos):
+        raise ModelFileError("the file has duplicate or too many members.")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise ModelFileError("the file has compressed members; GRPO stores them uncompressed.")
+    if sum(info.file_size for info in infos) > MAX_FILE_BYTES:
+        raise ModelFileError("the members claim to be larger than the file may be.")
+    return members
+
+
+def _read_meta(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> dict[str, Any]:
+    if members[META_MEMBER].file_size > MAX_META_BYTES:
+        raise ModelFileError(f"{META_MEMBER} is larger than {MAX_META_BYTES} bytes.")
+    meta = json.loads(archive.read(META_MEMBER))
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise ModelFileError(f"the file's format is not {FORMAT}; it was saved by another version.")
+    if meta["network"]["activation"] not in ACTIVATIONS:
+        raise ModelFileError(f"unknown activation; known are {', '.join(ACTIVATIONS)}.")
+    return meta
+
+
+def _read_array(
+    archive: zipfile.ZipFile,
+    members: Mapping[str, zipfile.ZipInfo],
+    meta: Mapping[str, Any],
+    member: str,
+    shape: tuple[int, ...] | None,
+) -> npt.NDArray[Any]:
+    """Read one array.
+
+    :param shape: The shape it must have; None takes any shape that the member's size allows.
+    """
+    if member not in members:
+        raise ModelFileError(f"the file lacks {member}.")
+    content = archive.read(member)
+    if hashlib.sha256(content).hexdigest() != meta["sha256"].get(member):
+        raise ModelFileError(f"{member} is not the array that was saved.")
+    # np.load would allocate what the header claims; one that claims more than the member holds is refused.
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    claimed_shape, is_fortran, dtype = read_header(file)
+    if dtype.kind != "f" or (shape is not None and claimed_shape != shape):
+        raise ModelFileError(f"{member} is {dtype} {claimed_shape}, not a float array of shape {shape}.")
+    if int(np.prod(claimed_shape, dtype=object)) * dtype.itemsize != len(content) - file.tell():
+        raise ModelFileError(f"{member} holds more or less than its header says.")
+    numbers = np.frombuffer(content, dtype, offset=file.tell())
+    array = numbers.reshape(claimed_shape, order="F" if is_fortran else "C").copy()
+    if not np.isfinite(array).all():
+        raise ModelFileError(f"{member} holds NaN or infinite numbers.")
+    return array
+
+
+def _read_optimizer(
+    archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], meta: Mapping[str, Any]
+) -> Arrays:
+    prefix, suffix = "optimizer/", ".npy"
+    names = [name for name in members if name.startswith(prefix) and name.endswith(suffix)]
+    return {
+        name.removeprefix(prefix).removesuffix(suffix): _read_array(archive, members, meta, name, None)
+        for name in names
+    }
+
+
+def _read_normalization(
+    archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], meta: Mapping[str, Any]
+) -> Arrays:
+    arrays: Arrays = {}
+    for name, shape in normalization_shapes(meta).items():
+        array = _read_array(archive, members, meta, f"normalization/{name}.npy", shape)
+        if not name.endswith("/mean") and (array < 0).any():
+            raise ModelFileError(f"normalization/{name}.npy holds negative numbers.")
+        arrays[name] = array.astype(np.float64, copy=False)
+    return arrays

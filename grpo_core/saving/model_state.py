@@ -1,0 +1,192 @@
+"""What a ``GRPO`` keeps in its model file, and how it is found again."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stable_baselines3 as sb3
+import torch
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+
+from grpo_core.options.hyperparameters import hyperparameters_to_json
+from grpo_core.options.policy_kwargs import network_to_json
+from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, get_reward_name
+from grpo_core.saving import model_file
+from grpo_core.saving.model_file import Arrays, ModelContent, ModelFileError
+
+ModelPath = str | Path | io.BufferedIOBase
+
+# What loading reads of a file's metadata, besides what every reader of model files does.
+_FACTS = {
+    "hyperparameters",
+    "reward_function",
+    "stats_window_size",
+    "n_envs",
+    "num_timesteps",
+    "n_updates",
+    "rng_state",
+}
+
+
+def write_model(path: ModelPath, content: bytes) -> None:
+    """Write a model file, atomically where it is named; a name without a suffix gets ``.zip``."""
+    if not isinstance(path, str | Path):
+        path.write(content)
+        return
+    target = Path(path)
+    target = target if target.suffix else target.with_name(f"{target.name}.zip")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    model_file.write_atomic(target, content)
+
+
+def read_model(path: ModelPath) -> ModelContent:
+    """Read a model file with its optimizer.
+
+    :param path: File name, with or without ``.zip``, or an open binary file.
+    :raises ModelFileError: If the file is damaged, lacks something, or was not saved by GRPO.
+    """
+    if isinstance(path, str | Path):
+        source = Path(path)
+        if not source.is_file() and not source.suffix:
+            source = source.with_name(f"{source.name}.zip")
+        content = model_file.from_bytes(source.read_bytes(), with_optimizer=True)
+    else:
+        content = model_file.from_bytes(path.read(), with_optimizer=True)
+    if lost := _FACTS - set(content.meta):
+        raise ModelFileError(f"the file's metadata lacks {sorted(lost)}.")
+    return content
+
+
+def describe_model(model: Any, version: str) -> dict[str, Any]:
+    """Collect the metadata of a ``GRPO``.
+
+    :param version: The library's own.
+    """
+    return {
+        "algorithm": "GRPO",
+        "versions": {"grpo": version, "stable_baselines3": sb3.__version__, "torch": torch.__version__},
+        "spaces": {
+            "observation": model_file.space_to_json(model.observation_space),
+            "action": model_file.space_to_json(model.action_space),
+        },
+        "network": network_to_json(model.policy_kwargs, model.policy_class),
+        "hyperparameters": hyperparameters_to_json(model),
+        "reward_function": _describe_reward_functions(model),
+        "stats_window_size": model._stats_window_size,
+        "n_envs": model.n_envs,
+        "num_timesteps": model.num_timesteps,
+        "n_updates": model._n_updates,
+        "rng_state": model.rng.bit_generator.state,
+    }
+
+
+def _describe_reward_functions(model: Any) -> str | list[str] | None:
+    if model.reward_function is None:
+        lost: str | list[str] | None = model._lost_reward_function
+        return lost
+    if callable(model.reward_function):
+        return _describe_reward_function(model.reward_function)
+    return [_describe_reward_function(reward_function) for reward_function in model.reward_function]
+
+
+def _describe_reward_function(reward_function: RewardFunction | None) -> str:
+    name = get_reward_name(reward_function)
+    if reward_function is not None and REWARD_FUNCTIONS.get(name, reward_function) is not reward_function:
+        return f"another {name}"  # or loading would take the shipped one for it
+    return name
+
+
+def get_weights(policy: torch.nn.Module) -> Arrays:
+    """Return the parameters of a policy, by torch's names; on the CPU they share its memory.
+
+    A features extractor that the policy and the value network share is there once, as ``features_extractor``.
+    """
+    return {name: parameter.detach().cpu().numpy() for name, parameter in policy.named_parameters()}
+
+
+def get_optimizer_state(optimizer: torch.optim.Optimizer) -> Arrays:
+    """Return an optimizer's moments, by ``<parameter index>/<state name>``; on the CPU they share its memory."""
+    return {
+        f"{index}/{name}": tensor.detach().cpu().numpy()
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, tensor in state.items()
+    }
+
+
+def to_parameters(content: ModelContent, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """Turn a file's arrays into what SB3's ``set_parameters`` takes.
+
+    :param optimizer: One like that which was saved; it is left as it is.
+    """
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, array in content.optimizer.items():
+        index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = torch.from_numpy(array)
+    weights = {
+        alias: torch.from_numpy(array)
+        for name, array in content.weights.items()
+        for alias in _list_aliases(name, content.meta["network"].get("share_features_extractor", True))
+    }
+    return {"policy": weights, "policy.optimizer": {**optimizer.state_dict(), "state": state}}
+
+
+def _list_aliases(name: str, is_shared: bool) -> list[str]:
+    """List the names under which SB3's policies expect a parameter: an extractor has one per network that uses it."""
+    if not name.startswith("features_extractor."):
+        return [name]
+    return [name, f"pi_{name}", *([f"vf_{name}"] if is_shared else [])]
+
+
+def get_normalization(vec_normalize: VecNormalize) -> tuple[dict[str, Any], Arrays]:
+    """Return the settings of a ``VecNormalize`` for a file's metadata, and copies of its statistics.
+
+    :return: What goes into ``meta["normalization"]`` and into ``model_file.to_bytes(..., normalization)``.
+    """
+    settings: dict[str, Any] = {
+        name: float(getattr(vec_normalize, name)) for name in ("clip_obs", "clip_reward", "gamma", "epsilon")
+    }
+    settings |= {name: bool(getattr(vec_normalize, name)) for name in ("norm_obs", "norm_reward")}
+    settings["norm_obs_keys"] = vec_normalize.norm_obs_keys
+    arrays = {
+        f"{source}/{name}": np.array(getattr(statistics, name), np.float64)
+        for source, statistics in _list_statistics(vec_normalize).items()
+        for name in ("mean", "var", "count")
+    }
+    return settings, arrays
+
+
+def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) -> None:
+    """Put the settings and statistics of a file into a ``VecNormalize``; it goes on as the one that was saved.
+
+    :param vec_normalize: One around an environment like that of the model, with the same ``norm_obs`` and keys.
+    :raises ValueError: If the file has no statistics, or they are of other observations.
+    """
+    settings = content.meta.get("normalization")
+    if settings is None:
+        raise ValueError("the model was saved without VecNormalize; use the environment without it.")
+    statistics = _list_statistics(vec_normalize)
+    shapes = {f"{source}/mean": np.shape(statistic.mean) for source, statistic in statistics.items()}
+    saved = {name: array.shape for name, array in content.normalization.items() if name.endswith("/mean")}
+    if shapes != saved:
+        raise ValueError(
+            f"VecNormalize has statistics {shapes}, but the model was saved with {saved}; build it with norm_obs="
+            f"{settings['norm_obs']} and norm_obs_keys={settings['norm_obs_keys']} around the same environment."
+        )
+    for name in ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_reward"):
+        setattr(vec_normalize, name, settings[name])
+    for source, statistic in statistics.items():
+        statistic.mean = content.normalization[f"{source}/mean"].copy()
+        statistic.var = content.normalization[f"{source}/var"].copy()
+        statistic.count = float(content.normalization[f"{source}/count"])
+
+
+def _list_statistics(vec_normalize: VecNormalize) -> dict[str, RunningMeanStd]:
+    """List the running statistics by the names that a model file gives them."""
+    statistics = {"return": vec_normalize.ret_rms}
+    if not vec_normalize.norm_obs:
+        return statistics
+    if isinstance(vec_normalize.obs_rms, dict):
+        return statistics | {f"obs/{key}": rms for key, rms in vec_normalize.obs_rms.items()}
+    return {**statistics, "obs": vec_normalize.obs_rms}

@@ -1,0 +1,1 @@
+"""One simulator and its state, and the simulators behind a vectorised environment."""

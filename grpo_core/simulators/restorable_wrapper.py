@@ -1,0 +1,83 @@
+"""What makes an environment in a worker process restorable from outside."""
+
+import pickle
+import traceback
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+
+from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
+from grpo_core.simulators.single_env import Order, SingleEnv
+
+
+class Failure(NamedTuple):
+    """What a worker's environment raised."""
+
+    traceback: str
+
+
+# A worker that raises dies and takes the message with it, so the methods for the parent return whatever goes wrong:
+# here is the border of the process.
+class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
+    """Makes an environment in a ``SubprocVecEnv`` worker restorable, so that groups can branch in it.
+
+    It goes outside all other wrappers, where ``make_vec_env`` puts it: ``make_vec_env(env_id, n_envs,
+    vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper)``. A ``DummyVecEnv`` needs no such wrapper.
+
+    :param env: Any environment with its wrappers. Whether it can be restored is asked when training starts.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._simulators: dict[bool, Simulator] = {}
+        self._single_envs: dict[bool, SingleEnv] = {}
+
+    def capture_state(self) -> SimulatorState:
+        """Copy the state of the environment and all its wrappers."""
+        return self._get_simulator(False).capture()
+
+    def restore_state(self, state: SimulatorState) -> None:
+        """Put the environment and all its wrappers back into a captured state."""
+        self._get_simulator(False).restore(state)
+
+    def find_obstacle(self) -> str | Failure | None:
+        """Say why the environment cannot be restored; None if it can."""
+        try:
+            self._get_simulator(False).prove()
+        except NotBranchableError as error:
+            return str(error)
+        except Exception:
+            return Failure(traceback.format_exc())
+        return None
+
+    def take_reset(self, seed: int | None, keep_random_state: bool) -> Any:
+        """Reset and capture in one round trip; what goes wrong is returned and not raised."""
+        try:
+            observed, state = self._get_single_env(keep_random_state).reset(seed)
+            return observed, pickle.dumps(state)
+        except Exception:
+            return Failure(traceback.format_exc())
+
+    def take_order(self, order: Order, keep_random_state: bool) -> Any:
+        """Restore, step and capture in one round trip; what goes wrong is returned and not raised.
+
+        States cross the border as bytes that only the worker reads: the parent has no use for their content.
+        """
+        try:
+            if order.restore is not None:
+                # Bytes that this very worker made in an earlier order; they never touch a disk or a network.
+                order = order._replace(restore=pickle.loads(order.restore))
+            outcome = self._get_single_env(keep_random_state).step(order)
+            return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
+        except Exception:
+            return Failure(traceback.format_exc())
+
+    def _get_single_env(self, keep_random_state: bool) -> SingleEnv:
+        if keep_random_state not in self._single_envs:
+            self._single_envs[keep_random_state] = SingleEnv(self.env, self._get_simulator(keep_random_state))
+        return self._single_envs[keep_random_state]
+
+    def _get_simulator(self, keep_random_state: bool) -> Simulator:
+        if keep_random_state not in self._simulators:
+            self._simulators[keep_random_state] = Simulator(self.env, keep_random_state)
+        return self._simulators[keep_random_state]

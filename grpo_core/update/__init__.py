@@ -1,0 +1,1 @@
+"""The update of the policy and the value network on one rollout."""

@@ -1,0 +1,114 @@
+"""What GRPO asks of SB3's actor-critic policies: separate step sizes, and action masks."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+    make_proba_distribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from grpo_core.actor.distributions import check_action_masks
+
+# A masked logit: far below any other, and still a number that entropy can be computed with.
+_RULED_OUT = -1e8
+
+
+def split_parameters(policy: ActorCriticPolicy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Tell the parameters that the value network has to itself from all others.
+
+    :return: The policy's, which include a features extractor that both share, and the value network's.
+    """
+    value_modules = [policy.mlp_extractor.value_net, policy.value_net]
+    if not policy.share_features_extractor:
+        value_modules.append(policy.vf_features_extractor)
+    value_parameters = [p for module in value_modules for p in module.parameters()]
+    in_value_network = {id(p) for p in value_parameters}
+    return [p for p in policy.parameters() if id(p) not in in_value_network], value_parameters
+
+
+def copy_policy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
+    """Copy a policy as it is now, without its optimizer."""
+    # What the last forward pass left in the distribution belongs to a graph and cannot be copied.
+    distribution = make_proba_distribution(policy.action_space, dist_kwargs=policy.dist_kwargs)
+    copied: ActorCriticPolicy = copy.deepcopy(
+        policy, {id(policy.optimizer): None, id(policy.action_dist): distribution}
+    )
+    return copied
+
+
+def evaluate_actions(
+    policy: ActorCriticPolicy, observations: Any, actions: torch.Tensor, action_masks: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Evaluate actions as ``ActorCriticPolicy.evaluate_actions`` does, with masks.
+
+    :param action_masks: Legal actions, shape ``(batch_size, n_bits)``; None where all are.
+    :return: Values, log probabilities and entropies, ``(batch_size,)`` each.
+    """
+    if action_masks is None:
+        values, log_prob, entropy = policy.evaluate_actions(observations, actions)
+    else:
+        distribution = get_distribution(policy, observations, action_masks)
+        values, log_prob, entropy = (
+            policy.predict_values(observations),
+            distribution.log_prob(actions),
+            distribution.entropy(),
+        )
+    assert entropy is not None  # categorical, Bernoulli and Gaussian policies have one in closed form
+    return values.flatten(), log_prob, entropy
+
+
+def get_distribution(policy: ActorCriticPolicy, observations: Any, action_masks: torch.Tensor | None) -> Distribution:
+    """Return the distribution of actions, in which masked ones do not occur.
+
+    :param action_masks: Legal actions, shape ``(batch_size, n_bits)``; None where all are.
+    """
+    distribution = policy.get_distribution(observations)
+    if action_masks is None:
+        return distribution
+    if isinstance(distribution, CategoricalDistribution):
+        distribution.distribution = _mask(distribution.distribution, action_masks)
+    elif isinstance(distribution, MultiCategoricalDistribution):
+        masks = torch.split(action_masks, list(distribution.action_dims), dim=1)
+        distribution.distribution = [_mask(*pair) for pair in zip(distribution.distribution, masks, strict=True)]
+    else:
+        assert isinstance(distribution, BernoulliDistribution)  # count_mask_bits refuses a Box
+        pairs = action_masks.reshape(len(action_masks), -1, 2)
+        logits = distribution.distribution.logits.masked_fill(~pairs[..., 1], _RULED_OUT)
+        logits = logits.masked_fill(~pairs[..., 0], -_RULED_OUT)
+        distribution.distribution = torch.distributions.Bernoulli(logits=logits)
+    return distribution
+
+
+def _mask(categorical: Any, masks: torch.Tensor) -> torch.distributions.Categorical:
+    return torch.distributions.Categorical(logits=categorical.logits.masked_fill(~masks, _RULED_OUT))
+
+
+def predict_masked(
+    policy: ActorCriticPolicy, observation: Any, action_masks: Any, deterministic: bool
+) -> npt.NDArray[Any]:
+    """Choose legal actions as ``BasePolicy.predict`` chooses any.
+
+    :param action_masks: Legal actions, shape ``(n_bits,)``, or ``(batch_size, n_bits)`` for several observations.
+    :raises ValueError: If the observation or the masks have another shape, or a choice is left nothing.
+    """
+    policy.set_training_mode(False)
+    if isinstance(observation, tuple):
+        raise ValueError("the observation is a tuple, as env.reset() of Gymnasium returns it; pass its first part.")
+    observations, is_vectorized = policy.obs_to_tensor(observation)
+    n_observations = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    masks = np.asarray(action_masks)
+    masks = masks.reshape(len(masks) if is_vectorized and masks.ndim > 1 else 1, -1)
+    masks = check_action_masks(policy.action_space, masks, n_observations)
+    with torch.no_grad():
+        distribution = get_distribution(policy, observations, torch.as_tensor(masks, device=policy.device))
+        actions = distribution.get_actions(deterministic=deterministic).cpu().numpy()
+    actions = actions.reshape(-1, *(policy.action_space.shape or ()))
+    return actions if is_vectorized else actions[0]

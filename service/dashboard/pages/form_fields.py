@@ -1,0 +1,189 @@
+"""The fields of a form, made from the schema of a request: hints, ranges, choices and defaults are written there."""
+
+import html
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from nicegui import ui
+
+from service.dashboard.widgets.elements import Text, make_box
+from service.dashboard.widgets.figures import format_count
+
+_CODE = re.compile("`([^`]+)`")
+_TITLES = {
+    "env_name": "Environment",
+    "reward_function_type": "Reward function",
+    "total_timesteps": "Simulator steps",
+    "net_arch": "Hidden layers",
+    "ent_coef": "Entropy bonus",
+    "vf_coef": "Value loss",
+    "kl_coef": "KL penalty",
+    "lr_schedule": "Learning rate schedule",
+    "eval_freq": "Evaluate every",
+    "n_eval_episodes": "Episodes per evaluation",
+    "n_envs": "Environments",
+    "n_steps": "Steps per rollout",
+    "n_epochs": "Epochs",
+    "max_seconds": "Time limit",
+    "tensorboard_log": "TensorBoard log",
+    "gae_lambda": "GAE lambda",
+    "vf_lr_factor": "Value learning rate factor",
+    "max_grad_norm": "Largest gradient norm",
+    "target_kl": "Target KL",
+    "ref_sync_steps": "Reference renewed every",
+    "filter_zero_std_groups": "Leave silent groups out",
+    "log_std_init": "First log std",
+}
+_FLAGS: dict[Any, str] = {True: "yes", False: "no"}
+
+
+class Field(NamedTuple):
+    """One field of a request.
+
+    :param kind: ``choice``, ``flag``, ``integer``, ``number``, ``text``, ``sizes`` or ``weights``.
+    :param default: None if it is filled in by other means.
+    :param rule: The range in words; empty if there is none.
+    """
+
+    name: str
+    kind: str
+    description: str
+    choices: tuple[str, ...]
+    default: Any
+    rule: str
+    minimum: float | None
+    maximum: float | None
+
+
+def list_fields(schema: Mapping[str, Any]) -> dict[str, Field]:
+    """Read the fields of a request, by name.
+
+    :param schema: What ``model_json_schema`` makes of it.
+    """
+    return {name: _read_field(name, described) for name, described in schema["properties"].items()}
+
+
+def _read_field(name: str, described: Mapping[str, Any]) -> Field:
+    candidates = [part for part in described.get("anyOf", [described]) if part.get("type") != "null"]
+    first = candidates[0]
+    kinds = {"boolean": "flag", "array": "sizes", "object": "weights", "string": "text"}
+    kind = "choice" if "enum" in first else kinds.get(first.get("type", ""), first.get("type", "text"))
+    minimum, maximum = first.get("minimum", first.get("exclusiveMinimum")), first.get("maximum")
+    return Field(
+        name=name,
+        kind=kind,
+        description=described.get("description", ""),
+        choices=tuple(first.get("enum", ())),
+        default=described.get("default"),
+        rule=_describe_range(minimum, maximum, "exclusiveMinimum" in first),
+        minimum=minimum,
+        maximum=maximum,
+    )
+
+
+def _describe_range(minimum: float | None, maximum: float | None, is_open: bool) -> str:
+    if minimum is None or maximum is None:
+        return ""
+    low, high = (format_count(end) if isinstance(end, int) else f"{end:g}" for end in (minimum, maximum))
+    return f"above {low}, up to {high}" if is_open else f"{low} to {high}"
+
+
+class FieldInput:
+    """An input for one field.
+
+    :param field: What it is for.
+    :param on_change: Called after every change.
+    :param options: Instead of a free text, one of these; they are searched by typing.
+    :param is_wide: Whether it takes a whole line.
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        on_change: Callable[[], Any],
+        options: Iterable[str] | None = None,
+        is_wide: bool = False,
+    ) -> None:
+        self.field = field
+        with make_box("field wide" if is_wide else "field") as self._box:
+            with make_box("field-name"):
+                label = Text(_TITLES.get(field.name, field.name.replace("_", " ").capitalize()), tag="label")
+                Text(field.name, tag="code")
+            self._input = self._make_input(field, None if options is None else list(options))
+            # NiceGUI gives the id of its own to the box around the input.
+            label.props["for"] = f"{self._input.html_id}-input"
+            self._input.props(f"outlined dense hide-bottom-space for={self._input.html_id}-input")
+            self._input.on_value_change(lambda: self.complain(None))
+            self._input.on_value_change(on_change)
+            hint = f"{field.description} {field.rule[:1].upper()}{field.rule[1:]}.".removesuffix(" .")
+            ui.html(_write_code(hint), sanitize=False).classes("hint")
+
+    @property
+    def value(self) -> Any:
+        """What is sent; None if it is left out. What cannot be read is sent as it is, to be refused in words."""
+        value = self._input.value
+        if value is None or value == "":
+            return None
+        if self.field.kind == "integer":
+            return int(value) if float(value).is_integer() else value
+        if self.field.kind == "sizes":
+            return _read_sizes(value)
+        return _read_weights(value) if self.field.kind == "weights" else value
+
+    def fill(self, value: Any) -> None:
+        """Put a value in."""
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif isinstance(value, dict) and self.field.kind == "weights":
+            value = ", ".join(f"{name}: {weight:g}" for name, weight in value.items())
+        elif isinstance(value, dict):
+            value = True
+        self._input.value = value
+
+    def complain(self, problem: str | None) -> None:
+        """Say what is wrong with it; None takes that back."""
+        self._input.error = problem
+
+    def focus(self) -> None:
+        """Bring it into view."""
+        self._input.run_method("focus")
+        ui.run_javascript(f"getHtmlElement({self._box.id})?.scrollIntoView({{block: 'center'}})")
+
+    def _make_input(self, field: Field, options: list[str] | None) -> Any:
+        default = _describe_default(field)
+        if options is not None and field.default in options:
+            return ui.select(options, value=field.default, with_input=True)
+        if options is not None:
+            return ui.select(options, with_input=True, clearable=True).props(f'placeholder="{default}"')
+        if field.kind in ("choice", "flag"):
+            known = _FLAGS if field.kind == "flag" else {choice: choice for choice in field.choices}
+            return ui.select({"": default, **known}, value="")
+        if field.kind in ("integer", "number"):
+            return ui.number(placeholder=default).props(f"step={1 if field.kind == 'integer' else 'any'}")
+        return ui.input(placeholder=default).props("autocomplete=off spellcheck=false")
+
+
+def _describe_default(field: Field) -> str:
+    if field.default is None:
+        return "by default"
+    if isinstance(field.default, list):
+        return ", ".join(map(str, field.default))
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+
+
+def _write_code(text: str) -> str:
+    return _CODE.sub(r"<code>\1</code>", html.escape(text))
+
+
+def _read_sizes(text: str) -> list[int] | str:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [int(part) for part in parts] if all(part.isdecimal() for part in parts) else text
+
+
+def _read_weights(text: str) -> dict[str, float] | str:
+    pairs = [part.partition(":") for part in text.split(",") if part.strip()]
+    try:
+        return {name.strip(): float(weight) for name, _, weight in pairs}
+    except ValueError:
+        return text

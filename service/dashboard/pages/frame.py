@@ -1,0 +1,51 @@
+"""The frame of every page: bar, navigation, theme, and the way out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nicegui import core, ui
+
+from service.dashboard.access import get_state
+from service.dashboard.mount import PREFIX
+from service.dashboard.widgets.elements import LOGO, Text, make_box, make_button, make_link
+
+_STATIC = Path(__file__).parents[1] / "static"
+_TABS = (("Training", f"{PREFIX}/", "show_chart"), ("Models", f"{PREFIX}/models", "smart_toy"))
+_SERVER_TAB = ("Server", f"{PREFIX}/server", "dns")
+
+
+def install_styles() -> None:
+    """Give all pages their style, and the theme before anything is painted."""
+    style, theme, curves = ((_STATIC / name).read_text() for name in ("style.css", "theme.js", "curves.js"))
+    head = f"<style>{style}</style><script>{theme}</script><script>{curves}</script>"
+    ui.add_head_html(head, shared=True)
+    # Quasar sets its own colours when it starts.
+    core.app.config.vue_config_script += "\ngrpoTheme.apply();\n"
+
+
+@contextmanager
+def show_frame(title: str, tab: str) -> Iterator[None]:
+    """Show a page.
+
+    :param title: Of the browser's tab.
+    :param tab: Title of the part of the dashboard that it belongs to.
+    """
+    ui.page_title(f"{title} · GRPO")
+    make_link("Skip to the content", "#main", "skip")
+    with make_box("topbar", "header"):
+        with make_box("brand", "a", href=f"{PREFIX}/", aria_label="GRPO, start page"):
+            ui.html(LOGO.format(30), sanitize=False, tag="span")
+            Text("GRPO")
+        with make_box("tabs", "nav", aria_label="Main"):
+            for text, href, icon in (*_TABS, _SERVER_TAB):
+                make_link(text, href, "", icon, aria_current="page" if text == tab else None)
+        make_link("New job", f"{PREFIX}/new", "button primary", "add")
+        theme = make_button("", None, "quiet icon", "contrast", "Switch between light and dark")
+        theme.on("click", js_handler="() => grpoTheme.toggle()")
+        if get_state().settings.api_key is not None:
+            with make_box("", "form", method="post", action="/logout"):
+                make_button("", None, "quiet icon", "logout", "Log out", kind="submit")
+    # The page itself is a <main> of NiceGUI's.
+    with make_box("page", id="main", tabindex=-1):
+        yield

@@ -1,0 +1,85 @@
+"""One model: watch it play, try it out, see how good it is."""
+
+import json
+
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.dashboard.access import get_state
+from service.dashboard.mount import PREFIX
+from service.dashboard.pages.frame import show_frame
+from service.dashboard.widgets.elements import Text, make_box, make_heading, make_link, make_note, make_pairs
+from service.dashboard.widgets.evaluation import EvaluationPanel
+from service.dashboard.widgets.figures import format_count, format_size
+from service.dashboard.widgets.player import Player
+from service.dashboard.widgets.sliders import Trial
+from service.errors import ServiceError
+from service.models.card import make_card
+from service.schemas.models import ModelCard
+
+
+async def show_model(name: str) -> None:
+    """Show a model."""
+    state = get_state()
+    try:
+        card = await run_in_threadpool(make_card, state.store, name, state.stage.find_evaluation)
+        model = await run_in_threadpool(state.store.get, name)
+    except ServiceError as error:
+        with show_frame("Model", "Models"):
+            make_note(error.detail, "bad", "error")
+            make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
+        ui.context.client.status_code = error.status_code
+        return
+    with show_frame(name, "Models"):
+        _show_head(card)
+        with make_box("split"):
+            with make_box("stack wide"):
+                with make_box("card stack", "section", aria_label="Watch it play"):
+                    make_heading("Watch it play")
+                    player = Player(name, state.stage)
+                with make_box("card stack", "section", aria_label="How good is it?"):
+                    make_heading("How good is it?")
+                    EvaluationPanel(name, state.stage)
+            with make_box("stack wide"):
+                with make_box("card stack", "section", aria_label="Try an observation"):
+                    make_heading("Try an observation")
+                    trial = Trial(model, card.env_name)
+                with make_box("card stack", "section", aria_label="Policy card"):
+                    make_heading("Policy card")
+                    _show_facts(card)
+    ui.timer(0, player.show, once=True)
+    ui.timer(0, trial.answer, once=True)
+
+
+def _show_head(card: ModelCard) -> None:
+    with make_box("head"):
+        with make_box("stack").style("gap: 0; min-width: 0"):
+            Text(card.name, tag="h1").style("overflow-wrap: anywhere")
+            steps = "" if card.num_timesteps is None else f"trained for {format_count(card.num_timesteps)} steps"
+            Text(" · ".join(filter(None, (card.env_name, steps))), tag="p")
+        with make_box("row-flex"):
+            href = f"/models/{card.name}/file"
+            make_link("Download", href, "button", "download", download=f"{card.name}.zip")
+            make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
+
+
+def _show_facts(card: ModelCard) -> None:
+    reward = card.reward_function
+    spaces = {"Observations": card.observation_space, "Actions": card.action_space}
+    facts = {
+        "Environment": card.env_name,
+        "Trained on": " + ".join(reward) if isinstance(reward, list) else reward,
+        **{name: None if space is None else space.text for name, space in spaces.items()},
+        "Weights": None if card.n_parameters is None else format_count(card.n_parameters),
+        "Updates": None if card.n_updates is None else format_count(card.n_updates),
+        "File": format_size(card.n_bytes),
+        "Saved": f"{card.modified_at:%Y-%m-%d %H:%M} UTC",
+        "SHA-256": card.sha256,
+        "Written by": None if card.versions is None else ", ".join(f"{k} {v}" for k, v in card.versions.items()),
+    }
+    make_pairs({name: fact for name, fact in facts.items() if fact})
+    if card.hyperparameters:
+        with make_box("group", "details"):
+            with make_box("", "summary"):
+                Text("Hyperparameters")
+            Text(json.dumps(card.hyperparameters, indent=2), "code", "pre")

@@ -1,0 +1,212 @@
+"""The trained models as cards."""
+
+import asyncio
+import json
+from typing import Any
+
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.dashboard.access import get_state
+from service.dashboard.mount import PREFIX
+from service.dashboard.pages.frame import show_frame
+from service.dashboard.widgets.confirmation import confirm
+from service.dashboard.widgets.elements import (
+    Text,
+    make_box,
+    make_button,
+    make_heading,
+    make_link,
+    make_pairs,
+    set_attributes,
+)
+from service.dashboard.widgets.evaluation import EVALUATION_SEED, N_EPISODES
+from service.dashboard.widgets.figures import format_age, format_count, format_interval, format_number, format_size
+from service.errors import NotFoundError, ServiceError
+from service.models.card import make_card
+from service.models.store import ModelEntry
+from service.schemas.models import ModelCard, ModelStatus
+
+_REFRESH_SECONDS = 2.0
+_PAGE_SIZE = 24
+# Sends the chosen file as it is, so that the server's own rules for uploads decide about it.
+_UPLOAD = """
+async (event) => {
+  const input = event.target, file = input.files[0];
+  if (!file) return;
+  const name = file.name.replace(/\\.zip$/i, "");
+  globalThis.grpoUpload = (overwrite) =>
+    fetch(`/models/${encodeURIComponent(name)}/file?overwrite=${overwrite}`, {
+      method: "PUT", headers: { "Content-Type": "application/zip" }, body: file,
+    }).then(async (answer) => ({ name, status: answer.status, detail: (await answer.json()).detail ?? "" }));
+  input.value = "";
+  emit(await globalThis.grpoUpload(false));
+}
+"""
+
+
+def show_models() -> None:
+    """Show the models."""
+    with show_frame("Models", "Models"):
+        shelf = _Shelf()
+    ui.timer(_REFRESH_SECONDS, shelf.refresh)
+
+
+class _Shelf:
+    """The models that fit the search, a page of them at first."""
+
+    def __init__(self) -> None:
+        self._state = get_state()
+        self._n_listed = _PAGE_SIZE
+        # Names, search and number of models, of what is shown.
+        self._shown: tuple[list[str], str, int] | None = None
+        # One refresh after the other: else one that began sooner could end later, and what it shows would stay.
+        self._refreshing = asyncio.Lock()
+        with make_box("head"):
+            with make_box("stack").style("gap: 0"):
+                make_heading("Models", 1)
+                self._summary = Text("", tag="p")
+            with make_box("row-flex wrap"):
+                self._search = ui.input(placeholder="Search by name").classes("search")
+                self._search.props('outlined dense type=search clearable aria-label="Search by name"')
+                self._search.on_value_change(self.refresh)
+                chooser = make_box("visually-hidden", "input", type="file", accept=".zip", aria_label="Model file")
+                chooser.props["tabindex"] = -1
+                chooser.on("change", self._note_upload, js_handler=_UPLOAD)
+                button = make_button("Upload", None, "", "upload", "Upload a model file")
+                button.on("click", js_handler=f"() => getHtmlElement({chooser.id}).click()")
+        self._cards = make_box("models", "ul")
+        self._more = make_button("Show more", self._list_more, "quiet")
+        self._more.set_visibility(False)
+
+    async def refresh(self, *, anew: bool = False) -> None:
+        """Show what has changed.
+
+        :param anew: Whether to show everything again, for a card may say something else of the same model.
+        """
+        async with self._refreshing:
+            search = (self._search.value or "").casefold()
+            entries = await run_in_threadpool(self._state.store.list_models)
+            fitting = [entry for entry in entries if search in entry.name.casefold()]
+            listed = fitting[: self._n_listed]
+            wanted = ([entry.name for entry in listed], search, len(entries))
+            if wanted == self._shown and not anew:
+                return
+            cards = await run_in_threadpool(self._make_cards, listed)
+            self._shown = wanted
+            self._summary.set_text(f"{len(entries)} saved" if not search else f"{len(fitting)} of {len(entries)} saved")
+            self._more.set_visibility(len(fitting) > len(listed))
+            self._show_cards(cards, is_searched=bool(entries))
+
+    def _show_cards(self, cards: list[ModelCard], is_searched: bool) -> None:
+        self._cards.clear()
+        with self._cards:
+            for card in cards:
+                self._show_card(card)
+            if not cards:
+                _show_empty(is_searched)
+
+    async def _list_more(self) -> None:
+        self._n_listed += _PAGE_SIZE
+        await self.refresh()
+
+    def _make_cards(self, entries: list[ModelEntry]) -> list[ModelCard]:
+        cards = []
+        for entry in entries:
+            try:
+                cards.append(make_card(self._state.store, entry.name, self._state.stage.find_evaluation))
+            except NotFoundError:  # deleted since it was listed
+                continue
+        return cards
+
+    def _show_card(self, card: ModelCard) -> None:
+        with make_box("card model", "li", aria_label=f"Model {card.name}"):
+            with make_box("row-flex between"):
+                Text(card.name, "ellipsis", "h2").props["title"] = card.name
+                if card.status in (ModelStatus.CORRUPT, ModelStatus.UNSAFE):
+                    Text(str(card.status), "chip bad")
+            with make_box("score"):
+                if card.evaluation is not None:
+                    Text(format_number(card.evaluation.mean_reward), "figure")
+                    Text(_describe_evaluation(card), "muted small")
+                else:
+                    Text(_describe_lack(card), "muted small")
+            make_pairs(_list_facts(card))
+            self._show_actions(card)
+
+    def _show_actions(self, card: ModelCard) -> None:
+        name = card.name
+        with make_box("actions"):
+            if card.n_parameters is not None:
+                href = f"{PREFIX}/models/{name}"
+                make_link("Play", href, "button tiny primary", "play_arrow", aria_label=f"Play {name}")
+                evaluate = make_button("Evaluate", None, "tiny", "fact_check", f"Evaluate {name}")
+                evaluate.on("click", lambda: self._evaluate(name, evaluate), [])
+            make_box("grow")
+            file = {"download": f"{name}.zip", "aria_label": f"Download {name}"}
+            make_link("", f"/models/{name}/file", "button tiny icon quiet", "download", **file)
+            make_button("", lambda: self._delete(name), "tiny icon danger quiet", "delete", f"Delete {name}")
+
+    async def _evaluate(self, name: str, button: ui.element) -> None:
+        set_attributes(button, disabled=True)
+        try:
+            await run_in_threadpool(self._state.stage.evaluate, name, N_EPISODES, EVALUATION_SEED, True)
+        except ServiceError as error:
+            ui.notify(error.detail)
+        set_attributes(button, disabled=None)
+        await self.refresh(anew=True)
+
+    async def _delete(self, name: str) -> None:
+        consequence = "Its file is removed from the server, for good."
+        if not await confirm(f"Delete {name}?", consequence, "Delete the model"):
+            return
+        try:
+            await run_in_threadpool(self._state.registry.delete_model, name)
+        except ServiceError as error:
+            ui.notify(error.detail)
+        await self.refresh()
+
+    async def _note_upload(self, event: Any) -> None:
+        name, status, detail = event.args["name"], event.args["status"], event.args["detail"]
+        if status == 409 and await confirm(f"Replace {name}?", detail, "Replace the model"):
+            again = await ui.run_javascript("return grpoUpload(true)", timeout=60)
+            status, detail = again["status"], again["detail"]
+        if status == 200:
+            ui.notify(f"{name} is here.")
+        elif status != 409:
+            ui.notify(json.dumps(detail).strip('"'))
+        await self.refresh(anew=True)
+
+
+def _show_empty(is_searched: bool) -> None:
+    with make_box("empty", "li").style("grid-column: 1 / -1"):
+        ui.icon("smart_toy").props("aria-hidden=true")
+        if is_searched:
+            Text("No model has a name like that.")
+        else:
+            Text("No models yet. A job saves one when it has ended.")
+            make_link("Train the first", f"{PREFIX}/new", "button primary", "add")
+
+
+def _describe_evaluation(card: ModelCard) -> str:
+    assert card.evaluation is not None
+    interval = format_interval(card.evaluation.mean_reward_ci95)
+    return f"mean of {card.evaluation.n_episodes} episodes" + (f", {interval}" if interval else "")
+
+
+def _describe_lack(card: ModelCard) -> str:
+    if card.status is ModelStatus.UNSAFE:
+        return "Not written by GRPO; nothing of it is loaded."
+    return "Its file is damaged." if card.status is ModelStatus.CORRUPT else "Not evaluated yet"
+
+
+def _list_facts(card: ModelCard) -> dict[str, str]:
+    reward = card.reward_function
+    facts = {
+        "Environment": card.env_name,
+        "Trained on": " + ".join(reward) if isinstance(reward, list) else reward,
+        "Steps": None if card.num_timesteps is None else format_count(card.num_timesteps),
+        "File": f"{format_size(card.n_bytes)}, {format_age(card.modified_at)}",
+        "SHA-256": None if card.sha256 is None else f"{card.sha256[:12]}…",
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}

@@ -1,0 +1,108 @@
+"""How the server does, and where help is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+from nicegui import ui
+
+from grpo_core import __version__
+from service.dashboard.access import get_state
+from service.dashboard.pages.frame import show_frame
+from service.dashboard.widgets.elements import Text, make_box, make_heading, make_note, make_pairs
+from service.dashboard.widgets.figures import format_duration, format_size
+from service.monitoring.memory import get_available_bytes
+from service.schemas.jobs import JobStatus
+
+_REFRESH_SECONDS = 2.0
+_LINKS = (
+    ("Try the API", "Swagger UI: every endpoint, ready to send", "/docs", "bolt"),
+    ("API reference", "Every field, its range and its default", "/redoc", "menu_book"),
+    ("OpenAPI schema", "For code generators", "/openapi.json", "data_object"),
+    ("Metrics", "For Prometheus", "/metrics", "query_stats"),
+)
+
+
+def show_server() -> None:
+    """Show the server."""
+    state = get_state()
+    with show_frame("Server", "Server"):
+        with make_box("head"), make_box("stack").style("gap: 0"):
+            make_heading("Server", 1)
+            Text(f"GRPO API {__version__}", tag="p")
+        tiles = _Tiles(state)
+        make_heading("Use it from anywhere")
+        with make_box("links"):
+            for title, subtitle, href, icon in _LINKS:
+                with make_box("card", "a", href=href):
+                    ui.icon(icon).props("aria-hidden=true")
+                    with make_box():
+                        Text(title, tag="h3")
+                        Text(subtitle, "muted small")
+        with make_box("split"):
+            with make_box("card stack", "section", aria_label="First steps"):
+                make_heading("First steps")
+                _show_steps()
+            with make_box("card stack", "section", aria_label="Settings"):
+                make_heading("Settings")
+                _show_settings(state.settings)
+    ui.timer(_REFRESH_SECONDS, tiles.refresh)
+
+
+class _Tiles:
+    """Figures that are kept up to date.
+
+    :param state: What the service keeps.
+    """
+
+    def __init__(self, state: Any) -> None:
+        registry, store, settings = state.registry, state.store, state.settings
+        self._readers: list[tuple[Text, Callable[[], str]]] = []
+        self._registry = registry
+        with make_box("tiles"):
+            n_slots, n_places = settings.max_running_jobs, settings.max_queued_jobs
+            self._add("Jobs running", lambda: f"{_count(registry, JobStatus.RUNNING)} of {n_slots}")
+            self._add("Jobs waiting", lambda: f"{_count(registry, JobStatus.QUEUED)} of {n_places}")
+            self._add("Models in memory", lambda: f"{store.n_loaded} of {settings.max_cached_models}")
+            self._add("Memory of the server", lambda: format_size(psutil.Process().memory_info().rss))
+            self._add("Memory left", lambda: format_size(get_available_bytes()))
+        self._lost = make_note("Job slots are held by stalled jobs; restart the server to free them.", "bad", "error")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read every figure again."""
+        for text, read in self._readers:
+            text.set_text(read())
+        self._lost.set_visibility(self._registry.n_lost_slots > 0)
+
+    def _add(self, title: str, read: Callable[[], str]) -> None:
+        with make_box("card tile"):
+            Text(title, "muted small")
+            self._readers.append((Text("", "figure number"), read))
+
+
+def _count(registry: Any, status: JobStatus) -> int:
+    return len(registry.list_jobs(status))
+
+
+def _show_steps() -> None:
+    with make_box("stack", "ol").style("padding-left: 20px"):
+        for step in (
+            "New job: the defaults balance CartPole within a minute. The form shows the same as a command.",
+            "Watch the episode reward rise. The sentence below each job says whether it is learning, and what to try.",
+            "Models: watch the policy play, try observations, and evaluate it beside a random one.",
+            "README.md and API.md of the repository explain the method, every field and every setting.",
+        ):
+            Text(step, tag="li")
+
+
+def _show_settings(settings: Any) -> None:
+    make_pairs(
+        {
+            "Models folder": str(settings.models_dir.name),
+            "Jobs train in": settings.executor,
+            "Stalled after": format_duration(settings.stall_seconds),
+            "Jobs remembered": str(settings.max_kept_jobs),
+            "API key": "needed" if settings.api_key is not None else "not needed",
+        }
+    )

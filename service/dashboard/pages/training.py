@@ -1,0 +1,132 @@
+"""Jobs as they train, with their curves."""
+
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.dashboard.access import get_state
+from service.dashboard.mount import PREFIX
+from service.dashboard.pages.frame import show_frame
+from service.dashboard.widgets.confirmation import confirm
+from service.dashboard.widgets.curves import MAX_SHOWN, Curves
+from service.dashboard.widgets.elements import Text, make_box, make_button, make_heading, make_link
+from service.dashboard.widgets.job_row import JobRow
+from service.errors import ServiceError
+from service.jobs.job import Job
+from service.jobs.registry import JobRegistry
+from service.schemas.jobs import JobStatus
+
+_REFRESH_SECONDS = 1.0
+_PAGE_SIZE = 25
+
+
+def show_training() -> None:
+    """Show the jobs and their curves."""
+    with show_frame("Training", "Training"):
+        with make_box("head"):
+            with make_box("stack").style("gap: 0"):
+                make_heading("Training", 1)
+                summary = Text("", tag="p")
+        board = _Board(get_state().registry, summary)
+    ui.timer(_REFRESH_SECONDS, board.refresh)
+
+
+class _Board:
+    """The list of jobs beside the curves of those that are selected.
+
+    :param summary: Where it says how many jobs there are.
+    """
+
+    def __init__(self, registry: JobRegistry, summary: Text) -> None:
+        self._registry = registry
+        self._summary = summary
+        self._n_listed = _PAGE_SIZE
+        self._rows: dict[str, JobRow] = {}
+        self._colours: dict[str, int] = {}
+        with make_box("training"):
+            with make_box("stack", "section", aria_label="Jobs"):
+                self._empty = _make_empty()
+                self._list = make_box("jobs", "ul")
+                self._more = make_button("Show older jobs", self._list_more, "quiet")
+            with make_box("stack", "section", aria_label="Curves") as self._charts:
+                self._curves = Curves()
+        self.refresh()
+        self._select_first()
+
+    def refresh(self) -> None:
+        """Show what has changed."""
+        jobs = self._registry.list_jobs()
+        listed = jobs[-self._n_listed :]
+        self._remove_forgotten({job.job_id for job in listed})
+        for job in listed:
+            if job.job_id not in self._rows:
+                self._add_row(job)
+        for row in self._rows.values():
+            row.update()
+        for job_id in self._colours:
+            self._curves.update(self._rows[job_id].job)
+        self._empty.set_visibility(not jobs)
+        self._charts.set_visibility(bool(jobs))
+        self._more.set_visibility(len(jobs) > len(listed))
+        self._summary.set_text(_count_jobs(jobs))
+
+    def _list_more(self) -> None:
+        self._n_listed += _PAGE_SIZE
+        older = self._registry.list_jobs()[-self._n_listed :]
+        for job in reversed(older):
+            if job.job_id not in self._rows:
+                self._add_row(job, at_end=True)
+        self.refresh()
+
+    def _add_row(self, job: Job, at_end: bool = False) -> None:
+        with self._list:
+            row = JobRow(job, lambda is_wanted: self._select(job, is_wanted), lambda: self._stop(job))
+        if not at_end:
+            row.element.move(target_index=0)
+        self._rows[job.job_id] = row
+        if not at_end and not job.status.is_final and len(self._colours) < MAX_SHOWN:
+            self._select(job, True)
+
+    def _remove_forgotten(self, listed: set[str]) -> None:
+        for job_id in self._rows.keys() - listed:
+            self._select(self._rows[job_id].job, False)
+            self._rows.pop(job_id).element.delete()
+
+    def _select_first(self) -> None:
+        if not self._colours and self._rows:
+            self._select(list(self._rows.values())[-1].job, True)
+
+    def _select(self, job: Job, is_wanted: bool) -> None:
+        row = self._rows[job.job_id]
+        if is_wanted and len(self._colours) >= MAX_SHOWN:
+            ui.notify(f"{MAX_SHOWN} jobs at once can be told apart; take one away first.")
+        elif is_wanted and job.job_id not in self._colours:
+            self._colours[job.job_id] = min(set(range(MAX_SHOWN)) - set(self._colours.values()))
+            self._curves.show(job, self._colours[job.job_id])
+        elif not is_wanted and self._colours.pop(job.job_id, None) is not None:
+            self._curves.hide(job.job_id)
+        row.mark_shown(self._colours.get(job.job_id))
+
+    async def _stop(self, job: Job) -> None:
+        question = f"Stop {job.config.model_name}?"
+        if not await confirm(question, "The policy as it is by then is kept, and can be played.", "Stop the job"):
+            return
+        try:
+            await run_in_threadpool(job.stop)
+        except ServiceError as error:
+            ui.notify(error.detail)
+        self.refresh()
+
+
+def _make_empty() -> ui.element:
+    empty = make_box("empty")
+    with empty:
+        ui.icon("show_chart").props("aria-hidden=true")
+        Text("No jobs yet. The defaults learn to balance CartPole within a minute.")
+        make_link("Start the first job", f"{PREFIX}/new", "button primary", "add")
+    return empty
+
+
+def _count_jobs(jobs: list[Job]) -> str:
+    statuses = [job.status for job in jobs]
+    n_running, n_queued = statuses.count(JobStatus.RUNNING), statuses.count(JobStatus.QUEUED)
+    return f"{n_running} running, {n_queued} queued, {len(jobs) - n_running - n_queued} ended"

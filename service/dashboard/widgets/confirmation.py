@@ -1,0 +1,24 @@
+"""Asking before something is done that cannot be undone."""
+
+from nicegui import ui
+
+from service.dashboard.widgets.elements import Text, make_box, make_button, make_heading
+
+
+async def confirm(question: str, consequence: str, action: str) -> bool:
+    """Ask; Esc and a click beside the dialog mean no.
+
+    :param question: Such as "Delete this?".
+    :param consequence: What would come of it.
+    :param action: What the button says.
+    """
+    with ui.dialog() as dialog, make_box("dialog", role="document"):
+        make_heading(question)
+        Text(consequence, "muted", "p")
+        with make_box("row-flex end"):
+            make_button("Cancel", lambda: dialog.submit(False)).props("autofocus")
+            make_button(action, lambda: dialog.submit(True), "danger primary")
+    dialog.props(f'aria-label="{question}"')
+    is_wanted = bool(await dialog)
+    dialog.delete()
+    return is_wanted

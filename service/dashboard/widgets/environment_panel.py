@@ -1,0 +1,63 @@
+"""What the environment that is chosen in the form is like."""
+
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.dashboard.widgets.elements import make_box, make_heading, make_note, make_pairs
+from service.dashboard.widgets.figures import format_count, format_number
+from service.environments.catalogue import Catalogue
+from service.errors import ServiceError
+from service.schemas.environments import EnvironmentDescription
+
+_GROUPS = {"branch": "branches from one state", "episode": "whole episodes from one start"}
+
+
+class EnvironmentPanel:
+    """A card about one environment at a time.
+
+    :param catalogue: Knows them; asking it may take a second.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._env_name: str | None = None
+        with make_box("card stack", "section", aria_label="The environment", aria_live="polite"):
+            with make_box("row-flex between"):
+                self._title = make_heading("Environment", 3)
+                self._spinner = ui.spinner(size="18px").props('aria-label="Looking at the environment"')
+            self._facts = make_box("stack environment")
+
+    async def show(self, env_name: str | None) -> None:
+        """Describe an environment, unless another is asked for meanwhile."""
+        if env_name == self._env_name or env_name is None:
+            return
+        self._env_name = env_name
+        self._spinner.set_visibility(True)
+        problem: str | None
+        try:
+            described = await run_in_threadpool(self._catalogue.describe_environment, env_name)
+        except ServiceError as error:
+            problem, facts = error.detail, {}
+        else:
+            problem, facts = described.obstacle, _list_facts(described)
+        if env_name != self._env_name:
+            return
+        self._spinner.set_visibility(False)
+        self._title.set_text(env_name)
+        self._facts.clear()
+        with self._facts:
+            make_pairs(facts)
+            if problem:
+                make_note(problem, "warn" if facts else "bad")
+
+
+def _list_facts(described: EnvironmentDescription) -> dict[str, str]:
+    facts = {
+        "Observations": described.observation_space.text,
+        "Actions": described.action_space.text,
+        "Groups": _GROUPS.get(described.group_mode or "", "cannot be trained"),
+        "Episode": None if described.max_episode_steps is None else f"{described.max_episode_steps:,} steps at most",
+        "Solved at": None if described.reward_threshold is None else format_number(described.reward_threshold),
+        "Preset": None if described.preset is None else f"{format_count(described.preset['n_timesteps'])} steps",
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}

@@ -1,0 +1,133 @@
+"""One job in the list."""
+
+from collections.abc import Callable
+from typing import Any
+
+from service.dashboard.mount import PREFIX
+from service.dashboard.widgets.elements import (
+    Text,
+    fill_track,
+    make_box,
+    make_button,
+    make_link,
+    make_track,
+    set_attributes,
+)
+from service.dashboard.widgets.figures import format_count, format_duration, format_number
+from service.jobs.job import Job
+from service.schemas.jobs import JobStatus, TrainingStatus
+
+_REWARD_KEY = "rollout/ep_rew_mean"
+_CHIP_TONES = {
+    JobStatus.RUNNING: "live",
+    JobStatus.COMPLETED: "good",
+    JobStatus.FAILED: "bad",
+}
+_VERDICT_TONES = {
+    "learning": "good",
+    "solved": "good",
+    "flat": "warn",
+    "no_signal": "warn",
+    "worse": "bad",
+    "failed": "bad",
+}
+
+
+class JobRow:
+    """A card that follows a job until it has ended.
+
+    :param on_select: Called with whether the job's curves are wanted.
+    :param on_stop: Called when it is to be stopped.
+    """
+
+    def __init__(self, job: Job, on_select: Callable[[bool], None], on_stop: Callable[[], Any]) -> None:
+        self.job = job
+        self._is_final = False
+        self._shown_warnings: list[str] = []
+        name = job.config.model_name
+        self.element = make_box("card job", "li", aria_label=f"Job {name}")
+        with self.element:
+            with make_box("row-flex between"):
+                with make_box("job-name grow", "label"):
+                    self._checkbox = make_box("", "input", type="checkbox", aria_label=f"Show the curves of {name}")
+                    self._checkbox.on("change", lambda event: on_select(event.args), js_handler=_EMIT_CHECKED)
+                    Text(name, "ellipsis").props["title"] = name
+                self._chip = Text("", "chip")
+            with make_box("row-flex between"):
+                self._environment = Text("", "muted small ellipsis")
+                with make_box("number").style("text-align: right; white-space: nowrap"):
+                    self._reward = Text("...", "figure")
+                    Text(" reward", "muted small")
+            self._track, self._filling = make_track(f"Progress of {name}")
+            with make_box("facts"):
+                self._steps, self._time = Text("", "number"), Text("", "number")
+            self._verdict = Text("", "verdict", "p")
+            self._warnings = make_box("stack")
+            with make_box("row-flex end") as self._actions:
+                self._stop = make_button("Stop", on_stop, "tiny danger", "stop", f"Stop {name}")
+        self.update()
+
+    def mark_shown(self, colour: int | None) -> None:
+        """Show whether the job's curves are drawn, and in which colour."""
+        set_attributes(self._checkbox, checked=colour is not None)
+        self.element.classes(add="shown" if colour is not None else "", remove="shown" if colour is None else "")
+        self.element.style(replace="" if colour is None else f"--series: var(--series-{colour})")
+
+    def update(self) -> None:
+        """Show where the job is now."""
+        if self._is_final:
+            return
+        status = self.job.describe()
+        self._show_state(status)
+        self._steps.set_text(
+            f"{format_count(status.current_timesteps)} of {format_count(status.total_timesteps)} steps"
+        )
+        self._time.set_text(_describe_time(status))
+        fill_track(self._track, self._filling, status.progress)
+        if _REWARD_KEY in status.metrics:
+            self._reward.set_text(format_number(status.metrics[_REWARD_KEY]))
+        if status.status.is_final:
+            self._is_final = True
+            self._show_end(status)
+
+    def _show_state(self, status: TrainingStatus) -> None:
+        state = "stopping" if self.job.is_stopping and not status.status.is_final else str(status.status)
+        self._chip.set_text(state)
+        self._chip.classes(replace=f"chip {_CHIP_TONES.get(status.status, '')}")
+        self._environment.set_text(_describe_task(status))
+        self._verdict.set_text(status.error_message or status.verdict.text)
+        self._verdict.classes(replace=f"verdict {_VERDICT_TONES.get(status.verdict.state, '')}")
+        if status.warnings != self._shown_warnings:
+            self._shown_warnings = status.warnings
+            self._warnings.clear()
+            with self._warnings:
+                for warning in status.warnings:
+                    Text(f"{warning[:1].upper()}{warning[1:]}", "verdict warn", "p")
+
+    def _show_end(self, status: TrainingStatus) -> None:
+        self.element.classes(f"final {status.status}")
+        self._actions.clear()
+        with self._actions:
+            again = f"{PREFIX}/new?from={status.job_id}"
+            make_link("Repeat", again, "button tiny quiet", "replay", aria_label=f"Repeat {status.config.model_name}")
+            if status.model_name is not None:
+                href = f"{PREFIX}/models/{status.model_name}"
+                make_link("Play", href, "button tiny", "play_arrow", aria_label=f"Play {status.model_name}")
+
+
+_EMIT_CHECKED = "(event) => emit(event.target.checked)"
+
+
+def _describe_task(status: TrainingStatus) -> str:
+    config = status.config
+    reward = config.reward_function_type or " + ".join(config.reward_functions or ())
+    return config.env_name if reward == "environment" else f"{config.env_name} · {reward}"
+
+
+def _describe_time(status: TrainingStatus) -> str:
+    if status.status is JobStatus.QUEUED:
+        return "waiting"
+    if status.status.is_final:
+        return f"took {format_duration(status.elapsed_seconds)}"
+    elapsed = format_duration(status.elapsed_seconds)
+    return elapsed if status.eta_seconds is None else f"{elapsed} · {format_duration(status.eta_seconds)} left"

@@ -1,0 +1,43 @@
+"""What there is to train in and on."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from service.http import examples
+from service.http.routes.dependencies import Environments, errors
+from service.schemas.environments import EnvironmentDescription, EnvironmentList, RewardFunctionList
+from service.schemas.fields import EnvName
+
+router = APIRouter(tags=["catalogue"])
+
+
+@router.get("/environments", responses=errors(400, 401, 422))
+def list_environments(
+    catalogue: Environments,
+    search: Annotated[
+        str, Query(max_length=128, description="Part of the name, in whatever case.", examples=["CartPole"])
+    ] = "",
+) -> EnvironmentList:
+    """List the registered environments, the latest version of each first; none is built."""
+    return EnvironmentList(environments=catalogue.list_environments(search))
+
+
+@router.get("/environments/{env_name:path}", responses=errors(400, 401, 404, 413, 422, 429, 503))
+def describe_environment(
+    catalogue: Environments,
+    env_name: Annotated[
+        EnvName, Path(description="Id of a registered environment.", openapi_examples=examples.ENVIRONMENT)
+    ],
+) -> EnvironmentDescription:
+    """Describe an environment: spaces, whether groups can start on the way, preset, reward functions, limits.
+
+    The first time it is built and tried out for a few steps, as `POST /train` does.
+    """
+    return catalogue.describe_environment(env_name)
+
+
+@router.get("/reward-functions", responses=errors(400, 401))
+def list_reward_functions(catalogue: Environments) -> RewardFunctionList:
+    """List the reward functions that a job can name, with what they say of themselves."""
+    return RewardFunctionList(reward_functions=catalogue.list_reward_functions())

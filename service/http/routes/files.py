@@ -1,0 +1,79 @@
+"""Model files, to take away and to bring along."""
+
+from functools import partial
+from typing import Annotated, BinaryIO
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from service.errors import ConflictError
+from service.http import examples
+from service.http.routes.dependencies import ModelNameInPath, ModelUploads, Store, errors
+from service.models.card import make_card
+from service.schemas.fields import ModelName
+from service.schemas.models import ModelCard
+
+_FILE_TYPE = "application/zip"
+_CHUNK_BYTES = 2**18
+_FILE_SCHEMA = {"schema": {"type": "string", "format": "binary"}}
+_UPLOAD_BODY = {"required": True, "content": {_FILE_TYPE: _FILE_SCHEMA, "application/octet-stream": _FILE_SCHEMA}}
+
+router = APIRouter(tags=["models"])
+
+
+@router.get(
+    "/models/{model_name}/file",
+    response_class=Response,
+    responses={
+        200: {"content": {_FILE_TYPE: _FILE_SCHEMA}},
+        304: {"description": "The file is still the one of `If-None-Match`."},
+        **errors(400, 401, 404, 409, 422),
+    },
+)
+def download_model(model_name: ModelNameInPath, store: Store, request: Request) -> Response:
+    """Send a model's file; its SHA-256 is the `ETag`, so that `If-None-Match` saves sending it again."""
+    seen = store.examine(model_name)
+    if seen.model is None:
+        raise ConflictError(f"model '{model_name}' is {seen.status}; only files that can be used are sent.")
+    headers = {"ETag": f'"{seen.sha256}"', "Content-Disposition": f'attachment; filename="{model_name}.zip"'}
+    if _is_known(request.headers.get("if-none-match", ""), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    *_, n_bytes = seen.signature
+    return _FileStream(store.open_file(model_name, seen.signature), {**headers, "Content-Length": str(n_bytes)})
+
+
+@router.put(
+    "/models/{model_name}/file",
+    responses=errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 507),
+    openapi_extra={"requestBody": _UPLOAD_BODY},
+)
+async def upload_model(
+    model_name: Annotated[ModelName, Path(description="Name to save it under.", openapi_examples=examples.MODEL)],
+    request: Request,
+    store: Store,
+    uploads: ModelUploads,
+    overwrite: Annotated[bool, Query(description="Whether it may replace a model of that name.")] = False,
+) -> ModelCard:
+    """Take in a model file, as it was downloaded or saved by `GRPO.save`; it is verified, and nothing in it is run."""
+    await run_in_threadpool(uploads.save, model_name, await request.body(), overwrite)
+    return await run_in_threadpool(make_card, store, model_name)
+
+
+class _FileStream(StreamingResponse):
+    """Sends a file piece by piece, and closes it whatever becomes of the client."""
+
+    def __init__(self, file: BinaryIO, headers: dict[str, str]) -> None:
+        super().__init__(iter(partial(file.read, _CHUNK_BYTES), b""), headers=headers, media_type=_FILE_TYPE)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self._file:
+            await super().__call__(scope, receive, send)
+
+
+def _is_known(if_none_match: str, etag: str) -> bool:
+    known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return etag in known or "*" in known

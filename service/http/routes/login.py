@@ -1,0 +1,69 @@
+"""Logging a browser in and out. Pages, not part of the API: programs send their key with every request."""
+
+import hmac
+import re
+from pathlib import Path
+from string import Template
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from service.http.sessions import COOKIE_NAME, SESSION_SECONDS, Sessions
+
+_PAGE = Template(Path(__file__).with_name("login.html").read_text(encoding="utf-8"))
+_HOME = "/dashboard"
+# Where a login may lead: pages of this server.
+_TARGET = re.compile(r"/(dashboard(/[A-Za-z0-9._-]+)*/?|docs|redoc)")
+_WRONG_KEY = "That is not this server's key. It is the value of GRPO_API_KEY where the server was started."
+_TOO_MANY = "Too many wrong keys from your address. Wait a minute, then try again."
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/login")
+async def show_login(request: Request) -> Response:
+    """Ask for the key; without one to ask for, go on."""
+    target = _choose_target(request.query_params.get("next", _HOME))
+    if request.app.state.settings.api_key is None:
+        return RedirectResponse(target, 303)
+    return _render(target)
+
+
+@router.post("/login")
+async def log_in(request: Request) -> Response:
+    """Give whoever knows the key a session cookie."""
+    form = parse_qs((await request.body()).decode("utf-8", "replace"))
+    target = _choose_target(form.get("next", [_HOME])[-1])
+    api_key, limit = request.app.state.settings.api_key, request.app.state.login_limit
+    if api_key is None:
+        return RedirectResponse(target, 303)
+    address = request.client.host if request.client else ""
+    if limit.is_reached(address):
+        return _render(target, _TOO_MANY, 429)
+    key = api_key.get_secret_value().encode()
+    if not hmac.compare_digest(form.get("key", [""])[-1].strip().encode(), key):
+        limit.note_failure(address)
+        return _render(target, _WRONG_KEY, 403)
+    response = RedirectResponse(target, 303)
+    token, is_secure = Sessions(key).make_token(), request.url.scheme == "https"
+    response.set_cookie(COOKIE_NAME, token, SESSION_SECONDS, secure=is_secure, httponly=True, samesite="strict")
+    return response
+
+
+@router.post("/logout")
+async def log_out() -> Response:
+    """Take the cookie back."""
+    response = RedirectResponse("/login", 303)
+    response.delete_cookie(COOKIE_NAME, httponly=True, samesite="strict")
+    return response
+
+
+def _choose_target(wanted: str) -> str:
+    return wanted if _TARGET.fullmatch(wanted) else _HOME
+
+
+def _render(target: str, problem: str = "", status_code: int = 200) -> HTMLResponse:
+    alert = f'<p class="problem" id="problem" role="alert">{problem}</p>' if problem else ""
+    headers = {"Retry-After": "60"} if status_code == 429 else None
+    return HTMLResponse(_PAGE.substitute(target=target, alert=alert), status_code, headers)

@@ -1,0 +1,1 @@
+"""Actions for one observation, or for many."""

@@ -1,0 +1,188 @@
+"""Answering observations from a served model: one of them, or many in one pass."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from grpo_core.actor.actor import Actor, Decision
+from grpo_core.spaces import Observations, UnsupportedSpaceError, count_inputs, count_mask_bits, is_image_space
+from service.errors import InvalidRequestError
+from service.models.store import ServedModel
+from service.schemas.inference import InferenceResponse
+
+TOO_LARGE_NUMBERS = "the observation's numbers are too large for this model's network."
+# Numbers in the widest layer for as many observations as pass at once: more leave the cache and take twice as long.
+_MAX_ACTIVATIONS = 2**17
+
+
+def infer(
+    model: ServedModel, observation: Any, deterministic: bool, action_masks: list[Any] | None = None
+) -> InferenceResponse:
+    """Choose an action for one observation.
+
+    :param observation: A number or nested lists of numbers, finite and rectangular; for a Dict, one of these per key.
+    :param deterministic: Take the most likely action instead of drawing one.
+    :param action_masks: Flags of the allowed actions, in one list or in one list per component; None allows all.
+    :raises InvalidRequestError: If the observation or the masks do not fit the model's spaces.
+    """
+    masks, observations = read_observation(model.actor, observation, action_masks)
+    decision = _act(model, observations, deterministic, masks)
+    action, value, probs = decision.actions[0].tolist(), float(decision.values[0]), decision.probs
+    # A MultiDiscrete action has an array of probabilities per component.
+    if probs is not None:
+        probs = [part[0].tolist() for part in probs] if isinstance(probs, list) else probs[0].tolist()
+    if not _is_finite([action, value, probs or 0]):
+        raise InvalidRequestError(TOO_LARGE_NUMBERS)
+    return InferenceResponse(action=action, action_probs=probs, value=value)
+
+
+def infer_many(
+    model: ServedModel, observations: Observations, deterministic: bool, masks: npt.NDArray[np.bool_] | None = None
+) -> Iterator[tuple[Decision, npt.NDArray[np.bool_]]]:
+    """Choose an action for each of many observations.
+
+    :param observations: What ``to_rows`` or ``read_observation`` made, joined: ``(batch_size, *observation_shape)``.
+    :param masks: Flags of the allowed actions, ``(batch_size, n_flags)``; None allows all.
+    :return: For the rows in order, some thousand at once: what was decided, and which rows' numbers all are finite.
+    """
+    n_rows = len(next(iter(observations.values()))) if isinstance(observations, dict) else len(observations)
+    n_at_once = max(1, _MAX_ACTIVATIONS // _get_width(model.actor))
+    for start in range(0, n_rows, n_at_once):
+        rows = slice(start, start + n_at_once)
+        part = {k: v[rows] for k, v in observations.items()} if isinstance(observations, dict) else observations[rows]
+        decision = _act(model, part, deterministic, None if masks is None else masks[rows])
+        probs = decision.probs if isinstance(decision.probs, list) else [decision.probs]
+        numbers = [decision.values, decision.actions, *(part for part in probs if part is not None)]
+        yield (
+            decision,
+            np.logical_and.reduce([np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in numbers]),
+        )
+
+
+def read_observation(
+    actor: Actor, observation: Any, action_masks: list[Any] | None
+) -> tuple[npt.NDArray[np.bool_] | None, Observations]:
+    """Return action masks and an observation as batches of one.
+
+    :raises InvalidRequestError: As ``infer`` does.
+    """
+    masks = None if action_masks is None else _to_masks(actor.action_space, action_masks)
+    space = actor.observation_space
+    if not isinstance(space, spaces.Dict):
+        return masks, _to_row(space, observation)
+    keys = list(space.spaces)
+    if not isinstance(observation, dict) or set(observation) != set(keys):
+        raise InvalidRequestError(f"this model expects an object with the keys {keys} as observation.")
+    rows = {}
+    for key, subspace in space.spaces.items():
+        try:
+            rows[key] = _to_row(subspace, observation[key])
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"key '{key}': {error.detail}") from error
+    return masks, rows
+
+
+def _to_row(space: spaces.Space[Any], observation: Any) -> npt.NDArray[Any]:
+    if isinstance(observation, dict):
+        raise InvalidRequestError("this model expects numbers without keys as observation.")
+    # Not float32 at once, which would take fractions of choices and round large integers.
+    return to_rows(space, np.asarray(observation)[None])
+
+
+def to_rows(space: spaces.Space[Any], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return observations without keys as the model was trained with them.
+
+    :param array: Finite numbers, ``(batch_size, *observation_shape)``; images may have their channels last.
+    :raises InvalidRequestError: If they do not fit the space.
+    """
+    if isinstance(space, spaces.Discrete):
+        if array.ndim != 1 or not _is_in_range(array, 0, space.n - 1):
+            raise InvalidRequestError(f"this model expects one integer from 0 to {space.n - 1} as observation.")
+        return array
+    if array.ndim == 4 and array.shape[1:] != space.shape and is_image_space(space):
+        array = array.transpose(0, 3, 1, 2)  # environments mostly have the channels last, the networks first
+    if array.shape[1:] != space.shape:
+        raise InvalidRequestError(
+            f"this model expects an observation of shape {list(space.shape or ())}, but {list(array.shape[1:])} was "
+            "given."
+        )
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        highest = space.nvec - 1 if isinstance(space, spaces.MultiDiscrete) else np.array(1)
+        if not _is_in_range(array, 0, highest):
+            raise InvalidRequestError(f"this model expects integers from 0 to {highest.tolist()} as observation.")
+        return array
+    return _to_numbers(space, array)
+
+
+def _to_numbers(space: spaces.Space[Any], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return observations of a Box in the type that it was trained with."""
+    dtype: np.dtype[Any] = np.dtype(space.dtype)
+    if dtype.kind != "f":
+        limits = np.iinfo(dtype)
+        # The image of a camera that is scaled to [0, 1] would come out black.
+        if not _is_in_range(array, limits.min, limits.max):
+            raise InvalidRequestError(
+                f"this model expects integers from {limits.min} to {limits.max} as observation; send them unscaled."
+            )
+        return array.astype(dtype)
+    if dtype.itemsize >= 4:  # which holds whatever is an observation at all
+        return array.astype(dtype)
+    with np.errstate(over="ignore"):
+        numbers = array.astype(dtype)
+    if not np.isfinite(numbers).all():
+        raise InvalidRequestError(f"the observation's numbers are too large for this model's {dtype}.")
+    return numbers
+
+
+def _is_in_range(array: npt.NDArray[Any], lowest: int, highest: Any) -> bool:
+    return array.dtype.kind in "iu" and bool((array >= lowest).all() and (array <= highest).all())
+
+
+def _act(model: ServedModel, observations: Observations, deterministic: bool, masks: Any) -> Decision:
+    # The largest observations allowed overflow a sum of products, and a number that never varied may have been
+    # normalised by 0; what comes of it is refused by whoever asks.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return model.actor.act(observations, deterministic, model.rng, masks)
+
+
+def _is_finite(numbers: list[Any]) -> bool:
+    return all(_is_finite(part) if isinstance(part, list) else math.isfinite(part) for part in numbers)
+
+
+def _get_width(actor: Actor) -> int:
+    """Return the most numbers that one observation becomes on its way through a policy."""
+    widths = [len(bias) for _, bias in actor.policy_layers + actor.value_layers]
+    return max(count_inputs(actor.observation_space), *widths)
+
+
+def _to_masks(space: spaces.Space[Any], action_masks: list[Any]) -> npt.NDArray[np.bool_]:
+    """Return action masks as a batch of one, ``(1, n_flags)``."""
+    try:
+        n_flags = count_mask_bits(space)
+    except UnsupportedSpaceError as error:
+        raise InvalidRequestError(f"action_masks does not fit this model: {error}") from error
+    if isinstance(space, spaces.MultiDiscrete):
+        sizes = [int(n) for n in space.nvec]
+    else:
+        sizes = [2] * (n_flags // 2) if isinstance(space, spaces.MultiBinary) else [n_flags]
+    components = action_masks
+    if not isinstance(action_masks[0] if action_masks else None, list):
+        starts = np.cumsum([0, *sizes[:-1]])
+        components = [action_masks[start : start + n] for start, n in zip(starts, sizes, strict=True)]
+        components[-1] = action_masks[starts[-1] :]
+    if [len(component) for component in components] != sizes:
+        raise InvalidRequestError(
+            f"this model expects action_masks of {n_flags} flags in one list, or of {_list_sizes(sizes)} in one list "
+            "per component; true is allowed."
+        )
+    if not all(map(any, components)):
+        raise InvalidRequestError("action_masks allows no action: every choice must leave one open; mend the masks.")
+    return np.array([flag for component in components for flag in component], np.bool_)[None]
+
+
+def _list_sizes(sizes: list[int]) -> str:
+    return ", ".join(map(str, sizes[:8])) + (", ..." if len(sizes) > 8 else "")

@@ -1,0 +1,1 @@
+"""Training jobs: where they are and what they have measured."""

@@ -1,0 +1,67 @@
+"""Events of jobs, sent to whoever listens as they happen."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from fastapi.sse import ServerSentEvent
+
+from service.errors import DrainingError, TooManyStreamsError
+from service.jobs.job import Job
+
+# The server takes 256 connections; those that ask and go are to have most of them.
+MAX_OPEN_STREAMS = 100
+# A look at a job that has nothing new to tell costs a microsecond.
+_POLL_SECONDS = 0.1
+
+
+class EventStreams:
+    """All open streams, on one event loop. None has a thread, and each reads the job's history at its own pace.
+
+    :param closing: Set when the server begins to shut down; streams end then.
+    :param max_open: Streams at the same time.
+    """
+
+    def __init__(self, closing: threading.Event, max_open: int = MAX_OPEN_STREAMS) -> None:
+        self._closing = closing
+        self._max_open = max_open
+        self._n_open = 0
+
+    @contextmanager
+    def take_place(self) -> Iterator[None]:
+        """Count one stream more for as long as this lasts.
+
+        :raises DrainingError: If the server is shutting down.
+        :raises TooManyStreamsError: If there is no place for one more.
+        """
+        if self._closing.is_set():
+            raise DrainingError("the server is shutting down; listen again when it is back.")
+        if self._n_open >= self._max_open:
+            raise TooManyStreamsError(
+                f"{self._n_open} event streams are open already; close one, or ask GET /training/{{job_id}}/status "
+                "now and then."
+            )
+        self._n_open += 1
+        try:
+            yield
+        finally:
+            self._n_open -= 1
+
+    async def follow(self, job: Job, after: int) -> AsyncIterator[ServerSentEvent]:
+        """Send what a job tells until it has ended, or until the server begins to shut down.
+
+        :param after: Id of the last event that was received; one that the job has not told yet counts as 0.
+        """
+        last_id = after if after <= job.history.last_event_id else 0
+        while not self._closing.is_set():
+            # Asked first: whatever had been told by the end is then sent below.
+            has_ended = job.finished.is_set()
+            if job.history.last_event_id > last_id:
+                for event in job.history.list_events(last_id):
+                    yield ServerSentEvent(raw_data=json.dumps(event.payload), event=event.name, id=str(event.event_id))
+                    last_id = event.event_id
+            if has_ended:
+                return
+            await asyncio.sleep(_POLL_SECONDS)

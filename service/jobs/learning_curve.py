@@ -1,0 +1,54 @@
+"""Learning curves as pictures."""
+
+import io
+from typing import Literal
+
+from service.errors import InvalidRequestError, printable
+from service.jobs.job import Job
+from service.jobs.metrics_table import list_keys
+
+Theme = Literal["light", "dark"]
+
+_SIZE_INCHES = (8.0, 4.5)
+_DOTS_PER_INCH = 100
+_COLOURS: dict[Theme, tuple[str, str, str]] = {  # paper, ink, line
+    "light": ("#ffffff", "#1f2933", "#1d6fb8"),
+    "dark": ("#14181d", "#e4e7eb", "#62b0f0"),
+}
+
+
+def draw_curve(job: Job, metric: str, theme: Theme) -> bytes:
+    """Draw what a job has measured over its simulator steps, as a PNG.
+
+    :param metric: One of SB3's log keys.
+    :raises InvalidRequestError: If the job has not measured it.
+    """
+    rows = job.history.list_rows()
+    points = [(row.timesteps, row.metrics[metric]) for row in rows if metric in row.metrics]
+    if not points:
+        known = ", ".join(list_keys(rows)) or "nothing yet; ask again when its first rollout has ended"
+        raise InvalidRequestError(
+            f"metric '{printable(metric)}' is none that the job has measured, which are: {known}."
+        )
+    return _draw(points, f"{job.config.model_name} on {job.config.env_name}", metric, theme)
+
+
+def _draw(points: list[tuple[int, float]], title: str, metric: str, theme: Theme) -> bytes:
+    # It takes a second to import, which nobody pays who wants no picture. pyplot would keep every figure.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    paper, ink, line = _COLOURS[theme]
+    figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, facecolor=paper, layout="constrained")
+    axes = figure.add_subplot(facecolor=paper)
+    axes.plot(*zip(*points, strict=True), color=line, linewidth=1.8, marker="o" if len(points) == 1 else "")
+    axes.set_title(title, color=ink)
+    axes.set_xlabel("simulator steps", color=ink)
+    axes.set_ylabel(metric, color=ink)
+    axes.tick_params(colors=ink)
+    axes.grid(color=ink, alpha=0.15)
+    axes.spines[:].set_color(ink)
+    file = io.BytesIO()
+    FigureCanvasAgg(figure)  # draws without a screen
+    figure.savefig(file, format="png")
+    return file.getvalue()

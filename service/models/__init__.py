@@ -1,0 +1,1 @@
+"""The model files and what can be asked of them."""

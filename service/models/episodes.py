@@ -1,0 +1,155 @@
+"""Playing a trained policy: tasks, for they run code of the environment. None of it needs torch."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from grpo_core.actor.actor import Actor
+from grpo_core.evaluation import (
+    Policy,
+    check_spaces,
+    make_policy,
+    make_random_policy,
+    play_episode,
+    play_episodes,
+    summarize_episodes,
+)
+from grpo_core.film import FilmStrip
+from service.environments.inspection import build_env, list_render_modes
+from service.errors import ConflictError, InvalidRequestError
+from service.schemas.jobs import EpisodeFigures
+from service.schemas.models import ModelFigures, VideoFormat
+from service.workers.task import Progress
+
+_RENDER_MODE = "rgb_array"
+_MAX_FILM_BYTES = 4 * 2**20
+
+
+class Play(NamedTuple):
+    """How a policy is to be played.
+
+    :param actor: The policy.
+    :param env_name: Registered environment.
+    :param seed: Of the first episode's reset, and of whatever is drawn.
+    :param deterministic: Take the most likely actions instead of drawing them.
+    """
+
+    actor: Actor
+    env_name: str
+    seed: int
+    deterministic: bool
+
+    def make_policy(self) -> Policy:
+        """Let the actor choose the actions."""
+        return make_policy(self.actor, self.deterministic, np.random.default_rng(self.seed))
+
+
+def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
+    """Play whole episodes, and as many from the same seeds with uniformly random actions.
+
+    :return: ``ModelFigures`` in JSON.
+    :raises ConflictError: If the policy does not fit the environment.
+    :raises InvalidRequestError: If the environment cannot be created, or its rewards are not finite.
+    """
+    keep_on = _listen(progress)
+    env = build_env(play.env_name)
+    try:
+        _check_fit(play, env)
+        trained = _judge(play, env, play.make_policy(), n_episodes, keep_on)
+        random = _judge(play, env, make_random_policy(env.action_space, play.seed), n_episodes, keep_on)
+    finally:
+        env.close()
+    return ModelFigures(evaluation=trained, random=random).model_dump_json().encode()
+
+
+def film_policy(play: Play, video_format: VideoFormat, max_steps: int, folder: str, progress: Progress) -> bytes:
+    """Play one episode and film it.
+
+    :param max_steps: The episode is cut after so many.
+    :param folder: Where the film may be while it is made.
+    :return: A line of JSON with ``reward`` and ``n_steps``, and the film.
+    :raises ConflictError: If the policy does not fit the environment.
+    :raises InvalidRequestError: If the environment cannot be created or drawn.
+    """
+    # Read when an environment imports pygame: it then draws without a screen.
+    os.putenv("SDL_VIDEODRIVER", "dummy")
+    keep_on = _listen(progress)
+    env = _build_drawn_env(play)
+    try:
+        strip = FilmStrip((env.metadata or {}).get("render_fps"))
+
+        def watch() -> None:
+            keep_on()
+            strip.watch(env.render)
+
+        episode = play_episode(env, play.make_policy(), play.seed, max_steps, watch)
+        strip.end(env.render)
+    finally:
+        env.close()
+    _check_finite(play.env_name, [episode.reward])
+    file = Path(folder) / f"film.{video_format}"
+    strip.develop(file, _MAX_FILM_BYTES)
+    told = {"reward": episode.reward, "n_steps": episode.n_steps}
+    return json.dumps(told).encode() + b"\n" + file.read_bytes()
+
+
+def _build_drawn_env(play: Play) -> gym.Env[Any, Any]:
+    env = build_env(play.env_name)
+    try:
+        _check_fit(play, env)
+        modes = list_render_modes(env)
+    finally:
+        env.close()
+    if _RENDER_MODE not in modes:
+        raise InvalidRequestError(
+            f"env_name '{play.env_name}' cannot be filmed: its metadata lists the render_modes {modes}, and a film "
+            f"needs '{_RENDER_MODE}'; add it, or ask for figures with POST /models/{{model_name}}/evaluate."
+        )
+    return build_env(play.env_name, render_mode=_RENDER_MODE)
+
+
+def _check_fit(play: Play, env: gym.Env[Any, Any]) -> None:
+    try:
+        check_spaces(play.actor, env)
+    except ValueError as error:
+        raise ConflictError(
+            f"this model cannot be played in env_name '{play.env_name}': {error} It may have been trained in wrappers "
+            "or in another version."
+        ) from error
+
+
+def _judge(
+    play: Play, env: gym.Env[Any, Any], policy: Policy, n_episodes: int, keep_on: Callable[[], None]
+) -> EpisodeFigures:
+    episodes = play_episodes(env, policy, n_episodes, play.seed, on_step=keep_on)
+    _check_finite(play.env_name, [episode.reward for episode in episodes])
+    threshold = env.spec.reward_threshold if env.spec else None
+    return EpisodeFigures.model_validate(asdict(summarize_episodes(episodes, threshold)))
+
+
+def _check_finite(env_name: str, rewards: list[float]) -> None:
+    if not all(map(math.isfinite, rewards)):
+        raise InvalidRequestError(f"env_name '{env_name}' gives rewards that are not finite; mend the environment.")
+
+
+def _listen(progress: Progress) -> Callable[[], None]:
+    """Return what is to be called at every step; it raises once the task is told to end."""
+    was_stopped = False
+
+    def stop() -> None:
+        nonlocal was_stopped
+        was_stopped = True
+
+    def keep_on() -> None:
+        if was_stopped:
+            raise InterruptedError("nobody waits for it any more")
+
+    progress.attach(stop)
+    return keep_on

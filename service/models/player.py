@@ -1,0 +1,141 @@
+"""Where trained policies are judged and filmed for clients."""
+
+import json
+import tempfile
+import threading
+import time
+from typing import NamedTuple
+
+from cachetools import LRUCache
+
+from service.environments.catalogue import find_spec
+from service.errors import ConflictError
+from service.models.card import find_env_name
+from service.models.episodes import Play, evaluate_policy, film_policy
+from service.models.store import ModelStore, ServedModel, Signature
+from service.schemas.jobs import EpisodeFigures
+from service.schemas.models import EvaluateResponse, ModelFigures, VideoFormat
+from service.workers.short_tasks import Errands
+from service.workers.task import Task
+
+MEDIA_TYPES: dict[VideoFormat, str] = {"gif": "image/gif", "mp4": "video/mp4"}
+_MAX_FILM_BYTES = 32 * 2**20
+_MAX_EVALUATIONS = 512
+
+
+class Film(NamedTuple):
+    """One filmed episode.
+
+    :param reward: Sum of the environment's own rewards.
+    :param n_steps: Steps it took.
+    """
+
+    content: bytes
+    media_type: str
+    reward: float
+    n_steps: int
+
+
+# A file and how it was played: two films, or evaluations, of one key are the same.
+_FilmKey = tuple[Signature, VideoFormat, int, bool, int]
+_EvaluationKey = tuple[Signature, int, int, bool]
+
+
+class Stage:
+    """Plays saved models in the environments that their files name. Its methods take seconds, and any thread may call.
+
+    What was made of a file is kept, as long as there is room, until the file changes.
+
+    :param store: The models.
+    :param errands: Run what plays them, for it runs code of the environment.
+    """
+
+    def __init__(self, store: ModelStore, errands: Errands) -> None:
+        self._store = store
+        self._errands = errands
+        # Guards the three below.
+        self._lock = threading.Lock()
+        self._films: LRUCache[_FilmKey, Film] = LRUCache(_MAX_FILM_BYTES, getsizeof=lambda film: len(film.content))
+        self._answers: LRUCache[_EvaluationKey, EvaluateResponse] = LRUCache(_MAX_EVALUATIONS)
+        self._latest: LRUCache[Signature, EpisodeFigures] = LRUCache(_MAX_EVALUATIONS)
+
+    def evaluate(self, model_name: str, n_episodes: int, seed: int, deterministic: bool) -> EvaluateResponse:
+        """Judge a model by whole episodes, beside uniformly random actions on the same seeds.
+
+        :raises NotFoundError: If there is no such model.
+        :raises ConflictError: If it cannot be played in the environment that its file names.
+        :raises ServiceError: If the environment fails, or the server has no time for it; see ``Errands.run``.
+        """
+        model, play = self._prepare(model_name, seed, deterministic)
+        key = (model.signature, n_episodes, seed, deterministic)
+        with self._lock:
+            answer = self._answers.get(key)
+        if answer is None:
+            begun = time.monotonic()
+            task = Task(evaluate_policy, (play, n_episodes), play.env_name, {})
+            figures = ModelFigures.model_validate_json(self._errands.run(task, "ask for fewer episodes."))
+            answer = EvaluateResponse(
+                model_name=model_name,
+                env_name=play.env_name,
+                seed=seed,
+                deterministic=deterministic,
+                evaluation=figures.evaluation,
+                random=figures.random,
+                better_than_random=_is_better(figures.evaluation, figures.random),
+                seconds=time.monotonic() - begun,
+            )
+        with self._lock:
+            self._answers[key], self._latest[model.signature] = answer, answer.evaluation
+        return answer
+
+    def film(self, model_name: str, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int) -> Film:
+        """Film one episode of a model.
+
+        :raises NotFoundError: If there is no such model.
+        :raises ConflictError: If it cannot be played in the environment that its file names.
+        :raises ServiceError: If the environment cannot be drawn or fails, or the server has no time for it; see
+            ``Errands.run``.
+        """
+        model, play = self._prepare(model_name, seed, deterministic)
+        key = (model.signature, video_format, seed, deterministic, max_steps)
+        with self._lock:
+            film = self._films.get(key)
+        if film is not None:
+            return film
+        # Here and not in the task, which may be killed: then nobody would remove it.
+        with tempfile.TemporaryDirectory(prefix="grpo-film-", ignore_cleanup_errors=True) as folder:
+            task = Task(film_policy, (play, video_format, max_steps, folder), play.env_name, {})
+            told, _, content = self._errands.run(task, "ask for a lower max_steps.").partition(b"\n")
+        film = Film(content, MEDIA_TYPES[video_format], **json.loads(told))
+        with self._lock:
+            if len(content) <= self._films.maxsize:
+                self._films[key] = film
+        return film
+
+    def find_evaluation(self, signature: Signature) -> EpisodeFigures | None:
+        """Return the latest evaluation of a file; None if it was not evaluated as it is now."""
+        with self._lock:
+            return self._latest.get(signature)
+
+    def _prepare(self, model_name: str, seed: int, deterministic: bool) -> tuple[ServedModel, Play]:
+        model = self._store.get(model_name)
+        # The file may have been uploaded: nothing is made of a name that is not registered here.
+        env_name = find_env_name(model.meta)
+        if env_name is None:
+            raise ConflictError(
+                f"model '{model_name}' cannot be played: its file names no environment, as those of GRPO.save do not; "
+                "train it with POST /train."
+            )
+        if find_spec(env_name) is None:
+            raise ConflictError(
+                f"model '{model_name}' cannot be played: its environment '{env_name}' is not registered here. "
+                "Start the server with --env-module and the module that registers it."
+            )
+        return model, Play(model.actor, env_name, seed, deterministic)
+
+
+def _is_better(trained: EpisodeFigures, random: EpisodeFigures) -> bool:
+    """Tell whether the two intervals lie apart; of a single episode there is none."""
+    if trained.mean_reward_ci95 is None or random.mean_reward_ci95 is None:
+        return False
+    return trained.mean_reward_ci95[0] > random.mean_reward_ci95[1]

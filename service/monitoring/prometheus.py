@@ -1,0 +1,159 @@
+"""What Prometheus is told of the service.
+
+Labels are routes, methods and states, of which there are only so many; never a name or an id that a client can choose.
+"""
+
+import collections
+import platform
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from grpo_core import __version__
+from service.jobs.registry import JobRegistry
+from service.models.store import ModelStore
+from service.monitoring.readiness import Readiness
+from service.schemas.jobs import JobStatus
+
+MEDIA_TYPE = CONTENT_TYPE_LATEST
+
+# Those of RFC 9110 and PATCH; a client can make up any other.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_OTHER = "other"
+# An ordinary answer takes less than a millisecond, a stopped job's up to two seconds.
+_REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+# A small policy takes 20 to 50 microseconds, a batch up to a second.
+_INFERENCE_BUCKETS = (0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0)
+_BATCH_BUCKETS = (1, 8, 64, 256, 1024, 4096, 16_384, 65_536)
+
+Answer = TypeVar("Answer")
+
+
+class Metrics:
+    """Counts and times requests, and reads the state of jobs and models when somebody asks.
+
+    :param store: Where the models are.
+    :param jobs: The training jobs.
+    :param readiness: Whether the server can take work.
+    """
+
+    def __init__(self, store: ModelStore, jobs: JobRegistry, readiness: Readiness) -> None:
+        # A registry of its own, so that two services of one process do not share their counters.
+        self._registry = registry = CollectorRegistry()
+        labels = ("method", "route")
+        self._requests = Counter(
+            "grpo_http_requests_total", "Requests answered.", (*labels, "status"), registry=registry
+        )
+        self._durations = Histogram(
+            "grpo_http_request_duration_seconds",
+            "Time until the answer began.",
+            labels,
+            registry=registry,
+            buckets=_REQUEST_BUCKETS,
+        )
+        self._inference_duration = Histogram(
+            "grpo_inference_duration_seconds",
+            "Time to answer one observation, or one batch, once the request was read.",
+            registry=registry,
+            buckets=_INFERENCE_BUCKETS,
+        )
+        self._batch_size = Histogram(
+            "grpo_inference_batch_size",
+            "Observations per answered batch.",
+            registry=registry,
+            buckets=_BATCH_BUCKETS,
+        )
+        build = Gauge("grpo_build_info", "Versions; always 1.", ("version", "python"), registry=registry)
+        build.labels(__version__, platform.python_version()).set(1)
+        ProcessCollector(registry=registry)
+        registry.register(_StateCollector(store, jobs, readiness))
+        # The children by their labels: to ask prometheus_client for one takes longer than to count.
+        self._counted: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def note_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count an answered request.
+
+        :param route: The template of its path.
+        """
+        key = method if method in _METHODS else _OTHER, route, status
+        if key not in self._counted:
+            self._counted[key] = self._requests.labels(*key), self._durations.labels(*key[:2])
+        counter, durations = self._counted[key]
+        counter.inc()
+        durations.observe(seconds)
+
+    def measure_inference(self, infer: Callable[..., Answer], *arguments: object) -> Answer:
+        """Call what answers one observation, and note how long it took.
+
+        :raises Exception: What it raises; then nothing is noted.
+        """
+        begun = time.perf_counter()
+        answer = infer(*arguments)
+        self._inference_duration.observe(time.perf_counter() - begun)
+        return answer
+
+    def measure_batch(self, answer_batch: Callable[[Callable[[int], None]], Answer]) -> Answer:
+        """Call what answers many observations, and note how long it took and how many they were.
+
+        :param answer_batch: Called with a function that it tells their number.
+        :raises Exception: What it raises; then nothing is noted.
+        """
+        sizes: list[int] = []
+        begun = time.perf_counter()
+        answer = answer_batch(sizes.append)
+        self._inference_duration.observe(time.perf_counter() - begun)
+        self._batch_size.observe(sum(sizes))
+        return answer
+
+    def render(self) -> bytes:
+        """Write everything down in Prometheus' text format; in OpenMetrics, two families could not share a name."""
+        return generate_latest(self._registry)
+
+
+class _StateCollector(Collector):
+    """Reads what the service knows anyway, when it is asked for."""
+
+    def __init__(self, store: ModelStore, jobs: JobRegistry, readiness: Readiness) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._readiness = readiness
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``Collector``."""
+        n_jobs = collections.Counter(job.status for job in self._jobs.list_jobs())
+        by_status = GaugeMetricFamily("grpo_jobs", "Jobs that the server remembers.", labels=["status"])
+        for status in JobStatus:
+            by_status.add_metric([status], n_jobs[status])
+        yield by_status
+        by_outcome = CounterMetricFamily("grpo_jobs", "Jobs that have ended.", labels=["outcome"])
+        for status, n_ended in self._jobs.tally.n_ended.items():
+            by_outcome.add_metric([status], n_ended)
+        yield by_outcome
+        yield GaugeMetricFamily("grpo_job_queue_depth", "Jobs waiting for a slot.", n_jobs[JobStatus.QUEUED])
+        yield GaugeMetricFamily("grpo_job_slots", "Jobs that can run at the same time.", self._jobs.max_running)
+        yield GaugeMetricFamily("grpo_lost_slots", "Slots held by stalled jobs.", self._jobs.n_lost_slots)
+        yield CounterMetricFamily(
+            "grpo_train_timesteps", "Simulator steps of all jobs together.", self._jobs.tally.n_timesteps
+        )
+        yield GaugeMetricFamily("grpo_models_loaded", "Models in memory.", self._store.n_loaded)
+        yield CounterMetricFamily(
+            "grpo_model_evictions", "Models dropped from memory to make room.", self._store.n_evicted
+        )
+        is_ready = not self._readiness.list_obstacles()
+        yield GaugeMetricFamily("grpo_ready", "1 if the server can take work, else 0.", is_ready)
+        n_free_bytes = self._store.n_free_bytes
+        if n_free_bytes is not None:
+            yield GaugeMetricFamily("grpo_storage_free_bytes", "Space left for models.", n_free_bytes)

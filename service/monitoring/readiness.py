@@ -1,0 +1,32 @@
+"""Whether the server can do all that it is there for."""
+
+import threading
+
+from service.jobs.registry import JobRegistry
+from service.models.store import ModelStore
+
+
+class Readiness:
+    """Looks anew whenever it is asked, so that the server is ready again as soon as nothing stands in the way.
+
+    :param store: Where the models are.
+    :param jobs: The training jobs.
+    :param closing: Set when the server begins to shut down.
+    """
+
+    def __init__(self, store: ModelStore, jobs: JobRegistry, closing: threading.Event) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._closing = closing
+
+    def list_obstacles(self) -> list[str]:
+        """Say what stands in the way; empty if the server is ready."""
+        obstacles = []
+        if self._closing.is_set():
+            obstacles.append("the server is shutting down")
+        storage_problem = self._store.find_storage_problem()
+        if storage_problem is not None:
+            obstacles.append(storage_problem)
+        if self._jobs.n_lost_slots >= self._jobs.max_running:
+            obstacles.append("all job slots are held by stalled jobs; restart the server")
+        return obstacles

@@ -1,0 +1,1 @@
+"""What a job does: its plan and its training."""

@@ -1,0 +1,120 @@
+"""What a job takes of the memory, estimated before it starts, and what is refused because it takes too much."""
+
+import math
+from typing import Any
+
+from gymnasium import spaces
+
+from grpo_core.actor.extractors import ExtractorPlan, count_features
+from grpo_core.options.policy_kwargs import network_to_json
+from grpo_core.saving.model_file import MAX_FILE_BYTES, MAX_META_BYTES, expected_shapes, space_to_json
+from grpo_core.spaces import count_inputs, count_outputs, observation_dtype
+from service.errors import InvalidRequestError
+from service.schemas.training import TrainConfig
+
+# What one rollout, and one minibatch on its way through the networks, may take.
+_MAX_ROLLOUT_BYTES = 256 * 2**20
+_MAX_MINIBATCH_BYTES = 256 * 2**20
+# Captured states, anchors and what keeps track of a branch, in Python objects.
+_BYTES_PER_BRANCH = 1024
+# Rewards, flags, advantages and the like of one step.
+_BYTES_PER_STEP = 64
+# Episodes are stored side by side, as long as the longest of them. Early in training most fail soon: CartPole's last
+# a twentieth of its limit.
+_EARLY_END = 16
+
+
+def check_memory(config: TrainConfig, model: Any, max_episode_steps: int | None) -> None:
+    """Check that a job's rollouts, minibatches and model file are of a bearable size.
+
+    :param model: A ``GRPO`` with the job's policy and environment; its networks need not be there yet.
+    :param max_episode_steps: Time limit of the environment; None if there is none.
+    :raises InvalidRequestError: With the size, the limit and what to lower.
+    """
+    network = network_to_json(model.policy_kwargs, model.policy_class)
+    longest = min(config.horizon or math.inf, max_episode_steps or math.inf)
+    _check_rollout(config, model.observation_space, model.action_space, max_episode_steps)
+    _check_minibatch(config, model.observation_space, network, longest)
+    _check_model(config, model.observation_space, model.action_space, network)
+
+
+def _check_rollout(
+    config: TrainConfig,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    max_episode_steps: int | None,
+) -> None:
+    n_steps = config.n_envs * config.n_steps
+    longest = min(config.horizon or math.inf, max_episode_steps or math.inf)
+    if config.group_mode == "episode":
+        n_rows = config.horizon or max(longest, config.n_steps // config.group_size)
+        episode_steps = max(1.0, min(longest, (max_episode_steps or math.inf) / _EARLY_END))
+        n_groups = config.n_envs * math.ceil(config.n_steps / (config.group_size * episode_steps))
+        n_branches = n_groups * config.group_size
+        n_cells = n_rows * n_branches
+        remedy = "lower n_envs, n_steps or group_size, or send horizon to cut episodes."
+    else:
+        n_cells, n_branches = n_steps, n_steps // (config.horizon or 1)
+        remedy = "lower n_envs or n_steps."
+    dtype = observation_dtype(observation_space)
+    observation_bytes = dtype.itemsize * math.prod(observation_space.shape or ())
+    # Before and after each step, stored and once more gathered for the networks.
+    cell_bytes = 4 * observation_bytes + 8 * count_outputs(action_space) + _BYTES_PER_STEP
+    rollout_bytes = n_cells * cell_bytes + n_branches * (_BYTES_PER_BRANCH + observation_bytes)
+    if rollout_bytes > _MAX_ROLLOUT_BYTES:
+        raise InvalidRequestError(
+            f"n_envs * n_steps = {config.n_envs} * {config.n_steps} steps of {config.env_name} in branches of "
+            f"{longest:.0f} take {rollout_bytes / 2**20:.0f} MiB per rollout, at most {_MAX_ROLLOUT_BYTES // 2**20} "
+            f"are allowed; {remedy}"
+        )
+
+
+def _check_minibatch(
+    config: TrainConfig, observation_space: spaces.Space[Any], network: dict[str, Any], longest: float
+) -> None:
+    n_steps = config.n_envs * config.n_steps
+    if config.group_mode == "episode":
+        n_steps += int(config.n_envs * config.group_size * longest)
+    batch_size = config.batch_size
+    if config.importance_level == "branch":
+        batch_size += int(min(longest, n_steps))  # branches are not split
+    # Two networks keep every layer's output, and its gradient, until the step is taken.
+    plan = ExtractorPlan.from_json(network)
+    n_kept = 2 * 2 * (sum(config.net_arch) + _count_convolved(observation_space, plan))
+    n_kept += count_inputs(observation_space) + count_features(observation_space, plan)
+    minibatch_bytes = 4 * min(batch_size, n_steps) * n_kept
+    if minibatch_bytes > _MAX_MINIBATCH_BYTES:
+        raise InvalidRequestError(
+            f"batch_size={config.batch_size} with net_arch={config.net_arch} on observations of {config.env_name} "
+            f"takes {minibatch_bytes // 2**20} MiB per minibatch, at most {_MAX_MINIBATCH_BYTES // 2**20} are allowed; "
+            "lower either."
+        )
+
+
+def _count_convolved(space: spaces.Space[Any], plan: ExtractorPlan) -> int:
+    """Count, from above, the outputs of NatureCNN's three convolutions for one observation: four per pixel."""
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    return sum(4 * math.prod((part.shape or ())[1:]) for part in parts if plan.uses_cnn(part))
+
+
+def _check_model(
+    config: TrainConfig,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    network: dict[str, Any],
+) -> None:
+    described = {"observation": space_to_json(observation_space), "action": space_to_json(action_space)}
+    shapes = expected_shapes({"spaces": described, "network": network})
+    # Adam keeps two moments of every weight.
+    n_bytes = 3 * 4 * sum(map(math.prod, shapes.values()))
+    if n_bytes > MAX_FILE_BYTES - 2 * MAX_META_BYTES:
+        raise InvalidRequestError(
+            f"net_arch={config.net_arch} on observations of {config.env_name} makes a model of {n_bytes // 2**20} MiB, "
+            f"at most {MAX_FILE_BYTES // 2**20 - 2} are allowed; take smaller layers, or smaller observations."
+        )
+
+
+def count_observed_numbers(space: spaces.Space[Any]) -> int:
+    """Count the numbers that spell an observation in a request."""
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    return sum(math.prod(part.shape or ()) for part in parts)

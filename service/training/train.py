@@ -1,0 +1,184 @@
+"""From a configuration to a trained policy."""
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from grpo import GRPO
+from grpo_core.actor.actor import ACTIVATIONS
+from grpo_core.options.policy_kwargs import choose_policy
+from grpo_core.options.rewards import RewardFunction
+from grpo_core.saving import model_file
+from grpo_core.spaces import is_image_space
+from service.schemas.training import TrainConfig
+from service.training.evaluation_callback import Examination
+from service.training.stop_rules import Ending
+from service.workers.task import Progress
+
+# Networks this small lose more to a second thread's start than it earns, and jobs would fight over cores. Here, since
+# nothing of the service computes with torch before it imports this module.
+torch.set_num_threads(1)
+
+# One, several (None among them stands for the environment's own), or just the environment's own.
+Reward = RewardFunction | Sequence[RewardFunction | None] | None
+# The checker warns about environments in general; a step through it takes half as long again.
+_ENV_KWARGS = {"disable_env_checker": True}
+# Fields of a configuration that are arguments of GRPO of the same name and meaning.
+_ARGUMENTS = (
+    "n_steps",
+    "batch_size",
+    "n_epochs",
+    "gamma",
+    "gae_lambda",
+    "clip_range",
+    "ent_coef",
+    "vf_coef",
+    "max_grad_norm",
+    "target_kl",
+    "seed",
+    "device",
+    "group_mode",
+    "group_size",
+    "horizon",
+    "supervision",
+    "baseline",
+    "advantage_scaling",
+    "bootstrap_value",
+    "vf_lr_factor",
+    "restart_probability",
+    "common_random_numbers",
+    "filter_zero_std_groups",
+    "clip_range_high",
+    "loss_type",
+    "importance_level",
+    "loss_normalization",
+    "kl_coef",
+    "ref_sync_steps",
+)
+
+
+def train_policy(config: TrainConfig, reward: Reward, progress: Progress, run_dir: Path | None = None) -> bytes:
+    """Train from the start and return the model file's content; it returns early once it is told to stop.
+
+    :param config: As ``resolve_request`` made it.
+    :param reward: The reward functions that the configuration names.
+    :param progress: Told about the training as it goes.
+    :param run_dir: Folder to write for TensorBoard; None writes none.
+    :raises Exception: Whatever the environment or the reward function raises.
+    """
+    with ExitStack() as opened:
+        env = make_vec_env(config.env_name, config.n_envs, env_kwargs=_ENV_KWARGS)
+        opened.callback(env.close)
+        model = build_model(config, env, reward)
+        # SB3's own logger would create a folder per training.
+        formats = [_MetricsWriter(progress), *([] if run_dir is None else [TensorBoardOutputFormat(str(run_dir))])]
+        model.set_logger(Logger(folder=None, output_formats=formats))
+        opened.callback(model.logger.close)
+        ending = Ending(progress, config.max_seconds)
+        model.after_minibatch = ending.pulse
+        examination = None
+        if config.eval_freq is not None:
+            evaluation_env = make_env(config.env_name)
+            opened.callback(evaluation_env.close)
+            examination = Examination(config, evaluation_env, ending, progress)
+        callbacks = [_ProgressCallback(ending), examination]
+        model.learn(config.total_timesteps, [callback for callback in callbacks if callback is not None])
+        model.logger.dump(model.num_timesteps)  # what the last update measured
+        return _choose_content(model, config, ending, examination)
+
+
+def _choose_content(model: GRPO, config: TrainConfig, ending: Ending, examination: Examination | None) -> bytes:
+    """Return the model file's content: of the best policy if it was to be kept, else of the last one."""
+    provenance: dict[str, Any] = {"env_name": config.env_name, "config": config.model_dump()}
+    if examination is None:
+        return model.to_bytes(**provenance, ended_by=ending.ended_by or "total_timesteps")
+    examination.examine_last()
+    provenance |= {"ended_by": ending.ended_by or "total_timesteps", "evaluation": examination.find_evaluation()}
+    if examination.best is None:
+        return model.to_bytes(**provenance)
+    best = model_file.from_bytes(examination.best[1], with_optimizer=True)
+    return model_file.to_bytes({**best.meta, **provenance}, best.weights, best.optimizer, best.normalization)
+
+
+def make_env(env_name: str) -> gym.Env[Any, Any]:
+    """Build one environment like those that are trained in."""
+    return gym.make(env_name, **_ENV_KWARGS)
+
+
+def build_model(config: TrainConfig, env: VecEnv, reward: Reward, **arguments: Any) -> GRPO:
+    """Build the algorithm that a configuration describes.
+
+    :param env: The environments, not normalised.
+    :param arguments: Arguments of ``GRPO`` to change.
+    :raises ValueError: If settings do not fit each other or the environment.
+    """
+    policy_kwargs: dict[str, Any] = {
+        "net_arch": config.net_arch,
+        "activation_fn": getattr(torch.nn, {name.lower(): name for name in ACTIVATIONS}[config.activation]),
+        "log_std_init": config.log_std_init,
+    }
+    rate = config.learning_rate
+    settings: dict[str, Any] = {name: getattr(config, name) for name in _ARGUMENTS} | {
+        "learning_rate": LinearSchedule(rate, 0.0, 1.0) if config.lr_schedule == "linear" else rate,
+        "policy_kwargs": policy_kwargs | arguments.pop("policy_kwargs", {}),
+        "reward_function": reward,
+        "reward_weights": list(config.reward_functions.values()) if config.reward_functions else None,
+    }
+    return GRPO(choose_policy(env.observation_space), _normalize(config, env), **settings | arguments)
+
+
+def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
+    if config.normalize is False:
+        return env
+    norm_obs_keys, space = None, env.observation_space
+    if config.normalize.norm_obs:
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        keys = [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
+        if not keys:
+            raise ValueError(
+                f"normalize is not allowed for observations of {space}: only a Box of numbers that are no image has a "
+                'mean and variance; send {"norm_obs": false} or false.'
+            )
+        norm_obs_keys = keys if isinstance(space, spaces.Dict) else None
+    return VecNormalize(env, gamma=config.gamma, norm_obs_keys=norm_obs_keys, **config.normalize.model_dump())
+
+
+class _ProgressCallback(BaseCallback):
+    """Counts steps, and lets the training be ended."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__()
+        self._ending = ending
+
+    def _on_training_start(self) -> None:
+        assert isinstance(self.model, GRPO)
+        self._ending.begin(self.model)
+
+    def _on_step(self) -> bool:
+        self._ending.pulse()
+        return True
+
+
+class _MetricsWriter(KVWriter):
+    """Passes finite log values on; the latest value of every key stays visible."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        numbers = {key: float(value) for key, value in key_values.items() if not isinstance(value, str)}
+        self._progress.publish_metrics({key: number for key, number in numbers.items() if math.isfinite(number)})
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,166 @@
+"""Rollouts whose branches are stepped at once against those of environments that are stepped one by one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+
+from grpo import GRPO
+from grpo_core.fast.collector import BatchedCollector, make_collector
+from grpo_core.groups.collector import GroupCollector
+from grpo_core.groups.rollout import GroupRollout
+
+ENVIRONMENTS = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0")
+
+
+class Seen(BaseCallback):
+    """Keeps what callbacks are shown, and every rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sweeps: list[Any] = []
+        self.rollouts: list[dict[str, Any]] = []
+
+    def _on_step(self) -> bool:
+        infos = [dict(info) for info in self.locals["infos"]]
+        for info in infos:
+            if "episode" in info:
+                info["episode"] = {key: value for key, value in info["episode"].items() if key != "t"}
+        shown = (infos, self.locals["dones"].tolist(), self.locals["rewards"].tolist(), self.num_timesteps)
+        self.sweeps.append(shown)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, GRPO)
+        rollout = self.model.rollout_buffer
+        self.rollouts.append({name: array.copy() for name, array in vars(rollout).items() if hasattr(array, "copy")})
+
+
+def train(env: VecEnv, is_batched: bool, total_timesteps: int = 700, **changes: Any) -> tuple[GRPO, Seen]:
+    settings: dict[str, Any] = {"n_steps": 64, "horizon": 16, "n_epochs": 2, "learning_rate": 3e-3, "seed": 7}
+    model = GRPO("MlpPolicy", env, device="cpu", **settings | changes)
+    assert isinstance(model._collector, BatchedCollector)
+    if not is_batched:
+        bank, horizon = model._collector._bank, model._collector._horizon
+        model._collector = GroupCollector(
+            bank, model.observation_space, model._mode, model.group_size, horizon, model.n_steps
+        )
+    seen = Seen()
+    model.learn(total_timesteps, callback=seen)
+    return model, seen
+
+
+def assert_same_training(make_env: Callable[[], VecEnv], **changes: Any) -> None:
+    (batched, batched_saw), (single, single_saw) = (train(make_env(), flag, **changes) for flag in (True, False))
+    assert batched_saw.sweeps == single_saw.sweeps
+    assert len(batched_saw.rollouts) == len(single_saw.rollouts) > 2
+    for rollout, expected in zip(batched_saw.rollouts, single_saw.rollouts, strict=True):
+        for name, array in expected.items():
+            np.testing.assert_array_equal(rollout[name], array, err_msg=name)
+            assert rollout[name].dtype == array.dtype
+    for parameter, twin in zip(batched.policy.parameters(), single.policy.parameters(), strict=True):
+        assert torch.equal(parameter, twin)
+    assert batched.num_timesteps == single.num_timesteps
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_training_is_the_same_to_the_bit(name: str, n_envs: int) -> None:
+    assert_same_training(lambda: make_vec_env(name, n_envs))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"group_size": 4, "horizon": 8},
+        {"group_mode": "action", "group_size": 2, "horizon": 16},
+        {"group_mode": "action", "group_size": 2, "horizon": 1},
+        {"restart_probability": 0.5},
+        {"baseline": "group", "gamma": 0.9},
+        {"n_steps": 256, "horizon": 128},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_so_it_is_in_every_mode_that_branches(changes: dict[str, Any], n_envs: int) -> None:
+    assert_same_training(lambda: make_vec_env("CartPole-v1", n_envs), **changes)
+
+
+def test_episodes_that_a_time_limit_cuts_are_cut_alike() -> None:
+    def make_short() -> VecEnv:
+        return make_vec_env("Pendulum-v1", 2, env_kwargs={"max_episode_steps": 9})
+
+    assert_same_training(make_short)
+    _, seen = train(make_short(), is_batched=True)
+    assert any(rollout["truncated"].any() for rollout in seen.rollouts)
+    assert any("episode" in info for infos, *_ in seen.sweeps for info in infos)
+
+
+def test_normalised_observations_and_rewards_are_the_same() -> None:
+    assert_same_training(lambda: VecNormalize(make_vec_env("CartPole-v1", 2)))
+
+
+def test_each_environment_keeps_its_own_physics() -> None:
+    def make_two_gravities() -> VecEnv:
+        env = make_vec_env("CartPole-v1", 2)
+        env.env_method("set_wrapper_attr", "gravity", 3.0, indices=[1])
+        return env
+
+    assert make_two_gravities().get_attr("gravity") == [9.8, 3.0]
+    assert_same_training(make_two_gravities)
+
+
+class Heavier(gym.Wrapper[Any, Any, Any, Any]):
+    """Some wrapper."""
+
+
+@pytest.mark.parametrize(
+    ("make_env", "changes"),
+    [
+        (lambda: make_vec_env("CartPole-v1", 1, wrapper_class=Heavier), {}),
+        (lambda: make_vec_env("FrozenLake-v1", 1), {}),
+        (lambda: VecFrameStack(make_vec_env("CartPole-v1", 1), 2), {}),
+        (lambda: make_vec_env("CartPole-v1", 1), {"common_random_numbers": True}),
+        (lambda: make_vec_env("CartPole-v1", 1), {"group_mode": "episode", "horizon": None}),
+    ],
+)
+def test_all_others_are_stepped_one_by_one(make_env: Callable[[], VecEnv], changes: dict[str, Any]) -> None:
+    model = GRPO("MlpPolicy", make_env(), n_steps=64, **{"horizon": 16} | changes)
+    assert type(model._collector) is GroupCollector
+
+
+def test_a_stop_ends_a_rollout_in_the_middle() -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < 21
+
+    model = GRPO("MlpPolicy", "CartPole-v1", n_steps=64, horizon=16, seed=0)
+    model.learn(1000, callback=Stop())
+    assert model.num_timesteps == 21
+
+
+def test_the_storage_holds_the_mask_of_live_steps_only() -> None:
+    model, _ = train(make_vec_env("CartPole-v1", 1), is_batched=True, total_timesteps=1, n_steps=256, horizon=64)
+    rollout = model.rollout_buffer
+    assert isinstance(rollout, GroupRollout)
+    ends = rollout.terminated | rollout.truncated
+    assert ends.any()
+    for group, branch in np.ndindex(rollout.shape[1:]):
+        length = int(rollout.step_mask[:, group, branch].sum())
+        assert rollout.step_mask[:length, group, branch].all()
+        assert not ends[: length - 1, group, branch].any()
+        assert length == rollout.shape[0] or ends[length - 1, group, branch]
+
+
+def test_make_collector_asks_the_bank() -> None:
+    model = GRPO("MlpPolicy", "CartPole-v1", n_steps=64, horizon=16)
+    bank = model._collector._bank
+    assert type(make_collector(bank, model.observation_space, "branch", 2, 16, 64)) is BatchedCollector
+    bank.batched_simulators = ()
+    assert type(make_collector(bank, model.observation_space, "branch", 2, 16, 64)) is GroupCollector

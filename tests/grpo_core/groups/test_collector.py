@@ -1,0 +1,581 @@
+"""Collecting whole groups: every simulator step counted, every branch restored, the next groups chosen fairly."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+
+from grpo import GRPO
+from grpo_core.actor.actor import Actor
+from grpo_core.groups.collector import GroupCollector
+from grpo_core.groups.rollout import GroupRollout
+from grpo_core.options.choices import GroupMode
+from grpo_core.options.policy_kwargs import network_to_json
+from grpo_core.simulators.bank import make_bank
+from grpo_core.update.policies import evaluate_actions
+from tests.walk import FencedWalk, Seen, StepLog, Walk, Watch, cartpole_model, collect, make_walk, walk_model
+
+# In an environment that is cheap to restore all branches advance in step; in any other, one after the other.
+ORDERS = pytest.mark.parametrize("is_slow", [False, True], ids=["in step", "one by one"])
+BY_STEPS = pytest.mark.parametrize("mode", ["branch", "action"])
+
+
+def make_actor(walk: gym.Env[Any, Any], logits: list[float]) -> Actor:
+    """A policy that acts alike everywhere."""
+    shapes = {"action_net": len(logits), "value_net": 1}
+    weights = {f"{name}.weight": np.zeros((n, 3)) for name, n in shapes.items()}
+    biases = {"action_net.bias": np.array(logits), "value_net.bias": np.zeros(1)}
+    network = network_to_json({"net_arch": []})
+    return Actor.from_weights(walk.observation_space, walk.action_space, network, {**weights, **biases})
+
+
+class Stage:
+    """A collector on walks, without an algorithm around it."""
+
+    def __init__(
+        self,
+        mode: GroupMode = "branch",
+        n_envs: int = 1,
+        group_size: int = 2,
+        horizon: int | None = 4,
+        n_steps: int = 8,
+        logits: list[float] | None = None,
+        **walk: Any,
+    ) -> None:
+        self.log = StepLog()
+        env = DummyVecEnv([lambda: make_walk(self.log, **walk)] * n_envs)
+        env.reset()
+        self.log.seeds.clear()
+        bank = make_bank(env, needs_restore=mode != "episode")
+        self.collector = GroupCollector(bank, env.observation_space, mode, group_size, horizon, n_steps)
+        self.rollout = GroupRollout(horizon or 2, n_envs, group_size, env.observation_space, env.action_space)
+        self.actor = make_actor(env.envs[0], logits or [0.0] * int(env.envs[0].action_space.n))  # type: ignore[attr-defined]
+        self.rng = np.random.default_rng(0)
+        self.swept: list[int] = []
+
+    def collect(self, n_sweeps: float = np.inf, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        def on_sweep(infos: Any, dones: Any, rewards: Any, n_live: int) -> bool:
+            self.swept.append(n_live)
+            return len(self.swept) < n_sweeps
+
+        return self.collector.collect(self.rollout, self.actor, self.rng, on_sweep, should_stop)
+
+    def go_on(self, restart_probability: float = 0.0) -> None:
+        self.collector.choose_anchors(np.zeros(self.rollout.shape), restart_probability, self.rng)
+
+    def find_kept(self) -> npt.NDArray[np.int64]:
+        """Go on, and return how often each step of each branch was kept, ``(horizon, group_size)``."""
+        reached = self.rollout.next_states.copy()
+        self.go_on()
+        assert self.collect()
+        counts = np.zeros((reached.shape[0], reached.shape[2]), np.int64)
+        for i, start in enumerate(self.rollout.states[0, :, 0]):
+            is_kept = (reached[:, i] == start).all(axis=-1)
+            assert is_kept.sum() <= 1, "every observation is one of its own"
+            counts += is_kept
+        return counts
+
+
+def assert_likely(counts: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64], limit: float) -> None:
+    """Test by chi-square that counts were drawn with these probabilities.
+
+    :param limit: Exceeded once in 10,000 seeds.
+    """
+    expected = counts.sum() * probabilities
+    assert ((counts - expected) ** 2 / expected).sum() < limit, counts
+
+
+@ORDERS
+@pytest.mark.parametrize(
+    ("n_envs", "group_size", "horizon", "n_groups"), [(1, 2, 1, 1), (1, 3, 5, 2), (2, 2, 4, 3), (3, 4, 2, 1)]
+)
+def test_every_simulator_step_is_counted_and_no_other(
+    is_slow: bool, n_envs: int, group_size: int, horizon: int, n_groups: int
+) -> None:
+    log, n_steps = StepLog(), n_groups * group_size * horizon
+    walk = {"is_slow": is_slow}
+    model = walk_model(log, n_envs, walk, group_size=group_size, horizon=horizon, n_steps=n_steps)
+    for n_rollouts in (1, 2, 3):
+        model.learn(1, reset_num_timesteps=False)
+        assert len(log.steps) == model.num_timesteps == n_rollouts * n_envs * n_steps
+
+
+@ORDERS
+@BY_STEPS
+@pytest.mark.parametrize(("n_envs", "n_groups", "edge"), [(1, 12, 1), (1, 6, 2), (2, 3, 3), (3, 5, 2)])
+def test_steps_are_counted_exactly_where_branches_die_early(
+    is_slow: bool, mode: GroupMode, n_envs: int, n_groups: int, edge: int
+) -> None:
+    log = StepLog()
+    walk = {"is_slow": is_slow, "edge": edge}
+    model = walk_model(log, n_envs, walk, horizon=6, n_steps=12 * n_groups, group_mode=mode)
+    watch = collect(model, 3)
+    n_live = sum(int(seen.step_mask.sum()) for seen in watch.rollouts)
+    assert len(log.steps) == model.num_timesteps == n_live
+    assert n_live < 3 * n_envs * 12 * n_groups
+
+
+def test_learning_ends_with_the_rollout_that_reaches_the_total() -> None:
+    model = walk_model(StepLog())
+    assert model.learn(17).num_timesteps == 24
+
+
+@ORDERS
+def test_a_callback_is_called_once_per_sweep_over_the_environments(is_slow: bool) -> None:
+    model = walk_model(StepLog(), 3, {"is_slow": is_slow}, n_steps=16)
+    assert collect(model).n_sweeps == 16
+    assert model.num_timesteps == 48
+
+
+@ORDERS
+def test_a_sweep_steps_no_environment_twice_and_none_whose_branches_are_over(is_slow: bool) -> None:
+    stage = Stage(n_envs=3, group_size=2, horizon=6, n_steps=24, edge=2, is_slow=is_slow)
+    assert stage.collect()
+    per_env = stage.rollout.step_mask.sum(axis=(0, 2)).reshape(2, 3).sum(axis=0)
+    if is_slow:  # an environment plays on as long as it has branches
+        assert stage.swept == [int((per_env > i).sum()) for i in range(per_env.max())]
+    assert max(stage.swept) == 3
+    assert min(stage.swept) < 3
+    assert sum(stage.swept) == len(stage.log.steps) == per_env.sum()
+
+
+@ORDERS
+def test_branches_take_turns_where_restoring_is_cheap_and_follow_each_other_elsewhere(is_slow: bool) -> None:
+    stage = Stage(group_size=3, horizon=4, n_steps=24, is_slow=is_slow)
+    assert stage.collect()
+    turn = stage.rollout.next_states[..., 2] - 1  # how many steps were taken before
+    t, anchor, branch = np.indices(turn.shape)
+    n_branches, index = 6, 3 * anchor + branch
+    assert (turn == (4 * index + t if is_slow else n_branches * t + index)).all()
+    # Each branch once, or before each step.
+    assert stage.log.n_restores == (n_branches if is_slow else n_branches * 4)
+
+
+@ORDERS
+def test_branches_of_a_group_start_from_one_observation_and_part_by_their_actions(is_slow: bool) -> None:
+    watch = collect(walk_model(StepLog(), 2, {"is_slow": is_slow}, group_size=4, horizon=5, n_steps=40), 3)
+    for seen in watch.rollouts:
+        assert (seen.states[0] == seen.states[0, :, :1]).all()
+        assert len(np.unique(seen.next_states[..., 2])) == seen.step_mask.sum(), "every step is one of its own"
+    assert len({tuple(path) for seen in watch.rollouts for path in seen.actions.reshape(5, -1).T}) > 4
+
+
+def assert_continuous(seen: Seen, edge: int) -> None:
+    live = seen.step_mask
+    moved = seen.states[..., 0] + 2 * seen.actions - 1
+    assert (seen.next_states[..., 0][live] == moved[live]).all()
+    assert (seen.next_states[..., 1][live] == seen.states[..., 1][live] + 1).all()
+    assert (seen.rewards[live] == moved[live]).all()
+    assert (seen.terminated[live] == (np.abs(moved[live]) >= edge)).all()
+    assert not seen.truncated.any()
+    goes_on = live[1:]
+    assert (seen.states[1:][goes_on] == seen.next_states[:-1][goes_on]).all()
+    assert (live[1:] == (live[:-1] & ~seen.terminated[:-1])).all()
+
+
+@ORDERS
+@pytest.mark.parametrize("mode", ["branch", "action", "episode"])
+def test_every_branch_goes_on_from_where_it_was(is_slow: bool, mode: GroupMode) -> None:
+    log = StepLog()
+    walk = {"is_slow": is_slow, "edge": 3}
+    watch = collect(walk_model(log, 2, walk, horizon=6, n_steps=36, group_mode=mode), 3)
+    for seen in watch.rollouts:
+        assert_continuous(seen, edge=3)
+    assert len(log.steps) == sum(int(seen.step_mask.sum()) for seen in watch.rollouts)
+
+
+def test_what_is_stored_about_dead_steps_is_nothing() -> None:
+    for seen in collect(walk_model(StepLog(), walk={"edge": 1}, horizon=6, n_steps=48), 2).rollouts:
+        dead = ~seen.step_mask
+        assert dead.any()
+        assert (seen.rewards[dead] == 0).all()
+        assert not seen.terminated[dead].any()
+
+
+@ORDERS
+@pytest.mark.parametrize("mode", ["branch", "action", "episode"])
+def test_a_time_limit_truncates_and_does_not_terminate(is_slow: bool, mode: GroupMode) -> None:
+    walk = {"is_slow": is_slow, "time_limit": 3}
+    seen = collect(walk_model(StepLog(), walk=walk, horizon=8, n_steps=16, group_mode=mode)).rollouts[0]
+    assert (seen.step_mask.sum(axis=0) == 3).all()
+    assert seen.truncated[2].all()
+    assert not seen.terminated.any()
+
+
+def test_a_fall_on_the_last_permitted_step_is_a_termination() -> None:
+    seen = collect(walk_model(StepLog(), walk={"edge": 1, "time_limit": 1})).rollouts[0]
+    assert seen.terminated[0].all()
+    assert not seen.truncated.any()
+
+
+@ORDERS
+@BY_STEPS
+def test_the_next_rollout_starts_from_a_step_of_the_same_environment(is_slow: bool, mode: GroupMode) -> None:
+    walk = {"is_slow": is_slow}
+    watch = collect(walk_model(StepLog(), 2, walk, horizon=5, n_steps=30, group_mode=mode), 4)
+    for before, after in zip(watch.rollouts, watch.rollouts[1:], strict=False):
+        for anchor in range(before.states.shape[1]):  # even ones are of the first environment
+            reached = {tuple(observation) for observation in before.next_states[:, anchor].reshape(-1, 3)}
+            assert tuple(after.states[0, anchor, 0]) in reached
+            assert after.states[0, anchor, 0, 1] >= 1
+        # The simulator was put there, too, and not just its observation.
+        assert_continuous(after, edge=10**6)
+
+
+@ORDERS
+def test_a_group_whose_kept_step_was_the_last_starts_anew(is_slow: bool) -> None:
+    log = StepLog()
+    model = walk_model(log, walk={"edge": 1, "is_slow": is_slow})
+    collect(model)
+    n_resets = len(log.seeds)
+    seen = collect(model).rollouts[-1]  # every episode lasts one step, so every kept step is a last one
+    assert len(log.seeds) == n_resets + 1
+    assert (seen.states[0, :, :, :2] == 0).all()
+
+
+@ORDERS
+def test_the_kept_step_is_uniform_over_branches_and_steps(is_slow: bool) -> None:
+    # 16,000 simulator steps, twice, of a walk that does next to nothing: a distribution needs many draws.
+    n_groups = 2000
+    stage = Stage(group_size=2, horizon=4, n_steps=n_groups * 8, is_slow=is_slow)
+    assert stage.collect()
+    counts = stage.find_kept()
+    assert counts.sum() == n_groups
+    assert_likely(counts, np.full((4, 2), 1 / 8), limit=30)
+
+
+@ORDERS
+def test_the_kept_step_is_uniform_over_the_steps_a_short_branch_lived(is_slow: bool) -> None:
+    # 9,000 simulator steps; the horizon is 8, every branch lives for 3, and the third step ends the episode.
+    n_groups = 1500
+    stage = Stage(group_size=2, horizon=8, n_steps=n_groups * 16, time_limit=3, is_slow=is_slow)
+    assert stage.collect()
+    stage.log.seeds.clear()
+    stage.go_on()
+    n_resets = len(stage.log.seeds)
+    assert stage.collect()
+    n_steps = np.bincount(stage.rollout.states[0, :, 0, 1].astype(int), minlength=3)
+    assert n_resets == n_steps[0]
+    assert n_steps.sum() == n_groups
+    assert_likely(n_steps, np.full(3, 1 / 3), limit=18.4)
+
+
+def test_in_action_mode_the_kept_branch_is_drawn_by_the_policys_probability() -> None:
+    n_groups, probabilities = 1000, np.array([0.6, 0.1, 0.3])
+    stage = Stage(
+        "action",
+        group_size=3,
+        horizon=2,
+        n_steps=n_groups * 6,
+        logits=np.log(probabilities).tolist(),
+        kind=type("Stroll", (Walk,), {"moves": (-1, 0, 1)}),
+    )
+    assert stage.collect()
+    counts = stage.find_kept()
+    assert counts.sum() == n_groups
+    assert_likely(counts, np.array([probabilities / 2] * 2), limit=25.7)
+
+
+@pytest.mark.parametrize(("restart_probability", "expected"), [(0.0, 0), (1.0, 300), (0.3, 90)])
+def test_groups_restart_as_often_as_they_are_told_to(restart_probability: float, expected: int) -> None:
+    stage = Stage(n_steps=300 * 8)
+    assert stage.collect()
+    n_resets = len(stage.log.seeds)
+    stage.go_on(restart_probability)
+    n_restarts = len(stage.log.seeds) - n_resets
+    assert abs(n_restarts - expected) <= (32 if 0 < restart_probability < 1 else 0)  # four standard deviations
+    assert stage.collect()
+    assert (stage.rollout.states[0, :, 0, 1] == 0).sum() == n_restarts
+
+
+def test_discounted_returns_go_on_where_the_episode_does() -> None:
+    stage = Stage(n_envs=2, n_steps=24)
+    assert stage.collect()
+    assert (stage.collector.start_returns == 0).all()
+    so_far = np.arange(stage.rollout.step_mask.size, dtype=np.float64).reshape(stage.rollout.shape)
+    reached = stage.rollout.next_states.copy()
+    stage.collector.choose_anchors(so_far, 0.5, stage.rng)
+    assert stage.collect()
+    n_new = 0
+    for i, start in enumerate(stage.rollout.states[0, :, 0]):
+        if start[1] == 0:
+            n_new += 1
+            assert stage.collector.start_returns[i] == 0
+        else:
+            assert stage.collector.start_returns[i] == so_far[:, i][(reached[:, i] == start).all(axis=-1)]
+    assert 0 < n_new < 6
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "MountainCar-v0"])
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_the_simulator_is_where_the_policy_sees_it(env_id: str, horizon: int) -> None:
+    watch = collect(cartpole_model(env=env_id, horizon=horizon), 4)
+    core: Any = gym.make(env_id).unwrapped
+    core.reset(seed=0)
+    for seen in watch.rollouts:
+        for place in zip(*np.nonzero(seen.step_mask), strict=True):
+            core.state = tuple(seen.states[place].astype(np.float64))
+            core.steps_beyond_terminated = None
+            observation, *_ = core.step(int(seen.actions[place]))
+            np.testing.assert_allclose(observation, seen.next_states[place], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_anew", [True, False])
+def test_learning_anew_starts_from_new_episodes_and_going_on_does_not(is_anew: bool) -> None:
+    model = walk_model(StepLog())
+    model.learn(64)
+    watch = Watch()
+    model.learn(32, callback=watch, reset_num_timesteps=is_anew)
+    starts = watch.rollouts[0].states[0, :, :, :2]
+    assert (starts == 0).all() == is_anew
+
+
+@ORDERS
+def test_a_rollout_ends_at_the_sweep_that_says_so(is_slow: bool) -> None:
+    stage = Stage(n_envs=2, n_steps=16, is_slow=is_slow)
+    assert not stage.collect(n_sweeps=3)
+    assert stage.swept == [2, 2, 2]
+    assert len(stage.log.steps) == 6
+
+
+def test_a_stop_between_resets_takes_no_further_one_and_starts_anew_later() -> None:
+    stage = Stage(n_steps=40)
+    assert not stage.collect(should_stop=lambda: len(stage.log.seeds) >= 2)
+    assert len(stage.log.seeds) == 2
+    assert stage.log.steps == []
+    assert stage.collect()
+    assert len(stage.log.seeds) == 2 + 5
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_members_of_an_episode_group_share_a_seeded_start_and_groups_do_not(n_envs: int) -> None:
+    stage = Stage("episode", n_envs, group_size=3, horizon=None, n_steps=40, spread=1000, time_limit=7)
+    starts = []
+    for _ in range(2):
+        stage.log.seeds.clear()
+        assert stage.collect()
+        first = stage.rollout.states[0, :, :, 0]
+        assert (first == first[:, :1]).all()
+        starts += first[:, 0].tolist()
+        assert None not in stage.log.seeds
+        assert len(stage.log.seeds) == first.size, "one reset per branch"
+        assert len(set(stage.log.seeds)) == len(first)
+        stage.go_on()
+    assert len(set(starts)) > len(starts) - 2
+
+
+def test_whole_episodes_take_at_least_the_steps_asked_for_and_complete_their_groups() -> None:
+    # Two groups of two episodes of 7 steps are 28, the third goes beyond the 30.
+    stage = Stage("episode", n_envs=3, horizon=None, n_steps=30, time_limit=7)
+    assert stage.collect()
+    assert stage.rollout.shape == (7, 3 * 3, 2)
+    assert stage.rollout.step_mask.all()
+    assert len(stage.log.steps) == 3 * 42
+    exact = Stage("episode", horizon=None, n_steps=28, time_limit=7)
+    assert exact.collect()
+    assert exact.rollout.shape == (7, 2, 2)
+
+
+def test_whole_episodes_end_by_themselves_or_at_the_horizon() -> None:
+    free, cut = (Stage("episode", horizon=horizon, n_steps=60, edge=4) for horizon in (None, 6))
+    for stage in (free, cut):
+        assert stage.collect()
+    lengths = free.rollout.step_mask.sum(axis=0)
+    assert free.rollout.terminated.any(axis=0).all()
+    assert free.rollout.shape[0] == lengths.max() > 6, "the storage grows with the longest"
+    assert cut.rollout.step_mask.sum(axis=0).max() == cut.rollout.shape[0] == 6
+    assert not cut.rollout.terminated.any(axis=0).all()
+
+
+def test_whole_episodes_need_no_restoring() -> None:
+    class OnlyForward(Walk):
+        capture_state = restore_state = None  # type: ignore[assignment]  # it has no such methods
+
+    stage = Stage("episode", horizon=None, n_steps=20, time_limit=5, kind=OnlyForward)
+    assert stage.collect()
+    assert stage.log.n_restores == 0
+    assert stage.rollout.step_mask.sum() == 20
+
+
+@ORDERS
+def test_in_action_mode_a_group_takes_every_action_first(is_slow: bool) -> None:
+    stage = Stage("action", 2, horizon=3, n_steps=12, logits=[0.0, np.log(3.0)], is_slow=is_slow)
+    assert stage.collect()
+    assert (stage.rollout.actions[0] == [0, 1]).all()
+    np.testing.assert_allclose(stage.rollout.log_probs[0], np.log([[0.25, 0.75]] * 4), rtol=1e-6)
+    np.testing.assert_allclose(stage.rollout.first_action_weights, [[0.5, 1.5]] * 4, rtol=1e-6)
+    later = stage.rollout.actions[1:]
+    assert 0 < later.mean() < 1, "what follows is drawn"
+
+
+def test_a_first_action_that_the_policy_would_never_take_has_a_finite_log_probability() -> None:
+    stage = Stage("action", horizon=1, n_steps=2, logits=[0.0, 300.0])
+    assert stage.collect()
+    assert stage.rollout.log_probs[0, 0].tolist() == [-300.0, 0.0]
+
+
+@ORDERS
+def test_in_action_mode_only_legal_actions_are_enumerated(is_slow: bool) -> None:
+    n_groups = 200
+    stage = Stage("action", group_size=3, horizon=2, n_steps=n_groups * 6, kind=FencedWalk, is_slow=is_slow)
+    for _ in range(4):
+        assert stage.collect()
+        rollout = stage.rollout
+        start = rollout.states[0, :, 1, 0]  # standing still is always legal
+        for i, live in enumerate(rollout.step_mask[0]):
+            assert live.tolist() == [bool(start[i] > -1), True, bool(start[i] < 1)]
+        assert (rollout.actions[0][rollout.step_mask[0]] == np.nonzero(rollout.step_mask[0])[1]).all()
+        n_legal = rollout.step_mask[0].sum(axis=-1)
+        np.testing.assert_allclose(
+            rollout.log_probs[0][rollout.step_mask[0]], -np.log(np.repeat(n_legal, n_legal)), rtol=1e-6
+        )
+        np.testing.assert_allclose(rollout.first_action_weights[rollout.step_mask[0]], 1.0, rtol=1e-6)
+        stage.go_on()
+    assert len(set(start)) == 3
+    assert len(stage.log.seeds) == n_groups, "every group was continued from a legal action"
+
+
+@ORDERS
+def test_only_legal_actions_are_drawn_and_the_masks_are_kept_beside_them(is_slow: bool) -> None:
+    watched: list[tuple[Any, Any, Any]] = []
+
+    def keep(model: GRPO) -> None:
+        rollout = model.rollout_buffer
+        assert rollout.action_masks is not None
+        watched.append((rollout.states[..., 0].copy(), rollout.action_masks.copy(), rollout.actions.copy()))
+
+    walk = {"kind": FencedWalk, "is_slow": is_slow}
+    collect(walk_model(StepLog(), 2, walk, horizon=8, n_steps=48, learning_rate=0.05), 3, on_end=keep)
+    for position, masks, actions in watched:
+        assert (masks == np.stack([position > -1, np.ones_like(position), position < 1], axis=-1)).all()
+        assert np.take_along_axis(masks, actions[..., None], axis=-1).all()
+        assert not masks.all()
+
+
+class Noisy(Walk):
+    """It pays at random."""
+
+    def _earn(self) -> float:
+        return float(self.np_random.normal())
+
+
+@ORDERS
+@pytest.mark.parametrize("is_common", [False, True])
+def test_branches_meet_the_same_noise_only_where_they_are_told_to(is_slow: bool, is_common: bool) -> None:
+    walk = {"kind": Noisy, "is_slow": is_slow}
+    model = walk_model(StepLog(), walk=walk, group_size=3, n_steps=24, common_random_numbers=is_common)
+    for seen in collect(model, 2).rollouts:
+        assert (seen.rewards == seen.rewards[..., :1]).all() == is_common
+        assert len(np.unique(seen.rewards[:, 0, 0])) == 4, "every step brings noise of its own"
+        assert is_common or len(np.unique(seen.rewards)) == seen.rewards.size
+
+
+def test_stacked_frames_follow_their_branch() -> None:
+    log = StepLog()
+    env = VecFrameStack(DummyVecEnv([lambda: Walk(log)] * 2), 3)
+    model = GRPO("MlpPolicy", env, n_steps=24, group_size=3, horizon=4, n_epochs=1, seed=0)
+    for seen in collect(model, 3).rollouts:
+        before, after = (states.reshape(*seen.step_mask.shape, 3, 3) for states in (seen.states, seen.next_states))
+        assert (after[..., :2, :] == before[..., 1:, :]).all()
+        assert (after[..., 2, 0] == before[..., 2, 0] + 2 * seen.actions - 1).all()
+        assert (before[1:] == after[:-1]).all()
+        assert (before[0] == before[0, :, :1]).all()
+
+
+class Panel(gym.Env[Any, Any]):
+    """Any actions, of which the first choice or digit is ruled out in every other step."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+
+    def __init__(self, action_space: spaces.Space[Any]) -> None:
+        self.action_space = action_space
+        self.n_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.n_steps = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if isinstance(self.action_space, spaces.MultiBinary):
+            assert action[0] != self.n_steps % 2
+        else:
+            assert self.action_masks()[np.ravel(action)[0]]
+        self.n_steps += 1
+        return self._observe(), float(np.sum(action)), False, False, {}
+
+    def action_masks(self) -> Any:
+        if isinstance(self.action_space, spaces.MultiBinary):  # may be 0, may be 1
+            return np.array([self.n_steps % 2, 1 - self.n_steps % 2, 1, 1, 1, 1])
+        n = self.action_space.n if isinstance(self.action_space, spaces.Discrete) else sum(self.action_space.nvec)  # type: ignore[attr-defined]
+        return np.array([self.n_steps % 2, *[1] * (n - 1)])
+
+    def capture_state(self) -> int:
+        return self.n_steps
+
+    def restore_state(self, state: int) -> None:
+        self.n_steps = state
+
+    def _observe(self) -> Any:
+        return np.array([self.n_steps % 2, self.n_steps % 3 - 1], np.float32)
+
+
+MASKED = [spaces.Discrete(3), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3)]
+
+
+def make_env(name: Any) -> DummyVecEnv:
+    if isinstance(name, str):
+        return make_vec_env(name, 2, seed=0, vec_env_cls=DummyVecEnv)  # type: ignore[return-value]
+    return DummyVecEnv([lambda: Panel(name)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "group_size"),
+    [
+        *[(name, "branch", 2) for name in ("CartPole-v1", "Pendulum-v1", "FrozenLake-v1", *MASKED)],
+        *[(name, "episode", 3) for name in ("CartPole-v1", "Pendulum-v1", *MASKED)],
+        *[("CartPole-v1", "action", 2), ("FrozenLake-v1", "action", 4), (MASKED[0], "action", 3)],
+    ],
+    ids=str,
+)
+def test_stored_log_probabilities_are_those_of_the_policy_that_learns(
+    name: Any, mode: GroupMode, group_size: int
+) -> None:
+    differences: list[float] = []
+
+    def compare(model: GRPO) -> None:
+        batch = model._batch.to_tensors(model.device)
+        assert (batch.action_masks is None) == isinstance(name, str)
+        with torch.no_grad():
+            _, log_prob, _ = evaluate_actions(model.policy, batch.observations, batch.actions, batch.action_masks)
+        differences.append((log_prob - batch.old_log_prob).abs().max().item())
+
+    changes: dict[str, Any] = {"group_mode": mode, "group_size": group_size, "horizon": 8}
+    changes["n_steps"] = 16 * group_size
+    collect(cartpole_model(env=make_env(name), learning_rate=0.01, **changes), 3, on_end=compare)
+    assert len(differences) == 3
+    assert max(differences) < 1e-4
+
+
+@pytest.mark.parametrize("action_space", MASKED, ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"importance_level": "branch"}, {"loss_type": "cispo"}, {"kl_coef": 0.1, "ref_sync_steps": 1}]
+)
+def test_the_ratio_is_one_on_the_first_minibatch_under_masks(
+    action_space: spaces.Space[Any], changes: dict[str, Any]
+) -> None:
+    model = cartpole_model(env=make_env(action_space), n_epochs=1, batch_size=512, learning_rate=0.01, **changes)
+    for _ in range(3):
+        model.learn(1, reset_num_timesteps=False)
+        logged = model.logger.name_to_value
+        assert logged["train/clip_fraction"] == 0
+        assert abs(logged["train/approx_kl"]) < 1e-6
+        assert np.isfinite(logged["train/entropy_loss"])
+        assert abs(logged.get("train/kl_ref", 0.0)) < 1e-6, "the reference is the policy itself, under the same masks"

@@ -1,0 +1,247 @@
+"""Which policies are trained, what a refusal says, and how a policy survives a model file."""
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+
+from grpo import GRPO
+from grpo_core.options.policy_kwargs import (
+    OPTIMIZERS,
+    POLICIES,
+    check_policy_fits,
+    check_policy_kwargs,
+    get_policy_name,
+    network_from_json,
+    network_to_json,
+    policy_from_json,
+    resolve_net_arch,
+)
+from grpo_core.saving.model_state import get_optimizer_state, get_weights
+
+BOX = spaces.Box(-1.0, 1.0, (3,))
+IMAGE = spaces.Box(0, 255, (2, 36, 40), np.uint8)
+FLOAT_IMAGE = spaces.Box(-1.0, 1.0, (2, 36, 40))
+SMALL_IMAGE = spaces.Box(0, 255, (2, 35, 40), np.uint8)
+CAR = spaces.Dict({"camera": IMAGE, "speed": BOX})
+
+
+class Tanh(torch.nn.Tanh):
+    """Not torch's, though it has the name."""
+
+
+def build(**changes: Any) -> GRPO:
+    return GRPO("MlpPolicy", "CartPole-v1", **{"n_steps": 32, "group_size": 2, "horizon": 16, "seed": 0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("policy_kwargs", "said"),
+    [
+        ({"features_dim": 3}, "known keys are net_arch, activation_fn, ortho_init, log_std_init"),
+        ({"activation_fn": torch.nn.Softmax}, "use one of torch.nn.Tanh, torch.nn.ReLU, torch.nn.ELU"),
+        ({"activation_fn": None}, "activation_fn=None is not allowed: use one of torch.nn.Tanh"),
+        ({"activation_fn": "Tanh"}, "activation_fn='Tanh' is not allowed: use one of torch.nn.Tanh"),
+        ({"net_arch": [64, 0]}, "net_arch=[64, 0] is not allowed: it must list positive layer sizes"),
+        ({"net_arch": [64.0]}, "net_arch=[64.0] is not allowed: it must list positive layer sizes"),
+        ({"net_arch": 64}, "net_arch=64 is not allowed: it must list positive layer sizes"),
+        ({"net_arch": [{"pi": [64]}]}, "it must list positive layer sizes, like [64, 64] or dict(pi=[64], vf=[64])"),
+        ({"net_arch": {"qf": [64]}}, "its keys are pi and vf"),
+        ({"net_arch": {"pi": 64}}, "net_arch={'pi': 64} is not allowed: it must list positive layer sizes"),
+        ({"log_std_init": float("inf")}, "log_std_init=inf is not allowed: it must be a finite number"),
+        ({"activation_fn": Tanh}, "use one of torch.nn.Tanh"),
+        ({"features_extractor_class": torch.nn.Flatten}, "policy_kwargs='features_extractor_class' is not allowed"),
+        ({"use_sde": True}, "policy_kwargs='use_sde' is not allowed"),
+        ({"normalize_images": "no"}, "normalize_images='no' is not allowed: it must be True or False"),
+        ({"share_features_extractor": 1}, "share_features_extractor=1 is not allowed: it must be True or False"),
+        ({"features_extractor_kwargs": {"features_dim": 3}}, "MlpPolicy's features extractor takes none"),
+        ({"features_extractor_kwargs": [3]}, "features_extractor_kwargs=[3] is not allowed: it must be a dict"),
+        ({"optimizer_class": torch.optim.LBFGS}, "use one of torch.optim.Adam, torch.optim.AdamW"),
+        ({"optimizer_class": type("Adam", (torch.optim.Adam,), {})}, "use one of torch.optim.Adam"),
+        ({"optimizer_class": "Adam"}, "optimizer_class='Adam' is not allowed"),
+        ({"optimizer_kwargs": {"lr": 0.1}}, "the step size is GRPO's learning_rate"),
+        ({"optimizer_kwargs": {"momentum": 0.1}}, "optimizer_kwargs='momentum' is not allowed: known keys are amsgrad"),
+        ({"optimizer_kwargs": {"eps": float("nan")}}, "eps=nan is not allowed: it must be a finite number"),
+        ({"optimizer_kwargs": {"eps": "1e-8"}}, "eps='1e-8' is not allowed: it must be a finite number"),
+        ({"optimizer_kwargs": {"betas": (0.9, None)}}, "or a tuple of finite numbers"),
+        ({"optimizer_kwargs": 0.1}, "optimizer_kwargs=0.1 is not allowed: it must be a dict"),
+    ],
+    ids=str,
+)
+def test_a_policy_that_the_actor_cannot_run_is_refused(policy_kwargs: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=r"is not allowed") as refusal:
+        check_policy_kwargs(policy_kwargs)
+    assert said in str(refusal.value)
+    with pytest.raises(ValueError, match=r"is not allowed"):
+        build(policy_kwargs=policy_kwargs)
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        {},
+        {"net_arch": []},
+        {"net_arch": [8, 4]},
+        {"net_arch": {"pi": [8]}},
+        {"net_arch": {"pi": [8], "vf": [4, 4]}, "activation_fn": torch.nn.ELU, "ortho_init": False},
+        {"log_std_init": -1.0, "activation_fn": torch.nn.LeakyReLU},
+        {"share_features_extractor": False, "normalize_images": False},
+        {"optimizer_kwargs": {}},
+        {"optimizer_kwargs": {"betas": (0.8, np.float64(0.95)), "amsgrad": True}},
+        {"optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}},
+        {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": {"alpha": 0.9, "eps": 1e-5}},
+        {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {"momentum": 0.9, "nesterov": True}},
+    ],
+    ids=str,
+)
+def test_a_network_comes_back_from_json_with_the_same_shapes(policy_kwargs: dict[str, Any]) -> None:
+    rebuilt = network_from_json(json.loads(json.dumps(network_to_json(policy_kwargs))))
+    check_policy_kwargs(rebuilt)
+    first, second = (build(policy_kwargs=kwargs).policy for kwargs in (policy_kwargs, rebuilt))
+    shapes, rebuilt_shapes = (
+        {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()} for policy in (first, second)
+    )
+    assert shapes == rebuilt_shapes
+    assert type(first.mlp_extractor.policy_net) is type(second.mlp_extractor.policy_net)
+    assert first.activation_fn is second.activation_fn
+    assert first.ortho_init == second.ortho_init
+    assert first.log_std_init == second.log_std_init
+    assert type(first.optimizer) is type(second.optimizer)
+    assert first.optimizer.defaults == second.optimizer.defaults
+    assert first.share_features_extractor == second.share_features_extractor
+    assert first.normalize_images == second.normalize_images
+
+
+def test_net_arch_is_spelled_out_per_network() -> None:
+    assert resolve_net_arch({}) == {"pi": [64, 64], "vf": [64, 64]}
+    assert resolve_net_arch({"net_arch": [3]}) == {"pi": [3], "vf": [3]}
+    assert resolve_net_arch({"net_arch": {"pi": [8]}}) == {"pi": [8], "vf": []}
+    assert resolve_net_arch({}, ActorCriticCnnPolicy) == {"pi": [], "vf": []}
+    assert resolve_net_arch({}, MultiInputActorCriticPolicy) == {"pi": [64, 64], "vf": [64, 64]}
+
+
+@pytest.mark.parametrize(
+    ("policy", "extractor_kwargs", "said"),
+    [
+        ("CnnPolicy", {"cnn_output_dim": 3}, "known keys are features_dim, normalized_image"),
+        ("MultiInputPolicy", {"features_dim": 3}, "known keys are cnn_output_dim, normalized_image"),
+        ("CnnPolicy", {"features_dim": 0}, "features_dim=0 is not allowed: it must be a whole number of at least 1"),
+        ("CnnPolicy", {"features_dim": 2.0}, "features_dim=2.0 is not allowed: it must be a whole number"),
+        ("MultiInputPolicy", {"normalized_image": 1}, "normalized_image=1 is not allowed: it must be True or False"),
+    ],
+    ids=str,
+)
+def test_what_a_features_extractor_does_not_take_is_refused(
+    policy: str, extractor_kwargs: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match="is not allowed") as refusal:
+        check_policy_kwargs({"features_extractor_kwargs": extractor_kwargs}, POLICIES[policy])
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("policy", "space", "policy_kwargs"),
+    [
+        ("MlpPolicy", BOX, {}),
+        ("MlpPolicy", SMALL_IMAGE, {}),
+        ("CnnPolicy", IMAGE, {}),
+        ("CnnPolicy", IMAGE, {"features_extractor_kwargs": {"features_dim": np.int64(7)}}),
+        ("CnnPolicy", FLOAT_IMAGE, {"normalize_images": False}),
+        ("CnnPolicy", FLOAT_IMAGE, {"features_extractor_kwargs": {"normalized_image": True}}),
+        ("MultiInputPolicy", CAR, {}),
+        ("MultiInputPolicy", CAR, {"features_extractor_kwargs": {"cnn_output_dim": 7}, "net_arch": [3]}),
+        ("MultiInputPolicy", spaces.Dict({"a": BOX, "b": FLOAT_IMAGE}), {"normalize_images": False}),
+    ],
+    ids=str,
+)
+def test_a_policy_comes_back_from_json(policy: str, space: spaces.Space[Any], policy_kwargs: dict[str, Any]) -> None:
+    policy_class = POLICIES[policy]
+    check_policy_kwargs(policy_kwargs, policy_class)
+    check_policy_fits(policy_class, policy_kwargs, space)
+    first = policy_class(space, spaces.Discrete(2), lambda _: 1e-3, **copy.deepcopy(policy_kwargs))
+    network = json.loads(json.dumps(network_to_json(policy_kwargs, policy_class), allow_nan=False))
+    assert policy_from_json(network) is policy_class
+    rebuilt = network_from_json(network)
+    check_policy_kwargs(rebuilt, policy_class)
+    second = policy_class(space, spaces.Discrete(2), lambda _: 1e-3, **rebuilt)
+    assert str(second) == str(first)
+    assert second.normalize_images == first.normalize_images
+    assert network_to_json(first_kwargs_after(first, policy_kwargs), policy_class).keys() == network.keys()
+
+
+def first_kwargs_after(policy: ActorCriticPolicy, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """SB3 adds normalized_image to the arguments it is given where images are not scaled."""
+    return {**policy_kwargs, "features_extractor_kwargs": policy.features_extractor_kwargs}
+
+
+@pytest.mark.parametrize(
+    ("policy", "space", "said"),
+    [
+        ("MlpPolicy", CAR, "it does not take observations of Dict"),
+        ("CnnPolicy", CAR, "use 'MultiInputPolicy'"),
+        ("MultiInputPolicy", BOX, "use 'MlpPolicy', or 'CnnPolicy' for images"),
+        ("CnnPolicy", BOX, "it takes images"),
+        ("CnnPolicy", FLOAT_IMAGE, "policy_kwargs=dict(normalize_images=False) for an image of other numbers"),
+        ("CnnPolicy", SMALL_IMAGE, "at least 36 x 36 pixels; enlarge it with gymnasium.wrappers.ResizeObservation"),
+        ("MultiInputPolicy", spaces.Dict({"a": SMALL_IMAGE}), "at least 36 x 36 pixels"),
+        ("MultiInputPolicy", spaces.Dict({"values": BOX}), "'values' is not allowed: torch needs this name for itself"),
+        ("MultiInputPolicy", spaces.Dict({"training": BOX}), "torch needs this name for itself; rename it"),
+    ],
+    ids=str,
+)
+def test_observations_that_a_policy_does_not_take_are_refused(policy: str, space: spaces.Space[Any], said: str) -> None:
+    with pytest.raises(ValueError, match=r"is not (allowed|supported)") as refusal:
+        check_policy_fits(POLICIES[policy], {}, space)
+    assert said in str(refusal.value)
+
+
+def test_a_policy_of_ones_own_is_refused_by_name() -> None:
+    class Louder(ActorCriticPolicy):
+        pass
+
+    assert get_policy_name(ActorCriticPolicy) == "MlpPolicy"
+    with pytest.raises(
+        ValueError, match=r"policy=Louder is not supported.* 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy'"
+    ):
+        get_policy_name(Louder)
+
+
+def test_a_network_of_an_older_file_is_an_mlp_with_adam() -> None:
+    network = {"net_arch": {"pi": [2], "vf": []}, "activation": "Tanh", "ortho_init": True, "log_std_init": 0.0}
+    assert policy_from_json(network) is ActorCriticPolicy
+    assert network_to_json(network_from_json(network)) == network_to_json({"net_arch": {"pi": [2], "vf": []}})
+
+
+def test_an_unknown_optimizer_in_a_file_is_refused() -> None:
+    network = {**network_to_json({}), "optimizer_class": "Lion"}
+    with pytest.raises(ValueError, match="optimizer_class='Lion' is not allowed: known are Adam"):
+        network_from_json(network)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_every_optimizer_is_arrays(name: str) -> None:
+    kwargs: dict[str, dict[str, Any]] = {
+        "SGD": {"momentum": 0.5},
+        "RMSprop": {"centered": True, "momentum": 0.5},
+        "Adam": {"amsgrad": True},
+    }
+    policy = ActorCriticPolicy(
+        BOX, spaces.Discrete(2), lambda _: 1e-3, optimizer_class=OPTIMIZERS[name], optimizer_kwargs=kwargs.get(name)
+    )
+    torch.autograd.backward(policy.predict_values(torch.ones(1, 3)).sum())
+    policy.optimizer.step()
+    state = get_optimizer_state(policy.optimizer)
+    assert state
+    assert all(array.dtype == np.float32 for array in state.values())
+
+
+def test_a_shared_extractor_is_saved_once_and_one_apart_twice() -> None:
+    for share, n_extractors in ((True, 1), (False, 2)):
+        policy = ActorCriticCnnPolicy(IMAGE, spaces.Discrete(2), lambda _: 1e-3, share_features_extractor=share)
+        weights = get_weights(policy)
+        assert sum(name.endswith("cnn.0.weight") for name in weights) == n_extractors
+        assert sum(array.size for array in weights.values()) == sum(p.numel() for p in policy.parameters())

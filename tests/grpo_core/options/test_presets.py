@@ -1,0 +1,73 @@
+"""Presets: every one of them is something GRPO can be built from."""
+
+import inspect
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from grpo import GRPO
+from grpo_core.options.presets import Preset, get_preset, list_presets
+
+ENV_IDS = list_presets()
+# Packages that need not be there.
+NEEDS = {"LunarLander-v3": "Box2D", "Hopper-v5": "mujoco"}
+
+
+def get(env_id: str) -> Preset:
+    preset = get_preset(env_id)
+    assert preset is not None
+    return preset
+
+
+def test_the_list_is_in_order_and_has_the_classics() -> None:
+    assert sorted(ENV_IDS) == ENV_IDS
+    assert {"CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "FrozenLake-v1"} <= set(ENV_IDS)
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_every_preset_can_be_read(env_id: str) -> None:
+    preset = get(env_id)
+    assert preset.n_timesteps >= 1000
+    assert preset.n_envs >= 1
+    assert preset.policy in GRPO.policy_aliases
+    known = set(inspect.signature(GRPO).parameters) - {"policy", "env"}
+    arguments = preset.make_arguments()
+    assert set(arguments) == set(preset.arguments) <= known
+    assert set(preset.normalize or {}) <= set(inspect.signature(VecNormalize).parameters)
+    assert not any(isinstance(value, str) and value.startswith("lin") for value in arguments.values())
+    assert env_id in gym.registry
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_every_preset_builds_a_model_without_a_warning(env_id: str) -> None:
+    preset = get(env_id)
+    if env_id in NEEDS:
+        pytest.importorskip(NEEDS[env_id])
+    env: Any = make_vec_env(env_id, preset.n_envs, seed=0, vec_env_cls=DummyVecEnv)
+    if preset.normalize is not None:
+        env = VecNormalize(env, **preset.normalize)
+    arguments = preset.make_arguments()
+    model = GRPO(preset.policy, env, **arguments)
+    assert {name: getattr(model, name) for name in arguments} == arguments
+    env.close()
+
+
+def test_a_schedule_falls_linearly_from_its_number_to_0() -> None:
+    schedule = Preset(1000, "MlpPolicy", 1, None, {"learning_rate": "lin_0.002", "clip_range": 0.1}).make_arguments()
+    assert schedule["clip_range"] == 0.1
+    assert isinstance(schedule["learning_rate"], LinearSchedule)
+    assert [schedule["learning_rate"](x) for x in (1.0, 0.5, 0.0)] == pytest.approx([0.002, 0.001, 0.0])
+
+
+def test_normalize_keeps_its_options() -> None:
+    assert get("MountainCar-v0").normalize == {"norm_reward": False}
+    assert get("Hopper-v5").normalize == {}
+    assert get("CartPole-v1").normalize is None
+
+
+def test_an_environment_without_a_preset_has_none() -> None:
+    assert get_preset("Nowhere-v0") is None

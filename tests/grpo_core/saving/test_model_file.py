@@ -1,0 +1,729 @@
+"""The model file: what goes in comes out, damage never changes a policy, and nothing in it is ever run."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from grpo_core.actor.actor import Actor
+from grpo_core.options.policy_kwargs import POLICIES, network_to_json
+from grpo_core.saving import model_file
+from grpo_core.saving.model_file import ForeignModelError, ModelFileError
+from grpo_core.saving.model_state import get_optimizer_state, get_weights, to_parameters
+
+OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
+ACTIONS = spaces.Discrete(2)
+META: dict[str, Any] = {
+    "spaces": {
+        "observation": {
+            "type": "Box",
+            "low": ["-0x1p+0"] * 3,
+            "high": ["0x1p+0"] * 3,
+            "shape": [3],
+            "dtype": "float32",
+        },
+        "action": {"type": "Discrete", "n": 2},
+    },
+    "network": {"net_arch": {"pi": [2], "vf": []}, "activation": "Tanh", "ortho_init": True, "log_std_init": 0.0},
+}
+SHAPES = {
+    "mlp_extractor.policy_net.0.weight": (2, 3),
+    "mlp_extractor.policy_net.0.bias": (2,),
+    "action_net.weight": (2, 2),
+    "action_net.bias": (2,),
+    "value_net.weight": (1, 3),
+    "value_net.bias": (1,),
+}
+FIRST = "weights/mlp_extractor.policy_net.0.weight.npy"
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def draw_weights() -> Arrays:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def draw_optimizer() -> Arrays:
+    rng = np.random.default_rng(1)
+    moments = {f"{i}/exp_avg": rng.standard_normal(s).astype(np.float32) for i, s in enumerate(SHAPES.values())}
+    return {**moments, "0/step": np.array(17.0, np.float32)}
+
+
+def build_file() -> bytes:
+    return model_file.to_bytes(META, draw_weights(), {"0/step": np.array(17.0, np.float32)})
+
+
+def repack(
+    content: bytes,
+    replaced: dict[str, bytes] | None = None,
+    change_meta: Callable[[dict[str, Any]], None] = lambda meta: None,
+    compression: int = zipfile.ZIP_STORED,
+) -> bytes:
+    """Build the file a forger would: any member or metadata replaced, with checksums that fit again."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()} | (replaced or {})
+    meta = json.loads(members.pop(model_file.META_MEMBER))
+    meta["sha256"] = {name: hashlib.sha256(member).hexdigest() for name, member in members.items()}
+    change_meta(meta)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, member in {model_file.META_MEMBER: json.dumps(meta).encode(), **members}.items():
+            archive.writestr(name, member)
+    return file.getvalue()
+
+
+def npy(header: str, body: bytes) -> bytes:
+    """An array member with a header of one's own."""
+    padded = header.encode("latin1") + b" " * (63 - (10 + len(header)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + body
+
+
+def describe(shape: str, dtype: str = "<f4") -> str:
+    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+
+
+def assert_same_arrays(actual: Arrays, expected: Arrays) -> None:
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        assert actual[name].dtype == array.dtype, name
+        assert actual[name].shape == array.shape, name
+        assert (actual[name] == array).all(), name
+
+
+def read_damaged(content: bytes) -> model_file.ModelContent | None:
+    """Read a damaged file; None if it is refused, as it should be."""
+    try:
+        return model_file.from_bytes(content, with_optimizer=True)
+    except ModelFileError:
+        return None
+
+
+def test_everything_comes_back_as_it_was_saved() -> None:
+    content = model_file.from_bytes(
+        model_file.to_bytes({**META, "note": "provenance"}, draw_weights(), draw_optimizer()), with_optimizer=True
+    )
+    assert_same_arrays(content.weights, draw_weights())
+    assert_same_arrays(content.optimizer, draw_optimizer())
+    assert content.meta["note"] == "provenance"
+    assert content.meta["network"] == META["network"]
+    assert content.observation_space == OBSERVATIONS
+    assert content.action_space == ACTIONS
+
+
+def test_the_optimizer_is_left_unread_unless_asked_for() -> None:
+    assert model_file.from_bytes(build_file()).optimizer == {}
+
+
+def test_the_actor_built_from_a_file_answers_as_the_saved_weights_do() -> None:
+    actor = model_file.from_bytes(build_file()).make_actor()
+    expected = Actor.from_weights(OBSERVATIONS, ACTIONS, META["network"], draw_weights())
+    observations = np.random.default_rng(2).uniform(-1, 1, (8, 3)).astype(np.float32)
+    probs, expected_probs = actor.action_probs(observations), expected.action_probs(observations)
+    np.testing.assert_array_equal(probs, expected_probs)
+    assert (actor.values(observations) == expected.values(observations)).all()
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(7),
+        spaces.Box(-np.inf, np.inf, (2, 3)),
+        spaces.Box(np.array([0.1, -1e-30], np.float64), np.array([0.3, 1e300], np.float64), dtype=np.float64),
+        spaces.Box(0, 255, (2, 2), np.uint8),
+        spaces.Box(np.float32(-0.1), np.float32(0.1), ()),
+        spaces.Box(-0.1, 0.1, (1,)),
+        spaces.Box(-np.inf, np.inf, (1, 1), np.float64),
+        spaces.Box(np.array([0, 2]), np.array([2**63 - 1, 2**62 + 1]), dtype=np.int64),
+        spaces.Box(0, 2**64 - 1, (3,), np.uint64),
+        spaces.Box(-1.0, 1.0, (4,), np.float16),
+        spaces.Box(0, 255, (4, 84, 84), np.uint8),
+        spaces.Box(np.array([-1.0, -np.inf], np.float32), np.array([np.inf, 1.0], np.float32)),
+        spaces.Discrete(5, dtype=np.int32),
+        spaces.MultiDiscrete([3, 2, 4]),
+        spaces.MultiDiscrete(np.array([7], np.int32), dtype=np.int32),
+        spaces.MultiBinary(3),
+        spaces.MultiBinary((2, 3)),
+        spaces.Dict([("b", spaces.Discrete(3)), ("a", spaces.Box(0, 255, (3, 40, 40), np.uint8))]),
+    ],
+    ids=str,
+)
+def test_a_space_comes_back_exactly_from_its_json(space: spaces.Space[Any]) -> None:
+    described = json.loads(json.dumps(model_file.space_to_json(space), allow_nan=False))
+    rebuilt = model_file.space_from_json(described)
+    assert rebuilt == space
+    assert rebuilt.dtype == space.dtype
+    for one, other in zip(list_parts(rebuilt), list_parts(space), strict=True):
+        assert one.dtype == other.dtype
+        if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):  # gymnasium compares bounds nearly
+            assert (one.low == other.low).all()
+            assert (one.high == other.high).all()
+
+
+BOUNDED_BOXES = st.tuples(st.floats(-1e30, 0), st.lists(st.floats(1e-30, 1e30), min_size=1, max_size=6)).map(
+    lambda drawn: spaces.Box(np.full(len(drawn[1]), drawn[0]), np.array(drawn[1]), dtype=np.float64)
+)
+SPACES: st.SearchStrategy[Any] = st.one_of(
+    st.integers(1, 2**31).map(spaces.Discrete),
+    st.lists(st.integers(1, 2**31), min_size=1, max_size=5).map(spaces.MultiDiscrete),
+    st.integers(1, 2**20).map(spaces.MultiBinary),
+    BOUNDED_BOXES,
+)
+
+
+DICTS: st.SearchStrategy[Any] = st.dictionaries(st.text(min_size=1, max_size=4), SPACES, min_size=1, max_size=4).map(
+    lambda parts: spaces.Dict(dict(parts))
+)
+
+
+@given(st.one_of(SPACES, DICTS))
+def test_any_space_comes_back_exactly_from_its_json(space: spaces.Space[Any]) -> None:
+    rebuilt = model_file.space_from_json(json.loads(json.dumps(model_file.space_to_json(space), allow_nan=False)))
+    for one, other in zip(list_parts(rebuilt), list_parts(space), strict=True):
+        assert one == other
+        if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):
+            assert (one.low == other.low).all()
+            assert (one.high == other.high).all()
+    if isinstance(space, spaces.Dict) and isinstance(rebuilt, spaces.Dict):
+        assert list(rebuilt.spaces) == list(space.spaces)
+
+
+def list_parts(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
+    return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+
+
+def test_the_keys_of_a_dict_keep_their_order() -> None:
+    space = spaces.Dict([("b", ACTIONS), ("a", OBSERVATIONS), ("c", ACTIONS)])
+    rebuilt = model_file.space_from_json(json.loads(json.dumps(model_file.space_to_json(space), sort_keys=True)))
+    assert isinstance(rebuilt, spaces.Dict)
+    assert list(rebuilt.spaces) == ["b", "a", "c"]
+
+
+def test_spaces_of_older_files_are_read() -> None:
+    assert model_file.space_from_json({"type": "Discrete", "n": 2}) == ACTIONS
+    grid = {"type": "Box", "low": ["0x0.0p+0"] * 2, "high": ["0x1.2p+3"] * 2, "shape": [2], "dtype": "int64"}
+    assert model_file.space_from_json(grid) == spaces.Box(0, 9, (2,), np.int64)
+
+
+def test_the_shapes_follow_from_spaces_and_network() -> None:
+    assert model_file.expected_shapes(META) == SHAPES
+    torque = {"type": "Box", "low": ["-0x1p+0"] * 2, "high": ["0x1p+0"] * 2, "shape": [2], "dtype": "float32"}
+    continuous = {**META, "spaces": {**META["spaces"], "action": torque}}
+    assert model_file.expected_shapes(continuous)["log_std"] == (2,)
+
+
+def test_the_same_model_is_the_same_bytes() -> None:
+    assert build_file() == build_file()
+
+
+def test_the_zip_holds_json_and_plain_arrays_only() -> None:
+    with zipfile.ZipFile(io.BytesIO(build_file())) as archive:
+        names = archive.namelist()
+        assert names[0] == "grpo_meta.json"
+        assert all(name.startswith(("weights/", "optimizer/")) and name.endswith(".npy") for name in names[1:])
+        assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+        json.loads(archive.read("grpo_meta.json"))
+        for name in names[1:]:
+            np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+
+
+def test_not_a_number_is_not_written_into_the_metadata() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        model_file.to_bytes({**META, "score": float("nan")}, draw_weights(), {})
+
+
+def test_every_truncation_is_refused() -> None:
+    content = build_file()
+    for length in range(0, len(content) - 1, 7):
+        with pytest.raises(ModelFileError):
+            model_file.from_bytes(content[:length])
+
+
+@pytest.mark.parametrize("flip", [0xFF, 0x01, 0x20])
+def test_no_flipped_byte_ever_gives_another_policy(flip: int) -> None:
+    content, weights = bytearray(build_file()), draw_weights()
+    n_refused = 0
+    for i in range(len(content)):
+        content[i] ^= flip
+        damaged = read_damaged(bytes(content))
+        content[i] ^= flip
+        if damaged is None:
+            n_refused += 1
+            continue
+        assert_same_arrays(damaged.weights, weights)
+        assert damaged.meta["network"] == META["network"]
+        assert damaged.meta["spaces"] == META["spaces"]
+    assert n_refused > len(content) // 2
+
+
+def test_no_flipped_byte_ever_loses_a_part_of_the_optimizer() -> None:
+    content = bytearray(build_file())
+    directory = content.index(b"PK\x01\x02")  # member names stand here once more
+    for i in range(directory, len(content)):
+        content[i] ^= 0x20
+        damaged = read_damaged(bytes(content))
+        content[i] ^= 0x20
+        assert damaged is None or damaged.optimizer.keys() == {"0/step"}, f"byte {i - directory} of the directory"
+
+
+def test_random_bytes_and_nothing_at_all_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    for content in (b"", b"PK", b"not a zip", rng.bytes(4096)):
+        with pytest.raises(ModelFileError):
+            model_file.from_bytes(content)
+
+
+def test_compressed_members_are_refused() -> None:
+    with pytest.raises(ModelFileError, match="compressed"):
+        model_file.from_bytes(repack(build_file(), compression=zipfile.ZIP_DEFLATED))
+
+
+@pytest.mark.parametrize("name", [FIRST, "grpo_meta.json"])
+def test_duplicate_members_are_refused(name: str) -> None:
+    file = io.BytesIO(build_file())
+    with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(name, archive.read(name))
+    with pytest.raises(ModelFileError, match="duplicate"):
+        model_file.from_bytes(file.getvalue())
+
+
+def test_too_many_members_are_refused() -> None:
+    extra = {f"optimizer/{i}/step.npy": b"" for i in range(model_file.MAX_MEMBERS)}
+    with pytest.raises(ModelFileError, match="too many members"):
+        model_file.from_bytes(repack(build_file(), extra))
+
+
+def test_a_missing_array_is_named() -> None:
+    weights = draw_weights()
+    del weights["action_net.bias"]
+    with pytest.raises(ModelFileError, match=r"lacks weights/action_net\.bias\.npy"):
+        model_file.from_bytes(model_file.to_bytes(META, weights, {}))
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 4), (6,), (2, 3, 1)])
+def test_an_array_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    weights = {**draw_weights(), "mlp_extractor.policy_net.0.weight": np.zeros(shape, np.float32)}
+    with pytest.raises(ModelFileError, match=r"not a float array of shape \(2, 3\)"):
+        model_file.from_bytes(model_file.to_bytes(META, weights, {}))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "complex64", "<U4", "datetime64[s]"])
+def test_an_array_of_another_kind_is_refused(dtype: str) -> None:
+    weights = {**draw_weights(), "mlp_extractor.policy_net.0.weight": np.zeros((2, 3), dtype)}
+    with pytest.raises(ModelFileError, match="not a float array"):
+        model_file.from_bytes(model_file.to_bytes(META, weights, {}))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_array_with_numbers_that_are_none_is_refused(bad: float) -> None:
+    weights = draw_weights()
+    weights["value_net.bias"][0] = bad
+    with pytest.raises(ModelFileError, match="NaN or infinite"):
+        model_file.from_bytes(model_file.to_bytes(META, weights, {}))
+
+
+def test_arrays_swapped_for_others_of_the_same_shape_are_refused() -> None:
+    content = build_file()
+    other = io.BytesIO()
+    np.save(other, np.ones((2, 3), np.float32))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        digests = json.loads(archive.read("grpo_meta.json"))["sha256"]
+    forged = repack(content, {FIRST: other.getvalue()}, lambda meta: meta.update(sha256=digests))
+    with pytest.raises(ModelFileError, match="is not the array that was saved"):
+        model_file.from_bytes(forged)
+
+
+class Canary:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
+
+
+def test_an_array_of_objects_is_refused_and_not_unpickled(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    pickled = io.BytesIO()
+    objects = np.empty((2, 3), object)
+    objects[...] = Canary(canary)
+    np.save(pickled, objects, allow_pickle=True)
+    for member, with_optimizer in ((FIRST, False), ("optimizer/0/exp_avg.npy", True)):
+        with pytest.raises(ModelFileError, match="object"):
+            model_file.from_bytes(repack(build_file(), {member: pickled.getvalue()}), with_optimizer)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("member", [FIRST, "optimizer/0/exp_avg.npy"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        describe("(1000000000, 3)"),
+        describe("(1000000000,) * 2"),
+        describe("(2, 3000000000)"),
+        describe("(-2, -3)"),
+        describe("(2, 3)", dtype="<f8"),
+        describe("(2, 3)", dtype="|O"),
+        "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2, 3), }",
+        describe("(2, 3")[:-3],
+        "{" * 60,
+        "'''",
+        "__import__('os').getpid()",
+    ],
+    ids=lambda header: header[:70],
+)
+def test_a_forged_array_header_is_refused(member: str, header: str) -> None:
+    forged = repack(build_file(), {member: npy(header, bytes(24))})
+    assert read_damaged(forged) is None
+
+
+def test_a_header_claiming_gigabytes_is_refused_without_allocating_them() -> None:
+    forged = repack(build_file(), {"optimizer/0/exp_avg.npy": npy(describe("(1000000000, 4)"), bytes(24))})
+    wide = repack(build_file(), change_meta=lambda meta: meta["network"]["net_arch"].update(pi=[10**9]))
+    tracemalloc.start()
+    try:
+        for content in (forged, wide):
+            assert read_damaged(content) is None
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 16 * 2**20
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"type": "Box", "low": 0, "high": 255, "shape": [2**16, 2**16], "dtype": "uint8"},
+        {"type": "MultiBinary", "n": 2**40},
+        {"type": "MultiBinary", "n": [2**20, 2**20]},
+        {"type": "Dict", "spaces": [[str(i), {**META["spaces"]["observation"], "shape": [2**21]}] for i in range(9)]},
+    ],
+    ids=lambda space: str(space["type"]),
+)
+def test_a_space_claiming_gigabytes_is_refused_without_allocating_them(space: dict[str, Any]) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFileError, match="more than 4194304 numbers"):
+            model_file.space_from_json(space)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2**20
+
+
+def test_members_that_claim_to_be_larger_than_any_file_are_refused() -> None:
+    content = bytearray(build_file())
+    at = content.index(b"PK\x01\x02")
+    content[at + 24 : at + 28] = (2**31).to_bytes(4, "little")  # uncompressed size, in the central directory
+    with pytest.raises(ModelFileError, match="larger"):
+        model_file.from_bytes(bytes(content))
+
+
+def test_a_file_beyond_the_size_limit_is_refused_unread() -> None:
+    class Huge(bytes):
+        def __len__(self) -> int:
+            return model_file.MAX_FILE_BYTES + 1
+
+    with pytest.raises(ModelFileError, match=f"at most {model_file.MAX_FILE_BYTES}"):
+        model_file.from_bytes(Huge(build_file()))
+
+
+def test_metadata_beyond_its_limit_is_refused() -> None:
+    with pytest.raises(ModelFileError, match="larger than"):
+        model_file.from_bytes(repack(build_file(), change_meta=lambda meta: meta.update(padding="x" * 2**20)))
+
+
+def set_entry(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(meta: dict[str, Any]) -> None:
+        *parents, last = path.split("/")
+        for name in parents:
+            meta = meta[name]
+        meta[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("format", "grpo-model/2"),
+        ("format", None),
+        ("sha256", None),
+        ("sha256", {}),
+        ("network", None),
+        ("network/activation", "Softmax"),
+        ("network/activation", []),
+        ("network/net_arch", None),
+        ("network/net_arch", {"pi": [2]}),
+        ("network/net_arch", {"pi": [-2], "vf": []}),
+        ("network/net_arch", {"pi": ["2"], "vf": []}),
+        ("spaces", {}),
+        ("spaces/action", {"type": "Discrete", "n": 0}),
+        ("spaces/action", {"type": "Discrete", "n": 10**30}),
+        ("spaces/action", {"type": "Dict"}),
+        ("spaces/action", {"type": "MultiDiscrete", "nvec": [3]}),
+        ("spaces/action", {"type": "MultiDiscrete", "nvec": [2], "dtype": "float32"}),
+        ("spaces/action", {"type": "MultiBinary", "n": -2}),
+        ("spaces/observation", {"type": "Dict", "spaces": [["a", {"type": "Dict", "spaces": []}]]}),
+        ("spaces/observation", {"type": "Dict", "spaces": []}),
+        ("spaces/observation", {"type": "Tuple", "spaces": []}),
+        ("network/policy", "LstmPolicy"),
+        ("network/policy", "CnnPolicy"),
+        ("network/policy", ["MlpPolicy"]),
+        ("network/share_features_extractor", 0),
+        ("network/normalize_images", "no"),
+        ("network/features_extractor_kwargs", {"features_dim": 3}),
+        ("network/features_extractor_kwargs", None),
+        ("spaces/action", []),
+        ("spaces/observation/shape", [10**9]),
+        ("spaces/observation/shape", [-1, 10**9]),
+        ("spaces/observation/dtype", "O"),
+        ("spaces/observation/dtype", "no such type"),
+        ("spaces/observation/low", ["nan"] * 3),
+        ("spaces/observation/low", ["0x1p+0"] * 2),
+        ("spaces/observation/high", ["-0x1p+9"] * 3),
+    ],
+    ids=str,
+)
+def test_metadata_that_does_not_describe_the_arrays_is_refused(path: str, value: Any) -> None:
+    with pytest.raises(ModelFileError):
+        model_file.from_bytes(repack(build_file(), change_meta=set_entry(path, value)))
+
+
+@pytest.mark.parametrize("meta", [b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format": "grpo-model/1"}'])
+def test_metadata_that_is_no_metadata_is_refused(meta: bytes) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("grpo_meta.json", meta)
+    with pytest.raises(ModelFileError):
+        model_file.from_bytes(file.getvalue())
+
+
+def test_a_model_of_another_algorithm_is_refused_and_nothing_in_it_is_run(tmp_path: Path) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "ppo.zip"
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, policy_kwargs={"net_arch": [2]}, device="cpu")
+    model.booby_trap = Canary(canary)  # type: ignore[attr-defined]  # SB3 pickles whatever it finds on the model
+    model.save(path)
+    with pytest.raises(ForeignModelError, match=r"not saved by GRPO.*pickles"):
+        model_file.from_bytes(path.read_bytes())
+    assert not canary.exists()
+    PPO.load(path, device="cpu")
+    assert canary.exists(), "the trap is a real one"
+
+
+def test_write_atomic_writes_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    model_file.write_atomic(path, b"old")
+    model_file.write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "model.zip"
+    model_file.write_atomic(path, b"old")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(OSError, match="No space left"):
+        model_file.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+CAR = spaces.Dict({"camera": spaces.Box(0, 255, (1, 40, 36), np.uint8), "speed": OBSERVATIONS, "gear": ACTIONS})
+
+
+def build_policy(
+    policy: str, space: spaces.Space[Any], **policy_kwargs: Any
+) -> tuple[ActorCriticPolicy, dict[str, Any]]:
+    """A policy of SB3 and the metadata of its file."""
+    policy_class = POLICIES[policy]
+    described = {
+        "spaces": {"observation": model_file.space_to_json(space), "action": model_file.space_to_json(ACTIONS)},
+        "network": network_to_json(policy_kwargs, policy_class),
+    }
+    return policy_class(space, ACTIONS, lambda _: 1e-3, **policy_kwargs), json.loads(json.dumps(described))
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(
+    ("policy", "space", "extractor_kwargs"),
+    [
+        ("MlpPolicy", OBSERVATIONS, {}),
+        ("MlpPolicy", CAR["camera"], {}),
+        ("CnnPolicy", FRAMES, {}),
+        ("CnnPolicy", CAR["camera"], {"features_dim": 5}),
+        ("MultiInputPolicy", CAR, {}),
+        ("MultiInputPolicy", CAR, {"cnn_output_dim": 5}),
+    ],
+    ids=str,
+)
+def test_the_shapes_are_those_of_sb3s_policies(
+    policy: str, space: spaces.Space[Any], extractor_kwargs: dict[str, Any], share: bool
+) -> None:
+    built, meta = build_policy(
+        policy, space, share_features_extractor=share, features_extractor_kwargs=extractor_kwargs
+    )
+    assert model_file.expected_shapes(meta) == {name: array.shape for name, array in get_weights(built).items()}
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_policy_of_convolutions_comes_back_whole(share: bool) -> None:
+    policy, meta = build_policy("MultiInputPolicy", CAR, share_features_extractor=share)
+    observation = {"camera": CAR["camera"].sample()[None], "speed": np.zeros((1, 3), np.float32), "gear": np.array([1])}
+    values = policy.predict_values({key: torch.as_tensor(array) for key, array in observation.items()})
+    torch.autograd.backward(values.sum())
+    policy.optimizer.step()
+    content = model_file.from_bytes(
+        model_file.to_bytes(meta, get_weights(policy), get_optimizer_state(policy.optimizer)), with_optimizer=True
+    )
+    other, _ = build_policy("MultiInputPolicy", CAR, share_features_extractor=share)
+    parameters = to_parameters(content, other.optimizer)
+    other.load_state_dict(parameters["policy"], strict=True)
+    other.optimizer.load_state_dict(parameters["policy.optimizer"])
+    for name, array in get_weights(policy).items():
+        np.testing.assert_array_equal(get_weights(other)[name], array, strict=True)
+    assert_same_arrays(get_optimizer_state(other.optimizer), get_optimizer_state(policy.optimizer))
+    probs = content.make_actor().action_probs(observation)
+    np.testing.assert_array_equal(
+        probs, Actor.from_weights(CAR, ACTIONS, meta["network"], get_weights(other)).action_probs(observation)
+    )
+
+
+def test_two_networks_of_convolutions_on_84_pixels_with_their_moments_fit_a_file() -> None:
+    policy, meta = build_policy("CnnPolicy", FRAMES, share_features_extractor=False)
+    weights = get_weights(policy)
+    moments = {f"{i}/{name}": array for i, array in enumerate(weights.values()) for name in ("exp_avg", "exp_avg_sq")}
+    content = model_file.to_bytes(meta, weights, moments)
+    assert len(content) < model_file.MAX_FILE_BYTES // 3
+    assert_same_arrays(model_file.from_bytes(content, with_optimizer=True).optimizer, moments)
+
+
+def test_what_could_not_be_read_again_is_not_written() -> None:
+    low = np.linspace(-2.0, -1.0, 30_000, dtype=np.float32)
+    wide = model_file.space_to_json(spaces.Box(low, -low))
+    with pytest.raises(ModelFileError, match=r"bytes of metadata; give the Boxes of its spaces fewer or equal bounds"):
+        model_file.to_bytes({**META, "spaces": {**META["spaces"], "observation": wide}}, draw_weights(), {})
+    many = {f"{i}/step": np.zeros((), np.float32) for i in range(model_file.MAX_MEMBERS)}
+    with pytest.raises(ModelFileError, match="arrays; take fewer layers"):
+        model_file.to_bytes(META, draw_weights(), many)
+    with pytest.raises(ModelFileError, match="bytes of arrays; take smaller layers"):
+        model_file.to_bytes(META, draw_weights(), {"0/exp_avg": np.zeros(2**25, np.float32)})
+
+
+NORMALIZATION: dict[str, Any] = {
+    "clip_obs": 5.0,
+    "clip_reward": 10.0,
+    "gamma": 0.99,
+    "epsilon": 1e-8,
+    "norm_obs": True,
+    "norm_reward": False,
+    "norm_obs_keys": None,
+}
+STATISTICS: Arrays = {
+    "return/mean": np.array(3.5),
+    "return/var": np.array(2.25),
+    "return/count": np.array(100.0001),
+    "obs/mean": np.array([0.1, 0.2, -0.3]),
+    "obs/var": np.array([1.0, 0.5, 0.25]),
+    "obs/count": np.array(100.0001),
+}
+
+
+def build_normalized_file() -> bytes:
+    return model_file.to_bytes({**META, "normalization": NORMALIZATION}, draw_weights(), {}, STATISTICS)
+
+
+def test_statistics_come_back_as_they_were_saved_and_the_actor_applies_them() -> None:
+    content = model_file.from_bytes(build_normalized_file())
+    assert_same_arrays(content.normalization, STATISTICS)
+    assert content.meta["normalization"] == NORMALIZATION
+    observations = np.random.default_rng(0).uniform(-1, 1, (8, 3)).astype(np.float32)
+    normalized = ((observations - STATISTICS["obs/mean"]) / np.sqrt(STATISTICS["obs/var"] + 1e-8)).clip(-5, 5)
+    plain = model_file.from_bytes(build_file()).make_actor()
+    np.testing.assert_array_equal(
+        content.make_actor().action_probs(observations), plain.action_probs(normalized.astype(np.float32))
+    )
+
+
+def test_observations_that_were_not_normalized_are_left_alone() -> None:
+    settings = {**NORMALIZATION, "norm_obs": False}
+    of_returns = {name: array for name, array in STATISTICS.items() if name.startswith("return/")}
+    content = model_file.from_bytes(
+        model_file.to_bytes({**META, "normalization": settings}, draw_weights(), {}, of_returns)
+    )
+    assert_same_arrays(content.normalization, of_returns)
+    assert content.make_actor().normalization is None
+    assert model_file.from_bytes(build_file()).make_actor().normalization is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("normalization", []),
+        ("normalization", {}),
+        ("normalization/clip_obs", float("1e999")),
+        ("normalization/clip_obs", "10"),
+        ("normalization/clip_obs", 10**400),
+        ("normalization/clip_reward", True),
+        ("normalization/epsilon", -1.0),
+        ("normalization/gamma", None),
+        ("normalization/norm_obs", 1),
+        ("normalization/norm_reward", "yes"),
+        ("spaces/observation", {"type": "Discrete", "n": 3}),
+    ],
+    ids=str,
+)
+def test_settings_that_are_none_of_a_vec_normalize_are_refused(path: str, value: Any) -> None:
+    with pytest.raises(ModelFileError):
+        model_file.from_bytes(repack(build_normalized_file(), change_meta=set_entry(path, value)))
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("obs/mean", np.zeros(2)),
+        ("obs/var", np.array([1.0, -1.0, 1.0])),
+        ("obs/var", np.array([1.0, np.nan, 1.0])),
+        ("obs/count", np.array(-1.0)),
+        ("return/var", np.zeros(1)),
+        ("return/count", np.array(5)),
+    ],
+    ids=str,
+)
+def test_statistics_that_are_none_are_refused(name: str, array: np.ndarray[Any, Any]) -> None:
+    file = io.BytesIO()
+    np.save(file, array)
+    with pytest.raises(ModelFileError, match=f"normalization/{name}.npy"):
+        model_file.from_bytes(repack(build_normalized_file(), {f"normalization/{name}.npy": file.getvalue()}))
+
+
+def test_statistics_that_are_missing_are_named() -> None:
+    statistics = {name: array for name, array in STATISTICS.items() if name != "return/var"}
+    with pytest.raises(ModelFileError, match=r"lacks normalization/return/var\.npy"):
+        model_file.from_bytes(
+            model_file.to_bytes({**META, "normalization": NORMALIZATION}, draw_weights(), {}, statistics)
+        )

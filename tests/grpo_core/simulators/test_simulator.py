@@ -1,0 +1,705 @@
+"""Capturing and restoring simulators: every supported environment, every layer around it, and what is refused."""
+
+import pickle
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces, wrappers
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+from stable_baselines3.common import atari_wrappers
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+)
+
+from grpo_core.simulators.bank import make_bank
+from grpo_core.simulators.simulator import NotBranchableError, Simulator, check_branchable
+
+CLASSIC_CONTROL = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
+TOY_TEXT = [
+    "Blackjack-v1",
+    "CliffWalking-v1",
+    "CliffWalkingSlippery-v1",
+    "FrozenLake-v1",
+    "FrozenLake8x8-v1",
+    "Taxi-v4",
+]
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("CartPole-v1", {"sutton_barto_reward": True}),
+    ("FrozenLake-v1", {"is_slippery": False}),
+    ("Taxi-v4", {"fickle_passenger": True, "is_rainy": True}),
+    ("Blackjack-v1", {"natural": True, "sab": False}),
+]
+
+Env = gym.Env[Any, Any]
+
+
+class Spring(gym.Env[Any, Any]):
+    """A mass on a spring with noise: the observation shows the position, not the velocity."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.position, self.velocity = 0.0, 0.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.position, self.velocity = float(self.np_random.normal()), 0.0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.velocity += 0.1 * (2 * int(action) - 1) - 0.2 * self.position + 0.01 * float(self.np_random.normal())
+        self.position += 0.3 * self.velocity
+        return self._observe(), -abs(self.position), False, False, {}
+
+    def _observe(self) -> Any:
+        return np.array([self.position], np.float32)
+
+
+class RestorableSpring(Spring):
+    def capture_state(self) -> tuple[float, float]:
+        return self.position, self.velocity
+
+    def restore_state(self, state: tuple[float, float]) -> None:
+        self.position, self.velocity = state
+
+
+class HalfCapturedSpring(Spring):
+    """Forgets the velocity."""
+
+    def capture_state(self) -> float:
+        return self.position
+
+    def restore_state(self, state: float) -> None:
+        self.position = state
+
+
+class DrawnSpring(RestorableSpring):
+    """Draws its stiffness in every reset, and forgets to capture it."""
+
+    stiffness = 0.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observed = super().reset(seed=seed)
+        self.stiffness = float(self.np_random.random())
+        return observed
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.velocity -= self.stiffness * self.position
+        return super().step(action)
+
+
+class SpringInAnArray(Spring):
+    """Steps in one and the same array."""
+
+    def __init__(self) -> None:
+        self.both = np.zeros(2)
+
+    @property
+    def position(self) -> float:
+        return float(self.both[0])
+
+    @position.setter
+    def position(self, value: float) -> None:
+        self.both[0] = value
+
+    @property
+    def velocity(self) -> float:
+        return float(self.both[1])
+
+    @velocity.setter
+    def velocity(self, value: float) -> None:
+        self.both[1] = value
+
+
+class AliasedSpring(SpringInAnArray):
+    """Hands out the very object that a step changes in place."""
+
+    def capture_state(self) -> Any:
+        return self.both
+
+    def restore_state(self, state: Any) -> None:
+        self.both = state
+
+
+class Tired(gym.Wrapper[Any, Any, Any, Any]):
+    """A wrapper of a user's own: rewards shrink with every step of the episode."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        self.tiredness: list[float] = []
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.tiredness = []
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.tiredness.append(0.5)
+        return observation, float(reward) - sum(self.tiredness), terminated, truncated, info
+
+
+class Centred(gym.Wrapper[Any, Any, Any, Any]):
+    """A wrapper that looks past the others at the simulator itself, as reward-shaping wrappers do."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        self.core: Any = env.unwrapped
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, info = self.env.step(action)
+        return observation, -abs(float(self.core.state[0])), terminated, truncated, info
+
+
+class SubclassedCartPole(CartPoleEnv):
+    """It might keep state of its own, so the table of known simulators does not cover it."""
+
+
+class SpringWithAnAccomplice(Spring):
+    """Draws from generators of its own, and shares np_random with another object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generators = [random.Random(0)]
+        self.numpy_generator = np.random.default_rng(0)
+        self.old_generator = np.random.RandomState(0)
+        self.accomplice: list[np.random.Generator] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observed = super().reset(seed=seed)
+        self.accomplice = [self.np_random, self.numpy_generator]
+        return observed
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.accomplice[0] is self.np_random, "a restored state must share the generator as the reset did"
+        self.velocity += 0.01 * float(self.accomplice[1].normal() + self.old_generator.normal())
+        self.velocity += 0.01 * self.generators[0].random()
+        return super().step(action)
+
+
+class GeneratedSpring(Spring):
+    """Keeps what it does next in a Python generator, which cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pushes: Iterator[float] = (0.1 * n for n in range(1000))
+
+
+class HiddenSpring(Spring):
+    """Keeps its velocity where a copy of the attributes does not reach."""
+
+    def __init__(self) -> None:
+        velocities = [0.0]
+        self.read: Callable[[], float] = lambda: velocities[0]
+        self.write: Callable[[float], None] = lambda value: velocities.__setitem__(0, value)
+        super().__init__()
+
+    @property
+    def velocity(self) -> float:
+        return self.read()
+
+    @velocity.setter
+    def velocity(self, value: float) -> None:
+        self.write(value)
+
+
+def make(env_id: str, **kwargs: Any) -> Env:
+    return gym.make(env_id, **kwargs)
+
+
+def replay(simulator: Simulator, actions: list[Any]) -> list[Any]:
+    """Everything a learner sees along the actions, as plain comparable values."""
+    seen = []
+    for action in actions:
+        observation, reward, terminated, truncated, _ = simulator.step(action)
+        seen.append((np.array(observation).tolist(), float(reward), bool(terminated), bool(truncated)))
+        if terminated or truncated:
+            break
+    return seen
+
+
+def test_the_list_of_environments_covers_the_registered_ones() -> None:
+    families = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
+    registered = {env_id for env_id, spec in gym.registry.items() if str(spec.entry_point).startswith(families)}
+    assert registered - {"CartPole-v0"} == set(CLASSIC_CONTROL + TOY_TEXT)
+
+
+@pytest.mark.parametrize("env_id", CLASSIC_CONTROL + TOY_TEXT)
+@pytest.mark.parametrize("wrap", [lambda env: env, Monitor, lambda env: env.unwrapped], ids=["made", "Monitor", "bare"])
+def test_every_known_environment_is_branchable(env_id: str, wrap: Callable[[Env], Env]) -> None:
+    for seed in range(3):
+        check_branchable(wrap(make(env_id)), seed=seed)
+
+
+@pytest.mark.parametrize(("env_id", "options"), VARIANTS)
+def test_every_variant_of_a_known_environment_is_branchable(env_id: str, options: dict[str, Any]) -> None:
+    for seed in range(3):
+        check_branchable(make(env_id, **options), n_steps=200, seed=seed)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda env: wrappers.TransformObservation(env, lambda observation: observation * 2, env.observation_space),
+        lambda env: wrappers.TransformReward(env, lambda reward: float(reward) - 1),
+        lambda env: wrappers.FrameStackObservation(env, 3),
+        lambda env: wrappers.DelayObservation(env, 2),
+        lambda env: wrappers.TimeAwareObservation(env),
+        lambda env: wrappers.NormalizeReward(env),
+        lambda env: wrappers.StickyAction(env, 0.3),
+        lambda env: wrappers.RecordEpisodeStatistics(env),
+        lambda env: wrappers.TimeLimit(env, 9),
+        lambda env: Monitor(Tired(wrappers.TimeLimit(Tired(env), 30))),
+    ],
+    ids=["transform", "reward", "stack", "delay", "time", "normalize", "sticky", "statistics", "limit", "own"],
+)
+def test_wrappers_that_are_not_known_are_captured_whole(wrap: Callable[[Env], Env]) -> None:
+    check_branchable(wrap(make("CartPole-v1")))
+
+
+def test_a_wrapper_that_refers_to_the_simulator_still_refers_to_it_after_a_restore() -> None:
+    check_branchable(Centred(make("CartPole-v1")))
+
+
+def test_an_environment_with_its_own_capture_and_restore_is_branchable() -> None:
+    check_branchable(Monitor(gym.wrappers.TimeLimit(RestorableSpring(), 20)))
+
+
+@pytest.mark.parametrize("forgetful", [HalfCapturedSpring, AliasedSpring, DrawnSpring])
+def test_a_capture_that_misses_something_is_caught(forgetful: Callable[[], Env]) -> None:
+    with pytest.raises(NotBranchableError, match=r"not restored exactly.*capture_state\(\) misses something"):
+        check_branchable(forgetful())
+
+
+def test_the_check_replays_at_least_one_step() -> None:
+    check_branchable(RestorableSpring(), n_steps=1)
+    with pytest.raises(NotBranchableError, match="not restored exactly"):
+        check_branchable(AliasedSpring(), n_steps=1)
+
+
+@pytest.mark.parametrize("env_type", [Spring, SubclassedCartPole, SpringInAnArray, SpringWithAnAccomplice])
+def test_any_other_environment_is_deep_copied(env_type: Callable[[], Env]) -> None:
+    check_branchable(env_type())
+    check_branchable(Monitor(wrappers.FrameStackObservation(wrappers.TimeLimit(env_type(), 20), 3)))
+    simulator = Simulator(Monitor(env_type()))
+    simulator.prove()
+    assert not simulator.is_cheap
+
+
+def test_an_environment_that_cannot_be_copied_is_refused_with_the_remedy() -> None:
+    with pytest.raises(NotBranchableError) as refusal:
+        Simulator(Monitor(GeneratedSpring()))
+    message = str(refusal.value)
+    assert message.startswith("GeneratedSpring cannot be restored")
+    assert 'group_mode="episode"' in message
+    assert "capture_state()" in message
+    assert "restore_state(state)" in message
+
+
+def test_an_environment_whose_copy_misses_something_is_found_out_by_the_proof() -> None:
+    env = HiddenSpring()
+    simulator = Simulator(env)
+    with pytest.raises(NotBranchableError, match=r'not restored exactly.*group_mode="episode"'):
+        simulator.prove()
+
+
+def test_the_proof_leaves_generators_and_what_wrappers_counted_as_they_were() -> None:
+    proven, untouched = (wrappers.RecordEpisodeStatistics(Monitor(SpringWithAnAccomplice())) for _ in range(2))
+    for env in (proven, untouched):
+        env.reset(seed=5)
+        env.action_space.seed(5)
+    Simulator(proven).prove()
+    assert proven.get_wrapper_attr("total_steps") == 0
+    assert proven.action_space.sample() == untouched.action_space.sample()
+    proven.reset()
+    untouched.reset()
+    actions = [0, 1, 1, 0, 1]
+    assert replay(Simulator(proven), actions) == replay(Simulator(untouched), actions)
+
+
+def test_what_needs_no_proof_is_not_stepped_for_one() -> None:
+    env = Monitor(make("CartPole-v1"))
+    env.reset(seed=0)
+    state = env.unwrapped.__dict__["state"]
+    Simulator(env).prove()
+    assert env.unwrapped.__dict__["state"] is state
+
+
+def test_an_attribute_generator_is_left_alone_unless_random_states_are_kept() -> None:
+    for keep_random_state, n_paths in ((False, 4), (True, 1)):
+        simulator = Simulator(SpringWithAnAccomplice(), keep_random_state)
+        simulator.reset(seed=0)
+        state = simulator.capture()
+        paths = set()
+        for _ in range(4):
+            simulator.restore(state)
+            paths.add(str(replay(simulator, [1, 0, 1])))
+        assert len(paths) == n_paths
+
+
+@pytest.mark.parametrize("env_id", CLASSIC_CONTROL + TOY_TEXT)
+def test_two_branches_from_one_state_agree_when_given_the_same_actions_and_noise(env_id: str) -> None:
+    env = make(env_id)
+    simulator = Simulator(env, keep_random_state=True)
+    simulator.reset(seed=3)
+    env.action_space.seed(3)
+    actions = [env.action_space.sample() for _ in range(20)]
+    state = simulator.capture()
+    branches = []
+    for _ in range(3):
+        simulator.restore(state)
+        branches.append(replay(simulator, actions))
+    assert branches[0] == branches[1] == branches[2]
+    assert len(branches[0]) > 0
+
+
+def test_restoring_brings_back_a_trajectory_that_an_untouched_twin_takes() -> None:
+    env, twin = make("CartPole-v1"), make("CartPole-v1")
+    simulator, untouched = Simulator(env), Simulator(twin)
+    simulator.reset(seed=1)
+    untouched.reset(seed=1)
+    prefix, detour, suffix = [0, 1, 1, 0], [1, 1, 1], [0, 0, 1, 0, 1]
+    replay(simulator, prefix)
+    state = simulator.capture()
+    replay(simulator, detour)
+    simulator.restore(state)
+    replay(untouched, prefix)
+    assert replay(simulator, suffix) == replay(untouched, suffix)
+
+
+def test_a_state_outlives_the_end_of_the_episode_it_was_captured_in() -> None:
+    simulator = Simulator(Monitor(make("CartPole-v1")))
+    simulator.reset(seed=0)
+    state = simulator.capture()
+    first = replay(simulator, [1] * 50)
+    assert first[-1][2], "pushing one way topples the pole"
+    simulator.reset()
+    simulator.restore(state)
+    assert replay(simulator, [1] * 50) == first
+
+
+def test_the_random_generator_is_not_rewound_so_branches_draw_their_own_noise() -> None:
+    simulator = Simulator(make("FrozenLake-v1"))
+    simulator.reset(seed=0)
+    state = simulator.capture()
+    paths = []
+    for _ in range(8):
+        simulator.restore(state)
+        paths.append(str(replay(simulator, [2, 1, 2, 1, 2, 1])))
+    assert len(set(paths)) > 1
+
+
+def test_time_limit_counts_on_from_the_restored_step() -> None:
+    simulator = Simulator(gym.wrappers.TimeLimit(make("MountainCar-v0").unwrapped, 10))
+    simulator.reset(seed=0)
+    replay(simulator, [1] * 4)
+    state = simulator.capture()
+    for _ in range(3):
+        simulator.restore(state)
+        rest = replay(simulator, [1] * 20)
+        assert len(rest) == 6
+        assert rest[-1][3]
+
+
+def test_monitor_reports_the_length_and_return_of_the_restored_branch() -> None:
+    simulator = Simulator(Monitor(gym.wrappers.TimeLimit(make("MountainCar-v0").unwrapped, 10)))
+    simulator.reset(seed=0)
+    replay(simulator, [1] * 7)
+    state = simulator.capture()
+    for _ in range(3):
+        simulator.restore(state)
+        simulator.step(0)
+        simulator.step(2)
+        *_, info = simulator.step(0)
+        assert info["episode"]["l"] == 10
+        assert info["episode"]["r"] == -10
+
+
+def test_the_check_leaves_no_trace_in_the_process_wide_generators() -> None:
+    before: Any = np.random.get_state(legacy=False)
+    check_branchable(make("Taxi-v4"))
+    after: Any = np.random.get_state(legacy=False)
+    assert before["state"]["key"].tolist() == after["state"]["key"].tolist()
+    assert before["state"]["pos"] == after["state"]["pos"]
+
+
+def test_a_vectorised_environment_that_cannot_be_restored_is_refused() -> None:
+    with pytest.raises(NotBranchableError, match=r"GeneratedSpring cannot be restored.*capture_state\(\)"):
+        make_bank(DummyVecEnv([GeneratedSpring]), needs_restore=True)
+    with pytest.raises(NotBranchableError, match=r"HiddenSpring.*not restored exactly"):
+        make_bank(DummyVecEnv([HiddenSpring]), needs_restore=True)
+
+
+class RestoredByReference(Spring):
+    """Copies its state when it is captured and then steps in the captured object itself."""
+
+    def capture_state(self) -> Any:
+        return [self.position, self.velocity]
+
+    def restore_state(self, state: Any) -> None:
+        self.both = state
+        self.position, self.velocity = state
+
+    def step(self, action: Any) -> Any:
+        outcome = super().step(action)
+        if hasattr(self, "both"):
+            self.both[:] = [self.position, self.velocity]
+        return outcome
+
+
+def test_an_environment_that_steps_in_the_captured_object_is_caught() -> None:
+    with pytest.raises(NotBranchableError, match="instead of a copy"):
+        check_branchable(RestoredByReference())
+
+
+class CountsLazily(gym.Wrapper[Any, Any, Any, Any]):
+    """Makes the attribute it counts in only when the first step is taken."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.__dict__.pop("n", None)
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        self.n = getattr(self, "n", 0) + 1
+        observation, _, terminated, truncated, info = self.env.step(action)
+        return observation, float(self.n), terminated, truncated, info
+
+
+def test_what_a_wrapper_makes_on_the_way_is_taken_away_again() -> None:
+    env = CountsLazily(gym.make("CartPole-v1"))
+    check_branchable(env)
+    simulator = Simulator(env)
+    simulator.reset(seed=0)
+    state = simulator.capture()
+    for _ in range(3):
+        simulator.restore(state)
+        assert simulator.step(0)[1] == 1.0
+
+
+class HoldsALock(gym.Wrapper[Any, Any, Any, Any]):
+    """Cannot be copied."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.lock = threading.Lock()
+
+
+class CopiesItself(HoldsALock):
+    """Cannot be copied, but knows how to copy what matters."""
+
+    def capture_state(self) -> Any:
+        return Simulator(self.env).capture()
+
+    def restore_state(self, state: Any) -> None:
+        Simulator(self.env).restore(state)
+
+
+def test_a_wrapper_that_cannot_be_copied_is_refused_by_name() -> None:
+    with pytest.raises(NotBranchableError, match=r"wrapper HoldsALock cannot be copied.*give it capture_state"):
+        Simulator(HoldsALock(gym.make("CartPole-v1")))
+
+
+def test_a_wrapper_may_copy_itself_and_all_it_wraps() -> None:
+    check_branchable(CopiesItself(gym.make("CartPole-v1")))
+
+
+class ReadsTheCore(gym.Wrapper[Any, Any, Any, Any]):
+    """Holds on to an object of the simulator, as wrappers that shape rewards do, and to a space and a function."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        self.both: Any = None
+        self.actions = env.action_space
+        self.shape: Callable[[float], float] = lambda reward: 2 * reward
+
+    def reset(self, **kwargs: Any) -> Any:
+        observed = self.env.reset(**kwargs)
+        self.both = self.env.unwrapped.__dict__["both"]
+        return observed
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = self.env.step(action)
+        return observation, self.shape(float(self.both[1])), terminated, truncated, info
+
+
+def test_a_wrapper_that_holds_an_object_of_the_simulator_still_holds_it_after_a_restore() -> None:
+    env = ReadsTheCore(SpringInAnArray())
+    check_branchable(env)
+    simulator = Simulator(env)
+    simulator.reset(seed=0)
+    simulator.restore(simulator.capture())
+    assert env.both is env.unwrapped.__dict__["both"]
+    assert env.actions is env.env.action_space
+
+
+def test_a_state_can_be_pickled_and_restored_in_a_twin() -> None:
+    envs = [Centred(wrappers.TransformReward(make("CartPole-v1"), lambda reward: 2 * float(reward))) for _ in range(2)]
+    simulators = [Simulator(env) for env in envs]
+    for simulator, seed in zip(simulators, (1, 2), strict=True):
+        simulator.reset(seed=seed)
+    replay(simulators[0], [0, 1, 1])
+    simulators[1].restore(pickle.loads(pickle.dumps(simulators[0].capture())))
+    assert envs[1].core is envs[1].unwrapped
+    assert replay(simulators[0], [1, 0, 0, 1]) == replay(simulators[1], [1, 0, 0, 1])
+
+
+class OnlyOneAllowed(Spring):
+    """Allows the actions in turn, and refuses the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_steps = 0
+
+    def action_masks(self) -> Any:
+        return np.arange(2) == self.n_steps % 2
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_masks()[action], "this action is not allowed now"
+        self.n_steps += 1
+        return super().step(action)
+
+
+class OnlyOneOfSixAllowed(OnlyOneAllowed):
+    action_space: Any = spaces.MultiDiscrete([2, 4])
+
+    def action_masks(self) -> Any:
+        return np.concatenate([np.arange(2) == self.n_steps % 2, np.arange(4) == self.n_steps % 4])
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action.tolist() == [self.n_steps % 2, self.n_steps % 4]
+        self.n_steps += 1
+        return Spring.step(self, action[0])
+
+
+@pytest.mark.parametrize("env_type", [OnlyOneAllowed, OnlyOneOfSixAllowed])
+def test_the_check_takes_allowed_actions_only(env_type: Callable[[], Env]) -> None:
+    check_branchable(Monitor(env_type()))
+
+
+def test_the_check_compares_dictionaries_and_takes_nan_for_nan() -> None:
+    def show(observation: Any) -> dict[str, Any]:
+        return {"x": observation, "gap": np.array([np.nan], np.float32)}
+
+    space = spaces.Dict({"x": spaces.Box(-np.inf, np.inf, (1,)), "gap": spaces.Box(-np.inf, np.inf, (1,))})
+    check_branchable(wrappers.TransformObservation(RestorableSpring(), show, space))
+    with pytest.raises(NotBranchableError, match="not restored exactly"):
+        check_branchable(wrappers.TransformObservation(HalfCapturedSpring(), show, space))
+
+
+MUJOCO = [
+    "Ant",
+    "HalfCheetah",
+    "Hopper",
+    "Humanoid",
+    "HumanoidStandup",
+    "InvertedDoublePendulum",
+    "InvertedPendulum",
+    "Pusher",
+    "Reacher",
+    "Swimmer",
+    "Walker2d",
+]
+
+
+@pytest.fixture
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MuJoCo writes what it thinks of HalfCheetah's model file to a file in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_in_a_folder_of_its_own")
+@pytest.mark.parametrize("name", MUJOCO)
+def test_every_mujoco_environment_is_branchable(name: str) -> None:
+    pytest.importorskip("mujoco")
+    env = Monitor(make(f"{name}-v5"))
+    check_branchable(env, n_steps=32)
+    assert Simulator(env).is_cheap
+
+
+# Gymnasium says that there is a newer version.
+@pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+# Gymnasium refuses to make a Pusher with this MuJoCo.
+@pytest.mark.usefixtures("_in_a_folder_of_its_own")
+@pytest.mark.parametrize("name", [name for name in MUJOCO if name != "Pusher"])
+def test_the_fourth_versions_of_mujoco_environments_are_branchable_as_well(name: str) -> None:
+    pytest.importorskip("mujoco")
+    check_branchable(make(f"{name}-v4"), n_steps=16)
+
+
+def test_what_a_reset_draws_outside_the_physics_is_restored_with_it() -> None:
+    pytest.importorskip("mujoco")
+    env = make("Reacher-v5")
+    simulator = Simulator(env)
+    simulator.reset(seed=0)
+    state = pickle.loads(pickle.dumps(simulator.capture()))
+    goal = env.unwrapped.__dict__["goal"].copy()
+    simulator.reset(seed=1)
+    assert goal.tolist() != env.unwrapped.__dict__["goal"].tolist()
+    simulator.restore(state)
+    assert goal.tolist() == env.unwrapped.__dict__["goal"].tolist()
+
+
+def test_a_subclass_of_a_mujoco_environment_is_restored_with_its_own_attributes() -> None:
+    pytest.importorskip("mujoco")
+    from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+
+    class Tiring(HopperEnv):
+        n_steps = 0
+
+        def step(self, action: Any) -> Any:
+            self.n_steps += 1
+            observation, reward, terminated, truncated, info = HopperEnv.step(self, action)  # type: ignore[no-untyped-call]
+            return observation, reward - self.n_steps, terminated, truncated, info
+
+    env = Tiring()
+    check_branchable(env, n_steps=16)
+    Simulator(env).prove()
+
+
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "BipedalWalker-v3", "CarRacing-v3"])
+def test_box2d_is_refused_with_the_way_to_train_on_it(env_id: str) -> None:
+    pytest.importorskip("Box2D")
+    with pytest.raises(NotBranchableError, match=r'Box2D keeps contacts.*group_mode="episode"'):
+        Simulator(make(env_id))
+
+
+def make_atari(**options: Any) -> Env:
+    ale_py = pytest.importorskip("ale_py")
+    gym.register_envs(ale_py)
+    return make("ALE/Pong-v5", **{"frameskip": 1, "repeat_action_probability": 0.0, **options})
+
+
+def wrap_atari(env: Env) -> Env:
+    """Everything in SB3's AtariWrapper that does not take OpenCV."""
+    env = atari_wrappers.NoopResetEnv(atari_wrappers.StickyActionEnv(env, 0.25), 10)
+    env = atari_wrappers.EpisodicLifeEnv(atari_wrappers.MaxAndSkipEnv(env, 4))
+    return Monitor(atari_wrappers.ClipRewardEnv(atari_wrappers.FireResetEnv(env)))
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, wrap_atari], ids=["bare", "wrapped"])
+@pytest.mark.parametrize("options", [{}, {"frameskip": (2, 5)}, {"obs_type": "ram"}], ids=str)
+def test_atari_is_branchable(wrap: Callable[[Env], Env], options: dict[str, Any]) -> None:
+    env = wrap(make_atari(**options))
+    check_branchable(env, n_steps=16)
+    simulator = Simulator(env)
+    simulator.prove()
+    simulator.reset()
+    simulator.restore(pickle.loads(pickle.dumps(simulator.capture())))
+
+
+def test_atari_in_the_whole_wrapper_is_branchable() -> None:
+    pytest.importorskip("cv2")
+    check_branchable(Monitor(atari_wrappers.AtariWrapper(make_atari(), action_repeat_probability=0.25)), n_steps=16)
+
+
+def test_atari_that_repeats_actions_by_itself_is_refused_with_the_remedy() -> None:
+    remedy = r"repeat_action_probability=0 and .* AtariWrapper\(env, action_repeat_probability=0.25\)"
+    with pytest.raises(NotBranchableError, match=remedy):
+        Simulator(make_atari(repeat_action_probability=0.25))

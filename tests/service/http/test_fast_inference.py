@@ -1,0 +1,136 @@
+"""The shortcut answers what the route would, byte by byte, and leaves to it what is out of the ordinary."""
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+import service.http.fast_inference
+from service.http.routes import inference
+from service.inference.single import infer
+from service.settings import Settings
+from tests.support import PROBLEM_FIELDS, make_client, make_model
+
+OBSERVATION = [0.1, 0.0, 0.05, 0.0]
+JSON = {"content-type": "application/json"}
+
+
+class RouteCounter:
+    """Counts the answers that the route has given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.n_calls = 0
+        monkeypatch.setattr(inference, "infer", self._infer)
+
+    def _infer(self, *arguments: Any) -> Any:
+        self.n_calls += 1
+        return infer(*arguments)
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> RouteCounter:
+    """Counts the answers of the route."""
+    return RouteCounter(monkeypatch)
+
+
+@pytest.fixture
+def served(client: TestClient, settings: Settings) -> TestClient:
+    """A client of a service with two policies, which are not in memory yet."""
+    make_model("CartPole-v1").save(settings.models_dir / "m.zip")
+    make_model("Pendulum-v1").save(settings.models_dir / "p.zip")
+    client.headers["x-request-id"] = "the-same-for-all"  # which answers tell
+    return client
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_name": "m", "observation": OBSERVATION},
+        {"model_name": "m", "observation": [0, 0, 0, 0], "action_masks": [0, 1]},
+        {"model_name": "m", "observation": [1e-30, -0.0, 3.4e38, 0.1], "deterministic": True, "action_masks": None},
+        {"model_name": "p", "observation": [0.6, 0.8, -1.0]},
+    ],
+    ids=str,
+)
+def test_the_route_answers_once_and_the_shortcut_the_same_from_then_on(
+    served: TestClient, counter: RouteCounter, fields: dict[str, Any]
+) -> None:
+    answers = [served.post("/inference", json=fields) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert counter.n_calls == 1  # to load the model
+    assert len({answer.content for answer in answers}) == 1
+    assert len({tuple(sorted(answer.headers.items())) for answer in answers}) == 1
+
+
+def test_the_shortcut_draws_actions_if_asked_to_and_masks_those_ruled_out(
+    served: TestClient, counter: RouteCounter
+) -> None:
+    drawn: dict[str, Any] = {"model_name": "m", "observation": OBSERVATION, "deterministic": False}
+    served.post("/inference", json=drawn)  # answered by the route, which loads the model
+    # An untrained policy is about undecided: all of forty draws are alike once in some 10^11 times.
+    assert {served.post("/inference", json=drawn).json()["action"] for _ in range(40)} == {0, 1}
+    for action, masks in ((0, [1, 0]), (1, [0, 1])):
+        answer = served.post("/inference", json={**drawn, "deterministic": True, "action_masks": masks}).json()
+        assert (answer["action"], answer["action_probs"][action]) == (action, 1.0)
+    assert counter.n_calls == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"model_name": "m"}',
+        b'{"model_name": "m", "observation": [0.1]}',
+        b'{"model_name": "m", "observation": [NaN, 0, 0, 0]}',
+        b'{"model_name": "m", "observation": [1e999, 0, 0, 0]}',
+        b'{"model_name": "m", "observation": [0, 0, 0, 0], "deterministic": 1}',
+        b'{"model_name": "m", "observation": [0, 0, 0, 0], "more": 1}',
+        b'{"model_name": "m", "observation": [0, 0, 0, 0], "action_masks": [0, 0]}',
+        b'{"model_name": "\\ud800", "observation": [0, 0, 0, 0]}',
+        b'{"model_name": "m", "observation": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"model_name": "none", "observation": [0, 0, 0, 0]}',
+    ],
+    ids=lambda body: body.decode()[:60],
+)
+def test_refusals_are_the_routes(served: TestClient, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.post("/inference", json={"model_name": "m", "observation": OBSERVATION})
+    answer = served.post("/inference", content=body, headers=JSON)
+    monkeypatch.setattr(service.http.fast_inference.InferenceShortcut, "_answer", lambda *_: None)
+    route = served.post("/inference", content=body, headers=JSON)
+    assert answer.status_code in (400, 404, 422)
+    assert (answer.status_code, answer.content, answer.headers) == (route.status_code, route.content, route.headers)
+
+
+def test_a_large_model_is_left_to_the_route(
+    served: TestClient, counter: RouteCounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.http.fast_inference, "LARGE_MODEL_BYTES", 1000)
+    for _ in range(3):
+        assert served.post("/inference", json={"model_name": "m", "observation": OBSERVATION}).status_code == 200
+    assert counter.n_calls == 3
+
+
+def test_a_bug_is_answered_once_with_an_incident_number(served: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = {"model_name": "m", "observation": OBSERVATION}
+    served.post("/inference", json=request)
+    monkeypatch.setattr(service.http.fast_inference, "infer", lambda *_: 1 / 0)
+    response = served.post("/inference", json=request)
+    assert response.status_code == 500
+    assert response.json().keys() == PROBLEM_FIELDS | {"id"}
+
+
+def test_it_stands_behind_the_guard(settings: Settings) -> None:
+    make_model("CartPole-v1").save(settings.models_dir / "m.zip")
+    request = {"model_name": "m", "observation": OBSERVATION}
+    with make_client(settings.model_copy(update={"allowed_hosts": ("localhost",)})) as client:
+        for headers, status_code in (
+            ({}, 200),
+            ({"host": "evil.example"}, 400),
+            ({"origin": "https://a.example"}, 403),
+        ):
+            for _ in range(2):
+                assert client.post("/inference", json=request, headers=headers).status_code == status_code
+        assert client.get("/inference").status_code == 405
+        assert client.post("/inference/", json=request, follow_redirects=False).status_code == 307

@@ -1,0 +1,135 @@
+"""A job's history forgets no event that matters, and stays small."""
+
+import json
+import threading
+
+import pytest
+
+from service.jobs.history import MAX_METRIC_ROWS, JobHistory
+from tests.support import make_evaluation
+
+
+@pytest.fixture
+def history() -> JobHistory:
+    return JobHistory()
+
+
+def fill(history: JobHistory, n_rows: int) -> None:
+    for i in range(n_rows):
+        history.append_metrics(i, i / 8, {"a": i, "b": -i})
+
+
+def test_a_new_one_is_empty(history: JobHistory) -> None:
+    assert (history.list_rows(), history.list_evaluations(), history.list_events()) == ([], [], [])
+    assert history.last_event_id == 0
+
+
+def test_few_rows_are_kept_as_they_are(history: JobHistory) -> None:
+    history.append_metrics(64, 0.5, {"rollout/ep_rew_mean": 20.0})
+    history.append_metrics(128, 1.0, {"rollout/ep_rew_mean": 25.0, "train/approx_kl": 0.125})
+    first, second = history.list_rows()
+    assert (first.timesteps, first.elapsed_seconds, first.metrics) == (64, 0.5, {"rollout/ep_rew_mean": 20.0})
+    assert second.metrics == {"rollout/ep_rew_mean": 25.0, "train/approx_kl": 0.125}
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "stride"),
+    [(1999, 1), (2000, 2), (3998, 2), (3999, 4), (10_000, 8)],
+)
+def test_many_rows_are_thinned_evenly_and_the_latest_is_always_there(
+    history: JobHistory, n_rows: int, stride: int
+) -> None:
+    fill(history, n_rows)
+    timesteps = [row.timesteps for row in history.list_rows()]
+    expected = list(range(0, n_rows, stride))
+    if expected[-1] != n_rows - 1:
+        expected.append(n_rows - 1)
+    assert timesteps == expected
+    assert len(timesteps) <= MAX_METRIC_ROWS
+    assert history.list_rows()[-1].metrics == {"a": n_rows - 1, "b": 1 - n_rows}
+
+
+def test_what_was_measured_under_one_key_can_be_had_alone_and_thinned(history: JobHistory) -> None:
+    fill(history, 10)
+    history.append_metrics(10, 0.0, {"c": 7.0})
+    assert history.list_values("a", 10) == [float(i) for i in range(10)]
+    assert history.list_values("a", 9) == [1.0, 3.0, 5.0, 7.0, 9.0]
+    assert history.list_values("a", 4) == [0.0, 3.0, 6.0, 9.0]
+    assert history.list_values("c", 1) == [7.0]
+    assert history.list_values("d", 1) == []
+
+
+def test_condensed_it_keeps_a_coarser_curve_with_both_ends(history: JobHistory) -> None:
+    fill(history, 1000)
+    history.condense()
+    timesteps = [row.timesteps for row in history.list_rows()]
+    assert timesteps == [*range(0, 1000, 8), 999]
+
+
+def test_events_come_in_order_with_ids_that_rise_and_can_be_asked_for_from_any_on(history: JobHistory) -> None:
+    history.append("job.status", {"status": "queued"})
+    history.append_metrics(64, 0.5, {"a": 1.0})
+    history.append_evaluation(make_evaluation(64))
+    history.append_metrics(128, 1.0, {"a": 2.0})
+    history.replace_progress({"progress": 0.5})
+    history.append("job.completed", {})
+    events = history.list_events()
+    assert [(event.event_id, event.name) for event in events] == [
+        (1, "job.status"),
+        (2, "job.metrics"),
+        (3, "job.evaluation"),
+        (4, "job.metrics"),
+        (5, "job.progress"),
+        (6, "job.completed"),
+    ]
+    assert [event.is_terminal for event in events] == [False] * 5 + [True]
+    assert events[1].payload == {"timesteps": 64, "elapsed_seconds": 0.5, "metrics": {"a": 1.0}}
+    assert events[2].payload["mean_reward_ci95"] == [1.0, 1.0]
+    assert history.last_event_id == 6
+    for after in range(8):
+        assert history.list_events(after) == events[after:]
+    json.dumps([event.payload for event in events])
+
+
+def test_only_the_latest_progress_is_kept(history: JobHistory) -> None:
+    for i in range(5):
+        history.replace_progress({"progress": i / 5})
+    (event,) = history.list_events()
+    assert (event.event_id, event.payload) == (5, {"progress": 0.8})
+
+
+def test_thinning_drops_nothing_but_metrics_and_ids_go_on_rising(history: JobHistory) -> None:
+    for i in range(9000):
+        history.append_metrics(i, 0.0, {"a": 0.0})
+        if i % 1000 == 0:
+            history.append("job.warning", {"warning": str(i)})
+            history.append_evaluation(make_evaluation(i))
+    events = history.list_events()
+    assert [event.payload["warning"] for event in events if event.name == "job.warning"] == [
+        str(i) for i in range(0, 9000, 1000)
+    ]
+    assert [row.timesteps for row in history.list_evaluations()] == list(range(0, 9000, 1000))
+    ids = [event.event_id for event in events]
+    assert ids == sorted(set(ids))
+    assert ids[-1] == history.last_event_id == 9018
+
+
+def test_whoever_reads_while_others_write_misses_no_event_that_is_kept(history: JobHistory) -> None:
+    n_writers, n_each = 4, 500
+
+    def write(writer: int) -> None:
+        for i in range(n_each):
+            history.append("job.warning", {"warning": f"{writer}-{i}"})
+            history.append_metrics(i, 0.0, {"a": 0.0})
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(n_writers)]
+    for thread in threads:
+        thread.start()
+    seen: list[str] = []
+    last_id = 0
+    while any(thread.is_alive() for thread in threads) or last_id < history.last_event_id:
+        for event in history.list_events(last_id):
+            assert event.event_id > last_id
+            last_id = event.event_id
+            seen += [event.payload["warning"]] if event.name == "job.warning" else []
+    assert sorted(seen) == sorted(f"{writer}-{i}" for writer in range(n_writers) for i in range(n_each))

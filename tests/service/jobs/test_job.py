@@ -1,0 +1,331 @@
+"""A job changes state in one direction only, and tells of all that happens to it."""
+
+import asyncio
+import itertools
+import threading
+import time
+from datetime import UTC
+from typing import Any
+
+import pytest
+import torch
+
+from grpo_core.options.rewards import REWARD_FUNCTIONS
+from service.errors import ConflictError
+from service.jobs.job import Job
+from service.schemas.jobs import JobStatus
+from service.schemas.training import TrainRequest
+from service.training.plan import TrainingPlan, resolve_request
+from service.training.train import train_policy
+from tests.support import make_evaluation, wait_until
+
+FINAL = [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.STOPPED]
+SILENT, LOUD = {"rollout/zero_std_group_fraction": 1.0}, {"rollout/zero_std_group_fraction": 0.5}
+
+
+def plan(**request: Any) -> TrainingPlan:
+    return resolve_request(TrainRequest(**request), REWARD_FUNCTIONS)._replace(reward=None)
+
+
+def reward_nothing(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(state), 1)
+
+
+@pytest.fixture
+def job() -> Job:
+    return Job(plan(total_timesteps=100))
+
+
+class TestOneJob:
+    def test_it_starts_out_queued(self, job: Job) -> None:
+        status = job.describe()
+        assert status.status is JobStatus.QUEUED
+        assert (status.progress, status.current_timesteps, status.total_timesteps) == (0.0, 0, 100)
+        assert status.created_at.tzinfo is UTC
+        assert (status.start_time, status.end_time, status.error_message, status.model_name) == (None,) * 4
+        assert (status.metrics, status.warnings) == ({}, [])
+        assert status.config == job.config
+        assert (status.elapsed_seconds, status.eta_seconds, status.ended_by) == (0.0, None, None)
+        assert (status.verdict.state, status.evaluation, status.best_evaluation) == ("waiting", None, None)
+
+    def test_its_times_come_in_order(self, job: Job) -> None:
+        assert job.start()
+        started = job.describe()
+        assert started.status is JobStatus.RUNNING
+        assert started.end_time is None
+        job.finish(JobStatus.COMPLETED)
+        ended = job.describe()
+        assert ended.start_time is not None
+        assert ended.end_time is not None
+        assert ended.created_at <= ended.start_time <= ended.end_time
+        assert ended.end_time.tzinfo is UTC
+
+    @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(FINAL, 2)))
+    def test_the_first_final_status_stays(self, job: Job, first: JobStatus, second: JobStatus) -> None:
+        job.start()
+        job.finish(first, "first")
+        before = job.describe()
+        job.finish(second, "second")
+        assert not job.start()
+        assert job.describe() == before
+        assert job.finished.is_set()
+
+    def test_stopped_in_the_queue_it_never_starts(self, job: Job) -> None:
+        job.stop()
+        assert job.status is JobStatus.STOPPED
+        assert job.finished.is_set()
+        assert not job.start()
+        job.stop()
+        assert job.describe().start_time is None
+
+    def test_stopping_ends_the_training(self, job: Job) -> None:
+        stopped: list[bool] = []
+        job.start()
+        job.attach(lambda: stopped.append(True))
+        assert stopped == []
+        job.stop()
+        assert stopped == [True]
+        assert job.status is JobStatus.RUNNING  # until the training has noticed
+        assert job.end_training() is JobStatus.STOPPED
+
+    def test_a_stop_before_the_training_was_attached_is_not_lost(self, job: Job) -> None:
+        stopped: list[bool] = []
+        job.start()
+        job.stop()
+        job.attach(lambda: stopped.append(True))
+        assert stopped == [True]
+
+    def test_a_stop_once_training_is_over_is_refused(self, job: Job) -> None:
+        job.start()
+        assert job.end_training() is JobStatus.COMPLETED
+        with pytest.raises(ConflictError, match="has finished training and is being saved"):
+            job.stop()
+
+    @pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED])
+    def test_a_stop_after_the_end_is_refused(self, job: Job, status: JobStatus) -> None:
+        job.start()
+        job.finish(status)
+        with pytest.raises(ConflictError, match=status):
+            job.stop()
+        assert job.status is status
+
+    def test_a_failure_after_a_stop_is_a_failure(self, job: Job) -> None:
+        job.start()
+        job.stop()
+        job.finish(JobStatus.FAILED, "OSError: no space")
+        assert job.describe().status is JobStatus.FAILED
+        assert job.describe().error_message == "OSError: no space"
+
+    def test_progress_is_the_share_of_steps_and_one_at_completion_alone(self, job: Job) -> None:
+        job.start()
+        job.advance(25)
+        assert job.describe().progress == job.summarize().progress == 0.25
+        job.advance(120)
+        assert job.describe().progress == 1.0
+        assert job.describe().current_timesteps == 120
+        job.advance(40)
+        job.finish(JobStatus.COMPLETED)
+        assert job.describe().progress == 1.0
+
+    def test_what_is_given_up_on_ends_at_its_next_step_and_changes_no_more(self, job: Job) -> None:
+        stopped: list[bool] = []
+        job.start()
+        job.attach(lambda: stopped.append(True))
+        job.advance(3)
+        job.give_up(JobStatus.FAILED, "stalled")
+        assert stopped == [True]
+        given_up = job.describe()
+        job.advance(4)
+        job.publish_metrics(LOUD)
+        job.attach(lambda: stopped.append(True))
+        assert stopped == [True, True]
+        assert job.describe() == given_up
+        assert (given_up.status, given_up.error_message) == (JobStatus.FAILED, "stalled")
+
+    def test_a_step_is_a_sign_of_life(self, job: Job) -> None:
+        started = time.monotonic()
+        wait_until(lambda: job.silent_seconds >= 0.1)
+        job.advance(1)
+        assert job.silent_seconds < time.monotonic() - started
+
+    def test_the_time_that_is_left_follows_from_the_pace_so_far(self, job: Job) -> None:
+        job.start()
+        assert job.describe().eta_seconds is None
+        wait_until(lambda: job.describe().elapsed_seconds >= 0.05)
+        job.advance(80)
+        status = job.describe()
+        assert status.eta_seconds == pytest.approx(status.elapsed_seconds / 4)
+        job.advance(120)
+        assert job.describe().eta_seconds == 0.0
+        job.finish(JobStatus.COMPLETED)
+        ended = job.describe()
+        assert ended.eta_seconds is None
+        assert job.describe().elapsed_seconds == ended.elapsed_seconds >= status.elapsed_seconds
+
+    @pytest.mark.parametrize(
+        ("final", "ended_by"),
+        [(JobStatus.COMPLETED, "total_timesteps"), (JobStatus.STOPPED, "stop"), (JobStatus.FAILED, None)],
+    )
+    def test_it_says_why_it_ended(self, job: Job, final: JobStatus, ended_by: str | None) -> None:
+        job.start()
+        job.finish(final)
+        assert job.describe().ended_by == ended_by
+
+    def test_a_limit_in_time_may_end_it_sooner_than_its_steps(self) -> None:
+        job = Job(plan(total_timesteps=1_000_000, max_seconds=60.0))
+        job.start()
+        wait_until(lambda: job.describe().elapsed_seconds >= 0.05)
+        job.advance(1)
+        status = job.describe()
+        assert status.eta_seconds == 60.0 - status.elapsed_seconds
+
+    @pytest.mark.parametrize(
+        ("final", "ended_by"),
+        [(JobStatus.COMPLETED, "patience"), (JobStatus.STOPPED, "stop"), (JobStatus.FAILED, None)],
+    )
+    def test_a_rule_that_ends_it_is_named_if_it_completes(
+        self, job: Job, final: JobStatus, ended_by: str | None
+    ) -> None:
+        job.start()
+        job.conclude("patience")
+        assert job.describe().ended_by is None  # it has not yet
+        job.finish(final)
+        job.conclude("max_seconds")
+        assert job.describe().ended_by == ended_by
+
+    def test_the_latest_evaluation_and_the_first_of_the_best_are_shown(self, job: Job) -> None:
+        job.start()
+        for timesteps, mean_reward in ((10, 1.0), (20, 3.0), (30, 3.0), (40, 2.0)):
+            row = make_evaluation(timesteps, mean_reward).model_dump(exclude={"elapsed_seconds"})
+            job.publish_evaluation(row)
+        status = job.describe()
+        assert status.evaluation is not None
+        assert status.best_evaluation is not None
+        assert (status.evaluation.timesteps, status.best_evaluation.timesteps) == (40, 20)
+        assert 0.0 < status.evaluation.elapsed_seconds <= status.elapsed_seconds
+        assert [row.timesteps for row in job.history.list_evaluations()] == [10, 20, 30, 40]
+        job.finish(JobStatus.COMPLETED)
+        job.publish_evaluation(row)
+        assert len(job.history.list_evaluations()) == 4
+
+    def test_waiting_for_it_ends_when_it_does(self, job: Job) -> None:
+        assert not asyncio.run(job.wait_finished(0.05))
+        threading.Timer(0.05, job.stop).start()
+        assert asyncio.run(job.wait_finished(60))
+
+
+class TestItsVerdict:
+    def test_it_follows_from_what_the_job_has_told(self) -> None:
+        job = Job(plan(total_timesteps=100_000))  # CartPole, solved from 475 on
+        assert job.describe().verdict.state == "waiting"
+        job.start()
+        assert job.describe().verdict.state == "starting"
+        for i in range(30):
+            job.publish_metrics({"rollout/ep_rew_mean": 20.0 + i})
+            job.publish_metrics({"train/approx_kl": 0.01})
+        assert job.describe().verdict.state == "learning"
+        job.publish_metrics({"rollout/ep_rew_mean": 480.0})
+        assert job.describe().verdict.state == "solved"
+        job.publish_evaluation(make_evaluation(10, 400.0).model_dump(exclude={"elapsed_seconds"}))
+        assert job.describe().verdict.state != "solved"
+        job.finish(JobStatus.FAILED)
+        assert job.history.list_events()[-1].payload["verdict"]["state"] == "failed"
+
+    def test_a_silence_is_one(self, job: Job) -> None:
+        job.start()
+        for rollout in range(1, 13):
+            job.advance(rollout * 1000)
+            job.publish_metrics({**SILENT, "rollout/ep_rew_mean": -200.0})
+        assert job.describe().verdict.state == "no_signal"
+
+
+class TestItsHistory:
+    def test_it_tells_of_every_turn_and_in_the_end_of_all(self) -> None:
+        job = Job(plan(total_timesteps=100)._replace(warnings=("mind the gap",)))
+        job.start()
+        job.advance(25)
+        job.publish_metrics({"rollout/ep_rew_mean": 9.0})
+        job.publish_metrics({})
+        job.keep_policy("m", "abc")
+        job.finish(JobStatus.COMPLETED)
+        job.advance(50)
+        job.publish_metrics(LOUD)
+        events = job.history.list_events()
+        assert [event.name for event in events] == [
+            "job.status",
+            "job.warning",
+            "job.status",
+            "job.progress",
+            "job.metrics",
+            "job.completed",
+        ]
+        assert [events[0].payload, events[1].payload] == [{"status": "queued"}, {"warning": "mind the gap"}]
+        assert events[2].payload == {"status": "running"}
+        progress = {"progress": 0.25, "current_timesteps": 25, "total_timesteps": 100}
+        assert progress.items() <= events[3].payload.items()
+        assert events[3].payload.keys() - progress.keys() == {"elapsed_seconds", "eta_seconds"}
+        assert events[4].payload["metrics"] == {"rollout/ep_rew_mean": 9.0}
+        assert events[5].payload == job.describe().model_dump(mode="json")
+        assert events[5].payload["model_name"] == "m"
+
+    def test_stopped_in_the_queue_it_tells_just_that(self, job: Job) -> None:
+        job.stop()
+        assert [event.name for event in job.history.list_events()] == ["job.status", "job.stopped"]
+
+    def test_progress_is_told_ten_times_a_second_at_most(self, job: Job) -> None:
+        job.start()
+        begun = time.monotonic()
+        before = job.history.last_event_id
+        for timesteps in range(20_000):
+            job.advance(timesteps)
+        assert 1 <= job.history.last_event_id - before <= 2 + 10 * (time.monotonic() - begun)
+
+    def test_a_silence_is_told_once_and_the_next_one_again(self, job: Job) -> None:
+        for rollout in range(1, 40):
+            job.advance(rollout * 1000)
+            job.publish_metrics(LOUD if rollout == 20 else SILENT)
+        warnings = [event.payload["warning"] for event in job.history.list_events() if event.name == "job.warning"]
+        assert [warning.partition(":")[0] for warning in warnings] == [
+            "no signal in the last 10 rollouts (10000 steps)"
+        ] * 2
+
+
+class TestTheWarningAboutSilentRollouts:
+    @pytest.mark.parametrize(("n_rollouts", "steps_each"), [(10, 200), (63, 32), (10, 2048)])
+    def test_ten_rollouts_and_two_thousand_steps_without_signal_warn(
+        self, job: Job, n_rollouts: int, steps_each: int
+    ) -> None:
+        for rollout in range(1, n_rollouts + 1):
+            assert job.describe().warnings == []
+            job.advance(rollout * steps_each)
+            job.publish_metrics(SILENT)
+        (warning,) = job.describe().warnings
+        assert f"no signal in the last {n_rollouts} rollouts ({n_rollouts * steps_each} steps)" in warning
+
+    def test_one_rollout_with_signal_ends_the_warning_and_starts_the_count_anew(self, job: Job) -> None:
+        for rollout in range(1, 13):
+            job.advance(rollout * 1000)
+            job.publish_metrics(SILENT)
+        job.publish_metrics(LOUD)
+        assert job.describe().warnings == []
+        job.advance(13_900)
+        for _ in range(10):
+            job.publish_metrics(SILENT)
+        assert job.describe().warnings == []
+        job.advance(14_000)
+        assert "(2000 steps)" in job.describe().warnings[0]
+
+    def test_what_the_plan_warns_of_comes_first_and_stays(self) -> None:
+        job = Job(plan(total_timesteps=100_000)._replace(warnings=("mind the gap",)))
+        assert job.describe().warnings == ["mind the gap"]
+        job.advance(2000)
+        for _ in range(10):
+            job.publish_metrics(SILENT)
+        assert job.describe().warnings[0] == "mind the gap"
+        assert "no signal" in job.describe().warnings[1]
+
+    def test_each_rollout_is_counted_once(self) -> None:
+        # Branches of one step, judged by nothing that comes later: with equal rewards there is nothing to learn.
+        job = Job(plan(total_timesteps=11 * 256, n_steps=256, horizon=1, gamma=0.0, seed=0))
+        train_policy(job.config, reward_nothing, job)
+        assert "the last 11 rollouts" in job.describe().warnings[0]

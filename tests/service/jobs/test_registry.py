@@ -1,0 +1,535 @@
+"""Jobs change state in one direction only, and whatever happens to one leaves the others alone."""
+
+import os
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grpo_core.options.rewards import REWARD_FUNCTIONS
+from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError
+from service.jobs import registry as registry_module
+from service.jobs.job import Job
+from service.jobs.registry import JobRegistry
+from service.models.store import ModelStore
+from service.schemas.jobs import JobStatus
+from service.schemas.training import TrainRequest
+from service.training.plan import TrainingPlan, resolve_request
+from service.workers.executors import ThreadExecutor
+from tests.conftest import RegisterEnv
+from tests.support import FloatArray, Gate, LineEnv, wait_until
+
+
+def plan(**request: Any) -> TrainingPlan:
+    return resolve_request(TrainRequest(**request), REWARD_FUNCTIONS)._replace(reward=None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "models", 64, 2**29, lambda: 2**40, 2**34)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.admit()
+
+
+@pytest.fixture
+def open_registry(store: ModelStore, gate: Gate) -> Iterator[Callable[..., JobRegistry]]:
+    """Build registries, and end their jobs when the test is over."""
+    registries = []
+
+    def build(
+        max_running: int = 2, max_queued: int = 8, max_kept: int = 100, stall_seconds: float = 60.0
+    ) -> JobRegistry:
+        registries.append(JobRegistry(store, ThreadExecutor(), max_running, max_queued, max_kept, stall_seconds))
+        return registries[-1]
+
+    yield build
+    gate.admit()
+    for registry in registries:
+        registry.shutdown(grace_seconds=10)
+    assert all(registry.count_active() == 0 for registry in registries)
+
+
+def submit(registry: JobRegistry, **request: Any) -> Job:
+    return registry.submit(plan(**({"total_timesteps": 32, "seed": 0} | request)))
+
+
+def run(registry: JobRegistry, **request: Any) -> Job:
+    job = submit(registry, **request)
+    assert job.finished.wait(60)
+    return job
+
+
+class TestTheRegistry:
+    def test_a_completed_job_has_published_its_policy(
+        self, open_registry: Callable[..., JobRegistry], store: ModelStore
+    ) -> None:
+        job = run(open_registry(), model_name="m")
+        status = job.describe()
+        assert status.status is JobStatus.COMPLETED
+        assert status.model_name == "m"
+        assert status.progress == 1.0
+        assert status.sha256 is not None
+        assert store.get("m").meta["config"] == job.config.model_dump()
+
+    def test_jobs_are_listed_oldest_first_and_found_by_id(self, open_registry: Callable[..., JobRegistry]) -> None:
+        registry = open_registry()
+        jobs = [submit(registry) for _ in range(5)]
+        assert registry.list_jobs() == jobs
+        assert [registry.get(job.job_id) for job in jobs] == jobs
+        assert len({job.job_id for job in jobs}) == 5
+
+    def test_the_latest_is_the_one_that_was_submitted_last(self, open_registry: Callable[..., JobRegistry]) -> None:
+        registry = open_registry()
+        with pytest.raises(NotFoundError, match="no training job yet; POST /train"):
+            registry.get("latest")
+        for _ in range(2):
+            job = submit(registry)
+            assert registry.get("latest") is job
+
+    def test_of_jobs_that_ended_long_ago_a_coarser_curve_is_kept(
+        self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(registry_module, "_MAX_FULL_HISTORIES", 1)
+        registry = open_registry()
+        first, second = (run(registry) for _ in range(2))
+        for job in (first, second):
+            for timesteps in range(400):
+                job.history.append_metrics(timesteps, 0.0, {"a": 0.0})
+        registry.count_active()
+        assert len(first.history.list_rows()) < 250
+        assert len(second.history.list_rows()) > 400
+
+    @pytest.mark.parametrize("job_id", ["", "none", "x" * 10_000, "\ud800", "../..", "\x00"])
+    def test_an_unknown_id_is_not_found(self, open_registry: Callable[..., JobRegistry], job_id: str) -> None:
+        with pytest.raises(NotFoundError) as refusal:
+            open_registry().get(job_id)
+        assert len(refusal.value.detail) < 700
+        assert refusal.value.detail.isascii()
+
+    def test_no_more_jobs_run_than_allowed_and_the_rest_wait(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        registry = open_registry(max_running=2, max_queued=2)
+        jobs = [submit(registry, env_name=env_name) for _ in range(4)]
+        wait_until(lambda: gate.n_arrived == 2)
+        assert [job.status for job in jobs] == [JobStatus.RUNNING] * 2 + [JobStatus.QUEUED] * 2
+        assert registry.count_active() == 4
+        assert jobs[3].describe().start_time is None
+        with pytest.raises(QueueFullError, match="4 jobs"):
+            submit(registry)
+        with pytest.raises(QueueFullError, match="4 jobs"):
+            registry.check_room()
+        gate.admit()
+        assert all(job.finished.wait(60) for job in jobs)
+        registry.check_room()
+        assert registry.count_active() == 0
+        assert {job.status for job in jobs} == {JobStatus.COMPLETED}
+
+    def test_a_refused_job_is_not_remembered(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        registry = open_registry(max_running=1, max_queued=0)
+        job = submit(registry, env_name=env_name)
+        for _ in range(3):
+            with pytest.raises(QueueFullError):
+                submit(registry)
+        assert registry.list_jobs() == [job]
+
+    @pytest.mark.parametrize("other_name", ["m", "M"])
+    def test_two_active_jobs_cannot_save_under_one_name(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, other_name: str
+    ) -> None:
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        registry = open_registry()
+        job = submit(registry, env_name=env_name, model_name="m")
+        with pytest.raises(ConflictError, match=job.job_id):
+            submit(registry, model_name=other_name)
+        assert registry.find_active(other_name) is job
+        gate.admit()
+        assert job.finished.wait(60)
+        assert registry.find_active("m") is None
+        assert run(registry, model_name="m").status is JobStatus.COMPLETED
+
+    def test_of_many_submitting_one_name_at_once_one_succeeds(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        registry = open_registry(max_queued=100)
+        planned = plan(env_name=env_name, total_timesteps=32, model_name="m")
+        accepted: list[Job] = []
+        refused: list[ConflictError] = []
+        start = threading.Barrier(16)
+
+        def race() -> None:
+            start.wait()
+            try:
+                accepted.append(registry.submit(planned))
+            except ConflictError as error:
+                refused.append(error)
+
+        threads = [threading.Thread(target=race) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(accepted), len(refused)) == (1, 15)
+        assert all(accepted[0].job_id in error.detail for error in refused)
+
+    def test_a_name_that_a_model_has_in_other_letters_is_refused(
+        self, open_registry: Callable[..., JobRegistry]
+    ) -> None:
+        registry = open_registry()
+        run(registry, model_name="Policy")
+        with pytest.raises(ConflictError, match="'Policy' by case alone"):
+            submit(registry, model_name="policy")
+        assert len(registry.list_jobs()) == 1
+
+    def test_the_oldest_finished_jobs_are_forgotten_and_active_ones_never(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        registry = open_registry(max_kept=2)
+        active = submit(registry, env_name=env_name)
+        finished = [run(registry) for _ in range(4)]
+        last = submit(registry, env_name=env_name)
+        assert registry.list_jobs() == [active, *finished[2:], last]
+        with pytest.raises(NotFoundError):
+            registry.get(finished[0].job_id)
+
+    def test_a_page_holds_the_jobs_after_another_that_are_in_a_status(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        registry = open_registry(max_running=1)
+        first = run(registry)
+        running, *queued = (submit(registry, env_name=env_name) for _ in range(4))
+        queued[1].stop()
+        wait_until(lambda: running.status is JobStatus.RUNNING)
+        assert registry.list_jobs(JobStatus.QUEUED) == [queued[0], queued[2]]
+        assert registry.list_jobs(JobStatus.QUEUED, limit=1) == [queued[0]]
+        assert registry.list_jobs(limit=2) == [first, running]
+        assert registry.list_jobs(after=running.job_id, limit=2) == queued[:2]
+        assert registry.list_jobs(JobStatus.QUEUED, after=queued[0].job_id) == [queued[2]]
+        assert registry.list_jobs(after=queued[2].job_id) == []
+        with pytest.raises(NotFoundError, match="none"):
+            registry.list_jobs(after="none")
+
+    def test_what_has_ended_is_looked_at_no_more(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_env: RegisterEnv,
+        gate: Gate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        registry = open_registry(max_running=1, max_queued=1, max_kept=1000)
+        submit(registry, env_name=register_env(lambda: LineEnv(gate.pass_through)), model_name="running")
+        planned = plan(model_name="queued")
+        for _ in range(500):
+            registry.submit(planned).stop()
+        n_looks = 0
+
+        def count(job: Job) -> JobStatus:
+            nonlocal n_looks
+            n_looks += 1
+            return job._status
+
+        monkeypatch.setattr(Job, "status", property(count))
+        for look in (lambda: registry.submit(planned), registry.count_active, registry.check_room):
+            n_looks = 0
+            with suppress(QueueFullError):
+                look()
+            assert n_looks <= 4
+        assert len(registry.list_jobs()) == 502
+
+    def test_a_model_is_not_deleted_while_a_job_will_replace_it(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
+    ) -> None:
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        registry = open_registry()
+        run(registry, model_name="m")
+        job = submit(registry, model_name="m", env_name=env_name)
+        with pytest.raises(ConflictError, match=job.job_id):
+            registry.delete_model("m")
+        assert store.exists("m")
+        gate.admit()
+        assert job.finished.wait(60)
+        registry.delete_model("m")
+        assert not store.exists("m")
+
+
+class TestStopping:
+    def test_a_stopped_job_keeps_its_policy_under_its_free_name(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
+    ) -> None:
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        job = submit(open_registry(), env_name=env_name, model_name="m", total_timesteps=10_000)
+        gate.admit(70)
+        wait_until(lambda: gate.n_arrived == 71)
+        job.stop()
+        gate.admit(1)
+        assert job.finished.wait(60)
+        status = job.describe()
+        assert (status.status, status.model_name, status.current_timesteps) == (JobStatus.STOPPED, "m", 71)
+        assert store.get("m").meta["num_timesteps"] == 71
+        assert gate.n_arrived == 71
+
+    def test_a_stopped_job_leaves_an_older_model_alone(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_env: RegisterEnv,
+        gate: Gate,
+        store: ModelStore,
+        tmp_path: Path,
+    ) -> None:
+        registry = open_registry()
+        run(registry, model_name="m")
+        before = (tmp_path / "models" / "m.zip").read_bytes()
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        job = submit(registry, env_name=env_name, model_name="m")
+        wait_until(lambda: gate.n_arrived == 1)
+        job.stop()
+        gate.admit()
+        assert job.finished.wait(60)
+        kept = job.describe().model_name
+        assert kept is not None
+        assert kept.startswith("m-stopped-")
+        assert store.get(kept).meta["env_name"] == env_name
+        assert (tmp_path / "models" / "m.zip").read_bytes() == before
+
+    def test_the_longest_name_still_gives_a_name_for_what_was_stopped(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
+    ) -> None:
+        registry = open_registry()
+        name = "m" * 79 + "." + "m" * 20
+        run(registry, model_name=name)
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        job = submit(registry, env_name=env_name, model_name=name)
+        wait_until(lambda: gate.n_arrived == 1)
+        job.stop()
+        gate.admit()
+        assert job.finished.wait(60)
+        assert job.status is JobStatus.STOPPED
+        kept = job.describe().model_name
+        assert kept is not None
+        assert store.exists(kept)
+
+    def test_a_job_stopped_in_the_queue_takes_no_step_and_saves_nothing(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
+    ) -> None:
+        registry = open_registry(max_running=1)
+        running = submit(registry, env_name=register_env(lambda: LineEnv(gate.pass_through)))
+        n_resets = 0
+
+        def count_reset() -> None:
+            nonlocal n_resets
+            n_resets += 1
+
+        queued = submit(registry, env_name=register_env(lambda: LineEnv(on_reset=count_reset), "Counting-v0"))
+        following = submit(registry)
+        n_resets = 0
+        queued.stop()
+        assert queued.status is JobStatus.STOPPED
+        gate.admit()
+        assert all(job.finished.wait(60) for job in (running, following))
+        assert (queued.status, n_resets) == (JobStatus.STOPPED, 0)
+        assert queued.describe().model_name is None
+        assert not store.exists(queued.config.model_name)
+
+    def test_a_place_in_the_queue_is_free_again_at_once(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        registry = open_registry(max_running=1, max_queued=1)
+        submit(registry, env_name=register_env(lambda: LineEnv(gate.pass_through)))
+        queued = submit(registry)
+        queued.stop()
+        submit(registry)
+
+    def test_shutting_down_stops_what_runs_and_refuses_what_comes(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
+    ) -> None:
+        registry = open_registry(max_running=1)
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        running = submit(registry, env_name=env_name, model_name="m", total_timesteps=10_000_000)
+        queued = submit(registry)
+        wait_until(lambda: gate.n_arrived == 1)
+        gate.admit()
+        registry.shutdown(grace_seconds=60)
+        assert {running.status, queued.status} == {JobStatus.STOPPED}
+        assert store.exists("m")
+        with pytest.raises(DrainingError):
+            submit(registry)
+        with pytest.raises(DrainingError):
+            registry.check_room()
+
+    def test_shutting_down_does_not_wait_for_ever(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        registry = open_registry()
+        job = submit(registry, env_name=register_env(lambda: LineEnv(gate.pass_through)))
+        wait_until(lambda: gate.n_arrived == 1)
+        registry.shutdown(grace_seconds=0.05)
+        assert job.status is JobStatus.RUNNING
+
+
+class UnspeakableError(Exception):
+    """An error that fails even at being described."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class TestFailing:
+    FAULTS: tuple[tuple[BaseException, str], ...] = (
+        (ValueError("the wheel came off"), "ValueError: the wheel came off"),
+        (SystemExit(3), "SystemExit: 3"),
+        (KeyboardInterrupt(), "KeyboardInterrupt: "),
+        (MemoryError(), "MemoryError: "),
+        (RecursionError("too deep"), "RecursionError: too deep"),
+        (GeneratorExit(), "GeneratorExit: "),
+        (OSError(2, "No such file", "/home/someone/secret/map.txt"), "FileNotFoundError: "),
+        (OSError(2, "No such file", "/home/someone else/secret plans/map.txt"), "FileNotFoundError: "),
+        (AssertionError("x" * 5000), "AssertionError: xxxxx"),
+        (ValueError("\ud800 \u202e \x00"), "ValueError: "),
+    )
+
+    @pytest.mark.parametrize("at", ["reset", "step"])
+    @pytest.mark.parametrize(
+        ("fault", "message"), FAULTS, ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else ""
+    )
+    def test_whatever_an_environment_raises_ends_its_job_alone(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_env: RegisterEnv,
+        store: ModelStore,
+        fault: BaseException,
+        message: str,
+        at: str,
+    ) -> None:
+        def fail() -> None:
+            raise fault
+
+        env_name = register_env(lambda: LineEnv(on_step=fail) if at == "step" else LineEnv(on_reset=fail))
+        registry = open_registry(max_running=1)
+        job = run(registry, env_name=env_name, model_name="m")
+        status = job.describe()
+        assert status.status is JobStatus.FAILED
+        assert status.error_message is not None
+        assert status.error_message.startswith(message)
+        assert not {"someone", "else", "plans", "map.txt"} & set(re.split(r"[\s/']+", status.error_message))
+        assert len(status.error_message) <= 500
+        assert status.error_message.isascii()
+        assert (status.model_name, status.sha256) == (None, None)
+        assert not store.exists("m")
+        # The slot is free again.
+        assert run(registry).status is JobStatus.COMPLETED
+
+    def test_an_error_that_cannot_be_described_still_ends_its_job(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv
+    ) -> None:
+        def fail() -> None:
+            raise UnspeakableError
+
+        registry = open_registry(max_running=1)
+        job = submit(registry, env_name=register_env(lambda: LineEnv(on_step=fail)))
+        assert run(registry).status is JobStatus.COMPLETED  # so the one before has ended
+        assert job.status is JobStatus.FAILED
+        assert (job.describe().error_message or "").startswith("UnspeakableError")
+
+    @pytest.mark.parametrize(
+        ("observed", "message"),
+        [
+            (np.array([np.nan, 0.0], np.float32), "ValueError: an observation is NaN or infinite"),
+            (np.array([np.inf, 0.0], np.float32), "ValueError: an observation is NaN or infinite"),
+            (np.zeros(7, np.float32), "ValueError: "),
+        ],
+    )
+    def test_observations_that_make_no_sense_end_the_job(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_env: RegisterEnv,
+        observed: FloatArray,
+        message: str,
+    ) -> None:
+        job = run(open_registry(), env_name=register_env(lambda: LineEnv(lambda: observed)))
+        assert job.status is JobStatus.FAILED
+        assert (job.describe().error_message or "").startswith(message)
+
+    def test_a_first_observation_that_is_not_finite_ends_the_job(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv
+    ) -> None:
+        nan = np.array([np.nan, 0.0], np.float32)
+        job = run(open_registry(), env_name=register_env(lambda: LineEnv(on_reset=lambda: nan)))
+        assert job.status is JobStatus.FAILED
+
+    def test_other_jobs_go_on(self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv) -> None:
+        def fail() -> None:
+            raise SystemExit
+
+        registry = open_registry(max_running=2)
+        failing = register_env(lambda: LineEnv(on_step=fail))
+        jobs = [submit(registry, **({"env_name": failing} if i % 2 else {})) for i in range(6)]
+        assert all(job.finished.wait(60) for job in jobs)
+        assert [job.status for job in jobs] == [JobStatus.COMPLETED, JobStatus.FAILED] * 3
+
+    def test_a_policy_that_cannot_be_saved_fails_the_job_without_its_path(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, tmp_path: Path
+    ) -> None:
+        registry = open_registry()
+        job = submit(registry, env_name=register_env(lambda: LineEnv(gate.pass_through)))
+        wait_until(lambda: gate.n_arrived == 1)
+        shutil.rmtree(tmp_path / "models")
+        (tmp_path / "models").write_text("a file in the folder's place")
+        gate.admit()
+        assert job.finished.wait(60)
+        status = job.describe()
+        assert status.status is JobStatus.FAILED
+        assert status.error_message is not None
+        assert re.match(r"\w+Error: ", status.error_message)
+        assert tmp_path.name not in status.error_message
+        assert status.model_name is None
+        (tmp_path / "models").unlink()
+        (tmp_path / "models").mkdir()
+        assert run(registry).status is JobStatus.COMPLETED
+
+    def test_a_retraining_that_fails_leaves_the_old_model(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, tmp_path: Path
+    ) -> None:
+        def fail() -> None:
+            raise ValueError
+
+        registry = open_registry()
+        run(registry, model_name="m")
+        before = (tmp_path / "models" / "m.zip").read_bytes()
+        job = run(registry, model_name="m", env_name=register_env(lambda: LineEnv(on_step=fail)))
+        assert job.status is JobStatus.FAILED
+        assert (tmp_path / "models" / "m.zip").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the whole process's")
+def test_threads_of_jobs_give_way_to_those_that_answer_requests(
+    open_registry: Callable[..., JobRegistry], register_env: RegisterEnv
+) -> None:
+    niceness = []
+
+    def note_niceness() -> None:
+        niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    job = submit(open_registry(), env_name=register_env(lambda: LineEnv(note_niceness)))
+    assert job.finished.wait(60)
+    assert niceness[-1] > before
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

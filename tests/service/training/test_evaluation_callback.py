@@ -1,0 +1,234 @@
+"""A policy is evaluated while it is trained, and training goes on as if it had not been."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from grpo_core.evaluation import make_policy, play_episodes
+from grpo_core.options.rewards import REWARD_FUNCTIONS
+from grpo_core.saving import model_file
+from service.schemas.training import TrainConfig, TrainRequest
+from service.training.evaluation_callback import MAX_EPISODE_STEPS
+from service.training.plan import resolve_request
+from service.training.train import train_policy
+from tests.conftest import RegisterEnv
+from tests.support import FloatArray, LineEnv, Recorder
+
+Content = model_file.ModelContent
+
+
+class PaidEnv(LineEnv):
+    """The same walk, paid otherwise.
+
+    :param reward: Of every step.
+    :param ends: Whether five places away it is over.
+    """
+
+    def __init__(self, reward: float = 1.0, ends: bool = True, on_step: Callable[[], None] = lambda: None) -> None:
+        super().__init__(on_step)
+        self._reward, self._ends = reward, ends
+
+    def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        observation, _, is_over, _, _ = super().step(action)
+        return observation, self._reward, is_over and self._ends, False, {}
+
+
+def resolve(**request: Any) -> TrainConfig:
+    request = {"total_timesteps": 640, "n_steps": 64, "n_eval_episodes": 3, "seed": 0} | request
+    return resolve_request(TrainRequest.model_validate(request), REWARD_FUNCTIONS).config
+
+
+def run(recorder: Recorder | None = None, **request: Any) -> tuple[Content, Recorder]:
+    recorder = recorder or Recorder()
+    config = resolve(**request)
+    reward = REWARD_FUNCTIONS.get(config.reward_function_type or "")
+    return model_file.from_bytes(train_policy(config, reward, recorder)), recorder
+
+
+def play(content: Content, n_episodes: int) -> list[float]:
+    """Play the episodes of an evaluation with a saved policy."""
+    env = gym.make(content.meta["env_name"])
+    policy = make_policy(content.make_actor(), deterministic=True, rng=np.random.default_rng(7))
+    episodes = play_episodes(env, policy, n_episodes, seed=1_000_000)
+    env.close()
+    return [episode.reward for episode in episodes]
+
+
+class TestWhenItIsDone:
+    def test_after_the_first_update_that_follows_each_so_many_steps_and_at_the_end(self) -> None:
+        content, recorder = run(eval_freq=150, keep_best=False)
+        timesteps = [evaluation["timesteps"] for evaluation in recorder.evaluations]
+        for due, at in zip([150, 300, 450, 600], timesteps, strict=False):
+            assert due <= at < due + 64
+        assert timesteps == sorted(set(timesteps))
+        assert timesteps[-1] == content.meta["num_timesteps"] >= 640
+        assert len(timesteps) == 5
+
+    def test_by_default_never(self) -> None:
+        content, recorder = run()
+        assert recorder.evaluations == []
+        assert "evaluation" not in content.meta
+        assert content.meta["ended_by"] == "total_timesteps"
+
+    def test_as_seldom_as_once(self) -> None:
+        content, recorder = run(eval_freq=640)
+        (evaluation,) = recorder.evaluations
+        assert evaluation["timesteps"] == content.meta["num_timesteps"]
+
+
+class TestWhatItSays:
+    def test_it_plays_the_policy_that_is_saved(self) -> None:
+        content, recorder = run(eval_freq=640, n_eval_episodes=5)
+        rewards = play(content, 5)
+        (evaluation,) = recorder.evaluations
+        assert evaluation["n_episodes"] == 5
+        assert evaluation["mean_reward"] == pytest.approx(np.mean(rewards))
+        assert evaluation["std_reward"] == pytest.approx(np.std(rewards))
+        assert (evaluation["min_reward"], evaluation["max_reward"]) == (min(rewards), max(rewards))
+        assert evaluation["mean_length"] == evaluation["mean_reward"]  # one for each step
+        assert evaluation["success_rate"] == np.mean([reward >= 475 for reward in rewards])
+        written = {name: list(value) if isinstance(value, tuple) else value for name, value in evaluation.items()}
+        assert content.meta["evaluation"] == written
+
+    def test_it_is_logged_under_sb3s_keys(self) -> None:
+        _, recorder = run(eval_freq=320)
+        logged = [metrics for metrics in recorder.metrics if "eval/mean_reward" in metrics]
+        assert [metrics["eval/mean_reward"] for metrics in logged] == [
+            evaluation["mean_reward"] for evaluation in recorder.evaluations
+        ]
+        assert logged[0].keys() >= {"eval/mean_ep_length", "eval/success_rate", "train/approx_kl"}
+
+    def test_the_environments_own_reward_counts_whatever_is_trained_on(self, register_env: RegisterEnv) -> None:
+        env_name = register_env(lambda: PaidEnv(reward=0.5, ends=False), max_episode_steps=8)
+        config = resolve(env_name=env_name, eval_freq=640)
+        recorder = Recorder()
+        train_policy(config, lambda state, action, next_state: action.float(), recorder)
+        (evaluation,) = recorder.evaluations
+        assert (evaluation["mean_reward"], evaluation["mean_length"], evaluation["success_rate"]) == (4.0, 8.0, None)
+
+    def test_an_episode_that_nothing_ends_is_cut(self, register_env: RegisterEnv) -> None:
+        env_name = register_env(lambda: PaidEnv(ends=False))
+        _, recorder = run(env_name=env_name, eval_freq=640, n_eval_episodes=2)
+        (evaluation,) = recorder.evaluations
+        assert evaluation["mean_length"] == MAX_EPISODE_STEPS == 1000
+
+    def test_rewards_that_are_not_finite_end_the_training(self, register_env: RegisterEnv) -> None:
+        env_name = register_env(lambda: PaidEnv(reward=float("inf")))
+        config = resolve(env_name=env_name, eval_freq=64)
+        with pytest.raises(ValueError, match=r"not all finite .*mend the environment 'Line-v0'"):
+            train_policy(config, lambda state, action, next_state: torch.ones(len(state), 1), Recorder())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{}, {"n_envs": 2, "normalize": True}, {"env_name": "FrozenLake-v1"}, {"env_name": "Pendulum-v1"}],
+    ids=str,
+)
+def test_training_goes_on_as_it_would_have_without(request_: dict[str, Any]) -> None:
+    without, _ = run(**request_)
+    with_it, recorder = run(**request_, eval_freq=64, keep_best=False)
+    assert len(recorder.evaluations) > 1
+    assert without.weights.keys() == with_it.weights.keys()
+    for name, weights in without.weights.items():
+        assert np.array_equal(weights, with_it.weights[name]), name
+    assert without.meta["rng_state"] == with_it.meta["rng_state"]
+
+
+# Steps this large unlearn again what was learnt.
+WILD: dict[str, Any] = {"eval_freq": 64, "learning_rate": 0.05, "lr_schedule": "constant", "seed": 3}
+
+
+class TestTheBestPolicy:
+    def test_it_is_saved_in_the_place_of_the_last_one(self) -> None:
+        content, recorder = run(**WILD)
+        means = [evaluation["mean_reward"] for evaluation in recorder.evaluations]
+        best = recorder.evaluations[int(np.argmax(means))]
+        assert max(means) > means[-1], "else this would prove nothing"
+        assert np.mean(play(content, 3)) == best["mean_reward"]
+        kept = content.meta["evaluation"]
+        assert (kept["timesteps"], kept["mean_reward"]) == (best["timesteps"], best["mean_reward"])
+        assert content.meta["num_timesteps"] == best["timesteps"]
+        assert content.meta["ended_by"] == "total_timesteps"
+        assert content.meta["config"]["keep_best"] is True
+
+    def test_it_is_not_where_the_last_one_was_asked_for(self) -> None:
+        content, recorder = run(**WILD, keep_best=False)
+        last = recorder.evaluations[-1]
+        assert np.mean(play(content, 3)) == last["mean_reward"]
+        assert content.meta["evaluation"]["timesteps"] == last["timesteps"] == content.meta["num_timesteps"]
+
+    def test_the_first_of_equals_is_kept(self, register_env: RegisterEnv) -> None:
+        env_name = register_env(lambda: PaidEnv(ends=False), max_episode_steps=8)
+        content, recorder = run(env_name=env_name, eval_freq=64)
+        assert len(recorder.evaluations) > 5
+        assert content.meta["evaluation"]["timesteps"] == recorder.evaluations[0]["timesteps"]
+
+    def test_its_file_can_be_trained_on(self) -> None:
+        content = train_policy(resolve(**WILD), None, Recorder())
+        parts = model_file.from_bytes(content, with_optimizer=True)
+        assert parts.optimizer
+        assert model_file.to_bytes(parts.meta, parts.weights, parts.optimizer, parts.normalization) == content
+
+
+class TestEndingEarly:
+    def test_a_policy_that_is_good_enough_ends_it(self) -> None:
+        content, recorder = run(eval_freq=64, stop_reward=5.0, total_timesteps=50_000)
+        (evaluation,) = recorder.evaluations
+        assert evaluation["mean_reward"] >= 5.0
+        assert recorder.conclusions == [content.meta["ended_by"]] == ["stop_reward"]
+        assert content.meta["evaluation"]["mean_reward"] == evaluation["mean_reward"]
+        assert recorder.steps[-1] <= 65 + 64
+
+    def test_without_the_best_one_it_saves_the_one_that_was_good_enough(self) -> None:
+        content, recorder = run(eval_freq=64, stop_reward=5.0, keep_best=False, total_timesteps=50_000)
+        assert np.mean(play(content, 3)) == recorder.evaluations[0]["mean_reward"]
+        assert content.meta["evaluation"]["mean_reward"] == recorder.evaluations[0]["mean_reward"]
+
+    def test_a_policy_that_becomes_no_better_ends_it(self, register_env: RegisterEnv) -> None:
+        env_name = register_env(lambda: PaidEnv(ends=False), max_episode_steps=8)
+        content, recorder = run(env_name=env_name, eval_freq=64, patience=3, total_timesteps=50_000)
+        assert len(recorder.evaluations) == 1 + 3
+        assert recorder.conclusions == [content.meta["ended_by"]] == ["patience"]
+
+    def test_the_last_evaluation_ends_nothing_any_more(self) -> None:
+        content, recorder = run(eval_freq=640, stop_reward=-1.0)
+        assert len(recorder.evaluations) == 1
+        assert recorder.conclusions == []
+        assert content.meta["ended_by"] == "total_timesteps"
+
+    def test_its_time_is_measured_from_the_start_of_training(self) -> None:
+        begun = time.monotonic()
+        content, recorder = run(max_seconds=0.2, total_timesteps=10_000_000)
+        assert time.monotonic() - begun >= 0.2
+        assert recorder.conclusions == [content.meta["ended_by"]] == ["max_seconds"]
+        assert 0 < content.meta["num_timesteps"] == recorder.steps[-1] < 10_000_000
+
+    def test_the_end_of_the_time_ends_an_evaluation_too(self, register_env: RegisterEnv) -> None:
+        env_name = register_env(lambda: PaidEnv(ends=False), max_episode_steps=10**9)
+        content, recorder = run(env_name=env_name, eval_freq=64, max_seconds=0.5)
+        assert recorder.evaluations == []
+        assert (recorder.conclusions, content.meta["ended_by"]) == (["max_seconds"], "max_seconds")
+        assert content.meta["evaluation"] is None
+
+    def test_a_stop_ends_an_evaluation_at_its_next_step_and_tells_of_life_until_then(
+        self, register_env: RegisterEnv
+    ) -> None:
+        class Impatient(Recorder):
+            """Stops in an evaluation: after more signs of life in a row than a rollout has minibatches."""
+
+            def advance(self, current_timesteps: int) -> None:
+                super().advance(current_timesteps)
+                if self.steps[-50:] == [current_timesteps] * 50:
+                    self._stop()
+
+        env_name = register_env(lambda: PaidEnv(ends=False), max_episode_steps=10**9)
+        content, recorder = run(Impatient(), env_name=env_name, eval_freq=64, n_epochs=2, total_timesteps=10_000)
+        assert (recorder.evaluations, recorder.conclusions) == ([], [])
+        assert content.meta["ended_by"] == "stop"
+        # One step more, at which the rollout that was to come ends.
+        assert recorder.steps[-51:] == [recorder.steps[-2]] * 50 + [recorder.steps[-2] + 1]

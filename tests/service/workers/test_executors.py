@@ -1,0 +1,454 @@
+"""A training does the same wherever it runs, and a process that dies or hangs takes nothing with it."""
+
+import ctypes
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import psutil
+import pytest
+import torch
+
+from grpo_core.options.rewards import REWARD_FUNCTIONS
+from service.context import REQUEST_ID
+from service.errors import InvalidRequestError, SlotsLostError
+from service.jobs import registry as jobs
+from service.jobs.job import Job
+from service.jobs.registry import JobRegistry
+from service.models.store import ModelStore
+from service.schemas.jobs import EvaluationRow, JobStatus
+from service.schemas.training import TrainRequest
+from service.training.plan import resolve_request
+from service.workers.executors import Executor, ProcessExecutor, ThreadExecutor
+from tests.support import FloatArray, LineEnv, wait_until
+
+ROOT = Path(__file__).parents[2]
+EXECUTORS = ["thread", "process"]
+RegisterLine = Callable[..., str]
+
+
+def pay_seven(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    """What an operator's own module may hold."""
+    return torch.full((len(state), 1), 7.0)
+
+
+def fail_in_a_folder() -> None:
+    raise OSError(2, "No such file", "/home/someone/map.txt")
+
+
+def hang() -> None:
+    time.sleep(1000)
+
+
+def touch_and_hang(path: str) -> None:
+    Path(path).touch()
+    hang()
+
+
+def hold(event: threading.Event) -> None:
+    event.wait()
+
+
+def make_line(render_mode: str | None = None, **arguments: Any) -> LineEnv:
+    return LineEnv(**arguments)
+
+
+def make_tiring_line(render_mode: str | None = None) -> LineEnv:
+    """Build a line that hangs at its hundredth step."""
+    steps = iter(range(99))
+    return LineEnv(on_step=lambda: hang() if next(steps, None) is None else None)
+
+
+class EndlessLine(LineEnv):
+    """The same walk, which is never over."""
+
+    def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        observation, reward, _, _, _ = super().step(action)
+        return observation, reward, False, False, {}
+
+
+def make_endless_line(render_mode: str | None = None) -> EndlessLine:
+    return EndlessLine()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "models", 64, 2**29, lambda: 2**40, 2**34)
+
+
+class KeptExecutor(ProcessExecutor):
+    """Keeps its template, whose imports take seconds, from one test to the next."""
+
+    def close(self) -> None:
+        """Leave that to the fixture."""
+
+
+@pytest.fixture(scope="module")
+def kept_executor() -> Iterator[ProcessExecutor]:
+    executor = KeptExecutor()
+    yield executor
+    ProcessExecutor.close(executor)
+    assert list_descendants() == []
+
+
+@pytest.fixture
+def open_registry(store: ModelStore, kept_executor: ProcessExecutor) -> Iterator[Callable[..., JobRegistry]]:
+    """Build registries, and end them when the test is over."""
+    registries = []
+
+    def build(executor: str = "process", max_running: int = 2, stall_seconds: float = 60.0) -> JobRegistry:
+        executors: dict[str, Callable[[], Executor]] = {
+            "thread": ThreadExecutor,
+            "process": lambda: kept_executor,
+            "process of its own": ProcessExecutor,
+        }
+        registries.append(JobRegistry(store, executors[executor](), max_running, 8, 100, stall_seconds))
+        return registries[-1]
+
+    yield build
+    for registry in registries:
+        registry.shutdown(grace_seconds=10)
+    assert all(registry.count_active() == 0 for registry in registries)
+
+
+@pytest.fixture
+def register_line() -> Iterator[RegisterLine]:
+    """Register lines that a worker can import, until the test is over."""
+    names = []
+
+    def register(name: str = "Line-v0", entry_point: Callable[..., LineEnv] = make_line, **arguments: Any) -> str:
+        gym.register(name, entry_point=entry_point, kwargs=arguments)
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        del gym.registry[name]
+
+
+def submit(registry: JobRegistry, **request: Any) -> Job:
+    known = {**REWARD_FUNCTIONS, "pay_seven": pay_seven, "pay_nothing": lambda *_: torch.zeros(1, 1)}
+    return registry.submit(resolve_request(TrainRequest(**{"total_timesteps": 32, "seed": 0, **request}), known))
+
+
+def run(registry: JobRegistry, **request: Any) -> Job:
+    job = submit(registry, **request)
+    assert job.finished.wait(60)
+    return job
+
+
+def list_descendants(parent: psutil.Process | None = None) -> list[psutil.Process]:
+    """List the templates of this process, or the workers of a template."""
+    children = (parent or psutil.Process()).children()
+    return [
+        process
+        for process in children
+        if process.status() != psutil.STATUS_ZOMBIE and "serve_template" in " ".join(process.cmdline())
+    ]
+
+
+@pytest.fixture
+def own_registry(
+    kept_executor: ProcessExecutor, open_registry: Callable[..., JobRegistry]
+) -> tuple[JobRegistry, psutil.Process]:
+    """Build a registry with a template of its own."""
+    others = list_descendants()
+    registry = open_registry("process of its own")
+    registry.warm_up()
+    (template,) = set(list_descendants()) - set(others)
+    return registry, template
+
+
+def find_worker(template: psutil.Process) -> psutil.Process:
+    wait_until(lambda: len(list_descendants(template)) == 1)
+    return list_descendants(template)[0]
+
+
+def tells_of_a_stall(message: str | None) -> bool:
+    return message is not None and message.startswith("stalled: no simulator step") and "GRPO_STALL_SECONDS" in message
+
+
+class TestBothAlike:
+    def test_a_job_gives_the_same_file_in_a_thread_in_a_process_and_beside_others(
+        self, open_registry: Callable[..., JobRegistry]
+    ) -> None:
+        request = {"total_timesteps": 300, "seed": 3, "model_name": "m"}
+        hashes = []
+        for executor in EXECUTORS:
+            registry = open_registry(executor, max_running=2)
+            hashes.append(run(registry, **request).describe().sha256)
+            other = submit(registry, total_timesteps=10_000_000)
+            hashes.append(run(registry, **request).describe().sha256)
+            assert other.status is JobStatus.RUNNING
+            registry.shutdown(grace_seconds=10)
+        assert hashes[0] is not None
+        assert len(set(hashes)) == 1
+
+    @pytest.mark.parametrize("executor", EXECUTORS)
+    def test_steps_and_metrics_are_seen_while_it_trains_and_a_stop_keeps_the_policy(
+        self, open_registry: Callable[..., JobRegistry], store: ModelStore, executor: str
+    ) -> None:
+        job = submit(open_registry(executor), total_timesteps=10_000_000, model_name="m")
+        wait_until(lambda: "train/approx_kl" in job.describe().metrics)
+        seen = job.describe().current_timesteps
+        assert job.status is JobStatus.RUNNING
+        job.stop()
+        assert job.finished.wait(60)
+        status = job.describe()
+        assert (status.status, status.model_name, status.error_message) == (JobStatus.STOPPED, "m", None)
+        assert seen <= status.current_timesteps < 10_000_000
+        assert store.get("m").meta["num_timesteps"] == status.current_timesteps
+
+    @pytest.mark.parametrize("executor", EXECUTORS)
+    def test_the_last_metrics_and_the_warnings_are_complete(
+        self, open_registry: Callable[..., JobRegistry], executor: str
+    ) -> None:
+        # Branches of one step with equal rewards: nothing to learn, in each of the eleven rollouts.
+        silent = {"n_steps": 256, "horizon": 1, "gamma": 0.0, "reward_function_type": "pay_seven"}
+        status = run(open_registry(executor), total_timesteps=11 * 256, **silent).describe()
+        assert status.current_timesteps == 11 * 256
+        assert status.metrics["rollout/reward_mean"] == 7.0
+        assert status.metrics["train/n_updates"] == 11 * 10
+        assert "the last 11 rollouts" in status.warnings[0]
+
+    @pytest.mark.parametrize("executor", EXECUTORS)
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            (fail_in_a_folder, "FileNotFoundError: No such file"),
+            (functools.partial(sys.exit, 3), "SystemExit: 3"),
+        ],
+    )
+    def test_what_an_environment_raises_fails_its_job_alone(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_line: RegisterLine,
+        executor: str,
+        fault: Callable[[], None],
+        message: str,
+    ) -> None:
+        registry = open_registry(executor)
+        job = run(registry, env_name=register_line(on_step=fault))
+        assert (job.status, job.describe().error_message) == (JobStatus.FAILED, message)
+        assert run(registry).status is JobStatus.COMPLETED
+
+    @pytest.mark.parametrize("executor", EXECUTORS)
+    def test_evaluations_are_heard_of_and_the_rule_that_ends_the_job(
+        self, open_registry: Callable[..., JobRegistry], store: ModelStore, executor: str
+    ) -> None:
+        request = {"total_timesteps": 50_000, "eval_freq": 100, "stop_reward": 5.0, "n_eval_episodes": 3}
+        job = run(open_registry(executor), **request, model_name="m")
+        status = job.describe()
+        assert (status.status, status.ended_by, status.progress) == (JobStatus.COMPLETED, "stop_reward", 1.0)
+        assert status.current_timesteps < 50_000
+        assert status.evaluation == status.best_evaluation == job.history.list_evaluations()[-1]
+        kept = store.get("m").meta["evaluation"]
+        assert EvaluationRow(**kept, elapsed_seconds=status.evaluation.elapsed_seconds) == status.evaluation
+
+    @pytest.mark.parametrize("executor", EXECUTORS)
+    def test_a_long_evaluation_is_no_stall_and_a_stop_ends_it(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, executor: str
+    ) -> None:
+        registry = open_registry(executor, stall_seconds=3.0)
+        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # by then a template has imported everything
+        # A thousand episodes of a thousand steps.
+        env_name = register_line(entry_point=make_endless_line)
+        job = submit(registry, env_name=env_name, eval_freq=32, n_eval_episodes=1000, total_timesteps=10_000)
+        wait_until(lambda: job.describe().elapsed_seconds > 4.0)
+        assert job.status is JobStatus.RUNNING
+        assert job.describe().current_timesteps <= 64
+        job.stop()
+        assert job.finished.wait(60)
+        assert (job.status, job.describe().error_message) == (JobStatus.STOPPED, None)
+
+    @pytest.mark.parametrize("executor", EXECUTORS)
+    def test_a_long_update_is_no_stall(self, open_registry: Callable[..., JobRegistry], executor: str) -> None:
+        registry = open_registry(executor, stall_seconds=0.5)
+        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # by then a template has imported everything
+        # A thousand minibatches after one rollout take longer than half a second together.
+        request = {"n_steps": 512, "batch_size": 1, "total_timesteps": 512, "n_epochs": 2}
+        job = run(registry, **request)
+        assert (job.status, job.describe().error_message) == (JobStatus.COMPLETED, None)
+
+
+class TestWhatAWorkerCanImport:
+    def test_an_environment_registered_by_the_server_alone(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, store: ModelStore
+    ) -> None:
+        env_name = register_line(observation_size=5)
+        assert run(open_registry(), env_name=env_name, model_name="m").status is JobStatus.COMPLETED
+        assert store.get("m").meta["env_name"] == env_name
+
+    def test_a_lambda_is_refused_with_the_remedy(self, open_registry: Callable[..., JobRegistry]) -> None:
+        with pytest.raises(InvalidRequestError, match=r"reward function 'pay_nothing' .*GRPO_EXECUTOR=auto"):
+            submit(open_registry(), reward_function_type="pay_nothing")
+
+    def test_an_environment_without_a_name_is_refused_with_the_remedy(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
+    ) -> None:
+        env_name = register_line(on_step=lambda: None)
+        with pytest.raises(InvalidRequestError, match=r"environment 'Line-v0' .*top level of a module"):
+            submit(open_registry(), env_name=env_name)
+
+    def test_what_the_start_script_defines_is_refused_with_the_remedy(
+        self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pay_seven, "__module__", "__main__")
+        registry = open_registry()
+        with pytest.raises(InvalidRequestError, match=r"pay_seven' .*script that was started.*module"):
+            submit(registry, reward_functions={"environment": 1.0, "pay_seven": 1.0})
+        assert registry.list_jobs() == []
+
+    def test_a_thread_takes_them_all(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
+    ) -> None:
+        env_name = register_line(on_step=lambda: None)
+        job = run(open_registry("thread"), env_name=env_name, reward_function_type="pay_seven")
+        assert job.status is JobStatus.COMPLETED
+
+
+class TestAProcess:
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            (functools.partial(os._exit, 3), "exited with status 3"),
+            (functools.partial(os._exit, 0), "exited with status 0"),
+            (os.abort, "signal SIGABRT"),
+            (functools.partial(ctypes.string_at, 0), "signal SIGSEGV"),
+            (functools.partial(signal.raise_signal, signal.SIGKILL), "memory runs out"),
+        ],
+        ids=["exit 3", "exit 0", "abort", "segfault", "kill"],
+    )
+    def test_a_crash_fails_its_job_alone(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_line: RegisterLine,
+        store: ModelStore,
+        fault: Callable[[], None],
+        message: str,
+    ) -> None:
+        registry = open_registry()
+        other = submit(registry, total_timesteps=10_000_000)
+        wait_until(lambda: other.describe().current_timesteps > 0)
+        job = run(registry, env_name=register_line(on_step=fault), model_name="m")
+        status = job.describe()
+        assert (status.status, status.model_name) == (JobStatus.FAILED, None)
+        assert message in (status.error_message or "")
+        assert not store.exists("m")
+        assert run(registry).status is JobStatus.COMPLETED
+        assert other.status is JobStatus.RUNNING
+
+    def test_it_serves_in_the_background_and_ends_when_it_is_told_to_alone(
+        self, own_registry: tuple[JobRegistry, psutil.Process], register_line: RegisterLine, tmp_path: Path
+    ) -> None:
+        registry, template = own_registry
+        is_hanging = tmp_path / "hanging"
+        job = submit(registry, env_name=register_line(on_step=functools.partial(touch_and_hang, str(is_hanging))))
+        wait_until(is_hanging.exists)
+        worker = find_worker(template)
+        assert worker.nice() == min(19, psutil.Process().nice() + 15)
+        assert os.getsid(worker.pid) == os.getsid(0), "in another session its niceness would count for nothing"
+        assert os.getpgid(worker.pid) != os.getpgid(0), "interrupts from the keyboard would reach it"
+        assert worker.net_connections(kind="inet") == []
+        for process in (worker, template):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                process.send_signal(number)
+        registry.shutdown(grace_seconds=0.2)
+        status = job.describe()
+        assert status.status is JobStatus.STOPPED
+        assert "within 0.2 s of the server's shutdown" in (status.error_message or "")
+        wait_until(lambda: not worker.is_running() and not template.is_running())
+
+    def test_the_loss_of_the_template_is_made_good(self, own_registry: tuple[JobRegistry, psutil.Process]) -> None:
+        registry, template = own_registry
+        running = submit(registry, total_timesteps=10_000_000, model_name="running")
+        wait_until(lambda: running.describe().current_timesteps > 0)
+        worker = find_worker(template)
+        template.kill()
+        wait_until(lambda: template.status() == psutil.STATUS_ZOMBIE)
+        assert run(registry).status is JobStatus.COMPLETED
+        running.stop()
+        assert running.finished.wait(60)
+        assert (running.status, running.describe().model_name) == (JobStatus.STOPPED, "running")
+        wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+class TestAHang:
+    def test_a_process_that_hangs_is_killed(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
+    ) -> None:
+        registry = open_registry(max_running=1, stall_seconds=1.0)
+        job = run(registry, env_name=register_line(entry_point=make_tiring_line), total_timesteps=1000)
+        status = job.describe()
+        assert status.status is JobStatus.FAILED
+        assert status.current_timesteps < 100
+        assert tells_of_a_stall(status.error_message)
+        assert registry.n_lost_slots == 0
+        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # by then a template has imported everything
+
+    def test_stopping_a_process_that_hangs_kills_it(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_line: RegisterLine,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        monkeypatch.setattr(jobs, "_STOP_PATIENCE_SECONDS", 0.5)
+        registry = open_registry(max_running=1)
+        is_hanging = tmp_path / "hanging"
+        job = submit(registry, env_name=register_line(on_step=functools.partial(touch_and_hang, str(is_hanging))))
+        wait_until(is_hanging.exists)
+        job.stop()
+        assert job.finished.wait(60)
+        status = job.describe()
+        assert (status.status, status.model_name) == (JobStatus.STOPPED, None)
+        assert "after the stop" in (status.error_message or "")
+        assert run(registry).status is JobStatus.COMPLETED
+
+    def test_a_thread_that_hangs_holds_its_slot_until_it_goes_on(
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, store: ModelStore
+    ) -> None:
+        event = threading.Event()
+        registry = open_registry("thread", max_running=1, stall_seconds=0.5)
+        env_name = register_line(on_step=lambda: hold(event))
+        job = run(registry, env_name=env_name, total_timesteps=10_000_000, model_name="m")
+        failed = job.describe()
+        assert failed.status is JobStatus.FAILED
+        assert tells_of_a_stall(failed.error_message)
+        assert (registry.n_lost_slots, registry.count_active()) == (1, 0)
+        with pytest.raises(SlotsLostError, match="restart"):
+            registry.check_room()
+        event.set()
+        wait_until(lambda: registry.n_lost_slots == 0)
+        assert run(registry).status is JobStatus.COMPLETED
+        assert job.describe() == failed
+        assert not store.exists("m")
+
+
+def test_none_of_it_imports_torch_into_the_server() -> None:
+    program = "import sys, service.workers.executors; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_the_log_of_a_worker_tells_which_request_and_job_it_is_about(
+    open_registry: Callable[..., JobRegistry], register_line: RegisterLine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Started here, so that it writes to what captures this test.
+    registry, env_name = open_registry("process of its own"), register_line(on_reset=fail_in_a_folder)
+    token = REQUEST_ID.set("who-asked")
+    try:
+        job = run(registry, env_name=env_name)
+    finally:
+        REQUEST_ID.reset(token)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "a task failed in its worker" in line]
+    assert "warning grpo.service:" in line
+    assert f"request_id=who-asked job_id={job.job_id}" in line
+    assert line.endswith("map.txt'\"")

@@ -1,0 +1,172 @@
+"""Tasks that callers wait for: a few at a time, none for too long, and nothing left behind."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+
+from service.errors import ConflictError, DrainingError, InvalidRequestError, QueueFullError, ServiceError, TooLargeError
+from service.workers.executors import Executor, ProcessExecutor, ThreadExecutor
+from service.workers.short_tasks import Errands
+from service.workers.task import Progress, Task
+from tests.support import wait_until
+
+ENV_NAME = "CartPole-v1"
+LONG_SECONDS = 60.0
+
+
+def answer(progress: Progress) -> bytes:
+    return b"content"
+
+
+def refuse(progress: Progress) -> bytes:
+    raise ConflictError("not with this file.")
+
+
+def fail(progress: Progress) -> bytes:
+    raise OSError(2, "No such file", "/home/someone/map.txt")
+
+
+def leave(progress: Progress) -> bytes:
+    sys.exit(3)
+
+
+def hang(progress: Progress) -> bytes:
+    time.sleep(1000)
+    return b""
+
+
+def make_errands(executor: Executor, limit_seconds: float = LONG_SECONDS, **bounds: int) -> Errands:
+    return Errands(executor, limit_seconds, threading.Event(), **bounds)
+
+
+def make_task(function: Callable[..., bytes], *arguments: Any) -> Task:
+    return Task(function, arguments, ENV_NAME, {})
+
+
+class Waiting:
+    """A task that runs until it is told to end, or until the test lets it."""
+
+    def __init__(self, listens: bool) -> None:
+        self.let_go = threading.Event()
+        self.n_begun = 0
+        self._listens = listens
+
+    def __call__(self, progress: Progress) -> bytes:
+        self.n_begun += 1
+        if self._listens:
+            progress.attach(self.let_go.set)
+        self.let_go.wait()
+        return b"done"
+
+
+@pytest.fixture
+def waiting() -> Iterator[Waiting]:
+    task = Waiting(listens=False)
+    yield task
+    task.let_go.set()
+
+
+@pytest.fixture
+def callers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ProcessExecutor]:
+    executor = ProcessExecutor()
+    yield executor
+    executor.close()
+
+
+def call(callers: ThreadPoolExecutor, errands: Errands, function: Callable[..., bytes]) -> Future[bytes]:
+    return callers.submit(errands.run, make_task(function), "ask for less.")
+
+
+def test_a_task_is_answered_with_what_it_made() -> None:
+    assert make_errands(ThreadExecutor()).run(make_task(answer), "") == b"content"
+
+
+def test_a_refusal_keeps_its_status_in_a_thread_and_in_a_process(processes: ProcessExecutor) -> None:
+    for executor in (ThreadExecutor(), processes):
+        with pytest.raises(ServiceError, match=r"not with this file\.") as refusal:
+            make_errands(executor).run(make_task(refuse), "")
+        assert refusal.value.status_code == 409
+
+
+def test_what_fails_in_others_code_names_the_environment_and_no_path(processes: ProcessExecutor) -> None:
+    for executor in (ThreadExecutor(), processes):
+        for function, reason in ((fail, "No such file"), (leave, "SystemExit")):
+            with pytest.raises(InvalidRequestError, match=reason) as error:
+                make_errands(executor).run(make_task(function), "")
+            assert ENV_NAME in error.value.detail
+            assert "/home" not in error.value.detail
+
+
+def test_a_process_that_takes_too_long_is_killed_and_the_remedy_told(processes: ProcessExecutor) -> None:
+    errands = make_errands(processes)
+    errands.run(make_task(answer), "")  # from now on workers begin at once
+    template = psutil.Process().children()[-1]
+    with pytest.raises(TooLargeError, match=r"0\.5 s.*GRPO_STAGE_SECONDS.*ask for less"):
+        make_errands(processes, 0.5).run(make_task(hang), "ask for less.")
+    assert not [child for child in template.children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_thread_that_takes_too_long_is_told_to_end(callers: ThreadPoolExecutor) -> None:
+    errands = make_errands(ThreadExecutor(), 0.2, n_at_once=1)
+    with pytest.raises(TooLargeError):
+        errands.run(make_task(Waiting(listens=True)), "")
+    assert errands.run(make_task(answer), "") == b"content"
+
+
+def test_a_thread_that_does_not_listen_keeps_its_place_until_it_ends(waiting: Waiting) -> None:
+    errands = make_errands(ThreadExecutor(), 0.2, n_at_once=1)
+    with pytest.raises(TooLargeError):
+        errands.run(make_task(waiting), "")
+    with pytest.raises(QueueFullError):
+        errands.run(make_task(answer), "")
+    waiting.let_go.set()
+    wait_until(lambda: "grpo-training" not in [thread.name for thread in threading.enumerate()])
+    assert errands.run(make_task(answer), "") == b"content"
+
+
+def test_the_room_is_bounded_and_those_in_it_are_all_answered(callers: ThreadPoolExecutor, waiting: Waiting) -> None:
+    errands = make_errands(ThreadExecutor(), n_at_once=2, n_waiting=1)
+    first = [call(callers, errands, waiting) for _ in range(2)]
+    wait_until(lambda: waiting.n_begun == 2)
+    third = call(callers, errands, waiting)
+    wait_until(lambda: is_full(errands))
+    assert waiting.n_begun == 2
+    waiting.let_go.set()
+    assert [future.result(LONG_SECONDS) for future in (*first, third)] == [b"done"] * 3
+    assert not is_full(errands)
+
+
+def is_full(errands: Errands) -> bool:
+    try:
+        errands.run(make_task(answer), "")
+    except QueueFullError:
+        return True
+    return False
+
+
+def test_those_that_run_and_wait_are_sent_away_when_the_server_ends(
+    callers: ThreadPoolExecutor, waiting: Waiting
+) -> None:
+    closing = threading.Event()
+    errands = Errands(ThreadExecutor(), LONG_SECONDS, closing, n_at_once=1)
+    futures = [call(callers, errands, waiting) for _ in range(3)]
+    wait_until(lambda: waiting.n_begun == 1)
+    closing.set()
+    for future in futures:
+        with pytest.raises(DrainingError):
+            future.result(LONG_SECONDS)
+    with pytest.raises(DrainingError):
+        errands.run(make_task(answer), "")
+    assert waiting.n_begun == 1
