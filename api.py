@@ -15,12 +15,12 @@ from grpo_core import __version__
 from grpo_core.options import rewards
 from service.dashboard.mount import PREFIX, DashboardDoor
 from service.environments.catalogue import Catalogue
-from service.http.problems import install_error_handlers
 from service.extensions import import_extensions
 from service.http.access_log import Telemetry
 from service.http.fast_inference import InferenceShortcut
 from service.http.guards import BrowserRules, RequestGuard, UploadRoom
 from service.http.openapi import install_schema
+from service.http.problems import install_error_handlers
 from service.http.routes import catalogue, files, inference, login, models, server, training
 from service.http.sessions import LoginLimit
 from service.http.shutdown import announce_shutdown

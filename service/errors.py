@@ -19,8 +19,6 @@ class Problem(NamedTuple):
     title: str
 
 
-
-
 class ServiceError(Exception):
     """A refusal that the client should hear about.
 

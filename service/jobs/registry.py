@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.context import JOB_ID
-from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError, SlotsLostError, describe_error, printable
+from service.errors import (
+    ConflictError,
+    DrainingError,
+    NotFoundError,
+    QueueFullError,
+    SlotsLostError,
+    describe_error,
+    printable,
+)
 from service.jobs.job import Job
 from service.jobs.totals import JobTally
 from service.models.store import ModelStore

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from service.errors import DrainingError, InvalidRequestError, QueueFullError, ServiceError, TooLargeError, describe_error
+from service.errors import (
+    DrainingError,
+    InvalidRequestError,
+    QueueFullError,
+    ServiceError,
+    TooLargeError,
+    describe_error,
+)
 from service.schemas.jobs import EndedBy
 from service.workers.executors import Executor, Run, TaskFailedError
 from service.workers.task import Task

@@ -10,7 +10,14 @@ from typing import Any
 import psutil
 import pytest
 
-from service.errors import ConflictError, DrainingError, InvalidRequestError, QueueFullError, ServiceError, TooLargeError
+from service.errors import (
+    ConflictError,
+    DrainingError,
+    InvalidRequestError,
+    QueueFullError,
+    ServiceError,
+    TooLargeError,
+)
 from service.workers.executors import Executor, ProcessExecutor, ThreadExecutor
 from service.workers.short_tasks import Errands
 from service.workers.task import Progress, Task
