@@ -77,7 +77,7 @@ def _serve(app: FastAPI, settings: Settings) -> int:
         )
     )
     server.run()
-    if app.state.registry.count_active() > 0 or app.state.registry.n_lost_slots > 0:
+    if app.state.service.registry.count_active() > 0 or app.state.service.registry.n_lost_slots > 0:
         # A job that hangs in its environment cannot be killed, and Python would wait for its thread forever.
         os._exit(0)
     return 0 if server.started else 1

@@ -188,7 +188,7 @@ class _Failing:
 def measure_jobs(models_dir: Path) -> dict[str, float]:
     """Return what requests take, in ms, when the server remembers 10,000 jobs: submission alone, the others as HTTP."""
     app = create_app(Settings(models_dir=models_dir))
-    registry = JobRegistry(app.state.store, _Failing(), 1, 1, N_JOBS, 60.0)
+    registry = JobRegistry(app.state.service.store, _Failing(), 1, 1, N_JOBS, 60.0)
     plan = resolve_request(TrainRequest(), REWARD_FUNCTIONS)
     logging.getLogger("grpo.service").setLevel(logging.CRITICAL)
     submitting: list[float] = []
@@ -197,7 +197,7 @@ def measure_jobs(models_dir: Path) -> dict[str, float]:
         job = registry.submit(plan)
         submitting.append(1000 * (time.perf_counter() - start))
         job.finished.wait()
-    app.state.registry = registry
+    app.state.service.registry = registry
     times = {"submit the last 1,000, median each": statistics.median(submitting[-1000:])}
     paths = {"status of one": f"/training/{job.job_id}/status"}
     paths |= {"a page of 100": "/training/jobs?limit=100", "all of them": "/training/jobs"}

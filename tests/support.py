@@ -62,8 +62,8 @@ def serve(app: FastAPI) -> Iterator[int]:
         wait_until(lambda: server.started)
         yield listener.getsockname()[1]
     finally:
-        if closing := getattr(app.state, "closing", None):  # some tests serve applications of their own
-            closing.set()  # as a signal would, of which a thread hears nothing
+        if service := getattr(app.state, "service", None):  # some tests serve applications of their own
+            service.closing.set()  # as a signal would, of which a thread hears nothing
         server.should_exit = True
         thread.join()
         listener.close()

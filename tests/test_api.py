@@ -927,7 +927,7 @@ class TestNamesAndSlots:
         assert train_to_end(client, **SHORT)["status"] == "completed"
 
     def test_a_server_that_shuts_down_takes_no_more_jobs(self, client: TestClient, app: FastAPI) -> None:
-        app.state.registry.shutdown(1.0)
+        app.state.service.registry.shutdown(1.0)
         response = client.post("/train", json=SHORT)
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) > 0
@@ -941,7 +941,7 @@ class TestNamesAndSlots:
             env_name = register_env(lambda: LineEnv(stepped.set))
             job_id = train(client, env_name=env_name, model_name="m", total_timesteps=10_000_000)
             wait_until(stepped.is_set)
-        assert app.state.registry.get(job_id).describe().status == "stopped"
+        assert app.state.service.registry.get(job_id).describe().status == "stopped"
         assert GRPO.load(tmp_path / "models" / "m.zip").num_timesteps > 0
 
     @pytest.mark.parametrize(
@@ -1167,7 +1167,7 @@ class TestInference:
             expected = [ask_for(connection, request) for request in requests]
             connection.request("POST", "/train", dumps({"total_timesteps": 10_000_000}), headers)
             job_id = loads(connection.getresponse().read())["job_id"]
-            job = app.state.registry.get(job_id)
+            job = app.state.service.registry.get(job_id)
             wait_until(lambda: job.describe().current_timesteps > 0)
             with ThreadPoolExecutor(64) as pool:
                 answers = [answer for answers in pool.map(ask_many, range(64)) for answer in answers]

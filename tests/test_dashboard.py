@@ -151,7 +151,7 @@ def list_addresses(driver: webdriver.Chrome) -> set[str]:
 @pytest.fixture
 def registry(app: FastAPI) -> JobRegistry:
     """The jobs of the service."""
-    registry: JobRegistry = app.state.registry
+    registry: JobRegistry = app.state.service.registry
     return registry
 
 
@@ -268,10 +268,10 @@ def test_a_model_is_deleted_after_a_question(page: Page, app: FastAPI) -> None:
     page.find(".dialog", "Delete unwanted?")
     page.press(Keys.ESCAPE)
     wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, ".dialog"), 10)
-    assert app.state.store.exists("unwanted")
+    assert app.state.service.store.exists("unwanted")
     page.click("[aria-label='Delete unwanted']")
     page.click(".dialog button", "Delete the model")
-    wait_until(lambda: not app.state.store.exists("unwanted"), 10)
+    wait_until(lambda: not app.state.service.store.exists("unwanted"), 10)
     page.find(".model", "ready")
     wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, "[aria-label='Model unwanted']"), 10)
 
@@ -284,7 +284,7 @@ def test_models_are_uploaded_and_found_by_name(page: Page, app: FastAPI, tmp_pat
     page.find(".model", "brought")
     page.find("input[type=search]").send_keys("brou")
     page.find("h1 + p", "1 of")
-    assert app.state.store.exists("brought")
+    assert app.state.service.store.exists("brought")
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -299,7 +299,7 @@ def test_api_page_lists_every_status_code() -> None:
 
 def test_api_page_names_every_metric() -> None:
     app = create_app(Settings())
-    text = app.state.metrics.render().decode()
+    text = app.state.service.metrics.render().decode()
     families = set(re.findall(r"^# TYPE (grpo_\w+)", text, flags=re.MULTILINE))
     named = set(
         re.findall(r"^\| `(grpo_\w+)` \| (?:counter|gauge|histogram) ", split_api_page()["GET /metrics"], re.MULTILINE)

@@ -15,6 +15,21 @@ from tests.support import make_model
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["grpo_core", "grpo", "grpo_cli", "grpo_zoo", "service", "api", "run_api"]
+# The rooms of the service, those in front last; rooms of one line do not know each other.
+SERVICE_ORDER = [
+    {"suggestions", "context"},
+    {"errors", "logs"},
+    {"settings", "extensions", "schemas"},
+    {"spaces"},
+    {"workers"},
+    {"training", "environments"},
+    {"models"},
+    {"inference", "jobs"},
+    {"monitoring"},
+    {"app"},
+    {"http"},
+    {"dashboard"},
+]
 TRAINING_PACKAGES = ["torch", "stable_baselines3", "pandas", "matplotlib"]
 WEB_PACKAGES = {
     "fastapi",
@@ -56,6 +71,22 @@ def test_every_room_imports_only_from_the_rooms_behind_it() -> None:
         for file in files:
             outer = set(ORDER[level + 1 :]) & set(list_imports(file))
             assert not outer, f"{file.name} imports {outer}"
+
+
+def test_every_room_of_the_service_imports_only_from_the_rooms_behind_it() -> None:
+    levels = {room: level for level, rooms in enumerate(SERVICE_ORDER) for room in rooms}
+    rooms = {file.stem if file.is_file() else file.name for file in (ROOT / "service").iterdir()}
+    assert rooms - {"__init__", "__pycache__"} == levels.keys()
+    for room, level in levels.items():
+        for file in list_files(f"service/{room}"):
+            for other in list_rooms(file, "service") - {room}:
+                assert levels[other] < level, f"{file} imports {other}"
+
+
+def list_rooms(file: Path, package: str) -> set[str]:
+    """List the rooms of a package that a module imports from, at once or later."""
+    names = [node.module for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[1] for name in names if name and name.startswith(f"{package}.")}
 
 
 def test_the_client_stands_alone() -> None:

@@ -7,10 +7,10 @@ import asyncio
 from contextlib import AsyncExitStack
 from importlib import import_module
 
-from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.app import Service
 from service.errors import Problem
 from service.http.problems import error_response
 
@@ -20,13 +20,13 @@ SERVICE_KEY = "grpo.service"
 _TAKEN = Problem("dashboard-taken", "The dashboard shows another service")
 
 
-class DashboardDoor:
+class DashboardMount:
     """Opens at the first request; belongs at ``PREFIX``.
 
     :param service: What the pages show.
     """
 
-    def __init__(self, service: FastAPI) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
         self._entered = AsyncExitStack()
         self._lock = asyncio.Lock()

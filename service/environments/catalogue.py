@@ -30,7 +30,7 @@ from service.schemas.environments import (
 )
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
 from service.suggestions import suggest
-from service.workers.short_tasks import Errands
+from service.workers.short_tasks import ShortTasks
 from service.workers.task import Task
 
 _ENV_NAME = re.compile(ENV_NAME_PATTERN)
@@ -48,12 +48,12 @@ def find_spec(env_name: str) -> EnvSpec | None:
 class Catalogue:
     """Tells what there is. Safe to use from any thread.
 
-    :param errands: Run what builds environments.
+    :param short_tasks: Run what builds environments.
     :param reward_functions: The reward functions known by name.
     """
 
-    def __init__(self, errands: Errands, reward_functions: Mapping[str, RewardFunction]) -> None:
-        self._errands = errands
+    def __init__(self, short_tasks: ShortTasks, reward_functions: Mapping[str, RewardFunction]) -> None:
+        self._short_tasks = short_tasks
         self._reward_functions = reward_functions
         self._lock = threading.Lock()
         # What was found out, and of which registration: somebody may register another environment of the same name.
@@ -87,7 +87,7 @@ class Catalogue:
 
         :raises NotFoundError: If it is not registered.
         :raises InvalidRequestError: If it cannot be created or tried out here.
-        :raises ServiceError: If the server has no time for it; see ``Errands.run``.
+        :raises ServiceError: If the server has no time for it; see ``ShortTasks.run``.
         """
         spec = find_spec(env_name)
         if spec is None:
@@ -130,7 +130,7 @@ class Catalogue:
         if kept is not None and kept[0] is spec:
             return kept[1]
         task = Task(inspect_environment, (env_name,), env_name, {})
-        content = self._errands.run(task, "the environment may hang while it is built; mend it.")
+        content = self._short_tasks.run(task, "the environment may hang while it is built; mend it.")
         facts = EnvironmentFacts.model_validate_json(content)
         with self._lock:
             self._facts[env_name] = (spec, facts)

@@ -18,7 +18,7 @@ _CLIENT_GONE = 499
 _QUIET_ROUTES = frozenset({"/inference", "/metrics", "/health", "/health/live", "/health/ready"})
 
 
-class Telemetry:
+class AccessLog:
     """Names every request, tells its name in the answer, and counts and logs how it was answered.
 
     :param app: The application behind it.

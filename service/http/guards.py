@@ -292,7 +292,7 @@ class RequestGuard:
         return any(self._sessions.is_valid(token) for name, _, token in pairs if name == COOKIE_NAME.encode())
 
 
-class UploadRoom:
+class UploadLimit:
     """Lets a few uploads in at a time: each holds its whole body in memory until it is answered.
 
     :param app: The application behind it.

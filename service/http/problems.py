@@ -1,8 +1,7 @@
 """How HTTP answers errors: as problem details (RFC 9457) whose ``detail`` is one string."""
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -13,12 +12,10 @@ from starlette.exceptions import HTTPException
 
 from service.context import REQUEST_ID, RequestIds, make_urn
 from service.errors import Problem, ServiceError, printable
-from service.suggestions import suggest
+from service.schemas.violations import summarize_violations
 
 logger = logging.getLogger("grpo.service")
 
-# A request can break thousands of rules at once; naming ten of them is help enough.
-MAX_REPORTED_ERRORS = 10
 PROBLEM_TYPE = "application/problem+json"
 INVALID_FIELDS = Problem("invalid-fields", "The request breaks the schema")
 INTERNAL_ERROR = Problem("internal-error", "The server has a bug")
@@ -52,32 +49,6 @@ def report_bug(error: Exception, path: str) -> JSONResponse:
 
 def _get_request_id() -> str:
     return REQUEST_ID.get() or RequestIds().choose(None)
-
-
-def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
-    if error["type"] == "json_invalid" and not error["loc"]:  # pydantic's own parser tells the place in words
-        return {"field": "", "message": f"the body is not valid JSON: {error['ctx']['error']}"}
-    if error["type"] == "json_invalid":
-        return {"field": "", "message": f"the body is not valid JSON, see character {error['loc'][-1]}"}
-    # "body" says nothing to a client; input and context are left out, since they echo what was sent.
-    location = [str(part) for part in error["loc"] if part != "body"]
-    message = str(error["msg"]).removeprefix("Value error, ") + _suggest_choice(error)
-    return {"field": printable(".".join(location)), "message": printable(message, 300)}
-
-
-def _suggest_choice(error: Mapping[str, Any]) -> str:
-    """Say which of the words that a field takes resembles the one that was sent."""
-    if error["type"] not in ("enum", "literal_error") or not isinstance(error["input"], str):
-        return ""
-    hint = suggest(error["input"], re.findall("'([^']*)'", error["ctx"]["expected"]))
-    return f"; {hint}" if hint else ""
-
-
-def summarize_violations(errors: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, str]]]:
-    """Turn pydantic's violations into one sentence and a short list of field and message."""
-    violations = [_describe_violation(error) for error in errors[:MAX_REPORTED_ERRORS]]
-    detail = "; ".join(f"{v['field']}: {v['message']}" if v["field"] else v["message"] for v in violations[:3])
-    return detail + ("; ..." if len(errors) > 3 else ""), violations
 
 
 def _unreadable_body(detail: str) -> JSONResponse:

@@ -17,11 +17,11 @@ from pydantic_core import to_json
 from grpo_core.actor.actor import Actor, Decision
 from grpo_core.spaces import Observations
 from service.errors import InvalidRequestError, ServiceError, TooLargeError
-from service.http.problems import summarize_violations
 from service.inference.single import TOO_LARGE_NUMBERS, infer_many, read_observation, to_rows
 from service.models.store import ServedModel
 from service.schemas.fields import FLOAT32_MAX, MAX_BATCH_ITEMS, MAX_OBSERVATION_NUMBERS, NOT_FINITE
 from service.schemas.inference import BatchRequest, InferenceRequest
+from service.schemas.violations import summarize_violations
 
 ARRAY_TYPE = "application/octet-stream"
 # Python takes some 40 bytes for each number that JSON is written from.

@@ -14,6 +14,8 @@ from service.errors import InvalidRequestError
 from service.models.store import ServedModel
 from service.schemas.inference import InferenceResponse
 
+# A smaller network answers sooner than a thread would begin to.
+LARGE_MODEL_BYTES = 2**20
 TOO_LARGE_NUMBERS = "the observation's numbers are too large for this model's network."
 # Numbers in the widest layer for as many observations as pass at once: more leave the cache and take twice as long.
 _MAX_ACTIVATIONS = 2**17

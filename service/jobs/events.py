@@ -1,14 +1,12 @@
 """Events of jobs, sent to whoever listens as they happen."""
 
 import asyncio
-import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
-from fastapi.sse import ServerSentEvent
-
 from service.errors import DrainingError, TooManyStreamsError
+from service.jobs.history import JobEvent
 from service.jobs.job import Job
 
 # The server takes 256 connections; those that ask and go are to have most of them.
@@ -49,7 +47,7 @@ class EventStreams:
         finally:
             self._n_open -= 1
 
-    async def follow(self, job: Job, after: int) -> AsyncIterator[ServerSentEvent]:
+    async def follow(self, job: Job, after: int) -> AsyncIterator[JobEvent]:
         """Send what a job tells until it has ended, or until the server begins to shut down.
 
         :param after: Id of the last event that was received; one that the job has not told yet counts as 0.
@@ -60,7 +58,7 @@ class EventStreams:
             has_ended = job.finished.is_set()
             if job.history.last_event_id > last_id:
                 for event in job.history.list_events(last_id):
-                    yield ServerSentEvent(raw_data=json.dumps(event.payload), event=event.name, id=str(event.event_id))
+                    yield event
                     last_id = event.event_id
             if has_ended:
                 return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.errors import ConflictError
 from service.jobs.history import JobHistory
-from service.jobs.totals import JobTally
+from service.jobs.totals import JobTotals
 from service.jobs.verdict import Evidence, judge
 from service.schemas.jobs import EndedBy, EvaluationRow, JobStatus, JobSummary, TrainingStatus, Verdict
 
@@ -39,12 +39,12 @@ class Job:
     """One training job. Safe to read and to stop from any thread; only its worker reports progress.
 
     :param plan: What it trains with.
-    :param tally: Counts what it does; None counts for nobody.
+    :param totals: Counts what it does; None counts for nobody.
     """
 
-    def __init__(self, plan: TrainingPlan, tally: JobTally | None = None) -> None:
+    def __init__(self, plan: TrainingPlan, totals: JobTotals | None = None) -> None:
         self.job_id = str(uuid.uuid4())
-        self._tally = tally or JobTally()
+        self._totals = totals or JobTotals()
         self.plan = plan
         self.config = plan.config
         self.history = JobHistory()
@@ -206,7 +206,7 @@ class Job:
         self._status, self._end_time, self._ended = final_status, datetime.now(UTC), time.monotonic()
         self._stop_training = None
         self._ended_by = _find_end(final_status, self._ended_by)
-        self._tally.add_end(final_status)
+        self._totals.add_end(final_status)
         self.history.append(f"job.{final_status}", self._describe().model_dump(mode="json"))
         self.log(str(final_status), seconds=self._elapsed_seconds)
         self.finished.set()
@@ -240,7 +240,7 @@ class Job:
         with self._lock:
             if self._status.is_final:  # a thread that was given up on may go on
                 return
-            self._tally.add_timesteps(current_timesteps - self._current_timesteps)
+            self._totals.add_timesteps(current_timesteps - self._current_timesteps)
             self._current_timesteps, self._last_sign = current_timesteps, time.monotonic()
             if self._last_sign >= self._next_progress:
                 self._next_progress = self._last_sign + _PROGRESS_SECONDS

@@ -25,7 +25,7 @@ from service.errors import (
     printable,
 )
 from service.jobs.job import Job
-from service.jobs.totals import JobTally
+from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 from service.workers.executors import Executor, Run, TaskFailedError
@@ -67,7 +67,7 @@ class JobRegistry:
         stall_seconds: float,
         tensorboard_dir: Path = Path("runs"),
     ) -> None:
-        self.tally = JobTally()
+        self.totals = JobTotals()
         self._store = store
         self._executor = executor
         self._max_running = max_running
@@ -103,7 +103,7 @@ class JobRegistry:
         :raises SlotsLostError: If no job will ever run again.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(plan._replace(warnings=(*plan.warnings, *self._executor.check(plan.make_task()))), self.tally)
+        job = Job(plan._replace(warnings=(*plan.warnings, *self._executor.check(plan.make_task()))), self.totals)
         with self._lock:
             active = self._check_room()
             self._check_name_is_free(plan.config.model_name, active)

@@ -6,7 +6,7 @@ from collections import Counter
 from service.schemas.jobs import JobStatus
 
 
-class JobTally:
+class JobTotals:
     """Counts up, and never down. Safe to use from any thread."""
 
     def __init__(self) -> None:

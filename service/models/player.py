@@ -15,7 +15,7 @@ from service.models.episodes import Play, evaluate_policy, film_policy
 from service.models.store import ModelStore, ServedModel, Signature
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import EvaluateResponse, ModelFigures, VideoFormat
-from service.workers.short_tasks import Errands
+from service.workers.short_tasks import ShortTasks
 from service.workers.task import Task
 
 MEDIA_TYPES: dict[VideoFormat, str] = {"gif": "image/gif", "mp4": "video/mp4"}
@@ -41,18 +41,18 @@ _FilmKey = tuple[Signature, VideoFormat, int, bool, int]
 _EvaluationKey = tuple[Signature, int, int, bool]
 
 
-class Stage:
+class ModelPlayer:
     """Plays saved models in the environments that their files name. Its methods take seconds, and any thread may call.
 
     What was made of a file is kept, as long as there is room, until the file changes.
 
     :param store: The models.
-    :param errands: Run what plays them, for it runs code of the environment.
+    :param short_tasks: Run what plays them, for it runs code of the environment.
     """
 
-    def __init__(self, store: ModelStore, errands: Errands) -> None:
+    def __init__(self, store: ModelStore, short_tasks: ShortTasks) -> None:
         self._store = store
-        self._errands = errands
+        self._short_tasks = short_tasks
         # Guards the three below.
         self._lock = threading.Lock()
         self._films: LRUCache[_FilmKey, Film] = LRUCache(_MAX_FILM_BYTES, getsizeof=lambda film: len(film.content))
@@ -64,7 +64,7 @@ class Stage:
 
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If it cannot be played in the environment that its file names.
-        :raises ServiceError: If the environment fails, or the server has no time for it; see ``Errands.run``.
+        :raises ServiceError: If the environment fails, or the server has no time for it; see ``ShortTasks.run``.
         """
         model, play = self._prepare(model_name, seed, deterministic)
         key = (model.signature, n_episodes, seed, deterministic)
@@ -73,7 +73,7 @@ class Stage:
         if answer is None:
             begun = time.monotonic()
             task = Task(evaluate_policy, (play, n_episodes), play.env_name, {})
-            figures = ModelFigures.model_validate_json(self._errands.run(task, "ask for fewer episodes."))
+            figures = ModelFigures.model_validate_json(self._short_tasks.run(task, "ask for fewer episodes."))
             answer = EvaluateResponse(
                 model_name=model_name,
                 env_name=play.env_name,
@@ -94,7 +94,7 @@ class Stage:
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If it cannot be played in the environment that its file names.
         :raises ServiceError: If the environment cannot be drawn or fails, or the server has no time for it; see
-            ``Errands.run``.
+            ``ShortTasks.run``.
         """
         model, play = self._prepare(model_name, seed, deterministic)
         key = (model.signature, video_format, seed, deterministic, max_steps)
@@ -105,7 +105,7 @@ class Stage:
         # Here and not in the task, which may be killed: then nobody would remove it.
         with tempfile.TemporaryDirectory(prefix="grpo-film-", ignore_cleanup_errors=True) as folder:
             task = Task(film_policy, (play, video_format, max_steps, folder), play.env_name, {})
-            told, _, content = self._errands.run(task, "ask for a lower max_steps.").partition(b"\n")
+            told, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
         film = Film(content, MEDIA_TYPES[video_format], **json.loads(told))
         with self._lock:
             if len(content) <= self._films.maxsize:

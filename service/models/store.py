@@ -68,7 +68,7 @@ class ServedModel:
         return 4 * self.actor.n_parameters
 
 
-class Examination(NamedTuple):
+class FileState(NamedTuple):
     """What one look at a model's file says of it.
 
     :param sha256: None if the file is larger than what is read.
@@ -211,7 +211,7 @@ class ModelStore:
                 return None
         return model
 
-    def examine(self, name: str) -> Examination:
+    def examine(self, name: str) -> FileState:
         """Read a model's file in full and say what it is, without serving it from now on.
 
         :raises NotFoundError: If there is none of that name.
@@ -339,17 +339,17 @@ class ModelStore:
             self._remember(model)
         return model
 
-    def _examine(self, name: str) -> Examination:
+    def _examine(self, name: str) -> FileState:
         signature, content = self._read(name)
         sha256 = hashlib.sha256(content).hexdigest() if len(content) <= model_file.MAX_FILE_BYTES else None
         with self._lock:
             model = self._peek(name, signature)
         if model is not None:
-            return Examination(ModelStatus.LOADED, signature, sha256, model)
+            return FileState(ModelStatus.LOADED, signature, sha256, model)
         try:
-            return Examination(ModelStatus.SAVED, signature, sha256, self._build(name, signature, content))
+            return FileState(ModelStatus.SAVED, signature, sha256, self._build(name, signature, content))
         except model_file.ModelFileError as error:
-            return Examination(_get_verdict(error), signature, sha256, None)
+            return FileState(_get_verdict(error), signature, sha256, None)
 
     def _load(self, name: str) -> ServedModel:
         """Read and verify a model, and note the verdict.

@@ -139,14 +139,14 @@ class _StateCollector(Collector):
             by_status.add_metric([status], n_jobs[status])
         yield by_status
         by_outcome = CounterMetricFamily("grpo_jobs", "Jobs that have ended.", labels=["outcome"])
-        for status, n_ended in self._jobs.tally.n_ended.items():
+        for status, n_ended in self._jobs.totals.n_ended.items():
             by_outcome.add_metric([status], n_ended)
         yield by_outcome
         yield GaugeMetricFamily("grpo_job_queue_depth", "Jobs waiting for a slot.", n_jobs[JobStatus.QUEUED])
         yield GaugeMetricFamily("grpo_job_slots", "Jobs that can run at the same time.", self._jobs.max_running)
         yield GaugeMetricFamily("grpo_lost_slots", "Slots held by stalled jobs.", self._jobs.n_lost_slots)
         yield CounterMetricFamily(
-            "grpo_train_timesteps", "Simulator steps of all jobs together.", self._jobs.tally.n_timesteps
+            "grpo_train_timesteps", "Simulator steps of all jobs together.", self._jobs.totals.n_timesteps
         )
         yield GaugeMetricFamily("grpo_models_loaded", "Models in memory.", self._store.n_loaded)
         yield CounterMetricFamily(

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo import GRPO
 from grpo_core.evaluation import Episode, Evaluation, make_policy, play_episodes, summarize_episodes
 from service.schemas.training import TrainConfig
-from service.training.stop_rules import Ending
+from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
 # The same episodes every time and in every job, so that evaluations can be compared; far from the seeds that people
@@ -21,7 +21,7 @@ _FIRST_SEED = 1_000_000
 MAX_EPISODE_STEPS = 1000
 
 
-class Examination(BaseCallback):
+class EvaluationCallback(BaseCallback):
     """Evaluates the policy after the first update that follows each ``eval_freq`` steps.
 
     The policy plays seeded episodes in an environment of its own and takes its most likely actions, so that training
@@ -29,16 +29,16 @@ class Examination(BaseCallback):
 
     :param config: What it trains with; with an ``eval_freq``.
     :param env: The environment to play in, used for nothing else.
-    :param ending: Told when the policy is good enough, or has become no better for too long.
+    :param stop_rules: Told when the policy is good enough, or has become no better for too long.
     :param progress: Told of every evaluation.
     """
 
     model: GRPO
 
-    def __init__(self, config: TrainConfig, env: gym.Env[Any, Any], ending: Ending, progress: Progress) -> None:
+    def __init__(self, config: TrainConfig, env: gym.Env[Any, Any], stop_rules: StopRules, progress: Progress) -> None:
         super().__init__()
         assert config.eval_freq is not None, "without it there is nothing to do"
-        self._config, self._env, self._ending, self._progress = config, env, ending, progress
+        self._config, self._env, self._stop_rules, self._progress = config, env, stop_rules, progress
         self._eval_freq = self._next_timesteps = config.eval_freq
         self._best_reward = -math.inf
         self._n_without_improvement = 0
@@ -55,13 +55,13 @@ class Examination(BaseCallback):
         if self.model.num_timesteps < self._next_timesteps:
             return
         self._next_timesteps = (self.model.num_timesteps // self._eval_freq + 1) * self._eval_freq
-        if self._examine():
+        if self._evaluate():
             self._apply_rules()
 
-    def examine_last(self) -> None:
+    def evaluate_last(self) -> None:
         """Evaluate what training ended with, unless that was done or training was to end at once."""
-        if not self._is_latest_fresh() and self._ending.ended_by is None:
-            self._examine()
+        if not self._is_latest_fresh() and self._stop_rules.ended_by is None:
+            self._evaluate()
 
     def find_evaluation(self) -> dict[str, Any] | None:
         """Return the evaluation of the policy that is to be saved, the best or the last one, if there was one."""
@@ -70,10 +70,10 @@ class Examination(BaseCallback):
         return self.latest if self._is_latest_fresh() else None
 
     def _is_latest_fresh(self) -> bool:
-        # By updates, for an ending takes effect at the next step.
+        # By updates, since a stop takes effect at the next step.
         return self.latest is not None and self._n_updates == self.model._n_updates
 
-    def _examine(self) -> bool:
+    def _evaluate(self) -> bool:
         """Evaluate the policy as it is now; return whether training was to go on until that was done."""
         try:
             episodes = self._play()
@@ -103,9 +103,9 @@ class Examination(BaseCallback):
         assert self.latest is not None, "it is what is judged"
         stop_reward, patience = self._config.stop_reward, self._config.patience
         if stop_reward is not None and self.latest["mean_reward"] >= stop_reward:
-            self._ending.conclude("stop_reward")
+            self._stop_rules.conclude("stop_reward")
         elif patience is not None and self._n_without_improvement >= patience:
-            self._ending.conclude("patience")
+            self._stop_rules.conclude("patience")
 
     def _play(self) -> list[Episode]:
         has_limit = self._env.spec is not None and self._env.spec.max_episode_steps is not None
@@ -124,8 +124,8 @@ class Examination(BaseCallback):
         return episodes
 
     def _check_time(self) -> None:
-        self._ending.pulse()
-        if self._ending.ended_by is not None:
+        self._stop_rules.pulse()
+        if self._stop_rules.ended_by is not None:
             raise _InterruptedError
 
 

@@ -8,7 +8,7 @@ from service.schemas.jobs import EndedBy
 from service.workers.task import Progress
 
 
-class Ending:
+class StopRules:
     """Ends a training when it is told to stop, when a rule says so or when its time is up, and knows which it was.
 
     :param progress: Told about the training as it goes.

@@ -22,8 +22,8 @@ from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving import model_file
 from grpo_core.spaces import is_image_space
 from service.schemas.training import TrainConfig
-from service.training.evaluation_callback import Examination
-from service.training.stop_rules import Ending
+from service.training.evaluation_callback import EvaluationCallback
+from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
 # Networks this small lose more to a second thread's start than it earns, and jobs would fight over cores. Here, since
@@ -85,29 +85,34 @@ def train_policy(config: TrainConfig, reward: Reward, progress: Progress, run_di
         formats = [_MetricsWriter(progress), *([] if run_dir is None else [TensorBoardOutputFormat(str(run_dir))])]
         model.set_logger(Logger(folder=None, output_formats=formats))
         opened.callback(model.logger.close)
-        ending = Ending(progress, config.max_seconds)
-        model.after_minibatch = ending.pulse
-        examination = None
+        stop_rules = StopRules(progress, config.max_seconds)
+        model.after_minibatch = stop_rules.pulse
+        evaluator = None
         if config.eval_freq is not None:
             evaluation_env = make_env(config.env_name)
             opened.callback(evaluation_env.close)
-            examination = Examination(config, evaluation_env, ending, progress)
-        callbacks = [_ProgressCallback(ending), examination]
+            evaluator = EvaluationCallback(config, evaluation_env, stop_rules, progress)
+        callbacks = [_ProgressCallback(stop_rules), evaluator]
         model.learn(config.total_timesteps, [callback for callback in callbacks if callback is not None])
         model.logger.dump(model.num_timesteps)  # what the last update measured
-        return _choose_content(model, config, ending, examination)
+        return _choose_content(model, config, stop_rules, evaluator)
 
 
-def _choose_content(model: GRPO, config: TrainConfig, ending: Ending, examination: Examination | None) -> bytes:
+def _choose_content(
+    model: GRPO, config: TrainConfig, stop_rules: StopRules, evaluator: EvaluationCallback | None
+) -> bytes:
     """Return the model file's content: of the best policy if it was to be kept, else of the last one."""
     provenance: dict[str, Any] = {"env_name": config.env_name, "config": config.model_dump()}
-    if examination is None:
-        return model.to_bytes(**provenance, ended_by=ending.ended_by or "total_timesteps")
-    examination.examine_last()
-    provenance |= {"ended_by": ending.ended_by or "total_timesteps", "evaluation": examination.find_evaluation()}
-    if examination.best is None:
+    if evaluator is None:
+        return model.to_bytes(**provenance, ended_by=stop_rules.ended_by or "total_timesteps")
+    evaluator.evaluate_last()
+    provenance |= {
+        "ended_by": stop_rules.ended_by or "total_timesteps",
+        "evaluation": evaluator.find_evaluation(),
+    }
+    if evaluator.best is None:
         return model.to_bytes(**provenance)
-    best = model_file.from_bytes(examination.best[1], with_optimizer=True)
+    best = model_file.from_bytes(evaluator.best[1], with_optimizer=True)
     return model_file.to_bytes({**best.meta, **provenance}, best.weights, best.optimizer, best.normalization)
 
 
@@ -157,16 +162,16 @@ def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
 class _ProgressCallback(BaseCallback):
     """Counts steps, and lets the training be ended."""
 
-    def __init__(self, ending: Ending) -> None:
+    def __init__(self, stop_rules: StopRules) -> None:
         super().__init__()
-        self._ending = ending
+        self._stop_rules = stop_rules
 
     def _on_training_start(self) -> None:
         assert isinstance(self.model, GRPO)
-        self._ending.begin(self.model)
+        self._stop_rules.begin(self.model)
 
     def _on_step(self) -> bool:
-        self._ending.pulse()
+        self._stop_rules.pulse()
         return True
 
 

@@ -23,7 +23,7 @@ _WATCH_SECONDS = 0.1
 _END_SECONDS = 1.0
 
 
-class Errands:
+class ShortTasks:
     """Runs tasks for callers that wait. Safe to use from any thread.
 
     :param executor: Runs them; whoever made it closes it.
@@ -65,12 +65,12 @@ class Errands:
         """
         self._executor.check(task)
         with self._take_place():
-            orders = _Orders()
-            run = self._executor.start(task, orders)
+            signal = _StopSignal()
+            run = self._executor.start(task, signal)
             deadline = time.monotonic() + self._limit_seconds
             while not run.wait(_WATCH_SECONDS):
                 if self._closing.is_set() or time.monotonic() > deadline:
-                    self._end(run, orders)
+                    self._end(run, signal)
                     raise self._make_refusal(remedy)
             return _collect(run, task.env_name)
 
@@ -117,8 +117,8 @@ class Errands:
                 self._n_present -= 1
             self._changed.notify_all()
 
-    def _end(self, run: Run, orders: "_Orders") -> None:
-        orders.stop()
+    def _end(self, run: Run, signal: "_StopSignal") -> None:
+        signal.stop()
         if run.can_kill:
             run.kill()
         if run.wait(_END_SECONDS):
@@ -129,7 +129,7 @@ class Errands:
                 self._lost.append(run)
 
 
-class _Orders:
+class _StopSignal:
     """Passes on that a task is to end; what else it tells is of no interest. See ``Progress``."""
 
     def __init__(self) -> None:

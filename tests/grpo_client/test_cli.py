@@ -47,7 +47,7 @@ def ask(server_url: str, capsys: pytest.CaptureFixture[str]) -> Any:
 def model(app: FastAPI) -> str:
     """An untrained model on the server."""
     content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
-    (app.state.settings.models_dir / "m.zip").write_bytes(content)
+    (app.state.service.settings.models_dir / "m.zip").write_bytes(content)
     return "m"
 
 

@@ -49,7 +49,7 @@ def open_gate(server_url: str) -> Any:
 def save_model(app: FastAPI, name: str = "m") -> bytes:
     """Put an untrained model on the server."""
     content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
-    (app.state.settings.models_dir / f"{name}.zip").write_bytes(content)
+    (app.state.service.settings.models_dir / f"{name}.zip").write_bytes(content)
     return content
 
 

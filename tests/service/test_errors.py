@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.errors import ConflictError, DrainingError, QueueFullError, ServiceError
-from service.http.problems import MAX_REPORTED_ERRORS
+from service.schemas.violations import MAX_REPORTED_ERRORS
 from service.settings import Settings
 from tests.support import PROBLEM_FIELDS, serve
 

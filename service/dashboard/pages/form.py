@@ -10,13 +10,12 @@ from nicegui import ui
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.access import get_state
+from service.dashboard.access import get_service
 from service.dashboard.pages.form_fields import Field, FieldInput, list_fields
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.elements import Text, make_box, make_button, make_heading, make_note, set_attributes
 from service.dashboard.widgets.environment_panel import EnvironmentPanel
 from service.errors import ServiceError
-from service.http.routes.training import start_training
 from service.schemas.training import TrainRequest
 
 _COMMON = ("env_name", "reward_function_type", "preset", "total_timesteps", "model_name", "seed")
@@ -109,7 +108,7 @@ class _Form:
     """The fields of ``TrainRequest``, and what they come to."""
 
     def __init__(self) -> None:
-        self._state = get_state()
+        self._service = get_service()
         self._inputs: dict[str, FieldInput] = {}
         self._groups: dict[str, ui.element] = {}
         fields = list_fields(TrainRequest.model_json_schema())
@@ -126,7 +125,7 @@ class _Form:
     def fill_from(self, job_id: str) -> None:
         """Take the settings of a job over."""
         try:
-            config = self._state.registry.get(job_id).config.model_dump()
+            config = self._service.registry.get(job_id).config.model_dump()
         except ServiceError as error:
             ui.notify(error.detail)
             return
@@ -155,7 +154,7 @@ class _Form:
             self._problem.set_visibility(False)
             self._start = make_button("Start training", None, "primary", "play_arrow", kind="submit")
             Text("Enter starts it too. You can watch it, and stop it, at any time.", "muted small", "p")
-        self._about = EnvironmentPanel(self._state.catalogue)
+        self._about = EnvironmentPanel(self._service.catalogue)
         with make_box("card stack", "section", aria_label="The same as a command"):
             with make_box("row-flex between"):
                 make_heading("The same as a command", 3)
@@ -168,11 +167,11 @@ class _Form:
 
     def _list_options(self, name: str) -> list[str] | None:
         if name == "env_name":
-            return [environment.env_name for environment in self._state.catalogue.list_environments("")]
+            return [environment.env_name for environment in self._service.catalogue.list_environments("")]
         if name == "preset":
-            return ["none", *(e.env_name for e in self._state.catalogue.list_environments("") if e.has_preset)]
+            return ["none", *(e.env_name for e in self._service.catalogue.list_environments("") if e.has_preset)]
         if name == "reward_function_type":
-            return ["environment", *sorted(self._state.reward_functions)]
+            return ["environment", *sorted(self._service.reward_functions)]
         return None
 
     def _read(self) -> dict[str, Any]:
@@ -186,7 +185,7 @@ class _Form:
 
     def _preview(self) -> None:
         url = str(ui.context.client.request.base_url.replace(path="/train"))
-        key = "" if self._state.settings.api_key is None else ' -H "X-API-Key: $GRPO_API_KEY"'
+        key = "" if self._service.settings.api_key is None else ' -H "X-API-Key: $GRPO_API_KEY"'
         body = shlex.quote(json.dumps(self._read()))
         self._command.set_text(f'curl -X POST {url} -H "Content-Type: application/json"{key} -d {body}')
 
@@ -202,7 +201,7 @@ class _Form:
             return
         set_attributes(self._start, disabled=True)
         try:
-            await run_in_threadpool(start_training, self._state.registry, self._state.reward_functions, request)
+            await run_in_threadpool(self._service.start_job, request)
         except ServiceError as error:
             self._complain(self._find_field(error.detail), error.detail)
         else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nicegui import core, ui
 
-from service.dashboard.access import get_state
+from service.dashboard.access import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.elements import LOGO, Text, make_box, make_button, make_link
 
@@ -43,7 +43,7 @@ def show_frame(title: str, tab: str) -> Iterator[None]:
         make_link("New job", f"{PREFIX}/new", "button primary", "add")
         theme = make_button("", None, "quiet icon", "contrast", "Switch between light and dark")
         theme.on("click", js_handler="() => grpoTheme.toggle()")
-        if get_state().settings.api_key is not None:
+        if get_service().settings.api_key is not None:
             with make_box("", "form", method="post", action="/logout"):
                 make_button("", None, "quiet icon", "logout", "Log out", kind="submit")
     # The page itself is a <main> of NiceGUI's.

@@ -5,14 +5,14 @@ import json
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.access import get_state
+from service.dashboard.access import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.elements import Text, make_box, make_heading, make_link, make_note, make_pairs
 from service.dashboard.widgets.evaluation import EvaluationPanel
 from service.dashboard.widgets.figures import format_count, format_size
 from service.dashboard.widgets.player import Player
-from service.dashboard.widgets.sliders import Trial
+from service.dashboard.widgets.sliders import ObservationSliders
 from service.errors import ServiceError
 from service.models.card import make_card
 from service.schemas.models import ModelCard
@@ -20,10 +20,10 @@ from service.schemas.models import ModelCard
 
 async def show_model(name: str) -> None:
     """Show a model."""
-    state = get_state()
+    service = get_service()
     try:
-        card = await run_in_threadpool(make_card, state.store, name, state.stage.find_evaluation)
-        model = await run_in_threadpool(state.store.get, name)
+        card = await run_in_threadpool(make_card, service.store, name, service.player.find_evaluation)
+        model = await run_in_threadpool(service.store.get, name)
     except ServiceError as error:
         with show_frame("Model", "Models"):
             make_note(error.detail, "bad", "error")
@@ -36,14 +36,14 @@ async def show_model(name: str) -> None:
             with make_box("stack wide"):
                 with make_box("card stack", "section", aria_label="Watch it play"):
                     make_heading("Watch it play")
-                    player = Player(name, state.stage)
+                    player = Player(name, service.player)
                 with make_box("card stack", "section", aria_label="How good is it?"):
                     make_heading("How good is it?")
-                    EvaluationPanel(name, state.stage)
+                    EvaluationPanel(name, service.player)
             with make_box("stack wide"):
                 with make_box("card stack", "section", aria_label="Try an observation"):
                     make_heading("Try an observation")
-                    trial = Trial(model, card.env_name)
+                    trial = ObservationSliders(model, card.env_name)
                 with make_box("card stack", "section", aria_label="Policy card"):
                     make_heading("Policy card")
                     _show_facts(card)

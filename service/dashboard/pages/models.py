@@ -7,7 +7,7 @@ from typing import Any
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.access import get_state
+from service.dashboard.access import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
@@ -56,7 +56,7 @@ class _Shelf:
     """The models that fit the search, a page of them at first."""
 
     def __init__(self) -> None:
-        self._state = get_state()
+        self._service = get_service()
         self._n_listed = _PAGE_SIZE
         # Names, search and number of models, of what is shown.
         self._shown: tuple[list[str], str, int] | None = None
@@ -86,7 +86,7 @@ class _Shelf:
         """
         async with self._refreshing:
             search = (self._search.value or "").casefold()
-            entries = await run_in_threadpool(self._state.store.list_models)
+            entries = await run_in_threadpool(self._service.store.list_models)
             fitting = [entry for entry in entries if search in entry.name.casefold()]
             listed = fitting[: self._n_listed]
             wanted = ([entry.name for entry in listed], search, len(entries))
@@ -114,7 +114,7 @@ class _Shelf:
         cards = []
         for entry in entries:
             try:
-                cards.append(make_card(self._state.store, entry.name, self._state.stage.find_evaluation))
+                cards.append(make_card(self._service.store, entry.name, self._service.player.find_evaluation))
             except NotFoundError:  # deleted since it was listed
                 continue
         return cards
@@ -150,7 +150,7 @@ class _Shelf:
     async def _evaluate(self, name: str, button: ui.element) -> None:
         set_attributes(button, disabled=True)
         try:
-            await run_in_threadpool(self._state.stage.evaluate, name, N_EPISODES, EVALUATION_SEED, True)
+            await run_in_threadpool(self._service.player.evaluate, name, N_EPISODES, EVALUATION_SEED, True)
         except ServiceError as error:
             ui.notify(error.detail)
         set_attributes(button, disabled=None)
@@ -161,7 +161,7 @@ class _Shelf:
         if not await confirm(f"Delete {name}?", consequence, "Delete the model"):
             return
         try:
-            await run_in_threadpool(self._state.registry.delete_model, name)
+            await run_in_threadpool(self._service.registry.delete_model, name)
         except ServiceError as error:
             ui.notify(error.detail)
         await self.refresh()

@@ -1,18 +1,20 @@
 """How the server does, and where help is."""
 
 from collections.abc import Callable
-from typing import Any
 
 import psutil
 from nicegui import ui
 
 from grpo_core import __version__
-from service.dashboard.access import get_state
+from service.app import Service
+from service.dashboard.access import get_service
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.elements import Text, make_box, make_heading, make_note, make_pairs
 from service.dashboard.widgets.figures import format_duration, format_size
+from service.jobs.registry import JobRegistry
 from service.monitoring.memory import get_available_bytes
 from service.schemas.jobs import JobStatus
+from service.settings import Settings
 
 _REFRESH_SECONDS = 2.0
 _LINKS = (
@@ -25,12 +27,12 @@ _LINKS = (
 
 def show_server() -> None:
     """Show the server."""
-    state = get_state()
+    service = get_service()
     with show_frame("Server", "Server"):
         with make_box("head"), make_box("stack").style("gap: 0"):
             make_heading("Server", 1)
             Text(f"GRPO API {__version__}", tag="p")
-        tiles = _Tiles(state)
+        tiles = _Tiles(service)
         make_heading("Use it from anywhere")
         with make_box("links"):
             for title, subtitle, href, icon in _LINKS:
@@ -45,18 +47,18 @@ def show_server() -> None:
                 _show_steps()
             with make_box("card stack", "section", aria_label="Settings"):
                 make_heading("Settings")
-                _show_settings(state.settings)
+                _show_settings(service.settings)
     ui.timer(_REFRESH_SECONDS, tiles.refresh)
 
 
 class _Tiles:
     """Figures that are kept up to date.
 
-    :param state: What the service keeps.
+    :param service: The service that they are of.
     """
 
-    def __init__(self, state: Any) -> None:
-        registry, store, settings = state.registry, state.store, state.settings
+    def __init__(self, service: Service) -> None:
+        registry, store, settings = service.registry, service.store, service.settings
         self._readers: list[tuple[Text, Callable[[], str]]] = []
         self._registry = registry
         with make_box("tiles"):
@@ -81,7 +83,7 @@ class _Tiles:
             self._readers.append((Text("", "figure number"), read))
 
 
-def _count(registry: Any, status: JobStatus) -> int:
+def _count(registry: JobRegistry, status: JobStatus) -> int:
     return len(registry.list_jobs(status))
 
 
@@ -96,7 +98,7 @@ def _show_steps() -> None:
             Text(step, tag="li")
 
 
-def _show_settings(settings: Any) -> None:
+def _show_settings(settings: Settings) -> None:
     make_pairs(
         {
             "Models folder": str(settings.models_dir.name),

@@ -3,7 +3,7 @@
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.access import get_state
+from service.dashboard.access import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
@@ -26,7 +26,7 @@ def show_training() -> None:
             with make_box("stack").style("gap: 0"):
                 make_heading("Training", 1)
                 summary = Text("", tag="p")
-        board = _Board(get_state().registry, summary)
+        board = _Board(get_service().registry, summary)
     ui.timer(_REFRESH_SECONDS, board.refresh)
 
 

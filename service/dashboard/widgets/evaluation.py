@@ -6,7 +6,7 @@ from starlette.concurrency import run_in_threadpool
 from service.dashboard.widgets.elements import Text, make_box, make_button, make_note, set_attributes
 from service.dashboard.widgets.figures import format_interval, format_number
 from service.errors import ServiceError
-from service.models.player import Stage
+from service.models.player import ModelPlayer
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import EvaluateResponse
 
@@ -18,12 +18,12 @@ class EvaluationPanel:
     """A button, and what comes of it.
 
     :param model_name: Whose policy is judged.
-    :param stage: Where it plays.
+    :param player: Plays it.
     """
 
-    def __init__(self, model_name: str, stage: Stage) -> None:
+    def __init__(self, model_name: str, player: ModelPlayer) -> None:
         self._model_name = model_name
-        self._stage = stage
+        self._player = player
         Text(
             f"{N_EPISODES} whole episodes in the environment's own reward, beside a policy that acts at random on the "
             "same seeds. The bars are 95 % intervals of the mean.",
@@ -40,7 +40,7 @@ class EvaluationPanel:
         set_attributes(self._start, disabled=True)
         self._spinner.set_visibility(True)
         try:
-            answer = await run_in_threadpool(self._stage.evaluate, self._model_name, N_EPISODES, EVALUATION_SEED, True)
+            answer = await run_in_threadpool(self._player.evaluate, self._model_name, N_EPISODES, EVALUATION_SEED, True)
         except ServiceError as error:
             self._show_problem(error.detail)
         else:

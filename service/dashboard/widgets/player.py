@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from service.dashboard.widgets.elements import Text, make_box, make_button, set_attributes
 from service.dashboard.widgets.figures import format_count, format_number
 from service.errors import ServiceError
-from service.models.player import Stage
+from service.models.player import ModelPlayer
 
 _MAX_STEPS = 500
 _FIRST_SEED = 0
@@ -19,12 +19,12 @@ class Player:
     """A picture of one episode after another.
 
     :param model_name: Whose policy plays.
-    :param stage: Where it plays.
+    :param player: Plays it.
     """
 
-    def __init__(self, model_name: str, stage: Stage) -> None:
+    def __init__(self, model_name: str, player: ModelPlayer) -> None:
         self._model_name = model_name
-        self._stage = stage
+        self._player = player
         with make_box("stage", aria_live="polite") as self._screen:
             self._image = make_box("", "img", alt=f"An episode of {model_name}", width=600, height=400)
             with make_box("over") as self._waiting:
@@ -49,7 +49,7 @@ class Player:
         is_deterministic, seed = not self._draws.value, self._current_seed
         try:
             film = await run_in_threadpool(
-                self._stage.film, self._model_name, "gif", seed, is_deterministic, _MAX_STEPS
+                self._player.film, self._model_name, "gif", seed, is_deterministic, _MAX_STEPS
             )
         except ServiceError as error:
             self._image.set_visibility(False)

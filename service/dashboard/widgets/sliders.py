@@ -14,8 +14,7 @@ from service.dashboard.widgets.figures import format_number
 from service.dashboard.widgets.names import list_action_names, list_observation_names
 from service.dashboard.widgets.ranges import Range, count_numbers, join_numbers, list_ranges
 from service.errors import ServiceError
-from service.http.fast_inference import LARGE_MODEL_BYTES
-from service.inference.single import infer
+from service.inference.single import LARGE_MODEL_BYTES, infer
 from service.models.store import ServedModel
 
 _MAX_SLIDERS = 64
@@ -47,7 +46,7 @@ class _Part(NamedTuple):
     knobs: list[_Knob]
 
 
-class Trial:
+class ObservationSliders:
     """Sliders for an observation, and bars for the answer.
 
     :param model: Whose policy answers.

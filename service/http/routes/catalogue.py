@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from service.http import examples
-from service.http.routes.dependencies import Environments, errors
+from service.http.routes.dependencies import CurrentService, errors
 from service.schemas.environments import EnvironmentDescription, EnvironmentList, RewardFunctionList
 from service.schemas.fields import EnvName
 
@@ -14,18 +14,18 @@ router = APIRouter(tags=["catalogue"])
 
 @router.get("/environments", responses=errors(400, 401, 422))
 def list_environments(
-    catalogue: Environments,
+    service: CurrentService,
     search: Annotated[
         str, Query(max_length=128, description="Part of the name, in whatever case.", examples=["CartPole"])
     ] = "",
 ) -> EnvironmentList:
     """List the registered environments, the latest version of each first; none is built."""
-    return EnvironmentList(environments=catalogue.list_environments(search))
+    return EnvironmentList(environments=service.catalogue.list_environments(search))
 
 
 @router.get("/environments/{env_name:path}", responses=errors(400, 401, 404, 413, 422, 429, 503))
 def describe_environment(
-    catalogue: Environments,
+    service: CurrentService,
     env_name: Annotated[
         EnvName, Path(description="Id of a registered environment.", openapi_examples=examples.ENVIRONMENT)
     ],
@@ -34,10 +34,10 @@ def describe_environment(
 
     The first time it is built and tried out for a few steps, as `POST /train` does.
     """
-    return catalogue.describe_environment(env_name)
+    return service.catalogue.describe_environment(env_name)
 
 
 @router.get("/reward-functions", responses=errors(400, 401))
-def list_reward_functions(catalogue: Environments) -> RewardFunctionList:
+def list_reward_functions(service: CurrentService) -> RewardFunctionList:
     """List the reward functions that a job can name, with what they say of themselves."""
-    return RewardFunctionList(reward_functions=catalogue.list_reward_functions())
+    return RewardFunctionList(reward_functions=service.catalogue.list_reward_functions())

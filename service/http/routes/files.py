@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import ConflictError
 from service.http import examples
-from service.http.routes.dependencies import ModelNameInPath, ModelUploads, Store, errors
+from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.models.card import make_card
 from service.schemas.fields import ModelName
 from service.schemas.models import ModelCard
@@ -32,16 +32,16 @@ router = APIRouter(tags=["models"])
         **errors(400, 401, 404, 409, 422),
     },
 )
-def download_model(model_name: ModelNameInPath, store: Store, request: Request) -> Response:
+def download_model(model_name: ModelNameInPath, service: CurrentService, request: Request) -> Response:
     """Send a model's file; its SHA-256 is the `ETag`, so that `If-None-Match` saves sending it again."""
-    seen = store.examine(model_name)
+    seen = service.store.examine(model_name)
     if seen.model is None:
         raise ConflictError(f"model '{model_name}' is {seen.status}; only files that can be used are sent.")
     headers = {"ETag": f'"{seen.sha256}"', "Content-Disposition": f'attachment; filename="{model_name}.zip"'}
     if _is_known(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     *_, n_bytes = seen.signature
-    return _FileStream(store.open_file(model_name, seen.signature), {**headers, "Content-Length": str(n_bytes)})
+    return _FileStream(service.store.open_file(model_name, seen.signature), {**headers, "Content-Length": str(n_bytes)})
 
 
 @router.put(
@@ -52,13 +52,12 @@ def download_model(model_name: ModelNameInPath, store: Store, request: Request) 
 async def upload_model(
     model_name: Annotated[ModelName, Path(description="Name to save it under.", openapi_examples=examples.MODEL)],
     request: Request,
-    store: Store,
-    uploads: ModelUploads,
+    service: CurrentService,
     overwrite: Annotated[bool, Query(description="Whether it may replace a model of that name.")] = False,
 ) -> ModelCard:
     """Take in a model file, as it was downloaded or saved by `GRPO.save`; it is verified, and nothing in it is run."""
-    await run_in_threadpool(uploads.save, model_name, await request.body(), overwrite)
-    return await run_in_threadpool(make_card, store, model_name)
+    await run_in_threadpool(service.save_upload, model_name, await request.body(), overwrite)
+    return await run_in_threadpool(make_card, service.store, model_name)
 
 
 class _FileStream(StreamingResponse):

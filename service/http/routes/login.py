@@ -9,7 +9,8 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from service.http.sessions import COOKIE_NAME, SESSION_SECONDS, Sessions
+from service.http.routes.dependencies import CurrentService
+from service.http.sessions import COOKIE_NAME, SESSION_SECONDS, LoginLimit, Sessions
 
 _PAGE = Template(Path(__file__).with_name("login.html").read_text(encoding="utf-8"))
 _HOME = "/dashboard"
@@ -22,20 +23,21 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/login")
-async def show_login(request: Request) -> Response:
+async def show_login(request: Request, service: CurrentService) -> Response:
     """Ask for the key; without one to ask for, go on."""
     target = _choose_target(request.query_params.get("next", _HOME))
-    if request.app.state.settings.api_key is None:
+    if service.settings.api_key is None:
         return RedirectResponse(target, 303)
     return _render(target)
 
 
 @router.post("/login")
-async def log_in(request: Request) -> Response:
+async def log_in(request: Request, service: CurrentService) -> Response:
     """Give whoever knows the key a session cookie."""
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
     target = _choose_target(form.get("next", [_HOME])[-1])
-    api_key, limit = request.app.state.settings.api_key, request.app.state.login_limit
+    api_key = service.settings.api_key
+    limit: LoginLimit = request.app.state.login_limit
     if api_key is None:
         return RedirectResponse(target, 303)
     address = request.client.host if request.client else ""

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Response
 
 from service.http import examples
-from service.http.routes.dependencies import ModelNameInPath, PlayStage, Registry, Store, errors
+from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.models.card import make_card
 from service.models.player import MEDIA_TYPES
 from service.schemas.fields import MAX_FILM_STEPS, MAX_PLAY_SEED
@@ -25,26 +25,26 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/models", responses=errors(400, 401))
-def list_models(store: Store) -> ModelList:
+def list_models(service: CurrentService) -> ModelList:
     """List the model files: `loaded` in memory, `saved` on disk, `corrupt`, or `unsafe` (not written by GRPO)."""
-    return ModelList(models=[ModelSummary(name=name, status=status) for name, status in store.list_models()])
+    return ModelList(models=[ModelSummary(name=name, status=status) for name, status in service.store.list_models()])
 
 
 @router.get("/models/{model_name}", responses=errors(400, 401, 404, 409, 422))
-def describe_model(model_name: ModelNameInPath, store: Store, stage: PlayStage) -> ModelCard:
+def describe_model(model_name: ModelNameInPath, service: CurrentService) -> ModelCard:
     """Describe a model by its file: spaces, environment, reward, hyperparameters, steps, evaluation, versions."""
-    return make_card(store, model_name, stage.find_evaluation)
+    return make_card(service.store, model_name, service.player.find_evaluation)
 
 
 @router.post("/models/{model_name}/evaluate", responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503))
 def evaluate_model(
     model_name: ModelNameInPath,
-    stage: PlayStage,
+    service: CurrentService,
     request: Annotated[EvaluateRequest | None, Body(openapi_examples=examples.EVALUATE)] = None,
 ) -> EvaluateResponse:
     """Judge a model by seeded episodes, beside random actions on the same seeds; every field is optional."""
     asked = request or EvaluateRequest()
-    return stage.evaluate(model_name, asked.n_episodes, asked.seed, asked.deterministic)
+    return service.player.evaluate(model_name, asked.n_episodes, asked.seed, asked.deterministic)
 
 
 @router.get(
@@ -54,20 +54,20 @@ def evaluate_model(
 )
 def film_model(
     model_name: ModelNameInPath,
-    stage: PlayStage,
+    service: CurrentService,
     video_format: Annotated[VideoFormat, Query(alias="format", description="`gif` loops; `mp4` is smaller.")] = "gif",
     seed: Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Of the episode.")] = 0,
     deterministic: Annotated[bool, Query(description="Take the most likely actions instead of drawing them.")] = True,
     max_steps: Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="The episode is cut after so many.")] = 500,
 ) -> Response:
     """Film one episode of a model; the headers `X-Episode-Reward` and `X-Episode-Length` tell how it went."""
-    film = stage.film(model_name, video_format, seed, deterministic, max_steps)
+    film = service.player.film(model_name, video_format, seed, deterministic, max_steps)
     headers = {"X-Episode-Reward": str(film.reward), "X-Episode-Length": str(film.n_steps)}
     return Response(film.content, media_type=film.media_type, headers=headers)
 
 
 @router.delete("/models/{model_name}", responses=errors(400, 401, 403, 404, 409, 422))
-def delete_model(model_name: ModelNameInPath, registry: Registry) -> DeleteResponse:
+def delete_model(model_name: ModelNameInPath, service: CurrentService) -> DeleteResponse:
     """Delete a model from memory and disk."""
-    registry.delete_model(model_name)
+    service.registry.delete_model(model_name)
     return DeleteResponse(message="Model deleted", model_name=model_name)

@@ -8,7 +8,7 @@ from grpo_core import __version__
 from service.errors import NotReadyError
 from service.http import examples
 from service.http.guards import has_key
-from service.http.routes.dependencies import Observer, Registry, Store, errors
+from service.http.routes.dependencies import CurrentService, errors
 from service.monitoring.prometheus import MEDIA_TYPE
 from service.schemas.server import Health, Liveness, ReadyState, ServerInfo
 
@@ -28,14 +28,14 @@ async def describe_server() -> ServerInfo:
 
 
 @router.get("/health", responses=errors(400))
-async def check_health(store: Store, registry: Registry) -> Health:
+async def check_health(service: CurrentService) -> Health:
     """Say that the server lives, and what it holds. Needs no API key."""
     return Health(
         status="healthy",
         timestamp=datetime.now(UTC),
-        active_jobs=registry.count_active(),
-        loaded_models=store.n_loaded,
-        lost_slots=registry.n_lost_slots,
+        active_jobs=service.registry.count_active(),
+        loaded_models=service.store.n_loaded,
+        lost_slots=service.registry.n_lost_slots,
     )
 
 
@@ -46,14 +46,14 @@ async def check_liveness() -> Liveness:
 
 
 @router.get("/health/ready", responses=errors(400, 503))
-def check_readiness(request: Request) -> ReadyState:
+def check_readiness(request: Request, service: CurrentService) -> ReadyState:
     """Say that the server can save models and run jobs: where this fails, it should get no new work.
 
     Needs no API key; where one is set, only requests with it are told what stands in the way.
     """
-    obstacles = request.app.state.readiness.list_obstacles()
+    obstacles = service.readiness.list_obstacles()
     if obstacles:
-        api_key = request.app.state.settings.api_key
+        api_key = service.settings.api_key
         headers = dict(reversed(request.scope["headers"]))  # the first of each name
         is_trusted = api_key is None or has_key(headers, api_key.get_secret_value().encode())
         raise NotReadyError(f"{'; '.join(obstacles)}." if is_trusted else "the server is not ready.")
@@ -68,6 +68,6 @@ def check_readiness(request: Request) -> ReadyState:
         **errors(400, 401),
     },
 )
-def get_metrics(metrics: Observer) -> Response:
+def get_metrics(service: CurrentService) -> Response:
     """Tell Prometheus of requests, jobs, models and the process, in its text format."""
-    return Response(metrics.render(), media_type=MEDIA_TYPE)
+    return Response(service.metrics.render(), media_type=MEDIA_TYPE)

@@ -1,16 +1,17 @@
 """Training jobs."""
 
+import json
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Response
 from fastapi import Path as PathParameter
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service.http import examples
-from service.http.routes.dependencies import Registry, RewardFunctions, Streams, errors
+from service.http.routes.dependencies import CurrentService, errors
 from service.jobs.job import Job
 from service.jobs.learning_curve import Theme, draw_curve
 from service.jobs.metrics_table import describe_metrics, write_csv
@@ -30,25 +31,18 @@ router = APIRouter(tags=["training"])
 
 @router.post("/train", responses=errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 503))
 def start_training(
-    registry: Registry,
-    reward_functions: RewardFunctions,
+    service: CurrentService,
     request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
 ) -> TrainResponse:
     """Start a training job and answer at once; every field is optional, and so is the body."""
-    registry.check_room()
-    registry.warm_up()
-    # It imports torch, 2 s and 250 MB that a server which only serves does without.
-    from service.training.plan import resolve_request
-
-    plan = resolve_request(request or TrainRequest(), reward_functions)
-    job = registry.submit(plan)
-    return TrainResponse(job_id=job.job_id, message="Training started", config=plan.config)
+    job = service.start_job(request or TrainRequest())
+    return TrainResponse(job_id=job.job_id, message="Training started", config=job.config)
 
 
 @router.get("/training/{job_id}/status", responses=errors(400, 401, 404, 422))
-async def get_training_status(job_id: JobId, registry: Registry) -> TrainingStatus:
+async def get_training_status(job_id: JobId, service: CurrentService) -> TrainingStatus:
     """Say where a job is: progress, metrics, warnings, and where the policy was saved."""
-    return registry.get(job_id).describe()
+    return service.registry.get(job_id).describe()
 
 
 @router.get(
@@ -58,35 +52,35 @@ async def get_training_status(job_id: JobId, registry: Registry) -> TrainingStat
 )
 def get_training_metrics(
     job_id: JobId,
-    registry: Registry,
+    service: CurrentService,
     format: Annotated[Literal["json", "csv"], Query(description="What to answer with.")] = "json",
 ) -> Response | JobMetrics:
     """Tell what a job has measured since it began, rollout by rollout."""
-    job = registry.get(job_id)
+    job = service.registry.get(job_id)
     if format == "json":
         return describe_metrics(job)
     headers = {"Content-Disposition": f'attachment; filename="{job.job_id}.csv"'}
     return Response(write_csv(job.history.list_rows()), media_type="text/csv", headers=headers)
 
 
-async def _take_stream(job_id: JobId, registry: Registry, streams: Streams) -> AsyncIterator[Job]:
-    job = registry.get(job_id)
-    with streams.take_place():
+async def _take_stream(job_id: JobId, service: CurrentService) -> AsyncIterator[Job]:
+    job = service.registry.get(job_id)
+    with service.streams.take_place():
         yield job
 
 
 @router.get("/training/{job_id}/events", response_class=EventSourceResponse, responses=errors(400, 401, 404, 422, 503))
 async def stream_training_events(
     job: Annotated[Job, Depends(_take_stream)],
-    streams: Streams,
+    service: CurrentService,
     after: Annotated[int, Query(ge=0, description="Id of an event: only later ones are sent.")] = 0,
     last_event_id: Annotated[
         int | None, Header(alias="Last-Event-ID", ge=0, description="The same; browsers send it by themselves.")
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Send a job's events as they happen, from its first one on, until it has ended."""
-    async for event in streams.follow(job, after if last_event_id is None else last_event_id):
-        yield event
+    async for event in service.streams.follow(job, after if last_event_id is None else last_event_id):
+        yield ServerSentEvent(raw_data=json.dumps(event.payload), event=event.name, id=str(event.event_id))
 
 
 @router.get(
@@ -98,33 +92,32 @@ async def stream_training_events(
     },
 )
 async def draw_training_curve(
-    request: Request,
     job_id: JobId,
-    registry: Registry,
+    service: CurrentService,
     metric: Annotated[str, Query(description="A key of the job's metrics.")] = "rollout/ep_rew_mean",
     theme: Annotated[Theme, Query(description="For which background.")] = "light",
 ) -> Response:
     """Draw what a job has measured over its simulator steps."""
-    draw = partial(draw_curve, registry.get(job_id), metric, theme)
-    picture = await to_thread.run_sync(draw, limiter=request.app.state.drawing_limiter)
+    draw = partial(draw_curve, service.registry.get(job_id), metric, theme)
+    picture = await to_thread.run_sync(draw, limiter=service.drawing_limiter)
     return Response(picture, media_type="image/png")
 
 
 @router.get("/training/jobs", responses=errors(400, 401, 404, 422))
 def list_training_jobs(
-    registry: Registry,
+    service: CurrentService,
     status: JobStatus | None = None,
     limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
     after: str | None = None,
 ) -> JobList:
     """List the jobs the server remembers, oldest first: all, or one status, or the page after a job."""
-    return JobList(jobs=[job.summarize() for job in registry.list_jobs(status, after, limit)])
+    return JobList(jobs=[job.summarize() for job in service.registry.list_jobs(status, after, limit)])
 
 
 @router.post("/training/{job_id}/stop", responses=errors(400, 401, 403, 404, 409, 422))
-async def stop_training(job_id: JobId, registry: Registry) -> StopResponse:
+async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
     """Stop a queued or running job; the policy so far is kept, under the name its status tells."""
-    job = registry.get(job_id)
+    job = service.registry.get(job_id)
     job.stop()
     await job.wait_finished(_STOP_WAIT_SECONDS)
     message = "Training job stopped" if job.status.is_final else "Training job stopping"

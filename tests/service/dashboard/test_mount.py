@@ -22,7 +22,7 @@ from service.workers.executors import ProcessExecutor
 from service.workers.task import Progress, Task
 from tests.support import make_client, serve
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 KEY = "a key of 22 characters"
 SOCKET = "ws://localhost/dashboard/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 HANDSHAKE = {"connection": "Upgrade", "upgrade": "websocket"}

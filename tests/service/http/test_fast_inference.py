@@ -97,7 +97,7 @@ def test_the_shortcut_draws_actions_if_asked_to_and_masks_those_ruled_out(
 def test_refusals_are_the_routes(served: TestClient, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     served.post("/inference", json={"model_name": "m", "observation": OBSERVATION})
     answer = served.post("/inference", content=body, headers=JSON)
-    monkeypatch.setattr(service.http.fast_inference.InferenceShortcut, "_answer", lambda *_: None)
+    monkeypatch.setattr(service.http.fast_inference.FastInference, "_answer", lambda *_: None)
     route = served.post("/inference", content=body, headers=JSON)
     assert answer.status_code in (400, 404, 422)
     assert (answer.status_code, answer.content, answer.headers) == (route.status_code, route.content, route.headers)

@@ -448,4 +448,4 @@ def test_a_request_cut_off_in_its_body_is_not_acted_on(app: FastAPI, port: int, 
         connection.sendall(head + sent)
     # Answered after it, so the server has seen the other connection end.
     assert send_raw(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[0] == 200
-    assert app.state.registry.list_jobs() == []
+    assert app.state.service.registry.list_jobs() == []

@@ -140,7 +140,7 @@ class TestALiveStream:
             job_id = train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
             with open_listener(port, job_id) as listener:
                 assert listener.hear_until("job.status").payload == {"status": "queued"}
-                app.state.closing.set()
+                app.state.service.closing.set()
                 assert list(iter(listener.hear, None))[-1:] in ([], [Event(2, "job.status", {"status": "running"})])
             refused = client.get(f"/training/{job_id}/events")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
@@ -149,7 +149,7 @@ class TestALiveStream:
 
     def test_there_are_so_many_places_and_who_leaves_frees_one(self, app: FastAPI, register_env: RegisterEnv) -> None:
         gate = Gate()
-        app.state.streams = EventStreams(app.state.closing, max_open=2)
+        app.state.service.streams = EventStreams(app.state.service.closing, max_open=2)
         client = TestClient(app, base_url="http://localhost")
         with serve(app) as port:
             job_id = train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
@@ -170,7 +170,7 @@ class TestALiveStream:
                 assert stays.hear_until("job.completed").payload == wait_for_end(client, job_id)
 
     def test_a_hundred_listeners_all_hear_the_same(self, app: FastAPI) -> None:
-        app.state.streams = EventStreams(app.state.closing, max_open=100)
+        app.state.service.streams = EventStreams(app.state.service.closing, max_open=100)
         client = TestClient(app, base_url="http://localhost")
         with serve(app) as port:
             job_id = train(client, **SHORT)

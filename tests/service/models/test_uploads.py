@@ -161,7 +161,7 @@ class TestUploading:
     def test_a_job_may_not_take_a_name_while_a_file_is_uploaded_under_it(
         self, app: FastAPI, client: TestClient, contents: list[bytes]
     ) -> None:
-        with app.state.registry.reserve_name("m"):
+        with app.state.service.registry.reserve_name("m"):
             response = client.post("/train", json={"model_name": "M", "total_timesteps": 32})
             assert "uploaded" in get_detail(response, 409)
             get_detail(client.delete("/models/m"), 409)

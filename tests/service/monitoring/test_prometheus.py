@@ -177,7 +177,7 @@ def test_what_forgotten_jobs_have_done_still_counts(client: TestClient) -> None:
 
 
 def test_two_services_of_one_process_count_for_themselves(client: TestClient, tmp_path: Path) -> None:
-    settings = client.app.state.settings  # type: ignore[attr-defined]
+    settings = client.app.state.service.settings  # type: ignore[attr-defined]
     with make_client(settings.model_copy(update={"models_dir": tmp_path / "others"})) as other:
         other.get("/models")
         route = {"method": "GET", "route": "/models", "status": "200"}
@@ -217,10 +217,10 @@ def test_no_path_or_method_that_a_client_makes_up_adds_a_series(
     app: FastAPI, strange_requests: Callable[[str], None]
 ) -> None:
     strange_requests("first")
-    before = app.state.metrics.render().decode()
+    before = app.state.service.metrics.render().decode()
     for number in range(25):
         strange_requests(f"made-up-{number}")
-    after = app.state.metrics.render().decode()
+    after = app.state.service.metrics.render().decode()
     assert after.count("\n") == before.count("\n")
     assert "made-up" not in after
     assert 'method="other"' in after

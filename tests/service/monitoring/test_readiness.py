@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_to_is_an_obstacle(client: TestClient, m
 
 
 def test_a_server_that_shuts_down_gets_no_more_work(app: FastAPI, client: TestClient) -> None:
-    app.state.closing.set()
+    app.state.service.closing.set()
     assert "shutting down" in str(get_obstacle(client))
     check_alive(client)
 

@@ -30,7 +30,7 @@ from service.training.plan import resolve_request
 from service.workers.executors import Executor, ProcessExecutor, ThreadExecutor
 from tests.support import FloatArray, LineEnv, wait_until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXECUTORS = ["thread", "process"]
 RegisterLine = Callable[..., str]
 

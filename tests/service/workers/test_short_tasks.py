@@ -19,7 +19,7 @@ from service.errors import (
     TooLargeError,
 )
 from service.workers.executors import Executor, ProcessExecutor, ThreadExecutor
-from service.workers.short_tasks import Errands
+from service.workers.short_tasks import ShortTasks
 from service.workers.task import Progress, Task
 from tests.support import wait_until
 
@@ -48,8 +48,8 @@ def hang(progress: Progress) -> bytes:
     return b""
 
 
-def make_errands(executor: Executor, limit_seconds: float = LONG_SECONDS, **bounds: int) -> Errands:
-    return Errands(executor, limit_seconds, threading.Event(), **bounds)
+def make_errands(executor: Executor, limit_seconds: float = LONG_SECONDS, **bounds: int) -> ShortTasks:
+    return ShortTasks(executor, limit_seconds, threading.Event(), **bounds)
 
 
 def make_task(function: Callable[..., bytes], *arguments: Any) -> Task:
@@ -92,8 +92,8 @@ def processes() -> Iterator[ProcessExecutor]:
     executor.close()
 
 
-def call(callers: ThreadPoolExecutor, errands: Errands, function: Callable[..., bytes]) -> Future[bytes]:
-    return callers.submit(errands.run, make_task(function), "ask for less.")
+def call(callers: ThreadPoolExecutor, short_tasks: ShortTasks, function: Callable[..., bytes]) -> Future[bytes]:
+    return callers.submit(short_tasks.run, make_task(function), "ask for less.")
 
 
 def test_a_task_is_answered_with_what_it_made() -> None:
@@ -117,8 +117,8 @@ def test_what_fails_in_others_code_names_the_environment_and_no_path(processes: 
 
 
 def test_a_process_that_takes_too_long_is_killed_and_the_remedy_told(processes: ProcessExecutor) -> None:
-    errands = make_errands(processes)
-    errands.run(make_task(answer), "")  # from now on workers begin at once
+    short_tasks = make_errands(processes)
+    short_tasks.run(make_task(answer), "")  # from now on workers begin at once
     template = psutil.Process().children()[-1]
     with pytest.raises(TooLargeError, match=r"0\.5 s.*GRPO_STAGE_SECONDS.*ask for less"):
         make_errands(processes, 0.5).run(make_task(hang), "ask for less.")
@@ -126,38 +126,38 @@ def test_a_process_that_takes_too_long_is_killed_and_the_remedy_told(processes: 
 
 
 def test_a_thread_that_takes_too_long_is_told_to_end(callers: ThreadPoolExecutor) -> None:
-    errands = make_errands(ThreadExecutor(), 0.2, n_at_once=1)
+    short_tasks = make_errands(ThreadExecutor(), 0.2, n_at_once=1)
     with pytest.raises(TooLargeError):
-        errands.run(make_task(Waiting(listens=True)), "")
-    assert errands.run(make_task(answer), "") == b"content"
+        short_tasks.run(make_task(Waiting(listens=True)), "")
+    assert short_tasks.run(make_task(answer), "") == b"content"
 
 
 def test_a_thread_that_does_not_listen_keeps_its_place_until_it_ends(waiting: Waiting) -> None:
-    errands = make_errands(ThreadExecutor(), 0.2, n_at_once=1)
+    short_tasks = make_errands(ThreadExecutor(), 0.2, n_at_once=1)
     with pytest.raises(TooLargeError):
-        errands.run(make_task(waiting), "")
+        short_tasks.run(make_task(waiting), "")
     with pytest.raises(QueueFullError):
-        errands.run(make_task(answer), "")
+        short_tasks.run(make_task(answer), "")
     waiting.let_go.set()
     wait_until(lambda: "grpo-training" not in [thread.name for thread in threading.enumerate()])
-    assert errands.run(make_task(answer), "") == b"content"
+    assert short_tasks.run(make_task(answer), "") == b"content"
 
 
 def test_the_room_is_bounded_and_those_in_it_are_all_answered(callers: ThreadPoolExecutor, waiting: Waiting) -> None:
-    errands = make_errands(ThreadExecutor(), n_at_once=2, n_waiting=1)
-    first = [call(callers, errands, waiting) for _ in range(2)]
+    short_tasks = make_errands(ThreadExecutor(), n_at_once=2, n_waiting=1)
+    first = [call(callers, short_tasks, waiting) for _ in range(2)]
     wait_until(lambda: waiting.n_begun == 2)
-    third = call(callers, errands, waiting)
-    wait_until(lambda: is_full(errands))
+    third = call(callers, short_tasks, waiting)
+    wait_until(lambda: is_full(short_tasks))
     assert waiting.n_begun == 2
     waiting.let_go.set()
     assert [future.result(LONG_SECONDS) for future in (*first, third)] == [b"done"] * 3
-    assert not is_full(errands)
+    assert not is_full(short_tasks)
 
 
-def is_full(errands: Errands) -> bool:
+def is_full(short_tasks: ShortTasks) -> bool:
     try:
-        errands.run(make_task(answer), "")
+        short_tasks.run(make_task(answer), "")
     except QueueFullError:
         return True
     return False
@@ -167,13 +167,13 @@ def test_those_that_run_and_wait_are_sent_away_when_the_server_ends(
     callers: ThreadPoolExecutor, waiting: Waiting
 ) -> None:
     closing = threading.Event()
-    errands = Errands(ThreadExecutor(), LONG_SECONDS, closing, n_at_once=1)
-    futures = [call(callers, errands, waiting) for _ in range(3)]
+    short_tasks = ShortTasks(ThreadExecutor(), LONG_SECONDS, closing, n_at_once=1)
+    futures = [call(callers, short_tasks, waiting) for _ in range(3)]
     wait_until(lambda: waiting.n_begun == 1)
     closing.set()
     for future in futures:
         with pytest.raises(DrainingError):
             future.result(LONG_SECONDS)
     with pytest.raises(DrainingError):
-        errands.run(make_task(answer), "")
+        short_tasks.run(make_task(answer), "")
     assert waiting.n_begun == 1

@@ -1,0 +1,124 @@
+"""The service: its parts, and what its doors (routes, the dashboard) ask of them together."""
+
+import threading
+from collections.abc import Mapping
+
+from anyio import CapacityLimiter
+
+from grpo_core.options.rewards import RewardFunction
+from grpo_core.saving.model_file import ModelFileError
+from service.environments.catalogue import Catalogue
+from service.errors import ConflictError, InvalidRequestError, NotFoundError, StorageError
+from service.jobs.events import EventStreams
+from service.jobs.job import Job
+from service.jobs.registry import JobRegistry
+from service.models.player import ModelPlayer
+from service.models.store import ModelStore, ServedModel
+from service.monitoring.memory import get_available_bytes, get_total_bytes
+from service.monitoring.prometheus import Metrics
+from service.monitoring.readiness import Readiness
+from service.schemas.training import TrainRequest
+from service.settings import Settings
+from service.workers.executors import make_executor
+from service.workers.short_tasks import ShortTasks
+
+# Batches answered at the same time: each makes the event loop wait for the interpreter now and then.
+_MAX_RUNNING_BATCHES = 2
+# Uploads verified at the same time: a file of some kilobytes may claim spaces that take many megabytes to read.
+_MAX_VERIFIED_UPLOADS = 2
+
+
+class Service:
+    """Everything that one application keeps in memory. Safe to use from any thread.
+
+    :param settings: Limits and folders.
+    :param reward_functions: The reward functions that jobs can name; read anew for every job.
+    :raises OSError: If the models folder cannot be created or written to.
+    """
+
+    def __init__(self, settings: Settings, reward_functions: Mapping[str, RewardFunction]) -> None:
+        self.settings = settings
+        self.reward_functions = reward_functions
+        #: Set when the server begins to shut down.
+        self.closing = threading.Event()
+        self.store = ModelStore(
+            settings.models_dir,
+            settings.max_cached_models,
+            settings.max_cached_bytes,
+            get_available_bytes,
+            get_total_bytes(),
+            settings.min_free_bytes,
+        )
+        executor = make_executor(settings.executor, settings.log_style)
+        self.registry = JobRegistry(
+            self.store,
+            executor,
+            settings.max_running_jobs,
+            settings.max_queued_jobs,
+            settings.max_kept_jobs,
+            settings.stall_seconds,
+            settings.tensorboard_dir,
+        )
+        self.short_tasks = ShortTasks(executor, settings.stage_seconds, self.closing)
+        self.player = ModelPlayer(self.store, self.short_tasks)
+        self.catalogue = Catalogue(self.short_tasks, reward_functions)
+        self.streams = EventStreams(self.closing)
+        self.readiness = Readiness(self.store, self.registry, self.closing)
+        self.metrics = Metrics(self.store, self.registry, self.readiness)
+        self.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
+        self.drawing_limiter = CapacityLimiter(1)
+        self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
+
+    def start_job(self, request: TrainRequest) -> Job:
+        """Plan a training job and queue it.
+
+        :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
+        :raises ConflictError: If an active job will save under the same name.
+        :raises ServiceError: If the server has no room for it; see ``JobRegistry.submit``.
+        """
+        self.registry.check_room()
+        self.registry.warm_up()
+        # It imports torch, 2 s and 250 MB that a server which only serves does without.
+        from service.training.plan import resolve_request
+
+        return self.registry.submit(resolve_request(request, self.reward_functions))
+
+    def load_model(self, model_name: str) -> ServedModel:
+        """Return a model ready to answer, from memory or from its file.
+
+        :raises NotFoundError: If there is none; says so if a job is about to save it.
+        :raises ConflictError: If its file cannot be used.
+        """
+        try:
+            return self.store.get(model_name)
+        except NotFoundError as error:
+            job = self.registry.find_active(model_name)
+            if job is None:
+                raise
+            raise NotFoundError(
+                f"there is no model '{model_name}' yet: job {job.job_id} is {job.status} and saves it when it "
+                "completes."
+            ) from error
+
+    def save_upload(self, model_name: str, content: bytes, overwrite: bool) -> None:
+        """Verify a model file and serve it from now on.
+
+        :param overwrite: Whether it may replace a model of that name.
+        :raises InvalidRequestError: If the file cannot be used; nothing was replaced.
+        :raises ConflictError: If the name is taken, or will be by a job.
+        :raises StorageError: If the disk does not take it.
+        """
+        with self.registry.reserve_name(model_name):
+            if not overwrite and self.store.exists(model_name):
+                raise ConflictError(
+                    f"there is a model '{model_name}' already; pick another name, or send overwrite=true."
+                )
+            try:
+                with self._uploads:
+                    self.store.publish(model_name, content)
+            except ModelFileError as error:
+                raise InvalidRequestError(f"this is no model file that can be used: {error}") from error
+            except OSError as error:
+                raise StorageError(
+                    f"model '{model_name}' cannot be saved ({error.strerror}); free some space."
+                ) from error
