@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
-from grpo_core.groups.advantage import NEEDS_VALUES
+from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.options.policy_kwargs import choose_policy
 from grpo_core.options.presets import Preset, get_preset, list_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, RewardFunction, can_score, get_default_reward

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
-from grpo_core.options.hyperparameters import hyperparameters_to_json
+from grpo_core.options.hyperparameters_json import hyperparameters_to_json
 from grpo_core.options.presets import get_preset, list_presets
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.errors import InvalidRequestError
