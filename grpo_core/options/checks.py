@@ -61,18 +61,12 @@ def _check_row(row: Row, value: Any) -> None:
 
 def _is_in_range(row: Row, value: Any) -> bool:
     is_number = is_whole(value) if row.kind is int else is_real(value)
-    return (
-        is_number
-        and -math.inf < value < math.inf
-        and (row.at_least is None or value >= row.at_least)
-        and (row.above is None or value > row.above)
-        and (row.at_most is None or value <= row.at_most)
-    )
+    return is_number and row.at_least <= value <= row.at_most and row.above < value < math.inf
 
 
 def _describe_rule(row: Row) -> str:
-    low = f"above {row.above:g}" if row.above is not None else f"at least {row.at_least:g}"
-    if row.at_most is not None:
+    low = f"at least {row.at_least:g}" if row.above == -math.inf else f"above {row.above:g}"
+    if row.at_most < math.inf:
         rule = f"it must lie in [{row.at_least:g}, {row.at_most:g}]"
     elif row.kind is int:
         rule = f"it must be a whole number of {low}"

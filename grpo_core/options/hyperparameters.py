@@ -7,6 +7,7 @@ README.md and API.md are made from the rows; tests hold ``GRPO``'s signature and
 A server reads the table before it needs torch: nothing here imports it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import NoneType
@@ -31,11 +32,10 @@ class Row:
 
     :param meaning: One line, a phrase without its full stop.
     :param title: What a form calls it; the name in words unless given.
-    :param at_least: Smallest value.
-    :param above: What every value is larger than.
-    :param at_most: Largest value; None for any finite one.
-    :param request_least: Smallest value in a request to a server, where that is larger.
-    :param request_most: Largest value in a request to a server, where that is smaller.
+    :param at_least: Smallest number; or ``above``, what every number is larger than.
+    :param at_most: Largest number.
+    :param request_least: Smallest number in a request to a server; ``at_least`` unless given.
+    :param request_most: Largest number in a request to a server; ``at_most`` unless given.
     :param none: What None stands for; empty where None is no value.
     :param is_schedule: Whether a function of the remaining progress may take the number's place.
     :param name: Filled in from the annotation, like ``annotation``, the type with its ``| None``.
@@ -45,11 +45,11 @@ class Row:
     group: Group
     meaning: str
     title: str = ""
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    request_least: float | None = None
-    request_most: float | None = None
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    request_least: float = -math.inf
+    request_most: float = math.inf
     none: str = ""
     is_schedule: bool = False
     name: str = ""
@@ -312,8 +312,14 @@ def _read_rows(table: type[SharedHyperparameters]) -> Mapping[str, Row]:
     rows = {}
     for name, hint in get_type_hints(table, include_extras=True).items():
         annotation, row = get_args(hint)
-        title = row.title or name.replace("_", " ").capitalize()
-        rows[name] = replace(row, name=name, annotation=annotation, title=title)
+        rows[name] = replace(
+            row,
+            name=name,
+            annotation=annotation,
+            title=row.title or name.replace("_", " ").capitalize(),
+            request_least=max(row.at_least, row.request_least),
+            request_most=min(row.at_most, row.request_most),
+        )
     return rows
 
 

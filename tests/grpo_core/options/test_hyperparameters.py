@@ -1,6 +1,7 @@
 """GRPO's signature and docstring hold to the table of hyperparameters."""
 
 import inspect
+import math
 import re
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -63,8 +64,8 @@ def test_a_row_is_complete(row: Row) -> None:
     assert row.group in get_args(Group)
     assert bool(row.none) == (NoneType in get_args(row.annotation)), "what may be None says what that stands for"
     if row.kind in (int, float):
-        assert (row.at_least is None) != (row.above is None)
-        assert row.request_most is not None or row.at_most is not None, "a request has limits"
+        assert (row.at_least == -math.inf) != (row.above == -math.inf), "a smallest number, included or not"
+        assert row.request_most < math.inf, "a request has limits"
     else:
         assert row.kind is bool or row.default in row.choices
 
