@@ -2,7 +2,7 @@ VENV := .venv
 PYTHON ?= python3
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: install serve test test-zoo lint type format bench-cartpole bench-speed bench-suite bench-ablation clean
+.PHONY: install serve test test-zoo lint type format tables bench-cartpole bench-speed bench-suite bench-ablation clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ lint: $(VENV)/.installed-dev
 
 type: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
+
+# The hyperparameters in README.md and API.md.
+tables: install
+	$(VENV)/bin/python -m docs.argument_tables
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .

@@ -24,6 +24,7 @@ from grpo_core.fast.collector import make_collector
 from grpo_core.fast.learner import MlpLearner, is_plain_mlp
 from grpo_core.groups.advantage import STD_EPSILON, Bools, Floats, compute_group_advantages
 from grpo_core.groups.rollout import GroupRollout, StepBatch, draw_minibatches, select, to_tensors
+from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
     AdvantageScaling,
     Baseline,
@@ -33,15 +34,8 @@ from grpo_core.options.choices import (
     LossType,
     Supervision,
 )
-from grpo_core.options.hyperparameters import (
-    SAVED_HYPERPARAMETERS,
-    check_group_mode,
-    check_hyperparameters,
-    check_rewards,
-    custom_objects_to_arguments,
-    get_horizon,
-    hyperparameters_from_json,
-)
+from grpo_core.options.hyperparameters import SAVED_HYPERPARAMETERS
+from grpo_core.options.hyperparameters_json import custom_objects_to_arguments, hyperparameters_from_json
 from grpo_core.options.policy_kwargs import (
     POLICIES,
     check_policy_fits,

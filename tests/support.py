@@ -23,6 +23,7 @@ from gymnasium import spaces
 
 from api import create_app
 from grpo import GRPO
+from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
 from grpo_core.saving import model_file
 from grpo_core.update.learner import AutogradLearner, UpdateRule
 from service.schemas.jobs import EndedBy, EvaluationRow
@@ -287,6 +288,23 @@ with_either_learner = pytest.mark.parametrize("algorithm", [GRPO, AutogradGRPO],
 def make_model(env_id: str, seed: int = 0, **arguments: Any) -> GRPO:
     """Build an untrained model; different seeds give different policies."""
     return GRPO("MlpPolicy", gym.make(env_id), n_steps=64, group_size=2, horizon=32, seed=seed, **arguments)
+
+
+def change_hyperparameters() -> dict[str, Any]:
+    """Choose a value other than its default for every hyperparameter, such that all of them fit each other."""
+    sizes = {"group_mode": "branch", "group_size": 3, "horizon": 8, "n_steps": 48}
+    credit = {"baseline": "group", "supervision": "outcome", "bootstrap_value": False, "advantage_scaling": "none"}
+    return {name: _change(row) for name, row in HYPERPARAMETERS.items()} | sizes | credit
+
+
+def _change(row: Row) -> Any:
+    if row.choices:
+        return next(choice for choice in reversed(row.choices) if choice != row.default)
+    if row.kind is bool:
+        return not row.default
+    if row.kind is int:
+        return 7 if row.default is None else row.default + 1
+    return row.default / 2 if row.default else 0.25
 
 
 def forge(content: bytes, **facts: Any) -> bytes:

@@ -201,11 +201,9 @@ def split_api_page() -> dict[str, str]:
 
 
 def list_rows(text: str, kind: str) -> dict[str, list[str]]:
-    """Read the table of request or response fields: field name to the other cells."""
-    table = re.search(rf"^\| {kind} field .*\n\|[-|]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
-    if table is None:
-        return {}
-    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table[1].splitlines()]
+    """Read the tables of request or response fields: field name to the other cells."""
+    tables = re.findall(rf"^\| {kind} field .*\n\|[-|]+\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in "".join(tables).splitlines()]
     return {row[0].strip("` "): row[1:] for row in rows}
 
 
@@ -308,7 +306,7 @@ def test_api_page_names_every_metric() -> None:
 
 
 def test_api_page_names_every_kind_of_error() -> None:
-    source = "".join(file.read_text() for file in (ROOT / "service").glob("*.py"))
+    source = "".join(file.read_text() for file in (ROOT / "service").glob("**/*.py"))
     kinds = set(re.findall(r'Problem\("([a-z-]+)", ', source)) - {ServiceError.problem.slug}
     assert len(kinds) > 14
     assert {kind for kind in kinds if f"`{kind}`" not in split_api_page()["Errors"]} == set()

@@ -35,9 +35,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
-from grpo_core.groups.advantage import COMPARES_IN_GROUPS, Floats
+from grpo_core.groups.advantage import Floats
 from grpo_core.groups.rollout import StepBatch
-from grpo_core.options.choices import AdvantageScaling, Baseline, GroupMode
+from grpo_core.options.choices import COMPARES_IN_GROUPS, AdvantageScaling, Baseline, GroupMode
 from grpo_core.options.rewards import RewardFunction, optimized_cartpole
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError

@@ -89,6 +89,20 @@ def list_rooms(file: Path, package: str) -> set[str]:
     return {name.split(".")[1] for name in names if name and name.startswith(f"{package}.")}
 
 
+def test_the_options_import_no_part_of_the_library_that_is_told_them() -> None:
+    users = {f"grpo_core.{folder}" for folder in ("groups", "fast", "update", "simulators", "saving")}
+    for file in list_files("grpo_core/options"):
+        imported = {
+            node.module or "" for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)
+        }
+        assert not {".".join(module.split(".")[:2]) for module in imported} & users, file.name
+
+
+def test_the_table_of_hyperparameters_is_read_without_torch() -> None:
+    code = "import sys, grpo_core.options.checks; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_the_client_stands_alone() -> None:
     for file in list_files("grpo_client"):
         assert not set(ORDER) & set(list_imports(file)), file.name

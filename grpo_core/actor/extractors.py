@@ -52,13 +52,13 @@ class ExtractorPlan(NamedTuple):
 
     @classmethod
     def from_json(cls, network: Mapping[str, Any]) -> "ExtractorPlan":
-        """Read it from a model file's description of the network; what an older file lacks is SB3's default.
+        """Read it from a model file's description of the network.
 
         :raises ValueError: If the description names what does not exist.
         """
-        policy = network.get("policy", "MlpPolicy")
-        flags = [network.get(name, True) for name in ("normalize_images", "share_features_extractor")]
-        arguments = dict(network.get("features_extractor_kwargs", {}))
+        policy = network["policy"]
+        flags = [network[name] for name in ("normalize_images", "share_features_extractor")]
+        arguments = dict(network["features_extractor_kwargs"])
         if policy not in POLICY_NAMES or not set(arguments) <= set(EXTRACTOR_ARGUMENTS[policy]):
             raise ValueError(f"policy {policy!r} with features extractor {sorted(arguments)} is unknown.")
         # SB3 sets the argument itself where images are not to be scaled.

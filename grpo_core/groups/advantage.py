@@ -30,12 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from grpo_core.options.choices import AdvantageScaling, Baseline, Supervision
-
-# These judge a step by its GAE and have nothing to say without a value network; the others judge it by its return.
-NEEDS_VALUES: frozenset[Baseline] = frozenset({"residual", "value"})
-# These compare the members of a group with each other: a group whose members earned the same teaches them nothing.
-COMPARES_IN_GROUPS: frozenset[Baseline] = frozenset({"group", "leave_one_out", "residual"})
+from grpo_core.options.choices import NEEDS_VALUES, AdvantageScaling, Baseline, Supervision
 
 # Dividing by a smaller number turns the float noise of a near-constant group into advantages of thousands;
 # TRL's GRPOTrainer uses the same 1e-4.

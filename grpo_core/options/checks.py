@@ -1,7 +1,17 @@
-"""How arguments are judged, and what is raised where one is refused."""
+"""How arguments are judged, one by one and together, and what is raised where one is refused."""
 
+import math
 from numbers import Integral, Real
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import numpy as np
+from gymnasium import spaces
+
+from grpo_core.options.choices import COMPARES_IN_GROUPS, NEEDS_VALUES, GroupMode
+from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
+
+# Long enough for an action to show in what follows, short enough to keep the noise of returns low.
+_DEFAULT_HORIZON = 32
 
 
 def refuse(name: str, value: object, rule: str) -> NoReturn:
@@ -21,3 +31,146 @@ def is_whole(value: object) -> bool:
 def is_real(value: object) -> bool:
     """Tell whether a value is a real number, NumPy's included; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_hyperparameters(model: Any) -> None:
+    """Check the arguments of a ``GRPO`` against the table and against each other.
+
+    :raises ValueError: With the value, the rule and the remedy.
+    """
+    for name, row in HYPERPARAMETERS.items():
+        _check_row(row, getattr(model, name))
+    if model.seed is not None and not (is_whole(model.seed) and model.seed >= 0):
+        refuse("seed", model.seed, "it must be a whole number of at least 0, or None for a fresh one.")
+    check_rewards(model)
+    _check_combinations(model)
+
+
+def _check_row(row: Row, value: Any) -> None:
+    if (value is None and row.none) or (row.is_schedule and callable(value)):
+        return
+    if row.choices:
+        if value not in row.choices:
+            refuse(row.name, value, f"choose one of {', '.join(row.choices)}.")
+    elif row.kind is bool:
+        if not isinstance(value, bool | np.bool_):
+            refuse(row.name, value, "it must be True or False.")
+    elif not _is_in_range(row, value):
+        refuse(row.name, value, _describe_rule(row))
+
+
+def _is_in_range(row: Row, value: Any) -> bool:
+    is_number = is_whole(value) if row.kind is int else is_real(value)
+    return is_number and row.at_least <= value <= row.at_most and row.above < value < math.inf
+
+
+def _describe_rule(row: Row) -> str:
+    low = f"at least {row.at_least:g}" if row.above == -math.inf else f"above {row.above:g}"
+    if row.at_most < math.inf:
+        rule = f"it must lie in [{row.at_least:g}, {row.at_most:g}]"
+    elif row.kind is int:
+        rule = f"it must be a whole number of {low}"
+    else:
+        rule = f"it must be finite and {low}"
+    if row.is_schedule:
+        rule += ", or a function of the remaining progress"
+    if row.none:
+        rule += f", or None for {row.none.replace('`', '')}"
+    return f"{rule}."
+
+
+def check_rewards(model: Any) -> None:
+    """Check the reward functions of a ``GRPO`` and their weights.
+
+    :raises ValueError: With the value, the rule and the remedy.
+    """
+    _check_reward_function(model.reward_function)
+    # Of functions that a model file does not hold, the names and weights are still there.
+    weighed = model._lost_reward_function if model.reward_function is None else model.reward_function
+    _check_reward_weights(model.reward_weights, weighed)
+
+
+def _check_reward_function(reward_function: Any) -> None:
+    several = isinstance(reward_function, list | tuple)
+    ones = reward_function if several else [reward_function]
+    if not ones or not all(one is None or callable(one) for one in ones):
+        refuse(
+            "reward_function",
+            reward_function,
+            "it must be a function, a list of functions, or None for the environment's own.",
+        )
+
+
+def _check_reward_weights(weights: Any, weighed: Any) -> None:
+    if weights is None:
+        return
+    if not isinstance(weighed, list | tuple):
+        refuse("reward_weights", weights, "weights need a list of reward functions; leave them out.")
+    if (
+        not isinstance(weights, list | tuple | np.ndarray)
+        or len(weights) != len(weighed)
+        or not all(is_real(weight) and math.isfinite(weight) for weight in weights)
+    ):
+        refuse("reward_weights", weights, f"give one finite number for each of the {len(weighed)} reward functions.")
+
+
+def _check_combinations(model: Any) -> None:
+    if model.advantage_scaling == "group" and model.baseline not in COMPARES_IN_GROUPS:
+        refuse(
+            "advantage_scaling",
+            model.advantage_scaling,
+            f"baseline='{model.baseline}' leaves advantages where a group has no spread to divide by; take "
+            "advantage_scaling='batch' or baseline='group'.",
+        )
+    if model.baseline in NEEDS_VALUES:
+        if not model.bootstrap_value:
+            refuse(
+                "bootstrap_value",
+                model.bootstrap_value,
+                f"baseline='{model.baseline}' judges steps by the value network; take bootstrap_value=True or "
+                "baseline='group'.",
+            )
+        if model.supervision == "outcome":
+            refuse(
+                "supervision",
+                model.supervision,
+                f"baseline='{model.baseline}' judges single steps; take supervision='process' or baseline='group'.",
+            )
+    if model.ref_sync_steps is not None and model.kl_coef == 0:
+        refuse("ref_sync_steps", model.ref_sync_steps, "without kl_coef there is no reference policy; set kl_coef.")
+
+
+def get_horizon(horizon: int | None, mode: GroupMode) -> int | None:
+    """Return the most steps of a branch; None where only the episode ends it."""
+    return _DEFAULT_HORIZON if horizon is None and mode != "episode" else horizon
+
+
+def check_group_mode(model: Any, mode: GroupMode) -> None:
+    """Check the arguments of a ``GRPO`` that depend on how groups are played, and on the action space.
+
+    :param mode: What ``group_mode`` came to.
+    :raises ValueError: With the value, the rule and the remedy.
+    """
+    if mode == "action":
+        if not isinstance(model.action_space, spaces.Discrete):
+            refuse("group_mode", mode, f"only a Discrete action space can be enumerated, not {model.action_space}.")
+        if model.group_size != model.action_space.n:
+            refuse("group_size", model.group_size, f"group_mode='action' takes group_size={model.action_space.n}.")
+    horizon = get_horizon(model.horizon, mode)
+    if horizon is None and model.loss_normalization == "horizon":
+        refuse(
+            "loss_normalization",
+            model.loss_normalization,
+            "whole episodes have no constant horizon to divide by; set horizon, or take 'step' or 'branch'.",
+        )
+    if mode == "episode" or horizon is None:
+        return
+    group_steps = model.group_size * horizon
+    if model.n_steps % group_steps != 0:
+        nearest = max(1, round(model.n_steps / group_steps)) * group_steps
+        refuse(
+            "n_steps",
+            model.n_steps,
+            f"a rollout holds whole groups of group_size * horizon = {model.group_size} * {horizon} = "
+            f"{group_steps} steps; take n_steps={nearest} or change group_size or horizon.",
+        )

@@ -167,33 +167,31 @@ def network_to_json(
 
 
 def policy_from_json(network: Mapping[str, Any]) -> type[ActorCriticPolicy]:
-    """Return the policy class that ``network_to_json`` described; an older file knew one only."""
-    return POLICIES[network.get("policy", "MlpPolicy")]
+    """Return the policy class that ``network_to_json`` described."""
+    return POLICIES[network["policy"]]
 
 
 def network_from_json(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Rebuild ``policy_kwargs`` from ``network_to_json``; what an older file lacks keeps its default.
+    """Rebuild ``policy_kwargs`` from ``network_to_json``.
 
     :raises ValueError: If it names an unknown optimizer.
     """
-    policy_kwargs = {
+    if network["optimizer_class"] not in OPTIMIZERS:
+        refuse("optimizer_class", network["optimizer_class"], f"known are {', '.join(OPTIMIZERS)}.")
+    return {
         "net_arch": network["net_arch"],
         "activation_fn": getattr(torch.nn, network["activation"]),  # checked against ACTIVATIONS by the reader
         "ortho_init": bool(network["ortho_init"]),
         "log_std_init": float(network["log_std_init"]),
-    }
-    for name in ("normalize_images", "share_features_extractor", "features_extractor_kwargs"):
-        if name in network:
-            policy_kwargs[name] = network[name]
-    if "optimizer_class" in network:
-        if network["optimizer_class"] not in OPTIMIZERS:
-            refuse("optimizer_class", network["optimizer_class"], f"known are {', '.join(OPTIMIZERS)}.")
-        policy_kwargs["optimizer_class"] = OPTIMIZERS[network["optimizer_class"]]
-        policy_kwargs["optimizer_kwargs"] = {
+        "normalize_images": network["normalize_images"],
+        "share_features_extractor": network["share_features_extractor"],
+        "features_extractor_kwargs": network["features_extractor_kwargs"],
+        "optimizer_class": OPTIMIZERS[network["optimizer_class"]],
+        "optimizer_kwargs": {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in network["optimizer_kwargs"].items()
-        }
-    return policy_kwargs
+        },
+    }
 
 
 def _check_net_arch(net_arch: Any) -> None:

@@ -138,18 +138,17 @@ def space_from_json(described: Mapping[str, Any]) -> spaces.Space[Any]:
         raise ModelFileError(f"a space of more than {_MAX_SPACE_NUMBERS} numbers is not read.")
     if described.get("type") == "MultiBinary":
         return spaces.MultiBinary(described["n"])
-    # Older files do not spell the dtype of discrete spaces.
-    dtype = np.dtype(described.get("dtype", "int64"))
-    if described.get("type") == "Discrete":
+    if described.get("type") not in ("Discrete", "MultiDiscrete", "Box"):
+        raise ModelFileError(f"unknown space type {described.get('type')!r}.")
+    dtype = np.dtype(described["dtype"])
+    if described["type"] == "Discrete":
         return spaces.Discrete(int(described["n"]), dtype=_integer(dtype))
-    if described.get("type") == "MultiDiscrete":
+    if described["type"] == "MultiDiscrete":
         return spaces.MultiDiscrete(np.array(described["nvec"], np.int64), dtype=_integer(dtype))
-    if described.get("type") == "Box":
-        if dtype.kind not in "fiu":
-            raise ModelFileError(f"a Box of {dtype} is not a space of numbers.")
-        low, high = (_bound_from_json(described[bound], described["shape"], dtype) for bound in ("low", "high"))
-        return spaces.Box(low, high, dtype=dtype.type)
-    raise ModelFileError(f"unknown space type {described.get('type')!r}.")
+    if dtype.kind not in "fiu":
+        raise ModelFileError(f"a Box of {dtype} is not a space of numbers.")
+    low, high = (_bound_from_json(described[bound], described["shape"], dtype) for bound in ("low", "high"))
+    return spaces.Box(low, high, dtype=dtype.type)
 
 
 def _bound_to_json(bound: npt.NDArray[Any]) -> Any:
@@ -159,7 +158,6 @@ def _bound_to_json(bound: npt.NDArray[Any]) -> Any:
 
 def _bound_from_json(described: Any, shape: list[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     listed = described if isinstance(described, list) else [described]
-    # Older files spell the bounds of integers as floats too.
     numbers = [float.fromhex(x) if isinstance(x, str) else x for x in listed]
     array = np.array(numbers, dtype) if dtype.kind in "iu" else np.array(numbers, np.float64).astype(dtype)
     return array.reshape(shape) if isinstance(described, list) else np.full(shape, array[0])

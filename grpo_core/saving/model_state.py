@@ -10,7 +10,7 @@ import torch
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from grpo_core.options.hyperparameters import hyperparameters_to_json
+from grpo_core.options.hyperparameters_json import hyperparameters_to_json
 from grpo_core.options.policy_kwargs import network_to_json
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, get_reward_name
 from grpo_core.saving import model_file
@@ -127,7 +127,7 @@ def to_parameters(content: ModelContent, optimizer: torch.optim.Optimizer) -> di
     weights = {
         alias: torch.from_numpy(array)
         for name, array in content.weights.items()
-        for alias in _list_aliases(name, content.meta["network"].get("share_features_extractor", True))
+        for alias in _list_aliases(name, content.meta["network"]["share_features_extractor"])
     }
     return {"policy": weights, "policy.optimizer": {**optimizer.state_dict(), "state": state}}
 

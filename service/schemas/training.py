@@ -1,18 +1,12 @@
 """What to train, and what a job trains with."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from grpo_core.options.choices import (
-    AdvantageScaling,
-    Baseline,
-    GroupMode,
-    ImportanceLevel,
-    LossNormalization,
-    LossType,
-    Supervision,
-)
+from grpo_core.options.choices import GroupMode
+from grpo_core.options.hyperparameters import HYPERPARAMETERS, Hyperparameters, Row
 from service.schemas.fields import MAX_SEED, EnvName, ModelName, Request, RewardName
 
 _MAX_REWARD_FUNCTIONS = 16
@@ -32,6 +26,45 @@ class Normalization(BaseModel):
     norm_reward: bool = Field(True, description="Rewards.")
 
 
+# Defaults that the contract states. Of other hyperparameters the schema only says that they may be left out.
+_STATED_DEFAULTS: dict[str, Any] = {
+    "n_steps": 32,
+    **{
+        name: HYPERPARAMETERS[name].default
+        for name in ("learning_rate", "batch_size", "n_epochs", "group_size", "gamma")
+    },
+}
+# What is filled in without a preset, where that is not the library's own default.
+DEFAULTS_IN_WORDS = {
+    "horizon": "close to 16, fitting `n_steps`; in episodes no limit",
+    "baseline": "`group` for CartPole's shipped rewards, else `residual`",
+    "bootstrap_value": "`false` for CartPole's shipped rewards, else `true`",
+}
+_RequestType = TypeVar("_RequestType", bound=Request)
+
+
+def _with_hyperparameters(request: type[_RequestType]) -> type[_RequestType]:
+    """Add a field per hyperparameter, after those of the request itself."""
+    fields: dict[str, Any] = {name: _make_field(row) for name, row in HYPERPARAMETERS.items()}
+    return create_model(
+        request.__name__, __base__=request, __doc__=request.__doc__, __module__=request.__module__, **fields
+    )
+
+
+def _make_field(row: Row) -> tuple[Any, Any]:
+    """Describe a field: its type, and its default, limits and meaning."""
+    description = f"{row.meaning[0].upper()}{row.meaning[1:]}."
+    if row.name in DEFAULTS_IN_WORDS:
+        description += f" Default: by preset, else {DEFAULTS_IN_WORDS[row.name]}."
+    default = _STATED_DEFAULTS.get(row.name)
+    annotation = row.annotation | None if default is None else row.annotation
+    if row.kind not in (int, float):
+        return annotation, Field(default, description=description)
+    smallest: dict[str, Any] = {"gt": row.above} if row.above > -math.inf else {"ge": row.request_least}
+    return annotation, Field(default, description=description, le=row.request_most, **smallest)
+
+
+@_with_hyperparameters
 class TrainRequest(Request):
     """What to train; every field is optional."""
 
@@ -44,16 +77,6 @@ class TrainRequest(Request):
     total_timesteps: int = Field(
         10_000, ge=1, le=10_000_000, description="Simulator steps to train for; every step of every branch counts."
     )
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="Step size of Adam at the start; see `lr_schedule`.")
-    n_steps: int = Field(
-        32,
-        ge=2,
-        le=16_384,
-        description="Simulator steps per environment and rollout, a multiple of `group_size * horizon`; in episodes a "
-        "lower bound.",
-    )
-    batch_size: int = Field(64, ge=1, le=65_536, description="Steps per minibatch.")
-    n_epochs: int = Field(10, ge=1, le=100, description="Passes over each rollout.")
     reward_function_type: RewardName | None = Field(
         None,
         description="Name of a reward function, or `environment` for the environment's own reward. "
@@ -68,46 +91,6 @@ class TrainRequest(Request):
     model_name: ModelName | None = Field(None, description="Name to save the policy under. Default: a generated one.")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Makes the job repeatable. Default: drawn.")
     n_envs: int = Field(1, ge=1, le=64, description="Environments whose groups fill one rollout.")
-    group_mode: Literal["auto", "branch", "episode", "action"] | None = Field(
-        None,
-        description="How groups are played. Default: by preset, else `auto`: `branch` if the environment can be "
-        "restored, `episode` if not.",
-    )
-    group_size: int = Field(2, ge=2, le=256, description="Branches of a group.")
-    horizon: int | None = Field(
-        None,
-        ge=1,
-        le=16_384,
-        description="Most simulator steps per branch. Default: close to the preset's, or to 16, fitting `n_steps`; in "
-        "episodes no limit.",
-    )
-    gamma: float = Field(0.99, ge=0, le=1, description="Discount factor.")
-    gae_lambda: float | None = Field(None, ge=0, le=1, description="Lambda of the lambda-returns.")
-    baseline: Baseline | None = Field(None, description="What a step's return is compared with.")
-    supervision: Supervision | None = Field(None, description="Whether steps or whole branches are credited.")
-    advantage_scaling: AdvantageScaling | None = Field(None, description="What advantages are divided by.")
-    bootstrap_value: bool | None = Field(None, description="Whether the value network tells what follows a cut branch.")
-    clip_range: float | None = Field(None, gt=0, le=10, description="Trust interval of the probability ratio.")
-    clip_range_high: float | None = Field(None, gt=0, le=10, description="How far the ratio may rise above 1.")
-    loss_type: LossType | None = Field(None, description="Surrogate of the policy's loss.")
-    importance_level: ImportanceLevel | None = Field(None, description="Whether ratios are of steps or branches.")
-    loss_normalization: LossNormalization | None = Field(None, description="What counts alike in the loss.")
-    ent_coef: float | None = Field(None, ge=0, le=10, description="Weight of the entropy bonus.")
-    vf_coef: float | None = Field(None, ge=0, le=100, description="Weight of the value network's squared error.")
-    vf_lr_factor: float | None = Field(
-        None, ge=0, le=1000, description="Step size of the value network in multiples of `learning_rate`."
-    )
-    max_grad_norm: float | None = Field(None, ge=0, le=1e6, description="Largest norm of a gradient.")
-    target_kl: float | None = Field(
-        None, gt=0, le=100, description="Ends the updates of a rollout beyond 1.5 times it."
-    )
-    kl_coef: float | None = Field(None, ge=0, le=100, description="Weight of the KL divergence from the reference.")
-    ref_sync_steps: int | None = Field(
-        None, ge=1, le=10_000_000, description="Simulator steps after which the policy becomes the reference anew."
-    )
-    restart_probability: float | None = Field(None, ge=0, le=1, description="How often groups start new episodes.")
-    common_random_numbers: bool | None = Field(None, description="Whether a group meets the same noise.")
-    filter_zero_std_groups: bool | None = Field(None, description="Whether groups without a signal are left out.")
     normalize: bool | Normalization | None = Field(
         None, description="Whether observations and rewards are normalised by running statistics, or which of them."
     )
@@ -150,47 +133,19 @@ class TrainRequest(Request):
     tensorboard_log: bool = Field(False, description="Whether to write a folder that TensorBoard reads.")
 
 
-class TrainConfig(BaseModel):
-    """What a job trains with, every default filled in; sent again as a request it repeats the job."""
+class _JobConfig(BaseModel):
+    """What of a job's configuration is no hyperparameter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     env_name: str
     preset: str = Field(description="Whose preset filled in what was left out, or `none`.")
     total_timesteps: int
-    learning_rate: float
-    n_steps: int
-    batch_size: int
-    n_epochs: int
     reward_function_type: str | None = Field(description="None with `reward_functions`.")
     reward_functions: dict[str, float] | None
     model_name: str
     seed: int
     n_envs: int
-    group_mode: GroupMode
-    group_size: int
-    horizon: int | None = Field(description="None for episodes without a limit of their own.")
-    gamma: float
-    gae_lambda: float
-    baseline: Baseline
-    supervision: Supervision
-    advantage_scaling: AdvantageScaling
-    bootstrap_value: bool
-    clip_range: float
-    clip_range_high: float | None
-    loss_type: LossType
-    importance_level: ImportanceLevel
-    loss_normalization: LossNormalization
-    ent_coef: float
-    vf_coef: float
-    vf_lr_factor: float
-    max_grad_norm: float
-    target_kl: float | None
-    kl_coef: float
-    ref_sync_steps: int | None
-    restart_probability: float
-    common_random_numbers: bool
-    filter_zero_std_groups: bool
     normalize: Literal[False] | Normalization
     lr_schedule: LearningRateSchedule
     device: Literal["cpu", "cuda"]
@@ -204,6 +159,14 @@ class TrainConfig(BaseModel):
     patience: int | None
     max_seconds: float | None
     tensorboard_log: bool
+
+
+class TrainConfig(Hyperparameters, _JobConfig):
+    """What a job trains with, every default filled in; sent again as a request it repeats the job."""
+
+    # Pydantic makes a field of each annotation in the table; two say more here.
+    group_mode: GroupMode
+    horizon: int | None = Field(description="None for episodes without a limit of their own.")
 
 
 class TrainResponse(BaseModel):

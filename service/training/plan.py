@@ -1,6 +1,5 @@
 """From a request to a complete configuration: everything is filled in and checked before a job starts."""
 
-import inspect
 import math
 import re
 import secrets
@@ -16,8 +15,8 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from grpo import GRPO
-from grpo_core.groups.advantage import NEEDS_VALUES
+from grpo_core.options.choices import NEEDS_VALUES
+from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
 from grpo_core.options.presets import Preset, get_preset, list_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, RewardFunction, can_score, get_default_reward
@@ -38,8 +37,8 @@ NO_PRESET = "none"
 _PREFERRED_HORIZON = 16
 # The algorithm's own, which a preset may leave as it is.
 _PRESET_HORIZON = 32
-_MAX_STEPS = 16_384
-_MAX_GROUP_SIZE = 256
+_MAX_STEPS = HYPERPARAMETERS["n_steps"].request_most
+_MAX_GROUP_SIZE = HYPERPARAMETERS["group_size"].request_most
 _MAX_REASON_CHARS = 1000
 # Made over a job whose rules need evaluations, unless it says otherwise.
 _N_EVALUATIONS = 20
@@ -255,11 +254,10 @@ def _list_preset_defaults(preset: Preset) -> Settings:
 
 
 def _list_library_defaults() -> Settings:
-    parameters = inspect.signature(GRPO).parameters.items()
-    arguments = {name: parameter.default for name, parameter in parameters if name in TrainConfig.model_fields}
+    arguments = {name: row.default for name, row in HYPERPARAMETERS.items()}
     others = {"lr_schedule": "constant", "normalize": False, "activation": "tanh", "log_std_init": 0.0}
     rules = dict.fromkeys(("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds"))
-    return {**arguments, **others, **rules, "tensorboard_log": False}  # for ``GRPO`` it is a folder
+    return {**arguments, **others, **rules, "tensorboard_log": False}
 
 
 def _list_request_defaults() -> Settings:

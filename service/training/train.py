@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from grpo import GRPO
 from grpo_core.actor.actor import ACTIVATIONS
+from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving import model_file
@@ -35,37 +36,7 @@ Reward = RewardFunction | Sequence[RewardFunction | None] | None
 # The checker warns about environments in general; a step through it takes half as long again.
 _ENV_KWARGS = {"disable_env_checker": True}
 # Fields of a configuration that are arguments of GRPO of the same name and meaning.
-_ARGUMENTS = (
-    "n_steps",
-    "batch_size",
-    "n_epochs",
-    "gamma",
-    "gae_lambda",
-    "clip_range",
-    "ent_coef",
-    "vf_coef",
-    "max_grad_norm",
-    "target_kl",
-    "seed",
-    "device",
-    "group_mode",
-    "group_size",
-    "horizon",
-    "supervision",
-    "baseline",
-    "advantage_scaling",
-    "bootstrap_value",
-    "vf_lr_factor",
-    "restart_probability",
-    "common_random_numbers",
-    "filter_zero_std_groups",
-    "clip_range_high",
-    "loss_type",
-    "importance_level",
-    "loss_normalization",
-    "kl_coef",
-    "ref_sync_steps",
-)
+_ARGUMENTS = (*HYPERPARAMETERS, "seed", "device")
 
 
 def train_policy(config: TrainConfig, reward: Reward, progress: Progress, run_dir: Path | None = None) -> bytes:

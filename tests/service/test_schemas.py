@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from grpo_core.options.choices import GroupMode
+from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.schemas.inference import InferenceRequest
 from service.schemas.jobs import JobStatus
 from service.schemas.training import Normalization, TrainRequest
@@ -53,15 +54,16 @@ CHOICES = {
 }
 FLAGS = ["bootstrap_value", "common_random_numbers", "filter_zero_std_groups"]
 # What a preset, the environment or another field decides, or what is drawn.
-LEFT_OPEN = {*REAL_RANGES, *POSITIVE_RANGES, *CHOICES, *FLAGS} - {"gamma", "learning_rate", "device"} | {
+LEFT_OPEN = HYPERPARAMETERS.keys() - {"learning_rate", "n_steps", "batch_size", "n_epochs", "group_size", "gamma"} | {
     "preset",
     "reward_function_type",
     "reward_functions",
     "model_name",
     "seed",
-    "horizon",
-    "ref_sync_steps",
     "normalize",
+    "lr_schedule",
+    "activation",
+    "log_std_init",
     "eval_freq",
     "keep_best",
     "stop_reward",

@@ -10,6 +10,7 @@ from nicegui import ui
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from grpo_core.options.hyperparameters import list_group
 from service.dashboard.access import get_service
 from service.dashboard.pages.form_fields import Field, FieldInput, list_fields
 from service.dashboard.pages.frame import show_frame
@@ -32,58 +33,10 @@ _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
             "tensorboard_log",
         ),
     ),
-    "Groups and rollouts": (
-        "what is compared with what",
-        (
-            "group_mode",
-            "group_size",
-            "horizon",
-            "n_steps",
-            "n_envs",
-            "restart_probability",
-            "common_random_numbers",
-            "filter_zero_std_groups",
-        ),
-    ),
-    "Credit": (
-        "how rewards become advantages",
-        (
-            "reward_functions",
-            "gamma",
-            "gae_lambda",
-            "baseline",
-            "supervision",
-            "advantage_scaling",
-            "bootstrap_value",
-            "normalize",
-        ),
-    ),
-    "Optimisation": (
-        "how far each update goes",
-        (
-            "learning_rate",
-            "lr_schedule",
-            "batch_size",
-            "n_epochs",
-            "ent_coef",
-            "vf_coef",
-            "vf_lr_factor",
-            "max_grad_norm",
-            "target_kl",
-        ),
-    ),
-    "Loss": (
-        "variants from language-model training",
-        (
-            "clip_range",
-            "clip_range_high",
-            "loss_type",
-            "importance_level",
-            "loss_normalization",
-            "kl_coef",
-            "ref_sync_steps",
-        ),
-    ),
+    "Groups and rollouts": ("what is compared with what", ("n_envs", *list_group("Groups and rollouts"))),
+    "Credit": ("how rewards become advantages", ("reward_functions", *list_group("Credit"), "normalize")),
+    "Optimisation": ("how far each update goes", ("lr_schedule", *list_group("Optimisation"))),
+    "Loss": ("variants from language-model training", list_group("Loss")),
     "Network": ("what is trained, and where", ("net_arch", "activation", "log_std_init", "device")),
 }
 FIELD_NAMES = (*_COMMON, *(name for _, names in _GROUPS.values() for name in names))

@@ -7,32 +7,23 @@ from typing import Any, NamedTuple
 
 from nicegui import ui
 
+from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.dashboard.widgets.elements import Text, make_box
 from service.dashboard.widgets.figures import format_count
 
 _CODE = re.compile("`([^`]+)`")
 _TITLES = {
+    **{name: row.title for name, row in HYPERPARAMETERS.items()},
     "env_name": "Environment",
     "reward_function_type": "Reward function",
     "total_timesteps": "Simulator steps",
     "net_arch": "Hidden layers",
-    "ent_coef": "Entropy bonus",
-    "vf_coef": "Value loss",
-    "kl_coef": "KL penalty",
     "lr_schedule": "Learning rate schedule",
     "eval_freq": "Evaluate every",
     "n_eval_episodes": "Episodes per evaluation",
     "n_envs": "Environments",
-    "n_steps": "Steps per rollout",
-    "n_epochs": "Epochs",
     "max_seconds": "Time limit",
     "tensorboard_log": "TensorBoard log",
-    "gae_lambda": "GAE lambda",
-    "vf_lr_factor": "Value learning rate factor",
-    "max_grad_norm": "Largest gradient norm",
-    "target_kl": "Target KL",
-    "ref_sync_steps": "Reference renewed every",
-    "filter_zero_std_groups": "Leave silent groups out",
     "log_std_init": "First log std",
 }
 _FLAGS: dict[Any, str] = {True: "yes", False: "no"}

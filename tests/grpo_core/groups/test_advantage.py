@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from grpo_core.groups.advantage import (
-    COMPARES_IN_GROUPS,
-    NEEDS_VALUES,
     BranchSteps,
     Floats,
     GroupAdvantages,
@@ -26,7 +24,7 @@ from grpo_core.groups.advantage import (
     compute_returns,
     scale_advantages,
 )
-from grpo_core.options.choices import AdvantageScaling, Baseline, Supervision
+from grpo_core.options.choices import COMPARES_IN_GROUPS, NEEDS_VALUES, AdvantageScaling, Baseline, Supervision
 from grpo_core.options.rewards import optimized_cartpole
 
 Ending = Literal["terminated", "truncated", "horizon"]

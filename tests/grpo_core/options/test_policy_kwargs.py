@@ -210,12 +210,6 @@ def test_a_policy_of_ones_own_is_refused_by_name() -> None:
         get_policy_name(Louder)
 
 
-def test_a_network_of_an_older_file_is_an_mlp_with_adam() -> None:
-    network = {"net_arch": {"pi": [2], "vf": []}, "activation": "Tanh", "ortho_init": True, "log_std_init": 0.0}
-    assert policy_from_json(network) is ActorCriticPolicy
-    assert network_to_json(network_from_json(network)) == network_to_json({"net_arch": {"pi": [2], "vf": []}})
-
-
 def test_an_unknown_optimizer_in_a_file_is_refused() -> None:
     network = {**network_to_json({}), "optimizer_class": "Lion"}
     with pytest.raises(ValueError, match="optimizer_class='Lion' is not allowed: known are Adam"):

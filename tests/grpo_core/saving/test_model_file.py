@@ -37,9 +37,9 @@ META: dict[str, Any] = {
             "shape": [3],
             "dtype": "float32",
         },
-        "action": {"type": "Discrete", "n": 2},
+        "action": {"type": "Discrete", "n": 2, "dtype": "int64"},
     },
-    "network": {"net_arch": {"pi": [2], "vf": []}, "activation": "Tanh", "ortho_init": True, "log_std_init": 0.0},
+    "network": network_to_json({"net_arch": {"pi": [2], "vf": []}}),
 }
 SHAPES = {
     "mlp_extractor.policy_net.0.weight": (2, 3),
@@ -212,12 +212,6 @@ def test_the_keys_of_a_dict_keep_their_order() -> None:
     rebuilt = model_file.space_from_json(json.loads(json.dumps(model_file.space_to_json(space), sort_keys=True)))
     assert isinstance(rebuilt, spaces.Dict)
     assert list(rebuilt.spaces) == ["b", "a", "c"]
-
-
-def test_spaces_of_older_files_are_read() -> None:
-    assert model_file.space_from_json({"type": "Discrete", "n": 2}) == ACTIONS
-    grid = {"type": "Box", "low": ["0x0.0p+0"] * 2, "high": ["0x1.2p+3"] * 2, "shape": [2], "dtype": "int64"}
-    assert model_file.space_from_json(grid) == spaces.Box(0, 9, (2,), np.int64)
 
 
 def test_the_shapes_follow_from_spaces_and_network() -> None:

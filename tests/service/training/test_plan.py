@@ -12,7 +12,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
-from grpo_core.options.hyperparameters import hyperparameters_to_json
+from grpo_core.options.hyperparameters import HYPERPARAMETERS
+from grpo_core.options.hyperparameters_json import hyperparameters_to_json
 from grpo_core.options.presets import get_preset, list_presets
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.errors import InvalidRequestError
@@ -46,6 +47,7 @@ class TestResolvingTheConfiguration:
         assert 0 <= config.seed < 2**32
         drawn = {"model_name", "device", "seed"}
         assert config.model_dump(exclude=drawn) == {
+            **{name: row.default for name, row in HYPERPARAMETERS.items()},
             "env_name": "CartPole-v1",
             "preset": "none",
             "total_timesteps": 10_000,
@@ -60,26 +62,8 @@ class TestResolvingTheConfiguration:
             "group_size": 2,
             "horizon": 16,
             "gamma": 0.99,
-            "gae_lambda": 0.95,
             "baseline": "group",
-            "supervision": "process",
-            "advantage_scaling": "batch",
             "bootstrap_value": False,
-            "clip_range": 0.2,
-            "clip_range_high": None,
-            "loss_type": "clip",
-            "importance_level": "step",
-            "loss_normalization": "step",
-            "ent_coef": 0.0,
-            "vf_coef": 0.5,
-            "vf_lr_factor": 10.0,
-            "max_grad_norm": 0.5,
-            "target_kl": None,
-            "kl_coef": 0.0,
-            "ref_sync_steps": None,
-            "restart_probability": 0.0,
-            "common_random_numbers": False,
-            "filter_zero_std_groups": False,
             "normalize": False,
             "lr_schedule": "linear",
             "net_arch": [64, 64],
@@ -150,7 +134,8 @@ class TestResolvingTheConfiguration:
             "max_seconds": 0.001,
             "tensorboard_log": True,
         }
-        assert resolve(**request).model_dump() == {**request, "reward_function_type": None}
+        unsaid = {name: row.default for name, row in HYPERPARAMETERS.items() if name not in request}
+        assert resolve(**request).model_dump() == {**request, **unsaid, "reward_function_type": None}
 
     @pytest.mark.parametrize(
         "request_",

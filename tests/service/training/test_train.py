@@ -18,7 +18,7 @@ from service.schemas.training import Activation, TrainConfig, TrainRequest
 from service.training.plan import resolve_request
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, Recorder, SpaceEnv
+from tests.support import LineEnv, Recorder, SpaceEnv, change_hyperparameters
 
 REQUIRED_METRICS = {
     "rollout/ep_rew_mean",
@@ -171,39 +171,11 @@ class TestTraining:
 
 
 def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
-    settings: dict[str, Any] = {
-        "n_steps": 24,
-        "batch_size": 7,
-        "n_epochs": 3,
-        "seed": 11,
-        "group_mode": "branch",
-        "group_size": 3,
-        "horizon": 4,
-        "gamma": 0.7,
-        "gae_lambda": 0.6,
-        "baseline": "leave_one_out",
-        "supervision": "outcome",
-        "advantage_scaling": "group",
-        "bootstrap_value": True,
-        "clip_range": 0.3,
-        "clip_range_high": 0.4,
-        "loss_type": "cispo",
-        "importance_level": "branch",
-        "loss_normalization": "horizon",
-        "ent_coef": 0.01,
-        "vf_coef": 0.4,
-        "vf_lr_factor": 2.0,
-        "max_grad_norm": 0.9,
-        "target_kl": 0.5,
-        "kl_coef": 0.2,
-        "ref_sync_steps": 30,
-        "restart_probability": 0.25,
-        "common_random_numbers": True,
-        "filter_zero_std_groups": True,
-    }
+    settings = {**change_hyperparameters(), "seed": 11}
+    learning_rate = settings.pop("learning_rate")
     others: dict[str, Any] = {
         "total_timesteps": 48,
-        "learning_rate": 0.002,
+        "learning_rate": learning_rate,
         "n_envs": 2,
         "net_arch": [5, 3],
         "activation": "elu",
@@ -220,14 +192,18 @@ def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
     reward = [None, REWARD_FUNCTIONS["optimized_cartpole"]]
     meta = model_file.from_bytes(train_policy(config, reward, Recorder())).meta
     assert {name: meta["hyperparameters"][name] for name in settings} == settings
-    assert meta["hyperparameters"]["learning_rate"] == {"linear": [0.002, 0.0, 1.0]}
+    assert meta["hyperparameters"]["learning_rate"] == {"linear": [learning_rate, 0.0, 1.0]}
     assert meta["hyperparameters"]["reward_weights"] == [0.5, 2.0]
     assert meta["reward_function"] == ["environment", "optimized_cartpole"]
     assert meta["network"]["net_arch"] == {"pi": [5, 3], "vf": [5, 3]}
     assert (meta["network"]["activation"], meta["network"]["log_std_init"]) == ("ELU", -1.5)
     assert (meta["n_envs"], meta["num_timesteps"] >= 48) == (2, True)
     normalization = meta["normalization"]
-    assert (normalization["norm_obs"], normalization["norm_reward"], normalization["gamma"]) == (True, False, 0.7)
+    assert (normalization["norm_obs"], normalization["norm_reward"], normalization["gamma"]) == (
+        True,
+        False,
+        settings["gamma"],
+    )
     # What the two lists leave out are names, or cannot be chosen here.
     left_out = {"env_name", "preset", "reward_function_type", "reward_functions", "model_name", "device"}
     rules = {"eval_freq", "n_eval_episodes", "keep_best", "stop_reward", "patience", "max_seconds", "tensorboard_log"}
