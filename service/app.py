@@ -43,11 +43,11 @@ class Service:
         self.closing = threading.Event()
         self.store = ModelStore(
             settings.models_dir,
-            settings.max_cached_models,
-            settings.max_cached_bytes,
-            get_available_bytes,
-            get_total_bytes(),
-            settings.min_free_bytes,
+            max_models=settings.max_cached_models,
+            max_bytes=settings.max_cached_bytes,
+            available_bytes=get_available_bytes,
+            total_bytes=get_total_bytes(),
+            min_free_bytes=settings.min_free_bytes,
         )
         executor = make_executor(settings.executor, settings.log_style)
         self.registry = JobRegistry(

@@ -154,6 +154,6 @@ class _StateCollector(Collector):
         )
         is_ready = not self._readiness.list_obstacles()
         yield GaugeMetricFamily("grpo_ready", "1 if the server can take work, else 0.", is_ready)
-        n_free_bytes = self._store.n_free_bytes
+        n_free_bytes = self._store.folder.n_free_bytes
         if n_free_bytes is not None:
             yield GaugeMetricFamily("grpo_storage_free_bytes", "Space left for models.", n_free_bytes)

@@ -24,7 +24,7 @@ class Readiness:
         obstacles = []
         if self._closing.is_set():
             obstacles.append("the server is shutting down")
-        storage_problem = self._store.find_storage_problem()
+        storage_problem = self._store.folder.find_problem()
         if storage_problem is not None:
             obstacles.append(storage_problem)
         if self._jobs.n_lost_slots >= self._jobs.max_running:

@@ -34,14 +34,15 @@ router = APIRouter(tags=["models"])
 )
 def download_model(model_name: ModelNameInPath, service: CurrentService, request: Request) -> Response:
     """Send a model's file; its SHA-256 is the `ETag`, so that `If-None-Match` saves sending it again."""
-    seen = service.store.examine(model_name)
-    if seen.model is None:
-        raise ConflictError(f"model '{model_name}' is {seen.status}; only files that can be used are sent.")
-    headers = {"ETag": f'"{seen.sha256}"', "Content-Disposition": f'attachment; filename="{model_name}.zip"'}
+    inspected = service.store.inspect_file(model_name)
+    if inspected.model is None:
+        raise ConflictError(f"model '{model_name}' is {inspected.status}; only usable files can be downloaded.")
+    headers = {"ETag": f'"{inspected.sha256}"', "Content-Disposition": f'attachment; filename="{model_name}.zip"'}
     if _is_known(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    *_, n_bytes = seen.signature
-    return _FileStream(service.store.open_file(model_name, seen.signature), {**headers, "Content-Length": str(n_bytes)})
+    *_, n_bytes = inspected.signature
+    file = service.store.folder.open_file(model_name, inspected.signature)
+    return _FileStream(file, {**headers, "Content-Length": str(n_bytes)})
 
 
 @router.put(

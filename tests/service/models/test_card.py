@@ -52,7 +52,7 @@ def folder(settings: Settings) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> ModelStore:
-    return ModelStore(folder, 64, 2**29, lambda: 2**40, 2**40)
+    return ModelStore(folder, max_models=64, max_bytes=2**29, available_bytes=lambda: 2**40, total_bytes=2**40)
 
 
 def get_card(client: TestClient, name: str = "m") -> dict[str, Any]:
@@ -146,7 +146,7 @@ def test_a_later_evaluation_goes_before_the_one_in_the_file(store: ModelStore, f
     assert own is not None
     assert (own.mean_reward, own.mean_reward_ci95) == (3.0, (2.0, 4.0))
     later = EpisodeFigures.model_validate({**FIGURES, "mean_reward": 5.0})
-    (signature, *_) = [store.examine("m").signature]
+    signature = store.inspect_file("m").signature
     assert make_card(store, "m", {signature: later}.get).evaluation == later
 
 

@@ -62,7 +62,7 @@ def probe() -> Probe:
 @pytest.fixture
 def open_store(folder: Path, probe: Probe) -> Callable[..., ModelStore]:
     def build(max_models: int = 64, max_bytes: int = 2**29, total_bytes: int = 2**34) -> ModelStore:
-        return ModelStore(folder, max_models, max_bytes, probe, total_bytes)
+        return ModelStore(folder, max_models, max_bytes, available_bytes=probe, total_bytes=total_bytes)
 
     return build
 
@@ -593,7 +593,7 @@ class TestTheFolder:
         def fail() -> int:
             raise OSError(24, "Too many open files")
 
-        store = ModelStore(folder, 2, 2**20, fail, 2**30)
+        store = ModelStore(folder, max_models=2, max_bytes=2**20, available_bytes=fail, total_bytes=2**30)
         store.publish("m", contents[0])
         assert store.get("m").name == "m"
         assert store.unload_under_pressure() == 0
@@ -606,7 +606,7 @@ class TestTheFolder:
     @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system without room for folders")
     def test_a_folder_that_cannot_be_created_is_an_error(self, probe: Probe) -> None:
         with pytest.raises(OSError, match="models"):
-            ModelStore(Path("/proc/models"), 1, 1, probe, 1)
+            ModelStore(Path("/proc/models"), max_models=1, max_bytes=1, available_bytes=probe, total_bytes=1)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_that_cannot_be_written_to_is_an_error(
@@ -616,9 +616,9 @@ class TestTheFolder:
         with pytest.raises(PermissionError, match="not writable"):
             open_store()
 
-    def test_names_that_differ_by_case_alone_are_refused(self, store: ModelStore, contents: list[bytes]) -> None:
+    def test_names_that_differ_only_in_case_are_refused(self, store: ModelStore, contents: list[bytes]) -> None:
         store.publish("m", contents[0])
-        store.check_no_case_twin("m")
-        store.check_no_case_twin("other")
-        with pytest.raises(ConflictError, match="differs from the model 'm' by case alone"):
-            store.check_no_case_twin("M")
+        store.folder.check_case_collision("m")
+        store.folder.check_case_collision("other")
+        with pytest.raises(ConflictError, match="differs from the existing model 'm' only in case"):
+            store.folder.check_case_collision("M")

@@ -87,7 +87,7 @@ def test_without_its_folder_it_is_not_ready_until_it_is_back(client: TestClient,
     assert "missing" in str(get_obstacle(client))
     assert "grpo_storage_free_bytes" not in client.get("/metrics").text
     folder.write_text("a file of that name")
-    assert "no folder" in str(get_obstacle(client))
+    assert "not a folder" in str(get_obstacle(client))
     check_alive(client)
     folder.unlink()
     folder.mkdir()
@@ -136,4 +136,4 @@ def test_strangers_are_not_told_what_stands_in_the_way(
 ) -> None:
     leave_free(0)
     client.headers.update(headers)
-    assert ("bytes are left" in str(get_obstacle(client))) is is_told
+    assert ("bytes are free" in str(get_obstacle(client))) is is_told
