@@ -28,11 +28,11 @@ class EventStreams:
         self._n_open = 0
 
     @contextmanager
-    def take_place(self) -> Iterator[None]:
-        """Count one stream more for as long as this lasts.
+    def open(self) -> Iterator[None]:
+        """Count one more open stream while the context lasts.
 
         :raises DrainingError: If the server is shutting down.
-        :raises TooManyStreamsError: If there is no place for one more.
+        :raises TooManyStreamsError: If too many streams are open.
         """
         if self._closing.is_set():
             raise DrainingError("the server is shutting down; listen again when it is back.")
