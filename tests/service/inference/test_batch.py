@@ -253,9 +253,9 @@ class TestArrays:
     @pytest.mark.parametrize(
         ("array", "said"),
         [
-            (np.zeros((2, 3)), r"of shape \[4\], but \[3\] was given"),
-            (np.zeros(4), r"of shape \[4\], but \[\] was given"),
-            (np.zeros((1, 2, 4)), r"of shape \[4\], but \[2, 4\] was given"),
+            (np.zeros((2, 3)), r"of shape \[4\], but got \[3\]"),
+            (np.zeros(4), r"of shape \[4\], but got \[\]"),
+            (np.zeros((1, 2, 4)), r"of shape \[4\], but got \[2, 4\]"),
         ],
     )
     def test_a_wrong_shape_is_refused_with_both_shapes(self, array: Any, said: str) -> None:

@@ -136,7 +136,7 @@ def test_a_discrete_observation_out_of_its_space_is_refused_with_the_space(obser
     ],
 )
 def test_a_wrong_shape_is_refused_with_both_shapes(observation: Any, shape: str) -> None:
-    with pytest.raises(InvalidRequestError, match=rf"of shape \[4\], but {shape} was given"):
+    with pytest.raises(InvalidRequestError, match=rf"of shape \[4\], but got {shape}"):
         infer(serve_model(make_model("CartPole-v1")), observation, deterministic=True)
 
 
@@ -229,14 +229,14 @@ def test_an_action_of_switches_has_the_probability_of_each() -> None:
     ("changes", "said"),
     [
         ({"gear": 4}, "key 'gear': this model expects one integer from 0 to 3"),
-        ({"speed": [0.0]}, r"key 'speed': this model expects an observation of shape \[2\], but \[1\] was given"),
+        ({"speed": [0.0]}, r"key 'speed': this model expects an observation of shape \[2\], but got \[1\]"),
         ({"speed": {"x": 1.0}}, "key 'speed': this model expects numbers without keys"),
         ({"dials": [0, 2]}, r"key 'dials': this model expects integers from 0 to \[2, 1\]"),
         ({"dials": [0, -1]}, "key 'dials': this model expects integers"),
         ({"dials": [0, 1.0]}, "key 'dials': this model expects integers"),
         ({"flags": [0, 2]}, "key 'flags': this model expects integers from 0 to 1"),
         ({"flags": [0, 10**30]}, "key 'flags': this model expects integers from 0 to 1"),
-        ({"more": 1}, r"an object with the keys \['camera', 'dials', 'flags', 'gear', 'speed'\] as observation"),
+        ({"more": 1}, r"an object with the keys \['camera', 'dials', 'flags', 'gear', 'speed'\] as its observation"),
     ],
     ids=str,
 )
@@ -260,7 +260,7 @@ def test_an_image_with_the_channels_last_is_turned_around() -> None:
 @pytest.mark.parametrize("pixel", [0.5, -1, 256, 1.0, 10**30])
 def test_pixels_are_bytes(pixel: float) -> None:
     image = [[[pixel] * 36] * 36]
-    with pytest.raises(InvalidRequestError, match="integers from 0 to 255 as observation; send them unscaled"):
+    with pytest.raises(InvalidRequestError, match="integers from 0 to 255 as its observation; do not scale them"):
         infer(serve_policy(IMAGE, spaces.Discrete(2)), image, deterministic=True)
 
 
