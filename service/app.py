@@ -111,13 +111,13 @@ class Service:
         with self.registry.reserve_name(model_name):
             if not overwrite and self.store.exists(model_name):
                 raise ConflictError(
-                    f"there is a model '{model_name}' already; pick another name, or send overwrite=true."
+                    f"there is a model '{model_name}' already; pick another name or send overwrite=true."
                 )
             try:
                 with self._uploads:
                     self.store.publish(model_name, content)
             except ModelFileError as error:
-                raise InvalidRequestError(f"this is no model file that can be used: {error}") from error
+                raise InvalidRequestError(f"this model file cannot be used: {error}") from error
             except OSError as error:
                 raise StorageError(
                     f"model '{model_name}' cannot be saved ({error.strerror}); free some space."

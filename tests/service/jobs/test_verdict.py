@@ -57,7 +57,7 @@ class TestCurves:
     def test_one_that_rises_is_learning(self, judge_curve: Any) -> None:
         verdict = judge_curve(20 + 100 * RISE + NOISE)
         assert verdict.state == "learning"
-        assert "Let it go on." in verdict.text
+        assert "Let it continue." in verdict.text
         assert "total_timesteps" in judge_curve(20 + 100 * RISE + NOISE, JobStatus.COMPLETED).text
 
     def test_the_figures_are_those_of_its_thirds(self, judge_curve: Any) -> None:
@@ -133,12 +133,12 @@ class TestSolved:
 
 class TestWithoutASignal:
     def test_it_passes_the_warning_on(self, judge_curve: Any) -> None:
-        verdict = judge_curve([-200.0] * 30, silence="no signal in the last 12 rollouts; raise group_size.")
+        verdict = judge_curve([-200.0] * 30, no_signal_warning="no signal in the last 12 rollouts; raise group_size.")
         assert verdict.state == "no_signal"
         assert "raise group_size" in verdict.text
 
     def test_what_is_solved_needs_none(self, judge_curve: Any) -> None:
-        assert judge_curve([500.0] * 30, reward_threshold=475.0, silence="no signal.").state == "solved"
+        assert judge_curve([500.0] * 30, reward_threshold=475.0, no_signal_warning="no signal.").state == "solved"
 
 
 @pytest.mark.parametrize(

@@ -187,4 +187,4 @@ class TestTheCurve:
         train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
         response = client.get("/training/latest/curve")
         assert response.status_code == 400
-        assert "nothing yet" in response.json()["detail"]
+        assert "none yet" in response.json()["detail"]
