@@ -1,4 +1,4 @@
-"""Every error has one shape and tells the client what it may know."""
+"""All errors have the same shape, and reveal only what clients may know."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture
 def faulty_client(app: FastAPI) -> Iterator[TestClient]:
-    """A client of a service with routes that fail."""
+    """A client of a service whose routes fail."""
 
     def raise_bug() -> None:
         raise RuntimeError("the secret is in /srv/secret/file.txt")

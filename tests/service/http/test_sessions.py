@@ -1,4 +1,4 @@
-"""Sessions: what stands for the API key in a browser, and how often a wrong key may be tried."""
+"""Browser sessions, and the limit on wrong keys."""
 
 import hashlib
 import hmac

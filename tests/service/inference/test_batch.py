@@ -1,4 +1,4 @@
-"""Batches are answered as their observations are one by one, or refused before anything is made of them."""
+"""A batch is answered like its observations one by one, or refused as a whole."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def answer(model: ServedModel, observations: list[Any], **fields: Any) -> list[d
 
 
 def assert_same_answers(batch: list[dict[str, Any]], singles: list[dict[str, Any]]) -> None:
-    """Sums of a batch are rounded in another order than those of a single row."""
+    """Compare with a tolerance: a batch's sums are rounded in another order than a single row's."""
     assert len(batch) == len(singles)
     for one, other in zip(batch, singles, strict=True):
         assert one.keys() == other.keys()

@@ -1,4 +1,4 @@
-"""Answers are the served policy's own, checked against torch's forward pass of the same network."""
+"""Answers equal torch's forward pass of the same network."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def serve_model(model: GRPO) -> ServedModel:
 
 
 def make_opinionated_model(env_id: str, seed: int = 0) -> GRPO:
-    """A fresh policy prefers nothing much; this one has weights large enough to tell its outputs apart."""
+    """A policy with weights large enough to tell its outputs apart; a fresh one hardly prefers any action."""
     model = make_model(env_id, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -180,7 +180,7 @@ CAR = spaces.Dict(
 
 
 def serve_policy(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> ServedModel:
-    """An untrained policy of the class that fits, straight from SB3."""
+    """An untrained SB3 policy of the class that fits the spaces."""
     name = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
     policy = POLICIES[name](observation_space, action_space, lambda _: 1e-3, ortho_init=False)
     network = network_to_json({}, POLICIES[name])
@@ -189,7 +189,7 @@ def serve_policy(observation_space: spaces.Space[Any], action_space: spaces.Spac
 
 
 def to_plain(observation: Any) -> Any:
-    """As it comes out of a request's JSON."""
+    """Convert an observation to what a request's JSON would hold."""
     if isinstance(observation, dict):
         return {key: to_plain(part) for key, part in observation.items()}
     return np.asarray(observation).tolist()
@@ -271,7 +271,7 @@ def test_numbers_too_large_for_a_small_float_are_refused() -> None:
 
 
 MASKED = [
-    # Space, mask as one list, the same by component, what may come out of it.
+    # Space, mask in one list, mask per component, allowed actions.
     (spaces.Discrete(3), [0, 1, 1], [[0, 1, 1]], [{1, 2}]),
     (spaces.MultiDiscrete([3, 2]), [1, 0, 0, 0, 1], [[1, 0, 0], [0, 1]], [{0}, {1}]),
     (spaces.MultiBinary(2), [1, 0, 0, 1], [[1, 0], [0, 1]], [{0}, {1}]),

@@ -1,4 +1,4 @@
-"""A job's history forgets no event that matters, and stays small."""
+"""A job's history keeps every event that matters, and stays small."""
 
 import json
 import threading

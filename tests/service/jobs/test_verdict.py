@@ -1,4 +1,4 @@
-"""What is said of a job follows from its curve, and is no surer than that."""
+"""A job's verdict follows from its curve, and is no more certain than that."""
 
 from typing import Any, get_args
 
@@ -98,7 +98,7 @@ class TestCurves:
         assert states.count("flat") > 0.9 * N_CURVES
 
     def test_averages_over_many_episodes_that_wander_are_not_taken_for_learning(self, judge_curve: Any) -> None:
-        # Pendulum without any learning: rewards about -1200, give or take 250.
+        # Pendulum without any learning: rewards of about -1200 ± 250.
         states = [judge_curve(-1200 + 250 * smooth(RNG.normal(0, 1, 400))[::3]).state for _ in range(N_CURVES)]
         assert states.count("flat") > 0.9 * N_CURVES
 

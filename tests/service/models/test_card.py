@@ -1,4 +1,4 @@
-"""A model's card: what its file says, and nothing that a forged file only claims."""
+"""A model's card shows what its file says, but no false claims of a forged file."""
 
 import hashlib
 import json
@@ -74,9 +74,9 @@ def test_the_card_of_a_trained_model_says_what_it_is(client: TestClient, setting
     assert card["reward_function"] == "optimized_cartpole"
     assert card["config"] == status["config"]
     assert card["num_timesteps"] == 64
-    # 64 steps are two rollouts of 32, gone through ten times each.
+    # 64 steps make two rollouts of 32, with ten epochs each.
     assert card["n_updates"] == 20
-    # From 4 numbers to 4 units, and on to 2 actions, and once more to 1 value.
+    # Policy: 4 inputs, 4 units, 2 actions. Value: the same with 1 output.
     assert card["n_parameters"] == (4 * 4 + 4) + (4 * 2 + 2) + (4 * 4 + 4) + (4 + 1)
     assert card["network"]["net_arch"] == {"pi": [4], "vf": [4]}
     assert card["hyperparameters"]["group_size"] == 2
@@ -183,7 +183,7 @@ def test_a_fact_that_cannot_be_right_is_left_out(
     (folder / "m.zip").write_bytes(forge(content, **{fact: raw}))
     card = get_card(client)
     assert card[fact] is None
-    # The others are there.
+    # All others are present.
     assert card["status"] == "saved"
     assert card["n_parameters"] > 0
 
