@@ -109,17 +109,17 @@ class Settings(BaseSettings):
 
     @field_validator("cors_origins")
     @classmethod
-    def _without_a_path(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(origin.rstrip("/") for origin in origins)  # browsers send none
+    def _strip_slashes(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(origin.rstrip("/") for origin in origins)  # browsers send origins without a path
 
     @field_validator("log_format", "log_level", mode="before")
     @classmethod
-    def _lower(cls, word: object) -> object:
+    def _lowercase(cls, word: object) -> object:
         return word.lower() if isinstance(word, str) else word
 
     @field_validator("env_modules")
     @classmethod
-    def _dotted_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_module_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if not all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")):
                 raise ValueError(f"'{name}' is not the name of a module; write it as in an import, without '.py'")
@@ -134,12 +134,12 @@ class Settings(BaseSettings):
 
     @field_validator("api_key", mode="before")
     @classmethod
-    def _strip(cls, key: object) -> object:
+    def _strip_key(cls, key: object) -> object:
         return key.strip() if isinstance(key, str) else key  # a file's final newline cannot be sent in a header
 
     @field_validator("api_key")
     @classmethod
-    def _long_enough(cls, key: SecretStr | None) -> SecretStr | None:
+    def _check_key_length(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None and len(key.get_secret_value()) < MIN_API_KEY_LENGTH:
             raise ValueError(f"an API key must have at least {MIN_API_KEY_LENGTH} characters")
         return key

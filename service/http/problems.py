@@ -22,7 +22,7 @@ INTERNAL_ERROR = Problem("internal-error", "The server has a bug")
 # Starlette's refusals, by status.
 _HTTP_PROBLEMS = {
     404: Problem("no-such-path", "There is no such path"),
-    405: Problem("method-not-allowed", "The path does not take this method"),
+    405: Problem("method-not-allowed", "The path does not accept this method"),
 }
 
 

@@ -10,13 +10,12 @@ from heapq import merge
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from service.schemas.jobs import EvaluationRow, JobStatus
+from service.schemas.jobs import EvaluationRow
 
 # A curve on a screen shows no more points than this.
 MAX_METRIC_ROWS = 2000
 # Rows kept of a job that ended long ago.
 _CONDENSED_ROWS = 250
-TERMINAL_EVENTS = frozenset(f"job.{status}" for status in JobStatus if status.is_final)
 
 
 class MetricRow(NamedTuple):
@@ -43,11 +42,6 @@ class JobEvent(NamedTuple):
     event_id: int
     name: str
     payload: dict[str, Any]
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether it is the job's last event."""
-        return self.name in TERMINAL_EVENTS
 
 
 class _PackedRow(NamedTuple):

@@ -30,12 +30,10 @@ _MAX_INTEGER = 2**53
 _PRIVATE = frozenset({"tensorboard_log"})
 
 
-def _find_none(signature: FileSignature) -> EpisodeFigures | None:
-    return None
-
-
 def make_card(
-    store: ModelStore, name: str, find_evaluation: Callable[[FileSignature], EpisodeFigures | None] = _find_none
+    store: ModelStore,
+    name: str,
+    find_evaluation: Callable[[FileSignature], EpisodeFigures | None] = lambda signature: None,
 ) -> ModelCard:
     """Describe a model by its file, which is read in full; an unusable file's card holds little but its status.
 

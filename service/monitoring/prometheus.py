@@ -143,7 +143,7 @@ class _StateCollector(Collector):
             by_outcome.add_metric([status], n_ended)
         yield by_outcome
         yield GaugeMetricFamily("grpo_job_queue_depth", "Jobs waiting for a slot.", n_jobs[JobStatus.QUEUED])
-        yield GaugeMetricFamily("grpo_job_slots", "Jobs that can run at the same time.", self._jobs.max_running)
+        yield GaugeMetricFamily("grpo_job_slots", "Maximum number of jobs that run at once.", self._jobs.max_running)
         yield GaugeMetricFamily("grpo_lost_slots", "Slots held by stalled jobs.", self._jobs.n_lost_slots)
         yield CounterMetricFamily(
             "grpo_train_timesteps", "Simulator steps taken by all jobs.", self._jobs.totals.n_timesteps

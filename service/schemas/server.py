@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 
 class Health(BaseModel):
-    """The server is running, with so many jobs and models."""
+    """The server is running; how many jobs and models it has."""
 
     status: Literal["healthy"]
     timestamp: datetime = Field(examples=["2026-11-25T10:00:00Z"])
