@@ -69,7 +69,7 @@ def test_the_card_of_a_trained_model_says_what_it_is(client: TestClient, setting
     file = settings.models_dir / "m.zip"
     assert card["sha256"] == status["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert card["n_bytes"] == file.stat().st_size
-    assert datetime.fromisoformat(card["modified_at"]) == datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    assert datetime.fromisoformat(card["modified_at"]) == datetime.fromtimestamp(file.stat().st_mtime_ns / 1e9, UTC)
     assert (card["name"], card["status"], card["env_name"]) == ("m", "loaded", "CartPole-v1")
     assert card["reward_function"] == "optimized_cartpole"
     assert card["config"] == status["config"]
