@@ -1,4 +1,4 @@
-"""The web service: ``create_app`` puts it together, and ``REWARD_FUNCTIONS`` is where it can be extended."""
+"""The web application: ``create_app`` builds it, and ``REWARD_FUNCTIONS`` is where you add your own."""
 
 import asyncio
 import importlib
@@ -16,10 +16,12 @@ from service.app import Service
 from service.dashboard.mount import PREFIX, DashboardMount
 from service.extensions import import_extensions
 from service.http.access_log import AccessLog
+from service.http.browser_rules import BrowserRules
 from service.http.fast_inference import FastInference
-from service.http.guards import BrowserRules, RequestGuard, UploadLimit
 from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
+from service.http.request_bodies import UploadLimit
+from service.http.request_guard import RequestGuard
 from service.http.routes import catalogue, files, inference, login, models, server, training
 from service.http.sessions import LoginLimit
 from service.http.shutdown import announce_shutdown
@@ -30,7 +32,7 @@ from service.settings import Settings
 REWARD_FUNCTIONS = dict(rewards.REWARD_FUNCTIONS)
 
 _UPKEEP_SECONDS = 5.0
-# Between two files that are verified, which takes 1 ms or 2: requests have most of the processor meanwhile.
+# Verifying a file takes 1 or 2 ms; the pause after it leaves requests most of the processor.
 _VERIFICATION_PAUSE_SECONDS = 0.005
 
 
@@ -38,7 +40,7 @@ _VERIFICATION_PAUSE_SECONDS = 0.005
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     if service.settings.preload:
-        # In a thread that nobody waits for: the server answers meanwhile, and may end.
+        # In a daemon thread, so that the server can answer, and end, meanwhile.
         arguments = ("service.training.plan",)
         threading.Thread(target=importlib.import_module, args=arguments, name="grpo-preload", daemon=True).start()
         service.registry.warm_up()
@@ -63,9 +65,9 @@ async def _keep_store(store: ModelStore) -> None:
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the service's application; its parts are ``app.state.service``.
+    """Build the service's application; ``app.state.service`` holds its parts.
 
-    :param settings: None reads them from the process environment.
+    :param settings: None reads them from the environment variables.
     :raises OSError: If the models folder cannot be created or written to.
     :raises ExtensionError: If a module of ``env_modules`` cannot be imported.
     """
@@ -77,9 +79,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=__version__,
         summary="Train reinforcement-learning policies with GRPO, and ask them for actions.",
         lifespan=_lifespan,
-        # Swagger UI would ask a validator on the web about this schema.
+        # By default Swagger UI would send this schema to a validator on the web.
         swagger_ui_parameters={"validatorUrl": None},
-        # Nobody collects it, and finding that out would take longer than many an answer.
+        # Nothing collects it, and FastAPI's checks for a collector would take longer than many answers.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
@@ -93,14 +95,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(FastInference, store=service.store, metrics=service.metrics)
     app.add_middleware(RequestGuard, settings=settings)
     app.add_middleware(UploadLimit)
-    # Outside the guard, so that pages may read refusals too.
+    # Outside the guard, so that pages can read refusals too.
     app.add_middleware(BrowserRules, settings=settings)
     app.add_middleware(AccessLog, metrics=service.metrics, access_log=settings.access_log)
     return app
 
 
 def __getattr__(name: str) -> FastAPI:
-    """Build ``app`` when it is first asked for: ``uvicorn api:app`` works, and importing this module costs nothing."""
+    """Build ``app`` on first access, so that ``uvicorn api:app`` works and importing this module stays cheap."""
     if name != "app":
         raise AttributeError(f"module 'api' has no attribute '{name}'")
     app = globals()["app"] = create_app()

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# Read when NumPy and, with the first job, torch are imported.
+# NumPy reads it when it is imported, and so does torch with the first job.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import uvicorn
@@ -29,7 +29,7 @@ _SWITCH_SECONDS = 0.0005
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server; a second signal ends the process at once, whatever is still running."""
+    """Ends the process at once on a second signal, whatever is still running."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -38,7 +38,10 @@ class _Server(uvicorn.Server):
 
 
 def main() -> int:
-    """Serve until interrupted; return the exit status: 0, or 2 if the settings cannot work."""
+    """Serve until interrupted.
+
+    :return: The exit status: 0, 1 if the server could not start, or 2 if the settings are invalid.
+    """
     with ExitStack() as held:
         try:
             settings = Settings.model_validate(_parse_flags())
@@ -47,7 +50,7 @@ def main() -> int:
             configure_logs(settings.log_style)
             app = create_app(settings)
         except ValidationError as error:
-            # A violation that concerns two settings has no place of its own.
+            # A violation that concerns two settings has no location.
             problems = (": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors(include_input=False))
             return _refuse("; ".join(problems))
         except (UnsafeSettingsError, ExtensionError, OSError) as error:
@@ -56,10 +59,10 @@ def main() -> int:
 
 
 def _serve(app: FastAPI, settings: Settings) -> int:
-    # Uvicorn raises the signal that ended it once more when it is done; by default that would make a clean end a kill.
+    # Uvicorn raises the signal that ended it again when it is done; by default that would turn a clean end into a kill.
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda signal_number, frame: None)
-    # A request then waits a tenth as long as by default until a thread that trains lets it have the interpreter.
+    # A request then waits a tenth of the default time for a training thread to release the interpreter.
     sys.setswitchinterval(_SWITCH_SECONDS)
     server = _Server(
         uvicorn.Config(
@@ -70,15 +73,15 @@ def _serve(app: FastAPI, settings: Settings) -> int:
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_DRAIN_SECONDS,
             server_header=False,
-            # Of the dashboard's socket; by default a visitor could send 16 MiB at once.
+            # For the dashboard's socket; by default a visitor could send 16 MiB at once.
             ws_max_size=settings.max_body_bytes,
-            log_config=None,  # its loggers write as all others do
-            access_log=False,  # the application's own tells more, and leaves out what comes by the thousand
+            log_config=None,  # configure_logs covers its loggers too
+            access_log=False,  # AccessLog says more, and leaves out what comes by the thousand
         )
     )
     server.run()
     if app.state.service.registry.count_active() > 0 or app.state.service.registry.n_lost_slots > 0:
-        # A job that hangs in its environment cannot be killed, and Python would wait for its thread forever.
+        # A job that hangs in its environment cannot be killed, and Python would wait forever for its thread.
         os._exit(0)
     return 0 if server.started else 1
 
@@ -93,7 +96,7 @@ def _parse_flags() -> dict[str, Any]:
         action="append",
         dest="env_modules",
         metavar="MODULE",
-        help="module of your own that registers environments or reward functions; may be repeated (GRPO_ENV_MODULES)",
+        help="your own module that registers environments or reward functions; may be repeated (GRPO_ENV_MODULES)",
     )
     return {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
 

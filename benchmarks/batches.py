@@ -46,7 +46,7 @@ def main() -> None:
         folder = Path(name)
         model = GRPO("MlpPolicy", gym.make("CartPole-v1"), n_steps=64, group_size=2, horizon=32, seed=0)
         model.save(folder / "m.zip")
-        load = ModelStore(folder, 1, 2**20, lambda: 2**40, 2**40).get
+        load = ModelStore(folder, max_models=1, max_bytes=2**20, available_bytes=lambda: 2**40, total_bytes=2**40).get
         rates = {
             "JSON to JSON": measure(lambda: answer_json(body, load)),
             "array to JSON": measure(lambda: answer_array(array, "m", load, True, False)),

@@ -1,1 +1,1 @@
-"""What the routes call: jobs, models, settings, guards."""
+"""The web service: HTTP routes and dashboard, and the jobs and models behind them."""

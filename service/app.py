@@ -43,11 +43,11 @@ class Service:
         self.closing = threading.Event()
         self.store = ModelStore(
             settings.models_dir,
-            settings.max_cached_models,
-            settings.max_cached_bytes,
-            get_available_bytes,
-            get_total_bytes(),
-            settings.min_free_bytes,
+            max_models=settings.max_cached_models,
+            max_bytes=settings.max_cached_bytes,
+            available_bytes=get_available_bytes,
+            total_bytes=get_total_bytes(),
+            min_free_bytes=settings.min_free_bytes,
         )
         executor = make_executor(settings.executor, settings.log_style)
         self.registry = JobRegistry(
@@ -111,13 +111,13 @@ class Service:
         with self.registry.reserve_name(model_name):
             if not overwrite and self.store.exists(model_name):
                 raise ConflictError(
-                    f"there is a model '{model_name}' already; pick another name, or send overwrite=true."
+                    f"there is a model '{model_name}' already; pick another name or send overwrite=true."
                 )
             try:
                 with self._uploads:
                     self.store.publish(model_name, content)
             except ModelFileError as error:
-                raise InvalidRequestError(f"this is no model file that can be used: {error}") from error
+                raise InvalidRequestError(f"this model file cannot be used: {error}") from error
             except OSError as error:
                 raise StorageError(
                     f"model '{model_name}' cannot be saved ({error.strerror}); free some space."

@@ -1,4 +1,4 @@
-"""Which request and which job the running code works for."""
+"""The request and the job that the running code works for."""
 
 import itertools
 import re
@@ -13,16 +13,16 @@ _N_COUNTED = 2**48
 
 
 class RequestIds:
-    """Names requests, so that an answer can be found in the log. Safe to use from any thread."""
+    """Makes request ids, by which an answer is found in the log. Safe to use from any thread."""
 
     def __init__(self) -> None:
         first = str(uuid.uuid4())
         self._head = first[:24]
-        # Ids have to differ, not to be secret; to draw each anew would take ten times as long as to count on.
+        # Ids must differ but need not be secret; drawing each anew would take ten times as long as counting.
         self._numbers = itertools.count(int(first[24:], 16))
 
     def choose(self, offered: bytes | None) -> str:
-        """Take the id that a client offers if it is short and plain; else make a UUID in the form of version 4.
+        """Return the id that a client offers if it is short and plain; otherwise a new one in the form of a UUID4.
 
         :param offered: The header ``X-Request-ID``.
         """
@@ -32,7 +32,7 @@ class RequestIds:
 
 
 def make_urn(request_id: str) -> str:
-    """Make a URI of a request's id, which is a UUID unless the client has chosen it."""
+    """Return a URN for a request's id, which is a UUID unless the client chose it."""
     try:
         return f"urn:uuid:{uuid.UUID(request_id)}"
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the service refuses, and why. Nothing here knows about HTTP frameworks: ``http.problems`` answers with these."""
+"""Errors that clients see. They know no HTTP framework; ``http.problems`` turns them into answers."""
 
 import re
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ _PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
 
 
 class Problem(NamedTuple):
-    """A kind of error, which programs may tell apart.
+    """A kind of error, for programs to tell apart.
 
-    :param slug: Its name, in ``urn:grpo:problem:<slug>``; never changes.
+    :param slug: Its name in ``urn:grpo:problem:<slug>``; never changes.
     :param title: The same in words.
     """
 
@@ -20,9 +20,9 @@ class Problem(NamedTuple):
 
 
 class ServiceError(Exception):
-    """A refusal that the client should hear about.
+    """A refusal that is explained to the client.
 
-    :param detail: One sentence or two for the client: the value, the rule, the remedy.
+    :param detail: One or two sentences: the value, the rule, the remedy.
     """
 
     problem = Problem("refused", "The request is refused")
@@ -55,7 +55,7 @@ class ConflictError(ServiceError):
 
 
 class TooLargeError(ServiceError):
-    """The request asks for more at once than the server gives."""
+    """The request asks for more than the server gives at once."""
 
     problem = Problem("too-large", "The request is too large")
     status_code = 413
@@ -86,7 +86,7 @@ class SlotsLostError(ServiceError):
 
 
 class TooManyStreamsError(ServiceError):
-    """As many clients listen to events as the server has places for."""
+    """The maximum number of event streams is open."""
 
     problem = Problem("too-many-streams", "Too many event streams are open")
     status_code = 503
@@ -94,14 +94,14 @@ class TooManyStreamsError(ServiceError):
 
 
 class StorageError(ServiceError):
-    """The disk does not take a file."""
+    """The disk refuses to store a file."""
 
-    problem = Problem("storage", "The disk does not take the file")
+    problem = Problem("storage", "The file cannot be stored on the disk")
     status_code = 507
 
 
 class StorageLowError(ServiceError):
-    """There is too little space to save what would be made."""
+    """There is too little disk space to start something that will be saved."""
 
     problem = Problem("storage-low", "The server's disk is nearly full")
     status_code = 503
@@ -109,7 +109,7 @@ class StorageLowError(ServiceError):
 
 
 class NotReadyError(ServiceError):
-    """The server cannot do all that it is there for."""
+    """The server cannot save models or run jobs."""
 
     problem = Problem("not-ready", "The server is not ready")
     status_code = 503
@@ -117,15 +117,15 @@ class NotReadyError(ServiceError):
 
 
 def printable(text: str, max_chars: int = 100) -> str:
-    """Shorten what a client or foreign code sent, and spell out what is not ASCII, so that answers and logs keep it."""
+    """Shorten text of a client or of foreign code, and escape what is not ASCII, for answers and logs."""
     return text[:max_chars].encode("ascii", "backslashreplace").decode()
 
 
 def describe_error(error: BaseException) -> str:
-    """Name an error of foreign code for a client, without the server's paths."""
+    """Describe an error of foreign code to a client, without the server's paths."""
     try:
-        # An OSError's text ends in the path; what went wrong is its strerror.
+        # An OSError's text ends with the path; strerror holds the reason alone.
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    except BaseException:  # foreign code as well
+    except BaseException:  # __str__ is foreign code too
         text = "(it cannot describe itself)"
     return printable(f"{type(error).__name__}: {_PATH.sub('<path>', text)}", _MAX_ERROR_CHARS)

@@ -1,4 +1,4 @@
-"""Log lines: one per event, whatever its text holds, in words for people or in JSON for programs."""
+"""Log lines: one per event, even for text of several lines; in words for people or in JSON for programs."""
 
 import json
 import logging
@@ -10,9 +10,9 @@ from structlog.typing import EventDict, WrappedLogger
 
 from service.context import JOB_ID, REQUEST_ID
 
-# Longer lines are torn apart by pipes and collectors.
+# Pipes and log collectors split longer lines.
 MAX_LINE_BYTES = 4096
-# What a call may pass as ``extra``; other programs' extras may hold anything.
+# The ``extra`` fields that are written; those of other libraries may hold anything.
 _EXTRAS = ("method", "route", "status", "seconds", "job_id", "env_name", "model_name")
 _LOGGERS = ("grpo", "uvicorn")
 
@@ -24,7 +24,7 @@ Fields = dict[str, Any]
 class LogStyle(NamedTuple):
     """How a process writes its log.
 
-    :param level: Of this project and the web server; of all others warnings are written.
+    :param level: Lowest level for this project and the web server; for other libraries it is always ``warning``.
     """
 
     log_format: LogFormat = "console"
@@ -32,7 +32,7 @@ class LogStyle(NamedTuple):
 
 
 def configure_logs(style: LogStyle) -> None:
-    """Have all loggers of the process write to the standard error output, a line for each event."""
+    """Make all loggers of the process write to standard error, one line per event."""
     handler = logging.StreamHandler()
     handler.setFormatter(make_formatter(style.log_format))
     root = logging.getLogger()
@@ -47,14 +47,14 @@ def configure_logs(style: LogStyle) -> None:
 
 
 def make_formatter(log_format: LogFormat) -> logging.Formatter:
-    """Make what turns a record of the standard library into a line of ASCII, at most 4 KiB long."""
+    """Make a formatter that turns a log record into one line of ASCII, at most 4 KiB long."""
     render = _render_json if log_format == "json" else _render_words
     return structlog.stdlib.ProcessorFormatter(
         processors=[
             structlog.processors.TimeStamper(fmt="iso", key="time"),
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
-            _add_names,
+            _add_ids,
             structlog.stdlib.ExtraAdder(_EXTRAS),
             structlog.processors.format_exc_info,
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -63,16 +63,16 @@ def make_formatter(log_format: LogFormat) -> logging.Formatter:
     )
 
 
-def _add_names(logger: WrappedLogger, method_name: str, event: EventDict) -> EventDict:
-    """Say which request and which job a line is about."""
-    names = {"request_id": REQUEST_ID.get(), "job_id": JOB_ID.get()}
-    return {**event, **{key: name for key, name in names.items() if name is not None}}
+def _add_ids(logger: WrappedLogger, method_name: str, event: EventDict) -> EventDict:
+    """Add the ids of the request and the job that a line is about."""
+    ids = {"request_id": REQUEST_ID.get(), "job_id": JOB_ID.get()}
+    return {**event, **{key: value for key, value in ids.items() if value is not None}}
 
 
 class _LineRenderer:
-    """Renders an event, its longest fields shortened until it fits.
+    """Renders an event, shortening its longest fields until the line fits.
 
-    :param render: Makes a line of ASCII.
+    :param render: Makes a line of ASCII from the fields.
     """
 
     def __init__(self, render: Callable[[Fields], str]) -> None:
@@ -84,7 +84,7 @@ class _LineRenderer:
         n_chars = MAX_LINE_BYTES
         while True:
             line = self._render({key: _shorten(key, value, n_chars) for key, value in fields.items()})
-            if len(line) < MAX_LINE_BYTES:  # the line feed counts as well
+            if len(line) < MAX_LINE_BYTES:  # the line feed counts too
                 return line
             n_chars //= 2
 
@@ -95,12 +95,12 @@ def _shorten(key: str, value: Any, n_chars: int) -> Any:
     text = value if isinstance(value, str) else repr(value)
     if len(text) <= n_chars:
         return text
-    # A traceback ends in what happened.
+    # The end of a traceback says what happened.
     return f"...{text[-n_chars:]}" if key == "exception" else f"{text[:n_chars]}..."
 
 
 def _render_json(fields: Fields) -> str:
-    return json.dumps(fields).replace("\x7f", "\\u007f")  # the one of ASCII's control characters that JSON leaves
+    return json.dumps(fields).replace("\x7f", "\\u007f")  # the only control character that JSON leaves unescaped
 
 
 def _render_words(fields: Fields) -> str:
@@ -115,5 +115,5 @@ def _quote(value: Any) -> str:
 
 
 def _escape(text: str) -> str:
-    """Spell out what is not printable ASCII: line feeds, and what terminals take for commands."""
+    """Escape everything but printable ASCII: line feeds, and sequences that terminals take for commands."""
     return text.encode("unicode_escape").decode()

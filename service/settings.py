@@ -20,40 +20,40 @@ class UnsafeSettingsError(ValueError):
 
 
 class Settings(BaseSettings):
-    """Every setting, read from ``GRPO_<NAME>``; lists are separated by commas.
+    """All settings, each read from ``GRPO_<NAME>``; lists are separated by commas.
 
     :param host: Address to listen on. Anything but a loopback address needs ``api_key`` or ``allow_insecure``.
     :param port: TCP port.
     :param models_dir: Folder of the model files, created if absent.
-    :param tensorboard_dir: Folder of what jobs write for TensorBoard, created with the first that does.
+    :param tensorboard_dir: Folder of the jobs' TensorBoard runs, created with the first run.
     :param api_key: Key that clients send as ``Authorization: Bearer`` or ``X-API-Key``; at least 16 characters.
-    :param api_key_file: File that holds ``api_key``, as secrets are handed to containers and services.
+    :param api_key_file: File that holds ``api_key``, for containers and services that get secrets as files.
     :param allow_insecure: Serve a non-loopback address without a key.
-    :param allowed_hosts: Host names accepted in the ``Host`` header; ``*`` takes any.
+    :param allowed_hosts: Host names accepted in the ``Host`` header; ``*`` accepts any.
     :param cors_origins: Web origins, like ``https://example.org``, that may call from a browser. Pages served from
         localhost always may.
-    :param env_modules: Modules of your own that are imported at the start and register environments or reward
-        functions; the current folder is looked through as well.
-    :param executor: What jobs train in: a ``thread`` of the server, a ``process`` of its own for each, or ``auto``: a
-        process where there are any (Linux), but a thread for what a process cannot import.
+    :param env_modules: Your own modules that register environments or reward functions, imported at the start; the
+        current folder is searched too.
+    :param executor: Where jobs train: in a ``thread`` of the server, in a ``process`` each, or ``auto``: in a process
+        if the system can fork (Linux), but in a thread if a process cannot import the job's code.
     :param stall_seconds: A running job that takes no simulator step and no update for this long has failed.
-    :param stage_seconds: How long it may take to evaluate or film a policy, or to build an environment for a client.
-    :param max_running_jobs: Jobs training at the same time.
-    :param max_queued_jobs: Jobs waiting for a free slot; more are refused with 429.
-    :param max_kept_jobs: Finished jobs whose status stays available.
+    :param stage_seconds: Time limit for evaluating or filming a policy, or building an environment for a client.
+    :param max_running_jobs: Maximum number of jobs training at the same time.
+    :param max_queued_jobs: Maximum number of jobs waiting for a slot; more are refused with 429.
+    :param max_kept_jobs: Number of finished jobs whose status stays available.
     :param max_body_bytes: Largest request body.
     :param max_batch_bytes: Largest request body of ``POST /inference/batch``.
-    :param max_upload_bytes: Largest model file that ``PUT /models/{model_name}/file`` takes.
-    :param max_cached_models: Models held in memory.
-    :param max_cached_bytes: Memory the held models may take.
-    :param min_free_bytes: Space on the disk of the models below which jobs are refused with 503.
-    :param preload: Import torch as soon as the server is up, and not when the first job is sent: that job is then
-        answered 2 seconds sooner, and the server takes 250 MB more from the start.
-    :param log_format: ``console`` writes log lines in words, ``json`` as one object each.
-    :param log_level: The least that is logged; warnings of other libraries always are.
-    :param access_log: Log successful requests to ``/inference``, ``/health`` and ``/metrics`` as well, which come by
-        the thousand.
-    :param shutdown_grace_seconds: How long running jobs get to stop and save when the server ends.
+    :param max_upload_bytes: Largest model file that ``PUT /models/{model_name}/file`` accepts.
+    :param max_cached_models: Maximum number of models in memory.
+    :param max_cached_bytes: Maximum memory that these models may take.
+    :param min_free_bytes: Free space on the models' disk below which jobs are refused with 503.
+    :param preload: Import torch right after the start instead of with the first job, which is then answered 2 seconds
+        sooner; the server takes 250 MB more from the start.
+    :param log_format: ``console`` writes log lines in words, ``json`` writes each as an object.
+    :param log_level: Lowest level that is logged; warnings of other libraries always are.
+    :param access_log: Log successful requests to ``/inference``, ``/health`` and ``/metrics`` too, which come by the
+        thousand.
+    :param shutdown_grace_seconds: Time that running jobs get to stop and save when the server shuts down.
     """
 
     model_config = SettingsConfigDict(env_prefix="GRPO_", frozen=True)
@@ -93,13 +93,13 @@ class Settings(BaseSettings):
         if file is None:
             return values
         if values.get("api_key") is not None:
-            raise ValueError("api_key and api_key_file exclude each other; set one of them")
+            raise ValueError("api_key and api_key_file exclude each other; set only one of them")
         try:
             return {**values, "api_key": Path(file).read_text(encoding="utf-8")}
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ValueError(
-                f"api_key_file {file} cannot be read ({reason}); mend the path or its permissions"
+                f"api_key_file {file} cannot be read ({reason}); fix the path or its permissions"
             ) from error
 
     @field_validator("allowed_hosts", "cors_origins", "env_modules", mode="before")
@@ -109,17 +109,17 @@ class Settings(BaseSettings):
 
     @field_validator("cors_origins")
     @classmethod
-    def _without_a_path(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(origin.rstrip("/") for origin in origins)  # browsers send none
+    def _strip_slashes(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(origin.rstrip("/") for origin in origins)  # browsers send origins without a path
 
     @field_validator("log_format", "log_level", mode="before")
     @classmethod
-    def _lower(cls, word: object) -> object:
+    def _lowercase(cls, word: object) -> object:
         return word.lower() if isinstance(word, str) else word
 
     @field_validator("env_modules")
     @classmethod
-    def _dotted_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_module_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if not all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")):
                 raise ValueError(f"'{name}' is not the name of a module; write it as in an import, without '.py'")
@@ -129,24 +129,24 @@ class Settings(BaseSettings):
     @classmethod
     def _can_fork(cls, executor: str) -> str:
         if executor == "process" and not hasattr(os, "fork"):
-            raise ValueError("this system cannot fork processes; take 'thread'")
+            raise ValueError("this system cannot fork processes; use 'thread'")
         return executor
 
     @field_validator("api_key", mode="before")
     @classmethod
-    def _strip(cls, key: object) -> object:
-        return key.strip() if isinstance(key, str) else key  # a file's last newline can not be sent in a header
+    def _strip_key(cls, key: object) -> object:
+        return key.strip() if isinstance(key, str) else key  # a file's final newline cannot be sent in a header
 
     @field_validator("api_key")
     @classmethod
-    def _long_enough(cls, key: SecretStr | None) -> SecretStr | None:
+    def _check_key_length(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None and len(key.get_secret_value()) < MIN_API_KEY_LENGTH:
-            raise ValueError(f"an API key has at least {MIN_API_KEY_LENGTH} characters")
+            raise ValueError(f"an API key must have at least {MIN_API_KEY_LENGTH} characters")
         return key
 
     @property
     def log_style(self) -> LogStyle:
-        """How processes of the service write their logs."""
+        """How the service's processes write their logs."""
         return LogStyle(self.log_format, self.log_level)
 
     def check_exposure(self) -> None:

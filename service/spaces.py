@@ -1,4 +1,4 @@
-"""Spaces as clients read them: in numbers for programs, and in Gymnasium's words for people."""
+"""Descriptions of spaces for clients: numbers for programs, Gymnasium's own words for people."""
 
 import math
 from typing import Any
@@ -10,14 +10,14 @@ from service.errors import printable
 from service.schemas.spaces import SpaceDescription
 
 _MAX_TEXT_CHARS = 500
-# Bounds and choices that are listed one by one.
+# Maximum number of bounds or choices to list.
 _MAX_LISTED = 1024
 
 
 def describe_space(space: spaces.Space[Any]) -> SpaceDescription:
-    """Describe a space, of whatever kind.
+    """Describe a space of any kind.
 
-    Bounds are listed in the order of the flattened numbers, or once where all are the same; None stands for no bound.
+    Bounds are listed in the order of the flattened numbers, or once if all are equal; None means unbounded.
     """
     described: dict[str, Any] = {}
     if isinstance(space, spaces.Dict):

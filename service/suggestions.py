@@ -1,18 +1,19 @@
-"""What somebody may have meant who wrote a name that there is not."""
+"""Suggestions for misspelt names."""
 
 import difflib
 from collections.abc import Iterable
 from itertools import islice
 
-# A longer name is no slip of the pen, and comparing two takes as long as both are.
+# A longer name is no typo, and the time to compare two names grows with their length.
 _MAX_CHARS = 100
 _MAX_KNOWN = 2000
 
 
 def list_close(name: str, known: Iterable[str], n_most: int = 3) -> list[str]:
-    """List the known names that resemble one, whatever their case, the closest first.
+    """List the known names that resemble a name, ignoring case, the closest first.
 
-    :param known: Of these the first 2,000 are looked at.
+    :param known: Only the first 2,000 are compared.
+    :param n_most: Maximum number of names.
     """
     if len(name) > _MAX_CHARS:
         return []
@@ -21,7 +22,7 @@ def list_close(name: str, known: Iterable[str], n_most: int = 3) -> list[str]:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Ask ``"did you mean 'CartPole-v1'?"``; empty if nothing is close."""
+    """Return a question like ``"did you mean 'CartPole-v1'?"``; empty if no known name is close."""
     close = [f"'{candidate}'" for candidate in list_close(name, known)]
     if not close:
         return ""

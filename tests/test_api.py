@@ -469,7 +469,7 @@ class TestEveryKindOfTraining:
                 assert {i for i, p in enumerate(answer["action_probs"]) if p > 0} == allowed
         model = {"model_name": status["model_name"], "observation": [0.1, 0.2]}
         assert "3 flags in one list" in refuse(client, 400, "/inference", **model, action_masks=[1, 0])
-        assert "leave one open" in refuse(client, 400, "/inference", **model, action_masks=[0, 0, 0])
+        assert "at least one in every component" in refuse(client, 400, "/inference", **model, action_masks=[0, 0, 0])
         assert "action_masks" in refuse(client, 422, "/inference", **model, action_masks=[2, 0, 0])
 
     def test_several_choices_and_switches_at_once(self, client: TestClient, register_env: RegisterEnv) -> None:
@@ -1025,10 +1025,10 @@ class TestInference:
     @pytest.mark.parametrize(
         ("env_name", "observation", "expected"),
         [
-            ("CartPole-v1", [0.1, 0.0, 0.05], "shape [4], but [3]"),
-            ("CartPole-v1", [], "shape [4], but [0]"),
-            ("CartPole-v1", [BALANCED], "shape [4], but [1, 4]"),
-            ("CartPole-v1", 1.0, "shape [4], but []"),
+            ("CartPole-v1", [0.1, 0.0, 0.05], "shape [4], but got [3]"),
+            ("CartPole-v1", [], "shape [4], but got [0]"),
+            ("CartPole-v1", [BALANCED], "shape [4], but got [1, 4]"),
+            ("CartPole-v1", 1.0, "shape [4], but got []"),
             ("FrozenLake-v1", 16, "from 0 to 15"),
             ("FrozenLake-v1", -1, "from 0 to 15"),
             ("FrozenLake-v1", 1.0, "from 0 to 15"),

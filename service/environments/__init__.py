@@ -1,1 +1,1 @@
-"""What can be trained in."""
+"""The environments: listing, describing and inspecting them."""

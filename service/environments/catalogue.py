@@ -1,4 +1,4 @@
-"""What can be trained in and on: the registered environments and the reward functions."""
+"""The registered environments and the reward functions."""
 
 import inspect
 import math
@@ -40,29 +40,29 @@ _OWN_REWARD = "The environment's own reward."
 
 
 def find_spec(env_name: str) -> EnvSpec | None:
-    """Look up an environment without importing anything: a name like ``module:Name-v0`` finds none."""
+    """Look up a registered environment without importing anything: ``module:Name-v0`` finds none."""
     fits = len(env_name) <= MAX_ENV_NAME_CHARS and _ENV_NAME.fullmatch(env_name)
     return gym.registry.get(env_name) if fits else None
 
 
 class Catalogue:
-    """Tells what there is. Safe to use from any thread.
+    """Lists and describes environments and reward functions. Safe to use from any thread.
 
-    :param short_tasks: Run what builds environments.
-    :param reward_functions: The reward functions known by name.
+    :param short_tasks: Runs the tasks that build environments.
+    :param reward_functions: The reward functions by name.
     """
 
     def __init__(self, short_tasks: ShortTasks, reward_functions: Mapping[str, RewardFunction]) -> None:
         self._short_tasks = short_tasks
         self._reward_functions = reward_functions
         self._lock = threading.Lock()
-        # What was found out, and of which registration: somebody may register another environment of the same name.
+        # With the registration they belong to, since another environment may be registered under the same name.
         self._facts: LRUCache[str, tuple[EnvSpec, EnvironmentFacts]] = LRUCache(_MAX_KEPT)
 
     def list_environments(self, search: str = "") -> list[EnvironmentSummary]:
-        """List registered environments without building any: latest versions first, each half by name.
+        """List registered environments without building any: latest versions first, then the others, both by name.
 
-        :param search: Part of the name, in whatever case.
+        :param search: Part of the name, in any case.
         """
         specs = [spec for name, spec in gym.registry.copy().items() if _ENV_NAME.fullmatch(name)]
         latest: dict[tuple[str | None, str], float] = {}
@@ -83,11 +83,11 @@ class Catalogue:
         return sorted(summaries, key=lambda summary: (not summary.is_latest, summary.env_name.casefold()))
 
     def describe_environment(self, env_name: str) -> EnvironmentDescription:
-        """Describe an environment, which is built for it once.
+        """Describe an environment; the first call builds it.
 
         :raises NotFoundError: If it is not registered.
         :raises InvalidRequestError: If it cannot be created or tried out here.
-        :raises ServiceError: If the server has no time for it; see ``ShortTasks.run``.
+        :raises ServiceError: As ``ShortTasks.run`` does.
         """
         spec = find_spec(env_name)
         if spec is None:
@@ -130,7 +130,7 @@ class Catalogue:
         if kept is not None and kept[0] is spec:
             return kept[1]
         task = Task(inspect_environment, (env_name,), env_name, {})
-        content = self._short_tasks.run(task, "the environment may hang while it is built; mend it.")
+        content = self._short_tasks.run(task, "the environment may hang while it is built; fix it.")
         facts = EnvironmentFacts.model_validate_json(content)
         with self._lock:
             self._facts[env_name] = (spec, facts)
@@ -150,7 +150,7 @@ def _describe_limits(spec: EnvSpec) -> dict[str, Any]:
 
 
 def _describe_function(function: RewardFunction) -> str | None:
-    """Return the first paragraph of a docstring, in one line."""
+    """Return the first paragraph of a function's docstring, in one line."""
     paragraph = (inspect.getdoc(function) or "").strip().split("\n\n")[0]
     text = " ".join(paragraph.split()).replace("``", "`")
     return printable(text, _MAX_DESCRIPTION_CHARS) or None

@@ -1,1 +1,1 @@
-"""How the service is reached over HTTP."""
+"""The HTTP layer: routes, and the checks and headers around them."""

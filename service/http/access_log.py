@@ -1,4 +1,4 @@
-"""What is noted of every request, refusals included."""
+"""The log and the metrics of requests, refused ones included."""
 
 import logging
 import time
@@ -10,20 +10,20 @@ from service.monitoring.prometheus import Metrics
 
 logger = logging.getLogger("grpo.service")
 
-# Where no route was asked: the path is unknown, or the guard refused the request.
+# No route was reached: the path is unknown, or the guard refused the request.
 UNMATCHED = "unmatched"
-# As nginx calls it: the client went away before it was answered.
+# nginx's code for a client that disconnected before the answer.
 _CLIENT_GONE = 499
-# Asked for by the thousand, and of interest when they fail.
+# Requested by the thousand, and of interest only when they fail.
 _QUIET_ROUTES = frozenset({"/inference", "/metrics", "/health", "/health/live", "/health/ready"})
 
 
 class AccessLog:
-    """Names every request, tells its name in the answer, and counts and logs how it was answered.
+    """Gives every request an id, returns it in the answer, and counts and logs the outcome.
 
     :param app: The application behind it.
-    :param metrics: Where requests are counted.
-    :param access_log: Log successful requests that come by the thousand as well.
+    :param metrics: Counts the requests.
+    :param access_log: Log successful requests to the quiet routes too.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
@@ -33,7 +33,7 @@ class AccessLog:
         self._ids = RequestIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and note what becomes of it."""
+        """Pass a request on, and record how it was answered."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -47,7 +47,7 @@ class AccessLog:
         async def send_with_id(message: Message) -> None:
             nonlocal status, seconds
             if message["type"] == "http.response.start":
-                # Until the answer begins: a stream of events goes on for hours.
+                # Time until the answer begins: a stream of events goes on for hours.
                 status, seconds = message["status"], time.perf_counter() - begun
                 message["headers"] = [*message["headers"], header]
             await send(message)
@@ -55,22 +55,22 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            self._note(scope, status, seconds)
+            self._record(scope, status, seconds)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = find_route(scope, status)
-        self._metrics.note_request(scope["method"], route, status, seconds)
+        self._metrics.count_request(scope["method"], route, status, seconds)
         if status >= 400 or self._access_log or route not in _QUIET_ROUTES:
             fields = {"method": scope["method"], "route": route, "status": status, "seconds": seconds}
             logger.info("request", extra=fields)
 
 
 def find_route(scope: Scope, status: int) -> str:
-    """Name the route that answered a request, with its parameters by name, so that there are only so many names."""
-    if status == 200 and scope["path"] == "/inference":  # the shortcut asks no route
+    """Return the path template of the route that answered a request, so that the number of labels is bounded."""
+    if status == 200 and scope["path"] == "/inference":  # FastInference bypasses the route
         return "/inference"
     if "route" in scope:
         return str(scope["route"].path)
-    if scope.get("root_path"):  # what is mounted has routes of its own
+    if scope.get("root_path"):  # a mounted application has its own routes
         return f"/{scope['root_path'].split('/')[1]}/*"
     return str(scope["path"]) if "endpoint" in scope and not scope.get("path_params") else UNMATCHED

@@ -1,4 +1,4 @@
-"""What the published schema shows as examples: one journey from a training to its answers, which works as it stands."""
+"""The examples in the published schema. Sent in order, they work: train, then ask and evaluate the model."""
 
 from typing import Any
 
@@ -6,22 +6,22 @@ from fastapi.openapi.models import Example
 
 MODEL_NAME = "balance"
 
-JOB_ID: dict[str, Example] = {"latest": {"summary": "The job submitted last", "value": "latest"}}
+JOB_ID: dict[str, Example] = {"latest": {"summary": "The most recently submitted job", "value": "latest"}}
 MODEL: dict[str, Example] = {
-    MODEL_NAME: {"summary": "The model of the first example of POST /train", "value": MODEL_NAME}
+    MODEL_NAME: {"summary": "The model trained by the first example of POST /train", "value": MODEL_NAME}
 }
 ENVIRONMENT: dict[str, Example] = {"CartPole-v1": {"summary": "A pole on a cart", "value": "CartPole-v1"}}
 TRAIN: dict[str, Example] = {
     "cartpole": {
-        "summary": "Balance a pole, in some seconds",
+        "summary": "Balance a pole in a few seconds",
         "value": {"env_name": "CartPole-v1", "total_timesteps": 10_000, "model_name": MODEL_NAME},
     },
     "preset": {
-        "summary": "Swing up a pendulum, with the preset's settings",
+        "summary": "Swing up a pendulum with the preset's settings",
         "value": {"env_name": "Pendulum-v1", "total_timesteps": 30_000, "model_name": "swing"},
     },
     "rewards": {
-        "summary": "Two reward functions with weights",
+        "summary": "Combine two weighted reward functions",
         "value": {
             "env_name": "CartPole-v1",
             "reward_functions": {"environment": 1.0, "simple_cartpole": 0.5},
@@ -34,11 +34,11 @@ TRAIN: dict[str, Example] = {
 _OBSERVATION = [0.1, 0.0, 0.05, 0.0]
 INFERENCE: dict[str, Example] = {
     "cartpole": {
-        "summary": "Position, velocity, angle and angular velocity of CartPole",
+        "summary": "CartPole's position, velocity, angle and angular velocity",
         "value": {"model_name": MODEL_NAME, "observation": _OBSERVATION},
     },
     "drawn": {
-        "summary": "Draw the action, and allow one of the two only",
+        "summary": "Draw the action, and allow only one of the two",
         "value": {
             "model_name": MODEL_NAME,
             "observation": _OBSERVATION,
@@ -52,7 +52,7 @@ EVALUATE: dict[str, Example] = {
     "twenty": {"summary": "Twenty episodes", "value": {"n_episodes": 20, "seed": 0}},
     "drawn": {"summary": "Ten episodes with drawn actions", "value": {"n_episodes": 10, "deterministic": False}},
 }
-METRICS = """# HELP grpo_jobs Jobs that the server remembers.
+METRICS = """# HELP grpo_jobs Jobs the server remembers, by status.
 # TYPE grpo_jobs gauge
 grpo_jobs{status="queued"} 0.0
 grpo_jobs{status="running"} 1.0

@@ -1,15 +1,15 @@
-"""The short way to an answer: ordinary requests to ``/inference`` are answered in front of FastAPI.
+"""A shortcut for ``/inference``: ordinary requests are answered before they reach FastAPI.
 
-FastAPI's routing, dependencies and validation take several times as long as the policy itself. The route is still
-there, documents the endpoint, and answers whatever is out of the ordinary: what the shortcut declines goes on to it
-as if nothing had been, so that errors are worded in one place.
+FastAPI's routing, dependencies and validation take several times as long as the policy itself. The route still
+documents the endpoint and answers everything else: a request that the shortcut declines reaches it unchanged, so errors
+are worded in one place.
 """
 
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError
-from service.http.guards import replay
+from service.http.request_bodies import replay
 from service.inference.single import LARGE_MODEL_BYTES, infer
 from service.models.store import ModelStore
 from service.monitoring.prometheus import Metrics
@@ -17,13 +17,13 @@ from service.schemas.inference import InferenceRequest
 
 
 class FastInference:
-    """Answers a valid observation for a small model in memory.
+    """Answers valid observations for small models in memory.
 
-    Belongs right behind the ``RequestGuard``, which hands out each body in one piece.
+    Belongs right behind ``RequestGuard``, which delivers each body in one piece.
 
     :param app: The application that answers everything else.
-    :param store: Where the models are.
-    :param metrics: Told how long answers take.
+    :param store: The models.
+    :param metrics: Measures how long answers take.
     """
 
     def __init__(self, app: ASGIApp, store: ModelStore, metrics: Metrics) -> None:

@@ -8,7 +8,7 @@ from service.http.problems import PROBLEM_TYPE
 
 
 def install_schema(app: FastAPI) -> None:
-    """Have the application describe its errors as what they are, problem details: FastAPI calls all answers JSON."""
+    """Give the errors in the application's schema their media type, problem details; FastAPI says plain JSON."""
     describe = app.openapi
 
     def describe_with_problems() -> dict[str, Any]:

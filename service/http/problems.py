@@ -1,9 +1,9 @@
-"""How HTTP answers errors: as problem details (RFC 9457) whose ``detail`` is one string."""
+"""Error answers: problem details (RFC 9457) whose ``detail`` is one string."""
 
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,17 +19,26 @@ logger = logging.getLogger("grpo.service")
 PROBLEM_TYPE = "application/problem+json"
 INVALID_FIELDS = Problem("invalid-fields", "The request breaks the schema")
 INTERNAL_ERROR = Problem("internal-error", "The server has a bug")
-# What Starlette refuses, by status.
+# Starlette's refusals, by status.
 _HTTP_PROBLEMS = {
     404: Problem("no-such-path", "There is no such path"),
-    405: Problem("method-not-allowed", "The path does not take this method"),
+    405: Problem("method-not-allowed", "The path does not accept this method"),
 }
+
+
+class Refusal(NamedTuple):
+    """The arguments of an ``error_response`` given in place of the route's answer."""
+
+    problem: Problem
+    status_code: int
+    detail: str
+    headers: dict[str, str] | None = None
 
 
 def error_response(
     problem: Problem, status_code: int, detail: str, headers: Mapping[str, str] | None = None, **extra: Any
 ) -> JSONResponse:
-    """Build the one shape every error has."""
+    """Build an error answer; all have the same shape."""
     content = {
         "type": f"urn:grpo:problem:{problem.slug}",
         "title": problem.title,
@@ -41,7 +50,7 @@ def error_response(
 
 
 def report_bug(error: Exception, path: str) -> JSONResponse:
-    """Log an error that nobody foresaw and answer with nothing but the request's id to find it by."""
+    """Log an unexpected error; the answer reveals only the request's id, to find it in the log."""
     request_id = _get_request_id()
     logger.error("incident %s on %s", request_id, printable(path), exc_info=error)
     return error_response(INTERNAL_ERROR, 500, "internal error", id=request_id)
@@ -56,7 +65,7 @@ def _unreadable_body(detail: str) -> JSONResponse:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer domain errors, validation errors and HTTP errors in one shape."""
+    """Answer domain errors, validation errors and HTTP errors in the same shape."""
 
     @app.exception_handler(ServiceError)
     async def on_service_error(request: Request, error: ServiceError) -> JSONResponse:
@@ -73,7 +82,7 @@ def install_error_handlers(app: FastAPI) -> None:
         if isinstance(error.__cause__, UnicodeDecodeError):
             return _unreadable_body("the body is not valid JSON: it is not UTF-8 text")
         if isinstance(error.__cause__, ValueError | RecursionError):
-            return _unreadable_body("the body holds a number that is too long or lists that are nested too deep")
+            return _unreadable_body("the body contains a number that is too long or lists nested too deep")
         other = Problem(f"http-{error.status_code}", HTTPStatus(error.status_code).phrase)
         problem = _HTTP_PROBLEMS.get(error.status_code, other)
         return error_response(problem, error.status_code, _describe_http_error(error), error.headers)
@@ -81,8 +90,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def _describe_http_error(error: HTTPException) -> str:
     if error.status_code == 404:
-        return "there is no such path; GET / names the main ones, and /docs shows them all."
+        return "there is no such path; GET / lists the main ones, and /docs shows them all."
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        return f"this path does not take the request's method; it takes {allowed}."
+        return f"this path does not accept the request's method; use {allowed}."
     return str(error.detail)

@@ -1,4 +1,4 @@
-"""Sessions of browsers, which cannot send the API key by themselves: a cookie that stands for it."""
+"""Browser sessions: a cookie in place of the API key, which pages cannot send by themselves."""
 
 import hmac
 import time
@@ -9,7 +9,7 @@ from cachetools import TTLCache
 COOKIE_NAME = "grpo_session"
 SESSION_SECONDS = 12 * 3600
 _ALGORITHM = "sha256"
-# Tokens are signed with the key, and nothing else is signed with it that could be taken for one.
+# The key signs nothing else that could be mistaken for a token.
 _PURPOSE = b"grpo session until "
 _MAX_FAILURES = 10
 _FAILURE_SECONDS = 60
@@ -17,12 +17,12 @@ _MAX_REMEMBERED = 4096
 
 
 class Sessions:
-    """Makes and checks tokens: the second at which one expires, and a signature of it.
+    """Makes and checks tokens: an expiry time in seconds and its signature.
 
-    Nothing is stored, so tokens outlive a restart, and another key makes all of them void.
+    Nothing is stored, so tokens survive a restart, and a new key invalidates all of them.
 
-    :param api_key: What tokens are signed with.
-    :param clock: Tells the time in seconds.
+    :param api_key: Signs the tokens.
+    :param clock: Returns the time in seconds.
     """
 
     def __init__(self, api_key: bytes, clock: Callable[[], float] = time.time) -> None:
@@ -35,7 +35,7 @@ class Sessions:
         return f"{expiry.decode()}.{self._sign(expiry)}"
 
     def is_valid(self, token: bytes) -> bool:
-        """Tell whether a token was made with this key and has not expired."""
+        """Return whether a token was made with this key and has not expired."""
         expiry, _, signature = token.partition(b".")
         if not hmac.compare_digest(signature, self._sign(expiry).encode()):
             return False
@@ -46,18 +46,18 @@ class Sessions:
 
 
 class LoginLimit:
-    """Counts the failures of each address, to slow down whoever guesses.
+    """Counts each address's failed logins, to slow down guessing.
 
-    :param clock: Tells the time in seconds, without ever going back.
+    :param clock: Returns the time in seconds, and never goes back.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._n_failures: TTLCache[str, int] = TTLCache(_MAX_REMEMBERED, _FAILURE_SECONDS, clock)
 
     def is_reached(self, address: str) -> bool:
-        """Tell whether an address has failed too often within a minute."""
+        """Return whether an address has failed too often within a minute."""
         return self._n_failures.get(address, 0) >= _MAX_FAILURES
 
-    def note_failure(self, address: str) -> None:
+    def count_failure(self, address: str) -> None:
         """Count a wrong key."""
         self._n_failures[address] = self._n_failures.get(address, 0) + 1

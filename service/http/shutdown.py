@@ -1,4 +1,4 @@
-"""Knowing that the server begins to shut down, before it waits for its connections to close."""
+"""Noticing a shutdown before the server waits for its connections to close."""
 
 import signal
 import threading
@@ -12,18 +12,18 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def announce_shutdown(closing: threading.Event) -> Iterator[None]:
-    """Set an event as soon as a signal ends the server, and in any case at the end.
+    """Set an event as soon as a signal ends the server, and at the latest when the context ends.
 
-    Servers tell an application that they end after their last connection has closed, which a stream never does by
-    itself. So this goes between a signal and the server's own function for it, which is called as ever.
+    Servers announce a shutdown to the application only after the last connection has closed, and an event stream never
+    closes by itself. So this wraps the server's own signal handlers, which still run.
     """
     previous: dict[int, Callable[[int, FrameType | None], Any]] = {}
-    if threading.current_thread() is threading.main_thread():  # signals come to no other
+    if threading.current_thread() is threading.main_thread():  # only there may handlers be set
         previous = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         previous[number](number, frame)
-        if not closing.is_set():  # a second signal may interrupt the first one's call
+        if not closing.is_set():  # a second signal may interrupt the first one's set()
             closing.set()
 
     for number in previous:

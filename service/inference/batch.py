@@ -1,4 +1,4 @@
-"""Many observations in one request: as JSON, item by item, or as one array in the format of ``numpy.save``."""
+"""Many observations in one request: as JSON, each with its own answer, or as one array in ``numpy.save``'s format."""
 
 import io
 import itertools
@@ -24,11 +24,11 @@ from service.schemas.inference import BatchRequest, InferenceRequest
 from service.schemas.violations import summarize_violations
 
 ARRAY_TYPE = "application/octet-stream"
-# Python takes some 40 bytes for each number that JSON is written from.
+# Python takes about 40 bytes for each number that is written as JSON.
 _MAX_ANSWER_NUMBERS = 2**21
 # Rows, and lists nested four deep.
 _MAX_AXES = 5
-# The head of an array: see numpy.lib.format, whose own reader hands it to Python's parser and to that of Python 2.
+# The header of numpy.lib.format. NumPy's own reader would pass it to Python's parser.
 _ARRAY_HEAD = re.compile(
     rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': *'(?P<dtype>[<>|](?:f[248]|[iu][1248]))', *"
     rb"'fortran_order': *(?P<is_fortran_order>True|False), *"
@@ -38,7 +38,7 @@ _ARRAY_HEAD = re.compile(
 _MAX_HEAD_BYTES = 1024
 
 LoadModel = Callable[[str], ServedModel]
-NoteSize = Callable[[int], None]
+ReportSize = Callable[[int], None]
 Answer = dict[str, Any]
 Masks = npt.NDArray[np.bool_]
 
@@ -47,12 +47,12 @@ def _ignore(n_observations: int) -> None:
     pass
 
 
-def answer_json(body: bytes, load_model: LoadModel, note_size: NoteSize = _ignore) -> bytes:
-    """Answer a ``BatchRequest`` with a ``BatchResponse``, in JSON both.
+def answer_json(body: bytes, load_model: LoadModel, report_size: ReportSize = _ignore) -> bytes:
+    """Answer a ``BatchRequest`` with a ``BatchResponse``, both in JSON.
 
-    :param note_size: Told how many observations there are.
-    :raises RequestValidationError: If the body breaks the schema, but for its observations and masks: those have an
-        answer of their own each.
+    :param report_size: Called with the number of observations.
+    :raises RequestValidationError: If the body breaks the schema. An invalid observation or mask does not count: its
+        own answer says so.
     :raises ServiceError: If there is no such model, or there are too many observations.
     """
     try:
@@ -61,8 +61,8 @@ def answer_json(body: bytes, load_model: LoadModel, note_size: NoteSize = _ignor
         raise RequestValidationError(error.errors()) from error
     model = load_model(request.model_name)
     _check_size(model.actor, len(request.observations))
-    note_size(len(request.observations))
-    rows = None if request.action_masks else _read_columns(model.actor.observation_space, request.observations)
+    report_size(len(request.observations))
+    rows = None if request.action_masks else _read_together(model.actor.observation_space, request.observations)
     if rows is not None:
         return to_json({"answers": _answer_rows(model, rows, request.deterministic)})
     return to_json({"answers": _answer_items(model, request)})
@@ -74,15 +74,15 @@ def answer_array(
     load_model: LoadModel,
     deterministic: bool,
     as_array: bool,
-    note_size: NoteSize = _ignore,
+    report_size: ReportSize = _ignore,
 ) -> bytes:
     """Answer an array of observations, all of them or none.
 
-    :param body: What ``numpy.save`` writes for an array ``(batch_size, *observation_shape)``.
+    :param body: An array ``(batch_size, *observation_shape)`` as written by ``numpy.save``.
     :param model_name: Name of a trained model; None is an error.
-    :param as_array: Whether to answer with an array of actions ``(batch_size, *action_shape)`` instead of JSON.
-    :param note_size: Told how many observations there are.
-    :raises RequestValidationError: If the body is no such array, or there is no name.
+    :param as_array: Answer with an array of actions, ``(batch_size, *action_shape)``, instead of JSON.
+    :param report_size: Called with the number of observations.
+    :raises RequestValidationError: If the body is not such an array, or the name is missing.
     :raises ServiceError: If there is no such model, or the array does not fit it or is too large.
     """
     if model_name is None:
@@ -91,9 +91,9 @@ def answer_array(
     model = load_model(model_name)
     space = model.actor.observation_space
     if isinstance(space, spaces.Dict):
-        raise InvalidRequestError("this model's observations have keys, which an array has not; send them as JSON.")
+        raise InvalidRequestError("this model's observations have keys, and an array has none; send them as JSON.")
     _check_size(model.actor, len(array))
-    note_size(len(array))
+    report_size(len(array))
     rows = to_rows(space, array)
     if not as_array:
         return to_json({"answers": _answer_rows(model, rows, deterministic)})
@@ -111,13 +111,13 @@ def _check_size(actor: Actor, n_observations: int) -> None:
     n_outputs = len(actor.policy_layers[-1][1])
     n_most = min(MAX_BATCH_ITEMS, _MAX_ANSWER_NUMBERS // n_outputs)
     if n_observations > n_most:
-        raise TooLargeError(f"a batch for this model has at most {n_most} observations; send them in several.")
+        raise TooLargeError(f"a batch for this model may hold at most {n_most} observations; send several batches.")
 
 
-def _read_columns(space: spaces.Space[Any], observations: list[Any]) -> npt.NDArray[Any] | None:
-    """Read observations of numbers all at once, level by level, in a tenth of the time that single ones take.
+def _read_together(space: spaces.Space[Any], observations: list[Any]) -> npt.NDArray[Any] | None:
+    """Read observations of a float Box together, in a tenth of the time that reading one by one takes.
 
-    :return: None if one of them does not fit, which then has to be found, or where a space needs a closer look.
+    :return: ``(batch_size, *observation_shape)``; None if the space or any observation needs to be read one by one.
     """
     if not isinstance(space, spaces.Box) or np.dtype(space.dtype).kind != "f" or len(space.shape) >= _MAX_AXES:
         return None
@@ -138,23 +138,23 @@ def _read_columns(space: spaces.Space[Any], observations: list[Any]) -> npt.NDAr
 
 
 def _answer_items(model: ServedModel, request: BatchRequest) -> list[Answer]:
-    """Answer each observation as ``POST /inference`` would, and those that fit in one pass."""
+    """Answer each observation as ``POST /inference`` would, all valid ones in one pass."""
     answers: list[Answer] = [{} for _ in request.observations]
     places: list[int] = []
-    read: list[tuple[Masks | None, Observations]] = []
+    valid: list[tuple[Masks | None, Observations]] = []
     masks = request.action_masks or [None] * len(answers)
     for place, (observation, mask) in enumerate(zip(request.observations, masks, strict=True)):
         try:
             item = InferenceRequest(model_name=request.model_name, observation=observation, action_masks=mask)
-            read.append(read_observation(model.actor, item.observation, item.action_masks))
+            valid.append(read_observation(model.actor, item.observation, item.action_masks))
             places.append(place)
         except ValidationError as error:
             answers[place] = {"error": summarize_violations(error.errors())[0]}
         except ServiceError as error:
             answers[place] = {"error": error.detail}
-    if read:
-        rows = _join([row for _, row in read])
-        answered = _answer_rows(model, rows, request.deterministic, _join_masks([mask for mask, _ in read]))
+    if valid:
+        rows = _join([row for _, row in valid])
+        answered = _answer_rows(model, rows, request.deterministic, _join_masks([mask for mask, _ in valid]))
         for place, answer in zip(places, answered, strict=True):
             answers[place] = answer
     return answers
@@ -167,7 +167,7 @@ def _join(rows: list[Any]) -> Observations:
 
 
 def _join_masks(masks: list[Masks | None]) -> Masks | None:
-    """Join masks, of which None allows everything; None if all of them do."""
+    """Join masks to ``(n_masks, n_flags)``; None allows all actions, and is returned if every mask is None."""
     example = next((mask for mask in masks if mask is not None), None)
     if example is None:
         return None
@@ -197,22 +197,24 @@ def _list_probs(decision: Decision) -> list[Any]:
 
 
 def read_array(body: bytes) -> npt.NDArray[Any]:
-    """Read what ``numpy.save`` writes for an array of finite numbers with at least one axis and one row.
+    """Read an array of finite numbers, with at least one axis and one row, as written by ``numpy.save``.
 
-    Nothing is unpickled, and nothing is allocated by what a header claims: the array is a view of the body.
+    Nothing is unpickled, and no memory is allocated because a header asks for it: the array is a view of the body.
 
-    :raises RequestValidationError: If it is anything else.
+    :raises RequestValidationError: If the body is anything else.
     """
     head = _ARRAY_HEAD.match(body, 0, _MAX_HEAD_BYTES)
     if head is None or int.from_bytes(head["length"], "little") != head.end() - head.end("length"):
         raise _refuse_array(
-            "the body is not an array of numbers as numpy.save writes it: integers, or floats of at most 64 bits"
+            "the body must be an array of integers, or of floats of at most 64 bits, as numpy.save writes it"
         )
     shape, dtype = [int(n) for n in head["shape"].split(b",") if n], np.dtype(head["dtype"].decode())
     if 0 in shape or len(shape) > _MAX_AXES:
-        raise _refuse_array(f"an array of observations has up to {_MAX_AXES} axes, the first for its rows, none empty")
+        raise _refuse_array(
+            f"an array of observations must have at most {_MAX_AXES} axes, the observations along the first, none empty"
+        )
     if math.prod(shape) * dtype.itemsize != len(body) - head.end():
-        raise _refuse_array("the array holds more or less than its header says")
+        raise _refuse_array("the array's size does not match its header")
     order: Literal["C", "F"] = "F" if head["is_fortran_order"] == b"True" else "C"
     array = np.frombuffer(body, dtype, offset=head.end()).reshape(shape, order=order)
     if dtype.kind == "f" and not _are_observable(array):

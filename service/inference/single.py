@@ -1,4 +1,4 @@
-"""Answering observations from a served model: one of them, or many in one pass."""
+"""Actions of a served model: for one observation, or for many in one pass."""
 
 import math
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from service.errors import InvalidRequestError
 from service.models.store import ServedModel
 from service.schemas.inference import InferenceResponse
 
-# A smaller network answers sooner than a thread would begin to.
+# A smaller network answers in less time than it takes to start a thread.
 LARGE_MODEL_BYTES = 2**20
 TOO_LARGE_NUMBERS = "the observation's numbers are too large for this model's network."
-# Numbers in the widest layer for as many observations as pass at once: more leave the cache and take twice as long.
+# Numbers in the widest layer per pass: more would not fit the processor's cache and would take twice as long.
 _MAX_ACTIVATIONS = 2**17
 
 
@@ -26,7 +26,7 @@ def infer(
 ) -> InferenceResponse:
     """Choose an action for one observation.
 
-    :param observation: A number or nested lists of numbers, finite and rectangular; for a Dict, one of these per key.
+    :param observation: A number or rectangular nested lists of numbers, all finite; for a Dict, one of these per key.
     :param deterministic: Take the most likely action instead of drawing one.
     :param action_masks: Flags of the allowed actions, in one list or in one list per component; None allows all.
     :raises InvalidRequestError: If the observation or the masks do not fit the model's spaces.
@@ -34,7 +34,7 @@ def infer(
     masks, observations = read_observation(model.actor, observation, action_masks)
     decision = _act(model, observations, deterministic, masks)
     action, value, probs = decision.actions[0].tolist(), float(decision.values[0]), decision.probs
-    # A MultiDiscrete action has an array of probabilities per component.
+    # MultiDiscrete actions have one array of probabilities per component.
     if probs is not None:
         probs = [part[0].tolist() for part in probs] if isinstance(probs, list) else probs[0].tolist()
     if not _is_finite([action, value, probs or 0]):
@@ -47,9 +47,10 @@ def infer_many(
 ) -> Iterator[tuple[Decision, npt.NDArray[np.bool_]]]:
     """Choose an action for each of many observations.
 
-    :param observations: What ``to_rows`` or ``read_observation`` made, joined: ``(batch_size, *observation_shape)``.
+    :param observations: From ``to_rows`` or ``read_observation``, ``(batch_size, *observation_shape)``.
     :param masks: Flags of the allowed actions, ``(batch_size, n_flags)``; None allows all.
-    :return: For the rows in order, some thousand at once: what was decided, and which rows' numbers all are finite.
+    :return: For some thousand rows at a time, in order: their decisions, and ``(n_rows,)`` flags that are False where a
+        decision holds a number that is not finite.
     """
     n_rows = len(next(iter(observations.values()))) if isinstance(observations, dict) else len(observations)
     n_at_once = max(1, _MAX_ACTIVATIONS // _get_width(model.actor))
@@ -68,7 +69,7 @@ def infer_many(
 def read_observation(
     actor: Actor, observation: Any, action_masks: list[Any] | None
 ) -> tuple[npt.NDArray[np.bool_] | None, Observations]:
-    """Return action masks and an observation as batches of one.
+    """Return action masks, ``(1, n_flags)``, and an observation, ``(1, *observation_shape)``, as batches of one.
 
     :raises InvalidRequestError: As ``infer`` does.
     """
@@ -78,7 +79,7 @@ def read_observation(
         return masks, _to_row(space, observation)
     keys = list(space.spaces)
     if not isinstance(observation, dict) or set(observation) != set(keys):
-        raise InvalidRequestError(f"this model expects an object with the keys {keys} as observation.")
+        raise InvalidRequestError(f"this model expects an object with the keys {keys} as its observation.")
     rows = {}
     for key, subspace in space.spaces.items():
         try:
@@ -90,48 +91,47 @@ def read_observation(
 
 def _to_row(space: spaces.Space[Any], observation: Any) -> npt.NDArray[Any]:
     if isinstance(observation, dict):
-        raise InvalidRequestError("this model expects numbers without keys as observation.")
-    # Not float32 at once, which would take fractions of choices and round large integers.
+        raise InvalidRequestError("this model expects numbers without keys as its observation.")
+    # Not float32 yet, which would let fractions pass as choices and round large integers.
     return to_rows(space, np.asarray(observation)[None])
 
 
 def to_rows(space: spaces.Space[Any], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return observations without keys as the model was trained with them.
+    """Convert observations without keys to the layout and type that the model was trained with.
 
     :param array: Finite numbers, ``(batch_size, *observation_shape)``; images may have their channels last.
     :raises InvalidRequestError: If they do not fit the space.
     """
     if isinstance(space, spaces.Discrete):
         if array.ndim != 1 or not _is_in_range(array, 0, space.n - 1):
-            raise InvalidRequestError(f"this model expects one integer from 0 to {space.n - 1} as observation.")
+            raise InvalidRequestError(f"this model expects one integer from 0 to {space.n - 1} as its observation.")
         return array
     if array.ndim == 4 and array.shape[1:] != space.shape and is_image_space(space):
-        array = array.transpose(0, 3, 1, 2)  # environments mostly have the channels last, the networks first
+        array = array.transpose(0, 3, 1, 2)  # most environments have the channels last, networks have them first
     if array.shape[1:] != space.shape:
         raise InvalidRequestError(
-            f"this model expects an observation of shape {list(space.shape or ())}, but {list(array.shape[1:])} was "
-            "given."
+            f"this model expects an observation of shape {list(space.shape or ())}, but got {list(array.shape[1:])}."
         )
     if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
         highest = space.nvec - 1 if isinstance(space, spaces.MultiDiscrete) else np.array(1)
         if not _is_in_range(array, 0, highest):
-            raise InvalidRequestError(f"this model expects integers from 0 to {highest.tolist()} as observation.")
+            raise InvalidRequestError(f"this model expects integers from 0 to {highest.tolist()} as its observation.")
         return array
     return _to_numbers(space, array)
 
 
 def _to_numbers(space: spaces.Space[Any], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return observations of a Box in the type that it was trained with."""
+    """Convert observations of a Box, ``(batch_size, *observation_shape)``, to its type."""
     dtype: np.dtype[Any] = np.dtype(space.dtype)
     if dtype.kind != "f":
         limits = np.iinfo(dtype)
-        # The image of a camera that is scaled to [0, 1] would come out black.
+        # A camera's image scaled to [0, 1] would become black.
         if not _is_in_range(array, limits.min, limits.max):
             raise InvalidRequestError(
-                f"this model expects integers from {limits.min} to {limits.max} as observation; send them unscaled."
+                f"this model expects integers from {limits.min} to {limits.max} as its observation; do not scale them."
             )
         return array.astype(dtype)
-    if dtype.itemsize >= 4:  # which holds whatever is an observation at all
+    if dtype.itemsize >= 4:  # holds every number that the schema accepts
         return array.astype(dtype)
     with np.errstate(over="ignore"):
         numbers = array.astype(dtype)
@@ -145,8 +145,8 @@ def _is_in_range(array: npt.NDArray[Any], lowest: int, highest: Any) -> bool:
 
 
 def _act(model: ServedModel, observations: Observations, deterministic: bool, masks: Any) -> Decision:
-    # The largest observations allowed overflow a sum of products, and a number that never varied may have been
-    # normalised by 0; what comes of it is refused by whoever asks.
+    # The largest valid observations overflow a sum of products, and a number that never varied in training may be
+    # normalised by 0. The callers refuse what is not finite.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return model.actor.act(observations, deterministic, model.rng, masks)
 
@@ -156,13 +156,13 @@ def _is_finite(numbers: list[Any]) -> bool:
 
 
 def _get_width(actor: Actor) -> int:
-    """Return the most numbers that one observation becomes on its way through a policy."""
+    """Return the size of the widest layer that an observation passes, the input included."""
     widths = [len(bias) for _, bias in actor.policy_layers + actor.value_layers]
     return max(count_inputs(actor.observation_space), *widths)
 
 
 def _to_masks(space: spaces.Space[Any], action_masks: list[Any]) -> npt.NDArray[np.bool_]:
-    """Return action masks as a batch of one, ``(1, n_flags)``."""
+    """Convert action masks to a batch of one, ``(1, n_flags)``."""
     try:
         n_flags = count_mask_bits(space)
     except UnsupportedSpaceError as error:
@@ -179,10 +179,10 @@ def _to_masks(space: spaces.Space[Any], action_masks: list[Any]) -> npt.NDArray[
     if [len(component) for component in components] != sizes:
         raise InvalidRequestError(
             f"this model expects action_masks of {n_flags} flags in one list, or of {_list_sizes(sizes)} in one list "
-            "per component; true is allowed."
+            "per component; true means allowed."
         )
     if not all(map(any, components)):
-        raise InvalidRequestError("action_masks allows no action: every choice must leave one open; mend the masks.")
+        raise InvalidRequestError("action_masks allows no action; allow at least one in every component.")
     return np.array([flag for component in components for flag in component], np.bool_)[None]
 
 

@@ -1,1 +1,1 @@
-"""Training jobs: where they are and what they have measured."""
+"""Training jobs: their queue, state, metrics and events."""

@@ -1,4 +1,4 @@
-"""Events of jobs, sent to whoever listens as they happen."""
+"""Streams of job events, sent as they happen."""
 
 import asyncio
 import threading
@@ -9,17 +9,17 @@ from service.errors import DrainingError, TooManyStreamsError
 from service.jobs.history import JobEvent
 from service.jobs.job import Job
 
-# The server takes 256 connections; those that ask and go are to have most of them.
+# The server accepts 256 connections; most are kept for short requests.
 MAX_OPEN_STREAMS = 100
-# A look at a job that has nothing new to tell costs a microsecond.
+# Polling a job without news costs a microsecond.
 _POLL_SECONDS = 0.1
 
 
 class EventStreams:
-    """All open streams, on one event loop. None has a thread, and each reads the job's history at its own pace.
+    """The open streams, on one event loop. They need no threads; each reads its job's history at its own pace.
 
-    :param closing: Set when the server begins to shut down; streams end then.
-    :param max_open: Streams at the same time.
+    :param closing: Set when the server begins to shut down; then streams end.
+    :param max_open: Maximum number of streams at the same time.
     """
 
     def __init__(self, closing: threading.Event, max_open: int = MAX_OPEN_STREAMS) -> None:
@@ -28,18 +28,18 @@ class EventStreams:
         self._n_open = 0
 
     @contextmanager
-    def take_place(self) -> Iterator[None]:
-        """Count one stream more for as long as this lasts.
+    def open(self) -> Iterator[None]:
+        """Count one more open stream while the context lasts.
 
         :raises DrainingError: If the server is shutting down.
-        :raises TooManyStreamsError: If there is no place for one more.
+        :raises TooManyStreamsError: If too many streams are open.
         """
         if self._closing.is_set():
-            raise DrainingError("the server is shutting down; listen again when it is back.")
+            raise DrainingError("the server is shutting down; reconnect when it is back.")
         if self._n_open >= self._max_open:
             raise TooManyStreamsError(
-                f"{self._n_open} event streams are open already; close one, or ask GET /training/{{job_id}}/status "
-                "now and then."
+                f"{self._n_open} event streams are open already; close one, or poll GET /training/{{job_id}}/status "
+                "instead."
             )
         self._n_open += 1
         try:
@@ -48,13 +48,13 @@ class EventStreams:
             self._n_open -= 1
 
     async def follow(self, job: Job, after: int) -> AsyncIterator[JobEvent]:
-        """Send what a job tells until it has ended, or until the server begins to shut down.
+        """Yield a job's events until it has ended, or until the server begins to shut down.
 
-        :param after: Id of the last event that was received; one that the job has not told yet counts as 0.
+        :param after: Id of the last event received; 0, or an id beyond the latest event, starts from the first event.
         """
         last_id = after if after <= job.history.last_event_id else 0
         while not self._closing.is_set():
-            # Asked first: whatever had been told by the end is then sent below.
+            # Read first, so that the events up to the end are still sent below.
             has_ended = job.finished.is_set()
             if job.history.last_event_id > last_id:
                 for event in job.history.list_events(last_id):

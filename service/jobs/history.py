@@ -1,4 +1,4 @@
-"""What a job has told since it was submitted: its metrics over time, its evaluations, and its events in order."""
+"""A job's history: its metrics over time, its evaluations, and its events in order."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from heapq import merge
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from service.schemas.jobs import EvaluationRow, JobStatus
+from service.schemas.jobs import EvaluationRow
 
-# A curve on a screen has no more points than this.
+# A curve on a screen shows no more points than this.
 MAX_METRIC_ROWS = 2000
-# What is left of the curve of a job that ended long ago.
+# Rows kept of a job that ended long ago.
 _CONDENSED_ROWS = 250
-TERMINAL_EVENTS = frozenset(f"job.{status}" for status in JobStatus if status.is_final)
 
 
 class MetricRow(NamedTuple):
-    """What one rollout and the update before it measured.
+    """Metrics of one rollout and the update before it.
 
     :param timesteps: Simulator steps taken by then.
-    :param elapsed_seconds: Time since the job was started.
+    :param elapsed_seconds: Time since the job started.
     :param metrics: Under SB3's log keys.
     """
 
@@ -35,23 +34,18 @@ class MetricRow(NamedTuple):
 class JobEvent(NamedTuple):
     """Something that happened to a job.
 
-    :param event_id: Rises from event to event of a job.
+    :param event_id: Grows with every event of a job, from 1 on.
     :param name: Such as ``job.metrics``.
-    :param payload: What JSON can say.
+    :param payload: JSON values.
     """
 
     event_id: int
     name: str
     payload: dict[str, Any]
 
-    @property
-    def is_terminal(self) -> bool:
-        """Whether nothing comes after it."""
-        return self.name in TERMINAL_EVENTS
-
 
 class _PackedRow(NamedTuple):
-    """A row of metrics in a fraction of a dictionary's memory; most rows have the same keys."""
+    """A row of metrics in a fraction of a dictionary's memory: most rows share one tuple of keys."""
 
     event_id: int
     timesteps: int
@@ -67,10 +61,10 @@ class _PackedRow(NamedTuple):
 
 
 class JobHistory:
-    """Keeps what a job tells, in bounded memory. Safe to use from any thread.
+    """Keeps a job's events in bounded memory. Safe to use from any thread.
 
-    Of metrics at most ``MAX_METRIC_ROWS`` rows are kept: every one at first, then every second, every fourth and so on,
-    and always the latest. Of progress only the latest is kept, and of everything else all.
+    At most ``MAX_METRIC_ROWS`` rows of metrics are kept: every row at first, then every second, every fourth and so on,
+    and always the latest. Of the progress events only the latest is kept; all other events are kept.
     """
 
     def __init__(self) -> None:
@@ -79,7 +73,7 @@ class JobHistory:
         self._last_event_id = 0
         self._rows: list[_PackedRow] = []
         self._stride = 1
-        self._n_rows_told = 0
+        self._n_rows_seen = 0
         self._last_row: _PackedRow | None = None
         self._key_tuples: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._progress: JobEvent | None = None
@@ -97,43 +91,43 @@ class JobHistory:
             self._kept_events.append(JobEvent(self._next_id(), name, payload))
 
     def append_evaluation(self, row: EvaluationRow) -> None:
-        """Keep an evaluation, and that there was one, for good."""
+        """Keep an evaluation and its event for good."""
         with self._lock:
             self._evaluations.append(row)
             self._kept_events.append(JobEvent(self._next_id(), "job.evaluation", row.model_dump(mode="json")))
 
     def replace_progress(self, payload: dict[str, Any]) -> None:
-        """Keep the latest progress in the place of the one before."""
+        """Keep the latest progress in place of the previous one."""
         with self._lock:
             self._progress = JobEvent(self._next_id(), "job.progress", payload)
 
     def append_metrics(self, timesteps: int, elapsed_seconds: float, metrics: Mapping[str, float]) -> None:
-        """Keep a row of metrics until rows are thinned."""
+        """Keep a row of metrics, at least until rows are thinned out."""
         keys = tuple(metrics)
         with self._lock:
             keys = self._key_tuples.setdefault(keys, keys)
             row = _PackedRow(self._next_id(), timesteps, elapsed_seconds, keys, array("d", metrics.values()))
             self._last_row = row
-            if self._n_rows_told % self._stride == 0:
+            if self._n_rows_seen % self._stride == 0:
                 self._rows.append(row)
                 self._thin(MAX_METRIC_ROWS)
-            self._n_rows_told += 1
+            self._n_rows_seen += 1
 
     def condense(self) -> None:
-        """Give most of the memory of the metrics back."""
+        """Free most of the metrics' memory."""
         with self._lock:
             self._thin(_CONDENSED_ROWS)
 
     def list_rows(self) -> list[MetricRow]:
-        """List the metrics that are kept, oldest first."""
+        """List the kept rows of metrics, oldest first."""
         with self._lock:
             rows = self._list_packed_rows()
         return [row.unpack() for row in rows]
 
     def list_values(self, key: str, max_values: int) -> list[float]:
-        """List what was measured under a key, oldest first; evenly thinned, with the latest.
+        """List a metric's values, oldest first, evenly thinned out; the latest is always included.
 
-        :param max_values: At most so many.
+        :param max_values: Maximum number of values.
         """
         with self._lock:
             rows = [row for row in self._list_packed_rows() if key in row.keys]
@@ -146,9 +140,9 @@ class JobHistory:
             return list(self._evaluations)
 
     def list_events(self, after: int = 0) -> list[JobEvent]:
-        """List the events that are kept, oldest first.
+        """List the kept events, oldest first.
 
-        :param after: Id of an event; only later ones.
+        :param after: Id of an event; only later ones are listed.
         """
         key = attrgetter("event_id")
         with self._lock:

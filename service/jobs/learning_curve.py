@@ -18,23 +18,21 @@ _COLOURS: dict[Theme, tuple[str, str, str]] = {  # paper, ink, line
 
 
 def draw_curve(job: Job, metric: str, theme: Theme) -> bytes:
-    """Draw what a job has measured over its simulator steps, as a PNG.
+    """Draw a job's metric over its simulator steps, as a PNG.
 
     :param metric: One of SB3's log keys.
-    :raises InvalidRequestError: If the job has not measured it.
+    :raises InvalidRequestError: If the job has no such metric.
     """
     rows = job.history.list_rows()
     points = [(row.timesteps, row.metrics[metric]) for row in rows if metric in row.metrics]
     if not points:
-        known = ", ".join(list_keys(rows)) or "nothing yet; ask again when its first rollout has ended"
-        raise InvalidRequestError(
-            f"metric '{printable(metric)}' is none that the job has measured, which are: {known}."
-        )
+        known = ", ".join(list_keys(rows)) or "none yet; try again after its first rollout"
+        raise InvalidRequestError(f"the job has no metric '{printable(metric)}'; its metrics: {known}.")
     return _draw(points, f"{job.config.model_name} on {job.config.env_name}", metric, theme)
 
 
 def _draw(points: list[tuple[int, float]], title: str, metric: str, theme: Theme) -> bytes:
-    # It takes a second to import, which nobody pays who wants no picture. pyplot would keep every figure.
+    # Imported here, since it takes a second that only pictures need. pyplot would keep every figure in memory.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What a job has measured over time, as JSON and as a table."""
+"""A job's metrics over time, as JSON and as CSV."""
 
 import csv
 import io
@@ -10,24 +10,24 @@ from service.schemas.jobs import HistoryRow, JobMetrics
 
 
 def describe_metrics(job: Job) -> JobMetrics:
-    """List all that a job has measured."""
+    """Return a job's metrics and evaluations."""
     rows = job.history.list_rows()
     return JobMetrics(
         job_id=job.job_id,
         keys=list_keys(rows),
-        # They were floats all along; to check each of tens of thousands again would take longer than to read them.
+        # Unchecked: they are floats already, and checking tens of thousands would take longer than reading them.
         rows=[HistoryRow.model_construct(**row._asdict()) for row in rows],
         evaluations=job.history.list_evaluations(),
     )
 
 
 def list_keys(rows: Sequence[MetricRow]) -> list[str]:
-    """List the keys that any of the rows has, sorted."""
+    """List the keys of all rows, sorted."""
     return sorted(set().union(*(row.metrics for row in rows)))
 
 
 def write_csv(rows: Sequence[MetricRow]) -> str:
-    """Write a table with a line per row; a cell is empty where a row lacks its key."""
+    """Return a CSV table with a line per row; a cell is empty if its row lacks the key."""
     keys = list_keys(rows)
     file = io.StringIO()
     writer = csv.DictWriter(file, ["timesteps", "elapsed_seconds", *keys])

@@ -107,7 +107,7 @@ class JobRegistry:
         with self._lock:
             active = self._check_room()
             self._check_name_is_free(plan.config.model_name, active)
-            self._store.check_no_case_twin(plan.config.model_name)
+            self._store.folder.check_case_collision(plan.config.model_name)
             job.log("queued")
             # In the request's context, so that the log tells to whom the job's lines belong.
             self._slots.submit(copy_context().run, self._run, job)
@@ -126,7 +126,7 @@ class JobRegistry:
         """
         with self._lock:
             self._check_room()
-        self._store.check_space()
+        self._store.folder.check_space()
 
     def _check_room(self) -> list[Job]:
         active = self._list_active()
@@ -216,7 +216,7 @@ class JobRegistry:
         """
         with self._lock:
             self._check_name_is_free(model_name, self._list_active())
-            self._store.check_no_case_twin(model_name)
+            self._store.folder.check_case_collision(model_name)
             self._reserved.add(model_name.casefold())
         try:
             yield

@@ -1,4 +1,4 @@
-"""What all jobs have done together since the server started, the forgotten ones included."""
+"""Totals over all jobs since the server started, including those it has forgotten."""
 
 import threading
 from collections import Counter
@@ -7,7 +7,7 @@ from service.schemas.jobs import JobStatus
 
 
 class JobTotals:
-    """Counts up, and never down. Safe to use from any thread."""
+    """Counters that only grow. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -16,21 +16,21 @@ class JobTotals:
 
     @property
     def n_timesteps(self) -> int:
-        """Simulator steps taken."""
+        """Simulator steps taken by all jobs."""
         return self._n_timesteps
 
     @property
     def n_ended(self) -> dict[JobStatus, int]:
-        """Jobs that have ended, by how."""
+        """Number of ended jobs, by final status."""
         with self._lock:
             return dict(self._n_ended)
 
     def add_timesteps(self, n_timesteps: int) -> None:
-        """Count steps."""
+        """Count simulator steps."""
         with self._lock:
             self._n_timesteps += n_timesteps
 
     def add_end(self, final_status: JobStatus) -> None:
-        """Count the end of a job."""
+        """Count an ended job."""
         with self._lock:
             self._n_ended[final_status] += 1

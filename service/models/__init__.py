@@ -1,1 +1,1 @@
-"""The model files and what can be asked of them."""
+"""The model files, the policies in them, and their evaluations and films."""

@@ -1,7 +1,7 @@
-"""What a model's file says of itself, as clients are shown it.
+"""Model cards: what a model file says about its model.
 
-A file may come from anywhere, and its metadata can claim anything. What serving depends on was checked when it was
-read; every other fact is checked here by itself, and left out (null) if it does not fit.
+A file may come from anywhere, and its metadata can claim anything. Whatever serving depends on was checked when the
+file was read. Every other fact is checked here on its own, and left out (null) if it cannot be right.
 """
 
 import math
@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.models.store import ModelStore, Signature
+from service.models.folder import FileSignature
+from service.models.store import ModelStore
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import ModelCard
@@ -23,37 +24,35 @@ _ENV_NAME = re.compile(ENV_NAME_PATTERN)
 _MAX_TEXT_CHARS = 256
 _MAX_ENTRIES = 128
 _MAX_DEPTH = 4
-# Every reader of JSON holds integers up to here exactly.
+# Every JSON reader represents integers up to here exactly.
 _MAX_INTEGER = 2**53
-# Paths on the machine that trained the model; a server's configuration only says whether there was one.
+# Paths on the machine that trained the model. In a job's config it is only a flag, which may be shown.
 _PRIVATE = frozenset({"tensorboard_log"})
 
 
-def _find_none(signature: Signature) -> EpisodeFigures | None:
-    return None
-
-
 def make_card(
-    store: ModelStore, name: str, find_evaluation: Callable[[Signature], EpisodeFigures | None] = _find_none
+    store: ModelStore,
+    name: str,
+    find_evaluation: Callable[[FileSignature], EpisodeFigures | None] = lambda signature: None,
 ) -> ModelCard:
-    """Describe a model by its file, which is read in full; where it cannot be used, the card says so and little else.
+    """Describe a model by its file, which is read in full; an unusable file's card holds little but its status.
 
-    :param find_evaluation: Looks up how this very file did in later evaluations; else the card shows the file's own.
-    :raises NotFoundError: If there is no model of that name.
-    :raises ConflictError: If the disk does not let its file be read.
+    :param find_evaluation: Looks up this file's latest evaluation; without one, the card shows the file's own.
+    :raises NotFoundError: If there is no such model.
+    :raises ConflictError: If the disk refuses.
     """
-    seen = store.examine(name)
-    _, modified_ns, n_bytes = seen.signature
+    file = store.inspect_file(name)
+    _, modified_ns, n_bytes = file.signature
     card = ModelCard(
         name=name,
-        status=seen.status,
+        status=file.status,
         n_bytes=n_bytes,
-        sha256=seen.sha256,
+        sha256=file.sha256,
         modified_at=datetime.fromtimestamp(modified_ns / 1e9, UTC),
     )
-    if seen.model is None:
+    if file.model is None:
         return card
-    actor, meta = seen.model.actor, seen.model.meta
+    actor, meta = file.model.actor, file.model.meta
     facts = {
         "env_name": find_env_name(meta),
         "observation_space": describe_space(actor.observation_space),
@@ -66,14 +65,14 @@ def make_card(
         "n_updates": _find_count(meta.get("n_updates")),
         "n_parameters": actor.n_parameters,
         "normalization": _pick_facts(meta.get("normalization")),
-        "evaluation": find_evaluation(seen.signature) or _find_evaluation(meta.get("evaluation")),
+        "evaluation": find_evaluation(file.signature) or _find_evaluation(meta.get("evaluation")),
         "versions": _find_versions(meta.get("versions")),
     }
     return card.model_copy(update=facts)
 
 
 def find_env_name(meta: Mapping[str, Any]) -> str | None:
-    """Return the environment that a file says its model was trained in; None if it names none that could be one."""
+    """Return the environment that a model was trained in; None if its file gives no valid name."""
     env_name = meta.get("env_name")
     fits = isinstance(env_name, str) and len(env_name) <= MAX_ENV_NAME_CHARS and _ENV_NAME.fullmatch(env_name)
     return env_name if fits else None
@@ -102,20 +101,20 @@ def _find_evaluation(claimed: Any) -> EpisodeFigures | None:
 
 
 def _pick_facts(claimed: Any, known: Iterable[str] | None = None) -> dict[str, Any] | None:
-    """Pick those entries of an object that are plain and of bearable size; None if it is no object.
+    """Pick the entries of an object that are plain and small enough; None if it is not an object.
 
-    :param known: The names that are shown; None shows all.
+    :param known: Names to show; None shows all.
     """
     if not isinstance(claimed, dict):
         return None
     names = [name for name in (claimed if known is None else known) if name in claimed and _is_text(name)]
-    told = [name for name in names if name not in _PRIVATE or isinstance(claimed[name], bool)]
-    shown = [name for name in told if _is_plain(claimed[name])]
-    return {name: claimed[name] for name in shown[:_MAX_ENTRIES]}
+    public = [name for name in names if name not in _PRIVATE or isinstance(claimed[name], bool)]
+    plain = [name for name in public if _is_plain(claimed[name])]
+    return {name: claimed[name] for name in plain[:_MAX_ENTRIES]}
 
 
 def _is_plain(value: Any, depth_left: int = _MAX_DEPTH) -> bool:
-    """Tell whether a value is of JSON's own kind, finite, short and flat."""
+    """Return whether a value is a JSON value that is finite, short and not nested deeply."""
     if isinstance(value, list | dict):
         parts = [*value.values(), *value] if isinstance(value, dict) else value
         return depth_left > 0 and len(parts) <= 2 * _MAX_ENTRIES and all(_is_plain(x, depth_left - 1) for x in parts)
@@ -127,5 +126,5 @@ def _is_plain(value: Any, depth_left: int = _MAX_DEPTH) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    # Lone surrogates, which UTF-8 cannot spell, are not printable.
+    # Lone surrogates, which UTF-8 cannot encode, are not printable.
     return isinstance(value, str) and len(value) <= _MAX_TEXT_CHARS and value.isprintable()

@@ -1,4 +1,4 @@
-"""One server per models folder: a second one would take the first one's unfinished files for leftovers."""
+"""One server per models folder: a second one would take the first one's unfinished files for leftovers of a crash."""
 
 import os
 import sys
@@ -20,10 +20,10 @@ class FolderInUseError(OSError):
 def lock_folder(models_dir: Path) -> Iterator[None]:
     """Keep other servers out of a folder until the context, or the process, ends.
 
-    Where there are no file locks, as on Windows and some network file systems, nobody is kept out.
+    Without file locks, as on Windows and some network file systems, this has no effect.
 
-    :param models_dir: The folder; created if absent. A hidden file in it names the process.
-    :raises FolderInUseError: If another server is in it.
+    :param models_dir: The folder; created if absent. A hidden file in it holds the process id.
+    :raises FolderInUseError: If another server uses it.
     :raises OSError: If the folder cannot be created or written to.
     """
     models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -41,13 +41,13 @@ def _lock(descriptor: int, models_dir: Path) -> None:
     if sys.platform == "win32":
         return
     try:
-        # Unlike flock's, these locks are not inherited: a worker that outlives a killed server holds none.
+        # Unlike flock's, these locks are not inherited, so a worker that outlives a killed server holds none.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # POSIX allows either
         holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
         raise FolderInUseError(
-            f"models_dir {models_dir} is in use by the server with process id {holder}, and a folder takes one "
-            "server: end that one, or choose another folder with --models-dir or GRPO_MODELS_DIR."
+            f"models_dir {models_dir} is in use by the server with process id {holder}; stop that server, or choose "
+            "another folder with --models-dir or GRPO_MODELS_DIR."
         ) from error
     except OSError:  # the file system has no locks
         return

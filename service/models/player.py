@@ -1,4 +1,4 @@
-"""Where trained policies are judged and filmed for clients."""
+"""Evaluating and filming saved models for clients."""
 
 import json
 import tempfile
@@ -12,7 +12,8 @@ from service.environments.catalogue import find_spec
 from service.errors import ConflictError
 from service.models.card import find_env_name
 from service.models.episodes import Play, evaluate_policy, film_policy
-from service.models.store import ModelStore, ServedModel, Signature
+from service.models.folder import FileSignature
+from service.models.store import ModelStore, ServedModel
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import EvaluateResponse, ModelFigures, VideoFormat
 from service.workers.short_tasks import ShortTasks
@@ -27,7 +28,7 @@ class Film(NamedTuple):
     """One filmed episode.
 
     :param reward: Sum of the environment's own rewards.
-    :param n_steps: Steps it took.
+    :param n_steps: Length of the episode.
     """
 
     content: bytes
@@ -36,18 +37,18 @@ class Film(NamedTuple):
     n_steps: int
 
 
-# A file and how it was played: two films, or evaluations, of one key are the same.
-_FilmKey = tuple[Signature, VideoFormat, int, bool, int]
-_EvaluationKey = tuple[Signature, int, int, bool]
+# A file and how it was played; the same key always gives the same film or evaluation.
+_FilmKey = tuple[FileSignature, VideoFormat, int, bool, int]
+_EvaluationKey = tuple[FileSignature, int, int, bool]
 
 
 class ModelPlayer:
-    """Plays saved models in the environments that their files name. Its methods take seconds, and any thread may call.
+    """Plays saved models in the environments that their files name. Calls take seconds. Safe to use from any thread.
 
-    What was made of a file is kept, as long as there is room, until the file changes.
+    Films and evaluations are cached until the file changes.
 
     :param store: The models.
-    :param short_tasks: Run what plays them, for it runs code of the environment.
+    :param short_tasks: Runs the episodes, since they run code of the environment.
     """
 
     def __init__(self, store: ModelStore, short_tasks: ShortTasks) -> None:
@@ -57,14 +58,14 @@ class ModelPlayer:
         self._lock = threading.Lock()
         self._films: LRUCache[_FilmKey, Film] = LRUCache(_MAX_FILM_BYTES, getsizeof=lambda film: len(film.content))
         self._answers: LRUCache[_EvaluationKey, EvaluateResponse] = LRUCache(_MAX_EVALUATIONS)
-        self._latest: LRUCache[Signature, EpisodeFigures] = LRUCache(_MAX_EVALUATIONS)
+        self._latest: LRUCache[FileSignature, EpisodeFigures] = LRUCache(_MAX_EVALUATIONS)
 
     def evaluate(self, model_name: str, n_episodes: int, seed: int, deterministic: bool) -> EvaluateResponse:
-        """Judge a model by whole episodes, beside uniformly random actions on the same seeds.
+        """Evaluate a model over whole episodes, next to uniformly random actions on the same seeds.
 
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If it cannot be played in the environment that its file names.
-        :raises ServiceError: If the environment fails, or the server has no time for it; see ``ShortTasks.run``.
+        :raises ServiceError: If the environment fails, or as ``ShortTasks.run`` does.
         """
         model, play = self._prepare(model_name, seed, deterministic)
         key = (model.signature, n_episodes, seed, deterministic)
@@ -93,8 +94,7 @@ class ModelPlayer:
 
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If it cannot be played in the environment that its file names.
-        :raises ServiceError: If the environment cannot be drawn or fails, or the server has no time for it; see
-            ``ShortTasks.run``.
+        :raises ServiceError: If the environment fails or cannot be rendered, or as ``ShortTasks.run`` does.
         """
         model, play = self._prepare(model_name, seed, deterministic)
         key = (model.signature, video_format, seed, deterministic, max_steps)
@@ -102,40 +102,40 @@ class ModelPlayer:
             film = self._films.get(key)
         if film is not None:
             return film
-        # Here and not in the task, which may be killed: then nobody would remove it.
+        # Created here, since a task that is killed could not remove it.
         with tempfile.TemporaryDirectory(prefix="grpo-film-", ignore_cleanup_errors=True) as folder:
             task = Task(film_policy, (play, video_format, max_steps, folder), play.env_name, {})
-            told, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
-        film = Film(content, MEDIA_TYPES[video_format], **json.loads(told))
+            header, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
+        film = Film(content, MEDIA_TYPES[video_format], **json.loads(header))
         with self._lock:
             if len(content) <= self._films.maxsize:
                 self._films[key] = film
         return film
 
-    def find_evaluation(self, signature: Signature) -> EpisodeFigures | None:
-        """Return the latest evaluation of a file; None if it was not evaluated as it is now."""
+    def find_evaluation(self, signature: FileSignature) -> EpisodeFigures | None:
+        """Return the latest evaluation of a file; None if there is none since it last changed."""
         with self._lock:
             return self._latest.get(signature)
 
     def _prepare(self, model_name: str, seed: int, deterministic: bool) -> tuple[ServedModel, Play]:
         model = self._store.get(model_name)
-        # The file may have been uploaded: nothing is made of a name that is not registered here.
+        # The file may have been uploaded, so it may only name what is registered here.
         env_name = find_env_name(model.meta)
         if env_name is None:
             raise ConflictError(
-                f"model '{model_name}' cannot be played: its file names no environment, as those of GRPO.save do not; "
+                f"model '{model_name}' cannot be played: its file names no environment (GRPO.save stores none); "
                 "train it with POST /train."
             )
         if find_spec(env_name) is None:
             raise ConflictError(
                 f"model '{model_name}' cannot be played: its environment '{env_name}' is not registered here. "
-                "Start the server with --env-module and the module that registers it."
+                "Start the server with --env-module naming the module that registers it."
             )
         return model, Play(model.actor, env_name, seed, deterministic)
 
 
 def _is_better(trained: EpisodeFigures, random: EpisodeFigures) -> bool:
-    """Tell whether the two intervals lie apart; of a single episode there is none."""
+    """Return whether the intervals do not overlap; a single episode has none."""
     if trained.mean_reward_ci95 is None or random.mean_reward_ci95 is None:
         return False
     return trained.mean_reward_ci95[0] > random.mean_reward_ci95[1]

@@ -1,1 +1,1 @@
-"""What operators look at."""
+"""Metrics, readiness and memory."""

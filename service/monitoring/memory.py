@@ -1,4 +1,4 @@
-"""How much memory this process may still take, container limits included."""
+"""Free and total memory, container limits included."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def get_available_bytes(cgroup: Path = _CGROUP) -> int:
-    """Return the smaller of what the machine has free and what the control group (v2) still allows.
+    """Return the machine's free memory, or what the control group (v2) still allows if that is less.
 
-    :param cgroup: Folder of the control group's files; without ``memory.max`` there only the machine counts.
+    :param cgroup: Folder of the control group's files; without a ``memory.max`` in it only the machine counts.
     """
     return min(psutil.virtual_memory().available, _cgroup_headroom(cgroup))
 
@@ -31,7 +31,7 @@ def _cgroup_headroom(cgroup: Path) -> int:
 
 
 def _reclaimable_bytes(stat_file: Path) -> int:
-    # The page cache counts as used, but the kernel gives it back before it runs out.
+    # The page cache counts as used, but the kernel reclaims it before memory runs out.
     try:
         fields = dict(line.split() for line in stat_file.read_text().splitlines())
     except (OSError, ValueError):

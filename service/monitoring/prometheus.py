@@ -1,6 +1,6 @@
-"""What Prometheus is told of the service.
+"""Metrics for Prometheus.
 
-Labels are routes, methods and states, of which there are only so many; never a name or an id that a client can choose.
+Labels are routes, methods and states, so their number is bounded; never a name or an id that a client can choose.
 """
 
 import collections
@@ -30,7 +30,7 @@ from service.schemas.jobs import JobStatus
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 
-# Those of RFC 9110 and PATCH; a client can make up any other.
+# RFC 9110's methods and PATCH; clients can make up others.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _OTHER = "other"
 # An ordinary answer takes less than a millisecond, a stopped job's up to two seconds.
@@ -43,15 +43,15 @@ Answer = TypeVar("Answer")
 
 
 class Metrics:
-    """Counts and times requests, and reads the state of jobs and models when somebody asks.
+    """Counts and times requests, and reads the state of jobs and models at each scrape.
 
-    :param store: Where the models are.
+    :param store: The models.
     :param jobs: The training jobs.
-    :param readiness: Whether the server can take work.
+    :param readiness: Tells whether the server can take work.
     """
 
     def __init__(self, store: ModelStore, jobs: JobRegistry, readiness: Readiness) -> None:
-        # A registry of its own, so that two services of one process do not share their counters.
+        # Its own registry, so that two services in one process do not share counters.
         self._registry = registry = CollectorRegistry()
         labels = ("method", "route")
         self._requests = Counter(
@@ -66,7 +66,7 @@ class Metrics:
         )
         self._inference_duration = Histogram(
             "grpo_inference_duration_seconds",
-            "Time to answer one observation, or one batch, once the request was read.",
+            "Time to answer one observation or one batch, after the request was read.",
             registry=registry,
             buckets=_INFERENCE_BUCKETS,
         )
@@ -80,25 +80,25 @@ class Metrics:
         build.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=registry)
         registry.register(_StateCollector(store, jobs, readiness))
-        # The children by their labels: to ask prometheus_client for one takes longer than to count.
-        self._counted: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        # Cached by label, since looking one up in prometheus_client takes longer than counting.
+        self._by_labels: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    def note_request(self, method: str, route: str, status: int, seconds: float) -> None:
+    def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count an answered request.
 
-        :param route: The template of its path.
+        :param route: Its path template.
         """
         key = method if method in _METHODS else _OTHER, route, status
-        if key not in self._counted:
-            self._counted[key] = self._requests.labels(*key), self._durations.labels(*key[:2])
-        counter, durations = self._counted[key]
+        if key not in self._by_labels:
+            self._by_labels[key] = self._requests.labels(*key), self._durations.labels(*key[:2])
+        counter, durations = self._by_labels[key]
         counter.inc()
         durations.observe(seconds)
 
     def measure_inference(self, infer: Callable[..., Answer], *arguments: object) -> Answer:
-        """Call what answers one observation, and note how long it took.
+        """Call a function that answers one observation, and record how long it took.
 
-        :raises Exception: What it raises; then nothing is noted.
+        :raises Exception: Whatever the function raises; then nothing is recorded.
         """
         begun = time.perf_counter()
         answer = infer(*arguments)
@@ -106,10 +106,10 @@ class Metrics:
         return answer
 
     def measure_batch(self, answer_batch: Callable[[Callable[[int], None]], Answer]) -> Answer:
-        """Call what answers many observations, and note how long it took and how many they were.
+        """Call a function that answers a batch, and record how long it took and how many observations there were.
 
-        :param answer_batch: Called with a function that it tells their number.
-        :raises Exception: What it raises; then nothing is noted.
+        :param answer_batch: Called with a function to which it reports their number.
+        :raises Exception: Whatever the function raises; then nothing is recorded.
         """
         sizes: list[int] = []
         begun = time.perf_counter()
@@ -119,12 +119,12 @@ class Metrics:
         return answer
 
     def render(self) -> bytes:
-        """Write everything down in Prometheus' text format; in OpenMetrics, two families could not share a name."""
+        """Render all metrics in Prometheus' text format; OpenMetrics would not let two families share a name."""
         return generate_latest(self._registry)
 
 
 class _StateCollector(Collector):
-    """Reads what the service knows anyway, when it is asked for."""
+    """Reads the state of jobs, models and disk at each scrape."""
 
     def __init__(self, store: ModelStore, jobs: JobRegistry, readiness: Readiness) -> None:
         self._store = store
@@ -132,21 +132,21 @@ class _StateCollector(Collector):
         self._readiness = readiness
 
     def collect(self) -> Iterator[Metric]:
-        """See ``Collector``."""
+        """Yield the metrics."""
         n_jobs = collections.Counter(job.status for job in self._jobs.list_jobs())
-        by_status = GaugeMetricFamily("grpo_jobs", "Jobs that the server remembers.", labels=["status"])
+        by_status = GaugeMetricFamily("grpo_jobs", "Jobs the server remembers, by status.", labels=["status"])
         for status in JobStatus:
             by_status.add_metric([status], n_jobs[status])
         yield by_status
-        by_outcome = CounterMetricFamily("grpo_jobs", "Jobs that have ended.", labels=["outcome"])
+        by_outcome = CounterMetricFamily("grpo_jobs", "Jobs that have ended, by outcome.", labels=["outcome"])
         for status, n_ended in self._jobs.totals.n_ended.items():
             by_outcome.add_metric([status], n_ended)
         yield by_outcome
         yield GaugeMetricFamily("grpo_job_queue_depth", "Jobs waiting for a slot.", n_jobs[JobStatus.QUEUED])
-        yield GaugeMetricFamily("grpo_job_slots", "Jobs that can run at the same time.", self._jobs.max_running)
+        yield GaugeMetricFamily("grpo_job_slots", "Maximum number of jobs that run at once.", self._jobs.max_running)
         yield GaugeMetricFamily("grpo_lost_slots", "Slots held by stalled jobs.", self._jobs.n_lost_slots)
         yield CounterMetricFamily(
-            "grpo_train_timesteps", "Simulator steps of all jobs together.", self._jobs.totals.n_timesteps
+            "grpo_train_timesteps", "Simulator steps taken by all jobs.", self._jobs.totals.n_timesteps
         )
         yield GaugeMetricFamily("grpo_models_loaded", "Models in memory.", self._store.n_loaded)
         yield CounterMetricFamily(
@@ -154,6 +154,6 @@ class _StateCollector(Collector):
         )
         is_ready = not self._readiness.list_obstacles()
         yield GaugeMetricFamily("grpo_ready", "1 if the server can take work, else 0.", is_ready)
-        n_free_bytes = self._store.n_free_bytes
+        n_free_bytes = self._store.folder.n_free_bytes
         if n_free_bytes is not None:
-            yield GaugeMetricFamily("grpo_storage_free_bytes", "Space left for models.", n_free_bytes)
+            yield GaugeMetricFamily("grpo_storage_free_bytes", "Free space on the models' disk.", n_free_bytes)

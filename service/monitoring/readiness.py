@@ -1,4 +1,4 @@
-"""Whether the server can do all that it is there for."""
+"""Whether the server can save models and run jobs."""
 
 import threading
 
@@ -7,9 +7,9 @@ from service.models.store import ModelStore
 
 
 class Readiness:
-    """Looks anew whenever it is asked, so that the server is ready again as soon as nothing stands in the way.
+    """Checks at every call, so that the server is ready again as soon as the obstacle is gone.
 
-    :param store: Where the models are.
+    :param store: The models.
     :param jobs: The training jobs.
     :param closing: Set when the server begins to shut down.
     """
@@ -20,11 +20,11 @@ class Readiness:
         self._closing = closing
 
     def list_obstacles(self) -> list[str]:
-        """Say what stands in the way; empty if the server is ready."""
+        """List what keeps the server from working; empty if it is ready."""
         obstacles = []
         if self._closing.is_set():
             obstacles.append("the server is shutting down")
-        storage_problem = self._store.find_storage_problem()
+        storage_problem = self._store.folder.find_problem()
         if storage_problem is not None:
             obstacles.append(storage_problem)
         if self._jobs.n_lost_slots >= self._jobs.max_running:

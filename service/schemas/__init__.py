@@ -1,1 +1,1 @@
-"""What requests and answers look like, by topic, with every limit in the schema."""
+"""The schemas of requests and answers, by topic, with all their limits."""

@@ -12,9 +12,11 @@ class EnvironmentSummary(BaseModel):
 
     env_name: str
     max_episode_steps: int | None = Field(description="Time limit of an episode; null without one.")
-    reward_threshold: float | None = Field(description="Reward of an episode that counts as solved; null if unknown.")
+    reward_threshold: float | None = Field(
+        description="Reward of an episode from which the environment counts as solved; null if unknown."
+    )
     has_preset: bool
-    is_latest: bool = Field(description="Whether there is no later version of it.")
+    is_latest: bool = Field(description="Whether it is the latest version.")
 
 
 class EnvironmentList(BaseModel):
@@ -24,10 +26,10 @@ class EnvironmentList(BaseModel):
 
 
 class EnvironmentFacts(BaseModel):
-    """What is found out about an environment by building it.
+    """Facts about an environment that only building it can tell.
 
-    :param is_trainable: Whether the networks can take its spaces.
-    :param obstacle: Why not, or why groups cannot start on the way.
+    :param is_trainable: Whether the networks support its spaces.
+    :param obstacle: Why not, or why its state cannot be restored; None if both work.
     """
 
     observation_space: SpaceDescription
@@ -38,22 +40,22 @@ class EnvironmentFacts(BaseModel):
 
 
 class EnvironmentDescription(BaseModel):
-    """An environment."""
+    """A description of an environment."""
 
     env_name: str
     observation_space: SpaceDescription
     action_space: SpaceDescription
-    restorable: bool = Field(description="Whether groups can start from states on the way.")
-    obstacle: str | None = Field(description="Why not, or why it cannot be trained in at all.")
+    restorable: bool = Field(description="Whether its state can be restored, so that groups can start mid-episode.")
+    obstacle: str | None = Field(description="Why not, or why it cannot be trained in at all; null if it can.")
     group_mode: Literal["branch", "episode"] | None = Field(
-        description="What `group_mode` `auto` comes to; null if it cannot be trained in."
+        description="The `group_mode` that `auto` chooses; null if it cannot be trained in."
     )
     max_episode_steps: int | None
     reward_threshold: float | None
-    preset: dict[str, Any] | None = Field(description="Settings that were tuned on it, as `POST /train` fills them in.")
+    preset: dict[str, Any] | None = Field(description="Settings tuned on it, which `POST /train` fills in.")
     default_reward_function: str
-    reward_functions: list[str] = Field(description="What can be trained on, by name.")
-    render_modes: list[str] = Field(description="Films need `rgb_array`.")
+    reward_functions: list[str] = Field(description="Names of the reward functions that fit it.")
+    render_modes: list[str] = Field(description="Its render modes; films need `rgb_array`.")
 
 
 class RewardFunctionSummary(BaseModel):
@@ -61,7 +63,7 @@ class RewardFunctionSummary(BaseModel):
 
     name: str
     description: str | None = Field(description="First paragraph of its docstring.")
-    environments: list[str] | None = Field(description="The environments that it understands; null: not restricted.")
+    environments: list[str] | None = Field(description="The only environments that it fits; null means any.")
 
 
 class RewardFunctionList(BaseModel):

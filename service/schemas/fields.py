@@ -1,4 +1,4 @@
-"""What several requests share: names, observations, and how unknown fields are refused."""
+"""Field types that requests share: names, observations and masks; and hints for unknown fields."""
 
 import math
 import re
@@ -30,24 +30,24 @@ _MAX_OBSERVATION_DEPTH = 4
 _MAX_MASK_FLAGS = 65_536
 _MAX_FIELDS = 64
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-_TOO_MANY_NUMBERS = f"an observation has at most {MAX_OBSERVATION_NUMBERS} numbers"
-NOT_FINITE = "an observation holds finite numbers within the range of a 32-bit float"
+_TOO_MANY_NUMBERS = f"an observation may hold at most {MAX_OBSERVATION_NUMBERS} numbers"
+NOT_FINITE = "an observation must hold finite numbers within the range of a 32-bit float"
 MAX_SEED = 2**32 - 1
-# Some simulators take no larger seed.
+# Some simulators accept no larger seed.
 MAX_PLAY_SEED = 2**31 - 1
 MAX_FILM_STEPS = 5000
 
-# No separator, no leading dot, no trailing dot: a name that matches can be used as a file name as it is.
+# No separator, no leading or trailing dot: a matching name can serve as a file name unchanged.
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"
 _MODEL_NAME = re.compile(MODEL_NAME_PATTERN)
-# Windows opens these devices whatever follows the first dot, so a models folder copied there would break.
+# On Windows these name devices, whatever follows the first dot, so a models folder copied there would break.
 _DEVICE_NAMES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 )
 
 
 def is_model_name(name: str) -> bool:
-    """Tell whether a string may name a model."""
+    """Return whether a string is a valid model name."""
     return bool(_MODEL_NAME.fullmatch(name)) and name.split(".")[0].casefold() not in _DEVICE_NAMES
 
 
@@ -60,11 +60,11 @@ def _check_model_name(name: str) -> str:
 def _check_observation(value: Any) -> Any:
     """Accept a finite number, rectangular nested lists of them, or an object of these.
 
-    :raises ValueError: With the rule that is broken.
+    :raises ValueError: If it is anything else; the message states the broken rule.
     """
     parts = list(value.values()) if isinstance(value, dict) else [value]
     if not parts:
-        raise ValueError("an observation has at least one key, or none at all")
+        raise ValueError("an observation with keys must have at least one")
     if len(parts) > MAX_OBSERVATION_NUMBERS:
         raise ValueError(_TOO_MANY_NUMBERS)
     if sum(math.prod(_measure_observation(part, _MAX_OBSERVATION_DEPTH)) for part in parts) > MAX_OBSERVATION_NUMBERS:
@@ -77,8 +77,8 @@ def _measure_observation(value: Any, depth_left: int) -> tuple[int, ...]:
         if len(value) > MAX_OBSERVATION_NUMBERS:
             raise ValueError(_TOO_MANY_NUMBERS)
         if depth_left == 0:
-            raise ValueError(f"an observation is nested at most {_MAX_OBSERVATION_DEPTH} deep")
-        # A row of an image is judged at once: one call per number would keep other requests waiting.
+            raise ValueError(f"an observation may be nested at most {_MAX_OBSERVATION_DEPTH} deep")
+        # A whole row is checked at once: a call for each number of an image would keep other requests waiting.
         if set(map(type, value)) <= {int, float}:
             if not all(map(FLOAT32_MAX.__ge__, map(abs, value))):  # as below
                 raise ValueError(NOT_FINITE)
@@ -88,7 +88,7 @@ def _measure_observation(value: Any, depth_left: int) -> tuple[int, ...]:
             raise ValueError("the lists of an observation must all have the same length and depth")
         return (len(value), *shapes.pop())
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("an observation holds numbers only")
+        raise ValueError("an observation must hold numbers only")
     if not -FLOAT32_MAX <= value <= FLOAT32_MAX:  # exact for integers of any length, and false for NaN
         raise ValueError(NOT_FINITE)
     return ()
@@ -97,15 +97,15 @@ def _measure_observation(value: Any, depth_left: int) -> tuple[int, ...]:
 def _check_action_masks(value: Any) -> Any:
     """Accept flags in one list, or in one list per component.
 
-    :raises ValueError: With the rule that is broken.
+    :raises ValueError: If it is anything else; the message states the broken rule.
     """
     if not isinstance(value, list):
-        raise ValueError("action_masks is a list")
+        raise ValueError("action_masks must be a list")
     lists = value if value and all(isinstance(part, list) for part in value) else [value]
     if sum(map(len, lists)) > _MAX_MASK_FLAGS or len(lists) > _MAX_MASK_FLAGS:
-        raise ValueError(f"action_masks has at most {_MAX_MASK_FLAGS} flags")
+        raise ValueError(f"action_masks may hold at most {_MAX_MASK_FLAGS} flags")
     if not all(isinstance(flag, bool) or (type(flag) is int and flag in (0, 1)) for part in lists for flag in part):
-        raise ValueError("action_masks holds true and false, or 1 and 0, in one list or in one list per component")
+        raise ValueError("action_masks must hold true and false, or 1 and 0, in one list or in one list per component")
     return value
 
 
@@ -117,7 +117,7 @@ Observation = Annotated[Any, PlainValidator(_check_observation), WithJsonSchema(
 _FLAG_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 1}]}
 _MASKS_SCHEMA = {"type": "array", "items": {"anyOf": [_FLAG_SCHEMA, {"type": "array", "items": _FLAG_SCHEMA}]}}
 ActionMasks = Annotated[Any, PlainValidator(_check_action_masks), WithJsonSchema(_MASKS_SCHEMA)]
-# Items are checked one by one, so that one that is wrong leaves the others answered.
+# Items are checked later, one by one, so that the others are answered if one is invalid.
 ObservationBatch = Annotated[
     list[Any],
     Field(min_length=1),
@@ -132,9 +132,9 @@ LayerSize = Annotated[int, Field(ge=1, le=1024)]
 
 
 def name_known_fields(error: ValidationError, known: Iterable[str]) -> ValidationError:
-    """Say of every unknown field which of the known ones it resembles.
+    """Add to the error of every unknown field which known field it resembles.
 
-    :param known: The fields of the request itself; those of objects in it are not looked at.
+    :param known: The fields of the request itself, not of objects within it.
     """
     violations = error.errors(include_url=False)
     if not any(violation["type"] == "extra_forbidden" for violation in violations):
@@ -154,19 +154,21 @@ def _describe_type(violation: ErrorDetails, known: Iterable[str]) -> PydanticCus
         message = "unknown field"
         if len(violation["loc"]) == 1 and (close := list_close(str(violation["loc"][0]), known, n_most=1)):
             message = f"unknown field; did you mean {close[0]}?"
-    # The message is a template, in which only what the context names is filled in.
+    # The message is a template, so braces in it stay as they are unless the context names them.
     return PydanticCustomError(violation["type"], message, violation.get("ctx"))
 
 
 class Request(BaseModel):
+    """A request that refuses unknown fields and converts no types."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
 
     @model_validator(mode="wrap")
     @classmethod
     def _check_field_names(cls, body: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
-        # Else every unknown field of a large body would get an error of its own, which takes a second to make.
+        # Otherwise every unknown field of a large body would get its own error, which takes a second to build.
         if isinstance(body, dict) and len(body) > _MAX_FIELDS:
-            raise ValueError(f"a request has at most {_MAX_FIELDS} fields")
+            raise ValueError(f"a request may have at most {_MAX_FIELDS} fields")
         try:
             return build(body)
         except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Where a job is, what it has measured, and how its policy does."""
+"""The status of jobs, their metrics, and evaluations of their policies."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -13,7 +13,7 @@ VerdictState = Literal["waiting", "starting", "learning", "solved", "steady", "f
 
 
 class JobStatus(StrEnum):
-    """Where a training job is; the last three are final."""
+    """The status of a training job; the last three are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -23,42 +23,44 @@ class JobStatus(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether it can no longer change."""
+        """Whether the status can no longer change."""
         return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
 class EpisodeFigures(BaseModel):
-    """What some whole episodes say of a policy. Rewards are the environment's own."""
+    """Statistics of a policy's whole episodes. Rewards are the environment's own."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     n_episodes: int = Field(ge=1)
-    mean_reward: float = Field(description="Mean sum of rewards of an episode.")
-    std_reward: float = Field(ge=0, description="Standard deviation of the sums.")
-    mean_reward_ci95: tuple[float, float] | None = Field(description="95 % interval; null of a single episode.")
+    mean_reward: float = Field(description="Mean total reward of an episode.")
+    std_reward: float = Field(ge=0, description="Standard deviation of the total rewards.")
+    mean_reward_ci95: tuple[float, float] | None = Field(
+        description="95 % confidence interval of the mean; null for a single episode."
+    )
     min_reward: float
     max_reward: float
-    mean_length: float = Field(ge=0, description="Steps per episode.")
-    success_rate: float | None = Field(ge=0, le=1, description="Null where success is not defined.")
+    mean_length: float = Field(ge=0, description="Mean number of steps per episode.")
+    success_rate: float | None = Field(ge=0, le=1, description="Null if the environment does not define success.")
     success_rate_ci95: tuple[float, float] | None
 
 
 class EvaluationRow(EpisodeFigures):
-    """What some whole episodes say of a job's policy as it was at one time."""
+    """An evaluation of a job's policy during training."""
 
     timesteps: int = Field(description="Simulator steps that the policy had been trained for.")
-    elapsed_seconds: float = Field(description="Time since the job was started.")
+    elapsed_seconds: float = Field(description="Time since the job started.")
 
 
 class Verdict(BaseModel):
-    """Whether a job is learning, in a word and in a sentence."""
+    """Whether a job is learning, in one word and in plain language."""
 
     state: VerdictState
-    text: str = Field(description="What it means and, where something can be done, what to try.")
+    text: str = Field(description="The meaning of the state and, if something can be done, what to try.")
 
 
 class TrainingStatus(BaseModel):
-    """Where a job is. Times are UTC."""
+    """The status of a job. Times are UTC."""
 
     job_id: str
     status: JobStatus
@@ -66,20 +68,20 @@ class TrainingStatus(BaseModel):
     current_timesteps: int
     total_timesteps: int
     created_at: datetime
-    start_time: datetime | None = Field(description="None while the job is queued.")
+    start_time: datetime | None = Field(description="Null while the job is queued.")
     end_time: datetime | None
     error_message: str | None
     metrics: dict[str, float] = Field(description="Stable-Baselines3's log keys, as of the latest rollout.")
     warnings: list[str]
-    model_name: str | None = Field(description="Where the policy is kept; None as long as there is none.")
+    model_name: str | None = Field(description="Name of the saved policy; null until it is saved.")
     sha256: str | None = Field(description="SHA-256 of the model file.")
-    elapsed_seconds: float = Field(description="Time since the job was started; 0 while it is queued.")
-    eta_seconds: float | None = Field(description="Time that is left at the pace so far; None if unknown.")
+    elapsed_seconds: float = Field(description="Time since the job started; 0 while it is queued.")
+    eta_seconds: float | None = Field(description="Estimated time left; null if unknown.")
     verdict: Verdict
     evaluation: EvaluationRow | None = Field(description="The latest evaluation.")
-    best_evaluation: EvaluationRow | None = Field(description="The one with the highest mean reward.")
-    ended_by: EndedBy | None = Field(description="Why the training ended; None while it goes on, or if it failed.")
-    tensorboard_run: str | None = Field(description="Name of the run in TensorBoard; None where none was asked for.")
+    best_evaluation: EvaluationRow | None = Field(description="The evaluation with the highest mean reward.")
+    ended_by: EndedBy | None = Field(description="Why the training ended; null until then, and if it failed.")
+    tensorboard_run: str | None = Field(description="Name of the TensorBoard run; null unless one was requested.")
     config: TrainConfig
 
 
@@ -90,20 +92,20 @@ class JobSummary(BaseModel):
     status: JobStatus
     progress: float
     env_name: str
-    model_name: str = Field(description="The name that was asked for.")
+    model_name: str = Field(description="The requested name.")
     current_timesteps: int
     total_timesteps: int
     created_at: datetime
 
 
 class JobList(BaseModel):
-    """All jobs the server remembers, oldest first."""
+    """The jobs that the server remembers, oldest first."""
 
     jobs: list[JobSummary]
 
 
 class HistoryRow(BaseModel):
-    """What one rollout and the update before it measured."""
+    """Metrics of one rollout and the update before it."""
 
     timesteps: int
     elapsed_seconds: float
@@ -111,16 +113,16 @@ class HistoryRow(BaseModel):
 
 
 class JobMetrics(BaseModel):
-    """What a job has measured over time."""
+    """A job's metrics over time."""
 
     job_id: str
-    keys: list[str] = Field(description="Every key of the rows' metrics, sorted.")
-    rows: list[HistoryRow] = Field(description="Oldest first: all, or every second, fourth, ... of a long job.")
+    keys: list[str] = Field(description="All keys of the rows' metrics, sorted.")
+    rows: list[HistoryRow] = Field(description="Oldest first; for a long job, every second, fourth, ... row.")
     evaluations: list[EvaluationRow]
 
 
 class StopResponse(BaseModel):
-    """A job was told to stop."""
+    """Confirms that a job was told to stop."""
 
     message: str
     job_id: str

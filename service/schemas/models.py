@@ -1,4 +1,4 @@
-"""Model files: their list, their cards, and how good they are."""
+"""Model files: their list, cards and evaluations."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -14,12 +14,12 @@ VideoFormat = Literal["gif", "mp4"]
 
 
 class ModelStatus(StrEnum):
-    """What the listing says of a file."""
+    """The status of a model file."""
 
     LOADED = "loaded"  # in memory
-    SAVED = "saved"  # on disk, and usable: see ModelStore.list_models
-    CORRUPT = "corrupt"  # damaged, or not what its metadata says
-    UNSAFE = "unsafe"  # not written by GRPO, its contents never loaded
+    SAVED = "saved"  # on disk and usable, as far as ModelStore.list_models knows
+    CORRUPT = "corrupt"  # damaged, or contradicts its metadata
+    UNSAFE = "unsafe"  # not written by GRPO; its content is never loaded
 
 
 class ModelSummary(BaseModel):
@@ -36,64 +36,64 @@ class ModelList(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """What a model's file says of it. A fact that the file lacks, or that cannot be right, is null."""
+    """A model as its file describes it. Facts that the file lacks, or that cannot be right, are null."""
 
     name: str
     status: ModelStatus
     n_bytes: int = Field(description="Size of the file.")
-    sha256: str | None = Field(description="SHA-256 of the file; null of one too large to be read.")
-    modified_at: datetime = Field(description="When the file was saved. UTC.")
-    env_name: str | None = Field(None, description="What it was trained in.")
+    sha256: str | None = Field(description="SHA-256 of the file; null if it is too large to be read.")
+    modified_at: datetime = Field(description="When the file was saved, in UTC.")
+    env_name: str | None = Field(None, description="The environment it was trained in.")
     observation_space: SpaceDescription | None = None
     action_space: SpaceDescription | None = None
     reward_function: str | list[str] | None = Field(
-        None, description="What it was trained on; null of the environment's own reward too."
+        None, description="The reward it was trained on; also null for the environment's own."
     )
     hyperparameters: dict[str, Any] | None = Field(None, description="Arguments of `GRPO`.")
-    config: dict[str, Any] | None = Field(None, description="What `POST /train` answered, if a job trained it.")
+    config: dict[str, Any] | None = Field(None, description="The `config` of the job that trained it, if one did.")
     network: dict[str, Any] | None = Field(None, description="Layers, activation and optimizer.")
     num_timesteps: int | None = Field(None, description="Simulator steps it was trained for.")
     n_updates: int | None = None
-    n_parameters: int | None = Field(None, description="Weights that answer, of the policy and the value network.")
-    normalization: dict[str, Any] | None = Field(None, description="Settings of `VecNormalize`, if one was in use.")
+    n_parameters: int | None = Field(None, description="Number of weights in the policy and the value network.")
+    normalization: dict[str, Any] | None = Field(None, description="Settings of `VecNormalize`, if it was used.")
     evaluation: EpisodeFigures | None = Field(
         None,
-        description="The latest `POST /models/{model_name}/evaluate` of this very file since the server was started, "
-        "else the one that the file brings along.",
+        description="The latest `POST /models/{model_name}/evaluate` of this file since the server started, or else "
+        "the evaluation stored in the file.",
     )
-    versions: dict[str, str] | None = Field(None, description="Of the libraries that saved it.")
+    versions: dict[str, str] | None = Field(None, description="Versions of the libraries that saved it.")
 
 
 class EvaluateRequest(Request):
-    """How to judge a model; every field is optional."""
+    """How to evaluate a model; every field is optional."""
 
-    n_episodes: int = Field(20, ge=1, le=1000, description="Whole episodes, each from a seed of its own.")
-    seed: int = Field(0, ge=0, le=MAX_PLAY_SEED, description="Of the first episode; the others count up from it.")
+    n_episodes: int = Field(20, ge=1, le=1000, description="Number of whole episodes, each with its own seed.")
+    seed: int = Field(0, ge=0, le=MAX_PLAY_SEED, description="Seed of the first episode; the others count up from it.")
     deterministic: bool = Field(True, description="Take the most likely actions instead of drawing them.")
 
 
 class ModelFigures(BaseModel):
-    """How a model did, and random actions on the same seeds."""
+    """The results of a model, and of random actions on the same seeds."""
 
     evaluation: EpisodeFigures
     random: EpisodeFigures
 
 
 class EvaluateResponse(BaseModel):
-    """How good a model is."""
+    """The evaluation of a model."""
 
     model_name: str
     env_name: str
     seed: int
     deterministic: bool
-    evaluation: EpisodeFigures = Field(description="Of the model.")
-    random: EpisodeFigures = Field(description="Of uniformly random actions on the same seeds.")
+    evaluation: EpisodeFigures = Field(description="The model's results.")
+    random: EpisodeFigures = Field(description="The results of uniformly random actions on the same seeds.")
     better_than_random: bool = Field(description="Whether the model's 95 % interval lies above that of random actions.")
-    seconds: float = Field(description="How long it took.")
+    seconds: float = Field(description="Time that the evaluation took.")
 
 
 class DeleteResponse(BaseModel):
-    """A model was removed."""
+    """Confirms that a model was deleted."""
 
     message: str
     model_name: str

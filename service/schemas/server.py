@@ -1,4 +1,4 @@
-"""The server itself: whether it lives, and what it offers."""
+"""The server itself: its health and its endpoints."""
 
 from datetime import datetime
 from typing import Literal
@@ -7,29 +7,29 @@ from pydantic import BaseModel, Field
 
 
 class Health(BaseModel):
-    """That the server lives, and what it holds."""
+    """The server is running; how many jobs and models it has."""
 
     status: Literal["healthy"]
     timestamp: datetime = Field(examples=["2026-11-25T10:00:00Z"])
-    active_jobs: int = Field(description="Queued and running.", examples=[1])
-    loaded_models: int = Field(description="Models in memory.", examples=[2])
+    active_jobs: int = Field(description="Number of queued and running jobs.", examples=[1])
+    loaded_models: int = Field(description="Number of models in memory.", examples=[2])
     lost_slots: int = Field(description="Job slots held by stalled jobs until the server is restarted.", examples=[0])
 
 
 class Liveness(BaseModel):
-    """That the server lives."""
+    """The server is running."""
 
     status: Literal["alive"]
 
 
 class ReadyState(BaseModel):
-    """That the server can take work."""
+    """The server can take work."""
 
     status: Literal["ready"]
 
 
 class ServerInfo(BaseModel):
-    """What the server offers."""
+    """The server's version and main endpoints."""
 
     message: str = Field(examples=["GRPO API Server"])
     version: str = Field(examples=["1.0.0"])

@@ -1,4 +1,4 @@
-"""Every request has a name, in its answer, and one that can be looked for."""
+"""Every request has an id, which its answer repeats and the log can be searched for."""
 
 import random
 import uuid

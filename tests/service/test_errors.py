@@ -1,4 +1,4 @@
-"""Every error has one shape and tells the client what it may know."""
+"""All errors have the same shape, and reveal only what clients may know."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture
 def faulty_client(app: FastAPI) -> Iterator[TestClient]:
-    """A client of a service with routes that fail."""
+    """A client of a service whose routes fail."""
 
     def raise_bug() -> None:
         raise RuntimeError("the secret is in /srv/secret/file.txt")
@@ -224,7 +224,7 @@ def test_at_most_ten_violations_are_listed_and_three_spelled_out(client: TestCli
 def test_a_body_of_thousands_of_fields_is_refused_in_one_sentence(client: TestClient, path: str) -> None:
     response = client.post(path, json={f"unknown_{i}": i for i in range(20_000)})
     assert response.status_code == 422
-    assert response.json()["detail"] == "a request has at most 64 fields"
+    assert response.json()["detail"] == "a request may have at most 64 fields"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Logging in and out with a browser's means: a form and a cookie."""
+"""Logging in and out in a browser, with a form and a cookie."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def make_cookie(token: str) -> dict[str, str]:
 
 @pytest.fixture
 def browser(app: FastAPI) -> Iterator[TestClient]:
-    """A client that keeps cookies, as every one does, and comes over https."""
+    """A client that keeps cookies and uses https."""
     with TestClient(app, base_url="https://localhost") as client:
         yield client
 
@@ -46,7 +46,7 @@ class TestLoggingIn:
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
-        assert response.headers["referrer-policy"] == "same-origin"  # else the form's origin would be null
+        assert response.headers["referrer-policy"] == "same-origin"  # otherwise the form's origin would be null
 
     def test_the_right_key_opens_every_page(self, client: TestClient) -> None:
         for path in ("/docs", "/redoc", "/openapi.json", "/models"):

@@ -1,4 +1,4 @@
-"""One event is one line, whatever somebody puts into it, and says which request and job it is about."""
+"""Every event is one line, whatever its text holds, and names its request and job."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def raise_nested(text: str) -> Any:
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
-    """Return what was logged so far, as JSON, line by line."""
+    """Return the lines logged so far, parsed as JSON."""
     caplog.set_level(logging.INFO, "grpo")
     caplog.handler.setFormatter(make_formatter("json"))
     return lambda: [json.loads(line) for line in caplog.text.splitlines()]

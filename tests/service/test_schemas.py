@@ -1,4 +1,4 @@
-"""Requests are strict: what is unknown, of the wrong type or out of range is refused by the schema."""
+"""Schemas are strict: they refuse unknown fields, wrong types and values out of range."""
 
 import json
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from service.schemas.inference import InferenceRequest
 from service.schemas.jobs import JobStatus
 from service.schemas.training import Normalization, TrainRequest
 
-# The smallest and largest value that each number may have.
+# Smallest and largest value of each integer.
 RANGES: dict[str, tuple[float, float]] = {
     "total_timesteps": (1, 10_000_000),
     "n_steps": (2, 16_384),
@@ -26,7 +26,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "horizon": (1, 16_384),
     "ref_sync_steps": (1, 10_000_000),
 }
-# The same of real numbers.
+# The same for real numbers.
 REAL_RANGES: dict[str, tuple[float, float]] = {
     "gamma": (0, 1),
     "gae_lambda": (0, 1),
@@ -53,7 +53,7 @@ CHOICES = {
     "activation": ["tanh", "relu", "elu", "leakyrelu"],
 }
 FLAGS = ["bootstrap_value", "common_random_numbers", "filter_zero_std_groups"]
-# What a preset, the environment or another field decides, or what is drawn.
+# Decided by a preset, the environment or another field, or drawn at random.
 LEFT_OPEN = HYPERPARAMETERS.keys() - {"learning_rate", "n_steps", "batch_size", "n_epochs", "group_size", "gamma"} | {
     "preset",
     "reward_function_type",
@@ -377,7 +377,7 @@ def test_no_training_request_breaks_the_check(request: dict[str, Any]) -> None:
         accepted = TrainRequest.model_validate(request)
     except ValidationError:
         return
-    # What was accepted has the values that were sent, unconverted; an object may have got its defaults.
+    # Accepted values are kept unconverted; only objects may be completed with defaults.
     for name, value in request.items():
         assert isinstance(getattr(accepted, name), Normalization) or getattr(accepted, name) == value
 

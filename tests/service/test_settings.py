@@ -103,7 +103,7 @@ def test_a_setting_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name
 
 def test_processes_are_refused_where_they_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("os.fork")
-    with pytest.raises(ValidationError, match="take 'thread'"):
+    with pytest.raises(ValidationError, match="use 'thread'"):
         Settings(executor="process")
     assert Settings().executor == "auto"
 
@@ -152,7 +152,8 @@ def test_a_key_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(None, "No such file"), (b"\xff\xfe", "no text"), (b"short", "16 characters"), (b"", "16")]
+    ("content", "reason"),
+    [(None, "No such file"), (b"\xff\xfe", "not UTF-8"), (b"short", "16 characters"), (b"", "16")],
 )
 def test_a_file_that_holds_no_key_is_refused_without_showing_it(
     tmp_path: Path, content: bytes | None, reason: str

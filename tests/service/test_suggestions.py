@@ -1,4 +1,4 @@
-"""A name that is nearly right is recognised, at a bounded cost."""
+"""Misspelt names are recognised, at a bounded cost."""
 
 import itertools
 

@@ -1,1 +1,1 @@
-"""Every route of the service, by what it is about; each calls the service and says nothing that is not HTTP."""
+"""The routes, by topic. Each calls the service and adds only what concerns HTTP."""

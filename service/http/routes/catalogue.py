@@ -1,4 +1,4 @@
-"""What there is to train in and on."""
+"""The environments and reward functions."""
 
 from typing import Annotated
 
@@ -16,10 +16,10 @@ router = APIRouter(tags=["catalogue"])
 def list_environments(
     service: CurrentService,
     search: Annotated[
-        str, Query(max_length=128, description="Part of the name, in whatever case.", examples=["CartPole"])
+        str, Query(max_length=128, description="Part of the name, in any case.", examples=["CartPole"])
     ] = "",
 ) -> EnvironmentList:
-    """List the registered environments, the latest version of each first; none is built."""
+    """List the registered environments, latest versions first, without building any."""
     return EnvironmentList(environments=service.catalogue.list_environments(search))
 
 
@@ -30,14 +30,14 @@ def describe_environment(
         EnvName, Path(description="Id of a registered environment.", openapi_examples=examples.ENVIRONMENT)
     ],
 ) -> EnvironmentDescription:
-    """Describe an environment: spaces, whether groups can start on the way, preset, reward functions, limits.
+    """Describe an environment: spaces, whether its state can be restored, preset, reward functions, limits.
 
-    The first time it is built and tried out for a few steps, as `POST /train` does.
+    The first request builds it and tries it out for a few steps, as `POST /train` does.
     """
     return service.catalogue.describe_environment(env_name)
 
 
 @router.get("/reward-functions", responses=errors(400, 401))
 def list_reward_functions(service: CurrentService) -> RewardFunctionList:
-    """List the reward functions that a job can name, with what they say of themselves."""
+    """List the reward functions that a job can name, with their descriptions."""
     return RewardFunctionList(reward_functions=service.catalogue.list_reward_functions())

@@ -1,4 +1,4 @@
-"""What routes are given, and how they say which errors they answer."""
+"""Parameters that routes share, and the documentation of their errors."""
 
 from typing import Annotated
 
@@ -10,13 +10,13 @@ from service.schemas.problems import ProblemDetails
 
 
 async def get_service(request: Request) -> Service:
-    """Return the service that the request's application serves."""
+    """Return the application's service."""
     service: Service = request.app.state.service
     return service
 
 
 CurrentService = Annotated[Service, Depends(get_service)]
-# The store knows which names there can be: any other is not found.
+# Unchecked, so that a name no model can have is answered with 404.
 ModelNameInPath = Annotated[
     str, Path(description="Name of a model file, without `.zip`.", openapi_examples=examples.MODEL)
 ]

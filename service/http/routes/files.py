@@ -1,4 +1,4 @@
-"""Model files, to take away and to bring along."""
+"""Downloading and uploading model files."""
 
 from functools import partial
 from typing import Annotated, BinaryIO
@@ -28,20 +28,21 @@ router = APIRouter(tags=["models"])
     response_class=Response,
     responses={
         200: {"content": {_FILE_TYPE: _FILE_SCHEMA}},
-        304: {"description": "The file is still the one of `If-None-Match`."},
+        304: {"description": "The file still matches `If-None-Match`."},
         **errors(400, 401, 404, 409, 422),
     },
 )
 def download_model(model_name: ModelNameInPath, service: CurrentService, request: Request) -> Response:
-    """Send a model's file; its SHA-256 is the `ETag`, so that `If-None-Match` saves sending it again."""
-    seen = service.store.examine(model_name)
-    if seen.model is None:
-        raise ConflictError(f"model '{model_name}' is {seen.status}; only files that can be used are sent.")
-    headers = {"ETag": f'"{seen.sha256}"', "Content-Disposition": f'attachment; filename="{model_name}.zip"'}
+    """Download a model's file; its SHA-256 is the `ETag`, so `If-None-Match` avoids a second download."""
+    inspected = service.store.inspect_file(model_name)
+    if inspected.model is None:
+        raise ConflictError(f"model '{model_name}' is {inspected.status}; only usable files can be downloaded.")
+    headers = {"ETag": f'"{inspected.sha256}"', "Content-Disposition": f'attachment; filename="{model_name}.zip"'}
     if _is_known(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    *_, n_bytes = seen.signature
-    return _FileStream(service.store.open_file(model_name, seen.signature), {**headers, "Content-Length": str(n_bytes)})
+    *_, n_bytes = inspected.signature
+    file = service.store.folder.open_file(model_name, inspected.signature)
+    return _FileStream(file, {**headers, "Content-Length": str(n_bytes)})
 
 
 @router.put(
@@ -53,22 +54,22 @@ async def upload_model(
     model_name: Annotated[ModelName, Path(description="Name to save it under.", openapi_examples=examples.MODEL)],
     request: Request,
     service: CurrentService,
-    overwrite: Annotated[bool, Query(description="Whether it may replace a model of that name.")] = False,
+    overwrite: Annotated[bool, Query(description="Whether to replace an existing model of that name.")] = False,
 ) -> ModelCard:
-    """Take in a model file, as it was downloaded or saved by `GRPO.save`; it is verified, and nothing in it is run."""
+    """Upload a model file, downloaded or saved by `GRPO.save`. It is verified; nothing in it is executed."""
     await run_in_threadpool(service.save_upload, model_name, await request.body(), overwrite)
     return await run_in_threadpool(make_card, service.store, model_name)
 
 
 class _FileStream(StreamingResponse):
-    """Sends a file piece by piece, and closes it whatever becomes of the client."""
+    """Sends a file in chunks, and closes it even if the client disconnects."""
 
     def __init__(self, file: BinaryIO, headers: dict[str, str]) -> None:
         super().__init__(iter(partial(file.read, _CHUNK_BYTES), b""), headers=headers, media_type=_FILE_TYPE)
         self._file = file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the file."""
         with self._file:
             await super().__call__(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""Asking trained policies for actions."""
+"""Actions from trained policies."""
 
 from functools import partial
 from typing import Annotated
@@ -52,13 +52,13 @@ async def predict(
 async def predict_batch(
     request: Request,
     service: CurrentService,
-    model_name: Annotated[ModelName | None, Query(description="The model that an array is for.")] = None,
-    deterministic: Annotated[bool, Query(description="The same as in JSON, for an array.")] = True,
+    model_name: Annotated[ModelName | None, Query(description="Name of a trained model; for an array only.")] = None,
+    deterministic: Annotated[bool, Query(description="As in JSON; for an array only.")] = True,
 ) -> Response:
-    """Choose actions for many observations: in JSON, each answered for itself, or as one array of `numpy.save`.
+    """Choose actions for many observations: JSON, where each gets its own answer, or one array from `numpy.save`.
 
-    An array comes with the header `Content-Type: application/octet-stream`, and is answered with an array of actions
-    if the header `Accept: application/octet-stream` asks for it.
+    Send an array with the header `Content-Type: application/octet-stream`; add `Accept: application/octet-stream` to
+    get an array of actions back.
     """
     body = await request.body()
     as_array = False

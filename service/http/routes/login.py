@@ -1,4 +1,4 @@
-"""Logging a browser in and out. Pages, not part of the API: programs send their key with every request."""
+"""Logging a browser in and out. Not part of the API: programs send their key with every request."""
 
 import hmac
 import re
@@ -14,9 +14,9 @@ from service.http.sessions import COOKIE_NAME, SESSION_SECONDS, LoginLimit, Sess
 
 _PAGE = Template(Path(__file__).with_name("login.html").read_text(encoding="utf-8"))
 _HOME = "/dashboard"
-# Where a login may lead: pages of this server.
+# A login may only lead to pages of this server.
 _TARGET = re.compile(r"/(dashboard(/[A-Za-z0-9._-]+)*/?|docs|redoc)")
-_WRONG_KEY = "That is not this server's key. It is the value of GRPO_API_KEY where the server was started."
+_WRONG_KEY = "That is not this server's key. Use the value of GRPO_API_KEY that the server was started with."
 _TOO_MANY = "Too many wrong keys from your address. Wait a minute, then try again."
 
 router = APIRouter(include_in_schema=False)
@@ -24,7 +24,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/login")
 async def show_login(request: Request, service: CurrentService) -> Response:
-    """Ask for the key; without one to ask for, go on."""
+    """Show the login page; redirect if the server has no key."""
     target = _choose_target(request.query_params.get("next", _HOME))
     if service.settings.api_key is None:
         return RedirectResponse(target, 303)
@@ -33,7 +33,7 @@ async def show_login(request: Request, service: CurrentService) -> Response:
 
 @router.post("/login")
 async def log_in(request: Request, service: CurrentService) -> Response:
-    """Give whoever knows the key a session cookie."""
+    """Set a session cookie if the key is right."""
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
     target = _choose_target(form.get("next", [_HOME])[-1])
     api_key = service.settings.api_key
@@ -45,7 +45,7 @@ async def log_in(request: Request, service: CurrentService) -> Response:
         return _render(target, _TOO_MANY, 429)
     key = api_key.get_secret_value().encode()
     if not hmac.compare_digest(form.get("key", [""])[-1].strip().encode(), key):
-        limit.note_failure(address)
+        limit.count_failure(address)
         return _render(target, _WRONG_KEY, 403)
     response = RedirectResponse(target, 303)
     token, is_secure = Sessions(key).make_token(), request.url.scheme == "https"
@@ -55,7 +55,7 @@ async def log_in(request: Request, service: CurrentService) -> Response:
 
 @router.post("/logout")
 async def log_out() -> Response:
-    """Take the cookie back."""
+    """Delete the session cookie."""
     response = RedirectResponse("/login", 303)
     response.delete_cookie(COOKIE_NAME, httponly=True, samesite="strict")
     return response

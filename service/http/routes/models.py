@@ -1,4 +1,4 @@
-"""The trained models."""
+"""Trained models: listing, cards, evaluation, films, deletion."""
 
 from typing import Annotated
 
@@ -26,13 +26,13 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models", responses=errors(400, 401))
 def list_models(service: CurrentService) -> ModelList:
-    """List the model files: `loaded` in memory, `saved` on disk, `corrupt`, or `unsafe` (not written by GRPO)."""
+    """List the models: `loaded` in memory, `saved` on disk, `corrupt`, or `unsafe` (not written by GRPO)."""
     return ModelList(models=[ModelSummary(name=name, status=status) for name, status in service.store.list_models()])
 
 
 @router.get("/models/{model_name}", responses=errors(400, 401, 404, 409, 422))
 def describe_model(model_name: ModelNameInPath, service: CurrentService) -> ModelCard:
-    """Describe a model by its file: spaces, environment, reward, hyperparameters, steps, evaluation, versions."""
+    """Describe a model: spaces, environment, reward, hyperparameters, steps, evaluation, versions."""
     return make_card(service.store, model_name, service.player.find_evaluation)
 
 
@@ -42,9 +42,9 @@ def evaluate_model(
     service: CurrentService,
     request: Annotated[EvaluateRequest | None, Body(openapi_examples=examples.EVALUATE)] = None,
 ) -> EvaluateResponse:
-    """Judge a model by seeded episodes, beside random actions on the same seeds; every field is optional."""
-    asked = request or EvaluateRequest()
-    return service.player.evaluate(model_name, asked.n_episodes, asked.seed, asked.deterministic)
+    """Evaluate a model over seeded episodes, next to random actions on the same seeds; every field is optional."""
+    request = request or EvaluateRequest()
+    return service.player.evaluate(model_name, request.n_episodes, request.seed, request.deterministic)
 
 
 @router.get(
@@ -56,11 +56,11 @@ def film_model(
     model_name: ModelNameInPath,
     service: CurrentService,
     video_format: Annotated[VideoFormat, Query(alias="format", description="`gif` loops; `mp4` is smaller.")] = "gif",
-    seed: Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Of the episode.")] = 0,
+    seed: Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Seed of the episode.")] = 0,
     deterministic: Annotated[bool, Query(description="Take the most likely actions instead of drawing them.")] = True,
-    max_steps: Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="The episode is cut after so many.")] = 500,
+    max_steps: Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the episode after so many steps.")] = 500,
 ) -> Response:
-    """Film one episode of a model; the headers `X-Episode-Reward` and `X-Episode-Length` tell how it went."""
+    """Film one episode of a model; the headers `X-Episode-Reward` and `X-Episode-Length` give its reward and length."""
     film = service.player.film(model_name, video_format, seed, deterministic, max_steps)
     headers = {"X-Episode-Reward": str(film.reward), "X-Episode-Length": str(film.n_steps)}
     return Response(film.content, media_type=film.media_type, headers=headers)

@@ -1,4 +1,4 @@
-"""What the server is, and how it does."""
+"""The server itself: version, health and metrics."""
 
 from datetime import UTC, datetime
 
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from grpo_core import __version__
 from service.errors import NotReadyError
 from service.http import examples
-from service.http.guards import has_key
+from service.http.request_guard import has_key
 from service.http.routes.dependencies import CurrentService, errors
 from service.monitoring.prometheus import MEDIA_TYPE
 from service.schemas.server import Health, Liveness, ReadyState, ServerInfo
@@ -17,7 +17,7 @@ router = APIRouter(tags=["server"])
 
 @router.get("/", responses=errors(400, 401))
 async def describe_server() -> ServerInfo:
-    """Say what the server offers."""
+    """List the main endpoints."""
     endpoints = {
         "train": "POST /train",
         "inference": "POST /inference",
@@ -29,7 +29,7 @@ async def describe_server() -> ServerInfo:
 
 @router.get("/health", responses=errors(400))
 async def check_health(service: CurrentService) -> Health:
-    """Say that the server lives, and what it holds. Needs no API key."""
+    """Report that the server is running, with its jobs and models. Needs no API key."""
     return Health(
         status="healthy",
         timestamp=datetime.now(UTC),
@@ -41,15 +41,15 @@ async def check_health(service: CurrentService) -> Health:
 
 @router.get("/health/live", responses=errors(400))
 async def check_liveness() -> Liveness:
-    """Say that the server lives, and nothing else: where this fails, a restart is due. Needs no API key."""
+    """Report that the server is running; restart it if this fails. Needs no API key."""
     return Liveness(status="alive")
 
 
 @router.get("/health/ready", responses=errors(400, 503))
 def check_readiness(request: Request, service: CurrentService) -> ReadyState:
-    """Say that the server can save models and run jobs: where this fails, it should get no new work.
+    """Report that the server can save models and run jobs; send it no new work while this fails.
 
-    Needs no API key; where one is set, only requests with it are told what stands in the way.
+    Needs no API key; but if one is set, only requests that send it learn the reason.
     """
     obstacles = service.readiness.list_obstacles()
     if obstacles:
@@ -69,5 +69,5 @@ def check_readiness(request: Request, service: CurrentService) -> ReadyState:
     },
 )
 def get_metrics(service: CurrentService) -> Response:
-    """Tell Prometheus of requests, jobs, models and the process, in its text format."""
+    """Return metrics of requests, jobs, models and the process in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=MEDIA_TYPE)

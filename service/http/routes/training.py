@@ -1,4 +1,4 @@
-"""Training jobs."""
+"""Training jobs: starting, watching, stopping."""
 
 import json
 from collections.abc import AsyncIterator
@@ -18,12 +18,12 @@ from service.jobs.metrics_table import describe_metrics, write_csv
 from service.schemas.jobs import JobList, JobMetrics, JobStatus, StopResponse, TrainingStatus
 from service.schemas.training import TrainRequest, TrainResponse
 
-# How long an answer to "stop" waits for the job to end, so that it usually has when the client asks next.
+# A stop is answered after at most this long, by when the job has usually ended.
 _STOP_WAIT_SECONDS = 2.0
 
 JobId = Annotated[
     str,
-    PathParameter(description="A job's id, or `latest`: the job submitted last.", openapi_examples=examples.JOB_ID),
+    PathParameter(description="A job's id, or `latest` for the newest job.", openapi_examples=examples.JOB_ID),
 ]
 
 router = APIRouter(tags=["training"])
@@ -34,14 +34,14 @@ def start_training(
     service: CurrentService,
     request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
 ) -> TrainResponse:
-    """Start a training job and answer at once; every field is optional, and so is the body."""
+    """Start a training job and return at once; every field, and the body itself, is optional."""
     job = service.start_job(request or TrainRequest())
     return TrainResponse(job_id=job.job_id, message="Training started", config=job.config)
 
 
 @router.get("/training/{job_id}/status", responses=errors(400, 401, 404, 422))
 async def get_training_status(job_id: JobId, service: CurrentService) -> TrainingStatus:
-    """Say where a job is: progress, metrics, warnings, and where the policy was saved."""
+    """Return a job's status: progress, metrics, warnings, and where the policy was saved."""
     return service.registry.get(job_id).describe()
 
 
@@ -53,9 +53,9 @@ async def get_training_status(job_id: JobId, service: CurrentService) -> Trainin
 def get_training_metrics(
     job_id: JobId,
     service: CurrentService,
-    format: Annotated[Literal["json", "csv"], Query(description="What to answer with.")] = "json",
+    format: Annotated[Literal["json", "csv"], Query(description="Format of the answer.")] = "json",
 ) -> Response | JobMetrics:
-    """Tell what a job has measured since it began, rollout by rollout."""
+    """Return a job's metrics since it began, rollout by rollout."""
     job = service.registry.get(job_id)
     if format == "json":
         return describe_metrics(job)
@@ -63,22 +63,22 @@ def get_training_metrics(
     return Response(write_csv(job.history.list_rows()), media_type="text/csv", headers=headers)
 
 
-async def _take_stream(job_id: JobId, service: CurrentService) -> AsyncIterator[Job]:
+async def _open_stream(job_id: JobId, service: CurrentService) -> AsyncIterator[Job]:
     job = service.registry.get(job_id)
-    with service.streams.take_place():
+    with service.streams.open():
         yield job
 
 
 @router.get("/training/{job_id}/events", response_class=EventSourceResponse, responses=errors(400, 401, 404, 422, 503))
 async def stream_training_events(
-    job: Annotated[Job, Depends(_take_stream)],
+    job: Annotated[Job, Depends(_open_stream)],
     service: CurrentService,
-    after: Annotated[int, Query(ge=0, description="Id of an event: only later ones are sent.")] = 0,
+    after: Annotated[int, Query(ge=0, description="Id of an event; only later ones are sent.")] = 0,
     last_event_id: Annotated[
-        int | None, Header(alias="Last-Event-ID", ge=0, description="The same; browsers send it by themselves.")
+        int | None, Header(alias="Last-Event-ID", ge=0, description="The same; browsers send it when they reconnect.")
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Send a job's events as they happen, from its first one on, until it has ended."""
+    """Send a job's events as they happen, from the first one on, until it ends."""
     async for event in service.streams.follow(job, after if last_event_id is None else last_event_id):
         yield ServerSentEvent(raw_data=json.dumps(event.payload), event=event.name, id=str(event.event_id))
 
@@ -94,10 +94,10 @@ async def stream_training_events(
 async def draw_training_curve(
     job_id: JobId,
     service: CurrentService,
-    metric: Annotated[str, Query(description="A key of the job's metrics.")] = "rollout/ep_rew_mean",
-    theme: Annotated[Theme, Query(description="For which background.")] = "light",
+    metric: Annotated[str, Query(description="Key of a metric of the job.")] = "rollout/ep_rew_mean",
+    theme: Annotated[Theme, Query(description="Background that the picture is for.")] = "light",
 ) -> Response:
-    """Draw what a job has measured over its simulator steps."""
+    """Draw one of a job's metrics over its simulator steps, as a PNG."""
     draw = partial(draw_curve, service.registry.get(job_id), metric, theme)
     picture = await to_thread.run_sync(draw, limiter=service.drawing_limiter)
     return Response(picture, media_type="image/png")
@@ -110,13 +110,13 @@ def list_training_jobs(
     limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
     after: str | None = None,
 ) -> JobList:
-    """List the jobs the server remembers, oldest first: all, or one status, or the page after a job."""
+    """List the jobs the server remembers, oldest first; filter by status, or page with `after` and `limit`."""
     return JobList(jobs=[job.summarize() for job in service.registry.list_jobs(status, after, limit)])
 
 
 @router.post("/training/{job_id}/stop", responses=errors(400, 401, 403, 404, 409, 422))
 async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
-    """Stop a queued or running job; the policy so far is kept, under the name its status tells."""
+    """Stop a queued or running job; the policy so far is saved under the name that its status shows."""
     job = service.registry.get(job_id)
     job.stop()
     await job.wait_finished(_STOP_WAIT_SECONDS)

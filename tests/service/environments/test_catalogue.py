@@ -1,4 +1,4 @@
-"""Which environments and reward functions there are, and what an environment is like."""
+"""Environments and reward functions are listed and described."""
 
 import sys
 from collections.abc import Callable

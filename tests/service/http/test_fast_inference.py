@@ -1,4 +1,4 @@
-"""The shortcut answers what the route would, byte by byte, and leaves to it what is out of the ordinary."""
+"""The shortcut answers byte for byte as the route would, and leaves unusual requests to it."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ JSON = {"content-type": "application/json"}
 
 
 class RouteCounter:
-    """Counts the answers that the route has given."""
+    """Counts the route's answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.n_calls = 0
@@ -29,7 +29,7 @@ class RouteCounter:
 
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> RouteCounter:
-    """Counts the answers of the route."""
+    """A counter of the route's answers."""
     return RouteCounter(monkeypatch)
 
 
@@ -38,7 +38,7 @@ def served(client: TestClient, settings: Settings) -> TestClient:
     """A client of a service with two policies, which are not in memory yet."""
     make_model("CartPole-v1").save(settings.models_dir / "m.zip")
     make_model("Pendulum-v1").save(settings.models_dir / "p.zip")
-    client.headers["x-request-id"] = "the-same-for-all"  # which answers tell
+    client.headers["x-request-id"] = "the-same-for-all"  # answers repeat it
     return client
 
 
@@ -67,7 +67,7 @@ def test_the_shortcut_draws_actions_if_asked_to_and_masks_those_ruled_out(
 ) -> None:
     drawn: dict[str, Any] = {"model_name": "m", "observation": OBSERVATION, "deterministic": False}
     served.post("/inference", json=drawn)  # answered by the route, which loads the model
-    # An untrained policy is about undecided: all of forty draws are alike once in some 10^11 times.
+    # An untrained policy is nearly undecided: forty draws agree about once in 10^11 times.
     assert {served.post("/inference", json=drawn).json()["action"] for _ in range(40)} == {0, 1}
     for action, masks in ((0, [1, 0]), (1, [0, 1])):
         answer = served.post("/inference", json={**drawn, "deterministic": True, "action_masks": masks}).json()

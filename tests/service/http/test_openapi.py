@@ -1,4 +1,4 @@
-"""The published schema calls errors what they are, and shows what answers look like."""
+"""The published schema gives errors their media type, and describes every answer."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Sessions: what stands for the API key in a browser, and how often a wrong key may be tried."""
+"""Browser sessions, and the limit on wrong keys."""
 
 import hashlib
 import hmac
@@ -68,7 +68,7 @@ class TestLoginLimit:
         limit = LoginLimit(clock)
         for _ in range(10):
             assert not limit.is_reached("a")
-            limit.note_failure("a")
+            limit.count_failure("a")
         assert limit.is_reached("a")
         assert not limit.is_reached("b")
         clock.now += 61
@@ -77,5 +77,5 @@ class TestLoginLimit:
     def test_thousands_of_addresses_take_no_more_memory(self) -> None:
         limit = LoginLimit(Clock())
         for number in range(10_000):
-            limit.note_failure(str(number))
+            limit.count_failure(str(number))
         assert len(limit._n_failures) == 4096

@@ -1,4 +1,4 @@
-"""A signal is announced at once, and still does what it did."""
+"""A signal is announced at once, and its original handler still runs."""
 
 import signal
 import threading
@@ -13,7 +13,7 @@ Received = list[int]
 
 @pytest.fixture
 def received() -> Iterator[Received]:
-    """Note the signals that come through, in the place of what the tests' own process does with them."""
+    """The signals that reach the original handler, which here only records them."""
     numbers: Received = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: numbers.append(number))
     yield numbers

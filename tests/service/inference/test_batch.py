@@ -1,4 +1,4 @@
-"""Batches are answered as their observations are one by one, or refused before anything is made of them."""
+"""A batch is answered like its observations one by one, or refused as a whole."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def answer(model: ServedModel, observations: list[Any], **fields: Any) -> list[d
 
 
 def assert_same_answers(batch: list[dict[str, Any]], singles: list[dict[str, Any]]) -> None:
-    """Sums of a batch are rounded in another order than those of a single row."""
+    """Compare with a tolerance: a batch's sums are rounded in another order than a single row's."""
     assert len(batch) == len(singles)
     for one, other in zip(batch, singles, strict=True):
         assert one.keys() == other.keys()
@@ -253,9 +253,9 @@ class TestArrays:
     @pytest.mark.parametrize(
         ("array", "said"),
         [
-            (np.zeros((2, 3)), r"of shape \[4\], but \[3\] was given"),
-            (np.zeros(4), r"of shape \[4\], but \[\] was given"),
-            (np.zeros((1, 2, 4)), r"of shape \[4\], but \[2, 4\] was given"),
+            (np.zeros((2, 3)), r"of shape \[4\], but got \[3\]"),
+            (np.zeros(4), r"of shape \[4\], but got \[\]"),
+            (np.zeros((1, 2, 4)), r"of shape \[4\], but got \[2, 4\]"),
         ],
     )
     def test_a_wrong_shape_is_refused_with_both_shapes(self, array: Any, said: str) -> None:

@@ -1,4 +1,4 @@
-"""Answers are the served policy's own, checked against torch's forward pass of the same network."""
+"""Answers equal torch's forward pass of the same network."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def serve_model(model: GRPO) -> ServedModel:
 
 
 def make_opinionated_model(env_id: str, seed: int = 0) -> GRPO:
-    """A fresh policy prefers nothing much; this one has weights large enough to tell its outputs apart."""
+    """A policy with weights large enough to tell its outputs apart; a fresh one hardly prefers any action."""
     model = make_model(env_id, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_a_discrete_observation_out_of_its_space_is_refused_with_the_space(obser
     ],
 )
 def test_a_wrong_shape_is_refused_with_both_shapes(observation: Any, shape: str) -> None:
-    with pytest.raises(InvalidRequestError, match=rf"of shape \[4\], but {shape} was given"):
+    with pytest.raises(InvalidRequestError, match=rf"of shape \[4\], but got {shape}"):
         infer(serve_model(make_model("CartPole-v1")), observation, deterministic=True)
 
 
@@ -180,7 +180,7 @@ CAR = spaces.Dict(
 
 
 def serve_policy(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> ServedModel:
-    """An untrained policy of the class that fits, straight from SB3."""
+    """An untrained SB3 policy of the class that fits the spaces."""
     name = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
     policy = POLICIES[name](observation_space, action_space, lambda _: 1e-3, ortho_init=False)
     network = network_to_json({}, POLICIES[name])
@@ -189,7 +189,7 @@ def serve_policy(observation_space: spaces.Space[Any], action_space: spaces.Spac
 
 
 def to_plain(observation: Any) -> Any:
-    """As it comes out of a request's JSON."""
+    """Convert an observation to what a request's JSON would hold."""
     if isinstance(observation, dict):
         return {key: to_plain(part) for key, part in observation.items()}
     return np.asarray(observation).tolist()
@@ -229,14 +229,14 @@ def test_an_action_of_switches_has_the_probability_of_each() -> None:
     ("changes", "said"),
     [
         ({"gear": 4}, "key 'gear': this model expects one integer from 0 to 3"),
-        ({"speed": [0.0]}, r"key 'speed': this model expects an observation of shape \[2\], but \[1\] was given"),
+        ({"speed": [0.0]}, r"key 'speed': this model expects an observation of shape \[2\], but got \[1\]"),
         ({"speed": {"x": 1.0}}, "key 'speed': this model expects numbers without keys"),
         ({"dials": [0, 2]}, r"key 'dials': this model expects integers from 0 to \[2, 1\]"),
         ({"dials": [0, -1]}, "key 'dials': this model expects integers"),
         ({"dials": [0, 1.0]}, "key 'dials': this model expects integers"),
         ({"flags": [0, 2]}, "key 'flags': this model expects integers from 0 to 1"),
         ({"flags": [0, 10**30]}, "key 'flags': this model expects integers from 0 to 1"),
-        ({"more": 1}, r"an object with the keys \['camera', 'dials', 'flags', 'gear', 'speed'\] as observation"),
+        ({"more": 1}, r"an object with the keys \['camera', 'dials', 'flags', 'gear', 'speed'\] as its observation"),
     ],
     ids=str,
 )
@@ -260,7 +260,7 @@ def test_an_image_with_the_channels_last_is_turned_around() -> None:
 @pytest.mark.parametrize("pixel", [0.5, -1, 256, 1.0, 10**30])
 def test_pixels_are_bytes(pixel: float) -> None:
     image = [[[pixel] * 36] * 36]
-    with pytest.raises(InvalidRequestError, match="integers from 0 to 255 as observation; send them unscaled"):
+    with pytest.raises(InvalidRequestError, match="integers from 0 to 255 as its observation; do not scale them"):
         infer(serve_policy(IMAGE, spaces.Discrete(2)), image, deterministic=True)
 
 
@@ -271,7 +271,7 @@ def test_numbers_too_large_for_a_small_float_are_refused() -> None:
 
 
 MASKED = [
-    # Space, mask as one list, the same by component, what may come out of it.
+    # Space, mask in one list, mask per component, allowed actions.
     (spaces.Discrete(3), [0, 1, 1], [[0, 1, 1]], [{1, 2}]),
     (spaces.MultiDiscrete([3, 2]), [1, 0, 0, 0, 1], [[1, 0, 0], [0, 1]], [{0}, {1}]),
     (spaces.MultiBinary(2), [1, 0, 0, 1], [[1, 0], [0, 1]], [{0}, {1}]),

@@ -1,4 +1,4 @@
-"""Whoever listens to a job hears all of it in order, and keeps neither the server nor another client waiting."""
+"""Streams send all events of a job in order, and block neither the server nor other clients."""
 
 import http.client
 import itertools
@@ -30,7 +30,7 @@ def parse(block: str) -> Event:
 
 
 def listen(client: TestClient, job_id: str, query: str = "", **headers: str) -> list[Event]:
-    """Hear the rest of a job that ends by itself."""
+    """Return the remaining events of a job that ends by itself."""
     response = client.get(f"/training/{job_id}/events{query}", headers=headers)
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -96,7 +96,7 @@ class TestTheEventsOfAJobThatHasEnded:
         third = events[2].event_id
         assert listen(client, job_id, f"?after={third}") == events[3:]
         assert listen(client, job_id, **{"Last-Event-ID": str(third)}) == events[3:]
-        # A browser repeats the address that it began with, and tells in the header how far it came.
+        # A reconnecting browser repeats the original address and sends the last event's id in the header.
         assert listen(client, job_id, "?after=1", **{"Last-Event-ID": str(third)}) == events[3:]
         assert listen(client, job_id, f"?after={events[-1].event_id}") == []
 

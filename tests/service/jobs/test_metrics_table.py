@@ -1,4 +1,4 @@
-"""What a job has measured can be read as JSON and as a table."""
+"""A job's metrics can be read as JSON and as a table."""
 
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.jobs.history import MetricRow

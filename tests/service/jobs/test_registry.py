@@ -194,7 +194,7 @@ class TestTheRegistry:
     ) -> None:
         registry = open_registry()
         run(registry, model_name="Policy")
-        with pytest.raises(ConflictError, match="'Policy' by case alone"):
+        with pytest.raises(ConflictError, match="'Policy' only in case"):
             submit(registry, model_name="policy")
         assert len(registry.list_jobs()) == 1
 

@@ -1,4 +1,4 @@
-"""Counts of all jobs go up, whatever becomes of the jobs."""
+"""The totals start at zero and count from any thread."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""What is said of a job follows from its curve, and is no surer than that."""
+"""A job's verdict follows from its curve, and is no more certain than that."""
 
 from typing import Any, get_args
 
@@ -57,7 +57,7 @@ class TestCurves:
     def test_one_that_rises_is_learning(self, judge_curve: Any) -> None:
         verdict = judge_curve(20 + 100 * RISE + NOISE)
         assert verdict.state == "learning"
-        assert "Let it go on." in verdict.text
+        assert "Let it continue." in verdict.text
         assert "total_timesteps" in judge_curve(20 + 100 * RISE + NOISE, JobStatus.COMPLETED).text
 
     def test_the_figures_are_those_of_its_thirds(self, judge_curve: Any) -> None:
@@ -98,7 +98,7 @@ class TestCurves:
         assert states.count("flat") > 0.9 * N_CURVES
 
     def test_averages_over_many_episodes_that_wander_are_not_taken_for_learning(self, judge_curve: Any) -> None:
-        # Pendulum without any learning: rewards about -1200, give or take 250.
+        # Pendulum without any learning: rewards of about -1200 ± 250.
         states = [judge_curve(-1200 + 250 * smooth(RNG.normal(0, 1, 400))[::3]).state for _ in range(N_CURVES)]
         assert states.count("flat") > 0.9 * N_CURVES
 
@@ -133,12 +133,12 @@ class TestSolved:
 
 class TestWithoutASignal:
     def test_it_passes_the_warning_on(self, judge_curve: Any) -> None:
-        verdict = judge_curve([-200.0] * 30, silence="no signal in the last 12 rollouts; raise group_size.")
+        verdict = judge_curve([-200.0] * 30, no_signal_warning="no signal in the last 12 rollouts; raise group_size.")
         assert verdict.state == "no_signal"
         assert "raise group_size" in verdict.text
 
     def test_what_is_solved_needs_none(self, judge_curve: Any) -> None:
-        assert judge_curve([500.0] * 30, reward_threshold=475.0, silence="no signal.").state == "solved"
+        assert judge_curve([500.0] * 30, reward_threshold=475.0, no_signal_warning="no signal.").state == "solved"
 
 
 @pytest.mark.parametrize(

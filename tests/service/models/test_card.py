@@ -1,4 +1,4 @@
-"""A model's card: what its file says, and nothing that a forged file only claims."""
+"""A model's card shows what its file says, but no false claims of a forged file."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def folder(settings: Settings) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> ModelStore:
-    return ModelStore(folder, 64, 2**29, lambda: 2**40, 2**40)
+    return ModelStore(folder, max_models=64, max_bytes=2**29, available_bytes=lambda: 2**40, total_bytes=2**40)
 
 
 def get_card(client: TestClient, name: str = "m") -> dict[str, Any]:
@@ -69,14 +69,14 @@ def test_the_card_of_a_trained_model_says_what_it_is(client: TestClient, setting
     file = settings.models_dir / "m.zip"
     assert card["sha256"] == status["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert card["n_bytes"] == file.stat().st_size
-    assert datetime.fromisoformat(card["modified_at"]) == datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    assert datetime.fromisoformat(card["modified_at"]) == datetime.fromtimestamp(file.stat().st_mtime_ns / 1e9, UTC)
     assert (card["name"], card["status"], card["env_name"]) == ("m", "loaded", "CartPole-v1")
     assert card["reward_function"] == "optimized_cartpole"
     assert card["config"] == status["config"]
     assert card["num_timesteps"] == 64
-    # 64 steps are two rollouts of 32, gone through ten times each.
+    # 64 steps make two rollouts of 32, with ten epochs each.
     assert card["n_updates"] == 20
-    # From 4 numbers to 4 units, and on to 2 actions, and once more to 1 value.
+    # Policy: 4 inputs, 4 units, 2 actions. Value: the same with 1 output.
     assert card["n_parameters"] == (4 * 4 + 4) + (4 * 2 + 2) + (4 * 4 + 4) + (4 + 1)
     assert card["network"]["net_arch"] == {"pi": [4], "vf": [4]}
     assert card["hyperparameters"]["group_size"] == 2
@@ -146,7 +146,7 @@ def test_a_later_evaluation_goes_before_the_one_in_the_file(store: ModelStore, f
     assert own is not None
     assert (own.mean_reward, own.mean_reward_ci95) == (3.0, (2.0, 4.0))
     later = EpisodeFigures.model_validate({**FIGURES, "mean_reward": 5.0})
-    (signature, *_) = [store.examine("m").signature]
+    signature = store.inspect_file("m").signature
     assert make_card(store, "m", {signature: later}.get).evaluation == later
 
 
@@ -183,7 +183,7 @@ def test_a_fact_that_cannot_be_right_is_left_out(
     (folder / "m.zip").write_bytes(forge(content, **{fact: raw}))
     card = get_card(client)
     assert card[fact] is None
-    # The others are there.
+    # All others are present.
     assert card["status"] == "saved"
     assert card["n_parameters"] > 0
 

@@ -1,4 +1,4 @@
-"""A folder has one server at a time; what happens between two processes is in ``tests/test_run_api.py``."""
+"""A folder has one server at a time; ``tests/test_run_api.py`` tests two processes."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def test_another_process_keeps_the_folder_until_it_leaves(tmp_path: Path) -> Non
             lock_folder(tmp_path),
         ):
             pass
-        # The refusal leaves the name of who has it.
+        # The refusal leaves the holder's id in the file.
         assert (tmp_path / ".lock").read_text() == f"{holder.pid}\n"
         holder.stdin.close()
         holder.wait(60)

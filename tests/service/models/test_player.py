@@ -1,4 +1,4 @@
-"""Trained policies are judged and filmed in the environments that their files name, and whatever fails is told."""
+"""Policies are evaluated and filmed in the environments that their files name, and failures are reported."""
 
 import io
 import json
@@ -29,7 +29,7 @@ SaveModel = Callable[..., None]
 
 
 class DrawnLineEnv(LineEnv):
-    """A line that is drawn as an image whose brightness is ten times the number of steps taken."""
+    """A line rendered as an image whose brightness is ten times the number of steps taken."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  # as Gymnasium has it
     render_mode = "rgb_array"
@@ -59,7 +59,7 @@ class EndlessEnv(LineEnv):
 
 
 def make_hanging(**arguments: Any) -> DrawnLineEnv:
-    """Build a line that hangs when it is drawn; a worker imports this module for it."""
+    """Build a line that hangs when it is rendered; a worker imports this module for it."""
 
     class Hanging(DrawnLineEnv):
         def render(self) -> Any:
@@ -69,7 +69,7 @@ def make_hanging(**arguments: Any) -> DrawnLineEnv:
 
 
 def make_line_model(action: int) -> bytes:
-    """Build a policy of a line that goes one way."""
+    """Build a policy for a line that always goes one way."""
     model = GRPO("MlpPolicy", LineEnv(), n_steps=64, group_size=2, horizon=32, seed=0)
     weights = model.policy.state_dict()
     weights["action_net.bias"][action] = 100.0
@@ -89,7 +89,7 @@ def to_the_left() -> bytes:
 
 @pytest.fixture
 def save(settings: Settings) -> SaveModel:
-    """Put a model into the folder."""
+    """Save a model in the folder."""
 
     def put(content: bytes, name: str = "m") -> None:
         settings.models_dir.mkdir(exist_ok=True)
@@ -112,7 +112,7 @@ def get_detail(response: Any, status_code: int) -> str:
 
 
 def list_frames(content: bytes) -> list[int]:
-    """Return the brightness of every frame of a GIF."""
+    """Return the brightness of each frame of a GIF."""
     with Image.open(io.BytesIO(content)) as film:
         shades = []
         for i in range(film.n_frames):  # type: ignore[attr-defined]
@@ -151,7 +151,7 @@ class TestEvaluating:
             assert figures["mean_reward"] == pytest.approx(np.mean(episodes))
             assert figures["std_reward"] == pytest.approx(np.std(episodes))
             assert (figures["min_reward"], figures["max_reward"]) == (min(episodes), max(episodes))
-            # None of them comes near the 475 that CartPole calls solved.
+            # No episode comes near 475, from which CartPole counts as solved.
             assert figures["success_rate"] == 0.0
         assert (answer["model_name"], answer["env_name"], answer["seed"]) == ("m", "CartPole-v1", 7)
         assert answer["deterministic"] is True
@@ -163,7 +163,7 @@ class TestEvaluating:
         register_env(LineEnv)
         save(to_the_right)
         winner = evaluate(client)
-        # Five steps to the right, each paid with 1.
+        # Five steps to the right, each with a reward of 1.
         assert winner["evaluation"]["mean_reward_ci95"] == [5.0, 5.0]
         assert winner["evaluation"]["mean_length"] == 5.0
         assert winner["evaluation"]["n_episodes"] == winner["random"]["n_episodes"] == 20
@@ -185,7 +185,7 @@ class TestEvaluating:
     def test_drawn_actions_are_repeated_by_the_seed(self, client: TestClient, save: SaveModel) -> None:
         save(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))
         drawn = [evaluate(client, n_episodes=5, seed=seed, deterministic=False)["evaluation"] for seed in (1, 2)]
-        save(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))  # a new file, so nothing is remembered
+        save(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))  # a new file, so nothing is cached
         assert evaluate(client, n_episodes=5, seed=1, deterministic=False)["evaluation"] == drawn[0]
         assert drawn[0] != drawn[1]
 
@@ -266,7 +266,7 @@ class TestFilming:
         response = client.get("/models/m/video", params={"format": "mp4"})
         assert response.headers["content-type"] == "video/mp4"
         (tmp_path / "film.mp4").write_bytes(response.content)
-        # Six frames, five a second.
+        # Six frames at five per second.
         assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "film.mp4")) == (6, pytest.approx(1.2, abs=0.05))
 
     def test_a_film_is_made_once_per_question(
@@ -458,7 +458,7 @@ def test_in_a_process_of_its_own_a_policy_is_judged_and_filmed_without_a_screen(
     with Image.open(io.BytesIO(process_client.get("/models/m/video?max_steps=20").content)) as film:
         assert film.size == (480, 320)
         shot = np.asarray(film.convert("RGB"))
-    # The cart is black in the middle, on white.
+    # The cart is black, in the middle of a white background.
     assert shot[250, 240].max() < 60
     assert shot[10, 10].min() > 240
 
@@ -472,7 +472,7 @@ def test_an_environment_that_hangs_is_killed_and_nothing_of_it_is_left(
         save(to_the_right)
         app = create_app(Settings(models_dir=tmp_path / "models", executor="process", stage_seconds=3))
         with TestClient(app, base_url="http://localhost") as client:
-            # The first one pays for the imports of the process that workers are forked from.
+            # The first call includes the imports of the process that workers are forked from.
             wait_until(lambda: client.post("/models/m/evaluate").status_code == 200)
             detail = get_detail(client.get("/models/m/video"), 413)
             assert "max_steps" in detail

@@ -33,7 +33,7 @@ HOSTILE_NAMES = ["", ".", "..", "../escaped", "a/b", "a\\b", "/etc/passwd", "a\x
 
 
 class Probe:
-    """Tells as much memory to be left as the test wants."""
+    """Reports as much free memory as the test wants."""
 
     def __init__(self) -> None:
         self.available_bytes = 2**40
@@ -62,7 +62,7 @@ def probe() -> Probe:
 @pytest.fixture
 def open_store(folder: Path, probe: Probe) -> Callable[..., ModelStore]:
     def build(max_models: int = 64, max_bytes: int = 2**29, total_bytes: int = 2**34) -> ModelStore:
-        return ModelStore(folder, max_models, max_bytes, probe, total_bytes)
+        return ModelStore(folder, max_models, max_bytes, available_bytes=probe, total_bytes=total_bytes)
 
     return build
 
@@ -122,7 +122,7 @@ class TestSavingAndServing:
         self, store: ModelStore, folder: Path, contents: list[bytes]
     ) -> None:
         store.publish("m", contents[0])
-        # The largest file a process may write stands in for a full disk: writing fails half-way.
+        # A limit on file sizes stands in for a full disk: writing fails half-way.
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         try:
@@ -255,7 +255,7 @@ class TestForeignAndDamagedFiles:
                 target.writestr(member, content)
         return changed.getvalue()
 
-    # What SB3 says about the object it did not expect, in the control below.
+    # SB3 warns about the unexpected object in the control below.
     @pytest.mark.filterwarnings("ignore")
     def test_a_file_of_another_algorithm_is_never_opened(
         self, store: ModelStore, folder: Path, foreign: bytes, canary: Path
@@ -267,7 +267,7 @@ class TestForeignAndDamagedFiles:
         assert list_statuses(store) == {"foreign": "unsafe"}
         assert store.n_loaded == 0
         assert not canary.exists()
-        # The same file does run its code where pickles are loaded.
+        # Control: the same file does run its code where pickles are loaded.
         PPO.load(folder / "foreign.zip", device="cpu")
         assert canary.exists()
 
@@ -328,7 +328,7 @@ class TestForeignAndDamagedFiles:
         elif kind == "folder":
             path.mkdir()
         else:
-            monkeypatch.chdir(folder)  # the address of a socket may not be long
+            monkeypatch.chdir(folder)  # the address of a socket must be short
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(path.name)
         assert store.list_models() == []
@@ -349,7 +349,7 @@ class TestForeignAndDamagedFiles:
 
 
 class TestLargeFolders:
-    """More files than one listing verifies: of an order that it takes by name, so "z" comes last."""
+    """More files than one listing verifies; it goes by name, so "z" comes last."""
 
     @pytest.fixture
     def crowded(self, folder: Path, contents: list[bytes]) -> Path:
@@ -375,7 +375,7 @@ class TestLargeFolders:
         (crowded / "z.zip").write_bytes(flip(contents[0]))
         while store.verify_next():
             pass
-        # All the others are known by now, so that the listing has time for this one.
+        # All others are known by now, so the listing verifies this one.
         assert list_statuses(store)["z"] == "corrupt"
         for path in crowded.glob("m*.zip"):
             path.write_bytes(contents[1])
@@ -426,7 +426,7 @@ class TestLargeFolders:
 
         store = open_store()
         with monkeypatch.context() as broken:
-            broken.setattr(os, "pread", fail)  # what a listing uses for the last file, which it only looks at
+            broken.setattr(os, "pread", fail)  # a listing reads the ends of the last file with it
             assert "corrupt" in list_statuses(store).values()
         assert set(list_statuses(store).values()) == {"saved"}
 
@@ -539,7 +539,7 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("total_bytes", "available_bytes", "n_unloaded"),
         [
-            # A tenth of the memory there is, but at most 512 MiB, has to be left.
+            # A tenth of all memory, but at most 512 MiB, must stay free.
             (2**30, 2**30 // 10 - 1, 1),
             (2**30, 2**30 // 10 + 1, 0),
             (2**40, 512 * 2**20 - 1, 1),
@@ -574,7 +574,7 @@ class TestTheFolder:
         for name in (".tmp-0123", "m.zip", "notes.txt"):
             os.utime(folder / name, (0, 0))
         open_store()
-        # What is fresh may be another server's save in progress.
+        # A fresh file may be another server's save in progress.
         assert sorted(file.name for file in folder.iterdir()) == [".gitkeep", ".tmp-4567", "m.zip", "notes.txt"]
 
     def test_a_listing_is_no_use_of_a_model(
@@ -593,7 +593,7 @@ class TestTheFolder:
         def fail() -> int:
             raise OSError(24, "Too many open files")
 
-        store = ModelStore(folder, 2, 2**20, fail, 2**30)
+        store = ModelStore(folder, max_models=2, max_bytes=2**20, available_bytes=fail, total_bytes=2**30)
         store.publish("m", contents[0])
         assert store.get("m").name == "m"
         assert store.unload_under_pressure() == 0
@@ -606,7 +606,7 @@ class TestTheFolder:
     @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system without room for folders")
     def test_a_folder_that_cannot_be_created_is_an_error(self, probe: Probe) -> None:
         with pytest.raises(OSError, match="models"):
-            ModelStore(Path("/proc/models"), 1, 1, probe, 1)
+            ModelStore(Path("/proc/models"), max_models=1, max_bytes=1, available_bytes=probe, total_bytes=1)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_that_cannot_be_written_to_is_an_error(
@@ -616,9 +616,9 @@ class TestTheFolder:
         with pytest.raises(PermissionError, match="not writable"):
             open_store()
 
-    def test_names_that_differ_by_case_alone_are_refused(self, store: ModelStore, contents: list[bytes]) -> None:
+    def test_names_that_differ_only_in_case_are_refused(self, store: ModelStore, contents: list[bytes]) -> None:
         store.publish("m", contents[0])
-        store.check_no_case_twin("m")
-        store.check_no_case_twin("other")
-        with pytest.raises(ConflictError, match="differs from the model 'm' by case alone"):
-            store.check_no_case_twin("M")
+        store.folder.check_case_collision("m")
+        store.folder.check_case_collision("other")
+        with pytest.raises(ConflictError, match="differs from the existing model 'm' only in case"):
+            store.folder.check_case_collision("M")

@@ -1,4 +1,4 @@
-"""Model files that are taken away come back as they were, and nothing unusable ever takes a good one's place."""
+"""Downloaded model files can be uploaded unchanged, and no unusable file ever replaces a good one."""
 
 import errno
 import hashlib
@@ -224,7 +224,7 @@ class TestUploading:
             assert b"retry-after" in refusals[0].lower()
             for connection in connections:
                 connection.close()
-            # Those who went away leave room.
+            # Disconnected clients free their places.
             client = TestClient(app, base_url="http://localhost")
             wait_until(lambda: bool(upload(client, b"none").status_code == 400))
 
@@ -266,7 +266,7 @@ class TestUnusableFiles:
         upload(client, contents[0], overwrite=True)
         mutated = bytearray(contents[1])
         for place, inserted, n_removed in edits:
-            # Half of the places are where a zip says what is in it: its metadata first, its directory last.
+            # Half of the places lie where a zip describes its content: metadata first, directory last.
             start = int(place * 2 * 6000) if place < 0.5 else len(mutated) - int((1 - place) * 2 * 3000)
             mutated[start : start + n_removed] = inserted
         response = upload(client, bytes(mutated), overwrite=True)
@@ -310,7 +310,7 @@ def make_large_file() -> bytes:
 
 
 def make_bomb() -> bytes:
-    """Pack a lot of nothing into few bytes."""
+    """Pack a lot of zeros into few bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(model_file.META_MEMBER, b" " * 2**24)

@@ -1,4 +1,4 @@
-"""Memory that is left counts the control group's limits, not the machine's alone."""
+"""Free memory respects the control group's limits, not only the machine's."""
 
 from pathlib import Path
 

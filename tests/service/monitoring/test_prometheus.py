@@ -1,4 +1,4 @@
-"""Prometheus can read what is measured, it moves with what happens, and no client can make it grow."""
+"""Prometheus can read the metrics, they follow what happens, and no client can inflate their number."""
 
 import platform
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ Samples = dict[tuple[str, Labels], float]
 
 
 def scrape(client: TestClient) -> Samples:
-    """Read every sample, but for the times of creation."""
+    """Read all samples but the creation times."""
     response = client.get("/metrics")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=")
@@ -187,7 +187,7 @@ def test_two_services_of_one_process_count_for_themselves(client: TestClient, tm
 
 @pytest.fixture
 def strange_requests(app: FastAPI) -> Iterator[Callable[[str], None]]:
-    """Send requests for paths, and with methods, that clients make up."""
+    """Send requests with made-up paths and methods."""
     with serve(app) as port:
 
         def send(suffix: str) -> None:

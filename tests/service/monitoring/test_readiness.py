@@ -1,4 +1,4 @@
-"""The server says whether it can take work, and says so again once it can."""
+"""The server reports whether it can take work, and is ready again once it can."""
 
 import shutil
 from collections.abc import Callable
@@ -28,12 +28,12 @@ class Usage(NamedTuple):
 
 @pytest.fixture
 def leave_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Let the disk have so many bytes left."""
+    """Set the number of free bytes on the disk."""
     return lambda n_bytes: monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 0, n_bytes))
 
 
 def get_obstacle(client: TestClient) -> str | None:
-    """Ask whether the server is ready; return what stands in the way."""
+    """Return the reason why the server is not ready; None if it is."""
     response = client.get("/health/ready")
     if response.status_code == 200:
         assert response.json() == {"status": "ready"}
@@ -87,7 +87,7 @@ def test_without_its_folder_it_is_not_ready_until_it_is_back(client: TestClient,
     assert "missing" in str(get_obstacle(client))
     assert "grpo_storage_free_bytes" not in client.get("/metrics").text
     folder.write_text("a file of that name")
-    assert "no folder" in str(get_obstacle(client))
+    assert "not a folder" in str(get_obstacle(client))
     check_alive(client)
     folder.unlink()
     folder.mkdir()
@@ -95,7 +95,7 @@ def test_without_its_folder_it_is_not_ready_until_it_is_back(client: TestClient,
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_obstacle(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Root may write to any folder, so that one of which it may not takes a mount.
+    # Root may write to any folder, so a read-only one needs a mount.
     monkeypatch.setattr("os.access", lambda *_: False)
     assert "not writable" in str(get_obstacle(client))
     monkeypatch.undo()
@@ -136,4 +136,4 @@ def test_strangers_are_not_told_what_stands_in_the_way(
 ) -> None:
     leave_free(0)
     client.headers.update(headers)
-    assert ("bytes are left" in str(get_obstacle(client))) is is_told
+    assert ("bytes are free" in str(get_obstacle(client))) is is_told

@@ -27,7 +27,7 @@ class TestTheHistory:
         history = client.get(f"/training/{status['job_id']}/metrics").json()
         assert history.keys() == {"job_id", "keys", "rows", "evaluations"}
         assert (history["job_id"], history["evaluations"]) == (status["job_id"], [])
-        # A row per rollout, and one for what the last update measured.
+        # A row per rollout, and one for the last update.
         rollouts = [row for row in history["rows"] if "rollout/reward_mean" in row["metrics"]]
         assert len(history["rows"]) == len(rollouts) + 1 == status["metrics"]["train/n_updates"] / 10 + 1
         timesteps = [row["timesteps"] for row in history["rows"]]
@@ -122,7 +122,7 @@ def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-# SB3 leaves them out, for they only count.
+# Counters, which SB3 leaves out.
 NOT_IN_TENSORBOARD = {"time/iterations", "time/time_elapsed", "time/total_timesteps", "train/n_updates"}
 
 
@@ -187,4 +187,4 @@ class TestTheCurve:
         train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
         response = client.get("/training/latest/curve")
         assert response.status_code == 400
-        assert "nothing yet" in response.json()["detail"]
+        assert "none yet" in response.json()["detail"]

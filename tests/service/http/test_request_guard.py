@@ -1,4 +1,4 @@
-"""The guard before the routes: hosts, origins, the key, and the size and type of bodies."""
+"""The checks before the routes: hosts, origins, the key, and the size and type of bodies."""
 
 import json
 import socket
@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-import service.http.guards
+import service.http.request_bodies
 from tests.support import PROBLEM_FIELDS, serve
 
 KEY = "a key of 22 characters"
@@ -52,7 +52,7 @@ def port(app: FastAPI) -> Iterator[int]:
 
 
 def send_raw(port: int, request: bytes) -> tuple[int, bytes]:
-    """Send bytes as they are; return the status code and the body of the answer."""
+    """Send bytes unchanged; return the status code and the body of the answer."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(request)
         response = HTTPResponse(connection)
@@ -374,8 +374,8 @@ class TestBodies:
         assert send_raw(port, request)[0] < 500
 
     def test_a_body_that_does_not_arrive_is_given_up(self, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        # The real patience would make a slow test.
-        monkeypatch.setattr(service.http.guards, "_BODY_DEADLINE_SECONDS", 0.2)
+        # The real deadline would make a slow test.
+        monkeypatch.setattr(service.http.request_bodies, "_BODY_DEADLINE_SECONDS", 0.2)
         request = (
             b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
         )
@@ -384,11 +384,11 @@ class TestBodies:
         assert json.loads(body)["type"] == "urn:grpo:problem:body-timeout"
 
     def test_every_body_has_its_own_patience(self, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service.http.guards, "_BODY_DEADLINE_SECONDS", 0.3)
+        monkeypatch.setattr(service.http.request_bodies, "_BODY_DEADLINE_SECONDS", 0.3)
         head = (
             b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
         )
-        # The second begins when the timer of the first is set, and a third when the server has been idle since.
+        # The second begins while the first one's timer is set, a third after the server was idle.
         with ThreadPoolExecutor(2) as pool:
             assert [code for code, _ in pool.map(lambda _: send_raw(port, head), range(2))] == [408, 408]
         assert send_raw(port, head)[0] == 408
@@ -446,6 +446,6 @@ def test_a_request_cut_off_in_its_body_is_not_acted_on(app: FastAPI, port: int, 
     head = b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(head + sent)
-    # Answered after it, so the server has seen the other connection end.
+    # By the time this is answered, the server has seen the other connection end.
     assert send_raw(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[0] == 200
     assert app.state.service.registry.list_jobs() == []

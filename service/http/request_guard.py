@@ -1,0 +1,181 @@
+"""Checks every request before any route sees it.
+
+Plain ASGI, because Starlette's ``BaseHTTPMiddleware`` reads bodies without a limit of its own.
+"""
+
+import hmac
+import re
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import Problem
+from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
+from service.http.problems import Refusal, error_response, report_bug
+from service.http.request_bodies import BodyReader, BodyRule, has_body, is_upload, replay
+from service.http.sessions import COOKIE_NAME, Sessions
+from service.settings import Settings
+
+_LOCAL_ORIGIN = re.compile(LOCAL_ORIGIN_PATTERN.encode())
+_HOST = re.compile(rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/login", "/logout"})
+_MAX_FORM_BYTES = 4096
+
+_UNKNOWN_HOST = Problem("unknown-host", "The Host header names another server")
+_CROSS_SITE = Problem("cross-site", "The request comes from another web site")
+_NO_KEY = Problem("no-key", "The API key is missing or wrong")
+
+
+class RequestGuard:
+    """Checks the host, origin, key, content type and size of every request, and answers if the application fails.
+
+    A socket is checked like a request that changes something, since its messages may.
+
+    Works on raw headers, because Starlette's ``Headers`` decode every name again at each look-up.
+
+    :param app: The application behind it.
+    :param settings: Lists the allowed hosts, origins and sizes, and holds the key.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._allowed_hosts = {host.strip("[]").casefold().encode() for host in settings.allowed_hosts}
+        self._allowed_origins = frozenset(origin.encode() for origin in settings.cors_origins)
+        self._api_key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
+        self._sessions = None if self._api_key is None else Sessions(self._api_key)
+        self._reader = BodyReader()
+        self._body_rule = BodyRule(
+            frozenset({b"application/json"}),
+            settings.max_body_bytes,
+            "the body must be JSON; send the header 'Content-Type: application/json'.",
+        )
+        self._upload_rule = BodyRule(
+            frozenset({b"application/zip", b"application/octet-stream"}),
+            settings.max_upload_bytes,
+            "the body must be a model file; send the header 'Content-Type: application/zip' or 'Content-Type: "
+            "application/octet-stream'.",
+        )
+        self._body_rules = {
+            "/inference/batch": BodyRule(
+                frozenset({b"application/json", b"application/octet-stream"}),
+                settings.max_batch_bytes,
+                "the body must be JSON or an array as numpy.save writes it; send the header 'Content-Type: "
+                "application/json' or 'Content-Type: application/octet-stream'.",
+            ),
+            "/login": BodyRule(
+                frozenset({b"application/x-www-form-urlencoded"}),
+                _MAX_FORM_BYTES,
+                "the body must be a form; send the header 'Content-Type: application/x-www-form-urlencoded'.",
+            ),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, open a socket, or pass on the server's own messages."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(reversed(scope["headers"]))  # the first of each name
+        rule = self._upload_rule if is_upload(scope) else self._body_rules.get(scope["path"], self._body_rule)
+        refusal = self._check_headers(scope, headers, rule)
+        if scope["type"] == "websocket":
+            await (self._app(scope, receive, send) if refusal is None else _refuse_socket(refusal, scope, send))
+            return
+        if refusal is None and has_body(headers):
+            body = await self._reader.read(receive, rule.max_bytes)
+            if body is None:
+                return
+            if isinstance(body, Refusal):
+                refusal = body
+            else:
+                receive = replay({"type": "http.request", "body": body, "more_body": False}, receive)
+        if refusal is not None:
+            await error_response(*refusal)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:  # a bug; answered here, inside CORS, so that pages may read it too
+            await report_bug(error, scope["path"])(scope, receive, send)
+
+    def _check_headers(self, scope: Scope, headers: Mapping[bytes, bytes], rule: BodyRule) -> Refusal | None:
+        if not self._is_known_host([value for name, value in scope["headers"] if name == b"host"]):
+            detail = "the Host header does not name this server; add the name to GRPO_ALLOWED_HOSTS if it is right."
+            return Refusal(_UNKNOWN_HOST, 400, detail)
+        if _is_unsafe(scope) and self._is_cross_site(headers):
+            detail = "requests from other web sites are refused; add the site to GRPO_CORS_ORIGINS to allow it."
+            return Refusal(_CROSS_SITE, 403, detail)
+        if self._api_key is not None and scope["path"] not in _OPEN_PATHS and scope.get("method") != "OPTIONS":
+            refusal = self._check_key(scope, headers)
+            if refusal is not None:
+                return refusal
+        return rule.check(headers) if has_body(headers) else None
+
+    def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
+        assert self._api_key is not None
+        if has_key(headers, self._api_key):
+            return None
+        if self._has_session(headers):
+            # Browsers send the cookie whichever page asks, and to them another port of this machine is the same site.
+            if _is_unsafe(scope) and not _is_same_origin(headers):
+                detail = "a browser session may change something only from this server's own pages; send the API key."
+                return Refusal(_CROSS_SITE, 403, detail)
+            return None
+        path = scope["path"]
+        if scope.get("method") == "GET" and path.startswith(DASHBOARD_PATH) and not path.startswith(NICEGUI_PATH):
+            return Refusal(_NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(path)}"})
+        return Refusal(
+            _NO_KEY,
+            401,
+            "this server needs an API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at "
+            "/login.",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+    def _is_known_host(self, hosts: list[bytes]) -> bool:
+        if b"*" in self._allowed_hosts:
+            return True
+        match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        return match is not None and match["name"].strip(b"[]").lower() in self._allowed_hosts
+
+    def _is_cross_site(self, headers: Mapping[bytes, bytes]) -> bool:
+        origin = headers.get(b"origin")
+        if origin is None:
+            return headers.get(b"sec-fetch-site") == b"cross-site"
+        return not (_is_same_origin(headers) or origin in self._allowed_origins or _LOCAL_ORIGIN.fullmatch(origin))
+
+    def _has_session(self, headers: Mapping[bytes, bytes]) -> bool:
+        assert self._sessions is not None
+        pairs = (part.strip().partition(b"=") for part in headers.get(b"cookie", b"").split(b";"))
+        return any(self._sessions.is_valid(token) for name, _, token in pairs if name == COOKIE_NAME.encode())
+
+
+def has_key(headers: Mapping[bytes, bytes], api_key: bytes) -> bool:
+    """Check a request's key, in constant time.
+
+    :param headers: Names in lower case.
+    """
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    offered = token if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+    return hmac.compare_digest(offered.strip(b" \t"), api_key)
+
+
+def _is_unsafe(scope: Scope) -> bool:
+    return scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS
+
+
+def _is_same_origin(headers: Mapping[bytes, bytes]) -> bool:
+    origin = headers.get(b"origin")
+    if origin is None:
+        return headers.get(b"sec-fetch-site") == b"same-origin"
+    return origin.partition(b"://")[2] == headers.get(b"host")
+
+
+async def _refuse_socket(refusal: Refusal, scope: Scope, send: Send) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008, "reason": refusal.detail})
+        return
+    response = error_response(*refusal)
+    start = {"status": response.status_code, "headers": response.raw_headers}
+    await send({"type": "websocket.http.response.start", **start})
+    await send({"type": "websocket.http.response.body", "body": response.body})

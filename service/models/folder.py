@@ -1,0 +1,200 @@
+"""The folder of model files: names, reading, writing and free space."""
+
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from grpo_core.saving import model_file
+from service.errors import ConflictError, InvalidRequestError, NotFoundError, StorageLowError, printable
+from service.schemas.fields import is_model_name
+from service.suggestions import suggest
+
+_SUFFIX = ".zip"
+# Do not follow symbolic links, and do not block on a FIFO named like a model.
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# A save takes seconds, so a crash left anything older.
+_LEFTOVER_SECONDS = 3600.0
+# Inode, modification time in ns and size in bytes: they change with the content.
+FileSignature = tuple[int, int, int]
+
+
+class ModelFolder:
+    """Reads and writes the model files of one folder. Safe to use from any thread.
+
+    :param path: The folder; created if absent. Unfinished files from an earlier crash are removed.
+    :param min_free_bytes: Disk space below which nothing new should be started.
+    :raises OSError: If the folder cannot be created or written to.
+    """
+
+    def __init__(self, path: Path, min_free_bytes: int) -> None:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(f"the models folder {path} is not writable")
+        for leftover in path.glob(".tmp-*"):
+            # A younger one may be another server's save in progress.
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink(missing_ok=True)
+        self._dir = path
+        self._min_free_bytes = min_free_bytes
+
+    @property
+    def n_free_bytes(self) -> int | None:
+        """Free space on the folder's disk; None if it cannot be read."""
+        try:
+            return shutil.disk_usage(self._dir).free
+        except OSError:
+            return None
+
+    def check_space(self) -> None:
+        """Refuse to start something that could not be saved for lack of disk space.
+
+        :raises StorageLowError: If less than ``min_free_bytes`` are free.
+        """
+        n_free_bytes = self.n_free_bytes
+        if n_free_bytes is not None and n_free_bytes < self._min_free_bytes:
+            raise StorageLowError(
+                f"{n_free_bytes} bytes are free on the models' disk, fewer than GRPO_MIN_FREE_BYTES "
+                f"({self._min_free_bytes}); delete models or free some disk space."
+            )
+
+    def find_problem(self) -> str | None:
+        """Return why no model could be saved now; None if one could."""
+        if not self._dir.is_dir():
+            return "the models folder is missing or is not a folder"
+        if not os.access(self._dir, os.W_OK | os.X_OK):
+            return "the models folder is not writable"
+        try:
+            self.check_space()
+        except StorageLowError as error:
+            return error.detail
+        return None
+
+    def list_names(self) -> list[str]:
+        """List the models by name, usable or not."""
+        return sorted(filter(is_model_name, self._list_zips()))
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file of that name, usable or not."""
+        return is_model_name(name) and self.get_signature(name) is not None
+
+    def get_signature(self, name: str) -> FileSignature | None:
+        """Return a file's signature; None if there is no such file.
+
+        :raises InvalidRequestError: If it is not a model name.
+        """
+        try:
+            status = os.lstat(self._path(name))
+        except OSError:
+            return None
+        return _sign(status) if stat.S_ISREG(status.st_mode) else None
+
+    def check_case_collision(self, name: str) -> None:
+        """Refuse a name that differs from an existing one only in case: on some disks they are one file.
+
+        :raises ConflictError: If there is such a model.
+        """
+        for other in self._list_zips():
+            if other != name and other.casefold() == name.casefold():
+                raise ConflictError(
+                    f"model_name '{name}' differs from the existing model '{other}' only in case; pick another name."
+                )
+
+    def make_not_found(self, name: str) -> NotFoundError:
+        """Build the error for a missing model, with similar names as suggestions."""
+        hint = suggest(name, self.list_names()) or "GET /models lists them."
+        return NotFoundError(f"there is no model '{printable(name)}'; {hint}")
+
+    def read(self, name: str) -> tuple[FileSignature, bytes]:
+        """Read a file, up to one byte past the size limit: enough for the parser to refuse it.
+
+        :raises NotFoundError: If there is no such model.
+        :raises ModelFileError: If the disk refuses.
+        """
+        with self._open(name) as (descriptor, status), open(descriptor, "rb", closefd=False) as file:
+            return _sign(status), file.read(model_file.MAX_FILE_BYTES + 1)
+
+    def check_ends(self, name: str) -> tuple[FileSignature, bool]:
+        """Return whether a file begins and ends like one that GRPO wrote, without reading the rest.
+
+        :raises NotFoundError: If there is no such model.
+        :raises ModelFileError: If the disk refuses.
+        """
+        with self._open(name) as (descriptor, status):
+            head = os.pread(descriptor, model_file.N_HEAD_BYTES, 0)
+            tail = os.pread(descriptor, model_file.N_TAIL_BYTES, max(0, status.st_size - model_file.N_TAIL_BYTES))
+        return _sign(status), model_file.has_intact_ends(head, tail, status.st_size)
+
+    def open_file(self, name: str, signature: FileSignature) -> BinaryIO:
+        """Open a file, which the caller reads and closes, if its signature is still the same.
+
+        :raises NotFoundError: If there is no such model.
+        :raises ConflictError: If it has changed, or the disk refuses.
+        """
+        try:
+            with self._open(name) as (descriptor, status):
+                if _sign(status) != signature:
+                    raise ConflictError(f"model '{name}' has just been replaced; try again.")
+                return open(os.dup(descriptor), "rb")
+        except model_file.ModelFileError as error:
+            raise ConflictError(f"model '{name}' cannot be read: {error}") from error
+
+    def write(self, name: str, content: bytes) -> FileSignature | None:
+        """Save a file atomically; return its signature, or None if it is already gone.
+
+        :raises OSError: If the disk refuses; the old file stays.
+        """
+        self._dir.mkdir(mode=0o700, exist_ok=True)
+        model_file.write_atomic(Path(self._path(name)), content)
+        return self.get_signature(name)
+
+    def delete(self, name: str) -> None:
+        """Delete a file.
+
+        :raises NotFoundError: If there is no such model.
+        """
+        if not self.exists(name):
+            raise self.make_not_found(name)
+        os.unlink(self._path(name))
+
+    def _list_zips(self) -> list[str]:
+        try:
+            return [file.removesuffix(_SUFFIX) for file in os.listdir(self._dir) if file.endswith(_SUFFIX)]
+        except (FileNotFoundError, NotADirectoryError):  # the folder was removed
+            return []
+
+    def _path(self, name: str) -> str:
+        if not is_model_name(name):
+            raise InvalidRequestError(f"'{printable(name)}' is not a model name.")
+        return f"{self._dir}{os.sep}{name}{_SUFFIX}"  # listings build a thousand; a Path takes ten times as long
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[tuple[int, os.stat_result]]:
+        """Open a model's regular file, and close it afterwards.
+
+        :raises NotFoundError: If there is no such model.
+        :raises ModelFileError: If the disk refuses while the caller reads.
+        """
+        if not is_model_name(name):
+            raise self.make_not_found(name)
+        try:
+            descriptor = os.open(self._path(name), _OPEN_FLAGS)
+        except OSError as error:
+            raise self.make_not_found(name) from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise self.make_not_found(name)
+            yield descriptor, status
+        except OSError as error:
+            raise model_file.ModelFileError(f"the file cannot be read ({error.strerror}).") from error
+        finally:
+            os.close(descriptor)
+
+
+def _sign(status: os.stat_result) -> FileSignature:
+    return status.st_ino, status.st_mtime_ns, status.st_size
