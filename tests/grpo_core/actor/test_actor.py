@@ -459,7 +459,7 @@ def test_an_actor_with_statistics_takes_raw_observations() -> None:
 
 def test_a_policy_is_served_without_torch() -> None:
     code = "import sys, grpo_core.saving.model_file, grpo_core.spaces; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
 def test_log_probabilities_are_those_of_the_probabilities_and_exact_where_these_are_0() -> None:
