@@ -20,9 +20,11 @@ from threadpoolctl import ThreadpoolController
 
 from grpo_core import __version__
 from grpo_core.actor.actor import Actor
+from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.fast.collector import make_collector
 from grpo_core.fast.learner import MlpLearner, is_plain_mlp
 from grpo_core.groups.advantage import STD_EPSILON, Bools, Floats, compute_group_advantages
+from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, StepBatch, draw_minibatches, select, to_tensors
 from grpo_core.options.choices import (
     AdvantageScaling,
@@ -65,7 +67,6 @@ from grpo_core.saving.model_state import (
     write_model,
 )
 from grpo_core.simulators.bank import SimulatorBank, find_obstacle, make_bank
-from grpo_core.simulators.normalization import Normalizer, ObservationStatistics
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.simulator import check_branchable
 from grpo_core.spaces import Observations, check_action_space, check_observation_space, count_inputs, unpack

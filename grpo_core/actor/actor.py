@@ -22,7 +22,7 @@ from grpo_core.actor.distributions import (
     make_distribution,
 )
 from grpo_core.actor.extractors import ExtractorPlan, FeaturesExtractor, FloatArray, Layer, make_extractor
-from grpo_core.simulators.normalization import ObservationStatistics
+from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.spaces import Observations, unpack
 
 ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {

@@ -26,7 +26,7 @@ from gymnasium import spaces
 
 from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.actor.extractors import ExtractorPlan, count_features, list_shapes
-from grpo_core.simulators.normalization import ObservationStatistics
+from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.spaces import count_outputs
 
 FORMAT = "grpo-model/1"
