@@ -313,7 +313,7 @@ class GRPO(OnPolicyAlgorithm):
             mode = "episode"
         check_group_mode(self, mode)
         needs_restore = mode != "episode"
-        return mode, make_bank(env, needs_restore=needs_restore, keep_random_state=self.common_random_numbers)
+        return mode, make_bank(env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.

@@ -134,10 +134,10 @@ def make_collector(
     group_size: int,
     horizon: int | None,
     n_steps: int,
-    shares_noise: bool = False,
+    common_random_numbers: bool = False,
 ) -> GroupCollector:
     """Make the fastest collector there is for an environment; see ``GroupCollector`` for the parameters."""
-    arguments = (observation_space, mode, group_size, horizon, n_steps, shares_noise)
+    arguments = (observation_space, mode, group_size, horizon, n_steps, common_random_numbers)
     if mode != "episode" and bank.batched_simulators:
         return BatchedCollector(bank, *arguments)
     return GroupCollector(bank, *arguments)

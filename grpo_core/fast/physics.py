@@ -28,7 +28,7 @@ from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common.monitor import Monitor
 
-from grpo_core.simulators.state import list_layers
+from grpo_core.simulators.state import list_nested_envs
 
 __all__ = ["BatchStep", "BatchedSimulator", "find_batched_simulator"]
 
@@ -412,7 +412,7 @@ def find_batched_simulator(env: gym.Env[Any, Any]) -> BatchedSimulator | None:
 
     :param env: The environment; it need not have been reset.
     """
-    *wrappers, core = list_layers(env)
+    *wrappers, core = list_nested_envs(env)
     make_dynamics = _DYNAMICS.get(type(core))
     if make_dynamics is None or core.render_mode == "human" or getattr(core, "torque_noise_max", 0.0) > 0.0:
         return None
@@ -434,8 +434,8 @@ def find_batched_simulator(env: gym.Env[Any, Any]) -> BatchedSimulator | None:
     return BatchedSimulator(make_dynamics(core), time_limit, monitor)
 
 
-def _has_replaced_methods(layer: gym.Env[Any, Any]) -> bool:
-    return any(callable(getattr(type(layer), name, None)) for name in vars(layer))
+def _has_replaced_methods(env: gym.Env[Any, Any]) -> bool:
+    return any(callable(getattr(type(env), name, None)) for name in vars(env))
 
 
 def _only_counts(monitor: Monitor) -> bool:

@@ -93,7 +93,7 @@ class GroupCollector:
         group_size: int,
         horizon: int | None,
         n_steps: int,
-        shares_noise: bool = False,
+        common_random_numbers: bool = False,
     ) -> None:
         self._bank = bank
         self._observation_space = observation_space
@@ -101,7 +101,7 @@ class GroupCollector:
         self._group_size = group_size
         self._horizon = horizon
         self._n_steps = n_steps
-        self._shares_noise = shares_noise
+        self._common_random_numbers = common_random_numbers
         self._advances_in_step = bank.shares_cheaply and mode != "episode"
         self._anchors: list[AnchorState] = []
         self._groups: list[_Group] = []
@@ -308,7 +308,7 @@ class GroupCollector:
     def _draw_seed(self, rng: np.random.Generator) -> int | None:
         """Choose how an environment's generator goes on with a new episode; None leaves it as it is."""
         # Where restoring rewinds it, it would else begin episodes that were played already.
-        return int(rng.integers(2**31)) if self._shares_noise else None
+        return int(rng.integers(2**31)) if self._common_random_numbers else None
 
     def _to_batch(self, observed: Sequence[Observed]) -> tuple[Any, npt.NDArray[np.bool_] | None]:
         """Stack what branches see, shape ``(n_branches, ...)``, and the masks of their actions if there are any."""

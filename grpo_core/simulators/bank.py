@@ -88,7 +88,7 @@ class SimulatorBank(ABC):
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]: ...
 
 
-def make_bank(env: VecEnv, *, needs_restore: bool, keep_random_state: bool = False) -> SimulatorBank:
+def make_bank(env: VecEnv, *, needs_restore: bool, common_random_numbers: bool = False) -> SimulatorBank:
     """Take hold of the environments behind a vectorised one.
 
     Environments of which nobody has shown that a copy of them is complete are stepped a few times to see; they have
@@ -98,7 +98,7 @@ def make_bank(env: VecEnv, *, needs_restore: bool, keep_random_state: bool = Fal
         only ``needs_restore`` demands; with ``VecNormalize``, ``VecFrameStack``, ``VecTransposeImage``, ``VecMonitor``
         and ``VecCheckNan`` around it. ``VecMonitor`` sees none of the steps.
     :param needs_restore: Whether states have to be captured and restored.
-    :param keep_random_state: Whether states include the environments' random generators, so that all branches of a
+    :param common_random_numbers: Whether states include the environments' random generators, so that all branches of a
         state see the same noise.
     :raises NotBranchableError: If an environment cannot be restored and ``needs_restore`` is set; with the reason.
     :raises ValueError: If the vectorised environment or a wrapper of it is of another kind.
@@ -106,7 +106,7 @@ def make_bank(env: VecEnv, *, needs_restore: bool, keep_random_state: bool = Fal
     """
     base, path = read_vec_wrappers(env)
     if isinstance(base, DummyVecEnv):
-        return _LocalBank(base, path, needs_restore, keep_random_state)
+        return _LocalBank(base, path, needs_restore, common_random_numbers)
     if not isinstance(base, SubprocVecEnv):
         raise ValueError(
             f"GRPO steps the single environments of a DummyVecEnv or SubprocVecEnv, not of a {type(base).__name__}. "
@@ -115,7 +115,7 @@ def make_bank(env: VecEnv, *, needs_restore: bool, keep_random_state: bool = Fal
     obstacle = _find_worker_obstacle(base) if needs_restore else None
     if obstacle is not None:
         raise NotBranchableError(obstacle)
-    return _RestorableWorkerBank(base, path, keep_random_state) if needs_restore else _PlainWorkerBank(base, path)
+    return _RestorableWorkerBank(base, path, common_random_numbers) if needs_restore else _PlainWorkerBank(base, path)
 
 
 def find_obstacle(env: VecEnv) -> str | None:
@@ -136,15 +136,17 @@ def find_obstacle(env: VecEnv) -> str | None:
 class _LocalBank(SimulatorBank):
     """Environments in this process."""
 
-    def __init__(self, base: DummyVecEnv, path: ObservationPath, needs_restore: bool, keep_random_state: bool) -> None:
+    def __init__(
+        self, base: DummyVecEnv, path: ObservationPath, needs_restore: bool, common_random_numbers: bool
+    ) -> None:
         envs = [env.env if isinstance(env, RestorableWrapper) else env for env in base.envs]
-        simulators = [Simulator(env, keep_random_state) for env in envs] if needs_restore else []
+        simulators = [Simulator(env, common_random_numbers) for env in envs] if needs_restore else []
         for simulator in simulators:
             simulator.prove()
         self._single_envs = [SingleEnv(env, simulators[i] if needs_restore else None) for i, env in enumerate(envs)]
         shares_cheaply = needs_restore and all(simulator.is_cheap for simulator in simulators)
         super().__init__(len(envs), path, needs_restore, shares_cheaply)
-        if needs_restore and path.is_empty and not keep_random_state:
+        if needs_restore and path.is_empty and not common_random_numbers:
             batched = [find_batched_simulator(env) for env in envs]
             if None not in batched:
                 self.batched_simulators = [simulator for simulator in batched if simulator is not None]
@@ -159,10 +161,10 @@ class _LocalBank(SimulatorBank):
 class _RestorableWorkerBank(SimulatorBank):
     """Environments in worker processes, each inside a ``RestorableWrapper``."""
 
-    def __init__(self, base: SubprocVecEnv, path: ObservationPath, keep_random_state: bool) -> None:
+    def __init__(self, base: SubprocVecEnv, path: ObservationPath, common_random_numbers: bool) -> None:
         super().__init__(base.num_envs, path, restorable=True, shares_cheaply=False)
         self._base = base
-        self._keep_random_state = keep_random_state
+        self._common_random_numbers = common_random_numbers
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         return self._call("take_reset", seeds)
@@ -172,7 +174,7 @@ class _RestorableWorkerBank(SimulatorBank):
 
     def _call(self, name: str, arguments: Mapping[int, Any]) -> dict[int, Any]:
         calls: dict[int, list[_Call]] = {
-            i: [(name, (argument, self._keep_random_state), {})] for i, argument in arguments.items()
+            i: [(name, (argument, self._common_random_numbers), {})] for i, argument in arguments.items()
         }
         return {i: reply for i, (reply,) in _call_workers(self._base, calls).items()}
 

@@ -50,15 +50,15 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             return Failure(traceback.format_exc())
         return None
 
-    def take_reset(self, seed: int | None, keep_random_state: bool) -> Any:
+    def take_reset(self, seed: int | None, common_random_numbers: bool) -> Any:
         """Reset and capture in one round trip; what goes wrong is returned and not raised."""
         try:
-            observed, state = self._get_single_env(keep_random_state).reset(seed)
+            observed, state = self._get_single_env(common_random_numbers).reset(seed)
             return observed, pickle.dumps(state)
         except Exception:
             return Failure(traceback.format_exc())
 
-    def take_order(self, order: Order, keep_random_state: bool) -> Any:
+    def take_order(self, order: Order, common_random_numbers: bool) -> Any:
         """Restore, step and capture in one round trip; what goes wrong is returned and not raised.
 
         States cross the border as bytes that only the worker reads: the parent has no use for their content.
@@ -67,17 +67,17 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             if order.restore is not None:
                 # Bytes that this very worker made in an earlier order; they never touch a disk or a network.
                 order = order._replace(restore=pickle.loads(order.restore))
-            outcome = self._get_single_env(keep_random_state).step(order)
+            outcome = self._get_single_env(common_random_numbers).step(order)
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
         except Exception:
             return Failure(traceback.format_exc())
 
-    def _get_single_env(self, keep_random_state: bool) -> SingleEnv:
-        if keep_random_state not in self._single_envs:
-            self._single_envs[keep_random_state] = SingleEnv(self.env, self._get_simulator(keep_random_state))
-        return self._single_envs[keep_random_state]
+    def _get_single_env(self, common_random_numbers: bool) -> SingleEnv:
+        if common_random_numbers not in self._single_envs:
+            self._single_envs[common_random_numbers] = SingleEnv(self.env, self._get_simulator(common_random_numbers))
+        return self._single_envs[common_random_numbers]
 
-    def _get_simulator(self, keep_random_state: bool) -> Simulator:
-        if keep_random_state not in self._simulators:
-            self._simulators[keep_random_state] = Simulator(self.env, keep_random_state)
-        return self._simulators[keep_random_state]
+    def _get_simulator(self, common_random_numbers: bool) -> Simulator:
+        if common_random_numbers not in self._simulators:
+            self._simulators[common_random_numbers] = Simulator(self.env, common_random_numbers)
+        return self._simulators[common_random_numbers]
