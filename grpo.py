@@ -21,9 +21,10 @@ from threadpoolctl import ThreadpoolController
 from grpo_core import __version__
 from grpo_core.actor.actor import Actor
 from grpo_core.actor.normalization import ObservationStatistics
-from grpo_core.fast.collector import make_collector
+from grpo_core.fast.collector import make_batched_collector
 from grpo_core.fast.learner import MlpLearner, is_plain_mlp
 from grpo_core.groups.advantage import STD_EPSILON, Bools, Floats, compute_group_advantages
+from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, StepBatch, draw_minibatches, select, to_tensors
 from grpo_core.options.choices import (
@@ -164,6 +165,7 @@ class GRPO(OnPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
+    use_fast_path: ClassVar[bool] = True
     rollout_buffer: GroupRollout  # type: ignore[assignment]  # ours holds groups; SB3 only hands it through
 
     def __init__(
@@ -291,14 +293,14 @@ class GRPO(OnPolicyAlgorithm):
         """Lay out the storage of a rollout, and begin with new episodes."""
         self._mode = mode
         horizon = get_horizon(self.horizon, mode)
-        self._collector = make_collector(
-            bank, self.observation_space, mode, self.group_size, horizon, self.n_steps, self.common_random_numbers
-        )
+        plan = GroupPlan(mode, self.group_size, horizon, self.n_steps, self.common_random_numbers)
+        fast = make_batched_collector(bank, self.observation_space, plan) if self.use_fast_path else None
+        self._collector = fast or GroupCollector(bank, self.observation_space, plan)
         # Episodes are as long as they are: for them the storage starts small and grows.
         first_horizon = horizon or min(_FIRST_EPISODE_STEPS, self.n_steps)
-        n_groups = max(1, self.n_steps // (self.group_size * first_horizon))
+        n_anchors = bank.n_envs * max(1, self.n_steps // (self.group_size * first_horizon))
         self.rollout_buffer = GroupRollout(
-            first_horizon, bank.n_envs * n_groups, self.group_size, self.observation_space, self.action_space
+            first_horizon, n_anchors, self.group_size, self.observation_space, self.action_space
         )
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:

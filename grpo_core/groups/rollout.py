@@ -8,7 +8,6 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 
-from grpo_core.fast.physics import BatchStep
 from grpo_core.groups.advantage import BranchSteps, Floats
 from grpo_core.options.rewards import RewardFunction, get_reward_name
 from grpo_core.simulators.bank import Outcome
@@ -158,27 +157,26 @@ class GroupRollout:
         )
 
     def store_outcome(self, at: Place, outcome: Outcome) -> None:
-        """Store where one step led."""
-        self.next_states[at] = pack(self.observation_space, outcome.observed.observation)
-        self.rewards[at] = outcome.reward
-        self.terminated[at], self.truncated[at] = outcome.terminated, outcome.truncated and not outcome.terminated
+        """Store where one step led.
 
-    def store_steps(
-        self, at: Place, observations: Array, actions: Array, log_probs: Array, outcomes: BatchStep
-    ) -> None:
-        """Store one step of several branches, for which there is room: what they saw and chose, and where it led.
-
-        :param at: One place per branch.
-        :param observations: Shape ``(n_branches, *observation_shape)``.
+        :param at: The place of that step.
         """
-        self.states[at], self.actions[at], self.log_probs[at], self.step_mask[at] = (
-            observations,
-            actions,
-            log_probs,
-            True,
-        )
-        self.next_states[at], self.rewards[at] = outcomes.observations, outcomes.rewards
-        self.terminated[at], self.truncated[at] = outcomes.terminated, outcomes.truncated & ~outcomes.terminated
+        observation = pack(self.observation_space, outcome.observed.observation)
+        self.store_outcomes(at, observation, outcome.reward, outcome.terminated, outcome.truncated)
+
+    def store_outcomes(
+        self, at: Place, next_observations: Array, rewards: Any, terminated: Any, truncated: Any
+    ) -> None:
+        """Store where steps led.
+
+        :param at: One place per step.
+        :param next_observations: Shape ``(n_branches, *observation_shape)``; of a single step, ``observation_shape``.
+        :param rewards: Shape ``(n_branches,)``, or one number; likewise the flags.
+        :param terminated: Whether the episode ended.
+        :param truncated: Whether a time limit cut it; an episode that terminates at that very step was not cut.
+        """
+        self.next_states[at], self.rewards[at] = next_observations, rewards
+        self.terminated[at], self.truncated[at] = terminated, truncated > terminated
 
     def _make_room(self, t: int, group: int) -> None:
         horizon, n_anchors, _ = self.shape

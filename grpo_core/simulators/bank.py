@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
+import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from grpo_core.fast.physics import BatchedSimulator, find_batched_simulator
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
@@ -38,8 +38,9 @@ class SimulatorBank(ABC):
         self.n_envs = n_envs
         self.restorable = restorable
         self.shares_cheaply = shares_cheaply
-        #: What steps many states of each environment at once; empty where that is not known of all of them.
-        self.batched_simulators: Sequence[BatchedSimulator] = ()
+        #: The environments themselves, where they live in this process and the policy sees their own observations,
+        #: normalised at most; empty elsewhere.
+        self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
         self._path = path
         self._frames: list[Frames] = [()] * n_envs
 
@@ -146,10 +147,8 @@ class _LocalBank(SimulatorBank):
         self._single_envs = [SingleEnv(env, simulators[i] if needs_restore else None) for i, env in enumerate(envs)]
         shares_cheaply = needs_restore and all(simulator.is_cheap for simulator in simulators)
         super().__init__(len(envs), path, needs_restore, shares_cheaply)
-        if needs_restore and path.is_empty and not common_random_numbers:
-            batched = [find_batched_simulator(env) for env in envs]
-            if None not in batched:
-                self.batched_simulators = [simulator for simulator in batched if simulator is not None]
+        if path.is_empty:
+            self.plain_envs = envs
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         return {i: self._single_envs[i].reset(seed) for i, seed in seeds.items()}
