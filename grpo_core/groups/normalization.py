@@ -37,6 +37,18 @@ class Normalizer:
             mean, var = _freeze(rms.mean), _freeze(rms.var)
         return ObservationStatistics(mean, var, float(vec_normalize.clip_obs), float(vec_normalize.epsilon))
 
+    def apply(
+        self, rollout: GroupRollout, statistics: ObservationStatistics | None
+    ) -> tuple[Observations, Observations]:
+        """Gather what the policy saw at the live steps, and where these led; ``(n_steps, *observation_shape)`` each.
+
+        :param statistics: What ``freeze`` returned before the rollout was collected.
+        """
+        mask = rollout.step_mask
+        if statistics is None:
+            return unpack(rollout.states[mask]), unpack(rollout.next_states[mask])
+        return statistics.apply(rollout.states[mask]), statistics.apply(rollout.next_states[mask])
+
     def normalize_rewards(self, rollout: GroupRollout, start_returns: Moments) -> Moments:
         """Take the rollout's observations and returns into the statistics, and scale its rewards in place.
 

@@ -1,6 +1,6 @@
 """Storage of one rollout of whole groups, and how it is cut into minibatches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,11 +9,12 @@ import torch
 from gymnasium import spaces
 
 from grpo_core.groups.advantage import BranchSteps, Floats
-from grpo_core.options.rewards import RewardFunction, get_reward_name
 from grpo_core.simulators.bank import Outcome
 from grpo_core.spaces import Observations, observation_dtype, pack, unpack
 
 Array = npt.NDArray[Any]
+# Which steps of a batch a minibatch takes, shape ``(batch_size,)``.
+Indices = npt.NDArray[np.int64]
 # What steps are stored in: this grows and is trimmed, unlike what the algorithm makes of them.
 _STORED = (
     "states",
@@ -202,33 +203,6 @@ class GroupRollout:
     def _arrays(self) -> list[tuple[str, Array]]:
         return [(name, array) for name in _STORED if (array := getattr(self, name)) is not None]
 
-    def apply_reward_functions(
-        self, reward_functions: Sequence[RewardFunction | None], weights: Sequence[float]
-    ) -> dict[str, float]:
-        """Replace the environment's rewards by a weighted sum of rewards, each computed in one call over all steps.
-
-        :param reward_functions: None stands for the environment's own.
-        :return: The mean of each, unweighted, by name.
-        :raises ValueError: If one does not return one number per step.
-        """
-        own = self.rewards[self.step_mask]
-        total, means = np.zeros(len(own), np.float64), {}
-        for reward_function, weight in zip(reward_functions, weights, strict=True):
-            rewards = own
-            if reward_function is not None:  # each with copies of its own, in case it changes them
-                rewards = _compute_rewards(reward_function, self._reward_arguments(), len(own))
-            total += weight * rewards
-            means[get_reward_name(reward_function)] = float(rewards.mean())
-        self.rewards[self.step_mask] = total
-        return means
-
-    def _reward_arguments(self) -> tuple[Any, Any, Any]:
-        mask, space = self.step_mask, self.action_space
-        actions = self.actions[mask]
-        if isinstance(space, spaces.Box):
-            actions = np.clip(actions, space.low, space.high)
-        return _to_rows(self.states[mask]), _to_rows(actions), _to_rows(self.next_states[mask])
-
     def check_finite(self) -> None:
         """Refuse to learn from numbers that are none.
 
@@ -256,6 +230,16 @@ class GroupRollout:
         n_legal = self.step_mask[0].sum(axis=-1, keepdims=True, dtype=np.float32)
         return np.asarray(np.exp(self.log_probs[0]) * n_legal)
 
+    def lay_out(self, numbers: Floats) -> Floats:
+        """Put one number per live step, as ``flatten`` orders them, back in its place.
+
+        :param numbers: Shape ``(n_steps,)``.
+        :return: float32, shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
+        """
+        laid_out = np.zeros(self.shape, np.float32)
+        laid_out[self.step_mask] = numbers
+        return laid_out
+
     def flatten(self, observations: Observations, weights: Floats) -> StepBatch:
         """Gather the live steps of all branches, shapes ``(n_steps, ...)``.
 
@@ -281,29 +265,9 @@ class GroupRollout:
         )
 
 
-def _to_rows(batch: Array) -> Any:
-    """Turn a batch into what reward functions take: ``(B, n)``, or a dict of such for Dict observations."""
-    unpacked = unpack(batch)
-    if isinstance(unpacked, dict):
-        return {key: torch.from_numpy(array.reshape(len(array), -1)) for key, array in unpacked.items()}
-    return torch.from_numpy(unpacked.reshape(len(unpacked), -1))
-
-
-def _compute_rewards(reward_function: RewardFunction, arguments: tuple[Any, Any, Any], n_steps: int) -> Array:
-    name = get_reward_name(reward_function)
-    returned = reward_function(*arguments)
-    rule = f"it must return one reward per step, shape ({n_steps}, 1)."
-    if returned is None:
-        raise ValueError(f"reward function '{name}' returned None; {rule}")
-    rewards = torch.as_tensor(returned)
-    if rewards.numel() != n_steps:
-        raise ValueError(f"reward function '{name}' returned shape {tuple(rewards.shape)} for {n_steps} steps; {rule}")
-    return np.asarray(rewards.detach().cpu().reshape(n_steps).numpy())
-
-
 def draw_minibatches(
     batch: StepBatch, batch_size: int, rng: np.random.Generator, whole_branches: bool = False
-) -> Iterator[npt.NDArray[np.int64]]:
+) -> Iterator[Indices]:
     """Yield the index of every step once, in random order, ``batch_size`` at a time; the last time maybe fewer.
 
     :param whole_branches: Never split a branch; minibatches then hold fewer steps than ``batch_size`` and the longest
@@ -317,9 +281,7 @@ def draw_minibatches(
         yield order[start : start + batch_size]
 
 
-def _draw_branches(
-    branch_index: npt.NDArray[np.int64], batch_size: int, rng: np.random.Generator
-) -> Iterator[npt.NDArray[np.int64]]:
+def _draw_branches(branch_index: npt.NDArray[np.int64], batch_size: int, rng: np.random.Generator) -> Iterator[Indices]:
     order = rng.permutation(int(branch_index.max()) + 1)
     lengths = np.bincount(branch_index, minlength=len(order))[order]
     minibatch_of_branch = (lengths.cumsum() - lengths) // batch_size

@@ -19,7 +19,7 @@ from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_normalization, restore_normalization
 from grpo_core.spaces import pack
-from tests.support import with_either_learner
+from tests.support import with_either_path
 from tests.walk import StepLog, Walk, Watch, cartpole_model, collect
 
 BOX = spaces.Box(-5.0, 5.0, (3,))
@@ -380,7 +380,7 @@ def test_without_a_vec_normalize_everything_passes_through() -> None:
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("mode", ["branch", "episode"])
 @pytest.mark.parametrize("is_normalized", [False, True])
-@with_either_learner
+@with_either_path
 def test_the_ratio_is_one_on_the_first_minibatch(
     env_id: str, mode: str, is_normalized: bool, algorithm: type[GRPO]
 ) -> None:
