@@ -1,4 +1,4 @@
-"""Playing groups whose branches can all be stepped at once: the same rollouts, to the bit, sooner."""
+"""Play groups whose branches can all be stepped at once: the same rollouts to the bit, but faster."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -18,9 +18,9 @@ class _Live(NamedTuple):
     """The branches that are still under way, sorted by environment.
 
     :param places: Group and index of each, integers ``(n_branches, 2)``.
-    :param n_branches: How many each environment has.
-    :param sweeps: Turns of the environments, one branch each at most: pairs of environment and branch.
-    :param candidates: Those one of whose steps the next rollout may go on from, in the order of their turns.
+    :param n_branches: Number of branches of each environment.
+    :param sweeps: Pairs of environment and branch, in turns with one branch per environment at most.
+    :param candidates: The branches that the next rollout may continue from, in the order of their turns.
     """
 
     places: Any
@@ -89,7 +89,7 @@ class BatchedCollector(GroupCollector):
         return True
 
     def _list_live(self, places: Any) -> "_Live":
-        """Say whose turn it is when.
+        """Order the branches by environment and turn.
 
         :param places: Group and index of each branch, integers ``(n_branches, 2)``, sorted by environment.
         """

@@ -27,7 +27,7 @@ _FEW_STATES = 6
 
 
 class Motion(NamedTuple):
-    """What an environment without wrappers returns for a batch, see ``BatchStep``."""
+    """The result of one step of an environment without wrappers, see ``BatchStep``."""
 
     observations: npt.NDArray[np.float32]
     rewards: FloatArray

@@ -2,7 +2,7 @@
 
 A minibatch of a 64x64 network is so little arithmetic that eager torch spends nine tenths of a step on its own
 bookkeeping. Here parameters, gradients and Adam's moments lie in one vector each, and a step is some sixty NumPy
-calls. It rounds otherwise than torch, in the last digits; ``tests/grpo_core/fast/test_learner.py`` compares the two.
+calls. It rounds differently from torch, in the last digits; ``tests/grpo_core/fast/test_learner.py`` compares the two.
 """
 
 import math
@@ -88,7 +88,7 @@ def _list_linear_layers(policy: ActorCriticPolicy) -> list[list[torch.nn.Linear]
 
 
 class _Part(NamedTuple):
-    """What belongs to one parameter, in its shape: views of the vectors of ``_FlatParameters``."""
+    """Views of the vectors of ``_FlatParameters`` that belong to one parameter, in its shape."""
 
     weights: FloatArray
     gradient: FloatArray
@@ -216,7 +216,7 @@ class _Categorical:
     """One choice out of several; outputs are logits."""
 
     def forward(self, outputs: FloatArray, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        """See ``_Head``; ``actions`` are integers ``(batch_size,)``."""
+        """Compute log probabilities and entropies; ``actions`` are integers ``(batch_size,)``."""
         shifted = outputs - outputs.max(axis=1, keepdims=True)
         exponentials = np.exp(shifted)
         sums = exponentials.sum(axis=1, keepdims=True)
@@ -226,7 +226,10 @@ class _Categorical:
         return self._log_probs[self._chosen], self._entropy[:, 0]
 
     def backward(self, log_prob_slopes: FloatArray, entropy_slope: float) -> FloatArray:
-        """See ``_Head``: ``d log p_a / d z_i = [a = i] - p_i`` and ``d H / d z_i = -p_i (log p_i + H)``."""
+        """Compute the derivatives by the logits.
+
+        ``d log p_a / d z_i = [a = i] - p_i`` and ``d H / d z_i = -p_i (log p_i + H)``.
+        """
         slopes = -self._probs * log_prob_slopes[:, None]
         slopes[self._chosen] += log_prob_slopes
         if entropy_slope != 0.0:
@@ -245,7 +248,7 @@ class _Gaussian:
         self._log_std, self._gradient = log_std, gradient
 
     def forward(self, outputs: FloatArray, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        """See ``_Head``; ``actions`` are numbers ``(batch_size, n_dimensions)``."""
+        """Compute log probabilities and entropies; ``actions`` are numbers ``(batch_size, n_dimensions)``."""
         self._std = np.exp(self._log_std)
         self._noise = (actions - outputs) / self._std
         log_prob = (-0.5 * self._noise * self._noise - self._log_std - 0.5 * _LOG_2_PI).sum(axis=1)
@@ -253,7 +256,7 @@ class _Gaussian:
         return log_prob, np.full(len(actions), entropy, np.float32)
 
     def backward(self, log_prob_slopes: FloatArray, entropy_slope: float) -> FloatArray:
-        """See ``_Head``; the gradient of ``log_std`` is put where it belongs."""
+        """Compute the derivatives by the means, and write the gradient of ``log_std``."""
         weighed = log_prob_slopes[:, None] * self._noise
         self._gradient[:] = (weighed * self._noise - log_prob_slopes[:, None]).sum(axis=0)
         self._gradient += entropy_slope * len(log_prob_slopes)
@@ -261,7 +264,7 @@ class _Gaussian:
 
 
 class _Steps(NamedTuple):
-    """What a minibatch holds, ``(batch_size, ...)`` each."""
+    """The steps of a minibatch, ``(batch_size, ...)`` each."""
 
     features: FloatArray
     actions: npt.NDArray[Any]

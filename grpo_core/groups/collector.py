@@ -1,4 +1,4 @@
-"""Playing groups: where branches start, which simulator steps them, and where the next groups start."""
+"""Play groups: where branches start, which simulator steps them, and where the next groups start."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
 from grpo_core.simulators.simulator import SimulatorState
 from grpo_core.spaces import pack
 
-# Called after every sweep over the environments with their infos, done flags and rewards, one per environment, and
-# the number of simulator steps taken; returns False to end the rollout.
+# Called after every sweep over the environments with infos, done flags and rewards, one per environment, and the number
+# of simulator steps taken. It returns False to end the rollout.
 SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
 
 
 class AnchorState(NamedTuple):
     """A full simulator state that groups start from.
 
-    :param observed: What the environment shows there, not normalised.
-    :param simulator_state: What the simulator captured there.
-    :param discounted_return: Discounted rewards of the episode so far, for reward normalisation only.
+    :param observed: The environment's observation there, not normalised.
+    :param simulator_state: The state that the simulator captured there.
+    :param discounted_return: Discounted rewards of the episode so far; only reward normalisation uses it.
     """
 
     observed: Observed
@@ -40,17 +40,15 @@ class _Group:
 
     :param index: Its place in the rollout.
     :param env_index: The environment that all of its branches are played in.
-    :param anchor: Where it starts; None if ``seed`` says so.
-    :param seed: Seed of the reset that its members share; None if ``anchor`` is where they start.
+    :param anchor: Where it starts; None if its members share a seeded reset instead.
     :param kept_branch: The branch that the next rollout continues from.
-    :param kept_t: The step of that branch from which on it does.
-    :param kept: What the environment showed after that step and the state it was in; None if its episode was over.
+    :param kept_t: The step of that branch after which it continues.
+    :param kept: Observation and state after that step; None if the episode was over.
     """
 
     index: int
     env_index: int
     anchor: AnchorState | None = None
-    seed: int | None = None
     kept_branch: int = 0
     kept_t: int = 0
     kept: tuple[Observed, SimulatorState] | None = None
@@ -60,8 +58,8 @@ class _Group:
 class _Branch:
     """A branch under way.
 
-    :param state: What to put the simulator into before the next step; None if it is there already.
-    :param first_action: Taken at the first step instead of a drawn one.
+    :param state: State to restore before the next step; None if the simulator is in it already.
+    :param first_action: Action to take at the first step instead of a drawn one.
     """
 
     group: _Group
@@ -129,12 +127,12 @@ class GroupCollector:
     ) -> bool:
         """Let every branch of every group follow the policy to its end.
 
-        Where simulators are cheap to restore, all branches of an environment advance in step and take turns in it,
-        so that one forward pass serves them all. Elsewhere each environment plays one branch after the other and is
+        If simulators are cheap to restore, all branches of an environment advance together and take turns in it, so
+        that one forward pass serves them all. Otherwise each environment plays one branch after the other and is
         restored once for each.
 
         :param should_stop: Asked between resets, which may be slow; ``on_sweep`` ends a rollout elsewhere.
-        :return: False if it was ended early; the storage is then incomplete.
+        :return: False if it ended early; the storage is then incomplete.
         """
         rollout.clear()
         self._n_steps_taken = [0] * self._bank.n_envs
@@ -205,7 +203,7 @@ class GroupCollector:
         """Yield one branch for every legal action."""
         observations, masks = self._to_batch([anchor.observed])
         probs = actor.action_probs(observations, masks)
-        # The episode goes on as the policy would, not as the enumeration did.
+        # The episode goes on with the action that the policy would draw, not with an enumerated one.
         group.kept_branch = int(rng.choice(self._plan.group_size, p=probs[0] / probs[0].sum(dtype=np.float64)))
         for action in range(self._plan.group_size):
             if masks is None or masks[0, action]:
@@ -260,10 +258,10 @@ class GroupCollector:
         return on_sweep(infos, dones, rewards, len(sweep))
 
     def _draw_kept(self, branch: _Branch, rng: np.random.Generator) -> bool:
-        """Decide whether the next rollout goes on from the step that a branch is about to take.
+        """Decide whether to keep the step that a branch is about to take: the next rollout goes on from the last kept.
 
-        How long a branch lives is not known beforehand, so its steps are drawn by reservoir sampling: step t (from 0)
-        replaces the one kept so far with probability 1 / (t + 1). Only kept states have to be held.
+        How long a branch will live is unknown, so one of its steps is drawn by reservoir sampling: step t (from 0)
+        replaces the one kept so far with probability 1 / (t + 1). Only the kept state has to be stored.
         """
         group = branch.group
         if group.anchor is None or branch.index != group.kept_branch or rng.random() * (branch.t + 1) >= 1.0:
@@ -272,7 +270,7 @@ class GroupCollector:
         return True
 
     def _advance(self, branch: _Branch, outcome: Outcome) -> None:
-        """Note what a step led to."""
+        """Move a branch to where a step led, and keep that for its group if it was drawn."""
         group, is_over = branch.group, outcome.terminated or outcome.truncated
         if group.anchor is not None and branch.index == group.kept_branch and branch.t == group.kept_t:
             group.kept = None if is_over else (outcome.observed, outcome.state)
@@ -309,8 +307,8 @@ class GroupCollector:
                 self._anchors.append(AnchorState(*group.kept, so_far))
 
     def _draw_seed(self, rng: np.random.Generator) -> int | None:
-        """Choose how an environment's generator goes on with a new episode; None leaves it as it is."""
-        # Where restoring rewinds it, it would else begin episodes that were played already.
+        """Choose the seed of a new episode; None lets the environment's generator go on."""
+        # If restoring rewinds the generator, it would otherwise begin episodes that were already played.
         return int(rng.integers(2**31)) if self._plan.common_random_numbers else None
 
     def _to_batch(self, observed: Sequence[Observed]) -> tuple[Any, npt.NDArray[np.bool_] | None]:

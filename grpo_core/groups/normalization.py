@@ -15,7 +15,7 @@ class Normalizer:
 
     Statistics of observations are frozen while a rollout is collected and updated after it, so that all members of a
     group see the same numbers and the first minibatch has a probability ratio of 1. Rewards are scaled by statistics
-    that know them. Without a ``VecNormalize`` everything passes through.
+    that include them. Without a ``VecNormalize``, everything passes through unchanged.
 
     :param vec_normalize: The wrapper whose statistics are used and, if it is training, updated.
     """
@@ -50,10 +50,10 @@ class Normalizer:
         return statistics.apply(rollout.states[mask]), statistics.apply(rollout.next_states[mask])
 
     def normalize_rewards(self, rollout: GroupRollout, start_returns: Moments) -> Moments:
-        """Take the rollout's observations and returns into the statistics, and scale its rewards in place.
+        """Update the statistics with the rollout's observations and returns, and scale its rewards in place.
 
         :param start_returns: Discounted rewards that the groups' episodes earned before, shape ``(n_anchors,)``.
-        :return: Discounted rewards of the episodes up to each step, unscaled, ``(horizon, n_anchors, group_size)``.
+        :return: Discounted rewards of the episodes up to each step, not scaled; ``(horizon, n_anchors, group_size)``.
         """
         discounted_returns = np.zeros(rollout.shape)
         if self._vec_normalize is None:
@@ -63,7 +63,7 @@ class Normalizer:
             running = running * self._vec_normalize.gamma + rewards
             discounted_returns[t] = running
         if self._vec_normalize.training:
-            # Before they are used: else the first rollout would be scaled by statistics of nothing.
+            # Before they are used: otherwise the first rollout would be scaled by empty statistics.
             self._vec_normalize.ret_rms.update(discounted_returns[rollout.step_mask])
             self._update_observation_statistics(unpack(rollout.states[rollout.step_mask]))
         rollout.rewards[:] = self._vec_normalize.normalize_reward(rollout.rewards) * rollout.step_mask

@@ -15,7 +15,7 @@ from grpo_core.spaces import Observations, observation_dtype, pack, unpack
 Array = npt.NDArray[Any]
 # Which steps of a batch a minibatch takes, shape ``(batch_size,)``.
 Indices = npt.NDArray[np.int64]
-# What steps are stored in: this grows and is trimmed, unlike what the algorithm makes of them.
+# The arrays that steps are stored in. They grow and are trimmed, unlike what the algorithm computes from them.
 _STORED = (
     "states",
     "next_states",
@@ -27,17 +27,22 @@ _STORED = (
     "truncated",
     "action_masks",
 )
-# Step, group and branch: where in a rollout something belongs. Integers, or arrays of them of one length.
+# Where in a rollout a step belongs: its time, group and branch. Integers, or integer arrays of equal length.
 Place = tuple[Any, Any, Any]
 
 
 class StepBatch(NamedTuple):
-    """Steps of any branches; every array is ``(batch_size, ...)``, Dict observations are a dict of such.
+    """Steps of any branches; every array or tensor is ``(batch_size, ...)``, Dict observations are a dict of such.
 
-    :param branch_index: Which branch of the rollout a step belongs to.
-    :param weights: How much a step counts in the policy's loss.
+    :param observations: As the policy saw them, ``(batch_size, *observation_shape)``.
+    :param actions: As drawn, before clipping, ``(batch_size, *action_shape)``; the axes of a Box are flattened.
+    :param old_log_prob: Their log probability under the policy that drew them, ``(batch_size,)``.
+    :param advantages: Shape ``(batch_size,)``.
+    :param value_targets: What the value network is to predict, ``(batch_size,)``.
+    :param branch_index: Which branch of the rollout a step belongs to, integers ``(batch_size,)``.
+    :param weights: How much a step counts in the policy's loss, ``(batch_size,)``.
     :param action_masks: Which actions were legal, ``(batch_size, n_bits)``; None where all always are.
-    :param ref_log_prob: Log probability under the reference policy; None without one.
+    :param ref_log_prob: Log probability under the reference policy, ``(batch_size,)``; None without one.
     """
 
     observations: Any
@@ -87,11 +92,11 @@ def select(field: Any, chosen: torch.Tensor) -> Any:
 class GroupRollout:
     """Storage of one rollout, shapes ``(horizon, n_anchors, group_size, ...)``.
 
-    After ``clear``, steps are stored one by one, and the arrays grow as they have to; ``trim`` cuts them to what is
-    there. ``advantages`` and ``value_targets`` are set by the algorithm before ``flatten``.
+    After ``clear``, steps are stored one by one, and the arrays grow when they must; ``trim`` cuts them to what was
+    stored. The algorithm sets ``advantages`` and ``value_targets`` before ``flatten``.
 
-    :param horizon: Steps per branch to lay out at first.
-    :param n_anchors: Groups to lay out at first.
+    :param horizon: Steps per branch to make room for at first.
+    :param n_anchors: Groups to make room for at first, one per anchor.
     :param group_size: Branches per group.
     """
 
@@ -139,10 +144,12 @@ class GroupRollout:
         self.action_masks = None
 
     def store_actions(self, at: Place, observations: Array, actions: Array, log_probs: Array, masks: Any) -> None:
-        """Store what branches saw and chose.
+        """Store what branches saw and chose, and make room for it.
 
-        :param at: One place per branch.
+        :param at: One place per branch: three integer arrays ``(n_branches,)``.
         :param observations: Shape ``(n_branches, *observation_shape)``.
+        :param actions: Shape ``(n_branches, *action_shape)``.
+        :param log_probs: Shape ``(n_branches,)``.
         :param masks: Legal actions, shape ``(n_branches, n_bits)``; None where all are.
         """
         self._make_room(int(at[0].max()), int(at[1].max()))
@@ -194,7 +201,7 @@ class GroupRollout:
             setattr(self, name, grown)
 
     def trim(self, n_anchors: int, horizon: int | None) -> None:
-        """Cut the storage to the groups there are, and to a horizon or, if that is None, the longest branch."""
+        """Cut the storage to ``n_anchors`` groups, and to ``horizon`` steps or, if that is None, the longest branch."""
         if horizon is None:
             horizon = int(self.step_mask.any(axis=(1, 2)).sum())
         for name, array in self._arrays():
@@ -204,7 +211,7 @@ class GroupRollout:
         return [(name, array) for name in _STORED if (array := getattr(self, name)) is not None]
 
     def check_finite(self) -> None:
-        """Refuse to learn from numbers that are none.
+        """Check that all rewards and observations of live steps are finite.
 
         :raises ValueError: If a reward or an observation is NaN or infinite.
         """
@@ -218,7 +225,7 @@ class GroupRollout:
 
     @property
     def steps(self) -> BranchSteps:
-        """What advantages are computed from; the storage itself, not a copy."""
+        """What advantages are computed from: views of the storage, ``(horizon, n_anchors, group_size)`` each."""
         return BranchSteps(self.rewards, self.step_mask, self.terminated, self.truncated)
 
     @property
@@ -268,10 +275,10 @@ class GroupRollout:
 def draw_minibatches(
     batch: StepBatch, batch_size: int, rng: np.random.Generator, whole_branches: bool = False
 ) -> Iterator[Indices]:
-    """Yield the index of every step once, in random order, ``batch_size`` at a time; the last time maybe fewer.
+    """Yield the index of every step once, in random order, ``(batch_size,)`` at a time; the last may be fewer.
 
-    :param whole_branches: Never split a branch; minibatches then hold fewer steps than ``batch_size`` and the longest
-        branch have together.
+    :param whole_branches: Never split a branch. A minibatch then holds fewer steps than ``batch_size`` plus the length
+        of the longest branch.
     """
     if whole_branches:
         yield from _draw_branches(batch.branch_index, batch_size, rng)

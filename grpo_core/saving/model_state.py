@@ -1,4 +1,4 @@
-"""What a ``GRPO`` keeps in its model file, and how it is found again."""
+"""Collect what a ``GRPO`` keeps in its model file, and put it back."""
 
 import io
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from grpo_core.saving.model_file import Arrays, ModelContent, ModelFileError
 
 ModelPath = str | Path | io.BufferedIOBase
 
-# What loading reads of a file's metadata, besides what every reader of model files does.
+# Facts in a file's metadata that loading needs, beyond those that every reader checks.
 _FACTS = {
     "hyperparameters",
     "reward_function",

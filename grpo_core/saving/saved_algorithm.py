@@ -31,7 +31,7 @@ from grpo_core.saving.model_state import (
 
 
 class SavedAlgorithm(OnPolicyAlgorithm):
-    """What ``GRPO`` does with model files; ``grpo_core.saving.model_file`` says what is in one."""
+    """The base of ``GRPO`` that knows model files; ``grpo_core.saving.model_file`` describes them."""
 
     rng: np.random.Generator
     reward_function: RewardFunction | Any
@@ -88,7 +88,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         :param env: Environment to go on training in; its spaces must be those of the model. If the model was trained in
             a ``VecNormalize``, it is put into one unless it is in one, and the statistics of the file are restored.
             It is seeded with ``seed + num_timesteps``.
-        :param custom_objects: Same as ``kwargs``, under SB3's name; what is no such argument is passed over.
+        :param custom_objects: The same as ``kwargs`` under SB3's name; unknown names are ignored.
         :param print_system_info: Print the versions that the model was saved with.
         :param force_reset: Start new episodes; groups always do after loading.
         :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``.
@@ -144,7 +144,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Load parameters in place, from a GRPO model file or from ``get_parameters``; see SB3's own."""
+        """Load parameters in place, from a GRPO model file or from what ``get_parameters`` returned."""
         if isinstance(load_path_or_dict, dict):
             super().set_parameters(load_path_or_dict, exact_match, device)
         else:

@@ -1,8 +1,8 @@
 """The simulators behind a vectorised environment, in this process or in workers, as a rollout drives them.
 
-A ``SimulatorBank`` resets and steps single environments past ``VecEnv.step``, which would reset an environment that
-is done, and puts them into captured states first where asked to. What the vectorised environment's wrappers do to
-observations is done here, but for normalisation, which belongs to the rollout.
+A ``SimulatorBank`` resets and steps single environments without ``VecEnv.step``, which would reset those that are done,
+and puts them into captured states first if asked. It does to observations what the vectorised environment's wrappers
+do, except for normalisation, which belongs to the rollout.
 """
 
 from abc import ABC, abstractmethod
@@ -92,8 +92,8 @@ class SimulatorBank(ABC):
 def make_bank(env: VecEnv, *, needs_restore: bool, common_random_numbers: bool = False) -> SimulatorBank:
     """Take hold of the environments behind a vectorised one.
 
-    Environments of which nobody has shown that a copy of them is complete are stepped a few times to see; they have
-    to be reset afterwards, as all do before their first step.
+    Environments whose copies are not known to be complete are stepped a few times to find out. All environments have to
+    be reset before their first step.
 
     :param env: A ``DummyVecEnv``, or a ``SubprocVecEnv`` with a ``RestorableWrapper`` around each environment, which
         only ``needs_restore`` demands; with ``VecNormalize``, ``VecFrameStack``, ``VecTransposeImage``, ``VecMonitor``
@@ -247,7 +247,7 @@ def _send(base: SubprocVecEnv, i: int, call: _Call) -> None:
     try:
         base.remotes[i].send(("env_method", call))
     except (BrokenPipeError, ConnectionResetError):
-        return  # the worker is dead, as _receive will find
+        return  # the worker is dead; _receive reports it
 
 
 def _receive(base: SubprocVecEnv, i: int) -> Any:

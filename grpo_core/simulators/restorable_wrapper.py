@@ -1,4 +1,4 @@
-"""What makes an environment in a worker process restorable from outside."""
+"""Make an environment in a worker process restorable from outside."""
 
 import pickle
 import traceback
@@ -11,13 +11,13 @@ from grpo_core.simulators.single_env import Order, SingleEnv
 
 
 class Failure(NamedTuple):
-    """What a worker's environment raised."""
+    """An error of a worker's environment, as text."""
 
     traceback: str
 
 
-# A worker that raises dies and takes the message with it, so the methods for the parent return whatever goes wrong:
-# here is the border of the process.
+# A worker that raises dies, and its message is lost, so the methods that the parent calls return every error: this is
+# the boundary of the process.
 class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
     """Makes an environment in a ``SubprocVecEnv`` worker restorable, so that groups can branch in it.
 
@@ -51,7 +51,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         return None
 
     def take_reset(self, seed: int | None, common_random_numbers: bool) -> Any:
-        """Reset and capture in one round trip; what goes wrong is returned and not raised."""
+        """Reset and capture in one round trip; errors are returned, not raised."""
         try:
             observed, state = self._get_single_env(common_random_numbers).reset(seed)
             return observed, pickle.dumps(state)
@@ -59,9 +59,9 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             return Failure(traceback.format_exc())
 
     def take_order(self, order: Order, common_random_numbers: bool) -> Any:
-        """Restore, step and capture in one round trip; what goes wrong is returned and not raised.
+        """Restore, step and capture in one round trip; errors are returned, not raised.
 
-        States cross the border as bytes that only the worker reads: the parent has no use for their content.
+        States travel as bytes that only the worker reads: the parent has no use for their content.
         """
         try:
             if order.restore is not None:

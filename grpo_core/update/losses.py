@@ -1,4 +1,4 @@
-"""What the policy is trained on, step by step: surrogates, divergences, and how much every step counts.
+"""The terms of the loss, step by step: surrogates, divergences, and how much every step counts.
 
 The weights are arrays over a whole rollout, ``(horizon, n_anchors, group_size)``. All other functions take tensors of
 the steps of a minibatch, ``(batch_size,)``, and return one number per step. The loss to minimise is the mean over the
@@ -98,7 +98,7 @@ def compute_filter_weights(
     :return: Same shape as ``step_mask``, 0 in the other groups.
     """
     kept = np.broadcast_to(informative[:, None], step_mask.shape)
-    # What counts for one is every step, or every branch or constant horizon, of which all groups have as many.
+    # The unit that counts alike is the step, or the branch or the horizon; of the latter two all groups have as many.
     kept_share = float(kept[step_mask].mean() if normalization == "step" else informative.mean())
     return kept.astype(np.float32) / (kept_share or 1.0)  # without an informative group, all weights are 0
 

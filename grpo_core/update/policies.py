@@ -1,4 +1,4 @@
-"""What GRPO asks of SB3's actor-critic policies: separate step sizes, action masks, and large batches."""
+"""Train SB3's actor-critic policies with separate step sizes and action masks, and run them on large batches."""
 
 import copy
 from typing import Any
@@ -28,7 +28,7 @@ _MAX_FORWARD_INPUTS = 2**22
 
 
 def split_parameters(policy: ActorCriticPolicy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Tell the parameters that the value network has to itself from all others.
+    """Separate the parameters that only the value network uses from all others.
 
     :return: The policy's, which include a features extractor that both share, and the value network's.
     """
@@ -53,8 +53,10 @@ def copy_policy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
 def evaluate_actions(
     policy: ActorCriticPolicy, observations: Any, actions: torch.Tensor, action_masks: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Evaluate actions as ``ActorCriticPolicy.evaluate_actions`` does, with masks.
+    """Evaluate actions as ``ActorCriticPolicy.evaluate_actions`` does, but with masks.
 
+    :param observations: Shape ``(batch_size, *observation_shape)``; a dict of such for Dict observations.
+    :param actions: Shape ``(batch_size, *action_shape)``.
     :param action_masks: Legal actions, shape ``(batch_size, n_bits)``; None where all are.
     :return: Values, log probabilities and entropies, ``(batch_size,)`` each.
     """
