@@ -461,18 +461,19 @@ class GRPO(SavedAlgorithm):
             return
 
         self.policy.set_training_mode(True)
-        rollout_steps, n_branches = self._batch.to_tensors(self.device), math.prod(self.rollout_buffer.shape[1:])
-        measured: list[dict[str, torch.Tensor]] = []
+        steps, n_branches = self._batch.to_tensors(self.device), math.prod(self.rollout_buffer.shape[1:])
+        networks, measured = split_parameters(self.policy), list[dict[str, torch.Tensor]]()
         for chosen in self._draw_minibatches():
-            batch = rollout_steps.select(torch.from_numpy(chosen).to(self.device))
+            batch = steps.select(torch.from_numpy(chosen).to(self.device))
             values, log_prob, entropy = evaluate_actions(
                 self.policy, batch.observations, batch.actions, batch.action_masks
             )
 
             # The policy: how much more likely each action became, times its advantage, clipped.
             log_ratio = log_prob - batch.old_log_prob
-            ratio = log_ratio.exp()
-            if self.importance_level == "branch":
+            if self.importance_level == "step":
+                ratio = log_ratio.exp()
+            else:
                 ratio = compute_sequence_ratio(log_ratio, batch.branch_index, n_branches)
             if self.loss_type == "clip":
                 losses = compute_clipped_surrogate(ratio, batch.advantages, clip_range, clip_range_high)
@@ -502,7 +503,7 @@ class GRPO(SavedAlgorithm):
             self.policy.optimizer.zero_grad()
             loss.backward()
             # Clipped apart: the value network's gradient grows with the rewards and would drown the policy's.
-            for parameters in split_parameters(self.policy):
+            for parameters in networks:
                 torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             self.policy.optimizer.step()
         self._log_update(_compute_means(measured), clip_range)

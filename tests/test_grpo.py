@@ -43,7 +43,7 @@ from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError
 from grpo_core.saving.model_state import restore_normalization
 from grpo_core.simulators.simulator import NotBranchableError
-from tests.support import wait_until, with_either_path
+from tests.support import PlainGRPO, wait_until, with_either_path
 from tests.walk import StepLog, collect, walk_model
 
 ROOT = Path(__file__).parent.parent
@@ -302,11 +302,13 @@ def test_two_step_branches_do_tell_them_apart() -> None:
     "changes",
     [
         {},
+        {"algorithm": PlainGRPO},
         {"group_mode": "action"},
         {"group_mode": "episode"},
         {"supervision": "outcome"},
         {"baseline": "leave_one_out", "advantage_scaling": "none"},
         {"loss_type": "cispo"},
+        {"loss_type": "cispo", "algorithm": PlainGRPO},
         {"importance_level": "branch", "supervision": "outcome"},
         {"loss_normalization": "horizon"},
         {"loss_normalization": "branch"},
@@ -643,9 +645,10 @@ def test_stop_training_on_max_episodes_counts_episodes() -> None:
     assert model.num_timesteps < 500
 
 
+@with_either_path
 @pytest.mark.parametrize("mode", ["branch", "action", "episode"])
-def test_stop_from_a_callback_ends_the_rollout_at_that_step(mode: str) -> None:
-    model = build(n_steps=128, group_mode=mode)
+def test_stop_from_a_callback_ends_the_rollout_at_that_step(mode: str, algorithm: type[GRPO]) -> None:
+    model = build(algorithm=algorithm, n_steps=128, group_mode=mode)
     untouched = copy_weights(model)
 
     def stop(model: GRPO) -> bool:
@@ -658,8 +661,9 @@ def test_stop_from_a_callback_ends_the_rollout_at_that_step(mode: str) -> None:
     assert is_same(copy_weights(model), untouched)
 
 
-def test_stop_between_rollout_and_update_leaves_the_policy_as_it_was() -> None:
-    model = build("Pendulum-v1")
+@with_either_path
+def test_stop_between_rollout_and_update_leaves_the_policy_as_it_was(algorithm: type[GRPO]) -> None:
+    model = build("Pendulum-v1", algorithm)
     untouched = copy_weights(model)
     model.learn(256, callback=Record(on_end=lambda model: model.stop()))
     assert model.num_timesteps <= 33
@@ -682,9 +686,10 @@ def test_stop_from_another_thread_ends_the_rollout_phase() -> None:
     assert model._n_updates == 0
 
 
-def test_stop_from_another_thread_ends_the_update_phase() -> None:
+@with_either_path
+def test_stop_from_another_thread_ends_the_update_phase(algorithm: type[GRPO]) -> None:
     n_epochs = 20_000
-    model = build("Pendulum-v1", n_epochs=n_epochs)
+    model = build("Pendulum-v1", algorithm, n_epochs=n_epochs)
 
     def stop_soon() -> None:
         wait_until(lambda: model._n_updates > 10, 30)
