@@ -1,9 +1,8 @@
 """GRPO for Stable-Baselines3: group relative policy optimisation with groups that branch from one simulator state."""
 
 import math
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -11,19 +10,17 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
-from threadpoolctl import ThreadpoolController
+from stable_baselines3.common.vec_env import VecEnv
 
-from grpo_core import __version__
-from grpo_core.actor.actor import Actor
-from grpo_core.fast.collector import make_collector
-from grpo_core.fast.learner import MlpLearner, is_plain_mlp
-from grpo_core.groups.advantage import STD_EPSILON, Bools, Floats, compute_group_advantages
-from grpo_core.groups.rollout import GroupRollout, StepBatch, draw_minibatches, select, to_tensors
+from grpo_core import __version__, fast
+from grpo_core.groups.advantage import compute_group_advantages
+from grpo_core.groups.collector import GroupCollector, GroupPlan
+from grpo_core.groups.normalization import Normalizer
+from grpo_core.groups.rewards import apply_reward_functions
+from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
     AdvantageScaling,
@@ -34,56 +31,44 @@ from grpo_core.options.choices import (
     LossType,
     Supervision,
 )
-from grpo_core.options.hyperparameters import SAVED_HYPERPARAMETERS
-from grpo_core.options.hyperparameters_json import custom_objects_to_arguments, hyperparameters_from_json
 from grpo_core.options.policy_kwargs import (
     POLICIES,
     check_policy_fits,
     check_policy_kwargs,
     get_policy_name,
-    network_from_json,
-    network_to_json,
-    policy_from_json,
 )
-from grpo_core.options.rewards import RewardFunction, find_reward_functions
-from grpo_core.saving import model_file
-from grpo_core.saving.model_state import (
-    ModelPath,
-    describe_model,
-    get_normalization,
-    get_optimizer_state,
-    get_weights,
-    read_model,
-    restore_normalization,
-    to_parameters,
-    write_model,
-)
+from grpo_core.options.rewards import RewardFunction
+from grpo_core.saving.model_state import wrap_like
+from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.simulators.bank import SimulatorBank, find_obstacle, make_bank
-from grpo_core.simulators.normalization import Normalizer, ObservationStatistics
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.simulator import check_branchable
-from grpo_core.spaces import Observations, check_action_space, check_observation_space, count_inputs, unpack
-from grpo_core.update.learner import AutogradLearner, Learner, UpdateRule
-from grpo_core.update.losses import compute_step_weights
-from grpo_core.update.policies import copy_policy, evaluate_actions, predict_masked, split_parameters
+from grpo_core.spaces import Observations, check_action_space, check_observation_space
+from grpo_core.update.losses import (
+    compute_cispo_loss,
+    compute_clipped_surrogate,
+    compute_filter_weights,
+    compute_kl,
+    compute_sequence_ratio,
+    compute_step_weights,
+)
+from grpo_core.update.policies import (
+    compute_log_prob,
+    compute_values,
+    copy_policy,
+    evaluate_actions,
+    predict_masked,
+    split_parameters,
+)
+from grpo_core.update.seeding import borrow_torch_generator
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
-# torch initialises layers from one process-wide generator. It is borrowed, seeded and put back while a policy is
-# built, under this lock, so that models built in other threads neither see nor disturb each other's seed.
-_TORCH_GENERATOR_LOCK = threading.Lock()
-# NumPy's matrix products. A minibatch's are so small that a second thread costs more than it takes over, and trainings
-# beside each other would fight over the cores.
-_BLAS = ThreadpoolController().select(user_api="blas")
-# A forward pass over a whole rollout at once would hold every layer's output for all of its steps. A hundred images
-# take as much as thousands of short observations.
-_MAX_FORWARD_STEPS = 8192
 # Steps per branch that the storage of whole episodes is laid out for at first.
 _FIRST_EPISODE_STEPS = 64
-_MAX_FORWARD_INPUTS = 2**22
 
 
-class GRPO(OnPolicyAlgorithm):
+class GRPO(SavedAlgorithm):
     """Group Relative Policy Optimization on a Gymnasium task.
 
     From each *anchor state* a *group* of ``group_size`` *branches* follows the current policy for at most
@@ -154,9 +139,14 @@ class GRPO(OnPolicyAlgorithm):
     :param kl_coef: Weight of the KL divergence from the reference policy, the one that ``learn`` began anew with.
     :param ref_sync_steps: Simulator steps after which the policy becomes the reference anew; None never.
     :raises ValueError: If an argument is outside its range or does not fit another; the message says how to mend it.
+
+    Where ``grpo_core.fast`` is known to come to the same, rollouts to the bit and weights to rounding, it collects
+    rollouts and takes the steps of ``train``, several times faster. The class attribute ``use_fast_path`` is its one
+    switch: set ``GRPO.use_fast_path = False`` before a model is built, and none of it runs.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
+    use_fast_path: ClassVar[bool] = True
     rollout_buffer: GroupRollout  # type: ignore[assignment]  # ours holds groups; SB3 only hands it through
 
     def __init__(
@@ -250,8 +240,6 @@ class GRPO(OnPolicyAlgorithm):
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0
         self._stop_requested = False
-        self._lost_reward_function: str | list[str] | None = None
-        self._loaded: model_file.ModelContent | None = None
         if _init_setup_model:
             self._setup_model()
 
@@ -264,8 +252,7 @@ class GRPO(OnPolicyAlgorithm):
         check_policy_fits(policy_class, self.policy_kwargs, self.observation_space)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        with _TORCH_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(self.rng.integers(2**63)))
+        with borrow_torch_generator(self.rng):
             self.policy = policy_class(
                 self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
             )
@@ -276,7 +263,8 @@ class GRPO(OnPolicyAlgorithm):
             lr=self.lr_schedule(1),  # type: ignore[call-arg]  # every optimizer takes it, its base class does not
             **self.policy.optimizer_kwargs,
         )
-        self._has_plain_mlp = is_plain_mlp(self.policy)
+        # Asked of the network as it is built: the actor's copy of it is right, whatever a user changes later.
+        self._reads_values_fast = self.use_fast_path and fast.is_plain_mlp(self.policy)
         if self.env is not None:
             self._setup_groups(*self._choose_simulators(self.env))
 
@@ -284,14 +272,16 @@ class GRPO(OnPolicyAlgorithm):
         """Lay out the storage of a rollout, and begin with new episodes."""
         self._mode = mode
         horizon = get_horizon(self.horizon, mode)
-        self._collector = make_collector(
-            bank, self.observation_space, mode, self.group_size, horizon, self.n_steps, self.common_random_numbers
-        )
+        plan = GroupPlan(mode, self.group_size, horizon, self.n_steps, self.common_random_numbers)
+        fast_collector = None
+        if self.use_fast_path:
+            fast_collector = fast.make_batched_collector(bank, self.observation_space, plan)
+        self._collector = fast_collector or GroupCollector(bank, self.observation_space, plan)
         # Episodes are as long as they are: for them the storage starts small and grows.
         first_horizon = horizon or min(_FIRST_EPISODE_STEPS, self.n_steps)
-        n_groups = max(1, self.n_steps // (self.group_size * first_horizon))
+        n_anchors = bank.n_envs * max(1, self.n_steps // (self.group_size * first_horizon))
         self.rollout_buffer = GroupRollout(
-            first_horizon, bank.n_envs * n_groups, self.group_size, self.observation_space, self.action_space
+            first_horizon, n_anchors, self.group_size, self.observation_space, self.action_space
         )
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
@@ -306,33 +296,7 @@ class GRPO(OnPolicyAlgorithm):
             mode = "episode"
         check_group_mode(self, mode)
         needs_restore = mode != "episode"
-        return mode, make_bank(env, needs_restore=needs_restore, keep_random_state=self.common_random_numbers)
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed this model's generator, its action space and its environments, and nothing process-wide.
-
-        :param seed: None draws fresh entropy for the model and leaves the environments as they are.
-        """
-        self.rng = np.random.default_rng(seed)
-        # Of its own, so that asking for actions does not change what is learnt.
-        self._predict_rng = np.random.default_rng(None if seed is None else [seed, 1])
-        if seed is not None:
-            self.action_space.seed(seed)
-            if self.env is not None:
-                self.env.seed(seed)
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it.
-
-        The first one of a model that was loaded without any is normalised as by ``load``.
-        """
-        if self.env is None and self._loaded is not None:
-            env = self._wrap_like(self._loaded, env)
-        else:
-            env = self._wrap_env(env, self.verbose)
-        mode, bank = self._choose_simulators(env)  # raises before anything is replaced
-        super().set_env(env, force_reset)
-        self._setup_groups(mode, bank)
+        return mode, make_bank(env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
 
     def learn(
         self,
@@ -376,53 +340,6 @@ class GRPO(OnPolicyAlgorithm):
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
         self._current_progress_remaining = max(0.0, self._current_progress_remaining)
 
-    def predict(
-        self,
-        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
-        state: tuple[npt.NDArray[Any], ...] | None = None,
-        episode_start: npt.NDArray[Any] | None = None,
-        deterministic: bool = False,
-        action_masks: npt.NDArray[np.bool_] | None = None,
-    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """Choose actions, see ``BaseAlgorithm.predict``; on the CPU, draws come from a generator of the model's own.
-
-        :param action_masks: Legal actions, as sb3-contrib lays them out: flags ``(n_bits,)``, or
-            ``(batch_size, n_bits)`` for several observations. None where all are.
-        """
-
-        def choose() -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-            if action_masks is None:
-                return super(GRPO, self).predict(observation, state, episode_start, deterministic)
-            return predict_masked(self.policy, observation, action_masks, deterministic), state
-
-        if deterministic:
-            return choose()
-        with _TORCH_GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(self._predict_rng.integers(2**63)))
-            return choose()
-
-    def stop(self) -> None:
-        """Ask a running ``learn`` to return at its next simulator step or minibatch; safe from any thread."""
-        self._stop_requested = True
-
-    def make_actor(self) -> Actor:
-        """Copy the policy, its value network and the statistics of ``VecNormalize`` as they are now into an ``Actor``.
-
-        It takes observations as the environment gives them, before any normalisation.
-        """
-        return Actor.from_weights(
-            self.observation_space,
-            self.action_space,
-            network_to_json(self.policy_kwargs, type(self.policy)),
-            get_weights(self.policy),
-            self._freeze_observation_statistics(),
-        )
-
-    def _freeze_observation_statistics(self) -> ObservationStatistics | None:
-        if self.env is None and self._loaded is not None:
-            return self._loaded.get_observation_statistics()
-        return Normalizer(self._vec_normalize_env).freeze()
-
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -453,13 +370,13 @@ class GRPO(OnPolicyAlgorithm):
             return False
 
         # 2. Rewards.
-        self._apply_reward_functions(rollout)
+        if self.reward_function is not None:
+            means = apply_reward_functions(rollout, self.reward_function, self.reward_weights)
+            for name, mean in means.items():
+                self.logger.record(f"rewards/{name}_mean", mean)
         rollout.check_finite()
         self.logger.record("rollout/reward_mean", float(rollout.rewards[rollout.step_mask].mean()))
-        observations, next_observations = (
-            unpack(states[rollout.step_mask]) if statistics is None else statistics.apply(states[rollout.step_mask])
-            for states in (rollout.states, rollout.next_states)
-        )
+        observations, next_observations = normalizer.apply(rollout, statistics)
         discounted_returns = normalizer.normalize_rewards(rollout, self._collector.start_returns)
 
         # 3. Advantages relative to the group.
@@ -472,15 +389,6 @@ class GRPO(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _apply_reward_functions(self, rollout: GroupRollout) -> None:
-        """Replace the environment's rewards if there are reward functions, and log what each of them gave."""
-        if self.reward_function is None:
-            return
-        functions = [self.reward_function] if callable(self.reward_function) else list(self.reward_function)
-        weights = [1.0] * len(functions) if self.reward_weights is None else self.reward_weights
-        for name, mean in rollout.apply_reward_functions(functions, weights).items():
-            self.logger.record(f"rewards/{name}_mean", mean)
-
     @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is refused after the update
     def _compute_advantages(
         self, rollout: GroupRollout, observations: Observations, next_observations: Observations
@@ -491,11 +399,11 @@ class GRPO(OnPolicyAlgorithm):
         :param next_observations: Where those steps led, same shape.
         :return: The steps to learn from.
         """
-        values = self._compute_values(rollout, observations)
+        values = rollout.lay_out(self._compute_values(observations))
         groups = compute_group_advantages(
             rollout.steps,
             values,
-            self._compute_values(rollout, next_observations),
+            rollout.lay_out(self._compute_values(next_observations)),
             gamma=float(self.gamma),  # maybe a NumPy float, which would turn all arrays into float64
             gae_lambda=self.gae_lambda,
             baseline=self.baseline,
@@ -509,7 +417,7 @@ class GRPO(OnPolicyAlgorithm):
         if self._mode == "action":
             weights[0] *= rollout.first_action_weights
         if self.filter_zero_std_groups:
-            weights *= self._compute_filter_weights(groups.informative, rollout.step_mask)
+            weights *= compute_filter_weights(groups.informative, rollout.step_mask, self.loss_normalization)
         batch = rollout.flatten(observations, weights)
         self.logger.record(
             "train/explained_variance", explained_variance(values[rollout.step_mask], batch.value_targets)
@@ -518,78 +426,110 @@ class GRPO(OnPolicyAlgorithm):
             batch = batch._replace(ref_log_prob=self._compute_ref_log_prob(batch))
         return batch
 
-    def _compute_filter_weights(self, informative: Bools, step_mask: Bools) -> Floats:
-        """Weigh steps so that the loss is that of a rollout without the silent groups.
+    def _compute_values(self, observations: Observations) -> npt.NDArray[np.float32]:
+        """Estimate values, ``(n_steps,)``.
 
-        :param informative: Which groups are kept, bool, shape ``(n_anchors,)``.
-        :return: Shape ``(horizon, n_anchors, group_size)``.
+        :param observations: As the policy sees them, shape ``(n_steps, *observation_shape)``.
         """
-        kept = np.broadcast_to(informative[:, None], step_mask.shape)
-        # Every step, or every branch or constant horizon, counts for one.
-        kept_share = float(kept[step_mask].mean() if self.loss_normalization == "step" else informative.mean())
-        return kept.astype(np.float32) / max(kept_share, STD_EPSILON)
+        if self._reads_values_fast:
+            return fast.compute_values(self._actor, observations)
+        return compute_values(self.policy, observations)
 
     def _compute_ref_log_prob(self, batch: StepBatch) -> npt.NDArray[np.float32]:
-        """Evaluate the steps under the reference policy, and renew it where that is due."""
+        """Compute log probabilities under the reference policy, ``(n_steps,)``, and renew it where that is due."""
         is_due = self.ref_sync_steps is not None and self.num_timesteps >= self._ref_timesteps + self.ref_sync_steps
         if self._ref_policy is None or is_due:
             self._ref_policy, self._ref_timesteps = copy_policy(self.policy), self.num_timesteps
-        tensors = batch.to_tensors(self.device)
-        with torch.no_grad():
-            chunks = [
-                evaluate_actions(self._ref_policy, part.observations, part.actions, part.action_masks)[1]
-                for part in map(tensors.select, self._split_for_forward(tensors.observations))
-            ]
-        return np.asarray(torch.cat(chunks).cpu().numpy())
+        return compute_log_prob(self._ref_policy, batch)
 
     def train(self) -> None:
-        """Take the clipped policy step, and fit the value network, on the rollout just collected."""
+        """Take PPO's clipped steps on the rollout just collected, and fit the value network to it.
+
+        ``loss = mean(weights * surrogate) - ent_coef * mean(entropy) + vf_coef * mean((values - value_targets)^2)
+        + kl_coef * mean(weights * KL(reference || policy))``
+        """
         self._update_learning_rate(self.policy.optimizer)
         self.policy.optimizer.param_groups[1]["lr"] *= self.vf_lr_factor
-        rule = self._get_update_rule()
-        learner = self._make_learner(rule)
-        try:
-            with _BLAS.limit(limits=1):
-                for _ in range(self.n_epochs):
-                    self._n_updates += 1
-                    if not self._train_epoch(learner):
-                        break
-        finally:
-            means = learner.finish()
-        if not means:  # stopped before the first minibatch
+        clip_range, clip_range_high = self._get_clip_ranges()
+        if (learner := self._make_fast_learner(clip_range, clip_range_high)) is not None:
+            self._log_update(learner.train(self._draw_minibatches()), clip_range)
             return
-        if not all(map(math.isfinite, means.values())):
-            raise ValueError(f"the loss is not finite ({means}); lower learning_rate or the size of the rewards.")
-        for name, mean in means.items():
-            self.logger.record(f"train/{name}", mean)
-        if isinstance(self.action_space, spaces.Box):
-            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", rule.clip_range)
 
-    def _train_epoch(self, learner: Learner) -> bool:
-        """Pass over the rollout once; return False if ``stop`` or ``target_kl`` ends the update here."""
-        whole_branches = self.importance_level == "branch"
-        for chosen in draw_minibatches(self._batch, self.batch_size, self.rng, whole_branches):
-            if self._stop_requested or not learner.update(chosen):
-                return False
-            if self.after_minibatch is not None:
-                self.after_minibatch()
-        return True
+        self.policy.set_training_mode(True)
+        steps, n_branches = self._batch.to_tensors(self.device), math.prod(self.rollout_buffer.shape[1:])
+        networks, measured = split_parameters(self.policy), list[dict[str, torch.Tensor]]()
+        for chosen in self._draw_minibatches():
+            batch = steps.select(torch.from_numpy(chosen).to(self.device))
+            values, log_prob, entropy = evaluate_actions(
+                self.policy, batch.observations, batch.actions, batch.action_masks
+            )
 
-    def _make_learner(self, rule: UpdateRule) -> Learner:
-        # Asked anew every time: a user may have frozen a parameter or replaced the optimizer.
-        if is_plain_mlp(self.policy) and self._batch.action_masks is None and rule.importance_level == "step":
-            return MlpLearner(self.policy, self._actor, self._batch, rule)
-        _, n_anchors, group_size = self.rollout_buffer.shape
-        return AutogradLearner(self.policy, self._batch, rule, n_anchors * group_size)
+            # The policy: how much more likely each action became, times its advantage, clipped.
+            log_ratio = log_prob - batch.old_log_prob
+            if self.importance_level == "step":
+                ratio = log_ratio.exp()
+            else:
+                ratio = compute_sequence_ratio(log_ratio, batch.branch_index, n_branches)
+            if self.loss_type == "clip":
+                losses = compute_clipped_surrogate(ratio, batch.advantages, clip_range, clip_range_high)
+            else:
+                losses = compute_cispo_loss(log_prob, ratio, batch.advantages, clip_range_high)
+            policy_loss = (batch.weights * losses).mean()
 
-    def _get_update_rule(self) -> UpdateRule:
+            # The value network, the entropy bonus, and the distance to the reference policy.
+            value_loss = torch.nn.functional.mse_loss(values, batch.value_targets)
+            entropy_loss = -entropy.mean()
+            loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+            metrics = {"policy_gradient_loss": policy_loss, "value_loss": value_loss, "entropy_loss": entropy_loss}
+            if batch.ref_log_prob is not None:
+                metrics["kl_ref"] = (batch.weights * compute_kl(batch.ref_log_prob - log_prob)).mean()
+                loss = loss + self.kl_coef * metrics["kl_ref"]
+
+            # How far the policy has moved from the one that acted.
+            with torch.no_grad():
+                # Weighed as the loss is: enumerated first actions were not drawn from the old policy.
+                metrics["approx_kl"] = approx_kl = (batch.weights * compute_kl(log_ratio)).mean()
+                is_outside = (ratio < 1.0 - clip_range) | (ratio > 1.0 + clip_range_high)
+                metrics["clip_fraction"] = (batch.weights * is_outside).mean()
+            measured.append({name: metric.detach() for name, metric in {"loss": loss, **metrics}.items()})
+            if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+                break
+
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            # Clipped apart: the value network's gradient grows with the rewards and would drown the policy's.
+            for parameters in networks:
+                torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            self.policy.optimizer.step()
+        self._log_update(_compute_means(measured), clip_range)
+
+    def _get_clip_ranges(self) -> tuple[float, float]:
+        """Return how far the ratio may fall below 1 now, and how far it may rise above."""
         clip_range = FloatSchedule(self.clip_range)(self._current_progress_remaining)
-        clip_range_high = clip_range
-        if self.clip_range_high is not None:
-            clip_range_high = FloatSchedule(self.clip_range_high)(self._current_progress_remaining)
-        return UpdateRule(
+        if self.clip_range_high is None:
+            return clip_range, clip_range
+        return clip_range, FloatSchedule(self.clip_range_high)(self._current_progress_remaining)
+
+    def _draw_minibatches(self) -> Iterator[Indices]:
+        """Yield ``n_epochs`` times all steps of the rollout, ``batch_size`` at a time, unless ``stop`` is called."""
+        whole_branches = self.importance_level == "branch"
+        for _ in range(self.n_epochs):
+            self._n_updates += 1
+            for chosen in draw_minibatches(self._batch, self.batch_size, self.rng, whole_branches):
+                if self._stop_requested:
+                    return
+                yield chosen
+                if self.after_minibatch is not None:
+                    self.after_minibatch()
+
+    def _make_fast_learner(self, clip_range: float, clip_range_high: float) -> fast.MlpLearner | None:
+        """Make what takes the steps of ``train`` sooner; None where nothing does."""
+        # Asked anew every time: a user may have frozen a parameter or replaced the optimizer in the meantime.
+        if not self.use_fast_path or self.importance_level != "step" or self._batch.action_masks is not None:
+            return None
+        if not fast.is_plain_mlp(self.policy):
+            return None
+        rule = fast.UpdateRule(
             clip_range,
             clip_range_high,
             ent_coef=self.ent_coef,
@@ -598,162 +538,85 @@ class GRPO(OnPolicyAlgorithm):
             max_grad_norm=self.max_grad_norm,
             target_kl=self.target_kl,
             loss_type=self.loss_type,
-            importance_level=self.importance_level,
         )
+        return fast.MlpLearner(self.policy, self._actor, self._batch, rule)
 
-    def _compute_values(self, rollout: GroupRollout, observations: Observations) -> Floats:
-        """Estimate the value of each live step's observation; ``(horizon, n_anchors, group_size)``, 0 elsewhere."""
-        values = np.zeros(rollout.shape, np.float32)
-        values[rollout.step_mask] = self._evaluate(observations)
-        return values
+    def _log_update(self, means: Mapping[str, float], clip_range: float) -> None:
+        """Log an update.
 
-    def _evaluate(self, observations: Observations) -> npt.NDArray[np.float32]:
-        """Estimate values, ``(n_steps,)``.
-
-        :param observations: What the policy sees, shape ``(n_steps, *observation_shape)``.
+        :param means: Means over its minibatches; empty if it was stopped before the first.
+        :raises ValueError: If one is not finite.
         """
-        if self._has_plain_mlp:  # as it was built: the actor's copy is right whatever a user changed since
-            with _BLAS.limit(limits=1):
-                return self._actor.values_of_inputs(observations)
-        self.policy.set_training_mode(False)
-        inputs = to_tensors(observations, self.device)
-        with torch.no_grad():
-            chunks = [self.policy.predict_values(select(inputs, part)) for part in self._split_for_forward(inputs)]
-        return np.asarray(torch.cat(chunks).flatten().cpu().numpy())
+        if not means:
+            return
+        if not all(map(math.isfinite, means.values())):
+            raise ValueError(f"the loss is not finite ({means}); lower learning_rate or the size of the rewards.")
+        for name, mean in means.items():
+            self.logger.record(f"train/{name}", mean)
+        if isinstance(self.action_space, spaces.Box):
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
 
-    def _split_for_forward(self, inputs: Any) -> tuple[torch.Tensor, ...]:
-        """Return the indices of observations in as many parts as it takes to keep a forward pass small."""
-        n_inputs = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
-        n_at_once = min(_MAX_FORWARD_STEPS, max(1, _MAX_FORWARD_INPUTS // count_inputs(self.observation_space)))
-        return torch.split(torch.arange(n_inputs, device=self.device), n_at_once)
+    def stop(self) -> None:
+        """Ask a running ``learn`` to return at its next simulator step or minibatch; safe from any thread."""
+        self._stop_requested = True
 
-    def save(
+    def predict(
         self,
-        path: ModelPath,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """Save the model in one zip of JSON and plain arrays; a file of that name is replaced atomically.
+        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+        action_masks: npt.NDArray[np.bool_] | None = None,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """Choose actions, see ``BaseAlgorithm.predict``; on the CPU, draws come from a generator of the model's own.
 
-        The statistics of a ``VecNormalize`` are saved with it. Of reward functions only the names are, and neither the
-        reference policy nor the simulators' states: training goes on from new episodes.
-
-        :param path: Where to; ``.zip`` is appended to a name without a suffix. Or an open binary file.
-        :param exclude: Not supported, see ``include``.
-        :param include: Not supported: the file's content is fixed, because it is never unpickled.
-        :raises ValueError: If ``exclude`` or ``include`` is given.
+        :param action_masks: Legal actions, as sb3-contrib lays them out: flags ``(n_bits,)``, or
+            ``(batch_size, n_bits)`` for several observations. None where all are.
         """
-        if exclude is not None or include is not None:
-            raise ValueError("exclude and include are not supported: a GRPO model file has a fixed content.")
-        write_model(path, self.to_bytes())
 
-    def to_bytes(self, **provenance: Any) -> bytes:
-        """Return the content of the model file.
+        def choose() -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+            if action_masks is None:
+                return super(GRPO, self).predict(observation, state, episode_start, deterministic)
+            return predict_masked(self.policy, observation, action_masks, deterministic), state
 
-        :param provenance: JSON-serialisable facts to keep in the metadata, such as the environment's id.
+        if deterministic:
+            return choose()
+        with borrow_torch_generator(self._predict_rng):
+            return choose()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed this model's generator, its action space and its environments, and nothing process-wide.
+
+        :param seed: None draws fresh entropy for the model and leaves the environments as they are.
         """
-        settings, statistics = self._get_normalization()
-        meta = {**describe_model(self, __version__), **provenance, **settings}
-        moments = get_optimizer_state(self.policy.optimizer)
-        return model_file.to_bytes(meta, get_weights(self.policy), moments, statistics)
+        self.rng = np.random.default_rng(seed)
+        # Of its own, so that asking for actions does not change what is learnt.
+        self._predict_rng = np.random.default_rng(None if seed is None else [seed, 1])
+        if seed is not None:
+            self.action_space.seed(seed)
+            if self.env is not None:
+                self.env.seed(seed)
 
-    def _get_normalization(self) -> tuple[dict[str, Any], model_file.Arrays]:
-        """Return what the metadata and the arrays of a model file say of a ``VecNormalize``; nothing without one."""
-        if self._vec_normalize_env is not None:
-            settings, statistics = get_normalization(self._vec_normalize_env)
-            return {"normalization": settings}, statistics
-        if self.env is not None or self._loaded is None or "normalization" not in self._loaded.meta:
-            return {}, {}
-        return {"normalization": self._loaded.meta["normalization"]}, self._loaded.normalization
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it.
 
-    @classmethod
-    def load(
-        cls,
-        path: ModelPath,
-        env: GymEnv | None = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> Self:
-        """Load a model without unpickling anything. It needs neither the environment nor the reward function.
-
-        :param path: File name, with or without ``.zip``, or an open binary file.
-        :param env: Environment to go on training in; its spaces must be those of the model. If the model was trained in
-            a ``VecNormalize``, it is put into one unless it is in one, and the statistics of the file are restored.
-            It is seeded with ``seed + num_timesteps``.
-        :param custom_objects: Same as ``kwargs``, under SB3's name; what is no such argument is passed over.
-        :param print_system_info: Print the versions that the model was saved with.
-        :param force_reset: Start new episodes; groups always do after loading.
-        :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``.
-        :raises grpo_core.saving.model_file.ModelFileError: If the file is damaged or was not saved by GRPO.
-        :raises ValueError: If the environment's spaces differ, or an argument is unknown or out of range.
+        The first one of a model that was loaded without any is normalised as by ``load``.
         """
-        content = read_model(path)
-        meta, changes = content.meta, {**custom_objects_to_arguments(custom_objects or {}), **kwargs}
-        if unknown := set(kwargs) - {*SAVED_HYPERPARAMETERS, "reward_function"}:
-            raise ValueError(f"{sorted(unknown)} cannot be changed on load; only hyperparameters and reward_function.")
-        if print_system_info:
-            print("Saved with", meta["versions"])  # noqa: T201  # what the argument asks for
-        arguments = hyperparameters_from_json(meta["hyperparameters"])
-        arguments["reward_function"] = find_reward_functions(meta["reward_function"])
-        model = cls(
-            policy_from_json(meta["network"]),
-            None,  # type: ignore[arg-type]  # spaces come from the file
-            policy_kwargs=network_from_json(meta["network"]),
-            stats_window_size=meta["stats_window_size"],
-            device=device,
-            _init_setup_model=False,
-            **{**arguments, **changes},
-        )
-        model.observation_space, model.action_space = content.observation_space, content.action_space
-        model.n_envs = meta["n_envs"]
-        if model.reward_function is None and "reward_function" not in changes:
-            model._lost_reward_function = meta["reward_function"]
-        if env is not None:
-            env = model._wrap_like(content, env)
-            model.n_envs = env.num_envs
-        model._setup_model()
-        if env is not None:
-            model.set_env(env, force_reset=force_reset)
-            if model.seed is not None:  # else SB3 would draw one from NumPy's process-wide generator
-                env.seed(model.seed + meta["num_timesteps"])  # other episodes than those it began with
-        model._load_arrays(content)
-        model.num_timesteps, model._n_updates = meta["num_timesteps"], meta["n_updates"]
-        if "seed" not in changes:
-            model.rng.bit_generator.state = meta["rng_state"]
-        model._loaded = content
-        return model
-
-    def _wrap_like(self, content: model_file.ModelContent, env: GymEnv) -> VecEnv:
-        """Vectorise an environment, and normalise it as that of a model file was."""
-        vec_env = self._wrap_env(env, self.verbose)
-        settings = content.meta.get("normalization")
-        if settings is None:
-            return vec_env
-        vec_normalize = unwrap_vec_normalize(vec_env)
-        if vec_normalize is None:
-            names = ("norm_obs", "norm_reward", "norm_obs_keys")
-            vec_env = vec_normalize = VecNormalize(vec_env, **{name: settings[name] for name in names})
-        restore_normalization(vec_normalize, content)
-        return vec_env
-
-    def set_parameters(
-        self,
-        load_path_or_dict: str | TensorDict,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Load parameters in place, from a GRPO model file or from ``get_parameters``; see SB3's own."""
-        if isinstance(load_path_or_dict, dict):
-            super().set_parameters(load_path_or_dict, exact_match, device)
+        if self.env is None and self._loaded is not None:
+            env = wrap_like(self._loaded, self._wrap_env(env, self.verbose))
         else:
-            self._load_arrays(read_model(load_path_or_dict))
+            env = self._wrap_env(env, self.verbose)
+        mode, bank = self._choose_simulators(env)  # raises before anything is replaced
+        super().set_env(env, force_reset)
+        self._setup_groups(mode, bank)
 
-    def _load_arrays(self, content: model_file.ModelContent) -> None:
-        parameters = to_parameters(content, self.policy.optimizer)
-        super().set_parameters(parameters)  # type: ignore[arg-type]  # SB3 types an optimizer's state as a tensor
+
+def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    """Average each metric over the minibatches; empty if there was none."""
+    names = rows[0] if rows else ()
+    return {name: torch.stack([row[name] for row in rows]).mean().item() for name in names}
 
 
 if __name__ == "__main__":

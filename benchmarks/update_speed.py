@@ -1,36 +1,26 @@
 """The time of one optimizer step on a 64x64 CartPole policy: derived by hand, and by torch."""
 
+import math
 import shutil
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.utils import configure_logger
 
 from benchmarks.timing import Case, Comparison, take_turns
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
-from grpo_core.fast.learner import MlpLearner
-from grpo_core.groups.rollout import StepBatch, draw_minibatches
-from grpo_core.update.learner import AutogradLearner, Learner, UpdateRule
+from grpo_core.groups.rollout import StepBatch
 
 BATCH_SIZES = (32, 64, 256)
-# Steps of a rollout and passes over it: GRPO's defaults.
-N_STEPS, _N_EPOCHS = 256, 10
-LearnerMaker = Callable[[GRPO, Actor, StepBatch], Learner]
-_AUTOGRAD = "AutogradLearner"
-# GRPO's defaults.
-_RULE = UpdateRule(
-    clip_range=0.2,
-    clip_range_high=0.2,
-    ent_coef=0.0,
-    vf_coef=0.5,
-    kl_coef=0.0,
-    max_grad_norm=0.5,
-    target_kl=None,
-    loss_type="clip",
-    importance_level="step",
-)
+# Steps of a rollout: GRPO's default.
+N_STEPS = 256
+_BY_HAND, _BY_TORCH = "by hand", "by torch"
+
+
+class _PlainGRPO(GRPO):
+    use_fast_path = False
 
 
 def compare_updates(n_repetitions: int, n_rollouts: int, with_compiler: bool) -> list[Comparison]:
@@ -44,7 +34,7 @@ def compare_updates(n_repetitions: int, n_rollouts: int, with_compiler: bool) ->
         Comparison(
             f"microseconds per optimizer step, minibatches of {batch_size}",
             take_turns(_make_cases(batch_size, n_rollouts, with_compiler), n_repetitions),
-            [_AUTOGRAD],
+            [_BY_TORCH],
         )
         for batch_size in BATCH_SIZES
     ]
@@ -52,50 +42,38 @@ def compare_updates(n_repetitions: int, n_rollouts: int, with_compiler: bool) ->
 
 def _make_cases(batch_size: int, n_rollouts: int, with_compiler: bool) -> dict[str, Case]:
     fused = {"eps": 1e-5, "fused": True}
-    cases = {
-        "MlpLearner": _make_case(_make_mlp_learner, _make_model(), batch_size, n_rollouts),
-        _AUTOGRAD: _make_case(_make_autograd_learner, _make_model(), batch_size, n_rollouts),
-        f"{_AUTOGRAD}, fused Adam": _make_case(
-            _make_autograd_learner, _make_model(optimizer_kwargs=fused), batch_size, n_rollouts
-        ),
+    models = {
+        _BY_HAND: _make_model(GRPO, batch_size),
+        _BY_TORCH: _make_model(_PlainGRPO, batch_size),
+        f"{_BY_TORCH}, fused Adam": _make_model(_PlainGRPO, batch_size, optimizer_kwargs=fused),
     }
     if with_compiler:
-        model = _make_model(optimizer_kwargs=fused)
+        model = _make_model(_PlainGRPO, batch_size, optimizer_kwargs=fused)
         model.policy.mlp_extractor.compile()
-        cases[f"{_AUTOGRAD}, fused Adam, compiled layers"] = _make_case(
-            _make_autograd_learner, model, batch_size, n_rollouts
-        )
-    return cases
+        models[f"{_BY_TORCH}, fused Adam, compiled layers"] = model
+    return {label: _make_case(model, n_rollouts) for label, model in models.items()}
 
 
-def _make_case(make_learner: LearnerMaker, model: GRPO, batch_size: int, n_rollouts: int) -> Case:
-    rng, actor = np.random.default_rng(0), model.make_actor()
-    batch = _make_batch(actor, rng)
+def _make_case(model: GRPO, n_rollouts: int) -> Case:
+    model._actor = model.make_actor()
+    model._batch = _make_batch(model._actor, np.random.default_rng(0))
+    n_updates = n_rollouts * model.n_epochs * math.ceil(N_STEPS / model.batch_size)
 
     def run() -> float:
-        started_at, n_updates = time.perf_counter(), 0
+        started_at = time.perf_counter()
         for _ in range(n_rollouts):
-            learner = make_learner(model, actor, batch)
-            for _ in range(_N_EPOCHS):
-                for chosen in draw_minibatches(batch, batch_size, rng):
-                    learner.update(chosen)
-                    n_updates += 1
-            learner.finish()
+            model.train()
         return (time.perf_counter() - started_at) / n_updates * 1e6
 
     return run
 
 
-def _make_model(**policy_kwargs: Any) -> GRPO:
-    return GRPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu", policy_kwargs=policy_kwargs)
-
-
-def _make_mlp_learner(model: GRPO, actor: Actor, batch: StepBatch) -> Learner:
-    return MlpLearner(model.policy, actor, batch, _RULE)
-
-
-def _make_autograd_learner(model: GRPO, actor: Actor, batch: StepBatch) -> Learner:
-    return AutogradLearner(model.policy, batch, _RULE, n_branches=1)
+def _make_model(algorithm: type[GRPO], batch_size: int, **policy_kwargs: Any) -> GRPO:
+    model = algorithm(
+        "MlpPolicy", "CartPole-v1", batch_size=batch_size, seed=0, device="cpu", policy_kwargs=policy_kwargs
+    )
+    model.set_logger(configure_logger())
+    return model
 
 
 def _make_batch(actor: Actor, rng: np.random.Generator) -> StepBatch:

@@ -1,4 +1,4 @@
-"""Judging a policy by whole episodes of an environment's own reward, and saying how sure that is."""
+"""Judge a policy by whole episodes of an environment's own reward, with confidence intervals."""
 
 import copy
 import math
@@ -40,7 +40,7 @@ class Episode(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What some episodes say of a policy.
+    """Statistics of some episodes of a policy.
 
     :param n_episodes: How many there were.
     :param mean_reward: Mean sum of the environment's own rewards.
@@ -144,7 +144,7 @@ def play_episodes(
 
 
 def summarize_episodes(episodes: Sequence[Episode], reward_threshold: float | None = None) -> Evaluation:
-    """Put episodes into figures.
+    """Compute the statistics of episodes.
 
     :param episodes: At least one.
     :param reward_threshold: Where the environment does not tell success, an episode with this reward or more is one;

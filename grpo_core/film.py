@@ -1,4 +1,4 @@
-"""Films of episodes, from the frames that an environment renders: GIFs that loop, and MP4s."""
+"""Make films of episodes, GIFs that loop and MP4s, from the frames that an environment renders."""
 
 import io
 import itertools
@@ -59,7 +59,7 @@ class FilmStrip:
         self._n_steps += 1
 
     def end(self, render: Callable[[], Any]) -> None:
-        """Look at the last step again, if it was not drawn: an episode's end is what everybody wants to see."""
+        """Draw the last step if it was skipped: the end of an episode is what everybody wants to see."""
         if (self._n_steps - 1) % self._stride:
             self._frames.append(self._draw(render))
 

@@ -137,7 +137,7 @@ def pack(space: spaces.Space[Any], observation: Any) -> Array:
 
 
 def unpack(observations: Observations) -> Observations:
-    """Turn stored observations into an array, or a dict of arrays where they are a Dict's, without copying."""
+    """Turn stored observations ``(..., *observation_shape)`` into an array, or a dict of arrays; nothing is copied."""
     if isinstance(observations, dict) or observations.dtype.names is None:
         return observations
     return {key: observations[key] for key in observations.dtype.names}

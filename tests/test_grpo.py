@@ -36,16 +36,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
 from grpo_core.groups.advantage import Floats
-from grpo_core.groups.rollout import StepBatch
+from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.options.choices import COMPARES_IN_GROUPS, AdvantageScaling, Baseline, GroupMode
 from grpo_core.options.rewards import RewardFunction, optimized_cartpole
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError
 from grpo_core.saving.model_state import restore_normalization
 from grpo_core.simulators.simulator import NotBranchableError
-from grpo_core.update.learner import Indices, Learner, UpdateRule
-from grpo_core.update.losses import compute_step_weights
-from tests.support import wait_until, with_either_learner
+from tests.support import PlainGRPO, wait_until, with_either_path
 from tests.walk import StepLog, collect, walk_model
 
 ROOT = Path(__file__).parent.parent
@@ -304,11 +302,13 @@ def test_two_step_branches_do_tell_them_apart() -> None:
     "changes",
     [
         {},
+        {"algorithm": PlainGRPO},
         {"group_mode": "action"},
         {"group_mode": "episode"},
         {"supervision": "outcome"},
         {"baseline": "leave_one_out", "advantage_scaling": "none"},
         {"loss_type": "cispo"},
+        {"loss_type": "cispo", "algorithm": PlainGRPO},
         {"importance_level": "branch", "supervision": "outcome"},
         {"loss_normalization": "horizon"},
         {"loss_normalization": "branch"},
@@ -352,7 +352,7 @@ def test_the_value_network_is_fitted_to_what_is_earned() -> None:
     assert value == pytest.approx(2.0, abs=0.2)  # 1 / (1 - gamma)
 
 
-@with_either_learner
+@with_either_path
 def test_the_entropy_bonus_alone_makes_the_policy_more_even(algorithm: type[GRPO]) -> None:
     silent: dict[str, Any] = {"reward_function": constant(0.0), "baseline": "group", "bootstrap_value": False}
     model = build(algorithm=algorithm, **silent, vf_coef=0.0, ent_coef=1.0)
@@ -367,7 +367,7 @@ def test_the_entropy_bonus_alone_makes_the_policy_more_even(algorithm: type[GRPO
     assert after[0, 0] < before[0, 0]
 
 
-@with_either_learner
+@with_either_path
 def test_no_step_is_larger_than_the_gradient_norms_allow(algorithm: type[GRPO]) -> None:
     model = build(algorithm=algorithm, max_grad_norm=0.0)
     untouched = copy_weights(model)
@@ -382,7 +382,7 @@ def split_weights(model: GRPO) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return [tensor.detach().clone() for name, tensor in named if "value_net" not in name], value
 
 
-@with_either_learner
+@with_either_path
 def test_the_value_networks_gradient_leaves_the_policys_step_alone(algorithm: type[GRPO]) -> None:
     steps = [split_weights(build())]
     plain: dict[str, Any] = {"algorithm": algorithm, "baseline": "group", "bootstrap_value": False}
@@ -397,7 +397,7 @@ def test_the_value_networks_gradient_leaves_the_policys_step_alone(algorithm: ty
     assert not is_same(steps[0][1], steps[1][1])
 
 
-@with_either_learner
+@with_either_path
 def test_the_value_network_takes_steps_of_its_own_size(algorithm: type[GRPO]) -> None:
     model = build(algorithm=algorithm, learning_rate=0.002, vf_lr_factor=7.0)
     model.learn(64)
@@ -409,7 +409,7 @@ def test_the_value_network_takes_steps_of_its_own_size(algorithm: type[GRPO]) ->
     assert is_same(value, split_weights(frozen)[1])
 
 
-@with_either_learner
+@with_either_path
 def test_target_kl_skips_the_updates_that_go_too_far(algorithm: type[GRPO]) -> None:
     steps: dict[float | None, int] = {}
     for target_kl in (1e-9, None):
@@ -645,9 +645,10 @@ def test_stop_training_on_max_episodes_counts_episodes() -> None:
     assert model.num_timesteps < 500
 
 
+@with_either_path
 @pytest.mark.parametrize("mode", ["branch", "action", "episode"])
-def test_stop_from_a_callback_ends_the_rollout_at_that_step(mode: str) -> None:
-    model = build(n_steps=128, group_mode=mode)
+def test_stop_from_a_callback_ends_the_rollout_at_that_step(mode: str, algorithm: type[GRPO]) -> None:
+    model = build(algorithm=algorithm, n_steps=128, group_mode=mode)
     untouched = copy_weights(model)
 
     def stop(model: GRPO) -> bool:
@@ -660,8 +661,9 @@ def test_stop_from_a_callback_ends_the_rollout_at_that_step(mode: str) -> None:
     assert is_same(copy_weights(model), untouched)
 
 
-def test_stop_between_rollout_and_update_leaves_the_policy_as_it_was() -> None:
-    model = build("Pendulum-v1")
+@with_either_path
+def test_stop_between_rollout_and_update_leaves_the_policy_as_it_was(algorithm: type[GRPO]) -> None:
+    model = build("Pendulum-v1", algorithm)
     untouched = copy_weights(model)
     model.learn(256, callback=Record(on_end=lambda model: model.stop()))
     assert model.num_timesteps <= 33
@@ -684,9 +686,10 @@ def test_stop_from_another_thread_ends_the_rollout_phase() -> None:
     assert model._n_updates == 0
 
 
-def test_stop_from_another_thread_ends_the_update_phase() -> None:
+@with_either_path
+def test_stop_from_another_thread_ends_the_update_phase(algorithm: type[GRPO]) -> None:
     n_epochs = 20_000
-    model = build("Pendulum-v1", n_epochs=n_epochs)
+    model = build("Pendulum-v1", algorithm, n_epochs=n_epochs)
 
     def stop_soon() -> None:
         wait_until(lambda: model._n_updates > 10, 30)
@@ -1099,26 +1102,19 @@ def test_a_reward_function_that_borrows_a_shipped_name_is_not_taken_for_it() -> 
 
 
 class Kept(GRPO):
-    """Keeps which steps of the last rollout each update took, and the rules of all rollouts."""
+    """Keeps which steps of the last rollout each minibatch took, and the clip ranges of all rollouts."""
 
-    rules: tuple[UpdateRule, ...] = ()
+    clip_ranges: tuple[tuple[float, float], ...] = ()
 
-    def _make_learner(self, rule: UpdateRule) -> Learner:
-        self.rules += (rule,)
+    def _get_clip_ranges(self) -> tuple[float, float]:
+        self.clip_ranges += (super()._get_clip_ranges(),)
+        return self.clip_ranges[-1]
+
+    def _draw_minibatches(self) -> Iterator[Indices]:
         self.minibatches: list[Indices] = []
-        return Noting(super()._make_learner(rule), self.minibatches)
-
-
-class Noting:
-    """Notes what a learner is given."""
-
-    def __init__(self, learner: Learner, noted: list[Indices]) -> None:
-        self.learner, self.noted = learner, noted
-        self.finish = learner.finish
-
-    def update(self, chosen: Indices) -> bool:
-        self.noted.append(chosen)
-        return self.learner.update(chosen)
+        for chosen in super()._draw_minibatches():
+            self.minibatches.append(chosen)
+            yield chosen
 
 
 def test_a_ratio_of_whole_branches_is_taken_over_whole_branches() -> None:
@@ -1171,7 +1167,7 @@ def draw_observations() -> npt.NDArray[np.float32]:
     return np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 
 
-@with_either_learner
+@with_either_path
 def test_the_larger_kl_coef_the_less_the_policy_changes(algorithm: type[GRPO]) -> None:
     changes = []
     for kl_coef in (0.0, 1.0, 100.0):
@@ -1213,7 +1209,7 @@ def test_the_reference_is_renewed_after_so_many_steps(ref_sync_steps: int, perio
         assert (kl_ref < 1e-7) == (i % period == 0), i
 
 
-@with_either_learner
+@with_either_path
 def test_the_ratio_may_rise_further_than_it_may_fall(algorithm: type[GRPO]) -> None:
     fractions = []
     plain: dict[str, Any] = {"algorithm": algorithm, "learning_rate": 1e-3, "batch_size": 64}
@@ -1234,8 +1230,8 @@ def test_the_upper_clip_range_follows_its_schedule() -> None:
     env = Stateless(spaces.Discrete(2))
     model = Kept("MlpPolicy", env, n_steps=32, n_epochs=1, horizon=16, clip_range_high=schedule, seed=0)
     model.learn(64)
-    assert [rule.clip_range_high for rule in model.rules] == pytest.approx([0.2, 0.0])
-    assert [rule.clip_range for rule in model.rules] == pytest.approx([0.2, 0.2])
+    assert [high for _, high in model.clip_ranges] == pytest.approx([0.2, 0.0])
+    assert [low for low, _ in model.clip_ranges] == pytest.approx([0.2, 0.2])
 
 
 def pay_right(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
@@ -1521,19 +1517,6 @@ def test_shared_noise_does_not_bring_the_same_episodes_back() -> None:
     assert len(set(starts)) == len(starts)
 
 
-@pytest.mark.parametrize("normalization", ["step", "branch"])
-def test_a_filtered_rollout_weighs_as_if_the_others_were_not_there(normalization: str) -> None:
-    model = build(loss_normalization=normalization, filter_zero_std_groups=True)
-    step_mask = np.zeros((10, 2, 2), np.bool_)
-    step_mask[:, 0], step_mask[0, 1] = True, True  # groups of 10 steps and of 1 step per branch
-    weights = compute_step_weights(step_mask, model.loss_normalization)
-    for group in range(2):
-        informative = np.array([group == 0, group == 1])
-        kept = (weights * model._compute_filter_weights(informative, step_mask))[step_mask]
-        # The mean over all steps is the mean over those of the kept group.
-        assert kept.mean().item() == pytest.approx(1.0)
-
-
 def set_logits(model: GRPO, logit: float) -> None:
     """Let the policy prefer the first action everywhere, about alike."""
     parameters = dict(model.policy.named_parameters())
@@ -1541,7 +1524,7 @@ def set_logits(model: GRPO, logit: float) -> None:
         parameters["action_net.bias"][:] = torch.tensor([logit, -logit])
 
 
-@with_either_learner
+@with_either_path
 def test_enumerated_first_actions_do_not_inflate_the_divergence(algorithm: type[GRPO]) -> None:
     shape: dict[str, Any] = {"group_mode": "action", "horizon": 1, "n_steps": 64, "n_epochs": 1, "batch_size": 64}
     model = build(algorithm=algorithm, learning_rate=1e-9, **shape)

@@ -1,4 +1,4 @@
-"""Imports go one way, as ORDER has it; and torch is imported when the first job is sent."""
+"""Imports go one way, as ORDER and LIBRARY_ORDER have it; and torch is imported when the first job is sent."""
 
 import ast
 import os
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium as gym
+import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
@@ -29,6 +30,19 @@ SERVICE_ORDER = [
     {"app"},
     {"http"},
     {"dashboard"},
+]
+# The rooms of the library, each of which imports only from those before it.
+LIBRARY_ORDER = [
+    "spaces",
+    "actor",
+    "options",
+    "simulators",
+    "groups",
+    "update",
+    "saving",
+    "evaluation",
+    "film",
+    "fast",
 ]
 TRAINING_PACKAGES = ["torch", "stable_baselines3", "pandas", "matplotlib"]
 WEB_PACKAGES = {
@@ -56,6 +70,16 @@ def list_imports(file: Path) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
+def list_library_imports(file: Path) -> Iterator[str]:
+    """List the rooms of ``grpo_core`` that a module imports from; of none of them it imports by another way."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "grpo_core":
+            parts = node.module.split(".")[1:]
+            yield from [parts[0]] if parts else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("grpo_core") for alias in node.names), f"{file.name}: import a name"
+
+
 def is_script_guard(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
@@ -73,6 +97,31 @@ def test_every_room_imports_only_from_the_rooms_behind_it() -> None:
             assert not outer, f"{file.name} imports {outer}"
 
 
+def test_every_room_of_the_library_is_in_the_order() -> None:
+    rooms = {path.stem for path in (ROOT / "grpo_core").iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert rooms - {"__init__", "__pycache__"} == set(LIBRARY_ORDER)
+
+
+@pytest.mark.parametrize("room", LIBRARY_ORDER)
+def test_every_room_of_the_library_imports_only_from_the_rooms_behind_it(room: str) -> None:
+    allowed = {*LIBRARY_ORDER[: LIBRARY_ORDER.index(room) + 1], "__version__"}
+    files = list_files(f"grpo_core/{room}")
+    assert files
+    for file in files:
+        outer = set(list_library_imports(file)) - allowed
+        assert not outer, f"{file} imports {outer}"
+
+
+def test_what_is_fast_is_imported_in_one_place() -> None:
+    importers = {
+        file.relative_to(ROOT).as_posix()
+        for room in ORDER
+        for file in list_files(room)
+        if "fast" in set(list_library_imports(file)) and "grpo_core/fast" not in file.as_posix()
+    }
+    assert importers == {"grpo.py"}
+
+
 def test_every_room_of_the_service_imports_only_from_the_rooms_behind_it() -> None:
     levels = {room: level for level, rooms in enumerate(SERVICE_ORDER) for room in rooms}
     rooms = {file.stem if file.is_file() else file.name for file in (ROOT / "service").iterdir()}
@@ -87,15 +136,6 @@ def list_rooms(file: Path, package: str) -> set[str]:
     """List the rooms of a package that a module imports from, at once or later."""
     names = [node.module for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
     return {name.split(".")[1] for name in names if name and name.startswith(f"{package}.")}
-
-
-def test_the_options_import_no_part_of_the_library_that_is_told_them() -> None:
-    users = {f"grpo_core.{folder}" for folder in ("groups", "fast", "update", "simulators", "saving")}
-    for file in list_files("grpo_core/options"):
-        imported = {
-            node.module or "" for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)
-        }
-        assert not {".".join(module.split(".")[:2]) for module in imported} & users, file.name
 
 
 def test_the_table_of_hyperparameters_is_read_without_torch() -> None:

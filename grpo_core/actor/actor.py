@@ -22,7 +22,7 @@ from grpo_core.actor.distributions import (
     make_distribution,
 )
 from grpo_core.actor.extractors import ExtractorPlan, FeaturesExtractor, FloatArray, Layer, make_extractor
-from grpo_core.simulators.normalization import ObservationStatistics
+from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.spaces import Observations, unpack
 
 ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
@@ -34,11 +34,11 @@ ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
 
 
 class Decision(NamedTuple):
-    """What a policy makes of a batch of observations.
+    """What a policy decides for a batch of observations.
 
-    :param actions: One per observation, within the bounds of a Box.
-    :param probs: See ``Actor.action_probs``.
-    :param values: See ``Actor.values``.
+    :param actions: Shape ``(batch_size, *action_shape)``; within the bounds of a Box.
+    :param probs: As ``Actor.action_probs`` returns them.
+    :param values: Shape ``(batch_size,)``.
     """
 
     actions: Any
@@ -58,12 +58,12 @@ class Actor:
     :param observation_space: What the policy observes.
     :param action_space: Where it acts.
     :param activation: Name of the activation between layers, a key of ``ACTIVATIONS``.
-    :param policy_extractor: From observations to what the policy's layers see.
+    :param policy_extractor: From observations to the features that the policy's layers see.
     :param value_extractor: The same for the value network; the same object if they share it.
     :param policy_layers: Weights ``(n_out, n_in)`` and biases ``(n_out,)``, features to logits or means.
     :param value_layers: The same, features to one value.
     :param distribution: From logits or means to actions.
-    :param normalization: Applied to observations first; None if they are given as the networks saw them in training.
+    :param normalization: Applied to observations first; None if they come as the networks saw them in training.
     """
 
     observation_space: spaces.Space[Any]
@@ -85,11 +85,11 @@ class Actor:
         weights: Mapping[str, npt.NDArray[Any]],
         normalization: ObservationStatistics | None = None,
     ) -> "Actor":
-        """Build it from the parameters of an SB3 ``ActorCriticPolicy``, under the names torch gives them.
+        """Build an actor from the parameters of an SB3 ``ActorCriticPolicy``, by torch's names.
 
-        :param network: Description of the network, see ``grpo_core.options.policy_kwargs.network_to_json``.
-        :param weights: Parameter name to array; copied, so later training leaves the actor untouched.
-        :param normalization: What observations are to be normalised with.
+        :param network: Description of the network, as ``grpo_core.options.policy_kwargs.network_to_json`` writes it.
+        :param weights: Parameter name to array; copied, so that later training leaves the actor untouched.
+        :param normalization: Statistics to normalise observations with; None leaves them as they are.
         """
         frozen = {name: np.array(array, dtype=np.float32) for name, array in weights.items()}
         for array in frozen.values():
@@ -124,10 +124,11 @@ class Actor:
         rng: np.random.Generator,
         action_masks: Any = None,
     ) -> Decision:
-        """Choose actions within their bounds, and tell their probabilities and values, in one pass.
+        """Choose actions within their bounds, and compute probabilities and values, in one pass.
 
+        :param observations: Shape ``(batch_size, *observation_shape)``.
         :param deterministic: Take the most likely actions instead of drawing them.
-        :param rng: What actions are drawn from.
+        :param rng: Generator to draw from.
         """
         inputs = self._to_inputs(observations)
         features = self.policy_extractor(inputs)
@@ -185,7 +186,7 @@ class Actor:
         return self.values_of_inputs(self._to_inputs(observations))
 
     def values_of_inputs(self, inputs: Observations) -> FloatArray:
-        """Return what ``values`` does, from observations that are normalised already."""
+        """Return what ``values`` does, ``(batch_size,)``, for observations that are already normalised."""
         return self._forward(self.value_extractor(inputs), self.value_layers)[:, 0]
 
     @cached_property
@@ -213,7 +214,7 @@ class Actor:
         return self.distribution.mask(outputs, masks)
 
     def _forward(self, x: FloatArray, layers: tuple[Layer, ...]) -> FloatArray:
-        # dot, because @ gives the same numbers but takes twice as long to begin, which is most of a single row's time.
+        # dot, because @ gives the same numbers but takes twice as long to start, which is most of the time of one row.
         activate = ACTIVATIONS[self.activation]
         for weight, bias in layers[:-1]:
             x = activate(x.dot(weight.T) + bias)

@@ -1,7 +1,7 @@
 """From a policy network's outputs to actions, in NumPy: one class per kind of action space.
 
-Every method takes outputs ``(batch_size, n_outputs)``. ``mask`` puts infinities where actions are ruled out, so that
-their probability is exactly 0; what it is given has passed ``check_action_masks``.
+Every method takes outputs ``(batch_size, n_outputs)``. ``mask`` replaces those of illegal actions by infinities, so
+that their probability is exactly 0; its masks have passed ``check_action_masks``.
 """
 
 from dataclasses import dataclass
@@ -20,19 +20,25 @@ _LOG_2_PI = np.float32(np.log(2 * np.pi))
 
 
 class ActionDistribution(Protocol):
-    """What the four kinds have in common."""
+    """The interface that the four kinds share."""
 
     def sample(self, outputs: FloatArray, rng: np.random.Generator) -> tuple[Any, FloatArray]:
-        """Draw one action per row; return actions and their log probabilities ``(batch_size,)``."""
+        """Draw one action per row.
+
+        :return: Actions ``(batch_size, *action_shape)`` and their log probabilities ``(batch_size,)``.
+        """
 
     def get_mode(self, outputs: FloatArray) -> Any:
-        """Return the most likely action per row."""
+        """Return the most likely action per row, ``(batch_size, *action_shape)``."""
 
     def compute_probs(self, outputs: FloatArray) -> Probabilities:
-        """Return the probability of every action, None where actions are continuous."""
+        """Return the probability of every action, ``(batch_size, ...)``; None where actions are continuous."""
 
     def mask(self, outputs: FloatArray, action_masks: npt.NDArray[np.bool_]) -> FloatArray:
-        """Rule actions out."""
+        """Return the outputs with illegal actions ruled out, same shape.
+
+        :param action_masks: True where an action is legal, shape ``(batch_size, n_bits)``.
+        """
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,9 @@ class Categorical:
     """One choice out of several; actions are integers ``(batch_size,)``."""
 
     def sample(self, outputs: FloatArray, rng: np.random.Generator) -> tuple[Any, FloatArray]:
-        """See ``ActionDistribution``."""
         return _draw(outputs, rng.random(len(outputs), dtype=np.float32))
 
     def get_mode(self, outputs: FloatArray) -> Any:
-        """See ``ActionDistribution``."""
         return outputs.argmax(axis=1)
 
     def compute_probs(self, outputs: FloatArray) -> FloatArray:
@@ -56,7 +60,7 @@ class Categorical:
         return outputs - _log_sum_exp(outputs)
 
     def mask(self, outputs: FloatArray, action_masks: npt.NDArray[np.bool_]) -> FloatArray:
-        """See ``ActionDistribution``; ``action_masks`` is ``(batch_size, n_choices)``."""
+        """Rule choices out; ``action_masks`` is ``(batch_size, n_choices)``."""
         return np.where(action_masks, outputs, np.float32(-np.inf))
 
 
@@ -70,13 +74,11 @@ class MultiCategorical:
     n_choices: tuple[int, ...]
 
     def sample(self, outputs: FloatArray, rng: np.random.Generator) -> tuple[Any, FloatArray]:
-        """See ``ActionDistribution``."""
         draws = rng.random((len(self.n_choices), len(outputs)), dtype=np.float32)
         drawn = [_draw(logits, draw) for logits, draw in zip(self._split(outputs), draws, strict=True)]
         return np.stack([actions for actions, _ in drawn], axis=1), np.sum([log_prob for _, log_prob in drawn], axis=0)
 
     def get_mode(self, outputs: FloatArray) -> Any:
-        """See ``ActionDistribution``."""
         return np.stack([logits.argmax(axis=1) for logits in self._split(outputs)], axis=1)
 
     def compute_probs(self, outputs: FloatArray) -> list[FloatArray]:
@@ -84,7 +86,7 @@ class MultiCategorical:
         return [Categorical().compute_probs(logits) for logits in self._split(outputs)]
 
     def mask(self, outputs: FloatArray, action_masks: npt.NDArray[np.bool_]) -> FloatArray:
-        """See ``ActionDistribution``; ``action_masks`` is ``(batch_size, sum(n_choices))``."""
+        """Rule choices out; ``action_masks`` is ``(batch_size, sum(n_choices))``."""
         return np.where(action_masks, outputs, np.float32(-np.inf))
 
     def _split(self, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -96,13 +98,11 @@ class Bernoulli:
     """Binary digits, independent of each other; actions are 0 and 1, int8 ``(batch_size, n_digits)``."""
 
     def sample(self, outputs: FloatArray, rng: np.random.Generator) -> tuple[Any, FloatArray]:
-        """See ``ActionDistribution``."""
         ones = rng.random(outputs.shape, dtype=np.float32) < self.compute_probs(outputs)
         log_prob = -np.logaddexp(np.float32(0), np.where(ones, -outputs, outputs)).sum(axis=1)
         return ones.astype(np.int8), log_prob
 
     def get_mode(self, outputs: FloatArray) -> Any:
-        """See ``ActionDistribution``."""
         return (self.compute_probs(outputs) > 0.5).astype(np.int8)
 
     def compute_probs(self, outputs: FloatArray) -> FloatArray:
@@ -110,7 +110,7 @@ class Bernoulli:
         return np.asarray(np.exp(-np.logaddexp(np.float32(0), -outputs)))
 
     def mask(self, outputs: FloatArray, action_masks: npt.NDArray[np.bool_]) -> FloatArray:
-        """See ``ActionDistribution``.
+        """Rule values of digits out.
 
         :param action_masks: Shape ``(batch_size, 2 * n_digits)``: per digit whether it may be 0 and may be 1.
         """
@@ -131,27 +131,25 @@ class Gaussian:
     shape: tuple[int, ...]
 
     def sample(self, outputs: FloatArray, rng: np.random.Generator) -> tuple[Any, FloatArray]:
-        """See ``ActionDistribution``."""
         noise = rng.standard_normal(outputs.shape, dtype=np.float32)
         log_prob = (-0.5 * np.square(noise) - self.log_std - 0.5 * _LOG_2_PI).sum(axis=1)
         return (outputs + np.exp(self.log_std) * noise).reshape(-1, *self.shape), log_prob
 
     def get_mode(self, outputs: FloatArray) -> Any:
-        """See ``ActionDistribution``."""
         return outputs.reshape(-1, *self.shape)
 
     def compute_probs(self, outputs: FloatArray) -> None:
-        """Return None: there are too many actions to list."""
+        """Return None: continuous actions cannot be listed."""
 
     def mask(self, outputs: FloatArray, action_masks: npt.NDArray[np.bool_]) -> FloatArray:
-        """Return the outputs as they are; ``count_mask_bits`` refuses a Box before any mask gets here."""
+        """Return the outputs unchanged; ``check_action_masks`` refuses masks of a Box before they get here."""
         return outputs
 
 
 def make_distribution(space: spaces.Space[Any], log_std: FloatArray | None) -> ActionDistribution:
-    """Choose the distribution of a space that ``check_action_space`` has accepted.
+    """Choose the distribution for a space that ``check_action_space`` has accepted.
 
-    :param log_std: Needed for a Box only.
+    :param log_std: Log standard deviations of a Box, shape ``(n_dimensions,)``; None for the other spaces.
     """
     if isinstance(space, spaces.Box):
         assert log_std is not None, "a policy over a Box has standard deviations"
@@ -162,10 +160,12 @@ def make_distribution(space: spaces.Space[Any], log_std: FloatArray | None) -> A
 
 
 def check_action_masks(space: spaces.Space[Any], action_masks: Any, batch_size: int) -> npt.NDArray[np.bool_]:
-    """Return action masks as an array of flags.
+    """Check action masks.
 
+    :param action_masks: Flags, True where an action is legal.
+    :return: The same as an array, shape ``(batch_size, count_mask_bits(space))``.
     :raises ValueError: If there is not one row of flags per observation, or a choice is left nothing.
-    :raises UnsupportedSpaceError: If the actions cannot be masked.
+    :raises UnsupportedSpaceError: If actions of the space cannot be masked.
     """
     shape = (batch_size, count_mask_bits(space))
     masks = np.asarray(action_masks, np.bool_)

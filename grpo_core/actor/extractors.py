@@ -1,8 +1,8 @@
 """From observations to the features that a policy's layers see: SB3's three features extractors, in NumPy.
 
-``FlattenExtractor`` (``MlpPolicy``) spells everything out in one row, ``NatureCNN`` (``CnnPolicy``) convolves images,
-``CombinedExtractor`` (``MultiInputPolicy``) does either per key of a Dict and joins the rows. Images are channels
-first, ``(n_channels, height, width)``, as SB3 hands them to a policy.
+``FlattenExtractor`` (``MlpPolicy``) puts everything into one row, ``NatureCNN`` (``CnnPolicy``) convolves images,
+``CombinedExtractor`` (``MultiInputPolicy``) does one or the other per key of a Dict and joins the rows. Images have
+their channels first, ``(n_channels, height, width)``, as SB3 hands them to a policy.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ Layer = tuple[FloatArray, FloatArray]
 Shapes = dict[str, tuple[int, ...]]
 
 POLICY_NAMES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
-# Arguments of the features extractor that each policy brings along.
+# Arguments that each policy's features extractor takes.
 EXTRACTOR_ARGUMENTS = {
     "MlpPolicy": (),
     "CnnPolicy": ("features_dim", "normalized_image"),
@@ -29,13 +29,13 @@ EXTRACTOR_ARGUMENTS = {
 }
 # Filters, kernel size and stride of NatureCNN's three convolutions (Mnih et al., Nature 518, 2015).
 _CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
-_MIN_IMAGE_SIZE = 36  # what the three need to leave one pixel
+_MIN_IMAGE_SIZE = 36  # pixels; of fewer, the three convolutions leave none
 # Windows of a few 84x84 images fill a CPU's cache; more at once take memory and no less time.
 _MAX_IMAGES_AT_ONCE = 4
 
 
 class ExtractorPlan(NamedTuple):
-    """How a policy extracts features.
+    """The description of a policy's features extractors.
 
     :param policy: One of ``POLICY_NAMES``.
     :param scales_images: Whether image spaces (``is_image_space``) are divided by 255.
@@ -79,7 +79,7 @@ class FeaturesExtractor(Protocol):
     """Maps observations ``(batch_size, *observation_shape)`` to features ``(batch_size, n_features)``."""
 
     def __call__(self, observations: Observations) -> FloatArray:
-        """Extract features."""
+        """Extract features, ``(batch_size, n_features)``."""
 
     @property
     def arrays(self) -> tuple[FloatArray, ...]:
@@ -88,7 +88,7 @@ class FeaturesExtractor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Flatten:
-    """Everything in one row; what is discrete one-hot.
+    """Puts all numbers into one row, discrete ones as one-hot vectors.
 
     :param n_choices: Choices per number of a Discrete or MultiDiscrete space; None for any other.
     :param scale: What numbers are divided by.
@@ -179,12 +179,12 @@ class NatureCnn:
 
 @dataclass(frozen=True, eq=False)
 class Combined:
-    """One extractor per key of a Dict, their features side by side in the space's order."""
+    """Runs one extractor per key of a Dict, and joins their features in the space's order."""
 
     parts: Mapping[str, Flatten | NatureCnn]
 
     def __call__(self, observations: Observations) -> FloatArray:
-        """Extract features; ``observations`` has an array per key."""
+        """Extract features, ``(batch_size, n_features)``, from one array per key."""
         assert isinstance(observations, dict)
         return np.concatenate([part(observations[key]) for key, part in self.parts.items()], axis=1)
 
@@ -197,7 +197,11 @@ class Combined:
 def make_extractor(
     space: spaces.Space[Any], plan: ExtractorPlan, weights: Mapping[str, FloatArray], prefix: str
 ) -> FeaturesExtractor:
-    """Build the extractor whose weights torch keeps under ``prefix``."""
+    """Build an extractor.
+
+    :param weights: Arrays by torch's names.
+    :param prefix: What the names of this extractor's weights begin with.
+    """
     if isinstance(space, spaces.Dict):
         return Combined(
             {key: _make_part(sub, plan, weights, f"{prefix}.extractors.{key}") for key, sub in space.spaces.items()}

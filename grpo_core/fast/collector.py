@@ -1,4 +1,4 @@
-"""Playing groups whose branches can all be stepped at once: the same rollouts, to the bit, sooner."""
+"""Play groups whose branches can all be stepped at once: the same rollouts to the bit, but faster."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -8,10 +8,9 @@ import numpy as np
 from gymnasium import spaces
 
 from grpo_core.actor.actor import Actor
-from grpo_core.fast.physics import BatchStep
-from grpo_core.groups.collector import AnchorState, GroupCollector, SweepCallback
+from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_simulator
+from grpo_core.groups.collector import AnchorState, GroupCollector, GroupPlan, SweepCallback
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.options.choices import GroupMode
 from grpo_core.simulators.bank import Observed, SimulatorBank
 
 
@@ -19,9 +18,9 @@ class _Live(NamedTuple):
     """The branches that are still under way, sorted by environment.
 
     :param places: Group and index of each, integers ``(n_branches, 2)``.
-    :param n_branches: How many each environment has.
-    :param sweeps: Turns of the environments, one branch each at most: pairs of environment and branch.
-    :param candidates: Those one of whose steps the next rollout may go on from, in the order of their turns.
+    :param n_branches: Number of branches of each environment.
+    :param sweeps: Pairs of environment and branch, in turns with one branch per environment at most.
+    :param candidates: The branches that the next rollout may continue from, in the order of their turns.
     """
 
     places: Any
@@ -35,34 +34,44 @@ class BatchedCollector(GroupCollector):
 
     A simulator's state is a row of numbers here, and the environments themselves are only reset.
 
-    :param bank: One with ``batched_simulators``.
-    :param arguments: Those of ``GroupCollector``; whole episodes are not played.
+    :param bank: The simulators.
+    :param observation_space: What the policy observes.
+    :param plan: How the groups are played; whole episodes are not.
+    :param simulators: What steps many states at once, one for each environment of the bank.
     """
 
-    def __init__(self, bank: SimulatorBank, *arguments: Any) -> None:
-        super().__init__(bank, *arguments)
-        self._simulators = bank.batched_simulators
+    def __init__(
+        self,
+        bank: SimulatorBank,
+        observation_space: spaces.Space[Any],
+        plan: GroupPlan,
+        simulators: Sequence[BatchedSimulator],
+    ) -> None:
+        super().__init__(bank, observation_space, plan)
+        self._simulators = simulators
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, AnchorState]:
         starts = self._bank.reset(seeds)
         return {i: AnchorState(observed, self._simulators[i].capture()) for i, (observed, _) in starts.items()}
 
     def _play(self, rollout: GroupRollout, actor: Actor, rng: np.random.Generator, on_sweep: SweepCallback) -> bool:
-        assert self._horizon is not None
+        assert self._plan.horizon is not None
         branches = [branch for i in range(self._bank.n_envs) for branch in self._start_branches(i, actor, rng)]
         live = self._list_live(np.array([(branch.group.index, branch.index) for branch in branches]))
         states = np.array([branch.state for branch in branches])
         observations, _ = self._to_batch([branch.observed for branch in branches])
-        for t in range(self._horizon):
+        for t in range(self._plan.horizon):
             actions, log_probs = actor.sample_actions(observations, rng)
-            if t == 0 and self._mode == "action":
+            if t == 0 and self._plan.mode == "action":
                 actions = live.places[:, 1]
                 log_probs = actor.log_probs(observations)[np.arange(len(actions)), actions]
             # Step t of a branch is kept as the collector of single steps keeps it, and the draws come in its order.
             draws = rng.random(len(live.candidates)).tolist()
             kept = [i for i, draw in zip(live.candidates, draws, strict=True) if draw * (t + 1) < 1.0]
             outcomes = self._step_all(states, actor.clip_actions(actions), live.n_branches)
-            rollout.store_steps((t, *live.places.T), observations, actions, log_probs, outcomes)
+            at = (np.full(len(actions), t), *live.places.T)
+            rollout.store_actions(at, observations, actions, log_probs, None)
+            rollout.store_outcomes(at, outcomes.observations, outcomes.rewards, outcomes.terminated, outcomes.truncated)
             is_over = outcomes.terminated | outcomes.truncated
             for i in kept:
                 group = self._groups[live.places[i, 0]]
@@ -80,7 +89,7 @@ class BatchedCollector(GroupCollector):
         return True
 
     def _list_live(self, places: Any) -> "_Live":
-        """Say whose turn it is when.
+        """Order the branches by environment and turn.
 
         :param places: Group and index of each branch, integers ``(n_branches, 2)``, sorted by environment.
         """
@@ -127,17 +136,21 @@ class BatchedCollector(GroupCollector):
         return True
 
 
-def make_collector(
-    bank: SimulatorBank,
-    observation_space: spaces.Space[Any],
-    mode: GroupMode,
-    group_size: int,
-    horizon: int | None,
-    n_steps: int,
-    shares_noise: bool = False,
-) -> GroupCollector:
-    """Make the fastest collector there is for an environment; see ``GroupCollector`` for the parameters."""
-    arguments = (observation_space, mode, group_size, horizon, n_steps, shares_noise)
-    if mode != "episode" and bank.batched_simulators:
-        return BatchedCollector(bank, *arguments)
-    return GroupCollector(bank, *arguments)
+def make_batched_collector(
+    bank: SimulatorBank, observation_space: spaces.Space[Any], plan: GroupPlan
+) -> BatchedCollector | None:
+    """Make a collector that steps all branches at once; None where that might come to anything else.
+
+    It takes groups that branch, in environments that ``find_batched_simulator`` knows and whose observations no
+    wrapper of the vectorised environment changes. States here hold no random generators.
+
+    :param bank: The simulators.
+    :param observation_space: What the policy observes.
+    :param plan: How the groups are played.
+    """
+    if plan.mode == "episode" or plan.common_random_numbers or not bank.plain_envs:
+        return None
+    simulators = [simulator for env in bank.plain_envs if (simulator := find_batched_simulator(env)) is not None]
+    if len(simulators) < len(bank.plain_envs):
+        return None
+    return BatchedCollector(bank, observation_space, plan, simulators)

@@ -1,8 +1,8 @@
-"""The update of ``AutogradLearner`` for plain MLP policies on the CPU, with the gradient derived by hand in NumPy.
+"""The steps of ``GRPO.train`` for plain MLP policies on the CPU, with the gradient derived by hand in NumPy.
 
 A minibatch of a 64x64 network is so little arithmetic that eager torch spends nine tenths of a step on its own
 bookkeeping. Here parameters, gradients and Adam's moments lie in one vector each, and a step is some sixty NumPy
-calls. It rounds otherwise than torch, in the last digits; ``tests/grpo_core/fast/test_learner.py`` compares the two.
+calls. It rounds differently from torch, in the last digits; ``tests/grpo_core/fast/test_learner.py`` compares the two.
 """
 
 import math
@@ -14,15 +14,20 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from threadpoolctl import ThreadpoolController
 
 from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.actor.extractors import FloatArray
-from grpo_core.groups.rollout import StepBatch
-from grpo_core.update.learner import Indices, UpdateRule
+from grpo_core.groups.rollout import Indices, StepBatch
+from grpo_core.options.choices import LossType
+from grpo_core.spaces import Observations
 
 # Options of Adam that change its step; a policy whose optimizer sets one of them is left to torch.
 _ADAM_EXTRAS = ("weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 _NORM_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_'s
+# Of NumPy's matrix products. A minibatch's are so small that a second thread costs more than it takes over, and jobs
+# that train beside each other would fight over the cores.
+_BLAS = ThreadpoolController().select(user_api="blas")
 _LOG_2_PI = math.log(2.0 * math.pi)
 
 # The derivative of an activation by what it put out.
@@ -83,7 +88,7 @@ def _list_linear_layers(policy: ActorCriticPolicy) -> list[list[torch.nn.Linear]
 
 
 class _Part(NamedTuple):
-    """What belongs to one parameter, in its shape: views of the vectors of ``_FlatParameters``."""
+    """Views of the vectors of ``_FlatParameters`` that belong to one parameter, in its shape."""
 
     weights: FloatArray
     gradient: FloatArray
@@ -211,7 +216,7 @@ class _Categorical:
     """One choice out of several; outputs are logits."""
 
     def forward(self, outputs: FloatArray, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        """See ``_Head``; ``actions`` are integers ``(batch_size,)``."""
+        """Compute log probabilities and entropies; ``actions`` are integers ``(batch_size,)``."""
         shifted = outputs - outputs.max(axis=1, keepdims=True)
         exponentials = np.exp(shifted)
         sums = exponentials.sum(axis=1, keepdims=True)
@@ -221,7 +226,10 @@ class _Categorical:
         return self._log_probs[self._chosen], self._entropy[:, 0]
 
     def backward(self, log_prob_slopes: FloatArray, entropy_slope: float) -> FloatArray:
-        """See ``_Head``: ``d log p_a / d z_i = [a = i] - p_i`` and ``d H / d z_i = -p_i (log p_i + H)``."""
+        """Compute the derivatives by the logits.
+
+        ``d log p_a / d z_i = [a = i] - p_i`` and ``d H / d z_i = -p_i (log p_i + H)``.
+        """
         slopes = -self._probs * log_prob_slopes[:, None]
         slopes[self._chosen] += log_prob_slopes
         if entropy_slope != 0.0:
@@ -240,7 +248,7 @@ class _Gaussian:
         self._log_std, self._gradient = log_std, gradient
 
     def forward(self, outputs: FloatArray, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        """See ``_Head``; ``actions`` are numbers ``(batch_size, n_dimensions)``."""
+        """Compute log probabilities and entropies; ``actions`` are numbers ``(batch_size, n_dimensions)``."""
         self._std = np.exp(self._log_std)
         self._noise = (actions - outputs) / self._std
         log_prob = (-0.5 * self._noise * self._noise - self._log_std - 0.5 * _LOG_2_PI).sum(axis=1)
@@ -248,7 +256,7 @@ class _Gaussian:
         return log_prob, np.full(len(actions), entropy, np.float32)
 
     def backward(self, log_prob_slopes: FloatArray, entropy_slope: float) -> FloatArray:
-        """See ``_Head``; the gradient of ``log_std`` is put where it belongs."""
+        """Compute the derivatives by the means, and write the gradient of ``log_std``."""
         weighed = log_prob_slopes[:, None] * self._noise
         self._gradient[:] = (weighed * self._noise - log_prob_slopes[:, None]).sum(axis=0)
         self._gradient += entropy_slope * len(log_prob_slopes)
@@ -256,7 +264,7 @@ class _Gaussian:
 
 
 class _Steps(NamedTuple):
-    """What a minibatch holds, ``(batch_size, ...)`` each."""
+    """The steps of a minibatch, ``(batch_size, ...)`` each."""
 
     features: FloatArray
     actions: npt.NDArray[Any]
@@ -267,13 +275,26 @@ class _Steps(NamedTuple):
     ref_log_prob: FloatArray | None
 
 
-class MlpLearner:
-    """Derives the gradient by hand.
+class UpdateRule(NamedTuple):
+    """The hyperparameters of the loss and of the step; ``GRPO`` says what each means."""
 
-    :param policy: One of which ``is_plain_mlp`` is true.
+    clip_range: float
+    clip_range_high: float
+    ent_coef: float
+    vf_coef: float
+    kl_coef: float
+    max_grad_norm: float
+    target_kl: float | None
+    loss_type: LossType
+
+
+class MlpLearner:
+    """Takes the steps of ``GRPO.train`` on one rollout.
+
+    :param policy: One of which ``is_plain_mlp`` is true; it is left as it is until ``finish``.
     :param actor: The actor that collected the rollout; its extractor turns observations into features.
     :param batch: The steps of the rollout, without action masks.
-    :param rule: One with ``importance_level="step"``.
+    :param rule: What the loss is made of, and how far a step may go.
     """
 
     def __init__(self, policy: ActorCriticPolicy, actor: Actor, batch: StepBatch, rule: UpdateRule) -> None:
@@ -296,8 +317,26 @@ class MlpLearner:
         self._rule = rule
         self._measured: list[tuple[float, ...]] = []
 
+    def train(self, minibatches: Iterable[Indices]) -> dict[str, float]:
+        """Take one optimizer step per minibatch, until ``target_kl`` forbids one; then ``finish``.
+
+        :param minibatches: Which steps of the batch each one takes, integers ``(batch_size,)``.
+        """
+        try:
+            with _BLAS.limit(limits=1):
+                for chosen in minibatches:
+                    if not self.update(chosen):
+                        break
+        finally:
+            metrics = self.finish()
+        return metrics
+
     def update(self, chosen: Indices) -> bool:
-        """See ``Learner``."""
+        """Take one optimizer step.
+
+        :param chosen: Which steps of the batch to take it on, integers ``(batch_size,)``.
+        :return: False if ``target_kl`` forbade it.
+        """
         with np.errstate(all="ignore"):  # as torch does; a loss that is not finite is refused by whoever logs it
             fields: list[Any] = [None if field is None else field[chosen] for field in self._steps]
             return self._update(_Steps(*fields))
@@ -333,7 +372,7 @@ class MlpLearner:
         approx_kl = np.dot(steps.weights, np.expm1(log_ratio) - log_ratio) / n_steps
         clip_fraction = np.dot(steps.weights, too_low | too_high) / n_steps
         self._measured.append((loss, policy_loss, value_loss, entropy_loss, *kl_ref, approx_kl, clip_fraction))
-        if rule.goes_too_far(approx_kl):
+        if rule.target_kl is not None and approx_kl > 1.5 * rule.target_kl:
             return False
 
         slopes *= steps.weights / n_steps
@@ -344,7 +383,10 @@ class MlpLearner:
         return True
 
     def finish(self) -> dict[str, float]:
-        """See ``Learner``."""
+        """Leave what was learnt in the policy and its optimizer.
+
+        :return: What to log, averaged over the minibatches; empty if there was none.
+        """
         self._flat.write_back()
         if not self._measured:
             return {}
@@ -355,3 +397,12 @@ class MlpLearner:
 
 def _mean_columns(rows: Iterable[tuple[float, ...]]) -> list[float]:
     return [float(sum(column)) / len(column) for column in zip(*rows, strict=True)]
+
+
+def compute_values(actor: Actor, observations: Observations) -> FloatArray:
+    """Estimate the values of observations, ``(n_steps,)``, with the actor's copy of a plain MLP.
+
+    :param observations: As the networks see them, shape ``(n_steps, *observation_shape)``.
+    """
+    with _BLAS.limit(limits=1):
+        return actor.values_of_inputs(observations)

@@ -47,7 +47,7 @@ _BATCH: _Axes = (0, 1, 2)
 
 
 class BranchSteps(NamedTuple):
-    """What the branches of a rollout did. Every array has shape ``(horizon, n_anchors, group_size)``.
+    """The steps of all branches of a rollout. Every array has shape ``(horizon, n_anchors, group_size)``.
 
     :param rewards: Reward of each step, 0 outside ``step_mask``.
     :param step_mask: True where the branch was alive and took a step.
@@ -62,7 +62,7 @@ class BranchSteps(NamedTuple):
 
 
 class GroupAdvantages(NamedTuple):
-    """What a rollout of whole groups teaches.
+    """The advantages of a rollout, and what the value network is to learn.
 
     :param advantages: Scaled advantages, shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
     :param value_targets: Lambda-returns, on which the value network is regressed; same shape, 0 outside the step mask.
@@ -124,8 +124,7 @@ def _sum_to_the_end(quantity: Floats, decay: float) -> Floats:
 def compute_deviation(quantity: Floats, members: Bools, axis: tuple[int, ...]) -> Floats:
     """Subtract from every branch's step the mean of those it is compared with.
 
-    They are first shifted by the largest of them, so that equal members give exactly 0 and not the rounding error
-    of a mean.
+    All are first shifted by the largest, so that equal members give exactly 0 and not the rounding error of a mean.
 
     :param quantity: Shape ``(horizon, n_anchors, group_size)``.
     :param members: Who counts in the mean, bool, same shape.
@@ -204,7 +203,7 @@ def scale_advantages(advantages: Floats, step_mask: Bools, members: Bools, scali
 
 
 class _Judged(NamedTuple):
-    """What is compared, of whom; every array has one shape, ``(horizon or 1, n_anchors, group_size)``."""
+    """The quantity to compare and the branches that count; every shape is ``(horizon or 1, n_anchors, group_size)``."""
 
     quantity: Floats
     step_mask: Bools

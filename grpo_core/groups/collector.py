@@ -1,4 +1,4 @@
-"""Playing groups: where branches start, which simulator steps them, and where the next groups start."""
+"""Play groups: where branches start, which simulator steps them, and where the next groups start."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
 from grpo_core.simulators.simulator import SimulatorState
 from grpo_core.spaces import pack
 
-# Called after every sweep over the environments with their infos, done flags and rewards, one per environment, and
-# the number of simulator steps taken; returns False to end the rollout.
+# Called after every sweep over the environments with infos, done flags and rewards, one per environment, and the number
+# of simulator steps taken. It returns False to end the rollout.
 SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
 
 
 class AnchorState(NamedTuple):
     """A full simulator state that groups start from.
 
-    :param observed: What the environment shows there, not normalised.
-    :param simulator_state: What the simulator captured there.
-    :param discounted_return: Discounted rewards of the episode so far, for reward normalisation only.
+    :param observed: The environment's observation there, not normalised.
+    :param simulator_state: The state that the simulator captured there.
+    :param discounted_return: Discounted rewards of the episode so far; only reward normalisation uses it.
     """
 
     observed: Observed
@@ -40,17 +40,15 @@ class _Group:
 
     :param index: Its place in the rollout.
     :param env_index: The environment that all of its branches are played in.
-    :param anchor: Where it starts; None if ``seed`` says so.
-    :param seed: Seed of the reset that its members share; None if ``anchor`` is where they start.
+    :param anchor: Where it starts; None if its members share a seeded reset instead.
     :param kept_branch: The branch that the next rollout continues from.
-    :param kept_t: The step of that branch from which on it does.
-    :param kept: What the environment showed after that step and the state it was in; None if its episode was over.
+    :param kept_t: The step of that branch after which it continues.
+    :param kept: Observation and state after that step; None if the episode was over.
     """
 
     index: int
     env_index: int
     anchor: AnchorState | None = None
-    seed: int | None = None
     kept_branch: int = 0
     kept_t: int = 0
     kept: tuple[Observed, SimulatorState] | None = None
@@ -60,8 +58,8 @@ class _Group:
 class _Branch:
     """A branch under way.
 
-    :param state: What to put the simulator into before the next step; None if it is there already.
-    :param first_action: Taken at the first step instead of a drawn one.
+    :param state: State to restore before the next step; None if the simulator is in it already.
+    :param first_action: Action to take at the first step instead of a drawn one.
     """
 
     group: _Group
@@ -73,36 +71,39 @@ class _Branch:
     is_live: bool = True
 
 
-class GroupCollector:
-    """Plays the groups of one rollout after the other.
+@dataclass(frozen=True)
+class GroupPlan:
+    """How many groups a rollout has, and how they are played.
 
-    :param bank: The simulators.
-    :param mode: ``"branch"``: groups start at states on the way. ``"action"``: likewise, and branch ``b`` takes
+    :param mode: ``"branch"``: groups start from states on the way. ``"action"``: likewise, and branch ``b`` takes
         action ``b`` first. ``"episode"``: the members of a group share one seeded reset and play whole episodes.
-    :param group_size: Branches per group.
-    :param horizon: Most steps per branch; None for no other end than the episode's.
-    :param n_steps: Steps per environment and rollout. Groups of the modes with a horizon fill them exactly if no
-        branch ends early; an ``"episode"`` group is started as long as fewer were taken.
+    :param group_size: Branches per group, at least 2.
+    :param horizon: Most steps per branch; None lets only the episode's end end it.
+    :param n_steps: Steps per environment and rollout. In the modes with a horizon, groups fill them exactly if no
+        branch ends early; in ``"episode"`` mode, another group starts as long as fewer were taken.
+    :param common_random_numbers: Whether captured states include the environments' random generators.
     """
 
-    def __init__(
-        self,
-        bank: SimulatorBank,
-        observation_space: spaces.Space[Any],
-        mode: GroupMode,
-        group_size: int,
-        horizon: int | None,
-        n_steps: int,
-        shares_noise: bool = False,
-    ) -> None:
+    mode: GroupMode
+    group_size: int
+    horizon: int | None
+    n_steps: int
+    common_random_numbers: bool = False
+
+
+class GroupCollector:
+    """Plays all groups of a rollout, and chooses where those of the next one start.
+
+    :param bank: The simulators.
+    :param observation_space: What the policy observes.
+    :param plan: How the groups are played.
+    """
+
+    def __init__(self, bank: SimulatorBank, observation_space: spaces.Space[Any], plan: GroupPlan) -> None:
         self._bank = bank
         self._observation_space = observation_space
-        self._mode = mode
-        self._group_size = group_size
-        self._horizon = horizon
-        self._n_steps = n_steps
-        self._shares_noise = shares_noise
-        self._advances_in_step = bank.shares_cheaply and mode != "episode"
+        self._plan = plan
+        self._advances_in_step = bank.shares_cheaply and plan.mode != "episode"
         self._anchors: list[AnchorState] = []
         self._groups: list[_Group] = []
         self._n_steps_taken = [0] * bank.n_envs
@@ -126,21 +127,21 @@ class GroupCollector:
     ) -> bool:
         """Let every branch of every group follow the policy to its end.
 
-        Where simulators are cheap to restore, all branches of an environment advance in step and take turns in it,
-        so that one forward pass serves them all. Elsewhere each environment plays one branch after the other and is
+        If simulators are cheap to restore, all branches of an environment advance together and take turns in it, so
+        that one forward pass serves them all. Otherwise each environment plays one branch after the other and is
         restored once for each.
 
         :param should_stop: Asked between resets, which may be slow; ``on_sweep`` ends a rollout elsewhere.
-        :return: False if it was ended early; the storage is then incomplete.
+        :return: False if it ended early; the storage is then incomplete.
         """
         rollout.clear()
         self._n_steps_taken = [0] * self._bank.n_envs
-        if self._mode != "episode" and not self._ensure_anchors(rng, should_stop):
+        if self._plan.mode != "episode" and not self._ensure_anchors(rng, should_stop):
             return False
         self._groups = [_Group(i, i % self._bank.n_envs, anchor) for i, anchor in enumerate(self._anchors)]
         if not self._play(rollout, actor, rng, on_sweep):
             return False
-        rollout.trim(len(self._groups), self._horizon)
+        rollout.trim(len(self._groups), self._plan.horizon)
         return True
 
     def _play(self, rollout: GroupRollout, actor: Actor, rng: np.random.Generator, on_sweep: SweepCallback) -> bool:
@@ -162,8 +163,8 @@ class GroupCollector:
 
     def _ensure_anchors(self, rng: np.random.Generator, should_stop: Callable[[], bool]) -> bool:
         """Reset to the first anchor states, if there are none."""
-        assert self._horizon is not None
-        n_per_env = self._n_steps // (self._group_size * self._horizon)
+        assert self._plan.horizon is not None
+        n_per_env = self._plan.n_steps // (self._plan.group_size * self._plan.horizon)
         while len(self._anchors) < n_per_env * self._bank.n_envs:
             if should_stop():
                 self._anchors = []
@@ -174,25 +175,25 @@ class GroupCollector:
 
     def _start_branches(self, env_index: int, actor: Actor, rng: np.random.Generator) -> Iterator[_Branch]:
         """Yield the branches that one environment plays in this rollout, group by group."""
-        if self._mode == "episode":
+        if self._plan.mode == "episode":
             yield from self._start_episodes(env_index, rng)
             return
         for group in self._groups[env_index :: self._bank.n_envs]:
             anchor = group.anchor
             assert anchor is not None
-            if self._mode == "action":
+            if self._plan.mode == "action":
                 yield from self._start_actions(group, anchor, actor, rng)
                 continue
-            group.kept_branch = int(rng.integers(self._group_size))
-            for index in range(self._group_size):
+            group.kept_branch = int(rng.integers(self._plan.group_size))
+            for index in range(self._plan.group_size):
                 yield _Branch(group, index, anchor.observed, anchor.simulator_state)
 
     def _start_episodes(self, env_index: int, rng: np.random.Generator) -> Iterator[_Branch]:
-        while self._n_steps_taken[env_index] < self._n_steps:
+        while self._n_steps_taken[env_index] < self._plan.n_steps:
             group = _Group(len(self._groups), env_index)
             self._groups.append(group)
             seed = int(rng.integers(2**31))
-            for index in range(self._group_size):
+            for index in range(self._plan.group_size):
                 observed, _ = self._bank.reset({env_index: seed})[env_index]
                 yield _Branch(group, index, observed)
 
@@ -202,9 +203,9 @@ class GroupCollector:
         """Yield one branch for every legal action."""
         observations, masks = self._to_batch([anchor.observed])
         probs = actor.action_probs(observations, masks)
-        # The episode goes on as the policy would, not as the enumeration did.
-        group.kept_branch = int(rng.choice(self._group_size, p=probs[0] / probs[0].sum(dtype=np.float64)))
-        for action in range(self._group_size):
+        # The episode goes on with the action that the policy would draw, not with an enumerated one.
+        group.kept_branch = int(rng.choice(self._plan.group_size, p=probs[0] / probs[0].sum(dtype=np.float64)))
+        for action in range(self._plan.group_size):
             if masks is None or masks[0, action]:
                 yield _Branch(group, action, anchor.observed, anchor.simulator_state, first_action=action)
 
@@ -239,7 +240,7 @@ class GroupCollector:
         """
         orders = {}
         for branch, action in sweep:
-            is_last = branch.t + 1 == self._horizon
+            is_last = branch.t + 1 == self._plan.horizon
             needs_state = self._draw_kept(branch, rng) or (self._advances_in_step and not is_last)
             orders[branch.group.env_index] = Order(action, branch.state, needs_state)
         outcomes = self._bank.step(orders)
@@ -257,10 +258,10 @@ class GroupCollector:
         return on_sweep(infos, dones, rewards, len(sweep))
 
     def _draw_kept(self, branch: _Branch, rng: np.random.Generator) -> bool:
-        """Decide whether the next rollout goes on from the step that a branch is about to take.
+        """Decide whether to keep the step that a branch is about to take: the next rollout goes on from the last kept.
 
-        How long a branch lives is not known beforehand, so its steps are drawn by reservoir sampling: step t (from 0)
-        replaces the one kept so far with probability 1 / (t + 1). Only kept states have to be held.
+        How long a branch will live is unknown, so one of its steps is drawn by reservoir sampling: step t (from 0)
+        replaces the one kept so far with probability 1 / (t + 1). Only the kept state has to be stored.
         """
         group = branch.group
         if group.anchor is None or branch.index != group.kept_branch or rng.random() * (branch.t + 1) >= 1.0:
@@ -269,14 +270,14 @@ class GroupCollector:
         return True
 
     def _advance(self, branch: _Branch, outcome: Outcome) -> None:
-        """Note what a step led to."""
+        """Move a branch to where a step led, and keep that for its group if it was drawn."""
         group, is_over = branch.group, outcome.terminated or outcome.truncated
         if group.anchor is not None and branch.index == group.kept_branch and branch.t == group.kept_t:
             group.kept = None if is_over else (outcome.observed, outcome.state)
         branch.observed = outcome.observed
         branch.state = outcome.state if self._advances_in_step else None
         branch.t += 1
-        branch.is_live = not is_over and branch.t != self._horizon
+        branch.is_live = not is_over and branch.t != self._plan.horizon
 
     def choose_anchors(
         self,
@@ -292,7 +293,7 @@ class GroupCollector:
         :param restart_probability: How often to reset although the episode could go on.
         :param should_stop: Asked between resets; True leaves the next rollout to begin with new episodes.
         """
-        if self._mode == "episode":
+        if self._plan.mode == "episode":
             return
         self._anchors = []
         for group in self._groups:
@@ -306,9 +307,9 @@ class GroupCollector:
                 self._anchors.append(AnchorState(*group.kept, so_far))
 
     def _draw_seed(self, rng: np.random.Generator) -> int | None:
-        """Choose how an environment's generator goes on with a new episode; None leaves it as it is."""
-        # Where restoring rewinds it, it would else begin episodes that were played already.
-        return int(rng.integers(2**31)) if self._shares_noise else None
+        """Choose the seed of a new episode; None lets the environment's generator go on."""
+        # If restoring rewinds the generator, it would otherwise begin episodes that were already played.
+        return int(rng.integers(2**31)) if self._plan.common_random_numbers else None
 
     def _to_batch(self, observed: Sequence[Observed]) -> tuple[Any, npt.NDArray[np.bool_] | None]:
         """Stack what branches see, shape ``(n_branches, ...)``, and the masks of their actions if there are any."""

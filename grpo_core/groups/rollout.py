@@ -1,6 +1,6 @@
 """Storage of one rollout of whole groups, and how it is cut into minibatches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,14 +8,14 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 
-from grpo_core.fast.physics import BatchStep
 from grpo_core.groups.advantage import BranchSteps, Floats
-from grpo_core.options.rewards import RewardFunction, get_reward_name
 from grpo_core.simulators.bank import Outcome
 from grpo_core.spaces import Observations, observation_dtype, pack, unpack
 
 Array = npt.NDArray[Any]
-# What steps are stored in: this grows and is trimmed, unlike what the algorithm makes of them.
+# Which steps of a batch a minibatch takes, shape ``(batch_size,)``.
+Indices = npt.NDArray[np.int64]
+# The arrays that steps are stored in. They grow and are trimmed, unlike what the algorithm computes from them.
 _STORED = (
     "states",
     "next_states",
@@ -27,17 +27,22 @@ _STORED = (
     "truncated",
     "action_masks",
 )
-# Step, group and branch: where in a rollout something belongs. Integers, or arrays of them of one length.
+# Where in a rollout a step belongs: its time, group and branch. Integers, or integer arrays of equal length.
 Place = tuple[Any, Any, Any]
 
 
 class StepBatch(NamedTuple):
-    """Steps of any branches; every array is ``(batch_size, ...)``, Dict observations are a dict of such.
+    """Steps of any branches; every array or tensor is ``(batch_size, ...)``, Dict observations are a dict of such.
 
-    :param branch_index: Which branch of the rollout a step belongs to.
-    :param weights: How much a step counts in the policy's loss.
+    :param observations: As the policy saw them, ``(batch_size, *observation_shape)``.
+    :param actions: As drawn, before clipping, ``(batch_size, *action_shape)``; the axes of a Box are flattened.
+    :param old_log_prob: Their log probability under the policy that drew them, ``(batch_size,)``.
+    :param advantages: Shape ``(batch_size,)``.
+    :param value_targets: What the value network is to predict, ``(batch_size,)``.
+    :param branch_index: Which branch of the rollout a step belongs to, integers ``(batch_size,)``.
+    :param weights: How much a step counts in the policy's loss, ``(batch_size,)``.
     :param action_masks: Which actions were legal, ``(batch_size, n_bits)``; None where all always are.
-    :param ref_log_prob: Log probability under the reference policy; None without one.
+    :param ref_log_prob: Log probability under the reference policy, ``(batch_size,)``; None without one.
     """
 
     observations: Any
@@ -87,11 +92,11 @@ def select(field: Any, chosen: torch.Tensor) -> Any:
 class GroupRollout:
     """Storage of one rollout, shapes ``(horizon, n_anchors, group_size, ...)``.
 
-    After ``clear``, steps are stored one by one, and the arrays grow as they have to; ``trim`` cuts them to what is
-    there. ``advantages`` and ``value_targets`` are set by the algorithm before ``flatten``.
+    After ``clear``, steps are stored one by one, and the arrays grow when they must; ``trim`` cuts them to what was
+    stored. The algorithm sets ``advantages`` and ``value_targets`` before ``flatten``.
 
-    :param horizon: Steps per branch to lay out at first.
-    :param n_anchors: Groups to lay out at first.
+    :param horizon: Steps per branch to make room for at first.
+    :param n_anchors: Groups to make room for at first, one per anchor.
     :param group_size: Branches per group.
     """
 
@@ -139,10 +144,12 @@ class GroupRollout:
         self.action_masks = None
 
     def store_actions(self, at: Place, observations: Array, actions: Array, log_probs: Array, masks: Any) -> None:
-        """Store what branches saw and chose.
+        """Store what branches saw and chose, and make room for it.
 
-        :param at: One place per branch.
+        :param at: One place per branch: three integer arrays ``(n_branches,)``.
         :param observations: Shape ``(n_branches, *observation_shape)``.
+        :param actions: Shape ``(n_branches, *action_shape)``.
+        :param log_probs: Shape ``(n_branches,)``.
         :param masks: Legal actions, shape ``(n_branches, n_bits)``; None where all are.
         """
         self._make_room(int(at[0].max()), int(at[1].max()))
@@ -158,27 +165,26 @@ class GroupRollout:
         )
 
     def store_outcome(self, at: Place, outcome: Outcome) -> None:
-        """Store where one step led."""
-        self.next_states[at] = pack(self.observation_space, outcome.observed.observation)
-        self.rewards[at] = outcome.reward
-        self.terminated[at], self.truncated[at] = outcome.terminated, outcome.truncated and not outcome.terminated
+        """Store where one step led.
 
-    def store_steps(
-        self, at: Place, observations: Array, actions: Array, log_probs: Array, outcomes: BatchStep
-    ) -> None:
-        """Store one step of several branches, for which there is room: what they saw and chose, and where it led.
-
-        :param at: One place per branch.
-        :param observations: Shape ``(n_branches, *observation_shape)``.
+        :param at: The place of that step.
         """
-        self.states[at], self.actions[at], self.log_probs[at], self.step_mask[at] = (
-            observations,
-            actions,
-            log_probs,
-            True,
-        )
-        self.next_states[at], self.rewards[at] = outcomes.observations, outcomes.rewards
-        self.terminated[at], self.truncated[at] = outcomes.terminated, outcomes.truncated & ~outcomes.terminated
+        observation = pack(self.observation_space, outcome.observed.observation)
+        self.store_outcomes(at, observation, outcome.reward, outcome.terminated, outcome.truncated)
+
+    def store_outcomes(
+        self, at: Place, next_observations: Array, rewards: Any, terminated: Any, truncated: Any
+    ) -> None:
+        """Store where steps led.
+
+        :param at: One place per step.
+        :param next_observations: Shape ``(n_branches, *observation_shape)``; of a single step, ``observation_shape``.
+        :param rewards: Shape ``(n_branches,)``, or one number; likewise the flags.
+        :param terminated: Whether the episode ended.
+        :param truncated: Whether a time limit cut it; an episode that terminates at that very step was not cut.
+        """
+        self.next_states[at], self.rewards[at] = next_observations, rewards
+        self.terminated[at], self.truncated[at] = terminated, truncated > terminated
 
     def _make_room(self, t: int, group: int) -> None:
         horizon, n_anchors, _ = self.shape
@@ -195,7 +201,7 @@ class GroupRollout:
             setattr(self, name, grown)
 
     def trim(self, n_anchors: int, horizon: int | None) -> None:
-        """Cut the storage to the groups there are, and to a horizon or, if that is None, the longest branch."""
+        """Cut the storage to ``n_anchors`` groups, and to ``horizon`` steps or, if that is None, the longest branch."""
         if horizon is None:
             horizon = int(self.step_mask.any(axis=(1, 2)).sum())
         for name, array in self._arrays():
@@ -204,35 +210,8 @@ class GroupRollout:
     def _arrays(self) -> list[tuple[str, Array]]:
         return [(name, array) for name in _STORED if (array := getattr(self, name)) is not None]
 
-    def apply_reward_functions(
-        self, reward_functions: Sequence[RewardFunction | None], weights: Sequence[float]
-    ) -> dict[str, float]:
-        """Replace the environment's rewards by a weighted sum of rewards, each computed in one call over all steps.
-
-        :param reward_functions: None stands for the environment's own.
-        :return: The mean of each, unweighted, by name.
-        :raises ValueError: If one does not return one number per step.
-        """
-        own = self.rewards[self.step_mask]
-        total, means = np.zeros(len(own), np.float64), {}
-        for reward_function, weight in zip(reward_functions, weights, strict=True):
-            rewards = own
-            if reward_function is not None:  # each with copies of its own, in case it changes them
-                rewards = _compute_rewards(reward_function, self._reward_arguments(), len(own))
-            total += weight * rewards
-            means[get_reward_name(reward_function)] = float(rewards.mean())
-        self.rewards[self.step_mask] = total
-        return means
-
-    def _reward_arguments(self) -> tuple[Any, Any, Any]:
-        mask, space = self.step_mask, self.action_space
-        actions = self.actions[mask]
-        if isinstance(space, spaces.Box):
-            actions = np.clip(actions, space.low, space.high)
-        return _to_rows(self.states[mask]), _to_rows(actions), _to_rows(self.next_states[mask])
-
     def check_finite(self) -> None:
-        """Refuse to learn from numbers that are none.
+        """Check that all rewards and observations of live steps are finite.
 
         :raises ValueError: If a reward or an observation is NaN or infinite.
         """
@@ -246,7 +225,7 @@ class GroupRollout:
 
     @property
     def steps(self) -> BranchSteps:
-        """What advantages are computed from; the storage itself, not a copy."""
+        """What advantages are computed from: views of the storage, ``(horizon, n_anchors, group_size)`` each."""
         return BranchSteps(self.rewards, self.step_mask, self.terminated, self.truncated)
 
     @property
@@ -257,6 +236,16 @@ class GroupRollout:
         """
         n_legal = self.step_mask[0].sum(axis=-1, keepdims=True, dtype=np.float32)
         return np.asarray(np.exp(self.log_probs[0]) * n_legal)
+
+    def lay_out(self, numbers: Floats) -> Floats:
+        """Put one number per live step, as ``flatten`` orders them, back in its place.
+
+        :param numbers: Shape ``(n_steps,)``.
+        :return: float32, shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
+        """
+        laid_out = np.zeros(self.shape, np.float32)
+        laid_out[self.step_mask] = numbers
+        return laid_out
 
     def flatten(self, observations: Observations, weights: Floats) -> StepBatch:
         """Gather the live steps of all branches, shapes ``(n_steps, ...)``.
@@ -283,33 +272,13 @@ class GroupRollout:
         )
 
 
-def _to_rows(batch: Array) -> Any:
-    """Turn a batch into what reward functions take: ``(B, n)``, or a dict of such for Dict observations."""
-    unpacked = unpack(batch)
-    if isinstance(unpacked, dict):
-        return {key: torch.from_numpy(array.reshape(len(array), -1)) for key, array in unpacked.items()}
-    return torch.from_numpy(unpacked.reshape(len(unpacked), -1))
-
-
-def _compute_rewards(reward_function: RewardFunction, arguments: tuple[Any, Any, Any], n_steps: int) -> Array:
-    name = get_reward_name(reward_function)
-    returned = reward_function(*arguments)
-    rule = f"it must return one reward per step, shape ({n_steps}, 1)."
-    if returned is None:
-        raise ValueError(f"reward function '{name}' returned None; {rule}")
-    rewards = torch.as_tensor(returned)
-    if rewards.numel() != n_steps:
-        raise ValueError(f"reward function '{name}' returned shape {tuple(rewards.shape)} for {n_steps} steps; {rule}")
-    return np.asarray(rewards.detach().cpu().reshape(n_steps).numpy())
-
-
 def draw_minibatches(
     batch: StepBatch, batch_size: int, rng: np.random.Generator, whole_branches: bool = False
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the index of every step once, in random order, ``batch_size`` at a time; the last time maybe fewer.
+) -> Iterator[Indices]:
+    """Yield the index of every step once, in random order, ``(batch_size,)`` at a time; the last may be fewer.
 
-    :param whole_branches: Never split a branch; minibatches then hold fewer steps than ``batch_size`` and the longest
-        branch have together.
+    :param whole_branches: Never split a branch. A minibatch then holds fewer steps than ``batch_size`` plus the length
+        of the longest branch.
     """
     if whole_branches:
         yield from _draw_branches(batch.branch_index, batch_size, rng)
@@ -319,9 +288,7 @@ def draw_minibatches(
         yield order[start : start + batch_size]
 
 
-def _draw_branches(
-    branch_index: npt.NDArray[np.int64], batch_size: int, rng: np.random.Generator
-) -> Iterator[npt.NDArray[np.int64]]:
+def _draw_branches(branch_index: npt.NDArray[np.int64], batch_size: int, rng: np.random.Generator) -> Iterator[Indices]:
     order = rng.permutation(int(branch_index.max()) + 1)
     lengths = np.bincount(branch_index, minlength=len(order))[order]
     minibatch_of_branch = (lengths.cumsum() - lengths) // batch_size

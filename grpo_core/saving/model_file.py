@@ -26,7 +26,7 @@ from gymnasium import spaces
 
 from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.actor.extractors import ExtractorPlan, count_features, list_shapes
-from grpo_core.simulators.normalization import ObservationStatistics
+from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.spaces import count_outputs
 
 FORMAT = "grpo-model/1"
@@ -49,7 +49,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class ModelFileError(ValueError):
-    """The file is damaged or not what its metadata says."""
+    """The file is damaged, or its content does not match its metadata."""
 
 
 class ForeignModelError(ModelFileError):
@@ -58,7 +58,7 @@ class ForeignModelError(ModelFileError):
 
 @dataclass(frozen=True)
 class ModelContent:
-    """What a model file holds.
+    """The content of a model file.
 
     :param meta: The JSON metadata; ``network`` and ``spaces`` are checked, the rest is as it was saved.
     :param weights: Policy parameters by torch name, float32.

@@ -1,6 +1,7 @@
-"""What a ``GRPO`` keeps in its model file, and how it is found again."""
+"""Collect what a ``GRPO`` keeps in its model file, and put it back."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,22 @@ import numpy as np
 import stable_baselines3 as sb3
 import torch
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
-from grpo_core.options.hyperparameters_json import hyperparameters_to_json
-from grpo_core.options.policy_kwargs import network_to_json
-from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, get_reward_name
+from grpo_core.options.hyperparameters import SAVED_HYPERPARAMETERS
+from grpo_core.options.hyperparameters_json import (
+    custom_objects_to_arguments,
+    hyperparameters_from_json,
+    hyperparameters_to_json,
+)
+from grpo_core.options.policy_kwargs import network_from_json, network_to_json, policy_from_json
+from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, find_reward_functions, get_reward_name
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import Arrays, ModelContent, ModelFileError
 
 ModelPath = str | Path | io.BufferedIOBase
 
-# What loading reads of a file's metadata, besides what every reader of model files does.
+# Facts in a file's metadata that loading needs, beyond those that every reader checks.
 _FACTS = {
     "hyperparameters",
     "reward_function",
@@ -57,6 +63,30 @@ def read_model(path: ModelPath) -> ModelContent:
     if lost := _FACTS - set(content.meta):
         raise ModelFileError(f"the file's metadata lacks {sorted(lost)}.")
     return content
+
+
+def make_arguments(content: ModelContent) -> dict[str, Any]:
+    """Return the arguments of ``GRPO`` that a model file holds; a reward function that it only names may be missing."""
+    meta = content.meta
+    return {
+        "policy": policy_from_json(meta["network"]),
+        "policy_kwargs": network_from_json(meta["network"]),
+        "stats_window_size": meta["stats_window_size"],
+        "reward_function": find_reward_functions(meta["reward_function"]),
+        **hyperparameters_from_json(meta["hyperparameters"]),
+    }
+
+
+def make_changes(custom_objects: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``GRPO`` that a caller of ``load`` changes.
+
+    :param custom_objects: As SB3 takes them; what is no argument is passed over.
+    :param arguments: By name; they win over ``custom_objects``.
+    :raises ValueError: If one of ``arguments`` is no hyperparameter.
+    """
+    if unknown := set(arguments) - {*SAVED_HYPERPARAMETERS, "reward_function"}:
+        raise ValueError(f"{sorted(unknown)} cannot be changed on load; only hyperparameters and reward_function.")
+    return {**custom_objects_to_arguments(custom_objects), **arguments}
 
 
 def describe_model(model: Any, version: str) -> dict[str, Any]:
@@ -155,6 +185,38 @@ def get_normalization(vec_normalize: VecNormalize) -> tuple[dict[str, Any], Arra
         for name in ("mean", "var", "count")
     }
     return settings, arrays
+
+
+def describe_normalization(
+    vec_normalize: VecNormalize | None, loaded: ModelContent | None
+) -> tuple[dict[str, Any], Arrays]:
+    """Return what the metadata and the arrays of a model file say of normalisation; nothing without any.
+
+    :param vec_normalize: The one in use.
+    :param loaded: The file that the model came from, if it has had no environment since: what that says still holds.
+    """
+    if vec_normalize is not None:
+        settings, statistics = get_normalization(vec_normalize)
+        return {"normalization": settings}, statistics
+    if loaded is None or "normalization" not in loaded.meta:
+        return {}, {}
+    return {"normalization": loaded.meta["normalization"]}, loaded.normalization
+
+
+def wrap_like(content: ModelContent, env: VecEnv) -> VecEnv:
+    """Normalise an environment as that of a model file was; as it is if that was not.
+
+    :param env: If it has a ``VecNormalize`` already, that one gets the file's statistics.
+    """
+    settings = content.meta.get("normalization")
+    if settings is None:
+        return env
+    vec_normalize = unwrap_vec_normalize(env)
+    if vec_normalize is None:
+        names = ("norm_obs", "norm_reward", "norm_obs_keys")
+        env = vec_normalize = VecNormalize(env, **{name: settings[name] for name in names})
+    restore_normalization(vec_normalize, content)
+    return env
 
 
 def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) -> None:

@@ -1,4 +1,4 @@
-"""Which actions an environment allows, and drawing one of them."""
+"""Ask an environment which actions it allows, and draw one of them."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def get_action_masks(env: gym.Env[Any, Any]) -> Any:
 
 
 def sample_action(action_space: spaces.Space[Any], masks: Any) -> Any:
-    """Draw an allowed action; environments may well refuse the others.
+    """Draw an allowed action; environments may refuse the others.
 
     :param masks: What ``get_action_masks`` returned.
     """

@@ -1,8 +1,8 @@
 """The simulators behind a vectorised environment, in this process or in workers, as a rollout drives them.
 
-A ``SimulatorBank`` resets and steps single environments past ``VecEnv.step``, which would reset an environment that
-is done, and puts them into captured states first where asked to. What the vectorised environment's wrappers do to
-observations is done here, but for normalisation, which belongs to the rollout.
+A ``SimulatorBank`` resets and steps single environments without ``VecEnv.step``, which would reset those that are done,
+and puts them into captured states first if asked. It does to observations what the vectorised environment's wrappers
+do, except for normalisation, which belongs to the rollout.
 """
 
 from abc import ABC, abstractmethod
@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
+import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from grpo_core.fast.physics import BatchedSimulator, find_batched_simulator
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
@@ -38,8 +38,9 @@ class SimulatorBank(ABC):
         self.n_envs = n_envs
         self.restorable = restorable
         self.shares_cheaply = shares_cheaply
-        #: What steps many states of each environment at once; empty where that is not known of all of them.
-        self.batched_simulators: Sequence[BatchedSimulator] = ()
+        #: The environments themselves, where they live in this process and the policy sees their own observations,
+        #: normalised at most; empty elsewhere.
+        self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
         self._path = path
         self._frames: list[Frames] = [()] * n_envs
 
@@ -88,17 +89,17 @@ class SimulatorBank(ABC):
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]: ...
 
 
-def make_bank(env: VecEnv, *, needs_restore: bool, keep_random_state: bool = False) -> SimulatorBank:
+def make_bank(env: VecEnv, *, needs_restore: bool, common_random_numbers: bool = False) -> SimulatorBank:
     """Take hold of the environments behind a vectorised one.
 
-    Environments of which nobody has shown that a copy of them is complete are stepped a few times to see; they have
-    to be reset afterwards, as all do before their first step.
+    Environments whose copies are not known to be complete are stepped a few times to find out. All environments have to
+    be reset before their first step.
 
     :param env: A ``DummyVecEnv``, or a ``SubprocVecEnv`` with a ``RestorableWrapper`` around each environment, which
         only ``needs_restore`` demands; with ``VecNormalize``, ``VecFrameStack``, ``VecTransposeImage``, ``VecMonitor``
         and ``VecCheckNan`` around it. ``VecMonitor`` sees none of the steps.
     :param needs_restore: Whether states have to be captured and restored.
-    :param keep_random_state: Whether states include the environments' random generators, so that all branches of a
+    :param common_random_numbers: Whether states include the environments' random generators, so that all branches of a
         state see the same noise.
     :raises NotBranchableError: If an environment cannot be restored and ``needs_restore`` is set; with the reason.
     :raises ValueError: If the vectorised environment or a wrapper of it is of another kind.
@@ -106,7 +107,7 @@ def make_bank(env: VecEnv, *, needs_restore: bool, keep_random_state: bool = Fal
     """
     base, path = read_vec_wrappers(env)
     if isinstance(base, DummyVecEnv):
-        return _LocalBank(base, path, needs_restore, keep_random_state)
+        return _LocalBank(base, path, needs_restore, common_random_numbers)
     if not isinstance(base, SubprocVecEnv):
         raise ValueError(
             f"GRPO steps the single environments of a DummyVecEnv or SubprocVecEnv, not of a {type(base).__name__}. "
@@ -115,7 +116,7 @@ def make_bank(env: VecEnv, *, needs_restore: bool, keep_random_state: bool = Fal
     obstacle = _find_worker_obstacle(base) if needs_restore else None
     if obstacle is not None:
         raise NotBranchableError(obstacle)
-    return _RestorableWorkerBank(base, path, keep_random_state) if needs_restore else _PlainWorkerBank(base, path)
+    return _RestorableWorkerBank(base, path, common_random_numbers) if needs_restore else _PlainWorkerBank(base, path)
 
 
 def find_obstacle(env: VecEnv) -> str | None:
@@ -136,18 +137,18 @@ def find_obstacle(env: VecEnv) -> str | None:
 class _LocalBank(SimulatorBank):
     """Environments in this process."""
 
-    def __init__(self, base: DummyVecEnv, path: ObservationPath, needs_restore: bool, keep_random_state: bool) -> None:
+    def __init__(
+        self, base: DummyVecEnv, path: ObservationPath, needs_restore: bool, common_random_numbers: bool
+    ) -> None:
         envs = [env.env if isinstance(env, RestorableWrapper) else env for env in base.envs]
-        simulators = [Simulator(env, keep_random_state) for env in envs] if needs_restore else []
+        simulators = [Simulator(env, common_random_numbers) for env in envs] if needs_restore else []
         for simulator in simulators:
             simulator.prove()
         self._single_envs = [SingleEnv(env, simulators[i] if needs_restore else None) for i, env in enumerate(envs)]
         shares_cheaply = needs_restore and all(simulator.is_cheap for simulator in simulators)
         super().__init__(len(envs), path, needs_restore, shares_cheaply)
-        if needs_restore and path.is_empty and not keep_random_state:
-            batched = [find_batched_simulator(env) for env in envs]
-            if None not in batched:
-                self.batched_simulators = [simulator for simulator in batched if simulator is not None]
+        if path.is_empty:
+            self.plain_envs = envs
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         return {i: self._single_envs[i].reset(seed) for i, seed in seeds.items()}
@@ -159,10 +160,10 @@ class _LocalBank(SimulatorBank):
 class _RestorableWorkerBank(SimulatorBank):
     """Environments in worker processes, each inside a ``RestorableWrapper``."""
 
-    def __init__(self, base: SubprocVecEnv, path: ObservationPath, keep_random_state: bool) -> None:
+    def __init__(self, base: SubprocVecEnv, path: ObservationPath, common_random_numbers: bool) -> None:
         super().__init__(base.num_envs, path, restorable=True, shares_cheaply=False)
         self._base = base
-        self._keep_random_state = keep_random_state
+        self._common_random_numbers = common_random_numbers
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         return self._call("take_reset", seeds)
@@ -172,7 +173,7 @@ class _RestorableWorkerBank(SimulatorBank):
 
     def _call(self, name: str, arguments: Mapping[int, Any]) -> dict[int, Any]:
         calls: dict[int, list[_Call]] = {
-            i: [(name, (argument, self._keep_random_state), {})] for i, argument in arguments.items()
+            i: [(name, (argument, self._common_random_numbers), {})] for i, argument in arguments.items()
         }
         return {i: reply for i, (reply,) in _call_workers(self._base, calls).items()}
 
@@ -246,7 +247,7 @@ def _send(base: SubprocVecEnv, i: int, call: _Call) -> None:
     try:
         base.remotes[i].send(("env_method", call))
     except (BrokenPipeError, ConnectionResetError):
-        return  # the worker is dead, as _receive will find
+        return  # the worker is dead; _receive reports it
 
 
 def _receive(base: SubprocVecEnv, i: int) -> Any:

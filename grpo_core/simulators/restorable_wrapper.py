@@ -1,4 +1,4 @@
-"""What makes an environment in a worker process restorable from outside."""
+"""Make an environment in a worker process restorable from outside."""
 
 import pickle
 import traceback
@@ -11,13 +11,13 @@ from grpo_core.simulators.single_env import Order, SingleEnv
 
 
 class Failure(NamedTuple):
-    """What a worker's environment raised."""
+    """An error of a worker's environment, as text."""
 
     traceback: str
 
 
-# A worker that raises dies and takes the message with it, so the methods for the parent return whatever goes wrong:
-# here is the border of the process.
+# A worker that raises dies, and its message is lost, so the methods that the parent calls return every error: this is
+# the boundary of the process.
 class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
     """Makes an environment in a ``SubprocVecEnv`` worker restorable, so that groups can branch in it.
 
@@ -50,34 +50,34 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             return Failure(traceback.format_exc())
         return None
 
-    def take_reset(self, seed: int | None, keep_random_state: bool) -> Any:
-        """Reset and capture in one round trip; what goes wrong is returned and not raised."""
+    def take_reset(self, seed: int | None, common_random_numbers: bool) -> Any:
+        """Reset and capture in one round trip; errors are returned, not raised."""
         try:
-            observed, state = self._get_single_env(keep_random_state).reset(seed)
+            observed, state = self._get_single_env(common_random_numbers).reset(seed)
             return observed, pickle.dumps(state)
         except Exception:
             return Failure(traceback.format_exc())
 
-    def take_order(self, order: Order, keep_random_state: bool) -> Any:
-        """Restore, step and capture in one round trip; what goes wrong is returned and not raised.
+    def take_order(self, order: Order, common_random_numbers: bool) -> Any:
+        """Restore, step and capture in one round trip; errors are returned, not raised.
 
-        States cross the border as bytes that only the worker reads: the parent has no use for their content.
+        States travel as bytes that only the worker reads: the parent has no use for their content.
         """
         try:
             if order.restore is not None:
                 # Bytes that this very worker made in an earlier order; they never touch a disk or a network.
                 order = order._replace(restore=pickle.loads(order.restore))
-            outcome = self._get_single_env(keep_random_state).step(order)
+            outcome = self._get_single_env(common_random_numbers).step(order)
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
         except Exception:
             return Failure(traceback.format_exc())
 
-    def _get_single_env(self, keep_random_state: bool) -> SingleEnv:
-        if keep_random_state not in self._single_envs:
-            self._single_envs[keep_random_state] = SingleEnv(self.env, self._get_simulator(keep_random_state))
-        return self._single_envs[keep_random_state]
+    def _get_single_env(self, common_random_numbers: bool) -> SingleEnv:
+        if common_random_numbers not in self._single_envs:
+            self._single_envs[common_random_numbers] = SingleEnv(self.env, self._get_simulator(common_random_numbers))
+        return self._single_envs[common_random_numbers]
 
-    def _get_simulator(self, keep_random_state: bool) -> Simulator:
-        if keep_random_state not in self._simulators:
-            self._simulators[keep_random_state] = Simulator(self.env, keep_random_state)
-        return self._simulators[keep_random_state]
+    def _get_simulator(self, common_random_numbers: bool) -> Simulator:
+        if common_random_numbers not in self._simulators:
+            self._simulators[common_random_numbers] = Simulator(self.env, common_random_numbers)
+        return self._simulators[common_random_numbers]

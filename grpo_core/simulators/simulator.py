@@ -1,8 +1,8 @@
-"""Capture and restore simulator states, the ground groups stand on.
+"""Capture and restore simulator states, on which groups are built.
 
-A ``Simulator`` is one Gymnasium environment with all its wrappers. ``capture`` copies what a step can change in
-every layer; ``restore`` puts it back, so that many branches can start from one state. Random generators are left
-alone unless asked for: branches draw independent noise.
+A ``Simulator`` is one Gymnasium environment with all its wrappers. ``capture`` copies what a step can change in each
+of them; ``restore`` puts it back, so that many branches can start from one state. Random generators are left alone
+unless asked for: branches draw independent noise.
 """
 
 import copy
@@ -14,13 +14,13 @@ from gymnasium import spaces
 
 from grpo_core.simulators.action_masks import get_action_masks, sample_action
 from grpo_core.simulators.state import (
-    Layer,
     NotBranchableError,
-    list_layers,
-    make_core_layer,
-    make_own_layer,
-    make_random_layer,
-    make_wrapper_layer,
+    StateAccess,
+    access_generators,
+    access_innermost_env,
+    access_own_methods,
+    access_wrapper,
+    list_nested_envs,
 )
 
 __all__ = ["NotBranchableError", "Simulator", "SimulatorState", "check_branchable"]
@@ -37,47 +37,47 @@ _MAX_SHOWN_NUMBERS = 16
 class Simulator:
     """One environment that can be put back into any state it has been in.
 
-    Restored exactly are Gymnasium's classic control, toy text and MuJoCo environments, ALE's Atari games, and every
-    environment or wrapper with its own ``capture_state()`` and ``restore_state(state)`` methods. Any other is
-    deep-copied attribute by attribute, which ``prove`` has to show to be enough. Wrappers are captured with it.
+    Gymnasium's classic control, toy text and MuJoCo environments and ALE's Atari games are restored exactly, and so is
+    every environment or wrapper with its own ``capture_state()`` and ``restore_state(state)``. All others are
+    deep-copied attribute by attribute; ``prove`` has to show that this is enough. Wrappers are captured as well.
 
     :param env: A Gymnasium environment.
-    :param keep_random_state: Whether the random generators that the environment and its wrappers hold as attributes
-        are captured and restored as well, so that all branches of a state see the same noise. A generator deeper
-        within an object that is deep-copied is restored either way.
+    :param common_random_numbers: Whether the random generators that the environment and its wrappers hold as
+        attributes are captured and restored as well, so that all branches of a state see the same noise. A generator
+        inside an object that is deep-copied is restored either way.
     :raises NotBranchableError: If the environment or a wrapper cannot be copied.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], keep_random_state: bool = False) -> None:
+    def __init__(self, env: gym.Env[Any, Any], common_random_numbers: bool = False) -> None:
         self.step = env.step
         self.reset = env.reset
-        layers: list[Layer] = []
-        random_layer = make_random_layer(list_layers(env)) if keep_random_state else None
-        while (own_layer := make_own_layer(env)) is None and isinstance(env, gym.Wrapper):
-            wrapper_layer = make_wrapper_layer(env)
-            if wrapper_layer is not None:
-                layers.append(wrapper_layer)
+        of_wrappers: list[StateAccess] = []
+        of_generators = access_generators(list_nested_envs(env)) if common_random_numbers else None
+        while (by_own_methods := access_own_methods(env)) is None and isinstance(env, gym.Wrapper):
+            of_wrapper = access_wrapper(env)
+            if of_wrapper is not None:
+                of_wrappers.append(of_wrapper)
             env = env.env
-        core_layer = own_layer or make_core_layer(env, keep_random_state)
-        # The innermost layer is restored first: what a wrapper refers to must be in place when its turn comes.
-        layers = [core_layer, *reversed(layers), *([random_layer] if random_layer else [])]
-        self._captures = [layer.capture for layer in layers]
-        self._restores = [layer.restore for layer in layers]
+        of_core = by_own_methods or access_innermost_env(env, common_random_numbers)
+        # The innermost one is restored first: what a wrapper refers to must be in place when its turn comes.
+        parts = [of_core, *reversed(of_wrappers), *([of_generators] if of_generators else [])]
+        self._captures = [part.capture for part in parts]
+        self._restores = [part.restore for part in parts]
         self._core = env
-        self._is_proven = core_layer.is_proven
-        self.is_cheap = all(layer.is_cheap for layer in layers)
+        self._is_proven = of_core.is_proven
+        self.is_cheap = all(part.is_cheap for part in parts)
 
     def capture(self) -> SimulatorState:
-        """Copy the state of every layer."""
+        """Copy the state of the environment and its wrappers."""
         return [capture() for capture in self._captures]
 
     def restore(self, state: SimulatorState) -> None:
-        """Put every layer back into a captured state; the state stays usable."""
-        for restore, layer_state in zip(self._restores, state, strict=True):
-            restore(layer_state)
+        """Put the environment and its wrappers back into a captured state; the state stays usable."""
+        for restore, part in zip(self._restores, state, strict=True):
+            restore(part)
 
     def prove(self) -> None:
-        """Replay a few steps of an environment of which nobody has shown that its copy is complete.
+        """Replay a few steps of an environment whose copy is not known to be complete.
 
         It runs without the wrappers. The environment has to be reset afterwards; its random generators are left as
         they were.
@@ -86,7 +86,7 @@ class Simulator:
         """
         if self._is_proven:
             return
-        simulator = Simulator(self._core, keep_random_state=True)
+        simulator = Simulator(self._core, common_random_numbers=True)
         before = simulator.capture()
         try:
             check_branchable(self._core, _N_PROOF_STEPS)
@@ -106,7 +106,7 @@ def check_branchable(env: gym.Env[Any, Any], n_steps: int = 64, seed: int = 0) -
     :param seed: Seed of the reset and of the actions.
     :raises NotBranchableError: If there is no way to restore it, or a replay differs; the message says where.
     """
-    simulator = Simulator(env, keep_random_state=True)
+    simulator = Simulator(env, common_random_numbers=True)
     simulator.reset(seed=seed)
     action_space = copy.deepcopy(env.action_space)
     action_space.seed(seed)

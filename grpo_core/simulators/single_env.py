@@ -24,7 +24,7 @@ class Observed(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What one environment is to do.
+    """An order to one environment: perhaps restore, then step, then perhaps capture.
 
     :param action: The action to take.
     :param restore: The state to take it from; None for the one the environment is in.
@@ -37,7 +37,7 @@ class Order(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one environment did.
+    """The outcome of an order.
 
     :param observed: The observation after the step, the last one of the episode if that is over.
     :param state: The state after the step; None if it was not asked for or the episode is over.
@@ -95,7 +95,7 @@ class SingleEnv:
 
 
 def make_observer(space: spaces.Space[Any]) -> Callable[[Any, Any], Observed]:
-    """Make what copies observations, which environments may change in place, into the dtypes that VecEnvs use.
+    """Make a function that copies observations into the dtypes that VecEnvs use; environments may reuse their arrays.
 
     :param space: The observation space.
     :return: A function of an observation and of what ``action_masks()`` returned, or None if there is no such method.

@@ -1,7 +1,7 @@
-"""Copy what a step changes in one layer of an environment, and put it back: the simulator's or a wrapper's.
+"""Copy what a step changes in an environment or in one of its wrappers, and put it back.
 
-Known environments hand out the few attributes that a step changes, physics engines and emulators their own state;
-whatever else there is gets deep-copied. Random generators are no part of a layer's state; see ``make_random_layer``.
+Of known environments only the few attributes that a step changes are copied, of physics engines and emulators their
+own state, and of anything else every attribute. Random generators are separate, see ``access_generators``.
 """
 
 import copy
@@ -77,7 +77,7 @@ _CONSTANTS = frozenset(
     | {"screen", "surf", "clock", "window", "viewer", "renderer", "isopen"}
 )
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
-# Code, spaces and generators do not travel with a state, nor do the environment's own layers.
+# Code, spaces and generators do not travel with a state, nor does what a wrapper wraps.
 _NOT_STATE = (
     gym.Env,
     gym.Space,
@@ -97,8 +97,8 @@ class NotBranchableError(ValueError):
     """The environment's state cannot be captured and restored."""
 
 
-class Layer(NamedTuple):
-    """How one layer of an environment hands out its state and takes it back.
+class StateAccess(NamedTuple):
+    """How to copy the state of one environment or wrapper, and how to put it back.
 
     :param capture: Returns a copy of the state.
     :param restore: Puts a copy of a captured state back.
@@ -114,76 +114,76 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class _Reference:
-    """Stands in a captured state for something that is not copied: a layer, or one of a layer's attributes.
+    """Stands in a captured state for what is not copied: a nested environment, or an attribute of one.
 
-    :param depth: Number of layers inwards from the captured one.
-    :param name: Name of the attribute; None for the layer itself.
+    :param depth: How many wrappers further in it is than the captured one.
+    :param name: Name of the attribute; None for the environment or wrapper itself.
     """
 
     depth: int
     name: str | None = None
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
-        layer = memo["layers"][self.depth]
-        return layer if self.name is None else getattr(layer, self.name)
+        env = memo["nested_envs"][self.depth]
+        return env if self.name is None else getattr(env, self.name)
 
 
-def list_layers(env: Env) -> list[Env]:
+def list_nested_envs(env: Env) -> list[Env]:
     """List an environment's wrappers from the outermost to the innermost, and then the environment itself."""
-    layers = [env]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
-    return layers
+    nested_envs = [env]
+    while isinstance(nested_envs[-1], gym.Wrapper):
+        nested_envs.append(nested_envs[-1].env)
+    return nested_envs
 
 
-def make_own_layer(env: Env) -> Layer | None:
-    """Take the two methods by which an environment or wrapper copies itself and all it wraps, if it has them."""
+def access_own_methods(env: Env) -> StateAccess | None:
+    """Use the two methods by which an environment or wrapper copies itself and all it wraps; None without them."""
     capture, restore = getattr(env, "capture_state", None), getattr(env, "restore_state", None)
-    return Layer(capture, restore) if callable(capture) and callable(restore) else None
+    return StateAccess(capture, restore) if callable(capture) and callable(restore) else None
 
 
-def make_wrapper_layer(env: Env) -> Layer | None:
-    """Make the layer of one wrapper, without what it wraps; None if it keeps no state.
+def access_wrapper(env: Env) -> StateAccess | None:
+    """Find how to copy the state of one wrapper, without what it wraps; None if it keeps none.
 
     :raises NotBranchableError: If the wrapper is not known and cannot be copied.
     """
     names = _WRAPPER_STATE.get(type(env))
     if names is not None:
-        return _make_attribute_layer(env, names) if names else None
-    layer = _make_whole_layer(env)
+        return _access_attributes(env, names) if names else None
+    access = _access_all_attributes(env)
     try:
-        layer.capture()
+        access.capture()
     except (TypeError, ValueError, copy.Error) as error:
         raise NotBranchableError(
             f"the wrapper {type(env).__name__} cannot be copied ({error}), which branching groups need. Leave it "
             "out, give it capture_state() and restore_state(state) for itself and all it wraps, or train with "
             'group_mode="episode", which only resets and steps.'
         ) from error
-    return layer
+    return access
 
 
-def make_core_layer(env: Env, keep_random_state: bool) -> Layer:
-    """Make the layer of the innermost environment.
+def access_innermost_env(env: Env, common_random_numbers: bool) -> StateAccess:
+    """Find how to copy the state of an environment without its wrappers.
 
-    :param keep_random_state: Whether an emulator's own random generator is part of its state.
+    :param common_random_numbers: Whether an emulator's own random generator is part of its state.
     :raises NotBranchableError: If the environment cannot be copied.
     """
     names = _SIMULATOR_STATE.get(type(env))
     if names is not None:
-        return _make_attribute_layer(env, names)
+        return _access_attributes(env, names)
     modules = [base.__module__ for base in type(env).__mro__]
     if any(module.startswith("gymnasium.envs.box2d.") for module in modules):
         raise _refuse(env, "Box2D keeps contacts and its solver's memory where nothing can copy them")
     if "gymnasium.envs.mujoco.mujoco_env" in modules:
-        return _make_mujoco_layer(env)
+        return _access_mujoco(env)
     if "ale_py.env" in modules:
-        return _make_atari_layer(env, keep_random_state)
-    layer = _make_whole_layer(env)
+        return _access_atari(env, common_random_numbers)
+    access = _access_all_attributes(env)
     try:
-        layer.capture()
+        access.capture()
     except (TypeError, ValueError, copy.Error) as error:
         raise _refuse(env, f"it cannot be copied: {error}") from error
-    return layer._replace(is_proven=False)
+    return access._replace(is_proven=False)
 
 
 def _refuse(env: Env, reason: str) -> NotBranchableError:
@@ -201,7 +201,7 @@ def _copy(value: Any) -> Any:
     return value if isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
 
 
-def _make_attribute_layer(env: Env, names: tuple[str, ...]) -> Layer:
+def _access_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
     attributes = env.__dict__
 
     def capture() -> tuple[Any, ...]:
@@ -212,15 +212,15 @@ def _make_attribute_layer(env: Env, names: tuple[str, ...]) -> Layer:
             # Copied again: the step after a restore may change the value in place, and siblings still need it.
             attributes[name] = _copy(value)
 
-    return Layer(capture, restore)
+    return StateAccess(capture, restore)
 
 
-def _make_whole_layer(env: Env, engine: frozenset[str] = frozenset()) -> Layer:
-    """Make a layer of every attribute, deep-copied together.
+def _access_all_attributes(env: Env, engine: frozenset[str] = frozenset()) -> StateAccess:
+    """Copy every attribute, all in one deep copy.
 
-    :param engine: Names of attributes that another layer takes care of.
+    :param engine: Names of the attributes that are copied elsewhere.
     """
-    layers = list_layers(env)
+    nested_envs = list_nested_envs(env)
     attributes = env.__dict__
 
     def is_state(name: str) -> bool:
@@ -230,10 +230,10 @@ def _make_whole_layer(env: Env, engine: frozenset[str] = frozenset()) -> Layer:
 
     def capture() -> dict[str, Any]:
         state = {name: value for name, value in attributes.items() if is_state(name)}
-        # What refers to another layer, or to something another layer holds, must go on doing so, and not to a copy.
-        memo: dict[Any, Any] = {id(layer): _Reference(depth) for depth, layer in enumerate(layers)}
-        for depth, layer in enumerate(layers):
-            for name, value in layer.__dict__.items():
+        # References to a nested environment, or to something that one holds, must stay references, not copies.
+        memo: dict[Any, Any] = {id(nested): _Reference(depth) for depth, nested in enumerate(nested_envs)}
+        for depth, nested in enumerate(nested_envs):
+            for name, value in nested.__dict__.items():
                 if not (depth == 0 and name in state) and not isinstance(value, (*_IMMUTABLE, gym.Env)):
                     memo[id(value)] = _Reference(depth, name)
         return copy.deepcopy(state, memo)
@@ -242,21 +242,21 @@ def _make_whole_layer(env: Env, engine: frozenset[str] = frozenset()) -> Layer:
         # Attributes that are made only when they are first used are state as well.
         for name in [name for name in attributes if name not in state and is_state(name)]:
             del attributes[name]
-        memo: dict[Any, Any] = {"layers": layers}
+        memo: dict[Any, Any] = {"nested_envs": nested_envs}
         attributes.update(copy.deepcopy(state, memo))
 
-    return Layer(capture, restore, is_cheap=False)
+    return StateAccess(capture, restore, is_cheap=False)
 
 
-def _make_mujoco_layer(env: Any) -> Layer:
-    """Make the layer of a MuJoCo environment: Gymnasium's own, or a subclass with attributes of its own."""
+def _access_mujoco(env: Any) -> StateAccess:
+    """Copy a MuJoCo environment: the engine's state, what resets draw, and a subclass's own attributes."""
     mujoco = importlib.import_module("mujoco")
     parts = mujoco.mjtState.mjSTATE_INTEGRATION
     is_known = type(env).__module__.startswith("gymnasium.envs.mujoco.")
     attributes = (
-        _make_present_layer(env, _MUJOCO_STATE.get(type(env).__name__, ()))
+        _access_present_attributes(env, _MUJOCO_STATE.get(type(env).__name__, ()))
         if is_known
-        else _make_whole_layer(env, frozenset({"model", "data", "mujoco_renderer"}))
+        else _access_all_attributes(env, frozenset({"model", "data", "mujoco_renderer"}))
     )
 
     def capture() -> tuple[Any, ...]:
@@ -272,11 +272,11 @@ def _make_mujoco_layer(env: Any) -> Layer:
             getattr(env.data, name)[:] = position
         attributes.restore(attribute_state)
 
-    return Layer(capture, restore, attributes.is_cheap, is_known)
+    return StateAccess(capture, restore, attributes.is_cheap, is_known)
 
 
-def _make_present_layer(env: Env, names: tuple[str, ...]) -> Layer:
-    """Make a layer of attributes that a reset makes, so that there may be none of them yet."""
+def _access_present_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
+    """Copy attributes that a reset creates, so that they may not be there yet."""
     attributes = env.__dict__
 
     def capture() -> dict[str, Any]:
@@ -286,11 +286,11 @@ def _make_present_layer(env: Env, names: tuple[str, ...]) -> Layer:
         for name, value in state.items():
             attributes[name] = _copy(value)
 
-    return Layer(capture, restore)
+    return StateAccess(capture, restore)
 
 
-def _make_atari_layer(env: Any, keep_random_state: bool) -> Layer:
-    """Make the layer of an Atari game: ALE's own state, and the attributes that a subclass may have added.
+def _access_atari(env: Any, common_random_numbers: bool) -> StateAccess:
+    """Copy an Atari game: ALE's own state, and the attributes that a subclass may have added.
 
     :raises NotBranchableError: If ALE itself repeats actions: which one it would repeat is not in its state.
     """
@@ -303,10 +303,10 @@ def _make_atari_layer(env: Any, keep_random_state: bool) -> Layer:
             f"action_repeat_probability={stickiness:g}) for one",
         )
     is_known = type(env).__module__ == "ale_py.env"
-    attributes = None if is_known else _make_whole_layer(env, frozenset({"ale"}))
+    attributes = None if is_known else _access_all_attributes(env, frozenset({"ale"}))
 
     def capture() -> tuple[Any, ...]:
-        return env.ale.cloneState(include_rng=keep_random_state), attributes and attributes.capture()
+        return env.ale.cloneState(include_rng=common_random_numbers), attributes and attributes.capture()
 
     def restore(state: tuple[Any, ...]) -> None:
         env.ale.restoreState(state[0])
@@ -315,33 +315,33 @@ def _make_atari_layer(env: Any, keep_random_state: bool) -> Layer:
 
     # Measured: 65 µs for both beside 230 µs for a step, and the frames of the wrappers around it come on top. Never
     # proven: ALE leaves the unfinished picture out of its state, which few games (Q*bert) show.
-    return Layer(capture, restore, is_cheap=False, is_proven=False)
+    return StateAccess(capture, restore, is_cheap=False, is_proven=False)
 
 
-def make_random_layer(layers: Sequence[Env]) -> Layer:
-    """Make a layer of the random generators that wrappers and the environment hold, ``np_random`` first of all.
+def access_generators(nested_envs: Sequence[Env]) -> StateAccess:
+    """Copy the random generators that wrappers and the environment hold, ``np_random`` first of all.
 
-    :param layers: The wrappers and the environment.
+    :param nested_envs: The wrappers and the environment.
     """
 
-    def read(layer: Env) -> dict[str, Any]:
+    def read(env: Env) -> dict[str, Any]:
         # Gymnasium makes the generator when it is first asked for.
-        _ = layer.np_random
-        return layer.__dict__
+        _ = env.np_random
+        return env.__dict__
 
     def capture() -> list[dict[str, Any]]:
         return [
-            {name: _get_state(value) for name, value in read(layer).items() if isinstance(value, _GENERATORS)}
-            for layer in layers
+            {name: _get_state(value) for name, value in read(env).items() if isinstance(value, _GENERATORS)}
+            for env in nested_envs
         ]
 
     def restore(state: list[dict[str, Any]]) -> None:
-        for layer, generator_states in zip(layers, state, strict=True):
-            attributes = read(layer)
+        for env, generator_states in zip(nested_envs, state, strict=True):
+            attributes = read(env)
             for name, generator_state in generator_states.items():
                 _set_state(attributes[name], generator_state)
 
-    return Layer(capture, restore)
+    return StateAccess(capture, restore)
 
 
 def _get_state(generator: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What wrappers of vectorised environments do to the observations of one environment.
+"""Do to the observations of one environment what the wrappers of a vectorised one do.
 
 Groups step single environments past these wrappers, so what they change is applied here to one observation at a
 time: ``VecTransposeImage`` and ``VecFrameStack``. Normalisation is left to the rollout, which needs the observations

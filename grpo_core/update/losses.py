@@ -1,8 +1,8 @@
-"""What the policy is trained on, step by step: surrogates, divergences, and how much every step counts.
+"""The terms of the loss, step by step: surrogates, divergences, and how much every step counts.
 
-All but ``compute_step_weights``, which takes the mask of a whole rollout as an array, take tensors of the steps of a
-minibatch, shape ``(batch_size,)``, and return one number per step. The loss to minimise is the mean over the minibatch
-of such a number times the step's weight.
+The weights are arrays over a whole rollout, ``(horizon, n_anchors, group_size)``. All other functions take tensors of
+the steps of a minibatch, ``(batch_size,)``, and return one number per step. The loss to minimise is the mean over the
+minibatch of such a number times the step's weight.
 """
 
 import numpy as np
@@ -86,6 +86,21 @@ def compute_step_weights(step_mask: npt.NDArray[np.bool_], normalization: LossNo
     n_live_branches = int(np.count_nonzero(step_mask.any(axis=0)))
     lengths: npt.NDArray[np.float32] = np.maximum(weights.sum(axis=0), 1.0)
     return weights * (n_live / max(n_live_branches, 1)) / lengths
+
+
+def compute_filter_weights(
+    informative: npt.NDArray[np.bool_], step_mask: npt.NDArray[np.bool_], normalization: LossNormalization
+) -> npt.NDArray[np.float32]:
+    """Compute what to multiply step weights by, so that the loss is that of a rollout of informative groups alone.
+
+    :param informative: Which groups are kept, shape ``(n_anchors,)``.
+    :param step_mask: True where a branch took a step, shape ``(horizon, n_anchors, group_size)``.
+    :return: Same shape as ``step_mask``, 0 in the other groups.
+    """
+    kept = np.broadcast_to(informative[:, None], step_mask.shape)
+    # The unit that counts alike is the step, or the branch or the horizon; of the latter two all groups have as many.
+    kept_share = float(kept[step_mask].mean() if normalization == "step" else informative.mean())
+    return kept.astype(np.float32) / (kept_share or 1.0)  # without an informative group, all weights are 0
 
 
 def compute_kl(log_ratio: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What GRPO asks of SB3's actor-critic policies: separate step sizes, and action masks."""
+"""Train SB3's actor-critic policies with separate step sizes and action masks, and run them on large batches."""
 
 import copy
 from typing import Any
@@ -16,13 +16,19 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from grpo_core.actor.distributions import check_action_masks
+from grpo_core.groups.rollout import StepBatch, select, to_tensors
+from grpo_core.spaces import Observations, count_inputs
 
 # A masked logit: far below any other, and still a number that entropy can be computed with.
 _RULED_OUT = -1e8
+# A forward pass over a whole rollout at once would hold every layer's output for all of its steps. A hundred images
+# take as much memory as thousands of short observations.
+_MAX_FORWARD_STEPS = 8192
+_MAX_FORWARD_INPUTS = 2**22
 
 
 def split_parameters(policy: ActorCriticPolicy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Tell the parameters that the value network has to itself from all others.
+    """Separate the parameters that only the value network uses from all others.
 
     :return: The policy's, which include a features extractor that both share, and the value network's.
     """
@@ -47,8 +53,10 @@ def copy_policy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
 def evaluate_actions(
     policy: ActorCriticPolicy, observations: Any, actions: torch.Tensor, action_masks: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Evaluate actions as ``ActorCriticPolicy.evaluate_actions`` does, with masks.
+    """Evaluate actions as ``ActorCriticPolicy.evaluate_actions`` does, but with masks.
 
+    :param observations: Shape ``(batch_size, *observation_shape)``; a dict of such for Dict observations.
+    :param actions: Shape ``(batch_size, *action_shape)``.
     :param action_masks: Legal actions, shape ``(batch_size, n_bits)``; None where all are.
     :return: Values, log probabilities and entropies, ``(batch_size,)`` each.
     """
@@ -63,6 +71,36 @@ def evaluate_actions(
         )
     assert entropy is not None  # categorical, Bernoulli and Gaussian policies have one in closed form
     return values.flatten(), log_prob, entropy
+
+
+def compute_values(policy: ActorCriticPolicy, observations: Observations) -> npt.NDArray[np.float32]:
+    """Estimate the values of observations, ``(n_steps,)``, in forward passes of bounded size.
+
+    :param observations: As the policy sees them, shape ``(n_steps, *observation_shape)``.
+    """
+    policy.set_training_mode(False)
+    inputs = to_tensors(observations, policy.device)
+    with torch.no_grad():
+        chunks = [policy.predict_values(select(inputs, part)) for part in _split_for_forward(policy, inputs)]
+    return np.asarray(torch.cat(chunks).flatten().cpu().numpy())
+
+
+def compute_log_prob(policy: ActorCriticPolicy, batch: StepBatch) -> npt.NDArray[np.float32]:
+    """Compute the log probability of each action of a batch, ``(n_steps,)``, in forward passes of bounded size."""
+    tensors = batch.to_tensors(policy.device)
+    with torch.no_grad():
+        chunks = [
+            evaluate_actions(policy, part.observations, part.actions, part.action_masks)[1]
+            for part in map(tensors.select, _split_for_forward(policy, tensors.observations))
+        ]
+    return np.asarray(torch.cat(chunks).cpu().numpy())
+
+
+def _split_for_forward(policy: ActorCriticPolicy, inputs: Any) -> tuple[torch.Tensor, ...]:
+    """Split the indices of observations into parts that are small enough for one forward pass each."""
+    n_inputs = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+    n_at_once = min(_MAX_FORWARD_STEPS, max(1, _MAX_FORWARD_INPUTS // count_inputs(policy.observation_space)))
+    return torch.split(torch.arange(n_inputs, device=policy.device), n_at_once)
 
 
 def get_distribution(policy: ActorCriticPolicy, observations: Any, action_masks: torch.Tensor | None) -> Distribution:

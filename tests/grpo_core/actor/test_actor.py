@@ -17,9 +17,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from grpo import GRPO
 from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.actor.distributions import Gaussian
+from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.options.policy_kwargs import POLICIES, get_policy_name
 from grpo_core.saving.model_state import get_weights
-from grpo_core.simulators.normalization import ObservationStatistics
 from grpo_core.spaces import UnsupportedSpaceError, pack
 
 BOX = spaces.Box(-2.0, 2.0, (3,))

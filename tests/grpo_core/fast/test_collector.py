@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from grpo import GRPO
-from grpo_core.fast.collector import BatchedCollector, make_collector
+from grpo_core.fast.collector import BatchedCollector, make_batched_collector
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.rollout import GroupRollout
 
@@ -47,10 +47,7 @@ def train(env: VecEnv, is_batched: bool, total_timesteps: int = 700, **changes: 
     model = GRPO("MlpPolicy", env, device="cpu", **settings | changes)
     assert isinstance(model._collector, BatchedCollector)
     if not is_batched:
-        bank, horizon = model._collector._bank, model._collector._horizon
-        model._collector = GroupCollector(
-            bank, model.observation_space, model._mode, model.group_size, horizon, model.n_steps
-        )
+        model._collector = GroupCollector(model._collector._bank, model.observation_space, model._collector._plan)
     seen = Seen()
     model.learn(total_timesteps, callback=seen)
     return model, seen
@@ -158,9 +155,9 @@ def test_the_storage_holds_the_mask_of_live_steps_only() -> None:
         assert length == rollout.shape[0] or ends[length - 1, group, branch]
 
 
-def test_make_collector_asks_the_bank() -> None:
-    model = GRPO("MlpPolicy", "CartPole-v1", n_steps=64, horizon=16)
-    bank = model._collector._bank
-    assert type(make_collector(bank, model.observation_space, "branch", 2, 16, 64)) is BatchedCollector
-    bank.batched_simulators = ()
-    assert type(make_collector(bank, model.observation_space, "branch", 2, 16, 64)) is GroupCollector
+def test_one_environment_that_cannot_be_batched_leaves_all_to_the_slow_way() -> None:
+    model = GRPO("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=64, horizon=16)
+    bank, plan = model._collector._bank, model._collector._plan
+    assert make_batched_collector(bank, model.observation_space, plan) is not None
+    bank.plain_envs = [bank.plain_envs[0], Heavier(bank.plain_envs[1])]
+    assert make_batched_collector(bank, model.observation_space, plan) is None

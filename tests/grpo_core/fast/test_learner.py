@@ -1,6 +1,6 @@
-"""The update derived by hand against the one that torch derives: the same steps, to the rounding of 32-bit floats."""
+"""``GRPO.train`` with gradients derived by hand against torch's: the same steps, to the rounding of 32-bit floats."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -9,13 +9,13 @@ import numpy.typing as npt
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.utils import configure_logger
 
 from grpo import GRPO
-from grpo_core.fast.learner import MlpLearner, _FlatParameters, is_plain_mlp
-from grpo_core.groups.rollout import StepBatch
-from grpo_core.update.learner import AutogradLearner, Indices, Learner, UpdateRule
+from grpo_core.fast.learner import MlpLearner, UpdateRule, _FlatParameters, is_plain_mlp
+from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.update.policies import evaluate_actions, split_parameters
-from tests.support import AutogradGRPO, SpaceEnv, with_either_learner
+from tests.support import PlainGRPO, SpaceEnv, with_either_path
 
 PLACE = spaces.Box(-1.0, 1.0, (5,))
 CHOICE = spaces.Discrete(3)
@@ -31,8 +31,27 @@ RULE = UpdateRule(
     max_grad_norm=0.5,
     target_kl=None,
     loss_type="clip",
-    importance_level="step",
 )
+
+
+class Scripted(GRPO):
+    """Trains on minibatches that a test has written down, and keeps what took the steps."""
+
+    minibatches: Sequence[Indices] = ()
+    learner: MlpLearner | None = None
+
+    def _draw_minibatches(self) -> Iterator[Indices]:
+        yield from self.minibatches
+
+    def _make_fast_learner(self, *clip_ranges: float) -> MlpLearner | None:
+        self.learner = super()._make_fast_learner(*clip_ranges)
+        return self.learner
+
+
+class ScriptedPlain(Scripted):
+    """The same with the loop that ``grpo.py`` shows."""
+
+    use_fast_path = False
 
 
 def build(
@@ -40,13 +59,34 @@ def build(
     action_space: spaces.Space[Any] = CHOICE,
     algorithm: type[GRPO] = GRPO,
     policy: str = "MlpPolicy",
+    arguments: dict[str, Any] | None = None,
     **policy_kwargs: Any,
 ) -> GRPO:
     """Build an untrained model; those of one seed have the same weights."""
     env = SpaceEnv(observation_space, action_space)
-    arguments: dict[str, Any] = {"seed": 0, "learning_rate": LEARNING_RATE, "n_steps": 64, "horizon": 8}
+    fixed: dict[str, Any] = {"seed": 0, "learning_rate": LEARNING_RATE, "n_steps": 64, "horizon": 8}
     # The outputs begin almost at zero in SB3; here they shall matter.
-    return algorithm(policy, env, policy_kwargs={"ortho_init": False, **policy_kwargs}, **arguments)
+    policy_kwargs = {"ortho_init": False, **policy_kwargs}
+    return algorithm(policy, env, policy_kwargs=policy_kwargs, **fixed, **(arguments or {}))
+
+
+def build_two(action_space: spaces.Space[Any] = CHOICE, **build_arguments: Any) -> tuple[ScriptedPlain, Scripted]:
+    """Build the same model twice: one that torch trains, and one that is trained by hand."""
+    by_torch = build(action_space=action_space, algorithm=ScriptedPlain, **build_arguments)
+    by_hand = build(action_space=action_space, algorithm=Scripted, **build_arguments)
+    assert isinstance(by_torch, ScriptedPlain)
+    assert isinstance(by_hand, Scripted)
+    return by_torch, by_hand
+
+
+def train(model: Scripted, batch: StepBatch, minibatches: Sequence[Indices]) -> dict[str, float]:
+    """Take one step per minibatch, and return what is logged of them."""
+    model._batch, model._actor, model.minibatches = batch, model.make_actor(), minibatches
+    model.set_logger(configure_logger())
+    model.train()
+    assert (model.learner is None) == isinstance(model, ScriptedPlain)
+    logged = {name.removeprefix("train/"): value for name, value in model.logger.name_to_value.items()}
+    return {name: value for name, value in logged.items() if name not in ("learning_rate", "n_updates", "clip_range")}
 
 
 def draw_batch(model: GRPO, has_reference: bool = False) -> StepBatch:
@@ -75,19 +115,12 @@ def draw_batch(model: GRPO, has_reference: bool = False) -> StepBatch:
     return batch._replace(ref_log_prob=log_prob + draw(0.3)) if has_reference else batch
 
 
-def make_learners(models: tuple[GRPO, GRPO], batch: StepBatch, rule: UpdateRule) -> tuple[AutogradLearner, MlpLearner]:
-    by_torch, by_hand = models
-    assert is_plain_mlp(by_hand.policy)
-    actor = by_hand.make_actor()
-    return AutogradLearner(by_torch.policy, batch, rule, 1), MlpLearner(by_hand.policy, actor, batch, rule)
-
-
 def draw_indices(n_updates: int, batch_size: int = 32) -> list[Indices]:
     rng = np.random.default_rng(1)
     return [rng.permutation(N_STEPS)[:batch_size] for _ in range(n_updates)]
 
 
-def assert_same_gradients(models: tuple[GRPO, GRPO], learner: MlpLearner, tolerance: float = 2e-6) -> None:
+def assert_same_gradients(models: tuple[Scripted, Scripted], tolerance: float = 2e-6) -> None:
     """Compare what the two optimizers were given last.
 
     :param tolerance: Largest difference, in multiples of the group's largest derivative. A float's rounding is 6e-8 of
@@ -98,7 +131,8 @@ def assert_same_gradients(models: tuple[GRPO, GRPO], learner: MlpLearner, tolera
         largest = max(float(one.grad.abs().max()) for one, _ in parameters if one.grad is not None)
         for by_torch, by_hand in parameters:
             assert by_torch.grad is not None
-            gradient = learner._flat.parts[by_hand].gradient
+            assert models[1].learner is not None
+            gradient = models[1].learner._flat.parts[by_hand].gradient
             np.testing.assert_allclose(gradient, by_torch.grad.numpy(), rtol=0, atol=tolerance * largest)
 
 
@@ -113,9 +147,9 @@ def iterate_states(models: tuple[GRPO, GRPO]) -> Iterator[tuple[str, dict[str, A
         yield name, first, second
 
 
-def assert_same_training(models: tuple[GRPO, GRPO], learners: tuple[Learner, Learner]) -> None:
-    """Compare parameters, moments, and what is logged."""
-    expected, logged = (learner.finish() for learner in learners)
+def assert_same_training(models: tuple[Scripted, Scripted], batch: StepBatch, minibatches: Sequence[Indices]) -> None:
+    """Train both, and compare parameters, moments, and what is logged."""
+    expected, logged = (train(model, batch, minibatches) for model in models)
     assert list(logged) == list(expected)
     # Means over the updates of numbers whose terms partly cancel.
     assert logged == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -175,29 +209,23 @@ with_either_action = pytest.mark.parametrize("action_space", [CHOICE, FORCE], id
 def test_every_network_takes_the_same_steps(
     observation_space: spaces.Space[Any], action_space: spaces.Space[Any], network: dict[str, Any]
 ) -> None:
-    models = build(observation_space, action_space, **network), build(observation_space, action_space, **network)
-    rule = RULE._replace(ent_coef=0.1, kl_coef=0.2)
-    learners = make_learners(models, draw_batch(models[0], has_reference=True), rule)
-    for i, chosen in enumerate(draw_indices(20)):
-        assert learners[0].update(chosen)
-        assert learners[1].update(chosen)
-        if i == 0:
-            assert_same_gradients(models, learners[1])
-    assert_same_training(models, learners)
+    arguments = {"ent_coef": 0.1, "kl_coef": 0.2}
+    models = build_two(action_space, observation_space=observation_space, arguments=arguments, **network)
+    assert_same_steps(models, draw_batch(models[0], has_reference=True))
 
 
 @with_either_action
 @pytest.mark.parametrize("changes", RULES, ids=str)
 def test_every_rule_takes_the_same_steps(action_space: spaces.Space[Any], changes: dict[str, Any]) -> None:
-    models = build(action_space=action_space, net_arch=[8]), build(action_space=action_space, net_arch=[8])
-    batch = draw_batch(models[0], has_reference="kl_coef" in changes)
-    learners = make_learners(models, batch, RULE._replace(**changes))
-    for i, chosen in enumerate(draw_indices(20)):
-        assert learners[0].update(chosen)
-        assert learners[1].update(chosen)
-        if i == 0:
-            assert_same_gradients(models, learners[1])
-    assert_same_training(models, learners)
+    models = build_two(action_space, arguments=changes, net_arch=[8])
+    assert_same_steps(models, draw_batch(models[0], has_reference="kl_coef" in changes))
+
+
+def assert_same_steps(models: tuple[Scripted, Scripted], batch: StepBatch) -> None:
+    first, *others = draw_indices(20)
+    assert_same_training(models, batch, [first])
+    assert_same_gradients(models)
+    assert_same_training(models, batch, others)
 
 
 def test_the_steps_compared_leave_the_interval_on_both_sides_with_advantages_of_both_signs() -> None:
@@ -219,32 +247,31 @@ def test_the_steps_compared_leave_the_interval_on_both_sides_with_advantages_of_
 def test_a_single_step_has_the_same_gradient(
     action_space: spaces.Space[Any], loss_type: Any, log_ratio: float, advantage: float
 ) -> None:
-    models = build(action_space=action_space, net_arch=[4]), build(action_space=action_space, net_arch=[4])
+    arguments = {"loss_type": loss_type, "max_grad_norm": 1e6}
+    models = build_two(action_space, arguments=arguments, net_arch=[4])
     batch = draw_batch(models[0])
     tensors = batch.to_tensors(models[0].device)
     with torch.no_grad():
         _, log_prob, _ = evaluate_actions(models[0].policy, tensors.observations, tensors.actions, None)
     advantages = np.full(N_STEPS, advantage, np.float32)
     batch = batch._replace(old_log_prob=log_prob.numpy() - np.float32(log_ratio), advantages=advantages)
-    learners = make_learners(models, batch, RULE._replace(loss_type=loss_type, max_grad_norm=1e6))
-    for learner in learners:
-        assert learner.update(np.array([7]))
-    assert_same_gradients(models, learners[1], tolerance=5e-6)  # of a ratio of e^5, which carries its log's rounding
+    for model in models:
+        train(model, batch, [np.array([7])])
+    assert_same_gradients(models, tolerance=5e-6)  # of a ratio of e^5, which carries its log's rounding
+    assert models[1].learner is not None
     # Only the clipped surrogate lets go of a step, and only where its advantage asked for the way that it went.
-    gradients = [learners[1]._flat.parts[p].gradient for p in split_parameters(models[1].policy)[0]]
+    gradients = [models[1].learner._flat.parts[p].gradient for p in split_parameters(models[1].policy)[0]]
     is_let_go = advantage == 0.0 or (loss_type == "clip" and log_ratio * advantage > 0)
     assert any(gradient.any() for gradient in gradients) != is_let_go
 
 
 @with_either_action
 def test_minibatches_may_have_any_size(action_space: spaces.Space[Any]) -> None:
-    models = build(action_space=action_space, net_arch=[8]), build(action_space=action_space, net_arch=[8])
-    learners = make_learners(models, draw_batch(models[0]), RULE)
+    models = build_two(action_space, net_arch=[8])
+    batch = draw_batch(models[0])
     for batch_size in (1, N_STEPS, 2, 31, 1, 64):
-        for learner in learners:
-            assert learner.update(draw_indices(1, batch_size)[0])
-        assert_same_gradients(models, learners[1], tolerance=1e-4)  # the steps before it were rounded, too
-    assert_same_training(models, learners)
+        assert_same_training(models, batch, draw_indices(1, batch_size))
+        assert_same_gradients(models, tolerance=1e-4)  # the steps before it were rounded, too
 
 
 @with_either_action
@@ -297,21 +324,19 @@ def test_given_the_same_gradients_the_optimizer_takes_adams_steps(optimizer_kwar
 
 @with_either_action
 def test_target_kl_forbids_the_step(action_space: spaces.Space[Any]) -> None:
-    models = build(action_space=action_space, net_arch=[4]), build(action_space=action_space, net_arch=[4])
-    untouched = build(action_space=action_space, net_arch=[4])
-    learners = make_learners(models, draw_batch(models[0]), RULE._replace(target_kl=1e-3))
-    expected, logged = ({"is_taken": learner.update(draw_indices(1)[0]), **learner.finish()} for learner in learners)
+    models = build_two(action_space, arguments={"target_kl": 1e-3}, net_arch=[4])
+    untouched, batch = build(action_space=action_space, net_arch=[4]), draw_batch(models[0])
+    expected, logged = (train(model, batch, draw_indices(2)) for model in models)
     assert logged == pytest.approx(expected, rel=1e-5)
-    assert not logged["is_taken"]
     assert logged["approx_kl"] > 1.5e-3
     assert is_same((untouched, models[0]))
     assert is_same((untouched, models[1]))
 
 
-def test_without_an_update_nothing_is_logged_and_nothing_changes() -> None:
-    models = build(net_arch=[4]), build(net_arch=[4])
-    for learner in make_learners(models, draw_batch(models[0]), RULE):
-        assert learner.finish() == {}
+def test_without_a_minibatch_nothing_is_logged_and_nothing_changes() -> None:
+    models = build_two(net_arch=[4])
+    for model in models:
+        assert train(model, draw_batch(model), []) == {}
     assert is_same((build(net_arch=[4]), models[0]))
     assert is_same(models)
 
@@ -325,10 +350,7 @@ def test_training_goes_on_bit_by_bit_with_a_new_learner_and_with_a_loaded_model(
     batch = draw_batch(at_once)
 
     def train(model: GRPO, indices: list[Indices]) -> None:
-        learner = MlpLearner(model.policy, model.make_actor(), batch, RULE)
-        for chosen in indices:
-            assert learner.update(chosen)
-        learner.finish()
+        MlpLearner(model.policy, model.make_actor(), batch, RULE).train(indices)
 
     train(at_once, minibatches)
     train(in_parts, minibatches[:5])
@@ -341,14 +363,13 @@ def test_training_goes_on_bit_by_bit_with_a_new_learner_and_with_a_loaded_model(
 
 @with_either_action
 def test_either_learner_goes_on_where_the_other_left_off(action_space: spaces.Space[Any]) -> None:
-    models = build(action_space=action_space, net_arch=[8]), build(action_space=action_space, net_arch=[8])
-    batch = draw_batch(models[0])
-    for turn in range(2):
-        learners: tuple[Learner, Learner] = make_learners((models[turn], models[1 - turn]), batch, RULE)
-        for chosen in draw_indices(5):
-            for learner in learners:
-                assert learner.update(chosen)
-        assert_same_training((models[turn], models[1 - turn]), learners)
+    models = build_two(action_space, net_arch=[8])
+    batch, minibatches = draw_batch(models[0]), draw_indices(5)
+    assert_same_training(models, batch, minibatches)
+    for model in models:  # and now the other way round
+        model.__class__ = Scripted if isinstance(model, ScriptedPlain) else ScriptedPlain
+        model.learner = None
+    assert_same_training((models[1], models[0]), batch, minibatches)
     assert {float(state["step"]) for _, state, _ in iterate_states(models)} == {10.0}
 
 
@@ -412,7 +433,7 @@ CHANGES: dict[str, tuple[Callable[[GRPO], Any], bool]] = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_a_user_changed_between_rollouts_is_honoured(what: str) -> None:
     change, stays_plain = CHANGES[what]
-    models = build(net_arch=[8], algorithm=AutogradGRPO), build(net_arch=[8])
+    models = build(net_arch=[8], algorithm=PlainGRPO), build(net_arch=[8])
     for model in models:
         model.learn(64)
         change(model)
@@ -457,7 +478,7 @@ def test_plain_policies_are_told_from_others(is_plain: bool, arguments: dict[str
     assert is_plain_mlp(model.policy) == is_plain
     model.learn(1)
     assert is_plain_mlp(model.policy) == is_plain, "nor does a rollout change that"
-    assert isinstance(model._make_learner(model._get_update_rule()), MlpLearner) == is_plain
+    assert (model._make_fast_learner(0.2, 0.2) is not None) == is_plain
 
 
 def test_a_policy_of_other_numbers_is_not_plain() -> None:
@@ -476,10 +497,10 @@ def test_a_policy_of_other_numbers_is_not_plain() -> None:
 def test_what_is_not_derived_by_hand_is_left_to_torch(env: Any, changes: dict[str, Any]) -> None:
     model = GRPO("MlpPolicy", env, n_steps=32, horizon=8, seed=0, **changes)
     model.learn(1)
-    assert isinstance(model._make_learner(model._get_update_rule()), AutogradLearner)
+    assert model._make_fast_learner(0.2, 0.2) is None
 
 
-@with_either_learner
+@with_either_path
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_a_loss_that_is_not_finite_is_refused(algorithm: type[GRPO], env_id: str, is_lost: bool) -> None:

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
-from grpo_core.groups.collector import GroupCollector
+from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.options.choices import GroupMode
 from grpo_core.options.policy_kwargs import network_to_json
@@ -54,7 +54,7 @@ class Stage:
         env.reset()
         self.log.seeds.clear()
         bank = make_bank(env, needs_restore=mode != "episode")
-        self.collector = GroupCollector(bank, env.observation_space, mode, group_size, horizon, n_steps)
+        self.collector = GroupCollector(bank, env.observation_space, GroupPlan(mode, group_size, horizon, n_steps))
         self.rollout = GroupRollout(horizon or 2, n_envs, group_size, env.observation_space, env.action_space)
         self.actor = make_actor(env.envs[0], logits or [0.0] * int(env.envs[0].action_space.n))  # type: ignore[attr-defined]
         self.rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """The storage of a rollout: every step in its place, whatever is observed and however many steps there are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,39 +16,8 @@ from grpo_core.groups.rollout import GroupRollout, StepBatch, draw_minibatches
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.simulators.bank import Observed, Outcome
 from grpo_core.spaces import pack
-from tests.walk import FencedWalk, Seen, StepLog, Walk, cartpole_model, collect, walk_model
-
-PLACE = spaces.Box(-10.0, 10.0, (2,))
-CAR = spaces.Dict({"speed": spaces.Box(-5.0, 5.0, (2,)), "gear": spaces.Discrete(4), "lamps": spaces.MultiBinary(3)})
-CHOICE = spaces.Discrete(3)
-
-
-def fill(
-    lengths: Sequence[Sequence[int]],
-    observation_space: spaces.Space[Any] = PLACE,
-    action_space: spaces.Space[Any] = CHOICE,
-    first_shape: tuple[int, int] = (1, 1),
-    n_mask_bits: int = 0,
-) -> GroupRollout:
-    """Store random steps of branches of these lengths, ``(n_anchors, group_size)``, a sweep at a time."""
-    rollout = GroupRollout(*first_shape, len(lengths[0]), observation_space, action_space)
-    observation_space.seed(0)
-    action_space.seed(0)
-    rng = np.random.default_rng(0)
-    for t in range(max(map(max, lengths))):
-        live = [(a, b) for a, row in enumerate(lengths) for b, length in enumerate(row) if t < length]
-        at = tuple(np.array([(t, a, b) for a, b in live]).T)
-        observations = np.stack([pack(observation_space, observation_space.sample()) for _ in live])
-        actions = np.stack([np.asarray(action_space.sample()) for _ in live])
-        masks = rng.random((len(live), n_mask_bits)) < 0.5 if n_mask_bits else None
-        rollout.store_actions(at, observations, actions, rng.normal(size=len(live)), masks)
-        for a, b in live:
-            observed = Observed(observation_space.sample(), None)
-            is_last = t + 1 == lengths[a][b]
-            rollout.store_outcome(
-                (t, a, b), Outcome(observed, float(rng.normal()), is_last and b == 0, is_last and b < 2, {}, None)
-            )
-    return rollout
+from tests.grpo_core.groups.filled import CAR, CHOICE, PLACE, fill
+from tests.walk import FencedWalk, StepLog, Walk, cartpole_model, collect, walk_model
 
 
 def copy_arrays(rollout: GroupRollout) -> dict[str, npt.NDArray[Any]]:
@@ -303,153 +272,6 @@ def test_the_policy_learns_from_live_steps_only_and_each_keeps_what_belongs_to_i
             assert batch.old_log_prob[row] == seen.log_probs[at]
             assert batch.advantages[row] == advantages[at]
             assert batch.value_targets[row] == value_targets[at]
-
-
-@pytest.mark.parametrize(
-    ("env_id", "n_observations", "n_actions"),
-    [("CartPole-v1", 4, 1), ("FrozenLake-v1", 1, 1), ("Pendulum-v1", 3, 1), ("MountainCarContinuous-v0", 2, 1)],
-)
-def test_a_reward_function_gets_one_row_per_live_step(env_id: str, n_observations: int, n_actions: int) -> None:
-    calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-
-    def reward(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-        calls.append((state, action, next_state))
-        return torch.arange(len(state)).reshape(-1, 1) * 0.5
-
-    model = cartpole_model(env=env_id, reward_function=reward)
-    seen = collect(model).rollouts[0]
-    assert len(calls) == 1
-    state, action, next_state = calls[0]
-    n_live = int(seen.step_mask.sum())
-    assert state.shape == next_state.shape == (n_live, n_observations)
-    assert action.shape == (n_live, n_actions)
-    assert (state.numpy() == seen.states[seen.step_mask].reshape(n_live, -1)).all()
-    assert (next_state.numpy() == seen.next_states[seen.step_mask].reshape(n_live, -1)).all()
-    assert (seen.rewards[seen.step_mask] == np.arange(n_live) * 0.5).all()
-    assert (seen.rewards[~seen.step_mask] == 0).all()
-
-
-def test_a_reward_function_gets_dict_observations_key_by_key() -> None:
-    rollout = fill([[3, 1], [2, 2]], CAR, spaces.MultiDiscrete([3, 2]))
-
-    def reward(state: Any, action: torch.Tensor, next_state: Any) -> torch.Tensor:
-        assert {key: tuple(rows.shape) for key, rows in state.items()} == {
-            "speed": (8, 2),
-            "gear": (8, 1),
-            "lamps": (8, 3),
-        }
-        assert action.shape == (8, 2)
-        rewards: torch.Tensor = state["gear"] * 10.0 + next_state["speed"][:, 1:] + action[:, :1] * 100.0
-        return rewards
-
-    rollout.apply_reward_functions([reward], [1.0])
-    for place in zip(*np.nonzero(rollout.step_mask), strict=True):
-        expected = (
-            10.0 * rollout.states["gear"][place]
-            + rollout.next_states["speed"][place][1]
-            + 100.0 * rollout.actions[place][0]
-        )
-        assert rollout.rewards[place] == pytest.approx(expected, rel=1e-6)
-    assert (rollout.rewards[~rollout.step_mask] == 0).all()
-
-
-def count_rows(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-    return torch.arange(len(state))[:, None].float()
-
-
-def pay_first_action(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-    return (action == 0).float()
-
-
-def test_several_rewards_are_weighed_and_reported_without_their_weights() -> None:
-    rollout = fill([[3, 1], [2, 2]])
-    mask = rollout.step_mask
-    own, is_first = rollout.rewards[mask].astype(np.float64), rollout.actions[mask] == 0
-    assert 0 < is_first.sum() < 8
-    means = rollout.apply_reward_functions([count_rows, None, pay_first_action], [2.0, -0.5, 10.0])
-    np.testing.assert_allclose(rollout.rewards[mask], 2.0 * np.arange(8) - 0.5 * own + 10.0 * is_first, rtol=1e-6)
-    assert (rollout.rewards[~mask] == 0).all()
-    assert means == {
-        "count_rows": 3.5,
-        "environment": pytest.approx(own.mean()),
-        "pay_first_action": pytest.approx(is_first.mean()),
-    }
-
-
-def test_the_environments_own_reward_alone_stays_as_it_is() -> None:
-    rollout = fill([[3, 1], [2, 2]])
-    before = rollout.rewards.copy()
-    rollout.apply_reward_functions([None], [1.0])
-    assert (rollout.rewards == before).all()
-
-
-def test_a_reward_function_sees_actions_as_the_simulator_did() -> None:
-    actions: list[torch.Tensor] = []
-
-    def reward(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-        actions.append(action)
-        return torch.zeros(len(action), 1)
-
-    model = cartpole_model(env="Pendulum-v1", reward_function=reward, policy_kwargs={"log_std_init": 2.0})
-    seen = collect(model).rollouts[0]
-    assert np.abs(seen.actions).max() > 2, "samples leave the bounds of the torque"
-    assert actions[0].abs().max() == 2
-    assert (actions[0].numpy() == np.clip(seen.actions[seen.step_mask], -2, 2)).all()
-
-
-@pytest.mark.parametrize("convert", [lambda r: r, lambda r: r.flatten(), lambda r: r.flatten().tolist()])
-def test_a_reward_function_may_return_a_column_a_row_or_a_list(convert: Callable[[torch.Tensor], Any]) -> None:
-    model = cartpole_model(reward_function=lambda state, action, next_state: convert(next_state[:, :1]))
-    seen = collect(model).rollouts[0]
-    assert (seen.rewards[seen.step_mask] == seen.next_states[seen.step_mask][:, 0]).all()
-
-
-def scribble(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-    for tensor in (state, action, next_state):
-        tensor.zero_()
-    return torch.ones(len(state), 1)
-
-
-def test_a_reward_function_that_scribbles_on_its_arguments_changes_no_step() -> None:
-    tidy, scribbled = (
-        collect(cartpole_model(reward_function=function)).rollouts[0]
-        for function in (lambda state, action, next_state: torch.ones(len(state), 1), scribble)
-    )
-    for name in Seen._fields:
-        assert (getattr(tidy, name)[tidy.step_mask] == getattr(scribbled, name)[tidy.step_mask]).all(), name
-
-
-def test_a_reward_function_that_scribbles_on_its_arguments_leaves_those_of_the_next_alone() -> None:
-    def see(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-        return (state + next_state).sum(dim=1, keepdim=True) + action
-
-    means = fill([[3, 1], [2, 2]]).apply_reward_functions([scribble, see], [1.0, 1.0])
-    assert means["see"] == fill([[3, 1], [2, 2]]).apply_reward_functions([see], [1.0])["see"] != 0
-
-
-def two_columns(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> Any:
-    return next_state[:, :2]
-
-
-def one_number(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> Any:
-    return torch.ones(1, 1)
-
-
-def nothing(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> Any:
-    """It forgets to return."""
-
-
-@pytest.mark.parametrize("is_one_of_two", [False, True])
-@pytest.mark.parametrize("reward_function", [two_columns, one_number, nothing])
-def test_a_reward_of_the_wrong_size_is_refused_with_the_remedy(
-    reward_function: Callable[..., Any], is_one_of_two: bool
-) -> None:
-    model = cartpole_model(reward_function=[None, reward_function] if is_one_of_two else reward_function)
-    before = [parameter.clone() for parameter in model.policy.parameters()]
-    with pytest.raises(ValueError, match=r"must return one reward per step, shape \(\d+, 1\)") as refusal:
-        model.learn(64)
-    assert reward_function.__name__ in str(refusal.value)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -233,7 +233,7 @@ def test_a_discrete_observation_is_an_integer() -> None:
 
 @pytest.mark.parametrize("wrap", STACKS.values(), ids=STACKS.keys())
 def test_stacked_frames_travel_with_the_states(wrap: Callable[[VecEnv], VecEnv]) -> None:
-    bank = make_bank(wrap(DummyVecEnv([Camera])), needs_restore=True, keep_random_state=True)
+    bank = make_bank(wrap(DummyVecEnv([Camera])), needs_restore=True, common_random_numbers=True)
     state = start(bank)
     actions = [1, 0, 1, 1, 0, 1]
     first = follow(bank, state, actions)
@@ -259,7 +259,7 @@ BRANCHABLE: dict[str, Callable[[], Env]] = {
 @pytest.mark.parametrize("make_env", BRANCHABLE.values(), ids=BRANCHABLE.keys())
 def test_siblings_in_lock_step_do_not_disturb_each_other(make_env: Callable[[], Env]) -> None:
     """Two branches stepped in turns on one environment see what each sees alone."""
-    bank = make_bank(DummyVecEnv([make_env]), needs_restore=True, keep_random_state=True)
+    bank = make_bank(DummyVecEnv([make_env]), needs_restore=True, common_random_numbers=True)
     state = start(bank)
     space = make_env().action_space
     space.seed(1)
@@ -292,14 +292,14 @@ def run_orders(bank: SimulatorBank, space: spaces.Space[Any]) -> list[Any]:
     return seen
 
 
-@pytest.mark.parametrize("keep_random_state", [False, True])
+@pytest.mark.parametrize("common_random_numbers", [False, True])
 @pytest.mark.parametrize("make_env", BRANCHABLE.values(), ids=BRANCHABLE.keys())
 def test_workers_do_the_same_step_for_step(
-    make_workers: MakeWorkers, make_env: Callable[[], Env], keep_random_state: bool
+    make_workers: MakeWorkers, make_env: Callable[[], Env], common_random_numbers: bool
 ) -> None:
     local = DummyVecEnv([make_env] * 2)
     remote = make_workers(*[lambda: RestorableWrapper(make_env())] * 2)
-    banks = [make_bank(env, needs_restore=True, keep_random_state=keep_random_state) for env in (local, remote)]
+    banks = [make_bank(env, needs_restore=True, common_random_numbers=common_random_numbers) for env in (local, remote)]
     assert [bank.shares_cheaply for bank in banks][1] is False
     assert all(bank.restorable and bank.n_envs == 2 for bank in banks)
     assert run_orders(banks[0], local.action_space) == run_orders(banks[1], local.action_space)
@@ -355,12 +355,12 @@ def test_no_state_is_captured_at_the_end_of_an_episode_or_unasked() -> None:
 
 @pytest.mark.parametrize("in_workers", [False, True], ids=["here", "in workers"])
 def test_branches_share_their_noise_only_if_random_states_are_kept(make_workers: MakeWorkers, in_workers: bool) -> None:
-    for keep_random_state in (False, True):
+    for common_random_numbers in (False, True):
         env = make_workers(lambda: RestorableWrapper(make_slippery())) if in_workers else DummyVecEnv([make_slippery])
-        bank = make_bank(env, needs_restore=True, keep_random_state=keep_random_state)
+        bank = make_bank(env, needs_restore=True, common_random_numbers=common_random_numbers)
         state = start(bank)
         paths = {str(follow(bank, state, [2, 1, 2, 1, 2, 1])) for _ in range(8)}
-        assert (len(paths) == 1) is keep_random_state
+        assert (len(paths) == 1) is common_random_numbers
 
 
 class TwoWaysOfSaying(Camera):
@@ -434,7 +434,7 @@ def make_atari() -> Env:
 def test_atari_in_a_bank(make_workers: MakeWorkers, in_workers: bool) -> None:
     gym.register_envs(pytest.importorskip("ale_py"))
     env = make_workers(lambda: RestorableWrapper(make_atari())) if in_workers else DummyVecEnv([make_atari])
-    bank = make_bank(env, needs_restore=True, keep_random_state=True)
+    bank = make_bank(env, needs_restore=True, common_random_numbers=True)
     assert not bank.shares_cheaply
     state = start(bank)
     actions = [2, 3, 3, 0, 1]

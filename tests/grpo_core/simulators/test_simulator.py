@@ -333,8 +333,8 @@ def test_what_needs_no_proof_is_not_stepped_for_one() -> None:
 
 
 def test_an_attribute_generator_is_left_alone_unless_random_states_are_kept() -> None:
-    for keep_random_state, n_paths in ((False, 4), (True, 1)):
-        simulator = Simulator(SpringWithAnAccomplice(), keep_random_state)
+    for common_random_numbers, n_paths in ((False, 4), (True, 1)):
+        simulator = Simulator(SpringWithAnAccomplice(), common_random_numbers)
         simulator.reset(seed=0)
         state = simulator.capture()
         paths = set()
@@ -347,7 +347,7 @@ def test_an_attribute_generator_is_left_alone_unless_random_states_are_kept() ->
 @pytest.mark.parametrize("env_id", CLASSIC_CONTROL + TOY_TEXT)
 def test_two_branches_from_one_state_agree_when_given_the_same_actions_and_noise(env_id: str) -> None:
     env = make(env_id)
-    simulator = Simulator(env, keep_random_state=True)
+    simulator = Simulator(env, common_random_numbers=True)
     simulator.reset(seed=3)
     env.action_space.seed(3)
     actions = [env.action_space.sample() for _ in range(20)]

@@ -14,6 +14,7 @@ from grpo_core.options.choices import LossNormalization
 from grpo_core.update.losses import (
     compute_cispo_loss,
     compute_clipped_surrogate,
+    compute_filter_weights,
     compute_kl,
     compute_sequence_ratio,
     compute_step_weights,
@@ -266,3 +267,22 @@ def test_the_penalty_is_flat_where_the_policy_is_its_reference() -> None:
     penalty = compute_kl(log_prob.detach() - log_prob)
     assert_close(penalty.detach(), [0, 0])
     assert_close(get_gradient(penalty.sum(), log_prob), [0, 0])
+
+
+@pytest.mark.parametrize("normalization", ["step", "branch", "horizon"])
+def test_a_filtered_rollout_weighs_as_if_the_others_were_not_there(normalization: LossNormalization) -> None:
+    step_mask = np.zeros((10, 2, 2), np.bool_)
+    step_mask[:, 0], step_mask[0, 1] = True, True  # groups of 10 steps and of 1 step per branch
+    weights = compute_step_weights(step_mask, normalization)
+    for group in range(2):
+        informative = np.array([group == 0, group == 1])
+        kept = weights * compute_filter_weights(informative, step_mask, normalization)
+        assert (kept[:, 1 - group] == 0).all()
+        alone = compute_step_weights(step_mask[:, [group]], normalization)
+        # The loss is the sum of weighted losses over the number of live steps.
+        np.testing.assert_allclose(kept[:, [group]] / step_mask.sum(), alone / step_mask[:, [group]].sum(), rtol=1e-6)
+
+
+def test_a_rollout_without_an_informative_group_weighs_nothing() -> None:
+    step_mask = np.ones((3, 2, 2), np.bool_)
+    assert (compute_filter_weights(np.zeros(2, np.bool_), step_mask, "step") == 0).all()

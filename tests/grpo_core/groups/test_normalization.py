@@ -12,14 +12,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
+from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, StepBatch
 from grpo_core.options.policy_kwargs import network_to_json
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_normalization, restore_normalization
-from grpo_core.simulators.normalization import Normalizer, ObservationStatistics
 from grpo_core.spaces import pack
-from tests.support import with_either_learner
+from tests.support import with_either_path
 from tests.walk import StepLog, Walk, Watch, cartpole_model, collect
 
 BOX = spaces.Box(-5.0, 5.0, (3,))
@@ -83,7 +83,7 @@ SETTINGS: list[tuple[spaces.Space[Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("space", "settings"), SETTINGS, ids=str)
 def test_observations_are_normalized_as_vec_normalize_does(space: spaces.Space[Any], settings: dict[str, Any]) -> None:
     vec_normalize, observations = build(space, **settings), draw_observations(space)
-    statistics = ObservationStatistics.from_vec_normalize(vec_normalize)
+    statistics = Normalizer(vec_normalize).freeze()
     assert statistics is not None
     assert_same(statistics.apply(observations), vec_normalize.normalize_obs(observations))
     if isinstance(space, spaces.Dict):
@@ -92,7 +92,7 @@ def test_observations_are_normalized_as_vec_normalize_does(space: spaces.Space[A
 
 def test_statistics_stay_as_they_were_taken() -> None:
     vec_normalize, observations = build(BOX), draw_observations(BOX)
-    statistics = ObservationStatistics.from_vec_normalize(vec_normalize)
+    statistics = Normalizer(vec_normalize).freeze()
     assert statistics is not None
     before = statistics.apply(observations)
     vec_normalize.step(np.zeros(2, np.int64))
@@ -103,7 +103,7 @@ def test_statistics_stay_as_they_were_taken() -> None:
 
 
 def test_there_are_none_where_observations_are_left_alone() -> None:
-    assert ObservationStatistics.from_vec_normalize(build(BOX, norm_obs=False)) is None
+    assert Normalizer(build(BOX, norm_obs=False)).freeze() is None
 
 
 def save_and_load(vec_normalize: VecNormalize) -> ModelContent:
@@ -380,7 +380,7 @@ def test_without_a_vec_normalize_everything_passes_through() -> None:
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("mode", ["branch", "episode"])
 @pytest.mark.parametrize("is_normalized", [False, True])
-@with_either_learner
+@with_either_path
 def test_the_ratio_is_one_on_the_first_minibatch(
     env_id: str, mode: str, is_normalized: bool, algorithm: type[GRPO]
 ) -> None:

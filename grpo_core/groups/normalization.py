@@ -1,0 +1,87 @@
+"""The running statistics of a ``VecNormalize``, applied to whole groups."""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecNormalize
+
+from grpo_core.actor.normalization import Moments, ObservationStatistics
+from grpo_core.groups.rollout import GroupRollout
+from grpo_core.spaces import Observations, unpack
+
+
+class Normalizer:
+    """The running statistics of a ``VecNormalize``, applied to groups.
+
+    Statistics of observations are frozen while a rollout is collected and updated after it, so that all members of a
+    group see the same numbers and the first minibatch has a probability ratio of 1. Rewards are scaled by statistics
+    that include them. Without a ``VecNormalize``, everything passes through unchanged.
+
+    :param vec_normalize: The wrapper whose statistics are used and, if it is training, updated.
+    """
+
+    def __init__(self, vec_normalize: VecNormalize | None) -> None:
+        self._vec_normalize = vec_normalize
+
+    def freeze(self) -> ObservationStatistics | None:
+        """Copy the statistics of observations as they are now; None if observations are not normalised."""
+        vec_normalize = self._vec_normalize
+        if vec_normalize is None or not vec_normalize.norm_obs:
+            return None
+        mean: Any
+        var: Any
+        rms: Any = vec_normalize.obs_rms
+        if isinstance(rms, dict):
+            mean, var = ({key: _freeze(getattr(r, name)) for key, r in rms.items()} for name in ("mean", "var"))
+        else:
+            mean, var = _freeze(rms.mean), _freeze(rms.var)
+        return ObservationStatistics(mean, var, float(vec_normalize.clip_obs), float(vec_normalize.epsilon))
+
+    def apply(
+        self, rollout: GroupRollout, statistics: ObservationStatistics | None
+    ) -> tuple[Observations, Observations]:
+        """Gather what the policy saw at the live steps, and where these led; ``(n_steps, *observation_shape)`` each.
+
+        :param statistics: What ``freeze`` returned before the rollout was collected.
+        """
+        mask = rollout.step_mask
+        if statistics is None:
+            return unpack(rollout.states[mask]), unpack(rollout.next_states[mask])
+        return statistics.apply(rollout.states[mask]), statistics.apply(rollout.next_states[mask])
+
+    def normalize_rewards(self, rollout: GroupRollout, start_returns: Moments) -> Moments:
+        """Update the statistics with the rollout's observations and returns, and scale its rewards in place.
+
+        :param start_returns: Discounted rewards that the groups' episodes earned before, shape ``(n_anchors,)``.
+        :return: Discounted rewards of the episodes up to each step, not scaled; ``(horizon, n_anchors, group_size)``.
+        """
+        discounted_returns = np.zeros(rollout.shape)
+        if self._vec_normalize is None:
+            return discounted_returns
+        running = start_returns[:, None]
+        for t, rewards in enumerate(rollout.rewards):
+            running = running * self._vec_normalize.gamma + rewards
+            discounted_returns[t] = running
+        if self._vec_normalize.training:
+            # Before they are used: otherwise the first rollout would be scaled by empty statistics.
+            self._vec_normalize.ret_rms.update(discounted_returns[rollout.step_mask])
+            self._update_observation_statistics(unpack(rollout.states[rollout.step_mask]))
+        rollout.rewards[:] = self._vec_normalize.normalize_reward(rollout.rewards) * rollout.step_mask
+        return discounted_returns
+
+    def _update_observation_statistics(self, observations: Observations) -> None:
+        assert self._vec_normalize is not None
+        if not self._vec_normalize.norm_obs:
+            return
+        statistics: Any = self._vec_normalize.obs_rms
+        if isinstance(observations, dict):
+            for key, running in statistics.items():
+                running.update(observations[key])
+        else:
+            statistics.update(observations)
+
+
+def _freeze(array: Any) -> Moments:
+    frozen = np.array(array, np.float64)
+    frozen.flags.writeable = False
+    return frozen

@@ -1,0 +1,155 @@
+"""Saving and loading as Stable-Baselines3 spells them, through files without pickles, and freezing the policy."""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+import torch
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+
+from grpo_core import __version__
+from grpo_core.actor.actor import Actor
+from grpo_core.actor.normalization import ObservationStatistics
+from grpo_core.groups.normalization import Normalizer
+from grpo_core.options.policy_kwargs import network_to_json
+from grpo_core.options.rewards import RewardFunction
+from grpo_core.saving import model_file
+from grpo_core.saving.model_state import (
+    ModelPath,
+    describe_model,
+    describe_normalization,
+    get_optimizer_state,
+    get_weights,
+    make_arguments,
+    make_changes,
+    read_model,
+    to_parameters,
+    wrap_like,
+    write_model,
+)
+
+
+class SavedAlgorithm(OnPolicyAlgorithm):
+    """The base of ``GRPO`` that knows model files; ``grpo_core.saving.model_file`` describes them."""
+
+    rng: np.random.Generator
+    reward_function: RewardFunction | Any
+    #: The file that the model came from.
+    _loaded: model_file.ModelContent | None = None
+    #: Names of the reward functions that the model was trained with and that its file could not hold.
+    _lost_reward_function: str | list[str] | None = None
+
+    def save(
+        self,
+        path: ModelPath,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save the model in one zip of JSON and plain arrays; a file of that name is replaced atomically.
+
+        The statistics of a ``VecNormalize`` are saved with it. Of reward functions only the names are, and neither the
+        reference policy nor the simulators' states: training goes on from new episodes.
+
+        :param path: Where to; ``.zip`` is appended to a name without a suffix. Or an open binary file.
+        :param exclude: Not supported, see ``include``.
+        :param include: Not supported: the file's content is fixed, because it is never unpickled.
+        :raises ValueError: If ``exclude`` or ``include`` is given.
+        """
+        if exclude is not None or include is not None:
+            raise ValueError("exclude and include are not supported: a GRPO model file has a fixed content.")
+        write_model(path, self.to_bytes())
+
+    def to_bytes(self, **provenance: Any) -> bytes:
+        """Return the content of the model file.
+
+        :param provenance: JSON-serialisable facts to keep in the metadata, such as the environment's id.
+        """
+        loaded = self._loaded if self.env is None else None
+        settings, statistics = describe_normalization(self._vec_normalize_env, loaded)
+        meta = {**describe_model(self, __version__), **provenance, **settings}
+        moments = get_optimizer_state(self.policy.optimizer)
+        return model_file.to_bytes(meta, get_weights(self.policy), moments, statistics)
+
+    @classmethod
+    def load(
+        cls,
+        path: ModelPath,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a model without unpickling anything. It needs neither the environment nor the reward function.
+
+        :param path: File name, with or without ``.zip``, or an open binary file.
+        :param env: Environment to go on training in; its spaces must be those of the model. If the model was trained in
+            a ``VecNormalize``, it is put into one unless it is in one, and the statistics of the file are restored.
+            It is seeded with ``seed + num_timesteps``.
+        :param custom_objects: The same as ``kwargs`` under SB3's name; unknown names are ignored.
+        :param print_system_info: Print the versions that the model was saved with.
+        :param force_reset: Start new episodes; groups always do after loading.
+        :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``.
+        :raises grpo_core.saving.model_file.ModelFileError: If the file is damaged or was not saved by GRPO.
+        :raises ValueError: If the environment's spaces differ, or an argument is unknown or out of range.
+        """
+        content = read_model(path)
+        meta, changes = content.meta, make_changes(custom_objects or {}, kwargs)
+        if print_system_info:
+            print("Saved with", meta["versions"])  # noqa: T201  # what the argument asks for
+        arguments: dict[str, Any] = {**make_arguments(content), **changes}
+        model = cls(**arguments, env=None, device=device, _init_setup_model=False)  # type: ignore[arg-type]  # no env
+        model.observation_space, model.action_space = content.observation_space, content.action_space
+        model.n_envs = meta["n_envs"]
+        if model.reward_function is None and "reward_function" not in changes:
+            model._lost_reward_function = meta["reward_function"]
+        if env is not None:
+            env = wrap_like(content, model._wrap_env(env, model.verbose))
+            model.n_envs = env.num_envs
+        model._setup_model()
+        if env is not None:
+            model.set_env(env, force_reset=force_reset)
+            if model.seed is not None:  # else SB3 would draw one from NumPy's process-wide generator
+                env.seed(model.seed + meta["num_timesteps"])  # other episodes than those it began with
+        model._load_arrays(content)
+        model.num_timesteps, model._n_updates = meta["num_timesteps"], meta["n_updates"]
+        if "seed" not in changes:
+            model.rng.bit_generator.state = meta["rng_state"]
+        model._loaded = content
+        return model
+
+    def make_actor(self) -> Actor:
+        """Copy the policy, its value network and the statistics of ``VecNormalize`` as they are now into an ``Actor``.
+
+        It takes observations as the environment gives them, before any normalisation.
+        """
+        return Actor.from_weights(
+            self.observation_space,
+            self.action_space,
+            network_to_json(self.policy_kwargs, type(self.policy)),
+            get_weights(self.policy),
+            self._freeze_observation_statistics(),
+        )
+
+    def _freeze_observation_statistics(self) -> ObservationStatistics | None:
+        if self.env is None and self._loaded is not None:
+            return self._loaded.get_observation_statistics()
+        return Normalizer(self._vec_normalize_env).freeze()
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Load parameters in place, from a GRPO model file or from what ``get_parameters`` returned."""
+        if isinstance(load_path_or_dict, dict):
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        else:
+            self._load_arrays(read_model(load_path_or_dict))
+
+    def _load_arrays(self, content: model_file.ModelContent) -> None:
+        parameters = to_parameters(content, self.policy.optimizer)
+        super().set_parameters(parameters)  # type: ignore[arg-type]  # SB3 types an optimizer's state as a tensor
