@@ -33,6 +33,7 @@ type: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
 format: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.grpo_client.generate
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 

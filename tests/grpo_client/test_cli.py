@@ -99,7 +99,7 @@ def test_an_interrupt_leaves_the_job_and_says_how_to_stop_it(tmp_path: Path) -> 
             _, complaint = process.communicate(timeout=60)
         released.set()
     assert process.returncode == 130
-    assert "the job goes on; grpo-client watch j goes on watching, grpo-client stop j stops it." in complaint
+    assert "the job goes on; grpo-client watch j watches it again, grpo-client stop j stops it." in complaint
     assert [request.path for request in server.received] == ["/train", "/training/j/events"]
 
 
@@ -178,13 +178,13 @@ def test_what_can_be_trained_is_listed(ask: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["predict", "m", "[0.1"], "observation [0.1 is no JSON"),
-        (["predict", "m", "NaN"], "observation NaN is no JSON"),
-        (["predict", "m", "1", "--masks", "x"], "--masks x is no JSON"),
+        (["predict", "m", "[0.1"], "observation [0.1 is not JSON"),
+        (["predict", "m", "NaN"], "observation NaN is not JSON"),
+        (["predict", "m", "1", "--masks", "x"], "--masks x is not JSON"),
         (["train", "--set", "gamma"], "--set gamma is not allowed: write KEY=VALUE"),
-        (["train", "--seed", "1", "--set", "seed=2"], "an option of its own says 1; leave one out"),
+        (["train", "--seed", "1", "--set", "seed=2"], "another option already sets seed to 1; leave one out"),
         (["video", "m", "film.avi"], "end its name in .gif or .mp4"),
-        (["upload", "gone.zip"], "gone.zip is no file"),
+        (["upload", "gone.zip"], "gone.zip is not a file"),
     ],
 )
 def test_a_command_line_that_cannot_work_is_a_usage_error(ask: Any, arguments: list[str], said: str) -> None:

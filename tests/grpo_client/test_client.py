@@ -1,7 +1,6 @@
 """Every method of both clients, against a real server."""
 
 import hashlib
-import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +13,12 @@ from fastapi import FastAPI
 from grpo_client import (
     ApiError,
     AsyncClient,
-    AsyncJob,
     Client,
     Conflict,
     Evaluation,
     GRPOError,
     InvalidRequest,
     ItemError,
-    Job,
     JobEvent,
     JobFailed,
     JobTimeout,
@@ -31,6 +28,7 @@ from grpo_client import (
 )
 from tests.conftest import RegisterEnv
 from tests.grpo_client.blocking import open_client
+from tests.grpo_client.generate import TARGET, generate_client
 from tests.grpo_client.scripted_server import Answer, serve_script
 from tests.support import Gate, LineEnv, make_model, serve
 
@@ -53,13 +51,8 @@ def save_model(app: FastAPI, name: str = "m") -> bytes:
     return content
 
 
-def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
-    for blocking, awaiting in ((Client, AsyncClient), (Job, AsyncJob)):
-        names = {name for name in vars(blocking) if not name.startswith("_")}
-        assert names == {name for name in vars(awaiting) if not name.startswith("_")}
-        for name in names:
-            ours, theirs = (inspect.signature(getattr(one, name)).parameters for one in (blocking, awaiting))
-            assert list(ours.values()) == list(theirs.values()), name
+def test_the_client_that_blocks_is_generated() -> None:
+    assert TARGET.read_text() == generate_client(), "run: make format"
 
 
 def test_the_package_imports_neither_the_library_nor_the_server() -> None:

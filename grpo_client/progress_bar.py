@@ -1,4 +1,4 @@
-"""A bar that shows how a job comes along."""
+"""A progress bar for a job."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ Listener = Callable[[JobEvent], None]
 
 @contextmanager
 def make_listener(on_event: Listener | None, progress: bool) -> Iterator[Listener]:
-    """Put together who is told the events of a job.
+    """Combine a caller's listener and a progress bar into one listener.
 
-    :param progress: Whether to show a bar as well.
-    :raises GRPOError: If a bar cannot be shown.
+    :param progress: Whether to show a bar.
+    :raises GRPOError: If rich is missing.
     """
     listeners = [] if on_event is None else [on_event]
 
@@ -30,14 +30,14 @@ def make_listener(on_event: Listener | None, progress: bool) -> Iterator[Listene
         yield tell
         return
     with _make_progress() as bar:
-        listeners.append(TrainingBar(bar))
+        listeners.append(ProgressBar(bar))
         yield tell
 
 
-class TrainingBar:
-    """Moves a bar with the events of a job.
+class ProgressBar:
+    """Shows the events of a job as a bar.
 
-    :param bar: As ``_make_progress`` makes it.
+    :param bar: From ``_make_progress``.
     """
 
     def __init__(self, bar: "Progress") -> None:
