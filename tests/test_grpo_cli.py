@@ -1,4 +1,4 @@
-"""The command line of the library, as it is typed."""
+"""The commands of the library."""
 
 import json
 import os
@@ -204,7 +204,7 @@ def test_a_bar_is_shown_when_asked_for_and_not_in_a_pipe(tmp_path: Path, capsys:
 def test_a_bar_without_its_packages_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("grpo_cli.find_spec", lambda name: None if name == "rich" else object())
+    monkeypatch.setattr("grpo_cli.options.find_spec", lambda name: None if name == "rich" else object())
     assert main(["train", "--env", "CartPole-v1", "--progress"]) == 2
     assert "--progress needs tqdm and rich: pip install tqdm rich, or leave it out." in capsys.readouterr().err
 
