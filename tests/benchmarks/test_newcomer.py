@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.lib.pages import Block, list_blocks
 from benchmarks.newcomer import ReadmeError, format_seconds, list_commands, list_examples
-from benchmarks.pages import Block, list_blocks
 
 PAGE = """
 ```console
