@@ -1,4 +1,4 @@
-"""Where the sliders of an observation begin and end, and how their numbers become an observation again."""
+"""Ranges of sliders for the numbers of an observation, and the observation that they make."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-# Where a space has no bounds, or some that nothing ever reaches.
+# For spaces without bounds, or with bounds that no observation comes near.
 _REACH = 3.0
 _MAX_BOUND = 1e4
 
 
 class Range(NamedTuple):
-    """The ends of a slider.
+    """The range of a slider.
 
-    :param is_whole: Whether only whole numbers lie between them.
+    :param is_whole: Whether it has whole numbers only.
     """
 
     low: float
@@ -24,7 +24,7 @@ class Range(NamedTuple):
 
     @property
     def middle(self) -> float:
-        """The number halfway; of whole ones, the one closest to it."""
+        """The number in the middle, rounded in a range of whole numbers."""
         middle = (self.low + self.high) / 2
         return round(middle) if self.is_whole else middle
 
@@ -55,7 +55,7 @@ def list_ranges(space: spaces.Space[Any]) -> Iterator[Range]:
 
 
 def join_numbers(space: spaces.Space[Any], numbers: Sequence[float]) -> Any:
-    """Return an observation without keys as a request would have it."""
+    """Return an observation without keys, as in a request."""
     if isinstance(space, spaces.Discrete):
         return int(numbers[0])
     is_real = isinstance(space, spaces.Box) and np.dtype(space.dtype).kind == "f"
@@ -63,7 +63,7 @@ def join_numbers(space: spaces.Space[Any], numbers: Sequence[float]) -> Any:
 
 
 def _limit(low: float, high: float) -> tuple[float, float]:
-    """Replace what is out of reach by something near the other end."""
+    """Replace bounds that no observation comes near by ones near 0 or the other bound."""
     if low < -_MAX_BOUND and high > _MAX_BOUND:
         return -_REACH, _REACH
     if low < -_MAX_BOUND:

@@ -1,4 +1,4 @@
-"""The service, as the page that is being built or used needs it."""
+"""The service of the page that is being built or used."""
 
 from nicegui import ui
 
@@ -7,6 +7,6 @@ from service.dashboard.mount import SERVICE_KEY
 
 
 def get_service() -> Service:
-    """Return the service that the current page belongs to."""
+    """Return the service that shows the current page."""
     service: Service = ui.context.client.request.scope[SERVICE_KEY]
     return service

@@ -1,4 +1,4 @@
-"""What the numbers and actions of well-known environments mean, as Gymnasium's documentation has it."""
+"""Names of the numbers and actions of well-known environments, from Gymnasium's documentation."""
 
 from collections.abc import Mapping
 
@@ -25,12 +25,12 @@ _ACTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def list_observation_names(env_name: str | None) -> tuple[str, ...]:
-    """List the names of an environment's numbers; none if it is unknown."""
+    """List the names of the numbers in an environment's observation; none if they are unknown."""
     return _OBSERVATIONS.get(_get_stem(env_name), ())
 
 
 def list_action_names(env_name: str | None) -> tuple[str, ...]:
-    """List the names of an environment's discrete actions; none if it is unknown."""
+    """List the names of an environment's discrete actions; none if they are unknown."""
     return _ACTIONS.get(_get_stem(env_name), ())
 
 

@@ -1,4 +1,4 @@
-"""The few elements that all pages are made of; ``style.css`` says how they look."""
+"""The HTML elements of all pages; ``static/style.css`` styles them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ LOGO = (
 
 
 class Text(TextElement):
-    """Text in a tag, written as it is: nothing in it is read as HTML."""
+    """Text in a tag, never read as HTML."""
 
     def __init__(self, text: str = "", classes: str = "", tag: str = "span") -> None:
         super().__init__(tag=tag, text=text)
@@ -24,7 +24,7 @@ class Text(TextElement):
 def make_box(classes: str = "", tag: str = "div", **attributes: Any) -> ui.element:
     """Make an element that holds others.
 
-    :param attributes: Of the tag; underscores stand for hyphens.
+    :param attributes: Attributes of the tag; underscores stand for hyphens.
     """
     box = ui.element(tag).classes(classes)
     set_attributes(box, **attributes)
@@ -32,7 +32,7 @@ def make_box(classes: str = "", tag: str = "div", **attributes: Any) -> ui.eleme
 
 
 def set_attributes(element: ui.element, **attributes: Any) -> None:
-    """Set attributes that are not set so yet; None takes one away."""
+    """Set attributes, and send only the changed ones; None removes an attribute."""
     changed = {name.strip("_").replace("_", "-"): value for name, value in attributes.items()}
     changed = {name: value for name, value in changed.items() if element.props.get(name) != value}
     for name, value in changed.items():
@@ -48,7 +48,7 @@ def make_heading(text: str, level: int = 2) -> Text:
 
 
 def make_link(text: str, href: str, classes: str = "button", icon: str | None = None, **attributes: Any) -> ui.element:
-    """Make a link that looks like a button."""
+    """Make a link; by default it looks like a button."""
     link = make_box(classes, "a", href=href, **attributes)
     with link:
         _fill(text, icon)
@@ -65,8 +65,8 @@ def make_button(
 ) -> ui.element:
     """Make a button.
 
-    :param label: What a screen reader says, where the text alone does not tell.
-    :param kind: ``submit`` sends the form that it is in.
+    :param label: Name for screen readers, if the text does not suffice.
+    :param kind: ``submit`` sends the form around the button.
     """
     button = make_box(f"button {classes}", "button", type=kind, aria_label=label)
     if on_click is not None:
@@ -77,7 +77,10 @@ def make_button(
 
 
 def make_note(text: str, tone: str = "", icon: str = "info") -> ui.element:
-    """Make a remark that stands out."""
+    """Make a highlighted note.
+
+    :param tone: ``good``, ``warn``, ``bad`` or neutral.
+    """
     note = make_box(f"note {tone}", role="alert" if tone == "bad" else "note")
     with note:
         ui.icon(icon).props("aria-hidden=true").style("font-size: 20px")
@@ -86,7 +89,7 @@ def make_note(text: str, tone: str = "", icon: str = "info") -> ui.element:
 
 
 def make_pairs(pairs: dict[str, str]) -> None:
-    """List names and what they stand for."""
+    """Make a list of names and values."""
     with make_box("pairs", "dl"):
         for name, value in pairs.items():
             Text(name, tag="dt")
@@ -94,14 +97,14 @@ def make_pairs(pairs: dict[str, str]) -> None:
 
 
 def make_track(label: str) -> tuple[ui.element, ui.element]:
-    """Make a bar to be filled: the whole, and what fills it."""
+    """Make an empty progress bar; return the bar and its filling."""
     track = make_box("track", role="progressbar", aria_label=label, aria_valuemin=0, aria_valuemax=100)
     with track:
         return track, ui.element("div")
 
 
 def fill_track(track: ui.element, filling: ui.element, share: float) -> None:
-    """Fill a bar to a share in [0, 1]."""
+    """Fill a progress bar to a share in [0, 1]."""
     set_attributes(track, aria_valuenow=round(100 * share))
     filling.style(replace=f"width: {100 * share:.1f}%")
 

@@ -1,7 +1,7 @@
-"""NiceGUI, set up for the dashboard.
+"""NiceGUI's application with the pages of the dashboard.
 
-NiceGUI is one application per process. Whichever service shows its dashboard enters it, and no other may meanwhile;
-pages find that service through ``service.dashboard.access``.
+A process has one such application. Only one service at a time may enter it; pages find that service with
+``current_service.get_service``.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,9 +19,9 @@ from service.dashboard.pages.models import show_models
 from service.dashboard.pages.server import show_server
 from service.dashboard.pages.training import show_training
 
-# NiceGUI's own default of 3 s takes a page away from whoever changes networks.
+# NiceGUI's default of 3 s drops the page of a visitor who changes networks.
 _RECONNECT_SECONDS = 10.0
-# Where many models are read for the first time, the one that is wanted waits for its turn.
+# A model waits for its turn while many are read for the first time.
 _RESPONSE_SECONDS = 30.0
 _PAGES: Mapping[str, Callable[..., Any]] = {
     "/": show_training,
@@ -33,7 +33,7 @@ _PAGES: Mapping[str, Callable[..., Any]] = {
 
 
 def _build() -> ASGIApp:
-    # Sockets only: polling would need requests that the guard refuses. Origins are checked by the guard.
+    # Sockets only: polling would need requests that the guard refuses. The guard checks origins.
     core.sio.eio.transports = ["websocket"]
     core.sio.eio.cors_allowed_origins = []
     core.app.config.socket_io_js_transports = ["websocket"]
@@ -56,15 +56,15 @@ PAGES = _build()
 
 
 def is_open() -> bool:
-    """Tell whether a service of this process shows its dashboard."""
+    """Return whether a service of this process shows its dashboard."""
     return core.app.is_started
 
 
 @asynccontextmanager
 async def open_pages() -> AsyncIterator[None]:
-    """Enter NiceGUI's lifespan, without the search through all objects for a server that ``run_with`` adds to it."""
+    """Run NiceGUI's lifespan, without ``run_with``'s search through all objects for a server."""
     engine = core.sio.eio
-    engine.start_service_task = True  # it belongs to one event loop
+    engine.start_service_task = True  # each event loop needs its own
     async with core.app.router.lifespan_context(core.app):
         try:
             yield

@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Numbers, durations, sizes and ages as people read them."""
 
 from datetime import UTC, datetime
 
@@ -6,19 +6,19 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 def format_count(count: int) -> str:
-    """Write 10000 as 10,000."""
+    """Format 10000 as 10,000."""
     return f"{count:,}"
 
 
 def format_number(number: float) -> str:
-    """Write a measured number with three figures, or one decimal if it is large."""
+    """Format a measured number with three digits, or with one decimal if it is large."""
     if abs(number) >= 100:
         return f"{number:,.1f}"
     return f"{number:.3g}" if abs(number) >= 0.001 or number == 0 else f"{number:.1e}"
 
 
 def format_duration(seconds: float) -> str:
-    """Write a time as 42 s, 3:07 min or 1:02:40 h."""
+    """Format a duration as 42 s, 3:07 min or 1:02:40 h."""
     whole = round(seconds)
     if whole < _MINUTE:
         return f"{whole} s"
@@ -28,7 +28,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_size(n_bytes: int) -> str:
-    """Write a size in KB, MB or GB."""
+    """Format a size in bytes, KB, MB or GB."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if n_bytes >= factor:
             return f"{n_bytes / factor:.3g} {unit}"
@@ -36,7 +36,7 @@ def format_size(n_bytes: int) -> str:
 
 
 def format_age(moment: datetime) -> str:
-    """Write how long ago something was; as a date after a week."""
+    """Format how long ago a time was; after a week, as a date."""
     seconds = (datetime.now(UTC) - moment).total_seconds()
     for unit, length, limit in (("minute", _MINUTE, _HOUR), ("hour", _HOUR, _DAY), ("day", _DAY, 7 * _DAY)):
         if seconds < length:
@@ -48,5 +48,5 @@ def format_age(moment: datetime) -> str:
 
 
 def format_interval(interval: tuple[float, float] | None) -> str:
-    """Write a 95 % interval; nothing of a single episode, which has none."""
+    """Format a 95 % interval; the text is empty without one, as after a single episode."""
     return "" if interval is None else f"{format_number(interval[0])} to {format_number(interval[1])}"

@@ -1,10 +1,10 @@
-"""How good a policy is, beside one that acts at random."""
+"""A policy compared with random actions."""
 
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.widgets.elements import Text, make_box, make_button, make_note, set_attributes
-from service.dashboard.widgets.figures import format_interval, format_number
+from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_note, set_attributes
+from service.dashboard.widgets.number_format import format_interval, format_number
 from service.errors import ServiceError
 from service.models.player import ModelPlayer
 from service.schemas.jobs import EpisodeFigures
@@ -15,22 +15,22 @@ EVALUATION_SEED = 0
 
 
 class EvaluationPanel:
-    """A button, and what comes of it.
+    """A button that evaluates a model, and the result.
 
-    :param model_name: Whose policy is judged.
-    :param player: Plays it.
+    :param model_name: Model to evaluate.
+    :param player: Plays its episodes.
     """
 
     def __init__(self, model_name: str, player: ModelPlayer) -> None:
         self._model_name = model_name
         self._player = player
         Text(
-            f"{N_EPISODES} whole episodes in the environment's own reward, beside a policy that acts at random on the "
-            "same seeds. The bars are 95 % intervals of the mean.",
+            f"{N_EPISODES} whole episodes in the environment's own reward, compared with random actions on the same "
+            "seeds. The bars are 95 % intervals of the mean.",
             "muted small",
             "p",
         )
-        self._findings = make_box("stack", aria_live="polite")
+        self._result = make_box("stack", aria_live="polite")
         with make_box("row-flex"):
             self._start = make_button("Evaluate", self._evaluate, "", "fact_check")
             self._spinner = ui.spinner(size="24px").props('aria-label="Evaluating"')
@@ -49,8 +49,8 @@ class EvaluationPanel:
         set_attributes(self._start, disabled=None)
 
     def _show_problem(self, problem: str) -> None:
-        self._findings.clear()
-        with self._findings:
+        self._result.clear()
+        with self._result:
             make_note(problem, "bad", "error")
 
     def _show(self, answer: EvaluateResponse) -> None:
@@ -58,8 +58,8 @@ class EvaluationPanel:
         ends = [end for figures in (own, random) for end in _list_ends(figures)]
         margin = 0.04 * (max(ends) - min(ends)) or 1.0
         low, width = min(ends) - margin, max(ends) - min(ends) + 2 * margin
-        self._findings.clear()
-        with self._findings:
+        self._result.clear()
+        with self._result:
             with make_box("comparison"):
                 for name, figures, classes in (("This policy", own, "interval own"), ("Random", random, "interval")):
                     Text(name)

@@ -1,4 +1,4 @@
-"""A policy's answer as bars."""
+"""Bars for a policy's answer: the probabilities of actions, or the components of a continuous one."""
 
 import math
 from collections.abc import Iterator
@@ -7,15 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from service.dashboard.widgets.figures import format_number
+from service.dashboard.widgets.number_format import format_number
 from service.schemas.inference import InferenceResponse
 
 
 class Bar(NamedTuple):
-    """A choice, or a component of a continuous action.
+    """One bar.
 
-    :param share: How far it is filled, in [0, 1].
-    :param is_chosen: Whether the policy takes it.
+    :param name: Name of the action or component.
+    :param share: Filled part, in [0, 1].
+    :param text: Probability or value, to show beside the bar.
+    :param is_chosen: Whether the policy takes this action.
     """
 
     name: str
@@ -25,10 +27,10 @@ class Bar(NamedTuple):
 
 
 def list_bars(answer: InferenceResponse, space: spaces.Space[Any], names: tuple[str, ...]) -> list[Bar]:
-    """List the probability of every choice, or the components of a continuous action.
+    """List a bar per discrete action, or per component of a continuous one.
 
-    :param space: The actions.
-    :param names: Of discrete actions, as far as they are known.
+    :param space: Action space of the policy.
+    :param names: Known names of the first discrete actions.
     """
     action: Any = answer.action
     probs: Any = answer.action_probs

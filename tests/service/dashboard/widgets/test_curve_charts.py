@@ -1,8 +1,8 @@
-"""What of a job's history is sent to the charts."""
+"""The points of a job's history that the charts get."""
 
 from typing import Any
 
-from service.dashboard.widgets.curves import collect_points
+from service.dashboard.widgets.curve_charts import collect_points
 from service.jobs.history import JobEvent
 
 

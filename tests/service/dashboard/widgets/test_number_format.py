@@ -1,10 +1,10 @@
-"""Figures as people read them."""
+"""How numbers, durations, sizes and ages are written."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.dashboard.widgets.figures import (
+from service.dashboard.widgets.number_format import (
     format_age,
     format_count,
     format_duration,

@@ -1,4 +1,4 @@
-"""Answers for every kind of action, as bars."""
+"""The bars of an answer, for every kind of action."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from service.dashboard.widgets.bars import list_bars
+from service.dashboard.widgets.action_bars import list_bars
 from service.schemas.inference import InferenceResponse
 
 PENDULUM = spaces.Box(-2, 2, (1,), np.float32)

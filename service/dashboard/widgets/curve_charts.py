@@ -1,4 +1,4 @@
-"""The curves of the jobs that are shown, over the simulator steps."""
+"""Charts of the selected jobs over their simulator steps; ``static/curves.js`` draws them."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -6,24 +6,24 @@ from typing import Any, NamedTuple
 
 from nicegui import ui
 
-from service.dashboard.widgets.elements import Text, make_box, make_heading
+from service.dashboard.widgets.html_elements import Text, make_box, make_heading
 from service.jobs.history import JobEvent
 from service.jobs.job import Job
 
-# More lines than this cannot be told apart.
+# People cannot tell more lines apart.
 MAX_SHOWN = 6
-# Points of a line that are sent at first; a chart is no wider.
+# Points of a line in one message; a chart is no wider in pixels.
 _MAX_POINTS = 600
 
 Point = list[float]
 
 
 class Chart(NamedTuple):
-    """One of the charts.
+    """One chart.
 
-    :param key: What its points are called between here and the browser.
+    :param key: Name of its points in messages to the browser.
     :param hint: How to read it.
-    :param nothing: What it says while there are no points.
+    :param nothing: Text to show without points.
     """
 
     key: str
@@ -36,33 +36,33 @@ CHARTS = (
     Chart(
         "reward",
         "Episode reward",
-        "What the latest episodes earned in training, in the environment's own reward. It should rise, then stay.",
+        "Mean of the latest training episodes, in the environment's own reward. It should rise, then level off.",
     ),
     Chart(
         "evaluation",
         "Evaluation",
-        "Whole episodes that nothing is learned from. Where the shaded 95 % intervals of two jobs overlap, their "
-        "difference may be chance.",
+        "Whole episodes apart from training. Where the shaded 95 % intervals of two jobs overlap, their difference "
+        "may be chance.",
         "No evaluations. Set “eval_freq” in a new job to get them.",
     ),
     Chart(
         "entropy",
         "Entropy",
-        "How undecided the policy is. It should fall slowly: near its floor early on, it has stopped to explore.",
+        "How undecided the policy is. It should fall slowly: if it drops early, the policy has stopped exploring.",
     ),
     Chart(
         "kl",
         "KL divergence",
-        "How far an update moves the policy. Small and even is healthy; peaks ask for a lower learning rate.",
+        "How far an update moves the policy. Small and even is healthy; against peaks, lower the learning rate.",
     ),
     Chart(
         "silence",
         "Groups without a signal",
-        "Share of groups whose branches all earned the same, which teach nothing. If it stays near 1, change the "
+        "Share of groups whose branches all earned the same; they teach nothing. If it stays near 1, change the "
         "reward, the horizon or the group size.",
     ),
 )
-# What of a row of metrics goes where.
+# Log key to chart, and how to turn its value into a point.
 _READERS: Mapping[str, tuple[str, Callable[[float], float]]] = {
     "rollout/ep_rew_mean": ("reward", float),
     "train/entropy_loss": ("entropy", lambda loss: -loss),
@@ -71,8 +71,8 @@ _READERS: Mapping[str, tuple[str, Callable[[float], float]]] = {
 }
 
 
-class Curves:
-    """Charts that are told of new points only."""
+class CurveCharts:
+    """Charts that send each point to the browser once."""
 
     def __init__(self) -> None:
         self._last_event_ids: dict[str, int] = {}
@@ -85,7 +85,7 @@ class Curves:
     def show(self, job: Job, colour: int) -> None:
         """Add a job.
 
-        :param colour: Number of its colour, below ``MAX_SHOWN``.
+        :param colour: Index of its colour, below ``MAX_SHOWN``.
         """
         self._last_event_ids[job.job_id] = 0
         with self._legend:
@@ -95,13 +95,13 @@ class Curves:
         self.update(job)
 
     def hide(self, job_id: str) -> None:
-        """Take a job away."""
+        """Remove a job."""
         if self._last_event_ids.pop(job_id, None) is not None:
             self._entries.pop(job_id).delete()
             ui.run_javascript(f"grpoCurves.hide({json.dumps(job_id)})")
 
     def update(self, job: Job) -> None:
-        """Send the points that are new."""
+        """Send the new points of a job."""
         last_event_id = self._last_event_ids[job.job_id]
         if job.history.last_event_id == last_event_id:
             return
@@ -113,7 +113,7 @@ class Curves:
 
 
 def _make_chart(chart: Chart, legend: ui.element) -> int:
-    """Make an empty chart; return the id of its element."""
+    """Make an empty chart, and return the id of its element."""
     with make_box("card curve", "section", aria_label=chart.title):
         with make_box("row-flex between") as head:
             make_heading(chart.title)
@@ -127,7 +127,7 @@ def _make_chart(chart: Chart, legend: ui.element) -> int:
 
 
 def collect_points(events: Iterable[JobEvent]) -> dict[str, list[Point]]:
-    """Collect the points of each chart: steps and value, and of evaluations the ends of the interval."""
+    """Collect the points of each chart: steps and value, and the ends of an evaluation's interval."""
     points: dict[str, list[Point]] = {}
     for event in events:
         for key, point in _read_event(event):

@@ -1,4 +1,4 @@
-"""An observation to be set with sliders, and what the policy makes of it."""
+"""Sliders for an observation, and bars for the policy's answer."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,11 +8,11 @@ from gymnasium import spaces
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.widgets.bars import Bar, list_bars
-from service.dashboard.widgets.elements import Text, fill_track, make_box, make_button, make_note, make_track
-from service.dashboard.widgets.figures import format_number
-from service.dashboard.widgets.names import list_action_names, list_observation_names
-from service.dashboard.widgets.ranges import Range, count_numbers, join_numbers, list_ranges
+from service.dashboard.widgets.action_bars import Bar, list_bars
+from service.dashboard.widgets.html_elements import Text, fill_track, make_box, make_button, make_note, make_track
+from service.dashboard.widgets.number_format import format_number
+from service.dashboard.widgets.slider_ranges import Range, count_numbers, join_numbers, list_ranges
+from service.dashboard.widgets.space_labels import list_action_names, list_observation_names
 from service.errors import ServiceError
 from service.inference.single import LARGE_MODEL_BYTES, infer
 from service.models.store import ServedModel
@@ -22,35 +22,35 @@ _N_STOPS = 200
 
 
 class _Slider(ui.slider):
-    """A slider that moves in the browser at once, and does not wait for the server's answer."""
+    """A slider that moves at once, without waiting for the server's answer."""
 
     LOOPBACK = False
 
 
-class _Knob(NamedTuple):
-    """A number of an observation, set by a slider."""
+class _NumberSlider(NamedTuple):
+    """One number of an observation, its slider and its text."""
 
     range: Range
     slider: _Slider
     reading: Text
 
 
-class _Part(NamedTuple):
-    """What of an observation one space describes: all of it, or what is under one key.
+class _Subspace(NamedTuple):
+    """One space of an observation and its sliders.
 
-    :param key: None for all of it.
+    :param key: Key in a Dict observation; None for the whole observation.
     """
 
     key: str | None
     space: spaces.Space[Any]
-    knobs: list[_Knob]
+    sliders: list[_NumberSlider]
 
 
 class ObservationSliders:
     """Sliders for an observation, and bars for the answer.
 
-    :param model: Whose policy answers.
-    :param env_name: What it was trained in, if that is known: it tells what the numbers mean.
+    :param model: Model that answers.
+    :param env_name: Its environment, for the names of numbers and actions; None if unknown.
     """
 
     def __init__(self, model: ServedModel, env_name: str | None) -> None:
@@ -59,7 +59,7 @@ class ObservationSliders:
         space = model.actor.observation_space
         subspaces: dict[Any, spaces.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {None: space}
         n_numbers = sum(map(count_numbers, subspaces.values()))
-        self._parts: list[_Part] = []
+        self._parts: list[_Subspace] = []
         if n_numbers > _MAX_SLIDERS:
             make_note(
                 f"An observation of this policy has {n_numbers:,} numbers, too many for sliders: send it to POST "
@@ -74,18 +74,18 @@ class ObservationSliders:
             make_button("Centre", lambda: self._set(lambda span: span.middle), "tiny", "filter_center_focus")
             make_button("Random", lambda: self._set(lambda span: span.draw(rng)), "tiny", "shuffle")
         self._answer = make_box("stack")
-        self._shown: _Shown | None = None
+        self._shown: _AnswerBars | None = None
 
     async def answer(self) -> None:
-        """Ask the policy, and show what it says."""
+        """Ask the policy, and show its answer."""
         if not self._parts:
             return
         observation: dict[str | None, Any] = {}
         for part in self._parts:
-            numbers = [float(knob.slider.value or 0.0) for knob in part.knobs]
+            numbers = [float(one.slider.value or 0.0) for one in part.sliders]
             observation[part.key] = join_numbers(part.space, numbers)
-            for knob, number in zip(part.knobs, numbers, strict=True):
-                knob.reading.set_text(format_number(number))
+            for one, number in zip(part.sliders, numbers, strict=True):
+                one.reading.set_text(format_number(number))
         arguments = (self._model, observation.get(None, observation), True)
         try:
             is_small = self._model.n_bytes < LARGE_MODEL_BYTES
@@ -95,10 +95,10 @@ class ObservationSliders:
         else:
             self._show(list_bars(answer, self._model.actor.action_space, self._action_names), answer.value)
 
-    def _make_part(self, key: str | None, space: spaces.Space[Any], names: tuple[str, ...]) -> _Part:
+    def _make_part(self, key: str | None, space: spaces.Space[Any], names: tuple[str, ...]) -> _Subspace:
         if key is not None:
             Text(key, "muted small", "h3")
-        knobs = []
+        sliders = []
         for place, span in enumerate(list_ranges(space)):
             name = names[place] if place < len(names) and key is None else f"number {place}"
             with make_box("slider"):
@@ -106,19 +106,19 @@ class ObservationSliders:
                 step = 1 if span.is_whole else (span.high - span.low) / _N_STOPS
                 slider = _Slider(min=span.low, max=span.high, step=step, value=span.middle, on_change=self.answer)
                 slider.props(f'aria-label="{name}"')
-                knobs.append(_Knob(span, slider, Text(format_number(span.middle), "number")))
-        return _Part(key, space, knobs)
+                sliders.append(_NumberSlider(span, slider, Text(format_number(span.middle), "number")))
+        return _Subspace(key, space, sliders)
 
     def _set(self, choose: Callable[[Range], float]) -> None:
         for part in self._parts:
-            for knob in part.knobs:
-                knob.slider.value = choose(knob.range)
+            for one in part.sliders:
+                one.slider.value = choose(one.range)
 
     def _show(self, bars: list[Bar], value: float) -> None:
         if self._shown is None:
             self._answer.clear()
             with self._answer:
-                self._shown = _Shown(bars)
+                self._shown = _AnswerBars(bars)
         self._shown.update(bars, value)
 
     def _show_problem(self, problem: str) -> None:
@@ -128,10 +128,10 @@ class ObservationSliders:
             make_note(problem, "bad", "error")
 
 
-class _Shown:
-    """Bars that are on the page already.
+class _AnswerBars:
+    """The bars of an answer.
 
-    :param bars: What they are at first; later ones are of the same number and names.
+    :param bars: First answer; later ones have the same names.
     """
 
     def __init__(self, bars: list[Bar]) -> None:
@@ -144,7 +144,7 @@ class _Shown:
                     self._rows.append((row, track, filling, Text("", "number")))
         with make_box("row-flex"):
             self._value = Text("", "figure number")
-            Text("value: the return it expects from here", "muted small")
+            Text("value: the expected return from here", "muted small")
 
     def update(self, bars: list[Bar], value: float) -> None:
         """Show another answer."""

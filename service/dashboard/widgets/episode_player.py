@@ -1,12 +1,12 @@
-"""An episode of a policy, rendered in the page."""
+"""A film of an episode in the page."""
 
 import secrets
 
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.widgets.elements import Text, make_box, make_button, set_attributes
-from service.dashboard.widgets.figures import format_count, format_number
+from service.dashboard.widgets.html_elements import Text, make_box, make_button, set_attributes
+from service.dashboard.widgets.number_format import format_count, format_number
 from service.errors import ServiceError
 from service.models.player import ModelPlayer
 
@@ -15,11 +15,11 @@ _FIRST_SEED = 0
 _MAX_SEED = 10_000
 
 
-class Player:
-    """A picture of one episode after another.
+class EpisodePlayer:
+    """Shows one episode after another.
 
-    :param model_name: Whose policy plays.
-    :param player: Plays it.
+    :param model_name: Model that plays.
+    :param player: Films its episodes.
     """
 
     def __init__(self, model_name: str, player: ModelPlayer) -> None:
@@ -44,7 +44,7 @@ class Player:
         self._current_seed = _FIRST_SEED
 
     async def show(self) -> None:
-        """Render the episode of the current seed, and show it."""
+        """Film the episode of the current seed, and show it."""
         self._wait(True)
         is_deterministic, seed = not self._draws.value, self._current_seed
         try:
@@ -56,7 +56,7 @@ class Player:
             self._problem.set_text(error.detail)
             self._problem.set_visibility(True)
         else:
-            # The very film, which is kept: the picture is there at once.
+            # The same film: the server keeps it, so that the image loads at once.
             query = f"format=gif&seed={seed}&deterministic={str(is_deterministic).lower()}&max_steps={_MAX_STEPS}"
             set_attributes(self._image, src=f"/models/{self._model_name}/video?{query}")
             self._image.set_visibility(True)
