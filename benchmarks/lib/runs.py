@@ -32,7 +32,7 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(RunSpec):
     """A finished run.
 
     :param total_timesteps: Simulator steps taken; above the budget where the last rollout went beyond it.
@@ -43,12 +43,6 @@ class Run:
     :param notes: Other figures of the method.
     """
 
-    env: str
-    method: str
-    algorithm: str
-    seed: int
-    budget: int
-    settings: Settings
     total_timesteps: int
     curve: list[list[float]]
     score: float
