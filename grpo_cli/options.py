@@ -1,4 +1,4 @@
-"""How the commands read their options, and what several of them share."""
+"""Options and errors that several commands share."""
 
 import argparse
 import importlib

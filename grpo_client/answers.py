@@ -321,7 +321,7 @@ class ModelSummary(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard(Answer):
-    """What a model's file says of it; None for each fact that it lacks."""
+    """The contents of a model's file, without its arrays; None for each fact that it lacks."""
 
     name: str
     status: str

@@ -29,8 +29,8 @@ class _UsageError(Exception):
 class _Reply(NamedTuple):
     """The outcome of a command.
 
-    :param content: What ``--json`` prints.
-    :param text: What is printed otherwise.
+    :param content: Output with ``--json``.
+    :param text: Output without it.
     :param exit_status: Exit status of the program.
     """
 

@@ -370,7 +370,7 @@ class Job:
 
     :param client: The client to ask with.
     :param job_id: Its id.
-    :param config: What it trains with, every default filled in.
+    :param config: Its settings, every default filled in.
     """
 
     def __init__(self, client: Client, job_id: str, config: Any) -> None:

@@ -39,7 +39,7 @@ def compare_times_to_policy(seeds: Sequence[int], job_timesteps: int, ppo_timest
     """
     own, same = "SB3 PPO, zoo settings, own reward", "SB3 PPO, zoo settings, optimized_cartpole"
     with serve() as (client, folder):
-        # What is loaded on first use should not count for one method only.
+        # Imports on first use should not count for one method only.
         train_over_http(client, {"seed": seeds[0], "total_timesteps": _WARM_UP_STEPS})
         _make_ppo(seeds[0], own_reward=False).learn(_WARM_UP_STEPS)
         methods: dict[str, Callable[[int], float]] = {

@@ -1,4 +1,4 @@
-"""How JSON becomes answers, and that the server's schemas have the same fields."""
+"""Answers are read from JSON, and have the fields of the server's schemas."""
 
 import dataclasses
 from datetime import UTC, datetime

@@ -122,7 +122,7 @@ def test_the_last_job_stays_the_same_when_the_stream_is_opened_again(kind: str) 
 
 @with_either_client
 @pytest.mark.parametrize("is_silent", [True, False], ids=["silent", "broken"])
-def test_the_time_to_wait_ends_while_streams_are_silent_or_break(kind: str, is_silent: bool) -> None:
+def test_waiting_times_out_while_streams_are_silent_or_break(kind: str, is_silent: bool) -> None:
     released = threading.Event()
     stream = Answer(200, FIRST, EVENT_STREAM, n_missing_bytes=9, hold=released if is_silent else None)
     with serve_script(stream) as server, open_client(kind, server.url) as client:
@@ -187,6 +187,6 @@ def test_a_server_that_asks_for_minutes_is_not_asked_again() -> None:
         ("DELETE", httpx2.Response(429), True),
     ],
 )
-def test_what_is_asked_again(method: str, outcome: Any, helps: bool) -> None:
+def test_which_requests_are_sent_again(method: str, outcome: Any, helps: bool) -> None:
     assert (Retries(5).find_pause_seconds(method, outcome, 0) is not None) == helps
     assert Retries(5).find_pause_seconds(method, outcome, 5) is None

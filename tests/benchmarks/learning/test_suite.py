@@ -56,7 +56,7 @@ def test_a_cut_off_line_costs_only_its_own_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"budget": 65}, {"settings": {}}, {"method": "trpo"}])
-def test_another_spec_is_another_run(change: dict[str, Any]) -> None:
+def test_a_run_with_other_settings_is_another_run(change: dict[str, Any]) -> None:
     other = replace(SPEC, **change)
     assert find_missing([SPEC, other], [make_run()]) == [other]
     assert select_runs([SPEC, other], [make_run()]) == [make_run()]
@@ -171,7 +171,7 @@ def test_linear_policies() -> None:
     np.testing.assert_allclose(continuous(observations), [[0.5, 0.0, 0.0], [0.4, 0.5, 0.0]])
 
 
-def test_the_control_scores_all_actions_by_the_one_next_state() -> None:
+def test_the_negative_control_rewards_all_actions_by_the_one_next_state() -> None:
     env = GroupRewards(gym.make("CartPole-v1"))
     env.reset(seed=0)
     for action in (0, 1, 1):

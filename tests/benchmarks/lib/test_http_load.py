@@ -47,7 +47,7 @@ def test_answers_in_chunks_are_read_whole() -> None:
     assert sample.n_wrong == 0
 
 
-def test_figures_are_of_the_latencies() -> None:
+def test_percentiles_are_those_of_the_latencies() -> None:
     sample = Sample(n_wrong=0, seconds=2.0, latencies=np.array([0.001, 0.002, 0.003, 0.010]))
     assert sample.requests_per_second == 2.0
     assert sample.get_latency(50) == pytest.approx(2.5)

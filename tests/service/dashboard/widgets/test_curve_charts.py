@@ -39,7 +39,7 @@ def test_evaluations_bring_their_interval_if_there_is_one() -> None:
     assert collect_points(events) == {"evaluation": [[100, 30.0, 20.0, 40.0], [200, 50.0]]}
 
 
-def test_what_is_not_drawn_makes_no_points() -> None:
+def test_other_events_make_no_points() -> None:
     assert collect_points([JobEvent(1, "job.status", {"status": "running"})]) == {}
 
 

@@ -1,4 +1,4 @@
-"""How numbers, durations, sizes and ages are written."""
+"""The format of numbers, durations, sizes and ages."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -46,11 +46,11 @@ def test_sizes_have_the_unit_that_suits_them(n_bytes: int, written: str) -> None
         (timedelta(days=6), "6 days ago"),
     ],
 )
-def test_ages_are_told_in_words(age: timedelta, written: str) -> None:
+def test_ages_are_written_in_words(age: timedelta, written: str) -> None:
     assert format_age(datetime.now(UTC) - age) == written
 
 
-def test_what_is_older_than_a_week_has_a_date() -> None:
+def test_a_time_more_than_a_week_ago_is_a_date() -> None:
     assert format_age(datetime(2024, 2, 29, tzinfo=UTC)) == "2024-02-29"
 
 

@@ -41,7 +41,7 @@ def test_every_number_has_a_range(space: spaces.Space[Any], ranges: list[Any]) -
     ],
     ids=str,
 )
-def test_numbers_become_what_a_request_would_hold(
+def test_numbers_become_an_observation_of_a_request(
     space: spaces.Space[Any], numbers: list[float], observation: Any
 ) -> None:
     joined = join_numbers(space, numbers)
@@ -49,7 +49,7 @@ def test_numbers_become_what_a_request_would_hold(
     assert str(joined) == str(observation)  # integers where integers are asked for
 
 
-def test_the_middle_and_what_is_drawn_lie_in_the_range() -> None:
+def test_the_middle_and_random_numbers_lie_in_the_range() -> None:
     assert Range(-1, 2, False).middle == 0.5
     assert Range(0, 3, True).middle in (1, 2)
     rng = np.random.default_rng(0)
