@@ -37,15 +37,16 @@ tables: install
 	$(VENV)/bin/python -m docs.argument_tables
 
 format: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.grpo_client.generate
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 bench-cartpole: install
-	$(VENV)/bin/python -m benchmarks.cartpole
+	$(VENV)/bin/python -m benchmarks.learning.cartpole
 
 # A quarter of an hour on a machine that does nothing else. ARGS="startup load" measures some of it.
 bench-speed: $(VENV)/.installed-bench
-	$(VENV)/bin/python -m benchmarks.speed $(ARGS)
+	$(VENV)/bin/python -m benchmarks.measure_speed $(ARGS)
 	$(VENV)/bin/python -m benchmarks.report
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
@@ -54,11 +55,11 @@ $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
 
 # Hours; makes only the runs that are missing. ARGS="--envs CartPole-v1 --jobs 1" makes a part of them.
 bench-suite: $(VENV)/.installed-bench
-	$(VENV)/bin/python -m benchmarks.suite $(ARGS)
+	$(VENV)/bin/python -m benchmarks.learning.suite $(ARGS)
 	$(VENV)/bin/python -m benchmarks.report
 
 bench-ablation: $(VENV)/.installed-bench
-	$(VENV)/bin/python -m benchmarks.ablation $(ARGS)
+	$(VENV)/bin/python -m benchmarks.learning.ablation $(ARGS)
 	$(VENV)/bin/python -m benchmarks.report
 
 clean:

@@ -1,8 +1,8 @@
 """RL Baselines3 Zoo with GRPO among its algorithms.
 
-``python -m grpo_zoo --algo grpo --env CartPole-v1`` trains with the zoo's ``train.py`` and every option that it
-has; ``python -m grpo_zoo enjoy --algo grpo --env CartPole-v1`` plays what came of it. Without ``--conf-file`` the
-hyperparameters are those of ``presets.yml``. In a script of one's own, ``register()`` is enough.
+``python -m grpo_zoo --algo grpo --env CartPole-v1`` trains with the zoo's ``train.py`` and all its options, and
+``python -m grpo_zoo enjoy --algo grpo --env CartPole-v1`` plays the policy. Without ``--conf-file``, hyperparameters
+come from ``presets.yml``. Your own script only needs ``register()``.
 """
 
 import sys
@@ -16,9 +16,9 @@ _SCRIPTS = ("train", "enjoy")
 
 
 def register() -> None:
-    """Make ``"grpo"`` one of the zoo's algorithms in this process.
+    """Add ``"grpo"`` to the zoo's algorithms in this process.
 
-    :raises ImportError: If the zoo is not installed, or something that it needs.
+    :raises ImportError: If the zoo, or a package that it needs, is not installed.
     """
     try:
         zoo = import_module("rl_zoo3")
@@ -28,9 +28,9 @@ def register() -> None:
 
 
 def complete_arguments(arguments: Sequence[str]) -> list[str]:
-    """Spell out what may be left out of the command line: the script, the algorithm and where its presets are.
+    """Fill in what a command line leaves out: the script, the algorithm and the file of its presets.
 
-    :param arguments: Options of the zoo's script, after its name unless that is ``train``.
+    :param arguments: Name of the zoo's script, which may be left out for ``train``, and its options.
     """
     options = list(arguments)
     script = options.pop(0) if options and options[0] in _SCRIPTS else "train"
@@ -50,7 +50,7 @@ def main() -> None:
     except ImportError as error:
         sys.exit(str(error))
     script, *sys.argv[1:] = complete_arguments(sys.argv[1:])
-    # Not rl_zoo3.cli, which imports what only the zoo's plots need.
+    # rl_zoo3.cli would import packages that only the zoo's plots need.
     getattr(import_module(f"rl_zoo3.{script}"), script)()
 
 

@@ -1,7 +1,7 @@
-"""From a bare clone to an answered inference, by nothing but README.md: ``python -m benchmarks.newcomer``.
+"""Follow README.md from a bare clone to an answered inference, and time each step: ``python -m benchmarks.newcomer``.
 
-The commands of the page's first ``console`` block and the ``bash`` and ``python`` blocks below it are taken from the
-clone and run as they are written, until one of them has asked ``/inference``.
+It runs the commands of the page's first ``console`` block, and the ``bash`` and ``python`` blocks below it, exactly as
+written, until one of them has asked ``/inference``.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import IO
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from benchmarks.pages import Block, list_blocks
+from benchmarks.lib.pages import Block, list_blocks
 
 ROOT = Path(__file__).parent.parent
 _DOCUMENTED_URL = "http://localhost:8000"
@@ -30,13 +30,13 @@ _POLL_SECONDS = 0.1
 
 
 class ReadmeError(RuntimeError):
-    """README.md does not lead where it should."""
+    """README.md does not lead to an answered inference."""
 
 
 def list_commands(blocks: Sequence[Block]) -> list[str]:
     """Return the commands of the first ``console`` block, without prompts and comments.
 
-    Cloning, and entering the clone, is left out: it is done by then.
+    Commands that clone and enter the clone are left out.
 
     :raises ReadmeError: If there is none that starts the server.
     """
@@ -50,7 +50,7 @@ def list_commands(blocks: Sequence[Block]) -> list[str]:
 
 
 def list_examples(blocks: Sequence[Block]) -> list[Block]:
-    """Return the blocks to run, up to the first that asks ``/inference``.
+    """Return the blocks to run, up to the first one that asks ``/inference``.
 
     :raises ReadmeError: If none does.
     """
@@ -67,11 +67,11 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {rest:2} s"
 
 
-class Journey:
-    """The steps of a newcomer in a clone, each timed.
+class Newcomer:
+    """Runs commands and blocks of the page in a clone.
 
-    :param clone: Where the repository was cloned to.
-    :param port: Where the server is to listen; the blocks are run as they are where that is 8000.
+    :param clone: Folder of the clone.
+    :param port: Port of the server; another than 8000 replaces it in the blocks.
     """
 
     def __init__(self, clone: Path, port: int) -> None:
@@ -83,7 +83,7 @@ class Journey:
 
     @contextmanager
     def serve(self) -> Iterator[None]:
-        """Run ``make serve`` beside what follows, and end it by its own id."""
+        """Run ``make serve`` until the block ends."""
         log_path = self._clone / "make-serve.log"
         with log_path.open("wb") as log:
             server = self._start(["bash", "-c", f"exec {_SERVE}"], log)
@@ -121,7 +121,7 @@ class Journey:
         return finished.stdout
 
     def _start(self, command: list[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
-        # A session of its own, so that what make starts can be found by make's id.
+        # A session of its own, so that make's id names all that make starts.
         return subprocess.Popen(
             command,
             cwd=self._clone,
@@ -154,25 +154,25 @@ def _end(server: "subprocess.Popen[bytes]") -> None:
 
 
 def follow_readme(repository: Path, clone: Path, port: int, environment: Path | None, with_tests: bool) -> float:
-    """Clone, follow the page and print how long each step takes; return all of it, in seconds.
+    """Clone, follow the page and print the time of each step; return the sum, in seconds.
 
-    :param environment: A virtual environment to take instead of installing one.
-    :param with_tests: Whether to run ``make test`` as well, which no inference needs.
+    :param environment: Virtual environment to use instead of a new one.
+    :param with_tests: Whether to run ``make test`` too, which no inference needs.
     :raises ReadmeError: If the page does not lead to an answered inference.
     """
     began = time.monotonic()
     subprocess.run(["git", "clone", "--quiet", str(repository), str(clone)], check=True)
     last = _report("git clone", began)
     blocks = list_blocks((clone / "README.md").read_text())
-    commands, examples, journey = list_commands(blocks), list_examples(blocks), Journey(clone, port)
+    commands, examples, newcomer = list_commands(blocks), list_examples(blocks), Newcomer(clone, port)
     if environment is not None:
         _borrow(environment, clone / ".venv")
 
-    with journey.serve():
+    with newcomer.serve():
         last = _report(f"{_SERVE}, until it answers", last)
         printed = ""
         for block in examples:
-            printed = journey.run_example(block)
+            printed = newcomer.run_example(block)
             last = _report(f"the {block.language} block in line {block.line}", last)
         if "action" not in printed:
             raise ReadmeError(f"the last block was to print an action, but printed {printed[-500:]!r}.")
@@ -180,13 +180,13 @@ def follow_readme(repository: Path, clone: Path, port: int, environment: Path | 
     total_seconds = last - began
     for command in commands:
         if command not in (_SERVE, _TEST) or (command == _TEST and with_tests):
-            journey.run_command(command)
+            newcomer.run_command(command)
             last = _report(command, last)
     return total_seconds
 
 
 def _borrow(environment: Path, own: Path) -> None:
-    """Make up a virtual environment of another one's parts, and tell make that it is complete."""
+    """Link the parts of a virtual environment, and mark it as complete for make."""
     own.mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):
         (own / name).symlink_to((environment / name).resolve())
@@ -203,10 +203,10 @@ def _report(step: str, began: float) -> float:
 def main() -> None:
     """Follow the page in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repository", type=Path, default=ROOT, help="what is cloned; only what is committed counts")
-    parser.add_argument("--port", type=int, default=8000, help="another port than the page's, if that is taken")
-    parser.add_argument("--venv", type=Path, help="take this virtual environment instead of installing one")
-    parser.add_argument("--tests", action="store_true", help="run 'make test' as well")
+    parser.add_argument("--repository", type=Path, default=ROOT, help="repository to clone, as committed")
+    parser.add_argument("--port", type=int, default=8000, help="port of the server (%(default)s)")
+    parser.add_argument("--venv", type=Path, help="virtual environment to use instead of a new one")
+    parser.add_argument("--tests", action="store_true", help="run 'make test' too")
     options = parser.parse_args()
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", options.port)) == 0:

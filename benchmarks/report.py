@@ -1,48 +1,49 @@
-"""Write ``benchmarks/RESULTS.md`` and ``benchmarks/curves/`` from the runs made so far.
+"""Write ``benchmarks/RESULTS.md`` and ``benchmarks/results/curves/`` from the finished runs.
 
-Only runs with the settings of today count; after a change of settings, make the missing runs first.
+Runs with other settings than today's are left out: after a change of settings, make the missing runs first.
 """
 
 from pathlib import Path
 
-from benchmarks.ablation import ABLATION_PATH, ABLATIONS, get_label, make_ablation_specs
-from benchmarks.methods import METHODS, make_specs
-from benchmarks.plots import plot_curves
-from benchmarks.runs import Run, read_runs, select_runs
-from benchmarks.speed import format_sections
-from benchmarks.suite import get_path
-from benchmarks.tables import count_decimals, format_aim, format_table
-from benchmarks.tasks import FIRST_SEED, TASKS, Task
+from benchmarks.learning.ablation import ABLATION_PATH, ABLATIONS, get_label, make_ablation_specs
+from benchmarks.learning.methods import METHODS, make_specs
+from benchmarks.learning.suite import get_path
+from benchmarks.lib.plots import plot_curves
+from benchmarks.lib.runs import Run, read_runs, select_runs
+from benchmarks.lib.tables import count_decimals, format_aim, format_table
+from benchmarks.lib.tasks import FIRST_SEED, TASKS, Task
+from benchmarks.measure_speed import format_sections
 
 _FOLDER = Path(__file__).parent
 _INTRO = f"""# Comparison at equal simulator steps
 
-Written by `python -m benchmarks.report`; the runs are in `results/`, one JSON line each with its settings, curve and
-versions. `make bench-suite` makes those that are missing and writes this page.
+`python -m benchmarks.report` writes this page; the runs are in `results/`, one JSON line each with its settings,
+curve and versions. `make bench-suite` makes the missing ones and writes the page.
 
 - **Budget.** Every simulator step of every branch or candidate counts; evaluation does not. Methods that work in
-  rollouts complete the one under way when the budget ends: "steps taken" is the mean of what was really used.
-- **Reward.** The environment's own, for training and for judging, but for the negative control, which says so.
+  rollouts complete the last one: "steps taken" is the mean of the steps really used.
+- **Reward.** The environment's own, for training and for evaluation, except for the negative control.
 - **Score.** The mean of 100 episodes (LunarLander 50, Hopper 30, FrozenLake 1,000) of the final deterministic policy,
-  in fresh environments with seeds apart from training. For FrozenLake it is the success rate.
+  in fresh environments with seeds of their own. For FrozenLake it is the success rate.
 - **Seeds.** From {FIRST_SEED} on, the same for every method, none used in tuning.
 - **IQM.** Interquartile mean over seeds, with the 95 % interval of a percentile bootstrap over seeds, as rliable
   defines them (arXiv 2108.13264). With 3 seeds it is the mean, and the interval is only a hint.
-- **Peers.** "Zoo settings" are those of rl-baselines3-zoo 2.9.2, most of them made for more steps than here; its
-  schedules run over the budget here. It has none for FrozenLake-v1, where PPO is in the row of its defaults and TRPO
-  and ARS run with theirs. Hopper-v5 takes those of Hopper-v4.
-- **Negative control.** The zero-advantage port (`zero_advantage.py`), on CartPole-v1 with `optimized_cartpole`.
+- **Peers.** "Zoo settings" are those of rl-baselines3-zoo 2.9.2, most of them tuned for more steps than here; schedules
+  run over the budget here. The zoo has none for FrozenLake-v1, where PPO, TRPO and ARS run with their defaults.
+  Hopper-v5 takes those of Hopper-v4.
+- **Negative control.** The zero-advantage port (`learning/zero_advantage.py`) on CartPole-v1, trained on
+  `optimized_cartpole`.
 """
 
 _SPEED_INTRO = """# Speed
 
-`make bench-speed` measures all of it and writes this page. Times are of one machine; whatever is compared took turns in
-one run, so believe the ratios.
+`make bench-speed` measures all of it and writes this page. Times come from one machine. Methods that are compared took
+turns in one run, so trust the ratios.
 """
 
 
 def make_comparison(task: Task) -> str:
-    """Draw the learning curves of a task and return its section; empty without runs."""
+    """Draw the learning curves of a task, and return its section; empty without runs."""
     finished = read_runs(get_path(task.env_name))
     runs = {name: select_runs(make_specs(task, name, task.n_seeds), finished) for name in METHODS}
     if not any(runs.values()):
@@ -50,7 +51,7 @@ def make_comparison(task: Task) -> str:
     plot_curves(
         task,
         {name: (method.label, runs[name]) for name, method in METHODS.items()},
-        _FOLDER / "curves" / f"{task.env_name}.png",
+        _FOLDER / "results" / "curves" / f"{task.env_name}.png",
     )
     table = format_table({METHODS[name].label: rows for name, rows in runs.items()}, count_decimals(task))
     return "\n\n".join(
@@ -58,7 +59,7 @@ def make_comparison(task: Task) -> str:
             f"## {task.env_name}, {task.total_timesteps:,} steps",
             format_aim(task, runs["grpo"], (runs["ppo_zoo"], runs["ppo_default"])),
             table + _format_control(runs["zero_advantage"]),
-            f"![Learning curves](curves/{task.env_name}.png)\n",
+            f"![Learning curves](results/curves/{task.env_name}.png)\n",
         )
     )
 
@@ -88,7 +89,9 @@ def main() -> None:
     comparisons = [make_comparison(task) for task in TASKS.values()]
     ablations = [text for task in TASKS.values() if (text := make_ablation(task))]
     if ablations:
-        ablations.insert(0, "## What each part adds\n\nEverything else as in the comparison; seeds of their own.\n")
+        ablations.insert(
+            0, "## What each part adds\n\nAll other settings are those of the comparison; the seeds are others.\n"
+        )
     speed = format_sections()
     if speed:
         speed.insert(0, _SPEED_INTRO)

@@ -1,4 +1,4 @@
-"""Exit with 0 if the server in the same container answers, else with 1; an image without curl can run it."""
+"""Exit with 0 if the server in the same container answers, else with 1; it needs no curl in the image."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from http.client import HTTPConnection, HTTPException
 
 
 def main() -> int:
-    """Ask once. A 4xx counts as an answer: the names that the server takes may leave 127.0.0.1 out."""
+    """Ask once; a 4xx counts as an answer, because the allowed hosts may leave out 127.0.0.1."""
     connection = HTTPConnection("127.0.0.1", int(os.environ.get("GRPO_PORT", "8000")), timeout=4)
     try:
         connection.request("GET", "/health/live")

@@ -1,6 +1,6 @@
-"""A client of the GRPO server: ``Client`` blocks, ``AsyncClient`` awaits, ``python -m grpo_client`` is a command.
+"""The client of the GRPO server: ``Client`` blocks, ``AsyncClient`` awaits, ``python -m grpo_client`` is a command.
 
-It imports neither the library nor the server, and so no torch.
+It imports neither the library nor the server, and so not torch.
 """
 
 from grpo_client.answers import (

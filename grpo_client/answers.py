@@ -1,15 +1,14 @@
-"""What the server answers, as frozen dataclasses.
+"""The server's answers as frozen dataclasses, and how they are read."""
 
-What a newer server says beyond these fields is kept in ``extra``; what an older one does not say yet is None or empty.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Generator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+
+import httpx2
 
 from grpo_client.errors import GRPOError, ServerUnreachable
 
@@ -19,8 +18,48 @@ TERMINAL_EVENTS = frozenset(f"job.{status}" for status in FINAL_STATUSES)
 Interval = tuple[float, float]
 
 
+def read_json(response: httpx2.Response) -> Any:
+    """Read a body as JSON.
+
+    :raises ServerUnreachable: If it is something else.
+    """
+    try:
+        return response.json()
+    except ValueError as error:
+        raise ServerUnreachable(
+            f"the answer of {response.url} is not JSON, so this is not a GRPO server; check the URL."
+        ) from error
+
+
+def read_list(response: httpx2.Response, key: str) -> list[Any]:
+    """Read the list under a key of a JSON object.
+
+    :raises ServerUnreachable: If there is none.
+    """
+    body = read_json(response)
+    if not isinstance(body, dict) or not isinstance(body.get(key), list):
+        raise ServerUnreachable(f"the answer has no list '{key}', so this is not a GRPO server; check the URL.")
+    items: list[Any] = body[key]
+    return items
+
+
+def to_plain(value: Any) -> Any:
+    """Turn arrays, answers, times and paths into what JSON can express; leave everything else as it is."""
+    if hasattr(value, "tolist"):  # NumPy's arrays and numbers
+        return value.tolist()
+    if isinstance(value, Answer):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Path) else value
+
+
 def _convert(kind: Any, value: Any) -> Any:
-    """Make of JSON what a field's type says: times, answers within answers, tuples; all else stays as it is."""
+    """Convert JSON to the type of a field: times, nested answers and tuples; everything else stays as it is."""
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if value is None:
         return None
@@ -36,52 +75,34 @@ def _convert(kind: Any, value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A JSON object of the server.
-
-    :param extra: What it says beyond the fields.
-    """
-
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """A JSON object of the server."""
 
     @classmethod
     @cache
     def _get_kinds(cls) -> dict[str, Any]:
-        """Return the types of the fields."""
-        return {name: kind for name, kind in get_type_hints(cls).items() if name != "extra"}
+        return get_type_hints(cls)
 
     @classmethod
     def parse(cls, body: Any) -> Self:
-        """Read a JSON object.
+        """Read a JSON object; fields that this class does not have are ignored.
 
-        :raises ServerUnreachable: If it is none that a GRPO server would send.
+        :raises ServerUnreachable: If a GRPO server would not send it.
         """
-        kinds = cls._get_kinds()
         try:
-            known = {name: _convert(kind, body[name]) for name, kind in kinds.items() if name in body}
-            return cls(**known, extra={name: value for name, value in body.items() if name not in kinds})
+            return cls(**{name: _convert(kind, body[name]) for name, kind in cls._get_kinds().items() if name in body})
         except (TypeError, ValueError, AttributeError) as error:
             raise ServerUnreachable(
-                f"the answer is no {cls.__name__} of a GRPO server; check the URL. {error}"
+                f"the answer is not a {cls.__name__} of a GRPO server; check the URL. {error}"
             ) from error
 
     def to_json(self) -> dict[str, Any]:
-        """Return what JSON can say of it, ``extra`` included."""
-        return {**{name: _to_plain(getattr(self, name)) for name in self._get_kinds()}, **self.extra}
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, Answer):
-        return value.to_json()
-    if isinstance(value, list | tuple):
-        return [_to_plain(item) for item in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value) if isinstance(value, Path) else value
+        """Return the object that ``parse`` reads."""
+        return {name: to_plain(getattr(self, name)) for name in self._get_kinds()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerInfo(Answer):
-    """What the server offers."""
+    """The server's version and endpoints."""
 
     message: str
     version: str
@@ -90,13 +111,12 @@ class ServerInfo(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class Health(Answer):
-    """That the server lives, and what it holds."""
+    """Proof that the server is alive, and how many jobs and models it holds."""
 
     status: str
     timestamp: datetime
     active_jobs: int
     loaded_models: int
-    lost_slots: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +126,11 @@ class JobSummary(Answer):
     job_id: str
     status: str
     progress: float
-    env_name: str | None = None
-    model_name: str | None = None
-    current_timesteps: int | None = None
-    total_timesteps: int | None = None
-    created_at: datetime | None = None
+    env_name: str
+    model_name: str
+    current_timesteps: int
+    total_timesteps: int
+    created_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,30 +143,33 @@ class Verdict(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Answer):
-    """What some whole episodes say of a policy. Rewards are the environment's own.
+    """Statistics of whole episodes. Rewards are the environment's own.
 
+    :param mean_length: Steps per episode.
     :param timesteps: Simulator steps trained until then; None outside a job.
+    :param elapsed_seconds: Time since the job was started; None outside a job.
     """
 
     n_episodes: int
     mean_reward: float
     std_reward: float
-    mean_reward_ci95: Interval | None = None
-    min_reward: float | None = None
-    max_reward: float | None = None
-    mean_length: float | None = None
-    success_rate: float | None = None
-    success_rate_ci95: Interval | None = None
+    mean_reward_ci95: Interval | None
+    min_reward: float
+    max_reward: float
+    mean_length: float
+    success_rate: float | None
+    success_rate_ci95: Interval | None
     timesteps: int | None = None
     elapsed_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStatus(Answer):
-    """Where a job is. Times are UTC.
+    """The status of a job. Times are UTC.
 
+    :param progress: From 0 to 1.
     :param metrics: Stable-Baselines3's log keys as of the latest rollout.
-    :param model_name: Where the policy is kept; None as long as there is none.
+    :param model_name: Name of the saved policy; None until there is one.
     """
 
     job_id: str
@@ -154,22 +177,22 @@ class TrainingStatus(Answer):
     progress: float
     current_timesteps: int
     total_timesteps: int
-    created_at: datetime | None = None
-    start_time: datetime | None = None
-    end_time: datetime | None = None
-    error_message: str | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    model_name: str | None = None
-    sha256: str | None = None
-    elapsed_seconds: float | None = None
-    eta_seconds: float | None = None
-    verdict: Verdict | None = None
-    evaluation: Evaluation | None = None
-    best_evaluation: Evaluation | None = None
-    ended_by: str | None = None
-    tensorboard_run: str | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    created_at: datetime
+    start_time: datetime | None
+    end_time: datetime | None
+    error_message: str | None
+    metrics: Mapping[str, float]
+    warnings: tuple[str, ...]
+    model_name: str | None
+    sha256: str | None
+    elapsed_seconds: float
+    eta_seconds: float | None
+    verdict: Verdict
+    evaluation: Evaluation | None
+    best_evaluation: Evaluation | None
+    ended_by: str | None
+    tensorboard_run: str | None
+    config: Mapping[str, Any]
 
     @property
     def is_final(self) -> bool:
@@ -179,7 +202,7 @@ class TrainingStatus(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class Submission(Answer):
-    """A job was accepted.
+    """Confirmation that a job was accepted.
 
     :param config: The request with every default filled in; sent again, it repeats the job.
     """
@@ -191,7 +214,7 @@ class Submission(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped(Answer):
-    """A job was told to stop."""
+    """Confirmation that a job was told to stop."""
 
     job_id: str
     message: str
@@ -199,7 +222,7 @@ class Stopped(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRow(Answer):
-    """What one rollout and the update before it measured."""
+    """Metrics of one rollout and the update before it."""
 
     timesteps: int
     elapsed_seconds: float
@@ -208,21 +231,21 @@ class MetricRow(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricHistory(Answer):
-    """What a job has measured over time, oldest first."""
+    """Metrics of a job over time, oldest first."""
 
     job_id: str
     keys: tuple[str, ...]
     rows: tuple[MetricRow, ...]
-    evaluations: tuple[Evaluation, ...] = ()
+    evaluations: tuple[Evaluation, ...]
 
 
 @dataclass(frozen=True)
 class JobEvent:
-    """Something that happened to a job.
+    """An event of a job.
 
     :param event_id: Rises from event to event.
     :param name: Such as ``job.metrics``; the last one is ``job.completed``, ``job.failed`` or ``job.stopped``.
-    :param payload: JSON.
+    :param payload: A JSON object.
     """
 
     event_id: int
@@ -231,7 +254,7 @@ class JobEvent:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing comes after it."""
+        """Whether it is the last one."""
         return self.name in TERMINAL_EVENTS
 
     @property
@@ -241,13 +264,30 @@ class JobEvent:
         :raises GRPOError: If it is another event.
         """
         if not self.is_terminal:
-            raise GRPOError(f"{self.name} is not the last event of a job, and carries no status; wait for that one.")
+            raise GRPOError(f"{self.name} is not the last event of a job and carries no status; wait for the last one.")
         return TrainingStatus.parse(self.payload)
+
+
+Events = Generator[JobEvent, None, None]
+AsyncEvents = AsyncGenerator[JobEvent, None]
+
+
+def read_event(received: httpx2.ServerSentEvent) -> JobEvent:
+    """Read an event of a stream.
+
+    :raises GRPOError: If its id is not a number or its payload not JSON.
+    """
+    try:
+        payload = received.json()
+        event_id = int(received.id)
+    except ValueError as error:
+        raise GRPOError(f"the event {received.event!r} with the id {received.id!r} cannot be read.") from error
+    return JobEvent(event_id, received.event, payload if isinstance(payload, dict) else {})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(Answer):
-    """What to do in one state.
+    """A policy's answer to one observation.
 
     :param action: An integer for Discrete actions, a list for all others.
     :param action_probs: Probability of every discrete action; None for continuous ones.
@@ -255,13 +295,13 @@ class Prediction(Answer):
     """
 
     action: Any
-    action_probs: Any = None
-    value: float | None = None
+    action_probs: Any
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemError(Answer):
-    """An observation of a batch that was not answered."""
+    """Why one observation of a batch was not answered."""
 
     error: str
 
@@ -281,33 +321,34 @@ class ModelSummary(Answer):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard(Answer):
-    """What a model's file says of it."""
+    """The contents of a model's file, without its arrays; None for each fact that it lacks."""
 
     name: str
     status: str
-    n_bytes: int | None = None
-    sha256: str | None = None
-    modified_at: datetime | None = None
-    env_name: str | None = None
-    observation_space: Mapping[str, Any] | None = None
-    action_space: Mapping[str, Any] | None = None
-    reward_function: str | list[str] | None = None
-    hyperparameters: Mapping[str, Any] | None = None
-    config: Mapping[str, Any] | None = None
-    network: Mapping[str, Any] | None = None
-    num_timesteps: int | None = None
-    n_updates: int | None = None
-    n_parameters: int | None = None
-    normalization: Mapping[str, Any] | None = None
-    evaluation: Evaluation | None = None
-    versions: Mapping[str, str] | None = None
+    n_bytes: int
+    sha256: str | None
+    modified_at: datetime
+    env_name: str | None
+    observation_space: Mapping[str, Any] | None
+    action_space: Mapping[str, Any] | None
+    reward_function: str | list[str] | None
+    hyperparameters: Mapping[str, Any] | None
+    config: Mapping[str, Any] | None
+    network: Mapping[str, Any] | None
+    num_timesteps: int | None
+    n_updates: int | None
+    n_parameters: int | None
+    normalization: Mapping[str, Any] | None
+    evaluation: Evaluation | None
+    versions: Mapping[str, str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Answer):
-    """Episodes of a policy beside the same ones played at random.
+    """Evaluations of a policy and of random actions on the same seeds.
 
-    :param better_than_random: Whether the 95 % intervals of the mean rewards do not overlap.
+    :param better_than_random: Whether the policy's 95 % interval lies above that of random actions.
+    :param seconds: How long the episodes took.
     """
 
     model_name: str
@@ -317,26 +358,26 @@ class Comparison(Answer):
     evaluation: Evaluation
     random: Evaluation
     better_than_random: bool
-    seconds: float | None = None
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Video(Answer):
-    """A film that was saved.
+    """A saved film.
 
-    :param reward: Of the episode that it shows.
-    :param n_steps: Its length.
+    :param reward: Sum of the episode's rewards.
+    :param n_steps: Length of the episode.
     """
 
     path: Path
     n_bytes: int
-    reward: float | None = None
-    n_steps: int | None = None
+    reward: float
+    n_steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deleted(Answer):
-    """A model was removed."""
+    """Confirmation that a model was removed."""
 
     model_name: str
     message: str
@@ -347,40 +388,41 @@ class EnvironmentSummary(Answer):
     """One line of the environment list."""
 
     env_name: str
-    max_episode_steps: int | None = None
-    reward_threshold: float | None = None
-    has_preset: bool | None = None
-    is_latest: bool | None = None
+    max_episode_steps: int | None
+    reward_threshold: float | None
+    has_preset: bool
+    is_latest: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment(Answer):
-    """What can be trained in.
+    """An environment: its spaces, its limits and what jobs can do in it.
 
-    :param restorable: Whether groups can start from states on the way; ``obstacle`` says why not.
+    :param restorable: Whether groups can start from states in the middle of an episode.
+    :param obstacle: Why they cannot, or why no job can train in it.
     """
 
     env_name: str
-    observation_space: Mapping[str, Any] | None = None
-    action_space: Mapping[str, Any] | None = None
-    restorable: bool | None = None
-    obstacle: str | None = None
-    group_mode: str | None = None
-    max_episode_steps: int | None = None
-    reward_threshold: float | None = None
-    preset: Mapping[str, Any] | None = None
-    default_reward_function: str | None = None
-    reward_functions: tuple[str, ...] = ()
-    render_modes: tuple[str, ...] = ()
+    observation_space: Mapping[str, Any]
+    action_space: Mapping[str, Any]
+    restorable: bool
+    obstacle: str | None
+    group_mode: str | None
+    max_episode_steps: int | None
+    reward_threshold: float | None
+    preset: Mapping[str, Any] | None
+    default_reward_function: str
+    reward_functions: tuple[str, ...]
+    render_modes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardFunction(Answer):
-    """What can be trained on.
+    """A reward function that a job can name.
 
-    :param environments: Where it makes sense; None for everywhere.
+    :param environments: The environments that it understands; None for all.
     """
 
     name: str
-    description: str | None = None
-    environments: tuple[str, ...] | None = None
+    description: str | None
+    environments: tuple[str, ...] | None

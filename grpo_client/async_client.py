@@ -1,28 +1,61 @@
-"""The client that awaits: ``Client`` with the same methods, to be awaited; see there for what they do."""
+"""The client that awaits; ``client.py`` is generated from this file by ``make format``."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import io
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote
 
+import anyio
 import httpx2
 
-from grpo_client import answers, calls
-from grpo_client.bars import make_listener
-from grpo_client.calls import Call
-from grpo_client.client import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL
+from grpo_client import answers
+from grpo_client.errors import JobFailed, check_response, make_error
 from grpo_client.files import FilePath, get_video_format, save_file, save_model, save_video
-from grpo_client.steps import Retries, attempt, conclude, follow
-from grpo_client.wire import AsyncWire, make_options
+from grpo_client.progress_bar import make_listener
+from grpo_client.retries import Deadline, Retries
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-T = TypeVar("T")
+A = TypeVar("A", bound=answers.Answer)
+
+DEFAULT_URL = "http://localhost:8000"
+DEFAULT_TIMEOUT_SECONDS = 30.0
+DEFAULT_RETRIES = 5
+LATEST_JOB = "latest"
+
+# The server plays whole episodes before it answers.
+_PLAYING_TIMEOUT_SECONDS = 600.0
+# The server sends a comment every 15 s; a stream that is silent for three times as long is dead.
+_SILENCE_SECONDS = 45.0
+# How long a stream may be silent before a deadline is checked.
+_DEADLINE_CHECK_SECONDS = 2.0
+_ARRAY_TYPE = "application/octet-stream"
+
+
+def _quote(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _leave_out_none(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 class AsyncClient:
-    """Does what ``Client`` does, with the same arguments, on an event loop of asyncio or trio."""
+    """Train on a GRPO server, and ask its policies for actions.
+
+    ``Client`` blocks, and several threads may share one. ``AsyncClient`` has the same methods, to be awaited on asyncio
+    or trio. Both send a request again while the server is busy (429, 503), after the pause that it asks for, and both
+    repeat a ``GET`` whose connection was lost. All other refusals raise ``ApiError``.
+
+    :param base_url: URL of the server.
+    :param api_key: The server's ``GRPO_API_KEY``; None if it has none.
+    :param timeout_seconds: Time allowed to connect, to wait for an answer and between its parts, above 0.
+    :param max_retries: How often a request is sent again, at least 0.
+    :raises ValueError: If an argument is outside its range.
+    """
 
     def __init__(
         self,
@@ -31,8 +64,13 @@ class AsyncClient:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         max_retries: int = DEFAULT_RETRIES,
     ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url='{base_url}' is not allowed: write it as http://HOST:PORT or https://HOST.")
+        if not timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds={timeout_seconds} is not allowed: it must be above 0.")
         self._retries = Retries(max_retries)
-        self._http = httpx2.AsyncClient(**make_options(base_url, api_key, timeout_seconds))
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._http = httpx2.AsyncClient(base_url=base_url.rstrip("/"), headers=headers, timeout=timeout_seconds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -41,61 +79,140 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """See ``Client.close``."""
+        """Close the connections."""
         await self._http.aclose()
 
-    async def _call(self, call: Call[T]) -> T:
-        return await AsyncWire(self._http).run(attempt(call, self._retries))
+    async def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """Send a request, and send it again where that may help.
+
+        :param options: Arguments of httpx2's ``request``.
+        :raises ServerUnreachable: If no answer came.
+        :raises ApiError: If the server refused.
+        """
+        n_failed = 0
+        while True:
+            outcome: httpx2.Response | httpx2.RequestError
+            try:
+                outcome = await self._http.request(method, path, **options)
+            except httpx2.RequestError as error:
+                outcome = error
+            pause_seconds = self._retries.find_pause_seconds(method, outcome, n_failed)
+            if pause_seconds is None:
+                return check_response(outcome)
+            n_failed += 1
+            await anyio.sleep(pause_seconds)
+
+    async def _ask(self, kind: type[A], method: str, path: str, **options: Any) -> A:
+        return kind.parse(answers.read_json(await self._request(method, path, **options)))
+
+    async def _list(self, kind: type[A], key: str, path: str, **query: Any) -> list[A]:
+        # Without a query, None keeps the one that stands in the URL.
+        response = await self._request("GET", path, params=_leave_out_none(**query) or None)
+        return [kind.parse(item) for item in answers.read_list(response, key)]
 
     async def server_info(self) -> answers.ServerInfo:
-        """See ``Client.server_info``."""
-        return await self._call(calls.get_server_info())
+        """Get the server's version and endpoints."""
+        return await self._ask(answers.ServerInfo, "GET", "/")
 
     async def health(self) -> answers.Health:
-        """See ``Client.health``."""
-        return await self._call(calls.check_health())
+        """Check that the server is alive, and count its jobs and models."""
+        return await self._ask(answers.Health, "GET", "/health")
 
     async def train(self, **settings: Any) -> "AsyncJob":
-        """See ``Client.train``."""
-        submission = await self._call(calls.train(settings))
+        """Start a job.
+
+        :param settings: Fields of ``POST /train``, such as ``env_name``, ``total_timesteps``, ``model_name``.
+        """
+        submission = await self._ask(answers.Submission, "POST", "/train", json=answers.to_plain(settings))
         return AsyncJob(self, submission.job_id, submission.config)
 
-    async def job(self, job_id: str = "latest") -> "AsyncJob":
-        """See ``Client.job``."""
+    async def job(self, job_id: str = LATEST_JOB) -> "AsyncJob":
+        """Find a job that was started before; by default the one submitted last.
+
+        :raises NotFound: If there is none.
+        """
         status = await self.status(job_id)
         return AsyncJob(self, status.job_id, status.config)
 
     async def jobs(
         self, status: str | None = None, limit: int | None = None, after: str | None = None
     ) -> list[answers.JobSummary]:
-        """See ``Client.jobs``."""
-        return await self._call(calls.list_jobs(status, limit, after))
+        """List the jobs, oldest first.
+
+        :param status: Only jobs with this status, such as ``"running"``.
+        :param limit: The most jobs to list.
+        :param after: Only jobs submitted after the one with this id.
+        """
+        return await self._list(answers.JobSummary, "jobs", "/training/jobs", status=status, limit=limit, after=after)
 
     async def status(self, job_id: str) -> answers.TrainingStatus:
-        """See ``Client.status``."""
-        return await self._call(calls.get_status(job_id))
+        """Get the status of a job; ``"latest"`` is the one submitted last, here and below."""
+        return await self._ask(answers.TrainingStatus, "GET", f"/training/{_quote(job_id)}/status")
 
     async def stop(self, job_id: str) -> answers.Stopped:
-        """See ``Client.stop``."""
-        return await self._call(calls.stop(job_id))
+        """Stop a job and keep its policy."""
+        return await self._ask(answers.Stopped, "POST", f"/training/{_quote(job_id)}/stop")
 
     async def metrics(self, job_id: str) -> answers.MetricHistory:
-        """See ``Client.metrics``."""
-        return await self._call(calls.get_metrics(job_id))
+        """Get the metrics of a job over time."""
+        return await self._ask(answers.MetricHistory, "GET", f"/training/{_quote(job_id)}/metrics")
 
     async def metrics_csv(self, job_id: str) -> str:
-        """See ``Client.metrics_csv``."""
-        return await self._call(calls.get_metrics_csv(job_id))
+        """Get the metrics of a job as a CSV table."""
+        return (await self._request("GET", f"/training/{_quote(job_id)}/metrics", params={"format": "csv"})).text
 
     async def curve(self, job_id: str, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
-        """See ``Client.curve``."""
-        return save_file(path, (await self._call(calls.draw_curve(job_id, metric, theme))).content)
+        """Save a learning curve as PNG.
 
-    def events(
-        self, job_id: str, after: int = 0, timeout_seconds: float | None = None
-    ) -> AsyncGenerator[answers.JobEvent, None]:
-        """See ``Client.events``."""
-        return AsyncWire(self._http).iterate(follow(job_id, after, timeout_seconds, self._retries))
+        :param metric: A log key; None for the episode reward.
+        :param theme: ``"light"`` or ``"dark"``.
+        """
+        query = _leave_out_none(metric=metric, theme=theme)
+        response = await self._request("GET", f"/training/{_quote(job_id)}/curve", params=query or None)
+        return save_file(path, response.content)
+
+    async def events(self, job_id: str, after: int = 0, timeout_seconds: float | None = None) -> answers.AsyncEvents:
+        """Iterate over the events of a job, past ones first, until the last one.
+
+        A lost connection is opened again, and goes on after the last event received.
+
+        :param after: Only events with a larger id.
+        :param timeout_seconds: How long to follow the job; None to its end.
+        :raises JobTimeout: If the job is not over by then.
+        :raises ApiError: If there is no such job, or the server refuses.
+        :raises ServerUnreachable: If ``max_retries`` attempts in a row brought no event.
+        """
+        deadline = Deadline(timeout_seconds)
+        if job_id == LATEST_JOB:  # by the time the stream is opened again, that may be another job
+            job_id = (await self.status(job_id)).job_id
+        path, n_failed = f"/training/{_quote(job_id)}/events", 0
+        silence_seconds = _DEADLINE_CHECK_SECONDS if deadline.is_set else _SILENCE_SECONDS
+        while True:
+            outcome: httpx2.Response | httpx2.RequestError | None = None
+            headers, timeout = {"Last-Event-ID": str(after)}, deadline.limit(silence_seconds)
+            try:
+                async with self._http.sse(path, headers=headers, timeout=timeout) as source:
+                    if not source.response.is_success:
+                        await source.response.aread()
+                        outcome = source.response
+                    else:
+                        async for received in source:
+                            event = answers.read_event(received)
+                            after, n_failed = event.event_id, 0
+                            yield event
+                            if event.is_terminal:
+                                return
+                            deadline.check(job_id)
+            except httpx2.RequestError as error:
+                outcome = error
+            deadline.check(job_id)
+            if isinstance(outcome, httpx2.ReadTimeout) and deadline.is_set:
+                continue
+            pause_seconds = self._retries.find_pause_seconds("GET", outcome, n_failed)
+            if pause_seconds is None:
+                raise make_error(outcome)
+            n_failed += 1
+            await anyio.sleep(deadline.limit(pause_seconds))
 
     async def wait(
         self,
@@ -104,18 +221,35 @@ class AsyncClient:
         on_event: Callable[[answers.JobEvent], None] | None = None,
         progress: bool = False,
     ) -> answers.TrainingStatus:
-        """See ``Client.wait``."""
+        """Wait for a job to end, and return its final status.
+
+        :param timeout_seconds: How long to wait; None without a limit.
+        :param on_event: Called with every event.
+        :param progress: Whether to show a bar with the reward, the entropy and the time left, which needs rich.
+        :raises JobFailed: If the job fails.
+        :raises JobTimeout: If the job is not over in time; it goes on.
+        """
         async with aclosing(self.events(job_id, timeout_seconds=timeout_seconds)) as events:
             with make_listener(on_event, progress) as listen:
                 async for event in events:
                     listen(event)
-        return conclude(event.final_status)
+        status = event.final_status
+        if status.status == "failed":
+            raise JobFailed(status)
+        return status
 
     async def predict(
         self, model_name: str, observation: Any, deterministic: bool = True, action_masks: Any = None
     ) -> answers.Prediction:
-        """See ``Client.predict``."""
-        return await self._call(calls.predict(model_name, observation, deterministic, action_masks))
+        """Ask a policy for an action.
+
+        :param observation: Numbers, lists or arrays of them, or a dict of these, as the environment gives it.
+        :param deterministic: Whether to take the most likely action instead of drawing one.
+        :param action_masks: Which actions are allowed; None for all.
+        """
+        body = {"model_name": model_name, "observation": observation, "deterministic": deterministic}
+        masks = _leave_out_none(action_masks=action_masks)
+        return await self._ask(answers.Prediction, "POST", "/inference", json=answers.to_plain(body | masks))
 
     async def predict_batch(
         self,
@@ -124,63 +258,120 @@ class AsyncClient:
         deterministic: bool = True,
         action_masks: Sequence[Any] | None = None,
     ) -> list[answers.Prediction | answers.ItemError]:
-        """See ``Client.predict_batch``."""
-        return await self._call(calls.predict_batch(model_name, observations, deterministic, action_masks))
+        """Ask a policy for one action per observation; an observation that does not fit gets an error of its own."""
+        body = {"model_name": model_name, "observations": observations, "deterministic": deterministic}
+        masks = _leave_out_none(action_masks=action_masks)
+        response = await self._request("POST", "/inference/batch", json=answers.to_plain(body | masks))
+        return [answers.parse_item(item) for item in answers.read_list(response, "answers")]
 
     async def predict_array(
         self, model_name: str, observations: "npt.NDArray[Any]", deterministic: bool = True
     ) -> "npt.NDArray[Any]":
-        """See ``Client.predict_array``."""
-        return await self._call(calls.predict_array(model_name, observations, deterministic))
+        """Ask a policy for actions as an array, which skips JSON; one observation that does not fit refuses all.
+
+        :param observations: ``(batch_size, *observation_shape)``.
+        :return: ``(batch_size, *action_shape)``.
+        """
+        import numpy as np  # no other method needs it
+
+        file = io.BytesIO()
+        np.save(file, observations, allow_pickle=False)
+        response = await self._request(
+            "POST",
+            "/inference/batch",
+            params={"model_name": model_name, "deterministic": deterministic},
+            content=file.getvalue(),
+            headers={"Content-Type": _ARRAY_TYPE, "Accept": _ARRAY_TYPE},
+        )
+        actions: npt.NDArray[Any] = np.load(io.BytesIO(response.content), allow_pickle=False)
+        return actions
 
     async def models(self) -> list[answers.ModelSummary]:
-        """See ``Client.models``."""
-        return await self._call(calls.list_models())
+        """List the models."""
+        return await self._list(answers.ModelSummary, "models", "/models")
 
     async def model(self, model_name: str) -> answers.ModelCard:
-        """See ``Client.model``."""
-        return await self._call(calls.get_model(model_name))
+        """Get the card of a model: what its file says of it."""
+        return await self._ask(answers.ModelCard, "GET", f"/models/{_quote(model_name)}")
 
     async def evaluate(
         self, model_name: str, n_episodes: int = 20, seed: int = 0, deterministic: bool = True
     ) -> answers.Comparison:
-        """See ``Client.evaluate``."""
-        return await self._call(calls.evaluate(model_name, n_episodes, seed, deterministic))
+        """Play whole episodes with a policy and with random actions."""
+        return await self._ask(
+            answers.Comparison,
+            "POST",
+            f"/models/{_quote(model_name)}/evaluate",
+            json={"n_episodes": n_episodes, "seed": seed, "deterministic": deterministic},
+            timeout=_PLAYING_TIMEOUT_SECONDS,
+        )
 
     async def video(
         self, model_name: str, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
     ) -> answers.Video:
-        """See ``Client.video``."""
-        call = calls.film(model_name, get_video_format(path), seed, deterministic, max_steps)
-        return save_video(path, await self._call(call))
+        """Film an episode, and save it.
+
+        :param path: Ends in ``.gif`` or ``.mp4``.
+        :raises ValueError: If it does not.
+        """
+        query = {
+            "format": get_video_format(path),
+            "seed": seed,
+            "deterministic": deterministic,
+            "max_steps": max_steps,
+        }
+        response = await self._request(
+            "GET", f"/models/{_quote(model_name)}/video", params=query, timeout=_PLAYING_TIMEOUT_SECONDS
+        )
+        return save_video(path, response)
 
     async def download(self, model_name: str, path: FilePath | None = None) -> Path:
-        """See ``Client.download``."""
-        return save_model(path or f"{model_name}.zip", await self._call(calls.download(model_name)))
+        """Save a model file, which ``GRPO.load`` reads; by default as ``<model_name>.zip``."""
+        response = await self._request("GET", f"/models/{_quote(model_name)}/file")
+        return save_model(path or f"{model_name}.zip", response)
 
     async def upload(self, model_name: str, path: FilePath, overwrite: bool = False) -> answers.ModelCard:
-        """See ``Client.upload``."""
-        return await self._call(calls.upload(model_name, Path(path).read_bytes(), overwrite))
+        """Put a model file on the server.
+
+        :param overwrite: Whether to replace a model of that name.
+        :raises Conflict: If there is one, and ``overwrite`` is false.
+        """
+        return await self._ask(
+            answers.ModelCard,
+            "PUT",
+            f"/models/{_quote(model_name)}/file",
+            params={"overwrite": overwrite},
+            content=Path(path).read_bytes(),
+            headers={"Content-Type": "application/zip"},
+        )
 
     async def delete(self, model_name: str) -> answers.Deleted:
-        """See ``Client.delete``."""
-        return await self._call(calls.delete_model(model_name))
+        """Delete a model."""
+        return await self._ask(answers.Deleted, "DELETE", f"/models/{_quote(model_name)}")
 
     async def environments(self, search: str | None = None) -> list[answers.EnvironmentSummary]:
-        """See ``Client.environments``."""
-        return await self._call(calls.list_environments(search))
+        """List the environments.
+
+        :param search: Only those with this text in their names.
+        """
+        return await self._list(answers.EnvironmentSummary, "environments", "/environments", search=search)
 
     async def environment(self, env_name: str) -> answers.Environment:
-        """See ``Client.environment``."""
-        return await self._call(calls.get_environment(env_name))
+        """Get the spaces, the limits and the preset of an environment."""
+        return await self._ask(answers.Environment, "GET", f"/environments/{quote(env_name, safe='/')}")
 
     async def reward_functions(self) -> list[answers.RewardFunction]:
-        """See ``Client.reward_functions``."""
-        return await self._call(calls.list_reward_functions())
+        """List the reward functions that a job can name."""
+        return await self._list(answers.RewardFunction, "reward_functions", "/reward-functions")
 
 
 class AsyncJob:
-    """A job on a server; see ``Job``."""
+    """A job on a server.
+
+    :param client: The client to ask with.
+    :param job_id: Its id.
+    :param config: Its settings, every default filled in.
+    """
 
     def __init__(self, client: AsyncClient, job_id: str, config: Any) -> None:
         self._client = client
@@ -191,19 +382,19 @@ class AsyncJob:
         return f"{type(self).__name__}({self.job_id!r})"
 
     async def status(self) -> answers.TrainingStatus:
-        """See ``Client.status``."""
+        """Get the status of the job."""
         return await self._client.status(self.job_id)
 
     async def stop(self) -> answers.Stopped:
-        """See ``Client.stop``."""
+        """Stop the job and keep its policy."""
         return await self._client.stop(self.job_id)
 
     async def metrics(self) -> answers.MetricHistory:
-        """See ``Client.metrics``."""
+        """Get the metrics of the job over time."""
         return await self._client.metrics(self.job_id)
 
-    def events(self, after: int = 0, timeout_seconds: float | None = None) -> AsyncGenerator[answers.JobEvent, None]:
-        """See ``Client.events``."""
+    def events(self, after: int = 0, timeout_seconds: float | None = None) -> answers.AsyncEvents:
+        """Iterate over the events of the job, like ``events`` of the client."""
         return self._client.events(self.job_id, after, timeout_seconds)
 
     async def wait(
@@ -212,9 +403,9 @@ class AsyncJob:
         on_event: Callable[[answers.JobEvent], None] | None = None,
         progress: bool = False,
     ) -> answers.TrainingStatus:
-        """See ``Client.wait``."""
+        """Wait for the job to end, like ``wait`` of the client."""
         return await self._client.wait(self.job_id, timeout_seconds, on_event, progress)
 
     async def curve(self, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
-        """See ``Client.curve``."""
+        """Save a learning curve of the job as PNG."""
         return await self._client.curve(self.job_id, path, metric, theme)

@@ -12,27 +12,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_client import reports
-from grpo_client.client import DEFAULT_URL, Client
+from grpo_client.client import DEFAULT_URL, LATEST_JOB, Client
 from grpo_client.errors import GRPOError, JobFailed
 from grpo_client.files import VIDEO_FORMATS
-from grpo_client.steps import LATEST
 
 _URL_VARIABLE, _KEY_VARIABLE = "GRPO_URL", "GRPO_API_KEY"
 _REFUSED, _USAGE, _INTERRUPTED = 1, 2, 130
-# Who sits in front of a terminal had better hear within seconds that no server is there.
+# People at a terminal should learn within seconds that no server is there.
 _MAX_RETRIES = 3
 
 
 class _UsageError(Exception):
-    """A command line that cannot work; its text names the value, the rule and the remedy."""
+    """A command line that cannot work; the message names the value, the rule and the remedy."""
 
 
 class _Reply(NamedTuple):
-    """What a command has to say.
+    """The outcome of a command.
 
-    :param content: The same as JSON.
-    :param text: For people.
-    :param exit_status: Of the program.
+    :param content: Output with ``--json``.
+    :param text: Output without it.
+    :param exit_status: Exit status of the program.
     """
 
     content: Any
@@ -46,7 +45,7 @@ _Command = Callable[[Client, argparse.Namespace], _Reply]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit status.
 
-    :param arguments: What follows the program's name; None takes it from the command line.
+    :param arguments: The words after the program's name; None takes them from the command line.
     """
     options = _make_parser().parse_args(arguments)
     try:
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (GRPOError, OSError) as error:
         return _complain(str(error), _REFUSED)
     except KeyboardInterrupt:
-        return _complain("interrupted; jobs that were submitted go on, and grpo-client jobs lists them.", _INTERRUPTED)
+        return _complain("interrupted; submitted jobs go on, and grpo-client jobs lists them.", _INTERRUPTED)
     text = json.dumps(reply.content, indent=2) if options.json else reports.clean(reply.text)
     sys.stdout.write(f"{text}\n" if text else "")
     return reply.exit_status
@@ -81,9 +80,9 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_job_commands(commands)
     _add_model_commands(commands)
-    search = _add(commands, "environments", _list_environments, "list what can be trained in")
+    search = _add(commands, "environments", _list_environments, "list the environments")
     search.add_argument("search", nargs="?", help="part of the names")
-    environment = _add(commands, "environment", _show_environment, "say what an environment is like")
+    environment = _add(commands, "environment", _show_environment, "describe an environment")
     environment.add_argument("env", help="its id")
     _add(commands, "rewards", _list_rewards, "list the reward functions")
     return parser
@@ -93,9 +92,9 @@ def _add(commands: Any, name: str, run: _Command, text: str) -> argparse.Argumen
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text.capitalize() + ".", allow_abbrev=False
     )
-    parser.add_argument("--url", help=f"where the server is; default: ${_URL_VARIABLE}, or else {DEFAULT_URL}")
+    parser.add_argument("--url", help=f"URL of the server; default: ${_URL_VARIABLE}, or else {DEFAULT_URL}")
     parser.add_argument("--api-key", help=f"its key; ${_KEY_VARIABLE} keeps it out of the list of processes")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
 
@@ -104,8 +103,8 @@ def _add_job_commands(commands: Any) -> None:
     train = _add(commands, "train", _train, "start a job")
     train.add_argument("--env", help="id of a Gymnasium environment; default: the server's")
     train.add_argument("-n", "--total-timesteps", type=int, help="simulator steps")
-    train.add_argument("--name", help="what the model is to be called; default: generated")
-    train.add_argument("--seed", type=int, help="makes the job repeatable")
+    train.add_argument("--name", help="name of the model; default: generated")
+    train.add_argument("--seed", type=int, help="seed, which makes the job repeatable")
     train.add_argument(
         "--set",
         nargs="+",
@@ -113,24 +112,24 @@ def _add_job_commands(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="other fields of POST /train; values in JSON, or words",
     )
-    train.add_argument("--watch", action="store_true", help="show a bar, and how it ended")
+    train.add_argument("--watch", action="store_true", help="show a progress bar and the outcome")
     jobs = _add(commands, "jobs", _list_jobs, "list the jobs")
-    jobs.add_argument("--status", help="only those that are there, such as running")
-    jobs.add_argument("--limit", type=int, help="at most so many")
-    jobs.add_argument("--after", help="only jobs that were submitted after this one")
+    jobs.add_argument("--status", help="only jobs with this status, such as running")
+    jobs.add_argument("--limit", type=int, help="the most jobs to list")
+    jobs.add_argument("--after", help="only jobs submitted after the one with this id")
     for name, run, text in (
-        ("status", _show_status, "say where a job is"),
-        ("stop", _stop, "stop a job; what it has learned is kept"),
-        ("metrics", _show_metrics, "print what a job has measured, as CSV"),
-        ("curve", _save_curve, "save a picture of a learning curve"),
-        ("wait", _wait, "wait for the end of a job, silently"),
-        ("watch", _watch, "show a bar until the end of a job"),
+        ("status", _show_status, "show the status of a job"),
+        ("stop", _stop, "stop a job and keep its policy"),
+        ("metrics", _show_metrics, "print the metrics of a job as CSV"),
+        ("curve", _save_curve, "save a learning curve as PNG"),
+        ("wait", _wait, "wait silently for a job to end"),
+        ("watch", _watch, "show a progress bar until a job ends"),
     ):
         parser = _add(commands, name, run, text)
         if run is _save_curve:
-            parser.add_argument("path", type=Path, help="name of the PNG")
+            parser.add_argument("path", type=Path, help="file to save")
             parser.add_argument("--metric", help="a log key; default: the episode reward")
-        parser.add_argument("job", nargs="?", default=LATEST, help="its id; default: the one submitted last")
+        parser.add_argument("job", nargs="?", default=LATEST_JOB, help="its id; default: the one submitted last")
         if run in (_wait, _watch):
             parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then; the job goes on")
 
@@ -140,21 +139,21 @@ def _add_model_commands(commands: Any) -> None:
     predict = _add_for_model(commands, "predict", _predict, "ask a policy for an action")
     predict.add_argument("observation", help="JSON, such as [0.1, 0, 0.05, 0]")
     predict.add_argument("--masks", help="JSON: which actions are allowed")
-    _add_for_model(commands, "card", _show_card, "say what a model's file says of it")
-    evaluate = _add_for_model(commands, "evaluate", _evaluate, "have a policy play episodes, beside random actions")
-    evaluate.add_argument("-n", "--episodes", type=int, default=20, help="how many (%(default)s)")
-    video = _add_for_model(commands, "video", _film, "have an episode filmed")
-    video.add_argument("path", type=Path, help=f"name of the film, ending in .{' or .'.join(VIDEO_FORMATS)}")
-    video.add_argument("--max-steps", type=int, default=500, help="cut it after so many steps (%(default)s)")
+    _add_for_model(commands, "card", _show_card, "show the card of a model")
+    evaluate = _add_for_model(commands, "evaluate", _evaluate, "compare a policy with random actions")
+    evaluate.add_argument("-n", "--episodes", type=int, default=20, help="number of episodes (%(default)s)")
+    video = _add_for_model(commands, "video", _film, "film an episode")
+    video.add_argument("path", type=Path, help=f"file to save, ending in .{' or .'.join(VIDEO_FORMATS)}")
+    video.add_argument("--max-steps", type=int, default=500, help="longest film, in steps (%(default)s)")
     for playing in (evaluate, video):
-        playing.add_argument("--seed", type=int, default=0, help="of the first episode (%(default)s)")
+        playing.add_argument("--seed", type=int, default=0, help="seed of the first episode (%(default)s)")
     for acting in (predict, evaluate, video):
-        acting.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the likeliest")
+        acting.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most likely")
     download = _add_for_model(commands, "download", _download, "save a model file")
-    download.add_argument("path", nargs="?", type=Path, help="where to; default: MODEL.zip")
+    download.add_argument("path", nargs="?", type=Path, help="file to save; default: MODEL.zip")
     upload = _add(commands, "upload", _upload, "put a model file on the server")
     upload.add_argument("path", type=Path, help="the file")
-    upload.add_argument("--name", help="what it is to be called; default: as the file")
+    upload.add_argument("--name", help="name of the model; default: that of the file")
     upload.add_argument("--overwrite", action="store_true", help="replace a model of that name")
     _add_for_model(commands, "delete", _delete, "delete a model")
 
@@ -176,7 +175,7 @@ def _train(client: Client, options: argparse.Namespace) -> _Reply:
     job = client.train(**settings, **_parse_settings(options.set, settings))
     if options.watch:
         return _follow(client, job.job_id, None, progress=not options.json)
-    text = f"job {job.job_id} is submitted; see how it comes along with: grpo-client watch {job.job_id}"
+    text = f"job {job.job_id} is submitted; watch it with: grpo-client watch {job.job_id}"
     return _Reply({"job_id": job.job_id, "config": job.config}, text)
 
 
@@ -187,13 +186,15 @@ def _parse_settings(pairs: Sequence[str], named: dict[str, Any]) -> dict[str, An
         if not sign or not name.isidentifier():
             raise _UsageError(f"--set {pair} is not allowed: write KEY=VALUE, such as --set gamma=0.98.")
         if name in named:
-            raise _UsageError(f"--set {pair} is not allowed: an option of its own says {named[name]!r}; leave one out.")
+            raise _UsageError(
+                f"--set {pair} is not allowed: another option already sets {name} to {named[name]!r}; leave one out."
+            )
         settings[name] = _parse_value(text)
     return settings
 
 
 def _parse_value(text: str) -> Any:
-    """Read JSON; what is none is a word."""
+    """Read JSON, or else take the text as a word."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except ValueError:
@@ -206,22 +207,22 @@ def _parse_json(option: str, text: str | None) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
-        raise _UsageError(f"{option} {text} is no JSON ({error}); write it like [0.1, 0, 0.05, 0].") from error
+        raise _UsageError(f"{option} {text} is not JSON ({error}); write it like [0.1, 0, 0.05, 0].") from error
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"JSON has no {name}")
 
 
 def _follow(client: Client, job_id: str, timeout_seconds: float | None, progress: bool) -> _Reply:
-    """Wait for the end of a job, and tell how it ended."""
+    """Wait for a job to end, and report its final status."""
     try:
         status = client.wait(job_id, timeout_seconds, progress=progress)
     except JobFailed as failure:
         status = failure.status
     except KeyboardInterrupt:
         _complain(
-            f"the job goes on; grpo-client watch {job_id} goes on watching, grpo-client stop {job_id} stops it.", 0
+            f"the job goes on; grpo-client watch {job_id} watches it again, grpo-client stop {job_id} stops it.", 0
         )
         return _Reply({"job_id": job_id}, "", _INTERRUPTED)
     exit_status = _REFUSED if status.status == "failed" else 0
@@ -258,10 +259,10 @@ def _show_metrics(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _save_curve(client: Client, options: argparse.Namespace) -> _Reply:
-    return _tell_saved(client.curve(options.job, options.path, options.metric))
+    return _report_saved(client.curve(options.job, options.path, options.metric))
 
 
-def _tell_saved(path: Path) -> _Reply:
+def _report_saved(path: Path) -> _Reply:
     return _Reply({"path": str(path)}, f"saved {path}")
 
 
@@ -295,12 +296,12 @@ def _film(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _download(client: Client, options: argparse.Namespace) -> _Reply:
-    return _tell_saved(client.download(options.model, options.path))
+    return _report_saved(client.download(options.model, options.path))
 
 
 def _upload(client: Client, options: argparse.Namespace) -> _Reply:
     if not options.path.is_file():
-        raise _UsageError(f"{options.path} is no file; name one that GRPO.save or a download has written.")
+        raise _UsageError(f"{options.path} is not a file; name one that GRPO.save or download wrote.")
     card = client.upload(options.name or options.path.stem, options.path, options.overwrite)
     return _Reply(card.to_json(), f"uploaded {card.name}: {card.n_bytes} bytes, sha256 {card.sha256}")
 

@@ -1,40 +1,60 @@
-"""The client that blocks."""
+"""The client that blocks; generated from ``async_client.py`` by ``make format``: edit that file."""
 
-from collections.abc import Callable, Generator, Sequence
+import io
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx2
 
-from grpo_client import answers, calls
-from grpo_client.bars import make_listener
-from grpo_client.calls import Call
+from grpo_client import answers
+from grpo_client.errors import JobFailed, check_response, make_error
 from grpo_client.files import FilePath, get_video_format, save_file, save_model, save_video
-from grpo_client.steps import Retries, attempt, conclude, follow
-from grpo_client.wire import SyncWire, make_options
+from grpo_client.progress_bar import make_listener
+from grpo_client.retries import Deadline, Retries
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-T = TypeVar("T")
+A = TypeVar("A", bound=answers.Answer)
 
 DEFAULT_URL = "http://localhost:8000"
 DEFAULT_TIMEOUT_SECONDS = 30.0
 DEFAULT_RETRIES = 5
+LATEST_JOB = "latest"
+
+# The server plays whole episodes before it answers.
+_PLAYING_TIMEOUT_SECONDS = 600.0
+# The server sends a comment every 15 s; a stream that is silent for three times as long is dead.
+_SILENCE_SECONDS = 45.0
+# How long a stream may be silent before a deadline is checked.
+_DEADLINE_CHECK_SECONDS = 2.0
+_ARRAY_TYPE = "application/octet-stream"
+
+
+def _quote(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _leave_out_none(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 class Client:
-    """Trains on a GRPO server, and asks its policies for actions. May be used by several threads at once.
+    """Train on a GRPO server, and ask its policies for actions.
 
-    A refusal is an ``ApiError``; where the server has no room (429, 503) it is asked again first, after as long as it
-    says. A lost connection is tried again where nothing can have happened twice.
+    ``Client`` blocks, and several threads may share one. ``AsyncClient`` has the same methods, to be awaited on asyncio
+    or trio. Both send a request again while the server is busy (429, 503), after the pause that it asks for, and both
+    repeat a ``GET`` whose connection was lost. All other refusals raise ``ApiError``.
 
-    :param base_url: Where the server is.
-    :param api_key: Its ``GRPO_API_KEY``, if it has one.
-    :param timeout_seconds: How long the server may take to connect, to begin to answer and between parts of an answer.
-    :param max_retries: How often at most a request is sent again.
-    :raises ValueError: If an argument cannot work.
+    :param base_url: URL of the server.
+    :param api_key: The server's ``GRPO_API_KEY``; None if it has none.
+    :param timeout_seconds: Time allowed to connect, to wait for an answer and between its parts, above 0.
+    :param max_retries: How often a request is sent again, at least 0.
+    :raises ValueError: If an argument is outside its range.
     """
 
     def __init__(
@@ -44,8 +64,13 @@ class Client:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         max_retries: int = DEFAULT_RETRIES,
     ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url='{base_url}' is not allowed: write it as http://HOST:PORT or https://HOST.")
+        if not timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds={timeout_seconds} is not allowed: it must be above 0.")
         self._retries = Retries(max_retries)
-        self._http = httpx2.Client(**make_options(base_url, api_key, timeout_seconds))
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._http = httpx2.Client(base_url=base_url.rstrip("/"), headers=headers, timeout=timeout_seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -57,27 +82,52 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def _call(self, call: Call[T]) -> T:
-        return SyncWire(self._http).run(attempt(call, self._retries))
+    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """Send a request, and send it again where that may help.
+
+        :param options: Arguments of httpx2's ``request``.
+        :raises ServerUnreachable: If no answer came.
+        :raises ApiError: If the server refused.
+        """
+        n_failed = 0
+        while True:
+            outcome: httpx2.Response | httpx2.RequestError
+            try:
+                outcome = self._http.request(method, path, **options)
+            except httpx2.RequestError as error:
+                outcome = error
+            pause_seconds = self._retries.find_pause_seconds(method, outcome, n_failed)
+            if pause_seconds is None:
+                return check_response(outcome)
+            n_failed += 1
+            time.sleep(pause_seconds)
+
+    def _ask(self, kind: type[A], method: str, path: str, **options: Any) -> A:
+        return kind.parse(answers.read_json(self._request(method, path, **options)))
+
+    def _list(self, kind: type[A], key: str, path: str, **query: Any) -> list[A]:
+        # Without a query, None keeps the one that stands in the URL.
+        response = self._request("GET", path, params=_leave_out_none(**query) or None)
+        return [kind.parse(item) for item in answers.read_list(response, key)]
 
     def server_info(self) -> answers.ServerInfo:
-        """Ask what the server offers."""
-        return self._call(calls.get_server_info())
+        """Get the server's version and endpoints."""
+        return self._ask(answers.ServerInfo, "GET", "/")
 
     def health(self) -> answers.Health:
-        """Ask whether the server lives, and what it holds."""
-        return self._call(calls.check_health())
+        """Check that the server is alive, and count its jobs and models."""
+        return self._ask(answers.Health, "GET", "/health")
 
     def train(self, **settings: Any) -> "Job":
         """Start a job.
 
         :param settings: Fields of ``POST /train``, such as ``env_name``, ``total_timesteps``, ``model_name``.
         """
-        submission = self._call(calls.train(settings))
+        submission = self._ask(answers.Submission, "POST", "/train", json=answers.to_plain(settings))
         return Job(self, submission.job_id, submission.config)
 
-    def job(self, job_id: str = "latest") -> "Job":
-        """Get hold of a job that was started before; by default of the last one.
+    def job(self, job_id: str = LATEST_JOB) -> "Job":
+        """Find a job that was started before; by default the one submitted last.
 
         :raises NotFound: If there is none.
         """
@@ -89,48 +139,80 @@ class Client:
     ) -> list[answers.JobSummary]:
         """List the jobs, oldest first.
 
-        :param status: Only those that are there, such as ``"running"``.
-        :param limit: At most so many.
-        :param after: Only jobs that were submitted after this one.
+        :param status: Only jobs with this status, such as ``"running"``.
+        :param limit: The most jobs to list.
+        :param after: Only jobs submitted after the one with this id.
         """
-        return self._call(calls.list_jobs(status, limit, after))
+        return self._list(answers.JobSummary, "jobs", "/training/jobs", status=status, limit=limit, after=after)
 
     def status(self, job_id: str) -> answers.TrainingStatus:
-        """Ask where a job is; ``"latest"`` is the one submitted last, here and below."""
-        return self._call(calls.get_status(job_id))
+        """Get the status of a job; ``"latest"`` is the one submitted last, here and below."""
+        return self._ask(answers.TrainingStatus, "GET", f"/training/{_quote(job_id)}/status")
 
     def stop(self, job_id: str) -> answers.Stopped:
-        """Stop a job; the policy so far is kept."""
-        return self._call(calls.stop(job_id))
+        """Stop a job and keep its policy."""
+        return self._ask(answers.Stopped, "POST", f"/training/{_quote(job_id)}/stop")
 
     def metrics(self, job_id: str) -> answers.MetricHistory:
-        """Ask for what a job has measured over time."""
-        return self._call(calls.get_metrics(job_id))
+        """Get the metrics of a job over time."""
+        return self._ask(answers.MetricHistory, "GET", f"/training/{_quote(job_id)}/metrics")
 
     def metrics_csv(self, job_id: str) -> str:
-        """Ask for the same as a table."""
-        return self._call(calls.get_metrics_csv(job_id))
+        """Get the metrics of a job as a CSV table."""
+        return (self._request("GET", f"/training/{_quote(job_id)}/metrics", params={"format": "csv"})).text
 
     def curve(self, job_id: str, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
-        """Save a picture of a learning curve, PNG.
+        """Save a learning curve as PNG.
 
         :param metric: A log key; None for the episode reward.
         :param theme: ``"light"`` or ``"dark"``.
         """
-        return save_file(path, self._call(calls.draw_curve(job_id, metric, theme)).content)
+        query = _leave_out_none(metric=metric, theme=theme)
+        response = self._request("GET", f"/training/{_quote(job_id)}/curve", params=query or None)
+        return save_file(path, response.content)
 
-    def events(
-        self, job_id: str, after: int = 0, timeout_seconds: float | None = None
-    ) -> Generator[answers.JobEvent, None, None]:
-        """Tell a job's events as they happen until its last one; those that there were already come first.
+    def events(self, job_id: str, after: int = 0, timeout_seconds: float | None = None) -> answers.Events:
+        """Iterate over the events of a job, past ones first, until the last one.
 
-        A connection that is lost is opened again where it was lost.
+        A lost connection is opened again, and goes on after the last event received.
 
-        :param after: Id of an event; only later ones are told.
+        :param after: Only events with a larger id.
         :param timeout_seconds: How long to follow the job; None to its end.
-        :raises JobTimeout: If it is not over then.
+        :raises JobTimeout: If the job is not over by then.
+        :raises ApiError: If there is no such job, or the server refuses.
+        :raises ServerUnreachable: If ``max_retries`` attempts in a row brought no event.
         """
-        return SyncWire(self._http).iterate(follow(job_id, after, timeout_seconds, self._retries))
+        deadline = Deadline(timeout_seconds)
+        if job_id == LATEST_JOB:  # by the time the stream is opened again, that may be another job
+            job_id = (self.status(job_id)).job_id
+        path, n_failed = f"/training/{_quote(job_id)}/events", 0
+        silence_seconds = _DEADLINE_CHECK_SECONDS if deadline.is_set else _SILENCE_SECONDS
+        while True:
+            outcome: httpx2.Response | httpx2.RequestError | None = None
+            headers, timeout = {"Last-Event-ID": str(after)}, deadline.limit(silence_seconds)
+            try:
+                with self._http.sse(path, headers=headers, timeout=timeout) as source:
+                    if not source.response.is_success:
+                        source.response.read()
+                        outcome = source.response
+                    else:
+                        for received in source:
+                            event = answers.read_event(received)
+                            after, n_failed = event.event_id, 0
+                            yield event
+                            if event.is_terminal:
+                                return
+                            deadline.check(job_id)
+            except httpx2.RequestError as error:
+                outcome = error
+            deadline.check(job_id)
+            if isinstance(outcome, httpx2.ReadTimeout) and deadline.is_set:
+                continue
+            pause_seconds = self._retries.find_pause_seconds("GET", outcome, n_failed)
+            if pause_seconds is None:
+                raise make_error(outcome)
+            n_failed += 1
+            time.sleep(deadline.limit(pause_seconds))
 
     def wait(
         self,
@@ -139,19 +221,22 @@ class Client:
         on_event: Callable[[answers.JobEvent], None] | None = None,
         progress: bool = False,
     ) -> answers.TrainingStatus:
-        """Wait for the end of a job, and return its final status.
+        """Wait for a job to end, and return its final status.
 
-        :param timeout_seconds: How long; None for as long as it takes.
+        :param timeout_seconds: How long to wait; None without a limit.
         :param on_event: Called with every event.
-        :param progress: Show a bar with the reward, the entropy and the time left, which needs rich.
-        :raises JobFailed: If it fails.
-        :raises JobTimeout: If it is not over in time; it goes on.
+        :param progress: Whether to show a bar with the reward, the entropy and the time left, which needs rich.
+        :raises JobFailed: If the job fails.
+        :raises JobTimeout: If the job is not over in time; it goes on.
         """
         with closing(self.events(job_id, timeout_seconds=timeout_seconds)) as events:
             with make_listener(on_event, progress) as listen:
                 for event in events:
                     listen(event)
-        return conclude(event.final_status)
+        status = event.final_status
+        if status.status == "failed":
+            raise JobFailed(status)
+        return status
 
     def predict(
         self, model_name: str, observation: Any, deterministic: bool = True, action_masks: Any = None
@@ -159,10 +244,12 @@ class Client:
         """Ask a policy for an action.
 
         :param observation: Numbers, lists or arrays of them, or a dict of these, as the environment gives it.
-        :param deterministic: Take the most likely action instead of drawing one.
+        :param deterministic: Whether to take the most likely action instead of drawing one.
         :param action_masks: Which actions are allowed; None for all.
         """
-        return self._call(calls.predict(model_name, observation, deterministic, action_masks))
+        body = {"model_name": model_name, "observation": observation, "deterministic": deterministic}
+        masks = _leave_out_none(action_masks=action_masks)
+        return self._ask(answers.Prediction, "POST", "/inference", json=answers.to_plain(body | masks))
 
     def predict_batch(
         self,
@@ -171,82 +258,119 @@ class Client:
         deterministic: bool = True,
         action_masks: Sequence[Any] | None = None,
     ) -> list[answers.Prediction | answers.ItemError]:
-        """Ask for one action per observation; one that does not fit has an error, and the others are answered."""
-        return self._call(calls.predict_batch(model_name, observations, deterministic, action_masks))
+        """Ask a policy for one action per observation; an observation that does not fit gets an error of its own."""
+        body = {"model_name": model_name, "observations": observations, "deterministic": deterministic}
+        masks = _leave_out_none(action_masks=action_masks)
+        response = self._request("POST", "/inference/batch", json=answers.to_plain(body | masks))
+        return [answers.parse_item(item) for item in answers.read_list(response, "answers")]
 
     def predict_array(
         self, model_name: str, observations: "npt.NDArray[Any]", deterministic: bool = True
     ) -> "npt.NDArray[Any]":
-        """Ask for the actions of many observations at once, all of them or none, without the detour of JSON.
+        """Ask a policy for actions as an array, which skips JSON; one observation that does not fit refuses all.
 
         :param observations: ``(batch_size, *observation_shape)``.
         :return: ``(batch_size, *action_shape)``.
         """
-        return self._call(calls.predict_array(model_name, observations, deterministic))
+        import numpy as np  # no other method needs it
+
+        file = io.BytesIO()
+        np.save(file, observations, allow_pickle=False)
+        response = self._request(
+            "POST",
+            "/inference/batch",
+            params={"model_name": model_name, "deterministic": deterministic},
+            content=file.getvalue(),
+            headers={"Content-Type": _ARRAY_TYPE, "Accept": _ARRAY_TYPE},
+        )
+        actions: npt.NDArray[Any] = np.load(io.BytesIO(response.content), allow_pickle=False)
+        return actions
 
     def models(self) -> list[answers.ModelSummary]:
         """List the models."""
-        return self._call(calls.list_models())
+        return self._list(answers.ModelSummary, "models", "/models")
 
     def model(self, model_name: str) -> answers.ModelCard:
-        """Ask what a model's file says of it."""
-        return self._call(calls.get_model(model_name))
+        """Get the card of a model: what its file says of it."""
+        return self._ask(answers.ModelCard, "GET", f"/models/{_quote(model_name)}")
 
     def evaluate(
         self, model_name: str, n_episodes: int = 20, seed: int = 0, deterministic: bool = True
     ) -> answers.Comparison:
-        """Have a policy play whole episodes, beside random actions."""
-        return self._call(calls.evaluate(model_name, n_episodes, seed, deterministic))
+        """Play whole episodes with a policy and with random actions."""
+        return self._ask(
+            answers.Comparison,
+            "POST",
+            f"/models/{_quote(model_name)}/evaluate",
+            json={"n_episodes": n_episodes, "seed": seed, "deterministic": deterministic},
+            timeout=_PLAYING_TIMEOUT_SECONDS,
+        )
 
     def video(
         self, model_name: str, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
     ) -> answers.Video:
-        """Have an episode filmed, and save it.
+        """Film an episode, and save it.
 
         :param path: Ends in ``.gif`` or ``.mp4``.
         :raises ValueError: If it does not.
         """
-        call = calls.film(model_name, get_video_format(path), seed, deterministic, max_steps)
-        return save_video(path, self._call(call))
+        query = {
+            "format": get_video_format(path),
+            "seed": seed,
+            "deterministic": deterministic,
+            "max_steps": max_steps,
+        }
+        response = self._request(
+            "GET", f"/models/{_quote(model_name)}/video", params=query, timeout=_PLAYING_TIMEOUT_SECONDS
+        )
+        return save_video(path, response)
 
     def download(self, model_name: str, path: FilePath | None = None) -> Path:
         """Save a model file, which ``GRPO.load`` reads; by default as ``<model_name>.zip``."""
-        return save_model(path or f"{model_name}.zip", self._call(calls.download(model_name)))
+        response = self._request("GET", f"/models/{_quote(model_name)}/file")
+        return save_model(path or f"{model_name}.zip", response)
 
     def upload(self, model_name: str, path: FilePath, overwrite: bool = False) -> answers.ModelCard:
         """Put a model file on the server.
 
         :param overwrite: Whether to replace a model of that name.
-        :raises Conflict: If there is one, and it is not to be replaced.
+        :raises Conflict: If there is one, and ``overwrite`` is false.
         """
-        return self._call(calls.upload(model_name, Path(path).read_bytes(), overwrite))
+        return self._ask(
+            answers.ModelCard,
+            "PUT",
+            f"/models/{_quote(model_name)}/file",
+            params={"overwrite": overwrite},
+            content=Path(path).read_bytes(),
+            headers={"Content-Type": "application/zip"},
+        )
 
     def delete(self, model_name: str) -> answers.Deleted:
         """Delete a model."""
-        return self._call(calls.delete_model(model_name))
+        return self._ask(answers.Deleted, "DELETE", f"/models/{_quote(model_name)}")
 
     def environments(self, search: str | None = None) -> list[answers.EnvironmentSummary]:
-        """List what can be trained in.
+        """List the environments.
 
-        :param search: Part of the names.
+        :param search: Only those with this text in their names.
         """
-        return self._call(calls.list_environments(search))
+        return self._list(answers.EnvironmentSummary, "environments", "/environments", search=search)
 
     def environment(self, env_name: str) -> answers.Environment:
-        """Ask what an environment is like."""
-        return self._call(calls.get_environment(env_name))
+        """Get the spaces, the limits and the preset of an environment."""
+        return self._ask(answers.Environment, "GET", f"/environments/{quote(env_name, safe='/')}")
 
     def reward_functions(self) -> list[answers.RewardFunction]:
-        """List what can be trained on beside an environment's own reward."""
-        return self._call(calls.list_reward_functions())
+        """List the reward functions that a job can name."""
+        return self._list(answers.RewardFunction, "reward_functions", "/reward-functions")
 
 
 class Job:
     """A job on a server.
 
-    :param client: Who asks the server.
+    :param client: The client to ask with.
     :param job_id: Its id.
-    :param config: What it trains with, every default filled in.
+    :param config: Its settings, every default filled in.
     """
 
     def __init__(self, client: Client, job_id: str, config: Any) -> None:
@@ -258,19 +382,19 @@ class Job:
         return f"{type(self).__name__}({self.job_id!r})"
 
     def status(self) -> answers.TrainingStatus:
-        """See ``Client.status``."""
+        """Get the status of the job."""
         return self._client.status(self.job_id)
 
     def stop(self) -> answers.Stopped:
-        """See ``Client.stop``."""
+        """Stop the job and keep its policy."""
         return self._client.stop(self.job_id)
 
     def metrics(self) -> answers.MetricHistory:
-        """See ``Client.metrics``."""
+        """Get the metrics of the job over time."""
         return self._client.metrics(self.job_id)
 
-    def events(self, after: int = 0, timeout_seconds: float | None = None) -> Generator[answers.JobEvent, None, None]:
-        """See ``Client.events``."""
+    def events(self, after: int = 0, timeout_seconds: float | None = None) -> answers.Events:
+        """Iterate over the events of the job, like ``events`` of the client."""
         return self._client.events(self.job_id, after, timeout_seconds)
 
     def wait(
@@ -279,9 +403,9 @@ class Job:
         on_event: Callable[[answers.JobEvent], None] | None = None,
         progress: bool = False,
     ) -> answers.TrainingStatus:
-        """See ``Client.wait``."""
+        """Wait for the job to end, like ``wait`` of the client."""
         return self._client.wait(self.job_id, timeout_seconds, on_event, progress)
 
     def curve(self, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
-        """See ``Client.curve``."""
+        """Save a learning curve of the job as PNG."""
         return self._client.curve(self.job_id, path, metric, theme)

@@ -1,4 +1,4 @@
-"""What can go wrong with a call or a job."""
+"""The exceptions of this package."""
 
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ class GRPOError(Exception):
 
 
 class ServerUnreachable(GRPOError):
-    """No answer came, or none of a GRPO server."""
+    """No answer came, or one that a GRPO server would not send."""
 
 
 class ApiError(GRPOError):
@@ -24,13 +24,11 @@ class ApiError(GRPOError):
 
     :param status: HTTP status.
     :param detail: What is wrong and, where there is one, the remedy.
-    :param problem_type: The kind of error, such as ``urn:grpo:problem:not-found``; None if the server does not say.
-    :param request_id: What to look for in the server's log; None if the server does not say.
+    :param problem_type: The kind of error, such as ``urn:grpo:problem:not-found``; None if a proxy refused.
+    :param request_id: The id to look for in the server's log; None if a proxy refused.
     """
 
-    def __init__(
-        self, status: int, detail: str, problem_type: str | None = None, request_id: str | None = None
-    ) -> None:
+    def __init__(self, status: int, detail: str, problem_type: str | None, request_id: str | None) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
@@ -50,15 +48,15 @@ class Conflict(ApiError):
 
 
 class InvalidRequest(ApiError):
-    """The request names what does not exist, or does not fit."""
+    """A field of the request is unknown, or its value does not fit."""
 
 
 class Busy(ApiError):
-    """The server has no room for more now, and was asked as often as ``max_retries`` allows."""
+    """The server was still busy after ``max_retries``."""
 
 
 class JobFailed(GRPOError):
-    """A job that was waited for has failed.
+    """The job failed.
 
     :param status: Its final status.
     """
@@ -69,9 +67,10 @@ class JobFailed(GRPOError):
 
 
 class JobTimeout(GRPOError):
-    """A job was not over when the time to wait for it was; it goes on.
+    """The job was not over in time; it goes on.
 
-    :param job_id: The job.
+    :param job_id: Id of the job.
+    :param timeout_seconds: How long it was waited for.
     """
 
     def __init__(self, job_id: str, timeout_seconds: float) -> None:
@@ -93,11 +92,34 @@ _KINDS: dict[int, type[ApiError]] = {
 }
 
 
-def make_api_error(response: httpx2.Response) -> ApiError:
-    """Turn a refusal into an exception, also one that does not come from the application, such as a proxy's."""
+def check_response(outcome: object) -> httpx2.Response:
+    """Return a response that is a success.
+
+    :param outcome: The response, or the transport's error.
+    :raises ServerUnreachable: If no answer came.
+    :raises ApiError: If the server refused.
+    """
+    if isinstance(outcome, httpx2.Response) and outcome.is_success:
+        return outcome
+    raise make_error(outcome)
+
+
+def make_error(outcome: object) -> GRPOError:
+    """Make the exception for a refusal, a transport's error or a stream that ended early.
+
+    :param outcome: The response, the error, or None for the stream.
+    """
+    if isinstance(outcome, httpx2.Response):
+        return _make_api_error(outcome)
+    if isinstance(outcome, Exception):
+        return ServerUnreachable(f"no answer ({type(outcome).__name__}: {outcome}); is the server running?")
+    return ServerUnreachable("the stream of events ended early, again and again; is the server shutting down?")
+
+
+def _make_api_error(response: httpx2.Response) -> ApiError:
     try:
         problem = response.json()
-    except ValueError:
+    except ValueError:  # a proxy's page, for example
         problem = None
     if not isinstance(problem, dict):
         problem = {"detail": response.text.strip()[:_MAX_DETAIL_CHARS] or response.reason_phrase}

@@ -1,4 +1,4 @@
-"""What comes as a file: where it is saved, and whether it came whole."""
+"""Saving what comes as a file, and checking that it came whole."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ FilePath = str | os.PathLike[str]
 
 
 def save_file(path: FilePath, content: bytes) -> Path:
-    """Write a file whose name always has the old content or the new, never a part; folders are made as needed."""
+    """Write a file in one step, so that its name never holds a part of it; make its folder if needed."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
@@ -29,33 +29,32 @@ def save_file(path: FilePath, content: bytes) -> Path:
 
 
 def save_model(path: FilePath, response: httpx2.Response) -> Path:
-    """Save a model file whose SHA-256 is the one that the server tells.
+    """Check a model file against the SHA-256 in its ``ETag``, and save it.
 
-    :raises GRPOError: If it is not.
+    :raises GRPOError: If they differ.
     """
     told, found = response.headers.get("ETag", "").strip('"'), hashlib.sha256(response.content).hexdigest()
-    if told not in ("", found):
+    if told not in (found, ""):  # a proxy may drop the header
         raise GRPOError(f"the file came damaged: its SHA-256 is {found}, the server's {told}; download it again.")
     return save_file(path, response.content)
 
 
 def save_video(path: FilePath, response: httpx2.Response) -> Video:
     """Save a film."""
-    reward, n_steps = (response.headers.get(f"X-Episode-{name}") for name in ("Reward", "Length"))
     return Video(
         path=save_file(path, response.content),
         n_bytes=len(response.content),
-        reward=None if reward is None else float(reward),
-        n_steps=None if n_steps is None else int(n_steps),
+        reward=float(response.headers["X-Episode-Reward"]),
+        n_steps=int(response.headers["X-Episode-Length"]),
     )
 
 
 def get_video_format(path: FilePath) -> str:
-    """Tell the format of a film by its name.
+    """Return the format of a film by the end of its name.
 
     :raises ValueError: If the server makes no such films.
     """
     video_format = Path(path).suffix.removeprefix(".").lower()
     if video_format not in VIDEO_FORMATS:
-        raise ValueError(f"path='{path}' is no film; end its name in .{' or .'.join(VIDEO_FORMATS)}.")
+        raise ValueError(f"path='{path}' is not a film; end its name in .{' or .'.join(VIDEO_FORMATS)}.")
     return video_format

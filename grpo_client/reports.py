@@ -1,4 +1,4 @@
-"""What the command line tells people of answers."""
+"""Answers as text for a terminal."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ _NONE = "-"
 
 
 def clean(text: str) -> str:
-    """Spell out control characters, which a server's text could steer a terminal with; lines and tabs stay."""
+    """Escape control characters, with which a server could steer the terminal; keep newlines and tabs."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _tabulate(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Align rows below their keys; nothing of no rows."""
+    """Align rows below their keys; no rows make an empty text."""
     if not rows:
         return ""
     lines = [list(rows[0]), *([_NONE if cell is None else str(cell) for cell in row.values()] for row in rows)]
@@ -35,7 +35,7 @@ def _tabulate(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def list_jobs(jobs: Sequence[JobSummary]) -> str:
-    """Tell a list of jobs."""
+    """Format the job list."""
     return _tabulate(
         [
             {
@@ -51,7 +51,7 @@ def list_jobs(jobs: Sequence[JobSummary]) -> str:
 
 
 def describe_status(status: TrainingStatus) -> str:
-    """Tell where a job is, or how it ended."""
+    """Format the status of a job."""
     steps = f"{status.current_timesteps:,} of {status.total_timesteps:,} steps"
     lines = [f"{status.status}: {steps}{_format_times(status)}, job {status.job_id}"]
     if status.error_message is not None:
@@ -62,8 +62,7 @@ def describe_status(status: TrainingStatus) -> str:
         lines.append(f"latest evaluation: {_describe_evaluation(status.evaluation)}")
     if status.best_evaluation is not None:
         lines.append(f"best evaluation: {_describe_evaluation(status.best_evaluation)}")
-    if status.verdict is not None:
-        lines.append(f"{status.verdict.state.replace('_', ' ')}: {status.verdict.text}")
+    lines.append(f"{status.verdict.state.replace('_', ' ')}: {status.verdict.text}")
     lines += [f"warning: {warning}" for warning in status.warnings]
     if status.model_name is not None:
         lines.append(f"model: {status.model_name}")
@@ -71,8 +70,9 @@ def describe_status(status: TrainingStatus) -> str:
 
 
 def _format_times(status: TrainingStatus) -> str:
-    passed = "" if status.elapsed_seconds is None else f" in {status.elapsed_seconds:.1f} s"
-    return passed + ("" if status.eta_seconds is None else f", {status.eta_seconds:.0f} s left")
+    return f" in {status.elapsed_seconds:.1f} s" + (
+        "" if status.eta_seconds is None else f", {status.eta_seconds:.0f} s left"
+    )
 
 
 def _describe_evaluation(evaluation: Evaluation) -> str:
@@ -86,14 +86,19 @@ def _describe_evaluation(evaluation: Evaluation) -> str:
 
 
 def describe_prediction(prediction: Prediction) -> str:
-    """Tell what a policy would do."""
-    value = _NONE if prediction.value is None else f"{prediction.value:.4f}"
-    return describe_facts({"action": prediction.action, "probabilities": prediction.action_probs, "value": value})
+    """Format a policy's answer to one observation."""
+    return describe_facts(
+        {
+            "action": prediction.action,
+            "probabilities": prediction.action_probs,
+            "value": f"{prediction.value:.4f}",
+        }
+    )
 
 
 def describe_comparison(comparison: Comparison) -> str:
-    """Tell how well a policy plays."""
-    verdict = "better than random" if comparison.better_than_random else "not surely better than random"
+    """Format the evaluations of a policy and of random actions."""
+    verdict = "better than random" if comparison.better_than_random else "not clearly better than random"
     return "\n".join(
         [
             f"{comparison.model_name} in {comparison.env_name}: {verdict}",
@@ -104,12 +109,12 @@ def describe_comparison(comparison: Comparison) -> str:
 
 
 def list_models(models: Sequence[ModelSummary]) -> str:
-    """Tell a list of models."""
+    """Format the model list."""
     return _tabulate([{"model": model.name, "status": model.status} for model in models])
 
 
 def list_environments(environments: Sequence[EnvironmentSummary]) -> str:
-    """Tell a list of environments."""
+    """Format the environment list."""
     return _tabulate(
         [
             {
@@ -124,7 +129,7 @@ def list_environments(environments: Sequence[EnvironmentSummary]) -> str:
 
 
 def list_rewards(rewards: Sequence[RewardFunction]) -> str:
-    """Tell a list of reward functions."""
+    """Format the list of reward functions."""
     return _tabulate(
         [
             {
@@ -138,7 +143,7 @@ def list_rewards(rewards: Sequence[RewardFunction]) -> str:
 
 
 def describe_facts(facts: Mapping[str, Any]) -> str:
-    """Tell facts one by one, what is nested as JSON."""
+    """Format names and values one per line, nested values as JSON."""
     width = max(map(len, facts))
     return "\n".join(f"{name:{width}}  {_format_fact(fact)}" for name, fact in facts.items())
 

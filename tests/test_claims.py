@@ -9,7 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from benchmarks.evaluation import evaluate
+from benchmarks.lib.evaluation import evaluate
 from grpo import GRPO
 from grpo_core.options.presets import get_preset
 

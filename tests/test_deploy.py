@@ -1,4 +1,4 @@
-"""What is deployed is complete, stays hardened, and asks for metrics that there are."""
+"""The deployment is complete, stays hardened, and asks for metrics that exist."""
 
 import ast
 import configparser
@@ -26,13 +26,13 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVERS = ["grpo", "grpo-cuda"]
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
 RULES = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text())
-# What Prometheus itself says of whom it asks.
+# Prometheus makes this one itself.
 OTHERS = {"up"}
 METRIC = re.compile(r"\b(up|(?:grpo|process)_[a-z_]+)\b")
 
 
 def list_copies() -> list[str]:
-    """List what the image takes from the repository."""
+    """List the files and folders that the image copies."""
     lines = re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, flags=re.MULTILINE)
     return [source for line in lines for source in line.split()[:-1]]
 
@@ -200,7 +200,7 @@ class TestUnit:
 
     @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd on this machine")
     def test_systemd_understands_it_and_calls_it_safe(self, tmp_path: Path) -> None:
-        # The paths of an installation are not there.
+        # The paths of an installation do not exist here.
         text = (DEPLOY / "grpo.service").read_text()
         text = text.replace("/opt/grpo/.venv/bin/python", sys.executable).replace("/opt/grpo", str(ROOT))
         (tmp_path / "grpo.service").write_text(text)
@@ -212,7 +212,7 @@ class TestUnit:
 
 
 def list_expressions() -> list[tuple[str, str]]:
-    """List what the dashboard and the rules ask Prometheus for, with the name of who asks."""
+    """List the panels and rules with their expressions."""
     panels = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
     rules = [(rule["alert"], rule["expr"]) for group in RULES["groups"] for rule in group["rules"]]
     return [*panels, *rules]
@@ -221,7 +221,7 @@ def list_expressions() -> list[tuple[str, str]]:
 class TestMonitoring:
     @pytest.fixture
     def samples(self, client: TestClient) -> set[str]:
-        """The names of all samples there are."""
+        """The names of all samples."""
         client.get("/health")
         text = client.get("/metrics").text
         return set(re.findall(r"^([a-z_]+)[ {]", text, flags=re.MULTILINE)) | OTHERS

@@ -17,7 +17,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.ui import WebDriverWait
 
-from benchmarks.server import serve as serve_process
+from benchmarks.lib.server import serve as serve_process
 from tests.browser import ARTEFACTS, BROWSER, drive, list_flags, needs_browser, needs_driver
 from tests.support import serve, wait_until
 

@@ -26,7 +26,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from api import REWARD_FUNCTIONS, create_app
-from benchmarks.pages import list_blocks
+from benchmarks.lib.pages import list_blocks
 from grpo import GRPO
 from grpo_core.options.presets import list_presets
 from grpo_core.options.rewards import optimized_cartpole

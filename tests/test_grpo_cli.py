@@ -1,4 +1,4 @@
-"""The command line of the library, as it is typed."""
+"""The commands of the library."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def get_hyperparameters(path: Path) -> dict[str, object]:
     return hyperparameters
 
 
-def test_a_newcomer_trains_judges_films_and_describes_a_policy(
+def test_a_newcomer_trains_evaluates_films_and_describes_a_policy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = run("train", "--env", "CartPole-v1", "--seed", "3", "--output", "cartpole", cwd=tmp_path)
@@ -67,7 +67,7 @@ def test_a_newcomer_trains_judges_films_and_describes_a_policy(
     assert re.search(r"group_size +2$", described, flags=re.MULTILINE)
 
 
-def test_a_model_from_the_command_line_is_that_of_the_library(tmp_path: Path) -> None:
+def test_the_command_line_trains_the_same_model_as_the_library(tmp_path: Path) -> None:
     assert main(["train", "--env=CartPole-v1", "-n=512", "--seed=5", "--eval-episodes=0", f"-o={tmp_path / 'm'}"]) == 0
     by_hand = GRPO("MlpPolicy", "CartPole-v1", n_steps=256, group_size=2, horizon=32, seed=5, device="cpu").learn(512)
     by_hand.save(tmp_path / "by_hand")
@@ -122,7 +122,7 @@ def test_normalisation_is_asked_for_by_name(tmp_path: Path) -> None:
     assert (vec_normalize.norm_obs, vec_normalize.norm_reward) == (True, False)
 
 
-def test_a_shipped_reward_takes_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_named_reward_function_takes_no_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "m.zip"
     options = ["-n", "1", "--eval-episodes", "0", "-o", str(output), "--reward-function", "simple_cartpole"]
     assert main(["train", "--env", "CartPole-v1", *options]) == 0
@@ -155,7 +155,7 @@ def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp
         (["--env-module", "no_such_module"], "--env-module no_such_module cannot be imported"),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_remedy(
+def test_a_usage_error_names_a_remedy(
     options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -204,7 +204,7 @@ def test_a_bar_is_shown_when_asked_for_and_not_in_a_pipe(tmp_path: Path, capsys:
 def test_a_bar_without_its_packages_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("grpo_cli.find_spec", lambda name: None if name == "rich" else object())
+    monkeypatch.setattr("grpo_cli.options.find_spec", lambda name: None if name == "rich" else object())
     assert main(["train", "--env", "CartPole-v1", "--progress"]) == 2
     assert "--progress needs tqdm and rich: pip install tqdm rich, or leave it out." in capsys.readouterr().err
 
@@ -234,7 +234,9 @@ def test_a_file_cannot_have_a_module_imported(tmp_path: Path, capsys: pytest.Cap
     assert "antigravity" not in sys.modules
 
 
-def test_a_policy_is_not_played_where_it_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_policy_is_not_played_in_an_environment_with_other_spaces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_model("CartPole-v1").save(tmp_path / "m.zip")
     assert main(["evaluate", "--model", str(tmp_path / "m.zip"), "--env", "Pendulum-v1"]) == 2
     assert "--env Pendulum-v1 cannot be played: the policy's observations are" in capsys.readouterr().err
@@ -247,7 +249,7 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path, capsys: pytest.Captu
         assert f"--model {tmp_path / name} cannot be read" in capsys.readouterr().err
 
 
-def test_control_characters_of_a_file_are_spelled_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_of_a_file_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.zip").write_bytes(make_model("CartPole-v1").to_bytes(env_name="\x1b]0;title\x07"))
     assert main(["info", "--model", str(tmp_path / "m.zip")]) == 0
     said = capsys.readouterr().out
@@ -264,7 +266,7 @@ def test_a_film_of_an_unknown_kind_is_refused_before_it_is_played(
     assert "end its name in .gif or .mp4" in capsys.readouterr().err
 
 
-def test_an_environment_without_pictures_is_told(
+def test_an_environment_without_pictures_is_reported(
     tmp_path: Path, register_env: RegisterEnv, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = register_env(LineEnv, max_episode_steps=5)

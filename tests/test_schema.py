@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from benchmarks.server import serve
+from benchmarks.lib.server import serve
 from grpo import GRPO
 from service.http import examples
 from tests.support import FINAL_STATUSES, wait_until

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from benchmarks.pages import Block, list_blocks
+from benchmarks.lib.pages import Block, list_blocks
 
 DOCUMENTED_URL = "http://localhost:8000"
 _START_SECONDS = 60.0

@@ -1,1 +1,1 @@
-"""The pages of the dashboard. Importing any of them imports NiceGUI; see ``service.dashboard.mount``."""
+"""The dashboard. ``mount`` imports its pages, and with them NiceGUI, when the first visitor comes."""

@@ -1,6 +1,6 @@
-"""The way to the dashboard, which imports it when the first visitor comes.
+"""The dashboard's place in the service; its pages are imported when the first visitor comes.
 
-NiceGUI takes a second and 60 MB that a server without visitors does without.
+NiceGUI takes a second and 60 MB, which a server without visitors does not need.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from service.errors import Problem
 from service.http.problems import error_response
 
 PREFIX = "/dashboard"
-# Where pages find the service that shows them: NiceGUI itself is one per process.
+# The scope of a request carries the service here, because a process has one NiceGUI for all services.
 SERVICE_KEY = "grpo.service"
 _TAKEN = Problem("dashboard-taken", "The dashboard shows another service")
 
 
 class DashboardMount:
-    """Opens at the first request; belongs at ``PREFIX``.
+    """An ASGI application for ``PREFIX`` that opens at the first request.
 
-    :param service: What the pages show.
+    :param service: The service to show.
     """
 
     def __init__(self, service: Service) -> None:
@@ -39,21 +39,21 @@ class DashboardMount:
                 if self._pages is None:
                     self._pages = await self._open()
         if self._pages is None:
-            detail = "another service of this process shows its dashboard; end that one first."
+            detail = "another service of this process shows its dashboard; end it first."
             await error_response(_TAKEN, 503, detail)(scope, receive, send)
             return
         await self._pages({**scope, SERVICE_KEY: self._service}, receive, send)
 
     async def close(self) -> None:
-        """Let go of NiceGUI, if it was ever asked for."""
+        """Leave NiceGUI, if a visitor ever came."""
         self._pages = None
         await self._entered.aclose()
 
     async def _open(self) -> ASGIApp | None:
-        # In a thread, so that other requests are answered meanwhile.
-        application = await run_in_threadpool(import_module, "service.dashboard.application")
-        if application.is_open():
+        # In a thread, so that the server answers other requests meanwhile.
+        nicegui_app = await run_in_threadpool(import_module, "service.dashboard.nicegui_app")
+        if nicegui_app.is_open():
             return None
-        await self._entered.enter_async_context(application.open_pages())
-        pages: ASGIApp = application.PAGES
+        await self._entered.enter_async_context(nicegui_app.open_pages())
+        pages: ASGIApp = nicegui_app.PAGES
         return pages

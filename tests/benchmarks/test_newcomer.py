@@ -1,11 +1,11 @@
-"""What the newcomer takes from a page, and that README.md has it."""
+"""The commands and blocks that the newcomer finds in a page, and in README.md."""
 
 from pathlib import Path
 
 import pytest
 
+from benchmarks.lib.pages import Block, list_blocks
 from benchmarks.newcomer import ReadmeError, format_seconds, list_commands, list_examples
-from benchmarks.pages import Block, list_blocks
 
 PAGE = """
 ```console
@@ -43,7 +43,7 @@ def test_blocks_are_found_with_their_language_line_and_title() -> None:
     assert list_blocks("```bash server\nrun\n```")[0].is_server
 
 
-def test_commands_lose_their_prompts_and_comments_and_the_way_to_the_clone() -> None:
+def test_commands_are_listed_without_prompts_comments_and_cloning() -> None:
     assert list_commands(list_blocks(PAGE)) == ["make serve", "make test"]
 
 
@@ -64,6 +64,6 @@ def test_the_readme_leads_from_its_first_commands_to_an_inference() -> None:
     assert "/inference" in list_examples(blocks)[-1].code
 
 
-def test_durations_are_told_in_minutes_and_seconds() -> None:
+def test_durations_are_written_in_minutes_and_seconds() -> None:
     assert format_seconds(5.4) == "0 min  5 s"
     assert format_seconds(119.6) == "2 min  0 s"

@@ -1,4 +1,4 @@
-"""Either client behind the same blocking methods, so that one test speaks for both."""
+"""Both clients behind blocking methods, so that one test covers both."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from grpo_client import AsyncClient, AsyncJob, Client
 
 
 class Blocking:
-    """Has the methods of an asynchronous object run on a loop of their own, and waits for them; events come in a list.
+    """Runs the methods of an asynchronous object on an event loop and waits for them; events come as a list.
 
     :param target: A client or a job.
-    :param portal: The loop.
+    :param portal: The event loop.
     """
 
     def __init__(self, target: Any, portal: BlockingPortal) -> None:

@@ -19,6 +19,6 @@ def server_url(app: FastAPI) -> Iterator[str]:
 
 @pytest.fixture(params=["sync", "async"])
 def grpo(request: pytest.FixtureRequest, server_url: str) -> Iterator[Any]:
-    """Either client of the server."""
+    """A client of the server: one that blocks, then one that awaits."""
     with open_client(request.param, server_url) as client:
         yield client

@@ -1,20 +1,48 @@
-"""A server on loopback that answers with what a test laid out."""
+"""A server on loopback that gives the answers of a script."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+
+def make_status(**changes: Any) -> dict[str, Any]:
+    """Return the JSON of a running job's status."""
+    status = {
+        "job_id": "j",
+        "status": "running",
+        "progress": 0.5,
+        "current_timesteps": 4,
+        "total_timesteps": 9,
+        "created_at": "2026-11-25T10:00:00Z",
+        "start_time": "2026-11-25T10:00:01Z",
+        "end_time": None,
+        "error_message": None,
+        "metrics": {},
+        "warnings": [],
+        "model_name": None,
+        "sha256": None,
+        "elapsed_seconds": 1.0,
+        "eta_seconds": None,
+        "verdict": {"state": "learning", "text": "It learns."},
+        "evaluation": None,
+        "best_evaluation": None,
+        "ended_by": None,
+        "tensorboard_run": None,
+        "config": {},
+    }
+    return {**status, **changes}
 
 
 class Answer(NamedTuple):
     """One answer.
 
     :param status: HTTP status.
-    :param body: What follows the headers.
-    :param headers: Beside those of every answer.
-    :param n_missing_bytes: How much of the announced body never comes.
-    :param hold: Keeps the connection open, silently, until it is set.
+    :param body: Text of the body.
+    :param headers: Headers to add to those of every answer.
+    :param n_missing_bytes: Bytes that ``Content-Length`` announces and that never come.
+    :param hold: Keeps the connection open and silent until it is set.
     """
 
     status: int
@@ -33,9 +61,9 @@ class Received(NamedTuple):
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """Answers requests in their order; the last answer is repeated.
+    """Gives one answer per request, and repeats the last one.
 
-    :param script: Answers.
+    :param script: The answers in order.
     """
 
     daemon_threads = True

@@ -1,4 +1,4 @@
-"""The client in a terminal, against a real server."""
+"""The client's commands, against a real server."""
 
 import json
 import os
@@ -23,7 +23,7 @@ JOB = ["--env", "CartPole-v1", "-n", "64", "--seed", "0", "--name", "m"]
 
 
 def make_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Return ``python -m grpo_client`` with arguments, and the environment that it runs in."""
+    """Return ``python -m grpo_client`` with arguments, and its process environment."""
     return [sys.executable, "-m", "grpo_client", *arguments], {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -34,7 +34,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def ask(server_url: str, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command in this process; return its exit status, what it printed and what it complained of."""
+    """Run a command in this process, and return its exit status, its output and its errors."""
 
     def ask(*arguments: str) -> tuple[int, str, str]:
         exit_status = main([*arguments, "--url", server_url])
@@ -99,11 +99,11 @@ def test_an_interrupt_leaves_the_job_and_says_how_to_stop_it(tmp_path: Path) -> 
             _, complaint = process.communicate(timeout=60)
         released.set()
     assert process.returncode == 130
-    assert "the job goes on; grpo-client watch j goes on watching, grpo-client stop j stops it." in complaint
+    assert "the job goes on; grpo-client watch j watches it again, grpo-client stop j stops it." in complaint
     assert [request.path for request in server.received] == ["/train", "/training/j/events"]
 
 
-def test_a_job_that_fails_is_told_and_is_a_failure(ask: Any, register_env: RegisterEnv) -> None:
+def test_a_job_that_fails_is_reported_and_ends_in_failure(ask: Any, register_env: RegisterEnv) -> None:
     n_steps = iter(range(10**9))
 
     def fail() -> None:
@@ -116,7 +116,7 @@ def test_a_job_that_fails_is_told_and_is_a_failure(ask: Any, register_env: Regis
     assert "error: RuntimeError: the motor broke" in said
 
 
-def test_a_wait_that_takes_too_long_is_a_failure(ask: Any, register_env: RegisterEnv) -> None:
+def test_a_wait_that_takes_too_long_ends_in_failure(ask: Any, register_env: RegisterEnv) -> None:
     gate = Gate()
     env_name = register_env(lambda: LineEnv(on_step=gate.pass_through), max_episode_steps=5)
     gate.admit(100)
@@ -137,7 +137,7 @@ def test_a_policy_is_asked(ask: Any, model: str) -> None:
     assert json.loads(ask("predict", model, "[0.1, 0, 0.05, 0]", "--json")[1])["action"] in (0, 1)
 
 
-def test_a_policy_is_judged_and_filmed(ask: Any, model: str, tmp_path: Path) -> None:
+def test_a_policy_is_evaluated_and_filmed(ask: Any, model: str, tmp_path: Path) -> None:
     exit_status, said, _ = ask("evaluate", model, "-n", "3")
     assert exit_status == 0
     assert said.startswith("m in CartPole-v1: ")
@@ -158,7 +158,7 @@ def test_models_are_listed_described_and_deleted(ask: Any, model: str) -> None:
     assert complaint.startswith("grpo-client: there is no model")
 
 
-def test_a_model_file_is_taken_away_and_brought_back(ask: Any, model: str, tmp_path: Path) -> None:
+def test_a_model_file_is_downloaded_and_uploaded(ask: Any, model: str, tmp_path: Path) -> None:
     file = tmp_path / "again.zip"
     assert ask("download", model, str(file)) == (0, f"saved {file}\n", "")
     assert ask("upload", str(file))[1].startswith(f"uploaded again: {file.stat().st_size} bytes, sha256 ")
@@ -169,7 +169,7 @@ def test_a_model_file_is_taken_away_and_brought_back(ask: Any, model: str, tmp_p
     assert json.loads(ask("upload", str(file), "--name", "third", "--json")[1])["name"] == "third"
 
 
-def test_what_can_be_trained_is_listed(ask: Any) -> None:
+def test_environments_and_rewards_are_listed(ask: Any) -> None:
     assert "CartPole-v1" in ask("environments", "cartpole")[1]
     assert "restorable               true" in ask("environment", "CartPole-v1")[1]
     assert "optimized_cartpole" in ask("rewards")[1]
@@ -178,13 +178,13 @@ def test_what_can_be_trained_is_listed(ask: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["predict", "m", "[0.1"], "observation [0.1 is no JSON"),
-        (["predict", "m", "NaN"], "observation NaN is no JSON"),
-        (["predict", "m", "1", "--masks", "x"], "--masks x is no JSON"),
+        (["predict", "m", "[0.1"], "observation [0.1 is not JSON"),
+        (["predict", "m", "NaN"], "observation NaN is not JSON"),
+        (["predict", "m", "1", "--masks", "x"], "--masks x is not JSON"),
         (["train", "--set", "gamma"], "--set gamma is not allowed: write KEY=VALUE"),
-        (["train", "--seed", "1", "--set", "seed=2"], "an option of its own says 1; leave one out"),
+        (["train", "--seed", "1", "--set", "seed=2"], "another option already sets seed to 1; leave one out"),
         (["video", "m", "film.avi"], "end its name in .gif or .mp4"),
-        (["upload", "gone.zip"], "gone.zip is no file"),
+        (["upload", "gone.zip"], "gone.zip is not a file"),
     ],
 )
 def test_a_command_line_that_cannot_work_is_a_usage_error(ask: Any, arguments: list[str], said: str) -> None:
@@ -193,12 +193,12 @@ def test_a_command_line_that_cannot_work_is_a_usage_error(ask: Any, arguments: l
     assert said in complaint
 
 
-def test_a_url_that_is_none_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_url_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--url", "localhost:8000"]) == 2
     assert "write it as http://HOST:PORT" in capsys.readouterr().err
 
 
-def test_a_refusal_is_told_in_the_words_of_the_server(ask: Any) -> None:
+def test_a_refusal_is_reported_in_the_words_of_the_server(ask: Any) -> None:
     exit_status, said, complaint = ask("train", "--set", "n_step=64")
     assert (exit_status, said) == (1, "")
     assert complaint == "grpo-client: n_step: unknown field; did you mean n_steps? (HTTP 422)\n"
@@ -218,7 +218,7 @@ def test_the_key_and_the_server_come_from_an_option_or_a_variable(
         assert main(["models"]) == 0
 
 
-def test_what_a_server_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     listed = json.dumps({"models": [{"name": "\x1b]0;title\x07", "status": "saved"}]})
     with serve_script(Answer(200, listed)) as server:
         assert main(["models", "--url", server.url]) == 0

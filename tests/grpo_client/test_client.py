@@ -1,7 +1,6 @@
 """Every method of both clients, against a real server."""
 
 import hashlib
-import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +13,12 @@ from fastapi import FastAPI
 from grpo_client import (
     ApiError,
     AsyncClient,
-    AsyncJob,
     Client,
     Conflict,
     Evaluation,
     GRPOError,
     InvalidRequest,
     ItemError,
-    Job,
     JobEvent,
     JobFailed,
     JobTimeout,
@@ -31,6 +28,7 @@ from grpo_client import (
 )
 from tests.conftest import RegisterEnv
 from tests.grpo_client.blocking import open_client
+from tests.grpo_client.generate import TARGET, generate_client
 from tests.grpo_client.scripted_server import Answer, serve_script
 from tests.support import Gate, LineEnv, make_model, serve
 
@@ -40,26 +38,21 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture
 def open_gate(server_url: str) -> Any:
-    """A gate that opens for good before the server is shut down."""
+    """A gate that opens for good before the server shuts down."""
     gate = Gate()
     yield gate
     gate.admit()
 
 
 def save_model(app: FastAPI, name: str = "m") -> bytes:
-    """Put an untrained model on the server."""
+    """Save an untrained model in the server's folder."""
     content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
     (app.state.service.settings.models_dir / f"{name}.zip").write_bytes(content)
     return content
 
 
-def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
-    for blocking, awaiting in ((Client, AsyncClient), (Job, AsyncJob)):
-        names = {name for name in vars(blocking) if not name.startswith("_")}
-        assert names == {name for name in vars(awaiting) if not name.startswith("_")}
-        for name in names:
-            ours, theirs = (inspect.signature(getattr(one, name)).parameters for one in (blocking, awaiting))
-            assert list(ours.values()) == list(theirs.values()), name
+def test_the_client_that_blocks_is_generated() -> None:
+    assert TARGET.read_text() == generate_client(), "run: make format"
 
 
 def test_the_package_imports_neither_the_library_nor_the_server() -> None:
@@ -69,7 +62,7 @@ def test_the_package_imports_neither_the_library_nor_the_server() -> None:
     assert printed.stdout == "[]\n", printed.stderr
 
 
-def test_the_server_tells_what_it_is(grpo: Any) -> None:
+def test_the_server_describes_itself(grpo: Any) -> None:
     assert grpo.server_info().message == "GRPO API Server"
     health = grpo.health()
     assert (health.status, health.active_jobs, health.loaded_models) == ("healthy", 0, 0)
@@ -91,7 +84,7 @@ def test_a_job_is_trained_waited_for_and_asked(grpo: Any) -> None:
     assert grpo.job().job_id == job.job_id
 
 
-def test_events_after_one_are_told_again(grpo: Any) -> None:
+def test_events_after_an_id_are_sent_again(grpo: Any) -> None:
     job = grpo.train(**SHORT)
     events = list(job.events())
     assert [event.event_id for event in grpo.events(job.job_id, after=events[-3].event_id)] == [
@@ -100,7 +93,7 @@ def test_events_after_one_are_told_again(grpo: Any) -> None:
     assert [event.name for event in grpo.events("latest")][-1] == "job.completed"
 
 
-def test_what_a_job_measured_is_told(grpo: Any, tmp_path: Path) -> None:
+def test_metrics_of_a_job_are_returned(grpo: Any, tmp_path: Path) -> None:
     job = grpo.train(**SHORT)
     job.wait()
     history = job.metrics()
@@ -113,7 +106,7 @@ def test_what_a_job_measured_is_told(grpo: Any, tmp_path: Path) -> None:
     assert len(rows) == len(history.rows)
 
 
-def test_evaluations_of_a_job_are_told(grpo: Any) -> None:
+def test_evaluations_of_a_job_are_reported(grpo: Any) -> None:
     heard: list[JobEvent] = []
     job = grpo.train(**{**SHORT, "total_timesteps": 256}, eval_freq=64, n_eval_episodes=2)
     status = job.wait(on_event=heard.append)
@@ -151,7 +144,7 @@ def test_a_job_that_goes_on_is_stopped(grpo: Any, register_env: RegisterEnv, ope
     assert job.wait(timeout_seconds=60).status == "stopped"
 
 
-def test_a_job_that_fails_raises_what_failed(grpo: Any, register_env: RegisterEnv) -> None:
+def test_a_job_that_fails_raises_its_error(grpo: Any, register_env: RegisterEnv) -> None:
     n_steps = iter(range(10**9))
 
     def fail() -> None:
@@ -209,7 +202,7 @@ def test_models_are_listed_described_and_deleted(grpo: Any, app: FastAPI) -> Non
     assert grpo.models() == []
 
 
-def test_a_policy_is_judged_beside_random_actions(grpo: Any, app: FastAPI) -> None:
+def test_a_policy_is_compared_with_random_actions(grpo: Any, app: FastAPI) -> None:
     save_model(app)
     comparison = grpo.evaluate("m", n_episodes=5, seed=3)
     assert (comparison.env_name, comparison.seed, comparison.deterministic) == ("CartPole-v1", 3, True)
@@ -231,7 +224,7 @@ def test_an_episode_is_filmed(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
         grpo.video("m", tmp_path / "film.avi")
 
 
-def test_a_model_file_is_taken_away_and_brought_back(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
+def test_a_model_file_is_downloaded_and_uploaded(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
     content = save_model(app)
     path = grpo.download("m", tmp_path / "new" / "mine.zip")
     assert path.read_bytes() == content
@@ -247,7 +240,7 @@ def test_a_model_file_is_taken_away_and_brought_back(grpo: Any, app: FastAPI, tm
         grpo.upload("bad", tmp_path / "bad.zip")
 
 
-def test_a_model_file_goes_to_its_name_unless_told_otherwise(
+def test_a_model_file_is_saved_under_its_name_by_default(
     grpo: Any, app: FastAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = save_model(app)
@@ -257,7 +250,7 @@ def test_a_model_file_goes_to_its_name_unless_told_otherwise(
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_file_that_came_damaged_is_not_saved(kind: str, tmp_path: Path) -> None:
+def test_a_damaged_download_is_not_saved(kind: str, tmp_path: Path) -> None:
     etag = ("ETag", f'"{hashlib.sha256(b"whole").hexdigest()}"')
     with serve_script(Answer(200, "whole", (etag,)), Answer(200, "whol3", (etag,))) as server:
         with open_client(kind, server.url) as client:
@@ -289,7 +282,7 @@ def test_environments_and_rewards_are_listed(grpo: Any) -> None:
         ("predict", ("m", [1.0]), InvalidRequest, 400),
     ],
 )
-def test_a_refusal_is_an_exception_with_all_that_the_server_says(
+def test_a_refusal_raises_all_that_the_server_says(
     grpo: Any, app: FastAPI, method: str, arguments: tuple[Any, ...], kind: type[ApiError], status: int
 ) -> None:
     save_model(app)
@@ -326,7 +319,7 @@ def test_the_key_opens_the_server(kind: str, app: FastAPI) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_names_cannot_leave_their_place_in_the_path(kind: str, server_url: str) -> None:
+def test_a_name_stays_one_part_of_the_path(kind: str, server_url: str) -> None:
     with open_client(kind, server_url) as client:
         for name in ("../health", "a/b", "a?b=c", "a#b", "%2e%2e"):
             with pytest.raises((NotFound, InvalidRequest)):
@@ -348,7 +341,7 @@ def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], said:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_server_that_is_not_there_is_told(kind: str, server_url: str) -> None:
+def test_a_missing_server_is_reported(kind: str, server_url: str) -> None:
     nobody = server_url.rpartition(":")[0] + ":1"
     with open_client(kind, nobody, max_retries=0) as client:
         with pytest.raises(ServerUnreachable, match="is the server running"):

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from grpo_core.options.hyperparameters import list_group
-from service.dashboard.access import get_service
+from service.dashboard.current_service import get_service
 from service.dashboard.pages.form_fields import Field, FieldInput, list_fields
 from service.dashboard.pages.frame import show_frame
-from service.dashboard.widgets.elements import Text, make_box, make_button, make_heading, make_note, set_attributes
 from service.dashboard.widgets.environment_panel import EnvironmentPanel
+from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_note, set_attributes
 from service.errors import ServiceError
 from service.schemas.training import TrainRequest
 

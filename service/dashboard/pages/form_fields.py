@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from nicegui import ui
 
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
-from service.dashboard.widgets.elements import Text, make_box
-from service.dashboard.widgets.figures import format_count
+from service.dashboard.widgets.html_elements import Text, make_box
+from service.dashboard.widgets.number_format import format_count
 
 _CODE = re.compile("`([^`]+)`")
 _TITLES = {

@@ -1,4 +1,4 @@
-"""The frame of every page: bar, navigation, theme, and the way out."""
+"""The frame of every page: top bar, navigation, theme and logout."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from nicegui import core, ui
 
-from service.dashboard.access import get_service
+from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
-from service.dashboard.widgets.elements import LOGO, Text, make_box, make_button, make_link
+from service.dashboard.widgets.html_elements import LOGO, Text, make_box, make_button, make_link
 
 _STATIC = Path(__file__).parents[1] / "static"
 _TABS = (("Training", f"{PREFIX}/", "show_chart"), ("Models", f"{PREFIX}/models", "smart_toy"))
@@ -16,7 +16,7 @@ _SERVER_TAB = ("Server", f"{PREFIX}/server", "dns")
 
 
 def install_styles() -> None:
-    """Give all pages their style, and the theme before anything is painted."""
+    """Add styles and scripts to all pages, in the head so that the theme comes before anything is painted."""
     style, theme, curves = ((_STATIC / name).read_text() for name in ("style.css", "theme.js", "curves.js"))
     head = f"<style>{style}</style><script>{theme}</script><script>{curves}</script>"
     ui.add_head_html(head, shared=True)
@@ -26,10 +26,10 @@ def install_styles() -> None:
 
 @contextmanager
 def show_frame(title: str, tab: str) -> Iterator[None]:
-    """Show a page.
+    """Show the frame, and the content of the block in it.
 
-    :param title: Of the browser's tab.
-    :param tab: Title of the part of the dashboard that it belongs to.
+    :param title: Title of the browser's tab.
+    :param tab: Text of the navigation's tab to highlight.
     """
     ui.page_title(f"{title} · GRPO")
     make_link("Skip to the content", "#main", "skip")
@@ -46,6 +46,6 @@ def show_frame(title: str, tab: str) -> Iterator[None]:
         if get_service().settings.api_key is not None:
             with make_box("", "form", method="post", action="/logout"):
                 make_button("", None, "quiet icon", "logout", "Log out", kind="submit")
-    # The page itself is a <main> of NiceGUI's.
+    # NiceGUI wraps the page in a <main>.
     with make_box("page", id="main", tabindex=-1):
         yield

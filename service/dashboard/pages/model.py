@@ -1,25 +1,25 @@
-"""One model: watch it play, try it out, see how good it is."""
+"""The page of one model: an episode, sliders for an observation, its evaluation and its card."""
 
 import json
 
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.access import get_service
+from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
-from service.dashboard.widgets.elements import Text, make_box, make_heading, make_link, make_note, make_pairs
-from service.dashboard.widgets.evaluation import EvaluationPanel
-from service.dashboard.widgets.figures import format_count, format_size
-from service.dashboard.widgets.player import Player
-from service.dashboard.widgets.sliders import ObservationSliders
+from service.dashboard.widgets.episode_player import EpisodePlayer
+from service.dashboard.widgets.evaluation_panel import EvaluationPanel
+from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note, make_pairs
+from service.dashboard.widgets.number_format import format_count, format_size
+from service.dashboard.widgets.observation_sliders import ObservationSliders
 from service.errors import ServiceError
 from service.models.card import make_card
 from service.schemas.models import ModelCard
 
 
 async def show_model(name: str) -> None:
-    """Show a model."""
+    """Show the page of a model."""
     service = get_service()
     try:
         card = await run_in_threadpool(make_card, service.store, name, service.player.find_evaluation)
@@ -36,19 +36,19 @@ async def show_model(name: str) -> None:
             with make_box("stack wide"):
                 with make_box("card stack", "section", aria_label="Watch it play"):
                     make_heading("Watch it play")
-                    player = Player(name, service.player)
+                    player = EpisodePlayer(name, service.player)
                 with make_box("card stack", "section", aria_label="How good is it?"):
                     make_heading("How good is it?")
                     EvaluationPanel(name, service.player)
             with make_box("stack wide"):
                 with make_box("card stack", "section", aria_label="Try an observation"):
                     make_heading("Try an observation")
-                    trial = ObservationSliders(model, card.env_name)
+                    sliders = ObservationSliders(model, card.env_name)
                 with make_box("card stack", "section", aria_label="Policy card"):
                     make_heading("Policy card")
                     _show_facts(card)
     ui.timer(0, player.show, once=True)
-    ui.timer(0, trial.answer, once=True)
+    ui.timer(0, sliders.answer, once=True)
 
 
 def _show_head(card: ModelCard) -> None:

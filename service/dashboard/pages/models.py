@@ -1,4 +1,4 @@
-"""The trained models as cards."""
+"""The page of all models, as cards."""
 
 import asyncio
 import json
@@ -7,11 +7,12 @@ from typing import Any
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.access import get_service
+from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
-from service.dashboard.widgets.elements import (
+from service.dashboard.widgets.evaluation_panel import EVALUATION_SEED, N_EPISODES
+from service.dashboard.widgets.html_elements import (
     Text,
     make_box,
     make_button,
@@ -20,8 +21,13 @@ from service.dashboard.widgets.elements import (
     make_pairs,
     set_attributes,
 )
-from service.dashboard.widgets.evaluation import EVALUATION_SEED, N_EPISODES
-from service.dashboard.widgets.figures import format_age, format_count, format_interval, format_number, format_size
+from service.dashboard.widgets.number_format import (
+    format_age,
+    format_count,
+    format_interval,
+    format_number,
+    format_size,
+)
 from service.errors import NotFoundError, ServiceError
 from service.models.card import make_card
 from service.models.store import ModelEntry
@@ -29,7 +35,7 @@ from service.schemas.models import ModelCard, ModelStatus
 
 _REFRESH_SECONDS = 2.0
 _PAGE_SIZE = 24
-# Sends the chosen file as it is, so that the server's own rules for uploads decide about it.
+# Sends the chosen file to the API, so that the same rules hold for all uploads.
 _UPLOAD = """
 async (event) => {
   const input = event.target, file = input.files[0];
@@ -46,21 +52,21 @@ async (event) => {
 
 
 def show_models() -> None:
-    """Show the models."""
+    """Show the page of models."""
     with show_frame("Models", "Models"):
-        shelf = _Shelf()
-    ui.timer(_REFRESH_SECONDS, shelf.refresh)
+        cards = _ModelCards()
+    ui.timer(_REFRESH_SECONDS, cards.refresh)
 
 
-class _Shelf:
-    """The models that fit the search, a page of them at first."""
+class _ModelCards:
+    """A card per model that the search finds; the first ones, until more are asked for."""
 
     def __init__(self) -> None:
         self._service = get_service()
         self._n_listed = _PAGE_SIZE
-        # Names, search and number of models, of what is shown.
+        # Names, search and number of all models when the cards were made.
         self._shown: tuple[list[str], str, int] | None = None
-        # One refresh after the other: else one that began sooner could end later, and what it shows would stay.
+        # One refresh at a time: otherwise an older one could end last, and its cards would stay.
         self._refreshing = asyncio.Lock()
         with make_box("head"):
             with make_box("stack").style("gap: 0"):
@@ -80,9 +86,9 @@ class _Shelf:
         self._more.set_visibility(False)
 
     async def refresh(self, *, anew: bool = False) -> None:
-        """Show what has changed.
+        """Show the models that are there now.
 
-        :param anew: Whether to show everything again, for a card may say something else of the same model.
+        :param anew: Whether to make the cards again even if the list is the same.
         """
         async with self._refreshing:
             search = (self._search.value or "").casefold()
@@ -130,7 +136,7 @@ class _Shelf:
                     Text(format_number(card.evaluation.mean_reward), "figure")
                     Text(_describe_evaluation(card), "muted small")
                 else:
-                    Text(_describe_lack(card), "muted small")
+                    Text(_describe_missing_evaluation(card), "muted small")
             make_pairs(_list_facts(card))
             self._show_actions(card)
 
@@ -157,7 +163,7 @@ class _Shelf:
         await self.refresh(anew=True)
 
     async def _delete(self, name: str) -> None:
-        consequence = "Its file is removed from the server, for good."
+        consequence = "This removes its file from the server for good."
         if not await confirm(f"Delete {name}?", consequence, "Delete the model"):
             return
         try:
@@ -172,7 +178,7 @@ class _Shelf:
             again = await ui.run_javascript("return grpoUpload(true)", timeout=60)
             status, detail = again["status"], again["detail"]
         if status == 200:
-            ui.notify(f"{name} is here.")
+            ui.notify(f"{name} is uploaded.")
         elif status != 409:
             ui.notify(json.dumps(detail).strip('"'))
         await self.refresh(anew=True)
@@ -182,10 +188,10 @@ def _show_empty(is_searched: bool) -> None:
     with make_box("empty", "li").style("grid-column: 1 / -1"):
         ui.icon("smart_toy").props("aria-hidden=true")
         if is_searched:
-            Text("No model has a name like that.")
+            Text("No model has such a name.")
         else:
-            Text("No models yet. A job saves one when it has ended.")
-            make_link("Train the first", f"{PREFIX}/new", "button primary", "add")
+            Text("No models yet. A job saves one when it ends.")
+            make_link("Train the first one", f"{PREFIX}/new", "button primary", "add")
 
 
 def _describe_evaluation(card: ModelCard) -> str:
@@ -194,9 +200,9 @@ def _describe_evaluation(card: ModelCard) -> str:
     return f"mean of {card.evaluation.n_episodes} episodes" + (f", {interval}" if interval else "")
 
 
-def _describe_lack(card: ModelCard) -> str:
+def _describe_missing_evaluation(card: ModelCard) -> str:
     if card.status is ModelStatus.UNSAFE:
-        return "Not written by GRPO; nothing of it is loaded."
+        return "Not written by GRPO, so it is never loaded."
     return "Its file is damaged." if card.status is ModelStatus.CORRUPT else "Not evaluated yet"
 
 

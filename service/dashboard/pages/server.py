@@ -1,4 +1,4 @@
-"""How the server does, and where help is."""
+"""The page of the server: its load, its settings and where help is."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ from nicegui import ui
 
 from grpo_core import __version__
 from service.app import Service
-from service.dashboard.access import get_service
+from service.dashboard.current_service import get_service
 from service.dashboard.pages.frame import show_frame
-from service.dashboard.widgets.elements import Text, make_box, make_heading, make_note, make_pairs
-from service.dashboard.widgets.figures import format_duration, format_size
+from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_note, make_pairs
+from service.dashboard.widgets.number_format import format_duration, format_size
 from service.jobs.registry import JobRegistry
 from service.monitoring.memory import get_available_bytes
 from service.schemas.jobs import JobStatus
@@ -26,7 +26,7 @@ _LINKS = (
 
 
 def show_server() -> None:
-    """Show the server."""
+    """Show the page of the server."""
     service = get_service()
     with show_frame("Server", "Server"):
         with make_box("head"), make_box("stack").style("gap: 0"):
@@ -52,9 +52,9 @@ def show_server() -> None:
 
 
 class _Tiles:
-    """Figures that are kept up to date.
+    """Figures of a service, read again and again.
 
-    :param service: The service that they are of.
+    :param service: The service to read.
     """
 
     def __init__(self, service: Service) -> None:
@@ -72,7 +72,7 @@ class _Tiles:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read every figure again."""
+        """Read all figures."""
         for text, read in self._readers:
             text.set_text(read())
         self._lost.set_visibility(self._registry.n_lost_slots > 0)
@@ -90,10 +90,10 @@ def _count(registry: JobRegistry, status: JobStatus) -> int:
 def _show_steps() -> None:
     with make_box("stack", "ol").style("padding-left: 20px"):
         for step in (
-            "New job: the defaults balance CartPole within a minute. The form shows the same as a command.",
-            "Watch the episode reward rise. The sentence below each job says whether it is learning, and what to try.",
-            "Models: watch the policy play, try observations, and evaluate it beside a random one.",
-            "README.md and API.md of the repository explain the method, every field and every setting.",
+            "New job: the defaults balance CartPole within a minute. The form also shows the command.",
+            "Watch the episode reward rise. The sentence below each job says whether it is learning and what to try.",
+            "Models: watch the policy play, try observations, and compare it with random actions.",
+            "README.md and API.md in the repository explain the method, every field and every setting.",
         ):
             Text(step, tag="li")
 

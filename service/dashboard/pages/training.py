@@ -1,14 +1,14 @@
-"""Jobs as they train, with their curves."""
+"""The page of jobs and their curves."""
 
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.access import get_service
+from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
-from service.dashboard.widgets.curves import MAX_SHOWN, Curves
-from service.dashboard.widgets.elements import Text, make_box, make_button, make_heading, make_link
+from service.dashboard.widgets.curve_charts import MAX_SHOWN, CurveCharts
+from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link
 from service.dashboard.widgets.job_row import JobRow
 from service.errors import ServiceError
 from service.jobs.job import Job
@@ -20,20 +20,20 @@ _PAGE_SIZE = 25
 
 
 def show_training() -> None:
-    """Show the jobs and their curves."""
+    """Show the page of jobs."""
     with show_frame("Training", "Training"):
         with make_box("head"):
             with make_box("stack").style("gap: 0"):
                 make_heading("Training", 1)
                 summary = Text("", tag="p")
-        board = _Board(get_service().registry, summary)
-    ui.timer(_REFRESH_SECONDS, board.refresh)
+        jobs = _Jobs(get_service().registry, summary)
+    ui.timer(_REFRESH_SECONDS, jobs.refresh)
 
 
-class _Board:
-    """The list of jobs beside the curves of those that are selected.
+class _Jobs:
+    """The list of jobs beside the curves of the selected ones.
 
-    :param summary: Where it says how many jobs there are.
+    :param summary: Text to keep up to date with the numbers of jobs.
     """
 
     def __init__(self, registry: JobRegistry, summary: Text) -> None:
@@ -48,12 +48,12 @@ class _Board:
                 self._list = make_box("jobs", "ul")
                 self._more = make_button("Show older jobs", self._list_more, "quiet")
             with make_box("stack", "section", aria_label="Curves") as self._charts:
-                self._curves = Curves()
+                self._curves = CurveCharts()
         self.refresh()
         self._select_first()
 
     def refresh(self) -> None:
-        """Show what has changed."""
+        """Show the jobs as they are now."""
         jobs = self._registry.list_jobs()
         listed = jobs[-self._n_listed :]
         self._remove_forgotten({job.job_id for job in listed})
@@ -79,7 +79,7 @@ class _Board:
 
     def _add_row(self, job: Job, at_end: bool = False) -> None:
         with self._list:
-            row = JobRow(job, lambda is_wanted: self._select(job, is_wanted), lambda: self._stop(job))
+            row = JobRow(job, lambda is_selected: self._select(job, is_selected), lambda: self._stop(job))
         if not at_end:
             row.element.move(target_index=0)
         self._rows[job.job_id] = row
@@ -95,20 +95,20 @@ class _Board:
         if not self._colours and self._rows:
             self._select(list(self._rows.values())[-1].job, True)
 
-    def _select(self, job: Job, is_wanted: bool) -> None:
+    def _select(self, job: Job, is_selected: bool) -> None:
         row = self._rows[job.job_id]
-        if is_wanted and len(self._colours) >= MAX_SHOWN:
-            ui.notify(f"{MAX_SHOWN} jobs at once can be told apart; take one away first.")
-        elif is_wanted and job.job_id not in self._colours:
+        if is_selected and len(self._colours) >= MAX_SHOWN:
+            ui.notify(f"The charts show {MAX_SHOWN} jobs at most; take one away first.")
+        elif is_selected and job.job_id not in self._colours:
             self._colours[job.job_id] = min(set(range(MAX_SHOWN)) - set(self._colours.values()))
             self._curves.show(job, self._colours[job.job_id])
-        elif not is_wanted and self._colours.pop(job.job_id, None) is not None:
+        elif not is_selected and self._colours.pop(job.job_id, None) is not None:
             self._curves.hide(job.job_id)
         row.mark_shown(self._colours.get(job.job_id))
 
     async def _stop(self, job: Job) -> None:
         question = f"Stop {job.config.model_name}?"
-        if not await confirm(question, "The policy as it is by then is kept, and can be played.", "Stop the job"):
+        if not await confirm(question, "The policy so far is kept, and can be played.", "Stop the job"):
             return
         try:
             await run_in_threadpool(job.stop)

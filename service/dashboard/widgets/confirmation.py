@@ -1,16 +1,16 @@
-"""Asking before something is done that cannot be undone."""
+"""A question before something that cannot be undone."""
 
 from nicegui import ui
 
-from service.dashboard.widgets.elements import Text, make_box, make_button, make_heading
+from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading
 
 
 async def confirm(question: str, consequence: str, action: str) -> bool:
-    """Ask; Esc and a click beside the dialog mean no.
+    """Ask in a dialog; Esc or a click beside it means no.
 
     :param question: Such as "Delete this?".
-    :param consequence: What would come of it.
-    :param action: What the button says.
+    :param consequence: Sentence below the question.
+    :param action: Text of the button that means yes.
     """
     with ui.dialog() as dialog, make_box("dialog", role="document"):
         make_heading(question)

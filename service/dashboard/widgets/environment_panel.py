@@ -1,10 +1,10 @@
-"""What the environment that is chosen in the form is like."""
+"""A card about the environment that is chosen in the form."""
 
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.widgets.elements import make_box, make_heading, make_note, make_pairs
-from service.dashboard.widgets.figures import format_count, format_number
+from service.dashboard.widgets.html_elements import make_box, make_heading, make_note, make_pairs
+from service.dashboard.widgets.number_format import format_count, format_number
 from service.environments.catalogue import Catalogue
 from service.errors import ServiceError
 from service.schemas.environments import EnvironmentDescription
@@ -13,9 +13,9 @@ _GROUPS = {"branch": "branches from one state", "episode": "whole episodes from 
 
 
 class EnvironmentPanel:
-    """A card about one environment at a time.
+    """Describes one environment at a time.
 
-    :param catalogue: Knows them; asking it may take a second.
+    :param catalogue: Describes environments, in up to a second each.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -28,7 +28,7 @@ class EnvironmentPanel:
             self._facts = make_box("stack environment")
 
     async def show(self, env_name: str | None) -> None:
-        """Describe an environment, unless another is asked for meanwhile."""
+        """Describe an environment, unless another one is chosen meanwhile."""
         if env_name == self._env_name or env_name is None:
             return
         self._env_name = env_name

@@ -1,10 +1,10 @@
-"""One job in the list."""
+"""One job in the list of jobs."""
 
 from collections.abc import Callable
 from typing import Any
 
 from service.dashboard.mount import PREFIX
-from service.dashboard.widgets.elements import (
+from service.dashboard.widgets.html_elements import (
     Text,
     fill_track,
     make_box,
@@ -13,7 +13,7 @@ from service.dashboard.widgets.elements import (
     make_track,
     set_attributes,
 )
-from service.dashboard.widgets.figures import format_count, format_duration, format_number
+from service.dashboard.widgets.number_format import format_count, format_duration, format_number
 from service.jobs.job import Job
 from service.schemas.jobs import JobStatus, TrainingStatus
 
@@ -34,10 +34,10 @@ _VERDICT_TONES = {
 
 
 class JobRow:
-    """A card that follows a job until it has ended.
+    """A card that follows a job until it ends.
 
-    :param on_select: Called with whether the job's curves are wanted.
-    :param on_stop: Called when it is to be stopped.
+    :param on_select: Called with whether to draw the job's curves.
+    :param on_stop: Called when the visitor wants to stop the job.
     """
 
     def __init__(self, job: Job, on_select: Callable[[bool], None], on_stop: Callable[[], Any]) -> None:
@@ -68,13 +68,16 @@ class JobRow:
         self.update()
 
     def mark_shown(self, colour: int | None) -> None:
-        """Show whether the job's curves are drawn, and in which colour."""
+        """Show whether the job's curves are drawn, and in which colour.
+
+        :param colour: Index of the colour; None if they are not drawn.
+        """
         set_attributes(self._checkbox, checked=colour is not None)
         self.element.classes(add="shown" if colour is not None else "", remove="shown" if colour is None else "")
         self.element.style(replace="" if colour is None else f"--series: var(--series-{colour})")
 
     def update(self) -> None:
-        """Show where the job is now."""
+        """Show the status of the job."""
         if self._is_final:
             return
         status = self.job.describe()

@@ -1,0 +1,52 @@
+"""Train GRPO and SB3's PPO, both with their defaults, on an environment's own reward.
+
+``python -m benchmarks.learning.own_reward Acrobot-v1 10000 --solved-score -100``
+"""
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from stable_baselines3 import PPO
+
+from benchmarks.lib.evaluation import N_EPISODES, evaluate, format_table
+from grpo import GRPO
+
+FIRST_SEED = 2000
+
+
+def train(algorithm: type[GRPO] | type[PPO], env_name: str, total_timesteps: int, seed: int) -> float:
+    """Train, and return the mean own reward of the deterministic policy."""
+    torch.set_num_threads(1)
+    model = algorithm("MlpPolicy", env_name, seed=seed, device="cpu")
+    model.learn(total_timesteps)
+    return evaluate(env_name, lambda observations: model.predict(observations, deterministic=True)[0], seed)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("env_name")
+    parser.add_argument("total_timesteps", type=int)
+    parser.add_argument("--solved-score", type=float, required=True)
+    parser.add_argument("--n-seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    arguments = parser.parse_args()
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.n_seeds)
+    scores = {}
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
+        for name, algorithm in (("GRPO, defaults", GRPO), ("SB3 PPO, defaults", PPO)):
+            job = partial(train, algorithm, arguments.env_name, arguments.total_timesteps)
+            scores[name] = list(executor.map(job, seeds))
+    print(f"{arguments.env_name}, {arguments.total_timesteps} simulator steps, seeds {seeds[0]} to {seeds[-1]},")
+    print(f"own reward over {N_EPISODES} deterministic episodes.\n")
+    print(format_table(scores, arguments.solved_score))
+
+
+if __name__ == "__main__":
+    main()

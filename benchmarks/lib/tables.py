@@ -1,0 +1,91 @@
+"""The statistics and the Markdown tables of finished runs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.lib.runs import Run
+from benchmarks.lib.tasks import Task
+
+Scores = npt.NDArray[np.float64]
+
+_N_RESAMPLES = 10_000
+_CONFIDENCE = 0.95
+_HEADER = "| method | seeds | IQM [95 % interval] | mean | worst | steps taken | scores, sorted |"
+_RULE = "|---|---|---|---|---|---|---|"
+
+
+def compute_iqm(scores: Scores) -> Scores:
+    """Compute the interquartile mean: the mean without the lowest and the highest quarter, each rounded down.
+
+    The definition is rliable's (https://arxiv.org/abs/2108.13264); below 4 seeds it is the mean.
+
+    :param scores: Shape ``(n_seeds, ...)``.
+    :return: Shape ``(...)``.
+    """
+    n_cut = len(scores) // 4
+    kept: Scores = np.sort(scores, axis=0)[n_cut : len(scores) - n_cut]
+    return np.asarray(kept.mean(axis=0))
+
+
+def compute_interval(scores: Scores) -> tuple[Scores, Scores]:
+    """Compute the 95 % interval of the interquartile mean by the percentile bootstrap over seeds.
+
+    This is rliable's stratified bootstrap for a single task, whose seeds are the only stratum. rliable 1.2.0 itself
+    needs pandas < 3 (through arch), and ignores ``random_state`` in favour of NumPy's process-wide generator.
+
+    :param scores: Shape ``(n_seeds, ...)``.
+    :return: Lower and upper bounds, shape ``(...)`` each.
+    """
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(scores), size=(len(scores), _N_RESAMPLES))
+    tail = (1 - _CONFIDENCE) / 2
+    lower, upper = np.quantile(compute_iqm(scores[drawn]), [tail, 1 - tail], axis=0)
+    return np.asarray(lower), np.asarray(upper)
+
+
+def get_scores(runs: Sequence[Run]) -> Scores:
+    """Return the final scores, shape ``(n_runs,)``."""
+    return np.array([run.score for run in runs])
+
+
+def format_table(rows: Mapping[str, Sequence[Run]], n_decimals: int) -> str:
+    """Format one row per label as Markdown.
+
+    :param rows: Label to its runs; a label without runs is left out.
+    :param n_decimals: Decimals of the interquartile mean, the mean and the worst score; the list has one less.
+    """
+    lines = [_format_row(label, runs, n_decimals) for label, runs in rows.items() if runs]
+    return "\n".join([_HEADER, _RULE, *lines])
+
+
+def _format_row(label: str, runs: Sequence[Run], n_decimals: int) -> str:
+    scores = get_scores(runs)
+    lower, upper = compute_interval(scores)
+    iqm, low, high, mean, worst = (
+        f"{value:.{n_decimals}f}" for value in (compute_iqm(scores), lower, upper, scores.mean(), scores.min())
+    )
+    steps = f"{np.mean([run.total_timesteps for run in runs]):,.0f}"
+    listed = ", ".join(f"{score:.{n_decimals - 1}f}" for score in np.sort(scores))
+    return f"| {label} | {len(runs)} | {iqm} [{low}, {high}] | {mean} | {worst} | {steps} | {listed} |"
+
+
+def count_decimals(task: Task) -> int:
+    """Return the decimals for a task's scores: more for success rates than for returns."""
+    return 3 if abs(task.aim) < 1 else 1
+
+
+def format_aim(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -> str:
+    """Format the aim of a task, and whether it is reached.
+
+    :param grpo: Runs of GRPO.
+    :param ppo: Runs of PPO, one sequence per variant; the best variant counts.
+    """
+    aim = f"Aim for GRPO: an IQM of at least {task.aim:g}, and of at least PPO's."
+    best_ppo = max((float(compute_iqm(get_scores(runs))) for runs in ppo if runs), default=None)
+    if not grpo or best_ppo is None:
+        return aim
+    iqm = float(compute_iqm(get_scores(grpo)))
+    reached, matched = ("yes" if iqm >= bound else "no" for bound in (task.aim, best_ppo))
+    return f"{aim} Reached: {reached}; at least the better PPO's: {matched}."

@@ -1,0 +1,98 @@
+"""Options and errors that several commands share."""
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+MAX_SEED = 2**32 - 1
+DEFAULT_EPISODES = 20
+
+
+class UsageError(Exception):
+    """A command line that cannot work; the message names the value, the rule and the remedy."""
+
+
+def write(line: str) -> None:
+    """Print a line of the command's output."""
+    sys.stdout.write(f"{line}\n")
+
+
+def add_parser(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any) -> Any:
+    """Add a command.
+
+    :param run: Runs it, and returns the exit status.
+    :param text: One line of help.
+    :param more: Arguments of argparse's ``add_parser``.
+    """
+    parser = commands.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False, **more)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``."""
+    parser.add_argument("--model", type=Path, required=True, help="model file")
+
+
+def add_env_module_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--env-module``."""
+    parser.add_argument("--env-module", action="append", default=[], help="module that registers environments")
+
+
+def add_playing_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that play with a model."""
+    add_model_option(parser)
+    parser.add_argument("--env", help="default: the environment that the file names")
+    parser.add_argument(
+        "--seed", type=make_int_parser(0, MAX_SEED), default=0, help="seed of the first episode (%(default)s)"
+    )
+    parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most likely")
+    add_env_module_option(parser)
+
+
+def make_int_parser(smallest: int, largest: int = 10**12) -> Callable[[str], int]:
+    """Make a function that reads a whole number within a range, for argparse's ``type``."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,13}", text) or not smallest <= int(text) <= largest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {smallest} to {largest}")
+        return int(text)
+
+    return parse
+
+
+def has_packages(*names: str) -> bool:
+    """Tell whether packages are installed."""
+    return all(find_spec(name) is not None for name in names)
+
+
+def require_packages(option: str, *names: str) -> None:
+    """Check that the packages of an option are installed.
+
+    :raises UsageError: If one is missing.
+    """
+    if not has_packages(*names):
+        raise UsageError(f"{option} needs {' and '.join(names)}: pip install {' '.join(names)}, or leave it out.")
+
+
+def import_env_modules(names: Sequence[str]) -> None:
+    """Import modules that register environments.
+
+    :raises UsageError: If one cannot be found.
+    """
+    if not names:
+        return
+    # Where "python -m" looks first; neither a script's folder nor an installed command is the current one.
+    sys.path.insert(0, "")
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--env-module {name} cannot be imported ({error}); run from the folder it is in."
+            ) from error

@@ -1,0 +1,58 @@
+"""``grpo play``, or ``grpo enjoy``: watch an episode in a window, or film it."""
+
+import argparse
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grpo_cli.model import make_playable_env, open_model
+from grpo_cli.options import UsageError, add_parser, add_playing_options, has_packages, make_int_parser, write
+from grpo_core.evaluation import make_policy, play_episode
+from grpo_core.film import FILM_SUFFIXES, FilmStrip
+
+_MAX_FILM_BYTES = 32 * 2**20
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to a parser."""
+    parser = add_parser(commands, "enjoy", _run, "watch a policy play", aliases=["play"])
+    add_playing_options(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help=f"film to save, ending in {' or '.join(FILM_SUFFIXES)}; default: show a window",
+    )
+    parser.add_argument(
+        "--max-steps", type=make_int_parser(1), default=500, help="longest episode, in steps (%(default)s)"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.output is not None:
+        _check_film(options.output)
+    content, env_name = open_model(options)
+    actor = content.make_actor()
+    with closing(make_playable_env(env_name, actor, "human" if options.output is None else "rgb_array")) as env:
+        policy = make_policy(actor, not options.stochastic, np.random.default_rng(options.seed))
+        strip = FilmStrip(env.metadata.get("render_fps"))
+        # A window shows itself.
+        on_step = (lambda: None) if options.output is None else lambda: strip.watch(env.render)
+        episode = play_episode(env, policy, options.seed, options.max_steps, on_step)
+        if options.output is not None:
+            strip.end(env.render)
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            strip.develop(options.output, _MAX_FILM_BYTES)
+    write(f"{env_name}, seed {options.seed}: {episode.n_steps} steps, reward {episode.reward:.2f}")
+    if options.output is not None:
+        write(f"saved {options.output}")
+    return 0
+
+
+def _check_film(path: Path) -> None:
+    if path.suffix not in FILM_SUFFIXES:
+        raise UsageError(f"--output {path} is not a film; end its name in {' or '.join(FILM_SUFFIXES)}.")
+    if not has_packages("PIL", "imageio", "imageio_ffmpeg"):
+        raise UsageError("--output needs Pillow, imageio and imageio-ffmpeg: pip install 'sb3-grpo[film]', or watch.")

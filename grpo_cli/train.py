@@ -1,0 +1,185 @@
+"""``grpo train``: train a policy, save it and evaluate it."""
+
+import argparse
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+
+from grpo_cli.evaluate import print_evaluation
+from grpo_cli.model import ENV_KWARGS
+from grpo_cli.options import (
+    DEFAULT_EPISODES,
+    MAX_SEED,
+    UsageError,
+    add_env_module_option,
+    add_parser,
+    has_packages,
+    import_env_modules,
+    make_int_parser,
+    require_packages,
+    write,
+)
+from grpo_cli.training_settings import NO_PRESET, OWN_OPTIONS, TrainingSettings, choose_settings, resolve_classes
+from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
+
+if TYPE_CHECKING:  # importing torch takes seconds, and only "train" needs it
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from grpo import GRPO
+
+_INTERRUPTED = 130
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to a parser."""
+    parser = add_parser(commands, "train", _run, "train a policy and save it")
+    parser.add_argument("--env", required=True, help="id of a Gymnasium environment")
+    parser.add_argument(
+        "-n", "--total-timesteps", type=make_int_parser(1), help="simulator steps; default: the preset's"
+    )
+    parser.add_argument("--preset", help="environment whose settings to start from, or 'none'")
+    parser.add_argument("--n-envs", type=make_int_parser(1), help="number of environments")
+    parser.add_argument(
+        "--seed", type=make_int_parser(0, MAX_SEED), help="makes the training repeatable; default: drawn and printed"
+    )
+    for name in OWN_OPTIONS:
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"argument {name} of GRPO")
+    parser.add_argument(
+        "-params", "--hyperparams", nargs="+", default=[], metavar="NAME=VALUE", help="any arguments of GRPO"
+    )
+    parser.add_argument(
+        "--reward-function",
+        choices=[ENVIRONMENT_REWARD, *REWARD_FUNCTIONS],
+        default=ENVIRONMENT_REWARD,
+        help="reward to train on (%(default)s)",
+    )
+    parser.add_argument("-o", "--output", type=Path, help="model file; default: ENV.zip")
+    parser.add_argument("-f", "--log-folder", type=Path, default=Path(), help="folder for ENV.zip")
+    parser.add_argument(
+        "--eval-episodes",
+        type=make_int_parser(0),
+        default=DEFAULT_EPISODES,
+        help="episodes to play at the end (%(default)s)",
+    )
+    parser.add_argument("-tb", "--tensorboard-log", type=Path, help="folder for TensorBoard")
+    parser.add_argument(
+        "-P", "--progress", action=argparse.BooleanOptionalAction, help="show a progress bar; default: in a terminal"
+    )
+    parser.add_argument("--verbose", type=int, choices=[0, 1, 2], default=0, help="1 prints a table per rollout")
+    add_env_module_option(parser)
+    parser.add_argument("--device", type=_parse_device, default="auto", help="auto, cpu or cuda (%(default)s)")
+
+
+def _parse_device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda and cuda:N")
+    return text
+
+
+def _run(options: argparse.Namespace) -> int:
+    import_env_modules(options.env_module)
+    shows_progress = _wants_progress(options)
+    if options.tensorboard_log is not None:
+        require_packages("--tensorboard-log", "tensorboard")
+    settings = choose_settings(options)
+    output = options.output or options.log_folder / f"{options.env.replace('/', '-').replace(':', '-')}.zip"
+    seed = secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
+    with closing(_make_envs(options.env, settings)) as env:
+        model = _build_model(options, settings, env, seed)
+        preset = "no preset" if settings.preset_name == NO_PRESET else f"the preset of {settings.preset_name}"
+        write(f"training on {options.env} for {settings.n_timesteps:,} steps with {preset}, seed {seed}")
+        begun = time.monotonic()
+        with _stop_on_interrupt(model) as interrupted:
+            model.learn(settings.n_timesteps, callback=lambda *_: not interrupted.is_set(), progress_bar=shows_progress)
+        saved = _save(model, output, options.env)
+        write(f"trained {model.num_timesteps:,} steps in {time.monotonic() - begun:.1f} s, saved {saved}")
+        if interrupted.is_set():
+            write("interrupted: the file holds the policy so far")
+            return _INTERRUPTED
+        actor = model.make_actor()
+    if options.eval_episodes > 0:
+        print_evaluation(actor, options.env, options.eval_episodes, seed=0, deterministic=True)
+    return 0
+
+
+def _wants_progress(options: argparse.Namespace) -> bool:
+    if options.progress:
+        require_packages("--progress", "tqdm", "rich")
+    # SB3's bar needs both.
+    return bool(options.progress or (options.progress is None and sys.stdout.isatty() and has_packages("tqdm", "rich")))
+
+
+def _make_envs(env_name: str, settings: TrainingSettings) -> "VecEnv":
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    try:
+        env = make_vec_env(env_name, settings.n_envs, env_kwargs=ENV_KWARGS)
+    except gym.error.Error as error:
+        raise UsageError(f"--env {env_name} cannot be made: {error}") from error
+    if settings.normalize is None:
+        return env
+    try:
+        return VecNormalize(env, gamma=settings.arguments.get("gamma", 0.99), **settings.normalize)
+    except (ValueError, TypeError, AssertionError) as error:
+        env.close()
+        raise UsageError(f"normalize={settings.normalize} does not fit {env_name}: {error}") from error
+
+
+def _build_model(options: argparse.Namespace, settings: TrainingSettings, env: "VecEnv", seed: int) -> "GRPO":
+    from torch import cuda
+
+    from grpo import GRPO
+    from grpo_core.options.policy_kwargs import choose_policy
+
+    if options.device.startswith("cuda") and not cuda.is_available():
+        raise UsageError(f"--device {options.device} is not available; take auto or cpu.")
+    try:
+        return GRPO(
+            settings.policy or choose_policy(env.observation_space),
+            env,
+            **resolve_classes(settings.arguments),
+            reward_function=REWARD_FUNCTIONS.get(options.reward_function),
+            tensorboard_log=None if options.tensorboard_log is None else str(options.tensorboard_log),
+            verbose=options.verbose,
+            seed=seed,
+            device=options.device,
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+@contextmanager
+def _stop_on_interrupt(model: "GRPO") -> Iterator[threading.Event]:
+    """Let the first Ctrl-C end the training and keep the policy, and the second one end the program."""
+    interrupted = threading.Event()
+
+    def on_interrupt(signal_number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        model.stop()
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _save(model: "GRPO", path: Path, env_name: str) -> Path:
+    from grpo_core.saving.model_state import write_model
+
+    path = path if path.suffix else path.with_name(f"{path.name}.zip")
+    write_model(path, model.to_bytes(env_name=env_name))
+    return path

@@ -1,0 +1,96 @@
+"""When to send a request again, and when to stop waiting for a job."""
+
+import math
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+
+import httpx2
+
+from grpo_client.errors import JobTimeout
+
+# With these, the server has not begun to do what it was asked.
+_BUSY_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_FIRST_PAUSE_SECONDS = 0.5
+_MAX_PAUSE_SECONDS = 30.0
+# Beyond this, the caller had better learn that the server is busy.
+_MAX_RETRY_AFTER_SECONDS = 120.0
+# httpx2 takes no timeout of 0.
+_MIN_TIMEOUT_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Retries:
+    """Decides whether to send a request again, and after which pause.
+
+    :param n_max: The most repetitions, at least 0.
+    :raises ValueError: If it is below 0.
+    """
+
+    n_max: int
+
+    def __post_init__(self) -> None:
+        if self.n_max < 0:
+            raise ValueError(f"max_retries={self.n_max} is not allowed: it must be at least 0, which asks once.")
+
+    def find_pause_seconds(self, method: str, outcome: object, n_failed: int) -> float | None:
+        """Return how long to pause before the next attempt; None if there should be none.
+
+        :param outcome: The response, or the transport's error.
+        :param n_failed: Attempts that failed before this one.
+        """
+        if n_failed >= self.n_max:
+            return None
+        if isinstance(outcome, httpx2.Response):
+            if outcome.status_code not in _BUSY_STATUSES:
+                return None
+            asked_seconds = _read_retry_after(outcome)
+            return (
+                None if asked_seconds > _MAX_RETRY_AFTER_SECONDS else max(asked_seconds, make_pause_seconds(n_failed))
+            )
+        # The server may have acted on a request whose answer was lost; to read twice does no harm.
+        return make_pause_seconds(n_failed) if method == "GET" else None
+
+
+def make_pause_seconds(n_failed: int) -> float:
+    """Draw a pause that doubles with every failure, so that clients that failed together do not return together."""
+    return min(_MAX_PAUSE_SECONDS, math.ldexp(_FIRST_PAUSE_SECONDS, n_failed)) * random.uniform(0.5, 1.0)
+
+
+def _read_retry_after(response: httpx2.Response) -> float:
+    """Return the seconds that the header asks for, in either of its forms; 0 if it is missing or cannot be read."""
+    text: str = response.headers.get("Retry-After", "")
+    try:
+        if text.isdecimal():
+            return float(text)
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # a date without a time zone cannot be compared
+        return 0.0
+
+
+class Deadline:
+    """The time at which to stop waiting for a job.
+
+    :param timeout_seconds: From now; None for never.
+    """
+
+    def __init__(self, timeout_seconds: float | None) -> None:
+        self._timeout_seconds = math.inf if timeout_seconds is None else timeout_seconds
+        self._end = time.monotonic() + self._timeout_seconds
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it ever passes."""
+        return math.isfinite(self._end)
+
+    def check(self, job_id: str) -> None:
+        """Raise ``JobTimeout`` once it has passed."""
+        if time.monotonic() >= self._end:
+            raise JobTimeout(job_id, self._timeout_seconds)
+
+    def limit(self, seconds: float) -> float:
+        """Cut a time to what is left until then, in seconds, above 0."""
+        return max(_MIN_TIMEOUT_SECONDS, min(seconds, self._end - time.monotonic()))

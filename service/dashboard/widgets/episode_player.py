@@ -1,0 +1,83 @@
+"""A film of an episode in the page."""
+
+import secrets
+
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.dashboard.widgets.html_elements import Text, make_box, make_button, set_attributes
+from service.dashboard.widgets.number_format import format_count, format_number
+from service.errors import ServiceError
+from service.models.player import ModelPlayer
+
+_MAX_STEPS = 500
+_FIRST_SEED = 0
+_MAX_SEED = 10_000
+
+
+class EpisodePlayer:
+    """Shows one episode after another.
+
+    :param model_name: Model that plays.
+    :param player: Films its episodes.
+    """
+
+    def __init__(self, model_name: str, player: ModelPlayer) -> None:
+        self._model_name = model_name
+        self._player = player
+        with make_box("stage", aria_live="polite") as self._screen:
+            self._image = make_box("", "img", alt=f"An episode of {model_name}", width=600, height=400)
+            with make_box("over") as self._waiting:
+                ui.spinner(size="40px").props('aria-label="Rendering an episode"')
+            self._problem = Text("", "over")
+        self._image.set_visibility(False)
+        self._problem.set_visibility(False)
+        with make_box("row-flex between wrap"):
+            with make_box("readings number"):
+                self._reward = _make_reading("reward")
+                self._n_steps = _make_reading("steps")
+                self._seed = _make_reading("seed")
+            with make_box("row-flex wrap"):
+                self._draws = ui.switch("Draw actions")
+                self._draws.on_value_change(self.show)
+                self._another = make_button("Another episode", self._show_another, "primary", "refresh")
+        self._current_seed = _FIRST_SEED
+
+    async def show(self) -> None:
+        """Film the episode of the current seed, and show it."""
+        self._wait(True)
+        is_deterministic, seed = not self._draws.value, self._current_seed
+        try:
+            film = await run_in_threadpool(
+                self._player.film, self._model_name, "gif", seed, is_deterministic, _MAX_STEPS
+            )
+        except ServiceError as error:
+            self._image.set_visibility(False)
+            self._problem.set_text(error.detail)
+            self._problem.set_visibility(True)
+        else:
+            # The same film: the server keeps it, so that the image loads at once.
+            query = f"format=gif&seed={seed}&deterministic={str(is_deterministic).lower()}&max_steps={_MAX_STEPS}"
+            set_attributes(self._image, src=f"/models/{self._model_name}/video?{query}")
+            self._image.set_visibility(True)
+            self._problem.set_visibility(False)
+            self._reward.set_text(format_number(film.reward))
+            self._n_steps.set_text(format_count(film.n_steps))
+            self._seed.set_text(str(seed))
+        self._wait(False)
+
+    async def _show_another(self) -> None:
+        self._current_seed = secrets.randbelow(_MAX_SEED)
+        await self.show()
+
+    def _wait(self, is_waiting: bool) -> None:
+        self._waiting.set_visibility(is_waiting)
+        self._screen.classes(add="busy" if is_waiting else "", remove="" if is_waiting else "busy")
+        set_attributes(self._another, disabled=True if is_waiting else None)
+
+
+def _make_reading(name: str) -> Text:
+    with make_box():
+        reading = Text("...", "figure")
+        Text(name, "muted small")
+    return reading

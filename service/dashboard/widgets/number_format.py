@@ -1,0 +1,52 @@
+"""Numbers, durations, sizes and ages as people read them."""
+
+from datetime import UTC, datetime
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
+
+def format_count(count: int) -> str:
+    """Format 10000 as 10,000."""
+    return f"{count:,}"
+
+
+def format_number(number: float) -> str:
+    """Format a measured number with three digits, or with one decimal if it is large."""
+    if abs(number) >= 100:
+        return f"{number:,.1f}"
+    return f"{number:.3g}" if abs(number) >= 0.001 or number == 0 else f"{number:.1e}"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration as 42 s, 3:07 min or 1:02:40 h."""
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE}:{whole % _MINUTE:02} min"
+    return f"{whole // _HOUR}:{whole % _HOUR // _MINUTE:02}:{whole % _MINUTE:02} h"
+
+
+def format_size(n_bytes: int) -> str:
+    """Format a size in bytes, KB, MB or GB."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.3g} {unit}"
+    return f"{n_bytes} bytes"
+
+
+def format_age(moment: datetime) -> str:
+    """Format how long ago a time was; after a week, as a date."""
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    for unit, length, limit in (("minute", _MINUTE, _HOUR), ("hour", _HOUR, _DAY), ("day", _DAY, 7 * _DAY)):
+        if seconds < length:
+            break
+        if seconds < limit:
+            n_units = int(seconds // length)
+            return f"{n_units} {unit}{'s' if n_units > 1 else ''} ago"
+    return "just now" if seconds < _MINUTE else f"{moment:%Y-%m-%d}"
+
+
+def format_interval(interval: tuple[float, float] | None) -> str:
+    """Format a 95 % interval; the text is empty without one, as after a single episode."""
+    return "" if interval is None else f"{format_number(interval[0])} to {format_number(interval[1])}"

@@ -1,0 +1,60 @@
+"""The format of numbers, durations, sizes and ages."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from service.dashboard.widgets.number_format import (
+    format_age,
+    format_count,
+    format_duration,
+    format_interval,
+    format_number,
+    format_size,
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [(0, "0"), (0.5, "0.5"), (-1.23456, "-1.23"), (99.96, "100"), (1234.56, "1,234.6"), (0.00012, "1.2e-04")],
+)
+def test_numbers_have_three_figures(number: float, written: str) -> None:
+    assert format_number(number) == written
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3760, "1:02:40 h")]
+)
+def test_durations_have_the_unit_that_suits_them(seconds: float, written: str) -> None:
+    assert format_duration(seconds) == written
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "written"), [(7, "7 bytes"), (130_000, "130 KB"), (1_230_000, "1.23 MB"), (5 * 10**9, "5 GB")]
+)
+def test_sizes_have_the_unit_that_suits_them(n_bytes: int, written: str) -> None:
+    assert format_size(n_bytes) == written
+
+
+@pytest.mark.parametrize(
+    ("age", "written"),
+    [
+        (timedelta(seconds=5), "just now"),
+        (timedelta(seconds=61), "1 minute ago"),
+        (timedelta(minutes=59), "59 minutes ago"),
+        (timedelta(hours=2), "2 hours ago"),
+        (timedelta(days=6), "6 days ago"),
+    ],
+)
+def test_ages_are_written_in_words(age: timedelta, written: str) -> None:
+    assert format_age(datetime.now(UTC) - age) == written
+
+
+def test_a_time_more_than_a_week_ago_is_a_date() -> None:
+    assert format_age(datetime(2024, 2, 29, tzinfo=UTC)) == "2024-02-29"
+
+
+def test_counts_are_grouped_and_intervals_have_two_ends() -> None:
+    assert format_count(1_000_000) == "1,000,000"
+    assert format_interval((1.0, 22.456)) == "1 to 22.5"
+    assert format_interval(None) == ""
