@@ -1,8 +1,6 @@
 """The web service: ``create_app`` puts it together, and ``REWARD_FUNCTIONS`` is where it can be extended."""
 
 import asyncio
-import importlib
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -38,10 +36,7 @@ _VERIFICATION_PAUSE_SECONDS = 0.005
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     if service.settings.preload:
-        # In a thread that nobody waits for: the server answers meanwhile, and may end.
-        arguments = ("service.training.plan",)
-        threading.Thread(target=importlib.import_module, args=arguments, name="grpo-preload", daemon=True).start()
-        service.registry.warm_up()
+        service.executor.warm_up()
     upkeep = asyncio.create_task(_keep_store(service.store))
     try:
         with announce_shutdown(service.closing):
@@ -49,7 +44,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         upkeep.cancel()
         await app.state.dashboard.close()
-        await run_in_threadpool(service.registry.shutdown, service.settings.shutdown_grace_seconds)
+        await run_in_threadpool(service.close)
         with suppress(asyncio.CancelledError):
             await upkeep
 

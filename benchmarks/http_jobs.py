@@ -1,6 +1,7 @@
 """Jobs of ``POST /train``, timed."""
 
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -8,15 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastapi.testclient import TestClient
-from stable_baselines3.common.env_util import make_vec_env
 
 from api import REWARD_FUNCTIONS, create_app
 from benchmarks.cartpole import wait_for
 from grpo import GRPO
+from service.environments.build import build_vec_env
 from service.schemas.training import TrainRequest
 from service.settings import Settings
-from service.training.plan import resolve_request
-from service.training.train import build_model, make_env
+from service.training.planner import Planner, TrainingPlan
+from service.training.train import build_model
+from service.workers.short_tasks import ShortTasks
+from service.workers.threads import ThreadExecutor
 
 
 class HttpTraining(NamedTuple):
@@ -49,7 +52,13 @@ def train_over_http(client: TestClient, request: Mapping[str, Any]) -> HttpTrain
     return HttpTraining((answered_at - sent_at).total_seconds(), (ended_at - sent_at).total_seconds())
 
 
+def make_plan(request: Mapping[str, Any]) -> TrainingPlan:
+    """Plan what ``POST /train`` would train, in this process."""
+    short_tasks = ShortTasks(ThreadExecutor(), 60.0, threading.Event())
+    return Planner(short_tasks, REWARD_FUNCTIONS).plan(TrainRequest(**request))
+
+
 def make_service_model(request: Mapping[str, Any]) -> GRPO:
     """Build what ``POST /train`` would train."""
-    config, reward, *_ = resolve_request(TrainRequest(**request), REWARD_FUNCTIONS)
-    return build_model(config, make_vec_env(lambda: make_env(config.env_name), config.n_envs), reward)
+    config, reward, *_ = make_plan(request)
+    return build_model(config, build_vec_env(config.env_name, config.n_envs), reward)

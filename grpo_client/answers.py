@@ -96,7 +96,6 @@ class Health(Answer):
     timestamp: datetime
     active_jobs: int
     loaded_models: int
-    lost_slots: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,10 +34,10 @@ class Settings(BaseSettings):
         localhost always may.
     :param env_modules: Modules of your own that are imported at the start and register environments or reward
         functions; the current folder is looked through as well.
-    :param executor: What jobs train in: a ``thread`` of the server, a ``process`` of its own for each, or ``auto``: a
-        process where there are any (Linux), but a thread for what a process cannot import.
+    :param executor: What jobs and other tasks run in: a ``thread`` of the server, a ``process`` of its own for each, or
+        ``auto``: processes on Linux, threads elsewhere.
     :param stall_seconds: A running job that takes no simulator step and no update for this long has failed.
-    :param stage_seconds: How long it may take to evaluate or film a policy, or to build an environment for a client.
+    :param task_seconds: How long it may take to plan a job, evaluate or film a policy, or describe an environment.
     :param max_running_jobs: Jobs training at the same time.
     :param max_queued_jobs: Jobs waiting for a free slot; more are refused with 429.
     :param max_kept_jobs: Finished jobs whose status stays available.
@@ -47,8 +47,8 @@ class Settings(BaseSettings):
     :param max_cached_models: Models held in memory.
     :param max_cached_bytes: Memory the held models may take.
     :param min_free_bytes: Space on the disk of the models below which jobs are refused with 503.
-    :param preload: Import torch as soon as the server is up, and not when the first job is sent: that job is then
-        answered 2 seconds sooner, and the server takes 250 MB more from the start.
+    :param preload: Start the process that workers are forked from as soon as the server is up, and not with the first
+        task: that task is then answered some seconds sooner, and 350 MB are taken from the start.
     :param log_format: ``console`` writes log lines in words, ``json`` as one object each.
     :param log_level: The least that is logged; warnings of other libraries always are.
     :param access_log: Log successful requests to ``/inference``, ``/health`` and ``/metrics`` as well, which come by
@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     env_modules: Annotated[tuple[str, ...], NoDecode] = ()
     executor: Literal["auto", "thread", "process"] = "auto"
     stall_seconds: float = Field(60.0, gt=0)
-    stage_seconds: float = Field(60.0, gt=0)
+    task_seconds: float = Field(60.0, gt=0)
     max_running_jobs: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1)
     max_queued_jobs: int = Field(32, ge=0)
     max_kept_jobs: int = Field(1000, ge=1)

@@ -144,7 +144,6 @@ class _StateCollector(Collector):
         yield by_outcome
         yield GaugeMetricFamily("grpo_job_queue_depth", "Jobs waiting for a slot.", n_jobs[JobStatus.QUEUED])
         yield GaugeMetricFamily("grpo_job_slots", "Jobs that can run at the same time.", self._jobs.max_running)
-        yield GaugeMetricFamily("grpo_lost_slots", "Slots held by stalled jobs.", self._jobs.n_lost_slots)
         yield CounterMetricFamily(
             "grpo_train_timesteps", "Simulator steps of all jobs together.", self._jobs.totals.n_timesteps
         )

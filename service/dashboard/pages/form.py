@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anyio import to_thread
 from nicegui import ui
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.access import get_service
 from service.dashboard.pages.form_fields import Field, FieldInput, list_fields
@@ -201,7 +201,7 @@ class _Form:
             return
         set_attributes(self._start, disabled=True)
         try:
-            await run_in_threadpool(self._service.start_job, request)
+            await to_thread.run_sync(self._service.start_job, request, limiter=self._service.planning_limiter)
         except ServiceError as error:
             self._complain(self._find_field(error.detail), error.detail)
         else:
