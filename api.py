@@ -1,8 +1,6 @@
 """The web application: ``create_app`` builds it, and ``REWARD_FUNCTIONS`` is where you add your own."""
 
 import asyncio
-import importlib
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -40,10 +38,7 @@ _VERIFICATION_PAUSE_SECONDS = 0.005
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     if service.settings.preload:
-        # In a daemon thread, so that the server can answer, and end, meanwhile.
-        arguments = ("service.training.plan",)
-        threading.Thread(target=importlib.import_module, args=arguments, name="grpo-preload", daemon=True).start()
-        service.registry.warm_up()
+        service.executor.warm_up()
     upkeep = asyncio.create_task(_keep_store(service.store))
     try:
         with announce_shutdown(service.closing):
@@ -51,7 +46,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         upkeep.cancel()
         await app.state.dashboard.close()
-        await run_in_threadpool(service.registry.shutdown, service.settings.shutdown_grace_seconds)
+        await run_in_threadpool(service.close)
         with suppress(asyncio.CancelledError):
             await upkeep
 

@@ -138,7 +138,7 @@ class GRPO(SavedAlgorithm):
         the constant ``"horizon"`` (Dr. GRPO).
     :param kl_coef: Weight of the KL divergence from the reference policy, the one that ``learn`` began anew with.
     :param ref_sync_steps: Simulator steps after which the policy becomes the reference anew; None never.
-    :raises ValueError: If an argument is outside its range or does not fit another; the message says how to mend it.
+    :raises ValueError: If an argument is outside its range or does not fit another; the message says how to fix it.
 
     Where ``grpo_core.fast`` is known to come to the same, rollouts to the bit and weights to rounding, it collects
     rollouts and takes the steps of ``train``, several times faster. The class attribute ``use_fast_path`` is its one

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# NumPy reads it when it is imported, and so does torch with the first job.
+# Read when NumPy is imported, and torch by tasks in threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import uvicorn
@@ -80,8 +80,8 @@ def _serve(app: FastAPI, settings: Settings) -> int:
         )
     )
     server.run()
-    if app.state.service.registry.count_active() > 0 or app.state.service.registry.n_lost_slots > 0:
-        # A job that hangs in its environment cannot be killed, and Python would wait forever for its thread.
+    if app.state.service.executor.is_busy:
+        # A thread that hangs in its environment cannot be killed, and may crash an interpreter that ends around it.
         os._exit(0)
     return 0 if server.started else 1
 

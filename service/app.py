@@ -19,11 +19,14 @@ from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness
 from service.schemas.training import TrainRequest
 from service.settings import Settings
-from service.workers.executors import make_executor
+from service.training.planner import Planner
+from service.workers.executor import make_executor
 from service.workers.short_tasks import ShortTasks
 
 # Batches answered at the same time: each makes the event loop wait for the interpreter now and then.
 _MAX_RUNNING_BATCHES = 2
+# Requests planned at the same time.
+_MAX_RUNNING_PLANS = 2
 # Uploads verified at the same time: a file of some kilobytes may claim spaces that take many megabytes to read.
 _MAX_VERIFIED_UPLOADS = 2
 
@@ -49,39 +52,48 @@ class Service:
             total_bytes=get_total_bytes(),
             min_free_bytes=settings.min_free_bytes,
         )
-        executor = make_executor(settings.executor, settings.log_style)
+        self.executor = make_executor(settings.executor, settings.log_style)
         self.registry = JobRegistry(
             self.store,
-            executor,
+            self.executor,
             settings.max_running_jobs,
             settings.max_queued_jobs,
             settings.max_kept_jobs,
             settings.stall_seconds,
             settings.tensorboard_dir,
         )
-        self.short_tasks = ShortTasks(executor, settings.stage_seconds, self.closing)
+        self.short_tasks = ShortTasks(self.executor, settings.task_seconds, self.closing)
+        # Places of their own: neither plans nor evaluations and films wait for the others. As many plans may wait as
+        # jobs, in threads of their own, so that a slow environment holds up no other request.
+        n_waiting = settings.max_running_jobs + settings.max_queued_jobs
+        self._planner = Planner(
+            ShortTasks(self.executor, settings.task_seconds, self.closing, _MAX_RUNNING_PLANS, n_waiting),
+            reward_functions,
+        )
+        self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
         self.player = ModelPlayer(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)
-        self.readiness = Readiness(self.store, self.registry, self.closing)
+        self.readiness = Readiness(self.store, self.closing)
         self.metrics = Metrics(self.store, self.registry, self.readiness)
         self.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
         self.drawing_limiter = CapacityLimiter(1)
         self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
 
     def start_job(self, request: TrainRequest) -> Job:
-        """Plan a training job and queue it.
+        """Plan a training job and queue it; meant for a thread of ``planning_limiter``, since it may take a while.
 
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ConflictError: If an active job will save under the same name.
-        :raises ServiceError: If the server has no room for it; see ``JobRegistry.submit``.
+        :raises ServiceError: If the server has no room or time for it; see ``JobRegistry.submit``, ``ShortTasks.run``.
         """
         self.registry.check_room()
-        self.registry.warm_up()
-        # It imports torch, 2 s and 250 MB that a server which only serves does without.
-        from service.training.plan import resolve_request
+        return self.registry.submit(self._planner.plan(request))
 
-        return self.registry.submit(resolve_request(request, self.reward_functions))
+    def close(self) -> None:
+        """Stop the jobs, let them save, and end everything that still runs."""
+        self.registry.shutdown(self.settings.shutdown_grace_seconds)
+        self.executor.close()
 
     def load_model(self, model_name: str) -> ServedModel:
         """Return a model ready to answer, from memory or from its file.

@@ -77,14 +77,6 @@ class DrainingError(ServiceError):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "10"}
 
 
-class SlotsLostError(ServiceError):
-    """Every slot is held by a job that hangs and cannot be killed."""
-
-    problem = Problem("slots-lost", "All job slots are held by stalled jobs")
-    status_code = 503
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
-
-
 class TooManyStreamsError(ServiceError):
     """The maximum number of event streams is open."""
 

@@ -34,10 +34,10 @@ class Settings(BaseSettings):
         localhost always may.
     :param env_modules: Your own modules that register environments or reward functions, imported at the start; the
         current folder is searched too.
-    :param executor: Where jobs train: in a ``thread`` of the server, in a ``process`` each, or ``auto``: in a process
-        if the system can fork (Linux), but in a thread if a process cannot import the job's code.
+    :param executor: Where jobs and other tasks run: in a ``thread`` of the server, in a ``process`` each, or ``auto``:
+        in processes on Linux, in threads elsewhere.
     :param stall_seconds: A running job that takes no simulator step and no update for this long has failed.
-    :param stage_seconds: Time limit for evaluating or filming a policy, or building an environment for a client.
+    :param task_seconds: Time limit for planning a job, evaluating or filming a policy, or describing an environment.
     :param max_running_jobs: Maximum number of jobs training at the same time.
     :param max_queued_jobs: Maximum number of jobs waiting for a slot; more are refused with 429.
     :param max_kept_jobs: Number of finished jobs whose status stays available.
@@ -47,8 +47,8 @@ class Settings(BaseSettings):
     :param max_cached_models: Maximum number of models in memory.
     :param max_cached_bytes: Maximum memory that these models may take.
     :param min_free_bytes: Free space on the models' disk below which jobs are refused with 503.
-    :param preload: Import torch right after the start instead of with the first job, which is then answered 2 seconds
-        sooner; the server takes 250 MB more from the start.
+    :param preload: Start the process that workers are forked from right after the start instead of with the first task,
+        which is then answered some seconds sooner; it takes 350 MB more from the start.
     :param log_format: ``console`` writes log lines in words, ``json`` writes each as an object.
     :param log_level: Lowest level that is logged; warnings of other libraries always are.
     :param access_log: Log successful requests to ``/inference``, ``/health`` and ``/metrics`` too, which come by the
@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     env_modules: Annotated[tuple[str, ...], NoDecode] = ()
     executor: Literal["auto", "thread", "process"] = "auto"
     stall_seconds: float = Field(60.0, gt=0)
-    stage_seconds: float = Field(60.0, gt=0)
+    task_seconds: float = Field(60.0, gt=0)
     max_running_jobs: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1)
     max_queued_jobs: int = Field(32, ge=0)
     max_kept_jobs: int = Field(1000, ge=1)

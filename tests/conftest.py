@@ -75,7 +75,7 @@ def register_env() -> Iterator[RegisterEnv]:
 
     yield register
     for name in names:
-        del gym.registry[name]
+        gym.registry.pop(name, None)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -24,9 +25,14 @@ from gymnasium import spaces
 from api import create_app
 from grpo import GRPO
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
+from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
 from service.schemas.jobs import EndedBy, EvaluationRow
+from service.schemas.training import TrainRequest
 from service.settings import Settings
+from service.training.planner import Planner, TrainingPlan
+from service.workers.short_tasks import ShortTasks
+from service.workers.threads import ThreadExecutor
 
 FINAL_STATUSES = {"completed", "failed", "stopped"}
 PROBLEM_FIELDS = {"type", "title", "status", "detail", "instance"}
@@ -94,6 +100,33 @@ def wait_for_end(client: TestClient, job_id: str) -> dict[str, Any]:
 def train_to_end(client: TestClient, **request: Any) -> dict[str, Any]:
     """Run a job to its end and return its final status."""
     return wait_for_end(client, train(client, **request))
+
+
+def make_plan(known: Mapping[str, RewardFunction] = REWARD_FUNCTIONS, /, **request: Any) -> TrainingPlan:
+    """Plan a job as a service with threads does, and with the reward functions that are known by name."""
+    short_tasks = ShortTasks(ThreadExecutor(), 60.0, threading.Event())
+    return Planner(short_tasks, known).plan(TrainRequest.model_validate(request))
+
+
+def find_forkserver() -> psutil.Process | None:
+    """Find the process that workers of this one are forked from."""
+    children = psutil.Process().children()
+    return next((child for child in children if "multiprocessing.forkserver" in " ".join(child.cmdline())), None)
+
+
+def list_workers() -> list[psutil.Process]:
+    """List the worker processes of this one that have not ended."""
+    forkserver = find_forkserver()
+    workers = [] if forkserver is None else forkserver.children()
+    return [worker for worker in workers if is_alive(worker)]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Say whether a process has not ended."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def make_evaluation(timesteps: int, mean_reward: float = 1.0) -> EvaluationRow:

@@ -1,8 +1,10 @@
 """The contract over HTTP: every endpoint, its fields, its defaults and its refusals."""
 
+import ctypes
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -17,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from fastapi import FastAPI
@@ -167,7 +168,7 @@ class TestServer:
 
     def test_health_counts_jobs_and_models(self, client: TestClient, register_env: RegisterEnv, gate: Gate) -> None:
         health = client.get("/health").json()
-        assert health.keys() == {"status", "timestamp", "active_jobs", "loaded_models", "lost_slots"}
+        assert health.keys() == {"status", "timestamp", "active_jobs", "loaded_models"}
         assert (health["status"], health["active_jobs"], health["loaded_models"]) == ("healthy", 0, 0)
         parse_time(health["timestamp"])
         train_to_end(client, **SHORT)
@@ -733,29 +734,74 @@ class TestWorkerProcesses:
         assert get_status(client, endless)["status"] == "stopped"
         assert ask(client, "endless")["action"] in (0, 1)
 
-    def test_what_a_worker_cannot_import_is_refused_with_the_remedy(
-        self, client: TestClient, monkeypatch: pytest.MonkeyPatch
+    def test_lambdas_and_what_is_defined_in_a_function_train_as_well(
+        self, client: TestClient, register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        class Mine(LineEnv):
+            pass
+
         monkeypatch.setitem(api.REWARD_FUNCTIONS, "mine", lambda state, action, next_state: state[:, :1])
-        detail = refuse(client, 400, "/train", reward_function_type="mine")
-        assert "define it at the top level of a module that can be imported, or start the server with" in detail
+        status = train_to_end(client, env_name=register_env(Mine), reward_function_type="mine", **SHORT)
+        assert (status["status"], status["warnings"]) == ("completed", [])
+
+    def test_what_cannot_be_sent_to_a_worker_is_refused_with_the_remedy(
+        self, client: TestClient, register_env: RegisterEnv, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        detail = refuse(client, 400, "/train", env_name=env_name)
+        assert "the registration of env_name 'Line-v0' cannot be sent to a worker process (cannot pickle" in detail
+        assert "such as locks and open files" in detail
+        monkeypatch.setitem(api.REWARD_FUNCTIONS, "mine", lambda state, action, next_state: gate)
+        assert "a reward function cannot be sent" in refuse(client, 400, "/train", reward_function_type="mine")
         assert list_jobs(client) == []
 
 
-@pytest.mark.parametrize("overrides", [{"executor": "auto"}], ids=["auto"])
-@pytest.mark.skipif(sys.platform != "linux", reason="jobs train in threads only elsewhere")
-def test_what_a_worker_cannot_import_trains_in_a_thread_instead(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (partial(os._exit, 3), "exited with status 3"),
+        (partial(ctypes.string_at, 0), "signal SIGSEGV"),
+        (partial(signal.raise_signal, signal.SIGKILL), "memory runs out"),
+        (partial(time.sleep, 1000), "longer than 1 s, where GRPO_TASK_SECONDS"),
+    ],
+    ids=["exit", "segfault", "kill", "hang"],
+)
+@pytest.mark.parametrize("overrides", [{"executor": "process", "task_seconds": 1}], ids=["processes"])
+def test_a_constructor_that_ends_or_hangs_its_process_costs_one_refusal(
+    client: TestClient, register_env: RegisterEnv, fault: Callable[[], Any], said: str
 ) -> None:
-    monkeypatch.setitem(api.REWARD_FUNCTIONS, "mine", lambda state, action, next_state: state[:, :1])
-    (warning,) = train_to_end(client, reward_function_type="mine", **SHORT)["warnings"]
-    assert "trains in a thread of the server" in warning
-    assert "reward function 'mine' cannot be brought into a worker process" in warning
-    endless = train(client, total_timesteps=10_000_000)
-    wait_until(lambda: get_status(client, endless)["current_timesteps"] > 0)
-    template = next(p for p in psutil.Process().children() if "serve_template" in " ".join(p.cmdline()))
-    assert len(template.children()) == 1
-    assert get_status(client, endless)["warnings"] == []
+    def build() -> LineEnv:
+        fault()
+        return LineEnv()
+
+    assert said in refuse(client, 400, "/train", env_name=register_env(build))
+    assert train_to_end(client, **SHORT)["status"] == "completed"
+
+
+@pytest.mark.parametrize("overrides", [{"max_queued_jobs": 62}], ids=["64 places"])
+def test_while_64_requests_are_planned_others_are_answered_and_none_is_refused(
+    app: FastAPI, register_env: RegisterEnv
+) -> None:
+    gate = Gate()
+
+    def build() -> LineEnv:
+        gate.pass_through()
+        return LineEnv()
+
+    def call(method: str, path: str, body: dict[str, Any] | None = None) -> int:
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request(method, path, None if body is None else dumps(body), {"Content-Type": "application/json"})
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    request = {"env_name": register_env(build), "total_timesteps": 2, "n_steps": 2}
+    with serve(app) as port, ThreadPoolExecutor(64) as pool:
+        statuses = [pool.submit(call, "POST", "/train", {**request, "n_epochs": 1 + i % 100}) for i in range(64)]
+        wait_until(lambda: gate.n_arrived == 2)
+        assert call("GET", "/models") == call("GET", "/training/jobs") == 200
+        gate.admit()
+        assert {status.result(60) for status in statuses} == {200}
 
 
 class TestStopping:

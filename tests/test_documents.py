@@ -25,7 +25,7 @@ from PIL import Image
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from api import REWARD_FUNCTIONS, create_app
+from api import create_app
 from benchmarks.lib.pages import list_blocks
 from grpo import GRPO
 from grpo_core.options.presets import list_presets
@@ -34,8 +34,7 @@ from service.errors import ServiceError
 from service.schemas.jobs import VerdictState
 from service.schemas.training import TrainRequest
 from service.settings import Settings
-from service.training.plan import resolve_request
-from tests.support import wait_until
+from tests.support import make_plan, wait_until
 from tests.tutorial import DOCUMENTED_URL, make_strict
 
 ROOT = Path(__file__).parent.parent
@@ -245,8 +244,7 @@ def test_api_page_names_every_endpoint_and_field() -> None:
 
 
 def test_api_page_states_the_default_of_every_setting_without_a_preset() -> None:
-    request = TrainRequest(env_name="Acrobot-v1", preset="none")
-    config = resolve_request(request, REWARD_FUNCTIONS).config.model_dump()
+    config = make_plan(env_name="Acrobot-v1", preset="none").config.model_dump()
     config["group_mode"] = "auto"  # which it resolves
     checked = []
     for name, cells in list_rows(split_api_page()["POST /train"], "request").items():

@@ -1,6 +1,7 @@
 """Jobs of ``POST /train`` in a service of this process, and how long they take."""
 
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastapi.testclient import TestClient
-from stable_baselines3.common.env_util import make_vec_env
 
 from api import REWARD_FUNCTIONS, create_app
 from grpo import GRPO
+from service.environments.build import build_vec_env
 from service.schemas.training import TrainRequest
 from service.settings import Settings
-from service.training.plan import resolve_request
-from service.training.train import build_model, make_env
+from service.training.planner import Planner, TrainingPlan
+from service.training.train import build_model
+from service.workers.short_tasks import ShortTasks
+from service.workers.threads import ThreadExecutor
 
 _POLL_SECONDS = 0.2
 
@@ -65,7 +68,13 @@ def wait_for(client: TestClient, job_id: str) -> dict[str, Any]:
         time.sleep(_POLL_SECONDS)
 
 
+def make_plan(request: Mapping[str, Any]) -> TrainingPlan:
+    """Plan what ``POST /train`` would train, in this process."""
+    short_tasks = ShortTasks(ThreadExecutor(), 60.0, threading.Event())
+    return Planner(short_tasks, REWARD_FUNCTIONS).plan(TrainRequest(**request))
+
+
 def make_service_model(request: Mapping[str, Any]) -> GRPO:
-    """Build the model that ``POST /train`` would train."""
-    config, reward, *_ = resolve_request(TrainRequest(**request), REWARD_FUNCTIONS)
-    return build_model(config, make_vec_env(lambda: make_env(config.env_name), config.n_envs), reward)
+    """Build what ``POST /train`` would train."""
+    config, reward, *_ = make_plan(request)
+    return build_model(config, build_vec_env(config.env_name, config.n_envs), reward)

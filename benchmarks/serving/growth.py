@@ -20,15 +20,12 @@ from typing import NamedTuple
 from fastapi.testclient import TestClient
 
 from api import create_app
+from benchmarks.lib.http_jobs import make_plan
 from benchmarks.lib.server import Server, get_percentile, serve
 from grpo import GRPO
-from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.jobs.registry import JobRegistry
-from service.schemas.training import TrainRequest
 from service.settings import Settings
-from service.training.plan import resolve_request
-from service.workers.executors import Run, TaskFailedError
-from service.workers.task import Progress, Task
+from service.workers.task import Progress, Run, Task, TaskFailedError
 
 N_LISTED = 1000
 N_LISTINGS = 20
@@ -160,14 +157,10 @@ def measure_cache(models_dir: Path, n_requests: int) -> Served:
 class _Failing:
     """Runs jobs that have failed before they begin."""
 
-    can_kill = False
+    is_busy = False
 
     def warm_up(self) -> None:
         """Nothing to get ready."""
-
-    def check(self, task: Task) -> list[str]:
-        """Every task fails."""
-        return []
 
     def start(self, task: Task, progress: Progress) -> Run:
         """Run nothing."""
@@ -192,7 +185,7 @@ def measure_jobs(models_dir: Path) -> dict[str, float]:
     """Return the times of requests to a server with 10,000 finished jobs, in ms; submission is timed without HTTP."""
     app = create_app(Settings(models_dir=models_dir))
     registry = JobRegistry(app.state.service.store, _Failing(), 1, 1, N_JOBS, 60.0)
-    plan = resolve_request(TrainRequest(), REWARD_FUNCTIONS)
+    plan = make_plan({})
     logging.getLogger("grpo.service").setLevel(logging.CRITICAL)
     submitting: list[float] = []
     for _ in range(N_JOBS):

@@ -19,16 +19,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from stable_baselines3 import PPO
 
-from api import REWARD_FUNCTIONS
 from benchmarks.learning.cartpole import ENV_NAME, TOTAL_TIMESTEPS
-from benchmarks.lib.http_jobs import serve, train_over_http
+from benchmarks.lib.http_jobs import make_plan, serve, train_over_http
 from benchmarks.lib.timing import Comparison, format_comparison, take_turns
 from benchmarks.training.step_speed import MEASURED_STEPS, ROLLOUT_STEPS, compare_collection, compare_training
 from benchmarks.training.time_to_policy import compare_cold_start, compare_times_to_policy
 from benchmarks.training.update_speed import compare_updates
 from service.jobs.job import Job
-from service.schemas.training import TrainRequest
-from service.training.plan import resolve_request
 from service.training.train import train_policy
 
 FIRST_SEED = 2000
@@ -41,8 +38,8 @@ def compare_jobs(n_repetitions: int, total_timesteps: int) -> list[Comparison]:
     answers: list[float] = []
 
     def train_alone() -> float:
-        plan, started_at = resolve_request(TrainRequest(**request), REWARD_FUNCTIONS), time.perf_counter()
-        train_policy(plan.config, plan.reward, Job(plan))
+        plan, started_at = make_plan(request), time.perf_counter()
+        train_policy(plan.config, plan.reward, None, Job(plan))
         return time.perf_counter() - started_at
 
     def train_ppo() -> float:

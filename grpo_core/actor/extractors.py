@@ -110,7 +110,7 @@ class Flatten:
         assert self.n_choices is not None
         if (choices < 0).any() or (choices >= self.n_choices).any():
             raise ValueError(
-                f"an observation of {self.n_choices.tolist()} choices lies outside them: they count from 0; mend the "
+                f"an observation of {self.n_choices.tolist()} choices lies outside them: they count from 0; fix the "
                 "environment or its observation_space."
             )
         one_hot = np.zeros((len(choices), self.n_choices.sum()), np.float32)

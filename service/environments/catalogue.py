@@ -20,7 +20,6 @@ from grpo_core.options.rewards import (
     can_score,
     get_default_reward,
 )
-from service.environments.inspection import inspect_environment
 from service.errors import NotFoundError, printable
 from service.schemas.environments import (
     EnvironmentDescription,
@@ -129,7 +128,7 @@ class Catalogue:
             kept = self._facts.get(env_name)
         if kept is not None and kept[0] is spec:
             return kept[1]
-        task = Task(inspect_environment, (env_name,), env_name, {})
+        task = Task("service.environments.inspection:inspect_environment", (env_name,), env_name)
         content = self._short_tasks.run(task, "the environment may hang while it is built; fix it.")
         facts = EnvironmentFacts.model_validate_json(content)
         with self._lock:

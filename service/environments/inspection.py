@@ -3,30 +3,17 @@
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.simulators.bank import find_obstacle
 from grpo_core.spaces import UnsupportedSpaceError, check_action_space, check_observation_space
-from service.errors import InvalidRequestError, describe_error
+from service.environments.build import build_env
 from service.schemas.environments import EnvironmentFacts
 from service.spaces import describe_space
 from service.workers.task import Progress
 
 _MAX_RENDER_MODES = 16
 _MAX_MODE_CHARS = 64
-
-
-def build_env(env_name: str, **arguments: Any) -> gym.Env[Any, Any]:
-    """Build a registered environment.
-
-    :raises InvalidRequestError: If its own code fails.
-    """
-    try:
-        # The checker warns about environments in general, and slows every step.
-        return gym.make(env_name, disable_env_checker=True, **arguments)
-    except (Exception, SystemExit) as error:  # constructors are foreign code, and a missing extra shows in many ways
-        raise InvalidRequestError(
-            f"env_name '{env_name}' cannot be created here ({describe_error(error)}); its optional dependencies may be "
-            "missing on the server."
-        ) from error
 
 
 def inspect_environment(env_name: str, progress: Progress) -> bytes:
@@ -62,9 +49,4 @@ def _judge(env: gym.Env[Any, Any]) -> dict[str, Any]:
         check_action_space(env.action_space)
     except UnsupportedSpaceError as error:
         return {"is_trainable": False, "obstacle": str(error)}
-    # They import torch, which a server that only serves does without.
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    from grpo_core.simulators.bank import find_obstacle
-
     return {"is_trainable": True, "obstacle": find_obstacle(DummyVecEnv([lambda: env]))}

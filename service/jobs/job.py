@@ -1,7 +1,5 @@
 """One training job: where it is, what it has told, and how it is stopped."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math
@@ -10,16 +8,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from service.errors import ConflictError
 from service.jobs.history import JobHistory
 from service.jobs.totals import JobTotals
 from service.jobs.verdict import Evidence, judge
 from service.schemas.jobs import EndedBy, EvaluationRow, JobStatus, JobSummary, TrainingStatus, Verdict
-
-if TYPE_CHECKING:  # it imports torch, which takes seconds that the server's start can do without
-    from service.training.plan import TrainingPlan
+from service.training.planner import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
 
@@ -49,7 +45,6 @@ class Job:
         self.config = plan.config
         self.history = JobHistory()
         self.finished = threading.Event()
-        self.can_be_killed = False
         # Guards everything below.
         self._lock = threading.Lock()
         self._status = JobStatus.QUEUED

@@ -1,7 +1,5 @@
 """The registry that remembers all training jobs and has them run."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -12,7 +10,6 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import dropwhile, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from service.context import JOB_ID
 from service.errors import (
@@ -20,7 +17,7 @@ from service.errors import (
     DrainingError,
     NotFoundError,
     QueueFullError,
-    SlotsLostError,
+    ServiceError,
     describe_error,
     printable,
 )
@@ -28,10 +25,9 @@ from service.jobs.job import Job
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
-from service.workers.executors import Executor, Run, TaskFailedError
-
-if TYPE_CHECKING:  # it imports torch, which takes seconds that the server's start can do without
-    from service.training.plan import TrainingPlan
+from service.training.planner import TrainingPlan
+from service.workers.executor import Executor
+from service.workers.task import TaskFailedError
 
 logger = logging.getLogger("grpo.service")
 
@@ -49,7 +45,7 @@ class JobRegistry:
     """All jobs, by id, and the slots that they run in.
 
     :param store: Where trained policies go.
-    :param executor: What runs them; the registry closes it.
+    :param executor: What runs them; whoever made it closes it.
     :param max_running: Jobs training at the same time.
     :param max_queued: Jobs waiting for their turn.
     :param max_kept: Finished jobs whose status stays available; the ones that ended first are forgotten first.
@@ -84,26 +80,18 @@ class JobRegistry:
         # all jobs but a list of them.
         self._active: list[Job] = []
         self._ended: deque[str] = deque()
-        # Jobs that were given up on, but whose training holds its slot: it cannot be killed.
-        self._lost: set[str] = set()
-        # Names that somebody saves under who is no job, folded.
+        # Names reserved by uploads, folded.
         self._reserved: set[str] = set()
         self._draining = False
-
-    def warm_up(self) -> None:
-        """Get ready, so that the first job starts at once."""
-        self._executor.warm_up()
 
     def submit(self, plan: TrainingPlan) -> Job:
         """Queue a job.
 
-        :raises InvalidRequestError: If it cannot be run by the executor.
         :raises ConflictError: If an active job will save under the same name.
         :raises QueueFullError: If there is no room.
-        :raises SlotsLostError: If no job will ever run again.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(plan._replace(warnings=(*plan.warnings, *self._executor.check(plan.make_task()))), self.totals)
+        job = Job(plan, self.totals)
         with self._lock:
             active = self._check_room()
             self._check_name_is_free(plan.config.model_name, active)
@@ -121,7 +109,6 @@ class JobRegistry:
 
         :raises StorageLowError: If what it learns could not be saved.
         :raises QueueFullError: If there is no room.
-        :raises SlotsLostError: If no job will ever run again.
         :raises DrainingError: If the server is shutting down.
         """
         with self._lock:
@@ -132,11 +119,6 @@ class JobRegistry:
         active = self._list_active()
         if self._draining:
             raise DrainingError("the server is shutting down; submit the job again when it is back.")
-        if len(self._lost) >= self._max_running:
-            raise SlotsLostError(
-                f"all {self._max_running} job slots are held by stalled jobs, and a thread cannot be killed; restart "
-                "the server, with GRPO_EXECUTOR=process if this is to end by itself next time."
-            )
         if len(active) >= self._max_active:
             raise QueueFullError(f"{len(active)} jobs are running or queued already; try again later.")
         return active
@@ -187,11 +169,6 @@ class JobRegistry:
         """Slots there are."""
         return self._max_running
 
-    @property
-    def n_lost_slots(self) -> int:
-        """Slots held by stalled jobs, which no other job can have."""
-        return len(self._lost)
-
     def find_active(self, model_name: str) -> Job | None:
         """Return the active job that will save under a name, if there is one."""
         with self._lock:
@@ -225,7 +202,7 @@ class JobRegistry:
                 self._reserved.remove(model_name.casefold())
 
     def shutdown(self, grace_seconds: float) -> None:
-        """Take no new jobs, stop the active ones and wait, not forever, for them to save; kill the rest if possible."""
+        """Take no new jobs, stop the active ones and wait, not forever, for them to save; give the rest up."""
         with self._lock:
             self._draining = True
             active = self._list_active()
@@ -236,10 +213,9 @@ class JobRegistry:
                 continue
         deadline = time.monotonic() + grace_seconds
         for job in active:
-            if not job.finished.wait(max(0.0, deadline - time.monotonic())) and job.can_be_killed:
+            if not job.finished.wait(max(0.0, deadline - time.monotonic())):
                 job.finish(JobStatus.STOPPED, f"it did not end within {grace_seconds:g} s of the server's shutdown.")
         self._slots.shutdown(wait=False, cancel_futures=True)
-        self._executor.close()
 
     def _run(self, job: Job) -> None:
         JOB_ID.set(job.job_id)
@@ -250,16 +226,16 @@ class JobRegistry:
             run_name = job.tensorboard_run
             run_dir = None if run_name is None else self._tensorboard_dir / run_name
             run = self._executor.start(job.plan.make_task(run_dir), job)
-            job.can_be_killed = run.can_kill
             while not run.wait(_WATCH_SECONDS):
-                self._look_after(job, run)
+                self._give_up_if_silent(job)
+                if job.finished.is_set():
+                    run.kill()
+                    return
             content = run.get_content()
-            if job.finished.is_set():  # given up on
-                return
             outcome = job.end_training()
             name = self._choose_name(job, outcome)
             job.keep_policy(name, self._store.publish(name, content))
-        except TaskFailedError as error:
+        except (TaskFailedError, ServiceError) as error:
             logger.warning("job %s failed: %s", job.job_id, error)
             job.finish(JobStatus.FAILED, str(error))
         except BaseException as error:  # the job boundary: whatever an environment throws ends its job alone
@@ -267,14 +243,10 @@ class JobRegistry:
             job.finish(JobStatus.FAILED, describe_error(error))
         else:
             job.finish(outcome)
-        finally:
-            with self._lock:
-                self._lost.discard(job.job_id)
 
-    def _look_after(self, job: Job, run: Run) -> None:
-        """Give a job up that shows no sign of life."""
+    def _give_up_if_silent(self, job: Job) -> None:
         patience = self._stall_seconds
-        if job.is_stopping and run.can_kill:
+        if job.is_stopping:
             patience = min(patience, _STOP_PATIENCE_SECONDS)
         if job.finished.is_set() or job.silent_seconds < patience:
             return
@@ -284,14 +256,9 @@ class JobRegistry:
         else:
             job.give_up(
                 JobStatus.FAILED,
-                f"stalled: {silence}, where GRPO_STALL_SECONDS allows no more; mend the environment "
+                f"stalled: {silence}, where GRPO_STALL_SECONDS allows no more; fix the environment "
                 f"'{job.config.env_name}', or raise the setting if a step or an update may take that long.",
             )
-        if run.can_kill:
-            run.kill()
-        else:
-            with self._lock:
-                self._lost.add(job.job_id)
 
     def _choose_name(self, job: Job, outcome: JobStatus) -> str:
         """Pick the job's own name; a stopped job leaves a model of that name alone and takes another."""

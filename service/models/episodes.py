@@ -1,4 +1,4 @@
-"""Playing a trained policy: tasks, for they run code of the environment. None of it needs torch."""
+"""Playing a trained policy: tasks, since they run code of the environment."""
 
 import json
 import math
@@ -6,49 +6,29 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
-from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import (
     Policy,
     check_spaces,
-    make_policy,
     make_random_policy,
     play_episode,
     play_episodes,
     summarize_episodes,
 )
 from grpo_core.film import FilmStrip
-from service.environments.inspection import build_env, list_render_modes
+from service.environments.build import build_env
+from service.environments.inspection import list_render_modes
 from service.errors import ConflictError, InvalidRequestError
+from service.models.play import Play
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import ModelFigures, VideoFormat
 from service.workers.task import Progress
 
 _RENDER_MODE = "rgb_array"
 _MAX_FILM_BYTES = 4 * 2**20
-
-
-class Play(NamedTuple):
-    """How a policy is to be played.
-
-    :param actor: The policy.
-    :param env_name: Registered environment.
-    :param seed: Of the first episode's reset, and of whatever is drawn.
-    :param deterministic: Take the most likely actions instead of drawing them.
-    """
-
-    actor: Actor
-    env_name: str
-    seed: int
-    deterministic: bool
-
-    def make_policy(self) -> Policy:
-        """Let the actor choose the actions."""
-        return make_policy(self.actor, self.deterministic, np.random.default_rng(self.seed))
 
 
 def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
@@ -136,7 +116,7 @@ def _judge(
 
 def _check_finite(env_name: str, rewards: list[float]) -> None:
     if not all(map(math.isfinite, rewards)):
-        raise InvalidRequestError(f"env_name '{env_name}' gives rewards that are not finite; mend the environment.")
+        raise InvalidRequestError(f"env_name '{env_name}' gives rewards that are not finite; fix the environment.")
 
 
 def _listen(progress: Progress) -> Callable[[], None]:

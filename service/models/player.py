@@ -11,8 +11,8 @@ from cachetools import LRUCache
 from service.environments.catalogue import find_spec
 from service.errors import ConflictError
 from service.models.card import find_env_name
-from service.models.episodes import Play, evaluate_policy, film_policy
 from service.models.folder import FileSignature
+from service.models.play import Play
 from service.models.store import ModelStore, ServedModel
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import EvaluateResponse, ModelFigures, VideoFormat
@@ -73,7 +73,7 @@ class ModelPlayer:
             answer = self._answers.get(key)
         if answer is None:
             begun = time.monotonic()
-            task = Task(evaluate_policy, (play, n_episodes), play.env_name, {})
+            task = Task("service.models.episodes:evaluate_policy", (play, n_episodes), play.env_name)
             figures = ModelFigures.model_validate_json(self._short_tasks.run(task, "ask for fewer episodes."))
             answer = EvaluateResponse(
                 model_name=model_name,
@@ -104,7 +104,7 @@ class ModelPlayer:
             return film
         # Created here, since a task that is killed could not remove it.
         with tempfile.TemporaryDirectory(prefix="grpo-film-", ignore_cleanup_errors=True) as folder:
-            task = Task(film_policy, (play, video_format, max_steps, folder), play.env_name, {})
+            task = Task("service.models.episodes:film_policy", (play, video_format, max_steps, folder), play.env_name)
             header, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
         film = Film(content, MEDIA_TYPES[video_format], **json.loads(header))
         with self._lock:

@@ -144,7 +144,6 @@ class _StateCollector(Collector):
         yield by_outcome
         yield GaugeMetricFamily("grpo_job_queue_depth", "Jobs waiting for a slot.", n_jobs[JobStatus.QUEUED])
         yield GaugeMetricFamily("grpo_job_slots", "Maximum number of jobs that run at once.", self._jobs.max_running)
-        yield GaugeMetricFamily("grpo_lost_slots", "Slots held by stalled jobs.", self._jobs.n_lost_slots)
         yield CounterMetricFamily(
             "grpo_train_timesteps", "Simulator steps taken by all jobs.", self._jobs.totals.n_timesteps
         )

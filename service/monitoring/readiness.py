@@ -2,7 +2,6 @@
 
 import threading
 
-from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 
 
@@ -10,13 +9,11 @@ class Readiness:
     """Checks at every call, so that the server is ready again as soon as the obstacle is gone.
 
     :param store: The models.
-    :param jobs: The training jobs.
     :param closing: Set when the server begins to shut down.
     """
 
-    def __init__(self, store: ModelStore, jobs: JobRegistry, closing: threading.Event) -> None:
+    def __init__(self, store: ModelStore, closing: threading.Event) -> None:
         self._store = store
-        self._jobs = jobs
         self._closing = closing
 
     def list_obstacles(self) -> list[str]:
@@ -27,6 +24,4 @@ class Readiness:
         storage_problem = self._store.folder.find_problem()
         if storage_problem is not None:
             obstacles.append(storage_problem)
-        if self._jobs.n_lost_slots >= self._jobs.max_running:
-            obstacles.append("all job slots are held by stalled jobs; restart the server")
         return obstacles

@@ -13,7 +13,6 @@ class Health(BaseModel):
     timestamp: datetime = Field(examples=["2026-11-25T10:00:00Z"])
     active_jobs: int = Field(description="Number of queued and running jobs.", examples=[1])
     loaded_models: int = Field(description="Number of models in memory.", examples=[2])
-    lost_slots: int = Field(description="Job slots held by stalled jobs until the server is restarted.", examples=[0])
 
 
 class Liveness(BaseModel):

@@ -118,7 +118,7 @@ class EvaluationCallback(BaseCallback):
         rewards = [episode.reward for episode in episodes]
         if not all(map(math.isfinite, rewards)):
             raise ValueError(
-                f"the rewards of an evaluation's episodes are not all finite ({rewards[:3]}...); mend the environment "
+                f"the rewards of an evaluation's episodes are not all finite ({rewards[:3]}...); fix the environment "
                 f"'{self._config.env_name}'."
             )
         return episodes

@@ -1,15 +1,10 @@
-"""From a request to a complete configuration: everything is filled in and checked before a job starts."""
+"""Everything a request leaves open is settled, checked and tried out here before its job is queued: in a worker."""
 
 import math
 import re
-import secrets
-from collections.abc import Mapping, Sequence, Set
-from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Set
+from typing import Any, Literal
 
-import gymnasium as gym
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
@@ -18,21 +13,18 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
-from grpo_core.options.presets import Preset, get_preset, list_presets
-from grpo_core.options.rewards import ENVIRONMENT_REWARD, RewardFunction, can_score, get_default_reward
-from grpo_core.options.rewards import REWARD_FUNCTIONS as CARTPOLE_REWARDS
+from grpo_core.options.presets import Preset, get_preset
 from grpo_core.simulators.bank import find_obstacle
-from grpo_core.spaces import UnsupportedSpaceError, check_action_space, check_observation_space
+from service.environments.build import build_vec_env
 from service.errors import InvalidRequestError, printable
-from service.schemas.fields import MAX_OBSERVATION_NUMBERS, MAX_SEED
+from service.schemas.fields import MAX_OBSERVATION_NUMBERS
 from service.schemas.training import Normalization, TrainConfig, TrainRequest
-from service.suggestions import suggest
 from service.training.memory_limits import check_memory, count_observed_numbers
-from service.training.train import Reward, build_model, make_env, train_policy
-from service.workers.task import Task
+from service.training.names import NO_PRESET, NamedRequest, Reward, Rewards
+from service.training.planner import Settled
+from service.training.train import build_model
+from service.workers.task import Progress
 
-# The preset that fills in nothing.
-NO_PRESET = "none"
 # Long enough for an action on CartPole to show in position and angle, short enough to keep the noise of returns low.
 _PREFERRED_HORIZON = 16
 # The algorithm's own, which a preset may leave as it is.
@@ -43,99 +35,57 @@ _MAX_REASON_CHARS = 1000
 # Made over a job whose rules need evaluations, unless it says otherwise.
 _N_EVALUATIONS = 20
 _MAX_EVALUATIONS = 1000
+# Stand for whatever the server chooses: neither settles anything.
+_ANY_NAME, _ANY_SEED = "any", 0
 
 Settings = dict[str, Any]
 
 
-class TrainingPlan(NamedTuple):
-    """A job that can be started.
+def settle_request(named: NamedRequest, progress: Progress) -> bytes:
+    """Fill in every default and check everything that can be checked before training: a task, since it builds the
+    environment.
 
-    :param config: What it trains with.
-    :param reward: The reward functions that the configuration names.
-    :param warnings: What the client should know of it.
-    :param reward_threshold: What an episode earns where the environment counts as solved; None if it does not say.
+    :return: ``Settled`` in JSON.
+    :raises InvalidRequestError: If the request combines what does not fit, or the environment cannot be trained.
     """
-
-    config: TrainConfig
-    reward: Reward
-    warnings: tuple[str, ...]
-    reward_threshold: float | None
-
-    def make_task(self, run_dir: Path | None = None) -> Task:
-        """Make what an executor runs.
-
-        :param run_dir: Folder to write for TensorBoard; None writes none.
-        """
-        names = ", ".join(self.config.reward_functions or [str(self.config.reward_function_type)])
-        foreign = {f"reward function '{names}'": self.reward}
-        function = partial(train_policy, run_dir=run_dir)
-        return Task(function, (self.config, self.reward), self.config.env_name, foreign)
-
-
-class _Rewards(NamedTuple):
-    """What is trained on.
-
-    :param names: Values of the two fields that name it.
-    :param functions: What ``GRPO`` takes.
-    :param is_own: Whether it is the environment's own reward alone.
-    :param is_dense: Whether every step is judged by itself.
-    """
-
-    names: Settings
-    functions: Reward
-    is_own: bool
-    is_dense: bool
-
-
-def resolve_request(request: TrainRequest, reward_functions: Mapping[str, RewardFunction]) -> TrainingPlan:
-    """Fill in every default and check everything that can be checked before training.
-
-    :param reward_functions: The reward functions known by name.
-    :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
-    """
-    _check_registered(request.env_name)
-    if request.tensorboard_log and find_spec("tensorboard") is None:
-        raise InvalidRequestError(
-            "tensorboard_log=true needs the package tensorboard, which this server lacks; have it installed (pip "
-            "install tensorboard), or send false."
-        )
-    rewards = _resolve_rewards(request, reward_functions)
-    preset_name, preset = _find_preset(request, rewards)
+    request, rewards = named.request, named.rewards
+    preset = None if named.preset == NO_PRESET else get_preset(named.preset)
     # A null stands for what is left out.
     given = {name: value for name in request.model_fields_set if (value := getattr(request, name)) is not None}
     identity = {
-        **rewards.names,
-        "preset": preset_name,
-        "model_name": request.model_name or _generate_model_name(request.env_name),
-        "seed": secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+        "reward_function_type": rewards.reward_function_type,
+        "reward_functions": rewards.reward_functions,
+        "preset": named.preset,
+        "model_name": _ANY_NAME,
+        "seed": _ANY_SEED,
         "device": _resolve_device(request.device),
     }
     defaults = _list_defaults(rewards) if preset is None else _list_preset_defaults(preset)
-    env = _make_env(request.env_name)
+    env = build_vec_env(request.env_name, 1)
     try:
-        return _plan(env, defaults, given, identity, rewards)
+        settled = _settle(env, {**defaults, **given, **identity}, given, defaults, rewards.functions)
     except (InvalidRequestError, ValueError) as error:
         filled_in = {name for name, value in defaults.items() if value is not None} - given.keys()
         from_preset = set() if preset is None else filled_in
-        raise InvalidRequestError(_explain(str(error), preset_name, from_preset)) from error
+        raise InvalidRequestError(_explain(str(error), named.preset, from_preset)) from error
     finally:
         env.close()
+    return settled.model_dump_json().encode()
 
 
-def _plan(
-    env: gym.Env[Any, Any], defaults: Settings, given: Settings, identity: Settings, rewards: _Rewards
-) -> TrainingPlan:
+def _settle(
+    env: DummyVecEnv, settings: Settings, given: Settings, defaults: Settings, reward_functions: Reward
+) -> Settled:
     """Fit what was left out to what was given and to the environment, and try the result out.
 
     :raises ValueError: Whatever the algorithm refuses.
     """
-    vec_env = DummyVecEnv([lambda: env])
-    settings = {**defaults, **given, **identity}
-    warnings = _settle_mode(settings, vec_env)
+    warnings = _settle_mode(settings, env)
     _fit_credit(settings, given)
     _fit_groups(settings, given, defaults, env.action_space)
     _fit_evaluations(settings)
-    max_episode_steps = env.spec.max_episode_steps if env.spec else None
+    spec = env.envs[0].spec
+    max_episode_steps = None if spec is None else spec.max_episode_steps
     if settings["group_mode"] == "episode" and settings["horizon"] is None and max_episode_steps is None:
         raise InvalidRequestError(
             f"env_name '{settings['env_name']}' has no time limit, so that a whole episode may never end: register it "
@@ -144,15 +94,15 @@ def _plan(
     if settings["net_arch"] is None:
         settings["net_arch"] = [] if choose_policy(env.observation_space) == "CnnPolicy" else [64, 64]
     config = TrainConfig(**{name: settings[name] for name in TrainConfig.model_fields})
-    _try_out(config, vec_env, rewards.functions, max_episode_steps)
+    _try_out(config, env, reward_functions, max_episode_steps)
     n_numbers = count_observed_numbers(env.observation_space)
     if n_numbers > MAX_OBSERVATION_NUMBERS:
         warnings.append(
             f"observations have {n_numbers} numbers, and POST /inference takes {MAX_OBSERVATION_NUMBERS} at most: the "
             "model file can be used with GRPO.load alone."
         )
-    threshold = env.spec.reward_threshold if env.spec else None
-    return TrainingPlan(config, rewards.functions, tuple(warnings), threshold)
+    threshold = None if spec is None else spec.reward_threshold
+    return Settled(config=config, warnings=warnings, reward_threshold=threshold)
 
 
 def _try_out(config: TrainConfig, env: DummyVecEnv, reward: Reward, max_episode_steps: int | None) -> None:
@@ -172,59 +122,7 @@ def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:
     return f'{detail} Preset \'{preset_name}\' chose {", ".join(names)}; send your own, or "preset": "{NO_PRESET}".'
 
 
-def _check_registered(env_name: str) -> None:
-    if env_name in gym.registry:
-        return
-    hint = suggest(env_name, gym.registry) or "gymnasium.registry lists what is installed."
-    raise InvalidRequestError(f"env_name '{env_name}' is not a registered Gymnasium environment; {hint}")
-
-
-def _resolve_rewards(request: TrainRequest, reward_functions: Mapping[str, RewardFunction]) -> _Rewards:
-    field, weights = "reward_function_type", request.reward_functions
-    if weights is not None and request.reward_function_type is not None:
-        raise InvalidRequestError("reward_functions and reward_function_type exclude each other; send one of them.")
-    name = request.reward_function_type
-    if name is None:
-        name = get_default_reward(request.env_name)
-    if weights is not None:
-        field = "reward_functions"
-    for each in [name] if weights is None else weights:
-        _check_reward_name(field, each, request.env_name, reward_functions)
-    functions = [reward_functions.get(each) if each != ENVIRONMENT_REWARD else None for each in weights or [name]]
-    return _Rewards(
-        names={"reward_function_type": name if weights is None else None, "reward_functions": weights},
-        functions=functions[0] if weights is None else functions,
-        is_own=functions == [None] and weights is None,
-        is_dense=all(function in CARTPOLE_REWARDS.values() for function in functions),
-    )
-
-
-def _check_reward_name(field: str, name: str, env_name: str, reward_functions: Mapping[str, RewardFunction]) -> None:
-    if name == ENVIRONMENT_REWARD:
-        return
-    if name not in reward_functions:
-        raise _refuse_name(field, name, [ENVIRONMENT_REWARD, *sorted(reward_functions)])
-    if not can_score(reward_functions[name], env_name):
-        raise InvalidRequestError(
-            f"{field} '{name}' reads CartPole's observations and cannot score {env_name}; leave it out or send "
-            f"'{ENVIRONMENT_REWARD}' for the environment's own reward."
-        )
-
-
-def _find_preset(request: TrainRequest, rewards: _Rewards) -> tuple[str, Preset | None]:
-    name = request.preset
-    if name is None:
-        preset = get_preset(request.env_name) if rewards.is_own else None
-        return (NO_PRESET, None) if preset is None else (request.env_name, preset)
-    if name == NO_PRESET:
-        return NO_PRESET, None
-    preset = get_preset(name)
-    if preset is None:
-        raise _refuse_name("preset", name, [NO_PRESET, *list_presets()])
-    return name, preset
-
-
-def _list_defaults(rewards: _Rewards) -> Settings:
+def _list_defaults(rewards: Rewards) -> Settings:
     """List what is filled in without a preset; a horizon is only aimed at."""
     # Where a dense reward judges every step, a branch's own rewards say enough; elsewhere the value network has to
     # tell what a branch that was cut would still have earned.
@@ -278,7 +176,7 @@ def _settle_mode(settings: Settings, env: DummyVecEnv) -> list[str]:
         obstacle = find_obstacle(env)
     except (Exception, SystemExit) as error:  # the environment's own code was tried out
         raise InvalidRequestError(
-            f"env_name '{env_name}' failed when its steps were tried out ({type(error).__name__}); mend it, or send "
+            f"env_name '{env_name}' failed when its steps were tried out ({type(error).__name__}); fix it, or send "
             "group_mode 'episode'."
         ) from error
     if mode == "auto":
@@ -374,38 +272,3 @@ def _resolve_device(device: str) -> Literal["cpu", "cuda"]:
     if device == "cuda" and not has_cuda:
         raise InvalidRequestError("device 'cuda' is not available on this server; send 'auto' or 'cpu'.")
     return "cuda" if has_cuda and device != "cpu" else "cpu"
-
-
-def _make_env(env_name: str) -> gym.Env[Any, Any]:
-    """Build the environment to see that it can be built and fits the networks."""
-    try:
-        env = make_env(env_name)
-    except (Exception, SystemExit) as error:  # constructors are foreign code, and a missing extra shows in many ways
-        raise InvalidRequestError(
-            f"env_name '{env_name}' cannot be created here ({type(error).__name__}); "
-            "its optional dependencies may be missing on the server."
-        ) from error
-    try:
-        check_observation_space(env.observation_space)
-        check_action_space(env.action_space)
-    except UnsupportedSpaceError as error:
-        env.close()
-        raise InvalidRequestError(f"env_name '{env_name}' cannot be trained: {error}") from error
-    return env
-
-
-def _generate_model_name(env_name: str) -> str:
-    # Registered ids may start with a dot or an underscore, which model names may not.
-    stem = env_name.replace("/", "-").lstrip("._-")[:80]
-    return f"{stem or 'model'}-{secrets.token_hex(4)}"
-
-
-def _refuse_name(field: str, name: str, known: Sequence[str]) -> InvalidRequestError:
-    hint = suggest(name, known)
-    return InvalidRequestError(
-        f"{field} '{name}' is unknown; {hint + ' Choose' if hint else 'choose'} one of {_list(known)}."
-    )
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

@@ -1,16 +1,13 @@
 """From a configuration to a trained policy."""
 
 import math
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -19,37 +16,33 @@ from grpo import GRPO
 from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
-from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving import model_file
 from grpo_core.spaces import is_image_space
+from service.environments.build import build_env, build_vec_env
 from service.schemas.training import TrainConfig
 from service.training.evaluation_callback import EvaluationCallback
+from service.training.names import Reward
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
-# Networks this small lose more to a second thread's start than it earns, and jobs would fight over cores. Here, since
-# nothing of the service computes with torch before it imports this module.
+# Networks this small lose more to a second thread's start than it earns, and jobs would fight over cores.
 torch.set_num_threads(1)
 
-# One, several (None among them stands for the environment's own), or just the environment's own.
-Reward = RewardFunction | Sequence[RewardFunction | None] | None
-# The checker warns about environments in general; a step through it takes half as long again.
-_ENV_KWARGS = {"disable_env_checker": True}
 # Fields of a configuration that are arguments of GRPO of the same name and meaning.
 _ARGUMENTS = (*HYPERPARAMETERS, "seed", "device")
 
 
-def train_policy(config: TrainConfig, reward: Reward, progress: Progress, run_dir: Path | None = None) -> bytes:
+def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, progress: Progress) -> bytes:
     """Train from the start and return the model file's content; it returns early once it is told to stop.
 
-    :param config: As ``resolve_request`` made it.
+    :param config: As planned.
     :param reward: The reward functions that the configuration names.
-    :param progress: Told about the training as it goes.
     :param run_dir: Folder to write for TensorBoard; None writes none.
+    :param progress: Told about the training as it goes.
     :raises Exception: Whatever the environment or the reward function raises.
     """
     with ExitStack() as opened:
-        env = make_vec_env(config.env_name, config.n_envs, env_kwargs=_ENV_KWARGS)
+        env = build_vec_env(config.env_name, config.n_envs)
         opened.callback(env.close)
         model = build_model(config, env, reward)
         # SB3's own logger would create a folder per training.
@@ -60,7 +53,7 @@ def train_policy(config: TrainConfig, reward: Reward, progress: Progress, run_di
         model.after_minibatch = stop_rules.pulse
         evaluator = None
         if config.eval_freq is not None:
-            evaluation_env = make_env(config.env_name)
+            evaluation_env = build_env(config.env_name)
             opened.callback(evaluation_env.close)
             evaluator = EvaluationCallback(config, evaluation_env, stop_rules, progress)
         callbacks = [_ProgressCallback(stop_rules), evaluator]
@@ -85,11 +78,6 @@ def _choose_content(
         return model.to_bytes(**provenance)
     best = model_file.from_bytes(evaluator.best[1], with_optimizer=True)
     return model_file.to_bytes({**best.meta, **provenance}, best.weights, best.optimizer, best.normalization)
-
-
-def make_env(env_name: str) -> gym.Env[Any, Any]:
-    """Build one environment like those that are trained in."""
-    return gym.make(env_name, **_ENV_KWARGS)
 
 
 def build_model(config: TrainConfig, env: VecEnv, reward: Reward, **arguments: Any) -> GRPO:

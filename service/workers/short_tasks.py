@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from service.errors import (
@@ -15,12 +15,10 @@ from service.errors import (
     describe_error,
 )
 from service.schemas.jobs import EndedBy
-from service.workers.executors import Executor, Run, TaskFailedError
-from service.workers.task import Task
+from service.workers.executor import Executor
+from service.workers.task import Task, TaskFailedError
 
 _WATCH_SECONDS = 0.1
-# How long a task that was told to end is waited for.
-_END_SECONDS = 1.0
 
 
 class ShortTasks:
@@ -50,8 +48,6 @@ class ShortTasks:
         self._changed = threading.Condition()
         self._n_present = 0
         self._n_running = 0
-        # Threads that did not end when they were told to: each goes on holding its place.
-        self._lost: list[Run] = []
 
     def run(self, task: Task, remedy: str) -> bytes:
         """Run a task and return what it made.
@@ -63,22 +59,30 @@ class ShortTasks:
         :raises InvalidRequestError: If what others wrote, such as the environment, fails in it.
         :raises ServiceError: Whatever the task itself refuses.
         """
-        self._executor.check(task)
         with self._take_place():
             signal = _StopSignal()
-            run = self._executor.start(task, signal)
-            deadline = time.monotonic() + self._limit_seconds
-            while not run.wait(_WATCH_SECONDS):
-                if self._closing.is_set() or time.monotonic() > deadline:
-                    self._end(run, signal)
-                    raise self._make_refusal(remedy)
-            return _collect(run, task.env_name)
+            try:
+                run = self._executor.start(task, signal)
+                deadline = time.monotonic() + self._limit_seconds
+                while not run.wait(_WATCH_SECONDS):
+                    if self._closing.is_set() or time.monotonic() > deadline:
+                        signal.stop()
+                        run.kill()
+                        raise self._make_refusal(remedy)
+                return run.get_content()
+            except ServiceError:
+                raise
+            except TaskFailedError as error:
+                reason = str(error)
+            except BaseException as error:  # the task's boundary: whatever an environment throws ends its task alone
+                reason = describe_error(error)
+        raise InvalidRequestError(f"env_name '{task.env_name}' failed on this server: {reason}")
 
     def _make_refusal(self, remedy: str) -> ServiceError:
         if self._closing.is_set():
             return DrainingError("the server is shutting down; send the request again when it is back.")
         return TooLargeError(
-            f"this takes longer than {self._limit_seconds:g} s, where GRPO_STAGE_SECONDS allows no more; {remedy}"
+            f"this takes longer than {self._limit_seconds:g} s, where GRPO_TASK_SECONDS allows no more; {remedy}"
         )
 
     @contextmanager
@@ -100,13 +104,12 @@ class ShortTasks:
         deadline = time.monotonic() + self._limit_seconds
         with self._changed:
             while not self._closing.is_set():
-                self._lost = [run for run in self._lost if not run.wait(0.0)]
-                if self._n_running + len(self._lost) < self._n_at_once:
+                if self._n_running < self._n_at_once:
                     self._n_running += 1
                     return
                 if time.monotonic() > deadline:
                     raise QueueFullError("those that came before take long; try again later.")
-                self._changed.wait(_WATCH_SECONDS)  # nobody tells of the server's end, nor of a lost thread's
+                self._changed.wait(_WATCH_SECONDS)  # nobody tells of the server's end
         raise self._make_refusal("")
 
     def _leave(self, running: bool) -> None:
@@ -116,17 +119,6 @@ class ShortTasks:
             else:
                 self._n_present -= 1
             self._changed.notify_all()
-
-    def _end(self, run: Run, signal: "_StopSignal") -> None:
-        signal.stop()
-        if run.can_kill:
-            run.kill()
-        if run.wait(_END_SECONDS):
-            with suppress(BaseException):  # whatever it made or raised, nobody waits for it
-                run.get_content()
-        else:
-            with self._changed:
-                self._lost.append(run)
 
 
 class _StopSignal:
@@ -162,15 +154,3 @@ class _StopSignal:
 
     def conclude(self, ended_by: EndedBy) -> None:
         """Nobody asked."""
-
-
-def _collect(run: Run, env_name: str) -> bytes:
-    try:
-        return run.get_content()
-    except ServiceError:
-        raise
-    except TaskFailedError as error:
-        reason = str(error)
-    except BaseException as error:  # the task's boundary: whatever an environment throws ends its task alone
-        reason = describe_error(error)
-    raise InvalidRequestError(f"env_name '{env_name}' failed on this server: {reason}")

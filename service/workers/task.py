@@ -1,9 +1,14 @@
-"""What an executor runs, and what it hears of it meanwhile."""
+"""What an executor runs, what it hears of it meanwhile, and what it makes of it."""
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from service.schemas.jobs import EndedBy
+
+
+class TaskFailedError(Exception):
+    """A task failed; the message is fit for a client as it is."""
 
 
 class Progress(Protocol):
@@ -26,19 +31,35 @@ class Progress(Protocol):
 
 
 class Task(NamedTuple):
-    """A function and what it is called on; both are sent to a worker process by reference.
+    """A function and its arguments.
 
-    :param function: Called as ``function(*arguments, progress)``; returns what it made.
-    :param arguments: Whatever pickles.
-    :param env_name: Registered environment that the function makes.
-    :param foreign: Those of the arguments that others than this project have written, by what an error calls them.
+    :param function: ``module:function``. The module is imported where the task runs, and only there: most of them need
+        torch, which the server does without. Called as ``function(*arguments, progress)``; returns what it made.
+    :param arguments: Whatever cloudpickle can carry.
+    :param env_name: Registered environment that the function builds.
     """
 
-    function: Callable[..., bytes]
+    function: str
     arguments: tuple[Any, ...]
     env_name: str
-    foreign: Mapping[str, Any]
 
     def run(self, progress: Progress) -> bytes:
-        """Call the function."""
-        return self.function(*self.arguments, progress)
+        """Import the function and call it."""
+        function: Callable[..., bytes] = pkgutil.resolve_name(self.function)
+        return function(*self.arguments, progress)
+
+
+class Run(Protocol):
+    """A task under way."""
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for its end, but no longer than that; return whether it has ended."""
+
+    def get_content(self) -> bytes:
+        """Return what it made, once it has ended.
+
+        :raises Exception: What the task raised.
+        """
+
+    def kill(self) -> None:
+        """End it without a result. A thread cannot be killed: it is left behind."""

@@ -33,7 +33,7 @@ CASES: list[tuple[str, str, object]] = [
     ("min_free_bytes", "0", 0),
     ("preload", "1", True),
     ("shutdown_grace_seconds", "0.5", 0.5),
-    ("stage_seconds", "7.5", 7.5),
+    ("task_seconds", "7.5", 7.5),
     ("log_format", "JSON", "json"),
     ("log_level", "WARNING", "warning"),
     ("access_log", "true", True),

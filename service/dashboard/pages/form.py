@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anyio import to_thread
 from nicegui import ui
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
 
 from grpo_core.options.hyperparameters import list_group
 from service.dashboard.current_service import get_service
@@ -154,7 +154,7 @@ class _Form:
             return
         set_attributes(self._start, disabled=True)
         try:
-            await run_in_threadpool(self._service.start_job, request)
+            await to_thread.run_sync(self._service.start_job, request, limiter=self._service.planning_limiter)
         except ServiceError as error:
             self._complain(self._find_field(error.detail), error.detail)
         else:

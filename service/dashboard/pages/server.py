@@ -9,7 +9,7 @@ from grpo_core import __version__
 from service.app import Service
 from service.dashboard.current_service import get_service
 from service.dashboard.pages.frame import show_frame
-from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_note, make_pairs
+from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_pairs
 from service.dashboard.widgets.number_format import format_duration, format_size
 from service.jobs.registry import JobRegistry
 from service.monitoring.memory import get_available_bytes
@@ -60,7 +60,6 @@ class _Tiles:
     def __init__(self, service: Service) -> None:
         registry, store, settings = service.registry, service.store, service.settings
         self._readers: list[tuple[Text, Callable[[], str]]] = []
-        self._registry = registry
         with make_box("tiles"):
             n_slots, n_places = settings.max_running_jobs, settings.max_queued_jobs
             self._add("Jobs running", lambda: f"{_count(registry, JobStatus.RUNNING)} of {n_slots}")
@@ -68,14 +67,12 @@ class _Tiles:
             self._add("Models in memory", lambda: f"{store.n_loaded} of {settings.max_cached_models}")
             self._add("Memory of the server", lambda: format_size(psutil.Process().memory_info().rss))
             self._add("Memory left", lambda: format_size(get_available_bytes()))
-        self._lost = make_note("Job slots are held by stalled jobs; restart the server to free them.", "bad", "error")
         self.refresh()
 
     def refresh(self) -> None:
         """Read all figures."""
         for text, read in self._readers:
             text.set_text(read())
-        self._lost.set_visibility(self._registry.n_lost_slots > 0)
 
     def _add(self, title: str, read: Callable[[], str]) -> None:
         with make_box("card tile"):

@@ -35,7 +35,6 @@ async def check_health(service: CurrentService) -> Health:
         timestamp=datetime.now(UTC),
         active_jobs=service.registry.count_active(),
         loaded_models=service.store.n_loaded,
-        lost_slots=service.registry.n_lost_slots,
     )
 
 

@@ -30,12 +30,13 @@ router = APIRouter(tags=["training"])
 
 
 @router.post("/train", responses=errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 503))
-def start_training(
+async def start_training(
     service: CurrentService,
     request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
 ) -> TrainResponse:
     """Start a training job and return at once; every field, and the body itself, is optional."""
-    job = service.start_job(request or TrainRequest())
+    start_job = partial(service.start_job, request or TrainRequest())
+    job = await to_thread.run_sync(start_job, limiter=service.planning_limiter)
     return TrainResponse(job_id=job.job_id, message="Training started", config=job.config)
 
 

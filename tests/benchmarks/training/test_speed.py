@@ -35,7 +35,7 @@ def test_every_part_runs_and_writes_what_it_prints(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("GRPO_EXECUTOR", "thread")  # spares the template's imports
+    monkeypatch.setenv("GRPO_EXECUTOR", "thread")  # spares the forkserver's imports
     path = tmp_path / "speed.md"
     main(["--parts", part, *TINY, "--write", str(path)])
     assert path.read_text() == capsys.readouterr().out

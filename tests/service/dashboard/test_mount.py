@@ -16,9 +16,10 @@ from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketDenialResponse
 
 from service.http.sessions import COOKIE_NAME, Sessions
+from service.logs import LogStyle
 from service.schemas.jobs import EndedBy
 from service.settings import Settings
-from service.workers.executors import ProcessExecutor
+from service.workers.processes import ProcessExecutor
 from service.workers.task import Progress, Task
 from tests.support import make_client, serve
 
@@ -121,9 +122,9 @@ with TestClient(app, base_url="http://localhost") as client:
 
     def test_worker_processes_do_without_it(self, client: TestClient) -> None:
         assert client.get("/dashboard").status_code == 200
-        executor = ProcessExecutor()
+        executor = ProcessExecutor(LogStyle())
         try:
-            run = executor.start(Task(list_modules, (), "CartPole-v1", {}), Deaf())
+            run = executor.start(Task(f"{__name__}:list_modules", (), "CartPole-v1"), Deaf())
             assert run.wait(60)
             modules = run.get_content().decode().split()
         finally:

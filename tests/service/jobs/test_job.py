@@ -10,21 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.errors import ConflictError
 from service.jobs.job import Job
 from service.schemas.jobs import JobStatus
-from service.schemas.training import TrainRequest
-from service.training.plan import TrainingPlan, resolve_request
+from service.training.planner import TrainingPlan
 from service.training.train import train_policy
-from tests.support import make_evaluation, wait_until
+from tests.support import make_evaluation, make_plan, wait_until
 
 FINAL = [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.STOPPED]
 SILENT, LOUD = {"rollout/zero_std_group_fraction": 1.0}, {"rollout/zero_std_group_fraction": 0.5}
 
 
 def plan(**request: Any) -> TrainingPlan:
-    return resolve_request(TrainRequest(**request), REWARD_FUNCTIONS)._replace(reward=None)
+    return make_plan(**request)._replace(reward=None)
 
 
 def reward_nothing(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
@@ -327,5 +325,5 @@ class TestTheWarningAboutSilentRollouts:
     def test_each_rollout_is_counted_once(self) -> None:
         # Branches of one step, judged by nothing that comes later: with equal rewards there is nothing to learn.
         job = Job(plan(total_timesteps=11 * 256, n_steps=256, horizon=1, gamma=0.0, seed=0))
-        train_policy(job.config, reward_nothing, job)
+        train_policy(job.config, reward_nothing, None, job)
         assert "the last 11 rollouts" in job.describe().warnings[0]

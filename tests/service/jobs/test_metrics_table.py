@@ -1,12 +1,9 @@
 """A job's metrics can be read as JSON and as a table."""
 
-from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.jobs.history import MetricRow
 from service.jobs.job import Job
 from service.jobs.metrics_table import describe_metrics, list_keys, write_csv
-from service.schemas.training import TrainRequest
-from service.training.plan import resolve_request
-from tests.support import make_evaluation
+from tests.support import make_evaluation, make_plan
 
 ROWS = [MetricRow(64, 0.5, {"b": 1.0}), MetricRow(128, 1.25, {"a": -0.125, "b": 2.0})]
 
@@ -22,7 +19,7 @@ def test_the_table_has_a_line_per_row_and_leaves_empty_what_was_not_measured() -
 
 
 def test_rows_and_evaluations_are_described() -> None:
-    job = Job(resolve_request(TrainRequest(), REWARD_FUNCTIONS))
+    job = Job(make_plan())
     for row in ROWS:
         job.history.append_metrics(*row)
     job.history.append_evaluation(make_evaluation(128))

@@ -13,22 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError
 from service.jobs import registry as registry_module
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
-from service.schemas.training import TrainRequest
-from service.training.plan import TrainingPlan, resolve_request
-from service.workers.executors import ThreadExecutor
+from service.training.planner import TrainingPlan
+from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv
-from tests.support import FloatArray, Gate, LineEnv, wait_until
+from tests.support import FloatArray, Gate, LineEnv, make_plan, wait_until
 
 
 def plan(**request: Any) -> TrainingPlan:
-    return resolve_request(TrainRequest(**request), REWARD_FUNCTIONS)._replace(reward=None)
+    return make_plan(**request)._replace(reward=None)
 
 
 @pytest.fixture
@@ -382,7 +380,8 @@ class TestStopping:
         job = submit(registry, env_name=register_env(lambda: LineEnv(gate.pass_through)))
         wait_until(lambda: gate.n_arrived == 1)
         registry.shutdown(grace_seconds=0.05)
-        assert job.status is JobStatus.RUNNING
+        assert job.status is JobStatus.STOPPED
+        assert "within 0.05 s of the server's shutdown" in (job.describe().error_message or "")
 
 
 class UnspeakableError(Exception):

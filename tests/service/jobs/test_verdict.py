@@ -5,11 +5,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.jobs.verdict import Evidence, judge
 from service.schemas.jobs import JobStatus, Verdict, VerdictState
-from service.schemas.training import TrainConfig, TrainRequest
-from service.training.plan import resolve_request
+from service.schemas.training import TrainConfig
+from tests.support import make_plan
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(0, 1, 300)
@@ -19,7 +18,7 @@ N_CURVES = 200
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    return resolve_request(TrainRequest(), REWARD_FUNCTIONS).config
+    return make_plan().config
 
 
 @pytest.fixture

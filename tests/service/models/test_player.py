@@ -13,7 +13,6 @@ from typing import Any
 import gymnasium as gym
 import imageio_ffmpeg
 import numpy as np
-import psutil
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -22,7 +21,7 @@ from PIL import Image
 from api import create_app
 from grpo import GRPO
 from service.settings import Settings
-from tests.support import FloatArray, Gate, LineEnv, forge, make_client, make_model, serve, wait_until
+from tests.support import FloatArray, Gate, LineEnv, forge, list_workers, make_client, make_model, serve, wait_until
 
 RegisterEnv = Callable[..., str]
 SaveModel = Callable[..., None]
@@ -377,7 +376,7 @@ class TestModelsThatCannotBePlayed:
         assert "the track is closed" in detail
         assert "/home" not in detail
 
-    @pytest.mark.parametrize("overrides", [{"stage_seconds": 0.3}])
+    @pytest.mark.parametrize("overrides", [{"task_seconds": 0.3}])
     def test_an_episode_without_an_end(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
     ) -> None:
@@ -442,7 +441,7 @@ class TestManyClients:
 
 @pytest.fixture
 def process_client(tmp_path: Path) -> Iterator[TestClient]:
-    with make_client(Settings(models_dir=tmp_path / "models", executor="process", stage_seconds=60)) as client:
+    with make_client(Settings(models_dir=tmp_path / "models", executor="process", task_seconds=60)) as client:
         yield client
 
 
@@ -470,14 +469,13 @@ def test_an_environment_that_hangs_is_killed_and_nothing_of_it_is_left(
     gym.register("Line-v0", entry_point=make_hanging)
     try:
         save(to_the_right)
-        app = create_app(Settings(models_dir=tmp_path / "models", executor="process", stage_seconds=3))
+        app = create_app(Settings(models_dir=tmp_path / "models", executor="process", task_seconds=3))
         with TestClient(app, base_url="http://localhost") as client:
-            # The first call includes the imports of the process that workers are forked from.
+            # The first one may wait for the imports of the forkserver.
             wait_until(lambda: client.post("/models/m/evaluate").status_code == 200)
             detail = get_detail(client.get("/models/m/video"), 413)
             assert "max_steps" in detail
-            template = next(child for child in psutil.Process().children() if child.children() or child.is_running())
-            assert not [worker for worker in template.children() if worker.status() != psutil.STATUS_ZOMBIE]
+            assert list_workers() == []
         assert not list(tmp_path.glob("grpo-film-*"))
     finally:
         del gym.registry["Line-v0"]

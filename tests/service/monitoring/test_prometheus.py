@@ -60,7 +60,6 @@ def test_every_family_is_there_from_the_start(client: TestClient) -> None:
         "grpo_jobs_total",
         "grpo_job_queue_depth",
         "grpo_job_slots",
-        "grpo_lost_slots",
         "grpo_train_timesteps_total",
         "grpo_inference_duration_seconds_bucket",
         "grpo_inference_duration_seconds_count",

@@ -9,8 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.conftest import RegisterEnv
-from tests.support import PROBLEM_FIELDS, Gate, LineEnv, train, wait_until
+from tests.support import PROBLEM_FIELDS
 
 KEY = "a key of 22 characters"
 MIB = 2**20
@@ -106,18 +105,6 @@ def test_a_server_that_shuts_down_gets_no_more_work(app: FastAPI, client: TestCl
     app.state.service.closing.set()
     assert "shutting down" in str(get_obstacle(client))
     check_alive(client)
-
-
-@pytest.mark.parametrize("overrides", [{"stall_seconds": 0.3, "max_running_jobs": 1}], ids=str)
-def test_lost_slots_are_an_obstacle_until_their_jobs_go_on(
-    client: TestClient, register_env: RegisterEnv, gate: Gate
-) -> None:
-    env_name = register_env(lambda: LineEnv(gate.pass_through))
-    train(client, env_name=env_name, group_mode="branch", total_timesteps=64)
-    wait_until(lambda: get_obstacle(client) is not None)
-    assert "stalled" in str(get_obstacle(client))
-    gate.admit()
-    wait_until(lambda: get_obstacle(client) is None)
 
 
 @with_key

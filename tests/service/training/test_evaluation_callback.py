@@ -12,12 +12,11 @@ import torch
 from grpo_core.evaluation import make_policy, play_episodes
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving import model_file
-from service.schemas.training import TrainConfig, TrainRequest
+from service.schemas.training import TrainConfig
 from service.training.evaluation_callback import MAX_EPISODE_STEPS
-from service.training.plan import resolve_request
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
-from tests.support import FloatArray, LineEnv, Recorder
+from tests.support import FloatArray, LineEnv, Recorder, make_plan
 
 Content = model_file.ModelContent
 
@@ -40,14 +39,14 @@ class PaidEnv(LineEnv):
 
 def resolve(**request: Any) -> TrainConfig:
     request = {"total_timesteps": 640, "n_steps": 64, "n_eval_episodes": 3, "seed": 0} | request
-    return resolve_request(TrainRequest.model_validate(request), REWARD_FUNCTIONS).config
+    return make_plan(**request).config
 
 
 def run(recorder: Recorder | None = None, **request: Any) -> tuple[Content, Recorder]:
     recorder = recorder or Recorder()
     config = resolve(**request)
     reward = REWARD_FUNCTIONS.get(config.reward_function_type or "")
-    return model_file.from_bytes(train_policy(config, reward, recorder)), recorder
+    return model_file.from_bytes(train_policy(config, reward, None, recorder)), recorder
 
 
 def play(content: Content, n_episodes: int) -> list[float]:
@@ -107,7 +106,7 @@ class TestWhatItSays:
         env_name = register_env(lambda: PaidEnv(reward=0.5, ends=False), max_episode_steps=8)
         config = resolve(env_name=env_name, eval_freq=640)
         recorder = Recorder()
-        train_policy(config, lambda state, action, next_state: action.float(), recorder)
+        train_policy(config, lambda state, action, next_state: action.float(), None, recorder)
         (evaluation,) = recorder.evaluations
         assert (evaluation["mean_reward"], evaluation["mean_length"], evaluation["success_rate"]) == (4.0, 8.0, None)
 
@@ -120,8 +119,8 @@ class TestWhatItSays:
     def test_rewards_that_are_not_finite_end_the_training(self, register_env: RegisterEnv) -> None:
         env_name = register_env(lambda: PaidEnv(reward=float("inf")))
         config = resolve(env_name=env_name, eval_freq=64)
-        with pytest.raises(ValueError, match=r"not all finite .*mend the environment 'Line-v0'"):
-            train_policy(config, lambda state, action, next_state: torch.ones(len(state), 1), Recorder())
+        with pytest.raises(ValueError, match=r"not all finite .*fix the environment 'Line-v0'"):
+            train_policy(config, lambda state, action, next_state: torch.ones(len(state), 1), None, Recorder())
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ class TestTheBestPolicy:
         assert content.meta["evaluation"]["timesteps"] == recorder.evaluations[0]["timesteps"]
 
     def test_its_file_can_be_trained_on(self) -> None:
-        content = train_policy(resolve(**WILD), None, Recorder())
+        content = train_policy(resolve(**WILD), None, None, Recorder())
         parts = model_file.from_bytes(content, with_optimizer=True)
         assert parts.optimizer
         assert model_file.to_bytes(parts.meta, parts.weights, parts.optimizer, parts.normalization) == content

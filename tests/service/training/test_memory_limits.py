@@ -7,18 +7,16 @@ import pytest
 from gymnasium import spaces
 
 from grpo import GRPO
-from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.errors import InvalidRequestError
-from service.schemas.training import TrainConfig, TrainRequest
-from service.training.plan import resolve_request
+from service.schemas.training import TrainConfig
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, SpaceEnv
+from tests.support import LineEnv, SpaceEnv, make_plan
 
 SCREEN = spaces.Box(0, 255, (84, 84, 4), np.uint8)
 
 
 def resolve(**request: Any) -> TrainConfig:
-    return resolve_request(TrainRequest.model_validate(request), REWARD_FUNCTIONS).config
+    return make_plan(**request).config
 
 
 def refuse(**request: Any) -> str:

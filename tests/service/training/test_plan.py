@@ -9,24 +9,23 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.hyperparameters_json import hyperparameters_to_json
 from grpo_core.options.presets import get_preset, list_presets
 from grpo_core.options.rewards import REWARD_FUNCTIONS
+from service.environments.build import build_vec_env
 from service.errors import InvalidRequestError
 from service.schemas.training import Normalization, TrainConfig, TrainRequest
-from service.training import plan as configuration
-from service.training.plan import TrainingPlan, resolve_request
-from service.training.train import build_model, make_env
+from service.training.planner import TrainingPlan
+from service.training.train import build_model
 from tests.conftest import RegisterEnv
-from tests.support import ForgetfulEnv, LineEnv, SpaceEnv
+from tests.support import ForgetfulEnv, LineEnv, SpaceEnv, make_plan
 
 
 def plan(**request: Any) -> TrainingPlan:
-    return resolve_request(TrainRequest.model_validate(request), REWARD_FUNCTIONS)
+    return make_plan(**request)
 
 
 def resolve(**request: Any) -> TrainConfig:
@@ -155,7 +154,7 @@ class TestResolvingTheConfiguration:
     def test_a_configuration_is_a_request_for_itself(self, request_: dict[str, Any]) -> None:
         config = resolve(**request_)
         sent_again = TrainRequest.model_validate_json(config.model_dump_json())
-        assert resolve_request(sent_again, REWARD_FUNCTIONS).config == config
+        assert plan(**sent_again.model_dump(exclude_unset=True)).config == config
 
     @pytest.mark.filterwarnings("ignore:.*The environment CartPole-v0 is out of date")
     @pytest.mark.parametrize(
@@ -177,8 +176,8 @@ class TestResolvingTheConfiguration:
         def my_reward(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
             return action
 
-        request = TrainRequest(env_name="Acrobot-v1", reward_function_type="my_reward")
-        assert resolve_request(request, {"my_reward": my_reward}).config.reward_function_type == "my_reward"
+        planned = make_plan({"my_reward": my_reward}, env_name="Acrobot-v1", reward_function_type="my_reward")
+        assert planned.config.reward_function_type == "my_reward"
 
     # Branch steps are n_steps / group_size; the horizon is the divisor of them whose ratio to 16 is smallest.
     @pytest.mark.parametrize(
@@ -309,7 +308,7 @@ class TestPresets:
         preset = get_preset(env_name)
         assert preset is not None
         assert (config.preset, config.total_timesteps, config.n_envs) == (env_name, preset.n_timesteps, preset.n_envs)
-        env = DummyVecEnv([lambda: make_env(env_name)])
+        env = build_vec_env(env_name, 1)
         found = hyperparameters_to_json(build_model(config, env, None))
         policy_kwargs = preset.arguments.get("policy_kwargs", {})
         arguments = {name: value for name, value in preset.make_arguments().items() if name != "policy_kwargs"}
@@ -584,6 +583,6 @@ class TestEvaluations:
 
 def test_tensorboard_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan(tensorboard_log=True).config.tensorboard_log
-    monkeypatch.setattr(configuration, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not plan().config.tensorboard_log
     assert re.search("tensorboard_log=true needs .*pip install tensorboard.*send false", refuse(tensorboard_log=True))

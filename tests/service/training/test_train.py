@@ -14,11 +14,10 @@ from gymnasium import spaces
 from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
-from service.schemas.training import Activation, TrainConfig, TrainRequest
-from service.training.plan import resolve_request
+from service.schemas.training import Activation, TrainConfig
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, Recorder, SpaceEnv, change_hyperparameters
+from tests.support import LineEnv, Recorder, SpaceEnv, change_hyperparameters, make_plan
 
 REQUIRED_METRICS = {
     "rollout/ep_rew_mean",
@@ -31,11 +30,11 @@ REQUIRED_METRICS = {
 
 
 def resolve(**request: Any) -> TrainConfig:
-    return resolve_request(TrainRequest.model_validate(request), REWARD_FUNCTIONS).config
+    return make_plan(**request).config
 
 
 def train(config: TrainConfig, reward_function: RewardFunction | None = None) -> tuple[model_file.ModelContent, bytes]:
-    content = train_policy(config, reward_function, Recorder())
+    content = train_policy(config, reward_function, None, Recorder())
     return model_file.from_bytes(content), content
 
 
@@ -47,7 +46,9 @@ def assert_same_weights(one: model_file.ModelContent, other: model_file.ModelCon
 class TestTraining:
     def test_it_tells_its_progress_and_metrics(self) -> None:
         recorder = Recorder()
-        train_policy(resolve(total_timesteps=256, n_steps=64, seed=0), REWARD_FUNCTIONS["optimized_cartpole"], recorder)
+        train_policy(
+            resolve(total_timesteps=256, n_steps=64, seed=0), REWARD_FUNCTIONS["optimized_cartpole"], None, recorder
+        )
         assert recorder.steps == sorted(recorder.steps)
         assert recorder.steps[0] == 1
         assert 256 <= recorder.steps[-1] < 256 + 64
@@ -112,7 +113,7 @@ class TestTraining:
 
     def test_told_to_stop_it_returns_the_policy_so_far_at_the_next_step(self) -> None:
         recorder = Recorder(stop_after=70)
-        content = train_policy(resolve(total_timesteps=10_000, n_steps=64, seed=0), None, recorder)
+        content = train_policy(resolve(total_timesteps=10_000, n_steps=64, seed=0), None, None, recorder)
         assert recorder.steps[-1] == 70
         meta = model_file.from_bytes(content).meta
         assert meta["num_timesteps"] == 70
@@ -148,14 +149,14 @@ class TestTraining:
             return action.float()
 
         recorder = Recorder()
-        train_policy(resolve(total_timesteps=64, seed=0), reward, recorder)
+        train_policy(resolve(total_timesteps=64, seed=0), reward, None, recorder)
         assert set(shapes) == {((4,), (1,), (4,))}
         assert 0.0 < recorder.metrics[0]["rollout/reward_mean"] < 1.0  # CartPole's own would be exactly 1
 
     @pytest.mark.parametrize("returned", [torch.zeros(3), torch.tensor(float("nan"))])
     def test_a_reward_function_that_returns_nonsense_ends_the_training(self, returned: torch.Tensor) -> None:
         with pytest.raises(ValueError, match=r"reward"):
-            train_policy(resolve(total_timesteps=64), lambda state, action, next_state: returned, Recorder())
+            train_policy(resolve(total_timesteps=64), lambda state, action, next_state: returned, None, Recorder())
 
     def test_dense_rewards_are_compared_plainly_and_others_with_the_value_network(self) -> None:
         dense, _ = train(resolve(total_timesteps=32), REWARD_FUNCTIONS["simple_cartpole"])
@@ -183,14 +184,9 @@ def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
         "normalize": {"norm_reward": False},
         "lr_schedule": "linear",
     }
-    config = resolve_request(
-        TrainRequest.model_validate(
-            {**settings, **others, "reward_functions": {"environment": 0.5, "optimized_cartpole": 2}}
-        ),
-        REWARD_FUNCTIONS,
-    ).config
+    config = resolve(**settings, **others, reward_functions={"environment": 0.5, "optimized_cartpole": 2})
     reward = [None, REWARD_FUNCTIONS["optimized_cartpole"]]
-    meta = model_file.from_bytes(train_policy(config, reward, Recorder())).meta
+    meta = model_file.from_bytes(train_policy(config, reward, None, Recorder())).meta
     assert {name: meta["hyperparameters"][name] for name in settings} == settings
     assert meta["hyperparameters"]["learning_rate"] == {"linear": [learning_rate, 0.0, 1.0]}
     assert meta["hyperparameters"]["reward_weights"] == [0.5, 2.0]

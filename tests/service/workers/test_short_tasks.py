@@ -5,9 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
-import psutil
 import pytest
 
 from service.errors import (
@@ -18,10 +16,13 @@ from service.errors import (
     ServiceError,
     TooLargeError,
 )
-from service.workers.executors import Executor, ProcessExecutor, ThreadExecutor
+from service.logs import LogStyle
+from service.workers.executor import Executor
+from service.workers.processes import ProcessExecutor
 from service.workers.short_tasks import ShortTasks
 from service.workers.task import Progress, Task
-from tests.support import wait_until
+from service.workers.threads import ThreadExecutor
+from tests.support import list_workers, wait_until
 
 ENV_NAME = "CartPole-v1"
 LONG_SECONDS = 60.0
@@ -48,12 +49,16 @@ def hang(progress: Progress) -> bytes:
     return b""
 
 
-def make_errands(executor: Executor, limit_seconds: float = LONG_SECONDS, **bounds: int) -> ShortTasks:
+def make_short_tasks(executor: Executor, limit_seconds: float = LONG_SECONDS, **bounds: int) -> ShortTasks:
     return ShortTasks(executor, limit_seconds, threading.Event(), **bounds)
 
 
-def make_task(function: Callable[..., bytes], *arguments: Any) -> Task:
-    return Task(function, arguments, ENV_NAME, {})
+def apply(function: Callable[[Progress], bytes], progress: Progress) -> bytes:
+    return function(progress)
+
+
+def make_task(function: Callable[[Progress], bytes]) -> Task:
+    return Task(f"{__name__}:apply", (function,), ENV_NAME)
 
 
 class Waiting:
@@ -87,7 +92,7 @@ def callers() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessExecutor]:
-    executor = ProcessExecutor()
+    executor = ProcessExecutor(LogStyle())
     yield executor
     executor.close()
 
@@ -97,13 +102,13 @@ def call(callers: ThreadPoolExecutor, short_tasks: ShortTasks, function: Callabl
 
 
 def test_a_task_is_answered_with_what_it_made() -> None:
-    assert make_errands(ThreadExecutor()).run(make_task(answer), "") == b"content"
+    assert make_short_tasks(ThreadExecutor()).run(make_task(answer), "") == b"content"
 
 
 def test_a_refusal_keeps_its_status_in_a_thread_and_in_a_process(processes: ProcessExecutor) -> None:
     for executor in (ThreadExecutor(), processes):
         with pytest.raises(ServiceError, match=r"not with this file\.") as refusal:
-            make_errands(executor).run(make_task(refuse), "")
+            make_short_tasks(executor).run(make_task(refuse), "")
         assert refusal.value.status_code == 409
 
 
@@ -111,40 +116,45 @@ def test_what_fails_in_others_code_names_the_environment_and_no_path(processes: 
     for executor in (ThreadExecutor(), processes):
         for function, reason in ((fail, "No such file"), (leave, "SystemExit")):
             with pytest.raises(InvalidRequestError, match=reason) as error:
-                make_errands(executor).run(make_task(function), "")
+                make_short_tasks(executor).run(make_task(function), "")
             assert ENV_NAME in error.value.detail
             assert "/home" not in error.value.detail
 
 
 def test_a_process_that_takes_too_long_is_killed_and_the_remedy_told(processes: ProcessExecutor) -> None:
-    short_tasks = make_errands(processes)
+    short_tasks = make_short_tasks(processes)
     short_tasks.run(make_task(answer), "")  # from now on workers begin at once
-    template = psutil.Process().children()[-1]
-    with pytest.raises(TooLargeError, match=r"0\.5 s.*GRPO_STAGE_SECONDS.*ask for less"):
-        make_errands(processes, 0.5).run(make_task(hang), "ask for less.")
-    assert not [child for child in template.children() if child.status() != psutil.STATUS_ZOMBIE]
+    with pytest.raises(TooLargeError, match=r"0\.5 s.*GRPO_TASK_SECONDS.*ask for less"):
+        make_short_tasks(processes, 0.5).run(make_task(hang), "ask for less.")
+    assert list_workers() == []
 
 
 def test_a_thread_that_takes_too_long_is_told_to_end(callers: ThreadPoolExecutor) -> None:
-    short_tasks = make_errands(ThreadExecutor(), 0.2, n_at_once=1)
+    short_tasks = make_short_tasks(ThreadExecutor(), 0.2, n_at_once=1)
     with pytest.raises(TooLargeError):
         short_tasks.run(make_task(Waiting(listens=True)), "")
     assert short_tasks.run(make_task(answer), "") == b"content"
 
 
-def test_a_thread_that_does_not_listen_keeps_its_place_until_it_ends(waiting: Waiting) -> None:
-    short_tasks = make_errands(ThreadExecutor(), 0.2, n_at_once=1)
+def test_a_thread_that_does_not_listen_is_left_behind_and_frees_its_place(waiting: Waiting) -> None:
+    executor = ThreadExecutor()
+    short_tasks = make_short_tasks(executor, 0.2, n_at_once=1)
     with pytest.raises(TooLargeError):
         short_tasks.run(make_task(waiting), "")
-    with pytest.raises(QueueFullError):
-        short_tasks.run(make_task(answer), "")
-    waiting.let_go.set()
-    wait_until(lambda: "grpo-training" not in [thread.name for thread in threading.enumerate()])
     assert short_tasks.run(make_task(answer), "") == b"content"
+    assert executor.is_busy
+    waiting.let_go.set()
+    wait_until(lambda: not executor.is_busy)
+
+
+def test_what_cannot_be_pickled_is_refused_in_processes_alone(processes: ProcessExecutor, waiting: Waiting) -> None:
+    with pytest.raises(InvalidRequestError, match=r"cannot be sent to a worker process \(cannot pickle"):
+        make_short_tasks(processes).run(make_task(waiting), "")
+    assert waiting.n_begun == 0
 
 
 def test_the_room_is_bounded_and_those_in_it_are_all_answered(callers: ThreadPoolExecutor, waiting: Waiting) -> None:
-    short_tasks = make_errands(ThreadExecutor(), n_at_once=2, n_waiting=1)
+    short_tasks = make_short_tasks(ThreadExecutor(), n_at_once=2, n_waiting=1)
     first = [call(callers, short_tasks, waiting) for _ in range(2)]
     wait_until(lambda: waiting.n_begun == 2)
     third = call(callers, short_tasks, waiting)

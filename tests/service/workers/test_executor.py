@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import psutil
@@ -19,16 +19,16 @@ import torch
 
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.context import REQUEST_ID
-from service.errors import InvalidRequestError, SlotsLostError
 from service.jobs import registry as jobs
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
+from service.logs import LogStyle
 from service.models.store import ModelStore
 from service.schemas.jobs import EvaluationRow, JobStatus
-from service.schemas.training import TrainRequest
-from service.training.plan import resolve_request
-from service.workers.executors import Executor, ProcessExecutor, ThreadExecutor
-from tests.support import FloatArray, LineEnv, wait_until
+from service.workers.executor import Executor, make_executor
+from service.workers.processes import ProcessExecutor
+from service.workers.threads import ThreadExecutor
+from tests.support import FloatArray, LineEnv, find_forkserver, is_alive, list_workers, make_plan, wait_until
 
 ROOT = Path(__file__).parents[3]
 EXECUTORS = ["thread", "process"]
@@ -57,11 +57,7 @@ def hold(event: threading.Event) -> None:
     event.wait()
 
 
-def make_line(render_mode: str | None = None, **arguments: Any) -> LineEnv:
-    return LineEnv(**arguments)
-
-
-def make_tiring_line(render_mode: str | None = None) -> LineEnv:
+def make_tiring_line() -> LineEnv:
     """Build a line that hangs at its hundredth step."""
     steps = iter(range(99))
     return LineEnv(on_step=lambda: hang() if next(steps, None) is None else None)
@@ -75,56 +71,36 @@ class EndlessLine(LineEnv):
         return observation, reward, False, False, {}
 
 
-def make_endless_line(render_mode: str | None = None) -> EndlessLine:
-    return EndlessLine()
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
     return ModelStore(tmp_path / "models", 64, 2**29, lambda: 2**40, 2**34)
 
 
-class KeptExecutor(ProcessExecutor):
-    """Keeps its template, whose imports take seconds, from one test to the next."""
-
-    def close(self) -> None:
-        """Leave that to the fixture."""
-
-
-@pytest.fixture(scope="module")
-def kept_executor() -> Iterator[ProcessExecutor]:
-    executor = KeptExecutor()
-    yield executor
-    ProcessExecutor.close(executor)
-    assert list_descendants() == []
-
-
 @pytest.fixture
-def open_registry(store: ModelStore, kept_executor: ProcessExecutor) -> Iterator[Callable[..., JobRegistry]]:
+def open_registry(store: ModelStore) -> Iterator[Callable[..., JobRegistry]]:
     """Build registries, and end them when the test is over."""
-    registries = []
+    opened: list[tuple[JobRegistry, Executor]] = []
 
-    def build(executor: str = "process", max_running: int = 2, stall_seconds: float = 60.0) -> JobRegistry:
-        executors: dict[str, Callable[[], Executor]] = {
-            "thread": ThreadExecutor,
-            "process": lambda: kept_executor,
-            "process of its own": ProcessExecutor,
-        }
-        registries.append(JobRegistry(store, executors[executor](), max_running, 8, 100, stall_seconds))
-        return registries[-1]
+    def build(kind: Literal["thread", "process"] = "process", max_running: int = 2, **limits: float) -> JobRegistry:
+        executor = make_executor(kind, LogStyle())
+        registry = JobRegistry(store, executor, max_running, 8, 100, limits.get("stall_seconds", 60.0))
+        opened.append((registry, executor))
+        return registry
 
     yield build
-    for registry in registries:
+    for registry, executor in opened:
         registry.shutdown(grace_seconds=10)
-    assert all(registry.count_active() == 0 for registry in registries)
+        executor.close()
+        assert registry.count_active() == 0
+    wait_until(lambda: list_workers() == [])
 
 
 @pytest.fixture
 def register_line() -> Iterator[RegisterLine]:
-    """Register lines that a worker can import, until the test is over."""
+    """Register lines until the test is over."""
     names = []
 
-    def register(name: str = "Line-v0", entry_point: Callable[..., LineEnv] = make_line, **arguments: Any) -> str:
+    def register(name: str = "Line-v0", entry_point: Callable[..., LineEnv] = LineEnv, **arguments: Any) -> str:
         gym.register(name, entry_point=entry_point, kwargs=arguments)
         names.append(name)
         return name
@@ -135,41 +111,14 @@ def register_line() -> Iterator[RegisterLine]:
 
 
 def submit(registry: JobRegistry, **request: Any) -> Job:
-    known = {**REWARD_FUNCTIONS, "pay_seven": pay_seven, "pay_nothing": lambda *_: torch.zeros(1, 1)}
-    return registry.submit(resolve_request(TrainRequest(**{"total_timesteps": 32, "seed": 0, **request}), known))
+    known = {**REWARD_FUNCTIONS, "pay_seven": pay_seven}
+    return registry.submit(make_plan(known, **{"total_timesteps": 32, "seed": 0, **request}))
 
 
 def run(registry: JobRegistry, **request: Any) -> Job:
     job = submit(registry, **request)
     assert job.finished.wait(60)
     return job
-
-
-def list_descendants(parent: psutil.Process | None = None) -> list[psutil.Process]:
-    """List the templates of this process, or the workers of a template."""
-    children = (parent or psutil.Process()).children()
-    return [
-        process
-        for process in children
-        if process.status() != psutil.STATUS_ZOMBIE and "serve_template" in " ".join(process.cmdline())
-    ]
-
-
-@pytest.fixture
-def own_registry(
-    kept_executor: ProcessExecutor, open_registry: Callable[..., JobRegistry]
-) -> tuple[JobRegistry, psutil.Process]:
-    """Build a registry with a template of its own."""
-    others = list_descendants()
-    registry = open_registry("process of its own")
-    registry.warm_up()
-    (template,) = set(list_descendants()) - set(others)
-    return registry, template
-
-
-def find_worker(template: psutil.Process) -> psutil.Process:
-    wait_until(lambda: len(list_descendants(template)) == 1)
-    return list_descendants(template)[0]
 
 
 def tells_of_a_stall(message: str | None) -> bool:
@@ -258,9 +207,9 @@ class TestBothAlike:
         self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, executor: str
     ) -> None:
         registry = open_registry(executor, stall_seconds=3.0)
-        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # by then a template has imported everything
+        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # the forkserver is ready by then
         # A thousand episodes of a thousand steps.
-        env_name = register_line(entry_point=make_endless_line)
+        env_name = register_line(entry_point=EndlessLine)
         job = submit(registry, env_name=env_name, eval_freq=32, n_eval_episodes=1000, total_timesteps=10_000)
         wait_until(lambda: job.describe().elapsed_seconds > 4.0)
         assert job.status is JobStatus.RUNNING
@@ -272,14 +221,14 @@ class TestBothAlike:
     @pytest.mark.parametrize("executor", EXECUTORS)
     def test_a_long_update_is_no_stall(self, open_registry: Callable[..., JobRegistry], executor: str) -> None:
         registry = open_registry(executor, stall_seconds=0.5)
-        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # by then a template has imported everything
+        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # the forkserver is ready by then
         # A thousand minibatches after one rollout take longer than half a second together.
         request = {"n_steps": 512, "batch_size": 1, "total_timesteps": 512, "n_epochs": 2}
         job = run(registry, **request)
         assert (job.status, job.describe().error_message) == (JobStatus.COMPLETED, None)
 
 
-class TestWhatAWorkerCanImport:
+class TestWhatReachesAWorker:
     def test_an_environment_registered_by_the_server_alone(
         self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, store: ModelStore
     ) -> None:
@@ -287,32 +236,28 @@ class TestWhatAWorkerCanImport:
         assert run(open_registry(), env_name=env_name, model_name="m").status is JobStatus.COMPLETED
         assert store.get("m").meta["env_name"] == env_name
 
-    def test_a_lambda_is_refused_with_the_remedy(self, open_registry: Callable[..., JobRegistry]) -> None:
-        with pytest.raises(InvalidRequestError, match=r"reward function 'pay_nothing' .*GRPO_EXECUTOR=auto"):
-            submit(open_registry(), reward_function_type="pay_nothing")
-
-    def test_an_environment_without_a_name_is_refused_with_the_remedy(
+    def test_lambdas_and_classes_of_a_function(
         self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
     ) -> None:
-        env_name = register_line(on_step=lambda: None)
-        with pytest.raises(InvalidRequestError, match=r"environment 'Line-v0' .*top level of a module"):
-            submit(open_registry(), env_name=env_name)
+        class Mine(LineEnv):
+            pass
 
-    def test_what_the_start_script_defines_is_refused_with_the_remedy(
-        self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(pay_seven, "__module__", "__main__")
+        known = {"mine": lambda state, action, next_state: torch.full((len(state), 1), 3.0)}
+        env_name = register_line(entry_point=lambda: Mine(on_step=lambda: None))
         registry = open_registry()
-        with pytest.raises(InvalidRequestError, match=r"pay_seven' .*script that was started.*module"):
-            submit(registry, reward_functions={"environment": 1.0, "pay_seven": 1.0})
-        assert registry.list_jobs() == []
-
-    def test_a_thread_takes_them_all(
-        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
-    ) -> None:
-        env_name = register_line(on_step=lambda: None)
-        job = run(open_registry("thread"), env_name=env_name, reward_function_type="pay_seven")
+        job = registry.submit(make_plan(known, env_name=env_name, total_timesteps=32, reward_function_type="mine"))
+        assert job.finished.wait(60)
         assert job.status is JobStatus.COMPLETED
+        assert job.describe().metrics["rollout/reward_mean"] == 3.0
+
+    def test_no_lock(self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine) -> None:
+        event = threading.Event()
+        event.set()
+        env_name = register_line(on_step=lambda: hold(event))
+        job = run(open_registry(), env_name=env_name)
+        assert job.status is JobStatus.FAILED
+        assert "env_name 'Line-v0' cannot be sent to a worker process" in (job.describe().error_message or "")
+        assert run(open_registry("thread"), env_name=env_name).status is JobStatus.COMPLETED
 
 
 class TestAProcess:
@@ -347,38 +292,54 @@ class TestAProcess:
         assert other.status is JobStatus.RUNNING
 
     def test_it_serves_in_the_background_and_ends_when_it_is_told_to_alone(
-        self, own_registry: tuple[JobRegistry, psutil.Process], register_line: RegisterLine, tmp_path: Path
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, tmp_path: Path
     ) -> None:
-        registry, template = own_registry
+        registry = open_registry()
         is_hanging = tmp_path / "hanging"
         job = submit(registry, env_name=register_line(on_step=functools.partial(touch_and_hang, str(is_hanging))))
         wait_until(is_hanging.exists)
-        worker = find_worker(template)
+        forkserver, (worker,) = find_forkserver(), list_workers()
+        assert forkserver is not None
         assert worker.nice() == min(19, psutil.Process().nice() + 15)
+        assert Path(f"/proc/{worker.pid}/oom_score_adj").read_text() == "500\n"
         assert os.getsid(worker.pid) == os.getsid(0), "in another session its niceness would count for nothing"
         assert os.getpgid(worker.pid) != os.getpgid(0), "interrupts from the keyboard would reach it"
         assert worker.net_connections(kind="inet") == []
-        for process in (worker, template):
+        for process in (worker, forkserver):
             for number in (signal.SIGINT, signal.SIGTERM):
                 process.send_signal(number)
         registry.shutdown(grace_seconds=0.2)
         status = job.describe()
         assert status.status is JobStatus.STOPPED
         assert "within 0.2 s of the server's shutdown" in (status.error_message or "")
-        wait_until(lambda: not worker.is_running() and not template.is_running())
+        wait_until(lambda: not is_alive(worker))
+        assert is_alive(forkserver)
 
-    def test_the_loss_of_the_template_is_made_good(self, own_registry: tuple[JobRegistry, psutil.Process]) -> None:
-        registry, template = own_registry
+    def test_the_loss_of_the_forkserver_is_made_good(self, open_registry: Callable[..., JobRegistry]) -> None:
+        registry = open_registry()
         running = submit(registry, total_timesteps=10_000_000, model_name="running")
         wait_until(lambda: running.describe().current_timesteps > 0)
-        worker = find_worker(template)
-        template.kill()
-        wait_until(lambda: template.status() == psutil.STATUS_ZOMBIE)
+        forkserver, (worker,) = find_forkserver(), list_workers()
+        assert forkserver is not None
+        forkserver.kill()
+        wait_until(lambda: not is_alive(forkserver))
         assert run(registry).status is JobStatus.COMPLETED
         running.stop()
         assert running.finished.wait(60)
         assert (running.status, running.describe().model_name) == (JobStatus.STOPPED, "running")
-        wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: not is_alive(worker))
+
+    def test_two_executors_share_what_workers_are_forked_from(self, open_registry: Callable[..., JobRegistry]) -> None:
+        one, other = open_registry(), open_registry()
+        endless = submit(other, total_timesteps=10_000_000)
+        wait_until(lambda: endless.describe().current_timesteps > 0)
+        forkserver = find_forkserver()
+        executor = ProcessExecutor(LogStyle())
+        executor.warm_up()
+        executor.close()
+        assert run(one).status is JobStatus.COMPLETED
+        assert find_forkserver() == forkserver
+        assert endless.status is JobStatus.RUNNING
 
 
 class TestAHang:
@@ -391,8 +352,7 @@ class TestAHang:
         assert status.status is JobStatus.FAILED
         assert status.current_timesteps < 100
         assert tells_of_a_stall(status.error_message)
-        assert registry.n_lost_slots == 0
-        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # by then a template has imported everything
+        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # the forkserver is ready by then
 
     def test_stopping_a_process_that_hangs_kills_it(
         self,
@@ -413,36 +373,39 @@ class TestAHang:
         assert "after the stop" in (status.error_message or "")
         assert run(registry).status is JobStatus.COMPLETED
 
-    def test_a_thread_that_hangs_holds_its_slot_until_it_goes_on(
-        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, store: ModelStore
+    def test_a_thread_that_hangs_is_left_behind_and_its_slot_is_free_again(
+        self, store: ModelStore, register_line: RegisterLine
     ) -> None:
         event = threading.Event()
-        registry = open_registry("thread", max_running=1, stall_seconds=0.5)
+        executor = ThreadExecutor()
+        registry = JobRegistry(store, executor, 1, 8, 100, 0.5)
         env_name = register_line(on_step=lambda: hold(event))
         job = run(registry, env_name=env_name, total_timesteps=10_000_000, model_name="m")
         failed = job.describe()
         assert failed.status is JobStatus.FAILED
         assert tells_of_a_stall(failed.error_message)
-        assert (registry.n_lost_slots, registry.count_active()) == (1, 0)
-        with pytest.raises(SlotsLostError, match="restart"):
-            registry.check_room()
-        event.set()
-        wait_until(lambda: registry.n_lost_slots == 0)
         assert run(registry).status is JobStatus.COMPLETED
+        assert executor.is_busy
+        event.set()
+        wait_until(lambda: not executor.is_busy)
         assert job.describe() == failed
         assert not store.exists("m")
+        registry.shutdown(grace_seconds=10)
 
 
 def test_none_of_it_imports_torch_into_the_server() -> None:
-    program = "import sys, service.workers.executors; sys.exit('torch' in sys.modules)"
+    program = "import sys, service.workers.executor; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_the_log_of_a_worker_tells_which_request_and_job_it_is_about(
     open_registry: Callable[..., JobRegistry], register_line: RegisterLine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # Started here, so that it writes to what captures this test.
-    registry, env_name = open_registry("process of its own"), register_line(on_reset=fail_in_a_folder)
+    # Started anew here, so that it writes to what captures this test.
+    if (forkserver := find_forkserver()) is not None:
+        forkserver.kill()
+        wait_until(lambda: not is_alive(forkserver))
+    registry, env_name = open_registry(), register_line(on_step=fail_in_a_folder)
     token = REQUEST_ID.set("who-asked")
     try:
         job = run(registry, env_name=env_name)

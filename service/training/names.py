@@ -1,0 +1,119 @@
+"""What of a request the server itself checks, without an environment and without torch: the names in it."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import gymnasium as gym
+
+from grpo_core.options.presets import get_preset, list_presets
+from grpo_core.options.rewards import ENVIRONMENT_REWARD, RewardFunction, can_score, get_default_reward
+from grpo_core.options.rewards import REWARD_FUNCTIONS as CARTPOLE_REWARDS
+from service.errors import InvalidRequestError
+from service.schemas.training import TrainRequest
+from service.suggestions import suggest
+
+# The preset that fills in nothing.
+NO_PRESET = "none"
+
+# One, several (None among them stands for the environment's own), or just the environment's own.
+Reward = RewardFunction | Sequence[RewardFunction | None] | None
+
+
+class Rewards(NamedTuple):
+    """What is trained on.
+
+    :param reward_function_type: Name of the only reward function; None where there are several.
+    :param reward_functions: Names and weights of several; None where there is one.
+    :param functions: What ``GRPO`` takes.
+    :param is_own: Whether it is the environment's own reward alone.
+    :param is_dense: Whether every step is judged by itself.
+    """
+
+    reward_function_type: str | None
+    reward_functions: dict[str, float] | None
+    functions: Reward
+    is_own: bool
+    is_dense: bool
+
+
+class NamedRequest(NamedTuple):
+    """A request whose names all stand for something.
+
+    :param preset: Name of the environment whose preset fills in what is left out, or ``NO_PRESET``.
+    """
+
+    request: TrainRequest
+    rewards: Rewards
+    preset: str
+
+
+def resolve_names(request: TrainRequest, reward_functions: Mapping[str, RewardFunction]) -> NamedRequest:
+    """Look up what a request names.
+
+    :param reward_functions: The reward functions known by name.
+    :raises InvalidRequestError: If it names what does not exist or does not fit the environment.
+    """
+    if request.env_name not in gym.registry:
+        hint = suggest(request.env_name, gym.registry) or "gymnasium.registry lists what is installed."
+        raise InvalidRequestError(f"env_name '{request.env_name}' is not a registered Gymnasium environment; {hint}")
+    if request.tensorboard_log and importlib.util.find_spec("tensorboard") is None:
+        raise InvalidRequestError(
+            "tensorboard_log=true needs the package tensorboard, which this server lacks; have it installed (pip "
+            "install tensorboard), or send false."
+        )
+    rewards = _resolve_rewards(request, reward_functions)
+    return NamedRequest(request, rewards, _resolve_preset(request, rewards))
+
+
+def _resolve_rewards(request: TrainRequest, reward_functions: Mapping[str, RewardFunction]) -> Rewards:
+    field, weights = "reward_function_type", request.reward_functions
+    if weights is not None and request.reward_function_type is not None:
+        raise InvalidRequestError("reward_functions and reward_function_type exclude each other; send one of them.")
+    name = request.reward_function_type
+    if name is None:
+        name = get_default_reward(request.env_name)
+    if weights is not None:
+        field = "reward_functions"
+    for each in [name] if weights is None else weights:
+        _check_reward_name(field, each, request.env_name, reward_functions)
+    functions = [reward_functions.get(each) if each != ENVIRONMENT_REWARD else None for each in weights or [name]]
+    return Rewards(
+        reward_function_type=name if weights is None else None,
+        reward_functions=weights,
+        functions=functions[0] if weights is None else functions,
+        is_own=functions == [None] and weights is None,
+        is_dense=all(function in CARTPOLE_REWARDS.values() for function in functions),
+    )
+
+
+def _check_reward_name(field: str, name: str, env_name: str, reward_functions: Mapping[str, RewardFunction]) -> None:
+    if name == ENVIRONMENT_REWARD:
+        return
+    if name not in reward_functions:
+        raise _refuse_name(field, name, [ENVIRONMENT_REWARD, *sorted(reward_functions)])
+    if not can_score(reward_functions[name], env_name):
+        raise InvalidRequestError(
+            f"{field} '{name}' reads CartPole's observations and cannot score {env_name}; leave it out or send "
+            f"'{ENVIRONMENT_REWARD}' for the environment's own reward."
+        )
+
+
+def _resolve_preset(request: TrainRequest, rewards: Rewards) -> str:
+    name = request.preset
+    if name is None:
+        return request.env_name if rewards.is_own and get_preset(request.env_name) is not None else NO_PRESET
+    if name != NO_PRESET and get_preset(name) is None:
+        raise _refuse_name("preset", name, [NO_PRESET, *list_presets()])
+    return name
+
+
+def _refuse_name(field: str, name: str, known: Sequence[str]) -> InvalidRequestError:
+    hint = suggest(name, known)
+    return InvalidRequestError(
+        f"{field} '{name}' is unknown; {hint + ' Choose' if hint else 'choose'} one of {_list(known)}."
+    )
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

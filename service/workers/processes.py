@@ -1,0 +1,308 @@
+"""Tasks in worker processes, which Python's forkserver forks from one process that has imported everything.
+
+Importing torch takes seconds and a few hundred MB. The forkserver pays for both once (``service.workers.preload``); a
+worker starts in a hundredth of a second and shares that memory. What runs in a worker is ``service.workers.worker``.
+"""
+
+import importlib
+import json
+import logging
+import os
+import pickle
+import pkgutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe, forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.util import get_temp_dir
+from typing import Any
+from weakref import WeakSet
+
+import cloudpickle
+import gymnasium as gym
+
+from service.context import JOB_ID, REQUEST_ID
+from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError, printable
+from service.logs import LogStyle
+from service.workers.messages import Message
+from service.workers.task import Progress, Task, TaskFailedError
+
+logger = logging.getLogger("grpo.service")
+
+# Variable in which the forkserver reads what ``preload`` needs to know.
+START_VARIABLE = "GRPO_FORKSERVER_START"
+_PRELOAD = "service.workers.preload"
+_WORK = "service.workers.worker:work"
+# How long a killed process is waited for.
+_KILL_SECONDS = 1.0
+_LOST = (
+    "the worker process was lost together with the one that starts workers; the server's log may say why. Send the "
+    "request again."
+)
+# What a worker may refuse with; it sends the status code alone.
+_REFUSALS: dict[int, type[ServiceError]] = {error.status_code: error for error in (ConflictError, TooLargeError)}
+# Guards the start of the forkserver, of which a process has one: services in one process share it.
+_START_LOCK = threading.Lock()
+
+
+class ProcessExecutor:
+    """Runs every task in a process of its own: a crash or a hang ends with it, and it slows no answers down.
+
+    :param log_style: How workers write their logs.
+    """
+
+    def __init__(self, log_style: LogStyle) -> None:
+        self._log_style = log_style
+        # Guards the two below.
+        self._lock = threading.Lock()
+        self._runs: WeakSet[_ProcessRun] = WeakSet()
+        self._is_closed = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task still runs."""
+        with self._lock:
+            return any(run.is_open for run in self._runs)
+
+    def warm_up(self) -> None:
+        """Start the forkserver; its imports go on in the background."""
+        with _prepare_forkserver():
+            forkserver.ensure_running()
+
+    def start(self, task: Task, progress: Progress) -> "_ProcessRun":
+        """Start a task; see ``Executor``."""
+        run = _ProcessRun(_pack(task), self._log_style, progress)
+        with self._lock:
+            self._runs.add(run)
+            if self._is_closed:
+                run.send_kill()
+        return run
+
+    def close(self) -> None:
+        """Kill what still runs. The forkserver ends with the process that uses it."""
+        with self._lock:
+            self._is_closed = True
+            for run in self._runs:
+                run.send_kill()
+
+
+class _ProcessRun:
+    def __init__(self, packed: bytes, log_style: LogStyle, progress: Progress) -> None:
+        self._progress = progress
+        self._outcome: bytes | TaskFailedError | ServiceError | None = None
+        # Guards the connection's end, which a stop or a kill may come upon, and the two flags.
+        self._lock = threading.Lock()
+        self._was_told_to_stop = False
+        self.is_open = True
+        self._connection, theirs = Pipe()
+        self._fds: tuple[int, ...] = ()
+        try:
+            with theirs:
+                self._fds = _fork(theirs)
+            self._status_fd, server_fd = self._fds
+            # As long as the server lives and this run lasts, this end of the pipe is open: see ``worker``.
+            with open(server_fd, "wb", closefd=False) as pipe:
+                pipe.write(_describe_start())
+            self._pid = forkserver.read_signed(self._status_fd)
+        except (OSError, EOFError) as error:
+            logger.warning("a worker process could not be started", exc_info=True)
+            self._close()
+            raise TaskFailedError(_LOST) from error
+        with suppress(OSError):  # it has ended already, of which the status tells
+            self._connection.send_bytes(pickle.dumps((log_style, REQUEST_ID.get(), JOB_ID.get(), packed)))
+        # Where there is more to hear. Of the end both tell: processes that the environment started may hold the
+        # connection open, and the forkserver may be gone, which writes the status.
+        self._sources: list[Connection[Any, Any] | int] = [self._connection, self._status_fd]
+        progress.attach(self._stop)
+
+    def wait(self, timeout_seconds: float) -> bool:
+        deadline = time.monotonic() + timeout_seconds
+        while self._outcome is None:
+            ready = wait(self._sources, max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return False
+            if self._connection in ready:
+                self._receive()
+            else:
+                self._read_status()
+            if not self._sources:
+                self._outcome = self._outcome or TaskFailedError(_LOST)
+        return True
+
+    def get_content(self) -> bytes:
+        assert self._outcome is not None, "it has ended"
+        self._close()
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    def kill(self) -> None:
+        self.send_kill()
+        if self._status_fd in self._sources:
+            wait([self._status_fd], _KILL_SECONDS)
+        self._close()
+
+    def send_kill(self) -> None:
+        """Kill the process, for any thread; whoever waits for the run hears of its end."""
+        with self._lock:
+            # Once the forkserver has told of its end, its process id may be another's.
+            has_ended = self._outcome is not None or (
+                self._status_fd in self._sources and bool(wait([self._status_fd], 0.0))
+            )
+            if self.is_open and not has_ended:
+                with suppress(ProcessLookupError):
+                    os.kill(self._pid, signal.SIGKILL)
+
+    def _receive(self) -> None:
+        try:
+            kind, value = json.loads(self._connection.recv_bytes())
+            content = self._connection.recv_bytes() if kind == Message.RESULT else None
+        except (EOFError, OSError):
+            self._sources.remove(self._connection)
+            return
+        if kind == Message.PROGRESS:
+            for timesteps, metrics in value:
+                self._progress.advance(timesteps)
+                self._progress.publish_metrics(metrics)
+        elif kind == Message.EVALUATION:
+            self._progress.publish_evaluation(value)
+        elif kind == Message.CONCLUSION:
+            self._progress.conclude(value)
+        elif kind == Message.REFUSAL:
+            status_code, detail = value
+            self._outcome = _REFUSALS.get(status_code, InvalidRequestError)(detail)
+        else:
+            self._outcome = TaskFailedError(value) if kind == Message.FAILURE else content
+
+    def _read_status(self) -> None:
+        """Hear from the forkserver what ended the worker, or that the forkserver is gone."""
+        try:
+            self._outcome = TaskFailedError(_describe_death(forkserver.read_signed(self._status_fd)))
+        except EOFError:
+            self._sources.remove(self._status_fd)
+
+    def _stop(self) -> None:
+        with self._lock:
+            if self._was_told_to_stop:  # a worker that hangs reads nothing, and what it is sent would pile up
+                return
+            self._was_told_to_stop = True
+            with suppress(OSError):  # it has ended, which is what was wanted
+                self._connection.send_bytes(b"stop")
+
+    def _close(self) -> None:
+        with self._lock:
+            self.is_open = False
+            self._connection.close()
+            for fd in self._fds:
+                os.close(fd)
+            self._fds = ()
+
+
+class _Start:
+    """What the forkserver unpickles in a new process and calls, where ``multiprocessing`` has its ``Process``."""
+
+    def _bootstrap(self, parent_sentinel: int) -> None:
+        importlib.import_module(_PRELOAD)  # which costs nothing where the forkserver has done so
+        fds = forkserver.get_inherited_fds()
+        assert fds is not None, "the forkserver has passed what was sent to it"
+        pkgutil.resolve_name(_WORK)(Connection(fds[0]), parent_sentinel)
+
+
+def _describe_start() -> bytes:
+    """Pickle what a new process reads first: how it prepares itself, and what it calls.
+
+    ``multiprocessing.Process`` would have it import the server's start script once more, and a script without ``if
+    __name__ == "__main__"`` would start another server. What a task needs of that script, cloudpickle brings along.
+    """
+    return pickle.dumps({"name": "grpo-worker", "sys_path": _list_paths(), "dir": os.getcwd()}) + pickle.dumps(_Start())
+
+
+def _fork(connection: "Connection[object, object]") -> tuple[int, int]:
+    """Have a process forked.
+
+    :return: A pipe that tells its number and later how it ended, and one whose other end it reads.
+    :raises OSError: If the forkserver is gone, or cannot be started.
+    """
+    with _prepare_forkserver():
+        return forkserver.connect_to_new_process([connection.fileno()])
+
+
+@contextmanager
+def _prepare_forkserver() -> Iterator[None]:
+    """Have the forkserver find what it imports, in case it is started now.
+
+    It imports before anybody tells it where the server finds modules, and without a word if it finds none.
+    """
+    variables = {"PYTHONPATH": os.pathsep.join(_list_paths()), "PYTHONSAFEPATH": "1"}
+    with _START_LOCK:
+        before = {name: os.environ.get(name) for name in variables}
+        start = json.dumps({"server_pid": os.getpid(), "folder": get_temp_dir(), "variables": before})
+        try:
+            # Past os.environ, which other threads may be reading.
+            for name, value in {**variables, START_VARIABLE: start}.items():
+                os.putenv(name, value)
+            forkserver.set_forkserver_preload([_PRELOAD])
+            yield
+        finally:
+            for name, old in {**before, START_VARIABLE: None}.items():
+                if old is None:
+                    os.unsetenv(name)
+                else:
+                    os.putenv(name, old)
+
+
+def _list_paths() -> list[str]:
+    return [path or os.getcwd() for path in sys.path]
+
+
+def _pack(task: Task) -> bytes:
+    """Pickle a task together with the registration of its environment.
+
+    :raises InvalidRequestError: If they cannot be pickled.
+    """
+    spec = gym.registry[task.env_name]
+    try:
+        packed: bytes = cloudpickle.dumps((spec, task))
+    except Exception as error:  # objects may say in code of their own how they are pickled
+        culprit = "a reward function" if _can_pickle(spec) else f"the registration of env_name '{task.env_name}'"
+        raise InvalidRequestError(
+            f"{culprit} cannot be sent to a worker process ({printable(str(error), 200)}); let it hold nothing that "
+            "cannot be pickled, such as locks and open files, or define it at the top level of a module."
+        ) from error
+    return packed
+
+
+def _can_pickle(value: object) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:  # see above
+        return False
+    return True
+
+
+def _describe_death(status: int) -> str:
+    """Say what ended a worker.
+
+    :param status: Its exit status, or minus the number of a signal.
+    """
+    if status == -signal.SIGKILL:
+        return (
+            "the worker process was killed (SIGKILL), as systems do when memory runs out; lower n_envs, n_steps "
+            "or net_arch, or give the server more memory."
+        )
+    how = f"was ended by signal {_name_signal(-status)}" if status < 0 else f"exited with status {status}"
+    return (
+        f"the worker process {how} in the middle of its work; the environment, the reward function or a library of "
+        "theirs crashed it, and the server's log may say where."
+    )
+
+
+def _name_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
