@@ -306,7 +306,7 @@ def test_api_page_names_every_metric() -> None:
 
 
 def test_api_page_names_every_kind_of_error() -> None:
-    source = "".join(file.read_text() for file in (ROOT / "service").glob("*.py"))
+    source = "".join(file.read_text() for file in (ROOT / "service").glob("**/*.py"))
     kinds = set(re.findall(r'Problem\("([a-z-]+)", ', source)) - {ServiceError.problem.slug}
     assert len(kinds) > 14
     assert {kind for kind in kinds if f"`{kind}`" not in split_api_page()["Errors"]} == set()
