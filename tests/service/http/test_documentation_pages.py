@@ -21,7 +21,7 @@ from benchmarks.server import serve as serve_process
 from tests.browser import ARTEFACTS, BROWSER, drive, list_flags, needs_browser, needs_driver
 from tests.support import serve, wait_until
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 KEY = "a key of 22 characters"
 OPERATIONS = ["/train", "/inference", "/training/{job_id}/status", "/models/{model_name}", "/health"]
 

@@ -1,4 +1,4 @@
-"""Runs the blocks of a page in their order, as a reader does: ``python -m tests.tutorial PAGE PORT``.
+"""Runs the blocks of a page in their order, as a reader does: ``python -m tests.docs.tutorial PAGE PORT``.
 
 The working folder stands for the reader's checkout. Python blocks share their names, as the cells of a notebook do;
 CONTRIBUTING.md says what else a block can be. A block that fails ends the run with its error.

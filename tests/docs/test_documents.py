@@ -35,10 +35,10 @@ from service.schemas.jobs import VerdictState
 from service.schemas.training import TrainRequest
 from service.settings import Settings
 from service.training.plan import resolve_request
+from tests.docs.tutorial import DOCUMENTED_URL, make_strict
 from tests.support import wait_until
-from tests.tutorial import DOCUMENTED_URL, make_strict
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TUTORIALS = sorted(ROOT.glob("docs/*.md"))
 PAGES = [*sorted(ROOT.glob("*.md")), *TUTORIALS, *sorted(ROOT.glob("benchmarks/*.md"))]
 # What a reader's checkout holds and a tutorial has no use for, or makes anew.
@@ -110,7 +110,7 @@ def test_a_tutorial_runs_as_written_from_top_to_bottom(page: Path, tmp_path: Pat
     # A script's folder is where Python looks first, and through a link that is the real one.
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = [sys.executable, "-m", "tests.tutorial", str(page), port]
+    command = [sys.executable, "-m", "tests.docs.tutorial", str(page), port]
     url = f"http://localhost:{port}"
     run(command, tmp_path, PYTHONPATH=path, PATH=programs, GRPO_PORT=port, GRPO_URL=url, MPLBACKEND="Agg")
 
@@ -125,7 +125,7 @@ def test_every_file_that_a_tutorial_saves_is_used_below(page: Path) -> None:
 
 
 def test_the_notebook_runs_from_top_to_bottom_and_shows_an_episode(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.notebook", str(ROOT / "docs" / "notebook.ipynb")]
+    command = [sys.executable, "-m", "tests.docs.notebook", str(ROOT / "docs" / "notebook.ipynb")]
     shown = run(command, tmp_path, MPLBACKEND="Agg")
     (film,) = re.findall('src="data:image/gif;base64,([^"]+)"', shown)
     with Image.open(io.BytesIO(base64.b64decode(film))) as image:
