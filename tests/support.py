@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -44,6 +45,11 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60.0) -> 
         if time.monotonic() > deadline:
             raise TimeoutError(f"still not so after {timeout_seconds} s")
         time.sleep(0.02)
+
+
+def spell(value: object) -> str:
+    """Write a value into a test's id without addresses: processes that share the tests have to agree on it."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def make_client(settings: Settings) -> TestClient:
