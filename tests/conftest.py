@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from api import create_app
 from service.settings import Settings
+from tests.preloaded import preload
 from tests.support import Gate
 
 RegisterEnv = Callable[..., str]
@@ -27,12 +28,27 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Spell out what was captured of broken text: it is sent between processes in UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep settings of whoever runs the tests out of them."""
     for name in os.environ:
         if name.startswith("GRPO_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Python whose programs start at once."""
+    with preload(tmp_path_factory.mktemp("preloaded")) as program:
+        yield str(program)
 
 
 @pytest.fixture
