@@ -856,13 +856,13 @@ print(json.dumps({"actions": actions.tolist(), "probs": probs.tolist(), "env": m
 """
 
 
-def test_a_fresh_process_loads_it_without_environment_or_reward_function(tmp_path: Path) -> None:
+def test_a_fresh_process_loads_it_without_environment_or_reward_function(python: str, tmp_path: Path) -> None:
     model = build(reward_function=my_reward, learning_rate=0.01)
     model.learn(64)
     model.save(tmp_path / "model")
     observations = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
     run = subprocess.run(
-        [sys.executable, "-c", FRESH_PROCESS, str(tmp_path / "model"), json.dumps(observations.tolist())],
+        [python, "-c", FRESH_PROCESS, str(tmp_path / "model"), json.dumps(observations.tolist())],
         cwd=ROOT,
         capture_output=True,
         text=True,
