@@ -29,13 +29,15 @@ from grpo_core.update.learner import AutogradLearner, UpdateRule
 from service.schemas.jobs import EndedBy, EvaluationRow
 from service.settings import Settings
 
+# What takes milliseconds may take minutes where much else runs; pytest's own limit is longer still.
+PATIENCE_SECONDS = 300.0
 FINAL_STATUSES = {"completed", "failed", "stopped"}
 PROBLEM_FIELDS = {"type", "title", "status", "detail", "instance"}
 
 FloatArray = npt.NDArray[np.float32]
 
 
-def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_seconds: float = PATIENCE_SECONDS) -> None:
     """Poll a condition until it holds.
 
     :raises TimeoutError: If it does not hold in time.

@@ -1154,7 +1154,7 @@ class TestInference:
             return response.status, loads(response.read())
 
         def ask_many(first: int) -> list[tuple[int, Any]]:
-            connection = HTTPConnection("127.0.0.1", port, timeout=60)
+            connection = HTTPConnection("127.0.0.1", port)
             places = [(first + i) % len(requests) for i in range(12)]
             start.wait()
             answers = [(place, ask_for(connection, requests[place])) for place in places]
@@ -1163,7 +1163,7 @@ class TestInference:
 
         start = threading.Barrier(64)
         with serve(app) as port:
-            connection = HTTPConnection("127.0.0.1", port, timeout=60)
+            connection = HTTPConnection("127.0.0.1", port)
             expected = [ask_for(connection, request) for request in requests]
             connection.request("POST", "/train", dumps({"total_timesteps": 10_000_000}), headers)
             job_id = loads(connection.getresponse().read())["job_id"]
@@ -1232,7 +1232,7 @@ class TestModels:
         # Over a real connection, where no client tidies the path up.
         with serve(app) as port:
             for raw_name in HOSTILE_PATHS:
-                connection = HTTPConnection("127.0.0.1", port, timeout=30)
+                connection = HTTPConnection("127.0.0.1", port)
                 connection.request("DELETE", f"/models/{raw_name}")
                 response = connection.getresponse()
                 body = response.read()

@@ -673,7 +673,7 @@ def test_stop_from_another_thread_ends_the_rollout_phase() -> None:
     model = build(Stateless(spaces.Discrete(2)), n_steps=200_000, horizon=50_000)
 
     def stop_soon() -> None:
-        wait_until(lambda: model.num_timesteps > 100, 30)
+        wait_until(lambda: model.num_timesteps > 100)
         model.stop()
 
     thread = threading.Thread(target=stop_soon, daemon=True)
@@ -689,7 +689,7 @@ def test_stop_from_another_thread_ends_the_update_phase() -> None:
     model = build("Pendulum-v1", n_epochs=n_epochs)
 
     def stop_soon() -> None:
-        wait_until(lambda: model._n_updates > 10, 30)
+        wait_until(lambda: model._n_updates > 10)
         model.stop()
 
     thread = threading.Thread(target=stop_soon, daemon=True)
@@ -749,10 +749,10 @@ def test_the_same_seed_gives_the_same_weights_while_another_model_trains() -> No
     thread = threading.Thread(target=disturb, daemon=True)
     thread.start()
     try:
-        wait_until(lambda: n_trained[0] > 0, 30)
+        wait_until(lambda: n_trained[0] > 0)
         for _ in range(3):
             assert is_same(alone, train_to_weights(seed=3))
-        wait_until(lambda: n_trained[0] > 2, 30)
+        wait_until(lambda: n_trained[0] > 2)
     finally:
         is_over.set()
         thread.join(30)
@@ -866,7 +866,6 @@ def test_a_fresh_process_loads_it_without_environment_or_reward_function(python:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert run.returncode == 0, run.stderr
