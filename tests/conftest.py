@@ -51,9 +51,9 @@ SLOW_TESTS = (
 torch.set_num_threads(1)
 # What a shell starts in the background ignores Ctrl-C, and so would every program that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# A shared machine may stall any example for longer than Hypothesis allows by default.
-hypothesis.settings.register_profile("no deadline", deadline=None)
-hypothesis.settings.load_profile("no deadline")
+# A shared machine may stall any example, and what makes them up, for longer than Hypothesis allows by default.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
