@@ -1,8 +1,10 @@
 VENV := .venv
 PYTHON ?= python3
+# Two processes share the tests, file by file: what the tests of a file need is started once.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: install serve test test-zoo lint type format tables bench-cartpole bench-speed bench-suite bench-ablation clean
+.PHONY: install serve test test-fast test-zoo lint type format tables bench-cartpole bench-speed bench-suite bench-ablation clean
 
 install: $(VENV)/.installed
 
@@ -19,7 +21,11 @@ serve: install
 	$(VENV)/bin/python run_api.py
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(SHARED)
+
+# Without browsers, and without programs and servers that are started: for every few minutes of work.
+test-fast: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest $(SHARED) -m "not slow"
 
 test-zoo: $(VENV)/.installed-dev
 	$(PIP) install rl_zoo3==2.9.2

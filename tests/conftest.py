@@ -1,7 +1,8 @@
 """Fixtures that several test modules use."""
 
 import os
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,65 @@ from fastapi.testclient import TestClient
 
 from api import create_app
 from service.settings import Settings
+from tests.preloaded import preload
 from tests.support import Gate
 
 RegisterEnv = Callable[..., str]
 
+# Tests with browsers, servers, programs and trainings of their own, the longest first: none is left over at the end.
+SLOW_TESTS = (
+    "tests/docs/test_documents.py::test_examples_run_as_written",
+    "tests/docs/test_documents.py::test_a_tutorial_runs",
+    "tests/docs/test_documents.py::test_the_notebook_runs",
+    "tests/test_run_api.py",
+    "tests/service/workers",
+    "tests/service/dashboard/test_dashboard.py",
+    "tests/service/http/test_documentation_pages.py",
+    "tests/service/http/test_schema.py",
+    "tests/benchmarks/test_claims.py",
+    "tests/benchmarks/test_training_speed.py",
+    "tests/benchmarks/test_suite.py",
+    "tests/test_grpo_cli.py",
+    "tests/deploy/test_deploy.py",
+    "tests/service/models/test_player.py",
+    "tests/service/dashboard/test_mount.py::TestOpening",
+    "tests/service/http/routes/test_training.py::TestTensorBoard",
+    "tests/sb3/test_run.py::test_groups_of_every_mode_train_in_worker_processes",
+    "tests/sb3/test_dict_env.py::test_dicts_train_in_worker_processes",
+    "tests/sb3/test_deterministic.py::test_worker_processes_repeat_themselves",
+    "tests/sb3/test_zoo.py",
+    "tests/test_api.py::TestWorkerProcesses",
+    "tests/test_api.py::test_what_a_worker_cannot_import",
+    "tests/test_imports.py::test_serving_a_model",
+    "tests/test_imports.py::test_the_first_job",
+)
+
 torch.set_num_threads(1)
-# A shared machine may stall any example for longer than Hypothesis allows by default.
-hypothesis.settings.register_profile("no deadline", deadline=None)
-hypothesis.settings.load_profile("no deadline")
+# What a shell starts in the background ignores Ctrl-C, and so would every program that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shared machine may stall any example, and what makes them up, for longer than Hypothesis allows by default.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests, and put them first."""
+
+    def get_place(item: pytest.Item) -> int:
+        return next((i for i, slow in enumerate(SLOW_TESTS) if item.nodeid.startswith(slow)), len(SLOW_TESTS))
+
+    for item in items:
+        if get_place(item) < len(SLOW_TESTS) or "python" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=get_place)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Spell out what was captured of broken text: it is sent between processes in UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +82,13 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("GRPO_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Python whose programs start at once."""
+    with preload(tmp_path_factory.mktemp("preloaded")) as program:
+        yield str(program)
 
 
 @pytest.fixture

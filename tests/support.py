@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -34,13 +35,15 @@ from service.training.planner import Planner, TrainingPlan
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 
+# What takes milliseconds may take minutes where much else runs; pytest's own limit is longer still.
+PATIENCE_SECONDS = 300.0
 FINAL_STATUSES = {"completed", "failed", "stopped"}
 PROBLEM_FIELDS = {"type", "title", "status", "detail", "instance"}
 
 FloatArray = npt.NDArray[np.float32]
 
 
-def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_seconds: float = PATIENCE_SECONDS) -> None:
     """Poll a condition until it holds.
 
     :raises TimeoutError: If it does not hold in time.
@@ -50,6 +53,11 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60.0) -> 
         if time.monotonic() > deadline:
             raise TimeoutError(f"still not so after {timeout_seconds} s")
         time.sleep(0.02)
+
+
+def spell(value: object) -> str:
+    """Write a value into a test's id without addresses: processes that share the tests have to agree on it."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def make_client(settings: Settings) -> TestClient:

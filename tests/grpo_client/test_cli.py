@@ -16,7 +16,7 @@ from grpo_client.cli import main
 from grpo_client.reports import clean
 from tests.conftest import RegisterEnv
 from tests.grpo_client.scripted_server import Answer, serve_script
-from tests.support import Gate, LineEnv, make_model, serve, wait_until
+from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 JOB = ["--env", "CartPole-v1", "-n", "64", "--seed", "0", "--name", "m"]
@@ -29,7 +29,7 @@ def make_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command, environment = make_command(*arguments)
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_job_is_followed_by_id_or_as_the_latest(ask: Any) -> None:
     exit_status, said, _ = ask("train", *JOB, "--json")
     job_id = json.loads(said)["job_id"]
     assert exit_status == 0
-    assert ask("wait", job_id, "--timeout", "60")[1].startswith("completed: ")
+    assert ask("wait", job_id, "--timeout", str(PATIENCE_SECONDS))[1].startswith("completed: ")
     assert ask("watch")[1] == ask("status", job_id)[1]
     assert json.loads(ask("jobs", "--json")[1])[0]["job_id"] == job_id
     assert ask("jobs", "--status", "running")[1] == ""
@@ -94,9 +94,12 @@ def test_an_interrupt_leaves_the_job_and_says_how_to_stop_it(tmp_path: Path) -> 
     with serve_script(accepted, stream) as server:
         command, environment = make_command("train", "--watch", "--url", server.url)
         with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-            wait_until(lambda: len(server.received) == 2)
-            process.send_signal(signal.SIGINT)
-            _, complaint = process.communicate(timeout=60)
+            try:
+                wait_until(lambda: len(server.received) == 2)
+                process.send_signal(signal.SIGINT)
+                _, complaint = process.communicate()
+            finally:
+                process.kill()
         released.set()
     assert process.returncode == 130
     assert "the job goes on; grpo-client watch j watches it again, grpo-client stop j stops it." in complaint

@@ -30,7 +30,7 @@ from tests.conftest import RegisterEnv
 from tests.grpo_client.blocking import open_client
 from tests.grpo_client.generate import TARGET, generate_client
 from tests.grpo_client.scripted_server import Answer, serve_script
-from tests.support import Gate, LineEnv, make_model, serve
+from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
 
 SHORT = {"env_name": "CartPole-v1", "total_timesteps": 64, "seed": 0}
 ROOT = Path(__file__).parent.parent.parent
@@ -58,7 +58,7 @@ def test_the_client_that_blocks_is_generated() -> None:
 def test_the_package_imports_neither_the_library_nor_the_server() -> None:
     unwanted = ["grpo", "grpo_core", "service", "torch", "numpy", "rich"]
     code = f"import sys, grpo_client; print([name for name in {unwanted} if name in sys.modules])"
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert printed.stdout == "[]\n", printed.stderr
 
 
@@ -73,7 +73,7 @@ def test_a_job_is_trained_waited_for_and_asked(grpo: Any) -> None:
     heard: list[JobEvent] = []
     job = grpo.train(**SHORT, model_name="m")
     assert job.config["model_name"] == "m"
-    status = job.wait(timeout_seconds=60, on_event=heard.append)
+    status = job.wait(timeout_seconds=PATIENCE_SECONDS, on_event=heard.append)
     assert (status.status, status.model_name, status.is_final) == ("completed", "m", True)
     assert status.end_time > status.start_time
     assert heard[-1].name == "job.completed"
@@ -137,11 +137,11 @@ def test_a_job_that_goes_on_is_stopped(grpo: Any, register_env: RegisterEnv, ope
     with pytest.raises(JobTimeout, match=r"is not over after 0\.2 s; it goes on") as raised:
         job.wait(timeout_seconds=0.2)
     assert raised.value.job_id == job.job_id
-    assert job.status().status == "running"
+    wait_until(lambda: bool(job.status().status == "running"))
     open_gate.admit(200)
     assert job.stop().message.startswith("Training job stop")
     open_gate.admit()
-    assert job.wait(timeout_seconds=60).status == "stopped"
+    assert job.wait(timeout_seconds=PATIENCE_SECONDS).status == "stopped"
 
 
 def test_a_job_that_fails_raises_its_error(grpo: Any, register_env: RegisterEnv) -> None:
@@ -299,7 +299,7 @@ def test_unknown_fields_and_taken_names_are_refused(grpo: Any, register_env: Reg
         grpo.train(n_step=64)
     env_name = register_env(lambda: LineEnv(on_step=open_gate.pass_through), max_episode_steps=5)
     open_gate.admit(100)
-    job = grpo.train(env_name=env_name, group_mode="episode", n_steps=64, model_name="taken")
+    job = grpo.train(env_name=env_name, total_timesteps=256, group_mode="episode", n_steps=64, model_name="taken")
     with pytest.raises(Conflict):
         grpo.train(**SHORT, model_name="taken")
     open_gate.admit()

@@ -3,7 +3,6 @@
 import io
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +86,14 @@ print(json.dumps(model.predict(observations, deterministic=True)[0].tolist()))
 """
 
 
-def test_a_fresh_process_predicts_the_same(tmp_path: Path) -> None:
+def test_a_fresh_process_predicts_the_same(python: str, tmp_path: Path) -> None:
     model = build_over("dict", "multi-discrete")
     model.learn(16)
     model.save(tmp_path / "model")
     observations = sample_observations(model, 4)
     spelt = {key: {"values": array.tolist(), "dtype": array.dtype.name} for key, array in observations.items()}
     answer = subprocess.run(
-        [sys.executable, "-c", FRESH_PROCESS, str(tmp_path / "model")],
+        [python, "-c", FRESH_PROCESS, str(tmp_path / "model")],
         input=json.dumps(spelt),
         capture_output=True,
         text=True,

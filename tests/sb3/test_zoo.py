@@ -2,7 +2,6 @@
 
 import importlib.util
 import subprocess
-import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,8 +17,8 @@ HAS_ZOO = importlib.util.find_spec("rl_zoo3") is not None
 needs_zoo = pytest.mark.skipif(not HAS_ZOO, reason="rl_zoo3 is not installed")
 
 
-def run_zoo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "grpo_zoo", *arguments]
+def run_zoo(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [python, "-m", "grpo_zoo", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
@@ -39,17 +38,17 @@ def test_what_is_left_out_of_the_command_line_is_completed(given: list[str], com
 
 
 @pytest.mark.skipif(HAS_ZOO, reason="rl_zoo3 is installed")
-def test_without_the_zoo_it_says_what_to_install() -> None:
-    answer = run_zoo("--algo", "grpo")
+def test_without_the_zoo_it_says_what_to_install(python: str) -> None:
+    answer = run_zoo(python, "--algo", "grpo")
     assert answer.returncode == 1
     assert "pip install rl_zoo3" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
 @needs_zoo
-def test_the_zoo_trains_saves_and_plays_a_preset(tmp_path: Path) -> None:
+def test_the_zoo_trains_saves_and_plays_a_preset(python: str, tmp_path: Path) -> None:
     common = ["--algo", "grpo", "--env", "CartPole-v1", "-f", str(tmp_path), "--device", "cpu", "-n"]
-    trained = run_zoo(*common, "256", "--seed", "1", "--eval-freq", "128", "--eval-episodes", "1")
+    trained = run_zoo(python, *common, "256", "--seed", "1", "--eval-freq", "128", "--eval-episodes", "1")
     assert trained.returncode == 0, trained.stderr
     folder = tmp_path / "grpo" / "CartPole-v1_1"
     config = yaml.load((folder / "CartPole-v1" / "config.yml").read_text(), yaml.UnsafeLoader)
@@ -58,21 +57,21 @@ def test_the_zoo_trains_saves_and_plays_a_preset(tmp_path: Path) -> None:
     model = GRPO.load(folder / "CartPole-v1", device="cpu")
     assert (model.group_size, model.horizon, model.n_steps) == (2, 32, 256)
     assert (folder / "best_model.zip").exists()
-    played = run_zoo("enjoy", *common, "50", "--no-render")
+    played = run_zoo(python, "enjoy", *common, "50", "--no-render")
     assert played.returncode == 0, played.stderr
 
 
 @needs_zoo
-def test_options_beyond_ppos_reach_the_model_and_training_goes_on_from_a_file(tmp_path: Path) -> None:
+def test_options_beyond_ppos_reach_the_model_and_training_goes_on_from_a_file(python: str, tmp_path: Path) -> None:
     common = ["--env", "Pendulum-v1", "-f", str(tmp_path), "--device", "cpu", "--eval-freq", "-1"]
     small = ["-params", "n_steps:64", "horizon:8", "kl_coef:0.1", "baseline:'leave_one_out'", "learning_rate:0.01"]
-    first = run_zoo(*common, "-n", "64", *small)
+    first = run_zoo(python, *common, "-n", "64", *small)
     assert first.returncode == 0, first.stderr
     path = tmp_path / "grpo" / "Pendulum-v1_1" / "Pendulum-v1.zip"
     model = GRPO.load(path, device="cpu")
     assert (model.horizon, model.kl_coef, model.baseline, model.learning_rate) == (8, 0.1, "leave_one_out", 0.01)
     assert (model.restart_probability, model.group_size) == (0.5, 4)
-    second = run_zoo(*common, "-n", "64", *small, "-i", str(path))
+    second = run_zoo(python, *common, "-n", "64", *small, "-i", str(path))
     assert second.returncode == 0, second.stderr
     continued = GRPO.load(tmp_path / "grpo" / "Pendulum-v1_2" / "Pendulum-v1", device="cpu")
     assert continued._n_updates > model._n_updates

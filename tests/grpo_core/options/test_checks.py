@@ -9,6 +9,7 @@ from grpo import GRPO
 from grpo_core.options.checks import get_horizon
 from grpo_core.options.choices import GroupMode
 from grpo_core.options.rewards import optimized_cartpole, simple_cartpole
+from tests.support import spell
 
 WHOLE = "it must be a whole number of at least"
 FINITE = "it must be finite and at least 0"
@@ -128,7 +129,7 @@ def build(**changes: Any) -> GRPO:
             "n_steps=64 or change",
         ),
     ],
-    ids=lambda case: str(case) if isinstance(case, dict) else "",
+    ids=lambda case: spell(case) if isinstance(case, dict) else "",
 )
 def test_a_refusal_names_the_value_the_rule_and_the_remedy(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=r"is not allowed") as refusal:
@@ -183,7 +184,7 @@ def test_a_horizon_that_is_left_out_is_32_and_in_episodes_their_end(
         {"supervision": "outcome", "baseline": "leave_one_out"},
         {"supervision": "outcome", "baseline": "group", "bootstrap_value": False},
     ],
-    ids=str,
+    ids=spell,
 )
 def test_what_is_allowed_reads_back_as_it_was_given(changes: dict[str, Any]) -> None:
     model = build(**changes)

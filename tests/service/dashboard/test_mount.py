@@ -73,7 +73,7 @@ def refuse(client: TestClient, url: str = SOCKET, **headers: str) -> int:
 
 
 def send(port: int, method: str, path: str) -> int:
-    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = HTTPConnection("127.0.0.1", port)
     connection.request(method, path)
     status = connection.getresponse().status
     connection.close()

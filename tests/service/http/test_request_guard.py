@@ -53,7 +53,7 @@ def port(app: FastAPI) -> Iterator[int]:
 
 def send_raw(port: int, request: bytes) -> tuple[int, bytes]:
     """Send bytes unchanged; return the status code and the body of the answer."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(request)
         response = HTTPResponse(connection)
         response.begin()
@@ -345,7 +345,7 @@ class TestBodies:
 
     @pytest.mark.parametrize("chunk_bytes", [65_536, 1024])
     def test_a_body_without_a_length_is_refused_as_soon_as_it_is_too_large(self, port: int, chunk_bytes: int) -> None:
-        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", port)
         headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
         chunks = (b" " * chunk_bytes for _ in range(self.LIMIT // chunk_bytes + 1))
         connection.request("POST", "/train", chunks, headers, encode_chunked=True)
@@ -354,7 +354,7 @@ class TestBodies:
         connection.close()
 
     def test_a_body_without_a_length_is_read_whole(self, port: int) -> None:
-        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", port)
         headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
         body = b'{"model_name": "none", "observation": [0.0]}'
         connection.request("POST", "/inference", (bytes([byte]) for byte in body), headers, encode_chunked=True)
@@ -444,7 +444,7 @@ class TestHeadersOfAnswers:
 @pytest.mark.parametrize("sent", [b'{"model_name":"ghost","total_timesteps":64}', b""])
 def test_a_request_cut_off_in_its_body_is_not_acted_on(app: FastAPI, port: int, sent: bytes) -> None:
     head = b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(head + sent)
     # By the time this is answered, the server has seen the other connection end.
     assert send_raw(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[0] == 200

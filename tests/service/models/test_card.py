@@ -216,7 +216,7 @@ FACTS = [
 ]
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     facts=st.dictionaries(
         st.sampled_from([*FACTS, "evaluation", "versions", "network", "spaces", "sha256"]), JSON_VALUES

@@ -258,7 +258,9 @@ class TestUnusableFiles:
         assert get_sha256(client) == hashlib.sha256(contents[0]).hexdigest()
         assert [file.name for file in settings.models_dir.iterdir()] == ["m.zip"]
 
-    @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+    @hypothesis_settings(
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150
+    )
     @given(edits=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=8), st.integers(0, 8)), min_size=1, max_size=4))
     def test_whatever_is_done_to_a_file_it_is_served_in_full_or_refused(
         self, client: TestClient, contents: list[bytes], edits: list[tuple[float, bytes, int]]
@@ -277,7 +279,9 @@ class TestUnusableFiles:
         assert answer.status_code in (200, 400)
         assert client.get("/models/m/file").status_code == 200
 
-    @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+    @hypothesis_settings(
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=100
+    )
     @given(
         spaces=st.fixed_dictionaries(
             {

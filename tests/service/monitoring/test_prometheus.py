@@ -204,7 +204,7 @@ def strange_requests(app: FastAPI) -> Iterator[Callable[[str], None]]:
                 ("PROPFIND", f"/{suffix}"),
                 ("MKCALENDAR", f"/models/{suffix}"),
             ):
-                connection = HTTPConnection("127.0.0.1", port, timeout=30)
+                connection = HTTPConnection("127.0.0.1", port)
                 connection.request(method, path)
                 connection.getresponse().read()
                 connection.close()

@@ -1,4 +1,4 @@
-"""Runs the code cells of a notebook in their order, in one process: ``python -m tests.notebook FILE``.
+"""Runs the code cells of a notebook in their order, in one process: ``python -m tests.docs.notebook FILE``.
 
 As Jupyter does, it has the last expression of a cell show itself.
 """

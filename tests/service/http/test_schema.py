@@ -28,8 +28,8 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name in (examples.MODEL_NAME, "gone"):
         (folder / f"{name}.zip").write_bytes(model)
     runs = str(tmp_path_factory.mktemp("runs"))
-    limits = {"GRPO_MAX_RUNNING_JOBS": "1", "GRPO_MAX_QUEUED_JOBS": "1000", "GRPO_TENSORBOARD_DIR": runs}
-    with serve(folder, **limits) as server:
+    settings = {"GRPO_MAX_RUNNING_JOBS": "1", "GRPO_MAX_QUEUED_JOBS": "1000", "GRPO_TENSORBOARD_DIR": runs}
+    with serve(folder, GRPO_EXECUTOR="thread", **settings) as server:
         yield f"http://127.0.0.1:{server.port}"
 
 
@@ -42,7 +42,6 @@ def run_schemathesis(server_url: str, folder: Path, *options: str) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -34,10 +33,10 @@ from service.errors import ServiceError
 from service.schemas.jobs import VerdictState
 from service.schemas.training import TrainRequest
 from service.settings import Settings
+from tests.docs.tutorial import DOCUMENTED_URL, make_strict
 from tests.support import make_plan, wait_until
-from tests.tutorial import DOCUMENTED_URL, make_strict
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TUTORIALS = sorted(ROOT.glob("docs/*.md"))
 PAGES = [*sorted(ROOT.glob("*.md")), *TUTORIALS, *sorted(ROOT.glob("benchmarks/*.md"))]
 # What a reader's checkout holds and a tutorial has no use for, or makes anew.
@@ -57,7 +56,8 @@ def list_examples() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    app = create_app(Settings(models_dir=tmp_path_factory.mktemp("models")))
+    # In threads: worker processes go behind all else, so that on a busy machine their jobs would take minutes.
+    app = create_app(Settings(models_dir=tmp_path_factory.mktemp("models"), executor="thread"))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -81,7 +81,7 @@ def run(command: list[str], folder: Path, **variables: str) -> str:
         process_group=0,
     )
     try:
-        printed, complaints = process.communicate(timeout=200)
+        printed, complaints = process.communicate()
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -90,15 +90,15 @@ def run(command: list[str], folder: Path, **variables: str) -> str:
 
 
 @pytest.mark.parametrize(("language", "code"), list_examples())
-def test_examples_run_as_written(language: str, code: str, server_url: str, tmp_path: Path) -> None:
+def test_examples_run_as_written(language: str, code: str, server_url: str, python: str, tmp_path: Path) -> None:
     code = code.replace(DOCUMENTED_URL, server_url)
     if language == "bash" and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    run([sys.executable, "-c", code] if language == "python" else make_strict(code), tmp_path, GRPO_URL=server_url)
+    run([python, "-c", code] if language == "python" else make_strict(code), tmp_path, GRPO_URL=server_url)
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
-def test_a_tutorial_runs_as_written_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
+def test_a_tutorial_runs_as_written_from_top_to_bottom(page: Path, python: str, tmp_path: Path) -> None:
     if "curl " in page.read_text() and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     for entry in ROOT.iterdir():
@@ -108,10 +108,10 @@ def test_a_tutorial_runs_as_written_from_top_to_bottom(page: Path, tmp_path: Pat
         port = str(listener.getsockname()[1])
     # A script's folder is where Python looks first, and through a link that is the real one.
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = [sys.executable, "-m", "tests.tutorial", str(page), port]
-    url = f"http://localhost:{port}"
-    run(command, tmp_path, PYTHONPATH=path, PATH=programs, GRPO_PORT=port, GRPO_URL=url, MPLBACKEND="Agg")
+    programs = os.pathsep.join([str(Path(python).parent), os.environ["PATH"]])
+    command = [python, "-m", "tests.docs.tutorial", str(page), port]
+    server = {"GRPO_PORT": port, "GRPO_URL": f"http://localhost:{port}", "GRPO_EXECUTOR": "thread"}
+    run(command, tmp_path, PYTHONPATH=path, PATH=programs, MPLBACKEND="Agg", **server)
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
@@ -123,8 +123,8 @@ def test_every_file_that_a_tutorial_saves_is_used_below(page: Path) -> None:
             assert any(re.search(rf"\b{module}\b", later.code) for later in blocks[i + 1 :]), block.title
 
 
-def test_the_notebook_runs_from_top_to_bottom_and_shows_an_episode(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.notebook", str(ROOT / "docs" / "notebook.ipynb")]
+def test_the_notebook_runs_from_top_to_bottom_and_shows_an_episode(python: str, tmp_path: Path) -> None:
+    command = [python, "-m", "tests.docs.notebook", str(ROOT / "docs" / "notebook.ipynb")]
     shown = run(command, tmp_path, MPLBACKEND="Agg")
     (film,) = re.findall('src="data:image/gif;base64,([^"]+)"', shown)
     with Image.open(io.BytesIO(base64.b64decode(film))) as image:

@@ -1,4 +1,4 @@
-"""Runs the blocks of a page in their order, as a reader does: ``python -m tests.tutorial PAGE PORT``.
+"""Runs the blocks of a page in their order, as a reader does: ``python -m tests.docs.tutorial PAGE PORT``.
 
 The working folder stands for the reader's checkout. Python blocks share their names, as the cells of a notebook do;
 CONTRIBUTING.md says what else a block can be. A block that fails ends the run with its error.
@@ -17,7 +17,7 @@ from urllib.request import urlopen
 from benchmarks.lib.pages import Block, list_blocks
 
 DOCUMENTED_URL = "http://localhost:8000"
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0
 _POLL_SECONDS = 0.05
 
 
@@ -36,14 +36,14 @@ def _run_server(code: str, url: str) -> Iterator[None]:
         yield
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait()
 
 
 def _wait_for_answer(server: "subprocess.Popen[bytes]", url: str) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
-            urlopen(f"{url}/health", timeout=10).close()
+            urlopen(f"{url}/health").close()
             return
         except (URLError, ConnectionError) as error:
             if server.poll() is not None or time.monotonic() > deadline:

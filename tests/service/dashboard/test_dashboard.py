@@ -1,6 +1,5 @@
 """The dashboard in a browser that can reach nothing but the service, which asks for a key."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from api import create_app
 from service.jobs.registry import JobRegistry
 from service.settings import Settings
-from tests.browser import ARTEFACTS, drive, needs_driver
-from tests.support import make_model, serve, wait_until
+from tests.browser import ARTEFACTS, drive, list_addresses, needs_driver
+from tests.support import PATIENCE_SECONDS, make_model, serve, wait_until
 
 KEY = "a key of 22 characters"
 NAMED_ROLES = {
@@ -65,7 +64,7 @@ def driver(origin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[we
         ARTEFACTS.mkdir(exist_ok=True)
         driver.save_screenshot(ARTEFACTS / "login.png")
         driver.switch_to.active_element.send_keys(KEY, Keys.ENTER)
-        wait_until(lambda: urlsplit(driver.current_url).path == "/dashboard/", 10)
+        wait_until(lambda: urlsplit(driver.current_url).path == "/dashboard/")
         yield driver
 
 
@@ -79,13 +78,13 @@ class Page:
     def open(self, path: str) -> None:
         """Go to a page below the dashboard, and wait until it talks with the server."""
         self.driver.get(f"{self._origin}/dashboard/{path}")
-        wait_until(lambda: bool(self.run("return window.did_handshake === true")), 20)
+        wait_until(lambda: bool(self.run("return window.did_handshake === true")))
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run JavaScript in the page."""
         return self.driver.execute_script(script, *arguments)
 
-    def find(self, selector: str, text: str = "", timeout_seconds: float = 20.0) -> WebElement:
+    def find(self, selector: str, text: str = "") -> WebElement:
         """Wait for a visible element that holds a text."""
         found: list[WebElement] = []
 
@@ -97,7 +96,7 @@ class Page:
                 return False
             return bool(found)
 
-        wait_until(look, timeout_seconds)
+        wait_until(look)
         return found[0]
 
     def click(self, selector: str, text: str = "") -> None:
@@ -132,22 +131,6 @@ def page(driver: webdriver.Chrome, origin: str) -> Iterator[Page]:
     assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []  # type: ignore[no-untyped-call]
 
 
-def list_addresses(driver: webdriver.Chrome) -> set[str]:
-    """List the hosts and ports that pages have asked for anything since the last time."""
-    addresses = set()
-    for entry in driver.get_log("performance"):  # type: ignore[no-untyped-call]
-        message = json.loads(entry["message"])["message"]
-        params = message["params"]
-        if message["method"] == "Network.requestWillBeSent":
-            params = params["request"]
-        elif message["method"] != "Network.webSocketCreated":
-            continue
-        url = urlsplit(params["url"])
-        if url.scheme in ("http", "https", "ws", "wss"):  # the browser's own pages have another
-            addresses.add(url.netloc)
-    return addresses
-
-
 @pytest.fixture
 def registry(app: FastAPI) -> JobRegistry:
     """The jobs of the service."""
@@ -176,8 +159,8 @@ def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page) -> None:
     page.find("pre", '"model_name": "clicked"')
     page.photograph("form")
     page.click("button", "Start training")
-    page.find(".job .chip", "completed", 60)
-    wait_until(lambda: len(page.run("return grpoCurves.read('reward')[0]?.points ?? []")) > 10, 10)
+    page.find(".job .chip", "completed")
+    wait_until(lambda: len(page.run("return grpoCurves.read('reward')[0]?.points ?? []")) > 10)
     (curve,) = page.run("return grpoCurves.read('reward')")
     rewards = [reward for _, reward in curve["points"]]
     assert curve["name"] == "clicked"
@@ -188,31 +171,31 @@ def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page) -> None:
 
     page.click(".job a", "Play")
     page.find("h1", "clicked")
-    wait_until(lambda: bool(page.run("return document.querySelector('.stage img')?.naturalWidth > 0")), 30)
+    wait_until(lambda: bool(page.run("return document.querySelector('.stage img')?.naturalWidth > 0")))
     assert float(page.find(".readings .figure").text) >= 9
     first = page.run("return document.querySelector('.stage img').src")
     page.click("button", "Another episode")
-    wait_until(lambda: page.run("return document.querySelector('.stage img').src") != first, 30)
+    wait_until(lambda: page.run("return document.querySelector('.stage img').src") != first)
     page.photograph("model")
 
 
 def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page) -> None:
     page.open("models/ready")
     read = "return [...document.querySelectorAll(arguments[0])].map((text) => text.textContent)"
-    wait_until(lambda: len(page.run(read, ".probability .number")) == 2, 10)
+    wait_until(lambda: len(page.run(read, ".probability .number")) == 2)
     shares = page.run(read, ".probability .number")
     assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=0.2)
     value = page.run(read, ".bars + .row-flex .number")
     page.run("document.querySelectorAll('.q-slider [tabindex]')[2].focus()")
     page.press(*[Keys.ARROW_RIGHT] * 20)
     wait_until(lambda: page.run(read, ".slider .number")[2] == "0.0838", 10)  # 20 steps of 0.4189 / 100
-    wait_until(lambda: page.run(read, ".bars + .row-flex .number") != value, 10)
+    wait_until(lambda: page.run(read, ".bars + .row-flex .number") != value)
 
 
 def test_a_policy_is_compared_with_a_random_one(page: Page) -> None:
     page.open("models/ready")
     page.click("button", "Evaluate")
-    assert "(" in page.find(".comparison .number", timeout_seconds=40).text
+    assert "(" in page.find(".comparison .number").text
     page.find(".note", "random")
 
 
@@ -241,13 +224,13 @@ def test_a_running_job_is_stopped_after_a_question(page: Page, registry: JobRegi
     page.click(".job button[aria-label='Stop endless']")
     page.find(".dialog", "Stop endless?")
     page.press(Keys.ESCAPE)
-    wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, ".dialog"), 10)
+    wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, ".dialog"))
     (job,) = [job for job in registry.list_jobs() if job.config.model_name == "endless"]
     assert not job.is_stopping
     page.click(".job button[aria-label='Stop endless']")
     page.click(".dialog button", "Stop the job")
     page.find(".job .chip", "stopped")
-    assert job.finished.wait(20)
+    assert job.finished.wait(PATIENCE_SECONDS)
 
 
 def test_what_the_server_refuses_is_said_at_the_field(page: Page, registry: JobRegistry) -> None:
@@ -267,13 +250,13 @@ def test_a_model_is_deleted_after_a_question(page: Page, app: FastAPI) -> None:
     page.click("[aria-label='Delete unwanted']")
     page.find(".dialog", "Delete unwanted?")
     page.press(Keys.ESCAPE)
-    wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, ".dialog"), 10)
+    wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, ".dialog"))
     assert app.state.service.store.exists("unwanted")
     page.click("[aria-label='Delete unwanted']")
     page.click(".dialog button", "Delete the model")
-    wait_until(lambda: not app.state.service.store.exists("unwanted"), 10)
+    wait_until(lambda: not app.state.service.store.exists("unwanted"))
     page.find(".model", "ready")
-    wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, "[aria-label='Model unwanted']"), 10)
+    wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, "[aria-label='Model unwanted']"))
 
 
 def test_models_are_uploaded_and_found_by_name(page: Page, app: FastAPI, tmp_path: Path) -> None:
@@ -323,7 +306,7 @@ def test_dark_mode_follows_the_system_until_it_is_chosen(page: Page) -> None:
     page.open("models/ready")
     assert get_brightness(page) < 40
     page.click("[aria-label='Switch between light and dark']")
-    wait_until(lambda: get_brightness(page) > 200, 10)
+    wait_until(lambda: get_brightness(page) > 200)
     page.open("server")
     assert get_brightness(page) > 200
     page.run("localStorage.removeItem('grpo-theme')")
