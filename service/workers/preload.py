@@ -12,6 +12,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Mapping
+from multiprocessing.forkserver import get_inherited_fds
 from typing import NamedTuple
 
 from service.workers.processes import START_VARIABLE
@@ -69,7 +70,10 @@ def _prepare() -> None:
 
 def _read_start() -> _Start:
     told = os.environ.pop(START_VARIABLE, None)
-    return _Start(os.getppid(), None, {}) if told is None else _Start(**json.loads(told))
+    start = _Start(os.getppid(), None, {}) if told is None else _Start(**json.loads(told))
+    if get_inherited_fds() is not None:  # a worker, which does what the forkserver could not, and whose child it is
+        start = start._replace(server_pid=os.getppid(), folder=None)
+    return start
 
 
 def _restore_variables(start: _Start) -> None:

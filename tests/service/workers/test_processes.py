@@ -91,7 +91,7 @@ run = ProcessExecutor(LogStyle()).start(task, Recorder())
 time.sleep(1000)
 """
 
-StartScript = Callable[[str], subprocess.Popen[str]]
+StartScript = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -99,13 +99,13 @@ def start_script(tmp_path: Path) -> Iterator[StartScript]:
     """Run a script from a folder where the project is not, and end what is left of it when the test is over."""
     processes: list[subprocess.Popen[str]] = []
 
-    def start(text: str) -> subprocess.Popen[str]:
+    def start(text: str, *flags: str) -> subprocess.Popen[str]:
         script = tmp_path / "start_script.py"
         script.write_text(f"import sys\nsys.path.append({str(ROOT)!r})\n{text}")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPO_")}
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(script)],
+                [sys.executable, *flags, str(script)],
                 cwd=tmp_path,
                 env={**environment, "TMPDIR": str(tmp_path)},
                 stdout=subprocess.PIPE,
@@ -159,8 +159,21 @@ def test_a_server_killed_beside_a_worker_that_holds_the_interpreter_leaves_nothi
     assert list(tmp_path.glob("pymp-*")) == []
 
 
+def test_a_worker_does_for_itself_what_the_forkserver_could_not(start_script: StartScript) -> None:
+    server = start_script(_HANG, "-E")  # with which Python looks at no PYTHONPATH
+    assert read_line(server) == "hanging None None None"
+    (forkserver,) = [child for child in psutil.Process(server.pid).children() if child.children()]
+    (worker,) = forkserver.children()
+    assert worker.nice() > forkserver.nice()
+    kill_and_check(server)
+
+
 def kill_and_check(server: subprocess.Popen[str]) -> None:
     children = psutil.Process(server.pid).children(recursive=True)
     assert children
     server.send_signal(signal.SIGKILL)
-    wait_until(lambda: not any(map(is_alive, children)), END_SECONDS)
+    try:
+        wait_until(lambda: not any(map(is_alive, children)), END_SECONDS)
+    finally:
+        for child in filter(is_alive, children):
+            child.kill()
