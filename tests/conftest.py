@@ -1,5 +1,6 @@
 """Fixtures that several test modules use."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -143,3 +144,17 @@ def gate(client: TestClient) -> Iterator[Gate]:
     gate = Gate()
     yield gate
     gate.admit()
+
+
+@pytest.fixture
+def untouched_loggers() -> Iterator[None]:
+    """Undo what a test does to logging: a handler it leaves behind would write to a stream that is closed by then."""
+    names = ("", "grpo", "uvicorn", "py.warnings")
+    before = [
+        (logging.getLogger(name), logging.getLogger(name).handlers[:], logging.getLogger(name).level) for name in names
+    ]
+    yield
+    logging.captureWarnings(False)
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)

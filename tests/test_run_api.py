@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 KEY = "a key of 22 characters"
 END_SECONDS = 15.0
 
+pytestmark = pytest.mark.usefixtures("untouched_loggers")
+
 StartServer = Callable[..., subprocess.Popen[str]]
 
 

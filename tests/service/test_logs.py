@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,20 +114,7 @@ def test_of_a_long_traceback_the_end_is_kept() -> None:
     assert fields["exception"].endswith("ValueError: the end")
 
 
-@pytest.fixture
-def _untouched_loggers() -> Iterator[None]:
-    names = ("", "grpo", "uvicorn", "py.warnings")
-    before = [
-        (logging.getLogger(name), logging.getLogger(name).handlers[:], logging.getLogger(name).level) for name in names
-    ]
-    yield
-    logging.captureWarnings(False)
-    for logger, handlers, level in before:
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
-
-
-@pytest.mark.usefixtures("_untouched_loggers")
+@pytest.mark.usefixtures("untouched_loggers")
 def test_all_loggers_write_alike_and_others_only_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(LogStyle("json", "info"))
     for name in ("grpo.service", "uvicorn.any", "asyncio"):
