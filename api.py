@@ -1,6 +1,7 @@
 """The web application: ``create_app`` builds it, and ``REWARD_FUNCTIONS`` is where you add your own."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -25,6 +26,8 @@ from service.http.sessions import LoginLimit
 from service.http.shutdown import announce_shutdown
 from service.models.store import ModelStore
 from service.settings import Settings
+
+logger = logging.getLogger("grpo.service")
 
 # Add your own reward functions here, before the server starts: REWARD_FUNCTIONS["my_reward"] = my_reward.
 REWARD_FUNCTIONS = dict(rewards.REWARD_FUNCTIONS)
@@ -53,10 +56,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def _keep_store(store: ModelStore) -> None:
     while True:
-        while await run_in_threadpool(store.verify_next):
-            await asyncio.sleep(_VERIFICATION_PAUSE_SECONDS)
+        try:
+            while await run_in_threadpool(store.verify_next):
+                await asyncio.sleep(_VERIFICATION_PAUSE_SECONDS)
+            await run_in_threadpool(store.unload_under_pressure)
+        except OSError:  # the disk may be back in the next round
+            logger.warning("the models could not be verified", exc_info=True)
         await asyncio.sleep(_UPKEEP_SECONDS)
-        store.unload_under_pressure()
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

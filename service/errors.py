@@ -1,8 +1,8 @@
 """Errors that clients see. They know no HTTP framework; ``http.problems`` turns them into answers."""
 
 import re
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 _MAX_ERROR_CHARS = 500
 _PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
@@ -32,6 +32,20 @@ class ServiceError(Exception):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+
+
+class InvalidFieldsError(ServiceError):
+    """The request breaks the schema.
+
+    :param violations: What is wrong, in the form of pydantic's errors.
+    """
+
+    problem = Problem("invalid-fields", "The request breaks the schema")
+    status_code = 422
+
+    def __init__(self, violations: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(self.problem.title)
+        self.violations = violations
 
 
 class InvalidRequestError(ServiceError):

@@ -11,13 +11,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from service.context import REQUEST_ID, RequestIds, make_urn
-from service.errors import Problem, ServiceError, printable
+from service.errors import InvalidFieldsError, Problem, ServiceError, printable
 from service.schemas.violations import summarize_violations
 
 logger = logging.getLogger("grpo.service")
 
 PROBLEM_TYPE = "application/problem+json"
-INVALID_FIELDS = Problem("invalid-fields", "The request breaks the schema")
 INTERNAL_ERROR = Problem("internal-error", "The server has a bug")
 # Starlette's refusals, by status.
 _HTTP_PROBLEMS = {
@@ -61,7 +60,11 @@ def _get_request_id() -> str:
 
 
 def _unreadable_body(detail: str) -> JSONResponse:
-    return error_response(INVALID_FIELDS, 422, detail, errors=[{"field": "", "message": detail}])
+    return _answer_violations(detail, [{"field": "", "message": detail}])
+
+
+def _answer_violations(detail: str, errors: list[dict[str, str]]) -> JSONResponse:
+    return error_response(InvalidFieldsError.problem, InvalidFieldsError.status_code, detail, errors=errors)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -71,10 +74,13 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_service_error(request: Request, error: ServiceError) -> JSONResponse:
         return error_response(error.problem, error.status_code, error.detail, error.headers)
 
+    @app.exception_handler(InvalidFieldsError)
+    async def on_invalid_fields(request: Request, error: InvalidFieldsError) -> JSONResponse:
+        return _answer_violations(*summarize_violations(error.violations))
+
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        detail, violations = summarize_violations(error.errors())
-        return error_response(INVALID_FIELDS, 422, detail, errors=violations)
+        return _answer_violations(*summarize_violations(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:

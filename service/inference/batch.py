@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from fastapi.exceptions import RequestValidationError
 from gymnasium import spaces
 from pydantic import ValidationError
 from pydantic_core import to_json
 
 from grpo_core.actor.actor import Actor, Decision
 from grpo_core.spaces import Observations
-from service.errors import InvalidRequestError, ServiceError, TooLargeError
+from service.errors import InvalidFieldsError, InvalidRequestError, ServiceError, TooLargeError
 from service.inference.single import TOO_LARGE_NUMBERS, infer_many, read_observation, to_rows
 from service.models.store import ServedModel
 from service.schemas.fields import FLOAT32_MAX, MAX_BATCH_ITEMS, MAX_OBSERVATION_NUMBERS, NOT_FINITE
@@ -51,14 +50,14 @@ def answer_json(body: bytes, load_model: LoadModel, report_size: ReportSize = _i
     """Answer a ``BatchRequest`` with a ``BatchResponse``, both in JSON.
 
     :param report_size: Called with the number of observations.
-    :raises RequestValidationError: If the body breaks the schema. An invalid observation or mask does not count: its
+    :raises InvalidFieldsError: If the body breaks the schema. An invalid observation or mask does not count: its
         own answer says so.
     :raises ServiceError: If there is no such model, or there are too many observations.
     """
     try:
         request = BatchRequest.model_validate_json(body)
     except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
+        raise InvalidFieldsError(error.errors()) from error
     model = load_model(request.model_name)
     _check_size(model.actor, len(request.observations))
     report_size(len(request.observations))
@@ -82,11 +81,11 @@ def answer_array(
     :param model_name: Name of a trained model; None is an error.
     :param as_array: Answer with an array of actions, ``(batch_size, *action_shape)``, instead of JSON.
     :param report_size: Called with the number of observations.
-    :raises RequestValidationError: If the body is not such an array, or the name is missing.
+    :raises InvalidFieldsError: If the body is not such an array, or the name is missing.
     :raises ServiceError: If there is no such model, or the array does not fit it or is too large.
     """
     if model_name is None:
-        raise RequestValidationError([{"type": "missing", "loc": ("query", "model_name"), "msg": "Field required"}])
+        raise InvalidFieldsError([{"type": "missing", "loc": ("query", "model_name"), "msg": "Field required"}])
     array = read_array(body)
     model = load_model(model_name)
     space = model.actor.observation_space
@@ -201,7 +200,7 @@ def read_array(body: bytes) -> npt.NDArray[Any]:
 
     Nothing is unpickled, and no memory is allocated because a header asks for it: the array is a view of the body.
 
-    :raises RequestValidationError: If the body is anything else.
+    :raises InvalidFieldsError: If the body is anything else.
     """
     head = _ARRAY_HEAD.match(body, 0, _MAX_HEAD_BYTES)
     if head is None or int.from_bytes(head["length"], "little") != head.end() - head.end("length"):
@@ -226,5 +225,5 @@ def _are_observable(numbers: npt.NDArray[Any]) -> bool:
     return bool((np.abs(numbers) <= np.float64(FLOAT32_MAX)).all())  # false for NaN
 
 
-def _refuse_array(message: str) -> RequestValidationError:
-    return RequestValidationError([{"type": "array_invalid", "loc": ("body",), "msg": message}])
+def _refuse_array(message: str) -> InvalidFieldsError:
+    return InvalidFieldsError([{"type": "array_invalid", "loc": ("body",), "msg": message}])

@@ -128,7 +128,6 @@ MaskBatch = Annotated[
 ]
 RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=_REWARD_NAME_PATTERN)]
 EnvName = Annotated[str, Field(min_length=1, max_length=MAX_ENV_NAME_CHARS, pattern=ENV_NAME_PATTERN)]
-LayerSize = Annotated[int, Field(ge=1, le=1024)]
 
 
 def name_known_fields(error: ValidationError, known: Iterable[str]) -> ValidationError:
