@@ -1,4 +1,4 @@
-"""The way to the dashboard: opened by the first visitor, closed with its service, guarded like everything else."""
+"""The dashboard opens for the first visitor, closes with its service, and is guarded like everything else."""
 
 import os
 import subprocess
