@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from grpo_core import __version__
 from grpo_core.options import rewards
 from service.app import Service
-from service.dashboard.mount import PREFIX, DashboardMount
+from service.dashboard.mount import PREFIX, LazyDashboard
 from service.extensions import import_extensions
 from service.http.access_log import AccessLog
 from service.http.browser_rules import BrowserRules
@@ -87,7 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     app.state.login_limit = LoginLimit()
-    app.state.dashboard = DashboardMount(service)
+    app.state.dashboard = LazyDashboard(service)
     for topic in (server, training, inference, models, files, catalogue, login):
         app.include_router(topic.router)
     app.mount(PREFIX, app.state.dashboard)

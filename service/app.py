@@ -1,4 +1,4 @@
-"""The service: its parts, and what its doors (routes, the dashboard) ask of them together."""
+"""The service: its parts, and the operations of routes and dashboard that need several of them."""
 
 import threading
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ from service.training.planner import Planner
 from service.workers.executor import make_executor
 from service.workers.short_tasks import ShortTasks
 
-# Batches answered at the same time: each makes the event loop wait for the interpreter now and then.
+# Batches answered at the same time; each now and then keeps the event loop waiting for the interpreter.
 _MAX_RUNNING_BATCHES = 2
 # Requests planned at the same time.
 _MAX_RUNNING_PLANS = 2
-# Uploads verified at the same time: a file of some kilobytes may claim spaces that take many megabytes to read.
+# Uploads verified at the same time; a file of a few kilobytes may claim spaces that take many megabytes to read.
 _MAX_VERIFIED_UPLOADS = 2
 
 
 class Service:
-    """Everything that one application keeps in memory. Safe to use from any thread.
+    """All parts of one running application. Safe to use from any thread.
 
     :param settings: Limits and folders.
     :param reward_functions: The reward functions that jobs can name; read anew for every job.
@@ -56,18 +56,24 @@ class Service:
         self.registry = JobRegistry(
             self.store,
             self.executor,
-            settings.max_running_jobs,
-            settings.max_queued_jobs,
-            settings.max_kept_jobs,
-            settings.stall_seconds,
-            settings.tensorboard_dir,
+            max_running=settings.max_running_jobs,
+            max_queued=settings.max_queued_jobs,
+            max_kept=settings.max_kept_jobs,
+            stall_seconds=settings.stall_seconds,
+            tensorboard_dir=settings.tensorboard_dir,
         )
         self.short_tasks = ShortTasks(self.executor, settings.task_seconds, self.closing)
-        # Places of their own: neither plans nor evaluations and films wait for the others. As many plans may wait as
-        # jobs, in threads of their own, so that a slow environment holds up no other request.
+        # Separate from the tasks above, so that plans never wait for evaluations and films, nor these for plans. As
+        # many plans may wait as jobs, in threads of their own, so that a slow environment delays no other request.
         n_waiting = settings.max_running_jobs + settings.max_queued_jobs
         self._planner = Planner(
-            ShortTasks(self.executor, settings.task_seconds, self.closing, _MAX_RUNNING_PLANS, n_waiting),
+            ShortTasks(
+                self.executor,
+                settings.task_seconds,
+                self.closing,
+                max_running=_MAX_RUNNING_PLANS,
+                max_waiting=n_waiting,
+            ),
             reward_functions,
         )
         self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
@@ -81,24 +87,24 @@ class Service:
         self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
 
     def start_job(self, request: TrainRequest) -> Job:
-        """Plan a training job and queue it; meant for a thread of ``planning_limiter``, since it may take a while.
+        """Plan a training job and queue it. It may take seconds, so call it in a thread of ``planning_limiter``.
 
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ConflictError: If an active job will save under the same name.
-        :raises ServiceError: If the server has no room or time for it; see ``JobRegistry.submit``, ``ShortTasks.run``.
+        :raises ServiceError: Whatever ``JobRegistry.submit`` and ``ShortTasks.run`` raise.
         """
         self.registry.check_room()
         return self.registry.submit(self._planner.plan(request))
 
     def close(self) -> None:
-        """Stop the jobs, let them save, and end everything that still runs."""
+        """Stop the jobs, let them save, and end whatever still runs."""
         self.registry.shutdown(self.settings.shutdown_grace_seconds)
         self.executor.close()
 
     def load_model(self, model_name: str) -> ServedModel:
-        """Return a model ready to answer, from memory or from its file.
+        """Return a model that is ready for inference, from memory or from its file.
 
-        :raises NotFoundError: If there is none; says so if a job is about to save it.
+        :raises NotFoundError: If there is no such model; the message names a job that will save it.
         :raises ConflictError: If its file cannot be used.
         """
         try:
@@ -113,17 +119,17 @@ class Service:
             ) from error
 
     def save_upload(self, model_name: str, content: bytes, overwrite: bool) -> None:
-        """Verify a model file and serve it from now on.
+        """Verify a model file, save it and serve it.
 
         :param overwrite: Whether it may replace a model of that name.
-        :raises InvalidRequestError: If the file cannot be used; nothing was replaced.
-        :raises ConflictError: If the name is taken, or will be by a job.
-        :raises StorageError: If the disk does not take it.
+        :raises InvalidRequestError: If the file cannot be used; nothing is replaced.
+        :raises ConflictError: If the name is taken, or an active job will save under it.
+        :raises StorageError: If it cannot be written to the disk.
         """
         with self.registry.reserve_name(model_name):
             if not overwrite and self.store.exists(model_name):
                 raise ConflictError(
-                    f"there is a model '{model_name}' already; pick another name or send overwrite=true."
+                    f"a model '{model_name}' already exists; choose another name or send overwrite=true."
                 )
             try:
                 with self._uploads:

@@ -156,16 +156,16 @@ def make_evaluation(timesteps: int, mean_reward: float = 1.0) -> EvaluationRow:
 
 @dataclass
 class Recorder:
-    """Notes all that a training tells."""
+    """Records everything that a training reports."""
 
     steps: list[int] = field(default_factory=list)
     metrics: list[Mapping[str, float]] = field(default_factory=list)
     evaluations: list[Mapping[str, Any]] = field(default_factory=list)
-    conclusions: list[EndedBy] = field(default_factory=list)
+    ended_by: list[EndedBy] = field(default_factory=list)
     stop_after: float = float("inf")
     _stop: Callable[[], None] = lambda: None
 
-    def attach(self, stop: Callable[[], None]) -> None:
+    def attach_stop(self, stop: Callable[[], None]) -> None:
         self._stop = stop
 
     def advance(self, current_timesteps: int) -> None:
@@ -179,8 +179,8 @@ class Recorder:
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         self.evaluations.append(evaluation)
 
-    def conclude(self, ended_by: EndedBy) -> None:
-        self.conclusions.append(ended_by)
+    def publish_ended_by(self, ended_by: EndedBy) -> None:
+        self.ended_by.append(ended_by)
 
 
 class Gate:

@@ -783,7 +783,9 @@ def test_a_constructor_that_hangs_costs_one_refusal(client: TestClient, register
         time.sleep(1000)
         return LineEnv()
 
-    assert "longer than 1 s, where GRPO_TASK_SECONDS" in refuse(client, 400, "/train", env_name=register_env(build))
+    assert "longer than 1 s, the limit that GRPO_TASK_SECONDS" in refuse(
+        client, 400, "/train", env_name=register_env(build)
+    )
     assert list_workers() == []
 
 

@@ -184,7 +184,9 @@ class _Failing:
 def measure_jobs(models_dir: Path) -> dict[str, float]:
     """Return the times of requests to a server with 10,000 finished jobs, in ms; submission is timed without HTTP."""
     app = create_app(Settings(models_dir=models_dir))
-    registry = JobRegistry(app.state.service.store, _Failing(), 1, 1, N_JOBS, 60.0)
+    registry = JobRegistry(
+        app.state.service.store, _Failing(), max_running=1, max_queued=1, max_kept=N_JOBS, stall_seconds=60.0
+    )
     plan = make_plan({})
     logging.getLogger("grpo.service").setLevel(logging.CRITICAL)
     submitting: list[float] = []

@@ -11,7 +11,7 @@ from grpo_core.options.choices import COMPARES_IN_GROUPS, NEEDS_VALUES, GroupMod
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
 
 # Long enough for an action to show in what follows, short enough to keep the noise of returns low.
-_DEFAULT_HORIZON = 32
+DEFAULT_HORIZON = 32
 
 
 def refuse(name: str, value: object, rule: str) -> NoReturn:
@@ -142,7 +142,7 @@ def _check_combinations(model: Any) -> None:
 
 def get_horizon(horizon: int | None, mode: GroupMode) -> int | None:
     """Return the most steps of a branch; None where only the episode ends it."""
-    return _DEFAULT_HORIZON if horizon is None and mode != "episode" else horizon
+    return DEFAULT_HORIZON if horizon is None and mode != "episode" else horizon
 
 
 def check_group_mode(model: Any, mode: GroupMode) -> None:

@@ -1,4 +1,4 @@
-"""The dashboard's place in the service; its pages are imported when the first visitor comes.
+"""The dashboard as an ASGI application, which imports its pages when the first visitor comes.
 
 NiceGUI takes a second and 60 MB, which a server without visitors does not need.
 """
@@ -15,13 +15,13 @@ from service.errors import Problem
 from service.http.problems import error_response
 
 PREFIX = "/dashboard"
-# The scope of a request carries the service here, because a process has one NiceGUI for all services.
+# A request's scope holds the service under this key, because all services of a process share one NiceGUI.
 SERVICE_KEY = "grpo.service"
 _TAKEN = Problem("dashboard-taken", "The dashboard shows another service")
 
 
-class DashboardMount:
-    """An ASGI application for ``PREFIX`` that opens at the first request.
+class LazyDashboard:
+    """The application mounted at ``PREFIX``; it loads at the first request.
 
     :param service: The service to show.
     """
@@ -45,12 +45,12 @@ class DashboardMount:
         await self._pages({**scope, SERVICE_KEY: self._service}, receive, send)
 
     async def close(self) -> None:
-        """Leave NiceGUI, if a visitor ever came."""
+        """Shut NiceGUI down if a visitor ever came."""
         self._pages = None
         await self._entered.aclose()
 
     async def _open(self) -> ASGIApp | None:
-        # In a thread, so that the server answers other requests meanwhile.
+        # In a thread, so that the server can answer other requests in the meantime.
         nicegui_app = await run_in_threadpool(import_module, "service.dashboard.nicegui_app")
         if nicegui_app.is_open():
             return None

@@ -1,4 +1,4 @@
-"""One training job: where it is, what it has told, and how it is stopped."""
+"""One training job: its status, what it has reported, and how it is stopped."""
 
 import asyncio
 import logging
@@ -21,21 +21,23 @@ logger = logging.getLogger("grpo.service")
 
 _ZERO_STD_KEY = "rollout/zero_std_group_fraction"
 _REWARD_KEY = "rollout/ep_rew_mean"
-# Of a curve, evenly: more would not change the verdict.
+# More points of the reward curve would not change the verdict.
 _MAX_JUDGED_POINTS = 200
-# Less than this without a signal happens by chance, and on the way to a rare reward.
-_SILENT_ROLLOUTS_TO_WARN = 10
-_SILENT_STEPS_TO_WARN = 2000
+# Shorter runs without a signal happen by chance, or before a rare reward is first found.
+_MIN_ROLLOUTS_TO_WARN = 10
+_MIN_STEPS_TO_WARN = 2000
 _POLL_SECONDS = 0.02
-# Between two events that tell of progress: as often as anybody can see.
+# Nobody sees progress events that come more often.
 _PROGRESS_SECONDS = 0.1
 
 
 class Job:
-    """One training job. Safe to read and to stop from any thread; only its worker reports progress.
+    """One training job, and the ``Progress`` that its worker reports to.
 
-    :param plan: What it trains with.
-    :param totals: Counts what it does; None counts for nobody.
+    Safe to read and to stop from any thread.
+
+    :param plan: The job's settings.
+    :param totals: Counters to add this job to; None counts it nowhere.
     """
 
     def __init__(self, plan: TrainingPlan, totals: JobTotals | None = None) -> None:
@@ -48,15 +50,15 @@ class Job:
         # Guards everything below.
         self._lock = threading.Lock()
         self._status = JobStatus.QUEUED
-        # How it will end, once that is settled: a stop settles it before the training has ended.
+        # The final status, known before it is entered: a stop decides it while the training still runs.
         self._outcome: JobStatus | None = None
         self._ended_by: EndedBy | None = None
         self._stop_training: Callable[[], None] | None = None
-        self._last_sign = time.monotonic()
+        self._last_active = time.monotonic()
         self._next_progress = 0.0
         self._current_timesteps = 0
         self._metrics: dict[str, float] = {}
-        self._silence = _Silence()
+        self._no_signal = _NoSignalCounter()
         self._evaluation: EvaluationRow | None = None
         self._best_evaluation: EvaluationRow | None = None
         self._error_message: str | None = None
@@ -65,7 +67,7 @@ class Job:
         self._created_at = datetime.now(UTC)
         self._start_time: datetime | None = None
         self._end_time: datetime | None = None
-        # The same times, on the clock that nobody sets.
+        # The same times on the monotonic clock, for durations.
         self._started: float | None = None
         self._ended: float | None = None
         self.history.append("job.status", {"status": self._status})
@@ -74,26 +76,27 @@ class Job:
 
     @property
     def status(self) -> JobStatus:
-        """Where it is."""
+        """The job's current status."""
         return self._status
 
     @property
     def is_stopping(self) -> bool:
-        """Whether it was told to stop."""
+        """Whether the job was told to stop."""
         return self._outcome is JobStatus.STOPPED
 
     @property
     def tensorboard_run(self) -> str | None:
-        """Name of the folder that TensorBoard reads, if one was asked for; names of models are safe in paths."""
+        """Name of the job's TensorBoard folder; None if none was requested."""
+        # Model names are checked and so safe in paths.
         return f"{self.config.model_name}-{self.job_id[:8]}" if self.config.tensorboard_log else None
 
     @property
-    def silent_seconds(self) -> float:
-        """Time since it was started, told to stop, or last took a step or an update."""
-        return time.monotonic() - self._last_sign
+    def inactive_seconds(self) -> float:
+        """Time since the job was started, was told to stop, or last took a step or an update."""
+        return time.monotonic() - self._last_active
 
     def summarize(self) -> JobSummary:
-        """Describe it in a line."""
+        """Return a short description for lists of jobs."""
         with self._lock:
             return JobSummary(
                 job_id=self.job_id,
@@ -107,12 +110,12 @@ class Job:
             )
 
     def describe(self) -> TrainingStatus:
-        """Describe it in full."""
+        """Return the full status."""
         with self._lock:
             return self._describe()
 
     def _describe(self) -> TrainingStatus:
-        silence = self._silence.describe(self._current_timesteps)
+        no_signal_warning = self._no_signal.make_warning(self._current_timesteps)
         elapsed_seconds = self._elapsed_seconds
         return TrainingStatus(
             job_id=self.job_id,
@@ -125,12 +128,12 @@ class Job:
             end_time=self._end_time,
             error_message=self._error_message,
             metrics=self._metrics,
-            warnings=[*self.plan.warnings, *([] if silence is None else [silence])],
+            warnings=[*self.plan.warnings, *([] if no_signal_warning is None else [no_signal_warning])],
             model_name=self._model_name,
             sha256=self._sha256,
             elapsed_seconds=elapsed_seconds,
             eta_seconds=self._compute_eta(elapsed_seconds),
-            verdict=self._judge(silence),
+            verdict=self._judge(no_signal_warning),
             evaluation=self._evaluation,
             best_evaluation=self._best_evaluation,
             ended_by=self._ended_by if self._status.is_final else None,
@@ -138,60 +141,60 @@ class Job:
             config=self.config,
         )
 
-    def _judge(self, silence: str | None) -> Verdict:
+    def _judge(self, no_signal_warning: str | None) -> Verdict:
         return judge(
             Evidence(
-                self._status,
-                self.config,
-                self.history.list_values(_REWARD_KEY, _MAX_JUDGED_POINTS),
-                [row.mean_reward for row in self.history.list_evaluations()],
-                self.plan.reward_threshold,
-                silence,
-                self._metrics,
+                status=self._status,
+                config=self.config,
+                rollout_rewards=self.history.list_values(_REWARD_KEY, _MAX_JUDGED_POINTS),
+                evaluation_rewards=[row.mean_reward for row in self.history.list_evaluations()],
+                reward_threshold=self.plan.reward_threshold,
+                no_signal_warning=no_signal_warning,
+                metrics=self._metrics,
             )
         )
 
     def start(self) -> bool:
-        """Turn from queued to running; False if it was stopped before its turn came."""
+        """Change from queued to running; return False if the job was stopped while it waited."""
         with self._lock:
             if self._status is not JobStatus.QUEUED:
                 return False
             self._status, self._start_time = JobStatus.RUNNING, datetime.now(UTC)
-            self._started = self._last_sign = time.monotonic()
+            self._started = self._last_active = time.monotonic()
             self.history.append("job.status", {"status": self._status})
             return True
 
     def stop(self) -> None:
-        """End it: at once if it is queued, at the next simulator step or minibatch if it runs.
+        """Stop the job: at once if it is queued, at the next simulator step or minibatch if it is running.
 
-        :raises ConflictError: If it has finished training already.
+        :raises ConflictError: If it has already finished training.
         """
         with self._lock:
             if self._outcome in (JobStatus.COMPLETED, JobStatus.FAILED):
                 past = f"has {self._outcome}" if self._status.is_final else "has finished training and is being saved"
                 raise ConflictError(f"job {self.job_id} {past} already; only training jobs can be stopped.")
             if self._outcome is None:
-                self._outcome, self._last_sign = JobStatus.STOPPED, time.monotonic()
+                self._outcome, self._last_active = JobStatus.STOPPED, time.monotonic()
             if self._status is JobStatus.QUEUED:
                 self._enter(JobStatus.STOPPED)
             elif self._stop_training is not None:
                 self._stop_training()
 
-    def end_training(self) -> JobStatus:
-        """Decide, once training is over, whether it completed or was stopped; later stops are refused."""
+    def settle_outcome(self) -> JobStatus:
+        """Decide after training whether the job completed or was stopped; later stops are refused."""
         with self._lock:
             self._outcome = self._outcome or JobStatus.COMPLETED
             return self._outcome
 
     def finish(self, status: JobStatus, error_message: str | None = None) -> None:
-        """Enter a final status; the first one stays."""
+        """Enter a final status, unless the job already has one."""
         with self._lock:
             if not self._status.is_final:
                 self._outcome, self._error_message = status, error_message
                 self._enter(status)
 
     def give_up(self, status: JobStatus, error_message: str) -> None:
-        """Enter a final status while the training hangs; should it ever go on, it ends at once."""
+        """Enter a final status although the training hangs; if it ever continues, it stops at once."""
         with self._lock:
             if self._stop_training is not None:
                 self._stop_training()
@@ -200,62 +203,62 @@ class Job:
     def _enter(self, final_status: JobStatus) -> None:
         self._status, self._end_time, self._ended = final_status, datetime.now(UTC), time.monotonic()
         self._stop_training = None
-        self._ended_by = _find_end(final_status, self._ended_by)
+        self._ended_by = _choose_ended_by(final_status, self._ended_by)
         self._totals.add_end(final_status)
         self.history.append(f"job.{final_status}", self._describe().model_dump(mode="json"))
         self.log(str(final_status), seconds=self._elapsed_seconds)
         self.finished.set()
 
     def log(self, event: str, **fields: float) -> None:
-        """Write what has become of it to the log."""
+        """Log an event of the job, with the names that identify it."""
         names = {"job_id": self.job_id, "env_name": self.config.env_name, "model_name": self.config.model_name}
         logger.info("job %s", event, extra={**names, **fields})
 
     async def wait_finished(self, timeout_seconds: float) -> bool:
-        """Wait, without a thread of its own, until it has ended; return whether it has."""
+        """Wait until the job has ended, without occupying a thread; return whether it has."""
         deadline = time.monotonic() + timeout_seconds
         while not self.finished.is_set() and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
         return self.finished.is_set()
 
-    def keep_policy(self, model_name: str, sha256: str) -> None:
-        """Note where the policy was saved."""
+    def record_saved_model(self, model_name: str, sha256: str) -> None:
+        """Note the name and the hash of the saved model."""
         with self._lock:
             self._model_name, self._sha256 = model_name, sha256
 
-    def attach(self, stop: Callable[[], None]) -> None:
-        """Take the function that ends the training; see ``Progress``."""
+    def attach_stop(self, stop: Callable[[], None]) -> None:
+        """Take the function that stops the training."""
         with self._lock:
             self._stop_training = stop
             if self._outcome is not None:
                 stop()
 
     def advance(self, current_timesteps: int) -> None:
-        """Note the simulator steps taken; see ``Progress``."""
+        """Note the number of simulator steps taken so far."""
         with self._lock:
-            if self._status.is_final:  # a thread that was given up on may go on
+            if self._status.is_final:  # an abandoned thread may continue
                 return
             self._totals.add_timesteps(current_timesteps - self._current_timesteps)
-            self._current_timesteps, self._last_sign = current_timesteps, time.monotonic()
-            if self._last_sign >= self._next_progress:
-                self._next_progress = self._last_sign + _PROGRESS_SECONDS
+            self._current_timesteps, self._last_active = current_timesteps, time.monotonic()
+            if self._last_active >= self._next_progress:
+                self._next_progress = self._last_active + _PROGRESS_SECONDS
                 self.history.replace_progress(self._describe_progress())
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Note the latest metrics; see ``Progress``."""
+        """Note the latest metrics."""
         with self._lock:
             if self._status.is_final or not metrics:
                 return
             self._metrics = {**self._metrics, **metrics}
             self.history.append_metrics(self._current_timesteps, self._elapsed_seconds, metrics)
-            if _ZERO_STD_KEY not in metrics:  # these are the last update's, not another rollout's
+            if _ZERO_STD_KEY not in metrics:  # metrics of the last update come without a rollout
                 return
-            warning = self._silence.hear(metrics[_ZERO_STD_KEY], self._current_timesteps)
+            warning = self._no_signal.count_rollout(metrics[_ZERO_STD_KEY], self._current_timesteps)
             if warning is not None:
                 self.history.append("job.warning", {"warning": warning})
 
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Note how the policy does; see ``Progress``."""
+        """Note an evaluation of the policy."""
         with self._lock:
             if self._status.is_final:
                 return
@@ -265,8 +268,8 @@ class Job:
                 self._best_evaluation = row
             self.history.append_evaluation(row)
 
-    def conclude(self, ended_by: EndedBy) -> None:
-        """Note why the training ends early; see ``Progress``."""
+    def publish_ended_by(self, ended_by: EndedBy) -> None:
+        """Note the rule that ends the training early."""
         with self._lock:
             if not self._status.is_final:
                 self._ended_by = ended_by
@@ -301,41 +304,44 @@ class Job:
         return min(most, elapsed_seconds * n_left / self._current_timesteps)
 
 
-class _Silence:
-    """Counts the rollouts in a row in which nothing told the branches of a group apart."""
+class _NoSignalCounter:
+    """Counts consecutive rollouts in which the branches of every group earned the same."""
 
     def __init__(self) -> None:
         self._n_rollouts = 0
         self._since_timesteps = 0
-        self._was_told = False
+        self._has_warned = False
 
-    def hear(self, zero_std_fraction: float, timesteps: int) -> str | None:
-        """Note a rollout; return what to warn of, once per silence.
+    def count_rollout(self, zero_std_fraction: float, timesteps: int) -> str | None:
+        """Count a rollout; return a warning once the signal has been missing for long, and only once each time.
 
-        :param zero_std_fraction: Share of its groups without a signal.
-        :param timesteps: Simulator steps taken by then.
+        :param zero_std_fraction: Share of the rollout's groups without a signal, in [0, 1].
+        :param timesteps: Simulator steps taken so far.
         """
         if zero_std_fraction < 1.0:
-            self._n_rollouts, self._since_timesteps, self._was_told = 0, timesteps, False
+            self._n_rollouts, self._since_timesteps, self._has_warned = 0, timesteps, False
             return None
         self._n_rollouts += 1
-        warning = None if self._was_told else self.describe(timesteps)
-        self._was_told = self._was_told or warning is not None
+        warning = None if self._has_warned else self.make_warning(timesteps)
+        self._has_warned = self._has_warned or warning is not None
         return warning
 
-    def describe(self, timesteps: int) -> str | None:
-        """Say what to warn of, if there is anything."""
+    def make_warning(self, timesteps: int) -> str | None:
+        """Return the warning that is due; None if the signal has not been missing for long.
+
+        :param timesteps: Simulator steps taken so far.
+        """
         n_steps = timesteps - self._since_timesteps
-        if self._n_rollouts < _SILENT_ROLLOUTS_TO_WARN or n_steps < _SILENT_STEPS_TO_WARN:
+        if self._n_rollouts < _MIN_ROLLOUTS_TO_WARN or n_steps < _MIN_STEPS_TO_WARN:
             return None
         return (
-            f"no signal in the last {self._n_rollouts} rollouts ({n_steps} steps): within every group all "
-            "branches earned the same. A rare reward may still be found; else let the reward tell branches apart, "
-            "lengthen horizon, or raise group_size."
+            f"no signal in the last {self._n_rollouts} rollouts ({n_steps} steps): in every group, all branches "
+            "earned the same. A rare reward may still be found; otherwise use a reward that differs between branches, "
+            "a longer horizon or a larger group_size."
         )
 
 
-def _find_end(status: JobStatus, concluded: EndedBy | None) -> EndedBy | None:
+def _choose_ended_by(status: JobStatus, reported: EndedBy | None) -> EndedBy | None:
     if status is JobStatus.FAILED:
         return None
-    return "stop" if status is JobStatus.STOPPED else concluded or "total_timesteps"
+    return "stop" if status is JobStatus.STOPPED else reported or "total_timesteps"

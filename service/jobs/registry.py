@@ -1,4 +1,4 @@
-"""The registry that remembers all training jobs and has them run."""
+"""The registry, which remembers all training jobs and runs them."""
 
 import logging
 import threading
@@ -31,32 +31,33 @@ from service.workers.task import TaskFailedError
 
 logger = logging.getLogger("grpo.service")
 
-# What a path may say instead of an id: the job that was submitted last.
+# May take the place of an id in a path: the newest job.
 LATEST = "latest"
-# Jobs that ended last, whose curves are kept as they are.
+# Jobs whose curves are kept in full: the ones that ended last.
 _MAX_FULL_HISTORIES = 100
-# How often a running job is looked after.
+# How often a running job is checked for stalls.
 _WATCH_SECONDS = 0.25
-# A stopped training ends at its next step or minibatch; one that shows no sign of either for this long hangs.
+# A stopped training ends at its next step or minibatch; without either for this long, it hangs.
 _STOP_PATIENCE_SECONDS = 5.0
 
 
 class JobRegistry:
-    """All jobs, by id, and the slots that they run in.
+    """All jobs by id, and the threads that look after the running ones. Safe to use from any thread.
 
-    :param store: Where trained policies go.
-    :param executor: What runs them; whoever made it closes it.
-    :param max_running: Jobs training at the same time.
-    :param max_queued: Jobs waiting for their turn.
-    :param max_kept: Finished jobs whose status stays available; the ones that ended first are forgotten first.
-    :param stall_seconds: A job that shows no sign of life for this long has failed.
-    :param tensorboard_dir: Where jobs that are asked to write a folder that TensorBoard reads, made with the first.
+    :param store: Where trained policies are saved.
+    :param executor: Runs the trainings; the registry does not close it.
+    :param max_running: Largest number of running jobs.
+    :param max_queued: Largest number of waiting jobs.
+    :param max_kept: Number of ended jobs to remember; those that ended first are forgotten first.
+    :param stall_seconds: A job without a step or an update for this long fails.
+    :param tensorboard_dir: Folder for TensorBoard logs, created when a job first writes one.
     """
 
     def __init__(
         self,
         store: ModelStore,
         executor: Executor,
+        *,
         max_running: int,
         max_queued: int,
         max_kept: int,
@@ -71,13 +72,13 @@ class JobRegistry:
         self._max_kept = max_kept
         self._stall_seconds = stall_seconds
         self._tensorboard_dir = tensorboard_dir.absolute()
-        # A slot is a thread that starts a training and looks after it.
+        # A slot is a thread that starts a training and watches it.
         self._slots = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
         # Guards everything below and makes "check the name, then take it" one step.
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
-        # Those that had not ended when somebody last looked, and the ids of the others: nothing ever goes through
-        # all jobs but a list of them.
+        # Jobs that had not ended at the last look, and the ids of the others, so that only a list of all jobs has to
+        # go through all of them.
         self._active: list[Job] = []
         self._ended: deque[str] = deque()
         # Names reserved by uploads, folded.
@@ -87,8 +88,8 @@ class JobRegistry:
     def submit(self, plan: TrainingPlan) -> Job:
         """Queue a job.
 
-        :raises ConflictError: If an active job will save under the same name.
-        :raises QueueFullError: If there is no room.
+        :raises ConflictError: If an active job or an upload will save under the same name.
+        :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
         job = Job(plan, self.totals)
@@ -97,7 +98,7 @@ class JobRegistry:
             self._check_name_is_free(plan.config.model_name, active)
             self._store.folder.check_case_collision(plan.config.model_name)
             job.log("queued")
-            # In the request's context, so that the log tells to whom the job's lines belong.
+            # In the request's context, so that the job's log lines carry the request's id.
             self._slots.submit(copy_context().run, self._run, job)
             self._jobs[job.job_id] = job
             self._active.append(job)
@@ -105,10 +106,10 @@ class JobRegistry:
         return job
 
     def check_room(self) -> None:
-        """Refuse a job whatever it is, before anybody takes the trouble to plan it.
+        """Check that another job could be queued, before it is planned.
 
-        :raises StorageLowError: If what it learns could not be saved.
-        :raises QueueFullError: If there is no room.
+        :raises StorageLowError: If the disk is too full to save its policy.
+        :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
         with self._lock:
@@ -126,7 +127,7 @@ class JobRegistry:
     def get(self, job_id: str) -> Job:
         """Return a job.
 
-        :param job_id: Or ``LATEST``.
+        :param job_id: The job's id, or ``LATEST``.
         :raises NotFoundError: If it never existed or has been forgotten.
         """
         if job_id == LATEST:
@@ -137,7 +138,7 @@ class JobRegistry:
         return job
 
     def _get_latest(self) -> Job:
-        jobs = list(self._jobs.values())  # copied in one step, so that nobody waits for the lock
+        jobs = list(self._jobs.values())  # an atomic copy, so no lock is needed
         if not jobs:
             raise NotFoundError("there is no training job yet; POST /train starts one.")
         return jobs[-1]
@@ -147,9 +148,9 @@ class JobRegistry:
     ) -> list[Job]:
         """List jobs, oldest first.
 
-        :param status: Only those that are there.
-        :param after: Id of a job; only those that were submitted later.
-        :param limit: At most so many.
+        :param status: List only jobs with this status.
+        :param after: Id of a job; list only those submitted after it.
+        :param limit: Largest number of jobs to list.
         :raises NotFoundError: If the job ``after`` never existed or has been forgotten.
         """
         with self._lock:
@@ -166,16 +167,16 @@ class JobRegistry:
 
     @property
     def max_running(self) -> int:
-        """Slots there are."""
+        """Largest number of running jobs."""
         return self._max_running
 
     def find_active(self, model_name: str) -> Job | None:
-        """Return the active job that will save under a name, if there is one."""
+        """Return the active job that will save under a name; None if there is none."""
         with self._lock:
             return next((job for job in self._list_active() if _same_name(job, model_name)), None)
 
     def delete_model(self, model_name: str) -> None:
-        """Delete a model, unless a job is about to replace it.
+        """Delete a model, unless an active job will replace it.
 
         :raises ConflictError: If an active job will save under its name.
         :raises NotFoundError: If there is no such model.
@@ -186,10 +187,10 @@ class JobRegistry:
 
     @contextmanager
     def reserve_name(self, model_name: str) -> Iterator[None]:
-        """Keep a name from jobs, and from being deleted, while something else is saved under it.
+        """Reserve a name while an upload is saved under it: no job may take it and nobody may delete its model.
 
-        :raises ConflictError: If an active job or anybody else will save under it, or another model's name differs by
-            case alone.
+        :raises ConflictError: If an active job or another upload will save under it, or another model's name differs
+            only by case.
         """
         with self._lock:
             self._check_name_is_free(model_name, self._list_active())
@@ -202,7 +203,10 @@ class JobRegistry:
                 self._reserved.remove(model_name.casefold())
 
     def shutdown(self, grace_seconds: float) -> None:
-        """Take no new jobs, stop the active ones and wait, not forever, for them to save; give the rest up."""
+        """Refuse new jobs, stop the active ones and wait for them to save.
+
+        :param grace_seconds: Longest time to wait; jobs that take longer are abandoned.
+        """
         with self._lock:
             self._draining = True
             active = self._list_active()
@@ -227,41 +231,41 @@ class JobRegistry:
             run_dir = None if run_name is None else self._tensorboard_dir / run_name
             run = self._executor.start(job.plan.make_task(run_dir), job)
             while not run.wait(_WATCH_SECONDS):
-                self._give_up_if_silent(job)
+                self._give_up_if_stalled(job)
                 if job.finished.is_set():
                     run.kill()
                     return
             content = run.get_content()
-            outcome = job.end_training()
+            outcome = job.settle_outcome()
             name = self._choose_name(job, outcome)
-            job.keep_policy(name, self._store.publish(name, content))
+            job.record_saved_model(name, self._store.publish(name, content))
         except (TaskFailedError, ServiceError) as error:
             logger.warning("job %s failed: %s", job.job_id, error)
             job.finish(JobStatus.FAILED, str(error))
-        except BaseException as error:  # the job boundary: whatever an environment throws ends its job alone
+        except BaseException as error:  # the job boundary: whatever an environment raises ends only its own job
             logger.warning("job %s failed", job.job_id, exc_info=True)
             job.finish(JobStatus.FAILED, describe_error(error))
         else:
             job.finish(outcome)
 
-    def _give_up_if_silent(self, job: Job) -> None:
+    def _give_up_if_stalled(self, job: Job) -> None:
         patience = self._stall_seconds
         if job.is_stopping:
             patience = min(patience, _STOP_PATIENCE_SECONDS)
-        if job.finished.is_set() or job.silent_seconds < patience:
+        if job.finished.is_set() or job.inactive_seconds < patience:
             return
-        silence = f"no simulator step and no update for {patience:g} s"
+        stall = f"stalled: no simulator step and no update for {patience:g} s"
         if job.is_stopping:
-            job.give_up(JobStatus.STOPPED, f"stalled: {silence} after the stop, so nothing could be saved.")
+            job.give_up(JobStatus.STOPPED, f"{stall} after the stop, so nothing could be saved.")
         else:
             job.give_up(
                 JobStatus.FAILED,
-                f"stalled: {silence}, where GRPO_STALL_SECONDS allows no more; fix the environment "
-                f"'{job.config.env_name}', or raise the setting if a step or an update may take that long.",
+                f"{stall}, the limit that GRPO_STALL_SECONDS sets; fix the environment '{job.config.env_name}', or "
+                "raise the setting if a step or an update may take longer.",
             )
 
     def _choose_name(self, job: Job, outcome: JobStatus) -> str:
-        """Pick the job's own name; a stopped job leaves a model of that name alone and takes another."""
+        """Return the name to save under: the job's own, but a stopped job never replaces a model."""
         name = job.config.model_name
         if outcome is JobStatus.COMPLETED or not self._store.exists(name):
             return name
@@ -281,7 +285,7 @@ class JobRegistry:
 
     def _check_name_is_free(self, model_name: str, active: Iterable[Job]) -> None:
         if model_name.casefold() in self._reserved:
-            raise ConflictError(f"a file is being uploaded as '{printable(model_name)}'; try again when it is there.")
+            raise ConflictError(f"a file is being uploaded as '{printable(model_name)}'; try again in a moment.")
         for job in active:
             if _same_name(job, model_name):
                 raise ConflictError(

@@ -131,5 +131,5 @@ def _listen(progress: Progress) -> Callable[[], None]:
         if was_stopped:
             raise InterruptedError("nobody waits for it any more")
 
-    progress.attach(stop)
+    progress.attach_stop(stop)
     return keep_on

@@ -1,1 +1,1 @@
-"""What a job does: its plan and its training."""
+"""Planning and training: the work of a job, done in a worker."""

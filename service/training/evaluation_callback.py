@@ -1,4 +1,4 @@
-"""Evaluating a policy while it is trained: to see how it does, to keep the best one, to end when it does well."""
+"""Evaluate a policy during training: to show how good it is, to keep the best one, and to stop when it is good."""
 
 import math
 from dataclasses import asdict
@@ -14,23 +14,23 @@ from service.schemas.training import TrainConfig
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
-# The same episodes every time and in every job, so that evaluations can be compared; far from the seeds that people
-# choose, so that neither training nor a later evaluation begins with them.
+# All evaluations of all jobs play the same episodes, so that they can be compared. The seeds are far from those that
+# people choose, so that neither training nor a later evaluation plays these episodes.
 _FIRST_SEED = 1_000_000
-# An episode that nothing ends is cut here: as long as those of most environments that have a time limit.
+# Cuts episodes of environments without a time limit; the limit of most others is at most this.
 MAX_EPISODE_STEPS = 1000
 
 
 class EvaluationCallback(BaseCallback):
     """Evaluates the policy after the first update that follows each ``eval_freq`` steps.
 
-    The policy plays seeded episodes in an environment of its own and takes its most likely actions, so that training
-    goes on exactly as it would have without. A stop, or the end of the time, ends an evaluation at its next step.
+    The policy plays seeded episodes with its most likely actions in a separate environment, so training continues
+    exactly as it would have without evaluations. A stop or the time limit ends an evaluation at its next step.
 
-    :param config: What it trains with; with an ``eval_freq``.
-    :param env: The environment to play in, used for nothing else.
-    :param stop_rules: Told when the policy is good enough, or has become no better for too long.
-    :param progress: Told of every evaluation.
+    :param config: The job's settings, with an ``eval_freq``.
+    :param env: Environment to play in; it must not be used elsewhere.
+    :param stop_rules: Ends the training when the policy is good enough, or stops improving.
+    :param progress: Receives every evaluation.
     """
 
     model: GRPO
@@ -43,9 +43,9 @@ class EvaluationCallback(BaseCallback):
         self._best_reward = -math.inf
         self._n_without_improvement = 0
         self._n_updates = 0
-        #: The latest evaluation, as ``Progress`` is told.
+        #: The latest evaluation, as ``Progress`` receives it.
         self.latest: dict[str, Any] | None = None
-        #: The best one, and the content of the model file that it is of; only where the best policy is kept.
+        #: The best evaluation and its policy's model file, if the job keeps the best policy.
         self.best: tuple[dict[str, Any], bytes] | None = None
 
     def _on_step(self) -> bool:
@@ -59,22 +59,22 @@ class EvaluationCallback(BaseCallback):
             self._apply_rules()
 
     def evaluate_last(self) -> None:
-        """Evaluate what training ended with, unless that was done or training was to end at once."""
+        """Evaluate the last policy, unless that is done already or training was stopped."""
         if not self._is_latest_fresh() and self._stop_rules.ended_by is None:
             self._evaluate()
 
     def find_evaluation(self) -> dict[str, Any] | None:
-        """Return the evaluation of the policy that is to be saved, the best or the last one, if there was one."""
+        """Return the evaluation of the policy that will be saved, the best or the last one; None if there is none."""
         if self.best is not None:
             return self.best[0]
         return self.latest if self._is_latest_fresh() else None
 
     def _is_latest_fresh(self) -> bool:
-        # By updates, since a stop takes effect at the next step.
+        # Compare updates, not steps: a stop takes effect one step into the next rollout.
         return self.latest is not None and self._n_updates == self.model._n_updates
 
     def _evaluate(self) -> bool:
-        """Evaluate the policy as it is now; return whether training was to go on until that was done."""
+        """Evaluate the current policy; return False if a stop or the time limit interrupted it."""
         try:
             episodes = self._play()
         except _InterruptedError:
@@ -91,7 +91,7 @@ class EvaluationCallback(BaseCallback):
         return True
 
     def _publish(self, evaluation: Evaluation) -> None:
-        assert self.latest is not None, "it is what is published"
+        assert self.latest is not None, "called after an evaluation"
         self._progress.publish_evaluation(self.latest)
         self.logger.record("eval/mean_reward", evaluation.mean_reward)
         self.logger.record("eval/mean_ep_length", evaluation.mean_length)
@@ -100,16 +100,16 @@ class EvaluationCallback(BaseCallback):
         self.logger.dump(self.model.num_timesteps)
 
     def _apply_rules(self) -> None:
-        assert self.latest is not None, "it is what is judged"
+        assert self.latest is not None, "called after an evaluation"
         stop_reward, patience = self._config.stop_reward, self._config.patience
         if stop_reward is not None and self.latest["mean_reward"] >= stop_reward:
-            self._stop_rules.conclude("stop_reward")
+            self._stop_rules.end_training("stop_reward")
         elif patience is not None and self._n_without_improvement >= patience:
-            self._stop_rules.conclude("patience")
+            self._stop_rules.end_training("patience")
 
     def _play(self) -> list[Episode]:
         has_limit = self._env.spec is not None and self._env.spec.max_episode_steps is not None
-        # Nothing is drawn from the generator.
+        # The most likely actions draw nothing from the generator.
         policy = make_policy(self.model.make_actor(), True, np.random.default_rng(0))
         max_steps = math.inf if has_limit else MAX_EPISODE_STEPS
         episodes = play_episodes(
@@ -124,10 +124,10 @@ class EvaluationCallback(BaseCallback):
         return episodes
 
     def _check_time(self) -> None:
-        self._stop_rules.pulse()
+        self._stop_rules.tick()
         if self._stop_rules.ended_by is not None:
             raise _InterruptedError
 
 
 class _InterruptedError(Exception):
-    """Training is to end, and the evaluation under way with it."""
+    """A stop or the time limit has interrupted an evaluation."""

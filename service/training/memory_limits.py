@@ -1,4 +1,4 @@
-"""What a job takes of the memory, estimated before it starts, and what is refused because it takes too much."""
+"""Estimate a job's memory before it starts, and refuse jobs that need too much."""
 
 import math
 from typing import Any
@@ -12,24 +12,24 @@ from grpo_core.spaces import count_inputs, count_outputs, observation_dtype
 from service.errors import InvalidRequestError
 from service.schemas.training import TrainConfig
 
-# What one rollout, and one minibatch on its way through the networks, may take.
+# Limits of one rollout, and of one minibatch on its way through the networks.
 _MAX_ROLLOUT_BYTES = 256 * 2**20
 _MAX_MINIBATCH_BYTES = 256 * 2**20
-# Captured states, anchors and what keeps track of a branch, in Python objects.
+# Python objects of one branch: captured states, anchors and bookkeeping.
 _BYTES_PER_BRANCH = 1024
-# Rewards, flags, advantages and the like of one step.
+# Rewards, flags, advantages and other numbers of one step.
 _BYTES_PER_STEP = 64
-# Episodes are stored side by side, as long as the longest of them. Early in training most fail soon: CartPole's last
-# a twentieth of its limit.
+# Episodes are stored side by side, padded to the longest. Early in training most end long before their limit, so many
+# fit into a rollout: CartPole's first episodes last a twentieth of its limit.
 _EARLY_END = 16
 
 
 def check_memory(config: TrainConfig, model: Any, max_episode_steps: int | None) -> None:
-    """Check that a job's rollouts, minibatches and model file are of a bearable size.
+    """Check that a job's rollouts, minibatches and model file stay within the limits.
 
-    :param model: A ``GRPO`` with the job's policy and environment; its networks need not be there yet.
-    :param max_episode_steps: Time limit of the environment; None if there is none.
-    :raises InvalidRequestError: With the size, the limit and what to lower.
+    :param model: A ``GRPO`` with the job's policy and environment, with or without its networks.
+    :param max_episode_steps: Time limit of the environment; None if it has none.
+    :raises InvalidRequestError: If one is too large; the message says how large, the limit and what to lower.
     """
     network = network_to_json(model.policy_kwargs, model.policy_class)
     longest = min(config.horizon or math.inf, max_episode_steps or math.inf)
@@ -58,14 +58,14 @@ def _check_rollout(
         remedy = "lower n_envs or n_steps."
     dtype = observation_dtype(observation_space)
     observation_bytes = dtype.itemsize * math.prod(observation_space.shape or ())
-    # Before and after each step, stored and once more gathered for the networks.
+    # Observations before and after each step, stored once and gathered once more for the networks.
     cell_bytes = 4 * observation_bytes + 8 * count_outputs(action_space) + _BYTES_PER_STEP
     rollout_bytes = n_cells * cell_bytes + n_branches * (_BYTES_PER_BRANCH + observation_bytes)
     if rollout_bytes > _MAX_ROLLOUT_BYTES:
         raise InvalidRequestError(
             f"n_envs * n_steps = {config.n_envs} * {config.n_steps} steps of {config.env_name} in branches of "
-            f"{longest:.0f} take {rollout_bytes / 2**20:.0f} MiB per rollout, at most {_MAX_ROLLOUT_BYTES // 2**20} "
-            f"are allowed; {remedy}"
+            f"{longest:.0f} take {rollout_bytes / 2**20:.0f} MiB per rollout, more than the "
+            f"limit of {_MAX_ROLLOUT_BYTES // 2**20} MiB; {remedy}"
         )
 
 
@@ -78,7 +78,7 @@ def _check_minibatch(
     batch_size = config.batch_size
     if config.importance_level == "branch":
         batch_size += int(min(longest, n_steps))  # branches are not split
-    # Two networks keep every layer's output, and its gradient, until the step is taken.
+    # Two networks keep the output of every layer, and its gradient, until the optimizer's step.
     plan = ExtractorPlan.from_json(network)
     n_kept = 2 * 2 * (sum(config.net_arch) + _count_convolved(observation_space, plan))
     n_kept += count_inputs(observation_space) + count_features(observation_space, plan)
@@ -86,13 +86,13 @@ def _check_minibatch(
     if minibatch_bytes > _MAX_MINIBATCH_BYTES:
         raise InvalidRequestError(
             f"batch_size={config.batch_size} with net_arch={config.net_arch} on observations of {config.env_name} "
-            f"takes {minibatch_bytes // 2**20} MiB per minibatch, at most {_MAX_MINIBATCH_BYTES // 2**20} are allowed; "
-            "lower either."
+            f"takes {minibatch_bytes // 2**20} MiB per minibatch, more than the limit of "
+            f"{_MAX_MINIBATCH_BYTES // 2**20} MiB; lower either."
         )
 
 
 def _count_convolved(space: spaces.Space[Any], plan: ExtractorPlan) -> int:
-    """Count, from above, the outputs of NatureCNN's three convolutions for one observation: four per pixel."""
+    """Return an upper bound of the outputs of NatureCNN's convolutions for one observation: four per pixel."""
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     return sum(4 * math.prod((part.shape or ())[1:]) for part in parts if plan.uses_cnn(part))
 
@@ -110,11 +110,11 @@ def _check_model(
     if n_bytes > MAX_FILE_BYTES - 2 * MAX_META_BYTES:
         raise InvalidRequestError(
             f"net_arch={config.net_arch} on observations of {config.env_name} makes a model of {n_bytes // 2**20} MiB, "
-            f"at most {MAX_FILE_BYTES // 2**20 - 2} are allowed; take smaller layers, or smaller observations."
+            f"more than the limit of {MAX_FILE_BYTES // 2**20 - 2} MiB; use smaller layers or smaller observations."
         )
 
 
 def count_observed_numbers(space: spaces.Space[Any]) -> int:
-    """Count the numbers that spell an observation in a request."""
+    """Count the numbers of one observation in a request."""
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     return sum(math.prod(part.shape or ()) for part in parts)

@@ -1,4 +1,4 @@
-"""What of a request the server itself checks, without an environment and without torch: the names in it."""
+"""Look up the names in a training request; the server does this itself, without an environment and without torch."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from service.suggestions import suggest
 # The preset that fills in nothing.
 NO_PRESET = "none"
 
-# One, several (None among them stands for the environment's own), or just the environment's own.
+# One reward function, or a list of them; None is the environment's own reward.
 Reward = RewardFunction | Sequence[RewardFunction | None] | None
 
 
 class Rewards(NamedTuple):
-    """What is trained on.
+    """The rewards to train on.
 
-    :param reward_function_type: Name of the only reward function; None where there are several.
-    :param reward_functions: Names and weights of several; None where there is one.
-    :param functions: What ``GRPO`` takes.
-    :param is_own: Whether it is the environment's own reward alone.
-    :param is_dense: Whether every step is judged by itself.
+    :param reward_function_type: Name of a single reward function; None if there is a list.
+    :param reward_functions: Weights by name if there is a list; None for a single one.
+    :param functions: The functions, as ``GRPO`` takes them.
+    :param is_own: Whether the environment's own reward is the only one.
+    :param is_dense: Whether the rewards tell after every step how good it was.
     """
 
     reward_function_type: str | None
@@ -38,8 +38,9 @@ class Rewards(NamedTuple):
 
 
 class NamedRequest(NamedTuple):
-    """A request whose names all stand for something.
+    """A request whose names have been looked up.
 
+    :param rewards: The rewards it names.
     :param preset: Name of the environment whose preset fills in what is left out, or ``NO_PRESET``.
     """
 
@@ -49,18 +50,18 @@ class NamedRequest(NamedTuple):
 
 
 def resolve_names(request: TrainRequest, reward_functions: Mapping[str, RewardFunction]) -> NamedRequest:
-    """Look up what a request names.
+    """Look up the names in a request.
 
-    :param reward_functions: The reward functions known by name.
-    :raises InvalidRequestError: If it names what does not exist or does not fit the environment.
+    :param reward_functions: The known reward functions, by name.
+    :raises InvalidRequestError: If a name is unknown or does not fit the environment.
     """
     if request.env_name not in gym.registry:
         hint = suggest(request.env_name, gym.registry) or "gymnasium.registry lists what is installed."
         raise InvalidRequestError(f"env_name '{request.env_name}' is not a registered Gymnasium environment; {hint}")
     if request.tensorboard_log and importlib.util.find_spec("tensorboard") is None:
         raise InvalidRequestError(
-            "tensorboard_log=true needs the package tensorboard, which this server lacks; have it installed (pip "
-            "install tensorboard), or send false."
+            "tensorboard_log=true needs the package tensorboard, which is not installed on this server; install it "
+            "with pip install tensorboard, or send false."
         )
     rewards = _resolve_rewards(request, reward_functions)
     return NamedRequest(request, rewards, _resolve_preset(request, rewards))
@@ -69,7 +70,7 @@ def resolve_names(request: TrainRequest, reward_functions: Mapping[str, RewardFu
 def _resolve_rewards(request: TrainRequest, reward_functions: Mapping[str, RewardFunction]) -> Rewards:
     field, weights = "reward_function_type", request.reward_functions
     if weights is not None and request.reward_function_type is not None:
-        raise InvalidRequestError("reward_functions and reward_function_type exclude each other; send one of them.")
+        raise InvalidRequestError("reward_functions and reward_function_type exclude each other; send only one.")
     name = request.reward_function_type
     if name is None:
         name = get_default_reward(request.env_name)

@@ -1,4 +1,4 @@
-"""Everything a request leaves open is settled, checked and tried out here before its job is queued: in a worker."""
+"""Fill in and check a training request before its job is queued: a task for a worker."""
 
 import math
 import re
@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.options.checks import DEFAULT_HORIZON
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
@@ -21,36 +22,33 @@ from service.schemas.fields import MAX_OBSERVATION_NUMBERS
 from service.schemas.training import Normalization, TrainConfig, TrainRequest
 from service.training.memory_limits import check_memory, count_observed_numbers
 from service.training.names import NO_PRESET, NamedRequest, Reward, Rewards
-from service.training.planner import Settled
+from service.training.planner import SettledRequest
 from service.training.train import build_model
 from service.workers.task import Progress
 
 # Long enough for an action on CartPole to show in position and angle, short enough to keep the noise of returns low.
 _PREFERRED_HORIZON = 16
-# The algorithm's own, which a preset may leave as it is.
-_PRESET_HORIZON = 32
 _MAX_STEPS = HYPERPARAMETERS["n_steps"].request_most
 _MAX_GROUP_SIZE = HYPERPARAMETERS["group_size"].request_most
 _MAX_REASON_CHARS = 1000
-# Made over a job whose rules need evaluations, unless it says otherwise.
+# Evaluations of a job that needs them and does not say how often.
 _N_EVALUATIONS = 20
 _MAX_EVALUATIONS = 1000
-# Stand for whatever the server chooses: neither settles anything.
+# Placeholders, which the server replaces: nothing else depends on them.
 _ANY_NAME, _ANY_SEED = "any", 0
 
 Settings = dict[str, Any]
 
 
 def settle_request(named: NamedRequest, progress: Progress) -> bytes:
-    """Fill in every default and check everything that can be checked before training: a task, since it builds the
-    environment.
+    """Fill in every default and check everything that can be checked before training.
 
-    :return: ``Settled`` in JSON.
+    :return: A ``SettledRequest`` in JSON.
     :raises InvalidRequestError: If the request combines what does not fit, or the environment cannot be trained.
     """
     request, rewards = named.request, named.rewards
     preset = None if named.preset == NO_PRESET else get_preset(named.preset)
-    # A null stands for what is left out.
+    # A null means the same as leaving the field out.
     given = {name: value for name in request.model_fields_set if (value := getattr(request, name)) is not None}
     identity = {
         "reward_function_type": rewards.reward_function_type,
@@ -75,10 +73,10 @@ def settle_request(named: NamedRequest, progress: Progress) -> bytes:
 
 def _settle(
     env: DummyVecEnv, settings: Settings, given: Settings, defaults: Settings, reward_functions: Reward
-) -> Settled:
-    """Fit what was left out to what was given and to the environment, and try the result out.
+) -> SettledRequest:
+    """Choose the settings that were left out to suit the given ones and the environment, and try them out.
 
-    :raises ValueError: Whatever the algorithm refuses.
+    :raises ValueError: If the algorithm refuses them.
     """
     warnings = _settle_mode(settings, env)
     _fit_credit(settings, given)
@@ -88,7 +86,7 @@ def _settle(
     max_episode_steps = None if spec is None else spec.max_episode_steps
     if settings["group_mode"] == "episode" and settings["horizon"] is None and max_episode_steps is None:
         raise InvalidRequestError(
-            f"env_name '{settings['env_name']}' has no time limit, so that a whole episode may never end: register it "
+            f"env_name '{settings['env_name']}' has no time limit, so a whole episode might never end; register it "
             f"with max_episode_steps, or send horizon. {' '.join(warnings)}".rstrip()
         )
     if settings["net_arch"] is None:
@@ -98,23 +96,23 @@ def _settle(
     n_numbers = count_observed_numbers(env.observation_space)
     if n_numbers > MAX_OBSERVATION_NUMBERS:
         warnings.append(
-            f"observations have {n_numbers} numbers, and POST /inference takes {MAX_OBSERVATION_NUMBERS} at most: the "
-            "model file can be used with GRPO.load alone."
+            f"observations have {n_numbers} numbers, and POST /inference takes at most {MAX_OBSERVATION_NUMBERS}: the "
+            "model file can only be used with GRPO.load."
         )
     threshold = None if spec is None else spec.reward_threshold
-    return Settled(config=config, warnings=warnings, reward_threshold=threshold)
+    return SettledRequest(config=config, warnings=warnings, reward_threshold=threshold)
 
 
 def _try_out(config: TrainConfig, env: DummyVecEnv, reward: Reward, max_episode_steps: int | None) -> None:
-    """Build what would be trained, without training it: only the algorithm itself knows all that it refuses."""
+    """Build the model without training it, since only the algorithm itself knows everything it refuses."""
     config = config.model_copy(update={"device": "cpu"})
     check_memory(config, build_model(config, env, reward, _init_setup_model=False), max_episode_steps)
-    # Drawing orthogonal weights takes up to half a second, which nobody needs here.
+    # Without orthogonal weights, which take up to half a second and are not used here.
     build_model(config, env, reward, policy_kwargs={"ortho_init": False})
 
 
 def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:
-    """Say which of the settings that an error names came from a preset."""
+    """Add to an error which of the settings in it came from a preset."""
     names = [name for name in sorted(from_preset) if re.search(rf"\b{name}\b", detail)]
     detail = printable(detail, _MAX_REASON_CHARS)
     if not names:
@@ -123,18 +121,18 @@ def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:
 
 
 def _list_defaults(rewards: Rewards) -> Settings:
-    """List what is filled in without a preset; a horizon is only aimed at."""
-    # Where a dense reward judges every step, a branch's own rewards say enough; elsewhere the value network has to
-    # tell what a branch that was cut would still have earned.
+    """List the defaults without a preset; the horizon is only a target."""
+    # A dense reward judges every step, so a branch's own rewards are enough; otherwise the value network must estimate
+    # what a truncated branch would still have earned.
     credit = {"baseline": "group", "bootstrap_value": False} if rewards.is_dense else {}
-    # Falling to 0: the last updates then settle the policy instead of unsettling it. On CartPole this took every seed
-    # to 475 or more; see benchmarks/README.md.
+    # The rate falls to 0, so that the last updates settle the policy instead of disturbing it. With it, every seed
+    # reached 475 on CartPole; see benchmarks/README.md.
     rate = {"lr_schedule": "linear"}
     return {**_list_library_defaults(), **_list_request_defaults(), **rate, **credit, "horizon": _PREFERRED_HORIZON}
 
 
 def _list_preset_defaults(preset: Preset) -> Settings:
-    """List what is filled in with a preset: what it leaves open, the algorithm's own defaults decide."""
+    """List the defaults with a preset: what the preset leaves out gets the algorithm's own default."""
     settings = preset.make_arguments()
     if isinstance(settings.get("learning_rate"), LinearSchedule):
         settings |= {"learning_rate": settings["learning_rate"].start, "lr_schedule": "linear"}
@@ -146,7 +144,7 @@ def _list_preset_defaults(preset: Preset) -> Settings:
         "total_timesteps": preset.n_timesteps,
         "n_envs": preset.n_envs,
         "normalize": normalize,
-        "horizon": _PRESET_HORIZON if preset.arguments.get("group_mode") != "episode" else None,
+        "horizon": DEFAULT_HORIZON if preset.arguments.get("group_mode") != "episode" else None,
         **settings,
     }
 
@@ -160,13 +158,13 @@ def _list_library_defaults() -> Settings:
 
 def _list_request_defaults() -> Settings:
     defaults = {name: value for name, value in TrainRequest().model_dump().items() if value is not None}
-    return {**defaults, "net_arch": None}  # which depends on the observations
+    return {**defaults, "net_arch": None}  # chosen later, since it depends on the observations
 
 
 def _settle_mode(settings: Settings, env: DummyVecEnv) -> list[str]:
-    """Decide how groups are played.
+    """Settle the group mode.
 
-    :return: Why they are not played as they usually are, if they are not.
+    :return: A warning if groups cannot branch and are whole episodes instead.
     """
     env_name, mode = settings["env_name"], settings["group_mode"]
     settings["normalize"] = Normalization() if settings["normalize"] is True else settings["normalize"]
@@ -174,10 +172,10 @@ def _settle_mode(settings: Settings, env: DummyVecEnv) -> list[str]:
         return []
     try:
         obstacle = find_obstacle(env)
-    except (Exception, SystemExit) as error:  # the environment's own code was tried out
+    except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
         raise InvalidRequestError(
-            f"env_name '{env_name}' failed when its steps were tried out ({type(error).__name__}); fix it, or send "
-            "group_mode 'episode'."
+            f"env_name '{env_name}' failed while its steps were tried out ({type(error).__name__}); fix the "
+            "environment, or send group_mode 'episode'."
         ) from error
     if mode == "auto":
         settings["group_mode"] = "branch" if obstacle is None else "episode"
@@ -185,11 +183,11 @@ def _settle_mode(settings: Settings, env: DummyVecEnv) -> list[str]:
         raise InvalidRequestError(f"env_name '{env_name}' cannot be trained with group_mode '{mode}': {obstacle}")
     if obstacle is None:
         return []
-    return [f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode 'episode'."]
+    return [f"{obstacle} Instead, groups are whole episodes from one seeded reset, as with group_mode 'episode'."]
 
 
 def _fit_credit(settings: Settings, given: Settings) -> None:
-    """Choose how steps are credited so that it fits what the request says of it."""
+    """Choose the credit settings that were left out to suit the given ones."""
     without_values = given.get("supervision") == "outcome" or given.get("bootstrap_value") is False
     if without_values and "baseline" not in given and settings["baseline"] in NEEDS_VALUES:
         settings["baseline"] = "group"
@@ -199,7 +197,7 @@ def _fit_credit(settings: Settings, given: Settings) -> None:
 
 
 def _fit_groups(settings: Settings, given: Settings, defaults: Settings, action_space: spaces.Space[Any]) -> None:
-    """Choose sizes that fit each other where the request leaves them out."""
+    """Choose sizes that fit each other for those that were left out."""
     mode, horizon = settings["group_mode"], given.get("horizon")
     if mode == "episode":
         settings["horizon"] = horizon or (defaults["horizon"] if defaults["group_mode"] == "episode" else None)
@@ -209,22 +207,22 @@ def _fit_groups(settings: Settings, given: Settings, defaults: Settings, action_
     if settings["group_size"] > _MAX_GROUP_SIZE:
         raise InvalidRequestError(
             f"group_mode 'action' plays all {settings['group_size']} actions of env_name '{settings['env_name']}', and "
-            f"a group has at most {_MAX_GROUP_SIZE} branches; take group_mode 'branch'."
+            f"a group has at most {_MAX_GROUP_SIZE} branches; send group_mode 'branch'."
         )
-    group_size, aim = settings["group_size"], defaults["horizon"] or _PRESET_HORIZON
+    group_size, target = settings["group_size"], defaults["horizon"] or DEFAULT_HORIZON
     if "n_steps" not in given and settings["n_steps"] % (group_size * (horizon or 1)):
-        group_steps = group_size * (horizon or aim)
+        group_steps = group_size * (horizon or target)
         nearest = max(1, round(settings["n_steps"] / group_steps)) * group_steps
         settings["n_steps"] = nearest if nearest <= _MAX_STEPS else settings["n_steps"]
-    settings["horizon"] = _fit_horizon(settings["n_steps"], group_size, horizon, aim)
+    settings["horizon"] = _fit_horizon(settings["n_steps"], group_size, horizon, target)
 
 
 def _fit_evaluations(settings: Settings) -> None:
-    """Choose when the policy is evaluated where a rule needs that, and whether the best one is kept."""
+    """Choose how often to evaluate the policy if a rule needs it, and whether to keep the best one."""
     total_timesteps, eval_freq = settings["total_timesteps"], settings["eval_freq"]
     has_rule = settings["stop_reward"] is not None or settings["patience"] is not None
     if eval_freq is None and (has_rule or settings["keep_best"]):
-        # A rollout is learnt from as a whole, so that there is nothing new to evaluate in it.
+        # The policy changes only after a whole rollout.
         at_least = settings["n_steps"] * settings["n_envs"]
         eval_freq = min(total_timesteps, max(total_timesteps // _N_EVALUATIONS, at_least))
     settings["eval_freq"] = eval_freq
@@ -234,35 +232,35 @@ def _fit_evaluations(settings: Settings) -> None:
         return
     if eval_freq > total_timesteps:
         raise InvalidRequestError(
-            f"eval_freq={eval_freq} is more than total_timesteps={total_timesteps}, so that no evaluation would come "
-            f"before the end; take at most {total_timesteps}."
+            f"eval_freq={eval_freq} is more than total_timesteps={total_timesteps}, so no evaluation would come before "
+            f"the end; send at most {total_timesteps}."
         )
     if total_timesteps > eval_freq * _MAX_EVALUATIONS:
         raise InvalidRequestError(
-            f"eval_freq={eval_freq} evaluates the policy {total_timesteps // eval_freq} times, and a job remembers "
-            f"{_MAX_EVALUATIONS} evaluations; take at least {math.ceil(total_timesteps / _MAX_EVALUATIONS)}."
+            f"eval_freq={eval_freq} evaluates the policy {total_timesteps // eval_freq} times, and a job may have at "
+            f"most {_MAX_EVALUATIONS} evaluations; send at least {math.ceil(total_timesteps / _MAX_EVALUATIONS)}."
         )
 
 
-def _fit_horizon(n_steps: int, group_size: int, horizon: int | None, aim: int) -> int:
-    """Return the horizon, or the one closest to ``aim`` if it is left open, with which groups fill a rollout."""
+def _fit_horizon(n_steps: int, group_size: int, horizon: int | None, target: int) -> int:
+    """Return a horizon with which groups fill a rollout: the given one, or the closest to ``target`` if it is None."""
     branch_steps, remainder = divmod(n_steps, group_size)
     if remainder or branch_steps == 0:
         nearest = max(1, round(n_steps / group_size)) * group_size
         raise InvalidRequestError(
-            f"n_steps={n_steps} does not hold whole groups of group_size={group_size} branches; take "
+            f"n_steps={n_steps} does not hold whole groups of group_size={group_size} branches; send "
             f"n_steps={nearest} or another group_size."
         )
     if horizon is None:
         divisors = [n for n in range(1, branch_steps + 1) if branch_steps % n == 0]
-        return min(divisors, key=lambda n: abs(math.log(n / aim)))
+        return min(divisors, key=lambda n: abs(math.log(n / target)))
     if branch_steps % horizon:
         group_steps = group_size * horizon
         nearest = max(1, round(n_steps / group_steps)) * group_steps
-        take = f"take n_steps={nearest}, or " if nearest <= _MAX_STEPS else ""
+        change = f"send n_steps={nearest}, or " if nearest <= _MAX_STEPS else ""
         raise InvalidRequestError(
             f"n_steps={n_steps} does not hold whole groups of group_size * horizon = {group_size} * {horizon} = "
-            f"{group_steps} steps; {take}leave horizon out."
+            f"{group_steps} steps; {change}leave horizon out."
         )
     return horizon
 

@@ -1,4 +1,4 @@
-"""From a request to a job that can be queued: names are checked here, and a worker does the rest."""
+"""Plan training jobs: the server looks up the names in a request, and a worker checks the rest."""
 
 import secrets
 import threading
@@ -19,15 +19,15 @@ from service.training.names import NamedRequest, Reward, resolve_names
 from service.workers.short_tasks import ShortTasks
 from service.workers.task import Task
 
-_MAX_KEPT = 256
+_MAX_CACHED = 256
 
 
-class Settled(BaseModel):
-    """What a worker has settled of a request.
+class SettledRequest(BaseModel):
+    """A request with every default filled in, checked by a worker.
 
-    :param config: What to train with; its ``model_name`` and ``seed`` stand for any.
-    :param warnings: What the client should know of it.
-    :param reward_threshold: What an episode earns where the environment counts as solved; None if it does not say.
+    :param config: The settings to train with; ``model_name`` and ``seed`` are placeholders.
+    :param warnings: Warnings for the client.
+    :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
     """
 
     config: TrainConfig
@@ -36,12 +36,12 @@ class Settled(BaseModel):
 
 
 class TrainingPlan(NamedTuple):
-    """A job that can be started.
+    """A job that is ready to start.
 
-    :param config: What it trains with.
+    :param config: The settings to train with.
     :param reward: The reward functions that the configuration names.
-    :param warnings: What the client should know of it.
-    :param reward_threshold: What an episode earns where the environment counts as solved; None if it does not say.
+    :param warnings: Warnings for the client.
+    :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
     """
 
     config: TrainConfig
@@ -50,41 +50,41 @@ class TrainingPlan(NamedTuple):
     reward_threshold: float | None = None
 
     def make_task(self, run_dir: Path | None = None) -> Task:
-        """Make what an executor runs.
+        """Return the task that trains the policy.
 
-        :param run_dir: Folder to write for TensorBoard; None writes none.
+        :param run_dir: Folder for the TensorBoard log; None writes none.
         """
         return Task("service.training.train:train_policy", (self.config, self.reward, run_dir), self.config.env_name)
 
 
-class _Kept(NamedTuple):
-    """What a request was settled to, and what its names stood for then: somebody may register others."""
+class _CachedPlan(NamedTuple):
+    """A settled request, and what its names meant at that time: they may be registered anew."""
 
     spec: EnvSpec
     functions: Reward
-    settled: Settled
+    settled: SettledRequest
 
 
 class Planner:
-    """Plans jobs. Safe to use from any thread.
+    """Plans jobs, and remembers the plans. Safe to use from any thread.
 
-    :param short_tasks: Run what builds environments.
-    :param reward_functions: The reward functions known by name; read anew for every job.
+    :param short_tasks: Runs the tasks that build environments.
+    :param reward_functions: The known reward functions by name; read again for every job.
     """
 
     def __init__(self, short_tasks: ShortTasks, reward_functions: Mapping[str, RewardFunction]) -> None:
         self._short_tasks = short_tasks
         self._reward_functions = reward_functions
         self._lock = threading.Lock()
-        # By the request's JSON, without the names and seeds of models, which settle nothing.
-        self._kept: LRUCache[str, _Kept] = LRUCache(_MAX_KEPT)
+        # By the request's JSON without model_name and seed, on which nothing else depends.
+        self._cache: LRUCache[str, _CachedPlan] = LRUCache(_MAX_CACHED)
 
     def plan(self, request: TrainRequest) -> TrainingPlan:
         """Fill in every default and check everything that can be checked before training.
 
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit, or if the
             environment fails.
-        :raises ServiceError: If the server has no time for it; see ``ShortTasks.run``.
+        :raises ServiceError: Whatever ``ShortTasks.run`` raises.
         """
         named = resolve_names(request, self._reward_functions)
         settled = self._settle(named)
@@ -95,34 +95,34 @@ class Planner:
         config = settled.config.model_copy(update=identity)
         return TrainingPlan(config, named.rewards.functions, tuple(settled.warnings), settled.reward_threshold)
 
-    def _settle(self, named: NamedRequest) -> Settled:
+    def _settle(self, named: NamedRequest) -> SettledRequest:
         env_name, functions = named.request.env_name, named.rewards.functions
         key = named.request.model_dump_json(exclude_unset=True, exclude={"model_name", "seed"})
         spec = gym.registry[env_name]
         with self._lock:
-            kept = self._kept.get(key)
-        if kept is not None and kept.spec is spec and _are_same(kept.functions, functions):
-            return kept.settled
+            cached = self._cache.get(key)
+        if cached is not None and cached.spec is spec and _are_same(cached.functions, functions):
+            return cached.settled
         try:
             content = self._short_tasks.run(
                 Task("service.training.plan:settle_request", (named,), env_name),
-                "the environment may hang while it is built; fix it.",
+                "the environment may hang while it is built; fix its constructor.",
             )
-        except TooLargeError as error:  # here it is not the request that is too large
+        except TooLargeError as error:  # the environment is slow; the request itself is not too large
             raise InvalidRequestError(error.detail) from error
-        settled = Settled.model_validate_json(content)
+        settled = SettledRequest.model_validate_json(content)
         with self._lock:
-            self._kept[key] = _Kept(spec, functions, settled)
+            self._cache[key] = _CachedPlan(spec, functions, settled)
         return settled
 
 
-def _are_same(kept: Reward, now: Reward) -> bool:
-    if isinstance(kept, list) and isinstance(now, list):
-        return all(one is other for one, other in zip(kept, now, strict=True))
-    return kept is now
+def _are_same(before: Reward, now: Reward) -> bool:
+    if isinstance(before, list) and isinstance(now, list):
+        return all(one is other for one, other in zip(before, now, strict=True))
+    return before is now
 
 
 def _generate_model_name(env_name: str) -> str:
-    # Registered ids may start with a dot or an underscore, which model names may not.
+    # An environment's id may start with a dot or an underscore; a model's name must not.
     stem = env_name.replace("/", "-").lstrip("._-")[:80]
     return f"{stem or 'model'}-{secrets.token_hex(4)}"

@@ -1,4 +1,4 @@
-"""What ends a training before it has taken all of its steps."""
+"""End a training before it has taken all of its steps."""
 
 import math
 import time
@@ -9,10 +9,10 @@ from service.workers.task import Progress
 
 
 class StopRules:
-    """Ends a training when it is told to stop, when a rule says so or when its time is up, and knows which it was.
+    """Ends a training on request, by a rule or when its time is up, and notes the reason.
 
-    :param progress: Told about the training as it goes.
-    :param max_seconds: Longest time from the training's start; None for no limit.
+    :param progress: Receives reports of the training.
+    :param max_seconds: Longest time from the start of training; None sets no limit.
     """
 
     def __init__(self, progress: Progress, max_seconds: float | None) -> None:
@@ -20,26 +20,29 @@ class StopRules:
         self._max_seconds = math.inf if max_seconds is None else max_seconds
         self._deadline = math.inf
         self._model: GRPO | None = None
-        #: What ended the training; None as long as nothing has.
+        #: Why the training ends early; None if it does not.
         self.ended_by: EndedBy | None = None
 
     def begin(self, model: GRPO) -> None:
-        """Start the clock, and hand out the stop; once ``learn`` has begun, which forgets stops from before."""
+        """Start the clock and offer the stop. Call it inside ``learn``, which forgets earlier stops."""
         self._model = model
         self._deadline = time.monotonic() + self._max_seconds
-        self._progress.attach(self._stop)
+        self._progress.attach_stop(self._stop)
 
-    def pulse(self) -> None:
-        """Tell that the training lives, and end it if its time is up."""
+    def tick(self) -> None:
+        """Report the steps so far, and end the training if its time is up."""
         assert self._model is not None, "it has begun"
         self._progress.advance(self._model.num_timesteps)
         if time.monotonic() >= self._deadline:
-            self.conclude("max_seconds")
+            self.end_training("max_seconds")
 
-    def conclude(self, ended_by: EndedBy) -> None:
-        """End the training at its next step or minibatch, because a rule says so."""
+    def end_training(self, ended_by: EndedBy) -> None:
+        """End the training at its next step or minibatch.
+
+        :param ended_by: The rule that ends it; only the first one counts.
+        """
         if self.ended_by is None:
-            self._progress.conclude(ended_by)
+            self._progress.publish_ended_by(ended_by)
             self._end(ended_by)
 
     def _stop(self) -> None:

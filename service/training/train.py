@@ -1,4 +1,4 @@
-"""From a configuration to a trained policy."""
+"""Train a policy as a configuration says."""
 
 import math
 from contextlib import ExitStack
@@ -25,7 +25,7 @@ from service.training.names import Reward
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
-# Networks this small lose more to a second thread's start than it earns, and jobs would fight over cores.
+# Starting a second thread costs more than it saves on such small networks, and jobs would compete for cores.
 torch.set_num_threads(1)
 
 # Fields of a configuration that are arguments of GRPO of the same name and meaning.
@@ -33,12 +33,12 @@ _ARGUMENTS = (*HYPERPARAMETERS, "seed", "device")
 
 
 def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, progress: Progress) -> bytes:
-    """Train from the start and return the model file's content; it returns early once it is told to stop.
+    """Train a new policy and return its model file; a stop makes it return early, with the policy so far.
 
-    :param config: As planned.
+    :param config: A planned configuration.
     :param reward: The reward functions that the configuration names.
-    :param run_dir: Folder to write for TensorBoard; None writes none.
-    :param progress: Told about the training as it goes.
+    :param run_dir: Folder for the TensorBoard log; None writes none.
+    :param progress: Receives reports of the training.
     :raises Exception: Whatever the environment or the reward function raises.
     """
     with ExitStack() as opened:
@@ -50,7 +50,7 @@ def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, prog
         model.set_logger(Logger(folder=None, output_formats=formats))
         opened.callback(model.logger.close)
         stop_rules = StopRules(progress, config.max_seconds)
-        model.after_minibatch = stop_rules.pulse
+        model.after_minibatch = stop_rules.tick
         evaluator = None
         if config.eval_freq is not None:
             evaluation_env = build_env(config.env_name)
@@ -65,7 +65,7 @@ def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, prog
 def _choose_content(
     model: GRPO, config: TrainConfig, stop_rules: StopRules, evaluator: EvaluationCallback | None
 ) -> bytes:
-    """Return the model file's content: of the best policy if it was to be kept, else of the last one."""
+    """Return the content of the model file: the best policy if the job keeps it, else the last one."""
     provenance: dict[str, Any] = {"env_name": config.env_name, "config": config.model_dump()}
     if evaluator is None:
         return model.to_bytes(**provenance, ended_by=stop_rules.ended_by or "total_timesteps")
@@ -81,10 +81,11 @@ def _choose_content(
 
 
 def build_model(config: TrainConfig, env: VecEnv, reward: Reward, **arguments: Any) -> GRPO:
-    """Build the algorithm that a configuration describes.
+    """Build the ``GRPO`` that a configuration describes.
 
-    :param env: The environments, not normalised.
-    :param arguments: Arguments of ``GRPO`` to change.
+    :param env: The environments, without ``VecNormalize``.
+    :param reward: The reward functions that the configuration names.
+    :param arguments: Arguments of ``GRPO`` that replace those of the configuration.
     :raises ValueError: If settings do not fit each other or the environment.
     """
     policy_kwargs: dict[str, Any] = {
@@ -111,15 +112,15 @@ def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
         keys = [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
         if not keys:
             raise ValueError(
-                f"normalize is not allowed for observations of {space}: only a Box of numbers that are no image has a "
-                'mean and variance; send {"norm_obs": false} or false.'
+                f"normalize is not allowed for observations of {space}: only a Box that is not an image can be "
+                'normalised; send {"norm_obs": false} or false.'
             )
         norm_obs_keys = keys if isinstance(space, spaces.Dict) else None
     return VecNormalize(env, gamma=config.gamma, norm_obs_keys=norm_obs_keys, **config.normalize.model_dump())
 
 
 class _ProgressCallback(BaseCallback):
-    """Counts steps, and lets the training be ended."""
+    """Reports every step, and ends the training when the stop rules say so."""
 
     def __init__(self, stop_rules: StopRules) -> None:
         super().__init__()
@@ -130,12 +131,12 @@ class _ProgressCallback(BaseCallback):
         self._stop_rules.begin(self.model)
 
     def _on_step(self) -> bool:
-        self._stop_rules.pulse()
+        self._stop_rules.tick()
         return True
 
 
 class _MetricsWriter(KVWriter):
-    """Passes finite log values on; the latest value of every key stays visible."""
+    """Reports the finite numbers that SB3 logs."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -145,4 +146,4 @@ class _MetricsWriter(KVWriter):
         self._progress.publish_metrics({key: number for key, number in numbers.items() if math.isfinite(number)})
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""

@@ -1,1 +1,1 @@
-"""Where tasks run: threads and processes."""
+"""Tasks, and the threads and processes that run them."""

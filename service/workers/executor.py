@@ -1,4 +1,4 @@
-"""Where tasks run: what every executor can do, and which one the settings ask for."""
+"""The interface of executors, which run tasks, and the choice of one."""
 
 import sys
 from typing import Literal, Protocol
@@ -14,27 +14,27 @@ class Executor(Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a task still runs."""
+        """Whether any task is running."""
 
     def warm_up(self) -> None:
-        """Get ready in the background, so that the first task starts at once."""
+        """Get ready in the background, so that the first task starts quickly."""
 
     def start(self, task: Task, progress: Progress) -> Run:
         """Start a task.
 
-        :param progress: Told about it as it goes.
-        :raises InvalidRequestError: If the task cannot be brought to where it would run.
-        :raises TaskFailedError: If it could not be started.
+        :param progress: Receives the task's reports.
+        :raises InvalidRequestError: If the task cannot be sent to a worker.
+        :raises TaskFailedError: If no worker can be started.
         """
 
     def close(self) -> None:
-        """Kill what still runs, where that is possible."""
+        """Kill the running tasks if possible."""
 
 
 def make_executor(kind: Literal["auto", "thread", "process"], log_style: LogStyle) -> Executor:
-    """Make the executor that a setting names.
+    """Make an executor of the given kind.
 
-    :param kind: ``"auto"``: processes on Linux, threads elsewhere.
+    :param kind: ``"auto"`` means processes on Linux and threads elsewhere.
     :param log_style: How worker processes write their logs.
     """
     if kind == "thread" or (kind == "auto" and sys.platform != "linux"):

@@ -1,4 +1,4 @@
-"""What a worker process tells the server: JSON lists of a kind and a value.
+"""The messages of a worker process to the server: JSON lists of a kind and a value.
 
 A worker runs code of environments and reward functions, so the server unpickles nothing that a worker sends.
 """
@@ -9,15 +9,15 @@ from enum import StrEnum
 class Message(StrEnum):
     """The kinds of messages."""
 
-    #: Simulator steps taken, each with the metrics that came after them.
+    #: Pairs of the simulator steps taken so far and the metrics logged then.
     PROGRESS = "progress"
     #: The fields of an evaluation.
     EVALUATION = "evaluation"
-    #: The rule that ends the work early.
-    CONCLUSION = "conclusion"
-    #: The task has ended; what it made follows as bytes.
+    #: The rule that ends the training early.
+    ENDED_BY = "ended_by"
+    #: The task has ended; the bytes it returned follow.
     RESULT = "result"
-    #: The task raised an error of somebody else's code.
+    #: The task failed: a description of the error.
     FAILURE = "failure"
-    #: The task refused, in words made for the client: the status code and the detail.
+    #: The task refused the request: the status code and the detail for the client.
     REFUSAL = "refusal"

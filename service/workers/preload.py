@@ -1,6 +1,6 @@
-"""Imported by the forkserver before it forks the first worker: everything that workers need, once for all of them.
+"""Prepare the forkserver: import once, before the first worker is forked, everything that workers need.
 
-To import this module changes the process: it then serves in the background.
+Importing this module changes the process: signals, process group and niceness.
 """
 
 import atexit
@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 from service.workers.processes import START_VARIABLE
 
-# Answers over HTTP go before training: beside two jobs on two cores, one answer of a hundred takes 4 ms at 5, 1.5 ms at
-# 10 and 0.7 ms at 15, where idle ones take 0.5 ms. A server that is never idle still leaves a thirtieth of a core.
+# HTTP answers take precedence over training. With two jobs on two cores, the slowest answer of a hundred takes 4 ms at
+# niceness 5, 1.5 ms at 10 and 0.7 ms at 15; 0.5 ms on an idle server. Even a server that is never idle leaves training
+# a thirtieth of a core.
 _NICENESS = 15
 _WATCH_SECONDS = 0.1
 _MODULES = (
     "torch",
-    "torch._dynamo",  # the first optimizer would import it, a second in every worker
+    "torch._dynamo",  # the first optimizer imports it, which would take a second in every worker
     "service.training.plan",
     "service.training.train",
     "service.environments.inspection",
@@ -33,11 +34,11 @@ _MODULES = (
 
 
 class _Start(NamedTuple):
-    """What the server tells the forkserver when it starts it.
+    """What the forkserver needs to know of the server.
 
     :param server_pid: The server's process id.
-    :param folder: Where the socket is on which workers are asked for; None where nobody told.
-    :param variables: What the process environment held before; None where it held nothing.
+    :param folder: Temporary folder of the socket on which the server requests workers; None if it is unknown.
+    :param variables: Environment variables to restore; None for one that was not set.
     """
 
     server_pid: int
@@ -49,13 +50,13 @@ def _prepare() -> None:
     start = _read_start()
     _restore_variables(start)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Whoever ends the server by a signal to all of its processes lets the workers save. A handler, because
-        # processes that an environment starts would inherit an ignored signal.
+        # A signal sent to all processes of the server must not end the workers, so that they can still save. A handler
+        # that does nothing, because processes that an environment starts would inherit an ignored signal.
         signal.signal(number, lambda *_: None)
-    # An interrupt from the keyboard is the server's to handle. Not a session of its own: Linux shares cores between
-    # sessions first (sched_autogroup), and the workers' niceness would count for nothing.
+    # A process group of its own, so that Ctrl-C reaches only the server. Not a session: Linux first divides cores among
+    # sessions (sched_autogroup), and the workers' niceness would have no effect.
     os.setpgid(0, 0)
-    os.putenv("OMP_NUM_THREADS", "1")  # read when torch is imported; a second thread would make forking unsafe
+    os.putenv("OMP_NUM_THREADS", "1")  # torch reads it on import; with a second thread, forking would be unsafe
     atexit.register(_remove_folder, start.folder, os.getpid())
     is_done = threading.Event()
     watcher = threading.Thread(target=_end_with_server, args=(start, is_done), daemon=True)
@@ -65,7 +66,7 @@ def _prepare() -> None:
     is_done.set()
     watcher.join()
     os.nice(_NICENESS)  # not before: the first request waits for the imports
-    gc.freeze()  # else the first collection in a worker would copy the memory it shares
+    gc.freeze()  # otherwise the first collection in a worker would copy the memory that it shares
 
 
 def _read_start() -> _Start:
@@ -77,7 +78,7 @@ def _read_start() -> _Start:
 
 
 def _restore_variables(start: _Start) -> None:
-    """Undo what made the forkserver find its modules: environments, and what they start, inherit it."""
+    """Restore the changed variables, which environments and their processes would inherit."""
     for name, value in start.variables.items():
         if value is None:
             os.environ.pop(name, None)
@@ -86,7 +87,7 @@ def _restore_variables(start: _Start) -> None:
 
 
 def _end_with_server(start: _Start, is_done: threading.Event) -> None:
-    """End the process if the server dies before the imports are done; the forkserver itself looks only then."""
+    """End the process if the server dies during the imports; the forkserver itself checks only after them."""
     while not is_done.wait(_WATCH_SECONDS):
         if os.getppid() != start.server_pid:
             _remove_folder(start.folder, os.getpid())
@@ -94,7 +95,7 @@ def _end_with_server(start: _Start, is_done: threading.Event) -> None:
 
 
 def _remove_folder(folder: str | None, pid: int) -> None:
-    """Remove what a server that was killed could not; never in a process that was forked from this one."""
+    """Remove the folder of a server that was killed; a process forked from this one leaves it alone."""
     if folder is not None and os.getpid() == pid:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,7 +1,7 @@
-"""Tasks in worker processes, which Python's forkserver forks from one process that has imported everything.
+"""Tasks in worker processes, forked by Python's forkserver from one process that has imported everything.
 
-Importing torch takes seconds and a few hundred MB. The forkserver pays for both once (``service.workers.preload``); a
-worker starts in a hundredth of a second and shares that memory. What runs in a worker is ``service.workers.worker``.
+Importing torch takes seconds and a few hundred MB. The forkserver does it once (``service.workers.preload``), so that
+a worker starts in about 10 ms and shares the memory. ``service.workers.worker`` is the code that runs in a worker.
 """
 
 import importlib
@@ -33,24 +33,24 @@ from service.workers.task import Progress, Task, TaskFailedError
 
 logger = logging.getLogger("grpo.service")
 
-# Variable in which the forkserver reads what ``preload`` needs to know.
+# Environment variable that tells the forkserver what ``preload`` needs to know.
 START_VARIABLE = "GRPO_FORKSERVER_START"
 _PRELOAD = "service.workers.preload"
 _WORK = "service.workers.worker:work"
-# How long a killed process is waited for.
+# Longest wait for a killed process to end.
 _KILL_SECONDS = 1.0
 _LOST = (
-    "the worker process was lost together with the one that starts workers; the server's log may say why. Send the "
-    "request again."
+    "the worker process was lost because the process that starts workers has ended; the server's log may say why. Send "
+    "the request again."
 )
-# What a worker may refuse with; it sends the status code alone.
+# Errors that a worker may refuse with, by the status code it sends; others become InvalidRequestError.
 _REFUSALS: dict[int, type[ServiceError]] = {error.status_code: error for error in (ConflictError, TooLargeError)}
-# Guards the start of the forkserver, of which a process has one: services in one process share it.
+# Guards the start of the forkserver, which all services of a process share.
 _START_LOCK = threading.Lock()
 
 
 class ProcessExecutor:
-    """Runs every task in a process of its own: a crash or a hang ends with it, and it slows no answers down.
+    """Runs every task in a process of its own, so that a crash or a hang harms only this task.
 
     :param log_style: How workers write their logs.
     """
@@ -64,17 +64,17 @@ class ProcessExecutor:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a task still runs."""
+        """Whether any task is running."""
         with self._lock:
             return any(run.is_open for run in self._runs)
 
     def warm_up(self) -> None:
-        """Start the forkserver; its imports go on in the background."""
+        """Start the forkserver, which imports in the background."""
         with _prepare_forkserver():
             forkserver.ensure_running()
 
     def start(self, task: Task, progress: Progress) -> "_ProcessRun":
-        """Start a task; see ``Executor``."""
+        """Start a task in a new process."""
         run = _ProcessRun(_pack(task), self._log_style, progress)
         with self._lock:
             self._runs.add(run)
@@ -83,7 +83,7 @@ class ProcessExecutor:
         return run
 
     def close(self) -> None:
-        """Kill what still runs. The forkserver ends with the process that uses it."""
+        """Kill the running tasks; the forkserver ends with this process."""
         with self._lock:
             self._is_closed = True
             for run in self._runs:
@@ -94,7 +94,7 @@ class _ProcessRun:
     def __init__(self, packed: bytes, log_style: LogStyle, progress: Progress) -> None:
         self._progress = progress
         self._outcome: bytes | TaskFailedError | ServiceError | None = None
-        # Guards the connection's end, which a stop or a kill may come upon, and the two flags.
+        # Guards the two flags, and closing: a stop or a kill may come at the same time.
         self._lock = threading.Lock()
         self._was_told_to_stop = False
         self.is_open = True
@@ -104,7 +104,7 @@ class _ProcessRun:
             with theirs:
                 self._fds = _fork(theirs)
             self._status_fd, server_fd = self._fds
-            # As long as the server lives and this run lasts, this end of the pipe is open: see ``worker``.
+            # This end of the pipe stays open while the server lives and the run lasts; the worker watches it.
             with open(server_fd, "wb", closefd=False) as pipe:
                 pipe.write(_describe_start())
             self._pid = forkserver.read_signed(self._status_fd)
@@ -112,12 +112,12 @@ class _ProcessRun:
             logger.warning("a worker process could not be started", exc_info=True)
             self._close()
             raise TaskFailedError(_LOST) from error
-        with suppress(OSError):  # it has ended already, of which the status tells
+        with suppress(OSError):  # the worker has already ended, and its status says how
             self._connection.send_bytes(pickle.dumps((log_style, REQUEST_ID.get(), JOB_ID.get(), packed)))
-        # Where there is more to hear. Of the end both tell: processes that the environment started may hold the
-        # connection open, and the forkserver may be gone, which writes the status.
+        # What may still be read. Both show that the worker has ended, and either may fail to: processes that the
+        # environment started may hold the connection open, and the forkserver, which writes the status, may be gone.
         self._sources: list[Connection[Any, Any] | int] = [self._connection, self._status_fd]
-        progress.attach(self._stop)
+        progress.attach_stop(self._stop)
 
     def wait(self, timeout_seconds: float) -> bool:
         deadline = time.monotonic() + timeout_seconds
@@ -134,7 +134,7 @@ class _ProcessRun:
         return True
 
     def get_content(self) -> bytes:
-        assert self._outcome is not None, "it has ended"
+        assert self._outcome is not None, "called after the end"
         self._close()
         if isinstance(self._outcome, Exception):
             raise self._outcome
@@ -147,9 +147,9 @@ class _ProcessRun:
         self._close()
 
     def send_kill(self) -> None:
-        """Kill the process, for any thread; whoever waits for the run hears of its end."""
+        """Kill the process, from any thread; ``wait`` then notices its end."""
         with self._lock:
-            # Once the forkserver has told of its end, its process id may be another's.
+            # Once the forkserver has reported its end, the process id may belong to another process.
             has_ended = self._outcome is not None or (
                 self._status_fd in self._sources and bool(wait([self._status_fd], 0.0))
             )
@@ -170,8 +170,8 @@ class _ProcessRun:
                 self._progress.publish_metrics(metrics)
         elif kind == Message.EVALUATION:
             self._progress.publish_evaluation(value)
-        elif kind == Message.CONCLUSION:
-            self._progress.conclude(value)
+        elif kind == Message.ENDED_BY:
+            self._progress.publish_ended_by(value)
         elif kind == Message.REFUSAL:
             status_code, detail = value
             self._outcome = _REFUSALS.get(status_code, InvalidRequestError)(detail)
@@ -179,7 +179,7 @@ class _ProcessRun:
             self._outcome = TaskFailedError(value) if kind == Message.FAILURE else content
 
     def _read_status(self) -> None:
-        """Hear from the forkserver what ended the worker, or that the forkserver is gone."""
+        """Read from the forkserver how the worker ended, or notice that the forkserver is gone."""
         try:
             self._outcome = TaskFailedError(_describe_death(forkserver.read_signed(self._status_fd)))
         except EOFError:
@@ -187,10 +187,10 @@ class _ProcessRun:
 
     def _stop(self) -> None:
         with self._lock:
-            if self._was_told_to_stop:  # a worker that hangs reads nothing, and what it is sent would pile up
+            if self._was_told_to_stop:  # a worker that hangs reads nothing, and more messages would fill the pipe
                 return
             self._was_told_to_stop = True
-            with suppress(OSError):  # it has ended, which is what was wanted
+            with suppress(OSError):  # it has already ended
                 self._connection.send_bytes(b"stop")
 
     def _close(self) -> None:
@@ -203,29 +203,30 @@ class _ProcessRun:
 
 
 class _Start:
-    """What the forkserver unpickles in a new process and calls, where ``multiprocessing`` has its ``Process``."""
+    """Takes the place of ``multiprocessing.Process``: the forkserver unpickles and calls it in a new process."""
 
     def _bootstrap(self, parent_sentinel: int) -> None:
-        importlib.import_module(_PRELOAD)  # which costs nothing where the forkserver has done so
+        importlib.import_module(_PRELOAD)  # does nothing if the forkserver has imported it
         fds = forkserver.get_inherited_fds()
-        assert fds is not None, "the forkserver has passed what was sent to it"
+        assert fds is not None, "the forkserver passes them on"
         pkgutil.resolve_name(_WORK)(Connection(fds[0]), parent_sentinel)
 
 
 def _describe_start() -> bytes:
-    """Pickle what a new process reads first: how it prepares itself, and what it calls.
+    """Pickle what a new process reads first: its preparation data and the object to call.
 
-    ``multiprocessing.Process`` would have it import the server's start script once more, and a script without ``if
-    __name__ == "__main__"`` would start another server. What a task needs of that script, cloudpickle brings along.
+    ``multiprocessing.Process`` would make it import the server's start script again, and a script without ``if
+    __name__ == "__main__"`` would start another server. Cloudpickle sends what a task needs of that script.
     """
     return pickle.dumps({"name": "grpo-worker", "sys_path": _list_paths(), "dir": os.getcwd()}) + pickle.dumps(_Start())
 
 
 def _fork(connection: "Connection[object, object]") -> tuple[int, int]:
-    """Have a process forked.
+    """Have the forkserver fork a process.
 
-    :return: A pipe that tells its number and later how it ended, and one whose other end it reads.
-    :raises OSError: If the forkserver is gone, or cannot be started.
+    :return: File descriptors of two pipes: one that yields the process id and later the exit status, and one that the
+        process reads.
+    :raises OSError: If the forkserver is gone or cannot be started.
     """
     with _prepare_forkserver():
         return forkserver.connect_to_new_process([connection.fileno()])
@@ -233,16 +234,16 @@ def _fork(connection: "Connection[object, object]") -> tuple[int, int]:
 
 @contextmanager
 def _prepare_forkserver() -> Iterator[None]:
-    """Have the forkserver find what it imports, in case it is started now.
+    """Set the variables that the forkserver needs to find its modules, in case it is started now.
 
-    It imports before anybody tells it where the server finds modules, and without a word if it finds none.
+    It imports them before it learns the server's ``sys.path``, and is silent if it finds none.
     """
     variables = {"PYTHONPATH": os.pathsep.join(_list_paths()), "PYTHONSAFEPATH": "1"}
     with _START_LOCK:
         before = {name: os.environ.get(name) for name in variables}
         start = json.dumps({"server_pid": os.getpid(), "folder": get_temp_dir(), "variables": before})
         try:
-            # Past os.environ, which other threads may be reading.
+            # Not in os.environ, which other threads may be reading.
             for name, value in {**variables, START_VARIABLE: start}.items():
                 os.putenv(name, value)
             forkserver.set_forkserver_preload([_PRELOAD])
@@ -267,11 +268,11 @@ def _pack(task: Task) -> bytes:
     spec = gym.registry[task.env_name]
     try:
         packed: bytes = cloudpickle.dumps((spec, task))
-    except Exception as error:  # objects may say in code of their own how they are pickled
+    except Exception as error:  # pickling may call foreign code
         culprit = "a reward function" if _can_pickle(spec) else f"the registration of env_name '{task.env_name}'"
         raise InvalidRequestError(
-            f"{culprit} cannot be sent to a worker process ({printable(str(error), 200)}); let it hold nothing that "
-            "cannot be pickled, such as locks and open files, or define it at the top level of a module."
+            f"{culprit} cannot be sent to a worker process ({printable(str(error), 200)}); remove what cannot be "
+            "pickled, such as locks and open files, or define it at the top level of a module."
         ) from error
     return packed
 
@@ -279,25 +280,25 @@ def _pack(task: Task) -> bytes:
 def _can_pickle(value: object) -> bool:
     try:
         cloudpickle.dumps(value)
-    except Exception:  # see above
+    except Exception:  # pickling may call foreign code
         return False
     return True
 
 
 def _describe_death(status: int) -> str:
-    """Say what ended a worker.
+    """Describe how a worker ended.
 
-    :param status: Its exit status, or minus the number of a signal.
+    :param status: Its exit status, or the negative number of the signal that killed it.
     """
     if status == -signal.SIGKILL:
         return (
-            "the worker process was killed (SIGKILL), as systems do when memory runs out; lower n_envs, n_steps "
+            "the worker process was killed (SIGKILL), as the system does when memory runs out; lower n_envs, n_steps "
             "or net_arch, or give the server more memory."
         )
-    how = f"was ended by signal {_name_signal(-status)}" if status < 0 else f"exited with status {status}"
+    how = f"was killed by signal {_name_signal(-status)}" if status < 0 else f"exited with status {status}"
     return (
-        f"the worker process {how} in the middle of its work; the environment, the reward function or a library of "
-        "theirs crashed it, and the server's log may say where."
+        f"the worker process {how} during its work; the environment, the reward function or one of their libraries "
+        "crashed it. The server's log may say where."
     )
 
 

@@ -1,4 +1,4 @@
-"""Short tasks whose callers wait for them: a few at a time, a few more waiting, and none for longer than a limit."""
+"""Short tasks that requests wait for: only a few run or wait at a time, and each has a time limit."""
 
 import threading
 import time
@@ -22,13 +22,13 @@ _WATCH_SECONDS = 0.1
 
 
 class ShortTasks:
-    """Runs tasks for callers that wait. Safe to use from any thread.
+    """Runs tasks whose callers wait for the answer. Safe to use from any thread.
 
-    :param executor: Runs them; whoever made it closes it.
-    :param limit_seconds: How long each may take.
-    :param closing: Set when the server begins to shut down; what runs is ended then, and who waits is sent away.
-    :param n_at_once: Tasks that run at the same time.
-    :param n_waiting: Callers that wait for their turn; more are refused.
+    :param executor: Runs the tasks; it is not closed here.
+    :param limit_seconds: Longest time that a task may run, and that a caller may wait for its turn.
+    :param closing: Set when the server begins to shut down: tasks are then ended and waiting callers refused.
+    :param max_running: Largest number of running tasks.
+    :param max_waiting: Largest number of callers waiting for their turn; more are refused.
     """
 
     def __init__(
@@ -36,30 +36,31 @@ class ShortTasks:
         executor: Executor,
         limit_seconds: float,
         closing: threading.Event,
-        n_at_once: int = 2,
-        n_waiting: int = 8,
+        *,
+        max_running: int = 2,
+        max_waiting: int = 8,
     ) -> None:
         self._executor = executor
         self._limit_seconds = limit_seconds
         self._closing = closing
-        self._n_at_once = n_at_once
-        self._n_waiting = n_waiting
+        self._max_running = max_running
+        self._max_waiting = max_waiting
         # Guards everything below.
         self._changed = threading.Condition()
-        self._n_present = 0
+        self._n_callers = 0
         self._n_running = 0
 
     def run(self, task: Task, remedy: str) -> bytes:
         """Run a task and return what it made.
 
-        :param remedy: What the client can do about one that takes too long.
-        :raises QueueFullError: If too many wait already, or those that run do not end.
-        :raises TooLargeError: If it takes longer than the limit.
+        :param remedy: What the client can do if the task takes too long.
+        :raises QueueFullError: If too many callers wait already, or no task ends in time.
+        :raises TooLargeError: If the task takes longer than the limit.
         :raises DrainingError: If the server is shutting down.
-        :raises InvalidRequestError: If what others wrote, such as the environment, fails in it.
+        :raises InvalidRequestError: If foreign code fails in it, such as the environment's.
         :raises ServiceError: Whatever the task itself refuses.
         """
-        with self._take_place():
+        with self._wait_in_line():
             signal = _StopSignal()
             try:
                 run = self._executor.start(task, signal)
@@ -74,7 +75,7 @@ class ShortTasks:
                 raise
             except TaskFailedError as error:
                 reason = str(error)
-            except BaseException as error:  # the task's boundary: whatever an environment throws ends its task alone
+            except BaseException as error:  # the task's boundary: whatever an environment raises ends only its task
                 reason = describe_error(error)
         raise InvalidRequestError(f"env_name '{task.env_name}' failed on this server: {reason}")
 
@@ -82,15 +83,15 @@ class ShortTasks:
         if self._closing.is_set():
             return DrainingError("the server is shutting down; send the request again when it is back.")
         return TooLargeError(
-            f"this takes longer than {self._limit_seconds:g} s, where GRPO_TASK_SECONDS allows no more; {remedy}"
+            f"this takes longer than {self._limit_seconds:g} s, the limit that GRPO_TASK_SECONDS sets; {remedy}"
         )
 
     @contextmanager
-    def _take_place(self) -> Iterator[None]:
+    def _wait_in_line(self) -> Iterator[None]:
         with self._changed:
-            if self._n_present >= self._n_at_once + self._n_waiting:
-                raise QueueFullError(f"{self._n_present} such requests are being answered already; try again later.")
-            self._n_present += 1
+            if self._n_callers >= self._max_running + self._max_waiting:
+                raise QueueFullError(f"{self._n_callers} requests like this are being answered; try again later.")
+            self._n_callers += 1
         try:
             self._wait_for_turn()
             try:
@@ -104,12 +105,12 @@ class ShortTasks:
         deadline = time.monotonic() + self._limit_seconds
         with self._changed:
             while not self._closing.is_set():
-                if self._n_running < self._n_at_once:
+                if self._n_running < self._max_running:
                     self._n_running += 1
                     return
                 if time.monotonic() > deadline:
-                    raise QueueFullError("those that came before take long; try again later.")
-                self._changed.wait(_WATCH_SECONDS)  # nobody tells of the server's end
+                    raise QueueFullError("earlier requests like this take long; try again later.")
+                self._changed.wait(_WATCH_SECONDS)  # with a limit, since setting `closing` wakes nobody
         raise self._make_refusal("")
 
     def _leave(self, running: bool) -> None:
@@ -117,12 +118,12 @@ class ShortTasks:
             if running:
                 self._n_running -= 1
             else:
-                self._n_present -= 1
+                self._n_callers -= 1
             self._changed.notify_all()
 
 
 class _StopSignal:
-    """Passes on that a task is to end; what else it tells is of no interest. See ``Progress``."""
+    """A ``Progress`` that can stop its task and ignores everything the task reports."""
 
     def __init__(self) -> None:
         # Guards the two below.
@@ -130,27 +131,27 @@ class _StopSignal:
         self._is_stopped = False
         self._stop: Callable[[], None] = lambda: None
 
-    def attach(self, stop: Callable[[], None]) -> None:
-        """Take the function that ends the task."""
+    def attach_stop(self, stop: Callable[[], None]) -> None:
+        """Take the function that stops the task."""
         with self._lock:
             self._stop = stop
             if self._is_stopped:
                 stop()
 
     def stop(self) -> None:
-        """End the task, if it listens."""
+        """Ask the task to stop."""
         with self._lock:
             self._is_stopped = True
             self._stop()
 
     def advance(self, current_timesteps: int) -> None:
-        """Nobody counts."""
+        """Ignore the steps."""
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Nobody asked."""
+        """Ignore the metrics."""
 
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Nobody asked."""
+        """Ignore the evaluation."""
 
-    def conclude(self, ended_by: EndedBy) -> None:
-        """Nobody asked."""
+    def publish_ended_by(self, ended_by: EndedBy) -> None:
+        """Ignore the rule."""

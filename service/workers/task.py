@@ -1,4 +1,4 @@
-"""What an executor runs, what it hears of it meanwhile, and what it makes of it."""
+"""What executors have in common: the task, its progress while it runs, and its outcome."""
 
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -8,35 +8,36 @@ from service.schemas.jobs import EndedBy
 
 
 class TaskFailedError(Exception):
-    """A task failed; the message is fit for a client as it is."""
+    """A task failed; the message may be shown to clients."""
 
 
 class Progress(Protocol):
-    """What work under way tells whoever started it."""
+    """Receives the reports of a running task, and may stop it."""
 
-    def attach(self, stop: Callable[[], None]) -> None:
-        """Hand over the function that ends the work early."""
+    def attach_stop(self, stop: Callable[[], None]) -> None:
+        """Receive the function that ends the task early; it may be called from any thread, and more than once."""
 
     def advance(self, current_timesteps: int) -> None:
-        """Say how many simulator steps were taken; said again after every minibatch, as a sign of life."""
+        """Receive the number of simulator steps taken so far; repeated after every minibatch, to show activity."""
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Say what the latest rollout and update measured, under SB3's log keys."""
+        """Receive metrics of the latest rollout and update, under SB3's log keys."""
 
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Say how the policy did in whole episodes: the fields of ``EvaluationRow`` but the time."""
+        """Receive an evaluation: the fields of ``EvaluationRow`` without the time."""
 
-    def conclude(self, ended_by: EndedBy) -> None:
-        """Say that a rule ends the work early, and which."""
+    def publish_ended_by(self, ended_by: EndedBy) -> None:
+        """Receive the rule that ends the training early."""
 
 
 class Task(NamedTuple):
     """A function and its arguments.
 
-    :param function: ``module:function``. The module is imported where the task runs, and only there: most of them need
-        torch, which the server does without. Called as ``function(*arguments, progress)``; returns what it made.
-    :param arguments: Whatever cloudpickle can carry.
-    :param env_name: Registered environment that the function builds.
+    :param function: The function's name, ``module:function``. Its module is imported only where the task runs, since
+        most need torch, which the server never imports. It is called as ``function(*arguments, progress)`` and returns
+        bytes.
+    :param arguments: The arguments; cloudpickle must be able to pickle them.
+    :param env_name: The registered environment that the function builds.
     """
 
     function: str
@@ -44,22 +45,22 @@ class Task(NamedTuple):
     env_name: str
 
     def run(self, progress: Progress) -> bytes:
-        """Import the function and call it."""
+        """Import the function, call it and return what it returns."""
         function: Callable[..., bytes] = pkgutil.resolve_name(self.function)
         return function(*self.arguments, progress)
 
 
 class Run(Protocol):
-    """A task under way."""
+    """A started task."""
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Wait for its end, but no longer than that; return whether it has ended."""
+        """Wait until the task has ended, at most for a time; return whether it has."""
 
     def get_content(self) -> bytes:
-        """Return what it made, once it has ended.
+        """Return the bytes that the ended task returned.
 
-        :raises Exception: What the task raised.
+        :raises Exception: Whatever the task raised.
         """
 
     def kill(self) -> None:
-        """End it without a result. A thread cannot be killed: it is left behind."""
+        """End the task without a result; a thread cannot be killed and is abandoned."""

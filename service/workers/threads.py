@@ -1,4 +1,4 @@
-"""Tasks in threads of the server: nothing to set up, but jobs and answers share one interpreter lock."""
+"""Tasks in threads of the server: simple, but training and requests compete for one interpreter lock."""
 
 import os
 import sys
@@ -16,21 +16,21 @@ class ThreadExecutor:
     """Runs every task in a thread of its own."""
 
     def __init__(self) -> None:
-        # Guards the runs.
+        # Guards the set below.
         self._lock = threading.Lock()
         self._runs: WeakSet[_ThreadRun] = WeakSet()
 
     @property
     def is_busy(self) -> bool:
-        """Whether a task still runs, given up on or not."""
+        """Whether any task is running, abandoned ones included."""
         with self._lock:
             return any(not run.wait(0.0) for run in self._runs)
 
     def warm_up(self) -> None:
-        """Do nothing: there is nothing to get ready."""
+        """Do nothing: threads need no preparation."""
 
     def start(self, task: Task, progress: Progress) -> "_ThreadRun":
-        """Start a task; see ``Executor``."""
+        """Start a task in a new thread."""
         run = _ThreadRun(task, progress)
         with self._lock:
             self._runs.add(run)
@@ -43,8 +43,8 @@ class ThreadExecutor:
 class _ThreadRun:
     def __init__(self, task: Task, progress: Progress) -> None:
         self._content: futures.Future[bytes] = futures.Future()
-        # In the context of whoever starts it, so that the log says which job wrote a line. A daemon, since Python would
-        # wait forever for one that hangs.
+        # In the caller's context, so that log lines carry the job's id. A daemon, since Python would wait forever for a
+        # thread that hangs.
         arguments = (self._run, task, progress)
         threading.Thread(target=copy_context().run, args=arguments, name="grpo-task", daemon=True).start()
 
@@ -52,7 +52,7 @@ class _ThreadRun:
         _let_requests_go_first()
         try:
             self._content.set_result(task.run(progress))
-        except BaseException as error:  # raised anew by get_content
+        except BaseException as error:  # raised again by get_content
             self._content.set_exception(error)
 
     def wait(self, timeout_seconds: float) -> bool:
@@ -62,10 +62,10 @@ class _ThreadRun:
         return self._content.result()
 
     def kill(self) -> None:
-        """Leave it behind."""
+        """Abandon the thread."""
 
 
 def _let_requests_go_first() -> None:
-    """Make the calling thread give way to those that answer requests; on Linux, niceness is each thread's own."""
+    """Lower the priority of the calling thread; on Linux, each thread has its own niceness."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,4 +1,4 @@
-"""What runs in a worker process: one task, whose progress it tells to the server."""
+"""Run one task in a worker process, and report its progress to the server."""
 
 import fcntl
 import importlib
@@ -27,7 +27,7 @@ from service.workers.messages import Message
 
 logger = logging.getLogger("grpo.service")
 
-# Where memory runs out, the kernel should end a worker and not the server.
+# When memory runs out, the kernel should kill a worker, not the server.
 _OOM_SCORE = 500
 _REPORT_SECONDS = 0.1
 
@@ -35,28 +35,28 @@ _REPORT_SECONDS = 0.1
 def work(connection: "Connection[bytes, bytes]", server_fd: int) -> NoReturn:
     """Run the task that the server sends, and end the process.
 
-    :param connection: To the server.
-    :param server_fd: A pipe whose other end the server alone holds.
+    :param connection: Connection to the server.
+    :param server_fd: File descriptor of a pipe whose other end only the server holds.
     """
     try:
         _run_task(connection, server_fd)
-    except BaseException:  # the server is gone, or memory is: nobody is left to tell
+    except BaseException:  # the server or the memory is gone, so nothing can be reported
         os._exit(1)
-    os._exit(0)  # whatever threads an environment has left
+    os._exit(0)  # without waiting for threads that an environment has left
 
 
 def _run_task(connection: "Connection[bytes, bytes]", server_fd: int) -> None:
-    with suppress(OSError):  # no such file elsewhere than on Linux
+    with suppress(OSError):  # the file exists only on Linux
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
     received = connection.recv_bytes()
-    # Not before: what the server writes to the pipe at the start would end the process as well.
+    # Not earlier: what the server first writes to the pipe would end the process as well.
     _end_with_server(server_fd)
-    # Every worker has the same copy of the forkserver's generators, and an environment may draw from them.
+    # Every worker starts with a copy of the forkserver's generators, and an environment may draw from them.
     np.random.seed()
     torch.seed()
     reporter = Reporter(connection)
     threading.Thread(target=reporter.listen, daemon=True).start()
-    # The server made these bytes, and the socket has no name under which anybody else could write to it.
+    # The server made these bytes, and nobody else can write to the unnamed socket.
     log_style, request_id, job_id, packed = pickle.loads(received)
     configure_logs(log_style)
     REQUEST_ID.set(request_id)
@@ -65,7 +65,7 @@ def _run_task(connection: "Connection[bytes, bytes]", server_fd: int) -> None:
         content = _run_packed(packed, reporter)
     except ServiceError as error:
         reporter.send(Message.REFUSAL, [error.status_code, error.detail])
-    except BaseException as error:  # the task's boundary: whatever an environment throws ends its task alone
+    except BaseException as error:  # the task's boundary: whatever an environment raises ends only its task
         logger.warning("a task failed in its worker process", exc_info=True)
         reporter.send(Message.FAILURE, describe_error(error))
     else:
@@ -80,43 +80,46 @@ def _run_packed(packed: bytes, reporter: "Reporter") -> bytes:
         content: bytes = task.run(reporter)
         return content
     finally:
-        with suppress(OSError, ValueError):  # what environments print; once it is told of the end, the server ends us
+        # What environments print; the server may kill this process as soon as it hears of the end.
+        with suppress(OSError, ValueError):
             sys.stdout.flush()
 
 
 def _end_with_server(server_fd: int) -> None:
-    """Have the kernel end this process when the server dies, whatever it is doing then.
+    """Have the kernel end this process when the server dies, whatever the process is doing.
 
-    A thread that waits for the server's end would not do: native code may hold the interpreter's lock forever. When the
-    pipe's last writer is gone, the kernel sends SIGIO, which by default ends the process.
+    A thread that waits for the server's end is not enough: native code may hold the interpreter's lock forever. When
+    the pipe's last writer is gone, the kernel sends SIGIO, which by default ends the process.
     """
     if sys.platform == "linux":
         fcntl.fcntl(server_fd, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(server_fd, fcntl.F_SETFL, fcntl.fcntl(server_fd, fcntl.F_GETFL) | os.O_ASYNC)
-        if wait([server_fd], 0.0):  # it died before that
+        if wait([server_fd], 0.0):  # the server died before the signal was set up
             os._exit(1)
 
 
 def _register(env_name: str, spec: EnvSpec) -> None:
-    """Register an environment as the server has it."""
+    """Register an environment as it is registered in the server."""
     if isinstance(spec.entry_point, str):
-        # Its module may register it when it is imported, and would warn of an environment that is there already. One
-        # that cannot be imported fails when the environment is made, with a better word for it.
+        # Import its module first, since that may register the environment and would warn if it were registered already.
+        # If the import fails, it fails again when the environment is made, with a better message.
         with suppress(Exception):
             importlib.import_module(spec.entry_point.partition(":")[0])
     gym.registry[env_name] = spec
 
 
 class Reporter:
-    """Tells the server of the training, at most every tenth of a second, and hears from it when to stop.
+    """The ``Progress`` of a task in a worker: it reports to the server, and stops the task when the server says so.
 
-    :param connection: To the server.
+    Steps and metrics are sent at most ten times a second.
+
+    :param connection: Connection to the server.
     """
 
     def __init__(self, connection: "Connection[bytes, bytes]") -> None:
         self._connection = connection
         self._timesteps = 0
-        # The metrics of every rollout are told, each with the simulator steps it came after: rollouts are counted.
+        # Metrics with the simulator steps taken by then. None may be dropped: the server counts rollouts.
         self._unsent: list[tuple[int, dict[str, float]]] = []
         self._sent_at = -_REPORT_SECONDS
         # Guards the two below.
@@ -124,33 +127,33 @@ class Reporter:
         self._stop_training: Callable[[], None] | None = None
         self._is_stopped = False
 
-    def attach(self, stop: Callable[[], None]) -> None:
-        """Take the function that ends the work; see ``Progress``."""
+    def attach_stop(self, stop: Callable[[], None]) -> None:
+        """Take the function that stops the task."""
         with self._lock:
             self._stop_training = stop
             if self._is_stopped:
                 stop()
 
     def advance(self, current_timesteps: int) -> None:
-        """Tell the simulator steps; see ``Progress``."""
+        """Report the number of simulator steps taken so far."""
         self._timesteps = current_timesteps
         self._report()
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Tell metrics; see ``Progress``."""
+        """Report metrics."""
         self._unsent.append((self._timesteps, dict(metrics)))
         self._report()
 
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Tell an evaluation; see ``Progress``."""
+        """Report an evaluation."""
         self.send(Message.EVALUATION, evaluation)
 
-    def conclude(self, ended_by: str) -> None:
-        """Tell which rule ends the work; see ``Progress``."""
-        self.send(Message.CONCLUSION, ended_by)
+    def publish_ended_by(self, ended_by: str) -> None:
+        """Report the rule that ends the training early."""
+        self.send(Message.ENDED_BY, ended_by)
 
     def listen(self) -> None:
-        """Stop the training when the server says so, and end the process when the server is gone."""
+        """Stop the task when the server says so, and end the process when the server is gone."""
         with suppress(EOFError, OSError):
             while True:
                 self._connection.recv_bytes()
@@ -161,7 +164,7 @@ class Reporter:
         os._exit(1)
 
     def send(self, kind: Message, value: Any) -> None:
-        """Send a message, after whatever has not been reported yet."""
+        """Send a message, after all steps and metrics that are not sent yet."""
         self._report_all()
         self._connection.send_bytes(json.dumps([kind, value]).encode())
 

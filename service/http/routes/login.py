@@ -4,9 +4,10 @@ import hmac
 import re
 from pathlib import Path
 from string import Template
+from typing import Annotated
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from service.http.routes.dependencies import CurrentService
@@ -22,6 +23,12 @@ _TOO_MANY = "Too many wrong keys from your address. Wait a minute, then try agai
 router = APIRouter(include_in_schema=False)
 
 
+async def get_login_limit(request: Request) -> LoginLimit:
+    """Return the application's count of failed logins."""
+    limit: LoginLimit = request.app.state.login_limit
+    return limit
+
+
 @router.get("/login")
 async def show_login(request: Request, service: CurrentService) -> Response:
     """Show the login page; redirect if the server has no key."""
@@ -32,12 +39,13 @@ async def show_login(request: Request, service: CurrentService) -> Response:
 
 
 @router.post("/login")
-async def log_in(request: Request, service: CurrentService) -> Response:
+async def log_in(
+    request: Request, service: CurrentService, limit: Annotated[LoginLimit, Depends(get_login_limit)]
+) -> Response:
     """Set a session cookie if the key is right."""
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
     target = _choose_target(form.get("next", [_HOME])[-1])
     api_key = service.settings.api_key
-    limit: LoginLimit = request.app.state.login_limit
     if api_key is None:
         return RedirectResponse(target, 303)
     address = request.client.host if request.client else ""

@@ -1,4 +1,4 @@
-"""The way to the dashboard: opened by the first visitor, closed with its service, guarded like everything else."""
+"""The dashboard opens for the first visitor, closes with its service, and is guarded like everything else."""
 
 import os
 import subprocess
@@ -32,15 +32,15 @@ with_key = pytest.mark.parametrize("overrides", [{"api_key": KEY}], ids=["key"])
 
 
 def list_modules(progress: Progress) -> bytes:
-    """What a worker process has imported."""
+    """Return the modules that a worker process has imported."""
     return " ".join(sys.modules).encode()
 
 
-class Deaf:
-    """Hears nothing of the work under way."""
+class IgnoredProgress:
+    """Ignores all reports of a task."""
 
-    def attach(self, stop: Callable[[], None]) -> None:
-        """Never stop it."""
+    def attach_stop(self, stop: Callable[[], None]) -> None:
+        """Never stop the task."""
 
     def advance(self, current_timesteps: int) -> None:
         """Forget it."""
@@ -51,7 +51,7 @@ class Deaf:
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Forget it."""
 
-    def conclude(self, ended_by: EndedBy) -> None:
+    def publish_ended_by(self, ended_by: EndedBy) -> None:
         """Forget it."""
 
 
@@ -81,7 +81,7 @@ def send(port: int, method: str, path: str) -> int:
 
 
 class TestOpening:
-    def test_nicegui_is_imported_with_the_first_visit_and_writes_nothing(self, tmp_path: Path) -> None:
+    def test_nicegui_is_imported_at_the_first_visit_and_writes_no_files(self, tmp_path: Path) -> None:
         script = f"""
 import sys
 from pathlib import Path
@@ -103,28 +103,28 @@ with TestClient(app, base_url="http://localhost") as client:
         assert (process.returncode, process.stdout) == (0, ""), process.stderr
         assert os.listdir(tmp_path) == ["models"]
 
-    def test_visitors_may_come_at_once(self, app: FastAPI) -> None:
+    def test_many_first_visitors_may_come_at_once(self, app: FastAPI) -> None:
         with serve(app) as port, ThreadPoolExecutor(8) as pool:
             assert [*pool.map(lambda _: send(port, "GET", "/dashboard/"), range(8))] == [200] * 8
 
-    def test_each_service_has_it_in_turn(self, tmp_path: Path) -> None:
+    def test_services_can_show_it_one_after_the_other(self, tmp_path: Path) -> None:
         for number in range(3):
             with make_client(Settings(models_dir=tmp_path / str(number))) as client:
                 assert client.get("/dashboard").status_code == 200
                 assert connect(client).startswith('0{"sid":')
 
-    def test_a_second_service_of_the_process_is_told_to_wait(self, client: TestClient, tmp_path: Path) -> None:
+    def test_a_second_service_of_the_process_is_refused(self, client: TestClient, tmp_path: Path) -> None:
         assert client.get("/dashboard").status_code == 200
         with make_client(Settings(models_dir=tmp_path / "other")) as other:
             response = other.get("/dashboard")
             assert response.status_code == 503
             assert "another service" in response.json()["detail"]
 
-    def test_worker_processes_do_without_it(self, client: TestClient) -> None:
+    def test_worker_processes_do_not_import_it(self, client: TestClient) -> None:
         assert client.get("/dashboard").status_code == 200
         executor = ProcessExecutor(LogStyle())
         try:
-            run = executor.start(Task(f"{__name__}:list_modules", (), "CartPole-v1"), Deaf())
+            run = executor.start(Task(f"{__name__}:list_modules", (), "CartPole-v1"), IgnoredProgress())
             assert run.wait(60)
             modules = run.get_content().decode().split()
         finally:
@@ -132,7 +132,7 @@ with TestClient(app, base_url="http://localhost") as client:
         assert "torch" in modules
         assert "nicegui" not in modules
 
-    def test_everything_a_page_names_lies_below_it(self, client: TestClient) -> None:
+    def test_all_links_of_a_page_stay_below_it(self, client: TestClient) -> None:
         page = client.get("/dashboard").text
         assert '"/_nicegui' not in page
         assert "/dashboard/_nicegui/" in page
@@ -149,7 +149,7 @@ class TestHeaders:
         assert not [source for sources in policy.values() for source in sources.split() if "." in source]
         assert set(response.headers.get_list("cache-control")) == {"no-store"}
 
-    def test_what_never_changes_is_kept_by_browsers(self, client: TestClient) -> None:
+    def test_browsers_cache_what_never_changes(self, client: TestClient) -> None:
         client.get("/dashboard")
         response = client.get("/dashboard/_nicegui/3.18.0/static/nicegui.js")
         assert response.status_code == 200
@@ -158,12 +158,12 @@ class TestHeaders:
 
 class TestSockets:
     @pytest.mark.parametrize("origin", [None, "http://localhost", "http://127.0.0.1:8888"])
-    def test_pages_of_this_machine_may_open_one(self, client: TestClient, origin: str | None) -> None:
+    def test_pages_of_this_server_may_open_one(self, client: TestClient, origin: str | None) -> None:
         headers = {} if origin is None else {"origin": origin}
         assert connect(client, **headers).startswith('0{"sid":')
 
     @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", ""])
-    def test_pages_of_others_may_not(self, client: TestClient, origin: str) -> None:
+    def test_pages_of_other_sites_may_not(self, client: TestClient, origin: str) -> None:
         assert refuse(client, origin=origin) == 403
 
     def test_a_browser_that_names_a_foreign_site_may_not(self, client: TestClient) -> None:
@@ -172,7 +172,7 @@ class TestSockets:
     def test_a_name_that_is_not_this_servers_is_refused(self, client: TestClient) -> None:
         assert refuse(client, SOCKET.replace("localhost", "evil.example")) == 400
 
-    def test_no_answer_is_made_to_polling(self, client: TestClient) -> None:
+    def test_polling_is_not_answered(self, client: TestClient) -> None:
         client.get("/dashboard")
         path = SOCKET.removeprefix("ws://localhost").replace("websocket", "polling")
         response = client.get(path, headers={"origin": "https://evil.example"})
@@ -188,11 +188,11 @@ class TestSockets:
 
     @with_key
     @pytest.mark.parametrize("origin", [{}, {"origin": "http://localhost:3000"}])
-    def test_a_session_is_of_the_servers_own_pages(self, client: TestClient, origin: dict[str, str]) -> None:
+    def test_a_session_serves_only_the_servers_own_pages(self, client: TestClient, origin: dict[str, str]) -> None:
         session = {"cookie": f"{COOKIE_NAME}={Sessions(KEY.encode()).make_token()}"}
         assert refuse(client, **session, **origin) == 403
 
-    def test_a_server_without_denial_answers_closes_it(self, app: FastAPI) -> None:
+    def test_it_is_closed_if_the_server_cannot_send_a_denial(self, app: FastAPI) -> None:
         messages: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
@@ -209,5 +209,5 @@ class TestSockets:
 
 @pytest.fixture(autouse=True)
 def _quiet_sockets(caplog: pytest.LogCaptureFixture) -> None:
-    """Keep what engine.io says of refused requests out of the output."""
+    """Keep engine.io's warnings about refused requests out of the output."""
     caplog.set_level("CRITICAL", "engineio.server")

@@ -1,4 +1,4 @@
-"""A job changes state in one direction only, and tells of all that happens to it."""
+"""A job changes status in one direction only, and reports everything that happens to it."""
 
 import asyncio
 import itertools
@@ -35,7 +35,7 @@ def job() -> Job:
 
 
 class TestOneJob:
-    def test_it_starts_out_queued(self, job: Job) -> None:
+    def test_it_is_queued_at_first(self, job: Job) -> None:
         status = job.describe()
         assert status.status is JobStatus.QUEUED
         assert (status.progress, status.current_timesteps, status.total_timesteps) == (0.0, 0, 100)
@@ -46,7 +46,7 @@ class TestOneJob:
         assert (status.elapsed_seconds, status.eta_seconds, status.ended_by) == (0.0, None, None)
         assert (status.verdict.state, status.evaluation, status.best_evaluation) == ("waiting", None, None)
 
-    def test_its_times_come_in_order(self, job: Job) -> None:
+    def test_its_times_are_in_order(self, job: Job) -> None:
         assert job.start()
         started = job.describe()
         assert started.status is JobStatus.RUNNING
@@ -59,7 +59,7 @@ class TestOneJob:
         assert ended.end_time.tzinfo is UTC
 
     @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(FINAL, 2)))
-    def test_the_first_final_status_stays(self, job: Job, first: JobStatus, second: JobStatus) -> None:
+    def test_the_first_final_status_is_kept(self, job: Job, first: JobStatus, second: JobStatus) -> None:
         job.start()
         job.finish(first, "first")
         before = job.describe()
@@ -68,7 +68,7 @@ class TestOneJob:
         assert job.describe() == before
         assert job.finished.is_set()
 
-    def test_stopped_in_the_queue_it_never_starts(self, job: Job) -> None:
+    def test_a_job_stopped_in_the_queue_never_starts(self, job: Job) -> None:
         job.stop()
         assert job.status is JobStatus.STOPPED
         assert job.finished.is_set()
@@ -79,23 +79,23 @@ class TestOneJob:
     def test_stopping_ends_the_training(self, job: Job) -> None:
         stopped: list[bool] = []
         job.start()
-        job.attach(lambda: stopped.append(True))
+        job.attach_stop(lambda: stopped.append(True))
         assert stopped == []
         job.stop()
         assert stopped == [True]
         assert job.status is JobStatus.RUNNING  # until the training has noticed
-        assert job.end_training() is JobStatus.STOPPED
+        assert job.settle_outcome() is JobStatus.STOPPED
 
-    def test_a_stop_before_the_training_was_attached_is_not_lost(self, job: Job) -> None:
+    def test_a_stop_before_training_starts_is_not_lost(self, job: Job) -> None:
         stopped: list[bool] = []
         job.start()
         job.stop()
-        job.attach(lambda: stopped.append(True))
+        job.attach_stop(lambda: stopped.append(True))
         assert stopped == [True]
 
     def test_a_stop_once_training_is_over_is_refused(self, job: Job) -> None:
         job.start()
-        assert job.end_training() is JobStatus.COMPLETED
+        assert job.settle_outcome() is JobStatus.COMPLETED
         with pytest.raises(ConflictError, match="has finished training and is being saved"):
             job.stop()
 
@@ -114,7 +114,7 @@ class TestOneJob:
         assert job.describe().status is JobStatus.FAILED
         assert job.describe().error_message == "OSError: no space"
 
-    def test_progress_is_the_share_of_steps_and_one_at_completion_alone(self, job: Job) -> None:
+    def test_progress_is_the_share_of_steps_and_reaches_one_only_on_completion(self, job: Job) -> None:
         job.start()
         job.advance(25)
         assert job.describe().progress == job.summarize().progress == 0.25
@@ -125,28 +125,28 @@ class TestOneJob:
         job.finish(JobStatus.COMPLETED)
         assert job.describe().progress == 1.0
 
-    def test_what_is_given_up_on_ends_at_its_next_step_and_changes_no_more(self, job: Job) -> None:
+    def test_an_abandoned_job_stops_at_its_next_step_and_no_longer_changes(self, job: Job) -> None:
         stopped: list[bool] = []
         job.start()
-        job.attach(lambda: stopped.append(True))
+        job.attach_stop(lambda: stopped.append(True))
         job.advance(3)
         job.give_up(JobStatus.FAILED, "stalled")
         assert stopped == [True]
         given_up = job.describe()
         job.advance(4)
         job.publish_metrics(LOUD)
-        job.attach(lambda: stopped.append(True))
+        job.attach_stop(lambda: stopped.append(True))
         assert stopped == [True, True]
         assert job.describe() == given_up
         assert (given_up.status, given_up.error_message) == (JobStatus.FAILED, "stalled")
 
-    def test_a_step_is_a_sign_of_life(self, job: Job) -> None:
+    def test_a_step_counts_as_activity(self, job: Job) -> None:
         started = time.monotonic()
-        wait_until(lambda: job.silent_seconds >= 0.1)
+        wait_until(lambda: job.inactive_seconds >= 0.1)
         job.advance(1)
-        assert job.silent_seconds < time.monotonic() - started
+        assert job.inactive_seconds < time.monotonic() - started
 
-    def test_the_time_that_is_left_follows_from_the_pace_so_far(self, job: Job) -> None:
+    def test_the_remaining_time_follows_from_the_pace_so_far(self, job: Job) -> None:
         job.start()
         assert job.describe().eta_seconds is None
         wait_until(lambda: job.describe().elapsed_seconds >= 0.05)
@@ -169,7 +169,7 @@ class TestOneJob:
         job.finish(final)
         assert job.describe().ended_by == ended_by
 
-    def test_a_limit_in_time_may_end_it_sooner_than_its_steps(self) -> None:
+    def test_a_time_limit_shortens_the_remaining_time(self) -> None:
         job = Job(plan(total_timesteps=1_000_000, max_seconds=60.0))
         job.start()
         wait_until(lambda: job.describe().elapsed_seconds >= 0.05)
@@ -181,17 +181,17 @@ class TestOneJob:
         ("final", "ended_by"),
         [(JobStatus.COMPLETED, "patience"), (JobStatus.STOPPED, "stop"), (JobStatus.FAILED, None)],
     )
-    def test_a_rule_that_ends_it_is_named_if_it_completes(
+    def test_a_completed_job_names_the_rule_that_ended_it(
         self, job: Job, final: JobStatus, ended_by: str | None
     ) -> None:
         job.start()
-        job.conclude("patience")
-        assert job.describe().ended_by is None  # it has not yet
+        job.publish_ended_by("patience")
+        assert job.describe().ended_by is None  # it has not ended yet
         job.finish(final)
-        job.conclude("max_seconds")
+        job.publish_ended_by("max_seconds")
         assert job.describe().ended_by == ended_by
 
-    def test_the_latest_evaluation_and_the_first_of_the_best_are_shown(self, job: Job) -> None:
+    def test_it_shows_the_latest_evaluation_and_the_first_of_the_best(self, job: Job) -> None:
         job.start()
         for timesteps, mean_reward in ((10, 1.0), (20, 3.0), (30, 3.0), (40, 2.0)):
             row = make_evaluation(timesteps, mean_reward).model_dump(exclude={"elapsed_seconds"})
@@ -206,15 +206,15 @@ class TestOneJob:
         job.publish_evaluation(row)
         assert len(job.history.list_evaluations()) == 4
 
-    def test_waiting_for_it_ends_when_it_does(self, job: Job) -> None:
+    def test_a_wait_for_it_ends_when_it_does(self, job: Job) -> None:
         assert not asyncio.run(job.wait_finished(0.05))
         threading.Timer(0.05, job.stop).start()
         assert asyncio.run(job.wait_finished(60))
 
 
 class TestItsVerdict:
-    def test_it_follows_from_what_the_job_has_told(self) -> None:
-        job = Job(plan(total_timesteps=100_000))  # CartPole, solved from 475 on
+    def test_it_follows_from_the_jobs_reports(self) -> None:
+        job = Job(plan(total_timesteps=100_000))  # CartPole is solved from 475 on
         assert job.describe().verdict.state == "waiting"
         job.start()
         assert job.describe().verdict.state == "starting"
@@ -229,7 +229,7 @@ class TestItsVerdict:
         job.finish(JobStatus.FAILED)
         assert job.history.list_events()[-1].payload["verdict"]["state"] == "failed"
 
-    def test_a_silence_is_one(self, job: Job) -> None:
+    def test_a_missing_signal_is_one(self, job: Job) -> None:
         job.start()
         for rollout in range(1, 13):
             job.advance(rollout * 1000)
@@ -238,13 +238,13 @@ class TestItsVerdict:
 
 
 class TestItsHistory:
-    def test_it_tells_of_every_turn_and_in_the_end_of_all(self) -> None:
+    def test_it_has_every_change_of_status_and_ends_with_the_full_status(self) -> None:
         job = Job(plan(total_timesteps=100)._replace(warnings=("mind the gap",)))
         job.start()
         job.advance(25)
         job.publish_metrics({"rollout/ep_rew_mean": 9.0})
         job.publish_metrics({})
-        job.keep_policy("m", "abc")
+        job.record_saved_model("m", "abc")
         job.finish(JobStatus.COMPLETED)
         job.advance(50)
         job.publish_metrics(LOUD)
@@ -266,11 +266,11 @@ class TestItsHistory:
         assert events[5].payload == job.describe().model_dump(mode="json")
         assert events[5].payload["model_name"] == "m"
 
-    def test_stopped_in_the_queue_it_tells_just_that(self, job: Job) -> None:
+    def test_a_job_stopped_in_the_queue_has_two_events(self, job: Job) -> None:
         job.stop()
         assert [event.name for event in job.history.list_events()] == ["job.status", "job.stopped"]
 
-    def test_progress_is_told_ten_times_a_second_at_most(self, job: Job) -> None:
+    def test_progress_is_reported_at_most_ten_times_a_second(self, job: Job) -> None:
         job.start()
         begun = time.monotonic()
         before = job.history.last_event_id
@@ -278,7 +278,7 @@ class TestItsHistory:
             job.advance(timesteps)
         assert 1 <= job.history.last_event_id - before <= 2 + 10 * (time.monotonic() - begun)
 
-    def test_a_silence_is_told_once_and_the_next_one_again(self, job: Job) -> None:
+    def test_a_missing_signal_causes_one_warning_each_time(self, job: Job) -> None:
         for rollout in range(1, 40):
             job.advance(rollout * 1000)
             job.publish_metrics(LOUD if rollout == 20 else SILENT)
@@ -288,9 +288,9 @@ class TestItsHistory:
         ] * 2
 
 
-class TestTheWarningAboutSilentRollouts:
+class TestTheNoSignalWarning:
     @pytest.mark.parametrize(("n_rollouts", "steps_each"), [(10, 200), (63, 32), (10, 2048)])
-    def test_ten_rollouts_and_two_thousand_steps_without_signal_warn(
+    def test_it_comes_after_ten_rollouts_and_two_thousand_steps_without_a_signal(
         self, job: Job, n_rollouts: int, steps_each: int
     ) -> None:
         for rollout in range(1, n_rollouts + 1):
@@ -300,7 +300,7 @@ class TestTheWarningAboutSilentRollouts:
         (warning,) = job.describe().warnings
         assert f"no signal in the last {n_rollouts} rollouts ({n_rollouts * steps_each} steps)" in warning
 
-    def test_one_rollout_with_signal_ends_the_warning_and_starts_the_count_anew(self, job: Job) -> None:
+    def test_one_rollout_with_a_signal_ends_it_and_restarts_the_count(self, job: Job) -> None:
         for rollout in range(1, 13):
             job.advance(rollout * 1000)
             job.publish_metrics(SILENT)
@@ -313,7 +313,7 @@ class TestTheWarningAboutSilentRollouts:
         job.advance(14_000)
         assert "(2000 steps)" in job.describe().warnings[0]
 
-    def test_what_the_plan_warns_of_comes_first_and_stays(self) -> None:
+    def test_warnings_of_the_plan_come_first_and_stay(self) -> None:
         job = Job(plan(total_timesteps=100_000)._replace(warnings=("mind the gap",)))
         assert job.describe().warnings == ["mind the gap"]
         job.advance(2000)
@@ -323,7 +323,7 @@ class TestTheWarningAboutSilentRollouts:
         assert "no signal" in job.describe().warnings[1]
 
     def test_each_rollout_is_counted_once(self) -> None:
-        # Branches of one step, judged by nothing that comes later: with equal rewards there is nothing to learn.
+        # With one step per branch and equal rewards, there is nothing to learn.
         job = Job(plan(total_timesteps=11 * 256, n_steps=256, horizon=1, gamma=0.0, seed=0))
         train_policy(job.config, reward_nothing, None, job)
         assert "the last 11 rollouts" in job.describe().warnings[0]

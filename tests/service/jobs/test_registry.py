@@ -1,4 +1,4 @@
-"""Jobs change state in one direction only, and whatever happens to one leaves the others alone."""
+"""The registry runs jobs, and whatever happens to one leaves the others alone."""
 
 import os
 import re
@@ -49,7 +49,16 @@ def open_registry(store: ModelStore, gate: Gate) -> Iterator[Callable[..., JobRe
     def build(
         max_running: int = 2, max_queued: int = 8, max_kept: int = 100, stall_seconds: float = 60.0
     ) -> JobRegistry:
-        registries.append(JobRegistry(store, ThreadExecutor(), max_running, max_queued, max_kept, stall_seconds))
+        registries.append(
+            JobRegistry(
+                store,
+                ThreadExecutor(),
+                max_running=max_running,
+                max_queued=max_queued,
+                max_kept=max_kept,
+                stall_seconds=stall_seconds,
+            )
+        )
         return registries[-1]
 
     yield build
@@ -88,7 +97,7 @@ class TestTheRegistry:
         assert [registry.get(job.job_id) for job in jobs] == jobs
         assert len({job.job_id for job in jobs}) == 5
 
-    def test_the_latest_is_the_one_that_was_submitted_last(self, open_registry: Callable[..., JobRegistry]) -> None:
+    def test_latest_is_the_newest_job(self, open_registry: Callable[..., JobRegistry]) -> None:
         registry = open_registry()
         with pytest.raises(NotFoundError, match="no training job yet; POST /train"):
             registry.get("latest")
@@ -96,7 +105,7 @@ class TestTheRegistry:
             job = submit(registry)
             assert registry.get("latest") is job
 
-    def test_of_jobs_that_ended_long_ago_a_coarser_curve_is_kept(
+    def test_jobs_that_ended_long_ago_keep_a_coarser_curve(
         self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(registry_module, "_MAX_FULL_HISTORIES", 1)
@@ -116,7 +125,7 @@ class TestTheRegistry:
         assert len(refusal.value.detail) < 700
         assert refusal.value.detail.isascii()
 
-    def test_no_more_jobs_run_than_allowed_and_the_rest_wait(
+    def test_only_so_many_jobs_run_and_the_others_wait(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
@@ -162,7 +171,7 @@ class TestTheRegistry:
         assert registry.find_active("m") is None
         assert run(registry, model_name="m").status is JobStatus.COMPLETED
 
-    def test_of_many_submitting_one_name_at_once_one_succeeds(
+    def test_only_one_of_many_simultaneous_submissions_of_a_name_succeeds(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
@@ -187,7 +196,7 @@ class TestTheRegistry:
         assert (len(accepted), len(refused)) == (1, 15)
         assert all(accepted[0].job_id in error.detail for error in refused)
 
-    def test_a_name_that_a_model_has_in_other_letters_is_refused(
+    def test_a_name_that_differs_from_a_models_only_by_case_is_refused(
         self, open_registry: Callable[..., JobRegistry]
     ) -> None:
         registry = open_registry()
@@ -196,7 +205,7 @@ class TestTheRegistry:
             submit(registry, model_name="policy")
         assert len(registry.list_jobs()) == 1
 
-    def test_the_oldest_finished_jobs_are_forgotten_and_active_ones_never(
+    def test_the_oldest_ended_jobs_are_forgotten_but_never_active_ones(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
@@ -208,7 +217,7 @@ class TestTheRegistry:
         with pytest.raises(NotFoundError):
             registry.get(finished[0].job_id)
 
-    def test_a_page_holds_the_jobs_after_another_that_are_in_a_status(
+    def test_a_page_lists_the_jobs_of_a_status_after_a_given_job(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
@@ -226,7 +235,7 @@ class TestTheRegistry:
         with pytest.raises(NotFoundError, match="none"):
             registry.list_jobs(after="none")
 
-    def test_what_has_ended_is_looked_at_no_more(
+    def test_ended_jobs_are_not_looked_at_again(
         self,
         open_registry: Callable[..., JobRegistry],
         register_env: RegisterEnv,
@@ -253,7 +262,7 @@ class TestTheRegistry:
             assert n_looks <= 4
         assert len(registry.list_jobs()) == 502
 
-    def test_a_model_is_not_deleted_while_a_job_will_replace_it(
+    def test_a_model_that_a_job_will_replace_is_not_deleted(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
@@ -270,7 +279,7 @@ class TestTheRegistry:
 
 
 class TestStopping:
-    def test_a_stopped_job_keeps_its_policy_under_its_free_name(
+    def test_a_stopped_job_saves_its_policy_under_its_name_if_that_is_free(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
@@ -308,7 +317,7 @@ class TestStopping:
         assert store.get(kept).meta["env_name"] == env_name
         assert (tmp_path / "models" / "m.zip").read_bytes() == before
 
-    def test_the_longest_name_still_gives_a_name_for_what_was_stopped(
+    def test_a_stopped_job_with_the_longest_name_gets_a_valid_name(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
     ) -> None:
         registry = open_registry()
@@ -347,7 +356,7 @@ class TestStopping:
         assert queued.describe().model_name is None
         assert not store.exists(queued.config.model_name)
 
-    def test_a_place_in_the_queue_is_free_again_at_once(
+    def test_a_stopped_job_frees_its_place_in_the_queue_at_once(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
     ) -> None:
         registry = open_registry(max_running=1, max_queued=1)
@@ -356,7 +365,7 @@ class TestStopping:
         queued.stop()
         submit(registry)
 
-    def test_shutting_down_stops_what_runs_and_refuses_what_comes(
+    def test_shutdown_stops_running_jobs_and_refuses_new_ones(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
     ) -> None:
         registry = open_registry(max_running=1)
@@ -373,7 +382,7 @@ class TestStopping:
         with pytest.raises(DrainingError):
             registry.check_room()
 
-    def test_shutting_down_does_not_wait_for_ever(
+    def test_shutdown_does_not_wait_forever(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
     ) -> None:
         registry = open_registry()
@@ -385,7 +394,7 @@ class TestStopping:
 
 
 class UnspeakableError(Exception):
-    """An error that fails even at being described."""
+    """An error that cannot even be described."""
 
     def __str__(self) -> str:
         raise RuntimeError("no words")
@@ -409,7 +418,7 @@ class TestFailing:
     @pytest.mark.parametrize(
         ("fault", "message"), FAULTS, ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else ""
     )
-    def test_whatever_an_environment_raises_ends_its_job_alone(
+    def test_whatever_an_environment_raises_ends_only_its_own_job(
         self,
         open_registry: Callable[..., JobRegistry],
         register_env: RegisterEnv,
@@ -444,7 +453,7 @@ class TestFailing:
 
         registry = open_registry(max_running=1)
         job = submit(registry, env_name=register_env(lambda: LineEnv(on_step=fail)))
-        assert run(registry).status is JobStatus.COMPLETED  # so the one before has ended
+        assert run(registry).status is JobStatus.COMPLETED  # so the previous one has ended
         assert job.status is JobStatus.FAILED
         assert (job.describe().error_message or "").startswith("UnspeakableError")
 
@@ -456,7 +465,7 @@ class TestFailing:
             (np.zeros(7, np.float32), "ValueError: "),
         ],
     )
-    def test_observations_that_make_no_sense_end_the_job(
+    def test_nonsensical_observations_fail_the_job(
         self,
         open_registry: Callable[..., JobRegistry],
         register_env: RegisterEnv,
@@ -467,14 +476,14 @@ class TestFailing:
         assert job.status is JobStatus.FAILED
         assert (job.describe().error_message or "").startswith(message)
 
-    def test_a_first_observation_that_is_not_finite_ends_the_job(
+    def test_a_first_observation_that_is_not_finite_fails_the_job(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv
     ) -> None:
         nan = np.array([np.nan, 0.0], np.float32)
         job = run(open_registry(), env_name=register_env(lambda: LineEnv(on_reset=lambda: nan)))
         assert job.status is JobStatus.FAILED
 
-    def test_other_jobs_go_on(self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv) -> None:
+    def test_other_jobs_continue(self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv) -> None:
         def fail() -> None:
             raise SystemExit
 
@@ -504,7 +513,7 @@ class TestFailing:
         (tmp_path / "models").mkdir()
         assert run(registry).status is JobStatus.COMPLETED
 
-    def test_a_retraining_that_fails_leaves_the_old_model(
+    def test_a_failed_retraining_keeps_the_old_model(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, tmp_path: Path
     ) -> None:
         def fail() -> None:
@@ -519,7 +528,7 @@ class TestFailing:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the whole process's")
-def test_threads_of_jobs_give_way_to_those_that_answer_requests(
+def test_training_threads_have_a_lower_priority_than_requests(
     open_registry: Callable[..., JobRegistry], register_env: RegisterEnv
 ) -> None:
     niceness = []

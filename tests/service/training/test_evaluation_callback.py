@@ -1,4 +1,4 @@
-"""A policy is evaluated while it is trained, and training goes on as if it had not been."""
+"""Policies are evaluated during training, and training continues as if they were not."""
 
 import time
 from collections.abc import Callable
@@ -22,10 +22,10 @@ Content = model_file.ModelContent
 
 
 class PaidEnv(LineEnv):
-    """The same walk, paid otherwise.
+    """A line with another reward.
 
-    :param reward: Of every step.
-    :param ends: Whether five places away it is over.
+    :param reward: Reward of every step.
+    :param ends: Whether the episode ends five places from the start.
     """
 
     def __init__(self, reward: float = 1.0, ends: bool = True, on_step: Callable[[], None] = lambda: None) -> None:
@@ -58,8 +58,8 @@ def play(content: Content, n_episodes: int) -> list[float]:
     return [episode.reward for episode in episodes]
 
 
-class TestWhenItIsDone:
-    def test_after_the_first_update_that_follows_each_so_many_steps_and_at_the_end(self) -> None:
+class TestWhenPoliciesAreEvaluated:
+    def test_after_the_first_update_past_each_multiple_of_eval_freq_and_at_the_end(self) -> None:
         content, recorder = run(eval_freq=150, keep_best=False)
         timesteps = [evaluation["timesteps"] for evaluation in recorder.evaluations]
         for due, at in zip([150, 300, 450, 600], timesteps, strict=False):
@@ -68,19 +68,19 @@ class TestWhenItIsDone:
         assert timesteps[-1] == content.meta["num_timesteps"] >= 640
         assert len(timesteps) == 5
 
-    def test_by_default_never(self) -> None:
+    def test_never_by_default(self) -> None:
         content, recorder = run()
         assert recorder.evaluations == []
         assert "evaluation" not in content.meta
         assert content.meta["ended_by"] == "total_timesteps"
 
-    def test_as_seldom_as_once(self) -> None:
+    def test_once_if_eval_freq_is_total_timesteps(self) -> None:
         content, recorder = run(eval_freq=640)
         (evaluation,) = recorder.evaluations
         assert evaluation["timesteps"] == content.meta["num_timesteps"]
 
 
-class TestWhatItSays:
+class TestEvaluations:
     def test_it_plays_the_policy_that_is_saved(self) -> None:
         content, recorder = run(eval_freq=640, n_eval_episodes=5)
         rewards = play(content, 5)
@@ -102,7 +102,7 @@ class TestWhatItSays:
         ]
         assert logged[0].keys() >= {"eval/mean_ep_length", "eval/success_rate", "train/approx_kl"}
 
-    def test_the_environments_own_reward_counts_whatever_is_trained_on(self, register_env: RegisterEnv) -> None:
+    def test_the_environments_own_reward_counts_whatever_the_training_reward(self, register_env: RegisterEnv) -> None:
         env_name = register_env(lambda: PaidEnv(reward=0.5, ends=False), max_episode_steps=8)
         config = resolve(env_name=env_name, eval_freq=640)
         recorder = Recorder()
@@ -110,13 +110,13 @@ class TestWhatItSays:
         (evaluation,) = recorder.evaluations
         assert (evaluation["mean_reward"], evaluation["mean_length"], evaluation["success_rate"]) == (4.0, 8.0, None)
 
-    def test_an_episode_that_nothing_ends_is_cut(self, register_env: RegisterEnv) -> None:
+    def test_an_endless_episode_is_cut(self, register_env: RegisterEnv) -> None:
         env_name = register_env(lambda: PaidEnv(ends=False))
         _, recorder = run(env_name=env_name, eval_freq=640, n_eval_episodes=2)
         (evaluation,) = recorder.evaluations
         assert evaluation["mean_length"] == MAX_EPISODE_STEPS == 1000
 
-    def test_rewards_that_are_not_finite_end_the_training(self, register_env: RegisterEnv) -> None:
+    def test_a_reward_that_is_not_finite_fails_the_training(self, register_env: RegisterEnv) -> None:
         env_name = register_env(lambda: PaidEnv(reward=float("inf")))
         config = resolve(env_name=env_name, eval_freq=64)
         with pytest.raises(ValueError, match=r"not all finite .*fix the environment 'Line-v0'"):
@@ -128,7 +128,7 @@ class TestWhatItSays:
     [{}, {"n_envs": 2, "normalize": True}, {"env_name": "FrozenLake-v1"}, {"env_name": "Pendulum-v1"}],
     ids=str,
 )
-def test_training_goes_on_as_it_would_have_without(request_: dict[str, Any]) -> None:
+def test_training_continues_as_without_it(request_: dict[str, Any]) -> None:
     without, _ = run(**request_)
     with_it, recorder = run(**request_, eval_freq=64, keep_best=False)
     assert len(recorder.evaluations) > 1
@@ -138,12 +138,12 @@ def test_training_goes_on_as_it_would_have_without(request_: dict[str, Any]) -> 
     assert without.meta["rng_state"] == with_it.meta["rng_state"]
 
 
-# Steps this large unlearn again what was learnt.
+# Such large steps destroy what was learnt.
 WILD: dict[str, Any] = {"eval_freq": 64, "learning_rate": 0.05, "lr_schedule": "constant", "seed": 3}
 
 
 class TestTheBestPolicy:
-    def test_it_is_saved_in_the_place_of_the_last_one(self) -> None:
+    def test_it_is_saved_instead_of_the_last_one(self) -> None:
         content, recorder = run(**WILD)
         means = [evaluation["mean_reward"] for evaluation in recorder.evaluations]
         best = recorder.evaluations[int(np.argmax(means))]
@@ -155,19 +155,19 @@ class TestTheBestPolicy:
         assert content.meta["ended_by"] == "total_timesteps"
         assert content.meta["config"]["keep_best"] is True
 
-    def test_it_is_not_where_the_last_one_was_asked_for(self) -> None:
+    def test_keep_best_false_saves_the_last_one(self) -> None:
         content, recorder = run(**WILD, keep_best=False)
         last = recorder.evaluations[-1]
         assert np.mean(play(content, 3)) == last["mean_reward"]
         assert content.meta["evaluation"]["timesteps"] == last["timesteps"] == content.meta["num_timesteps"]
 
-    def test_the_first_of_equals_is_kept(self, register_env: RegisterEnv) -> None:
+    def test_of_equally_good_ones_the_first_is_kept(self, register_env: RegisterEnv) -> None:
         env_name = register_env(lambda: PaidEnv(ends=False), max_episode_steps=8)
         content, recorder = run(env_name=env_name, eval_freq=64)
         assert len(recorder.evaluations) > 5
         assert content.meta["evaluation"]["timesteps"] == recorder.evaluations[0]["timesteps"]
 
-    def test_its_file_can_be_trained_on(self) -> None:
+    def test_training_can_continue_from_its_file(self) -> None:
         content = train_policy(resolve(**WILD), None, None, Recorder())
         parts = model_file.from_bytes(content, with_optimizer=True)
         assert parts.optimizer
@@ -175,50 +175,50 @@ class TestTheBestPolicy:
 
 
 class TestEndingEarly:
-    def test_a_policy_that_is_good_enough_ends_it(self) -> None:
+    def test_a_policy_that_is_good_enough_ends_training(self) -> None:
         content, recorder = run(eval_freq=64, stop_reward=5.0, total_timesteps=50_000)
         (evaluation,) = recorder.evaluations
         assert evaluation["mean_reward"] >= 5.0
-        assert recorder.conclusions == [content.meta["ended_by"]] == ["stop_reward"]
+        assert recorder.ended_by == [content.meta["ended_by"]] == ["stop_reward"]
         assert content.meta["evaluation"]["mean_reward"] == evaluation["mean_reward"]
         assert recorder.steps[-1] <= 65 + 64
 
-    def test_without_the_best_one_it_saves_the_one_that_was_good_enough(self) -> None:
+    def test_keep_best_false_saves_the_policy_that_was_good_enough(self) -> None:
         content, recorder = run(eval_freq=64, stop_reward=5.0, keep_best=False, total_timesteps=50_000)
         assert np.mean(play(content, 3)) == recorder.evaluations[0]["mean_reward"]
         assert content.meta["evaluation"]["mean_reward"] == recorder.evaluations[0]["mean_reward"]
 
-    def test_a_policy_that_becomes_no_better_ends_it(self, register_env: RegisterEnv) -> None:
+    def test_a_policy_that_stops_improving_ends_training(self, register_env: RegisterEnv) -> None:
         env_name = register_env(lambda: PaidEnv(ends=False), max_episode_steps=8)
         content, recorder = run(env_name=env_name, eval_freq=64, patience=3, total_timesteps=50_000)
         assert len(recorder.evaluations) == 1 + 3
-        assert recorder.conclusions == [content.meta["ended_by"]] == ["patience"]
+        assert recorder.ended_by == [content.meta["ended_by"]] == ["patience"]
 
-    def test_the_last_evaluation_ends_nothing_any_more(self) -> None:
+    def test_the_last_evaluation_comes_too_late_to_end_training(self) -> None:
         content, recorder = run(eval_freq=640, stop_reward=-1.0)
         assert len(recorder.evaluations) == 1
-        assert recorder.conclusions == []
+        assert recorder.ended_by == []
         assert content.meta["ended_by"] == "total_timesteps"
 
-    def test_its_time_is_measured_from_the_start_of_training(self) -> None:
+    def test_the_time_limit_counts_from_the_start_of_training(self) -> None:
         begun = time.monotonic()
         content, recorder = run(max_seconds=0.2, total_timesteps=10_000_000)
         assert time.monotonic() - begun >= 0.2
-        assert recorder.conclusions == [content.meta["ended_by"]] == ["max_seconds"]
+        assert recorder.ended_by == [content.meta["ended_by"]] == ["max_seconds"]
         assert 0 < content.meta["num_timesteps"] == recorder.steps[-1] < 10_000_000
 
-    def test_the_end_of_the_time_ends_an_evaluation_too(self, register_env: RegisterEnv) -> None:
+    def test_the_time_limit_ends_an_evaluation_too(self, register_env: RegisterEnv) -> None:
         env_name = register_env(lambda: PaidEnv(ends=False), max_episode_steps=10**9)
         content, recorder = run(env_name=env_name, eval_freq=64, max_seconds=0.5)
         assert recorder.evaluations == []
-        assert (recorder.conclusions, content.meta["ended_by"]) == (["max_seconds"], "max_seconds")
+        assert (recorder.ended_by, content.meta["ended_by"]) == (["max_seconds"], "max_seconds")
         assert content.meta["evaluation"] is None
 
-    def test_a_stop_ends_an_evaluation_at_its_next_step_and_tells_of_life_until_then(
+    def test_a_stop_ends_an_evaluation_at_its_next_step_and_every_step_is_reported(
         self, register_env: RegisterEnv
     ) -> None:
         class Impatient(Recorder):
-            """Stops in an evaluation: after more signs of life in a row than a rollout has minibatches."""
+            """Stops during an evaluation: after more reports in a row than a rollout has minibatches."""
 
             def advance(self, current_timesteps: int) -> None:
                 super().advance(current_timesteps)
@@ -227,7 +227,7 @@ class TestEndingEarly:
 
         env_name = register_env(lambda: PaidEnv(ends=False), max_episode_steps=10**9)
         content, recorder = run(Impatient(), env_name=env_name, eval_freq=64, n_epochs=2, total_timesteps=10_000)
-        assert (recorder.evaluations, recorder.conclusions) == ([], [])
+        assert (recorder.evaluations, recorder.ended_by) == ([], [])
         assert content.meta["ended_by"] == "stop"
-        # One step more, at which the rollout that was to come ends.
+        # One more step, at which the next rollout ends.
         assert recorder.steps[-51:] == [recorder.steps[-2]] * 50 + [recorder.steps[-2] + 1]

@@ -29,10 +29,10 @@ def test_a_long_rollout_of_many_environments_is_refused(register_env: RegisterEn
     # 64 * 16384 steps of 4 * 1000 observed numbers of 4 bytes, 2 logits of 8 and 64 bytes more are 16080 MiB; 65536
     # branches of 16 steps take 1 KiB and an observation each on top, 314 MiB.
     env_name = register_env(lambda: LineEnv(observation_size=1000))
-    assert "16394 MiB per rollout, at most 256" in refuse(env_name=env_name, n_envs=64, n_steps=16_384)
+    assert "16394 MiB per rollout, more than the limit of 256" in refuse(env_name=env_name, n_envs=64, n_steps=16_384)
 
 
-def test_branches_too_short_for_so_long_a_rollout_are_refused() -> None:
+def test_a_long_rollout_of_short_branches_is_refused() -> None:
     assert "in branches of 1 take" in refuse(n_envs=64, n_steps=16_384, horizon=1)
     assert resolve(n_envs=64, n_steps=16_384).horizon == 16
 
@@ -41,26 +41,29 @@ def test_a_pixel_takes_one_byte(register_env: RegisterEnv) -> None:
     env_name = register_env(lambda: SpaceEnv(SCREEN, spaces.Discrete(4)))
     assert resolve(env_name=env_name, n_steps=2048).n_steps == 2048
     # 4096 steps of 4 * 28224 pixels are 441 MiB.
-    assert " MiB per rollout, at most 256" in refuse(env_name=env_name, n_steps=4096)
+    assert " MiB per rollout, more than the limit of 256" in refuse(env_name=env_name, n_steps=4096)
 
 
-def test_a_dict_takes_what_its_parts_take(register_env: RegisterEnv) -> None:
+def test_a_dict_takes_as_much_as_its_parts(register_env: RegisterEnv) -> None:
     space = spaces.Dict({"left": SCREEN, "right": SCREEN})
     env_name = register_env(lambda: SpaceEnv(space, spaces.Discrete(4)))
     assert resolve(env_name=env_name, n_steps=1024).n_steps == 1024
-    assert " MiB per rollout, at most 256" in refuse(env_name=env_name, n_steps=2048)
+    assert " MiB per rollout, more than the limit of 256" in refuse(env_name=env_name, n_steps=2048)
 
 
-def test_long_episodes_take_room_for_all_of_their_steps(register_env: RegisterEnv) -> None:
-    # Two episodes of 10000 screens are 2 * 10000 * 4 * 28224 bytes, 2.1 GiB, however few steps are asked for.
+def test_long_episodes_take_memory_for_all_of_their_steps(register_env: RegisterEnv) -> None:
+    # Two episodes of 10000 screens take 2 * 10000 * 4 * 28224 bytes, 2.1 GiB, however small n_steps is.
     env_name = register_env(lambda: SpaceEnv(SCREEN, spaces.Discrete(4)), max_episode_steps=10_000)
     detail = refuse(env_name=env_name, group_mode="episode")
-    assert " MiB per rollout, at most 256 are allowed; lower n_envs, n_steps or group_size, or send horizon" in detail
+    assert (
+        " MiB per rollout, more than the limit of 256 MiB; lower n_envs, n_steps or group_size, or send horizon"
+        in detail
+    )
     assert resolve(env_name=env_name, group_mode="episode", horizon=100).horizon == 100
     assert resolve(env_name=env_name).group_mode == "branch"
 
 
-def test_episodes_that_a_horizon_cuts_take_no_more_than_that(register_env: RegisterEnv) -> None:
+def test_a_horizon_limits_the_memory_of_episodes(register_env: RegisterEnv) -> None:
     # Three groups of two episodes of 50 screens are 300 * 4 * 28224 bytes, 32 MiB.
     env_name = register_env(lambda: SpaceEnv(SCREEN, spaces.Discrete(4)), max_episode_steps=1000)
     assert resolve(env_name=env_name, group_mode="episode", horizon=50, n_steps=256).n_steps == 256
@@ -68,29 +71,29 @@ def test_episodes_that_a_horizon_cuts_take_no_more_than_that(register_env: Regis
 
 
 def test_a_minibatch_that_would_fill_the_memory_is_refused() -> None:
-    # 65536 steps through two networks of 4096 units, forth and back, 4 bytes each, are 4096 MiB, and 8 inputs 2 more.
+    # 65536 steps through two networks of 4096 units, forward and backward, 4 bytes each, take 4096 MiB, and 8 inputs 2.
     request = {"n_envs": 4, "n_steps": 16_384, "batch_size": 65_536}
-    assert "4098 MiB per minibatch, at most 256" in refuse(**request, net_arch=[1024, 1024, 1024, 1024])
+    assert "4098 MiB per minibatch, more than the limit of 256" in refuse(**request, net_arch=[1024, 1024, 1024, 1024])
     assert resolve(**request).batch_size == 65_536
 
 
 def test_convolutions_count_in_a_minibatch(register_env: RegisterEnv) -> None:
     env_name = register_env(lambda: SpaceEnv(SCREEN, spaces.Discrete(4)))
     assert resolve(env_name=env_name, n_steps=1024, batch_size=256).batch_size == 256
-    assert " MiB per minibatch, at most 256" in refuse(env_name=env_name, n_steps=1024, batch_size=1024)
+    assert " MiB per minibatch, more than the limit of 256" in refuse(env_name=env_name, n_steps=1024, batch_size=1024)
 
 
-def test_branches_that_are_not_split_count_in_a_minibatch(register_env: RegisterEnv) -> None:
+def test_undivided_branches_count_in_a_minibatch(register_env: RegisterEnv) -> None:
     env_name = register_env(LineEnv)
     request: dict[str, Any] = {"env_name": env_name, "n_steps": 16_384, "horizon": 8192, "net_arch": [1024] * 4}
     assert resolve(**request).batch_size == 64
-    assert " MiB per minibatch, at most 256" in refuse(**request, importance_level="branch")
+    assert " MiB per minibatch, more than the limit of 256" in refuse(**request, importance_level="branch")
 
 
 def test_a_model_too_large_for_its_file_is_refused(register_env: RegisterEnv) -> None:
     # Two first layers of 20000 * 1024 weights, with Adam's moments, are 470 MiB.
     env_name = register_env(lambda: LineEnv(observation_size=20_000))
-    assert "MiB, at most 126 are allowed; take smaller layers" in refuse(env_name=env_name, net_arch=[1024])
+    assert "MiB, more than the limit of 126 MiB; use smaller layers" in refuse(env_name=env_name, net_arch=[1024])
     assert resolve(env_name=env_name).net_arch == [64, 64]
 
 

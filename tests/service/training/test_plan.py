@@ -82,7 +82,7 @@ class TestResolvingTheConfiguration:
         assert one.model_name != other.model_name
         assert one.seed != other.seed
 
-    def test_what_the_request_says_is_kept(self) -> None:
+    def test_what_the_request_sets_is_kept(self) -> None:
         request: dict[str, Any] = {
             "env_name": "Acrobot-v1",
             "preset": "Pendulum-v1",
@@ -151,7 +151,7 @@ class TestResolvingTheConfiguration:
         ],
         ids=str,
     )
-    def test_a_configuration_is_a_request_for_itself(self, request_: dict[str, Any]) -> None:
+    def test_a_configuration_sent_as_a_request_gives_the_same_configuration(self, request_: dict[str, Any]) -> None:
         config = resolve(**request_)
         sent_again = TrainRequest.model_validate_json(config.model_dump_json())
         assert plan(**sent_again.model_dump(exclude_unset=True)).config == config
@@ -167,12 +167,10 @@ class TestResolvingTheConfiguration:
             ("FrozenLake-v1", "environment"),
         ],
     )
-    def test_cartpole_is_rewarded_by_the_named_function_and_others_by_themselves(
-        self, env_name: str, reward_name: str
-    ) -> None:
+    def test_cartpole_uses_its_named_reward_and_others_use_their_own(self, env_name: str, reward_name: str) -> None:
         assert resolve(env_name=env_name).reward_function_type == reward_name
 
-    def test_a_reward_function_of_ones_own_is_allowed_everywhere(self) -> None:
+    def test_a_custom_reward_function_is_allowed_everywhere(self) -> None:
         def my_reward(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
             return action
 
@@ -196,7 +194,7 @@ class TestResolvingTheConfiguration:
             (200, 2, 20),  # 100: 10 and 25 are 1.6 and 1.56 times off, 20 only 1.25
         ],
     )
-    def test_the_horizon_is_a_fitting_one_close_to_sixteen(self, n_steps: int, group_size: int, horizon: int) -> None:
+    def test_the_horizon_fits_and_is_close_to_sixteen(self, n_steps: int, group_size: int, horizon: int) -> None:
         assert resolve(n_steps=n_steps, group_size=group_size).horizon == horizon
 
     def test_a_generated_name_can_name_a_model_whatever_the_environment_is_called(
@@ -206,29 +204,29 @@ class TestResolvingTheConfiguration:
             generated = resolve(env_name=register_env(LineEnv, env_name)).model_name
             assert TrainRequest(model_name=generated).model_name == generated
 
-    # No machine of the test run needs to have CUDA, so what torch reports is replaced; nothing is trained on it.
+    # The tests run without CUDA, so torch's report is replaced; nothing is trained on it.
     @pytest.mark.parametrize(
         ("has_cuda", "asked", "chosen"),
         [(True, "auto", "cuda"), (True, "cpu", "cpu"), (True, "cuda", "cuda"), (False, "auto", "cpu")],
     )
-    def test_cuda_is_taken_where_it_is_present_and_wanted(
+    def test_cuda_is_used_if_it_is_available_and_wanted(
         self, monkeypatch: pytest.MonkeyPatch, has_cuda: bool, asked: str, chosen: str
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
         assert resolve(device=asked).device == chosen
 
-    def test_cuda_is_refused_where_it_is_absent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_cuda_is_refused_if_it_is_not_available(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # see above
         with pytest.raises(InvalidRequestError, match="send 'auto' or 'cpu'"):
             resolve(device="cuda")
 
 
 class TestRefusals:
-    def test_an_unknown_environment_is_refused_with_names_like_it(self) -> None:
+    def test_an_unknown_environment_is_refused_with_similar_names(self) -> None:
         with pytest.raises(InvalidRequestError, match=r"'CartPole-v9' is not .* did you mean .*'CartPole-v1'"):
             resolve(env_name="CartPole-v9")
 
-    def test_an_environment_like_no_other_is_refused_with_where_to_look(self) -> None:
+    def test_an_environment_with_no_similar_name_is_refused_with_a_place_to_look(self) -> None:
         with pytest.raises(InvalidRequestError, match=r"gymnasium\.registry"):
             resolve(env_name="zzzzzzzzzzzz")
 
@@ -247,11 +245,11 @@ class TestRefusals:
         with pytest.raises(InvalidRequestError, match="SystemExit"):
             resolve(env_name=register_env(make_env))
 
-    def test_an_observation_that_is_no_array_is_refused(self) -> None:
+    def test_an_observation_that_is_not_an_array_is_refused(self) -> None:
         with pytest.raises(InvalidRequestError, match="observation space"):
             resolve(env_name="Blackjack-v1")
 
-    def test_an_action_without_bounds_is_refused(self, register_env: RegisterEnv) -> None:
+    def test_an_unbounded_action_is_refused(self, register_env: RegisterEnv) -> None:
         def make_env() -> gym.Env[Any, Any]:
             env = LineEnv()
             env.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
@@ -260,7 +258,7 @@ class TestRefusals:
         with pytest.raises(InvalidRequestError, match="finite bounds"):
             resolve(env_name=register_env(make_env))
 
-    def test_an_unknown_reward_is_refused_with_those_there_are(self) -> None:
+    def test_an_unknown_reward_is_refused_with_the_known_ones(self) -> None:
         with pytest.raises(InvalidRequestError, match="'environment', 'optimized_cartpole', 'simple_cartpole'"):
             resolve(reward_function_type="best_cartpole")
 
@@ -281,16 +279,16 @@ class TestRefusals:
             {"n_steps": 48, "group_size": 4, "horizon": 16},
         ],
     )
-    def test_a_rollout_of_broken_groups_is_refused_with_a_length_that_works(self, request_: dict[str, int]) -> None:
+    def test_a_rollout_of_incomplete_groups_is_refused_with_a_length_that_works(self, request_: dict[str, int]) -> None:
         with pytest.raises(InvalidRequestError, match=f"n_steps={request_['n_steps']} ") as refusal:
             resolve(**request_)
         suggested = int(refusal.value.detail.rpartition("n_steps=")[2].split()[0].rstrip(",."))
         assert resolve(**{**request_, "n_steps": suggested}).n_steps == suggested
 
-    def test_no_length_beyond_the_limit_is_suggested(self) -> None:
+    def test_no_suggested_length_exceeds_the_limit(self) -> None:
         with pytest.raises(InvalidRequestError) as refusal:
             resolve(n_steps=16_384, group_size=256, horizon=16_384)
-        for suggested in refusal.value.detail.split("take n_steps=")[1:]:
+        for suggested in refusal.value.detail.split("send n_steps=")[1:]:
             assert int(suggested.split()[0].rstrip(",.")) <= 16_384
 
     def test_the_environment_built_for_the_check_is_closed(self, register_env: RegisterEnv) -> None:
@@ -302,7 +300,7 @@ class TestRefusals:
 class TestPresets:
     @pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
     @pytest.mark.parametrize("env_name", list_presets())
-    def test_an_environments_own_preset_is_followed_to_the_letter(self, env_name: str) -> None:
+    def test_a_preset_is_followed_exactly(self, env_name: str) -> None:
         pytest.importorskip({"Hopper-v5": "mujoco", "LunarLander-v3": "Box2D"}.get(env_name, "gymnasium"))
         config = resolve(env_name=env_name, reward_function_type="environment")
         preset = get_preset(env_name)
@@ -313,7 +311,7 @@ class TestPresets:
         policy_kwargs = preset.arguments.get("policy_kwargs", {})
         arguments = {name: value for name, value in preset.make_arguments().items() if name != "policy_kwargs"}
         model = GRPO(preset.policy, env, policy_kwargs=policy_kwargs, **arguments)
-        # Which the service spells out.
+        # The service spells this out.
         expected = hyperparameters_to_json(model) | {"group_mode": config.group_mode, "seed": config.seed}
         if config.group_mode == "branch" and model.horizon is None:
             expected["horizon"] = 32
@@ -340,27 +338,25 @@ class TestPresets:
         ],
         ids=str,
     )
-    def test_the_preset_is_the_environments_own_if_its_own_reward_is_trained_on(
-        self, request_: dict[str, Any], preset: str
-    ) -> None:
+    def test_the_environments_own_reward_brings_its_own_preset(self, request_: dict[str, Any], preset: str) -> None:
         assert resolve(**request_).preset == preset
 
-    def test_an_unknown_preset_is_refused_with_those_there_are(self) -> None:
+    def test_an_unknown_preset_is_refused_with_the_known_ones(self) -> None:
         assert "choose one of 'none', 'Acrobot-v1'" in refuse(preset="Chess-v0")
 
-    def test_without_a_preset_an_environments_own_reward_is_judged_by_the_value_network(self) -> None:
+    def test_without_a_preset_an_environments_own_reward_needs_the_value_network(self) -> None:
         config = resolve(env_name="Acrobot-v1", preset="none")
         assert (config.baseline, config.bootstrap_value, config.lr_schedule) == ("residual", True, "linear")
         assert (config.total_timesteps, config.n_steps, config.horizon) == (10_000, 32, 16)
 
-    def test_what_the_caller_sends_wins_over_the_preset_even_if_it_is_the_default(self) -> None:
+    def test_the_request_overrides_the_preset_even_with_a_default(self) -> None:
         config = resolve(env_name="Pendulum-v1", total_timesteps=10_000, learning_rate=3e-4, gamma=0.99, n_epochs=10)
         assert (config.total_timesteps, config.learning_rate, config.gamma) == (10_000, 3e-4, 0.99)
         preset = get_preset("Pendulum-v1")
         assert preset is not None
         assert config.n_steps == preset.arguments["n_steps"]
 
-    def test_a_refusal_says_what_came_from_the_preset_and_how_to_change_it(self) -> None:
+    def test_a_refusal_names_the_presets_settings_and_how_to_change_them(self) -> None:
         detail = refuse(env_name="Pendulum-v1", n_steps=1022)
         assert detail.startswith("n_steps=1022 does not hold whole groups of group_size=")
         assert "Preset 'Pendulum-v1' chose group_size;" in detail
@@ -369,7 +365,7 @@ class TestPresets:
 
 
 class TestFitting:
-    """What is left out is fitted to what is sent."""
+    """What is left out is chosen to fit what is sent."""
 
     @pytest.mark.parametrize(
         ("request_", "n_steps", "horizon"),
@@ -387,20 +383,20 @@ class TestFitting:
 
     @pytest.mark.parametrize("group_size", [2, 3, 5, 7, 64, 100])
     @pytest.mark.parametrize("horizon", [None, 1, 10, 33])
-    def test_a_presets_rollout_does_as_well(self, group_size: int, horizon: int | None) -> None:
+    def test_a_presets_rollout_holds_whole_groups_too(self, group_size: int, horizon: int | None) -> None:
         config = resolve(env_name="Pendulum-v1", group_size=group_size, horizon=horizon)
         assert config.horizon == (horizon or config.horizon)
         assert config.horizon is not None
         assert config.n_steps % (group_size * config.horizon) == 0
 
-    def test_groups_of_all_actions_are_as_large_as_there_are_actions(self) -> None:
+    def test_group_mode_action_has_one_branch_per_action(self) -> None:
         config = resolve(env_name="FrozenLake-v1", group_mode="action")
         assert (config.group_mode, config.group_size) == ("action", 4)
         assert "group_mode='action' takes group_size=4" in refuse(
             env_name="FrozenLake-v1", group_mode="action", group_size=2
         )
 
-    def test_more_actions_than_a_group_may_have_branches_are_refused(self, register_env: RegisterEnv) -> None:
+    def test_more_actions_than_a_group_can_hold_are_refused(self, register_env: RegisterEnv) -> None:
         env_name = register_env(lambda: SpaceEnv(spaces.Discrete(2), spaces.Discrete(257)))
         assert "at most 256 branches" in refuse(env_name=env_name, group_mode="action")
 
@@ -415,14 +411,14 @@ class TestFitting:
         ids=str,
     )
     @pytest.mark.parametrize("preset", ["none", "Acrobot-v1"])
-    def test_the_baseline_suits_what_steps_are_credited_with(
+    def test_the_baseline_suits_the_credit_settings(
         self, preset: str, request_: dict[str, Any], baseline: str, bootstrap_value: bool, supervision: str
     ) -> None:
         config = resolve(env_name="Acrobot-v1", preset=preset, **request_)
         chosen = (config.baseline, config.bootstrap_value, config.supervision)
         assert chosen == (baseline, bootstrap_value, supervision)
 
-    def test_a_dense_reward_with_the_value_networks_baseline_is_bootstrapped(self) -> None:
+    def test_a_dense_reward_with_a_value_baseline_is_bootstrapped(self) -> None:
         config = resolve(baseline="residual")
         assert (config.reward_function_type, config.bootstrap_value) == ("optimized_cartpole", True)
 
@@ -453,11 +449,11 @@ class TestGroupModes:
         assert "max_episode_steps, or send horizon" in refuse(env_name=env_name, group_mode=group_mode)
         assert resolve(env_name=env_name, group_mode=group_mode, horizon=7).horizon == 7
 
-    def test_the_presets_horizon_is_one_of_branches(self) -> None:
+    def test_a_presets_horizon_does_not_limit_episodes(self) -> None:
         config = resolve(env_name="Pendulum-v1", group_mode="episode")
         assert (config.group_mode, config.horizon) == ("episode", None)
 
-    def test_an_environment_that_fails_when_it_is_tried_out_is_refused(self, register_env: RegisterEnv) -> None:
+    def test_an_environment_that_fails_while_it_is_tried_out_is_refused(self, register_env: RegisterEnv) -> None:
         class BrokenEnv(gym.Env[Any, Any]):
             observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
             action_space = spaces.Discrete(2)
@@ -466,10 +462,10 @@ class TestGroupModes:
                 raise RuntimeError("broken at /home/someone")
 
         detail = refuse(env_name=register_env(BrokenEnv))
-        assert "failed when its steps were tried out (RuntimeError)" in detail
+        assert "failed while its steps were tried out (RuntimeError)" in detail
         assert "/home" not in detail
 
-    def test_process_wide_random_numbers_are_left_alone(self) -> None:
+    def test_global_random_generators_are_left_alone(self) -> None:
         def capture() -> list[Any]:
             return [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()]
 
@@ -490,7 +486,7 @@ class TestWhatTheAlgorithmRefuses:
         ],
         ids=str,
     )
-    def test_it_is_refused_with_its_own_words(self, request_: dict[str, Any], said: str) -> None:
+    def test_its_own_error_reaches_the_client(self, request_: dict[str, Any], said: str) -> None:
         assert said in refuse(**request_)
 
     def test_a_dict_with_an_image_too_small_is_refused(self, register_env: RegisterEnv) -> None:
@@ -500,7 +496,7 @@ class TestWhatTheAlgorithmRefuses:
 
 
 class TestSeveralRewards:
-    def test_they_are_handed_over_in_order_with_their_weights(self) -> None:
+    def test_they_are_passed_on_in_order_with_their_weights(self) -> None:
         planned = plan(reward_functions={"environment": 0.5, "optimized_cartpole": 2})
         assert planned.config.reward_function_type is None
         assert planned.config.reward_functions == {"environment": 0.5, "optimized_cartpole": 2.0}
@@ -513,7 +509,7 @@ class TestSeveralRewards:
             (["optimized_cartpole", "environment"], "residual"),
         ],
     )
-    def test_they_are_dense_if_all_of_them_are(self, names: list[str], baseline: str) -> None:
+    def test_they_are_dense_if_each_of_them_is(self, names: list[str], baseline: str) -> None:
         assert resolve(reward_functions=dict.fromkeys(names, 1.0)).baseline == baseline
 
     @pytest.mark.parametrize(
@@ -523,19 +519,19 @@ class TestSeveralRewards:
             ({"env_name": "Acrobot-v1", "reward_functions": {"simple_cartpole": 1.0}}, "cannot score Acrobot-v1"),
             (
                 {"reward_function_type": "environment", "reward_functions": {"environment": 1.0}},
-                "exclude each other; send one",
+                "exclude each other; send only one",
             ),
         ],
         ids=str,
     )
-    def test_what_does_not_exist_or_fit_is_refused(self, request_: dict[str, Any], said: str) -> None:
+    def test_an_unknown_or_unsuitable_one_is_refused(self, request_: dict[str, Any], said: str) -> None:
         assert said in refuse(**request_)
 
 
-def test_a_model_that_inference_cannot_ask_is_warned_of(register_env: RegisterEnv) -> None:
+def test_observations_too_large_for_inference_cause_a_warning(register_env: RegisterEnv) -> None:
     space = spaces.Box(-1.0, 1.0, (70_000,))
     (warning,) = plan(env_name=register_env(lambda: SpaceEnv(space, spaces.Discrete(2)))).warnings
-    assert "observations have 70000 numbers, and POST /inference takes 65536 at most" in warning
+    assert "observations have 70000 numbers, and POST /inference takes at most 65536" in warning
 
 
 class TestEvaluations:
@@ -556,14 +552,14 @@ class TestEvaluations:
         ],
         ids=str,
     )
-    def test_where_a_rule_needs_them_there_are_about_twenty(
+    def test_a_rule_that_needs_them_gets_about_twenty(
         self, rule: dict[str, Any], sizes: dict[str, Any], eval_freq: int
     ) -> None:
         config = resolve(**sizes, **rule)
         assert config.eval_freq == eval_freq
         assert config.keep_best
 
-    def test_what_the_request_says_of_them_is_kept(self) -> None:
+    def test_settings_in_the_request_are_kept(self) -> None:
         rules = {"eval_freq": 700, "n_eval_episodes": 3, "keep_best": False, "stop_reward": 475.0, "patience": 5}
         config = resolve(**rules, max_seconds=0.5).model_dump()
         assert {name: config[name] for name in rules} == rules
@@ -577,11 +573,11 @@ class TestEvaluations:
             ({"eval_freq": 99, "total_timesteps": 100_000}, "eval_freq=99 .* 1010 times,.* 1000 .*at least 100"),
         ],
     )
-    def test_what_makes_no_sense_is_refused_with_what_would(self, request_: dict[str, Any], said: str) -> None:
+    def test_a_nonsensical_frequency_is_refused_with_one_that_works(self, request_: dict[str, Any], said: str) -> None:
         assert re.search(said, refuse(**{"total_timesteps": 100} | request_))
 
 
-def test_tensorboard_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_is_refused_if_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan(tensorboard_log=True).config.tensorboard_log
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not plan().config.tensorboard_log

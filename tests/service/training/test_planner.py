@@ -1,4 +1,4 @@
-"""Plans are made by tasks, and made once for requests that differ by name and seed alone."""
+"""Plans are made by tasks, once for all requests that differ only by name and seed."""
 
 import threading
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ RewardFunctions = dict[str, RewardFunction]
 
 @pytest.fixture
 def built() -> list[bool]:
-    """Note every environment that is built."""
+    """Record every environment that is built."""
     return []
 
 
@@ -39,9 +39,7 @@ def make_planner(limit_seconds: float = 60.0) -> Planner:
     return Planner(ShortTasks(ThreadExecutor(), limit_seconds, threading.Event()), {})
 
 
-def test_a_repeated_request_builds_nothing_and_has_a_name_and_a_seed_of_its_own(
-    env_name: str, built: list[bool]
-) -> None:
+def test_a_repeated_request_builds_nothing_and_gets_its_own_name_and_seed(env_name: str, built: list[bool]) -> None:
     planner = make_planner()
     request: dict[str, Any] = {"env_name": env_name, "n_epochs": 3}
     first = planner.plan(TrainRequest(**request)).config
@@ -54,7 +52,7 @@ def test_a_repeated_request_builds_nothing_and_has_a_name_and_a_seed_of_its_own(
     assert second == first.model_copy(update={"model_name": "mine", "seed": 7})
 
 
-def test_another_request_is_planned_anew(env_name: str, built: list[bool]) -> None:
+def test_a_different_request_is_planned_again(env_name: str, built: list[bool]) -> None:
     planner = make_planner()
     request: dict[str, Any] = {"env_name": env_name, "n_epochs": 3}
     assert planner.plan(TrainRequest(env_name=env_name)).config.n_epochs == 10
@@ -62,7 +60,7 @@ def test_another_request_is_planned_anew(env_name: str, built: list[bool]) -> No
     assert len(built) == 2
 
 
-def test_another_environment_of_the_name_is_planned_anew(
+def test_an_environment_registered_again_is_planned_again(
     env_name: str, built: list[bool], register_env: RegisterEnv
 ) -> None:
     planner = make_planner()
@@ -74,7 +72,7 @@ def test_another_environment_of_the_name_is_planned_anew(
 
 
 @pytest.mark.parametrize("field", ["reward_function_type", "reward_functions"])
-def test_another_reward_function_of_the_name_is_planned_anew(env_name: str, built: list[bool], field: str) -> None:
+def test_a_reward_function_registered_again_is_planned_again(env_name: str, built: list[bool], field: str) -> None:
     request = TrainRequest.model_validate(
         {"env_name": env_name, field: "mine" if field == "reward_function_type" else {"mine": 2.0, "environment": 1.0}}
     )
@@ -89,7 +87,7 @@ def test_another_reward_function_of_the_name_is_planned_anew(env_name: str, buil
     assert functions["mine"] in (planned.reward if isinstance(planned.reward, list) else [planned.reward])
 
 
-def test_a_refusal_is_not_kept(register_env: RegisterEnv, built: list[bool]) -> None:
+def test_a_refusal_is_not_remembered(register_env: RegisterEnv, built: list[bool]) -> None:
     def build() -> LineEnv:
         if not built:
             built.append(True)
@@ -109,12 +107,10 @@ def gate() -> Iterator[Gate]:
     gate.admit()
 
 
-def test_an_environment_that_hangs_while_it_is_built_is_the_requests_fault(
-    register_env: RegisterEnv, gate: Gate
-) -> None:
+def test_a_constructor_that_hangs_is_refused_as_an_invalid_request(register_env: RegisterEnv, gate: Gate) -> None:
     def build() -> LineEnv:
         gate.pass_through()
         return LineEnv()
 
-    with pytest.raises(InvalidRequestError, match=r"longer than 0\.2 s, where GRPO_TASK_SECONDS .* fix it"):
+    with pytest.raises(InvalidRequestError, match=r"longer than 0\.2 s, the limit that GRPO_TASK_SECONDS .* fix it"):
         make_planner(limit_seconds=0.2).plan(TrainRequest(env_name=register_env(build)))

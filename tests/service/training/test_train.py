@@ -1,4 +1,4 @@
-"""Configurations become policies."""
+"""Train policies as configurations say."""
 
 import random
 import tempfile
@@ -44,7 +44,7 @@ def assert_same_weights(one: model_file.ModelContent, other: model_file.ModelCon
 
 
 class TestTraining:
-    def test_it_tells_its_progress_and_metrics(self) -> None:
+    def test_it_reports_progress_and_metrics(self) -> None:
         recorder = Recorder()
         train_policy(
             resolve(total_timesteps=256, n_steps=64, seed=0), REWARD_FUNCTIONS["optimized_cartpole"], None, recorder
@@ -55,7 +55,7 @@ class TestTraining:
         assert set().union(*recorder.metrics) >= REQUIRED_METRICS
         assert all(np.isfinite(value) for metrics in recorder.metrics for value in metrics.values())
 
-    def test_the_file_says_what_it_was_trained_with(self) -> None:
+    def test_the_file_names_what_it_was_trained_with(self) -> None:
         config = resolve(env_name="Acrobot-v1", total_timesteps=32, seed=0)
         content, _ = train(config)
         assert content.meta["env_name"] == "Acrobot-v1"
@@ -89,7 +89,7 @@ class TestTraining:
             thread.join()
         assert_same_weights(contents[5], alone)
 
-    def test_the_processs_own_random_numbers_are_not_seeded(self) -> None:
+    def test_global_random_generators_are_not_seeded(self) -> None:
         def capture() -> list[Any]:
             return [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()]
 
@@ -103,7 +103,7 @@ class TestTraining:
 
     @pytest.fixture
     def temporary_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A folder that is taken for temporary files and was empty before."""
+        """An empty folder in which temporary files are created."""
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         return tmp_path
 
@@ -111,7 +111,7 @@ class TestTraining:
         train(resolve(total_timesteps=64))
         assert list(temporary_folder.iterdir()) == []
 
-    def test_told_to_stop_it_returns_the_policy_so_far_at_the_next_step(self) -> None:
+    def test_a_stop_returns_the_policy_so_far_at_the_next_step(self) -> None:
         recorder = Recorder(stop_after=70)
         content = train_policy(resolve(total_timesteps=10_000, n_steps=64, seed=0), None, None, recorder)
         assert recorder.steps[-1] == 70
@@ -120,7 +120,7 @@ class TestTraining:
         assert meta["n_updates"] == 10  # one rollout of 64 steps was learnt from, in 10 epochs
 
     @pytest.mark.parametrize("stops", [True, False])
-    def test_the_environment_is_closed_in_the_end(self, register_env: RegisterEnv, stops: bool) -> None:
+    def test_the_environment_is_closed_at_the_end(self, register_env: RegisterEnv, stops: bool) -> None:
         closed: list[bool] = []
         n_steps = 0
 
@@ -140,7 +140,7 @@ class TestTraining:
             train(config)
         assert closed == [True, True]
 
-    def test_a_reward_function_gets_whole_batches_of_steps_and_its_rewards_are_learnt_from(self) -> None:
+    def test_a_reward_function_scores_batches_of_steps_and_the_policy_learns_from_it(self) -> None:
         shapes = []
 
         def reward(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ class TestTraining:
         with pytest.raises(ValueError, match=r"reward"):
             train_policy(resolve(total_timesteps=64), lambda state, action, next_state: returned, None, Recorder())
 
-    def test_dense_rewards_are_compared_plainly_and_others_with_the_value_network(self) -> None:
+    def test_dense_rewards_do_without_the_value_network(self) -> None:
         dense, _ = train(resolve(total_timesteps=32), REWARD_FUNCTIONS["simple_cartpole"])
         other, _ = train(resolve(total_timesteps=32, reward_function_type="environment"))
         assert dense.meta["hyperparameters"]["baseline"] == "group"
@@ -200,7 +200,7 @@ def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
         False,
         settings["gamma"],
     )
-    # What the two lists leave out are names, or cannot be chosen here.
+    # The two lists leave out names and what cannot be chosen here.
     left_out = {"env_name", "preset", "reward_function_type", "reward_functions", "model_name", "device"}
     rules = {"eval_freq", "n_eval_episodes", "keep_best", "stop_reward", "patience", "max_seconds", "tensorboard_log"}
     assert TrainConfig.model_fields.keys() == settings.keys() | others.keys() | left_out | rules
@@ -242,7 +242,7 @@ def test_the_policy_suits_the_observations(
     assert content.meta["network"]["net_arch"] == {"pi": net_arch, "vf": net_arch}
 
 
-def test_of_a_dict_the_numbers_are_normalised_and_nothing_else(register_env: RegisterEnv) -> None:
+def test_only_the_numbers_of_a_dict_are_normalised(register_env: RegisterEnv) -> None:
     space = spaces.Dict({"gear": spaces.Discrete(3), "image": IMAGE, "speed": spaces.Box(-1.0, 1.0, (2,))})
     env_name = register_env(lambda: SpaceEnv(space, spaces.Discrete(2)))
     content, _ = train(resolve(env_name=env_name, total_timesteps=8, n_steps=8, n_epochs=1, normalize=True))

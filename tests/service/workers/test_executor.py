@@ -1,4 +1,4 @@
-"""A training does the same wherever it runs, and a process that dies or hangs takes nothing with it."""
+"""Trainings give the same results in threads and processes, and a process that dies or hangs harms nothing else."""
 
 import ctypes
 import functools
@@ -36,7 +36,7 @@ RegisterLine = Callable[..., str]
 
 
 def pay_seven(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
-    """What an operator's own module may hold."""
+    """A reward function from an operator's own module."""
     return torch.full((len(state), 1), 7.0)
 
 
@@ -64,7 +64,7 @@ def make_tiring_line() -> LineEnv:
 
 
 class EndlessLine(LineEnv):
-    """The same walk, which is never over."""
+    """A line that never ends."""
 
     def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
         observation, reward, _, _, _ = super().step(action)
@@ -83,7 +83,14 @@ def open_registry(store: ModelStore) -> Iterator[Callable[..., JobRegistry]]:
 
     def build(kind: Literal["thread", "process"] = "process", max_running: int = 2, **limits: float) -> JobRegistry:
         executor = make_executor(kind, LogStyle())
-        registry = JobRegistry(store, executor, max_running, 8, 100, limits.get("stall_seconds", 60.0))
+        registry = JobRegistry(
+            store,
+            executor,
+            max_running=max_running,
+            max_queued=8,
+            max_kept=100,
+            stall_seconds=limits.get("stall_seconds", 60.0),
+        )
         opened.append((registry, executor))
         return registry
 
@@ -121,12 +128,12 @@ def run(registry: JobRegistry, **request: Any) -> Job:
     return job
 
 
-def tells_of_a_stall(message: str | None) -> bool:
+def is_stall_message(message: str | None) -> bool:
     return message is not None and message.startswith("stalled: no simulator step") and "GRPO_STALL_SECONDS" in message
 
 
 class TestBothAlike:
-    def test_a_job_gives_the_same_file_in_a_thread_in_a_process_and_beside_others(
+    def test_a_job_gives_the_same_file_in_a_thread_in_a_process_and_next_to_others(
         self, open_registry: Callable[..., JobRegistry]
     ) -> None:
         request = {"total_timesteps": 300, "seed": 3, "model_name": "m"}
@@ -142,7 +149,7 @@ class TestBothAlike:
         assert len(set(hashes)) == 1
 
     @pytest.mark.parametrize("executor", EXECUTORS)
-    def test_steps_and_metrics_are_seen_while_it_trains_and_a_stop_keeps_the_policy(
+    def test_steps_and_metrics_arrive_during_training_and_a_stop_keeps_the_policy(
         self, open_registry: Callable[..., JobRegistry], store: ModelStore, executor: str
     ) -> None:
         job = submit(open_registry(executor), total_timesteps=10_000_000, model_name="m")
@@ -160,7 +167,7 @@ class TestBothAlike:
     def test_the_last_metrics_and_the_warnings_are_complete(
         self, open_registry: Callable[..., JobRegistry], executor: str
     ) -> None:
-        # Branches of one step with equal rewards: nothing to learn, in each of the eleven rollouts.
+        # With one step per branch and equal rewards, there is nothing to learn in any of the eleven rollouts.
         silent = {"n_steps": 256, "horizon": 1, "gamma": 0.0, "reward_function_type": "pay_seven"}
         status = run(open_registry(executor), total_timesteps=11 * 256, **silent).describe()
         assert status.current_timesteps == 11 * 256
@@ -176,7 +183,7 @@ class TestBothAlike:
             (functools.partial(sys.exit, 3), "SystemExit: 3"),
         ],
     )
-    def test_what_an_environment_raises_fails_its_job_alone(
+    def test_an_environments_error_fails_only_its_own_job(
         self,
         open_registry: Callable[..., JobRegistry],
         register_line: RegisterLine,
@@ -190,7 +197,7 @@ class TestBothAlike:
         assert run(registry).status is JobStatus.COMPLETED
 
     @pytest.mark.parametrize("executor", EXECUTORS)
-    def test_evaluations_are_heard_of_and_the_rule_that_ends_the_job(
+    def test_evaluations_arrive_and_so_does_the_rule_that_ends_the_job(
         self, open_registry: Callable[..., JobRegistry], store: ModelStore, executor: str
     ) -> None:
         request = {"total_timesteps": 50_000, "eval_freq": 100, "stop_reward": 5.0, "n_eval_episodes": 3}
@@ -203,11 +210,11 @@ class TestBothAlike:
         assert EvaluationRow(**kept, elapsed_seconds=status.evaluation.elapsed_seconds) == status.evaluation
 
     @pytest.mark.parametrize("executor", EXECUTORS)
-    def test_a_long_evaluation_is_no_stall_and_a_stop_ends_it(
+    def test_a_long_evaluation_is_not_a_stall_and_a_stop_ends_it(
         self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, executor: str
     ) -> None:
         registry = open_registry(executor, stall_seconds=3.0)
-        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # the forkserver is ready by then
+        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # afterwards the forkserver is ready
         # A thousand episodes of a thousand steps.
         env_name = register_line(entry_point=EndlessLine)
         job = submit(registry, env_name=env_name, eval_freq=32, n_eval_episodes=1000, total_timesteps=10_000)
@@ -219,17 +226,17 @@ class TestBothAlike:
         assert (job.status, job.describe().error_message) == (JobStatus.STOPPED, None)
 
     @pytest.mark.parametrize("executor", EXECUTORS)
-    def test_a_long_update_is_no_stall(self, open_registry: Callable[..., JobRegistry], executor: str) -> None:
+    def test_a_long_update_is_not_a_stall(self, open_registry: Callable[..., JobRegistry], executor: str) -> None:
         registry = open_registry(executor, stall_seconds=0.5)
-        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # the forkserver is ready by then
-        # A thousand minibatches after one rollout take longer than half a second together.
+        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # afterwards the forkserver is ready
+        # A thousand minibatches after one rollout take more than half a second in total.
         request = {"n_steps": 512, "batch_size": 1, "total_timesteps": 512, "n_epochs": 2}
         job = run(registry, **request)
         assert (job.status, job.describe().error_message) == (JobStatus.COMPLETED, None)
 
 
 class TestWhatReachesAWorker:
-    def test_an_environment_registered_by_the_server_alone(
+    def test_an_environment_that_only_the_server_has_registered(
         self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, store: ModelStore
     ) -> None:
         env_name = register_line(observation_size=5)
@@ -272,7 +279,7 @@ class TestAProcess:
         ],
         ids=["exit 3", "exit 0", "abort", "segfault", "kill"],
     )
-    def test_a_crash_fails_its_job_alone(
+    def test_a_crash_fails_only_its_own_job(
         self,
         open_registry: Callable[..., JobRegistry],
         register_line: RegisterLine,
@@ -291,7 +298,7 @@ class TestAProcess:
         assert run(registry).status is JobStatus.COMPLETED
         assert other.status is JobStatus.RUNNING
 
-    def test_it_serves_in_the_background_and_ends_when_it_is_told_to_alone(
+    def test_it_has_a_low_priority_and_ignores_signals_for_the_server(
         self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, tmp_path: Path
     ) -> None:
         registry = open_registry()
@@ -315,7 +322,7 @@ class TestAProcess:
         wait_until(lambda: not is_alive(worker))
         assert is_alive(forkserver)
 
-    def test_the_loss_of_the_forkserver_is_made_good(self, open_registry: Callable[..., JobRegistry]) -> None:
+    def test_a_lost_forkserver_is_replaced(self, open_registry: Callable[..., JobRegistry]) -> None:
         registry = open_registry()
         running = submit(registry, total_timesteps=10_000_000, model_name="running")
         wait_until(lambda: running.describe().current_timesteps > 0)
@@ -329,7 +336,7 @@ class TestAProcess:
         assert (running.status, running.describe().model_name) == (JobStatus.STOPPED, "running")
         wait_until(lambda: not is_alive(worker))
 
-    def test_two_executors_share_what_workers_are_forked_from(self, open_registry: Callable[..., JobRegistry]) -> None:
+    def test_two_executors_share_one_forkserver(self, open_registry: Callable[..., JobRegistry]) -> None:
         one, other = open_registry(), open_registry()
         endless = submit(other, total_timesteps=10_000_000)
         wait_until(lambda: endless.describe().current_timesteps > 0)
@@ -351,8 +358,8 @@ class TestAHang:
         status = job.describe()
         assert status.status is JobStatus.FAILED
         assert status.current_timesteps < 100
-        assert tells_of_a_stall(status.error_message)
-        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # the forkserver is ready by then
+        assert is_stall_message(status.error_message)
+        wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # afterwards the forkserver is ready
 
     def test_stopping_a_process_that_hangs_kills_it(
         self,
@@ -373,17 +380,17 @@ class TestAHang:
         assert "after the stop" in (status.error_message or "")
         assert run(registry).status is JobStatus.COMPLETED
 
-    def test_a_thread_that_hangs_is_left_behind_and_its_slot_is_free_again(
+    def test_a_thread_that_hangs_is_abandoned_and_frees_its_slot(
         self, store: ModelStore, register_line: RegisterLine
     ) -> None:
         event = threading.Event()
         executor = ThreadExecutor()
-        registry = JobRegistry(store, executor, 1, 8, 100, 0.5)
+        registry = JobRegistry(store, executor, max_running=1, max_queued=8, max_kept=100, stall_seconds=0.5)
         env_name = register_line(on_step=lambda: hold(event))
         job = run(registry, env_name=env_name, total_timesteps=10_000_000, model_name="m")
         failed = job.describe()
         assert failed.status is JobStatus.FAILED
-        assert tells_of_a_stall(failed.error_message)
+        assert is_stall_message(failed.error_message)
         assert run(registry).status is JobStatus.COMPLETED
         assert executor.is_busy
         event.set()
@@ -393,15 +400,15 @@ class TestAHang:
         registry.shutdown(grace_seconds=10)
 
 
-def test_none_of_it_imports_torch_into_the_server() -> None:
+def test_the_server_does_not_import_torch() -> None:
     program = "import sys, service.workers.executor; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
 
 
-def test_the_log_of_a_worker_tells_which_request_and_job_it_is_about(
+def test_a_workers_log_lines_carry_the_ids_of_request_and_job(
     open_registry: Callable[..., JobRegistry], register_line: RegisterLine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # Started anew here, so that it writes to what captures this test.
+    # Started again, so that it writes to this test's captured output.
     if (forkserver := find_forkserver()) is not None:
         forkserver.kill()
         wait_until(lambda: not is_alive(forkserver))

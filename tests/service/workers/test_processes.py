@@ -1,4 +1,4 @@
-"""Worker processes and what they are forked from end with the server, and never run its start script again."""
+"""Worker processes and the forkserver end with the server, and never run its start script again."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.support import is_alive, wait_until
 ROOT = Path(__file__).parents[3]
 END_SECONDS = 5.0
 
-# No guard: whatever imports it runs it.
+# Without a guard: importing it runs it.
 _START_SCRIPT = """
 import sys
 import time
@@ -96,7 +96,7 @@ StartScript = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start_script(tmp_path: Path) -> Iterator[StartScript]:
-    """Run a script from a folder where the project is not, and end what is left of it when the test is over."""
+    """Run a script from another folder than the project's, and end its remaining processes after the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(text: str, *flags: str) -> subprocess.Popen[str]:
@@ -126,7 +126,7 @@ def read_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_workers_do_not_run_the_start_script_again_and_have_what_it_defines(
+def test_workers_know_the_definitions_of_the_start_script_without_running_it_again(
     start_script: StartScript, tmp_path: Path
 ) -> None:
     script = start_script(_START_SCRIPT)
@@ -136,22 +136,22 @@ def test_workers_do_not_run_the_start_script_again_and_have_what_it_defines(
 
 
 @pytest.mark.parametrize("delay_seconds", [0.0, 0.05, 0.3, 1.0])
-def test_a_server_killed_while_the_forkserver_imports_leaves_nothing(
+def test_a_server_killed_while_the_forkserver_imports_leaves_no_process(
     start_script: StartScript, delay_seconds: float, tmp_path: Path
 ) -> None:
     server = start_script(_WARM_UP)
     assert read_line(server) == "warm"
-    # No condition to wait for: a moment of the imports, whichever it is.
+    # No condition to wait for: any moment during the imports will do.
     time.sleep(delay_seconds)
     kill_and_check(server)
     assert list(tmp_path.glob("pymp-*")) == []
 
 
-def test_a_server_killed_beside_a_worker_that_holds_the_interpreter_leaves_nothing(
+def test_a_server_killed_while_a_worker_holds_the_interpreter_leaves_no_process(
     start_script: StartScript, tmp_path: Path
 ) -> None:
     server = start_script(_HANG)
-    # What makes the forkserver find its modules is not handed on to what environments start.
+    # Processes that environments start do not inherit the forkserver's variables.
     assert read_line(server) == "hanging None None None"
     (forkserver,) = [child for child in psutil.Process(server.pid).children() if child.children()]
     assert "libtorch_python" in Path(f"/proc/{forkserver.pid}/maps").read_text()

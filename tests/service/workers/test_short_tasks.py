@@ -1,4 +1,4 @@
-"""Tasks that callers wait for: a few at a time, none for too long, and nothing left behind."""
+"""Short tasks: a few at a time, none for too long, and nothing left behind."""
 
 import sys
 import threading
@@ -62,7 +62,7 @@ def make_task(function: Callable[[Progress], bytes]) -> Task:
 
 
 class Waiting:
-    """A task that runs until it is told to end, or until the test lets it."""
+    """A task that runs until it is told to stop or the test lets it end."""
 
     def __init__(self, listens: bool) -> None:
         self.let_go = threading.Event()
@@ -72,7 +72,7 @@ class Waiting:
     def __call__(self, progress: Progress) -> bytes:
         self.n_begun += 1
         if self._listens:
-            progress.attach(self.let_go.set)
+            progress.attach_stop(self.let_go.set)
         self.let_go.wait()
         return b"done"
 
@@ -101,7 +101,7 @@ def call(callers: ThreadPoolExecutor, short_tasks: ShortTasks, function: Callabl
     return callers.submit(short_tasks.run, make_task(function), "ask for less.")
 
 
-def test_a_task_is_answered_with_what_it_made() -> None:
+def test_a_task_returns_its_content() -> None:
     assert make_short_tasks(ThreadExecutor()).run(make_task(answer), "") == b"content"
 
 
@@ -112,7 +112,7 @@ def test_a_refusal_keeps_its_status_in_a_thread_and_in_a_process(processes: Proc
         assert refusal.value.status_code == 409
 
 
-def test_what_fails_in_others_code_names_the_environment_and_no_path(processes: ProcessExecutor) -> None:
+def test_an_error_in_foreign_code_names_the_environment_but_no_path(processes: ProcessExecutor) -> None:
     for executor in (ThreadExecutor(), processes):
         for function, reason in ((fail, "No such file"), (leave, "SystemExit")):
             with pytest.raises(InvalidRequestError, match=reason) as error:
@@ -121,24 +121,24 @@ def test_what_fails_in_others_code_names_the_environment_and_no_path(processes: 
             assert "/home" not in error.value.detail
 
 
-def test_a_process_that_takes_too_long_is_killed_and_the_remedy_told(processes: ProcessExecutor) -> None:
+def test_a_process_that_takes_too_long_is_killed_and_the_error_names_a_remedy(processes: ProcessExecutor) -> None:
     short_tasks = make_short_tasks(processes)
-    short_tasks.run(make_task(answer), "")  # from now on workers begin at once
+    short_tasks.run(make_task(answer), "")  # afterwards workers start at once
     with pytest.raises(TooLargeError, match=r"0\.5 s.*GRPO_TASK_SECONDS.*ask for less"):
         make_short_tasks(processes, 0.5).run(make_task(hang), "ask for less.")
     assert list_workers() == []
 
 
-def test_a_thread_that_takes_too_long_is_told_to_end(callers: ThreadPoolExecutor) -> None:
-    short_tasks = make_short_tasks(ThreadExecutor(), 0.2, n_at_once=1)
+def test_a_thread_that_takes_too_long_is_told_to_stop(callers: ThreadPoolExecutor) -> None:
+    short_tasks = make_short_tasks(ThreadExecutor(), 0.2, max_running=1)
     with pytest.raises(TooLargeError):
         short_tasks.run(make_task(Waiting(listens=True)), "")
     assert short_tasks.run(make_task(answer), "") == b"content"
 
 
-def test_a_thread_that_does_not_listen_is_left_behind_and_frees_its_place(waiting: Waiting) -> None:
+def test_a_thread_that_does_not_stop_is_abandoned_and_frees_its_place(waiting: Waiting) -> None:
     executor = ThreadExecutor()
-    short_tasks = make_short_tasks(executor, 0.2, n_at_once=1)
+    short_tasks = make_short_tasks(executor, 0.2, max_running=1)
     with pytest.raises(TooLargeError):
         short_tasks.run(make_task(waiting), "")
     assert short_tasks.run(make_task(answer), "") == b"content"
@@ -147,14 +147,14 @@ def test_a_thread_that_does_not_listen_is_left_behind_and_frees_its_place(waitin
     wait_until(lambda: not executor.is_busy)
 
 
-def test_what_cannot_be_pickled_is_refused_in_processes_alone(processes: ProcessExecutor, waiting: Waiting) -> None:
+def test_only_processes_refuse_what_cannot_be_pickled(processes: ProcessExecutor, waiting: Waiting) -> None:
     with pytest.raises(InvalidRequestError, match=r"cannot be sent to a worker process \(cannot pickle"):
         make_short_tasks(processes).run(make_task(waiting), "")
     assert waiting.n_begun == 0
 
 
-def test_the_room_is_bounded_and_those_in_it_are_all_answered(callers: ThreadPoolExecutor, waiting: Waiting) -> None:
-    short_tasks = make_short_tasks(ThreadExecutor(), n_at_once=2, n_waiting=1)
+def test_callers_are_limited_and_all_accepted_ones_are_answered(callers: ThreadPoolExecutor, waiting: Waiting) -> None:
+    short_tasks = make_short_tasks(ThreadExecutor(), max_running=2, max_waiting=1)
     first = [call(callers, short_tasks, waiting) for _ in range(2)]
     wait_until(lambda: waiting.n_begun == 2)
     third = call(callers, short_tasks, waiting)
@@ -173,11 +173,11 @@ def is_full(short_tasks: ShortTasks) -> bool:
     return False
 
 
-def test_those_that_run_and_wait_are_sent_away_when_the_server_ends(
+def test_running_and_waiting_callers_are_refused_when_the_server_shuts_down(
     callers: ThreadPoolExecutor, waiting: Waiting
 ) -> None:
     closing = threading.Event()
-    short_tasks = ShortTasks(ThreadExecutor(), LONG_SECONDS, closing, n_at_once=1)
+    short_tasks = ShortTasks(ThreadExecutor(), LONG_SECONDS, closing, max_running=1)
     futures = [call(callers, short_tasks, waiting) for _ in range(3)]
     wait_until(lambda: waiting.n_begun == 1)
     closing.set()
