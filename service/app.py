@@ -8,7 +8,7 @@ from anyio import CapacityLimiter
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.model_file import ModelFileError
 from service.environments.catalogue import Catalogue
-from service.errors import ConflictError, InvalidRequestError, NotFoundError, StorageError
+from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.jobs.events import EventStreams
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
@@ -93,7 +93,7 @@ class Service:
         :raises ConflictError: If an active job will save under the same name.
         :raises ServiceError: Whatever ``JobRegistry.submit`` and ``ShortTasks.run`` raise.
         """
-        self.registry.check_room()
+        self.registry.check_room(request.model_name)
         return self.registry.submit(self._planner.plan(request))
 
     def close(self) -> None:
@@ -136,7 +136,3 @@ class Service:
                     self.store.publish(model_name, content)
             except ModelFileError as error:
                 raise InvalidRequestError(f"this model file cannot be used: {error}") from error
-            except OSError as error:
-                raise StorageError(
-                    f"model '{model_name}' cannot be saved ({error.strerror}); free some space."
-                ) from error

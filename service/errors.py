@@ -134,4 +134,9 @@ def describe_error(error: BaseException) -> str:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     except BaseException:  # __str__ is foreign code too
         text = "(it cannot describe itself)"
-    return printable(f"{type(error).__name__}: {_PATH.sub('<path>', text)}", _MAX_ERROR_CHARS)
+    return printable(f"{type(error).__name__}: {hide_paths(text)}", _MAX_ERROR_CHARS)
+
+
+def hide_paths(text: str) -> str:
+    """Replace the server's paths in a text."""
+    return _PATH.sub("<path>", text)

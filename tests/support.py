@@ -31,7 +31,8 @@ from grpo_core.saving import model_file
 from service.schemas.jobs import EndedBy, EvaluationRow
 from service.schemas.training import TrainRequest
 from service.settings import Settings
-from service.training.planner import Planner, TrainingPlan
+from service.training.plan import TrainingPlan
+from service.training.planner import Planner
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 

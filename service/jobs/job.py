@@ -15,7 +15,7 @@ from service.jobs.history import JobHistory
 from service.jobs.totals import JobTotals
 from service.jobs.verdict import Evidence, judge
 from service.schemas.jobs import EndedBy, EvaluationRow, JobStatus, JobSummary, TrainingStatus, Verdict
-from service.training.planner import TrainingPlan
+from service.training.plan import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
 
@@ -224,7 +224,8 @@ class Job:
     def record_saved_model(self, model_name: str, sha256: str) -> None:
         """Note the name and the hash of the saved model."""
         with self._lock:
-            self._model_name, self._sha256 = model_name, sha256
+            if not self._status.is_final:  # a shutdown may have given up on it in the meantime
+                self._model_name, self._sha256 = model_name, sha256
 
     def attach_stop(self, stop: Callable[[], None]) -> None:
         """Take the function that stops the training."""

@@ -25,7 +25,7 @@ from service.jobs.job import Job
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
-from service.training.planner import TrainingPlan
+from service.training.plan import TrainingPlan
 from service.workers.executor import Executor
 from service.workers.task import TaskFailedError
 
@@ -105,15 +105,19 @@ class JobRegistry:
             self._forget_oldest()
         return job
 
-    def check_room(self) -> None:
+    def check_room(self, model_name: str | None = None) -> None:
         """Check that another job could be queued, before it is planned.
 
+        :param model_name: The name that it would save under, if that is known.
+        :raises ConflictError: If an active job or an upload will save under the same name.
         :raises StorageLowError: If the disk is too full to save its policy.
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
         with self._lock:
-            self._check_room()
+            active = self._check_room()
+            if model_name is not None:
+                self._check_name_is_free(model_name, active)
         self._store.folder.check_space()
 
     def _check_room(self) -> list[Job]:

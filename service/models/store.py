@@ -14,7 +14,7 @@ from cachetools import Cache, LRUCache
 
 from grpo_core.actor.actor import Actor
 from grpo_core.saving import model_file
-from service.errors import ConflictError, NotFoundError
+from service.errors import ConflictError, NotFoundError, StorageError
 from service.models.folder import FileSignature, ModelFolder
 from service.schemas.models import ModelStatus
 
@@ -122,11 +122,16 @@ class ModelStore:
 
         :return: SHA-256 of the file.
         :raises ModelFileError: If it cannot be used; the old file stays.
-        :raises OSError: If the disk refuses; the old file stays.
+        :raises StorageError: If the disk refuses; the old file stays.
         """
         parsed = model_file.from_bytes(content)
         actor = parsed.make_actor()
-        signature = self.folder.write(name, content)
+        try:
+            signature = self.folder.write(name, content)
+        except OSError as error:
+            raise StorageError(
+                f"model '{name}' cannot be saved ({error.strerror}); free some space or fix the models folder."
+            ) from error
         if signature is not None:
             self._record_status(name, signature, ModelStatus.SAVED)
             self._add_to_cache(ServedModel(name, actor, parsed.meta, signature))

@@ -1,272 +1,45 @@
-"""Fill in and check a training request before its job is queued: a task for a worker."""
+"""A training job, planned: its settings, its rewards, and what the client should know of it."""
 
-import math
-import re
-from collections.abc import Set
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
-from gymnasium import spaces
-from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv
+from pydantic import BaseModel
 
-from grpo_core.options.checks import DEFAULT_HORIZON
-from grpo_core.options.choices import NEEDS_VALUES
-from grpo_core.options.hyperparameters import HYPERPARAMETERS
-from grpo_core.options.policy_kwargs import choose_policy
-from grpo_core.options.presets import Preset, get_preset
-from grpo_core.simulators.bank import find_obstacle
-from service.environments.build import build_vec_env
-from service.errors import InvalidRequestError, printable
-from service.schemas.fields import MAX_OBSERVATION_NUMBERS
-from service.schemas.training import Normalization, TrainConfig, TrainRequest
-from service.training.memory_limits import check_memory, count_observed_numbers
-from service.training.names import NO_PRESET, NamedRequest, Reward, Rewards
-from service.training.planner import SettledRequest
-from service.training.train import build_model
-from service.workers.task import Progress
-
-# Long enough for an action on CartPole to show in position and angle, short enough to keep the noise of returns low.
-_PREFERRED_HORIZON = 16
-_MAX_STEPS = HYPERPARAMETERS["n_steps"].request_most
-_MAX_GROUP_SIZE = HYPERPARAMETERS["group_size"].request_most
-_MAX_REASON_CHARS = 1000
-# Evaluations of a job that needs them and does not say how often.
-_N_EVALUATIONS = 20
-_MAX_EVALUATIONS = 1000
-# Placeholders, which the server replaces: nothing else depends on them.
-_ANY_NAME, _ANY_SEED = "any", 0
-
-Settings = dict[str, Any]
+from service.schemas.training import TrainConfig
+from service.training.names import Reward
+from service.workers.task import Task
 
 
-def settle_request(named: NamedRequest, progress: Progress) -> bytes:
-    """Fill in every default and check everything that can be checked before training.
+class SettledRequest(BaseModel):
+    """A request with every default filled in, checked by a worker.
 
-    :return: A ``SettledRequest`` in JSON.
-    :raises InvalidRequestError: If the request combines what does not fit, or the environment cannot be trained.
+    :param settings: The fields of ``TrainConfig`` but ``model_name`` and ``seed``, on which nothing else depends.
+    :param warnings: Warnings for the client.
+    :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
     """
-    request, rewards = named.request, named.rewards
-    preset = None if named.preset == NO_PRESET else get_preset(named.preset)
-    # A null means the same as leaving the field out.
-    given = {name: value for name in request.model_fields_set if (value := getattr(request, name)) is not None}
-    identity = {
-        "reward_function_type": rewards.reward_function_type,
-        "reward_functions": rewards.reward_functions,
-        "preset": named.preset,
-        "model_name": _ANY_NAME,
-        "seed": _ANY_SEED,
-        "device": _resolve_device(request.device),
-    }
-    defaults = _list_defaults(rewards) if preset is None else _list_preset_defaults(preset)
-    env = build_vec_env(request.env_name, 1)
-    try:
-        settled = _settle(env, {**defaults, **given, **identity}, given, defaults, rewards.functions)
-    except (InvalidRequestError, ValueError) as error:
-        filled_in = {name for name, value in defaults.items() if value is not None} - given.keys()
-        from_preset = set() if preset is None else filled_in
-        raise InvalidRequestError(_explain(str(error), named.preset, from_preset)) from error
-    finally:
-        env.close()
-    return settled.model_dump_json().encode()
+
+    settings: dict[str, Any]
+    warnings: list[str]
+    reward_threshold: float | None
 
 
-def _settle(
-    env: DummyVecEnv, settings: Settings, given: Settings, defaults: Settings, reward_functions: Reward
-) -> SettledRequest:
-    """Choose the settings that were left out to suit the given ones and the environment, and try them out.
+class TrainingPlan(NamedTuple):
+    """A job that is ready to start.
 
-    :raises ValueError: If the algorithm refuses them.
+    :param config: The settings to train with.
+    :param reward: The reward functions that the configuration names.
+    :param warnings: Warnings for the client.
+    :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
     """
-    warnings = _settle_mode(settings, env)
-    _fit_credit(settings, given)
-    _fit_groups(settings, given, defaults, env.action_space)
-    _fit_evaluations(settings)
-    spec = env.envs[0].spec
-    max_episode_steps = None if spec is None else spec.max_episode_steps
-    if settings["group_mode"] == "episode" and settings["horizon"] is None and max_episode_steps is None:
-        raise InvalidRequestError(
-            f"env_name '{settings['env_name']}' has no time limit, so a whole episode might never end; register it "
-            f"with max_episode_steps, or send horizon. {' '.join(warnings)}".rstrip()
-        )
-    if settings["net_arch"] is None:
-        settings["net_arch"] = [] if choose_policy(env.observation_space) == "CnnPolicy" else [64, 64]
-    config = TrainConfig(**{name: settings[name] for name in TrainConfig.model_fields})
-    _try_out(config, env, reward_functions, max_episode_steps)
-    n_numbers = count_observed_numbers(env.observation_space)
-    if n_numbers > MAX_OBSERVATION_NUMBERS:
-        warnings.append(
-            f"observations have {n_numbers} numbers, and POST /inference takes at most {MAX_OBSERVATION_NUMBERS}: the "
-            "model file can only be used with GRPO.load."
-        )
-    threshold = None if spec is None else spec.reward_threshold
-    return SettledRequest(config=config, warnings=warnings, reward_threshold=threshold)
 
+    config: TrainConfig
+    reward: Reward
+    warnings: tuple[str, ...] = ()
+    reward_threshold: float | None = None
 
-def _try_out(config: TrainConfig, env: DummyVecEnv, reward: Reward, max_episode_steps: int | None) -> None:
-    """Build the model without training it, since only the algorithm itself knows everything it refuses."""
-    config = config.model_copy(update={"device": "cpu"})
-    check_memory(config, build_model(config, env, reward, _init_setup_model=False), max_episode_steps)
-    # Without orthogonal weights, which take up to half a second and are not used here.
-    build_model(config, env, reward, policy_kwargs={"ortho_init": False})
+    def make_task(self, run_dir: Path | None = None) -> Task:
+        """Return the task that trains the policy.
 
-
-def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:
-    """Add to an error which of the settings in it came from a preset."""
-    names = [name for name in sorted(from_preset) if re.search(rf"\b{name}\b", detail)]
-    detail = printable(detail, _MAX_REASON_CHARS)
-    if not names:
-        return detail
-    return f'{detail} Preset \'{preset_name}\' chose {", ".join(names)}; send your own, or "preset": "{NO_PRESET}".'
-
-
-def _list_defaults(rewards: Rewards) -> Settings:
-    """List the defaults without a preset; the horizon is only a target."""
-    # A dense reward judges every step, so a branch's own rewards are enough; otherwise the value network must estimate
-    # what a truncated branch would still have earned.
-    credit = {"baseline": "group", "bootstrap_value": False} if rewards.is_dense else {}
-    # The rate falls to 0, so that the last updates settle the policy instead of disturbing it. With it, every seed
-    # reached 475 on CartPole; see benchmarks/README.md.
-    rate = {"lr_schedule": "linear"}
-    return {**_list_library_defaults(), **_list_request_defaults(), **rate, **credit, "horizon": _PREFERRED_HORIZON}
-
-
-def _list_preset_defaults(preset: Preset) -> Settings:
-    """List the defaults with a preset: what the preset leaves out gets the algorithm's own default."""
-    settings = preset.make_arguments()
-    if isinstance(settings.get("learning_rate"), LinearSchedule):
-        settings |= {"learning_rate": settings["learning_rate"].start, "lr_schedule": "linear"}
-    settings |= settings.pop("policy_kwargs", {})
-    normalize = False if preset.normalize is None else Normalization(**preset.normalize)
-    return {
-        **_list_request_defaults(),
-        **_list_library_defaults(),
-        "total_timesteps": preset.n_timesteps,
-        "n_envs": preset.n_envs,
-        "normalize": normalize,
-        "horizon": DEFAULT_HORIZON if preset.arguments.get("group_mode") != "episode" else None,
-        **settings,
-    }
-
-
-def _list_library_defaults() -> Settings:
-    arguments = {name: row.default for name, row in HYPERPARAMETERS.items()}
-    others = {"lr_schedule": "constant", "normalize": False, "activation": "tanh", "log_std_init": 0.0}
-    rules = dict.fromkeys(("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds"))
-    return {**arguments, **others, **rules, "tensorboard_log": False}
-
-
-def _list_request_defaults() -> Settings:
-    defaults = {name: value for name, value in TrainRequest().model_dump().items() if value is not None}
-    return {**defaults, "net_arch": None}  # chosen later, since it depends on the observations
-
-
-def _settle_mode(settings: Settings, env: DummyVecEnv) -> list[str]:
-    """Settle the group mode.
-
-    :return: A warning if groups cannot branch and are whole episodes instead.
-    """
-    env_name, mode = settings["env_name"], settings["group_mode"]
-    settings["normalize"] = Normalization() if settings["normalize"] is True else settings["normalize"]
-    if mode == "episode":
-        return []
-    try:
-        obstacle = find_obstacle(env)
-    except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
-        raise InvalidRequestError(
-            f"env_name '{env_name}' failed while its steps were tried out ({type(error).__name__}); fix the "
-            "environment, or send group_mode 'episode'."
-        ) from error
-    if mode == "auto":
-        settings["group_mode"] = "branch" if obstacle is None else "episode"
-    elif obstacle is not None:
-        raise InvalidRequestError(f"env_name '{env_name}' cannot be trained with group_mode '{mode}': {obstacle}")
-    if obstacle is None:
-        return []
-    return [f"{obstacle} Instead, groups are whole episodes from one seeded reset, as with group_mode 'episode'."]
-
-
-def _fit_credit(settings: Settings, given: Settings) -> None:
-    """Choose the credit settings that were left out to suit the given ones."""
-    without_values = given.get("supervision") == "outcome" or given.get("bootstrap_value") is False
-    if without_values and "baseline" not in given and settings["baseline"] in NEEDS_VALUES:
-        settings["baseline"] = "group"
-    if settings["baseline"] in NEEDS_VALUES:
-        needed = {"bootstrap_value": True, "supervision": "process"}
-        settings |= {name: value for name, value in needed.items() if name not in given}
-
-
-def _fit_groups(settings: Settings, given: Settings, defaults: Settings, action_space: spaces.Space[Any]) -> None:
-    """Choose sizes that fit each other for those that were left out."""
-    mode, horizon = settings["group_mode"], given.get("horizon")
-    if mode == "episode":
-        settings["horizon"] = horizon or (defaults["horizon"] if defaults["group_mode"] == "episode" else None)
-        return
-    if mode == "action" and isinstance(action_space, spaces.Discrete) and "group_size" not in given:
-        settings["group_size"] = int(action_space.n)
-    if settings["group_size"] > _MAX_GROUP_SIZE:
-        raise InvalidRequestError(
-            f"group_mode 'action' plays all {settings['group_size']} actions of env_name '{settings['env_name']}', and "
-            f"a group has at most {_MAX_GROUP_SIZE} branches; send group_mode 'branch'."
-        )
-    group_size, target = settings["group_size"], defaults["horizon"] or DEFAULT_HORIZON
-    if "n_steps" not in given and settings["n_steps"] % (group_size * (horizon or 1)):
-        group_steps = group_size * (horizon or target)
-        nearest = max(1, round(settings["n_steps"] / group_steps)) * group_steps
-        settings["n_steps"] = nearest if nearest <= _MAX_STEPS else settings["n_steps"]
-    settings["horizon"] = _fit_horizon(settings["n_steps"], group_size, horizon, target)
-
-
-def _fit_evaluations(settings: Settings) -> None:
-    """Choose how often to evaluate the policy if a rule needs it, and whether to keep the best one."""
-    total_timesteps, eval_freq = settings["total_timesteps"], settings["eval_freq"]
-    has_rule = settings["stop_reward"] is not None or settings["patience"] is not None
-    if eval_freq is None and (has_rule or settings["keep_best"]):
-        # The policy changes only after a whole rollout.
-        at_least = settings["n_steps"] * settings["n_envs"]
-        eval_freq = min(total_timesteps, max(total_timesteps // _N_EVALUATIONS, at_least))
-    settings["eval_freq"] = eval_freq
-    if settings["keep_best"] is None:
-        settings["keep_best"] = eval_freq is not None
-    if eval_freq is None:
-        return
-    if eval_freq > total_timesteps:
-        raise InvalidRequestError(
-            f"eval_freq={eval_freq} is more than total_timesteps={total_timesteps}, so no evaluation would come before "
-            f"the end; send at most {total_timesteps}."
-        )
-    if total_timesteps > eval_freq * _MAX_EVALUATIONS:
-        raise InvalidRequestError(
-            f"eval_freq={eval_freq} evaluates the policy {total_timesteps // eval_freq} times, and a job may have at "
-            f"most {_MAX_EVALUATIONS} evaluations; send at least {math.ceil(total_timesteps / _MAX_EVALUATIONS)}."
-        )
-
-
-def _fit_horizon(n_steps: int, group_size: int, horizon: int | None, target: int) -> int:
-    """Return a horizon with which groups fill a rollout: the given one, or the closest to ``target`` if it is None."""
-    branch_steps, remainder = divmod(n_steps, group_size)
-    if remainder or branch_steps == 0:
-        nearest = max(1, round(n_steps / group_size)) * group_size
-        raise InvalidRequestError(
-            f"n_steps={n_steps} does not hold whole groups of group_size={group_size} branches; send "
-            f"n_steps={nearest} or another group_size."
-        )
-    if horizon is None:
-        divisors = [n for n in range(1, branch_steps + 1) if branch_steps % n == 0]
-        return min(divisors, key=lambda n: abs(math.log(n / target)))
-    if branch_steps % horizon:
-        group_steps = group_size * horizon
-        nearest = max(1, round(n_steps / group_steps)) * group_steps
-        change = f"send n_steps={nearest}, or " if nearest <= _MAX_STEPS else ""
-        raise InvalidRequestError(
-            f"n_steps={n_steps} does not hold whole groups of group_size * horizon = {group_size} * {horizon} = "
-            f"{group_steps} steps; {change}leave horizon out."
-        )
-    return horizon
-
-
-def _resolve_device(device: str) -> Literal["cpu", "cuda"]:
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise InvalidRequestError("device 'cuda' is not available on this server; send 'auto' or 'cpu'.")
-    return "cuda" if has_cuda and device != "cpu" else "cpu"
+        :param run_dir: Folder for the TensorBoard log; None writes none.
+        """
+        return Task("service.training.train:train_policy", (self.config, self.reward, run_dir), self.config.env_name)

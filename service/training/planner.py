@@ -3,58 +3,22 @@
 import secrets
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium as gym
 from cachetools import LRUCache
 from gymnasium.envs.registration import EnvSpec
-from pydantic import BaseModel
 
 from grpo_core.options.rewards import RewardFunction
 from service.errors import InvalidRequestError, TooLargeError
 from service.schemas.fields import MAX_SEED
 from service.schemas.training import TrainConfig, TrainRequest
 from service.training.names import NamedRequest, Reward, resolve_names
+from service.training.plan import SettledRequest, TrainingPlan
 from service.workers.short_tasks import ShortTasks
 from service.workers.task import Task
 
 _MAX_CACHED = 256
-
-
-class SettledRequest(BaseModel):
-    """A request with every default filled in, checked by a worker.
-
-    :param config: The settings to train with; ``model_name`` and ``seed`` are placeholders.
-    :param warnings: Warnings for the client.
-    :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
-    """
-
-    config: TrainConfig
-    warnings: list[str]
-    reward_threshold: float | None
-
-
-class TrainingPlan(NamedTuple):
-    """A job that is ready to start.
-
-    :param config: The settings to train with.
-    :param reward: The reward functions that the configuration names.
-    :param warnings: Warnings for the client.
-    :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
-    """
-
-    config: TrainConfig
-    reward: Reward
-    warnings: tuple[str, ...] = ()
-    reward_threshold: float | None = None
-
-    def make_task(self, run_dir: Path | None = None) -> Task:
-        """Return the task that trains the policy.
-
-        :param run_dir: Folder for the TensorBoard log; None writes none.
-        """
-        return Task("service.training.train:train_policy", (self.config, self.reward, run_dir), self.config.env_name)
 
 
 class _CachedPlan(NamedTuple):
@@ -88,11 +52,11 @@ class Planner:
         """
         named = resolve_names(request, self._reward_functions)
         settled = self._settle(named)
-        identity = {
-            "model_name": request.model_name or _generate_model_name(request.env_name),
-            "seed": secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-        }
-        config = settled.config.model_copy(update=identity)
+        config = TrainConfig(
+            **settled.settings,
+            model_name=request.model_name or _generate_model_name(request.env_name),
+            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+        )
         return TrainingPlan(config, named.rewards.functions, tuple(settled.warnings), settled.reward_threshold)
 
     def _settle(self, named: NamedRequest) -> SettledRequest:
@@ -105,7 +69,7 @@ class Planner:
             return cached.settled
         try:
             content = self._short_tasks.run(
-                Task("service.training.plan:settle_request", (named,), env_name),
+                Task("service.training.settle:settle_request", (named,), env_name),
                 "the environment may hang while it is built; fix its constructor.",
             )
         except TooLargeError as error:  # the environment is slow; the request itself is not too large

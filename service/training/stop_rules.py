@@ -1,6 +1,7 @@
 """End a training before it has taken all of its steps."""
 
 import math
+import threading
 import time
 
 from grpo import GRPO
@@ -20,6 +21,8 @@ class StopRules:
         self._max_seconds = math.inf if max_seconds is None else max_seconds
         self._deadline = math.inf
         self._model: GRPO | None = None
+        # Guards the reason: rules end a training in its own thread, stops come from another.
+        self._lock = threading.Lock()
         #: Why the training ends early; None if it does not.
         self.ended_by: EndedBy | None = None
 
@@ -41,14 +44,17 @@ class StopRules:
 
         :param ended_by: The rule that ends it; only the first one counts.
         """
-        if self.ended_by is None:
+        if self._end(ended_by):
             self._progress.publish_ended_by(ended_by)
-            self._end(ended_by)
 
     def _stop(self) -> None:
         self._end("stop")
 
-    def _end(self, ended_by: EndedBy) -> None:
+    def _end(self, ended_by: EndedBy) -> bool:
+        """End the training; return whether this is the first reason to."""
         assert self._model is not None, "it has begun"
-        self.ended_by = self.ended_by or ended_by
+        with self._lock:
+            is_first = self.ended_by is None
+            self.ended_by = self.ended_by or ended_by
         self._model.stop()
+        return is_first

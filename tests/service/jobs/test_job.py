@@ -13,7 +13,7 @@ import torch
 from service.errors import ConflictError
 from service.jobs.job import Job
 from service.schemas.jobs import JobStatus
-from service.training.planner import TrainingPlan
+from service.training.plan import TrainingPlan
 from service.training.train import train_policy
 from tests.support import make_evaluation, make_plan, wait_until
 
