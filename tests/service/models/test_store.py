@@ -21,7 +21,7 @@ import pytest
 from stable_baselines3 import PPO
 
 from grpo_core.saving import model_file
-from service.errors import ConflictError, InvalidRequestError, NotFoundError
+from service.errors import ConflictError, InvalidRequestError, NotFoundError, StorageError
 from service.models.store import ModelStore, ServedModel
 from service.schemas.fields import is_model_name
 from tests.support import make_model, wait_until
@@ -126,7 +126,7 @@ class TestSavingAndServing:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         try:
-            with pytest.raises(OSError, match="File too large"):
+            with pytest.raises(StorageError, match="File too large"):
                 store.publish("m", contents[1])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
