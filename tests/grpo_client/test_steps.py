@@ -24,6 +24,14 @@ EVENT_STREAM = (("Content-Type", "text/event-stream"),)
 FINAL = {"job_id": "j", "status": "completed", "progress": 1.0, "current_timesteps": 9, "total_timesteps": 9}
 
 with_either_client = pytest.mark.parametrize("kind", ["sync", "async"])
+without_pauses = pytest.mark.usefixtures("no_pauses")
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the test the pauses of a client that asks again."""
+    monkeypatch.setattr("grpo_client.steps._FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("grpo_client.steps._POLL_SECONDS", 0.001)
 
 
 def make_event(event_id: int, name: str, **payload: Any) -> str:
@@ -41,6 +49,7 @@ def make_status(**changes: Any) -> dict[str, Any]:
     return {**FINAL, "status": "running", "progress": 0.5, "current_timesteps": 4, **changes}
 
 
+@without_pauses
 @with_either_client
 @pytest.mark.parametrize("refusal", [FULL, DRAINING], ids=["429", "503"])
 def test_a_busy_server_is_asked_again_whatever_it_was_asked(kind: str, refusal: Answer) -> None:
@@ -49,6 +58,7 @@ def test_a_busy_server_is_asked_again_whatever_it_was_asked(kind: str, refusal: 
     assert [(request.method, request.path) for request in server.received] == [("POST", "/train")] * 3
 
 
+@without_pauses
 @with_either_client
 def test_a_server_that_stays_busy_is_asked_as_often_as_allowed(kind: str) -> None:
     with serve_script(FULL) as server, open_client(kind, server.url, max_retries=1) as client:
@@ -58,6 +68,7 @@ def test_a_server_that_stays_busy_is_asked_as_often_as_allowed(kind: str) -> Non
     assert len(server.received) == 2
 
 
+@without_pauses
 @with_either_client
 def test_an_answer_that_was_lost_is_asked_for_again_only_where_nothing_can_happen_twice(kind: str) -> None:
     with serve_script(LOST, MODELS) as server, open_client(kind, server.url) as client:
@@ -69,6 +80,7 @@ def test_an_answer_that_was_lost_is_asked_for_again_only_where_nothing_can_happe
     assert len(server.received) == 1
 
 
+@without_pauses
 @with_either_client
 def test_other_refusals_are_not_asked_again(kind: str) -> None:
     refusal = Answer(500, '{"detail": "internal error"}', (("X-Request-ID", "r1"),))
@@ -88,6 +100,7 @@ def test_what_is_no_grpo_server_is_told(body: str) -> None:
             client.models()
 
 
+@without_pauses
 @with_either_client
 @pytest.mark.parametrize("n_missing_bytes", [0, 9], ids=["ended", "broken"])
 def test_a_dropped_stream_goes_on_after_the_last_event(kind: str, n_missing_bytes: int) -> None:
@@ -101,6 +114,7 @@ def test_a_dropped_stream_goes_on_after_the_last_event(kind: str, n_missing_byte
     assert [request.headers["last-event-id"] for request in server.received] == ["0", "2", "2"]
 
 
+@without_pauses
 @with_either_client
 def test_a_stream_that_never_brings_anything_is_given_up(kind: str) -> None:
     with serve_script(Answer(200, "", EVENT_STREAM)) as server, open_client(kind, server.url, max_retries=1) as client:
@@ -109,6 +123,7 @@ def test_a_stream_that_never_brings_anything_is_given_up(kind: str) -> None:
     assert len(server.received) == 2
 
 
+@without_pauses
 @with_either_client
 def test_the_last_job_stays_the_same_when_the_stream_is_opened_again(kind: str) -> None:
     script = (
@@ -125,6 +140,7 @@ def test_the_last_job_stays_the_same_when_the_stream_is_opened_again(kind: str) 
     ]
 
 
+@without_pauses
 @with_either_client
 @pytest.mark.parametrize("is_silent", [True, False], ids=["silent", "broken"])
 def test_the_time_to_wait_ends_while_streams_are_silent_or_break(kind: str, is_silent: bool) -> None:
@@ -136,6 +152,7 @@ def test_the_time_to_wait_ends_while_streams_are_silent_or_break(kind: str, is_s
         released.set()
 
 
+@without_pauses
 @with_either_client
 def test_a_server_without_events_is_polled(kind: str) -> None:
     script = (
@@ -153,6 +170,7 @@ def test_a_server_without_events_is_polled(kind: str) -> None:
     ]
 
 
+@without_pauses
 @with_either_client
 def test_a_job_that_a_server_without_events_does_not_know_is_told(kind: str) -> None:
     with serve_script(Answer(404, '{"detail": "no such job"}')) as server, open_client(kind, server.url) as client:

@@ -20,7 +20,7 @@ from service.schemas.jobs import EndedBy
 from service.settings import Settings
 from service.workers.executors import ProcessExecutor
 from service.workers.task import Progress, Task
-from tests.support import make_client, serve
+from tests.support import PATIENCE_SECONDS, make_client, serve
 
 ROOT = Path(__file__).parents[3]
 KEY = "a key of 22 characters"
@@ -124,7 +124,7 @@ with TestClient(app, base_url="http://localhost") as client:
         executor = ProcessExecutor()
         try:
             run = executor.start(Task(list_modules, (), "CartPole-v1", {}), Deaf())
-            assert run.wait(60)
+            assert run.wait(PATIENCE_SECONDS)
             modules = run.get_content().decode().split()
         finally:
             executor.close()
