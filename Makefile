@@ -23,7 +23,7 @@ serve: install
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(SHARED)
 
-# Without browsers, and without programs and servers that are started: for every few minutes of work.
+# Without browsers, programs and long trainings: for every few minutes of work.
 test-fast: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(SHARED) -m "not slow"
 

@@ -21,13 +21,15 @@ from tests.support import Gate
 
 RegisterEnv = Callable[..., str]
 
-# Tests with browsers, servers, programs and trainings of their own, the longest first: none is left over at the end.
+# What takes seconds, by the beginning of its id. It begins with the longest, so that none is left over at the end.
 SLOW_TESTS = (
     "tests/docs/test_documents.py::test_examples_run_as_written",
     "tests/docs/test_documents.py::test_a_tutorial_runs",
     "tests/docs/test_documents.py::test_the_notebook_runs",
     "tests/test_run_api.py",
     "tests/service/workers",
+    "tests/test_api.py",
+    "tests/sb3",
     "tests/service/dashboard/test_dashboard.py",
     "tests/service/http/test_documentation_pages.py",
     "tests/service/http/test_schema.py",
@@ -37,16 +39,16 @@ SLOW_TESTS = (
     "tests/test_grpo_cli.py",
     "tests/deploy/test_deploy.py",
     "tests/service/models/test_player.py",
+    "tests/service/models/test_uploads.py::TestUnusableFiles",
     "tests/service/dashboard/test_mount.py::TestOpening",
     "tests/service/http/routes/test_training.py::TestTensorBoard",
-    "tests/sb3/test_run.py::test_groups_of_every_mode_train_in_worker_processes",
-    "tests/sb3/test_dict_env.py::test_dicts_train_in_worker_processes",
-    "tests/sb3/test_deterministic.py::test_worker_processes_repeat_themselves",
-    "tests/sb3/test_zoo.py",
-    "tests/test_api.py::TestWorkerProcesses",
-    "tests/test_api.py::test_what_a_worker_cannot_import",
     "tests/test_imports.py::test_serving_a_model",
     "tests/test_imports.py::test_the_first_job",
+    "tests/grpo_core/fast/test_physics.py::test_whole_episodes",
+    "tests/grpo_core/groups/test_collector.py::test_the_kept_step",
+    "tests/grpo_core/simulators/test_bank.py::test_workers_do",
+    "tests/grpo_core/simulators/test_simulator.py::test_atari",
+    "tests/grpo_core/test_film.py::test_a_film_that_would_be_too_large",
 )
 
 torch.set_num_threads(1)

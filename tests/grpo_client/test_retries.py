@@ -23,6 +23,13 @@ EVENT_STREAM = (("Content-Type", "text/event-stream"),)
 FINAL = make_status(status="completed", progress=1.0, current_timesteps=9)
 
 with_either_client = pytest.mark.parametrize("kind", ["sync", "async"])
+without_pauses = pytest.mark.usefixtures("no_pauses")
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the test the pauses of a client that asks again."""
+    monkeypatch.setattr("grpo_client.retries._FIRST_PAUSE_SECONDS", 0.001)
 
 
 def make_event(event_id: int, name: str, **payload: Any) -> str:
@@ -44,6 +51,7 @@ def test_a_busy_server_is_asked_again_by_any_method(kind: str, refusal: Answer) 
     assert [(request.method, request.path) for request in server.received] == [("POST", "/train")] * 3
 
 
+@without_pauses
 @with_either_client
 def test_a_server_that_stays_busy_is_asked_as_often_as_allowed(kind: str) -> None:
     with serve_script(FULL) as server, open_client(kind, server.url, max_retries=1) as client:
@@ -53,6 +61,7 @@ def test_a_server_that_stays_busy_is_asked_as_often_as_allowed(kind: str) -> Non
     assert len(server.received) == 2
 
 
+@without_pauses
 @with_either_client
 def test_only_a_get_is_sent_again_when_its_answer_was_lost(kind: str) -> None:
     with serve_script(LOST, MODELS) as server, open_client(kind, server.url) as client:
@@ -64,6 +73,7 @@ def test_only_a_get_is_sent_again_when_its_answer_was_lost(kind: str) -> None:
     assert len(server.received) == 1
 
 
+@without_pauses
 @with_either_client
 def test_other_refusals_are_not_asked_again(kind: str) -> None:
     refusal = Answer(500, '{"detail": "internal error"}', (("X-Request-ID", "r1"),))
@@ -83,6 +93,7 @@ def test_another_kind_of_server_is_recognised(body: str) -> None:
             client.models()
 
 
+@without_pauses
 @with_either_client
 @pytest.mark.parametrize("n_missing_bytes", [0, 9], ids=["ended", "broken"])
 def test_a_dropped_stream_goes_on_after_the_last_event(kind: str, n_missing_bytes: int) -> None:
@@ -96,6 +107,7 @@ def test_a_dropped_stream_goes_on_after_the_last_event(kind: str, n_missing_byte
     assert [request.headers["last-event-id"] for request in server.received] == ["0", "2", "2"]
 
 
+@without_pauses
 @with_either_client
 def test_a_stream_that_stays_empty_is_given_up(kind: str) -> None:
     with serve_script(Answer(200, "", EVENT_STREAM)) as server, open_client(kind, server.url, max_retries=1) as client:
@@ -104,6 +116,7 @@ def test_a_stream_that_stays_empty_is_given_up(kind: str) -> None:
     assert len(server.received) == 2
 
 
+@without_pauses
 @with_either_client
 def test_the_last_job_stays_the_same_when_the_stream_is_opened_again(kind: str) -> None:
     script = (
@@ -120,6 +133,7 @@ def test_the_last_job_stays_the_same_when_the_stream_is_opened_again(kind: str) 
     ]
 
 
+@without_pauses
 @with_either_client
 @pytest.mark.parametrize("is_silent", [True, False], ids=["silent", "broken"])
 def test_waiting_times_out_while_streams_are_silent_or_break(kind: str, is_silent: bool) -> None:
@@ -131,6 +145,7 @@ def test_waiting_times_out_while_streams_are_silent_or_break(kind: str, is_silen
         released.set()
 
 
+@without_pauses
 @with_either_client
 def test_a_job_that_does_not_exist_is_not_waited_for(kind: str) -> None:
     with serve_script(Answer(404, '{"detail": "no such job"}')) as server, open_client(kind, server.url) as client:

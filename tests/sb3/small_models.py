@@ -22,15 +22,14 @@ POLICY_OF = dict.fromkeys(OBSERVATION_SPACES, "MlpPolicy") | {"image": "CnnPolic
 _EXTRACTOR_KWARGS = {"MlpPolicy": {}, "CnnPolicy": {"features_dim": 8}, "MultiInputPolicy": {"cnn_output_dim": 8}}
 
 
-def list_combinations() -> list[tuple[str, str, str]]:
-    """List every observation space with every action space and every group mode that it has."""
-    return [
-        (observation, action, mode)
-        for observation in OBSERVATION_SPACES
-        for action in ACTION_SPACES
-        for mode in MODES
-        if mode != "action" or action == "discrete"
+def list_combinations() -> list[tuple[str, str, str, int]]:
+    """List spaces of observations and actions, group modes and numbers of environments: every two of them meet."""
+    pairs = [
+        (observation, action, ("branch", "episode")[(i + j) % 2], 1 + (i + j // 2) % 2)
+        for i, observation in enumerate(OBSERVATION_SPACES)
+        for j, action in enumerate(ACTION_SPACES)
     ]
+    return pairs + [(observation, "discrete", "action", 1 + i % 2) for i, observation in enumerate(OBSERVATION_SPACES)]
 
 
 def build(env: Any = None, policy: str = "MlpPolicy", mode: str = "branch", **changes: Any) -> GRPO:

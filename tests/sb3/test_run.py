@@ -44,8 +44,7 @@ def test_the_tiny_environments_branch(name: str) -> None:
     check_branchable(MatchEnv(OBSERVATION_SPACES[name]), n_steps=16)
 
 
-@pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize(("observation", "action", "mode"), list_combinations())
+@pytest.mark.parametrize(("observation", "action", "mode", "n_envs"), list_combinations())
 def test_every_space_trains_in_every_mode(observation: str, action: str, mode: str, n_envs: int) -> None:
     train_and_check(build_over(observation, action, mode, n_envs))
 

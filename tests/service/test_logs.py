@@ -201,8 +201,8 @@ class TestJobs:
     def test_failures_and_stops_are_told_as_well(
         self, client: TestClient, register_env: RegisterEnv, lines: Callable[[], list[dict[str, Any]]]
     ) -> None:
-        env_name = register_env(lambda: LineEnv(on_reset=iter([None] * 20).__next__))
-        status = train_to_end(client, env_name=env_name, total_timesteps=100_000)
+        env_name = register_env(lambda: LineEnv(on_reset=iter([None] * 20).__next__), max_episode_steps=5)
+        status = train_to_end(client, env_name=env_name, group_mode="episode", n_steps=64, total_timesteps=10_000)
         assert status["status"] == "failed"
         events = [line["event"] for line in lines() if line.get("job_id") == status["job_id"]]
         assert events[-1] == "job failed"

@@ -21,7 +21,7 @@ from service.schemas.jobs import EndedBy
 from service.settings import Settings
 from service.workers.processes import ProcessExecutor
 from service.workers.task import Progress, Task
-from tests.support import make_client, serve
+from tests.support import PATIENCE_SECONDS, make_client, serve
 
 ROOT = Path(__file__).parents[3]
 KEY = "a key of 22 characters"
@@ -125,7 +125,7 @@ with TestClient(app, base_url="http://localhost") as client:
         executor = ProcessExecutor(LogStyle())
         try:
             run = executor.start(Task(f"{__name__}:list_modules", (), "CartPole-v1"), IgnoredProgress())
-            assert run.wait(60)
+            assert run.wait(PATIENCE_SECONDS)
             modules = run.get_content().decode().split()
         finally:
             executor.close()
