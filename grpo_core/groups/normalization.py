@@ -46,8 +46,8 @@ class Normalizer:
         """
         mask = rollout.step_mask
         if statistics is None:
-            return unpack(rollout.states[mask]), unpack(rollout.next_states[mask])
-        return statistics.apply(rollout.states[mask]), statistics.apply(rollout.next_states[mask])
+            return unpack(rollout.observations[mask]), unpack(rollout.next_observations[mask])
+        return statistics.apply(rollout.observations[mask]), statistics.apply(rollout.next_observations[mask])
 
     def normalize_rewards(self, rollout: GroupRollout, start_returns: Moments) -> Moments:
         """Update the statistics with the rollout's observations and returns, and scale its rewards in place.
@@ -65,7 +65,7 @@ class Normalizer:
         if self._vec_normalize.training:
             # Before they are used: otherwise the first rollout would be scaled by empty statistics.
             self._vec_normalize.ret_rms.update(discounted_returns[rollout.step_mask])
-            self._update_observation_statistics(unpack(rollout.states[rollout.step_mask]))
+            self._update_observation_statistics(unpack(rollout.observations[rollout.step_mask]))
         rollout.rewards[:] = self._vec_normalize.normalize_reward(rollout.rewards) * rollout.step_mask
         return discounted_returns
 
