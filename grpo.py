@@ -40,9 +40,9 @@ from grpo_core.options.policy_kwargs import (
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.model_state import wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
-from grpo_core.simulators.bank import SimulatorBank, find_obstacle, make_bank
+from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.simulator import check_branchable
+from grpo_core.simulators.simulator import NotBranchableError, check_branchable
 from grpo_core.spaces import Observations, check_action_space, check_observation_space
 from grpo_core.update.losses import (
     compute_cispo_loss,
@@ -250,6 +250,7 @@ class GRPO(SavedAlgorithm):
         policy_class = POLICIES[get_policy_name(self.policy_class)]
         check_policy_kwargs(self.policy_kwargs, policy_class)
         check_policy_fits(policy_class, self.policy_kwargs, self.observation_space)
+        simulators = None if self.env is None else self._choose_simulators(self.env)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         with borrow_torch_generator(self.rng):
@@ -265,8 +266,8 @@ class GRPO(SavedAlgorithm):
         )
         # Asked of the network as it is built: the actor's copy of it is right, whatever a user changes later.
         self._reads_values_fast = self.use_fast_path and fast.is_plain_mlp(self.policy)
-        if self.env is not None:
-            self._setup_groups(*self._choose_simulators(self.env))
+        if simulators is not None:
+            self._setup_groups(*simulators)
 
     def _setup_groups(self, mode: GroupMode, bank: SimulatorBank) -> None:
         """Lay out the storage of a rollout, and begin with new episodes."""
@@ -285,18 +286,27 @@ class GRPO(SavedAlgorithm):
         )
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
-        """Resolve ``group_mode``, and make the simulators ready for it."""
-        mode: GroupMode = "branch" if self.group_mode == "auto" else self.group_mode
-        if self.group_mode == "auto" and (obstacle := find_obstacle(env)) is not None:
+        """Resolve ``group_mode``, and make the simulators ready for it.
+
+        :raises ValueError: If the mode does not fit the other arguments or the environment.
+        """
+        if self.group_mode != "auto":
+            check_group_mode(self, self.group_mode)
+            needs_restore = self.group_mode != "episode"
+            bank = make_bank(env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
+            return self.group_mode, bank
+        mode: GroupMode = "branch"
+        try:
+            bank = make_bank(env, needs_restore=True, common_random_numbers=self.common_random_numbers)
+        except NotBranchableError as obstacle:
             warnings.warn(
                 f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
                 "which silences this warning.",
                 stacklevel=4,
             )
-            mode = "episode"
+            mode, bank = "episode", make_bank(env, needs_restore=False)
         check_group_mode(self, mode)
-        needs_restore = mode != "episode"
-        return mode, make_bank(env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
+        return mode, bank
 
     def learn(
         self,
