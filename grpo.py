@@ -16,11 +16,11 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__, fast
-from grpo_core.groups.advantage import compute_group_advantages
+from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages
 from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rewards import apply_reward_functions
-from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
+from grpo_core.groups.rollout import GroupRollout, Indices, draw_minibatches
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
     AdvantageScaling,
@@ -362,58 +362,73 @@ class GRPO(SavedAlgorithm):
         :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
         """
-        rollout, normalizer = rollout_buffer, Normalizer(self._vec_normalize_env)
+        rollout = rollout_buffer
         callback.on_rollout_start()
 
-        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_live: int) -> bool:
-            self.num_timesteps += n_live
+        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
+            self.num_timesteps += n_steps
             callback.update_locals({"self": self, "env": env, "infos": infos, "dones": dones, "rewards": rewards})
             if not callback.on_step() or self._stop_requested:
                 return False
             self._update_info_buffer(infos, dones)
             return True
 
-        # 1. Branches follow the policy from their anchor states.
+        # Branches follow the policy from their anchor states.
+        self.policy.set_training_mode(False)
+        normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
         self._actor = self.make_actor()
         if not self._collector.collect(rollout, self._actor, self.rng, on_sweep, lambda: self._stop_requested):
             return False
 
-        # 2. Rewards.
-        if self.reward_function is not None:
-            means = apply_reward_functions(rollout, self.reward_function, self.reward_weights)
-            for name, mean in means.items():
-                self.logger.record(f"rewards/{name}_mean", mean)
-        rollout.check_finite()
-        self.logger.record("rollout/reward_mean", float(rollout.rewards[rollout.step_mask].mean()))
+        # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
+        self._apply_reward_functions(rollout)
         observations, next_observations = normalizer.apply(rollout, statistics)
-        discounted_returns = normalizer.normalize_rewards(rollout, self._collector.start_returns)
+        discounted_returns = normalizer.compute_discounted_returns(rollout, self._collector.start_returns)
+        normalizer.update(rollout, discounted_returns)  # first, or empty statistics would scale the first rollout
+        normalizer.scale_rewards(rollout)
 
-        # 3. Advantages relative to the group.
-        self._batch = self._compute_advantages(rollout, observations, next_observations)
+        # Advantages relative to the group, and the steps to learn from.
+        with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is refused after the update
+            values, next_values = self._compute_values(observations), self._compute_values(next_observations)
+            groups = self._compute_advantages(rollout, values, next_values)
+            rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
+            self._batch = rollout.flatten(observations, self._compute_weights(rollout, groups))
+            self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
+            self.logger.record("train/explained_variance", explained_variance(values, self._batch.value_targets))
+        if self.kl_coef > 0.0:
+            ref_policy = self._sync_ref_policy()
+            self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
 
-        # 4. The next rollout continues from a random step of a random branch of each group.
+        # The next rollout continues from a random step of a random branch of each group.
         self._collector.choose_anchors(
             discounted_returns, self.restart_probability, self.rng, lambda: self._stop_requested
         )
         callback.on_rollout_end()
         return True
 
-    @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is refused after the update
-    def _compute_advantages(
-        self, rollout: GroupRollout, observations: Observations, next_observations: Observations
-    ) -> StepBatch:
+    def _apply_reward_functions(self, rollout: GroupRollout) -> None:
+        """Let the reward functions replace the environment's rewards, if there are any, and check the outcome.
+
+        :raises ValueError: If a reward or an observation is not finite.
+        """
+        if self.reward_function is not None:
+            means = apply_reward_functions(rollout, self.reward_function, self.reward_weights)
+            for name, mean in means.items():
+                self.logger.record(f"rewards/{name}_mean", mean)
+        rollout.check_finite()
+        self.logger.record("rollout/reward_mean", float(rollout.rewards[rollout.step_mask].mean()))
+
+    def _compute_advantages(self, rollout: GroupRollout, values: Floats, next_values: Floats) -> GroupAdvantages:
         """Judge every live step relative to its group.
 
-        :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
-        :param next_observations: Where those steps led, same shape.
-        :return: The steps to learn from.
+        :param values: Estimates of what follows the live steps' observations, shape ``(n_steps,)``.
+        :param next_values: The same for where those steps led.
         """
-        values = rollout.lay_out(self._compute_values(observations))
-        groups = compute_group_advantages(
+        return compute_group_advantages(
             rollout.steps,
-            values,
-            rollout.lay_out(self._compute_values(next_observations)),
+            rollout.lay_out(values),
+            rollout.lay_out(next_values),
             gamma=float(self.gamma),  # maybe a NumPy float, which would turn all arrays into float64
             gae_lambda=self.gae_lambda,
             baseline=self.baseline,
@@ -421,20 +436,15 @@ class GRPO(SavedAlgorithm):
             bootstrap_value=self.bootstrap_value,
             scaling=self.advantage_scaling,
         )
-        rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
-        self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
+
+    def _compute_weights(self, rollout: GroupRollout, groups: GroupAdvantages) -> Floats:
+        """Compute how much every step counts in the loss, ``(horizon, n_anchors, group_size)``."""
         weights = compute_step_weights(rollout.step_mask, self.loss_normalization)
         if self._mode == "action":
             weights[0] *= rollout.first_action_weights
         if self.filter_zero_std_groups:
             weights *= compute_filter_weights(groups.informative, rollout.step_mask, self.loss_normalization)
-        batch = rollout.flatten(observations, weights)
-        self.logger.record(
-            "train/explained_variance", explained_variance(values[rollout.step_mask], batch.value_targets)
-        )
-        if self.kl_coef > 0.0:
-            batch = batch._replace(ref_log_prob=self._compute_ref_log_prob(batch))
-        return batch
+        return weights
 
     def _compute_values(self, observations: Observations) -> npt.NDArray[np.float32]:
         """Estimate values, ``(n_steps,)``.
@@ -445,12 +455,12 @@ class GRPO(SavedAlgorithm):
             return fast.compute_values(self._actor, observations)
         return compute_values(self.policy, observations)
 
-    def _compute_ref_log_prob(self, batch: StepBatch) -> npt.NDArray[np.float32]:
-        """Compute log probabilities under the reference policy, ``(n_steps,)``, and renew it where that is due."""
+    def _sync_ref_policy(self) -> ActorCriticPolicy:
+        """Return the reference policy, which the policy becomes anew after every ``ref_sync_steps``."""
         is_due = self.ref_sync_steps is not None and self.num_timesteps >= self._ref_timesteps + self.ref_sync_steps
         if self._ref_policy is None or is_due:
             self._ref_policy, self._ref_timesteps = copy_policy(self.policy), self.num_timesteps
-        return compute_log_prob(self._ref_policy, batch)
+        return self._ref_policy
 
     def train(self) -> None:
         """Take PPO's clipped steps on the rollout just collected, and fit the value network to it.

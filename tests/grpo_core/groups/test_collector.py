@@ -68,7 +68,7 @@ class Stage:
         return self.collector.collect(self.rollout, self.actor, self.rng, on_sweep, should_stop)
 
     def go_on(self, restart_probability: float = 0.0) -> None:
-        self.collector.choose_anchors(np.zeros(self.rollout.shape), restart_probability, self.rng)
+        self.collector.choose_anchors(None, restart_probability, self.rng, lambda: False)
 
     def find_kept(self) -> npt.NDArray[np.int64]:
         """Go on, and return how often each step of each branch was kept, ``(horizon, group_size)``."""
@@ -301,7 +301,7 @@ def test_discounted_returns_go_on_where_the_episode_does() -> None:
     assert (stage.collector.start_returns == 0).all()
     so_far = np.arange(stage.rollout.step_mask.size, dtype=np.float64).reshape(stage.rollout.shape)
     reached = stage.rollout.next_observations.copy()
-    stage.collector.choose_anchors(so_far, 0.5, stage.rng)
+    stage.collector.choose_anchors(so_far, 0.5, stage.rng, lambda: False)
     assert stage.collect()
     n_new = 0
     for i, start in enumerate(stage.rollout.observations[0, :, 0]):

@@ -342,7 +342,10 @@ def test_the_statistics_of_a_dict_are_updated_key_by_key_and_only_those_there_ar
     frozen = normalizer.freeze()
     assert frozen is not None
     seen = frozen.apply(rollout.observations[rollout.step_mask])
-    returned = normalizer.normalize_rewards(rollout, starts)
+    returned = normalizer.compute_discounted_returns(rollout, starts)
+    assert returned is not None
+    normalizer.update(rollout, returned)
+    normalizer.scale_rewards(rollout)
     assert set(before) == set(statistics) == {"speed", "camera"}
     for key, rms in statistics.items():
         assert_merged(read_rms(rms), before[key], rollout.observations[key][rollout.step_mask].astype(np.float64))
@@ -364,7 +367,8 @@ def test_rewards_may_be_left_alone_and_observations_too(norm_obs: bool) -> None:
     counts = [rms.count for rms in statistics]
     normalizer = Normalizer(vec_normalize)
     assert (normalizer.freeze() is not None) == norm_obs
-    normalizer.normalize_rewards(rollout, np.zeros(2))
+    normalizer.update(rollout, normalizer.compute_discounted_returns(rollout, np.zeros(2)))
+    normalizer.scale_rewards(rollout)
     assert (rollout.rewards == own).all()
     assert [rms.count for rms in statistics] == [count + 10 for count in counts]
 
@@ -373,7 +377,9 @@ def test_without_a_vec_normalize_everything_passes_through() -> None:
     normalizer, rollout = Normalizer(None), fill_rollout(BOX)
     own = rollout.rewards.copy()
     assert normalizer.freeze() is None
-    assert (normalizer.normalize_rewards(rollout, np.zeros(2)) == 0).all()
+    assert normalizer.compute_discounted_returns(rollout, np.zeros(2)) is None
+    normalizer.update(rollout, None)
+    normalizer.scale_rewards(rollout)
     assert (rollout.rewards == own).all()
 
 
