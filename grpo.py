@@ -16,11 +16,12 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__, fast
+from grpo_core.actor.actor import Actor
 from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages
 from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rewards import apply_reward_functions
-from grpo_core.groups.rollout import GroupRollout, Indices, draw_minibatches
+from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
     AdvantageScaling,
@@ -240,6 +241,14 @@ class GRPO(SavedAlgorithm):
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0
         self._stop_requested = False
+        self._uses_fast_path = self.use_fast_path
+        # Set with the networks and with the environment, which a loaded model may not have yet.
+        self._reads_values_fast: bool
+        self._mode: GroupMode
+        self._collector: GroupCollector
+        # Left by ``collect_rollouts`` for ``train``, as SB3's algorithms leave their rollout buffer.
+        self._actor: Actor
+        self._batch: StepBatch
         if _init_setup_model:
             self._setup_model()
 
@@ -265,7 +274,7 @@ class GRPO(SavedAlgorithm):
             **self.policy.optimizer_kwargs,
         )
         # Asked of the network as it is built: the actor's copy of it is right, whatever a user changes later.
-        self._reads_values_fast = self.use_fast_path and fast.is_plain_mlp(self.policy)
+        self._reads_values_fast = self._uses_fast_path and fast.is_plain_mlp(self.policy)
         if simulators is not None:
             self._setup_groups(*simulators)
 
@@ -275,7 +284,7 @@ class GRPO(SavedAlgorithm):
         horizon = get_horizon(self.horizon, mode)
         plan = GroupPlan(mode, self.group_size, horizon, self.n_steps, self.common_random_numbers)
         fast_collector = None
-        if self.use_fast_path:
+        if self._uses_fast_path:
             fast_collector = fast.make_batched_collector(bank, self.observation_space, plan)
         self._collector = fast_collector or GroupCollector(bank, self.observation_space, plan)
         # Episodes are as long as they are: for them the storage starts small and grows.
@@ -545,7 +554,7 @@ class GRPO(SavedAlgorithm):
     def _make_fast_learner(self, clip_range: float, clip_range_high: float) -> fast.MlpLearner | None:
         """Make what takes the steps of ``train`` sooner; None where nothing does."""
         # Asked anew every time: a user may have frozen a parameter or replaced the optimizer in the meantime.
-        if not self.use_fast_path or self.importance_level != "step" or self._batch.action_masks is not None:
+        if not self._uses_fast_path or self.importance_level != "step" or self._batch.action_masks is not None:
             return None
         if not fast.is_plain_mlp(self.policy):
             return None
