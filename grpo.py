@@ -348,11 +348,24 @@ class GRPO(SavedAlgorithm):
                 "model.reward_function before learn()."
             )
         check_rewards(self)
+        if not reset_num_timesteps:
+            self._warn_of_lost_reference()
         self._stop_requested = False
         if reset_num_timesteps:
             self._collector.restart()
             self._ref_policy = None
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _warn_of_lost_reference(self) -> None:
+        """Warn where training goes on after ``load``: the reference policy is then another one, if none renews it."""
+        if self._loaded is None or self._ref_policy is not None or self.kl_coef == 0 or self.ref_sync_steps is not None:
+            return
+        warnings.warn(
+            f"kl_coef={self.kl_coef} now keeps the policy close to the one that was loaded, not to the one that "
+            "training began with: a model file holds no reference policy. Pass reset_num_timesteps=True to begin anew "
+            "from the loaded policy without this warning, or kl_coef=0.0 to GRPO.load(path, env=env) to train without.",
+            stacklevel=3,
+        )
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """Keep the progress at 0 when the last rollout goes beyond the total, where schedules would turn negative."""
