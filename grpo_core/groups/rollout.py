@@ -209,15 +209,28 @@ class GroupRollout:
     def check_finite(self) -> None:
         """Check that all rewards and observations of live steps are finite.
 
-        :raises ValueError: If a reward or an observation is NaN or infinite.
+        :raises ValueError: If a reward or an observation is NaN or infinite; the message says where.
         """
-        if not np.isfinite(self.rewards[self.step_mask]).all():
-            raise ValueError("a reward is NaN or infinite; check the reward function or the environment.")
+        self._check_steps(self.rewards[self.step_mask], "a reward", "the reward function or the environment")
         for stored, method in ((self.next_observations, "step"), (self.observations, "reset")):
             observations = unpack(stored[self.step_mask])
             for array in observations.values() if isinstance(observations, dict) else [observations]:
-                if not np.isfinite(array).all():
-                    raise ValueError(f"an observation is NaN or infinite; check the environment's {method}().")
+                self._check_steps(array, "an observation", f"the environment's {method}()")
+
+    def _check_steps(self, numbers: Array, name: str, source: str) -> None:
+        """Refuse numbers of the live steps, ``(n_steps, ...)``, of which one is not finite.
+
+        :param name: Names one of them in the message.
+        :param source: Names where they came from.
+        """
+        if np.isfinite(numbers).all():
+            return
+        row, *inner = np.argwhere(~np.isfinite(numbers))[0].tolist()
+        t, group, branch = np.argwhere(self.step_mask)[row].tolist()
+        raise ValueError(
+            f"{name} is NaN or infinite: {numbers[row, *inner]} at step {t} of branch {branch} in group {group}, "
+            f"counted from 0; check {source}."
+        )
 
     @property
     def steps(self) -> BranchSteps:
