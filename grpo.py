@@ -16,7 +16,8 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__, fast
-from grpo_core.groups.advantage import compute_group_advantages
+from grpo_core.actor.actor import Actor
+from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages
 from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rewards import apply_reward_functions
@@ -40,9 +41,9 @@ from grpo_core.options.policy_kwargs import (
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.model_state import wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
-from grpo_core.simulators.bank import SimulatorBank, find_obstacle, make_bank
+from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.simulator import check_branchable
+from grpo_core.simulators.simulator import NotBranchableError, check_branchable
 from grpo_core.spaces import Observations, check_action_space, check_observation_space
 from grpo_core.update.losses import (
     compute_cispo_loss,
@@ -240,6 +241,14 @@ class GRPO(SavedAlgorithm):
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0
         self._stop_requested = False
+        self._uses_fast_path = self.use_fast_path
+        # Set with the networks and with the environment, which a loaded model may not have yet.
+        self._reads_values_fast: bool
+        self._mode: GroupMode
+        self._collector: GroupCollector
+        # Left by ``collect_rollouts`` for ``train``, as SB3's algorithms leave their rollout buffer.
+        self._actor: Actor
+        self._batch: StepBatch
         if _init_setup_model:
             self._setup_model()
 
@@ -250,6 +259,7 @@ class GRPO(SavedAlgorithm):
         policy_class = POLICIES[get_policy_name(self.policy_class)]
         check_policy_kwargs(self.policy_kwargs, policy_class)
         check_policy_fits(policy_class, self.policy_kwargs, self.observation_space)
+        simulators = None if self.env is None else self._choose_simulators(self.env)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         with borrow_torch_generator(self.rng):
@@ -264,9 +274,9 @@ class GRPO(SavedAlgorithm):
             **self.policy.optimizer_kwargs,
         )
         # Asked of the network as it is built: the actor's copy of it is right, whatever a user changes later.
-        self._reads_values_fast = self.use_fast_path and fast.is_plain_mlp(self.policy)
-        if self.env is not None:
-            self._setup_groups(*self._choose_simulators(self.env))
+        self._reads_values_fast = self._uses_fast_path and fast.is_plain_mlp(self.policy)
+        if simulators is not None:
+            self._setup_groups(*simulators)
 
     def _setup_groups(self, mode: GroupMode, bank: SimulatorBank) -> None:
         """Lay out the storage of a rollout, and begin with new episodes."""
@@ -274,7 +284,7 @@ class GRPO(SavedAlgorithm):
         horizon = get_horizon(self.horizon, mode)
         plan = GroupPlan(mode, self.group_size, horizon, self.n_steps, self.common_random_numbers)
         fast_collector = None
-        if self.use_fast_path:
+        if self._uses_fast_path:
             fast_collector = fast.make_batched_collector(bank, self.observation_space, plan)
         self._collector = fast_collector or GroupCollector(bank, self.observation_space, plan)
         # Episodes are as long as they are: for them the storage starts small and grows.
@@ -285,18 +295,27 @@ class GRPO(SavedAlgorithm):
         )
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
-        """Resolve ``group_mode``, and make the simulators ready for it."""
-        mode: GroupMode = "branch" if self.group_mode == "auto" else self.group_mode
-        if self.group_mode == "auto" and (obstacle := find_obstacle(env)) is not None:
+        """Resolve ``group_mode``, and make the simulators ready for it.
+
+        :raises ValueError: If the mode does not fit the other arguments or the environment.
+        """
+        if self.group_mode != "auto":
+            check_group_mode(self, self.group_mode)
+            needs_restore = self.group_mode != "episode"
+            bank = make_bank(env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
+            return self.group_mode, bank
+        mode: GroupMode = "branch"
+        try:
+            bank = make_bank(env, needs_restore=True, common_random_numbers=self.common_random_numbers)
+        except NotBranchableError as obstacle:
             warnings.warn(
                 f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
                 "which silences this warning.",
                 stacklevel=4,
             )
-            mode = "episode"
+            mode, bank = "episode", make_bank(env, needs_restore=False)
         check_group_mode(self, mode)
-        needs_restore = mode != "episode"
-        return mode, make_bank(env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
+        return mode, bank
 
     def learn(
         self,
@@ -329,11 +348,24 @@ class GRPO(SavedAlgorithm):
                 "model.reward_function before learn()."
             )
         check_rewards(self)
+        if not reset_num_timesteps:
+            self._warn_of_lost_reference()
         self._stop_requested = False
         if reset_num_timesteps:
             self._collector.restart()
             self._ref_policy = None
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _warn_of_lost_reference(self) -> None:
+        """Warn where training goes on after ``load``: the reference policy is then another one, if none renews it."""
+        if self._loaded is None or self._ref_policy is not None or self.kl_coef == 0 or self.ref_sync_steps is not None:
+            return
+        warnings.warn(
+            f"kl_coef={self.kl_coef} now keeps the policy close to the one that was loaded, not to the one that "
+            "training began with: a model file holds no reference policy. Pass reset_num_timesteps=True to begin anew "
+            "from the loaded policy without this warning, or kl_coef=0.0 to GRPO.load(path, env=env) to train without.",
+            stacklevel=3,
+        )
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """Keep the progress at 0 when the last rollout goes beyond the total, where schedules would turn negative."""
@@ -352,58 +384,73 @@ class GRPO(SavedAlgorithm):
         :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
         """
-        rollout, normalizer = rollout_buffer, Normalizer(self._vec_normalize_env)
+        rollout = rollout_buffer
         callback.on_rollout_start()
 
-        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_live: int) -> bool:
-            self.num_timesteps += n_live
+        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
+            self.num_timesteps += n_steps
             callback.update_locals({"self": self, "env": env, "infos": infos, "dones": dones, "rewards": rewards})
             if not callback.on_step() or self._stop_requested:
                 return False
             self._update_info_buffer(infos, dones)
             return True
 
-        # 1. Branches follow the policy from their anchor states.
+        # Branches follow the policy from their anchor states.
+        self.policy.set_training_mode(False)
+        normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
         self._actor = self.make_actor()
         if not self._collector.collect(rollout, self._actor, self.rng, on_sweep, lambda: self._stop_requested):
             return False
 
-        # 2. Rewards.
-        if self.reward_function is not None:
-            means = apply_reward_functions(rollout, self.reward_function, self.reward_weights)
-            for name, mean in means.items():
-                self.logger.record(f"rewards/{name}_mean", mean)
-        rollout.check_finite()
-        self.logger.record("rollout/reward_mean", float(rollout.rewards[rollout.step_mask].mean()))
+        # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
+        self._apply_reward_functions(rollout)
         observations, next_observations = normalizer.apply(rollout, statistics)
-        discounted_returns = normalizer.normalize_rewards(rollout, self._collector.start_returns)
+        discounted_returns = normalizer.compute_discounted_returns(rollout, self._collector.start_returns)
+        normalizer.update(rollout, discounted_returns)  # first, or empty statistics would scale the first rollout
+        normalizer.scale_rewards(rollout)
 
-        # 3. Advantages relative to the group.
-        self._batch = self._compute_advantages(rollout, observations, next_observations)
+        # Advantages relative to the group, and the steps to learn from.
+        with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is refused after the update
+            values, next_values = self._compute_values(observations), self._compute_values(next_observations)
+            groups = self._compute_advantages(rollout, values, next_values)
+            rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
+            self._batch = rollout.flatten(observations, self._compute_weights(rollout, groups))
+            self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
+            self.logger.record("train/explained_variance", explained_variance(values, self._batch.value_targets))
+        if self.kl_coef > 0.0:
+            ref_policy = self._sync_ref_policy()
+            self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
 
-        # 4. The next rollout continues from a random step of a random branch of each group.
+        # The next rollout continues from a random step of a random branch of each group.
         self._collector.choose_anchors(
             discounted_returns, self.restart_probability, self.rng, lambda: self._stop_requested
         )
         callback.on_rollout_end()
         return True
 
-    @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is refused after the update
-    def _compute_advantages(
-        self, rollout: GroupRollout, observations: Observations, next_observations: Observations
-    ) -> StepBatch:
+    def _apply_reward_functions(self, rollout: GroupRollout) -> None:
+        """Let the reward functions replace the environment's rewards, if there are any, and check the outcome.
+
+        :raises ValueError: If a reward or an observation is not finite.
+        """
+        if self.reward_function is not None:
+            means = apply_reward_functions(rollout, self.reward_function, self.reward_weights)
+            for name, mean in means.items():
+                self.logger.record(f"rewards/{name}_mean", mean)
+        rollout.check_finite()
+        self.logger.record("rollout/reward_mean", float(rollout.rewards[rollout.step_mask].mean()))
+
+    def _compute_advantages(self, rollout: GroupRollout, values: Floats, next_values: Floats) -> GroupAdvantages:
         """Judge every live step relative to its group.
 
-        :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
-        :param next_observations: Where those steps led, same shape.
-        :return: The steps to learn from.
+        :param values: Estimates of what follows the live steps' observations, shape ``(n_steps,)``.
+        :param next_values: The same for where those steps led.
         """
-        values = rollout.lay_out(self._compute_values(observations))
-        groups = compute_group_advantages(
+        return compute_group_advantages(
             rollout.steps,
-            values,
-            rollout.lay_out(self._compute_values(next_observations)),
+            rollout.lay_out(values),
+            rollout.lay_out(next_values),
             gamma=float(self.gamma),  # maybe a NumPy float, which would turn all arrays into float64
             gae_lambda=self.gae_lambda,
             baseline=self.baseline,
@@ -411,20 +458,15 @@ class GRPO(SavedAlgorithm):
             bootstrap_value=self.bootstrap_value,
             scaling=self.advantage_scaling,
         )
-        rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
-        self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
+
+    def _compute_weights(self, rollout: GroupRollout, groups: GroupAdvantages) -> Floats:
+        """Compute how much every step counts in the loss, ``(horizon, n_anchors, group_size)``."""
         weights = compute_step_weights(rollout.step_mask, self.loss_normalization)
         if self._mode == "action":
             weights[0] *= rollout.first_action_weights
         if self.filter_zero_std_groups:
             weights *= compute_filter_weights(groups.informative, rollout.step_mask, self.loss_normalization)
-        batch = rollout.flatten(observations, weights)
-        self.logger.record(
-            "train/explained_variance", explained_variance(values[rollout.step_mask], batch.value_targets)
-        )
-        if self.kl_coef > 0.0:
-            batch = batch._replace(ref_log_prob=self._compute_ref_log_prob(batch))
-        return batch
+        return weights
 
     def _compute_values(self, observations: Observations) -> npt.NDArray[np.float32]:
         """Estimate values, ``(n_steps,)``.
@@ -435,12 +477,12 @@ class GRPO(SavedAlgorithm):
             return fast.compute_values(self._actor, observations)
         return compute_values(self.policy, observations)
 
-    def _compute_ref_log_prob(self, batch: StepBatch) -> npt.NDArray[np.float32]:
-        """Compute log probabilities under the reference policy, ``(n_steps,)``, and renew it where that is due."""
+    def _sync_ref_policy(self) -> ActorCriticPolicy:
+        """Return the reference policy, which the policy becomes anew after every ``ref_sync_steps``."""
         is_due = self.ref_sync_steps is not None and self.num_timesteps >= self._ref_timesteps + self.ref_sync_steps
         if self._ref_policy is None or is_due:
             self._ref_policy, self._ref_timesteps = copy_policy(self.policy), self.num_timesteps
-        return compute_log_prob(self._ref_policy, batch)
+        return self._ref_policy
 
     def train(self) -> None:
         """Take PPO's clipped steps on the rollout just collected, and fit the value network to it.
@@ -525,7 +567,7 @@ class GRPO(SavedAlgorithm):
     def _make_fast_learner(self, clip_range: float, clip_range_high: float) -> fast.MlpLearner | None:
         """Make what takes the steps of ``train`` sooner; None where nothing does."""
         # Asked anew every time: a user may have frozen a parameter or replaced the optimizer in the meantime.
-        if not self.use_fast_path or self.importance_level != "step" or self._batch.action_masks is not None:
+        if not self._uses_fast_path or self.importance_level != "step" or self._batch.action_masks is not None:
             return None
         if not fast.is_plain_mlp(self.policy):
             return None

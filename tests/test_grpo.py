@@ -1243,7 +1243,8 @@ def test_several_rewards_are_logged_one_by_one_and_added_up_by_weight() -> None:
     model.learn(1, callback=record)
     rollout, logged = model.rollout_buffer, record.logged[0]
     states, actions, next_states = (
-        torch.from_numpy(array[rollout.step_mask]) for array in (rollout.states, rollout.actions, rollout.next_states)
+        torch.from_numpy(array[rollout.step_mask])
+        for array in (rollout.observations, rollout.actions, rollout.next_observations)
     )
     shaped = optimized_cartpole(states, actions, next_states).flatten().numpy()
     expected = 2.0 * actions.numpy() + 0.5 - shaped
@@ -1312,7 +1313,7 @@ def test_with_common_random_numbers_the_same_actions_lead_to_the_same_place(is_c
     assert isinstance(model.policy.action_net, torch.nn.Linear)
     with torch.no_grad():
         model.policy.action_net.bias.copy_(torch.tensor([0.0, 0.0, 50.0, 0.0]))  # always to the right, if not slipping
-    places = np.concatenate([seen.next_states for seen in collect(model, 3).rollouts], axis=1)
+    places = np.concatenate([seen.next_observations for seen in collect(model, 3).rollouts], axis=1)
     assert (places == places[..., :1]).all() == is_common
 
 
@@ -1321,7 +1322,7 @@ def test_every_group_restarts_if_asked_to(restart_probability: float) -> None:
     log = StepLog()
     model = walk_model(log, n_steps=40, restart_probability=restart_probability)
     for seen in collect(model, 3).rollouts[1:]:
-        assert (seen.states[0, :, 0, 1] == 0).all() == (restart_probability == 1.0)
+        assert (seen.observations[0, :, 0, 1] == 0).all() == (restart_probability == 1.0)
     assert (len(log.seeds) > 4 * 5) == (restart_probability == 1.0)
 
 
@@ -1497,7 +1498,9 @@ def test_several_reward_functions_may_be_lost_and_given_again(weights: list[floa
     rollout = again.rollout_buffer
     first, second = weights or [1.0, 1.0]
     np.testing.assert_allclose(
-        rollout.rewards[rollout.step_mask], first * rollout.next_states[rollout.step_mask][:, 0] + second, rtol=1e-5
+        rollout.rewards[rollout.step_mask],
+        first * rollout.next_observations[rollout.step_mask][:, 0] + second,
+        rtol=1e-5,
     )
 
 

@@ -86,8 +86,8 @@ class Slow(gym.Wrapper[Any, Any, Any, Any]):
 class Seen(NamedTuple):
     """A copy of what one rollout stored."""
 
-    states: Any
-    next_states: Any
+    observations: Any
+    next_observations: Any
     actions: Any
     log_probs: Any
     rewards: Any

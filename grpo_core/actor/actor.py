@@ -177,8 +177,14 @@ class Actor:
         """Return the log probability of every action of a Discrete space, ``(batch_size, n_actions)``.
 
         Unlike that of a probability of ``action_probs``, it is exact however unlikely the action.
+
+        :raises ValueError: If the action space is of another kind.
         """
-        assert isinstance(self.distribution, Categorical), "only single choices have one log probability each"
+        if not isinstance(self.distribution, Categorical):
+            raise ValueError(
+                f"action space {self.action_space} is not Discrete, so its actions cannot be listed with a log "
+                "probability each; take action_probs, or sample_actions for the log probabilities of drawn actions."
+            )
         return self.distribution.compute_log_probs(self._compute_policy_outputs(observations, action_masks))
 
     def values(self, observations: Observations) -> FloatArray:

@@ -99,29 +99,38 @@ class Flatten:
 
     def __call__(self, observations: Observations) -> FloatArray:
         """Extract features, ``(batch_size, n_inputs)``."""
-        assert not isinstance(observations, dict)
+        if isinstance(observations, dict):
+            raise _make_dict_error(observations)
         rows = observations.reshape(len(observations), -1)
         if self.n_choices is not None:
-            return self._one_hot(rows)
+            return _one_hot(rows, self.n_choices)
         numbers = rows.astype(np.float32, copy=False)
         return numbers if self.scale == 1.0 else numbers / np.float32(self.scale)
-
-    def _one_hot(self, choices: Array) -> FloatArray:
-        assert self.n_choices is not None
-        if (choices < 0).any() or (choices >= self.n_choices).any():
-            raise ValueError(
-                f"an observation of {self.n_choices.tolist()} choices lies outside them: they count from 0; fix the "
-                "environment or its observation_space."
-            )
-        one_hot = np.zeros((len(choices), self.n_choices.sum()), np.float32)
-        starts = np.cumsum(self.n_choices) - self.n_choices
-        one_hot[np.arange(len(choices))[:, None], choices.astype(np.int64) + starts] = 1.0
-        return one_hot
 
     @property
     def arrays(self) -> tuple[FloatArray, ...]:
         """None: it has no weights."""
         return ()
+
+
+def _one_hot(choices: Array, n_choices: npt.NDArray[np.int64]) -> FloatArray:
+    """Turn choices ``(batch_size, n_components)`` into rows of one-hot vectors, ``(batch_size, sum(n_choices))``."""
+    if (choices < 0).any() or (choices >= n_choices).any():
+        raise ValueError(
+            f"an observation of {n_choices.tolist()} choices lies outside them: they count from 0; fix the environment "
+            "or its observation_space."
+        )
+    one_hot = np.zeros((len(choices), n_choices.sum()), np.float32)
+    starts = np.cumsum(n_choices) - n_choices
+    one_hot[np.arange(len(choices))[:, None], choices.astype(np.int64) + starts] = 1.0
+    return one_hot
+
+
+def _make_dict_error(observations: Mapping[str, Array]) -> TypeError:
+    return TypeError(
+        f"observations are a dict with keys {list(observations)}, but this policy observes one array; pass an array "
+        "(batch_size, *observation_shape)."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +163,8 @@ class NatureCnn:
 
     def __call__(self, observations: Observations) -> FloatArray:
         """Extract features, ``(batch_size, n_features)``."""
-        assert not isinstance(observations, dict)
+        if isinstance(observations, dict):
+            raise _make_dict_error(observations)
         starts = range(0, len(observations), _MAX_IMAGES_AT_ONCE)
         rows = [self._convolve(observations[i : i + _MAX_IMAGES_AT_ONCE]) for i in starts]
         weight, bias = self.linear
@@ -185,7 +195,11 @@ class Combined:
 
     def __call__(self, observations: Observations) -> FloatArray:
         """Extract features, ``(batch_size, n_features)``, from one array per key."""
-        assert isinstance(observations, dict)
+        if not isinstance(observations, dict):
+            raise TypeError(
+                f"observations are one array of shape {observations.shape}, but this policy observes a Dict; pass a "
+                f"dict of arrays with the keys {list(self.parts)}."
+            )
         return np.concatenate([part(observations[key]) for key, part in self.parts.items()], axis=1)
 
     @property

@@ -31,16 +31,24 @@ class ObservationStatistics:
 
         :param observations: Raw ones, shape ``(..., *observation_shape)``; a dict or structured array of such.
         :return: float32 where they are normalised, in a dict where there are keys.
+        :raises TypeError: If observations come as a dict and the statistics do not, or the other way round.
         """
         observations = unpack(observations)
+        mean, var = self.mean, self.var
         if not isinstance(observations, dict):
-            assert not isinstance(self.mean, Mapping)
-            assert not isinstance(self.var, Mapping)
-            return self._normalize(observations, self.mean, self.var)
-        assert isinstance(self.mean, Mapping)
-        assert isinstance(self.var, Mapping)
+            if isinstance(mean, Mapping) or isinstance(var, Mapping):
+                raise TypeError(
+                    f"observations are one array of shape {observations.shape}, but the statistics are of a Dict; pass "
+                    "a dict of arrays by key."
+                )
+            return self._normalize(observations, mean, var)
+        if not isinstance(mean, Mapping) or not isinstance(var, Mapping):
+            raise TypeError(
+                f"observations are a dict with keys {list(observations)}, but the statistics are of one array; pass an "
+                "array (batch_size, *observation_shape)."
+            )
         return {
-            key: self._normalize(array, self.mean[key], self.var[key]) if key in self.mean else array
+            key: self._normalize(array, mean[key], var[key]) if key in mean else array
             for key, array in observations.items()
         }
 

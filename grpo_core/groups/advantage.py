@@ -80,149 +80,6 @@ class GroupAdvantages(NamedTuple):
         return float((~self.informative).mean())
 
 
-def compute_returns(steps: BranchSteps, gamma: float) -> Floats:
-    """Sum the discounted rewards from each step to the end of its branch.
-
-    ``R[t, b] = sum_k gamma^k r[t + k, b]`` (return-to-go, the process supervision of DeepSeekMath,
-    arXiv 2402.03300, section 4.1.3, with discounting).
-
-    :param gamma: Discount factor in [0, 1].
-    :return: Shape ``(horizon, n_anchors, group_size)``.
-    """
-    return _sum_to_the_end(steps.rewards, gamma)
-
-
-def compute_gae(steps: BranchSteps, values: Floats, next_values: Floats, gamma: float, gae_lambda: float) -> Floats:
-    """Compute the generalised advantage estimate along each branch (arXiv 1506.02438, equations 11, 12 and 16).
-
-    ``delta_t = r_t + gamma V(s_{t+1}) - V(s_t)``, with ``V(s_{t+1}) = 0`` where the step terminated;
-    ``GAE_t = delta_t + gamma lambda GAE_{t+1}``. A cut branch ends in ``V`` of its last next state.
-
-    :param values: ``V(s_t)``, shape ``(horizon, n_anchors, group_size)``.
-    :param next_values: ``V(s_{t+1})``, same shape.
-    :param gamma: Discount factor in [0, 1].
-    :param gae_lambda: Trade-off in [0, 1] between one-step (0) and Monte-Carlo (1) estimates.
-    :return: Shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
-    """
-    bootstrapped = np.where(steps.terminated, 0.0, next_values)
-    deltas = np.where(steps.step_mask, steps.rewards + gamma * bootstrapped - values, 0.0)
-    return _sum_to_the_end(deltas, gamma * gae_lambda)
-
-
-def _sum_to_the_end(quantity: Floats, decay: float) -> Floats:
-    """Sum what each step of a branch and those after it have: ``S_t = x_t + decay S_{t+1}``.
-
-    :param quantity: Shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask, so that nothing flows back
-        into the last live step of a branch.
-    """
-    sums = quantity.copy()
-    for now, following in zip(sums[-2::-1], sums[:0:-1], strict=True):  # rows of ``sums``, from the last but one on
-        now += decay * following
-    return sums
-
-
-def compute_deviation(quantity: Floats, members: Bools, axis: tuple[int, ...]) -> Floats:
-    """Subtract from every branch's step the mean of those it is compared with.
-
-    All are first shifted by the largest, so that equal members give exactly 0 and not the rounding error of a mean.
-
-    :param quantity: Shape ``(horizon, n_anchors, group_size)``.
-    :param members: Who counts in the mean, bool, same shape.
-    :param axis: The axes the mean is taken over: ``(2,)`` the group at the same step, ``(1, 2)`` all groups at the
-        same step, ``(0, 1, 2)`` everything.
-    :return: Deviations, same shape; meaningless outside ``members``.
-    """
-    largest = np.where(members, quantity, -np.inf).max(axis=axis, keepdims=True)
-    shifted = quantity - np.where(largest > -np.inf, largest, 0.0)
-    return shifted - _compute_mean(shifted, members, axis)
-
-
-def compute_leave_one_out_deviation(quantity: Floats, members: Bools) -> Floats:
-    """Subtract from each member the mean of the *other* members of its group at the same step.
-
-    This is RLOO (arXiv 2402.14740, section 3.2). Leaving oneself out of the mean of n members stretches the
-    deviation by n / (n - 1). A member that has no other is not judged: it gets 0.
-
-    :param quantity: Shape ``(horizon, n_anchors, group_size)``.
-    :param members: Who counts, bool, same shape.
-    :return: Deviations, same shape; meaningless outside ``members``.
-    """
-    n_members = members.sum(axis=_GROUP, keepdims=True, dtype=quantity.dtype)
-    stretch: Floats = n_members / np.maximum(n_members - 1.0, 1.0)
-    return compute_deviation(quantity, members, _GROUP) * stretch
-
-
-def _compute_mean(quantity: Floats, members: Bools, axis: _Axes) -> Floats:
-    n_members: Floats = np.maximum(members.sum(axis=axis, keepdims=True, dtype=quantity.dtype), 1.0)
-    return np.asarray(np.where(members, quantity, 0.0).sum(axis=axis, keepdims=True) / n_members)
-
-
-def compute_group_members(steps: BranchSteps) -> Bools:
-    """Tell which branches count in the mean return of their group at each step.
-
-    A live branch counts. A branch that *terminated* earlier counts with return 0, which is its true return:
-    the absorbing state earns nothing. A branch that a time limit cut earlier is left out: what it would have
-    earned is unknown.
-
-    :return: Bool, shape ``(horizon, n_anchors, group_size)``.
-    """
-    return steps.step_mask | np.logical_or.accumulate(steps.terminated, axis=0)
-
-
-def compute_informative(returns: Floats, members: Bools) -> Bools:
-    """Tell which groups have branches that earned differently from some step on.
-
-    Where the baseline compares members of a group by the rewards alone, the advantages of the other groups are
-    exactly 0; else nothing but the value network, or other groups, gives them an advantage.
-
-    :param returns: What the branches earned, without estimates, shape ``(horizon, n_anchors, group_size)``.
-    :param members: Which branches are compared at each step, bool, same shape.
-    :return: Bool, shape ``(n_anchors,)``.
-    """
-    largest = np.where(members, returns, -np.inf).max(axis=_GROUP)
-    smallest = np.where(members, returns, np.inf).min(axis=_GROUP)
-    return np.asarray((largest > smallest).any(axis=0))
-
-
-def scale_advantages(advantages: Floats, step_mask: Bools, members: Bools, scaling: AdvantageScaling) -> Floats:
-    """Divide advantages by a standard deviation (the population's, over n).
-
-    :param advantages: Unscaled, shape ``(horizon, n_anchors, group_size)``.
-    :param step_mask: The steps whose spread is measured when ``scaling`` is ``"batch"``, bool, same shape.
-    :param members: The branches whose spread is measured when ``scaling`` is ``"group"``, bool, same shape.
-    :param scaling: ``"group"``: the group's own spread at that step (DeepSeekMath, arXiv 2402.03300);
-        ``"batch"``: one spread for the whole rollout, which keeps the sizes of groups comparable;
-        ``"none"``: leave them (Dr. GRPO, arXiv 2503.20783).
-    :return: Shape ``(horizon, n_anchors, group_size)``.
-    """
-    if scaling == "none":
-        return advantages
-    counted, axis = (members, _GROUP) if scaling == "group" else (step_mask, _BATCH)
-    variance = _compute_mean(np.square(compute_deviation(advantages, counted, axis)), counted, axis)
-    return advantages / (np.sqrt(variance) + STD_EPSILON)
-
-
-class _Judged(NamedTuple):
-    """The quantity to compare and the branches that count; every shape is ``(horizon or 1, n_anchors, group_size)``."""
-
-    quantity: Floats
-    step_mask: Bools
-    members: Bools
-
-
-_SUBTRACT_BASELINE: Mapping[Baseline, Callable[[_Judged], Floats]] = MappingProxyType(
-    {
-        "none": lambda judged: judged.quantity,
-        "batch": lambda judged: compute_deviation(judged.quantity, judged.step_mask, _BATCH),
-        "timestep": lambda judged: compute_deviation(judged.quantity, judged.members, _TIMESTEP),
-        "group": lambda judged: compute_deviation(judged.quantity, judged.members, _GROUP),
-        "leave_one_out": lambda judged: compute_leave_one_out_deviation(judged.quantity, judged.members),
-        "residual": lambda judged: compute_deviation(judged.quantity, judged.members, _GROUP),
-        "value": lambda judged: judged.quantity,
-    }
-)
-
-
 def compute_group_advantages(
     steps: BranchSteps,
     values: Floats,
@@ -266,3 +123,146 @@ def compute_group_advantages(
     # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
     scaled = scale_advantages(unscaled, judged.step_mask, judged.members, scaling)
     return GroupAdvantages(np.where(steps.step_mask, scaled, 0.0), value_targets, compute_informative(returns, members))
+
+
+def compute_gae(steps: BranchSteps, values: Floats, next_values: Floats, gamma: float, gae_lambda: float) -> Floats:
+    """Compute the generalised advantage estimate along each branch (arXiv 1506.02438, equations 11, 12 and 16).
+
+    ``delta_t = r_t + gamma V(s_{t+1}) - V(s_t)``, with ``V(s_{t+1}) = 0`` where the step terminated;
+    ``GAE_t = delta_t + gamma lambda GAE_{t+1}``. A cut branch ends in ``V`` of its last next state.
+
+    :param values: ``V(s_t)``, shape ``(horizon, n_anchors, group_size)``.
+    :param next_values: ``V(s_{t+1})``, same shape.
+    :param gamma: Discount factor in [0, 1].
+    :param gae_lambda: Trade-off in [0, 1] between one-step (0) and Monte-Carlo (1) estimates.
+    :return: Shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
+    """
+    bootstrapped = np.where(steps.terminated, 0.0, next_values)
+    deltas = np.where(steps.step_mask, steps.rewards + gamma * bootstrapped - values, 0.0)
+    return _sum_to_the_end(deltas, gamma * gae_lambda)
+
+
+def compute_returns(steps: BranchSteps, gamma: float) -> Floats:
+    """Sum the discounted rewards from each step to the end of its branch.
+
+    ``R[t, b] = sum_k gamma^k r[t + k, b]`` (return-to-go, the process supervision of DeepSeekMath,
+    arXiv 2402.03300, section 4.1.3, with discounting).
+
+    :param gamma: Discount factor in [0, 1].
+    :return: Shape ``(horizon, n_anchors, group_size)``.
+    """
+    return _sum_to_the_end(steps.rewards, gamma)
+
+
+def _sum_to_the_end(quantity: Floats, decay: float) -> Floats:
+    """Sum what each step of a branch and those after it have: ``S_t = x_t + decay S_{t+1}``.
+
+    :param quantity: Shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask, so that nothing flows back
+        into the last live step of a branch.
+    """
+    sums = quantity.copy()
+    for now, following in zip(sums[-2::-1], sums[:0:-1], strict=True):  # rows of ``sums``, from the last but one on
+        now += decay * following
+    return sums
+
+
+def compute_group_members(steps: BranchSteps) -> Bools:
+    """Tell which branches count in the mean return of their group at each step.
+
+    A live branch counts. A branch that *terminated* earlier counts with return 0, which is its true return:
+    the absorbing state earns nothing. A branch that a time limit cut earlier is left out: what it would have
+    earned is unknown.
+
+    :return: Bool, shape ``(horizon, n_anchors, group_size)``.
+    """
+    return steps.step_mask | np.logical_or.accumulate(steps.terminated, axis=0)
+
+
+class _Judged(NamedTuple):
+    """The quantity to compare and the branches that count; every shape is ``(horizon or 1, n_anchors, group_size)``."""
+
+    quantity: Floats
+    step_mask: Bools
+    members: Bools
+
+
+_SUBTRACT_BASELINE: Mapping[Baseline, Callable[[_Judged], Floats]] = MappingProxyType(
+    {
+        "none": lambda judged: judged.quantity,
+        "batch": lambda judged: compute_deviation(judged.quantity, judged.step_mask, _BATCH),
+        "timestep": lambda judged: compute_deviation(judged.quantity, judged.members, _TIMESTEP),
+        "group": lambda judged: compute_deviation(judged.quantity, judged.members, _GROUP),
+        "leave_one_out": lambda judged: compute_leave_one_out_deviation(judged.quantity, judged.members),
+        "residual": lambda judged: compute_deviation(judged.quantity, judged.members, _GROUP),
+        "value": lambda judged: judged.quantity,
+    }
+)
+
+
+def compute_deviation(quantity: Floats, members: Bools, axis: tuple[int, ...]) -> Floats:
+    """Subtract from every branch's step the mean of those it is compared with.
+
+    All are first shifted by the largest, so that equal members give exactly 0 and not the rounding error of a mean.
+
+    :param quantity: Shape ``(horizon, n_anchors, group_size)``.
+    :param members: Who counts in the mean, bool, same shape.
+    :param axis: The axes the mean is taken over: ``(2,)`` the group at the same step, ``(1, 2)`` all groups at the
+        same step, ``(0, 1, 2)`` everything.
+    :return: Deviations, same shape; meaningless outside ``members``.
+    """
+    largest = np.where(members, quantity, -np.inf).max(axis=axis, keepdims=True)
+    shifted = quantity - np.where(largest > -np.inf, largest, 0.0)
+    return shifted - _compute_mean(shifted, members, axis)
+
+
+def compute_leave_one_out_deviation(quantity: Floats, members: Bools) -> Floats:
+    """Subtract from each member the mean of the *other* members of its group at the same step.
+
+    This is RLOO (arXiv 2402.14740, section 3.2). Leaving oneself out of the mean of n members stretches the
+    deviation by n / (n - 1). A member that has no other is not judged: it gets 0.
+
+    :param quantity: Shape ``(horizon, n_anchors, group_size)``.
+    :param members: Who counts, bool, same shape.
+    :return: Deviations, same shape; meaningless outside ``members``.
+    """
+    n_members = members.sum(axis=_GROUP, keepdims=True, dtype=quantity.dtype)
+    stretch: Floats = n_members / np.maximum(n_members - 1.0, 1.0)
+    return compute_deviation(quantity, members, _GROUP) * stretch
+
+
+def _compute_mean(quantity: Floats, members: Bools, axis: _Axes) -> Floats:
+    n_members: Floats = np.maximum(members.sum(axis=axis, keepdims=True, dtype=quantity.dtype), 1.0)
+    return np.asarray(np.where(members, quantity, 0.0).sum(axis=axis, keepdims=True) / n_members)
+
+
+def scale_advantages(advantages: Floats, step_mask: Bools, members: Bools, scaling: AdvantageScaling) -> Floats:
+    """Divide advantages by a standard deviation (the population's, over n).
+
+    :param advantages: Unscaled, shape ``(horizon, n_anchors, group_size)``.
+    :param step_mask: The steps whose spread is measured when ``scaling`` is ``"batch"``, bool, same shape.
+    :param members: The branches whose spread is measured when ``scaling`` is ``"group"``, bool, same shape.
+    :param scaling: ``"group"``: the group's own spread at that step (DeepSeekMath, arXiv 2402.03300);
+        ``"batch"``: one spread for the whole rollout, which keeps the sizes of groups comparable;
+        ``"none"``: leave them (Dr. GRPO, arXiv 2503.20783).
+    :return: Shape ``(horizon, n_anchors, group_size)``.
+    """
+    if scaling == "none":
+        return advantages
+    counted, axis = (members, _GROUP) if scaling == "group" else (step_mask, _BATCH)
+    variance = _compute_mean(np.square(compute_deviation(advantages, counted, axis)), counted, axis)
+    return advantages / (np.sqrt(variance) + STD_EPSILON)
+
+
+def compute_informative(returns: Floats, members: Bools) -> Bools:
+    """Tell which groups have branches that earned differently from some step on.
+
+    Where the baseline compares members of a group by the rewards alone, the advantages of the other groups are
+    exactly 0; else nothing but the value network, or other groups, gives them an advantage.
+
+    :param returns: What the branches earned, without estimates, shape ``(horizon, n_anchors, group_size)``.
+    :param members: Which branches are compared at each step, bool, same shape.
+    :return: Bool, shape ``(n_anchors,)``.
+    """
+    largest = np.where(members, returns, -np.inf).max(axis=_GROUP)
+    smallest = np.where(members, returns, np.inf).min(axis=_GROUP)
+    return np.asarray((largest > smallest).any(axis=0))

@@ -281,15 +281,15 @@ class GroupCollector:
 
     def choose_anchors(
         self,
-        discounted_returns: npt.NDArray[np.float64],
+        discounted_returns: npt.NDArray[np.float64] | None,
         restart_probability: float,
         rng: np.random.Generator,
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool],
     ) -> None:
         """Let the next rollout go on from a random step of a random branch of each group, or from a reset.
 
         :param discounted_returns: Discounted rewards of the episodes up to each step, shape
-            ``(horizon, n_anchors, group_size)``.
+            ``(horizon, n_anchors, group_size)``; None if nothing is normalised by them.
         :param restart_probability: How often to reset although the episode could go on.
         :param should_stop: Asked between resets; True leaves the next rollout to begin with new episodes.
         """
@@ -303,7 +303,8 @@ class GroupCollector:
                     return
                 self._anchors.append(self._reset({group.env_index: self._draw_seed(rng)})[group.env_index])
             else:
-                so_far = float(discounted_returns[group.kept_t, group.index, group.kept_branch])
+                place = group.kept_t, group.index, group.kept_branch
+                so_far = 0.0 if discounted_returns is None else float(discounted_returns[place])
                 self._anchors.append(AnchorState(*group.kept, so_far))
 
     def _draw_seed(self, rng: np.random.Generator) -> int | None:

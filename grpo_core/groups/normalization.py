@@ -46,34 +46,44 @@ class Normalizer:
         """
         mask = rollout.step_mask
         if statistics is None:
-            return unpack(rollout.states[mask]), unpack(rollout.next_states[mask])
-        return statistics.apply(rollout.states[mask]), statistics.apply(rollout.next_states[mask])
+            return unpack(rollout.observations[mask]), unpack(rollout.next_observations[mask])
+        return statistics.apply(rollout.observations[mask]), statistics.apply(rollout.next_observations[mask])
 
-    def normalize_rewards(self, rollout: GroupRollout, start_returns: Moments) -> Moments:
-        """Update the statistics with the rollout's observations and returns, and scale its rewards in place.
+    def compute_discounted_returns(self, rollout: GroupRollout, start_returns: Moments) -> Moments | None:
+        """Discount the rewards of the episodes up to each step, which is what ``VecNormalize`` measures the spread of.
 
+        :param rollout: Its rewards are not scaled yet.
         :param start_returns: Discounted rewards that the groups' episodes earned before, shape ``(n_anchors,)``.
-        :return: Discounted rewards of the episodes up to each step, not scaled; ``(horizon, n_anchors, group_size)``.
+        :return: Shape ``(horizon, n_anchors, group_size)``; None without a ``VecNormalize``.
         """
-        discounted_returns = np.zeros(rollout.shape)
         if self._vec_normalize is None:
-            return discounted_returns
+            return None
+        discounted_returns = np.zeros(rollout.shape)
         running = start_returns[:, None]
         for t, rewards in enumerate(rollout.rewards):
             running = running * self._vec_normalize.gamma + rewards
             discounted_returns[t] = running
-        if self._vec_normalize.training:
-            # Before they are used: otherwise the first rollout would be scaled by empty statistics.
-            self._vec_normalize.ret_rms.update(discounted_returns[rollout.step_mask])
-            self._update_observation_statistics(unpack(rollout.states[rollout.step_mask]))
-        rollout.rewards[:] = self._vec_normalize.normalize_reward(rollout.rewards) * rollout.step_mask
         return discounted_returns
 
-    def _update_observation_statistics(self, observations: Observations) -> None:
-        assert self._vec_normalize is not None
-        if not self._vec_normalize.norm_obs:
+    def update(self, rollout: GroupRollout, discounted_returns: Moments | None) -> None:
+        """Add a rollout's observations and discounted returns to the statistics, if they are still learnt.
+
+        :param discounted_returns: What ``compute_discounted_returns`` returned.
+        """
+        if self._vec_normalize is None or discounted_returns is None or not self._vec_normalize.training:
             return
-        statistics: Any = self._vec_normalize.obs_rms
+        self._vec_normalize.ret_rms.update(discounted_returns[rollout.step_mask])
+        if self._vec_normalize.norm_obs:
+            self._update_observation_statistics(self._vec_normalize.obs_rms, rollout)
+
+    def scale_rewards(self, rollout: GroupRollout) -> None:
+        """Divide a rollout's rewards by the spread of discounted returns, in place."""
+        if self._vec_normalize is not None:
+            rollout.rewards[:] = self._vec_normalize.normalize_reward(rollout.rewards) * rollout.step_mask
+
+    @staticmethod
+    def _update_observation_statistics(statistics: Any, rollout: GroupRollout) -> None:
+        observations = unpack(rollout.observations[rollout.step_mask])
         if isinstance(observations, dict):
             for key, running in statistics.items():
                 running.update(observations[key])

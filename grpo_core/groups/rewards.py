@@ -40,12 +40,15 @@ def apply_reward_functions(
 
 
 def _make_arguments(rollout: GroupRollout) -> tuple[Any, Any, Any]:
-    """Copy states, actions (as the simulator saw them) and next states of all live steps, ``(n_steps, n)`` each."""
+    """Copy what a reward function takes for all live steps: observations, clipped actions and next observations.
+
+    :return: One tensor ``(n_steps, n)`` each, or a dict of such.
+    """
     mask, space = rollout.step_mask, rollout.action_space
     actions = rollout.actions[mask]
     if isinstance(space, spaces.Box):
         actions = np.clip(actions, space.low, space.high)
-    return _to_rows(rollout.states[mask]), _to_rows(actions), _to_rows(rollout.next_states[mask])
+    return _to_rows(rollout.observations[mask]), _to_rows(actions), _to_rows(rollout.next_observations[mask])
 
 
 def _to_rows(batch: Array) -> Any:

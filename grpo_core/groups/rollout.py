@@ -17,8 +17,8 @@ Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 # The arrays that steps are stored in. They grow and are trimmed, unlike what the algorithm computes from them.
 _STORED = (
-    "states",
-    "next_states",
+    "observations",
+    "next_observations",
     "actions",
     "log_probs",
     "rewards",
@@ -100,8 +100,8 @@ class GroupRollout:
     :param group_size: Branches per group.
     """
 
-    states: Array
-    next_states: Array
+    observations: Array
+    next_observations: Array
     actions: Array
     log_probs: Array
     rewards: Array
@@ -135,7 +135,7 @@ class GroupRollout:
         """Forget all steps."""
         shape, space = self._first_shape, self.action_space
         dtype, observation_shape = observation_dtype(self.observation_space), self.observation_space.shape or ()
-        self.states, self.next_states = (np.zeros((*shape, *observation_shape), dtype) for _ in range(2))
+        self.observations, self.next_observations = (np.zeros((*shape, *observation_shape), dtype) for _ in range(2))
         # Box actions are kept as sampled, before clipping: their log probability belongs to that value.
         action_dtype = np.float32 if isinstance(space, spaces.Box) else np.int64
         self.actions = np.zeros((*shape, *(space.shape or ())), action_dtype)
@@ -157,12 +157,8 @@ class GroupRollout:
             if self.action_masks is None:
                 self.action_masks = np.ones((*self.shape, masks.shape[1]), np.bool_)
             self.action_masks[at] = masks
-        self.states[at], self.actions[at], self.log_probs[at], self.step_mask[at] = (
-            observations,
-            actions,
-            log_probs,
-            True,
-        )
+        self.observations[at], self.actions[at] = observations, actions
+        self.log_probs[at], self.step_mask[at] = log_probs, True
 
     def store_outcome(self, at: Place, outcome: Outcome) -> None:
         """Store where one step led.
@@ -183,7 +179,7 @@ class GroupRollout:
         :param terminated: Whether the episode ended.
         :param truncated: Whether a time limit cut it; an episode that terminates at that very step was not cut.
         """
-        self.next_states[at], self.rewards[at] = next_observations, rewards
+        self.next_observations[at], self.rewards[at] = next_observations, rewards
         self.terminated[at], self.truncated[at] = terminated, truncated > terminated
 
     def _make_room(self, t: int, group: int) -> None:
@@ -213,15 +209,28 @@ class GroupRollout:
     def check_finite(self) -> None:
         """Check that all rewards and observations of live steps are finite.
 
-        :raises ValueError: If a reward or an observation is NaN or infinite.
+        :raises ValueError: If a reward or an observation is NaN or infinite; the message says where.
         """
-        if not np.isfinite(self.rewards[self.step_mask]).all():
-            raise ValueError("a reward is NaN or infinite; check the reward function or the environment.")
-        for states, method in ((self.next_states, "step"), (self.states, "reset")):
-            observations = unpack(states[self.step_mask])
+        self._check_steps(self.rewards[self.step_mask], "a reward", "the reward function or the environment")
+        for stored, method in ((self.next_observations, "step"), (self.observations, "reset")):
+            observations = unpack(stored[self.step_mask])
             for array in observations.values() if isinstance(observations, dict) else [observations]:
-                if not np.isfinite(array).all():
-                    raise ValueError(f"an observation is NaN or infinite; check the environment's {method}().")
+                self._check_steps(array, "an observation", f"the environment's {method}()")
+
+    def _check_steps(self, numbers: Array, name: str, source: str) -> None:
+        """Refuse numbers of the live steps, ``(n_steps, ...)``, of which one is not finite.
+
+        :param name: Names one of them in the message.
+        :param source: Names where they came from.
+        """
+        if np.isfinite(numbers).all():
+            return
+        row, *inner = np.argwhere(~np.isfinite(numbers))[0].tolist()
+        t, group, branch = np.argwhere(self.step_mask)[row].tolist()
+        raise ValueError(
+            f"{name} is NaN or infinite: {numbers[row, *inner]} at step {t} of branch {branch} in group {group}, "
+            f"counted from 0; check {source}."
+        )
 
     @property
     def steps(self) -> BranchSteps:

@@ -78,7 +78,6 @@ def compute_values(policy: ActorCriticPolicy, observations: Observations) -> npt
 
     :param observations: As the policy sees them, shape ``(n_steps, *observation_shape)``.
     """
-    policy.set_training_mode(False)
     inputs = to_tensors(observations, policy.device)
     with torch.no_grad():
         chunks = [policy.predict_values(select(inputs, part)) for part in _split_for_forward(policy, inputs)]

@@ -89,10 +89,10 @@ def test_stacks_of_a_branch_are_those_of_its_own_history() -> None:
     model.learn(48)
     rollout: Any = model.rollout_buffer
     for t, group, branch in np.argwhere(rollout.step_mask):
-        before, after = rollout.states[t, group, branch], rollout.next_states[t, group, branch]
+        before, after = rollout.observations[t, group, branch], rollout.next_observations[t, group, branch]
         np.testing.assert_array_equal(after[0], before[1])
         if t > 0:
-            np.testing.assert_array_equal(before, rollout.next_states[t - 1, group, branch])
+            np.testing.assert_array_equal(before, rollout.next_observations[t - 1, group, branch])
 
 
 def test_images_of_floats_are_taken_where_they_are_said_to_be_normalised() -> None:

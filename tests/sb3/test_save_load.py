@@ -266,6 +266,19 @@ def test_every_hyperparameter_and_counter_comes_back() -> None:
     assert isinstance(loaded.learning_rate, LinearSchedule)
 
 
+def test_going_on_after_load_tells_once_that_the_reference_policy_is_another() -> None:
+    model = build(kl_coef=0.5)
+    model.learn(16)
+    model.learn(16, reset_num_timesteps=False)
+    loaded = reload(model, env=MatchEnv())
+    with pytest.warns(UserWarning, match=r"kl_coef=0.5 now keeps .* Pass reset_num_timesteps=True"):
+        loaded.learn(16, reset_num_timesteps=False)
+    loaded.learn(16, reset_num_timesteps=False)  # warnings are errors
+    reload(model, env=MatchEnv()).learn(16)
+    reload(model, env=MatchEnv(), ref_sync_steps=16).learn(16, reset_num_timesteps=False)
+    reload(model, env=MatchEnv(), kl_coef=0.0).learn(16, reset_num_timesteps=False)
+
+
 def test_a_file_of_before_an_option_existed_gives_it_its_default() -> None:
     from grpo_core.saving import model_file
     from grpo_core.saving.model_state import get_optimizer_state, get_weights

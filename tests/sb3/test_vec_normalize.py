@@ -41,7 +41,7 @@ def test_statistics_are_those_of_the_steps_that_were_learnt_from(mode: str, n_en
     model.learn(1)  # one rollout
     assert float(env.ret_rms.count) == pytest.approx(before + model.num_timesteps)
     rollout = model.rollout_buffer
-    seen = rollout.states[rollout.step_mask]
+    seen = rollout.observations[rollout.step_mask]
     # The first reset, which SB3 does, and the prior of epsilon samples of mean 0 are in it, too.
     assert np.allclose(get_mean(env), seen.mean(axis=0), rtol=0.35)
     assert not np.allclose(get_mean(env), 0.0)

@@ -474,3 +474,30 @@ def test_log_probabilities_are_those_of_the_probabilities_and_exact_where_these_
         model.policy.action_net.weight.zero_()
         model.policy.action_net.bias.copy_(torch.tensor([0.0, 300.0]))
     assert model.make_actor().log_probs(observations).tolist() == [[-300.0, 0.0]] * 8
+
+
+def test_observations_of_the_wrong_kind_are_refused_with_the_remedy() -> None:
+    batch = draw_observations(BOX)
+    plain, combined = (
+        to_actor(build_policy(BOX, CHOICE)),
+        to_actor(build_policy(EVERYTHING, CHOICE, policy="MultiInputPolicy")),
+    )
+    images = to_actor(build_policy(IMAGE, CHOICE, policy="CnnPolicy"))
+    for actor in (plain, images):
+        with pytest.raises(TypeError, match=r"a dict with keys \['speed'\], .* pass an array"):
+            actor.values({"speed": batch})
+    with pytest.raises(TypeError, match=r"one array of shape .* pass a dict of arrays with the keys \['camera'"):
+        combined.values(batch)
+
+
+def test_statistics_of_another_kind_than_the_observations_are_refused() -> None:
+    moment = np.ones(3)
+    with pytest.raises(TypeError, match=r"a dict with keys \['speed'\], .* pass an array"):
+        ObservationStatistics(moment, moment, 10.0, 1e-8).apply({"speed": moment})
+    with pytest.raises(TypeError, match=r"one array of shape \(3,\), .* pass a dict"):
+        ObservationStatistics({"speed": moment}, {"speed": moment}, 10.0, 1e-8).apply(moment)
+
+
+def test_only_single_choices_have_a_log_probability_each() -> None:
+    with pytest.raises(ValueError, match=r"is not Discrete, .* take action_probs"):
+        to_actor(build_policy(BOX, KNOBS)).log_probs(draw_observations(BOX))

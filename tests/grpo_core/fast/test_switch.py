@@ -14,7 +14,16 @@ from grpo_core.groups.collector import GroupCollector
 from tests.support import PlainGRPO
 from tests.walk import collect
 
-STORED = ("states", "next_states", "actions", "log_probs", "rewards", "step_mask", "terminated", "truncated")
+STORED = (
+    "observations",
+    "next_observations",
+    "actions",
+    "log_probs",
+    "rewards",
+    "step_mask",
+    "terminated",
+    "truncated",
+)
 
 
 def train(algorithm: type[GRPO], env_id: str, total_timesteps: int, **changes: Any) -> GRPO:

@@ -68,15 +68,15 @@ class Stage:
         return self.collector.collect(self.rollout, self.actor, self.rng, on_sweep, should_stop)
 
     def go_on(self, restart_probability: float = 0.0) -> None:
-        self.collector.choose_anchors(np.zeros(self.rollout.shape), restart_probability, self.rng)
+        self.collector.choose_anchors(None, restart_probability, self.rng, lambda: False)
 
     def find_kept(self) -> npt.NDArray[np.int64]:
         """Go on, and return how often each step of each branch was kept, ``(horizon, group_size)``."""
-        reached = self.rollout.next_states.copy()
+        reached = self.rollout.next_observations.copy()
         self.go_on()
         assert self.collect()
         counts = np.zeros((reached.shape[0], reached.shape[2]), np.int64)
-        for i, start in enumerate(self.rollout.states[0, :, 0]):
+        for i, start in enumerate(self.rollout.observations[0, :, 0]):
             is_kept = (reached[:, i] == start).all(axis=-1)
             assert is_kept.sum() <= 1, "every observation is one of its own"
             counts += is_kept
@@ -150,7 +150,7 @@ def test_a_sweep_steps_no_environment_twice_and_none_whose_branches_are_over(is_
 def test_branches_take_turns_where_restoring_is_cheap_and_follow_each_other_elsewhere(is_slow: bool) -> None:
     stage = Stage(group_size=3, horizon=4, n_steps=24, is_slow=is_slow)
     assert stage.collect()
-    turn = stage.rollout.next_states[..., 2] - 1  # how many steps were taken before
+    turn = stage.rollout.next_observations[..., 2] - 1  # how many steps were taken before
     t, anchor, branch = np.indices(turn.shape)
     n_branches, index = 6, 3 * anchor + branch
     assert (turn == (4 * index + t if is_slow else n_branches * t + index)).all()
@@ -162,21 +162,21 @@ def test_branches_take_turns_where_restoring_is_cheap_and_follow_each_other_else
 def test_branches_of_a_group_start_from_one_observation_and_part_by_their_actions(is_slow: bool) -> None:
     watch = collect(walk_model(StepLog(), 2, {"is_slow": is_slow}, group_size=4, horizon=5, n_steps=40), 3)
     for seen in watch.rollouts:
-        assert (seen.states[0] == seen.states[0, :, :1]).all()
-        assert len(np.unique(seen.next_states[..., 2])) == seen.step_mask.sum(), "every step is one of its own"
+        assert (seen.observations[0] == seen.observations[0, :, :1]).all()
+        assert len(np.unique(seen.next_observations[..., 2])) == seen.step_mask.sum(), "every step is one of its own"
     assert len({tuple(path) for seen in watch.rollouts for path in seen.actions.reshape(5, -1).T}) > 4
 
 
 def assert_continuous(seen: Seen, edge: int) -> None:
     live = seen.step_mask
-    moved = seen.states[..., 0] + 2 * seen.actions - 1
-    assert (seen.next_states[..., 0][live] == moved[live]).all()
-    assert (seen.next_states[..., 1][live] == seen.states[..., 1][live] + 1).all()
+    moved = seen.observations[..., 0] + 2 * seen.actions - 1
+    assert (seen.next_observations[..., 0][live] == moved[live]).all()
+    assert (seen.next_observations[..., 1][live] == seen.observations[..., 1][live] + 1).all()
     assert (seen.rewards[live] == moved[live]).all()
     assert (seen.terminated[live] == (np.abs(moved[live]) >= edge)).all()
     assert not seen.truncated.any()
     goes_on = live[1:]
-    assert (seen.states[1:][goes_on] == seen.next_states[:-1][goes_on]).all()
+    assert (seen.observations[1:][goes_on] == seen.next_observations[:-1][goes_on]).all()
     assert (live[1:] == (live[:-1] & ~seen.terminated[:-1])).all()
 
 
@@ -221,10 +221,10 @@ def test_the_next_rollout_starts_from_a_step_of_the_same_environment(is_slow: bo
     walk = {"is_slow": is_slow}
     watch = collect(walk_model(StepLog(), 2, walk, horizon=5, n_steps=30, group_mode=mode), 4)
     for before, after in zip(watch.rollouts, watch.rollouts[1:], strict=False):
-        for anchor in range(before.states.shape[1]):  # even ones are of the first environment
-            reached = {tuple(observation) for observation in before.next_states[:, anchor].reshape(-1, 3)}
-            assert tuple(after.states[0, anchor, 0]) in reached
-            assert after.states[0, anchor, 0, 1] >= 1
+        for anchor in range(before.observations.shape[1]):  # even ones are of the first environment
+            reached = {tuple(observation) for observation in before.next_observations[:, anchor].reshape(-1, 3)}
+            assert tuple(after.observations[0, anchor, 0]) in reached
+            assert after.observations[0, anchor, 0, 1] >= 1
         # The simulator was put there, too, and not just its observation.
         assert_continuous(after, edge=10**6)
 
@@ -237,7 +237,7 @@ def test_a_group_whose_kept_step_was_the_last_starts_anew(is_slow: bool) -> None
     n_resets = len(log.seeds)
     seen = collect(model).rollouts[-1]  # every episode lasts one step, so every kept step is a last one
     assert len(log.seeds) == n_resets + 1
-    assert (seen.states[0, :, :, :2] == 0).all()
+    assert (seen.observations[0, :, :, :2] == 0).all()
 
 
 @ORDERS
@@ -261,7 +261,7 @@ def test_the_kept_step_is_uniform_over_the_steps_a_short_branch_lived(is_slow: b
     stage.go_on()
     n_resets = len(stage.log.seeds)
     assert stage.collect()
-    n_steps = np.bincount(stage.rollout.states[0, :, 0, 1].astype(int), minlength=3)
+    n_steps = np.bincount(stage.rollout.observations[0, :, 0, 1].astype(int), minlength=3)
     assert n_resets == n_steps[0]
     assert n_steps.sum() == n_groups
     assert_likely(n_steps, np.full(3, 1 / 3), limit=18.4)
@@ -292,7 +292,7 @@ def test_groups_restart_as_often_as_they_are_told_to(restart_probability: float,
     n_restarts = len(stage.log.seeds) - n_resets
     assert abs(n_restarts - expected) <= (32 if 0 < restart_probability < 1 else 0)  # four standard deviations
     assert stage.collect()
-    assert (stage.rollout.states[0, :, 0, 1] == 0).sum() == n_restarts
+    assert (stage.rollout.observations[0, :, 0, 1] == 0).sum() == n_restarts
 
 
 def test_discounted_returns_go_on_where_the_episode_does() -> None:
@@ -300,11 +300,11 @@ def test_discounted_returns_go_on_where_the_episode_does() -> None:
     assert stage.collect()
     assert (stage.collector.start_returns == 0).all()
     so_far = np.arange(stage.rollout.step_mask.size, dtype=np.float64).reshape(stage.rollout.shape)
-    reached = stage.rollout.next_states.copy()
-    stage.collector.choose_anchors(so_far, 0.5, stage.rng)
+    reached = stage.rollout.next_observations.copy()
+    stage.collector.choose_anchors(so_far, 0.5, stage.rng, lambda: False)
     assert stage.collect()
     n_new = 0
-    for i, start in enumerate(stage.rollout.states[0, :, 0]):
+    for i, start in enumerate(stage.rollout.observations[0, :, 0]):
         if start[1] == 0:
             n_new += 1
             assert stage.collector.start_returns[i] == 0
@@ -321,10 +321,10 @@ def test_the_simulator_is_where_the_policy_sees_it(env_id: str, horizon: int) ->
     core.reset(seed=0)
     for seen in watch.rollouts:
         for place in zip(*np.nonzero(seen.step_mask), strict=True):
-            core.state = tuple(seen.states[place].astype(np.float64))
+            core.state = tuple(seen.observations[place].astype(np.float64))
             core.steps_beyond_terminated = None
             observation, *_ = core.step(int(seen.actions[place]))
-            np.testing.assert_allclose(observation, seen.next_states[place], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(observation, seen.next_observations[place], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_anew", [True, False])
@@ -333,7 +333,7 @@ def test_learning_anew_starts_from_new_episodes_and_going_on_does_not(is_anew: b
     model.learn(64)
     watch = Watch()
     model.learn(32, callback=watch, reset_num_timesteps=is_anew)
-    starts = watch.rollouts[0].states[0, :, :, :2]
+    starts = watch.rollouts[0].observations[0, :, :, :2]
     assert (starts == 0).all() == is_anew
 
 
@@ -361,7 +361,7 @@ def test_members_of_an_episode_group_share_a_seeded_start_and_groups_do_not(n_en
     for _ in range(2):
         stage.log.seeds.clear()
         assert stage.collect()
-        first = stage.rollout.states[0, :, :, 0]
+        first = stage.rollout.observations[0, :, :, 0]
         assert (first == first[:, :1]).all()
         starts += first[:, 0].tolist()
         assert None not in stage.log.seeds
@@ -428,7 +428,7 @@ def test_in_action_mode_only_legal_actions_are_enumerated(is_slow: bool) -> None
     for _ in range(4):
         assert stage.collect()
         rollout = stage.rollout
-        start = rollout.states[0, :, 1, 0]  # standing still is always legal
+        start = rollout.observations[0, :, 1, 0]  # standing still is always legal
         for i, live in enumerate(rollout.step_mask[0]):
             assert live.tolist() == [bool(start[i] > -1), True, bool(start[i] < 1)]
         assert (rollout.actions[0][rollout.step_mask[0]] == np.nonzero(rollout.step_mask[0])[1]).all()
@@ -449,7 +449,7 @@ def test_only_legal_actions_are_drawn_and_the_masks_are_kept_beside_them(is_slow
     def keep(model: GRPO) -> None:
         rollout = model.rollout_buffer
         assert rollout.action_masks is not None
-        watched.append((rollout.states[..., 0].copy(), rollout.action_masks.copy(), rollout.actions.copy()))
+        watched.append((rollout.observations[..., 0].copy(), rollout.action_masks.copy(), rollout.actions.copy()))
 
     walk = {"kind": FencedWalk, "is_slow": is_slow}
     collect(walk_model(StepLog(), 2, walk, horizon=8, n_steps=48, learning_rate=0.05), 3, on_end=keep)
@@ -482,7 +482,9 @@ def test_stacked_frames_follow_their_branch() -> None:
     env = VecFrameStack(DummyVecEnv([lambda: Walk(log)] * 2), 3)
     model = GRPO("MlpPolicy", env, n_steps=24, group_size=3, horizon=4, n_epochs=1, seed=0)
     for seen in collect(model, 3).rollouts:
-        before, after = (states.reshape(*seen.step_mask.shape, 3, 3) for states in (seen.states, seen.next_states))
+        before, after = (
+            stored.reshape(*seen.step_mask.shape, 3, 3) for stored in (seen.observations, seen.next_observations)
+        )
         assert (after[..., :2, :] == before[..., 1:, :]).all()
         assert (after[..., 2, 0] == before[..., 2, 0] + 2 * seen.actions - 1).all()
         assert (before[1:] == after[:-1]).all()

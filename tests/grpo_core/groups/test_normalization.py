@@ -244,8 +244,8 @@ def test_normalisation_statistics_are_frozen_during_a_rollout_and_updated_after_
     known = [(obs.exact, ret.exact) for obs, ret in at_start]
     assert during
     assert all((obs.exact, ret.exact) in known for obs, ret in during)
-    states = watch.rollouts[0].states[watch.rollouts[0].step_mask].astype(np.float64)
-    assert_merged(at_end[0][0], at_start[0][0], states)
+    observed = watch.rollouts[0].observations[watch.rollouts[0].step_mask].astype(np.float64)
+    assert_merged(at_end[0][0], at_start[0][0], observed)
 
 
 def test_rewards_are_divided_by_the_spread_of_discounted_returns_their_own_included() -> None:
@@ -257,7 +257,7 @@ def test_rewards_are_divided_by_the_spread_of_discounted_returns_their_own_inclu
     )
     normalized_walk().learn(64, callback=watch)
     first = watch.rollouts[0]
-    own = first.next_states[..., 0].astype(np.float64)  # a step earns the position it leads to
+    own = first.next_observations[..., 0].astype(np.float64)  # a step earns the position it leads to
     expected = np.clip(own / np.sqrt(at_end[0][1].var + 1e-8), -10, 10)
     np.testing.assert_allclose(first.rewards[first.step_mask], expected[first.step_mask], rtol=1e-5)
     # The first rollout starts from resets.
@@ -277,16 +277,16 @@ def test_discounted_returns_are_carried_over_to_the_next_rollout() -> None:
     model = normalized_walk(norm_reward=True)
     watch = collect(model, 2, on_start=lambda model: at_start.append(read_moments(model)), on_end=read)
     first, second = watch.rollouts
-    own, carried = first.next_states[..., 0].astype(np.float64), np.zeros(second.states.shape[1])
+    own, carried = first.next_observations[..., 0].astype(np.float64), np.zeros(second.observations.shape[1])
     possible = discount_along_branches(own, first.step_mask, np.zeros(own.shape[1]))
-    for anchor, start in enumerate(second.states[0, :, 0]):
-        kept = (first.next_states[:, anchor] == start).all(axis=-1)
+    for anchor, start in enumerate(second.observations[0, :, 0]):
+        kept = (first.next_observations[:, anchor] == start).all(axis=-1)
         if kept.any():  # else it was a reset
             carried[anchor] = possible[:, anchor][kept][0]
     assert (carried != 0).any()
     # At each end the next rollout's anchors are chosen, but these are still the returns that this one started with.
     np.testing.assert_allclose(starts, [np.zeros(8), carried], atol=1e-5)
-    rewards = second.next_states[..., 0].astype(np.float64)
+    rewards = second.next_observations[..., 0].astype(np.float64)
     discounted = discount_along_branches(rewards, second.step_mask, carried)
     assert_merged(at_end[1][1], at_start[1][1], discounted[second.step_mask])
 
@@ -326,8 +326,8 @@ def fill_rollout(space: spaces.Space[Any]) -> GroupRollout:
     rollout = GroupRollout(3, 2, 2, space, spaces.Discrete(2))
     rollout.step_mask[:] = True
     rollout.step_mask[1:, 1, 0] = False
-    observations = pack(space, draw_observations(space, 12)).reshape(rollout.states.shape)
-    for stored in (rollout.states, rollout.next_states):
+    observations = pack(space, draw_observations(space, 12)).reshape(rollout.observations.shape)
+    for stored in (rollout.observations, rollout.next_observations):
         stored[rollout.step_mask] = observations[rollout.step_mask]
     rollout.rewards[:] = np.random.default_rng(0).normal(2.0, 3.0, rollout.shape) * rollout.step_mask
     return rollout
@@ -341,17 +341,20 @@ def test_the_statistics_of_a_dict_are_updated_key_by_key_and_only_those_there_ar
     normalizer = Normalizer(vec_normalize)
     frozen = normalizer.freeze()
     assert frozen is not None
-    seen = frozen.apply(rollout.states[rollout.step_mask])
-    returned = normalizer.normalize_rewards(rollout, starts)
+    seen = frozen.apply(rollout.observations[rollout.step_mask])
+    returned = normalizer.compute_discounted_returns(rollout, starts)
+    assert returned is not None
+    normalizer.update(rollout, returned)
+    normalizer.scale_rewards(rollout)
     assert set(before) == set(statistics) == {"speed", "camera"}
     for key, rms in statistics.items():
-        assert_merged(read_rms(rms), before[key], rollout.states[key][rollout.step_mask].astype(np.float64))
+        assert_merged(read_rms(rms), before[key], rollout.observations[key][rollout.step_mask].astype(np.float64))
     discounted = discount_along_branches(own, rollout.step_mask, starts)
     np.testing.assert_allclose(returned[rollout.step_mask], discounted[rollout.step_mask], rtol=1e-6)
     assert_merged(read_rms(vec_normalize.ret_rms), before_returns, discounted[rollout.step_mask])
     expected = np.clip(own / np.sqrt(read_rms(vec_normalize.ret_rms).var + 1e-8), -10, 10) * rollout.step_mask
     np.testing.assert_allclose(rollout.rewards, expected, rtol=1e-5)
-    assert_same(frozen.apply(rollout.states[rollout.step_mask]), seen)
+    assert_same(frozen.apply(rollout.observations[rollout.step_mask]), seen)
 
 
 @pytest.mark.parametrize("norm_obs", [False, True])
@@ -364,7 +367,8 @@ def test_rewards_may_be_left_alone_and_observations_too(norm_obs: bool) -> None:
     counts = [rms.count for rms in statistics]
     normalizer = Normalizer(vec_normalize)
     assert (normalizer.freeze() is not None) == norm_obs
-    normalizer.normalize_rewards(rollout, np.zeros(2))
+    normalizer.update(rollout, normalizer.compute_discounted_returns(rollout, np.zeros(2)))
+    normalizer.scale_rewards(rollout)
     assert (rollout.rewards == own).all()
     assert [rms.count for rms in statistics] == [count + 10 for count in counts]
 
@@ -373,7 +377,9 @@ def test_without_a_vec_normalize_everything_passes_through() -> None:
     normalizer, rollout = Normalizer(None), fill_rollout(BOX)
     own = rollout.rewards.copy()
     assert normalizer.freeze() is None
-    assert (normalizer.normalize_rewards(rollout, np.zeros(2)) == 0).all()
+    assert normalizer.compute_discounted_returns(rollout, np.zeros(2)) is None
+    normalizer.update(rollout, None)
+    normalizer.scale_rewards(rollout)
     assert (rollout.rewards == own).all()
 
 

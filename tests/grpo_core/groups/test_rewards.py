@@ -31,8 +31,8 @@ def test_a_reward_function_gets_one_row_per_live_step(env_id: str, n_observation
     n_live = int(seen.step_mask.sum())
     assert state.shape == next_state.shape == (n_live, n_observations)
     assert action.shape == (n_live, n_actions)
-    assert (state.numpy() == seen.states[seen.step_mask].reshape(n_live, -1)).all()
-    assert (next_state.numpy() == seen.next_states[seen.step_mask].reshape(n_live, -1)).all()
+    assert (state.numpy() == seen.observations[seen.step_mask].reshape(n_live, -1)).all()
+    assert (next_state.numpy() == seen.next_observations[seen.step_mask].reshape(n_live, -1)).all()
     assert (seen.rewards[seen.step_mask] == np.arange(n_live) * 0.5).all()
     assert (seen.rewards[~seen.step_mask] == 0).all()
 
@@ -53,8 +53,8 @@ def test_a_reward_function_gets_dict_observations_key_by_key() -> None:
     apply_reward_functions(rollout, [reward], [1.0])
     for place in zip(*np.nonzero(rollout.step_mask), strict=True):
         expected = (
-            10.0 * rollout.states["gear"][place]
-            + rollout.next_states["speed"][place][1]
+            10.0 * rollout.observations["gear"][place]
+            + rollout.next_observations["speed"][place][1]
             + 100.0 * rollout.actions[place][0]
         )
         assert rollout.rewards[place] == pytest.approx(expected, rel=1e-6)
@@ -109,7 +109,7 @@ def test_a_reward_function_sees_actions_as_the_simulator_did() -> None:
 def test_a_reward_function_may_return_a_column_a_row_or_a_list(convert: Callable[[torch.Tensor], Any]) -> None:
     model = cartpole_model(reward_function=lambda state, action, next_state: convert(next_state[:, :1]))
     seen = collect(model).rollouts[0]
-    assert (seen.rewards[seen.step_mask] == seen.next_states[seen.step_mask][:, 0]).all()
+    assert (seen.rewards[seen.step_mask] == seen.next_observations[seen.step_mask][:, 0]).all()
 
 
 def scribble(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,11 @@ def test_storage_grows_as_it_has_to_and_is_trimmed_to_what_there_is(
     assert grown.shape == (7, 3, 2)
     assert grown.step_mask.sum(axis=0).tolist() == lengths
     expected = copy_arrays(roomy)
-    assert set(expected) == set(copy_arrays(grown)) >= {"states", "next_states", "actions", "action_masks", "rewards"}
+    assert (
+        set(expected)
+        == set(copy_arrays(grown))
+        >= {"observations", "next_observations", "actions", "action_masks", "rewards"}
+    )
     for name, array in copy_arrays(grown).items():
         assert array.dtype == expected[name].dtype, name
         # Where no step was taken, masks are unspecified.
@@ -113,7 +117,7 @@ def test_dict_observations_are_stored_key_by_key() -> None:
     at = (np.array([0]), np.array([0]), np.array([1]))
     rollout.store_actions(at, pack(CAR, before)[None], np.array([0]), np.zeros(1), None)
     rollout.store_outcome((0, 0, 1), Outcome(Observed(after, None), 0.0, False, False, {}, None))
-    for stored, observation in ((rollout.states, before), (rollout.next_states, after)):
+    for stored, observation in ((rollout.observations, before), (rollout.next_observations, after)):
         for key, value in observation.items():
             assert stored[key].dtype == CAR[key].dtype
             assert (stored[key][0, 0, 1] == value).all()
@@ -266,8 +270,8 @@ def test_the_policy_learns_from_live_steps_only_and_each_keeps_what_belongs_to_i
     for at in live:
         # An observation's stamp is its own, but for the group's branches sharing their first one.
         if at[0] > 0:
-            row = row_of[float(seen.states[at][2])]
-            assert batch.observations[row].tolist() == seen.states[at].tolist()
+            row = row_of[float(seen.observations[at][2])]
+            assert batch.observations[row].tolist() == seen.observations[at].tolist()
             assert batch.actions[row] == seen.actions[at]
             assert batch.old_log_prob[row] == seen.log_probs[at]
             assert batch.advantages[row] == advantages[at]
@@ -285,7 +289,9 @@ def test_a_reward_that_is_no_number_is_refused_with_the_remedy(bad: float) -> No
     for one in functions:
         model = cartpole_model(reward_function=one)
         before = [parameter.clone() for parameter in model.policy.parameters()]
-        with pytest.raises(ValueError, match=r"a reward is NaN or infinite; check the reward function"):
+        with pytest.raises(
+            ValueError, match=rf"a reward is NaN or infinite: {bad} at step .* check the reward function"
+        ):
             model.learn(64)
         assert all(torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
@@ -307,7 +313,7 @@ class BrokenFromTheStart(Broken):
 def test_an_observation_that_is_no_number_is_refused_with_the_remedy(kind: type[Walk], method: str) -> None:
     model = walk_model(StepLog(), walk={"kind": kind}, n_steps=16, horizon=8)
     before = [parameter.clone() for parameter in model.policy.parameters()]
-    with pytest.raises(ValueError, match=rf"an observation is NaN or infinite; check the environment's {method}\(\)"):
+    with pytest.raises(ValueError, match=rf"an observation is NaN or infinite: nan .* environment's {method}\(\)"):
         model.learn(16)
     assert all(torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
@@ -315,10 +321,10 @@ def test_an_observation_that_is_no_number_is_refused_with_the_remedy(kind: type[
 def test_one_number_of_a_dict_observation_that_is_none_is_refused() -> None:
     rollout = fill([[3, 1], [2, 2]], CAR)
     rollout.check_finite()
-    rollout.next_states["speed"][2, 0, 1] = np.inf  # no step was taken there
+    rollout.next_observations["speed"][2, 0, 1] = np.inf  # no step was taken there
     rollout.check_finite()
-    rollout.next_states["speed"][1, 1, 1] = np.inf
-    with pytest.raises(ValueError, match="an observation is NaN or infinite"):
+    rollout.next_observations["speed"][1, 1, 1] = np.inf
+    with pytest.raises(ValueError, match="an observation is NaN or infinite: inf at step 1 of branch 1 in group 1,"):
         rollout.check_finite()
 
 
@@ -351,7 +357,7 @@ def test_advantages_use_the_value_network_at_each_step_and_where_it_led() -> Non
     with torch.no_grad():
         v, v_next = (
             model.policy.predict_values(torch.from_numpy(x[rollout.step_mask])).flatten()
-            for x in (rollout.states, rollout.next_states)
+            for x in (rollout.observations, rollout.next_observations)
         )
     alive = torch.from_numpy(~rollout.terminated[rollout.step_mask])
     expected = torch.from_numpy(rollout.rewards[rollout.step_mask]) + 0.5 * v_next * alive - v
