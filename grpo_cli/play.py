@@ -10,7 +10,7 @@ import numpy as np
 from grpo_cli.model import make_playable_env, open_model
 from grpo_cli.options import UsageError, add_parser, add_playing_options, has_packages, make_int_parser, write
 from grpo_core.evaluation import make_policy, play_episode
-from grpo_core.film import FILM_SUFFIXES, FilmStrip
+from grpo_core.film import FILM_SUFFIXES, FilmRecorder
 
 _MAX_FILM_BYTES = 32 * 2**20
 
@@ -37,14 +37,14 @@ def _run(options: argparse.Namespace) -> int:
     actor = content.make_actor()
     with closing(make_playable_env(env_name, actor, "human" if options.output is None else "rgb_array")) as env:
         policy = make_policy(actor, not options.stochastic, np.random.default_rng(options.seed))
-        strip = FilmStrip(env.metadata.get("render_fps"))
-        # A window shows itself.
-        on_step = (lambda: None) if options.output is None else lambda: strip.watch(env.render)
+        recorder = FilmRecorder(env.metadata.get("render_fps"))
+        # In render mode "human" the environment draws by itself.
+        on_step = (lambda: None) if options.output is None else lambda: recorder.record_step(env.render)
         episode = play_episode(env, policy, options.seed, options.max_steps, on_step)
         if options.output is not None:
-            strip.end(env.render)
+            recorder.record_last_step(env.render)
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            strip.develop(options.output, _MAX_FILM_BYTES)
+            recorder.save(options.output, _MAX_FILM_BYTES)
     write(f"{env_name}, seed {options.seed}: {episode.n_steps} steps, reward {episode.reward:.2f}")
     if options.output is not None:
         write(f"saved {options.output}")

@@ -1,4 +1,4 @@
-"""Judge a policy by whole episodes of an environment's own reward, with confidence intervals."""
+"""Evaluate a policy over whole episodes by the environment's own reward, with confidence intervals."""
 
 import copy
 import math
@@ -15,12 +15,12 @@ from grpo_core.actor.actor import Actor
 from grpo_core.simulators.action_masks import get_action_masks, sample_action
 from grpo_core.spaces import is_image_space
 
-# From an observation and the flags of the allowed actions (None allows all) to an action.
+# Takes an observation and the flags of the allowed actions (None allows all), and returns an action.
 Policy = Callable[[Any, Any], Any]
 Interval = tuple[float, float]
 
 _CONFIDENCE = 0.95
-# Quantile of the normal distribution that leaves 2.5 % above it.
+# The 97.5 % quantile of the standard normal distribution.
 _Z = 1.959964
 _N_RESAMPLES = 10_000
 
@@ -30,7 +30,7 @@ class Episode(NamedTuple):
 
     :param reward: Sum of the environment's own rewards.
     :param n_steps: Steps taken.
-    :param is_success: What the environment says of it at its end, under ``is_success`` of its info; None if nothing.
+    :param is_success: The ``is_success`` entry of the last info; None if there is none.
     """
 
     reward: float
@@ -42,15 +42,15 @@ class Episode(NamedTuple):
 class Evaluation:
     """Statistics of some episodes of a policy.
 
-    :param n_episodes: How many there were.
-    :param mean_reward: Mean sum of the environment's own rewards.
-    :param std_reward: Their standard deviation (of the sample itself, as SB3's ``evaluate_policy`` has it).
-    :param mean_reward_ci95: 95 % interval of the mean, bootstrapped; None of a single episode.
-    :param min_reward: The worst episode.
-    :param max_reward: The best one.
+    :param n_episodes: Number of episodes.
+    :param mean_reward: Mean over episodes of the sum of the environment's own rewards.
+    :param std_reward: Population standard deviation of these sums, as in SB3's ``evaluate_policy``.
+    :param mean_reward_ci95: Bootstrapped 95 % interval of the mean; None for a single episode.
+    :param min_reward: Sum of the worst episode.
+    :param max_reward: Sum of the best episode.
     :param mean_length: Mean number of steps.
-    :param success_rate: Share of episodes that succeeded, in [0, 1]; None where success is not defined.
-    :param success_rate_ci95: Its 95 % interval (Wilson's).
+    :param success_rate: Share of successful episodes, in [0, 1]; None if success is not defined.
+    :param success_rate_ci95: Wilson's 95 % interval of this share.
     """
 
     n_episodes: int
@@ -65,10 +65,10 @@ class Evaluation:
 
 
 def make_policy(actor: Actor, deterministic: bool, rng: np.random.Generator) -> Policy:
-    """Let an actor choose actions for single observations, as the environment gives them.
+    """Make a policy in which an actor chooses actions for single observations, as the environment returns them.
 
     :param deterministic: Take the most likely actions instead of drawing them.
-    :param rng: What actions are drawn from.
+    :param rng: Generator to draw actions from.
     """
 
     def choose(observation: Any, action_masks: Any) -> Any:
@@ -84,9 +84,10 @@ def make_policy(actor: Actor, deterministic: bool, rng: np.random.Generator) -> 
 
 
 def make_random_policy(action_space: spaces.Space[Any], seed: int) -> Policy:
-    """Draw actions uniformly, allowed ones only.
+    """Make a policy that draws uniformly among the allowed actions.
 
-    :param action_space: Copied, so that its own generator is left alone.
+    :param action_space: The action space; its own generator is not used.
+    :param seed: Seed of the draws.
     """
     space = copy.deepcopy(action_space)
     space.seed(seed)
@@ -94,9 +95,9 @@ def make_random_policy(action_space: spaces.Space[Any], seed: int) -> Policy:
 
 
 def check_spaces(actor: Actor, env: gym.Env[Any, Any]) -> None:
-    """Check that a policy was made for an environment like this.
+    """Check that a policy fits an environment.
 
-    :raises ValueError: If observations or actions differ in kind or shape.
+    :raises ValueError: If their observations or actions differ in kind or shape.
     """
     for role, own, other in (
         ("observations", actor.observation_space, env.observation_space),
@@ -115,9 +116,9 @@ def play_episode(
 ) -> Episode:
     """Play one episode to its end.
 
-    :param seed: Of the reset.
-    :param max_steps: The episode is cut after so many.
-    :param on_step: Called after the reset and after every step: to render, to count, or to raise and so give up.
+    :param seed: Seed of the reset.
+    :param max_steps: Largest number of steps; a longer episode is cut.
+    :param on_step: Called after the reset and after every step; an exception it raises ends the episode.
     """
     observation, _ = env.reset(seed=seed)
     on_step()
@@ -139,15 +140,15 @@ def play_episodes(
     max_steps: float = math.inf,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Episode]:
-    """Play episodes whose resets are seeded with ``seed``, ``seed + 1`` and so on; see ``play_episode``."""
+    """Play episodes with ``play_episode``, their resets seeded with ``seed``, ``seed + 1`` and so on."""
     return [play_episode(env, policy, seed + i, max_steps, on_step) for i in range(n_episodes)]
 
 
 def summarize_episodes(episodes: Sequence[Episode], reward_threshold: float | None = None) -> Evaluation:
     """Compute the statistics of episodes.
 
-    :param episodes: At least one.
-    :param reward_threshold: Where the environment does not tell success, an episode with this reward or more is one;
+    :param episodes: At least one episode.
+    :param reward_threshold: If the environment does not report success, an episode with at least this reward is one;
         None leaves success undefined.
     """
     rewards = np.array([episode.reward for episode in episodes])
@@ -172,21 +173,26 @@ def summarize_episodes(episodes: Sequence[Episode], reward_threshold: float | No
 
 
 def compute_mean_interval(numbers: npt.NDArray[np.float64]) -> Interval | None:
-    """Return the 95 % percentile interval of the mean under 10,000 resamples, the same every time; None of one number.
+    """Bootstrap the 95 % percentile interval of a mean with 10,000 resamples, from a fixed seed.
 
-    :param numbers: ``(n,)``.
+    :param numbers: The numbers, of shape ``(n,)``.
+    :return: The interval; None for fewer than two numbers.
     """
     if len(numbers) < 2:
         return None
     rng = np.random.default_rng(0)
-    # Counts of a multinomial are those of drawing n of n with replacement, without an index per draw.
+    # Drawing n of n numbers with replacement gives multinomial counts; drawing the counts saves an index per draw.
     counts = rng.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), _N_RESAMPLES)
     low, high = np.quantile(counts @ numbers / len(numbers), [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     return float(low), float(high)
 
 
 def compute_rate_interval(n_successes: int, n: int) -> Interval:
-    """Return Wilson's 95 % interval of a rate (Wilson 1927, equation 4), within [0, 1] also at its ends."""
+    """Compute Wilson's 95 % interval of a rate (Wilson 1927, equation 4), clipped to [0, 1].
+
+    :param n_successes: Number of successes.
+    :param n: Number of trials, at least 1.
+    """
     rate, z2 = n_successes / n, _Z**2
     centre = rate + z2 / (2 * n)
     spread = _Z * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n**2))
@@ -194,7 +200,7 @@ def compute_rate_interval(n_successes: int, n: int) -> Interval:
 
 
 def _to_batch(space: spaces.Space[Any], observation: Any) -> Any:
-    """Make a batch of one; images get their channels first, as the networks have them."""
+    """Make a batch of one observation; an image's channels come first, as the networks need them."""
     if isinstance(space, spaces.Dict):
         return {key: _to_batch(part, observation[key]) for key, part in space.spaces.items()}
     array = np.asarray(observation)
@@ -204,7 +210,7 @@ def _to_batch(space: spaces.Space[Any], observation: Any) -> Any:
 
 
 def _describe_kind(space: spaces.Space[Any]) -> Any:
-    """Describe what makes two spaces exchangeable for a policy: all but the bounds of a Box, and an image's layout."""
+    """Describe a space without what a policy does not depend on: the bounds of a Box and the order of image axes."""
     if isinstance(space, spaces.Dict):
         return {key: _describe_kind(part) for key, part in space.spaces.items()}
     if isinstance(space, spaces.Box):

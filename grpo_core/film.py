@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:  # few who train or serve need it
+if TYPE_CHECKING:  # Pillow is optional
     from PIL.Image import Image
 
 FILM_SUFFIXES = (".gif", ".mp4")
-# More would double the size of a GIF, and the time it takes, for little to see.
+# More would double the size of a GIF and the time to write it, with little visible gain.
 _MAX_FRAMES_PER_SECOND = 25.0
 _DEFAULT_FRAMES_PER_SECOND = 30.0
-# Of a film strip: the longer side of a frame, and how many frames, an even number, for every second one is dropped
-# when there are more.
+# Longer side of a frame.
 _MAX_PIXELS = 480
+# Frames kept in memory; even, since every second one is dropped when there are more.
 _MAX_FRAMES = 256
 _MIN_FRAMES = 16
 _MAX_COLOURS = 256
-# Frames that a film's palette is taken from, and their longer side.
+# Number of frames that a film's palette is computed from, and their longer side.
 _MAX_SAMPLES = 64
 _SAMPLE_PIXELS = 120
-# How long the end of an episode is shown before a GIF begins anew.
+# How long a GIF shows the end of the episode before it starts again.
 _HOLD_SECONDS = 1.0
 
 Frame = npt.NDArray[np.uint8]
 
 
-class FilmStrip:
-    """Keeps frames of an episode of any length, evenly spaced in time, in bounded memory.
+class FilmRecorder:
+    """Records an episode of any length in bounded memory: frames that are evenly spaced in time.
 
-    :param n_per_second: Steps per second, as the environment's metadata says; 30 if that is no such number.
+    :param n_per_second: Steps per second, from the environment's metadata; 30 is used unless it is in (0, 1000].
     """
 
     def __init__(self, n_per_second: Any) -> None:
@@ -45,11 +45,11 @@ class FilmStrip:
         self._frames: list[Image] = []
         self._n_steps = 0
 
-    def watch(self, render: Callable[[], Any]) -> None:
-        """Look at one step; not all of them are drawn.
+    def record_step(self, render: Callable[[], Any]) -> None:
+        """Record one step; only some of the steps are rendered.
 
-        :param render: Draws it: uint8, ``(height, width, 3)``.
-        :raises ValueError: If it draws anything else.
+        :param render: Returns the picture, uint8 of shape ``(height, width, 3)``.
+        :raises ValueError: If it returns anything else.
         """
         if self._n_steps % self._stride == 0:
             if len(self._frames) == _MAX_FRAMES:
@@ -58,15 +58,16 @@ class FilmStrip:
             self._frames.append(self._draw(render))
         self._n_steps += 1
 
-    def end(self, render: Callable[[], Any]) -> None:
-        """Draw the last step if it was skipped: the end of an episode is what everybody wants to see."""
+    def record_last_step(self, render: Callable[[], Any]) -> None:
+        """Render the last step if ``record_step`` has skipped it, so that the film shows the end of the episode."""
         if (self._n_steps - 1) % self._stride:
             self._frames.append(self._draw(render))
 
-    def develop(self, path: Path, max_bytes: int) -> None:
-        """Write the film; the name's suffix says which kind.
+    def save(self, path: Path, max_bytes: int) -> None:
+        """Write the film; the suffix of the path chooses GIF or MP4.
 
-        :param max_bytes: If it were larger, it shows every second, fourth, ... frame, 16 at least.
+        :param max_bytes: Largest file. A larger film is reduced to every second, fourth, ... frame, but never to fewer
+            than 16.
         """
         frames, frame_seconds = self._frames, self._step_seconds * self._stride
         while True:
@@ -89,22 +90,22 @@ class FilmStrip:
             size = self._frames[0].size
         else:
             scale = min(1.0, _MAX_PIXELS / max(image.size))
-            # Even, as MP4 takes them.
+            # MP4 needs even sizes.
             size = (_to_even(image.width * scale), _to_even(image.height * scale))
         return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def encode_gif(frames: Sequence["Image"], frame_seconds: float, hold_seconds: float = 0.0) -> bytes:
-    """Encode frames of one size, with one palette for all of them, so that nothing flickers.
+    """Encode frames of one size as a GIF that loops. One palette for all frames avoids flicker.
 
-    :param frame_seconds: How long each is shown.
-    :param hold_seconds: How much longer the last one is.
+    :param frame_seconds: Time that each frame is shown.
+    :param hold_seconds: Additional time for the last frame.
     """
     from PIL import Image
 
     palette = _make_palette(frames)
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    # A GIF counts in hundredths of a second; rounding the ends and not the lengths keeps the length of the film.
+    # A GIF counts in hundredths of a second. Rounding ends instead of lengths keeps the total length.
     ends = [10 * round(100 * frame_seconds * i) for i in range(len(frames) + 1)]
     lengths = [end - start for start, end in itertools.pairwise(ends)]
     lengths[-1] += round(1000 * hold_seconds)
@@ -114,13 +115,13 @@ def encode_gif(frames: Sequence["Image"], frame_seconds: float, hold_seconds: fl
 
 
 def write_mp4(path: Path, frames: Sequence["Image"], frame_seconds: float) -> None:
-    """Write frames of one size as browsers play them: H.264 with halved colours, and the index in front.
+    """Write frames of one size as an MP4 that browsers play: H.264, 4:2:0 colours, and the index in front.
 
-    :param frame_seconds: How long each is shown.
+    :param frame_seconds: Time that each frame is shown.
     """
     import imageio.v3
 
-    images: Any = list(frames)  # which the writer turns into arrays one by one
+    images: Any = list(frames)  # the writer turns them into arrays one by one
     imageio.v3.imwrite(
         path,
         images,
@@ -128,7 +129,7 @@ def write_mp4(path: Path, frames: Sequence["Image"], frame_seconds: float) -> No
         fps=1 / frame_seconds,
         codec="libx264",
         pixelformat="yuv420p",
-        # The encoder halves the resolution of colours, and would else enlarge images to blocks of 16.
+        # Halved colours need sizes divisible by 2; the default would enlarge images to multiples of 16.
         macro_block_size=2,
         ffmpeg_log_level="error",
         output_params=["-movflags", "+faststart"],
@@ -143,7 +144,7 @@ def _make_palette(frames: Sequence["Image"]) -> "Image":
     width, height = (math.ceil(n_pixels / shrink) for n_pixels in frames[0].size)
     sheet = Image.new("RGB", (width, height * len(samples)))
     for i, sample in enumerate(samples):
-        # Without mixing colours.
+        # The nearest pixel, so that no new colours appear.
         sheet.paste(sample.resize((width, height), Image.Resampling.NEAREST), (0, i * height))
     return sheet.quantize(_MAX_COLOURS, dither=Image.Dither.NONE)
 

@@ -1,4 +1,4 @@
-"""Which spaces a policy can take, how many numbers they stand for, and how observations are stored.
+"""Check and measure observation and action spaces, and store observations.
 
 A ``Dict`` observation is one element of a NumPy structured array, with a field per key. Arrays of such elements are
 indexed, masked and stacked like any other, and ``array["key"]`` is a view, as in a dict of arrays.
@@ -24,13 +24,13 @@ _ACTION_RULE = (
 
 
 class UnsupportedSpaceError(ValueError):
-    """The observation or action space is one the policy network cannot take."""
+    """A policy cannot be trained with the observation or action space."""
 
 
 def is_image_space(space: spaces.Space[Any], normalized_image: bool = False) -> bool:
-    """Tell whether SB3 takes a space for an image: a Box of three axes, of uint8 from 0 to 255.
+    """Return whether SB3 treats a space as an image: a Box with three axes, of uint8 from 0 to 255.
 
-    :param normalized_image: Whether any Box of three axes is one.
+    :param normalized_image: Whether to accept any Box with three axes.
     """
     if not isinstance(space, spaces.Box) or len(space.shape) != 3:
         return False
@@ -38,15 +38,15 @@ def is_image_space(space: spaces.Space[Any], normalized_image: bool = False) -> 
 
 
 def check_observation_space(space: spaces.Space[Any]) -> None:
-    """Check that a policy can observe a space.
+    """Check that a policy can be trained on observations of a space.
 
-    :raises UnsupportedSpaceError: With the space, the rule and the remedy.
+    :raises UnsupportedSpaceError: If it cannot; the message names the space, the rule and the remedy.
     """
     if not isinstance(space, spaces.Dict):
         count_inputs(space)
         return
     if not space.spaces:
-        _refuse("observation", space, "it has no keys; give it one at least.")
+        _refuse("observation", space, "it has no keys; give it at least one.")
     for key, subspace in space.spaces.items():
         # Keys name modules in torch, fields in NumPy and members in a model file.
         if not isinstance(key, str) or not key or not key.isprintable() or set(key) & set("./\\"):
@@ -57,15 +57,15 @@ def check_observation_space(space: spaces.Space[Any]) -> None:
 
 
 def check_action_space(space: spaces.Space[Any]) -> None:
-    """Check that a policy can act in a space.
+    """Check that a policy can choose actions of a space.
 
-    :raises UnsupportedSpaceError: With the space, the rule and the remedy.
+    :raises UnsupportedSpaceError: If it cannot; the message names the space, the rule and the remedy.
     """
     count_outputs(space)
 
 
 def count_inputs(space: spaces.Space[Any]) -> int:
-    """Count the numbers that a flattened observation has: one per value of what is discrete (one-hot).
+    """Count the inputs of the networks: the numbers of a flattened observation, with one-hot discrete values.
 
     :raises UnsupportedSpaceError: If a policy cannot observe the space.
     """
@@ -76,7 +76,7 @@ def count_inputs(space: spaces.Space[Any]) -> int:
         if space.dtype.kind not in "fiu" or space.dtype.itemsize > 8:
             _refuse("observation", space, _OBSERVATION_RULE)
         if not space.shape or 0 in space.shape:
-            _refuse("observation", space, "SB3's networks need at least one axis, of at least one number; reshape it.")
+            _refuse("observation", space, "SB3's networks need at least one axis and one number; reshape it.")
         return int(np.prod(space.shape))
     if isinstance(space, spaces.MultiBinary):
         return int(np.prod(space.shape))
@@ -110,20 +110,22 @@ def count_mask_bits(space: spaces.Space[Any]) -> int:
 
 
 def observation_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
-    """Return the dtype of stored observations; of a Dict it has a field per key, of its subspace's dtype and shape.
+    """Return the dtype of stored observations; for a Dict, it has a field per key with its subspace's dtype and shape.
 
     An array of ``n`` observations is ``np.zeros((n, *(space.shape or ())), observation_dtype(space))``.
     """
     if isinstance(space, spaces.Dict):
-        # Aligned, because torch takes views only if their strides are whole numbers of items.
+        # Aligned, because torch needs views whose strides are multiples of the item size.
         return np.dtype([(key, sub.dtype, sub.shape) for key, sub in space.spaces.items()], align=True)
     return np.dtype(space.dtype)
 
 
 def pack(space: spaces.Space[Any], observation: Any) -> Array:
-    """Turn an observation, or several with leading axes in common, into what is assigned into stored observations.
+    """Convert an observation, or a batch of observations, to the dtype of stored observations.
 
-    :param observation: What ``space.sample()`` or a vectorised environment returns; packed ones pass through.
+    :param observation: What ``space.sample()`` or a vectorised environment returns, with any leading axes; packed
+        observations are returned as they are.
+    :return: An array of shape ``(..., *observation_shape)``; for a Dict, ``(...)`` with a field per key.
     """
     dtype = observation_dtype(space)
     if not isinstance(space, spaces.Dict) or isinstance(observation, np.ndarray | np.void):
@@ -137,14 +139,14 @@ def pack(space: spaces.Space[Any], observation: Any) -> Array:
 
 
 def unpack(observations: Observations) -> Observations:
-    """Turn stored observations ``(..., *observation_shape)`` into an array, or a dict of arrays; nothing is copied."""
+    """Return views of stored observations: an array ``(..., *observation_shape)``, or a dict of such arrays."""
     if isinstance(observations, dict) or observations.dtype.names is None:
         return observations
     return {key: observations[key] for key in observations.dtype.names}
 
 
 def _list_choices(space: spaces.Space[Any]) -> list[int]:
-    """List the numbers of choices of a Discrete or MultiDiscrete space; none for any other."""
+    """List the numbers of choices of a Discrete or MultiDiscrete space; the list is empty for any other."""
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return [int(space.n)]
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1 and not np.any(space.start):

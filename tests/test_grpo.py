@@ -210,7 +210,7 @@ def test_an_environment_that_cannot_be_restored_plays_whole_episodes_and_says_wh
 
 def test_box2d_plays_whole_episodes() -> None:
     pytest.importorskip("Box2D")
-    with pytest.warns(UserWarning, match=r"Box2D keeps contacts.*group_mode='episode'"):
+    with pytest.warns(UserWarning, match=r"Box2D's contacts.*group_mode='episode'"):
         build("LunarLander-v3")
     model = build("LunarLander-v3", group_mode="episode", horizon=None)
     model.learn(64)

@@ -142,7 +142,7 @@ def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp
     [
         (["--learning-rate", "fast"], "learning_rate='fast' is not allowed: it must be finite and above 0"),
         (["--learning-rate", "lin_fast"], "a schedule is written lin_NUMBER"),
-        (["--n-steps", "100"], "take n_steps=128"),
+        (["--n-steps", "100"], "use n_steps=128"),
         (["-params", "learnin_rate=1"], "did you mean learning_rate=...?"),
         (["-params", "gamma"], "does not set a hyperparameter of GRPO as NAME=VALUE"),
         (["-params", "seed=1"], "--hyperparams seed=1 does not set a hyperparameter"),

@@ -1,1 +1,1 @@
-"""The arguments of GRPO: hyperparameters, ``policy_kwargs``, presets and rewards."""
+"""The arguments of ``GRPO``: hyperparameters, ``policy_kwargs``, presets and rewards."""

@@ -1,4 +1,4 @@
-"""How arguments are judged, one by one and together, and what is raised where one is refused."""
+"""Check the arguments of ``GRPO``, one by one and together."""
 
 import math
 from numbers import Integral, Real
@@ -15,28 +15,28 @@ DEFAULT_HORIZON = 32
 
 
 def refuse(name: str, value: object, rule: str) -> NoReturn:
-    """Raise the error of a refused argument.
+    """Refuse an argument.
 
-    :param rule: What it must be instead, or what to do.
+    :param rule: The rule and the remedy.
     :raises ValueError: Always.
     """
     raise ValueError(f"{name}={value!r} is not allowed: {rule}")
 
 
 def is_whole(value: object) -> bool:
-    """Tell whether a value is a whole number, NumPy's included; True and False are not."""
+    """Return whether a value is a whole number, NumPy's included; booleans are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_real(value: object) -> bool:
-    """Tell whether a value is a real number, NumPy's included; True and False are not."""
+    """Return whether a value is a real number, NumPy's included; booleans are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_hyperparameters(model: Any) -> None:
     """Check the arguments of a ``GRPO`` against the table and against each other.
 
-    :raises ValueError: With the value, the rule and the remedy.
+    :raises ValueError: If one is refused; the message names the value, the rule and the remedy.
     """
     for name, row in HYPERPARAMETERS.items():
         _check_row(row, getattr(model, name))
@@ -82,10 +82,10 @@ def _describe_rule(row: Row) -> str:
 def check_rewards(model: Any) -> None:
     """Check the reward functions of a ``GRPO`` and their weights.
 
-    :raises ValueError: With the value, the rule and the remedy.
+    :raises ValueError: If one is refused; the message names the value, the rule and the remedy.
     """
     _check_reward_function(model.reward_function)
-    # Of functions that a model file does not hold, the names and weights are still there.
+    # A model file holds names and weights even of functions that it cannot hold.
     weighed = model._lost_reward_function if model.reward_function is None else model.reward_function
     _check_reward_weights(model.reward_weights, weighed)
 
@@ -119,49 +119,48 @@ def _check_combinations(model: Any) -> None:
         refuse(
             "advantage_scaling",
             model.advantage_scaling,
-            f"baseline='{model.baseline}' leaves advantages where a group has no spread to divide by; take "
-            "advantage_scaling='batch' or baseline='group'.",
+            f"baseline='{model.baseline}' gives advantages even to a group whose rewards have no spread to divide by; "
+            "use advantage_scaling='batch' or baseline='group'.",
         )
     if model.baseline in NEEDS_VALUES:
         if not model.bootstrap_value:
             refuse(
                 "bootstrap_value",
                 model.bootstrap_value,
-                f"baseline='{model.baseline}' judges steps by the value network; take bootstrap_value=True or "
-                "baseline='group'.",
+                f"baseline='{model.baseline}' needs the value network; use bootstrap_value=True or baseline='group'.",
             )
         if model.supervision == "outcome":
             refuse(
                 "supervision",
                 model.supervision,
-                f"baseline='{model.baseline}' judges single steps; take supervision='process' or baseline='group'.",
+                f"baseline='{model.baseline}' judges single steps; use supervision='process' or baseline='group'.",
             )
     if model.ref_sync_steps is not None and model.kl_coef == 0:
-        refuse("ref_sync_steps", model.ref_sync_steps, "without kl_coef there is no reference policy; set kl_coef.")
+        refuse("ref_sync_steps", model.ref_sync_steps, "with kl_coef=0 there is no reference policy; set kl_coef.")
 
 
 def get_horizon(horizon: int | None, mode: GroupMode) -> int | None:
-    """Return the most steps of a branch; None where only the episode ends it."""
+    """Return the largest number of steps in a branch; None if only the episode's end limits it."""
     return DEFAULT_HORIZON if horizon is None and mode != "episode" else horizon
 
 
 def check_group_mode(model: Any, mode: GroupMode) -> None:
-    """Check the arguments of a ``GRPO`` that depend on how groups are played, and on the action space.
+    """Check the arguments of a ``GRPO`` that depend on the group mode and the action space.
 
-    :param mode: What ``group_mode`` came to.
-    :raises ValueError: With the value, the rule and the remedy.
+    :param mode: The group mode in use, never ``"auto"``.
+    :raises ValueError: If one is refused; the message names the value, the rule and the remedy.
     """
     if mode == "action":
         if not isinstance(model.action_space, spaces.Discrete):
             refuse("group_mode", mode, f"only a Discrete action space can be enumerated, not {model.action_space}.")
         if model.group_size != model.action_space.n:
-            refuse("group_size", model.group_size, f"group_mode='action' takes group_size={model.action_space.n}.")
+            refuse("group_size", model.group_size, f"group_mode='action' needs group_size={model.action_space.n}.")
     horizon = get_horizon(model.horizon, mode)
     if horizon is None and model.loss_normalization == "horizon":
         refuse(
             "loss_normalization",
             model.loss_normalization,
-            "whole episodes have no constant horizon to divide by; set horizon, or take 'step' or 'branch'.",
+            "whole episodes have no constant horizon to divide by; set horizon, or use 'step' or 'branch'.",
         )
     if mode == "episode" or horizon is None:
         return
@@ -172,5 +171,5 @@ def check_group_mode(model: Any, mode: GroupMode) -> None:
             "n_steps",
             model.n_steps,
             f"a rollout holds whole groups of group_size * horizon = {model.group_size} * {horizon} = "
-            f"{group_steps} steps; take n_steps={nearest} or change group_size or horizon.",
+            f"{group_steps} steps; use n_steps={nearest} or change group_size or horizon.",
         )

@@ -1,6 +1,6 @@
-"""What the named arguments of GRPO may be: plain types, so that who only checks requests imports no torch.
+"""The values of GRPO's named options, as types that need no torch, so that the server can check requests.
 
-``grpo_core.groups.advantage`` and ``grpo_core.update.losses`` say what the values mean.
+``grpo_core.groups.advantage`` and ``grpo_core.update.losses`` explain the values.
 """
 
 from typing import Literal
@@ -10,9 +10,9 @@ GroupMode = Literal["branch", "episode", "action"]
 Baseline = Literal["none", "batch", "timestep", "group", "leave_one_out", "residual", "value"]
 Supervision = Literal["process", "outcome"]
 AdvantageScaling = Literal["group", "batch", "none"]
-# These judge a step by its GAE and have nothing to say without a value network; the others judge it by its return.
+# These use a step's GAE and need a value network; the others use its return.
 NEEDS_VALUES: frozenset[Baseline] = frozenset({"residual", "value"})
-# These compare the members of a group with each other: a group whose members earned the same teaches them nothing.
+# These compare the members of a group: if all earned the same, the group carries no signal.
 COMPARES_IN_GROUPS: frozenset[Baseline] = frozenset({"group", "leave_one_out", "residual"})
 
 LossType = Literal["clip", "cispo"]

@@ -1,10 +1,11 @@
 """The one table of hyperparameters.
 
-A row is one annotation, ``name: Annotated[type, Row(default, group, meaning, ...)]``. What is checked, what a model
-file keeps, what a training request and a job's configuration hold, the form that starts a job and the tables of
-README.md and API.md are made from the rows; tests hold ``GRPO``'s signature and docstring to them.
+A row is one annotation, ``name: Annotated[type, Row(default, group, meaning, ...)]``. The rows determine the checks,
+what a model file keeps, the fields of a training request and a job's configuration, the options of the command line,
+the form that starts a job, and the tables of README.md and API.md. Tests compare ``GRPO``'s signature and docstring
+with them.
 
-A server reads the table before it needs torch: nothing here imports it.
+Nothing here imports torch, since the server reads the table too.
 """
 
 import math
@@ -28,17 +29,21 @@ Group = Literal["Groups and rollouts", "Credit", "Optimisation", "Loss"]
 
 @dataclass(frozen=True)
 class Row:
-    """What there is to know of a hyperparameter.
+    """One hyperparameter.
 
-    :param meaning: One line, a phrase without its full stop.
-    :param title: What a form calls it; the name in words unless given.
-    :param at_least: Smallest number; or ``above``, what every number is larger than.
-    :param at_most: Largest number.
-    :param request_least: Smallest number in a request to a server; ``at_least`` unless given.
-    :param request_most: Largest number in a request to a server; ``at_most`` unless given.
-    :param none: What None stands for; empty where None is no value.
-    :param is_schedule: Whether a function of the remaining progress may take the number's place.
-    :param name: Filled in from the annotation, like ``annotation``, the type with its ``| None``.
+    :param default: The default value.
+    :param group: Heading under which forms and tables list it.
+    :param meaning: One line, a phrase without a full stop.
+    :param title: Label in a form; by default the name in words.
+    :param at_least: Smallest allowed number.
+    :param above: Exclusive lower bound, in place of ``at_least``.
+    :param at_most: Largest allowed number.
+    :param request_least: Smallest number in a request to the server; by default ``at_least``.
+    :param request_most: Largest number in a request to the server; by default ``at_most``.
+    :param none: Meaning of None; empty if None is not allowed.
+    :param is_schedule: Whether a function of the remaining progress is allowed instead of a number.
+    :param name: Set from the annotation.
+    :param annotation: The type, with its ``| None``; set from the annotation.
     """
 
     default: Any
@@ -69,7 +74,7 @@ class Row:
 
 
 class SharedHyperparameters:
-    """Those that PPO has as well."""
+    """The hyperparameters that PPO has too."""
 
     learning_rate: Annotated[
         float,
@@ -156,7 +161,7 @@ class SharedHyperparameters:
 
 
 class Hyperparameters(SharedHyperparameters):
-    """All of them, in the order of ``GRPO``'s signature; its own are below."""
+    """All hyperparameters, in the order of ``GRPO``'s signature; those that PPO lacks are below."""
 
     group_mode: Annotated[
         Literal["auto", GroupMode],
@@ -325,9 +330,9 @@ def _read_rows(table: type[SharedHyperparameters]) -> Mapping[str, Row]:
 
 HYPERPARAMETERS = _read_rows(Hyperparameters)
 _SHARED = _read_rows(SharedHyperparameters)
-# Those that PPO lacks.
+# Hyperparameters that PPO lacks.
 OWN_HYPERPARAMETERS = {name: row for name, row in HYPERPARAMETERS.items() if name not in _SHARED}
-# Arguments that a model file keeps, by the attribute that holds them: those in the middle say nothing of the method.
+# Attributes of ``GRPO`` that a model file keeps: all hyperparameters, and arguments that do not belong to the method.
 SAVED_HYPERPARAMETERS = (*_SHARED, "tensorboard_log", "verbose", "seed", "reward_weights", *OWN_HYPERPARAMETERS)
 
 

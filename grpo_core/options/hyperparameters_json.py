@@ -1,4 +1,4 @@
-"""How the arguments of GRPO are written into a model file, and read from it."""
+"""Write the arguments of ``GRPO`` to a model file and read them from it."""
 
 import os
 import warnings
@@ -16,8 +16,8 @@ _SCHEDULES = tuple(name for name, row in HYPERPARAMETERS.items() if row.is_sched
 def hyperparameters_to_json(model: Any) -> dict[str, Any]:
     """Describe the arguments of a ``GRPO`` for a model file, without pickling anything.
 
-    SB3's constant and linear schedules are kept. Of any other function only its first value can be: a warning
-    says so, and ``GRPO.load(path, learning_rate=...)`` takes the function again.
+    SB3's constant and linear schedules are kept. Any other function is replaced by its first value, with a warning;
+    ``GRPO.load(path, learning_rate=...)`` accepts the function again.
     """
     described = {name: getattr(model, name) for name in SAVED_HYPERPARAMETERS}
     described = {name: x.item() if isinstance(x, np.generic) else x for name, x in described.items()}
@@ -31,17 +31,17 @@ def hyperparameters_to_json(model: Any) -> dict[str, Any]:
 
 
 def hyperparameters_from_json(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Rebuild the arguments from ``hyperparameters_to_json``.
+    """Rebuild the arguments from the output of ``hyperparameters_to_json``.
 
-    One that did not exist yet when the file was written is left out, and so keeps its default.
+    Arguments that the file does not contain are left out and so keep their defaults.
     """
     return _revive_schedules({name: described[name] for name in SAVED_HYPERPARAMETERS if name in described})
 
 
 def custom_objects_to_arguments(custom_objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick the arguments out of SB3's ``custom_objects``; what a model file does not hold is passed over, as in SB3.
+    """Pick the arguments out of SB3's ``custom_objects``; like SB3, ignore names that a model file does not hold.
 
-    A step size of 0, which recipes for models that only predict contain, is taken.
+    A learning rate of 0 is allowed, since recipes for models that only predict contain it.
     """
     names = {*SAVED_HYPERPARAMETERS, "reward_function"}
     return _revive_schedules({name: value for name, value in custom_objects.items() if name in names})
@@ -52,7 +52,7 @@ def _revive_schedules(arguments: dict[str, Any]) -> dict[str, Any]:
         value = arguments.get(name)
         if isinstance(value, dict):
             arguments[name] = LinearSchedule(*value["linear"])
-        # A constant of 0 is refused as a slip, but schedules may start there, and a file then holds that.
+        # A constant 0 is refused as a mistake, but a schedule may start at 0, and the file then holds 0.
         elif not callable(value) and value == 0.0:
             arguments[name] = ConstantSchedule(0.0)
     return arguments

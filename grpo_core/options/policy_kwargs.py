@@ -1,4 +1,4 @@
-"""Which policies GRPO trains, what their ``policy_kwargs`` may be, and how a model file describes them."""
+"""Choose a policy, check its ``policy_kwargs``, and describe both in a model file."""
 
 import inspect
 import math
@@ -41,23 +41,23 @@ _NET_ARCH_RULE = "it must list positive layer sizes, like [64, 64] or dict(pi=[6
 
 
 def get_policy_name(policy_class: type[Any]) -> str:
-    """Return the name that SB3 gives a policy.
+    """Return SB3's name of a policy class.
 
-    :raises ValueError: If it is none of SB3's three actor-critic policies.
+    :raises ValueError: If it is not one of SB3's three actor-critic policies.
     """
     for name, known in POLICIES.items():
         if policy_class is known:
             return name
     raise ValueError(
         f"policy={getattr(policy_class, '__name__', policy_class)} is not supported: rollouts and model files know "
-        f"the layers of {', '.join(repr(name) for name in POLICIES)} only. Shape one of these with policy_kwargs."
+        f"only the layers of {', '.join(repr(name) for name in POLICIES)}; use one of these, with policy_kwargs."
     )
 
 
 def choose_policy(observation_space: spaces.Space[Any]) -> str:
-    """Name the policy whose networks suit observations.
+    """Return the name of the policy whose networks suit an observation space.
 
-    :param observation_space: As the environment has it: the channels of images may come last.
+    :param observation_space: The environment's own space; the channels of images may come last.
     """
     if isinstance(observation_space, spaces.Dict):
         return "MultiInputPolicy"
@@ -65,10 +65,10 @@ def choose_policy(observation_space: spaces.Space[Any]) -> str:
 
 
 def _has_convolutions(space: spaces.Space[Any]) -> bool:
-    """Tell whether a space is one of images that are large enough for SB3's convolutions."""
+    """Return whether a space contains images that are large enough for SB3's convolutions."""
     if not is_image_space(space):
         return False
-    # Like SB3, take the shortest axis for the channels.
+    # Like SB3, assume that the shortest axis holds the channels.
     n_channels, *size = sorted(space.shape or ())
     try:
         check_image(spaces.Box(0, 255, (n_channels, *size)))
@@ -80,9 +80,9 @@ def _has_convolutions(space: spaces.Space[Any]) -> bool:
 def check_policy_kwargs(
     policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
 ) -> None:
-    """Check that the policy is one that the NumPy actor can run and a model file can hold.
+    """Check that the NumPy actor can run the policy and a model file can hold it.
 
-    :raises ValueError: With the value, the rule and the remedy.
+    :raises ValueError: If not; the message names the value, the rule and the remedy.
     """
     for name in policy_kwargs:
         if name not in _POLICY_KWARGS:
@@ -104,37 +104,37 @@ def check_policy_kwargs(
 def check_policy_fits(
     policy_class: type[ActorCriticPolicy], policy_kwargs: Mapping[str, Any], observation_space: spaces.Space[Any]
 ) -> None:
-    """Check that a policy's features extractor takes the observations.
+    """Check that a policy's features extractor accepts the observations.
 
-    :param observation_space: One that ``check_observation_space`` has accepted.
-    :raises ValueError: With the value, the rule and the remedy.
+    :param observation_space: A space that ``check_observation_space`` has accepted.
+    :raises ValueError: If not; the message names the value, the rule and the remedy.
     """
     name = get_policy_name(policy_class)
     if isinstance(observation_space, spaces.Dict) != (name == "MultiInputPolicy"):
         remedy = "'MultiInputPolicy'" if name != "MultiInputPolicy" else "'MlpPolicy', or 'CnnPolicy' for images"
-        refuse("policy", name, f"it does not take observations of {observation_space}; use {remedy}.")
+        refuse("policy", name, f"it does not accept observations of {observation_space}; use {remedy}.")
     plan = ExtractorPlan.from_json(network_to_json(policy_kwargs, policy_class))
     if name == "CnnPolicy" and not is_image_space(observation_space, plan.normalized_image):
         refuse(
             "policy",
             name,
-            f"it takes images, a Box of shape (n_channels, height, width) of uint8 from 0 to 255, not "
-            f"{observation_space}; use 'MlpPolicy', or policy_kwargs=dict(normalize_images=False) for an image of "
+            f"it accepts images, a Box of shape (n_channels, height, width) of uint8 from 0 to 255, not "
+            f"{observation_space}; use 'MlpPolicy', or policy_kwargs=dict(normalize_images=False) for images of "
             "other numbers.",
         )
     if isinstance(observation_space, spaces.Dict):
         for key in observation_space.spaces:
             if hasattr(torch.nn.ModuleDict, key) or key in ("training",):
-                refuse("observation_space key", key, "torch needs this name for itself; rename it.")
+                refuse("observation_space key", key, "torch reserves this name; rename it.")
     list_shapes(observation_space, plan, "")  # raises on an image that is too small
 
 
 def resolve_net_arch(
     policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
 ) -> dict[str, list[int]]:
-    """Spell out the layer sizes of the policy (``pi``) and the value network (``vf``).
+    """Return the layer sizes of the policy (``pi``) and the value network (``vf``).
 
-    SB3's defaults are 64, 64, and none after the convolutions of ``CnnPolicy``.
+    As in SB3, the default is two layers of 64, and no layers after the convolutions of ``CnnPolicy``.
     """
     net_arch = policy_kwargs.get("net_arch")
     if net_arch is None:
@@ -150,7 +150,7 @@ def network_to_json(
     """Describe the network and its optimizer for a model file."""
     optimizer_class = policy_kwargs.get("optimizer_class", torch.optim.Adam)
     optimizer_kwargs = policy_kwargs.get("optimizer_kwargs")
-    if optimizer_kwargs is None:  # what SB3 then takes
+    if optimizer_kwargs is None:  # SB3's defaults
         optimizer_kwargs = {"eps": 1e-5} if optimizer_class is torch.optim.Adam else {}
     return {
         "policy": get_policy_name(policy_class),
@@ -167,20 +167,20 @@ def network_to_json(
 
 
 def policy_from_json(network: Mapping[str, Any]) -> type[ActorCriticPolicy]:
-    """Return the policy class that ``network_to_json`` described."""
+    """Return the policy class from the output of ``network_to_json``."""
     return POLICIES[network["policy"]]
 
 
 def network_from_json(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Rebuild ``policy_kwargs`` from ``network_to_json``.
+    """Rebuild ``policy_kwargs`` from the output of ``network_to_json``.
 
-    :raises ValueError: If it names an unknown optimizer.
+    :raises ValueError: If the optimizer is unknown.
     """
     if network["optimizer_class"] not in OPTIMIZERS:
         refuse("optimizer_class", network["optimizer_class"], f"known are {', '.join(OPTIMIZERS)}.")
     return {
         "net_arch": network["net_arch"],
-        "activation_fn": getattr(torch.nn, network["activation"]),  # checked against ACTIVATIONS by the reader
+        "activation_fn": getattr(torch.nn, network["activation"]),  # the reader has checked it against ACTIVATIONS
         "ortho_init": bool(network["ortho_init"]),
         "log_std_init": float(network["log_std_init"]),
         "normalize_images": network["normalize_images"],
@@ -199,7 +199,7 @@ def _check_net_arch(net_arch: Any) -> None:
         refuse("net_arch", net_arch, _NET_ARCH_RULE)
     parts = net_arch.values() if isinstance(net_arch, dict) else [net_arch or []]
     if isinstance(net_arch, dict) and set(net_arch) - {"pi", "vf"}:
-        refuse("net_arch", net_arch, "its keys are pi and vf.")
+        refuse("net_arch", net_arch, "its keys must be pi and vf.")
     if not all(isinstance(part, list | tuple) for part in parts):
         refuse("net_arch", net_arch, _NET_ARCH_RULE)
     if not all(isinstance(n_units, int) and n_units > 0 for part in parts for n_units in part):
@@ -212,7 +212,7 @@ def _check_extractor_kwargs(extractor_kwargs: Any, policy: str) -> None:
         refuse("features_extractor_kwargs", extractor_kwargs, "it must be a dict.")
     for name, value in (extractor_kwargs or {}).items():
         if name not in known:
-            allowed = f"known keys are {', '.join(known)}." if known else f"{policy}'s features extractor takes none."
+            allowed = f"known keys are {', '.join(known)}." if known else f"{policy}'s features extractor has none."
             refuse("features_extractor_kwargs", name, allowed)
         if name == "normalized_image" and not isinstance(value, bool):
             refuse(name, value, "it must be True or False.")
@@ -236,7 +236,7 @@ def _check_optimizer(optimizer_class: Any, optimizer_kwargs: Any) -> None:
 
 
 def _to_plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Spell arguments in JSON's own types."""
+    """Convert arguments to JSON's own types."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, tuple | list):

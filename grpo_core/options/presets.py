@@ -1,4 +1,4 @@
-"""Hyperparameters that suit an environment, from ``presets.yml``, which is in rl-baselines3-zoo's format."""
+"""Read the presets: tuned hyperparameters per environment, in ``presets.yml`` in rl-baselines3-zoo's format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ _NOT_ARGUMENTS = ("n_timesteps", "policy", "n_envs", "normalize")
 
 @dataclass(frozen=True)
 class Preset:
-    """What to train an environment with.
+    """Tuned settings for one environment.
 
     :param n_timesteps: Simulator steps to train for.
     :param policy: Name of the policy.
     :param n_envs: Number of environments.
-    :param normalize: Arguments of ``VecNormalize`` (``gamma`` aside); None leaves it out.
-    :param arguments: Arguments of ``GRPO``, schedules as the file spells them (``"lin_0.001"``).
+    :param normalize: Arguments of ``VecNormalize`` except ``gamma``; None trains without it.
+    :param arguments: Arguments of ``GRPO``, with schedules as text (``"lin_0.001"``).
     """
 
     n_timesteps: int
@@ -30,12 +30,12 @@ class Preset:
     arguments: Mapping[str, Any]
 
     def make_arguments(self) -> dict[str, Any]:
-        """Return the arguments of ``GRPO`` with schedules in place of their spelling."""
+        """Return the arguments of ``GRPO``, with schedules parsed."""
         return parse_schedules(self.arguments)
 
 
 def get_preset(env_name: str) -> Preset | None:
-    """Look up the preset of an environment; None if there is none."""
+    """Return the preset of an environment; None if there is none."""
     entry = _read_presets().get(env_name)
     if entry is None:
         return None
@@ -61,8 +61,11 @@ def _read_presets() -> Mapping[str, Mapping[str, Any]]:
 
 
 def parse_schedules(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with schedules in place of their spelling: ``"lin_x"`` falls linearly from x to 0."""
-    # It imports torch, and a server lists presets before it trains.
+    """Return the arguments with schedules parsed: ``"lin_x"`` falls linearly from x to 0.
+
+    :raises ValueError: If ``x`` is not a number.
+    """
+    # Imported here, since it imports torch and the server reads presets too.
     from stable_baselines3.common.utils import LinearSchedule
 
     return {

@@ -7,16 +7,16 @@ A reward function maps a batch of steps to one reward each: tensors ``state (B, 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # a server names the functions before it needs torch
+if TYPE_CHECKING:  # the server lists the functions without torch
     from torch import Tensor
 
 RewardFunction = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
-# What the environment's own reward is called beside the named functions.
+# Name of the environment's own reward.
 ENVIRONMENT_REWARD = "environment"
 
 
 def get_reward_name(reward_function: RewardFunction | None) -> str:
-    """Return the name of a function, or of the class of a callable object; None is the environment's own reward."""
+    """Return the name of a reward function: its own or its class's; None is the environment's own reward."""
     if reward_function is None:
         return ENVIRONMENT_REWARD
     name: str = getattr(reward_function, "__name__", type(reward_function).__name__)
@@ -30,7 +30,7 @@ _ANGLE_LIMIT_RAD = 0.2095
 
 
 def optimized_cartpole(state: "Tensor", action: "Tensor", next_state: "Tensor") -> "Tensor":
-    """Reward an upright pole and a centred cart, exponentially; in [0.1, 6].
+    """Reward an upright pole and a centred cart exponentially, in [0.1, 6].
 
     ``clip(1.5 + 3 exp(-8 |angle|) + exp(-1.5 x^2) - 2 max(|x| - 2, 0), 0.1, 6)``, x in m, angle in rad.
     """
@@ -47,7 +47,7 @@ def simple_cartpole(state: "Tensor", action: "Tensor", next_state: "Tensor") -> 
     return (1.0 - angle.abs() / _ANGLE_LIMIT_RAD).clamp(0.1, 1.0).unsqueeze(1)
 
 
-# What a shipped reward function is called, and the environments whose observations it understands.
+# The shipped reward functions by name, and the environments whose observations they understand.
 REWARD_FUNCTIONS: dict[str, RewardFunction] = {
     "optimized_cartpole": optimized_cartpole,
     "simple_cartpole": simple_cartpole,
@@ -56,17 +56,20 @@ CARTPOLE_ENVIRONMENTS = frozenset({"CartPole-v0", "CartPole-v1"})
 
 
 def can_score(reward_function: RewardFunction | None, env_name: str) -> bool:
-    """Tell whether a reward function understands an environment, as far as that is known; None is its own reward."""
+    """Return False if a reward function is known not to understand an environment's observations.
+
+    :param reward_function: The function; None is the environment's own reward.
+    """
     return reward_function not in REWARD_FUNCTIONS.values() or env_name in CARTPOLE_ENVIRONMENTS
 
 
 def get_default_reward(env_name: str) -> str:
-    """Return the name of what is trained on where nothing else is asked for."""
+    """Return the name of an environment's default reward function."""
     return "optimized_cartpole" if env_name in CARTPOLE_ENVIRONMENTS else ENVIRONMENT_REWARD
 
 
 def find_reward_functions(names: str | list[str] | None) -> RewardFunction | list[RewardFunction | None] | None:
-    """Return the shipped reward functions of these names; None if one of them is not shipped."""
+    """Return the shipped reward functions with these names; None if one of them is not shipped."""
     if names is None or isinstance(names, str):
         return REWARD_FUNCTIONS.get(names or "")
     if not all(name == ENVIRONMENT_REWARD or name in REWARD_FUNCTIONS for name in names):

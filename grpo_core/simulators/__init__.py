@@ -1,1 +1,1 @@
-"""One simulator and its state, and the simulators behind a vectorised environment."""
+"""Single simulators, their states, and banks of the simulators behind a vectorised environment."""

@@ -1,4 +1,4 @@
-"""Ask an environment which actions it allows, and draw one of them."""
+"""Read an environment's action masks, and draw allowed actions."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from gymnasium import spaces
 
 
 def get_action_masks(env: gym.Env[Any, Any]) -> Any:
-    """Return which actions the environment allows now, as its ``action_masks()`` says; None if it has none."""
+    """Return the environment's ``action_masks()`` for its current state; None if it has no such method."""
     return env.get_wrapper_attr("action_masks")() if env.has_wrapper_attr("action_masks") else None
 
 
 def sample_action(action_space: spaces.Space[Any], masks: Any) -> Any:
-    """Draw an allowed action; environments may refuse the others.
+    """Draw an allowed action.
 
-    :param masks: What ``get_action_masks`` returned.
+    :param masks: The result of ``get_action_masks``.
     """
     if masks is None or not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete):
         return action_space.sample()

@@ -1,8 +1,8 @@
-"""The simulators behind a vectorised environment, in this process or in workers, as a rollout drives them.
+"""Drive the simulators behind a vectorised environment one by one, in this process or in workers.
 
-A ``SimulatorBank`` resets and steps single environments without ``VecEnv.step``, which would reset those that are done,
-and puts them into captured states first if asked. It does to observations what the vectorised environment's wrappers
-do, except for normalisation, which belongs to the rollout.
+A ``SimulatorBank`` resets and steps single environments, and restores captured states before a step on request. It does
+not use ``VecEnv.step``, which would reset environments that are done. It does to observations what the vectorised
+environment's wrappers do, except for normalisation, which the rollout does.
 """
 
 from abc import ABC, abstractmethod
@@ -16,52 +16,53 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
-from grpo_core.simulators.vec_wrappers import Frames, ObservationPath, read_vec_wrappers
+from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform, read_vec_wrappers
 
 __all__ = ["Observed", "Order", "Outcome", "SimulatorBank", "find_obstacle", "make_bank"]
 
-# The name of a method of a worker's environment, and its arguments.
+# A method of an environment in a worker: its name and its arguments.
 _Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
 class SimulatorBank(ABC):
-    """The single environments behind a vectorised one.
+    """The single environments behind a vectorised environment.
 
     :param n_envs: Number of environments.
-    :param path: What the vectorised environment's wrappers do to observations.
-    :param restorable: Whether states are captured and restored; if not, the bank only resets and steps.
-    :param shares_cheaply: Whether capturing and restoring cost so little that one environment may serve many branches
-        in lock-step.
+    :param transform: What the vectorised environment's wrappers do to observations.
+    :param restorable: Whether states are captured and restored; otherwise the bank only resets and steps.
+    :param shares_cheaply: Whether capturing and restoring is so cheap that one environment can play many branches in
+        lock-step.
     """
 
-    def __init__(self, n_envs: int, path: ObservationPath, restorable: bool, shares_cheaply: bool) -> None:
+    def __init__(self, n_envs: int, transform: ObservationTransform, restorable: bool, shares_cheaply: bool) -> None:
         self.n_envs = n_envs
         self.restorable = restorable
         self.shares_cheaply = shares_cheaply
-        #: The environments themselves, where they live in this process and the policy sees their own observations,
-        #: normalised at most; empty elsewhere.
+        #: The environments, if they are in this process and no wrapper but ``VecNormalize`` changes their observations;
+        #: otherwise empty.
         self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
-        self._path = path
+        self._transform = transform
         self._frames: list[Frames] = [()] * n_envs
 
     def reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         """Start new episodes.
 
-        :param seeds: The environments to reset by index, each with its seed or None to go on drawing.
-        :return: The first observation and, if ``restorable``, the state, by environment.
+        :param seeds: The seed for each environment to reset, by index; None continues its random sequence.
+        :return: The first observation and the state, by index; the state is None unless ``restorable``.
         """
-        return {i: self._lead_reset(i, observed, state) for i, (observed, state) in self._reset(seeds).items()}
+        return {i: self._transform_reset(i, observed, state) for i, (observed, state) in self._reset(seeds).items()}
 
     def step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
-        """Step environments, those in workers at the same time.
+        """Step environments; those in workers run in parallel.
 
-        An environment is not reset where its episode ends. Every environment needs a reset before its first step,
-        even if a state is restored first.
+        An environment is not reset when its episode ends. Every environment needs a reset before its first step, even
+        if a state is restored first.
 
-        :param orders: What to do, by environment.
+        :param orders: The orders, by index of the environment.
+        :return: Their outcomes, by index.
         :raises RuntimeError: If an environment in a worker fails.
         """
-        if self._path.is_empty:
+        if self._transform.is_empty:
             return self._step(orders)
         inner_orders = {}
         for i, order in orders.items():
@@ -69,16 +70,16 @@ class SimulatorBank(ABC):
                 state, self._frames[i] = order.restore
                 order = order._replace(restore=state)
             inner_orders[i] = order
-        return {i: self._lead_step(i, outcome) for i, outcome in self._step(inner_orders).items()}
+        return {i: self._transform_outcome(i, outcome) for i, outcome in self._step(inner_orders).items()}
 
-    def _lead_reset(self, i: int, observed: Observed, state: SimulatorState | None) -> Any:
-        if self._path.is_empty:
+    def _transform_reset(self, i: int, observed: Observed, state: SimulatorState | None) -> Any:
+        if self._transform.is_empty:
             return observed, state
-        observation, self._frames[i] = self._path.lead(observed.observation, None)
+        observation, self._frames[i] = self._transform.apply(observed.observation, None)
         return observed._replace(observation=observation), (state, self._frames[i]) if self.restorable else None
 
-    def _lead_step(self, i: int, outcome: Outcome) -> Outcome:
-        observation, self._frames[i] = self._path.lead(outcome.observed.observation, self._frames[i])
+    def _transform_outcome(self, i: int, outcome: Outcome) -> Outcome:
+        observation, self._frames[i] = self._transform.apply(outcome.observed.observation, self._frames[i])
         state = None if outcome.state is None else (outcome.state, self._frames[i])
         return outcome._replace(observed=outcome.observed._replace(observation=observation), state=state)
 
@@ -90,41 +91,45 @@ class SimulatorBank(ABC):
 
 
 def make_bank(env: VecEnv, *, needs_restore: bool, common_random_numbers: bool = False) -> SimulatorBank:
-    """Take hold of the environments behind a vectorised one.
+    """Make a bank of the environments behind a vectorised environment.
 
-    Environments whose copies are not known to be complete are stepped a few times to find out. All environments have to
-    be reset before their first step.
+    Environments whose copies are not known to be complete are stepped a few times as a test. All environments must be
+    reset before their first step.
 
-    :param env: A ``DummyVecEnv``, or a ``SubprocVecEnv`` with a ``RestorableWrapper`` around each environment, which
-        only ``needs_restore`` demands; with ``VecNormalize``, ``VecFrameStack``, ``VecTransposeImage``, ``VecMonitor``
-        and ``VecCheckNan`` around it. ``VecMonitor`` sees none of the steps.
-    :param needs_restore: Whether states have to be captured and restored.
+    :param env: A ``DummyVecEnv`` or ``SubprocVecEnv``, in any of ``VecNormalize``, ``VecFrameStack``,
+        ``VecTransposeImage``, ``VecMonitor`` and ``VecCheckNan``. With ``needs_restore``, each environment of a
+        ``SubprocVecEnv`` needs a ``RestorableWrapper``. ``VecMonitor`` sees none of the steps.
+    :param needs_restore: Whether states will be captured and restored.
     :param common_random_numbers: Whether states include the environments' random generators, so that all branches of a
         state see the same noise.
-    :raises NotBranchableError: If an environment cannot be restored and ``needs_restore`` is set; with the reason.
-    :raises ValueError: If the vectorised environment or a wrapper of it is of another kind.
+    :raises NotBranchableError: If ``needs_restore`` is set and an environment cannot be restored; the message says why.
+    :raises ValueError: If the vectorised environment or one of its wrappers is not supported.
     :raises RuntimeError: If an environment in a worker fails.
     """
-    base, path = read_vec_wrappers(env)
+    base, transform = read_vec_wrappers(env)
     if isinstance(base, DummyVecEnv):
-        return _LocalBank(base, path, needs_restore, common_random_numbers)
+        return _LocalBank(base, transform, needs_restore, common_random_numbers)
     if not isinstance(base, SubprocVecEnv):
         raise ValueError(
-            f"GRPO steps the single environments of a DummyVecEnv or SubprocVecEnv, not of a {type(base).__name__}. "
-            "Build one of these with make_vec_env(env_id, n_envs, vec_env_cls=...)."
+            f"GRPO steps the single environments of a DummyVecEnv or SubprocVecEnv, not of a {type(base).__name__}; "
+            "build one of these with make_vec_env(env_id, n_envs, vec_env_cls=...)."
         )
     obstacle = _find_worker_obstacle(base) if needs_restore else None
     if obstacle is not None:
         raise NotBranchableError(obstacle)
-    return _RestorableWorkerBank(base, path, common_random_numbers) if needs_restore else _PlainWorkerBank(base, path)
+    return (
+        _RestorableWorkerBank(base, transform, common_random_numbers)
+        if needs_restore
+        else _PlainWorkerBank(base, transform)
+    )
 
 
 def find_obstacle(env: VecEnv) -> str | None:
-    """Say why groups cannot branch in a vectorised environment; None if they can.
+    """Return why groups cannot branch in a vectorised environment; None if they can.
 
-    The environments have to be reset afterwards.
+    The environments must be reset afterwards.
 
-    :raises ValueError: If the vectorised environment is one that ``make_bank`` refuses whatever it is for.
+    :raises ValueError: If the vectorised environment or one of its wrappers is not supported.
     :raises RuntimeError: If an environment in a worker fails.
     """
     try:
@@ -138,7 +143,7 @@ class _LocalBank(SimulatorBank):
     """Environments in this process."""
 
     def __init__(
-        self, base: DummyVecEnv, path: ObservationPath, needs_restore: bool, common_random_numbers: bool
+        self, base: DummyVecEnv, transform: ObservationTransform, needs_restore: bool, common_random_numbers: bool
     ) -> None:
         envs = [env.env if isinstance(env, RestorableWrapper) else env for env in base.envs]
         simulators = [Simulator(env, common_random_numbers) for env in envs] if needs_restore else []
@@ -146,8 +151,8 @@ class _LocalBank(SimulatorBank):
             simulator.prove()
         self._single_envs = [SingleEnv(env, simulators[i] if needs_restore else None) for i, env in enumerate(envs)]
         shares_cheaply = needs_restore and all(simulator.is_cheap for simulator in simulators)
-        super().__init__(len(envs), path, needs_restore, shares_cheaply)
-        if path.is_empty:
+        super().__init__(len(envs), transform, needs_restore, shares_cheaply)
+        if transform.is_empty:
             self.plain_envs = envs
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
@@ -160,8 +165,8 @@ class _LocalBank(SimulatorBank):
 class _RestorableWorkerBank(SimulatorBank):
     """Environments in worker processes, each inside a ``RestorableWrapper``."""
 
-    def __init__(self, base: SubprocVecEnv, path: ObservationPath, common_random_numbers: bool) -> None:
-        super().__init__(base.num_envs, path, restorable=True, shares_cheaply=False)
+    def __init__(self, base: SubprocVecEnv, transform: ObservationTransform, common_random_numbers: bool) -> None:
+        super().__init__(base.num_envs, transform, restorable=True, shares_cheaply=False)
         self._base = base
         self._common_random_numbers = common_random_numbers
 
@@ -179,14 +184,14 @@ class _RestorableWorkerBank(SimulatorBank):
 
 
 class _PlainWorkerBank(SimulatorBank):
-    """Environments in worker processes, with or without a wrapper of ours, which are only reset and stepped."""
+    """Environments in worker processes that are only reset and stepped, and need no ``RestorableWrapper``."""
 
-    def __init__(self, base: SubprocVecEnv, path: ObservationPath) -> None:
-        super().__init__(base.num_envs, path, restorable=False, shares_cheaply=False)
+    def __init__(self, base: SubprocVecEnv, transform: ObservationTransform) -> None:
+        super().__init__(base.num_envs, transform, restorable=False, shares_cheaply=False)
         self._base = base
         self._has_masks = base.has_attr("action_masks")
         self._observe_env = make_observer(base.observation_space)
-        # Both calls are on their way before the first is answered.
+        # Sent along with a reset or a step, so that a worker need not wait for it.
         self._mask_call: list[_Call] = [("action_masks", (), {})] if self._has_masks else []
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
@@ -197,7 +202,7 @@ class _PlainWorkerBank(SimulatorBank):
         return {i: (self._observe(reply[0][0], reply), None) for i, reply in replies.items()}
 
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
-        # The environment's own step, and not the worker's, which would reset an environment that is done.
+        # The environment's own step, since the worker's would reset an environment that is done.
         calls: dict[int, list[_Call]] = {
             i: [("step", (order.action,), {}), *self._mask_call] for i, order in orders.items()
         }
@@ -213,24 +218,24 @@ class _PlainWorkerBank(SimulatorBank):
 
 
 def _find_worker_obstacle(base: SubprocVecEnv) -> str | None:
-    # class_name is the outermost wrapper's; an environment without wrappers has none.
+    # class_name returns the outermost wrapper's name; an environment without wrappers has no such method.
     if not all(base.env_is_wrapped(RestorableWrapper)) or set(base.env_method("class_name")) != {"RestorableWrapper"}:
         return (
-            "The environments in the workers of a SubprocVecEnv can be restored if each has a RestorableWrapper "
-            "outside of all its other wrappers: make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv, "
-            'wrapper_class=RestorableWrapper). group_mode="episode", which only resets and steps, needs none.'
+            "The environments of a SubprocVecEnv can be restored only if RestorableWrapper is the outermost wrapper of "
+            "each: make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper). "
+            'group_mode="episode", which only resets and steps, does not need it.'
         )
     replies = _call_workers(base, {i: [("find_obstacle", (), {})] for i in range(base.num_envs)})
     return next((obstacle for (obstacle,) in replies.values() if obstacle is not None), None)
 
 
 def _call_workers(base: SubprocVecEnv, calls: Mapping[int, Sequence[_Call]]) -> dict[int, list[Any]]:
-    """Call methods of environments in workers, all at the same time.
+    """Call methods of environments in workers, in all workers at the same time.
 
-    :param calls: Which methods to call one after the other, by environment.
-    :return: What they returned, by environment.
-    :raises RuntimeError: If a worker dies or its environment fails, once all others have answered: an answer that is
-        left in its pipe would be taken for that of the next call.
+    :param calls: The methods to call in turn, by index of the environment.
+    :return: What they returned, by index.
+    :raises RuntimeError: If a worker dies or its environment fails. It is raised after all others have answered, since
+        an answer left in a pipe would be mistaken for that of the next call.
     """
     for i, worker_calls in calls.items():
         for call in worker_calls:
@@ -252,11 +257,11 @@ def _send(base: SubprocVecEnv, i: int, call: _Call) -> None:
 
 def _receive(base: SubprocVecEnv, i: int) -> Any:
     remote, process = base.remotes[i], base.processes[i]
-    # A dead worker's pipe need not be closed: workers started after it may have inherited its end.
+    # The pipe of a dead worker may still be open, since workers started later may have inherited its end.
     if remote in wait([remote, process.sentinel]):
         try:
             return remote.recv()
         except (EOFError, ConnectionResetError):
             pass
     process.join()
-    return Failure(f"The process died with exit code {process.exitcode}; it may have written why to stderr.")
+    return Failure(f"The process died with exit code {process.exitcode}; its stderr may say why.")

@@ -11,20 +11,22 @@ from grpo_core.simulators.single_env import Order, SingleEnv
 
 
 class Failure(NamedTuple):
-    """An error of a worker's environment, as text."""
+    """An error of an environment in a worker.
+
+    :param traceback: The traceback as text.
+    """
 
     traceback: str
 
 
-# A worker that raises dies, and its message is lost, so the methods that the parent calls return every error: this is
-# the boundary of the process.
+# A worker that raises dies without a message. The methods that the parent process calls therefore return every error.
 class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
     """Makes an environment in a ``SubprocVecEnv`` worker restorable, so that groups can branch in it.
 
-    It goes outside all other wrappers, where ``make_vec_env`` puts it: ``make_vec_env(env_id, n_envs,
-    vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper)``. A ``DummyVecEnv`` needs no such wrapper.
+    It must be the outermost wrapper, as in ``make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv,
+    wrapper_class=RestorableWrapper)``. A ``DummyVecEnv`` does not need it.
 
-    :param env: Any environment with its wrappers. Whether it can be restored is asked when training starts.
+    :param env: Any environment with its wrappers. Training checks whether it can be restored.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -41,7 +43,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         self._get_simulator(False).restore(state)
 
     def find_obstacle(self) -> str | Failure | None:
-        """Say why the environment cannot be restored; None if it can."""
+        """Return why the environment cannot be restored; None if it can."""
         try:
             self._get_simulator(False).prove()
         except NotBranchableError as error:
@@ -51,7 +53,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         return None
 
     def take_reset(self, seed: int | None, common_random_numbers: bool) -> Any:
-        """Reset and capture in one round trip; errors are returned, not raised."""
+        """Reset and capture in one round trip; return errors instead of raising them."""
         try:
             observed, state = self._get_single_env(common_random_numbers).reset(seed)
             return observed, pickle.dumps(state)
@@ -59,13 +61,13 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             return Failure(traceback.format_exc())
 
     def take_order(self, order: Order, common_random_numbers: bool) -> Any:
-        """Restore, step and capture in one round trip; errors are returned, not raised.
+        """Restore, step and capture in one round trip; return errors instead of raising them.
 
-        States travel as bytes that only the worker reads: the parent has no use for their content.
+        States are sent as bytes, since only the worker reads their content.
         """
         try:
             if order.restore is not None:
-                # Bytes that this very worker made in an earlier order; they never touch a disk or a network.
+                # This worker made the bytes in an earlier order; they never touch a disk or a network.
                 order = order._replace(restore=pickle.loads(order.restore))
             outcome = self._get_single_env(common_random_numbers).step(order)
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))

@@ -1,8 +1,8 @@
-"""Capture and restore simulator states, on which groups are built.
+"""Capture and restore simulator states, so that the branches of a group can start from one state.
 
 A ``Simulator`` is one Gymnasium environment with all its wrappers. ``capture`` copies what a step can change in each
-of them; ``restore`` puts it back, so that many branches can start from one state. Random generators are left alone
-unless asked for: branches draw independent noise.
+of them, and ``restore`` puts it back. By default random generators are left alone, so that branches draw independent
+noise.
 """
 
 import copy
@@ -25,26 +25,26 @@ from grpo_core.simulators.state import (
 
 __all__ = ["NotBranchableError", "Simulator", "SimulatorState", "check_branchable"]
 
-# Whatever a simulator captured; only a simulator of the same make can read it.
+# A captured state; only a simulator of the same environment and wrappers can restore it.
 SimulatorState = Any
 
-# Enough for a deep copy that misses what moves to show itself, few enough not to be noticed when training starts.
+# Enough to reveal an incomplete deep copy, and too few to delay training noticeably.
 _N_PROOF_STEPS = 8
-# Errors spell out observations up to this size.
+# Errors show observations up to this size.
 _MAX_SHOWN_NUMBERS = 16
 
 
 class Simulator:
-    """One environment that can be put back into any state it has been in.
+    """One environment, with its wrappers, that can be put back into any state it has been in.
 
     Gymnasium's classic control, toy text and MuJoCo environments and ALE's Atari games are restored exactly, and so is
     every environment or wrapper with its own ``capture_state()`` and ``restore_state(state)``. All others are
-    deep-copied attribute by attribute; ``prove`` has to show that this is enough. Wrappers are captured as well.
+    deep-copied attribute by attribute, and ``prove`` checks that this is enough.
 
     :param env: A Gymnasium environment.
-    :param common_random_numbers: Whether the random generators that the environment and its wrappers hold as
-        attributes are captured and restored as well, so that all branches of a state see the same noise. A generator
-        inside an object that is deep-copied is restored either way.
+    :param common_random_numbers: Whether to capture and restore the random generators among the attributes of the
+        environment and its wrappers too, so that all branches of a state see the same noise. A generator inside a
+        deep-copied object is always restored.
     :raises NotBranchableError: If the environment or a wrapper cannot be copied.
     """
 
@@ -59,7 +59,7 @@ class Simulator:
                 of_wrappers.append(of_wrapper)
             env = env.env
         of_core = by_own_methods or access_innermost_env(env, common_random_numbers)
-        # The innermost one is restored first: what a wrapper refers to must be in place when its turn comes.
+        # The innermost part is restored first: what a wrapper refers to must be in place before the wrapper.
         parts = [of_core, *reversed(of_wrappers), *([of_generators] if of_generators else [])]
         self._captures = [part.capture for part in parts]
         self._restores = [part.restore for part in parts]
@@ -72,15 +72,14 @@ class Simulator:
         return [capture() for capture in self._captures]
 
     def restore(self, state: SimulatorState) -> None:
-        """Put the environment and its wrappers back into a captured state; the state stays usable."""
+        """Put the environment and its wrappers back into a captured state, which can be restored again later."""
         for restore, part in zip(self._restores, state, strict=True):
             restore(part)
 
     def prove(self) -> None:
-        """Replay a few steps of an environment whose copy is not known to be complete.
+        """Replay a few steps, without the wrappers, if the copy of the environment is not known to be complete.
 
-        It runs without the wrappers. The environment has to be reset afterwards; its random generators are left as
-        they were.
+        The environment must be reset afterwards; its random generators are left as they were.
 
         :raises NotBranchableError: If the replay differs.
         """
@@ -97,14 +96,14 @@ class Simulator:
 def check_branchable(env: gym.Env[Any, Any], n_steps: int = 64, seed: int = 0) -> None:
     """Prove that an environment can be restored: replay the same actions from one state and compare exactly.
 
-    Run it on your own environment before you train on it. From its first state and from one on the way the same
-    actions are taken three times with the same noise, the last time after a reset; observations, rewards, flags and
-    action masks must be identical.
+    Run it on your own environment before you train on it. From the first state, and from a later one, it takes the same
+    actions three times with the same noise, the last time after a reset. Observations, rewards, flags and action masks
+    must be identical.
 
-    :param env: The environment; it is left in some state on the way and has to be reset before use.
-    :param n_steps: Number of simulator steps to replay, at least 1. An episode's end closes the replay.
+    :param env: The environment; it must be reset before further use.
+    :param n_steps: Number of simulator steps to replay, at least 1; the end of an episode ends the replay.
     :param seed: Seed of the reset and of the actions.
-    :raises NotBranchableError: If there is no way to restore it, or a replay differs; the message says where.
+    :raises NotBranchableError: If it cannot be restored or a replay differs; the message says where.
     """
     simulator = Simulator(env, common_random_numbers=True)
     simulator.reset(seed=seed)
@@ -125,7 +124,7 @@ def _check_replays(env: gym.Env[Any, Any], simulator: Simulator, action_space: s
     while len(first) < n_steps and not (first and _is_over(first[-1])):
         actions.append(sample_action(action_space, get_action_masks(env)))
         first.append(_take_step(env, simulator, actions[-1]))
-    for is_reset in (False, True):  # a captured state serves many branches, so once is not enough
+    for is_reset in (False, True):  # a captured state serves many branches, so one restore proves too little
         if is_reset:
             simulator.reset()
         simulator.restore(state)
@@ -133,15 +132,15 @@ def _check_replays(env: gym.Env[Any, Any], simulator: Simulator, action_space: s
             after = _take_step(env, simulator, action)
             if not _is_same(before, after):
                 raise NotBranchableError(
-                    f"{env} is not restored exactly: step {t} of a replay {_describe_difference(before, after)}. Its "
-                    "capture_state() misses something that step() changes, or restore_state() hands out the captured "
-                    "object itself instead of a copy; without these methods, it keeps state where deep copies do not "
-                    'reach. group_mode="episode" needs none of this.'
+                    f"{env} is not restored exactly: step {t} of a replay {_describe_difference(before, after)}. "
+                    "Either its capture_state() misses something that step() changes, or its restore_state() uses "
+                    "the captured object itself instead of a copy, or, without these methods, it keeps state that deep "
+                    'copies do not reach. Fix them, or use group_mode="episode", which restores nothing.'
                 )
 
 
 def _describe_difference(before: tuple[Any, ...], after: tuple[Any, ...]) -> str:
-    """Say what a replayed step gave instead of what it gave before."""
+    """Describe how a replayed step differs from the first time."""
     names = ("observation", "reward", "terminated", "truncated", "action masks")
     pairs = zip(names, before, after, strict=True)
     name, was, came = next(pair for pair in pairs if not _is_same(*pair[1:]))
@@ -150,7 +149,7 @@ def _describe_difference(before: tuple[Any, ...], after: tuple[Any, ...]) -> str
 
 
 def _take_step(env: gym.Env[Any, Any], simulator: Simulator, action: Any) -> tuple[Any, ...]:
-    # Copied because an environment may hand out the same array again and again.
+    # Copied, because an environment may return the same array every time.
     return copy.deepcopy((*simulator.step(action)[:4], get_action_masks(env)))
 
 
@@ -159,7 +158,7 @@ def _is_over(step: tuple[Any, ...]) -> bool:
 
 
 def _is_same(before: Any, after: Any) -> bool:
-    """Compare observations or steps of any structure, bit for bit but for the sign of zeros."""
+    """Compare observations or steps of any structure; NaN equals NaN, and everything else must be exactly equal."""
     if isinstance(before, dict):
         return before.keys() == after.keys() and all(_is_same(value, after[key]) for key, value in before.items())
     if isinstance(before, tuple | list):

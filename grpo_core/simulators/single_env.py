@@ -1,4 +1,4 @@
-"""One environment in the process it runs in: reset, restore, step, observe and capture."""
+"""Reset, restore, step, observe and capture one environment in its own process."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from grpo_core.simulators.simulator import NotBranchableError, Simulator, Simula
 
 
 class Observed(NamedTuple):
-    """One environment's observation after its last reset or step.
+    """One environment's observation after a reset or step.
 
-    :param observation: What the policy sees, not normalised: an array, an integer, or a dictionary of arrays.
-    :param action_masks: Which actions are allowed, flat, as the environment's ``action_masks()`` says; None if it has
-        no such method.
+    :param observation: What the policy sees, not normalised: an array of the space's shape, an integer, or a dictionary
+        of these.
+    :param action_masks: The environment's ``action_masks()``, flat, ``(n_mask_bits,)``; None if it has no such method.
     """
 
     observation: Any
@@ -24,10 +24,10 @@ class Observed(NamedTuple):
 
 
 class Order(NamedTuple):
-    """An order to one environment: perhaps restore, then step, then perhaps capture.
+    """An order to one environment: step, with an optional restore before and an optional capture after it.
 
     :param action: The action to take.
-    :param restore: The state to take it from; None for the one the environment is in.
+    :param restore: The state to restore first; None steps from the current state.
     :param capture: Whether to capture the state after the step.
     """
 
@@ -39,8 +39,9 @@ class Order(NamedTuple):
 class Outcome(NamedTuple):
     """The outcome of an order.
 
-    :param observed: The observation after the step, the last one of the episode if that is over.
-    :param state: The state after the step; None if it was not asked for or the episode is over.
+    :param observed: The observation after the step; at an episode's end, its last one.
+    :param reward: The environment's own reward.
+    :param state: The state after the step; None if it was not ordered or the episode is over.
     """
 
     observed: Observed
@@ -52,10 +53,10 @@ class Outcome(NamedTuple):
 
 
 class SingleEnv:
-    """One environment in the process it runs in.
+    """One environment in its own process.
 
     :param env: The environment.
-    :param simulator: What captures and restores it; None if nothing is ever captured.
+    :param simulator: Captures and restores it; None if states are never captured.
     """
 
     def __init__(self, env: gym.Env[Any, Any], simulator: Simulator | None) -> None:
@@ -66,13 +67,16 @@ class SingleEnv:
         self._simulator = simulator
 
     def reset(self, seed: int | None) -> tuple[Observed, SimulatorState | None]:
-        """Start a new episode, and capture its first state unless nothing is ever captured."""
+        """Start a new episode; return the first observation, and the first state unless states are never captured."""
         observation, _ = self._env.reset(seed=seed)
         state = None if self._simulator is None else self._simulator.capture()
         return self._observe(observation, self._get_masks and self._get_masks()), state
 
     def step(self, order: Order) -> Outcome:
-        """Restore a state, take an action and capture the state after it, as ordered."""
+        """Restore, step and capture as ordered.
+
+        :raises NotBranchableError: If a restore or capture is ordered but states are never captured.
+        """
         if order.restore is not None:
             self._need_simulator().restore(order.restore)
         observation, reward, terminated, truncated, info = self._env.step(order.action)
@@ -89,16 +93,16 @@ class SingleEnv:
     def _need_simulator(self) -> Simulator:
         if self._simulator is None:
             raise NotBranchableError(
-                "This bank only resets and steps. Make it with make_bank(..., needs_restore=True)."
+                "This bank only resets and steps; make it with make_bank(..., needs_restore=True) to restore states."
             )
         return self._simulator
 
 
 def make_observer(space: spaces.Space[Any]) -> Callable[[Any, Any], Observed]:
-    """Make a function that copies observations into the dtypes that VecEnvs use; environments may reuse their arrays.
+    """Make a function that copies observations, in the dtypes of VecEnvs: environments may reuse their arrays.
 
     :param space: The observation space.
-    :return: A function of an observation and of what ``action_masks()`` returned, or None if there is no such method.
+    :return: A function of an observation and the result of ``action_masks()``, None if there is no such method.
     """
     copy_observation = _make_copier(space)
 

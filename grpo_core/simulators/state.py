@@ -1,7 +1,7 @@
-"""Copy what a step changes in an environment or in one of its wrappers, and put it back.
+"""Copy what a step changes in an environment or one of its wrappers, and put it back.
 
-Of known environments only the few attributes that a step changes are copied, of physics engines and emulators their
-own state, and of anything else every attribute. Random generators are separate, see ``access_generators``.
+For known environments only the few attributes that a step changes are copied, for physics engines and emulators their
+own state, and for all others every attribute. ``access_generators`` copies random generators.
 """
 
 import copy
@@ -36,8 +36,8 @@ from stable_baselines3.common.atari_wrappers import (
 )
 from stable_baselines3.common.monitor import Monitor
 
-# What a step changes, read in Gymnasium 1.4's and SB3 2.9's sources; ``check_branchable`` proves it in the tests.
-# Exact types only: a subclass may keep state of its own.
+# Attributes that a step changes, from the sources of Gymnasium 1.4 and SB3 2.9; the tests check each entry with
+# ``check_branchable``. Only exact types match, since a subclass may keep more state.
 _SIMULATOR_STATE: dict[type, tuple[str, ...]] = {
     CartPoleEnv: ("state", "steps_beyond_terminated"),
     AcrobotEnv: ("state",),
@@ -49,11 +49,11 @@ _SIMULATOR_STATE: dict[type, tuple[str, ...]] = {
     TaxiEnv: ("s", "lastaction", "fickle_step", "taxi_orientation"),
     BlackjackEnv: ("player", "dealer"),
 }
-# What a reset draws and keeps outside the physics engine, by the name of Gymnasium's class: the classes themselves
-# can only be imported where MuJoCo is installed.
+# Attributes that a reset draws and keeps outside the physics engine, by the name of Gymnasium's class: the classes
+# themselves can only be imported with MuJoCo installed.
 _MUJOCO_STATE: dict[str, tuple[str, ...]] = {"ReacherEnv": ("goal",), "PusherEnv": ("goal_pos", "cylinder_pos")}
-# Positions computed one simulator step late, which environments and reward wrappers read before they step: Ant's and
-# Humanoid's forward reward is the difference of such positions before and after.
+# Positions that MuJoCo computes one simulator step late. Environments and reward wrappers read them before they step:
+# the forward reward of Ant and Humanoid is their difference before and after a step.
 _MUJOCO_POSITIONS = ("xpos", "xipos", "geom_xpos", "site_xpos")
 _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     TimeLimit: ("_elapsed_steps",),
@@ -64,20 +64,20 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     ClipRewardEnv: (),
     EpisodicLifeEnv: ("lives", "was_real_done"),
     FireResetEnv: (),
-    # Shown again where an episode ends before both of its frames are new.
+    # Shown again if an episode ends before both frames are new.
     MaxAndSkipEnv: ("_obs_buffer",),
     NoopResetEnv: (),
     StickyActionEnv: ("_sticky_action",),
     WarpFrame: (),
 }
-# What every gym.Env or gym.Wrapper holds and no step changes, and what environments draw their pictures with.
+# Attributes of every gym.Env or gym.Wrapper that no step changes, and those used for rendering.
 _CONSTANTS = frozenset(
     {"env", "_action_space", "_observation_space", "_metadata", "_cached_spec", "spec", "metadata", "render_mode"}
     | {"_np_random", "_np_random_seed"}
     | {"screen", "surf", "clock", "window", "viewer", "renderer", "isopen"}
 )
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
-# Code, spaces and generators do not travel with a state, nor does what a wrapper wraps.
+# Not part of a state: code, spaces, generators, and the environment inside a wrapper.
 _NOT_STATE = (
     gym.Env,
     gym.Space,
@@ -98,12 +98,12 @@ class NotBranchableError(ValueError):
 
 
 class StateAccess(NamedTuple):
-    """How to copy the state of one environment or wrapper, and how to put it back.
+    """Functions that copy the state of one environment or wrapper and put it back.
 
     :param capture: Returns a copy of the state.
     :param restore: Puts a copy of a captured state back.
-    :param is_cheap: Whether both together take little beside a step.
-    :param is_proven: False for what has only been deep-copied: whether that is enough is for a replay to show.
+    :param is_cheap: Whether both together take much less time than a step.
+    :param is_proven: Whether the copy is known to be complete; a deep copy needs a replay to prove it.
     """
 
     capture: Callable[[], Any]
@@ -114,9 +114,9 @@ class StateAccess(NamedTuple):
 
 @dataclass(frozen=True)
 class _Reference:
-    """Stands in a captured state for what is not copied: a nested environment, or an attribute of one.
+    """Placeholder in a captured state for what is not copied: a nested environment, or an attribute of one.
 
-    :param depth: How many wrappers further in it is than the captured one.
+    :param depth: How many wrappers it is further inside than the captured one.
     :param name: Name of the attribute; None for the environment or wrapper itself.
     """
 
@@ -129,7 +129,7 @@ class _Reference:
 
 
 def list_nested_envs(env: Env) -> list[Env]:
-    """List an environment's wrappers from the outermost to the innermost, and then the environment itself."""
+    """List an environment's wrappers, the outermost first, followed by the environment itself."""
     nested_envs = [env]
     while isinstance(nested_envs[-1], gym.Wrapper):
         nested_envs.append(nested_envs[-1].env)
@@ -137,13 +137,13 @@ def list_nested_envs(env: Env) -> list[Env]:
 
 
 def access_own_methods(env: Env) -> StateAccess | None:
-    """Use the two methods by which an environment or wrapper copies itself and all it wraps; None without them."""
+    """Return an object's own ``capture_state`` and ``restore_state``, which include all it wraps; None without them."""
     capture, restore = getattr(env, "capture_state", None), getattr(env, "restore_state", None)
     return StateAccess(capture, restore) if callable(capture) and callable(restore) else None
 
 
 def access_wrapper(env: Env) -> StateAccess | None:
-    """Find how to copy the state of one wrapper, without what it wraps; None if it keeps none.
+    """Return the access to the state of one wrapper, without what it wraps; None if it keeps no state.
 
     :raises NotBranchableError: If the wrapper is not known and cannot be copied.
     """
@@ -155,15 +155,15 @@ def access_wrapper(env: Env) -> StateAccess | None:
         access.capture()
     except (TypeError, ValueError, copy.Error) as error:
         raise NotBranchableError(
-            f"the wrapper {type(env).__name__} cannot be copied ({error}), which branching groups need. Leave it "
-            "out, give it capture_state() and restore_state(state) for itself and all it wraps, or train with "
+            f"the wrapper {type(env).__name__} cannot be copied ({error}), which branching groups need. Remove it, "
+            "give it capture_state() and restore_state(state) for itself and all it wraps, or train with "
             'group_mode="episode", which only resets and steps.'
         ) from error
     return access
 
 
 def access_innermost_env(env: Env, common_random_numbers: bool) -> StateAccess:
-    """Find how to copy the state of an environment without its wrappers.
+    """Return the access to the state of an environment without its wrappers.
 
     :param common_random_numbers: Whether an emulator's own random generator is part of its state.
     :raises NotBranchableError: If the environment cannot be copied.
@@ -173,7 +173,7 @@ def access_innermost_env(env: Env, common_random_numbers: bool) -> StateAccess:
         return _access_attributes(env, names)
     modules = [base.__module__ for base in type(env).__mro__]
     if any(module.startswith("gymnasium.envs.box2d.") for module in modules):
-        raise _refuse(env, "Box2D keeps contacts and its solver's memory where nothing can copy them")
+        raise _refuse(env, "Box2D's contacts and solver state cannot be copied")
     if "gymnasium.envs.mujoco.mujoco_env" in modules:
         return _access_mujoco(env)
     if "ale_py.env" in modules:
@@ -209,16 +209,16 @@ def _access_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
 
     def restore(state: tuple[Any, ...]) -> None:
         for name, value in zip(names, state, strict=True):
-            # Copied again: the step after a restore may change the value in place, and siblings still need it.
+            # Copied again: the next step may change the value in place, and other branches still need it.
             attributes[name] = _copy(value)
 
     return StateAccess(capture, restore)
 
 
 def _access_all_attributes(env: Env, engine: frozenset[str] = frozenset()) -> StateAccess:
-    """Copy every attribute, all in one deep copy.
+    """Copy every attribute, in one deep copy.
 
-    :param engine: Names of the attributes that are copied elsewhere.
+    :param engine: Names of attributes that are copied elsewhere.
     """
     nested_envs = list_nested_envs(env)
     attributes = env.__dict__
@@ -230,7 +230,7 @@ def _access_all_attributes(env: Env, engine: frozenset[str] = frozenset()) -> St
 
     def capture() -> dict[str, Any]:
         state = {name: value for name, value in attributes.items() if is_state(name)}
-        # References to a nested environment, or to something that one holds, must stay references, not copies.
+        # References to a nested environment, or to an object that one holds, must stay references.
         memo: dict[Any, Any] = {id(nested): _Reference(depth) for depth, nested in enumerate(nested_envs)}
         for depth, nested in enumerate(nested_envs):
             for name, value in nested.__dict__.items():
@@ -239,7 +239,7 @@ def _access_all_attributes(env: Env, engine: frozenset[str] = frozenset()) -> St
         return copy.deepcopy(state, memo)
 
     def restore(state: dict[str, Any]) -> None:
-        # Attributes that are made only when they are first used are state as well.
+        # Attributes created since the capture are state too.
         for name in [name for name in attributes if name not in state and is_state(name)]:
             del attributes[name]
         memo: dict[Any, Any] = {"nested_envs": nested_envs}
@@ -249,7 +249,7 @@ def _access_all_attributes(env: Env, engine: frozenset[str] = frozenset()) -> St
 
 
 def _access_mujoco(env: Any) -> StateAccess:
-    """Copy a MuJoCo environment: the engine's state, what resets draw, and a subclass's own attributes."""
+    """Copy a MuJoCo environment: the engine's state, what a reset draws, and a subclass's own attributes."""
     mujoco = importlib.import_module("mujoco")
     parts = mujoco.mjtState.mjSTATE_INTEGRATION
     is_known = type(env).__module__.startswith("gymnasium.envs.mujoco.")
@@ -276,7 +276,7 @@ def _access_mujoco(env: Any) -> StateAccess:
 
 
 def _access_present_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
-    """Copy attributes that a reset creates, so that they may not be there yet."""
+    """Copy attributes that may not exist yet, since a reset creates them."""
     attributes = env.__dict__
 
     def capture() -> dict[str, Any]:
@@ -290,9 +290,9 @@ def _access_present_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
 
 
 def _access_atari(env: Any, common_random_numbers: bool) -> StateAccess:
-    """Copy an Atari game: ALE's own state, and the attributes that a subclass may have added.
+    """Copy an Atari game: ALE's own state, and attributes that a subclass may have added.
 
-    :raises NotBranchableError: If ALE itself repeats actions: which one it would repeat is not in its state.
+    :raises NotBranchableError: If ALE itself repeats actions, since its state lacks the action it would repeat.
     """
     stickiness = env.ale.getFloat("repeat_action_probability")
     if stickiness > 0:
@@ -313,19 +313,19 @@ def _access_atari(env: Any, common_random_numbers: bool) -> StateAccess:
         if attributes is not None:
             attributes.restore(state[1])
 
-    # Measured: 65 µs for both beside 230 µs for a step, and the frames of the wrappers around it come on top. Never
-    # proven: ALE leaves the unfinished picture out of its state, which few games (Q*bert) show.
+    # Not cheap: both take 65 µs, a step 230 µs, and the wrappers' frames come on top. Not proven: ALE's state lacks the
+    # unfinished picture, which matters in few games (Q*bert).
     return StateAccess(capture, restore, is_cheap=False, is_proven=False)
 
 
 def access_generators(nested_envs: Sequence[Env]) -> StateAccess:
-    """Copy the random generators that wrappers and the environment hold, ``np_random`` first of all.
+    """Copy the random generators among the attributes of wrappers and environment, including ``np_random``.
 
     :param nested_envs: The wrappers and the environment.
     """
 
     def read(env: Env) -> dict[str, Any]:
-        # Gymnasium makes the generator when it is first asked for.
+        # Gymnasium creates the generator on first access.
         _ = env.np_random
         return env.__dict__
 

@@ -1,8 +1,7 @@
-"""Do to the observations of one environment what the wrappers of a vectorised one do.
+"""Apply a vectorised environment's wrappers to the observations of one environment.
 
-Groups step single environments past these wrappers, so what they change is applied here to one observation at a
-time: ``VecTransposeImage`` and ``VecFrameStack``. Normalisation is left to the rollout, which needs the observations
-as they were, too.
+Groups step single environments and so bypass these wrappers. This module does what ``VecTransposeImage`` and
+``VecFrameStack`` do, one observation at a time. The rollout normalises, since it also needs the raw observations.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +26,8 @@ Array = npt.NDArray[Any]
 Frames = tuple[Any, ...]
 
 
-class ObservationPath:
-    """The way of one environment's observations through the wrappers to the policy.
+class ObservationTransform:
+    """What the wrappers of a vectorised environment do to an observation of one environment.
 
     :param wrappers: The wrappers that change observations, the innermost first.
     """
@@ -40,11 +39,11 @@ class ObservationPath:
             for wrapper in wrappers
         ]
 
-    def lead(self, observation: Any, frames: Frames | None) -> tuple[Any, Frames]:
-        """Return what the policy sees, and the frames to remember.
+    def apply(self, observation: Any, frames: Frames | None) -> tuple[Any, Frames]:
+        """Return the observation that the policy sees, and the frames to remember for the next call.
 
         :param observation: The environment's observation.
-        :param frames: The frames after the step before; None at the start of an episode.
+        :param frames: The frames returned for the previous step; None at the start of an episode.
         """
         new_frames: list[Any] = []
         for stage in self._stages:
@@ -57,9 +56,9 @@ class ObservationPath:
 
 
 def _push(stacking: StackedObservations[Any], stack: Any, observation: Any) -> Any:
-    """Append an observation to a stack of the last ones, and drop the oldest.
+    """Append an observation to a stack of the latest ones, and drop the oldest.
 
-    :param stack: What was returned for the observation before; None at the start of an episode.
+    :param stack: The previous stack; None at the start of an episode.
     """
     if isinstance(observation, dict):
         parts = stacking.sub_stacked_observations
@@ -72,18 +71,18 @@ def _push(stacking: StackedObservations[Any], stack: Any, observation: Any) -> A
     return np.concatenate((kept, observation), axis=axis)
 
 
-def read_vec_wrappers(env: VecEnv) -> tuple[VecEnv, ObservationPath]:
-    """Take a vectorised environment's wrappers apart.
+def read_vec_wrappers(env: VecEnv) -> tuple[VecEnv, ObservationTransform]:
+    """Separate a vectorised environment from its wrappers.
 
-    :return: The vectorised environment inside all wrappers, and the way of observations out of it.
-    :raises ValueError: If there is a wrapper that groups cannot step past, or normalisation in the wrong place.
+    :return: The vectorised environment inside all wrappers, and what the wrappers do to observations.
+    :raises ValueError: If there is a wrapper that groups must not bypass, or normalisation in the wrong place.
     """
     changing: list[VecFrameStack | VecTransposeImage] = []
     is_normalized = False
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecNormalize):
             if is_normalized:
-                raise ValueError("There are two VecNormalize around the environment; leave out one of them.")
+                raise ValueError("The environment has two VecNormalize wrappers; remove one of them.")
             is_normalized = True
             _check_normalization(env, changing)
         elif isinstance(env, VecFrameStack):
@@ -93,28 +92,28 @@ def read_vec_wrappers(env: VecEnv) -> tuple[VecEnv, ObservationPath]:
                 changing.append(env)
         elif not isinstance(env, VecMonitor | VecCheckNan):
             raise ValueError(
-                f"GRPO steps single environments and so past {type(env).__name__}. Around them there may be "
-                "VecNormalize, VecFrameStack, VecTransposeImage, VecMonitor and VecCheckNan; do the rest in a wrapper "
-                "of the single environment: make_vec_env(env_id, n_envs, wrapper_class=...)."
+                f"GRPO steps single environments and so bypasses {type(env).__name__}. It supports VecNormalize, "
+                "VecFrameStack, VecTransposeImage, VecMonitor and VecCheckNan; for anything else, wrap the single "
+                "environments: make_vec_env(env_id, n_envs, wrapper_class=...)."
             )
         env = env.venv
-    return env, ObservationPath(changing[::-1])
+    return env, ObservationTransform(changing[::-1])
 
 
 def _check_normalization(env: VecNormalize, outside: Sequence[VecFrameStack | VecTransposeImage]) -> None:
-    """Refuse what would change observations after they were normalised: the rollout normalises last."""
+    """Refuse wrappers that change observations after they are normalised, since the rollout normalises last."""
     if not env.norm_obs:
         return
     for wrapper in outside:
         if isinstance(wrapper, VecFrameStack):
             raise ValueError(
-                "VecFrameStack is outside of a VecNormalize that normalises observations. Stack first: "
+                "VecFrameStack is outside a VecNormalize that normalises observations; stack first: "
                 "VecNormalize(VecFrameStack(env, n_stack))."
             )
         images = getattr(wrapper, "image_space_keys", None)
         if images is None or not set(images).isdisjoint(env.norm_obs_keys or ()):
             raise ValueError(
-                "VecTransposeImage, which Stable-Baselines3 adds by itself, is outside of a VecNormalize that "
-                "normalises images. Pass norm_obs=False to VecNormalize, or norm_obs_keys without the images; policies "
-                "scale images themselves."
+                "VecTransposeImage, which Stable-Baselines3 adds automatically, is outside a VecNormalize that "
+                "normalises images; pass norm_obs=False to VecNormalize, or norm_obs_keys without the images, since "
+                "policies scale images themselves."
             )

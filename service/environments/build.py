@@ -1,6 +1,6 @@
-"""Building environments: one way for planning, training, evaluating, filming and describing alike.
+"""Build environments, in one way for planning, training, evaluating, filming and inspecting.
 
-What is checked before a job is then what it trains in.
+A job therefore trains in exactly what was checked before.
 """
 
 from functools import partial
@@ -17,25 +17,25 @@ from service.errors import InvalidRequestError, describe_error
 def build_env(env_name: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """Build a registered environment.
 
-    :param render_mode: Only for a film: some environments can be built, or stepped, without one alone.
+    :param render_mode: Only needed for a film; some environments cannot be built or stepped with one.
     :raises InvalidRequestError: If its own code fails.
     """
-    # Not every environment knows the argument.
+    # Not every environment takes the argument.
     arguments: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        # The checker warns about environments in general, and a step through it takes half as long again.
+        # The checker warns about harmless things, and makes a step take half as long again.
         return gym.make(env_name, disable_env_checker=True, **arguments)
-    except (Exception, SystemExit) as error:  # constructors are foreign code, and a missing extra shows in many ways
+    except (Exception, SystemExit) as error:  # a foreign constructor may raise anything
         raise InvalidRequestError(
-            f"env_name '{env_name}' cannot be created here ({describe_error(error)}); its optional dependencies may be "
-            "missing on the server."
+            f"env_name '{env_name}' cannot be created on this server ({describe_error(error)}); fix its constructor, "
+            "or install the packages it needs."
         ) from error
 
 
 def build_vec_env(env_name: str, n_envs: int) -> DummyVecEnv:
-    """Build registered environments to train in, each of which notes the rewards and lengths of its episodes.
+    """Build copies of a registered environment to train in; each records its episodes' rewards and lengths.
 
-    :raises InvalidRequestError: If their own code fails, or no policy can be trained in their spaces.
+    :raises InvalidRequestError: If the environment's own code fails, or no policy can be trained in its spaces.
     """
     return DummyVecEnv([partial(_build_monitored_env, env_name)] * n_envs)
 

@@ -1,4 +1,4 @@
-"""What an environment is like, found out by building it: a task, for it runs code of the environment."""
+"""Build an environment and describe it: a task, since it runs the environment's code."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _MAX_MODE_CHARS = 64
 
 
 def inspect_environment(env_name: str, progress: Progress) -> bytes:
-    """Build an environment, try out whether it can be put back into earlier states, and describe it.
+    """Build an environment, test whether its states can be restored, and describe it.
 
     :return: ``EnvironmentFacts`` in JSON.
     :raises InvalidRequestError: If it cannot be created.
@@ -28,7 +28,7 @@ def inspect_environment(env_name: str, progress: Progress) -> bytes:
             observation_space=describe_space(env.observation_space),
             action_space=describe_space(env.action_space),
             render_modes=list_render_modes(env),
-            **_judge(env),
+            **_check_training(env),
         )
     finally:
         env.close()
@@ -36,14 +36,14 @@ def inspect_environment(env_name: str, progress: Progress) -> bytes:
 
 
 def list_render_modes(env: gym.Env[Any, Any]) -> list[str]:
-    """List how an environment says that it can be drawn."""
+    """List the render modes in an environment's metadata: at most 16, of at most 64 printable characters each."""
     modes = (env.metadata or {}).get("render_modes") or []
     texts = [mode for mode in modes if isinstance(mode, str) and len(mode) <= _MAX_MODE_CHARS and mode.isprintable()]
     return texts[:_MAX_RENDER_MODES]
 
 
-def _judge(env: gym.Env[Any, Any]) -> dict[str, Any]:
-    """Say whether policies can be trained in an environment and groups start on the way, and if not, why."""
+def _check_training(env: gym.Env[Any, Any]) -> dict[str, Any]:
+    """Find out whether a policy can be trained in an environment, and what keeps groups from branching in it."""
     try:
         check_observation_space(env.observation_space)
         check_action_space(env.action_space)

@@ -1,4 +1,4 @@
-"""Playing a trained policy: tasks, since they run code of the environment."""
+"""Evaluate and film trained policies: tasks, since they run the environment's code."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from grpo_core.evaluation import (
     play_episodes,
     summarize_episodes,
 )
-from grpo_core.film import FilmStrip
+from grpo_core.film import FilmRecorder
 from service.environments.build import build_env
 from service.environments.inspection import list_render_modes
 from service.errors import ConflictError, InvalidRequestError
@@ -32,18 +32,18 @@ _MAX_FILM_BYTES = 4 * 2**20
 
 
 def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
-    """Play whole episodes, and as many from the same seeds with uniformly random actions.
+    """Play whole episodes with a policy, and with uniformly random actions from the same seeds.
 
     :return: ``ModelFigures`` in JSON.
     :raises ConflictError: If the policy does not fit the environment.
     :raises InvalidRequestError: If the environment cannot be created, or its rewards are not finite.
     """
-    keep_on = _listen(progress)
+    check_stop = _make_stop_check(progress)
     env = build_env(play.env_name)
     try:
         _check_fit(play, env)
-        trained = _judge(play, env, play.make_policy(), n_episodes, keep_on)
-        random = _judge(play, env, make_random_policy(env.action_space, play.seed), n_episodes, keep_on)
+        trained = _evaluate(play, env, play.make_policy(), n_episodes, check_stop)
+        random = _evaluate(play, env, make_random_policy(env.action_space, play.seed), n_episodes, check_stop)
     finally:
         env.close()
     return ModelFigures(evaluation=trained, random=random).model_dump_json().encode()
@@ -52,35 +52,35 @@ def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
 def film_policy(play: Play, video_format: VideoFormat, max_steps: int, folder: str, progress: Progress) -> bytes:
     """Play one episode and film it.
 
-    :param max_steps: The episode is cut after so many.
-    :param folder: Where the film may be while it is made.
-    :return: A line of JSON with ``reward`` and ``n_steps``, and the film.
+    :param max_steps: Largest number of steps; a longer episode is cut.
+    :param folder: Temporary folder for the film.
+    :return: A line of JSON with ``reward`` and ``n_steps``, followed by the film.
     :raises ConflictError: If the policy does not fit the environment.
-    :raises InvalidRequestError: If the environment cannot be created or drawn.
+    :raises InvalidRequestError: If the environment cannot be created or rendered.
     """
-    # Read when an environment imports pygame: it then draws without a screen.
+    # pygame reads it on import and then needs no screen.
     os.putenv("SDL_VIDEODRIVER", "dummy")
-    keep_on = _listen(progress)
-    env = _build_drawn_env(play)
+    check_stop = _make_stop_check(progress)
+    env = _build_rendered_env(play)
     try:
-        strip = FilmStrip((env.metadata or {}).get("render_fps"))
+        recorder = FilmRecorder((env.metadata or {}).get("render_fps"))
 
-        def watch() -> None:
-            keep_on()
-            strip.watch(env.render)
+        def on_step() -> None:
+            check_stop()
+            recorder.record_step(env.render)
 
-        episode = play_episode(env, play.make_policy(), play.seed, max_steps, watch)
-        strip.end(env.render)
+        episode = play_episode(env, play.make_policy(), play.seed, max_steps, on_step)
+        recorder.record_last_step(env.render)
     finally:
         env.close()
     _check_finite(play.env_name, [episode.reward])
     file = Path(folder) / f"film.{video_format}"
-    strip.develop(file, _MAX_FILM_BYTES)
-    told = {"reward": episode.reward, "n_steps": episode.n_steps}
-    return json.dumps(told).encode() + b"\n" + file.read_bytes()
+    recorder.save(file, _MAX_FILM_BYTES)
+    header = {"reward": episode.reward, "n_steps": episode.n_steps}
+    return json.dumps(header).encode() + b"\n" + file.read_bytes()
 
 
-def _build_drawn_env(play: Play) -> gym.Env[Any, Any]:
+def _build_rendered_env(play: Play) -> gym.Env[Any, Any]:
     env = build_env(play.env_name)
     try:
         _check_fit(play, env)
@@ -89,8 +89,8 @@ def _build_drawn_env(play: Play) -> gym.Env[Any, Any]:
         env.close()
     if _RENDER_MODE not in modes:
         raise InvalidRequestError(
-            f"env_name '{play.env_name}' cannot be filmed: its metadata lists the render_modes {modes}, and a film "
-            f"needs '{_RENDER_MODE}'; add it, or ask for figures with POST /models/{{model_name}}/evaluate."
+            f"env_name '{play.env_name}' cannot be filmed: its metadata lists the render_modes {modes}, but a film "
+            f"needs '{_RENDER_MODE}'; add it, or evaluate the model with POST /models/{{model_name}}/evaluate."
         )
     return build_env(play.env_name, render_mode=_RENDER_MODE)
 
@@ -100,15 +100,15 @@ def _check_fit(play: Play, env: gym.Env[Any, Any]) -> None:
         check_spaces(play.actor, env)
     except ValueError as error:
         raise ConflictError(
-            f"this model cannot be played in env_name '{play.env_name}': {error} It may have been trained in wrappers "
-            "or in another version."
+            f"this model cannot be played in env_name '{play.env_name}': {error} It may have been trained with "
+            "wrappers or in another version of the environment; train it again with POST /train."
         ) from error
 
 
-def _judge(
-    play: Play, env: gym.Env[Any, Any], policy: Policy, n_episodes: int, keep_on: Callable[[], None]
+def _evaluate(
+    play: Play, env: gym.Env[Any, Any], policy: Policy, n_episodes: int, check_stop: Callable[[], None]
 ) -> EpisodeFigures:
-    episodes = play_episodes(env, policy, n_episodes, play.seed, on_step=keep_on)
+    episodes = play_episodes(env, policy, n_episodes, play.seed, on_step=check_stop)
     _check_finite(play.env_name, [episode.reward for episode in episodes])
     threshold = env.spec.reward_threshold if env.spec else None
     return EpisodeFigures.model_validate(asdict(summarize_episodes(episodes, threshold)))
@@ -119,17 +119,17 @@ def _check_finite(env_name: str, rewards: list[float]) -> None:
         raise InvalidRequestError(f"env_name '{env_name}' gives rewards that are not finite; fix the environment.")
 
 
-def _listen(progress: Progress) -> Callable[[], None]:
-    """Return what is to be called at every step; it raises once the task is told to end."""
+def _make_stop_check(progress: Progress) -> Callable[[], None]:
+    """Return a function to call at every step: it raises ``InterruptedError`` once the task is told to stop."""
     was_stopped = False
 
     def stop() -> None:
         nonlocal was_stopped
         was_stopped = True
 
-    def keep_on() -> None:
+    def check_stop() -> None:
         if was_stopped:
-            raise InterruptedError("nobody waits for it any more")
+            raise InterruptedError("the task was told to stop")
 
     progress.attach_stop(stop)
-    return keep_on
+    return check_stop

@@ -1,4 +1,4 @@
-"""How a policy is to be played; what plays it is ``service.models.episodes``, in a worker."""
+"""The request to play a policy, sent to ``service.models.episodes`` in a worker."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from grpo_core.evaluation import Policy, make_policy
 
 
 class Play(NamedTuple):
-    """How a policy is to be played.
+    """A policy, and the environment and seed to play it with.
 
     :param actor: The policy.
-    :param env_name: Registered environment.
-    :param seed: Of the first episode's reset, and of whatever is drawn.
+    :param env_name: Name of a registered environment.
+    :param seed: Seed of the first episode's reset and of drawn actions.
     :param deterministic: Take the most likely actions instead of drawing them.
     """
 
@@ -23,5 +23,5 @@ class Play(NamedTuple):
     deterministic: bool
 
     def make_policy(self) -> Policy:
-        """Let the actor choose the actions."""
+        """Make a policy in which the actor chooses the actions."""
         return make_policy(self.actor, self.deterministic, np.random.default_rng(self.seed))

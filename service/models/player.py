@@ -1,4 +1,4 @@
-"""Evaluating and filming saved models for clients."""
+"""Evaluate and film saved models."""
 
 import json
 import tempfile
@@ -27,8 +27,10 @@ _MAX_EVALUATIONS = 512
 class Film(NamedTuple):
     """One filmed episode.
 
+    :param content: The file's bytes.
+    :param media_type: Its media type, such as ``image/gif``.
     :param reward: Sum of the environment's own rewards.
-    :param n_steps: Length of the episode.
+    :param n_steps: Number of steps in the episode.
     """
 
     content: bytes
@@ -37,18 +39,18 @@ class Film(NamedTuple):
     n_steps: int
 
 
-# A file and how it was played; the same key always gives the same film or evaluation.
+# A file and how to play it; the same key always gives the same film or evaluation.
 _FilmKey = tuple[FileSignature, VideoFormat, int, bool, int]
 _EvaluationKey = tuple[FileSignature, int, int, bool]
 
 
 class ModelPlayer:
-    """Plays saved models in the environments that their files name. Calls take seconds. Safe to use from any thread.
+    """Plays saved models in the environments that their files name. Safe to use from any thread.
 
-    Films and evaluations are cached until the file changes.
+    Calls may take seconds. Films and evaluations are cached until the file changes.
 
     :param store: The models.
-    :param short_tasks: Runs the episodes, since they run code of the environment.
+    :param short_tasks: Runs the episodes, since they run the environment's code.
     """
 
     def __init__(self, store: ModelStore, short_tasks: ShortTasks) -> None:
@@ -61,18 +63,18 @@ class ModelPlayer:
         self._latest: LRUCache[FileSignature, EpisodeFigures] = LRUCache(_MAX_EVALUATIONS)
 
     def evaluate(self, model_name: str, n_episodes: int, seed: int, deterministic: bool) -> EvaluateResponse:
-        """Evaluate a model over whole episodes, next to uniformly random actions on the same seeds.
+        """Evaluate a model over whole episodes, and compare it with uniformly random actions from the same seeds.
 
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If it cannot be played in the environment that its file names.
-        :raises ServiceError: If the environment fails, or as ``ShortTasks.run`` does.
+        :raises ServiceError: If the environment fails, and whatever ``ShortTasks.run`` raises.
         """
         model, play = self._prepare(model_name, seed, deterministic)
         key = (model.signature, n_episodes, seed, deterministic)
         with self._lock:
             answer = self._answers.get(key)
         if answer is None:
-            begun = time.monotonic()
+            started = time.monotonic()
             task = Task("service.models.episodes:evaluate_policy", (play, n_episodes), play.env_name)
             figures = ModelFigures.model_validate_json(self._short_tasks.run(task, "ask for fewer episodes."))
             answer = EvaluateResponse(
@@ -83,7 +85,7 @@ class ModelPlayer:
                 evaluation=figures.evaluation,
                 random=figures.random,
                 better_than_random=_is_better(figures.evaluation, figures.random),
-                seconds=time.monotonic() - begun,
+                seconds=time.monotonic() - started,
             )
         with self._lock:
             self._answers[key], self._latest[model.signature] = answer, answer.evaluation
@@ -94,7 +96,7 @@ class ModelPlayer:
 
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If it cannot be played in the environment that its file names.
-        :raises ServiceError: If the environment fails or cannot be rendered, or as ``ShortTasks.run`` does.
+        :raises ServiceError: If the environment fails or cannot be rendered, and whatever ``ShortTasks.run`` raises.
         """
         model, play = self._prepare(model_name, seed, deterministic)
         key = (model.signature, video_format, seed, deterministic, max_steps)
@@ -102,7 +104,7 @@ class ModelPlayer:
             film = self._films.get(key)
         if film is not None:
             return film
-        # Created here, since a task that is killed could not remove it.
+        # Created here, since a killed task could not remove it.
         with tempfile.TemporaryDirectory(prefix="grpo-film-", ignore_cleanup_errors=True) as folder:
             task = Task("service.models.episodes:film_policy", (play, video_format, max_steps, folder), play.env_name)
             header, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
@@ -113,29 +115,29 @@ class ModelPlayer:
         return film
 
     def find_evaluation(self, signature: FileSignature) -> EpisodeFigures | None:
-        """Return the latest evaluation of a file; None if there is none since it last changed."""
+        """Return the latest evaluation of a file; None if it was not evaluated since it last changed."""
         with self._lock:
             return self._latest.get(signature)
 
     def _prepare(self, model_name: str, seed: int, deterministic: bool) -> tuple[ServedModel, Play]:
         model = self._store.get(model_name)
-        # The file may have been uploaded, so it may only name what is registered here.
+        # The file may have been uploaded, so it must only name environments that are registered here.
         env_name = find_env_name(model.meta)
         if env_name is None:
             raise ConflictError(
-                f"model '{model_name}' cannot be played: its file names no environment (GRPO.save stores none); "
-                "train it with POST /train."
+                f"model '{model_name}' cannot be played: its file names no environment, as files of GRPO.save do not; "
+                "train a model with POST /train."
             )
         if find_spec(env_name) is None:
             raise ConflictError(
-                f"model '{model_name}' cannot be played: its environment '{env_name}' is not registered here. "
-                "Start the server with --env-module naming the module that registers it."
+                f"model '{model_name}' cannot be played: its environment '{env_name}' is not registered here; start "
+                "the server with --env-module and the module that registers it."
             )
         return model, Play(model.actor, env_name, seed, deterministic)
 
 
 def _is_better(trained: EpisodeFigures, random: EpisodeFigures) -> bool:
-    """Return whether the intervals do not overlap; a single episode has none."""
+    """Return whether the interval of the trained policy is above that of random actions; a single episode has none."""
     if trained.mean_reward_ci95 is None or random.mean_reward_ci95 is None:
         return False
     return trained.mean_reward_ci95[0] > random.mean_reward_ci95[1]

@@ -183,7 +183,7 @@ def _settle_mode(settings: Settings, env: DummyVecEnv) -> list[str]:
         raise InvalidRequestError(f"env_name '{env_name}' cannot be trained with group_mode '{mode}': {obstacle}")
     if obstacle is None:
         return []
-    return [f"{obstacle} Instead, groups are whole episodes from one seeded reset, as with group_mode 'episode'."]
+    return [f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode 'episode'."]
 
 
 def _fit_credit(settings: Settings, given: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Whole episodes, and what they say of a policy."""
+"""Policies are evaluated over whole episodes."""
 
 import math
 from typing import Any
@@ -27,24 +27,24 @@ def go_right(observation: Any, action_masks: Any) -> int:
 
 
 class SuccessfulEnv(LineEnv):
-    """The walk, which tells at each step whether it has arrived at the right."""
+    """A line that reports at each step whether it has arrived at the right."""
 
     def step(self, action: Any) -> Any:
         observation, reward, terminated, truncated, _ = super().step(action)
         return observation, reward, terminated, truncated, {"is_success": bool(observation[0] >= 5)}
 
 
-def test_an_episode_is_played_to_its_end_and_every_state_is_seen() -> None:
+def test_an_episode_is_played_to_its_end_and_on_step_sees_every_state() -> None:
     seen: list[None] = []
     assert play_episode(LineEnv(), go_right, seed=0, on_step=lambda: seen.append(None)) == Episode(5.0, 5, None)
     assert len(seen) == 6
 
 
-def test_an_episode_is_cut_after_the_most_steps() -> None:
+def test_an_episode_is_cut_after_max_steps() -> None:
     assert play_episode(LineEnv(), go_right, seed=0, max_steps=3) == Episode(3.0, 3, None)
 
 
-def test_success_is_what_the_environment_says_at_the_end() -> None:
+def test_success_is_what_the_environment_reports_at_the_end() -> None:
     assert play_episode(SuccessfulEnv(), go_right, seed=0).is_success is True
     assert play_episode(SuccessfulEnv(), lambda *_: 0, seed=0).is_success is False
 
@@ -65,13 +65,13 @@ def test_a_policy_acts_as_its_model_predicts() -> None:
     model, env = make_model("CartPole-v1"), gym.make("CartPole-v1")
     policy = make_policy(model.make_actor(), True, np.random.default_rng(0))
     observation, _ = env.reset(seed=0)
-    for _ in range(8):  # whatever it does, the pole stands that long
+    for _ in range(8):  # the pole stands that long whatever the actions
         action = policy(observation, None)
         assert action == model.predict(observation, deterministic=True)[0]
         observation, *_ = env.step(action)
 
 
-def test_actions_are_drawn_from_the_generator_alone() -> None:
+def test_actions_are_drawn_only_from_the_given_generator() -> None:
     actor, observation = make_model("CartPole-v1").make_actor(), np.zeros(4, np.float32)
 
     def draw(seed: int) -> list[int]:
@@ -82,7 +82,7 @@ def test_actions_are_drawn_from_the_generator_alone() -> None:
     assert set(draw(1)) == {0, 1}
 
 
-def test_forbidden_actions_are_taken_by_neither_policy() -> None:
+def test_neither_policy_takes_forbidden_actions() -> None:
     # The environment raises when a forbidden action is taken.
     env = SpaceEnv(spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2), masks=[0, 1])
     actor = make_model("CartPole-v1").make_actor()
@@ -90,7 +90,7 @@ def test_forbidden_actions_are_taken_by_neither_policy() -> None:
         assert play_episode(env, policy, seed=0).n_steps == 7
 
 
-def test_a_random_policy_leaves_the_space_alone_and_repeats_itself() -> None:
+def test_a_random_policy_is_reproducible_and_leaves_the_space_alone() -> None:
     space: spaces.Discrete = spaces.Discrete(1000, seed=3)
     other: spaces.Discrete = spaces.Discrete(1000, seed=3)
     drawn = [make_random_policy(space, 5)(None, None) for _ in range(2)]
@@ -113,7 +113,7 @@ def test_images_reach_the_networks_with_their_channels_first() -> None:
     assert policy(np.zeros((3, 8, 6), np.uint8), None) == (1, 3, 8, 6)
 
 
-def test_figures_are_those_of_a_plain_calculation() -> None:
+def test_figures_agree_with_a_plain_calculation() -> None:
     figures = summarize_episodes([Episode(1.0, 3, None), Episode(3.0, 5, None), Episode(8.0, 7, None)])
     assert (figures.n_episodes, figures.mean_reward, figures.min_reward, figures.max_reward) == (3, 4.0, 1.0, 8.0)
     assert figures.std_reward == pytest.approx(math.sqrt((9 + 1 + 16) / 3))
@@ -122,14 +122,14 @@ def test_figures_are_those_of_a_plain_calculation() -> None:
     assert figures.success_rate_ci95 is None
 
 
-def test_success_goes_by_the_environment_first_and_by_the_threshold_else() -> None:
+def test_success_comes_from_the_environment_or_else_from_the_threshold() -> None:
     episodes = [Episode(9.0, 1, False), Episode(1.0, 1, True), Episode(9.0, 1, None), Episode(1.0, 1, None)]
     assert summarize_episodes(episodes, reward_threshold=5.0).success_rate == 0.5
     assert summarize_episodes(episodes[:1], reward_threshold=5.0).success_rate == 0.0
     assert summarize_episodes(episodes[2:], reward_threshold=9.0).success_rate == 0.5
 
 
-def test_the_interval_of_a_mean_is_close_to_theory_and_the_same_every_time() -> None:
+def test_the_interval_of_a_mean_is_close_to_theory_and_reproducible() -> None:
     numbers = np.random.default_rng(1).normal(10.0, 2.0, 400)
     low, high = compute_mean_interval(numbers) or (0.0, 0.0)
     half = 1.96 * numbers.std() / 20

@@ -1,4 +1,4 @@
-"""Which spaces are taken, how many numbers they stand for, and how their observations are stored."""
+"""Spaces are checked and measured, and their observations stored."""
 
 from typing import Any
 
@@ -80,8 +80,8 @@ def test_a_box_of_actions_has_outputs_but_no_mask() -> None:
         (spaces.Discrete(3, start=1), "Discrete or one-dimensional MultiDiscrete starting at 0"),
         (spaces.MultiDiscrete([3, 2], start=[0, 1]), "Discrete or one-dimensional MultiDiscrete starting at 0"),
         (spaces.MultiDiscrete(np.array([[3, 2], [2, 2]])), "one-dimensional MultiDiscrete"),
-        (spaces.Box(np.float32(0), np.float32(1), ()), "at least one axis, of at least one number; reshape it"),
-        (spaces.Box(0.0, 1.0, (0, 2)), "at least one axis, of at least one number; reshape it"),
+        (spaces.Box(np.float32(0), np.float32(1), ()), "at least one axis and one number; reshape it"),
+        (spaces.Box(0.0, 1.0, (0, 2)), "at least one axis and one number; reshape it"),
         (spaces.Box(0, 1, (2,), np.longdouble), "use a Box of numbers"),
         (spaces.Dict({}), "it has no keys"),
         (spaces.Dict({"a": CAR}), "key 'a' is nested; flatten it into the Dict above it"),
@@ -137,7 +137,7 @@ def test_other_action_spaces_are_refused_with_the_remedy(space: spaces.Space[Any
     ],
     ids=str,
 )
-def test_images_are_what_sb3_takes_for_images(space: spaces.Space[Any], normalized_image: bool) -> None:
+def test_images_are_what_sb3_treats_as_images(space: spaces.Space[Any], normalized_image: bool) -> None:
     expected = preprocessing.is_image_space(space, normalized_image=normalized_image)
     assert is_image_space(space, normalized_image) == bool(expected)
 
@@ -149,7 +149,7 @@ def draw(space: spaces.Space[Any], n: int, seed: int = 0) -> list[Any]:
 
 @pytest.mark.parametrize("space", [*PARTS.values(), CAR], ids=str)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3))
-def test_what_is_stored_comes_back(space: spaces.Space[Any], seed: int, horizon: int, group_size: int) -> None:
+def test_stored_observations_are_unchanged(space: spaces.Space[Any], seed: int, horizon: int, group_size: int) -> None:
     samples = iter(draw(space, horizon * group_size, seed))
     grid = [[next(samples) for _ in range(group_size)] for _ in range(horizon)]
     stored = np.zeros((horizon, group_size, *(space.shape or ())), observation_dtype(space))
@@ -163,7 +163,7 @@ def test_what_is_stored_comes_back(space: spaces.Space[Any], seed: int, horizon:
     for i, observation in enumerate(expected):
         for key, part in observation.items() if isinstance(observation, dict) else [(None, observation)]:
             array = live if key is None else live[key]
-            np.testing.assert_array_equal(array[i], part)  # type: ignore[index]  # no dict where there is no key
+            np.testing.assert_array_equal(array[i], part)  # type: ignore[index]  # a dict only if there is a key
             assert np.asarray(part).dtype == array.dtype  # type: ignore[union-attr]
 
 

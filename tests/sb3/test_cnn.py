@@ -115,7 +115,7 @@ def test_rewards_are_normalised_around_images() -> None:
 
 
 def test_images_normalised_by_vec_normalize_are_none_for_the_convolutions() -> None:
-    with pytest.raises(ValueError, match="it takes images"):
+    with pytest.raises(ValueError, match="it accepts images"):
         build(VecNormalize(DummyVecEnv([make_image_env])), "CnnPolicy")
 
 

@@ -40,12 +40,12 @@ _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
     "Network": ("what is trained, and where", ("net_arch", "activation", "log_std_init", "device")),
 }
 FIELD_NAMES = (*_COMMON, *(name for _, names in _GROUPS.values() for name in names))
-# What a repeated job chooses anew.
-_OWN = frozenset({"model_name", "seed"})
+# Fields that are not copied when a job is repeated.
+_NOT_COPIED = frozenset({"model_name", "seed"})
 
 
 def show_form() -> None:
-    """Show the form, filled in with the configuration of the job that the address names, if any."""
+    """Show the form, filled in from the job that the query parameter ``from`` names, if any."""
     with show_frame("New job", "Training"):
         with make_box("head"), make_box("stack").style("gap: 0"):
             make_heading("New job", 1)
@@ -58,7 +58,7 @@ def show_form() -> None:
 
 
 class _Form:
-    """The fields of ``TrainRequest``, and what they come to."""
+    """The inputs for a ``TrainRequest``, and previews of the environment and the equivalent command."""
 
     def __init__(self) -> None:
         self._service = get_service()
@@ -76,14 +76,14 @@ class _Form:
                 self._add_aside()
 
     def fill_from(self, job_id: str) -> None:
-        """Take the settings of a job over."""
+        """Copy the settings of a job into the fields."""
         try:
             config = self._service.registry.get(job_id).config.model_dump()
         except ServiceError as error:
             ui.notify(error.detail)
             return
         for name, field_input in self._inputs.items():
-            if name not in _OWN and config.get(name) is not None:
+            if name not in _NOT_COPIED and config.get(name) is not None:
                 field_input.fill(config[name])
 
     def _add(self, fields: Mapping[str, Field], names: Sequence[str]) -> None:
@@ -132,7 +132,7 @@ class _Form:
         return {name: value for name, value in values.items() if value is not None}
 
     async def refresh(self) -> None:
-        """Show what the fields come to."""
+        """Show the command and the environment for the current fields."""
         self._preview()
         await self._about.show(self._inputs["env_name"].value)
 
@@ -145,35 +145,35 @@ class _Form:
     async def _submit(self) -> None:
         self._show_problem(None)
         for field_input in self._inputs.values():
-            field_input.complain(None)
+            field_input.show_problem(None)
         try:
             request = TrainRequest.model_validate_json(json.dumps(self._read()))
         except ValidationError as error:
             for problem in error.errors(include_input=False, include_url=False):
-                self._complain(str(problem["loc"][0]) if problem["loc"] else "", problem["msg"])
+                self._show_field_problem(str(problem["loc"][0]) if problem["loc"] else "", problem["msg"])
             return
         set_attributes(self._start, disabled=True)
         try:
             await to_thread.run_sync(self._service.start_job, request, limiter=self._service.planning_limiter)
         except ServiceError as error:
-            self._complain(self._find_field(error.detail), error.detail)
+            self._show_field_problem(self._find_field(error.detail), error.detail)
         else:
             ui.navigate.to("/")
         finally:
             set_attributes(self._start, disabled=None)
 
     def _find_field(self, detail: str) -> str:
-        """Return the first field that an error names."""
+        """Return the first field that an error names; empty if it names none."""
         words = re.findall(r"[a-z_]+", detail)
         return next((word for word in words if word in self._inputs), "")
 
-    def _complain(self, name: str, problem: str) -> None:
+    def _show_field_problem(self, name: str, problem: str) -> None:
         if name not in self._inputs:
             self._show_problem(problem)
             return
         if name in self._groups:
             set_attributes(self._groups[name], open=True)
-        self._inputs[name].complain(problem)
+        self._inputs[name].show_problem(problem)
         self._inputs[name].focus()
 
     def _show_problem(self, problem: str | None) -> None:

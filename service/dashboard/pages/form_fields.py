@@ -1,4 +1,4 @@
-"""The fields of a form, made from the schema of a request: hints, ranges, choices and defaults are written there."""
+"""The fields of a form, made from a request's schema: its descriptions, ranges, choices and defaults."""
 
 import html
 import re
@@ -32,9 +32,13 @@ _FLAGS: dict[Any, str] = {True: "yes", False: "no"}
 class Field(NamedTuple):
     """One field of a request.
 
+    :param name: Its name in the request.
     :param kind: ``choice``, ``flag``, ``integer``, ``number``, ``text``, ``sizes`` or ``weights``.
-    :param default: None if it is filled in by other means.
+    :param choices: The allowed values of a ``choice``.
+    :param default: The default; None if the server chooses one.
     :param rule: The range in words; empty if there is none.
+    :param minimum: Smallest number; None if there is none.
+    :param maximum: Largest number; None if there is none.
     """
 
     name: str
@@ -50,7 +54,7 @@ class Field(NamedTuple):
 def list_fields(schema: Mapping[str, Any]) -> dict[str, Field]:
     """Read the fields of a request, by name.
 
-    :param schema: What ``model_json_schema`` makes of it.
+    :param schema: The output of ``model_json_schema``.
     """
     return {name: _read_field(name, described) for name, described in schema["properties"].items()}
 
@@ -83,9 +87,9 @@ def _describe_range(minimum: float | None, maximum: float | None, is_open: bool)
 class FieldInput:
     """An input for one field.
 
-    :param field: What it is for.
+    :param field: The field.
     :param on_change: Called after every change.
-    :param options: Instead of a free text, one of these; they are searched by typing.
+    :param options: Values to select from, searched by typing; None allows free text.
     :param is_wide: Whether it takes a whole line.
     """
 
@@ -102,17 +106,17 @@ class FieldInput:
                 label = Text(_TITLES.get(field.name, field.name.replace("_", " ").capitalize()), tag="label")
                 Text(field.name, tag="code")
             self._input = self._make_input(field, None if options is None else list(options))
-            # NiceGUI gives the id of its own to the box around the input.
+            # NiceGUI gives its own id to the box around the input.
             label.props["for"] = f"{self._input.html_id}-input"
             self._input.props(f"outlined dense hide-bottom-space for={self._input.html_id}-input")
-            self._input.on_value_change(lambda: self.complain(None))
+            self._input.on_value_change(lambda: self.show_problem(None))
             self._input.on_value_change(on_change)
             hint = f"{field.description} {field.rule[:1].upper()}{field.rule[1:]}.".removesuffix(" .")
             ui.html(_write_code(hint), sanitize=False).classes("hint")
 
     @property
     def value(self) -> Any:
-        """What is sent; None if it is left out. What cannot be read is sent as it is, to be refused in words."""
+        """The value to send; None if it is left out. Unreadable text is sent unchanged, for the server to refuse."""
         value = self._input.value
         if value is None or value == "":
             return None
@@ -123,7 +127,7 @@ class FieldInput:
         return _read_weights(value) if self.field.kind == "weights" else value
 
     def fill(self, value: Any) -> None:
-        """Put a value in."""
+        """Set the input to a value of the configuration."""
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         elif isinstance(value, dict) and self.field.kind == "weights":
@@ -132,12 +136,12 @@ class FieldInput:
             value = True
         self._input.value = value
 
-    def complain(self, problem: str | None) -> None:
-        """Say what is wrong with it; None takes that back."""
+    def show_problem(self, problem: str | None) -> None:
+        """Show a problem at the input; None removes it."""
         self._input.error = problem
 
     def focus(self) -> None:
-        """Bring it into view."""
+        """Focus the input and scroll it into view."""
         self._input.run_method("focus")
         ui.run_javascript(f"getHtmlElement({self._box.id})?.scrollIntoView({{block: 'center'}})")
 

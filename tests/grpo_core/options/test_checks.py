@@ -1,4 +1,4 @@
-"""What GRPO's arguments may be, and what a refusal says."""
+"""GRPO's arguments are checked, and refusals help."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def build(**changes: Any) -> GRPO:
         ({"clip_range": -0.2}, f"clip_range=-0.2 is not allowed: {POSITIVE}"),
         ({"target_kl": 0.0}, "target_kl=0.0 is not allowed ... above 0, or None for no limit"),
         ({"target_kl": float("nan")}, "target_kl=nan is not allowed ... above 0, or None for no limit"),
-        ({"target_kl": float("inf")}, "target_kl=inf is not allowed"),  # JSON cannot spell it
+        ({"target_kl": float("inf")}, "target_kl=inf is not allowed"),  # JSON has no such number
         ({"ref_sync_steps": 0, "kl_coef": 0.1}, f"ref_sync_steps=0 is not allowed: {WHOLE} 1"),
         ({"ref_sync_steps": 1.5, "kl_coef": 0.1}, f"ref_sync_steps=1.5 is not allowed: {WHOLE} 1"),
         ({"horizon": 2.5}, f"horizon=2.5 is not allowed: {WHOLE} 1"),
@@ -94,38 +94,38 @@ def build(**changes: Any) -> GRPO:
         (
             {"n_steps": 100},
             "n_steps=100 is not allowed: a rollout holds whole groups of group_size * horizon = 2 * 16 = 32 steps; "
-            "take n_steps=96 or change group_size or horizon",
+            "use n_steps=96 or change group_size or horizon",
         ),
         ({"n_steps": 8}, "n_steps=8 is not allowed: a rollout holds whole groups"),
         (
             {"baseline": "residual", "bootstrap_value": False},
-            "bootstrap_value=False is not allowed: baseline='residual' judges steps by the value network; take "
+            "bootstrap_value=False is not allowed: baseline='residual' needs the value network; use "
             "bootstrap_value=True or baseline='group'",
         ),
         (
             {"baseline": "value", "advantage_scaling": "group"},
-            "advantage_scaling='group' is not allowed: baseline='value' ... take advantage_scaling='batch'",
+            "advantage_scaling='group' is not allowed: baseline='value' ... use advantage_scaling='batch'",
         ),
         ({"baseline": "value", "bootstrap_value": False}, "bootstrap_value=False is not allowed: baseline='value'"),
         (
             {"supervision": "outcome"},
-            "supervision='outcome' is not allowed: baseline='residual' judges single steps; take "
+            "supervision='outcome' is not allowed: baseline='residual' judges single steps; use "
             "supervision='process' or baseline='group'",
         ),
         ({"supervision": "outcome", "baseline": "value"}, "supervision='outcome' is not allowed: baseline='value'"),
         (
             {"ref_sync_steps": 100},
-            "ref_sync_steps=100 is not allowed: without kl_coef there is no reference policy; set kl_coef",
+            "ref_sync_steps=100 is not allowed: with kl_coef=0 there is no reference policy; set kl_coef",
         ),
         (
             {"group_mode": "action", "group_size": 4},
-            "group_size=4 is not allowed: group_mode='action' takes group_size=2",
+            "group_size=4 is not allowed: group_mode='action' needs group_size=2",
         ),
         ({"group_mode": "action", "n_steps": 33}, "n_steps=33 is not allowed: a rollout holds whole groups"),
         ({"group_mode": "branch", "n_steps": 33}, "n_steps=33 is not allowed: a rollout holds whole groups"),
         (
             {"horizon": None, "n_steps": 32},
-            "n_steps=32 is not allowed: a rollout holds whole groups of group_size * horizon = 2 * 32 = 64 steps; take "
+            "n_steps=32 is not allowed: a rollout holds whole groups of group_size * horizon = 2 * 32 = 64 steps; use "
             "n_steps=64 or change",
         ),
     ],
@@ -139,9 +139,9 @@ def test_a_refusal_names_the_value_the_rule_and_the_remedy(changes: dict[str, An
 
 def test_the_proposed_n_steps_is_accepted_as_it_stands() -> None:
     for n_steps in (1, 31, 33, 100, 1000):
-        with pytest.raises(ValueError, match=r"take n_steps=\d+ or") as refusal:
+        with pytest.raises(ValueError, match=r"use n_steps=\d+ or") as refusal:
             build(n_steps=n_steps)
-        proposed = int(str(refusal.value).split("take n_steps=")[1].split()[0])
+        proposed = int(str(refusal.value).split("use n_steps=")[1].split()[0])
         assert build(n_steps=proposed).n_steps == proposed
 
 
@@ -153,7 +153,7 @@ def test_only_discrete_actions_can_be_enumerated() -> None:
 
 
 @pytest.mark.parametrize("horizon", [None, 7])
-def test_whole_episodes_may_take_any_number_of_steps(horizon: int | None) -> None:
+def test_whole_episodes_allow_any_number_of_steps(horizon: int | None) -> None:
     for n_steps in (1, 33, 100):
         assert build(group_mode="episode", n_steps=n_steps, horizon=horizon).n_steps == n_steps
 
@@ -162,7 +162,7 @@ def test_whole_episodes_may_take_any_number_of_steps(horizon: int | None) -> Non
     ("horizon", "mode", "expected"),
     [(None, "branch", 32), (None, "action", 32), (None, "episode", None), (5, "branch", 5), (5, "episode", 5)],
 )
-def test_a_horizon_that_is_left_out_is_32_and_in_episodes_their_end(
+def test_the_default_horizon_is_32_and_unlimited_for_episodes(
     horizon: int | None, mode: GroupMode, expected: int | None
 ) -> None:
     assert get_horizon(horizon, mode) == expected
@@ -186,12 +186,12 @@ def test_a_horizon_that_is_left_out_is_32_and_in_episodes_their_end(
     ],
     ids=spell,
 )
-def test_what_is_allowed_reads_back_as_it_was_given(changes: dict[str, Any]) -> None:
+def test_allowed_arguments_read_back_as_given(changes: dict[str, Any]) -> None:
     model = build(**changes)
     assert all(getattr(model, name) is value for name, value in changes.items())
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "7"])
-def test_a_seed_that_is_no_whole_number_is_refused_by_name(seed: Any) -> None:
+def test_a_seed_that_is_not_a_whole_number_is_refused_by_name(seed: Any) -> None:
     with pytest.raises(ValueError, match=rf"seed={seed!r} is not allowed"):
         build(seed=seed)

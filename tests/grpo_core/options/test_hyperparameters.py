@@ -1,4 +1,4 @@
-"""GRPO's signature and docstring hold to the table of hyperparameters."""
+"""GRPO's signature and docstring agree with the table of hyperparameters."""
 
 import inspect
 import math
@@ -19,7 +19,7 @@ from grpo_core.options.hyperparameters import (
     Row,
 )
 
-# Arguments that say nothing of the method: what is trained, where, and what is written on the way.
+# Arguments that do not belong to the method.
 OTHER_ARGUMENTS = {
     *("self", "policy", "env", "policy_kwargs", "stats_window_size", "tensorboard_log", "verbose", "seed", "device"),
     *("_init_setup_model", "reward_function", "reward_weights"),
@@ -44,7 +44,7 @@ def list_types(annotation: Any) -> set[Any]:
     )
 
 
-def test_ones_own_are_those_that_ppo_lacks() -> None:
+def test_own_hyperparameters_are_those_that_ppo_lacks() -> None:
     assert (
         HYPERPARAMETERS.keys() - OWN_HYPERPARAMETERS.keys()
         == HYPERPARAMETERS.keys() & inspect.signature(PPO).parameters

@@ -1,4 +1,4 @@
-"""How GRPO's arguments survive a model file."""
+"""GRPO's arguments survive a model file."""
 
 import inspect
 import io
@@ -31,7 +31,7 @@ def build(**changes: Any) -> GRPO:
     return GRPO("MlpPolicy", "CartPole-v1", **{"n_steps": 32, "group_size": 2, "horizon": 16, "seed": 0, **changes})
 
 
-def test_hyperparameters_come_back_from_json_as_they_were() -> None:
+def test_hyperparameters_return_unchanged_from_json() -> None:
     assert set(CHANGED) == set(SAVED_HYPERPARAMETERS)
     defaults = {name: one.default for name, one in inspect.signature(GRPO).parameters.items()}
     same = {name for name, value in CHANGED.items() if value == defaults[name]}
@@ -42,19 +42,19 @@ def test_hyperparameters_come_back_from_json_as_they_were() -> None:
     assert hyperparameters_from_json(described) == CHANGED
 
 
-def test_hyperparameters_come_back_from_a_model_file_as_they_were() -> None:
+def test_hyperparameters_return_unchanged_from_a_model_file() -> None:
     loaded = GRPO.load(io.BytesIO(build(reward_function=REWARDS, **CHANGED).to_bytes()))
     assert {name: getattr(loaded, name) for name in CHANGED} == CHANGED
     assert loaded.reward_function == REWARDS
 
 
-def test_weights_may_be_numpys_and_whole_numbers() -> None:
+def test_weights_may_be_numpy_or_whole_numbers() -> None:
     for weights in (np.array([1.0, 2.0]), [np.float32(1), 2]):
         loaded = GRPO.load(io.BytesIO(build(reward_function=REWARDS, reward_weights=weights).to_bytes()))
         assert loaded.reward_weights == [1.0, 2.0]
 
 
-def test_a_linear_schedule_comes_back_from_json() -> None:
+def test_a_linear_schedule_returns_from_json() -> None:
     schedule = LinearSchedule(1e-2, 1e-4, 0.8)
     model = build(
         learning_rate=schedule, clip_range=FloatSchedule(LinearSchedule(0.3, 0.1, 1.0)), clip_range_high=schedule
@@ -72,8 +72,8 @@ def test_a_constant_schedule_is_kept_as_its_number() -> None:
     assert (arguments["learning_rate"], arguments["clip_range"]) == (0.02, 0.4)
 
 
-def test_a_function_is_kept_as_its_first_value_and_says_so() -> None:
-    # Its present value may be 0 by now, which no model could be built with.
+def test_a_function_is_saved_as_its_first_value_with_a_warning() -> None:
+    # Its current value may already be 0, with which no model can be built.
     model = build(learning_rate=lambda progress_remaining: 0.5 * progress_remaining)
     model.learn(64)
     with pytest.warns(UserWarning, match=r"learning_rate is a function.*0\.5 is saved.*pass learning_rate again"):
@@ -81,7 +81,7 @@ def test_a_function_is_kept_as_its_first_value_and_says_so() -> None:
     assert described["learning_rate"] == 0.5
 
 
-def test_an_argument_that_a_file_does_not_know_keeps_its_default() -> None:
+def test_an_argument_that_a_file_lacks_keeps_its_default() -> None:
     described = hyperparameters_to_json(build())
     del described["vf_lr_factor"]
     assert "vf_lr_factor" not in hyperparameters_from_json(described)

@@ -1,4 +1,4 @@
-"""Which policies are trained, what a refusal says, and how a policy survives a model file."""
+"""Policies are chosen and checked, and survive a model file."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ CAR = spaces.Dict({"camera": IMAGE, "speed": BOX})
 
 
 class Tanh(torch.nn.Tanh):
-    """Not torch's, though it has the name."""
+    """Has the name of torch's class."""
 
 
 def build(**changes: Any) -> GRPO:
@@ -50,7 +50,7 @@ def build(**changes: Any) -> GRPO:
         ({"net_arch": [64.0]}, "net_arch=[64.0] is not allowed: it must list positive layer sizes"),
         ({"net_arch": 64}, "net_arch=64 is not allowed: it must list positive layer sizes"),
         ({"net_arch": [{"pi": [64]}]}, "it must list positive layer sizes, like [64, 64] or dict(pi=[64], vf=[64])"),
-        ({"net_arch": {"qf": [64]}}, "its keys are pi and vf"),
+        ({"net_arch": {"qf": [64]}}, "its keys must be pi and vf"),
         ({"net_arch": {"pi": 64}}, "net_arch={'pi': 64} is not allowed: it must list positive layer sizes"),
         ({"log_std_init": float("inf")}, "log_std_init=inf is not allowed: it must be a finite number"),
         ({"activation_fn": Tanh}, "use one of torch.nn.Tanh"),
@@ -58,7 +58,7 @@ def build(**changes: Any) -> GRPO:
         ({"use_sde": True}, "policy_kwargs='use_sde' is not allowed"),
         ({"normalize_images": "no"}, "normalize_images='no' is not allowed: it must be True or False"),
         ({"share_features_extractor": 1}, "share_features_extractor=1 is not allowed: it must be True or False"),
-        ({"features_extractor_kwargs": {"features_dim": 3}}, "MlpPolicy's features extractor takes none"),
+        ({"features_extractor_kwargs": {"features_dim": 3}}, "MlpPolicy's features extractor has none"),
         ({"features_extractor_kwargs": [3]}, "features_extractor_kwargs=[3] is not allowed: it must be a dict"),
         ({"optimizer_class": torch.optim.LBFGS}, "use one of torch.optim.Adam, torch.optim.AdamW"),
         ({"optimizer_class": type("Adam", (torch.optim.Adam,), {})}, "use one of torch.optim.Adam"),
@@ -135,7 +135,7 @@ def test_net_arch_is_spelled_out_per_network() -> None:
     ],
     ids=str,
 )
-def test_what_a_features_extractor_does_not_take_is_refused(
+def test_an_unknown_argument_of_a_features_extractor_is_refused(
     policy: str, extractor_kwargs: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError, match="is not allowed") as refusal:
@@ -174,32 +174,32 @@ def test_a_policy_comes_back_from_json(policy: str, space: spaces.Space[Any], po
 
 
 def first_kwargs_after(policy: ActorCriticPolicy, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """SB3 adds normalized_image to the arguments it is given where images are not scaled."""
+    """Return the arguments as SB3 leaves them: it adds normalized_image if images are not scaled."""
     return {**policy_kwargs, "features_extractor_kwargs": policy.features_extractor_kwargs}
 
 
 @pytest.mark.parametrize(
     ("policy", "space", "said"),
     [
-        ("MlpPolicy", CAR, "it does not take observations of Dict"),
+        ("MlpPolicy", CAR, "it does not accept observations of Dict"),
         ("CnnPolicy", CAR, "use 'MultiInputPolicy'"),
         ("MultiInputPolicy", BOX, "use 'MlpPolicy', or 'CnnPolicy' for images"),
-        ("CnnPolicy", BOX, "it takes images"),
-        ("CnnPolicy", FLOAT_IMAGE, "policy_kwargs=dict(normalize_images=False) for an image of other numbers"),
+        ("CnnPolicy", BOX, "it accepts images"),
+        ("CnnPolicy", FLOAT_IMAGE, "policy_kwargs=dict(normalize_images=False) for images of other numbers"),
         ("CnnPolicy", SMALL_IMAGE, "at least 36 x 36 pixels; enlarge it with gymnasium.wrappers.ResizeObservation"),
         ("MultiInputPolicy", spaces.Dict({"a": SMALL_IMAGE}), "at least 36 x 36 pixels"),
-        ("MultiInputPolicy", spaces.Dict({"values": BOX}), "'values' is not allowed: torch needs this name for itself"),
-        ("MultiInputPolicy", spaces.Dict({"training": BOX}), "torch needs this name for itself; rename it"),
+        ("MultiInputPolicy", spaces.Dict({"values": BOX}), "'values' is not allowed: torch reserves this name"),
+        ("MultiInputPolicy", spaces.Dict({"training": BOX}), "torch reserves this name; rename it"),
     ],
     ids=str,
 )
-def test_observations_that_a_policy_does_not_take_are_refused(policy: str, space: spaces.Space[Any], said: str) -> None:
+def test_observations_that_do_not_suit_a_policy_are_refused(policy: str, space: spaces.Space[Any], said: str) -> None:
     with pytest.raises(ValueError, match=r"is not (allowed|supported)") as refusal:
         check_policy_fits(POLICIES[policy], {}, space)
     assert said in str(refusal.value)
 
 
-def test_a_policy_of_ones_own_is_refused_by_name() -> None:
+def test_a_custom_policy_is_refused_by_name() -> None:
     class Louder(ActorCriticPolicy):
         pass
 
@@ -217,7 +217,7 @@ def test_an_unknown_optimizer_in_a_file_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_state_of_every_optimizer_is_arrays(name: str) -> None:
+def test_every_optimizers_state_consists_of_arrays(name: str) -> None:
     kwargs: dict[str, dict[str, Any]] = {
         "SGD": {"momentum": 0.5},
         "RMSprop": {"centered": True, "momentum": 0.5},
@@ -233,7 +233,7 @@ def test_the_state_of_every_optimizer_is_arrays(name: str) -> None:
     assert all(array.dtype == np.float32 for array in state.values())
 
 
-def test_a_shared_extractor_is_saved_once_and_one_apart_twice() -> None:
+def test_a_shared_extractor_is_saved_once_and_separate_ones_twice() -> None:
     for share, n_extractors in ((True, 1), (False, 2)):
         policy = ActorCriticCnnPolicy(IMAGE, spaces.Discrete(2), lambda _: 1e-3, share_features_extractor=share)
         weights = get_weights(policy)

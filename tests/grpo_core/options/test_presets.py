@@ -1,4 +1,4 @@
-"""Presets: every one of them is something GRPO can be built from."""
+"""GRPO can be built from every preset."""
 
 import inspect
 from typing import Any
@@ -13,7 +13,7 @@ from grpo import GRPO
 from grpo_core.options.presets import Preset, get_preset, list_presets
 
 ENV_IDS = list_presets()
-# Packages that need not be there.
+# Optional packages.
 NEEDS = {"LunarLander-v3": "Box2D", "Hopper-v5": "mujoco"}
 
 

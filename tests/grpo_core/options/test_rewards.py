@@ -1,4 +1,4 @@
-"""The named reward functions against their formulas in plain ``math``."""
+"""The named reward functions agree with their formulas in plain ``math``."""
 
 import math
 import random
@@ -27,7 +27,7 @@ def plain_simple(x: float, angle: float) -> float:
 
 
 def reward_of(function: RewardFunction, x: float, angle: float) -> float:
-    """Reward of one step; every other number is one that must not matter."""
+    """Return the reward of one step; all other numbers must not matter."""
     next_state = torch.tensor([[x, 50.0, angle, -50.0]])
     return function(torch.full((1, 4), 9.0), torch.ones(1, 1), next_state).item()
 
@@ -42,7 +42,7 @@ def reward_of(function: RewardFunction, x: float, angle: float) -> float:
         (0.0, -0.125, 2.5 + 3 / math.e),
         (2.0, 0.0, 4.5 + math.exp(-6)),
         (2.4, 0.0, 3.7 + math.exp(-8.64)),
-        (5.0, 0.2, 0.1),  # 1.5 + 0.6 - 6 is below the floor
+        (5.0, 0.2, 0.1),  # 1.5 + 0.6 - 6 is below the lower bound
     ],
 )
 def test_optimized_cartpole_has_its_hand_values(x: float, angle: float, expected: float) -> None:
@@ -81,7 +81,7 @@ def test_every_shipped_function_takes_a_real_step_of_the_environments_it_is_for(
     assert 0.1 <= reward.item() <= 6.0
 
 
-def test_the_shipped_functions_are_found_by_the_name_they_bear() -> None:
+def test_the_shipped_functions_are_found_by_their_names() -> None:
     assert {name: function.__name__ for name, function in REWARD_FUNCTIONS.items()} == {
         "optimized_cartpole": "optimized_cartpole",
         "simple_cartpole": "simple_cartpole",

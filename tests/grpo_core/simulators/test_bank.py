@@ -1,4 +1,4 @@
-"""The bank of simulators: in this process and in workers, under every wrapper, with and without restoring."""
+"""Banks of simulators: in this process and in workers, under every wrapper, with and without restoring."""
 
 import os
 import threading
@@ -30,13 +30,13 @@ from grpo_core.simulators.simulator import NotBranchableError, check_branchable
 Env = gym.Env[Any, Any]
 MakeWorkers = Callable[..., VecEnv]
 
-# Forking is the fast way to start a worker; this process holds no lock that the worker could need.
+# Forking starts a worker fast, and this process holds no lock that a worker needs.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 @pytest.fixture
 def make_workers() -> Iterator[MakeWorkers]:
-    """Start workers, one per function given, that end with the test even if some have died."""
+    """Start one worker per given function; all end with the test, even if some have died."""
     started: list[SubprocVecEnv] = []
 
     def make(*env_fns: Callable[[], Env]) -> VecEnv:
@@ -61,7 +61,7 @@ def make_slippery(**options: Any) -> Env:
 
 
 class Camera(gym.Env[Any, Any]):
-    """Shows a picture that moves; allows to go only where there is a place left."""
+    """Shows a moving picture; allows only steps that stay on the line."""
 
     action_space = spaces.Discrete(2)
     n_places = 40
@@ -88,13 +88,13 @@ class Camera(gym.Env[Any, Any]):
 
     def show(self) -> Any:
         self.picture.reshape(-1)[:] = np.arange(self.picture.size) % 97 + self.place
-        # Not the dtype of the space, which VecEnvs cast to.
+        # Not the space's dtype, to which VecEnvs cast.
         picture = self.picture.copy()
         return {"image": picture, "places": [self.place, 1]} if self.with_dict else picture
 
 
 class Slate(Camera):
-    """Shows one and the same picture, drawn over with every step."""
+    """Returns the same array every time, and draws over it at every step."""
 
     def show(self) -> Any:
         super().show()
@@ -102,7 +102,7 @@ class Slate(Camera):
 
 
 class Fragile(gym.Env[Any, Any]):
-    """Breaks down at the action 1, dies of the action 2."""
+    """Raises at action 1, and ends its process at action 2."""
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     action_space = spaces.Discrete(3)
@@ -140,7 +140,7 @@ def simplify(value: Any) -> Any:
 
 
 def see(outcome: Outcome) -> Any:
-    """Everything a learner sees in an outcome, comparable with ==."""
+    """Return all that a learner sees of an outcome, comparable with ==."""
     observed = outcome.observed
     seen = (observed.observation, observed.action_masks, outcome.reward, outcome.terminated, outcome.truncated)
     return [*map(simplify, seen), simplify(outcome.info)]
@@ -179,10 +179,10 @@ STACKS: dict[str, Callable[[VecEnv], VecEnv]] = {
 
 @pytest.mark.parametrize("with_dict", [False, True], ids=["image", "dict"])
 @pytest.mark.parametrize("wrap", STACKS.values(), ids=STACKS.keys())
-def test_observations_are_those_of_the_vectorised_environment(
+def test_observations_equal_those_of_the_vectorised_environment(
     wrap: Callable[[VecEnv], VecEnv], with_dict: bool
 ) -> None:
-    """Whatever is around it, up to and including the last observation of the episode."""
+    """With any wrappers, up to and including the last observation of the episode."""
     vec_env, env = (wrap(DummyVecEnv([lambda: Camera(with_dict=with_dict)])) for _ in range(2))
     bank = make_bank(env, needs_restore=False)
     vec_env.seed(3)
@@ -257,8 +257,8 @@ BRANCHABLE: dict[str, Callable[[], Env]] = {
 
 
 @pytest.mark.parametrize("make_env", BRANCHABLE.values(), ids=BRANCHABLE.keys())
-def test_siblings_in_lock_step_do_not_disturb_each_other(make_env: Callable[[], Env]) -> None:
-    """Two branches stepped in turns on one environment see what each sees alone."""
+def test_branches_in_lock_step_do_not_affect_each_other(make_env: Callable[[], Env]) -> None:
+    """Two branches that alternate on one environment see what each sees alone."""
     bank = make_bank(DummyVecEnv([make_env]), needs_restore=True, common_random_numbers=True)
     state = start(bank)
     space = make_env().action_space
@@ -276,7 +276,7 @@ def test_siblings_in_lock_step_do_not_disturb_each_other(make_env: Callable[[], 
 
 
 def run_orders(bank: SimulatorBank, space: spaces.Space[Any]) -> list[Any]:
-    """Two branches from each of two environments' states, then a reset of one environment alone."""
+    """Play two branches from the states of two environments each, then reset only one environment."""
     space.seed(4)
     starts = bank.reset({0: 11, 1: 12})
     seen = [simplify(starts[i][0].observation) for i in (0, 1)]
@@ -306,7 +306,7 @@ def test_workers_do_the_same_step_for_step(
 
 
 @pytest.mark.parametrize("is_wrapped", [False, True], ids=["plain", "restorable"])
-def test_workers_that_are_only_reset_and_stepped_do_the_same_as_this_process(
+def test_workers_that_only_reset_and_step_do_the_same_as_this_process(
     make_workers: MakeWorkers, is_wrapped: bool
 ) -> None:
     workers = make_workers(*[lambda: RestorableWrapper(Camera()) if is_wrapped else Camera()] * 2)
@@ -320,7 +320,7 @@ def test_workers_that_are_only_reset_and_stepped_do_the_same_as_this_process(
         assert parts[0] == parts[1], "one seed is one first state"
         while not (outcome := bank.step({1: Order(1)})[1]).terminated:
             parts.append(see(outcome))
-        # No environment is reset where its episode ends: it would have gone back to a place under 20.
+        # No environment is reset when its episode ends: it would have gone back to a place under 20.
         assert outcome.info["place"] > 30
         parts.append(see(outcome))
         assert not bank.restorable
@@ -328,7 +328,7 @@ def test_workers_that_are_only_reset_and_stepped_do_the_same_as_this_process(
     assert seen[0] == seen[1]
 
 
-def test_a_wrapped_environment_is_as_good_in_this_process() -> None:
+def test_a_restorable_wrapper_does_no_harm_in_this_process() -> None:
     bank = make_bank(DummyVecEnv([lambda: RestorableWrapper(make_cart_pole())]), needs_restore=True)
     assert bank.shares_cheaply
     assert follow(bank, start(bank), [0, 1, 1]) == follow(bank, start(bank), [0, 1, 1])
@@ -346,7 +346,7 @@ def test_the_monitor_counts_on_from_the_restored_step_in_a_worker(make_workers: 
         assert (last.info["episode"]["l"], last.info["episode"]["r"]) == (6, 6)
 
 
-def test_no_state_is_captured_at_the_end_of_an_episode_or_unasked() -> None:
+def test_no_state_is_captured_at_an_episodes_end_or_without_an_order() -> None:
     bank = make_bank(DummyVecEnv([lambda: make_cart_pole(limit=2)]), needs_restore=True)
     bank.reset({0: 0})
     assert bank.step({0: Order(1)})[0].state is None
@@ -354,7 +354,7 @@ def test_no_state_is_captured_at_the_end_of_an_episode_or_unasked() -> None:
 
 
 @pytest.mark.parametrize("in_workers", [False, True], ids=["here", "in workers"])
-def test_branches_share_their_noise_only_if_random_states_are_kept(make_workers: MakeWorkers, in_workers: bool) -> None:
+def test_branches_share_noise_only_with_common_random_numbers(make_workers: MakeWorkers, in_workers: bool) -> None:
     for common_random_numbers in (False, True):
         env = make_workers(lambda: RestorableWrapper(make_slippery())) if in_workers else DummyVecEnv([make_slippery])
         bank = make_bank(env, needs_restore=True, common_random_numbers=common_random_numbers)
@@ -363,14 +363,14 @@ def test_branches_share_their_noise_only_if_random_states_are_kept(make_workers:
         assert (len(paths) == 1) is common_random_numbers
 
 
-class TwoWaysOfSaying(Camera):
-    """Masks as an array of integers with two axes."""
+class TwoAxes(Camera):
+    """Returns masks as an integer array with two axes."""
 
     def action_masks(self) -> Any:
         return np.array([[int(self.place > 15)], [1]])
 
 
-@pytest.mark.parametrize("env_type", [Camera, TwoWaysOfSaying])
+@pytest.mark.parametrize("env_type", [Camera, TwoAxes])
 @pytest.mark.parametrize("kind", ["here", "restorable", "plain"])
 def test_action_masks_are_those_after_the_step(make_workers: MakeWorkers, kind: str, env_type: type[Camera]) -> None:
     def make() -> Env:
@@ -412,7 +412,7 @@ def test_only_cheap_restores_make_sharing_an_environment_cheap(make_env: Callabl
     assert make_bank(DummyVecEnv([make_env]), needs_restore=True).shares_cheaply is is_cheap
 
 
-def test_mujoco_restores_cheaply_and_exactly_in_workers(make_workers: MakeWorkers) -> None:
+def test_mujoco_is_restored_cheaply_and_exactly_in_workers(make_workers: MakeWorkers) -> None:
     pytest.importorskip("mujoco")
 
     def make() -> Env:
@@ -469,17 +469,17 @@ def test_there_is_no_obstacle_where_groups_can_branch(make_workers: MakeWorkers)
     [make_cart_pole, lambda: make_cart_pole().unwrapped, lambda: wrappers.TimeLimit(RestorableWrapper(Camera()), 9)],
     ids=["Monitor", "bare", "inside another"],
 )
-def test_workers_without_the_wrapper_outside_cannot_be_restored(
+def test_workers_need_the_wrapper_outermost_to_be_restored(
     make_workers: MakeWorkers, make_env: Callable[[], Env]
 ) -> None:
     env = make_workers(make_env)
     with pytest.raises(NotBranchableError, match=r"vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper\)"):
         make_bank(env, needs_restore=True)
-    assert "RestorableWrapper outside of all" in str(find_obstacle(env))
+    assert "RestorableWrapper is the outermost wrapper" in str(find_obstacle(env))
     make_bank(env, needs_restore=False).reset({0: 0})
 
 
-def test_the_reason_of_a_worker_reaches_the_parent(make_workers: MakeWorkers) -> None:
+def test_a_workers_reason_reaches_the_parent(make_workers: MakeWorkers) -> None:
     env = make_workers(make_cart_pole_in_a_wrapper, lambda: RestorableWrapper(HoldsALock(make_cart_pole())))
     assert "HoldsALock cannot be copied" in str(find_obstacle(env))
     with pytest.raises(NotBranchableError, match=r"HoldsALock cannot be copied.*group_mode=\"episode\""):
@@ -490,7 +490,7 @@ def make_cart_pole_in_a_wrapper() -> Env:
     return RestorableWrapper(make_cart_pole())
 
 
-def test_an_environment_that_fails_in_a_worker_fails_in_the_parent_and_the_others_go_on(
+def test_an_error_in_a_worker_is_raised_in_the_parent_and_other_workers_continue(
     make_workers: MakeWorkers,
 ) -> None:
     bank = make_bank(make_workers(*[lambda: RestorableWrapper(Fragile())] * 3), needs_restore=True)
@@ -504,26 +504,26 @@ def test_an_environment_that_fails_in_a_worker_fails_in_the_parent_and_the_other
 @pytest.mark.parametrize(
     ("is_wrapped", "action"), [(False, 1), (False, 2), (True, 2)], ids=["plain raises", "plain exits", "wrapped exits"]
 )
-def test_a_worker_that_dies_is_an_error_and_not_a_wait(
+def test_a_dead_worker_raises_an_error_instead_of_blocking(
     make_workers: MakeWorkers, is_wrapped: bool, action: int
 ) -> None:
     workers = make_workers(*[lambda: RestorableWrapper(Fragile()) if is_wrapped else Fragile()] * 3)
     bank = make_bank(workers, needs_restore=is_wrapped)
     bank.reset(dict.fromkeys(range(3), 0))
-    for _ in range(2):  # when it dies, and when it is called again
+    for _ in range(2):  # both when it dies and at the next call
         with pytest.raises(RuntimeError, match=r"Environment 1 failed.*\nThe process died with exit code [17]"):
             bank.step({0: Order(0), 1: Order(action), 2: Order(0)})
     assert bank.step({0: Order(0), 2: Order(0)})[2].reward == 1
 
 
-def test_an_environment_that_fails_here_fails_with_its_own_error() -> None:
+def test_an_environment_in_this_process_raises_its_own_error() -> None:
     bank = make_bank(DummyVecEnv([Fragile]), needs_restore=True)
     bank.reset({0: 0})
     with pytest.raises(ZeroDivisionError, match="the wheels came off"):
         bank.step({0: Order(1)})
 
 
-def test_a_bank_that_cannot_restore_says_so_when_ordered_to() -> None:
+def test_a_bank_that_cannot_restore_refuses_to() -> None:
     bank = make_bank(DummyVecEnv([make_cart_pole]), needs_restore=False)
     bank.reset({0: 0})
     for order in (Order(0, restore=()), Order(0, capture=True)):
@@ -532,14 +532,17 @@ def test_a_bank_that_cannot_restore_says_so_when_ordered_to() -> None:
 
 
 def normalize_images(env: VecEnv) -> VecNormalize:
-    """Normalise images after all: a new VecNormalize shows them as numbers, which nobody transposes."""
+    """Normalise images: a new VecNormalize returns them as numbers, which SB3 does not transpose."""
     normalized = VecNormalize(env, norm_obs_keys=["places"])
     normalized.norm_obs_keys = ["places", "image"]
     return normalized
 
 
 REFUSED: dict[str, tuple[Callable[[VecEnv], VecEnv], str]] = {
-    "unknown wrapper": (lambda env: VecExtractDictObs(env, "image"), r"past VecExtractDictObs.*wrapper_class=\.\.\."),
+    "unknown wrapper": (
+        lambda env: VecExtractDictObs(env, "image"),
+        r"bypasses VecExtract.*wrapper_class=\.\.\.",
+    ),
     "normalized twice": (lambda env: VecNormalize(VecNormalize(env)), "two VecNormalize"),
     "normalized, then stacked": (
         lambda env: VecFrameStack(VecNormalize(env, norm_obs_keys=["places"]), 2),
@@ -553,7 +556,7 @@ REFUSED: dict[str, tuple[Callable[[VecEnv], VecEnv], str]] = {
 
 
 @pytest.mark.parametrize(("wrap", "remedy"), REFUSED.values(), ids=REFUSED.keys())
-def test_wrappers_that_steps_cannot_go_past_are_refused_with_the_remedy(
+def test_wrappers_that_cannot_be_bypassed_are_refused_with_the_remedy(
     wrap: Callable[[VecEnv], VecEnv], remedy: str
 ) -> None:
     env = wrap(DummyVecEnv([lambda: Camera(with_dict=True)]))
@@ -562,21 +565,21 @@ def test_wrappers_that_steps_cannot_go_past_are_refused_with_the_remedy(
             make_bank(env, needs_restore=needs_restore)
 
 
-def test_a_normalized_image_is_refused_where_there_is_nothing_else() -> None:
+def test_normalising_an_image_observation_is_refused() -> None:
     normalized = VecNormalize(DummyVecEnv([Camera]), norm_obs=False)
     normalized.norm_obs = True
     with pytest.raises(ValueError, match="norm_obs=False to VecNormalize"):
         make_bank(VecTransposeImage(normalized), needs_restore=False)
 
 
-def test_normalisation_of_what_is_no_image_may_be_inside_the_transposition() -> None:
+def test_numbers_may_be_normalised_inside_the_transposition() -> None:
     env = VecTransposeImage(VecNormalize(DummyVecEnv([lambda: Camera(with_dict=True)]), norm_obs_keys=["places"]))
     observed, _ = make_bank(env, needs_restore=True).reset({0: 0})[0]
     assert observed.observation["image"].shape == (1, 40, 36)
     assert observed.observation["places"][0] >= 10, "observations are not normalised here"
 
 
-class NoVecEnvWeKnow(VecEnv):
+class UnknownVecEnv(VecEnv):
     """Steps its environments in a way of its own."""
 
     def __init__(self) -> None:
@@ -598,5 +601,5 @@ class NoVecEnvWeKnow(VecEnv):
 
 
 def test_other_vectorised_environments_are_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"not of a NoVecEnvWeKnow\. Build one of these with make_vec_env"):
-        make_bank(NoVecEnvWeKnow(), needs_restore=False)
+    with pytest.raises(ValueError, match=r"not of a UnknownVecEnv; build one of these with make_vec_env"):
+        make_bank(UnknownVecEnv(), needs_restore=False)

@@ -1,4 +1,4 @@
-"""Capturing and restoring simulators: every supported environment, every layer around it, and what is refused."""
+"""Simulators are captured and restored: every supported environment and wrapper; others are refused."""
 
 import pickle
 import random
@@ -72,7 +72,7 @@ class RestorableSpring(Spring):
 
 
 class HalfCapturedSpring(Spring):
-    """Forgets the velocity."""
+    """Does not capture the velocity."""
 
     def capture_state(self) -> float:
         return self.position
@@ -82,7 +82,7 @@ class HalfCapturedSpring(Spring):
 
 
 class DrawnSpring(RestorableSpring):
-    """Draws its stiffness in every reset, and forgets to capture it."""
+    """Draws its stiffness in every reset, and does not capture it."""
 
     stiffness = 0.0
 
@@ -97,7 +97,7 @@ class DrawnSpring(RestorableSpring):
 
 
 class SpringInAnArray(Spring):
-    """Steps in one and the same array."""
+    """Returns the same array at every step."""
 
     def __init__(self) -> None:
         self.both = np.zeros(2)
@@ -120,7 +120,7 @@ class SpringInAnArray(Spring):
 
 
 class AliasedSpring(SpringInAnArray):
-    """Hands out the very object that a step changes in place."""
+    """Returns the object that a step changes in place."""
 
     def capture_state(self) -> Any:
         return self.both
@@ -129,8 +129,8 @@ class AliasedSpring(SpringInAnArray):
         self.both = state
 
 
-class Tired(gym.Wrapper[Any, Any, Any, Any]):
-    """A wrapper of a user's own: rewards shrink with every step of the episode."""
+class ShrinkingReward(gym.Wrapper[Any, Any, Any, Any]):
+    """A custom wrapper: rewards shrink with every step of the episode."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -147,7 +147,7 @@ class Tired(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class Centred(gym.Wrapper[Any, Any, Any, Any]):
-    """A wrapper that looks past the others at the simulator itself, as reward-shaping wrappers do."""
+    """A wrapper that reads the innermost environment, as reward-shaping wrappers do."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -159,10 +159,10 @@ class Centred(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class SubclassedCartPole(CartPoleEnv):
-    """It might keep state of its own, so the table of known simulators does not cover it."""
+    """A subclass may keep more state, so the table of known environments does not cover it."""
 
 
-class SpringWithAnAccomplice(Spring):
+class SpringWithASharedGenerator(Spring):
     """Draws from generators of its own, and shares np_random with another object."""
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ class SpringWithAnAccomplice(Spring):
 
 
 class GeneratedSpring(Spring):
-    """Keeps what it does next in a Python generator, which cannot be copied."""
+    """Keeps its state in a Python generator, which cannot be copied."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class GeneratedSpring(Spring):
 
 
 class HiddenSpring(Spring):
-    """Keeps its velocity where a copy of the attributes does not reach."""
+    """Keeps its velocity where copies of the attributes do not reach."""
 
     def __init__(self) -> None:
         velocities = [0.0]
@@ -215,7 +215,7 @@ def make(env_id: str, **kwargs: Any) -> Env:
 
 
 def replay(simulator: Simulator, actions: list[Any]) -> list[Any]:
-    """Everything a learner sees along the actions, as plain comparable values."""
+    """Return all that a learner sees along the actions, as plain comparable values."""
     seen = []
     for action in actions:
         observation, reward, terminated, truncated, _ = simulator.step(action)
@@ -256,11 +256,11 @@ def test_every_variant_of_a_known_environment_is_branchable(env_id: str, options
         lambda env: wrappers.StickyAction(env, 0.3),
         lambda env: wrappers.RecordEpisodeStatistics(env),
         lambda env: wrappers.TimeLimit(env, 9),
-        lambda env: Monitor(Tired(wrappers.TimeLimit(Tired(env), 30))),
+        lambda env: Monitor(ShrinkingReward(wrappers.TimeLimit(ShrinkingReward(env), 30))),
     ],
     ids=["transform", "reward", "stack", "delay", "time", "normalize", "sticky", "statistics", "limit", "own"],
 )
-def test_wrappers_that_are_not_known_are_captured_whole(wrap: Callable[[Env], Env]) -> None:
+def test_unknown_wrappers_are_captured_with_all_attributes(wrap: Callable[[Env], Env]) -> None:
     check_branchable(wrap(make("CartPole-v1")))
 
 
@@ -273,7 +273,7 @@ def test_an_environment_with_its_own_capture_and_restore_is_branchable() -> None
 
 
 @pytest.mark.parametrize("forgetful", [HalfCapturedSpring, AliasedSpring, DrawnSpring])
-def test_a_capture_that_misses_something_is_caught(forgetful: Callable[[], Env]) -> None:
+def test_an_incomplete_capture_is_detected(forgetful: Callable[[], Env]) -> None:
     with pytest.raises(NotBranchableError, match=r"not restored exactly.*capture_state\(\) misses something"):
         check_branchable(forgetful())
 
@@ -284,8 +284,8 @@ def test_the_check_replays_at_least_one_step() -> None:
         check_branchable(AliasedSpring(), n_steps=1)
 
 
-@pytest.mark.parametrize("env_type", [Spring, SubclassedCartPole, SpringInAnArray, SpringWithAnAccomplice])
-def test_any_other_environment_is_deep_copied(env_type: Callable[[], Env]) -> None:
+@pytest.mark.parametrize("env_type", [Spring, SubclassedCartPole, SpringInAnArray, SpringWithASharedGenerator])
+def test_other_environments_are_deep_copied(env_type: Callable[[], Env]) -> None:
     check_branchable(env_type())
     check_branchable(Monitor(wrappers.FrameStackObservation(wrappers.TimeLimit(env_type(), 20), 3)))
     simulator = Simulator(Monitor(env_type()))
@@ -303,15 +303,15 @@ def test_an_environment_that_cannot_be_copied_is_refused_with_the_remedy() -> No
     assert "restore_state(state)" in message
 
 
-def test_an_environment_whose_copy_misses_something_is_found_out_by_the_proof() -> None:
+def test_the_proof_detects_an_incomplete_copy() -> None:
     env = HiddenSpring()
     simulator = Simulator(env)
     with pytest.raises(NotBranchableError, match=r'not restored exactly.*group_mode="episode"'):
         simulator.prove()
 
 
-def test_the_proof_leaves_generators_and_what_wrappers_counted_as_they_were() -> None:
-    proven, untouched = (wrappers.RecordEpisodeStatistics(Monitor(SpringWithAnAccomplice())) for _ in range(2))
+def test_the_proof_leaves_generators_and_wrappers_as_they_were() -> None:
+    proven, untouched = (wrappers.RecordEpisodeStatistics(Monitor(SpringWithASharedGenerator())) for _ in range(2))
     for env in (proven, untouched):
         env.reset(seed=5)
         env.action_space.seed(5)
@@ -324,7 +324,7 @@ def test_the_proof_leaves_generators_and_what_wrappers_counted_as_they_were() ->
     assert replay(Simulator(proven), actions) == replay(Simulator(untouched), actions)
 
 
-def test_what_needs_no_proof_is_not_stepped_for_one() -> None:
+def test_an_environment_that_needs_no_proof_is_not_stepped() -> None:
     env = Monitor(make("CartPole-v1"))
     env.reset(seed=0)
     state = env.unwrapped.__dict__["state"]
@@ -332,9 +332,9 @@ def test_what_needs_no_proof_is_not_stepped_for_one() -> None:
     assert env.unwrapped.__dict__["state"] is state
 
 
-def test_an_attribute_generator_is_left_alone_unless_random_states_are_kept() -> None:
+def test_generators_among_the_attributes_are_restored_only_with_common_random_numbers() -> None:
     for common_random_numbers, n_paths in ((False, 4), (True, 1)):
-        simulator = Simulator(SpringWithAnAccomplice(), common_random_numbers)
+        simulator = Simulator(SpringWithASharedGenerator(), common_random_numbers)
         simulator.reset(seed=0)
         state = simulator.capture()
         paths = set()
@@ -360,7 +360,7 @@ def test_two_branches_from_one_state_agree_when_given_the_same_actions_and_noise
     assert len(branches[0]) > 0
 
 
-def test_restoring_brings_back_a_trajectory_that_an_untouched_twin_takes() -> None:
+def test_a_restored_environment_continues_like_an_untouched_copy() -> None:
     env, twin = make("CartPole-v1"), make("CartPole-v1")
     simulator, untouched = Simulator(env), Simulator(twin)
     simulator.reset(seed=1)
@@ -385,7 +385,7 @@ def test_a_state_outlives_the_end_of_the_episode_it_was_captured_in() -> None:
     assert replay(simulator, [1] * 50) == first
 
 
-def test_the_random_generator_is_not_rewound_so_branches_draw_their_own_noise() -> None:
+def test_the_random_generator_is_not_restored_so_branches_draw_independent_noise() -> None:
     simulator = Simulator(make("FrozenLake-v1"))
     simulator.reset(seed=0)
     state = simulator.capture()
@@ -408,7 +408,7 @@ def test_time_limit_counts_on_from_the_restored_step() -> None:
         assert rest[-1][3]
 
 
-def test_monitor_reports_the_length_and_return_of_the_restored_branch() -> None:
+def test_monitor_reports_length_and_return_of_the_restored_branch() -> None:
     simulator = Simulator(Monitor(gym.wrappers.TimeLimit(make("MountainCar-v0").unwrapped, 10)))
     simulator.reset(seed=0)
     replay(simulator, [1] * 7)
@@ -422,7 +422,7 @@ def test_monitor_reports_the_length_and_return_of_the_restored_branch() -> None:
         assert info["episode"]["r"] == -10
 
 
-def test_the_check_leaves_no_trace_in_the_process_wide_generators() -> None:
+def test_the_check_leaves_global_generators_alone() -> None:
     before: Any = np.random.get_state(legacy=False)
     check_branchable(make("Taxi-v4"))
     after: Any = np.random.get_state(legacy=False)
@@ -438,7 +438,7 @@ def test_a_vectorised_environment_that_cannot_be_restored_is_refused() -> None:
 
 
 class RestoredByReference(Spring):
-    """Copies its state when it is captured and then steps in the captured object itself."""
+    """Captures a copy of its state, but restores the captured object itself and changes it in steps."""
 
     def capture_state(self) -> Any:
         return [self.position, self.velocity]
@@ -454,13 +454,13 @@ class RestoredByReference(Spring):
         return outcome
 
 
-def test_an_environment_that_steps_in_the_captured_object_is_caught() -> None:
+def test_an_environment_that_changes_the_captured_object_is_detected() -> None:
     with pytest.raises(NotBranchableError, match="instead of a copy"):
         check_branchable(RestoredByReference())
 
 
 class CountsLazily(gym.Wrapper[Any, Any, Any, Any]):
-    """Makes the attribute it counts in only when the first step is taken."""
+    """Creates its counter at the first step."""
 
     def reset(self, **kwargs: Any) -> Any:
         self.__dict__.pop("n", None)
@@ -472,7 +472,7 @@ class CountsLazily(gym.Wrapper[Any, Any, Any, Any]):
         return observation, float(self.n), terminated, truncated, info
 
 
-def test_what_a_wrapper_makes_on_the_way_is_taken_away_again() -> None:
+def test_attributes_that_a_wrapper_creates_later_are_removed_again() -> None:
     env = CountsLazily(gym.make("CartPole-v1"))
     check_branchable(env)
     simulator = Simulator(env)
@@ -492,7 +492,7 @@ class HoldsALock(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class CopiesItself(HoldsALock):
-    """Cannot be copied, but knows how to copy what matters."""
+    """Cannot be deep-copied, but captures and restores itself."""
 
     def capture_state(self) -> Any:
         return Simulator(self.env).capture()
@@ -511,7 +511,7 @@ def test_a_wrapper_may_copy_itself_and_all_it_wraps() -> None:
 
 
 class ReadsTheCore(gym.Wrapper[Any, Any, Any, Any]):
-    """Holds on to an object of the simulator, as wrappers that shape rewards do, and to a space and a function."""
+    """Keeps a reference to an object of the innermost environment, to a space and to a function."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -529,7 +529,7 @@ class ReadsTheCore(gym.Wrapper[Any, Any, Any, Any]):
         return observation, self.shape(float(self.both[1])), terminated, truncated, info
 
 
-def test_a_wrapper_that_holds_an_object_of_the_simulator_still_holds_it_after_a_restore() -> None:
+def test_a_wrappers_references_to_the_environments_objects_survive_a_restore() -> None:
     env = ReadsTheCore(SpringInAnArray())
     check_branchable(env)
     simulator = Simulator(env)
@@ -539,7 +539,7 @@ def test_a_wrapper_that_holds_an_object_of_the_simulator_still_holds_it_after_a_
     assert env.actions is env.env.action_space
 
 
-def test_a_state_can_be_pickled_and_restored_in_a_twin() -> None:
+def test_a_state_can_be_pickled_and_restored_in_another_copy() -> None:
     envs = [Centred(wrappers.TransformReward(make("CartPole-v1"), lambda reward: 2 * float(reward))) for _ in range(2)]
     simulators = [Simulator(env) for env in envs]
     for simulator, seed in zip(simulators, (1, 2), strict=True):
@@ -551,7 +551,7 @@ def test_a_state_can_be_pickled_and_restored_in_a_twin() -> None:
 
 
 class OnlyOneAllowed(Spring):
-    """Allows the actions in turn, and refuses the others."""
+    """Allows only one action at a time, each in turn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -579,11 +579,11 @@ class OnlyOneOfSixAllowed(OnlyOneAllowed):
 
 
 @pytest.mark.parametrize("env_type", [OnlyOneAllowed, OnlyOneOfSixAllowed])
-def test_the_check_takes_allowed_actions_only(env_type: Callable[[], Env]) -> None:
+def test_the_check_takes_only_allowed_actions(env_type: Callable[[], Env]) -> None:
     check_branchable(Monitor(env_type()))
 
 
-def test_the_check_compares_dictionaries_and_takes_nan_for_nan() -> None:
+def test_the_check_compares_dictionaries_and_treats_nan_as_equal() -> None:
     def show(observation: Any) -> dict[str, Any]:
         return {"x": observation, "gap": np.array([np.nan], np.float32)}
 
@@ -610,7 +610,7 @@ MUJOCO = [
 
 @pytest.fixture
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MuJoCo writes what it thinks of HalfCheetah's model file to a file in the working directory."""
+    """Change the working directory, where MuJoCo writes a log of warnings about HalfCheetah's model."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -623,17 +623,17 @@ def test_every_mujoco_environment_is_branchable(name: str) -> None:
     assert Simulator(env).is_cheap
 
 
-# Gymnasium says that there is a newer version.
+# Gymnasium warns that there is a newer version.
 @pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
-# Gymnasium refuses to make a Pusher with this MuJoCo.
+# Gymnasium refuses to make Pusher-v4 with this version of MuJoCo.
 @pytest.mark.usefixtures("_in_a_folder_of_its_own")
 @pytest.mark.parametrize("name", [name for name in MUJOCO if name != "Pusher"])
-def test_the_fourth_versions_of_mujoco_environments_are_branchable_as_well(name: str) -> None:
+def test_version_4_of_mujoco_environments_is_branchable_too(name: str) -> None:
     pytest.importorskip("mujoco")
     check_branchable(make(f"{name}-v4"), n_steps=16)
 
 
-def test_what_a_reset_draws_outside_the_physics_is_restored_with_it() -> None:
+def test_attributes_that_a_reset_draws_are_restored_with_the_physics() -> None:
     pytest.importorskip("mujoco")
     env = make("Reacher-v5")
     simulator = Simulator(env)
@@ -664,9 +664,9 @@ def test_a_subclass_of_a_mujoco_environment_is_restored_with_its_own_attributes(
 
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "BipedalWalker-v3", "CarRacing-v3"])
-def test_box2d_is_refused_with_the_way_to_train_on_it(env_id: str) -> None:
+def test_box2d_is_refused_with_a_way_to_train_on_it(env_id: str) -> None:
     pytest.importorskip("Box2D")
-    with pytest.raises(NotBranchableError, match=r'Box2D keeps contacts.*group_mode="episode"'):
+    with pytest.raises(NotBranchableError, match=r'Box2D.s contacts.*group_mode="episode"'):
         Simulator(make(env_id))
 
 
@@ -677,7 +677,7 @@ def make_atari(**options: Any) -> Env:
 
 
 def wrap_atari(env: Env) -> Env:
-    """Everything in SB3's AtariWrapper that does not take OpenCV."""
+    """Wrap like SB3's AtariWrapper, without the parts that need OpenCV."""
     env = atari_wrappers.NoopResetEnv(atari_wrappers.StickyActionEnv(env, 0.25), 10)
     env = atari_wrappers.EpisodicLifeEnv(atari_wrappers.MaxAndSkipEnv(env, 4))
     return Monitor(atari_wrappers.ClipRewardEnv(atari_wrappers.FireResetEnv(env)))
@@ -694,12 +694,12 @@ def test_atari_is_branchable(wrap: Callable[[Env], Env], options: dict[str, Any]
     simulator.restore(pickle.loads(pickle.dumps(simulator.capture())))
 
 
-def test_atari_in_the_whole_wrapper_is_branchable() -> None:
+def test_atari_in_the_full_wrapper_is_branchable() -> None:
     pytest.importorskip("cv2")
     check_branchable(Monitor(atari_wrappers.AtariWrapper(make_atari(), action_repeat_probability=0.25)), n_steps=16)
 
 
-def test_atari_that_repeats_actions_by_itself_is_refused_with_the_remedy() -> None:
+def test_atari_that_itself_repeats_actions_is_refused_with_the_remedy() -> None:
     remedy = r"repeat_action_probability=0 and .* AtariWrapper\(env, action_repeat_probability=0.25\)"
     with pytest.raises(NotBranchableError, match=remedy):
         Simulator(make_atari(repeat_action_probability=0.25))

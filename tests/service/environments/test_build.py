@@ -1,4 +1,4 @@
-"""Environments are built in one way, whatever they are built for."""
+"""Environments are built in one way for every purpose."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ RENDER_MODES: list[str | None] = []
 
 
 class DrawnEnv(LineEnv):
-    """The same walk, which notes how it is to be drawn."""
+    """A line that records its render mode."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def drawn_env() -> Iterator[str]:
     del gym.registry["Drawn-v0"]
 
 
-def test_only_a_film_asks_an_environment_to_be_drawn(client: TestClient, drawn_env: str) -> None:
+def test_only_a_film_asks_for_a_render_mode(client: TestClient, drawn_env: str) -> None:
     assert client.get(f"/environments/{drawn_env}").json()["restorable"]
     request = {"env_name": drawn_env, "total_timesteps": 64, "n_envs": 2, "eval_freq": 64, "n_eval_episodes": 1}
     assert train_to_end(client, **request, model_name="m")["status"] == "completed"
@@ -49,24 +49,24 @@ def test_only_a_film_asks_an_environment_to_be_drawn(client: TestClient, drawn_e
     assert set(RENDER_MODES) == {None, "rgb_array"}
 
 
-def test_every_environment_to_train_in_notes_its_episodes(drawn_env: str) -> None:
+def test_every_training_environment_records_its_episodes(drawn_env: str) -> None:
     env = build_vec_env(drawn_env, 3)
     assert [type(each) for each in env.envs] == [Monitor] * 3
     assert len({id(each.unwrapped) for each in env.envs}) == 3
     env.close()
 
 
-def test_what_cannot_be_built_is_refused_with_the_reason(register_env: RegisterEnv) -> None:
+def test_an_environment_that_cannot_be_built_is_refused_with_the_reason(register_env: RegisterEnv) -> None:
     def fail() -> LineEnv:
         raise OSError(2, "no track", "/home/someone/track")
 
     env_name = register_env(fail)
     for build in (lambda: build_env(env_name), lambda: build_vec_env(env_name, 2)):
-        with pytest.raises(InvalidRequestError, match=r"cannot be created here \(FileNotFoundError: no track"):
+        with pytest.raises(InvalidRequestError, match=r"on this server \(FileNotFoundError: no track"):
             build()
 
 
-def test_what_cannot_be_trained_is_refused_and_closed(register_env: RegisterEnv) -> None:
+def test_an_environment_with_unsupported_spaces_is_refused_and_closed(register_env: RegisterEnv) -> None:
     closed = []
 
     class Graphs(SpaceEnv):

@@ -1,4 +1,4 @@
-"""Policies are evaluated and filmed in the environments that their files name, and failures are reported."""
+"""Models are evaluated and filmed in the environments that their files name, and failures are reported."""
 
 import io
 import json
@@ -50,7 +50,7 @@ class DrawnLineEnv(LineEnv):
 
 
 class EndlessEnv(LineEnv):
-    """A line without an end."""
+    """A line that never ends."""
 
     def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
         observation, reward, *_, info = super().step(action)
@@ -121,7 +121,7 @@ def list_frames(content: bytes) -> list[int]:
 
 
 class TestEvaluating:
-    def test_the_figures_are_those_of_the_same_episodes_played_by_hand(
+    def test_the_figures_agree_with_the_same_episodes_played_by_hand(
         self, client: TestClient, save: SaveModel, tmp_path: Path
     ) -> None:
         content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
@@ -150,13 +150,13 @@ class TestEvaluating:
             assert figures["mean_reward"] == pytest.approx(np.mean(episodes))
             assert figures["std_reward"] == pytest.approx(np.std(episodes))
             assert (figures["min_reward"], figures["max_reward"]) == (min(episodes), max(episodes))
-            # No episode comes near 475, from which CartPole counts as solved.
+            # No episode reaches 475, from which CartPole counts as solved.
             assert figures["success_rate"] == 0.0
         assert (answer["model_name"], answer["env_name"], answer["seed"]) == ("m", "CartPole-v1", 7)
         assert answer["deterministic"] is True
         assert answer["seconds"] > 0
 
-    def test_a_policy_that_wins_every_time_is_better_than_random_and_one_that_never_does_is_not(
+    def test_a_policy_that_always_wins_is_better_than_random_and_one_that_never_wins_is_not(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes, to_the_left: bytes
     ) -> None:
         register_env(LineEnv)
@@ -181,14 +181,14 @@ class TestEvaluating:
         answer = evaluate(client, n_episodes=1)
         assert (answer["evaluation"]["mean_reward_ci95"], answer["better_than_random"]) == (None, False)
 
-    def test_drawn_actions_are_repeated_by_the_seed(self, client: TestClient, save: SaveModel) -> None:
+    def test_the_seed_makes_drawn_actions_reproducible(self, client: TestClient, save: SaveModel) -> None:
         save(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))
         drawn = [evaluate(client, n_episodes=5, seed=seed, deterministic=False)["evaluation"] for seed in (1, 2)]
         save(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))  # a new file, so nothing is cached
         assert evaluate(client, n_episodes=5, seed=1, deterministic=False)["evaluation"] == drawn[0]
         assert drawn[0] != drawn[1]
 
-    def test_the_card_shows_the_latest_evaluation_of_this_very_file(
+    def test_the_card_shows_the_latest_evaluation_of_the_current_file(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes, to_the_left: bytes
     ) -> None:
         register_env(LineEnv)
@@ -202,7 +202,7 @@ class TestEvaluating:
         save(to_the_left)
         assert client.get("/models/m").json()["evaluation"] is None
 
-    def test_what_was_found_out_is_remembered_until_the_file_changes(
+    def test_an_evaluation_is_remembered_until_the_file_changes(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes, to_the_left: bytes
     ) -> None:
         n_resets: list[None] = []
@@ -268,7 +268,7 @@ class TestFilming:
         # Six frames at five per second.
         assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "film.mp4")) == (6, pytest.approx(1.2, abs=0.05))
 
-    def test_a_film_is_made_once_per_question(
+    def test_a_repeated_request_gets_the_same_film(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
     ) -> None:
         n_resets: list[None] = []
@@ -286,7 +286,7 @@ class TestFilming:
         assert [client.get("/models/m/video", params=question).content for question in questions] == first
         assert len(n_resets) == 5
 
-    def test_an_environment_that_cannot_be_drawn_is_refused_with_the_remedy(
+    def test_an_environment_that_cannot_be_rendered_is_refused_with_the_remedy(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
     ) -> None:
         register_env(LineEnv)
@@ -296,7 +296,7 @@ class TestFilming:
         assert "rgb_array" in detail
         assert "evaluate" in detail
 
-    def test_what_is_drawn_must_be_an_image(
+    def test_a_rendered_frame_must_be_an_image(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
     ) -> None:
         class Blank(DrawnLineEnv):
@@ -321,10 +321,10 @@ class TestModelsThatCannotBePlayed:
 
         return send
 
-    def test_one_that_is_not_there(self, play: Callable[[], Any]) -> None:
+    def test_a_missing_one(self, play: Callable[[], Any]) -> None:
         assert "GET /models" in get_detail(play(), 404)
 
-    def test_a_file_that_is_damaged(self, play: Callable[[], Any], save: SaveModel, to_the_right: bytes) -> None:
+    def test_a_damaged_file(self, play: Callable[[], Any], save: SaveModel, to_the_right: bytes) -> None:
         save(to_the_right[:-9])
         assert "cannot be used" in get_detail(play(), 409)
 
@@ -332,7 +332,7 @@ class TestModelsThatCannotBePlayed:
         save(make_model("CartPole-v1").to_bytes())
         assert "names no environment" in get_detail(play(), 409)
 
-    def test_a_file_whose_environment_is_not_here(
+    def test_a_file_whose_environment_is_not_registered(
         self, play: Callable[[], Any], save: SaveModel, to_the_right: bytes
     ) -> None:
         save(to_the_right)
@@ -388,7 +388,7 @@ class TestModelsThatCannotBePlayed:
 
 
 class TestManyClients:
-    def test_those_who_went_away_leave_room_for_others(
+    def test_clients_that_leave_make_room_for_others(
         self, app: FastAPI, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
     ) -> None:
         gate = Gate()
@@ -407,7 +407,7 @@ class TestManyClients:
             client = TestClient(app, base_url="http://localhost")
             assert evaluate(client, n_episodes=2, seed=9)["evaluation"]["n_episodes"] == 2
 
-    def test_more_than_ten_at_once_are_told_to_come_again(
+    def test_more_than_ten_at_once_are_told_to_try_again(
         self, app: FastAPI, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
     ) -> None:
         gate = Gate()
@@ -445,9 +445,7 @@ def process_client(tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
-def test_in_a_process_of_its_own_a_policy_is_judged_and_filmed_without_a_screen(
-    process_client: TestClient, save: SaveModel
-) -> None:
+def test_a_worker_process_evaluates_and_films_without_a_screen(process_client: TestClient, save: SaveModel) -> None:
     save(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))
     assert evaluate(process_client, n_episodes=2)["evaluation"]["n_episodes"] == 2
     for video_format, start in (("gif", b"GIF89a"), ("mp4", b"\x00\x00\x00")):
@@ -457,12 +455,12 @@ def test_in_a_process_of_its_own_a_policy_is_judged_and_filmed_without_a_screen(
     with Image.open(io.BytesIO(process_client.get("/models/m/video?max_steps=20").content)) as film:
         assert film.size == (480, 320)
         shot = np.asarray(film.convert("RGB"))
-    # The cart is black, in the middle of a white background.
+    # The cart is black, on a white background.
     assert shot[250, 240].max() < 60
     assert shot[10, 10].min() > 240
 
 
-def test_an_environment_that_hangs_is_killed_and_nothing_of_it_is_left(
+def test_an_environment_that_hangs_is_killed_and_leaves_nothing_behind(
     tmp_path: Path, save: SaveModel, to_the_right: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -471,7 +469,7 @@ def test_an_environment_that_hangs_is_killed_and_nothing_of_it_is_left(
         save(to_the_right)
         app = create_app(Settings(models_dir=tmp_path / "models", executor="process", task_seconds=3))
         with TestClient(app, base_url="http://localhost") as client:
-            # The first one may wait for the imports of the forkserver.
+            # The first request may wait for the forkserver's imports.
             wait_until(lambda: client.post("/models/m/evaluate").status_code == 200)
             detail = get_detail(client.get("/models/m/video"), 413)
             assert "max_steps" in detail

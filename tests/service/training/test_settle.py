@@ -392,7 +392,7 @@ class TestFitting:
     def test_group_mode_action_has_one_branch_per_action(self) -> None:
         config = resolve(env_name="FrozenLake-v1", group_mode="action")
         assert (config.group_mode, config.group_size) == ("action", 4)
-        assert "group_mode='action' takes group_size=4" in refuse(
+        assert "group_mode='action' needs group_size=4" in refuse(
             env_name="FrozenLake-v1", group_mode="action", group_size=2
         )
 

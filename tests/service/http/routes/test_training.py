@@ -111,7 +111,7 @@ class TestEvaluating:
             assert client.post("/train", json=rule).status_code == 422, rule
         refused = client.post("/train", json={"total_timesteps": 100, "eval_freq": 200})
         assert refused.status_code == 400
-        assert "take at most 100" in refused.json()["detail"]
+        assert "send at most 100" in refused.json()["detail"]
 
 
 def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
