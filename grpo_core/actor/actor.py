@@ -8,6 +8,7 @@ faster than an eager torch forward.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +26,16 @@ from grpo_core.actor.extractors import ExtractorPlan, FeaturesExtractor, FloatAr
 from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.spaces import Observations, unpack
 
-ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "Tanh": np.tanh,
-    "ReLU": lambda x: np.maximum(x, np.float32(0)),
-    "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0)))),
-    "LeakyReLU": lambda x: np.where(x > 0, x, np.float32(0.01) * x),
-}
+# The slope of torch.nn.LeakyReLU below 0, where none is given.
+LEAKY_SLOPE = np.float32(0.01)
+ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = MappingProxyType(
+    {
+        "Tanh": np.tanh,
+        "ReLU": lambda x: np.maximum(x, np.float32(0)),
+        "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0)))),
+        "LeakyReLU": lambda x: np.where(x > 0, x, LEAKY_SLOPE * x),
+    }
+)
 
 
 class Decision(NamedTuple):

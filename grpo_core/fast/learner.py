@@ -6,7 +6,8 @@ calls. It rounds differently from torch, in the last digits; ``tests/grpo_core/f
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,11 +17,12 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Diag
 from stable_baselines3.common.policies import ActorCriticPolicy
 from threadpoolctl import ThreadpoolController
 
-from grpo_core.actor.actor import ACTIVATIONS, Actor
+from grpo_core.actor.actor import ACTIVATIONS, LEAKY_SLOPE, Actor
 from grpo_core.actor.extractors import FloatArray
 from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.options.choices import LossType
 from grpo_core.spaces import Observations
+from grpo_core.update.losses import TARGET_KL_TOLERANCE
 
 # Options of Adam that change its step; a policy whose optimizer sets one of them is left to torch.
 _ADAM_EXTRAS = ("weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
@@ -31,12 +33,14 @@ _BLAS = ThreadpoolController().select(user_api="blas")
 _LOG_2_PI = math.log(2.0 * math.pi)
 
 # The derivative of an activation by what it put out.
-_SLOPES: dict[str, Callable[[FloatArray], Any]] = {
-    "Tanh": lambda h: 1.0 - h * h,
-    "ReLU": lambda h: h > 0.0,
-    "ELU": lambda h: np.where(h > 0.0, np.float32(1.0), h + 1.0),
-    "LeakyReLU": lambda h: np.where(h > 0.0, np.float32(1.0), np.float32(0.01)),
-}
+_SLOPES: Mapping[str, Callable[[FloatArray], Any]] = MappingProxyType(
+    {
+        "Tanh": lambda h: 1.0 - h * h,
+        "ReLU": lambda h: h > 0.0,
+        "ELU": lambda h: np.where(h > 0.0, np.float32(1.0), h + 1.0),
+        "LeakyReLU": lambda h: np.where(h > 0.0, np.float32(1.0), LEAKY_SLOPE),
+    }
+)
 
 
 def is_plain_mlp(policy: ActorCriticPolicy) -> bool:
@@ -372,7 +376,7 @@ class MlpLearner:
         approx_kl = np.dot(steps.weights, np.expm1(log_ratio) - log_ratio) / n_steps
         clip_fraction = np.dot(steps.weights, too_low | too_high) / n_steps
         self._measured.append((loss, policy_loss, value_loss, entropy_loss, *kl_ref, approx_kl, clip_fraction))
-        if rule.target_kl is not None and approx_kl > 1.5 * rule.target_kl:
+        if rule.target_kl is not None and approx_kl > TARGET_KL_TOLERANCE * rule.target_kl:
             return False
 
         slopes *= steps.weights / n_steps

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,21 @@ from grpo_core.actor.extractors import EXTRACTOR_ARGUMENTS, ExtractorPlan, check
 from grpo_core.options.checks import is_real, is_whole, refuse
 from grpo_core.spaces import is_image_space
 
-POLICIES: Mapping[str, type[ActorCriticPolicy]] = {
-    "MlpPolicy": ActorCriticPolicy,
-    "CnnPolicy": ActorCriticCnnPolicy,
-    "MultiInputPolicy": MultiInputActorCriticPolicy,
-}
-OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
-    "Adam": torch.optim.Adam,
-    "AdamW": torch.optim.AdamW,
-    "RMSprop": torch.optim.RMSprop,
-    "SGD": torch.optim.SGD,
-}
+POLICIES: Mapping[str, type[ActorCriticPolicy]] = MappingProxyType(
+    {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+)
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = MappingProxyType(
+    {
+        "Adam": torch.optim.Adam,
+        "AdamW": torch.optim.AdamW,
+        "RMSprop": torch.optim.RMSprop,
+        "SGD": torch.optim.SGD,
+    }
+)
 _POLICY_KWARGS = (
     "net_arch",
     "activation_fn",
