@@ -82,9 +82,7 @@ def _has_convolutions(space: spaces.Space[Any]) -> bool:
     return True
 
 
-def check_policy_kwargs(
-    policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
-) -> None:
+def check_policy_kwargs(policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy]) -> None:
     """Check that the policy is one that the NumPy actor can run and a model file can hold.
 
     :raises ValueError: With the value, the rule and the remedy.
@@ -134,9 +132,7 @@ def check_policy_fits(
     list_shapes(observation_space, plan, "")  # raises on an image that is too small
 
 
-def resolve_net_arch(
-    policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
-) -> dict[str, list[int]]:
+def resolve_net_arch(policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy]) -> dict[str, list[int]]:
     """Spell out the layer sizes of the policy (``pi``) and the value network (``vf``).
 
     SB3's defaults are 64, 64, and none after the convolutions of ``CnnPolicy``.
@@ -149,9 +145,7 @@ def resolve_net_arch(
     return {"pi": list(net_arch), "vf": list(net_arch)}
 
 
-def network_to_json(
-    policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
-) -> dict[str, Any]:
+def network_to_json(policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy]) -> dict[str, Any]:
     """Describe the network and its optimizer for a model file."""
     optimizer_class = policy_kwargs.get("optimizer_class", torch.optim.Adam)
     optimizer_kwargs = policy_kwargs.get("optimizer_kwargs")

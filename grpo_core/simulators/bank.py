@@ -30,14 +30,14 @@ class SimulatorBank(ABC):
     :param n_envs: Number of environments.
     :param path: What the vectorised environment's wrappers do to observations.
     :param restorable: Whether states are captured and restored; if not, the bank only resets and steps.
-    :param shares_cheaply: Whether capturing and restoring cost so little that one environment may serve many branches
+    :param is_cheap: Whether capturing and restoring cost so little that one environment may serve many branches
         in lock-step.
     """
 
-    def __init__(self, n_envs: int, path: ObservationPath, restorable: bool, shares_cheaply: bool) -> None:
+    def __init__(self, n_envs: int, path: ObservationPath, restorable: bool, is_cheap: bool) -> None:
         self.n_envs = n_envs
         self.restorable = restorable
-        self.shares_cheaply = shares_cheaply
+        self.is_cheap = is_cheap
         #: The environments themselves, where they live in this process and the policy sees their own observations,
         #: normalised at most; empty elsewhere.
         self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
@@ -145,8 +145,8 @@ class _LocalBank(SimulatorBank):
         for simulator in simulators:
             simulator.prove()
         self._single_envs = [SingleEnv(env, simulators[i] if needs_restore else None) for i, env in enumerate(envs)]
-        shares_cheaply = needs_restore and all(simulator.is_cheap for simulator in simulators)
-        super().__init__(len(envs), path, needs_restore, shares_cheaply)
+        is_cheap = needs_restore and all(simulator.is_cheap for simulator in simulators)
+        super().__init__(len(envs), path, needs_restore, is_cheap)
         if path.is_empty:
             self.plain_envs = envs
 
@@ -161,7 +161,7 @@ class _RestorableWorkerBank(SimulatorBank):
     """Environments in worker processes, each inside a ``RestorableWrapper``."""
 
     def __init__(self, base: SubprocVecEnv, path: ObservationPath, common_random_numbers: bool) -> None:
-        super().__init__(base.num_envs, path, restorable=True, shares_cheaply=False)
+        super().__init__(base.num_envs, path, restorable=True, is_cheap=False)
         self._base = base
         self._common_random_numbers = common_random_numbers
 
@@ -182,7 +182,7 @@ class _PlainWorkerBank(SimulatorBank):
     """Environments in worker processes, with or without a wrapper of ours, which are only reset and stepped."""
 
     def __init__(self, base: SubprocVecEnv, path: ObservationPath) -> None:
-        super().__init__(base.num_envs, path, restorable=False, shares_cheaply=False)
+        super().__init__(base.num_envs, path, restorable=False, is_cheap=False)
         self._base = base
         self._has_masks = base.has_attr("action_masks")
         self._observe_env = make_observer(base.observation_space)
