@@ -107,19 +107,19 @@ class Actor:
             return tuple((frozen[f"{name}.weight"], frozen[f"{name}.bias"]) for name in names)
 
         plan = ExtractorPlan.from_json(network)
-        policy_extractor = make_extractor(observation_space, plan, frozen, "features_extractor")
+        policy_extractor = value_extractor = make_extractor(observation_space, plan, frozen, "features_extractor")
+        if not plan.is_shared:
+            value_extractor = make_extractor(observation_space, plan, frozen, "vf_features_extractor")
         return cls(
-            observation_space,
-            action_space,
-            network["activation"],
-            policy_extractor,
-            policy_extractor
-            if plan.is_shared
-            else make_extractor(observation_space, plan, frozen, "vf_features_extractor"),
-            layers("mlp_extractor.policy_net", "action_net"),
-            layers("mlp_extractor.value_net", "value_net"),
-            make_distribution(action_space, frozen.get("log_std")),
-            normalization,
+            observation_space=observation_space,
+            action_space=action_space,
+            activation=network["activation"],
+            policy_extractor=policy_extractor,
+            value_extractor=value_extractor,
+            policy_layers=layers("mlp_extractor.policy_net", "action_net"),
+            value_layers=layers("mlp_extractor.value_net", "value_net"),
+            distribution=make_distribution(action_space, frozen.get("log_std")),
+            normalization=normalization,
         )
 
     def act(
