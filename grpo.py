@@ -46,6 +46,7 @@ from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.simulator import NotBranchableError, check_branchable
 from grpo_core.spaces import Observations, check_action_space, check_observation_space
 from grpo_core.update.losses import (
+    TARGET_KL_TOLERANCE,
     compute_cispo_loss,
     compute_clipped_surrogate,
     compute_filter_weights,
@@ -534,7 +535,7 @@ class GRPO(SavedAlgorithm):
                 is_outside = (ratio < 1.0 - clip_range) | (ratio > 1.0 + clip_range_high)
                 metrics["clip_fraction"] = (batch.weights * is_outside).mean()
             measured.append({name: metric.detach() for name, metric in {"loss": loss, **metrics}.items()})
-            if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+            if self.target_kl is not None and approx_kl > TARGET_KL_TOLERANCE * self.target_kl:
                 break
 
             self.policy.optimizer.zero_grad()

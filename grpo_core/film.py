@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 if TYPE_CHECKING:  # Pillow is optional
     from PIL.Image import Image
@@ -28,8 +27,6 @@ _MAX_SAMPLES = 64
 _SAMPLE_PIXELS = 120
 # How long a GIF shows the end of the episode before it starts again.
 _HOLD_SECONDS = 1.0
-
-Frame = npt.NDArray[np.uint8]
 
 
 class FilmRecorder:

@@ -8,6 +8,7 @@ faster than an eager torch forward.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +26,16 @@ from grpo_core.actor.extractors import ExtractorPlan, FeaturesExtractor, FloatAr
 from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.spaces import Observations, unpack
 
-ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "Tanh": np.tanh,
-    "ReLU": lambda x: np.maximum(x, np.float32(0)),
-    "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0)))),
-    "LeakyReLU": lambda x: np.where(x > 0, x, np.float32(0.01) * x),
-}
+# The slope of torch.nn.LeakyReLU below 0, where none is given.
+LEAKY_SLOPE = np.float32(0.01)
+ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = MappingProxyType(
+    {
+        "Tanh": np.tanh,
+        "ReLU": lambda x: np.maximum(x, np.float32(0)),
+        "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0)))),
+        "LeakyReLU": lambda x: np.where(x > 0, x, LEAKY_SLOPE * x),
+    }
+)
 
 
 class Decision(NamedTuple):
@@ -102,19 +107,19 @@ class Actor:
             return tuple((frozen[f"{name}.weight"], frozen[f"{name}.bias"]) for name in names)
 
         plan = ExtractorPlan.from_json(network)
-        policy_extractor = make_extractor(observation_space, plan, frozen, "features_extractor")
+        policy_extractor = value_extractor = make_extractor(observation_space, plan, frozen, "features_extractor")
+        if not plan.is_shared:
+            value_extractor = make_extractor(observation_space, plan, frozen, "vf_features_extractor")
         return cls(
-            observation_space,
-            action_space,
-            network["activation"],
-            policy_extractor,
-            policy_extractor
-            if plan.is_shared
-            else make_extractor(observation_space, plan, frozen, "vf_features_extractor"),
-            layers("mlp_extractor.policy_net", "action_net"),
-            layers("mlp_extractor.value_net", "value_net"),
-            make_distribution(action_space, frozen.get("log_std")),
-            normalization,
+            observation_space=observation_space,
+            action_space=action_space,
+            activation=network["activation"],
+            policy_extractor=policy_extractor,
+            value_extractor=value_extractor,
+            policy_layers=layers("mlp_extractor.policy_net", "action_net"),
+            value_layers=layers("mlp_extractor.value_net", "value_net"),
+            distribution=make_distribution(action_space, frozen.get("log_std")),
+            normalization=normalization,
         )
 
     def act(

@@ -7,6 +7,7 @@ their channels first, ``(n_channels, height, width)``, as SB3 hands them to a po
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,11 +23,13 @@ Shapes = dict[str, tuple[int, ...]]
 
 POLICY_NAMES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
 # Arguments that each policy's features extractor takes.
-EXTRACTOR_ARGUMENTS = {
-    "MlpPolicy": (),
-    "CnnPolicy": ("features_dim", "normalized_image"),
-    "MultiInputPolicy": ("cnn_output_dim", "normalized_image"),
-}
+EXTRACTOR_ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "MlpPolicy": (),
+        "CnnPolicy": ("features_dim", "normalized_image"),
+        "MultiInputPolicy": ("cnn_output_dim", "normalized_image"),
+    }
+)
 # Filters, kernel size and stride of NatureCNN's three convolutions (Mnih et al., Nature 518, 2015).
 _CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 _MIN_IMAGE_SIZE = 36  # pixels; of fewer, the three convolutions leave none

@@ -5,25 +5,30 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 
 from grpo_core.actor.actor import Actor
+from grpo_core.fast.dynamics import FloatArray
 from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_simulator
 from grpo_core.groups.collector import AnchorState, GroupCollector, GroupPlan, SweepCallback
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.simulators.bank import Observed, SimulatorBank
 
+# Group and index of branches, ``(n_branches, 2)``.
+Places = npt.NDArray[np.int64]
 
-class _Live(NamedTuple):
+
+class _LiveBranches(NamedTuple):
     """The branches that are still under way, sorted by environment.
 
-    :param places: Group and index of each, integers ``(n_branches, 2)``.
+    :param places: Group and index of each.
     :param n_branches: Number of branches of each environment.
     :param sweeps: Pairs of environment and branch, in turns with one branch per environment at most.
     :param candidates: The branches that the next rollout may continue from, in the order of their turns.
     """
 
-    places: Any
+    places: Places
     n_branches: list[int]
     sweeps: list[list[tuple[int, int]]]
     candidates: list[int]
@@ -88,10 +93,10 @@ class BatchedCollector(GroupCollector):
                 states, observations = states[goes_on], observations[goes_on]
         return True
 
-    def _list_live(self, places: Any) -> "_Live":
+    def _list_live(self, places: Places) -> _LiveBranches:
         """Order the branches by environment and turn.
 
-        :param places: Group and index of each branch, integers ``(n_branches, 2)``, sorted by environment.
+        :param places: Group and index of each branch, sorted by environment.
         """
         n_branches = np.bincount(places[:, 0] % self._bank.n_envs, minlength=self._bank.n_envs).tolist()
         starts = [end - n for n, end in zip(n_branches, accumulate(n_branches), strict=True)]
@@ -100,19 +105,21 @@ class BatchedCollector(GroupCollector):
             for turn in range(max(n_branches))
         ]
         is_kept = [self._groups[group].kept_branch == branch for group, branch in places.tolist()]
-        return _Live(places, n_branches, sweeps, [i for sweep in sweeps for _, i in sweep if is_kept[i]])
+        return _LiveBranches(places, n_branches, sweeps, [i for sweep in sweeps for _, i in sweep if is_kept[i]])
 
-    def _step_all(self, states: Any, actions: Any, n_live: Sequence[int]) -> BatchStep:
+    def _step_all(self, states: FloatArray, actions: npt.NDArray[Any], n_branches: Sequence[int]) -> BatchStep:
         """Step all branches, environment by environment.
 
-        :param n_live: Number of branches of each environment.
+        :param states: Shape ``(n_branches, state_size)``, sorted by environment.
+        :param actions: Shape ``(n_branches, *action_shape)``.
+        :param n_branches: Number of branches of each environment.
         """
         if len(self._simulators) == 1:
             return self._simulators[0].step(states, actions)
-        ends = list(accumulate(n_live))
+        ends = list(accumulate(n_branches))
         parts = [
             simulator.step(states[end - n : end], actions[end - n : end])
-            for simulator, n, end in zip(self._simulators, n_live, ends, strict=True)
+            for simulator, n, end in zip(self._simulators, n_branches, ends, strict=True)
             if n > 0
         ]
         *arrays, infos = zip(*parts, strict=True)

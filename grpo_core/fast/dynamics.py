@@ -8,7 +8,8 @@ do not, see ``_square``. Whether sines and cosines do depends on the processor a
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -291,10 +292,12 @@ def _wrap_angles(angles: FloatArray) -> None:
 
 
 # Read in Gymnasium 1.4's sources. Exact types only: a subclass may move differently.
-DYNAMICS: dict[type, Callable[[Any], Dynamics]] = {
-    CartPoleEnv: _CartPole,
-    AcrobotEnv: _Acrobot,
-    PendulumEnv: _Pendulum,
-    MountainCarEnv: _MountainCar,
-    Continuous_MountainCarEnv: _ContinuousMountainCar,
-}
+DYNAMICS: Mapping[type, Callable[[Any], Dynamics]] = MappingProxyType(
+    {
+        CartPoleEnv: _CartPole,
+        AcrobotEnv: _Acrobot,
+        PendulumEnv: _Pendulum,
+        MountainCarEnv: _MountainCar,
+        Continuous_MountainCarEnv: _ContinuousMountainCar,
+    }
+)

@@ -6,7 +6,8 @@ calls. It rounds differently from torch, in the last digits; ``tests/grpo_core/f
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,11 +17,12 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Diag
 from stable_baselines3.common.policies import ActorCriticPolicy
 from threadpoolctl import ThreadpoolController
 
-from grpo_core.actor.actor import ACTIVATIONS, Actor
+from grpo_core.actor.actor import ACTIVATIONS, LEAKY_SLOPE, Actor
 from grpo_core.actor.extractors import FloatArray
 from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.options.choices import LossType
 from grpo_core.spaces import Observations
+from grpo_core.update.losses import TARGET_KL_TOLERANCE
 
 # Options of Adam that change its step; a policy whose optimizer sets one of them is left to torch.
 _ADAM_EXTRAS = ("weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
@@ -31,12 +33,14 @@ _BLAS = ThreadpoolController().select(user_api="blas")
 _LOG_2_PI = math.log(2.0 * math.pi)
 
 # The derivative of an activation by what it put out.
-_SLOPES: dict[str, Callable[[FloatArray], Any]] = {
-    "Tanh": lambda h: 1.0 - h * h,
-    "ReLU": lambda h: h > 0.0,
-    "ELU": lambda h: np.where(h > 0.0, np.float32(1.0), h + 1.0),
-    "LeakyReLU": lambda h: np.where(h > 0.0, np.float32(1.0), np.float32(0.01)),
-}
+_SLOPES: Mapping[str, Callable[[FloatArray], Any]] = MappingProxyType(
+    {
+        "Tanh": lambda h: 1.0 - h * h,
+        "ReLU": lambda h: h > 0.0,
+        "ELU": lambda h: np.where(h > 0.0, np.float32(1.0), h + 1.0),
+        "LeakyReLU": lambda h: np.where(h > 0.0, np.float32(1.0), LEAKY_SLOPE),
+    }
+)
 
 
 def is_plain_mlp(policy: ActorCriticPolicy) -> bool:
@@ -90,7 +94,7 @@ def _list_linear_layers(policy: ActorCriticPolicy) -> list[list[torch.nn.Linear]
 class _Part(NamedTuple):
     """Views of the vectors of ``_FlatParameters`` that belong to one parameter, in its shape."""
 
-    weights: FloatArray
+    parameter: FloatArray
     gradient: FloatArray
     mean: FloatArray
     square: FloatArray
@@ -108,7 +112,7 @@ class _FlatParameters:
         n_policy, n_all = sum(sizes[0]), sum(map(sum, sizes))
         self._halves = slice(0, n_policy), slice(n_policy, n_all)
         vectors = tuple(np.zeros(n_all, np.float32) for _ in range(4))
-        self._weights, self.gradient, self._mean, self._square = vectors
+        self._parameters, self.gradient, self._mean, self._square = vectors
         self._scratch = np.empty(n_all, np.float32)
         self.parts: dict[torch.Tensor, _Part] = {}
         start = 0
@@ -118,7 +122,7 @@ class _FlatParameters:
             start = end
         self._n_steps = _count_steps(optimizer, next(iter(self.parts)))
         for p, part in self.parts.items():
-            part.weights[...] = p.detach().numpy()
+            part.parameter[...] = p.detach().numpy()
             if self._n_steps > 0:
                 part.mean[...] = optimizer.state[p]["exp_avg"].numpy()
                 part.square[...] = optimizer.state[p]["exp_avg_sq"].numpy()
@@ -149,7 +153,7 @@ class _FlatParameters:
         np.divide(mean, scratch, out=scratch)
         for half, group in zip(self._halves, self._optimizer.param_groups, strict=True):
             scratch[half] *= group["lr"] / (1.0 - beta_1**self._n_steps)
-        self._weights -= scratch
+        self._parameters -= scratch
 
     def write_back(self) -> None:
         """Leave the parameters and moments in the policy and its optimizer."""
@@ -160,7 +164,7 @@ class _FlatParameters:
             if not state:  # as Adam's first step finds it
                 state |= {"step": torch.tensor(0.0), "exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
             state["step"].fill_(self._n_steps)
-            p.detach().numpy()[...] = part.weights
+            p.detach().numpy()[...] = part.parameter
             state["exp_avg"].detach().numpy()[...] = part.mean
             state["exp_avg_sq"].detach().numpy()[...] = part.square
 
@@ -170,7 +174,7 @@ class _Mlp:
 
     def __init__(self, layers: Sequence[torch.nn.Linear], activation: str, flat: _FlatParameters) -> None:
         parts = [(flat.parts[layer.weight], flat.parts[layer.bias]) for layer in layers]
-        self._layers = [(weight.weights, bias.weights) for weight, bias in parts]
+        self._layers = [(weight.parameter, bias.parameter) for weight, bias in parts]
         self._gradients = [(weight.gradient, bias.gradient) for weight, bias in parts]
         self._activate, self._slope = ACTIVATIONS[activation], _SLOPES[activation]
 
@@ -264,7 +268,7 @@ class _Gaussian:
 
 
 class _Steps(NamedTuple):
-    """The steps of a minibatch, ``(batch_size, ...)`` each."""
+    """The fields of ``StepBatch`` that the loss reads, ``(batch_size, ...)`` each, with features for observations."""
 
     features: FloatArray
     actions: npt.NDArray[Any]
@@ -273,6 +277,14 @@ class _Steps(NamedTuple):
     value_targets: FloatArray
     weights: FloatArray
     ref_log_prob: FloatArray | None
+
+    def select(self, chosen: Indices) -> "_Steps":
+        """Return some of the steps.
+
+        :param chosen: Which ones, integers ``(batch_size,)``.
+        """
+        fields: list[Any] = [None if field is None else field[chosen] for field in self]
+        return _Steps(*fields)
 
 
 class UpdateRule(NamedTuple):
@@ -291,7 +303,7 @@ class UpdateRule(NamedTuple):
 class MlpLearner:
     """Takes the steps of ``GRPO.train`` on one rollout.
 
-    :param policy: One of which ``is_plain_mlp`` is true; it is left as it is until ``finish``.
+    :param policy: One of which ``is_plain_mlp`` is true; it is left as it is until ``train`` returns.
     :param actor: The actor that collected the rollout; its extractor turns observations into features.
     :param batch: The steps of the rollout, without action masks.
     :param rule: What the loss is made of, and how far a step may go.
@@ -304,44 +316,37 @@ class MlpLearner:
         self._head: _Head = _Categorical()
         if isinstance(policy.action_dist, DiagGaussianDistribution):
             log_std = self._flat.parts[policy.log_std]
-            self._head = _Gaussian(log_std.weights, log_std.gradient)
+            self._head = _Gaussian(log_std.parameter, log_std.gradient)
         self._steps = _Steps(
-            actor.policy_extractor(batch.observations),
-            batch.actions,
-            batch.old_log_prob,
-            batch.advantages,
-            batch.value_targets,
-            batch.weights,
-            batch.ref_log_prob,
+            features=actor.policy_extractor(batch.observations),
+            actions=batch.actions,
+            old_log_prob=batch.old_log_prob,
+            advantages=batch.advantages,
+            value_targets=batch.value_targets,
+            weights=batch.weights,
+            ref_log_prob=batch.ref_log_prob,
         )
         self._rule = rule
         self._measured: list[tuple[float, ...]] = []
 
     def train(self, minibatches: Iterable[Indices]) -> dict[str, float]:
-        """Take one optimizer step per minibatch, until ``target_kl`` forbids one; then ``finish``.
+        """Take one optimizer step per minibatch, until ``target_kl`` forbids one, and write them to the policy.
 
         :param minibatches: Which steps of the batch each one takes, integers ``(batch_size,)``.
+        :return: Metrics to log, averaged over the minibatches; empty if there was none.
         """
         try:
             with _BLAS.limit(limits=1):
                 for chosen in minibatches:
-                    if not self.update(chosen):
+                    if not self._take_step(self._steps.select(chosen)):
                         break
         finally:
-            metrics = self.finish()
-        return metrics
+            self._flat.write_back()
+        return self._compute_means()
 
-    def update(self, chosen: Indices) -> bool:
-        """Take one optimizer step.
-
-        :param chosen: Which steps of the batch to take it on, integers ``(batch_size,)``.
-        :return: False if ``target_kl`` forbade it.
-        """
-        with np.errstate(all="ignore"):  # as torch does; a loss that is not finite is refused by whoever logs it
-            fields: list[Any] = [None if field is None else field[chosen] for field in self._steps]
-            return self._update(_Steps(*fields))
-
-    def _update(self, steps: _Steps) -> bool:
+    @np.errstate(all="ignore")  # as torch does; a loss that is not finite is refused by whoever logs it
+    def _take_step(self, steps: _Steps) -> bool:
+        """Take one optimizer step; return False if ``target_kl`` forbade it."""
         rule, n_steps = self._rule, len(steps.features)
         log_prob, entropy = self._head.forward(self._policy_net.forward(steps.features), steps.actions)
         errors = self._value_net.forward(steps.features)[:, 0] - steps.value_targets
@@ -372,7 +377,7 @@ class MlpLearner:
         approx_kl = np.dot(steps.weights, np.expm1(log_ratio) - log_ratio) / n_steps
         clip_fraction = np.dot(steps.weights, too_low | too_high) / n_steps
         self._measured.append((loss, policy_loss, value_loss, entropy_loss, *kl_ref, approx_kl, clip_fraction))
-        if rule.target_kl is not None and approx_kl > 1.5 * rule.target_kl:
+        if rule.target_kl is not None and approx_kl > TARGET_KL_TOLERANCE * rule.target_kl:
             return False
 
         slopes *= steps.weights / n_steps
@@ -382,12 +387,7 @@ class MlpLearner:
         self._flat.step()
         return True
 
-    def finish(self) -> dict[str, float]:
-        """Leave what was learnt in the policy and its optimizer.
-
-        :return: What to log, averaged over the minibatches; empty if there was none.
-        """
-        self._flat.write_back()
+    def _compute_means(self) -> dict[str, float]:
         if not self._measured:
             return {}
         kl_ref = ["kl_ref"] if self._steps.ref_log_prob is not None else []

@@ -103,7 +103,7 @@ class GroupCollector:
         self._bank = bank
         self._observation_space = observation_space
         self._plan = plan
-        self._advances_in_step = bank.shares_cheaply and plan.mode != "episode"
+        self._advances_in_step = bank.is_cheap and plan.mode != "episode"
         self._anchors: list[AnchorState] = []
         self._groups: list[_Group] = []
         self._n_steps_taken = [0] * bank.n_envs

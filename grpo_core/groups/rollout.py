@@ -270,14 +270,14 @@ class GroupRollout:
         elif isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.astype(np.float32)  # what Bernoulli distributions take
         return StepBatch(
-            observations,
-            actions,
-            self.log_probs[mask],
-            self.advantages[mask],
-            self.value_targets[mask],
-            branch_index[mask],
-            weights[mask],
-            None if self.action_masks is None else self.action_masks[mask],
+            observations=observations,
+            actions=actions,
+            old_log_prob=self.log_probs[mask],
+            advantages=self.advantages[mask],
+            value_targets=self.value_targets[mask],
+            branch_index=branch_index[mask],
+            weights=weights[mask],
+            action_masks=None if self.action_masks is None else self.action_masks[mask],
         )
 
 

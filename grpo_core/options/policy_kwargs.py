@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,21 @@ from grpo_core.actor.extractors import EXTRACTOR_ARGUMENTS, ExtractorPlan, check
 from grpo_core.options.checks import is_real, is_whole, refuse
 from grpo_core.spaces import is_image_space
 
-POLICIES: Mapping[str, type[ActorCriticPolicy]] = {
-    "MlpPolicy": ActorCriticPolicy,
-    "CnnPolicy": ActorCriticCnnPolicy,
-    "MultiInputPolicy": MultiInputActorCriticPolicy,
-}
-OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
-    "Adam": torch.optim.Adam,
-    "AdamW": torch.optim.AdamW,
-    "RMSprop": torch.optim.RMSprop,
-    "SGD": torch.optim.SGD,
-}
+POLICIES: Mapping[str, type[ActorCriticPolicy]] = MappingProxyType(
+    {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+)
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = MappingProxyType(
+    {
+        "Adam": torch.optim.Adam,
+        "AdamW": torch.optim.AdamW,
+        "RMSprop": torch.optim.RMSprop,
+        "SGD": torch.optim.SGD,
+    }
+)
 _POLICY_KWARGS = (
     "net_arch",
     "activation_fn",
@@ -77,9 +82,7 @@ def _has_convolutions(space: spaces.Space[Any]) -> bool:
     return True
 
 
-def check_policy_kwargs(
-    policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
-) -> None:
+def check_policy_kwargs(policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy]) -> None:
     """Check that the NumPy actor can run the policy and a model file can hold it.
 
     :raises ValueError: If not; the message names the value, the rule and the remedy.
@@ -129,9 +132,7 @@ def check_policy_fits(
     list_shapes(observation_space, plan, "")  # raises on an image that is too small
 
 
-def resolve_net_arch(
-    policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
-) -> dict[str, list[int]]:
+def resolve_net_arch(policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy]) -> dict[str, list[int]]:
     """Return the layer sizes of the policy (``pi``) and the value network (``vf``).
 
     As in SB3, the default is two layers of 64, and no layers after the convolutions of ``CnnPolicy``.
@@ -144,9 +145,7 @@ def resolve_net_arch(
     return {"pi": list(net_arch), "vf": list(net_arch)}
 
 
-def network_to_json(
-    policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
-) -> dict[str, Any]:
+def network_to_json(policy_kwargs: Mapping[str, Any], policy_class: type[ActorCriticPolicy]) -> dict[str, Any]:
     """Describe the network and its optimizer for a model file."""
     optimizer_class = policy_kwargs.get("optimizer_class", torch.optim.Adam)
     optimizer_kwargs = policy_kwargs.get("optimizer_kwargs")

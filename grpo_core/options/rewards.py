@@ -4,7 +4,8 @@ A reward function maps a batch of steps to one reward each: tensors ``state (B, 
 ``next_state (B, n)`` to ``(B, 1)``. States are the environment's own observations, never normalised.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the server lists the functions without torch
@@ -48,10 +49,12 @@ def simple_cartpole(state: "Tensor", action: "Tensor", next_state: "Tensor") -> 
 
 
 # The shipped reward functions by name, and the environments whose observations they understand.
-REWARD_FUNCTIONS: dict[str, RewardFunction] = {
-    "optimized_cartpole": optimized_cartpole,
-    "simple_cartpole": simple_cartpole,
-}
+REWARD_FUNCTIONS: Mapping[str, RewardFunction] = MappingProxyType(
+    {
+        "optimized_cartpole": optimized_cartpole,
+        "simple_cartpole": simple_cartpole,
+    }
+)
 CARTPOLE_ENVIRONMENTS = frozenset({"CartPole-v0", "CartPole-v1"})
 
 

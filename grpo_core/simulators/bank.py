@@ -30,14 +30,14 @@ class SimulatorBank(ABC):
     :param n_envs: Number of environments.
     :param transform: What the vectorised environment's wrappers do to observations.
     :param restorable: Whether states are captured and restored; otherwise the bank only resets and steps.
-    :param shares_cheaply: Whether capturing and restoring is so cheap that one environment can play many branches in
+    :param is_cheap: Whether capturing and restoring is so cheap that one environment can play many branches in
         lock-step.
     """
 
-    def __init__(self, n_envs: int, transform: ObservationTransform, restorable: bool, shares_cheaply: bool) -> None:
+    def __init__(self, n_envs: int, transform: ObservationTransform, restorable: bool, is_cheap: bool) -> None:
         self.n_envs = n_envs
         self.restorable = restorable
-        self.shares_cheaply = shares_cheaply
+        self.is_cheap = is_cheap
         #: The environments, if they are in this process and no wrapper but ``VecNormalize`` changes their observations;
         #: otherwise empty.
         self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
@@ -150,8 +150,8 @@ class _LocalBank(SimulatorBank):
         for simulator in simulators:
             simulator.prove()
         self._single_envs = [SingleEnv(env, simulators[i] if needs_restore else None) for i, env in enumerate(envs)]
-        shares_cheaply = needs_restore and all(simulator.is_cheap for simulator in simulators)
-        super().__init__(len(envs), transform, needs_restore, shares_cheaply)
+        is_cheap = needs_restore and all(simulator.is_cheap for simulator in simulators)
+        super().__init__(len(envs), transform, needs_restore, is_cheap)
         if transform.is_empty:
             self.plain_envs = envs
 
@@ -166,7 +166,7 @@ class _RestorableWorkerBank(SimulatorBank):
     """Environments in worker processes, each inside a ``RestorableWrapper``."""
 
     def __init__(self, base: SubprocVecEnv, transform: ObservationTransform, common_random_numbers: bool) -> None:
-        super().__init__(base.num_envs, transform, restorable=True, shares_cheaply=False)
+        super().__init__(base.num_envs, transform, restorable=True, is_cheap=False)
         self._base = base
         self._common_random_numbers = common_random_numbers
 
@@ -187,7 +187,7 @@ class _PlainWorkerBank(SimulatorBank):
     """Environments in worker processes that are only reset and stepped, and need no ``RestorableWrapper``."""
 
     def __init__(self, base: SubprocVecEnv, transform: ObservationTransform) -> None:
-        super().__init__(base.num_envs, transform, restorable=False, shares_cheaply=False)
+        super().__init__(base.num_envs, transform, restorable=False, is_cheap=False)
         self._base = base
         self._has_masks = base.has_attr("action_masks")
         self._observe_env = make_observer(base.observation_space)

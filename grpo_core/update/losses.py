@@ -11,21 +11,23 @@ import torch
 
 from grpo_core.options.choices import LossNormalization
 
+# How many times ``target_kl`` a minibatch's approximate KL may be before updates stop, as in Stable-Baselines3's PPO.
+TARGET_KL_TOLERANCE = 1.5
+
 
 def compute_clipped_surrogate(
-    ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float, clip_range_high: float | None = None
+    ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float, clip_range_high: float
 ) -> torch.Tensor:
     """Compute the clipped surrogate loss (arXiv 1707.06347, equation 7, with the sign turned).
 
     :param ratio: New over old probability of the taken action, shape ``(batch_size,)``.
     :param advantages: Shape ``(batch_size,)``.
     :param clip_range: How far below 1 the ratio may fall before it stops counting, in [0, 1].
-    :param clip_range_high: How far above 1 it may rise, at least 0; None: as far as below. A larger one leaves rare
-        actions room to become likely (clip-higher of DAPO, arXiv 2503.14476, section 3.1).
+    :param clip_range_high: How far above 1 it may rise, at least 0. More than below leaves rare actions room to become
+        likely (clip-higher of DAPO, arXiv 2503.14476, section 3.1).
     :return: Shape ``(batch_size,)``.
     """
-    highest = 1.0 + (clip_range if clip_range_high is None else clip_range_high)
-    clipped_ratio = ratio.clamp(1.0 - clip_range, highest)
+    clipped_ratio = ratio.clamp(1.0 - clip_range, 1.0 + clip_range_high)
     return -torch.min(ratio * advantages, clipped_ratio * advantages)
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from grpo_core.film import FilmRecorder, Frame
+from grpo_core.film import FilmRecorder
 
 
-def draw(shade: int, height: int = 20, width: int = 30) -> Frame:
+def draw(shade: int, height: int = 20, width: int = 30) -> npt.NDArray[np.uint8]:
     return np.full((height, width, 3), shade, np.uint8)
 
 
@@ -42,7 +43,7 @@ def test_a_slow_environments_film_shows_every_step_and_holds_its_end(tmp_path: P
 def test_a_fast_environments_film_shows_some_steps_and_the_last_one(tmp_path: Path) -> None:
     drawn: list[int] = []
 
-    def render(shade: int) -> Frame:
+    def render(shade: int) -> npt.NDArray[np.uint8]:
         drawn.append(shade)
         return draw(shade)
 

@@ -106,11 +106,11 @@ def draw_batch(model: GRPO, has_reference: bool = False) -> StepBatch:
     batch = StepBatch(
         observations,
         actions,
-        log_prob + draw(0.8),
-        draw(1.0),
-        draw(3.0),
-        np.zeros(N_STEPS, np.int64),
-        rng.uniform(0.2, 2.0, N_STEPS).astype(np.float32),
+        old_log_prob=log_prob + draw(0.8),
+        advantages=draw(1.0),
+        value_targets=draw(3.0),
+        branch_index=np.zeros(N_STEPS, np.int64),
+        weights=rng.uniform(0.2, 2.0, N_STEPS).astype(np.float32),
     )
     return batch._replace(ref_log_prob=log_prob + draw(0.3)) if has_reference else batch
 
@@ -282,14 +282,15 @@ def test_the_gradient_is_the_slope_of_the_loss(action_space: spaces.Space[Any]) 
     everything = np.arange(N_STEPS)
 
     def compute_loss() -> float:
+        # So small a target_kl lets no step be taken.
         learner = MlpLearner(model.policy, model.make_actor(), batch, rule._replace(target_kl=1e-9))
-        assert not learner.update(everything), "no step is to be taken"
-        return learner.finish()["loss"]
+        return learner.train([everything])["loss"]
 
-    learner = MlpLearner(model.policy, model.make_actor(), batch, rule)
-    learner.update(everything)  # of the learner's own copy; ``finish`` would hand it over
-    for name, parameter in model.policy.named_parameters():
-        gradient = learner._flat.parts[parameter].gradient.ravel()
+    twin = build(action_space=action_space, net_arch=[4])  # so that the step leaves the model as it is
+    learner = MlpLearner(twin.policy, twin.make_actor(), batch, rule)
+    learner.train([everything])
+    for (name, parameter), of_twin in zip(model.policy.named_parameters(), twin.policy.parameters(), strict=True):
+        gradient = learner._flat.parts[of_twin].gradient.ravel()
         i, numbers, width = int(np.abs(gradient).argmax()), parameter.detach().view(-1), 4e-3
         middle, losses = float(numbers[i]), []
         for shift in (-width / 2, width / 2):
@@ -368,7 +369,7 @@ def test_either_learner_goes_on_where_the_other_left_off(action_space: spaces.Sp
     assert_same_training(models, batch, minibatches)
     for model in models:  # and now the other way round
         model.__class__ = Scripted if isinstance(model, ScriptedPlain) else ScriptedPlain
-        model.learner = None
+        model.learner, model._uses_fast_path = None, model.use_fast_path
     assert_same_training((models[1], models[0]), batch, minibatches)
     assert {float(state["step"]) for _, state, _ in iterate_states(models)} == {10.0}
 

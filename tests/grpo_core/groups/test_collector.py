@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from grpo import GRPO
@@ -32,7 +33,7 @@ def make_actor(walk: gym.Env[Any, Any], logits: list[float]) -> Actor:
     shapes = {"action_net": len(logits), "value_net": 1}
     weights = {f"{name}.weight": np.zeros((n, 3)) for name, n in shapes.items()}
     biases = {"action_net.bias": np.array(logits), "value_net.bias": np.zeros(1)}
-    network = network_to_json({"net_arch": []})
+    network = network_to_json({"net_arch": []}, ActorCriticPolicy)
     return Actor.from_weights(walk.observation_space, walk.action_space, network, {**weights, **biases})
 
 
@@ -61,8 +62,8 @@ class Stage:
         self.swept: list[int] = []
 
     def collect(self, n_sweeps: float = np.inf, should_stop: Callable[[], bool] = lambda: False) -> bool:
-        def on_sweep(infos: Any, dones: Any, rewards: Any, n_live: int) -> bool:
-            self.swept.append(n_live)
+        def on_sweep(infos: Any, dones: Any, rewards: Any, n_steps: int) -> bool:
+            self.swept.append(n_steps)
             return len(self.swept) < n_sweeps
 
         return self.collector.collect(self.rollout, self.actor, self.rng, on_sweep, should_stop)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
@@ -115,7 +116,7 @@ def save_and_load(vec_normalize: VecNormalize) -> ModelContent:
             "observation": model_file.space_to_json(vec_normalize.observation_space),
             "action": model_file.space_to_json(vec_normalize.action_space),
         },
-        "network": {**network_to_json({"net_arch": []}), "policy": policy},
+        "network": {**network_to_json({"net_arch": []}, ActorCriticPolicy), "policy": policy},
         "normalization": settings,
     }
     weights = {name: np.zeros(shape, np.float32) for name, shape in model_file.expected_shapes(meta).items()}

@@ -74,7 +74,7 @@ def build(**changes: Any) -> GRPO:
 )
 def test_a_policy_that_the_actor_cannot_run_is_refused(policy_kwargs: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=r"is not allowed") as refusal:
-        check_policy_kwargs(policy_kwargs)
+        check_policy_kwargs(policy_kwargs, ActorCriticPolicy)
     assert said in str(refusal.value)
     with pytest.raises(ValueError, match=r"is not allowed"):
         build(policy_kwargs=policy_kwargs)
@@ -99,8 +99,8 @@ def test_a_policy_that_the_actor_cannot_run_is_refused(policy_kwargs: dict[str, 
     ids=str,
 )
 def test_a_network_comes_back_from_json_with_the_same_shapes(policy_kwargs: dict[str, Any]) -> None:
-    rebuilt = network_from_json(json.loads(json.dumps(network_to_json(policy_kwargs))))
-    check_policy_kwargs(rebuilt)
+    rebuilt = network_from_json(json.loads(json.dumps(network_to_json(policy_kwargs, ActorCriticPolicy))))
+    check_policy_kwargs(rebuilt, ActorCriticPolicy)
     first, second = (build(policy_kwargs=kwargs).policy for kwargs in (policy_kwargs, rebuilt))
     shapes, rebuilt_shapes = (
         {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()} for policy in (first, second)
@@ -117,9 +117,9 @@ def test_a_network_comes_back_from_json_with_the_same_shapes(policy_kwargs: dict
 
 
 def test_net_arch_is_spelled_out_per_network() -> None:
-    assert resolve_net_arch({}) == {"pi": [64, 64], "vf": [64, 64]}
-    assert resolve_net_arch({"net_arch": [3]}) == {"pi": [3], "vf": [3]}
-    assert resolve_net_arch({"net_arch": {"pi": [8]}}) == {"pi": [8], "vf": []}
+    assert resolve_net_arch({}, ActorCriticPolicy) == {"pi": [64, 64], "vf": [64, 64]}
+    assert resolve_net_arch({"net_arch": [3]}, ActorCriticPolicy) == {"pi": [3], "vf": [3]}
+    assert resolve_net_arch({"net_arch": {"pi": [8]}}, ActorCriticPolicy) == {"pi": [8], "vf": []}
     assert resolve_net_arch({}, ActorCriticCnnPolicy) == {"pi": [], "vf": []}
     assert resolve_net_arch({}, MultiInputActorCriticPolicy) == {"pi": [64, 64], "vf": [64, 64]}
 
@@ -211,7 +211,7 @@ def test_a_custom_policy_is_refused_by_name() -> None:
 
 
 def test_an_unknown_optimizer_in_a_file_is_refused() -> None:
-    network = {**network_to_json({}), "optimizer_class": "Lion"}
+    network = {**network_to_json({}, ActorCriticPolicy), "optimizer_class": "Lion"}
     with pytest.raises(ValueError, match="optimizer_class='Lion' is not allowed: known are Adam"):
         network_from_json(network)
 

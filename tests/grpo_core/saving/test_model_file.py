@@ -39,7 +39,7 @@ META: dict[str, Any] = {
         },
         "action": {"type": "Discrete", "n": 2, "dtype": "int64"},
     },
-    "network": network_to_json({"net_arch": {"pi": [2], "vf": []}}),
+    "network": network_to_json({"net_arch": {"pi": [2], "vf": []}}, ActorCriticPolicy),
 }
 SHAPES = {
     "mlp_extractor.policy_net.0.weight": (2, 3),

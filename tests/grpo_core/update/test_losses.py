@@ -49,7 +49,7 @@ def to_mask(lengths: list[list[int]], horizon: int) -> npt.NDArray[np.bool_]:
 def test_clipped_surrogate_has_its_values_on_both_sides_of_the_interval() -> None:
     ratio = torch.tensor([1.5, 0.5, 1.5, 0.5])
     advantages = torch.tensor([1.0, 1.0, -1.0, -1.0])
-    assert_close(compute_clipped_surrogate(ratio, advantages, 0.2), [-1.2, -0.5, 1.5, 0.8])
+    assert_close(compute_clipped_surrogate(ratio, advantages, 0.2, 0.2), [-1.2, -0.5, 1.5, 0.8])
 
 
 def test_clip_range_high_moves_the_upper_bound_alone() -> None:
@@ -60,7 +60,7 @@ def test_clip_range_high_moves_the_upper_bound_alone() -> None:
 
 
 def test_clipped_surrogate_at_ratio_one_is_minus_the_advantage() -> None:
-    assert_close(compute_clipped_surrogate(torch.ones(3), torch.tensor([1.0, -2.0, 6.0]), 0.2), [-1, 2, -6])
+    assert_close(compute_clipped_surrogate(torch.ones(3), torch.tensor([1.0, -2.0, 6.0]), 0.2, 0.2), [-1, 2, -6])
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def compute_losses_at_ratio_one(log_prob: torch.Tensor, advantages: torch.Tensor
     one_branch = torch.zeros(len(log_prob), dtype=torch.long)
     sequence_ratio = compute_sequence_ratio(log_ratio, one_branch, 1)
     return {
-        "clipped": compute_clipped_surrogate(log_ratio.exp(), advantages, 0.2),
+        "clipped": compute_clipped_surrogate(log_ratio.exp(), advantages, 0.2, 0.2),
         "clipped higher": compute_clipped_surrogate(log_ratio.exp(), advantages, 0.2, 0.28),
         "cispo": compute_cispo_loss(log_prob, log_ratio.exp(), advantages, 0.2),
-        "sequence": compute_clipped_surrogate(sequence_ratio, advantages, 0.2),
+        "sequence": compute_clipped_surrogate(sequence_ratio, advantages, 0.2, 0.2),
     }
 
 
