@@ -58,7 +58,7 @@ class TrainingPlan(NamedTuple):
 
 
 class _CachedPlan(NamedTuple):
-    """A settled request, and what its names meant at that time: they may be registered anew."""
+    """A settled request, and what its names meant at that time: they may be registered again later."""
 
     spec: EnvSpec
     functions: Reward
