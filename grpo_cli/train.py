@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import gymnasium as gym
 
@@ -29,7 +29,8 @@ from grpo_cli.options import (
     require_packages,
     write,
 )
-from grpo_cli.training_settings import NO_PRESET, OWN_OPTIONS, TrainingSettings, choose_settings, resolve_classes
+from grpo_cli.training_settings import NO_PRESET, TrainingSettings, choose_settings, resolve_classes
+from grpo_core.options.hyperparameters import HYPERPARAMETERS, Group, list_group
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
 
 if TYPE_CHECKING:  # importing torch takes seconds, and only "train" needs it
@@ -52,10 +53,13 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=make_int_parser(0, MAX_SEED), help="makes the training repeatable; default: drawn and printed"
     )
-    for name in OWN_OPTIONS:
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"argument {name} of GRPO")
     parser.add_argument(
-        "-params", "--hyperparams", nargs="+", default=[], metavar="NAME=VALUE", help="any arguments of GRPO"
+        "-params",
+        "--hyperparams",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="hyperparameters, policy_kwargs or normalize",
     )
     parser.add_argument(
         "--reward-function",
@@ -78,6 +82,22 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--verbose", type=int, choices=[0, 1, 2], default=0, help="1 prints a table per rollout")
     add_env_module_option(parser)
     parser.add_argument("--device", type=_parse_device, default="auto", help="auto, cpu or cuda (%(default)s)")
+    for group in get_args(Group):
+        _add_hyperparameters(parser, group)
+
+
+def _add_hyperparameters(parser: argparse.ArgumentParser, group: Group) -> None:
+    options = parser.add_argument_group(group, "Defaults are in parentheses; presets override them.")
+    for name in list_group(group):
+        row = HYPERPARAMETERS[name]
+        default = row.none if row.default is None else row.default
+        # Values stay text: a number may be a schedule such as lin_0.001, or none.
+        options.add_argument(
+            f"--{name.replace('_', '-')}",
+            choices=row.choices or None,
+            metavar=None if row.choices else row.kind.__name__.upper(),
+            help=f"{row.meaning} ({default})".replace("%", "%%").replace("`", ""),
+        )
 
 
 def _parse_device(text: str) -> str:

@@ -3,42 +3,18 @@
 import argparse
 import ast
 import difflib
-import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from grpo_cli.options import UsageError
 from grpo_core.actor.actor import ACTIVATIONS
+from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD
 
 NO_PRESET = "none"
 _DEFAULT_TIMESTEPS = 20_000
-# Arguments of GRPO with an option of their own; --hyperparams takes these and the others.
-OWN_OPTIONS = (
-    "learning_rate",
-    "n_steps",
-    "batch_size",
-    "n_epochs",
-    "gamma",
-    "gae_lambda",
-    "ent_coef",
-    "group_mode",
-    "group_size",
-    "horizon",
-    "baseline",
-)
-# Arguments of GRPO that other options decide, or that a command line cannot spell.
-_NOT_HYPERPARAMETERS = {
-    "self",
-    "env",
-    "tensorboard_log",
-    "verbose",
-    "seed",
-    "device",
-    "reward_function",
-    "reward_weights",
-    "_init_setup_model",
-}
+# What --hyperparams takes besides the hyperparameters.
+_OTHER_NAMES = ("policy", "policy_kwargs", "stats_window_size", "normalize")
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -104,11 +80,8 @@ def _list_preset_choices() -> str:
 
 
 def _collect_hyperparameters(options: argparse.Namespace) -> dict[str, Any]:
-    from grpo import GRPO
-
-    known = [name for name in inspect.signature(GRPO.__init__).parameters if name not in _NOT_HYPERPARAMETERS]
-    known.append("normalize")
-    given = {name: text for name in OWN_OPTIONS if (text := getattr(options, name)) is not None}
+    known = [*HYPERPARAMETERS, *_OTHER_NAMES]
+    given = {name: text for name in HYPERPARAMETERS if (text := getattr(options, name)) is not None}
     for pair in options.hyperparams:
         name, sign, text = pair.partition("=")
         if name not in known or not sign:
@@ -116,11 +89,13 @@ def _collect_hyperparameters(options: argparse.Namespace) -> dict[str, Any]:
             hint = f"did you mean {close[0]}=...?" if close else f"choose among {', '.join(known)}."
             raise UsageError(f"--hyperparams {pair} does not set a hyperparameter of GRPO as NAME=VALUE; {hint}")
         given[name] = text
-    return {name: _parse_literal(text) for name, text in given.items()}
+    return {name: _parse_value(name, text) for name, text in given.items()}
 
 
-def _parse_literal(text: str) -> Any:
-    """Read a Python literal, or true, false, none and null in any case; take anything else as a string."""
+def _parse_value(name: str, text: str) -> Any:
+    """Parse a Python literal, or true, false, none and null in any case; return anything else as a string."""
+    if name in HYPERPARAMETERS and text in HYPERPARAMETERS[name].choices:  # one of which may be "none"
+        return text
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:

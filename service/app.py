@@ -35,7 +35,7 @@ class Service:
     """All parts of one running application. Safe to use from any thread.
 
     :param settings: Limits and folders.
-    :param reward_functions: The reward functions that jobs can name; read anew for every job.
+    :param reward_functions: The reward functions that jobs can name; read again for every job.
     :raises OSError: If the models folder cannot be created or written to.
     """
 

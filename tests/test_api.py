@@ -354,7 +354,7 @@ class TestStartingTraining:
             ({"preset": "Chess-v0"}, "'Pendulum-v1'"),
             ({"env_name": "Pendulum-v1", "n_steps": 1022}, "Preset 'Pendulum-v1' chose group_size"),
             ({"ref_sync_steps": 5}, "set kl_coef"),
-            ({"baseline": "value", "bootstrap_value": False}, "take bootstrap_value=True"),
+            ({"baseline": "value", "bootstrap_value": False}, "use bootstrap_value=True"),
             ({"env_name": "Pendulum-v1", "group_mode": "action"}, "Discrete"),
             ({"reward_functions": {"simple_cartpole": 1.0}, "reward_function_type": "simple_cartpole"}, "one of them"),
         ],

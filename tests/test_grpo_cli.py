@@ -83,6 +83,11 @@ def test_the_command_line_trains_the_same_model_as_the_library(tmp_path: Path) -
         (["--learning-rate", "lin_0.01"], {"learning_rate": {"linear": [0.01, 0.0, 1.0]}}),
         (["--group-size", "4", "--horizon", "16"], {"group_size": 4, "horizon": 16}),
         (["-params", "kl_coef=0.1", "baseline=group"], {"kl_coef": 0.1, "baseline": "group"}),
+        (["--kl-coef", "0.1", "--ref-sync-steps", "none"], {"kl_coef": 0.1, "ref_sync_steps": None}),
+        (
+            ["--baseline", "none", "-params", "advantage_scaling=none"],
+            {"baseline": "none", "advantage_scaling": "none"},
+        ),
         (["--gamma", "0.9", "--hyperparams", "gamma=0.8"], {"gamma": 0.8}),
         (["-params", "common_random_numbers=true", "target_kl=None"], {"common_random_numbers": True}),
         (["--env", "Pendulum-v1"], {"gamma": 0.95, "restart_probability": 0.7}),
@@ -171,6 +176,7 @@ def test_a_usage_error_names_a_remedy(
         (["--seed", "4294967296"], "'4294967296' is not a whole number from 0 to 4294967295"),
         (["--device", "gpu"], "'gpu' is none of auto, cpu, cuda and cuda:N"),
         (["--reward-function", "mine"], "choose from"),
+        (["--baseline", "mean"], "invalid choice: 'mean'"),
         (["--total", "5"], "unrecognized arguments"),
     ],
 )

@@ -70,7 +70,9 @@ def resolve_names(request: TrainRequest, reward_functions: Mapping[str, RewardFu
 def _resolve_rewards(request: TrainRequest, reward_functions: Mapping[str, RewardFunction]) -> Rewards:
     field, weights = "reward_function_type", request.reward_functions
     if weights is not None and request.reward_function_type is not None:
-        raise InvalidRequestError("reward_functions and reward_function_type exclude each other; send only one.")
+        raise InvalidRequestError(
+            "reward_functions and reward_function_type exclude each other; send only one of them."
+        )
     name = request.reward_function_type
     if name is None:
         name = get_default_reward(request.env_name)

@@ -22,7 +22,7 @@ _MAX_CACHED = 256
 
 
 class _CachedPlan(NamedTuple):
-    """A settled request, and what its names meant at that time: they may be registered anew."""
+    """A settled request, and what its names meant at that time: they may be registered again later."""
 
     spec: EnvSpec
     functions: Reward

@@ -478,9 +478,9 @@ class TestWhatTheAlgorithmRefuses:
     @pytest.mark.parametrize(
         ("request_", "said"),
         [
-            ({"ref_sync_steps": 5}, "ref_sync_steps=5 is not allowed: without kl_coef"),
-            ({"baseline": "residual", "bootstrap_value": False}, "take bootstrap_value=True or baseline='group'"),
-            ({"baseline": "residual", "supervision": "outcome"}, "take supervision='process' or baseline='group'"),
+            ({"ref_sync_steps": 5}, "ref_sync_steps=5 is not allowed: with kl_coef=0"),
+            ({"baseline": "residual", "bootstrap_value": False}, "use bootstrap_value=True or baseline='group'"),
+            ({"baseline": "residual", "supervision": "outcome"}, "use supervision='process' or baseline='group'"),
             ({"env_name": "Pendulum-v1", "group_mode": "action"}, "only a Discrete action space"),
             ({"env_name": "FrozenLake-v1", "normalize": True}, "normalize is not allowed"),
         ],
