@@ -66,7 +66,7 @@ from grpo_core.update.seeding import borrow_torch_generator
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
-# Steps per branch that the storage of whole episodes is laid out for at first.
+# Steps per branch that the storage of whole episodes first has room for.
 _FIRST_EPISODE_STEPS = 64
 
 
@@ -85,7 +85,7 @@ class GRPO(SavedAlgorithm):
         ``wrapper_class=RestorableWrapper``; in them ``VecNormalize``, ``VecFrameStack`` and the like).
     :param learning_rate: Step size of Adam; a float or a function of the remaining progress (from 1 to 0).
     :param n_steps: Simulator steps per environment and rollout, a multiple of ``group_size * horizon``; fewer are taken
-        where branches end early. With ``group_mode="episode"`` any lower bound: groups are completed.
+        where branches end early. With ``group_mode="episode"``, any lower bound: groups are completed.
     :param batch_size: Live steps per minibatch.
     :param n_epochs: Passes over each rollout.
     :param gamma: Discount factor in [0, 1].
@@ -97,9 +97,9 @@ class GRPO(SavedAlgorithm):
     :param target_kl: Skip the remaining updates of a rollout once the approximate KL exceeds 1.5 times this.
     :param stats_window_size: Episodes averaged in ``rollout/ep_rew_mean``.
     :param tensorboard_log: Folder for TensorBoard files; None writes none.
-    :param policy_kwargs: What SB3's policies take: ``net_arch``, ``activation_fn``, ``ortho_init``, ``log_std_init``,
-        ``share_features_extractor``, ``features_extractor_kwargs``, ``normalize_images``, ``optimizer_class``,
-        ``optimizer_kwargs``.
+    :param policy_kwargs: Arguments of SB3's policies: ``net_arch``, ``activation_fn``, ``ortho_init``,
+        ``log_std_init``, ``share_features_extractor``, ``features_extractor_kwargs``, ``normalize_images``,
+        ``optimizer_class``, ``optimizer_kwargs``.
     :param verbose: 0 silent, 1 tables, 2 debugging.
     :param seed: Seed of this model's own generators and of the environments; None draws a fresh one. No
         process-wide generator is seeded, so models in several threads stay reproducible.
@@ -114,7 +114,7 @@ class GRPO(SavedAlgorithm):
         reset and plays whole episodes. ``"auto"``: ``"branch"`` if the environment can be restored, else
         ``"episode"`` with a warning that says why not.
     :param group_size: Branches per anchor state, at least 2.
-    :param horizon: Most simulator steps per branch. None: 32, and in episodes no limit but their end.
+    :param horizon: Most simulator steps per branch. None: 32, or no limit for whole episodes.
     :param supervision: ``"process"``: a step is credited with what follows it. ``"outcome"``: with what its whole
         branch earned.
     :param baseline: What a step's return is compared with. ``"group"``: the group's mean at the same step, plain GRPO.
@@ -128,11 +128,12 @@ class GRPO(SavedAlgorithm):
     :param vf_lr_factor: Step size of the value network in multiples of ``learning_rate``. Returns are often hundreds
         large; at the policy's own pace the value network would still be far from them when the policy needs it.
     :param restart_probability: How often, in [0, 1], a group starts a new episode although the last one could go on.
-        First states are then seen more, late ones less. Episode groups always do.
+        Early states are then seen more often, late ones less. Episode groups always do.
     :param common_random_numbers: Whether the members of a group meet the same noise of the environment, as those that
-        share a seeded reset do anyway. Groups that go on from a kept step meet its noise again.
+        share a seeded reset always do. Groups that start from a kept step meet the noise after it again.
     :param filter_zero_std_groups: Whether to leave groups whose members all earned the same out of the policy's loss;
-        the entropy bonus and the value network still see them. Where rewards are rare, they are else noise made large.
+        the entropy bonus and the value network still see them. With rare rewards, scaling would otherwise amplify
+        their noise.
     :param clip_range_high: How far the ratio may rise above 1, if not as far as below (DAPO's clip-higher).
     :param loss_type: ``"clip"``: PPO's surrogate. ``"cispo"``: the clipped ratio weighs the log probability.
     :param importance_level: Probability ratio of each ``"step"``, or of its whole ``"branch"`` (GSPO).
@@ -142,9 +143,9 @@ class GRPO(SavedAlgorithm):
     :param ref_sync_steps: Simulator steps after which the policy becomes the reference anew; None never.
     :raises ValueError: If an argument is outside its range or does not fit another; the message says how to fix it.
 
-    Where ``grpo_core.fast`` is known to come to the same, rollouts to the bit and weights to rounding, it collects
-    rollouts and takes the steps of ``train``, several times faster. The class attribute ``use_fast_path`` is its one
-    switch: set ``GRPO.use_fast_path = False`` before a model is built, and none of it runs.
+    Where ``grpo_core.fast`` gives the same, rollouts to the bit and weights to rounding, it collects rollouts and takes
+    the steps of ``train`` several times faster. The class attribute ``use_fast_path`` is its only switch: set
+    ``GRPO.use_fast_path = False`` before building a model, and none of it runs.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
@@ -237,7 +238,7 @@ class GRPO(SavedAlgorithm):
         self.loss_normalization: LossNormalization = loss_normalization
         self.kl_coef = kl_coef
         self.ref_sync_steps = ref_sync_steps
-        #: Called after every minibatch, of which SB3's callbacks hear nothing: a sign of life in a long update.
+        #: Called after every minibatch, which SB3's callbacks do not see: a sign of life in a long update.
         self.after_minibatch: Callable[[], None] | None = None
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0
@@ -274,7 +275,7 @@ class GRPO(SavedAlgorithm):
             lr=self.lr_schedule(1),  # type: ignore[call-arg]  # every optimizer takes it, its base class does not
             **self.policy.optimizer_kwargs,
         )
-        # Asked of the network as it is built: the actor's copy of it is right, whatever a user changes later.
+        # Asked only now: the actor's copy of the network stays right, whatever a user changes later.
         self._reads_values_fast = self._uses_fast_path and fast.is_plain_mlp(self.policy)
         if simulators is not None:
             self._setup_groups(*simulators)
@@ -445,8 +446,8 @@ class GRPO(SavedAlgorithm):
     def _compute_advantages(self, rollout: GroupRollout, values: Floats, next_values: Floats) -> GroupAdvantages:
         """Judge every live step relative to its group.
 
-        :param values: Estimates of what follows the live steps' observations, shape ``(n_steps,)``.
-        :param next_values: The same for where those steps led.
+        :param values: Estimated values of the live steps' observations, shape ``(n_steps,)``.
+        :param next_values: The same for their next observations.
         """
         return compute_group_advantages(
             rollout.steps,
@@ -479,7 +480,7 @@ class GRPO(SavedAlgorithm):
         return compute_values(self.policy, observations)
 
     def _sync_ref_policy(self) -> ActorCriticPolicy:
-        """Return the reference policy, which the policy becomes anew after every ``ref_sync_steps``."""
+        """Return the reference policy, a copy of the policy that is renewed after every ``ref_sync_steps``."""
         is_due = self.ref_sync_steps is not None and self.num_timesteps >= self._ref_timesteps + self.ref_sync_steps
         if self._ref_policy is None or is_due:
             self._ref_policy, self._ref_timesteps = copy_policy(self.policy), self.num_timesteps
@@ -547,7 +548,7 @@ class GRPO(SavedAlgorithm):
         self._log_update(_compute_means(measured), clip_range)
 
     def _get_clip_ranges(self) -> tuple[float, float]:
-        """Return how far the ratio may fall below 1 now, and how far it may rise above."""
+        """Return how far the ratio may now fall below 1, and how far it may rise above it."""
         clip_range = FloatSchedule(self.clip_range)(self._current_progress_remaining)
         if self.clip_range_high is None:
             return clip_range, clip_range
@@ -566,7 +567,7 @@ class GRPO(SavedAlgorithm):
                     self.after_minibatch()
 
     def _make_fast_learner(self, clip_range: float, clip_range_high: float) -> fast.MlpLearner | None:
-        """Make what takes the steps of ``train`` sooner; None where nothing does."""
+        """Make the learner that takes the steps of ``train`` faster; None where it does not apply."""
         # Asked anew every time: a user may have frozen a parameter or replaced the optimizer in the meantime.
         if not self._uses_fast_path or self.importance_level != "step" or self._batch.action_masks is not None:
             return None
@@ -613,7 +614,7 @@ class GRPO(SavedAlgorithm):
         deterministic: bool = False,
         action_masks: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """Choose actions, see ``BaseAlgorithm.predict``; on the CPU, draws come from a generator of the model's own.
+        """Choose actions as ``BaseAlgorithm.predict`` does; on the CPU, draws come from the model's own generator.
 
         :param action_masks: Legal actions, as sb3-contrib lays them out: flags ``(n_bits,)``, or
             ``(batch_size, n_bits)`` for several observations. None where all are.
@@ -635,7 +636,7 @@ class GRPO(SavedAlgorithm):
         :param seed: None draws fresh entropy for the model and leaves the environments as they are.
         """
         self.rng = np.random.default_rng(seed)
-        # Of its own, so that asking for actions does not change what is learnt.
+        # Separate, so that asking for actions does not change what is learnt.
         self._predict_rng = np.random.default_rng(None if seed is None else [seed, 1])
         if seed is not None:
             self.action_space.seed(seed)

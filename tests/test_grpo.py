@@ -1372,7 +1372,8 @@ def test_every_space_trains_predicts_and_reloads(
     policy: str, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], mode: GroupMode
 ) -> None:
     env = Passing(observation_space, action_space)
-    model = GRPO(policy, env, n_steps=32, n_epochs=1, group_mode=mode, horizon=8, seed=0, kl_coef=0.1)
+    arguments: dict[str, Any] = {"n_steps": 32, "n_epochs": 1, "horizon": 8, "kl_coef": 0.1, "ref_sync_steps": 32}
+    model = GRPO(policy, env, group_mode=mode, seed=0, **arguments)
     untouched = copy_weights(model)
     model.learn(64)
     assert not is_same(untouched, copy_weights(model))

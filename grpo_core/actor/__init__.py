@@ -1,1 +1,1 @@
-"""The policy in NumPy, without torch: what is served and what collects rollouts."""
+"""The policy in NumPy, without torch: it collects rollouts and serves models."""

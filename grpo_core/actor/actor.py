@@ -39,7 +39,7 @@ ACTIVATIONS: Mapping[str, Callable[[FloatArray], FloatArray]] = MappingProxyType
 
 
 class Decision(NamedTuple):
-    """What a policy decides for a batch of observations.
+    """The decisions of a policy for a batch of observations.
 
     :param actions: Shape ``(batch_size, *action_shape)``; within the bounds of a Box.
     :param probs: As ``Actor.action_probs`` returns them.
@@ -57,7 +57,7 @@ class Actor:
 
     Observations are given as arrays ``(batch_size, *observation_shape)``, as a dict of such arrays, or packed (see
     ``grpo_core.spaces``). Action masks are flags ``(batch_size, count_mask_bits(action_space))``, True where an action
-    is allowed; the others have probability 0. A mask of another shape, or one that leaves a choice nothing, raises
+    is allowed; the others have probability 0. A mask of another shape, or one that allows nothing of a choice, raises
     ``ValueError``.
 
     :param observation_space: What the policy observes.

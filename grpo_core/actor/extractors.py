@@ -94,7 +94,7 @@ class Flatten:
     """Puts all numbers into one row, discrete ones as one-hot vectors.
 
     :param n_choices: Choices per number of a Discrete or MultiDiscrete space; None for any other.
-    :param scale: What numbers are divided by.
+    :param scale: Divisor of the numbers.
     """
 
     n_choices: npt.NDArray[np.int64] | None
@@ -112,7 +112,7 @@ class Flatten:
 
     @property
     def arrays(self) -> tuple[FloatArray, ...]:
-        """None: it has no weights."""
+        """Nothing: it has no weights."""
         return ()
 
 
@@ -142,7 +142,7 @@ class NatureCnn:
 
     :param convolutions: Weights ``(kernel_size * kernel_size * n_channels, n_filters)`` and biases.
     :param linear: Weights ``(n_pixels * n_filters, n_features)``, whose rows run over pixels first, and biases.
-    :param scale: What pixels are divided by.
+    :param scale: Divisor of the pixels.
     """
 
     convolutions: tuple[Layer, ...]
@@ -217,7 +217,7 @@ def make_extractor(
     """Build an extractor.
 
     :param weights: Arrays by torch's names.
-    :param prefix: What the names of this extractor's weights begin with.
+    :param prefix: Beginning of the names of this extractor's weights.
     """
     if isinstance(space, spaces.Dict):
         return Combined(

@@ -13,7 +13,7 @@ Moments = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ObservationStatistics:
-    """Mean and variance of observations, and what is done with them.
+    """Mean and variance of observations, and the way they are applied.
 
     :param mean: Mean of every number observed, in the observation's shape; per key where a Dict is observed.
     :param var: Variance, likewise. Keys without statistics are left as they are.

@@ -1,10 +1,10 @@
-"""Faster ways to what the other rooms do, found equal by tests. ``grpo.py`` alone uses them.
+"""Faster implementations of other packages' code; tests prove them equivalent, and only ``grpo.py`` uses them.
 
 - ``make_batched_collector``: the rollouts of ``GroupCollector``, to the bit.
 - ``MlpLearner``: the steps of ``GRPO.train``, to rounding.
 - ``compute_values``: the values of ``grpo_core.update.policies.compute_values``, to rounding.
 
-``GRPO.use_fast_path = False`` switches all of them off.
+``GRPO.use_fast_path = False`` switches them all off.
 """
 
 from grpo_core.fast.collector import make_batched_collector

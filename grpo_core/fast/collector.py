@@ -1,4 +1,4 @@
-"""Play groups whose branches can all be stepped at once: the same rollouts to the bit, but faster."""
+"""Play groups by stepping all their branches at once: the same rollouts to the bit, but faster."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -42,7 +42,7 @@ class BatchedCollector(GroupCollector):
     :param bank: The simulators.
     :param observation_space: What the policy observes.
     :param plan: How the groups are played; whole episodes are not.
-    :param simulators: What steps many states at once, one for each environment of the bank.
+    :param simulators: One batched simulator for each environment of the bank.
     """
 
     def __init__(
@@ -146,10 +146,10 @@ class BatchedCollector(GroupCollector):
 def make_batched_collector(
     bank: SimulatorBank, observation_space: spaces.Space[Any], plan: GroupPlan
 ) -> BatchedCollector | None:
-    """Make a collector that steps all branches at once; None where that might come to anything else.
+    """Make a collector that steps all branches at once; None where its rollouts might differ.
 
-    It takes groups that branch, in environments that ``find_batched_simulator`` knows and whose observations no
-    wrapper of the vectorised environment changes. States here hold no random generators.
+    It plays groups that branch, in environments that ``find_batched_simulator`` knows and whose observations no wrapper
+    of the vectorised environment changes. Its states hold no random generators, which common random numbers would need.
 
     :param bank: The simulators.
     :param observation_space: What the policy observes.

@@ -23,7 +23,7 @@ from gymnasium.envs.classic_control.pendulum import PendulumEnv
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-# Up to here Python's own numbers are faster than arrays, of which every operation costs a microsecond however short.
+# Up to this many states, Python's own numbers are faster than arrays, whose operations each cost a microsecond.
 _FEW_STATES = 6
 
 

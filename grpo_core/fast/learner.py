@@ -32,7 +32,7 @@ _NORM_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 _BLAS = ThreadpoolController().select(user_api="blas")
 _LOG_2_PI = math.log(2.0 * math.pi)
 
-# The derivative of an activation by what it put out.
+# The derivative of each activation as a function of its output.
 _SLOPES: Mapping[str, Callable[[FloatArray], Any]] = MappingProxyType(
     {
         "Tanh": lambda h: 1.0 - h * h,
@@ -192,7 +192,7 @@ class _Mlp:
     def backward(self, slopes: FloatArray) -> None:
         """Compute the gradient of a loss.
 
-        :param slopes: Its derivatives by the outputs of ``forward``, shape ``(batch_size, n_out)``.
+        :param slopes: Its derivatives with respect to the outputs of ``forward``, shape ``(batch_size, n_out)``.
         """
         for i in range(len(self._layers) - 1, -1, -1):
             to_weight, to_bias = self._gradients[i]
@@ -203,16 +203,16 @@ class _Mlp:
 
 
 class _Head(Protocol):
-    """An action distribution: what the policy's outputs say of the actions taken, and back."""
+    """An action distribution: from the policy's outputs to log probabilities, and back to derivatives."""
 
     def forward(self, outputs: FloatArray, actions: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
         """Compute the log probabilities of actions and the entropies, ``(batch_size,)`` each."""
 
     def backward(self, log_prob_slopes: FloatArray, entropy_slope: float) -> FloatArray:
-        """Compute the derivatives of a loss by the outputs.
+        """Compute the derivatives of a loss with respect to the outputs.
 
-        :param log_prob_slopes: Its derivatives by the log probabilities, shape ``(batch_size,)``.
-        :param entropy_slope: Its derivative by the entropy of any step.
+        :param log_prob_slopes: Its derivatives with respect to the log probabilities, shape ``(batch_size,)``.
+        :param entropy_slope: Its derivative with respect to the entropy of any step.
         """
 
 
@@ -230,7 +230,7 @@ class _Categorical:
         return self._log_probs[self._chosen], self._entropy[:, 0]
 
     def backward(self, log_prob_slopes: FloatArray, entropy_slope: float) -> FloatArray:
-        """Compute the derivatives by the logits.
+        """Compute the derivatives with respect to the logits.
 
         ``d log p_a / d z_i = [a = i] - p_i`` and ``d H / d z_i = -p_i (log p_i + H)``.
         """
@@ -260,7 +260,7 @@ class _Gaussian:
         return log_prob, np.full(len(actions), entropy, np.float32)
 
     def backward(self, log_prob_slopes: FloatArray, entropy_slope: float) -> FloatArray:
-        """Compute the derivatives by the means, and write the gradient of ``log_std``."""
+        """Compute the derivatives with respect to the means, and write the gradient of ``log_std``."""
         weighed = log_prob_slopes[:, None] * self._noise
         self._gradient[:] = (weighed * self._noise - log_prob_slopes[:, None]).sum(axis=0)
         self._gradient += entropy_slope * len(log_prob_slopes)
@@ -306,7 +306,7 @@ class MlpLearner:
     :param policy: One of which ``is_plain_mlp`` is true; it is left as it is until ``train`` returns.
     :param actor: The actor that collected the rollout; its extractor turns observations into features.
     :param batch: The steps of the rollout, without action masks.
-    :param rule: What the loss is made of, and how far a step may go.
+    :param rule: Hyperparameters of the loss and of the step.
     """
 
     def __init__(self, policy: ActorCriticPolicy, actor: Actor, batch: StepBatch, rule: UpdateRule) -> None:
@@ -354,7 +354,7 @@ class MlpLearner:
         ratio = np.exp(log_ratio)
         lowest, highest = 1.0 - rule.clip_range, 1.0 + rule.clip_range_high
         too_low, too_high = ratio < lowest, ratio > highest
-        # What a step adds to the loss, and the derivative of that by its log probability.
+        # Each step's loss, and its derivative with respect to the log probability.
         if rule.loss_type == "cispo":
             slopes = -np.minimum(ratio, highest) * steps.advantages
             losses = slopes * log_prob

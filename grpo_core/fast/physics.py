@@ -48,13 +48,13 @@ class BatchStep(NamedTuple):
 
 
 class BatchedSimulator:
-    """Steps any number of states of one environment, itself left alone, as it and its wrappers would.
+    """Steps many states as the environment and its wrappers would, without touching the environment.
 
-    Physics parameters and the time limit are read anew in every step. As with the environment itself, an episode that
-    is over is not to be stepped. A ``Monitor`` goes on counting steps and collecting episodes' returns, lengths and
-    times as if it saw every step; its running episode is part of the states.
+    Physics parameters and the time limit are read anew in every step. As with the environment itself, do not step an
+    episode that is over. A ``Monitor`` goes on counting steps and collecting episodes' returns, lengths and times as if
+    it saw every step; its running episode is part of the states.
 
-    :param dynamics: What moves the environment inside the wrappers.
+    :param dynamics: The equations of motion of the environment inside the wrappers.
     :param time_limit: The wrapper that truncates episodes, if there is one.
     :param monitor: The wrapper outside of it that reports episodes, if there is one.
     """
@@ -99,10 +99,9 @@ class BatchedSimulator:
 
 
 def _add_reward(total: Any, lost: Any, reward: Any) -> tuple[Any, Any]:
-    """Add to running sums as ``sum()`` does, of which ``total + lost`` is the result.
+    """Add a reward to a running sum, ``total + lost``, exactly as ``sum()`` does.
 
-    :return: The new sum, and all that additions have rounded off where ``sum()`` keeps that. What one addition rounds
-        off is Knuth's TwoSum.
+    :return: The new total, and all that additions have rounded off (Knuth's TwoSum) where ``sum()`` keeps it.
     """
     new_total = total + reward
     if not _SUM_COMPENSATES:
@@ -121,13 +120,13 @@ def _report_episode(monitor: Monitor, length: float, total: float, lost: float) 
 
 
 def find_batched_simulator(env: gym.Env[Any, Any]) -> BatchedSimulator | None:
-    """Find what steps many states of an environment at once; None where anything might come out differently.
+    """Find a batched simulator for an environment; None where any step might come out differently.
 
-    Taken are Gymnasium's classic control environments, of exactly these classes and none of their methods replaced,
-    within ``TimeLimit``, ``OrderEnforcing``, ``PassiveEnvChecker`` (whose warnings about the first step are then not
-    given) and a ``Monitor`` that writes no file. A hundred steps of a copy are replayed, and sines and cosines
-    compared, to see whether this machine rounds arrays as it rounds single numbers: some milliseconds. The environment
-    and its random generators stay as they are.
+    There is one for Gymnasium's classic control environments, of exactly these classes and with none of their methods
+    replaced, inside ``TimeLimit``, ``OrderEnforcing``, ``PassiveEnvChecker`` (which then gives no warnings about the
+    first step) and a ``Monitor`` that writes no file. To see whether this machine rounds arrays as it rounds single
+    numbers, a hundred steps of a copy are replayed, and sines and cosines compared, which takes some milliseconds. The
+    environment and its random generators stay as they are.
 
     :param env: The environment; it need not have been reset.
     """
@@ -140,7 +139,7 @@ def find_batched_simulator(env: gym.Env[Any, Any]) -> BatchedSimulator | None:
     kinds = [type(wrapper) for wrapper in wrappers]
     if not _WRAPPERS.issuperset(kinds) or env.observation_space.dtype != np.float32:
         return None
-    # Twice the same is as rare as a time limit outside of Monitor, which then does not report what that cuts off.
+    # A wrapper used twice is rare, and so is a time limit outside of Monitor, which would not report what it cuts.
     counting = [wrapper for wrapper in wrappers if isinstance(wrapper, TimeLimit | Monitor)]
     if [type(wrapper) for wrapper in counting] not in ([], [Monitor], [TimeLimit], [Monitor, TimeLimit]):
         return None
@@ -158,16 +157,16 @@ def _has_replaced_methods(env: gym.Env[Any, Any]) -> bool:
 
 
 def _only_counts(monitor: Monitor) -> bool:
-    """Tell whether Monitor neither writes, nor asks resets or infos for more, nor minds early resets.
+    """Tell whether Monitor writes no file, reads no further keywords, and allows early resets.
 
-    Episodes of states end without the environment getting there, so most of its resets are early.
+    Batched episodes end without the environment reaching their ends, so most of its resets are early.
     """
     has_extras = monitor.results_writer is not None or monitor.reset_keywords or monitor.info_keywords
     return monitor.allow_early_resets and not has_extras
 
 
 def _rounds_alike() -> bool:
-    """Compare sines and cosines of arrays with those of single numbers, which a replay near rest hardly would."""
+    """Compare sines and cosines of arrays with those of single numbers; a replay near rest hardly covers them."""
     columns = np.random.default_rng(0).uniform(-10.0, 10.0, (500, 2))
     angles = columns[:, 0]
     for of_array, of_number in ((np.cos, math.cos), (np.sin, math.sin)):

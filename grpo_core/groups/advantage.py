@@ -155,7 +155,7 @@ def compute_returns(steps: BranchSteps, gamma: float) -> Floats:
 
 
 def _sum_to_the_end(quantity: Floats, decay: float) -> Floats:
-    """Sum what each step of a branch and those after it have: ``S_t = x_t + decay S_{t+1}``.
+    """Sum a quantity from each step to the end of its branch: ``S_t = x_t + decay S_{t+1}``.
 
     :param quantity: Shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask, so that nothing flows back
         into the last live step of a branch.
@@ -256,8 +256,8 @@ def scale_advantages(advantages: Floats, step_mask: Bools, members: Bools, scali
 def compute_informative(returns: Floats, members: Bools) -> Bools:
     """Tell which groups have branches that earned differently from some step on.
 
-    Where the baseline compares members of a group by the rewards alone, the advantages of the other groups are
-    exactly 0; else nothing but the value network, or other groups, gives them an advantage.
+    If the baseline compares members of a group by their rewards alone, the other groups' advantages are exactly 0;
+    under any other baseline, only the value network or the rest of the rollout gives them one.
 
     :param returns: What the branches earned, without estimates, shape ``(horizon, n_anchors, group_size)``.
     :param members: Which branches are compared at each step, bool, same shape.

@@ -22,7 +22,7 @@ SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArr
 
 
 class AnchorState(NamedTuple):
-    """A full simulator state that groups start from.
+    """A full simulator state that a group starts from.
 
     :param observed: The environment's observation there, not normalised.
     :param simulator_state: The state that the simulator captured there.
@@ -73,7 +73,7 @@ class _Branch:
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """How many groups a rollout has, and how they are played.
+    """The number of groups in a rollout, and the way they are played.
 
     :param mode: ``"branch"``: groups start from states on the way. ``"action"``: likewise, and branch ``b`` takes
         action ``b`` first. ``"episode"``: the members of a group share one seeded reset and play whole episodes.

@@ -234,7 +234,7 @@ class GroupRollout:
 
     @property
     def steps(self) -> BranchSteps:
-        """What advantages are computed from: views of the storage, ``(horizon, n_anchors, group_size)`` each."""
+        """Return what advantages are computed from, as views of shape ``(horizon, n_anchors, group_size)``."""
         return BranchSteps(self.rewards, self.step_mask, self.terminated, self.truncated)
 
     @property

@@ -1,1 +1,1 @@
-"""The model file, and what of a model is in it."""
+"""The model file and its content."""

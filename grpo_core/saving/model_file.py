@@ -37,12 +37,12 @@ MAX_FILE_BYTES = 128 * 2**20
 MAX_META_BYTES = 2**20
 # Convolutions take 8 arrays per image, 4 times that with Adam, twice that if the value network has its own.
 MAX_MEMBERS = 1024
-# What a zip says of a member, twice, with its name.
+# At most what a zip's two headers of a member take, its name included.
 _MEMBER_OVERHEAD_BYTES = 1024
 # A zip begins with its first member's header and name, and ends in a record that tells where its directory is.
 N_HEAD_BYTES = 30 + len(META_MEMBER)
 N_TAIL_BYTES = 22
-# A space spells its bounds in memory, so the few bytes that claim a huge one are refused: 32 MB per bound.
+# A few bytes can claim a huge space, whose bounds would fill memory; larger ones are refused: 32 MB per bound.
 _MAX_SPACE_NUMBERS = 2**22
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -305,9 +305,9 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def has_intact_ends(head: bytes, tail: bytes, n_bytes: int) -> bool:
-    """Tell by its two ends alone whether a file may be one of ``to_bytes``, which a listing of many can afford.
+    """Tell by its two ends alone whether ``to_bytes`` may have written a file: quick enough to list many.
 
-    False of other programs' zips and of files that were cut. What lies between the ends, ``from_bytes`` checks.
+    It is False for other programs' zips and for files that were cut. ``from_bytes`` checks what lies between the ends.
 
     :param head: The first ``N_HEAD_BYTES`` of the file.
     :param tail: The last ``N_TAIL_BYTES``.

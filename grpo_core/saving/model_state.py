@@ -1,4 +1,4 @@
-"""Collect what a ``GRPO`` keeps in its model file, and put it back."""
+"""Turn a ``GRPO`` into the content of a model file, and back."""
 
 import io
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ def make_arguments(content: ModelContent) -> dict[str, Any]:
 def make_changes(custom_objects: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``GRPO`` that a caller of ``load`` changes.
 
-    :param custom_objects: As SB3 takes them; what is no argument is passed over.
+    :param custom_objects: As SB3 takes them; unknown names are ignored.
     :param arguments: By name; they win over ``custom_objects``.
     :raises ValueError: If one of ``arguments`` is no hyperparameter.
     """
@@ -148,7 +148,7 @@ def get_optimizer_state(optimizer: torch.optim.Optimizer) -> Arrays:
 def to_parameters(content: ModelContent, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     """Turn a file's arrays into what SB3's ``set_parameters`` takes.
 
-    :param optimizer: One like that which was saved; it is left as it is.
+    :param optimizer: One like the saved one; it is not changed.
     """
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, array in content.optimizer.items():
@@ -172,7 +172,7 @@ def _list_aliases(name: str, is_shared: bool) -> list[str]:
 def get_normalization(vec_normalize: VecNormalize) -> tuple[dict[str, Any], Arrays]:
     """Return the settings of a ``VecNormalize`` for a file's metadata, and copies of its statistics.
 
-    :return: What goes into ``meta["normalization"]`` and into ``model_file.to_bytes(..., normalization)``.
+    :return: The content of ``meta["normalization"]``, and the argument ``normalization`` of ``model_file.to_bytes``.
     """
     settings: dict[str, Any] = {
         name: float(getattr(vec_normalize, name)) for name in ("clip_obs", "clip_reward", "gamma", "epsilon")
@@ -190,10 +190,10 @@ def get_normalization(vec_normalize: VecNormalize) -> tuple[dict[str, Any], Arra
 def describe_normalization(
     vec_normalize: VecNormalize | None, loaded: ModelContent | None
 ) -> tuple[dict[str, Any], Arrays]:
-    """Return what the metadata and the arrays of a model file say of normalisation; nothing without any.
+    """Return the metadata and the arrays of normalisation for a model file, empty without any.
 
     :param vec_normalize: The one in use.
-    :param loaded: The file that the model came from, if it has had no environment since: what that says still holds.
+    :param loaded: The file that the model came from, if it has had no environment since; its statistics still hold.
     """
     if vec_normalize is not None:
         settings, statistics = get_normalization(vec_normalize)
@@ -204,7 +204,7 @@ def describe_normalization(
 
 
 def wrap_like(content: ModelContent, env: VecEnv) -> VecEnv:
-    """Normalise an environment as that of a model file was; as it is if that was not.
+    """Wrap an environment in a ``VecNormalize`` like that of a model file, if the file has one.
 
     :param env: If it has a ``VecNormalize`` already, that one gets the file's statistics.
     """

@@ -1,4 +1,4 @@
-"""Saving and loading as Stable-Baselines3 spells them, through files without pickles, and freezing the policy."""
+"""Save and load models with Stable-Baselines3's interface but without pickles, and freeze policies."""
 
 from collections.abc import Iterable
 from typing import Any, Self
@@ -37,7 +37,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     reward_function: RewardFunction | Any
     #: The file that the model came from.
     _loaded: model_file.ModelContent | None = None
-    #: Names of the reward functions that the model was trained with and that its file could not hold.
+    #: Names of the reward functions that the model was trained with, which its file cannot hold.
     _lost_reward_function: str | list[str] | None = None
 
     def save(
@@ -48,8 +48,8 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     ) -> None:
         """Save the model in one zip of JSON and plain arrays; a file of that name is replaced atomically.
 
-        The statistics of a ``VecNormalize`` are saved with it. Of reward functions only the names are, and neither the
-        reference policy nor the simulators' states: training goes on from new episodes.
+        The statistics of a ``VecNormalize`` are saved with it. Of reward functions only the names are saved; the
+        reference policy and the simulators' states are not, so training goes on from new episodes.
 
         :param path: Where to; ``.zip`` is appended to a name without a suffix. Or an open binary file.
         :param exclude: Not supported, see ``include``.

@@ -68,13 +68,13 @@ def compute_sequence_ratio(log_ratio: torch.Tensor, branch_index: torch.Tensor, 
 
 
 def compute_step_weights(step_mask: npt.NDArray[np.bool_], normalization: LossNormalization) -> npt.NDArray[np.float32]:
-    """Compute how much every step counts, such that ``(weights * losses)[step_mask].mean()`` is the loss.
+    """Compute the weight of every step, so that ``(weights * losses)[step_mask].mean()`` is the loss.
 
     - ``"step"``: every step alike, so longer branches count for more (DAPO, arXiv 2503.14476, section 3.3).
     - ``"branch"``: every branch that took a step alike, its steps sharing (DeepSeekMath, arXiv 2402.03300,
       equation 3).
-    - ``"horizon"``: the sum over the steps, divided by the constant ``n_branches * horizon``, so that what a step
-      counts does not depend on how long this or any other branch lived (Dr. GRPO, arXiv 2503.20783, section 3.2).
+    - ``"horizon"``: the sum over the steps, divided by the constant ``n_branches * horizon``, so that a
+      step's weight does not depend on the length of any branch (Dr. GRPO, arXiv 2503.20783, section 3.2).
 
     :param step_mask: True where a branch took a step, shape ``(horizon, n_anchors, group_size)``.
     :return: Same shape, 0 outside the step mask.
@@ -93,14 +93,14 @@ def compute_step_weights(step_mask: npt.NDArray[np.bool_], normalization: LossNo
 def compute_filter_weights(
     informative: npt.NDArray[np.bool_], step_mask: npt.NDArray[np.bool_], normalization: LossNormalization
 ) -> npt.NDArray[np.float32]:
-    """Compute what to multiply step weights by, so that the loss is that of a rollout of informative groups alone.
+    """Compute the factor of every step's weight that makes the loss that of the informative groups alone.
 
     :param informative: Which groups are kept, shape ``(n_anchors,)``.
     :param step_mask: True where a branch took a step, shape ``(horizon, n_anchors, group_size)``.
     :return: Same shape as ``step_mask``, 0 in the other groups.
     """
     kept = np.broadcast_to(informative[:, None], step_mask.shape)
-    # The unit that counts alike is the step, or the branch or the horizon; of the latter two all groups have as many.
+    # Under "step", steps count alike; otherwise branches do, of which all groups have as many.
     kept_share = float(kept[step_mask].mean() if normalization == "step" else informative.mean())
     return kept.astype(np.float32) / (kept_share or 1.0)  # without an informative group, all weights are 0
 

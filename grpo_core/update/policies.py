@@ -134,7 +134,7 @@ def predict_masked(
     """Choose legal actions as ``BasePolicy.predict`` chooses any.
 
     :param action_masks: Legal actions, shape ``(n_bits,)``, or ``(batch_size, n_bits)`` for several observations.
-    :raises ValueError: If the observation or the masks have another shape, or a choice is left nothing.
+    :raises ValueError: If the observation or the masks have another shape, or nothing of a choice is legal.
     """
     policy.set_training_mode(False)
     if isinstance(observation, tuple):
