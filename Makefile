@@ -1,7 +1,8 @@
 VENV := .venv
 PYTHON ?= python3
-# Two processes share the tests, file by file: what the tests of a file need is started once.
-SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes share the tests, file by file: what the tests of a file need is started once. Three on two cores, for
+# many tests wait for servers and browsers.
+SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
 .PHONY: install serve test test-fast test-zoo lint type format tables bench-cartpole bench-speed bench-suite bench-ablation clean
