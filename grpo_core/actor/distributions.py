@@ -164,7 +164,7 @@ def check_action_masks(space: spaces.Space[Any], action_masks: Any, batch_size: 
 
     :param action_masks: Flags, True where an action is legal.
     :return: The same as an array, shape ``(batch_size, count_mask_bits(space))``.
-    :raises ValueError: If there is not one row of flags per observation, or a row allows nothing of a choice.
+    :raises ValueError: If rows and observations differ in number, or a row rules out every option of a choice.
     :raises UnsupportedSpaceError: If actions of the space cannot be masked.
     """
     shape = (batch_size, count_mask_bits(space))
