@@ -72,7 +72,7 @@ def make_policy(actor: Actor, deterministic: bool, rng: np.random.Generator) -> 
     """
 
     def choose(observation: Any, action_masks: Any) -> Any:
-        batch = _to_batch(actor.observation_space, observation)
+        batch = to_batch(actor.observation_space, observation)
         masks = None if action_masks is None else np.asarray(action_masks)[None]
         if deterministic:
             actions = actor.best_actions(batch, masks)
@@ -199,10 +199,10 @@ def compute_rate_interval(n_successes: int, n: int) -> Interval:
     return max(0.0, (centre - spread) / (1 + z2 / n)), min(1.0, (centre + spread) / (1 + z2 / n))
 
 
-def _to_batch(space: spaces.Space[Any], observation: Any) -> Any:
+def to_batch(space: spaces.Space[Any], observation: Any) -> Any:
     """Make a batch of one observation; an image's channels come first, as the networks need them."""
     if isinstance(space, spaces.Dict):
-        return {key: _to_batch(part, observation[key]) for key, part in space.spaces.items()}
+        return {key: to_batch(part, observation[key]) for key, part in space.spaces.items()}
     array = np.asarray(observation)
     if array.shape != space.shape and array.ndim == 3 and is_image_space(space):
         array = array.transpose(2, 0, 1)

@@ -41,6 +41,7 @@ LIBRARY_ORDER = [
     "update",
     "saving",
     "evaluation",
+    "values",
     "film",
     "fast",
 ]

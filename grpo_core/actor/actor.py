@@ -135,7 +135,7 @@ class Actor:
         :param deterministic: Take the most likely actions instead of drawing them.
         :param rng: Generator to draw from.
         """
-        inputs = self._to_inputs(observations)
+        inputs = self.to_inputs(observations)
         features = self.policy_extractor(inputs)
         outputs = self._compute_outputs(features, action_masks)
         if self.value_extractor is not self.policy_extractor:
@@ -194,7 +194,7 @@ class Actor:
 
     def values(self, observations: Observations) -> FloatArray:
         """Return the estimated discounted return from each observation, ``(batch_size,)``."""
-        return self.values_of_inputs(self._to_inputs(observations))
+        return self.values_of_inputs(self.to_inputs(observations))
 
     def values_of_inputs(self, inputs: Observations) -> FloatArray:
         """Return what ``values`` does, ``(batch_size,)``, for observations that are already normalised."""
@@ -209,13 +209,14 @@ class Actor:
             arrays += self.value_extractor.arrays
         return sum(array.size for array in arrays)
 
-    def _to_inputs(self, observations: Observations) -> Observations:
+    def to_inputs(self, observations: Observations) -> Observations:
+        """Normalise observations, ``(batch_size, *observation_shape)``, as the networks take them."""
         if self.normalization is not None:
             return self.normalization.apply(observations)
         return unpack(observations)
 
     def _compute_policy_outputs(self, observations: Observations, action_masks: Any) -> FloatArray:
-        return self._compute_outputs(self.policy_extractor(self._to_inputs(observations)), action_masks)
+        return self._compute_outputs(self.policy_extractor(self.to_inputs(observations)), action_masks)
 
     def _compute_outputs(self, features: FloatArray, action_masks: Any) -> FloatArray:
         outputs = self._forward(features, self.policy_layers)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 
@@ -25,30 +26,45 @@ def apply_reward_functions(
     :return: The mean of each over the live steps, unweighted, by name.
     :raises ValueError: If one does not return one number per step.
     """
+    mask = rollout.step_mask
+    actions = rollout.actions[mask]
+    if isinstance(rollout.action_space, spaces.Box):
+        actions = np.clip(actions, rollout.action_space.low, rollout.action_space.high)
+    steps = rollout.observations[mask], actions, rollout.next_observations[mask]
+    rollout.rewards[mask], means = combine_rewards(*steps, rollout.rewards[mask], reward_function, weights)
+    return means
+
+
+def combine_rewards(
+    observations: Array,
+    actions: Array,
+    next_observations: Array,
+    own: Array,
+    reward_function: RewardFunction | Sequence[RewardFunction | None],
+    weights: Sequence[float] | None = None,
+) -> tuple[npt.NDArray[np.float64], dict[str, float]]:
+    """Reward steps with a weighted sum of reward functions, each called once for all steps.
+
+    :param observations: Packed, shape ``(n_steps, *observation_shape)``.
+    :param actions: As the environment received them, shape ``(n_steps, *action_shape)``.
+    :param next_observations: As ``observations``.
+    :param own: The environment's own rewards, shape ``(n_steps,)``.
+    :param reward_function: One, or several; None among several stands for ``own``.
+    :param weights: Weight of each; None: 1 each.
+    :return: The sum, ``(n_steps,)``, and the mean of each function over the steps, unweighted, by name.
+    :raises ValueError: If a function does not return one number per step.
+    """
     reward_functions = [reward_function] if callable(reward_function) else list(reward_function)
     weights = [1.0] * len(reward_functions) if weights is None else weights
-    own = rollout.rewards[rollout.step_mask]
     total, means = np.zeros(len(own), np.float64), {}
     for function, weight in zip(reward_functions, weights, strict=True):
         rewards = own
         if function is not None:  # each gets copies of its own, in case it changes them
-            rewards = _compute_rewards(function, _make_arguments(rollout), len(own))
+            copies = [_to_rows(array.copy()) for array in (observations, actions, next_observations)]
+            rewards = _compute_rewards(function, copies, len(own))
         total += weight * rewards
         means[get_reward_name(function)] = float(rewards.mean())
-    rollout.rewards[rollout.step_mask] = total
-    return means
-
-
-def _make_arguments(rollout: GroupRollout) -> tuple[Any, Any, Any]:
-    """Copy what a reward function takes for all live steps: observations, clipped actions and next observations.
-
-    :return: One tensor ``(n_steps, n)`` each, or a dict of such.
-    """
-    mask, space = rollout.step_mask, rollout.action_space
-    actions = rollout.actions[mask]
-    if isinstance(space, spaces.Box):
-        actions = np.clip(actions, space.low, space.high)
-    return _to_rows(rollout.observations[mask]), _to_rows(actions), _to_rows(rollout.next_observations[mask])
+    return total, means
 
 
 def _to_rows(batch: Array) -> Any:
@@ -59,7 +75,7 @@ def _to_rows(batch: Array) -> Any:
     return torch.from_numpy(unpacked.reshape(len(unpacked), -1))
 
 
-def _compute_rewards(reward_function: RewardFunction, arguments: tuple[Any, Any, Any], n_steps: int) -> Array:
+def _compute_rewards(reward_function: RewardFunction, arguments: Sequence[Any], n_steps: int) -> Array:
     """Call a reward function and check what it returns; shape ``(n_steps,)``."""
     name = get_reward_name(reward_function)
     returned = reward_function(*arguments)

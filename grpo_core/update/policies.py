@@ -84,6 +84,22 @@ def compute_values(policy: ActorCriticPolicy, observations: Observations) -> npt
     return np.asarray(torch.cat(chunks).flatten().cpu().numpy())
 
 
+def extract_value_features(policy: ActorCriticPolicy, observations: Observations) -> torch.Tensor:
+    """Return what the value network's own layers take, ``(n_steps, n_features)``, in forward passes of bounded size.
+
+    :param observations: As the policy sees them, shape ``(n_steps, *observation_shape)``.
+    """
+    inputs = to_tensors(observations, policy.device)
+    # With a shared extractor it is the policy's: SB3 keeps it under both names.
+    extractor = policy.vf_features_extractor
+    with torch.no_grad():
+        chunks = [
+            super(ActorCriticPolicy, policy).extract_features(select(inputs, part), extractor)
+            for part in _split_for_forward(policy, inputs)
+        ]
+    return torch.cat(chunks)
+
+
 def compute_log_prob(policy: ActorCriticPolicy, batch: StepBatch) -> npt.NDArray[np.float32]:
     """Compute the log probability of each action of a batch, ``(n_steps,)``, in forward passes of bounded size."""
     tensors = batch.to_tensors(policy.device)
