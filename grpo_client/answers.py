@@ -296,7 +296,7 @@ class Prediction(Answer):
 
     action: Any
     action_probs: Any
-    value: float
+    value: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

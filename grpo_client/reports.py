@@ -91,7 +91,7 @@ def describe_prediction(prediction: Prediction) -> str:
         {
             "action": prediction.action,
             "probabilities": prediction.action_probs,
-            "value": f"{prediction.value:.4f}",
+            "value": "not known" if prediction.value is None else f"{prediction.value:.4f}",
         }
     )
 

@@ -178,12 +178,19 @@ def _answer_rows(
 ) -> list[Answer]:
     answers: list[Answer] = []
     for decision, is_finite in infer_many(model, rows, deterministic, masks):
-        parts = decision.actions.tolist(), _list_probs(decision), decision.values.tolist(), is_finite.tolist()
+        parts = decision.actions.tolist(), _list_probs(decision), _list_values(model, decision), is_finite.tolist()
         answers += [
             {"action": action, "action_probs": probs, "value": value} if fits else {"error": TOO_LARGE_NUMBERS}
             for action, probs, value, fits in zip(*parts, strict=True)
         ]
     return answers
+
+
+def _list_values(model: ServedModel, decision: Decision) -> list[float] | list[None]:
+    if model.value_scale is None:
+        return [None] * len(decision.values)
+    # As for one observation: scaled in double precision.
+    return [model.value_scale * value for value in decision.values.tolist()]
 
 
 def _list_probs(decision: Decision) -> list[Any]:

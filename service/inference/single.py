@@ -34,12 +34,14 @@ def infer(
     masks, observations = read_observation(model.actor, observation, action_masks)
     decision = _act(model, observations, deterministic, masks)
     action, value, probs = decision.actions[0].tolist(), float(decision.values[0]), decision.probs
+    value_scale = model.value_scale
     # MultiDiscrete actions have one array of probabilities per component.
     if probs is not None:
         probs = [part[0].tolist() for part in probs] if isinstance(probs, list) else probs[0].tolist()
     if not _is_finite([action, value, probs or 0]):
         raise InvalidRequestError(TOO_LARGE_NUMBERS)
-    return InferenceResponse(action=action, action_probs=probs, value=value)
+    shown = None if value_scale is None else value_scale * value
+    return InferenceResponse(action=action, action_probs=probs, value=shown)
 
 
 def infer_many(

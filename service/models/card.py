@@ -16,7 +16,7 @@ from service.models.folder import FileSignature
 from service.models.store import ModelStore
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
 from service.schemas.jobs import EpisodeFigures
-from service.schemas.models import ModelCard
+from service.schemas.models import ModelCard, ValueFigures
 from service.schemas.training import TrainConfig
 from service.spaces import describe_space
 
@@ -66,6 +66,7 @@ def make_card(
         "n_parameters": actor.n_parameters,
         "normalization": _pick_facts(meta.get("normalization")),
         "evaluation": find_evaluation(file.signature) or _find_evaluation(meta.get("evaluation")),
+        "value_check": _find_figures(ValueFigures, meta.get("value_check")),
         "versions": _find_versions(meta.get("versions")),
     }
     return card.model_copy(update=facts)

@@ -25,6 +25,7 @@ _LOW_MEMORY_FRACTION = 0.10
 _LOW_MEMORY_BYTES = 512 * 2**20
 # A listing verifies new files up to this size in total itself, which takes a few milliseconds.
 _LISTED_BYTES = 2**17
+_MAX_VALUE_SCALE = 1e12
 
 
 class ModelEntry(NamedTuple):
@@ -40,6 +41,8 @@ class ServedModel:
 
     :param signature: Signature of its file.
     :param rng: Draws stochastic actions; NumPy's generators lock themselves, so threads may share it.
+    :param value_scale: What turns the value network's output into a return in units of the rewards; None if nobody
+        has found its values meaningful, and they are not to be shown.
     """
 
     name: str
@@ -47,6 +50,10 @@ class ServedModel:
     meta: dict[str, Any]
     signature: FileSignature
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    value_scale: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value_scale", _find_value_scale(self.meta.get("value_check")))
 
     @property
     def n_bytes(self) -> int:
@@ -336,3 +343,12 @@ class _CountingCache(LRUCache[str, ServedModel]):
 
 def _get_status(error: model_file.ModelFileError) -> ModelStatus:
     return ModelStatus.UNSAFE if isinstance(error, model_file.ForeignModelError) else ModelStatus.CORRUPT
+
+
+def _find_value_scale(check: Any) -> float | None:
+    """Return the scale that a file's check of values gives, if it found them meaningful."""
+    if not isinstance(check, dict) or check.get("is_meaningful") is not True:
+        return None
+    scale = check.get("reward_scale")
+    # A file may claim anything; from larger numbers a value might not be finite.
+    return scale if isinstance(scale, float) and 0.0 < scale < _MAX_VALUE_SCALE else None

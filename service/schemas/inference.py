@@ -30,7 +30,11 @@ class InferenceResponse(BaseModel):
         description="The probability of each Discrete action, a list of these per component of a MultiDiscrete action, "
         "the probability of 1 per digit of a MultiBinary action; null for Box."
     )
-    value: float = Field(description="The value network's estimate of the discounted return from this observation.")
+    value: float | None = Field(
+        description="What the policy's most likely actions earn from this observation on: an estimate of the "
+        "discounted return of the reward that the model was trained on. Null unless the model's `value_check` says "
+        "that its values follow the returns of its episodes."
+    )
 
 
 class BatchRequest(Request):

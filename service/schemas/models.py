@@ -35,6 +35,22 @@ class ModelList(BaseModel):
     models: list[ModelSummary]
 
 
+class ValueFigures(BaseModel):
+    """How well a model's values agree with what followed, in episodes that they were not fitted to."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    is_meaningful: bool = Field(
+        description="Whether `/inference` shows values: the error is at most 0.2, and the correlation at least 0.8 "
+        "unless the returns hardly differ."
+    )
+    gamma: float = Field(ge=0, le=1, description="Discount factor of the returns.")
+    n_states: int = Field(ge=0, description="States compared.")
+    correlation: float | None = Field(ge=-1, le=1, description="Null where the values or the returns do not differ.")
+    error: float | None = Field(ge=0, description="Mean size of the error, in shares of the mean size of the return.")
+    spread: float | None = Field(ge=0, description="Standard deviation of the returns, in the same shares.")
+
+
 class ModelCard(BaseModel):
     """A model as its file describes it. Facts that the file lacks, or that cannot be right, are null."""
 
@@ -60,6 +76,9 @@ class ModelCard(BaseModel):
         None,
         description="The latest `POST /models/{model_name}/evaluate` of this file since the server started, or else "
         "the evaluation stored in the file.",
+    )
+    value_check: ValueFigures | None = Field(
+        None, description="What is known about the `value` of `POST /inference`; null if it was not measured."
     )
     versions: dict[str, str] | None = Field(None, description="Versions of the libraries that saved it.")
 

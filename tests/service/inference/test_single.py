@@ -22,8 +22,11 @@ from tests.support import make_model
 CARTPOLE_OBSERVATIONS = [[0.1, 0.0, 0.05, 0.0], [-2.0, 1.5, -0.2, 3.0], [0, 0, 0, 0], [2.4, -3.0, 0.2, -2.0]]
 
 
-def serve_model(model: GRPO) -> ServedModel:
-    return ServedModel("m", model.make_actor(), {}, (0, 0, 0), np.random.default_rng(0))
+MEANINGFUL = {"value_check": {"is_meaningful": True, "reward_scale": 1.0}}
+
+
+def serve_model(model: GRPO, meta: dict[str, Any] = MEANINGFUL) -> ServedModel:
+    return ServedModel("m", model.make_actor(), meta, (0, 0, 0), np.random.default_rng(0))
 
 
 def make_opinionated_model(env_id: str, seed: int = 0) -> GRPO:
@@ -94,6 +97,35 @@ def test_a_continuous_action_is_the_torch_policys_mean() -> None:
     assert isinstance(distribution, Normal)
     assert answer.action == pytest.approx(distribution.mean[0].tolist(), abs=1e-6)
     assert answer.action_probs is None
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        None,
+        {},
+        "yes",
+        {"is_meaningful": False, "reward_scale": 1.0},
+        {"is_meaningful": 1, "reward_scale": 1.0},
+        {"is_meaningful": True},
+        {"is_meaningful": True, "reward_scale": "1"},
+        {"is_meaningful": True, "reward_scale": -1.0},
+        {"is_meaningful": True, "reward_scale": 1e300},
+        {"is_meaningful": True, "reward_scale": float("nan")},
+    ],
+)
+def test_values_that_nobody_found_meaningful_are_not_shown(check: Any) -> None:
+    model = make_opinionated_model("CartPole-v1")
+    assert infer(serve_model(model, {"value_check": check}), CARTPOLE_OBSERVATIONS[0], True).value is None
+
+
+def test_values_are_in_the_units_of_the_rewards() -> None:
+    model = make_opinionated_model("CartPole-v1")
+    scaled = serve_model(model, {"value_check": {"is_meaningful": True, "reward_scale": 2.5}})
+    for observation in CARTPOLE_OBSERVATIONS:
+        unscaled = infer(serve_model(model), observation, True).value
+        assert unscaled is not None
+        assert infer(scaled, observation, True).value == 2.5 * unscaled
 
 
 @pytest.mark.parametrize(("bias", "bound"), [(100.0, 2.0), (-100.0, -2.0)])
@@ -185,7 +217,7 @@ def serve_policy(observation_space: spaces.Space[Any], action_space: spaces.Spac
     policy = POLICIES[name](observation_space, action_space, lambda _: 1e-3, ortho_init=False)
     network = network_to_json({}, POLICIES[name])
     actor = Actor.from_weights(observation_space, action_space, network, get_weights(policy))
-    return ServedModel("m", actor, {}, (0, 0, 0), np.random.default_rng(0))
+    return ServedModel("m", actor, MEANINGFUL, (0, 0, 0), np.random.default_rng(0))
 
 
 def to_plain(observation: Any) -> Any:
