@@ -142,12 +142,10 @@ class Verdict(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Answer):
+class EpisodeFigures(Answer):
     """Statistics of whole episodes. Rewards are the environment's own.
 
     :param mean_length: Steps per episode.
-    :param timesteps: Simulator steps trained until then; None outside a job.
-    :param elapsed_seconds: Time since the job was started; None outside a job.
     """
 
     n_episodes: int
@@ -159,8 +157,32 @@ class Evaluation(Answer):
     mean_length: float
     success_rate: float | None
     success_rate_ci95: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(EpisodeFigures):
+    """An evaluation of a policy.
+
+    :param timesteps: Simulator steps trained until then; None outside a job.
+    :param elapsed_seconds: Time since the job was started; None outside a job.
+    """
+
     timesteps: int | None = None
     elapsed_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalEvaluation(EpisodeFigures):
+    """The evaluation with which a job ends: that of the policy it saves.
+
+    :param timesteps: Simulator steps that the policy had been trained for.
+    :param seconds: How long it took.
+    :param complete: False if time ran out before all episodes were played.
+    """
+
+    timesteps: int
+    seconds: float
+    complete: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +192,8 @@ class TrainingStatus(Answer):
     :param progress: From 0 to 1.
     :param metrics: Stable-Baselines3's log keys as of the latest rollout.
     :param model_name: Name of the saved policy; None until there is one.
+    :param final_evaluation: What the saved policy earns; None until the job has ended, and if that is unknown.
+    :param config_origins: Who chose each field of ``config``: ``"request"``, ``"preset"`` or ``"default"``.
     """
 
     job_id: str
@@ -190,9 +214,11 @@ class TrainingStatus(Answer):
     verdict: Verdict
     evaluation: Evaluation | None
     best_evaluation: Evaluation | None
+    final_evaluation: FinalEvaluation | None
     ended_by: str | None
     tensorboard_run: str | None
     config: Mapping[str, Any]
+    config_origins: Mapping[str, str]
 
     @property
     def is_final(self) -> bool:
@@ -205,11 +231,13 @@ class Submission(Answer):
     """Confirmation that a job was accepted.
 
     :param config: The request with every default filled in; sent again, it repeats the job.
+    :param config_origins: Who chose each field of it: ``"request"``, ``"preset"`` or ``"default"``.
     """
 
     job_id: str
     message: str
     config: Mapping[str, Any]
+    config_origins: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +319,7 @@ class Prediction(Answer):
 
     :param action: An integer for Discrete actions, a list for all others.
     :param action_probs: Probability of every discrete action; None for continuous ones.
-    :param value: Estimate of the discounted return from here.
+    :param value: Estimate of the discounted return from here; None where the model's card does not call it meaningful.
     """
 
     action: Any
@@ -320,6 +348,26 @@ class ModelSummary(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValueCheck(Answer):
+    """How well a model's values agree with what followed, in episodes that they were not fitted to.
+
+    :param is_meaningful: Whether a prediction has a value at all.
+    :param gamma: Discount factor of the returns, in [0, 1].
+    :param n_states: States compared.
+    :param correlation: Of values and returns, in [-1, 1]; None where either do not differ.
+    :param error: Mean size of the error, in shares of the mean size of the return.
+    :param spread: Standard deviation of the returns, in the same shares.
+    """
+
+    is_meaningful: bool
+    gamma: float
+    n_states: int
+    correlation: float | None
+    error: float | None
+    spread: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard(Answer):
     """The contents of a model's file, without its arrays; None for each fact that it lacks."""
 
@@ -340,6 +388,8 @@ class ModelCard(Answer):
     n_parameters: int | None
     normalization: Mapping[str, Any] | None
     evaluation: Evaluation | None
+    value_check: ValueCheck | None
+    final_evaluation: FinalEvaluation | None
     versions: Mapping[str, str] | None
 
 

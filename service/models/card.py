@@ -8,17 +8,19 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.models.folder import FileSignature
 from service.models.store import ModelStore
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
-from service.schemas.jobs import EpisodeFigures
+from service.schemas.jobs import EpisodeFigures, FinalEvaluation
 from service.schemas.models import ModelCard, ValueFigures
 from service.schemas.training import TrainConfig
 from service.spaces import describe_space
+
+_Figures = TypeVar("_Figures", bound=BaseModel)
 
 _ENV_NAME = re.compile(ENV_NAME_PATTERN)
 _MAX_TEXT_CHARS = 256
@@ -65,8 +67,9 @@ def make_card(
         "n_updates": _find_count(meta.get("n_updates")),
         "n_parameters": actor.n_parameters,
         "normalization": _pick_facts(meta.get("normalization")),
-        "evaluation": find_evaluation(file.signature) or _find_evaluation(meta.get("evaluation")),
+        "evaluation": find_evaluation(file.signature) or _find_figures(EpisodeFigures, meta.get("evaluation")),
         "value_check": _find_figures(ValueFigures, meta.get("value_check")),
+        "final_evaluation": _find_figures(FinalEvaluation, meta.get("final_evaluation")),
         "versions": _find_versions(meta.get("versions")),
     }
     return card.model_copy(update=facts)
@@ -94,9 +97,9 @@ def _find_versions(claimed: Any) -> dict[str, str] | None:
     return None if facts is None else {name: value for name, value in facts.items() if isinstance(value, str)}
 
 
-def _find_evaluation(claimed: Any) -> EpisodeFigures | None:
+def _find_figures(kind: type[_Figures], claimed: Any) -> _Figures | None:
     try:
-        return EpisodeFigures.model_validate(_pick_facts(claimed))
+        return kind.model_validate(_pick_facts(claimed))
     except ValidationError:
         return None
 

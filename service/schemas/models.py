@@ -4,10 +4,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.schemas.fields import MAX_PLAY_SEED, Request
-from service.schemas.jobs import EpisodeFigures
+from service.schemas.jobs import EpisodeFigures, FinalEvaluation
 from service.schemas.spaces import SpaceDescription
 
 VideoFormat = Literal["gif", "mp4"]
@@ -79,6 +79,9 @@ class ModelCard(BaseModel):
     )
     value_check: ValueFigures | None = Field(
         None, description="What is known about the `value` of `POST /inference`; null if it was not measured."
+    )
+    final_evaluation: FinalEvaluation | None = Field(
+        None, description="The evaluation with which the job that trained it ended."
     )
     versions: dict[str, str] | None = Field(None, description="Versions of the libraries that saved it.")
 

@@ -114,7 +114,7 @@ class ObservationSliders:
             for one in part.sliders:
                 one.slider.value = choose(one.range)
 
-    def _show(self, bars: list[Bar], value: float) -> None:
+    def _show(self, bars: list[Bar], value: float | None) -> None:
         if self._shown is None:
             self._answer.clear()
             with self._answer:
@@ -144,12 +144,13 @@ class _AnswerBars:
                     self._rows.append((row, track, filling, Text("", "number")))
         with make_box("row-flex"):
             self._value = Text("", "figure number")
-            Text("value: the expected return from here", "muted small")
+            self._about_value = Text("", "muted small")
 
-    def update(self, bars: list[Bar], value: float) -> None:
+    def update(self, bars: list[Bar], value: float | None) -> None:
         """Show another answer."""
         for bar, (row, track, filling, reading) in zip(bars, self._rows, strict=True):
             fill_track(track, filling, bar.share)
             reading.set_text(bar.text)
             row.classes(replace="probability chosen" if bar.is_chosen else "probability")
-        self._value.set_text(format_number(value))
+        self._value.set_text("" if value is None else format_number(value))
+        self._about_value.set_text("" if value is None else "value: the expected return from here")

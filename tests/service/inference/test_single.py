@@ -195,6 +195,7 @@ def test_numbers_too_large_for_the_network_are_refused_and_never_answered_with_n
 
 def test_the_largest_finite_observation_is_answered_with_finite_numbers() -> None:
     answer = infer(serve_model(make_model("CartPole-v1")), [3.4e38, -3.4e38, 10**38, 0], deterministic=True)
+    assert answer.value is not None
     assert np.isfinite(answer.value)
     assert answer.action_probs is not None
     assert np.isfinite(answer.action_probs).all()
