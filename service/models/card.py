@@ -65,8 +65,8 @@ def make_card(
         "n_updates": _find_count(meta.get("n_updates")),
         "n_parameters": actor.n_parameters,
         "normalization": _pick_facts(meta.get("normalization")),
-        "evaluation": find_evaluation(file.signature) or _find_evaluation(meta.get("evaluation")),
-        "final_evaluation": _find_final_evaluation(meta.get("final_evaluation")),
+        "evaluation": find_evaluation(file.signature) or _find_evaluation(meta),
+        "final_evaluation": _find_final_evaluation(meta),
         "versions": _find_versions(meta.get("versions")),
     }
     return card.model_copy(update=facts)
@@ -94,16 +94,18 @@ def _find_versions(claimed: Any) -> dict[str, str] | None:
     return None if facts is None else {name: value for name, value in facts.items() if isinstance(value, str)}
 
 
-def _find_evaluation(claimed: Any) -> EpisodeFigures | None:
+def _find_evaluation(meta: Mapping[str, Any]) -> EpisodeFigures | None:
+    if (final_evaluation := _find_final_evaluation(meta)) is not None:
+        return EpisodeFigures.model_validate(final_evaluation.model_dump())
     try:
-        return EpisodeFigures.model_validate(_pick_facts(claimed))
+        return EpisodeFigures.model_validate(_pick_facts(meta.get("evaluation")))
     except ValidationError:
         return None
 
 
-def _find_final_evaluation(claimed: Any) -> FinalEvaluation | None:
+def _find_final_evaluation(meta: Mapping[str, Any]) -> FinalEvaluation | None:
     try:
-        return FinalEvaluation.model_validate(_pick_facts(claimed))
+        return FinalEvaluation.model_validate(_pick_facts(meta.get("final_evaluation")))
     except ValidationError:
         return None
 

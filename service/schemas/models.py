@@ -59,7 +59,7 @@ class ModelCard(BaseModel):
     evaluation: EpisodeFigures | None = Field(
         None,
         description="The latest `POST /models/{model_name}/evaluate` of this file since the server started, or else "
-        "the evaluation stored in the file.",
+        "its `final_evaluation`.",
     )
     final_evaluation: FinalEvaluation | None = Field(
         None, description="The evaluation with which the job that trained it ended."
