@@ -176,13 +176,13 @@ class FinalEvaluation(EpisodeFigures):
     """The evaluation with which a job ends: that of the policy it saves.
 
     :param timesteps: Simulator steps that the policy had been trained for.
-    :param seconds: How long it took.
+    :param seconds: How long it took; None on a model card.
     :param complete: False if time ran out before all episodes were played.
     """
 
     timesteps: int
-    seconds: float
     complete: bool
+    seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

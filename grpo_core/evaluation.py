@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,14 +121,32 @@ def play_episode(
     :param max_steps: Largest number of steps; a longer episode is cut.
     :param on_step: Called after the reset and after every step; an exception it raises ends the episode.
     """
+    steps = step_episode(env, policy, seed, max_steps)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            episode: Episode = end.value
+            return episode
+        on_step()
+
+
+def step_episode(
+    env: gym.Env[Any, Any], policy: Policy, seed: int, max_steps: float = math.inf
+) -> Generator[None, None, Episode]:
+    """Play one episode to its end, and pause after its reset and after every step.
+
+    :param seed: Seed of the reset.
+    :param max_steps: Largest number of steps; a longer episode is cut.
+    """
     observation, _ = env.reset(seed=seed)
-    on_step()
+    yield
     reward, n_steps, terminated, over = 0.0, 0, False, False
     info: dict[str, Any] = {}
     while not over and n_steps < max_steps:
         observation, step_reward, terminated, truncated, info = env.step(policy(observation, get_action_masks(env)))
         reward, n_steps, over = reward + float(step_reward), n_steps + 1, bool(terminated or truncated)
-        on_step()
+        yield
     return Episode(reward, n_steps, judge_success(env, info, bool(terminated), reward))
 
 

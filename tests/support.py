@@ -28,7 +28,7 @@ from grpo import GRPO
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
-from service.schemas.jobs import EndedBy, EvaluationRow
+from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
 from service.schemas.training import TrainRequest
 from service.settings import Settings
 from service.training.plan import TrainingPlan
@@ -155,6 +155,12 @@ def make_evaluation(timesteps: int, mean_reward: float = 1.0) -> EvaluationRow:
     )
 
 
+def make_final_evaluation(mean_reward: float) -> FinalEvaluation:
+    """Make up what two episodes of one reward say of the policy that is saved."""
+    figures = make_evaluation(100, mean_reward).model_dump(exclude={"elapsed_seconds"})
+    return FinalEvaluation(**figures, seconds=0.1, complete=True)
+
+
 @dataclass
 class Recorder:
     """Records everything that a training reports."""
@@ -162,6 +168,8 @@ class Recorder:
     steps: list[int] = field(default_factory=list)
     metrics: list[Mapping[str, float]] = field(default_factory=list)
     evaluations: list[Mapping[str, Any]] = field(default_factory=list)
+    final_evaluations: list[Mapping[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     ended_by: list[EndedBy] = field(default_factory=list)
     stop_after: float = float("inf")
     _stop: Callable[[], None] = lambda: None
@@ -179,6 +187,12 @@ class Recorder:
 
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         self.evaluations.append(evaluation)
+
+    def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        self.final_evaluations.append(evaluation)
+
+    def publish_warning(self, warning: str) -> None:
+        self.warnings.append(warning)
 
     def publish_ended_by(self, ended_by: EndedBy) -> None:
         self.ended_by.append(ended_by)

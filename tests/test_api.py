@@ -605,8 +605,8 @@ class TestFollowingTraining:
         self, client: TestClient, register_env: RegisterEnv, gate: Gate
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
-        first = train(client, env_name=env_name, **SHORT)
-        second = train(client, env_name=env_name, total_timesteps=640, seed=0)
+        first = train(client, env_name=env_name, **SHORT, n_eval_episodes=0)
+        second = train(client, env_name=env_name, total_timesteps=640, seed=0, n_eval_episodes=0)
         wait_until(lambda: gate.n_arrived == 1)
         queued = get_status(client, second)
         assert (queued["status"], queued["start_time"], queued["progress"]) == ("queued", None, 0.0)
@@ -631,7 +631,8 @@ class TestFollowingTraining:
         assert all(0.0 <= progress <= 1.0 for _, progress, _ in seen)
 
     def test_metrics_appear_while_the_job_runs(self, client: TestClient, register_env: RegisterEnv, gate: Gate) -> None:
-        job_id = train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), total_timesteps=10_000)
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        job_id = train(client, env_name=env_name, total_timesteps=10_000, n_eval_episodes=0)
         assert get_status(client, job_id)["metrics"] == {}
         gate.admit(500)
         wait_until(lambda: gate.n_arrived == 501)
@@ -822,7 +823,7 @@ class TestStopping:
         self, client: TestClient, register_env: RegisterEnv, gate: Gate, models_dir: Path
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
-        job_id = train(client, env_name=env_name, total_timesteps=400, model_name="m", seed=0)
+        job_id = train(client, env_name=env_name, total_timesteps=400, model_name="m", seed=0, n_eval_episodes=0)
         gate.admit(40)
         wait_until(lambda: gate.n_arrived == 41)
         response = client.post(f"/training/{job_id}/stop")
@@ -872,7 +873,7 @@ class TestStopping:
         train_to_end(client, model_name="m", **SHORT)
         before = (models_dir / "m.zip").read_bytes()
         env_name = register_env(lambda: LineEnv(gate.pass_through))
-        job_id = train(client, env_name=env_name, model_name="m", total_timesteps=10_000)
+        job_id = train(client, env_name=env_name, model_name="m", total_timesteps=10_000, n_eval_episodes=0)
         gate.admit(100)
         wait_until(lambda: gate.n_arrived == 101)
         threading.Timer(0.1, gate.admit).start()
@@ -932,15 +933,15 @@ class TestNamesAndSlots:
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
         gate.admit(64)
-        first = train_to_end(client, env_name=env_name, model_name="m", total_timesteps=64, n_steps=64, horizon=4)
+        request: dict[str, Any] = {"env_name": env_name, "model_name": "m", "n_steps": 64, "horizon": 4}
+        request["n_eval_episodes"] = 0
+        first = train_to_end(client, **request, total_timesteps=64)
         before = (models_dir / "m.zip").read_bytes()
         reference = ask(client, "m", [0.0, 0.0])
         # Five steps lead from a reset to an end, so the first rollout, of branches of four, took all of its steps.
         gate_before = gate.n_arrived
         assert gate_before == 64
-        job_id = train(
-            client, env_name=env_name, model_name="m", total_timesteps=640, n_steps=64, horizon=4, learning_rate=0.01
-        )
+        job_id = train(client, **request, total_timesteps=640, learning_rate=0.01)
         gate.admit(400)
         wait_until(lambda: gate.n_arrived == gate_before + 401)
         assert get_status(client, job_id)["status"] == "running"

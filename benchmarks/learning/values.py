@@ -42,12 +42,12 @@ def measure(client: TestClient, models_dir: Path, task: str, seed: int) -> str:
     job = client.post("/train", json={**TASKS[task], "seed": seed, "model_name": name}).json()
     config = wait_for(client, job["job_id"])["config"]
     actor = model_file.from_bytes((models_dir / f"{name}.zip").read_bytes()).make_actor()
-    player = TrajectoryPlayer(
-        gym.make(config["env_name"]), actor, REWARD_FUNCTIONS.get(config["reward_function_type"])
-    )
+    player = TrajectoryPlayer(gym.make(config["env_name"]), actor, REWARD_FUNCTIONS.get(config["reward_function_type"]))
     episodes = [player.play_episode(_FIRST_EPISODE_SEED + i) for i in range(_N_EPISODES)]
     check = check_values(actor, episodes, config["gamma"])
-    figures = ["", "", "", ""] if check is None else _format(check.n_states, check.correlation, check.error, check.spread)
+    figures = (
+        ["", "", "", ""] if check is None else _format(check.n_states, check.correlation, check.error, check.spread)
+    )
     shown = []
     if config["env_name"] == "CartPole-v1":
         answers = [

@@ -21,6 +21,7 @@ logger = logging.getLogger("grpo.service")
 
 _ZERO_STD_KEY = "rollout/zero_std_group_fraction"
 _REWARD_KEY = "rollout/ep_rew_mean"
+_KL_KEY = "train/approx_kl"
 # More points of the reward curve would not change the verdict.
 _MAX_JUDGED_POINTS = 200
 # Shorter runs without a signal happen by chance, or before a rare reward is first found.
@@ -52,6 +53,7 @@ class Job:
         self._status = JobStatus.QUEUED
         # The final status, known before it is entered: a stop decides it while the training still runs.
         self._outcome: JobStatus | None = None
+        self._n_stops = 0
         self._ended_by: EndedBy | None = None
         self._stop_training: Callable[[], None] | None = None
         self._last_active = time.monotonic()
@@ -62,6 +64,7 @@ class Job:
         self._evaluation: EvaluationRow | None = None
         self._best_evaluation: EvaluationRow | None = None
         self._final_evaluation: FinalEvaluation | None = None
+        self._warnings = list(plan.warnings)
         self._error_message: str | None = None
         self._model_name: str | None = None
         self._sha256: str | None = None
@@ -72,7 +75,7 @@ class Job:
         self._started: float | None = None
         self._ended: float | None = None
         self.history.append("job.status", {"status": self._status})
-        for warning in plan.warnings:
+        for warning in self._warnings:
             self.history.append("job.warning", {"warning": warning})
 
     @property
@@ -129,7 +132,7 @@ class Job:
             end_time=self._end_time,
             error_message=self._error_message,
             metrics=self._metrics,
-            warnings=[*self.plan.warnings, *([] if no_signal_warning is None else [no_signal_warning])],
+            warnings=[*self._warnings, *([] if no_signal_warning is None else [no_signal_warning])],
             model_name=self._model_name,
             sha256=self._sha256,
             elapsed_seconds=elapsed_seconds,
@@ -149,10 +152,13 @@ class Job:
             Evidence(
                 status=self._status,
                 config=self.config,
+                n_timesteps=self._current_timesteps,
                 rollout_rewards=self.history.list_values(_REWARD_KEY, _MAX_JUDGED_POINTS),
-                evaluation_rewards=[row.mean_reward for row in self.history.list_evaluations()],
+                evaluations=self.history.list_evaluations(),
+                final_evaluation=self._final_evaluation,
                 reward_threshold=self.plan.reward_threshold,
                 no_signal_warning=no_signal_warning,
+                kls=self.history.list_values(_KL_KEY, _MAX_JUDGED_POINTS),
                 metrics=self._metrics,
             )
         )
@@ -170,6 +176,8 @@ class Job:
     def stop(self) -> None:
         """Stop the job: at once if it is queued, at the next simulator step or minibatch if it is running.
 
+        A second stop skips the evaluation of the policy so far.
+
         :raises ConflictError: If it has already finished training.
         """
         with self._lock:
@@ -178,6 +186,7 @@ class Job:
                 raise ConflictError(f"job {self.job_id} {past} already; only training jobs can be stopped.")
             if self._outcome is None:
                 self._outcome, self._last_active = JobStatus.STOPPED, time.monotonic()
+            self._n_stops += 1
             if self._status is JobStatus.QUEUED:
                 self._enter(JobStatus.STOPPED)
             elif self._stop_training is not None:
@@ -234,7 +243,7 @@ class Job:
         """Take the function that stops the training."""
         with self._lock:
             self._stop_training = stop
-            if self._outcome is not None:
+            for _ in range(max(self._n_stops, int(self._outcome is not None))):
                 stop()
 
     def advance(self, current_timesteps: int) -> None:
@@ -271,6 +280,20 @@ class Job:
             if self._best_evaluation is None or row.mean_reward > self._best_evaluation.mean_reward:
                 self._best_evaluation = row
             self.history.append_evaluation(row)
+
+    def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Note what the policy earns that will be saved."""
+        with self._lock:
+            if not self._status.is_final:
+                self._final_evaluation = FinalEvaluation(**evaluation)
+                self.history.append("job.final_evaluation", self._final_evaluation.model_dump(mode="json"))
+
+    def publish_warning(self, warning: str) -> None:
+        """Note a warning for the client."""
+        with self._lock:
+            if not self._status.is_final:
+                self._warnings.append(warning)
+                self.history.append("job.warning", {"warning": warning})
 
     def publish_ended_by(self, ended_by: EndedBy) -> None:
         """Note the rule that ends the training early."""

@@ -217,6 +217,7 @@ class JobRegistry:
         for job in active:
             try:
                 job.stop()
+                job.stop()  # skips its evaluation
             except ConflictError:  # it ended between the two lines
                 continue
         deadline = time.monotonic() + grace_seconds

@@ -1,5 +1,10 @@
-"""Whether a job is learning: a verdict that a newcomer understands, no more certain than the evidence."""
+"""Whether a job is learning: a verdict that a newcomer understands, no more certain than the evidence.
 
+Where policies were evaluated, only that counts: the mean reward while training is earned by drawn actions, in branches,
+and averages over policies that are gone.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -7,20 +12,22 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from service.schemas.jobs import JobStatus, Verdict, VerdictState
+from service.schemas.jobs import EpisodeFigures, JobStatus, Verdict, VerdictState
 from service.schemas.training import TrainConfig
 
 # With fewer points, a third of a curve says nothing about its spread.
 _MIN_POINTS = 12
-# A third counts as higher than another if its median lies this many of their spreads above the other's. Among twelve
+# A part of a curve counts as higher than another if it lies this many of their spreads above the other. Among twelve
 # random points the last third differs this much from one of the others in 1 case of 16, among twenty in 1 of 100.
 _MIN_SPREADS = 2.5
 # It must also be higher by this share of its size, since a curve of means over 100 episodes wanders smoothly.
 _MIN_CHANGE = 0.05
-# Below the first, an update hardly changed the policy; above the second, by more than the clipped loss is made for.
+# Below the first, updates hardly change the policy; above the second, by more than the clipped loss is made for.
 _SMALL_KL, _LARGE_KL = 1e-5, 0.1
 # Nats. A policy of discrete actions with less entropy has almost stopped exploring.
 _SMALL_ENTROPY = 0.02
+# With more groups without a signal than this, most of a rollout teaches nothing.
+_MANY_SILENT_GROUPS = 0.9
 
 
 class Evidence(NamedTuple):
@@ -28,113 +35,233 @@ class Evidence(NamedTuple):
 
     :param status: Its status.
     :param config: Its settings.
+    :param n_timesteps: Simulator steps taken so far.
     :param rollout_rewards: Mean rewards of recent episodes over time (``rollout/ep_rew_mean``), oldest first.
-    :param evaluation_rewards: Mean rewards of evaluations, oldest first.
+    :param evaluations: Evaluations on the way, oldest first.
+    :param final_evaluation: The evaluation of the policy that is saved.
     :param reward_threshold: Reward from which the environment counts as solved; None if it does not say.
     :param no_signal_warning: The warning if all branches of every group have earned the same for long; else None.
+    :param kls: How far each update moved the policy (``train/approx_kl``), oldest first.
     :param metrics: The latest metrics, under SB3's log keys.
     """
 
     status: JobStatus
     config: TrainConfig
+    n_timesteps: int = 0
     rollout_rewards: Sequence[float] = ()
-    evaluation_rewards: Sequence[float] = ()
+    evaluations: Sequence[EpisodeFigures] = ()
+    final_evaluation: EpisodeFigures | None = None
     reward_threshold: float | None = None
     no_signal_warning: str | None = None
+    kls: Sequence[float] = ()
     metrics: Mapping[str, float] = MappingProxyType({})
 
     @property
-    def curve(self) -> Sequence[float]:
-        """Rewards over time: the evaluations' if there are enough, since these all play the same episodes."""
-        return self.evaluation_rewards if len(self.evaluation_rewards) >= _MIN_POINTS else self.rollout_rewards
+    def latest(self) -> EpisodeFigures | None:
+        """The evaluation of the policy that is saved, or would be saved now; None without any."""
+        if self.final_evaluation is not None or not self.evaluations:
+            return self.final_evaluation
+        return max(self.evaluations, key=_get_reward) if self.config.keep_best else self.evaluations[-1]
 
-    @property
-    def latest_reward(self) -> float | None:
-        """Reward of the policy that will be saved if it was evaluated, else of recent episodes; None if too few."""
-        if self.evaluation_rewards:
-            return max(self.evaluation_rewards) if self.config.keep_best else self.evaluation_rewards[-1]
-        return self.rollout_rewards[-1] if len(self.rollout_rewards) >= _MIN_POINTS else None
+
+class Level(NamedTuple):
+    """A part of a curve.
+
+    :param reward: Reward of an episode in it.
+    :param spread: How far it may be off; infinite if unknown.
+    """
+
+    reward: float
+    spread: float
+
+
+class Course(NamedTuple):
+    """The parts of a curve.
+
+    :param start: Its beginning.
+    :param middle: Its best part since.
+    :param end: Its last part.
+    :param is_rising: Whether it rises within the last part.
+    """
+
+    start: Level
+    middle: Level
+    end: Level
+    is_rising: bool
 
 
 def judge(evidence: Evidence) -> Verdict:
     """Judge whether a job is learning."""
-    status, reward, threshold = evidence.status, evidence.latest_reward, evidence.reward_threshold
+    status = evidence.status
     if status is JobStatus.QUEUED:
         return Verdict(state="waiting", text="The job is waiting for its turn.")
     if status is JobStatus.FAILED:
         return Verdict(state="failed", text="The job failed; error_message says why.")
-    if reward is not None and threshold is not None and reward >= threshold:
+    if status is JobStatus.RUNNING and evidence.n_timesteps == 0:
+        return Verdict(state="starting", text="Starting the worker: it loads its libraries and builds the environment.")
+    if _is_solved(evidence):
         return Verdict(
             state="solved",
-            text=f"Solved: an episode earns about {reward:.4g}, and the environment counts as solved from "
-            f"{threshold:.4g} on.",
+            text=f"Solved: {_say_now(evidence)}, and the environment counts as solved from "
+            f"{evidence.reward_threshold:.4g} on.",
         )
-    if evidence.no_signal_warning is not None:
-        return Verdict(state="no_signal", text=f"There is nothing to learn from yet: {evidence.no_signal_warning}")
-    if len(evidence.curve) < _MIN_POINTS:
-        return Verdict(state="starting", text="Too few episodes have ended to tell whether it is learning.")
-    return _judge_curve(evidence)
+    course = _find_course(evidence)
+    state = None if course is None else _judge_course(course)
+    if evidence.no_signal_warning is not None and state not in ("learning", "steady"):
+        return Verdict(state="no_signal", text=_say_there_is_no_signal(evidence))
+    if course is None or state is None:
+        return Verdict(state="starting", text=_say_it_is_early(evidence))
+    return Verdict(state=state, text=f"{_say_course(state, course, evidence)} {_advise(state, evidence)}")
 
 
-def _judge_curve(evidence: Evidence) -> Verdict:
-    thirds = np.array_split(np.asarray(evidence.curve, np.float64), 3)
-    first, middle, last = (float(np.median(third)) for third in thirds)
-    since_first, since_middle = _compare(thirds[0], thirds[2]), _compare(thirds[1], thirds[2])
-    state: VerdictState
-    if since_middle > 0 or (since_first > 0 and since_middle == 0 and _is_rising(thirds[2])):
-        state, trend = "learning", f"The reward per episode is rising: it was about {min(first, middle):.4g}"
-    elif since_middle < 0 or since_first < 0:
-        state, trend = "worse", f"The reward per episode has fallen: it was about {max(first, middle):.4g}"
-    elif since_first > 0:
-        state, trend = "steady", f"The reward per episode rose and is now steady: it was about {first:.4g}"
-    else:
-        state, trend = "flat", f"The reward per episode has not clearly changed yet: it was about {first:.4g}"
-    return Verdict(state=state, text=f"{trend} and is about {last:.4g} now. {_advise(state, evidence)}")
+def _is_solved(evidence: Evidence) -> bool:
+    threshold, rewards = evidence.reward_threshold, evidence.rollout_rewards
+    if threshold is None:
+        return False
+    if evidence.latest is not None:
+        return evidence.latest.mean_reward >= threshold
+    return len(rewards) >= _MIN_POINTS and rewards[-1] >= threshold
 
 
-def _compare(earlier: npt.NDArray[np.float64], later: npt.NDArray[np.float64]) -> int:
-    """Return 1 if the later part of a curve, ``(n_points,)``, is clearly higher, -1 if clearly lower, else 0."""
-    medians = float(np.median(earlier)), float(np.median(later))
-    change = medians[1] - medians[0]
-    spread = (_measure_spread(earlier) + _measure_spread(later)) / 2
-    if abs(change) <= max(_MIN_SPREADS * spread, _MIN_CHANGE * max(map(abs, medians))):
+def _find_course(evidence: Evidence) -> Course | None:
+    """Find the parts of the curve that counts; None if it has too few points."""
+    points = [*evidence.evaluations, *([] if evidence.final_evaluation is None else [evidence.final_evaluation])]
+    if len(points) < 2:
+        # A single evaluation is one of the saved policy, or of the untrained one.
+        is_known = evidence.final_evaluation is not None or len(evidence.rollout_rewards) < _MIN_POINTS
+        return None if is_known else _split(np.asarray(evidence.rollout_rewards, np.float64))
+    if len(evidence.evaluations) < _MIN_POINTS:
+        levels = [_measure_level(point) for point in points]
+        start, *between, end = levels
+        return Course(start, max(between, default=start), end, is_rising=not between)
+    course = _split(np.array([point.mean_reward for point in evidence.evaluations]))
+    # Much may be learnt within the first third.
+    start, middle, end = _measure_level(points[0]), max(course.start, course.middle), course.end
+    if evidence.final_evaluation is not None:
+        final = _measure_level(evidence.final_evaluation)
+        end = Level(final.reward, max(final.spread, end.spread))
+    return Course(start, middle, end, course.is_rising)
+
+
+def _split(curve: npt.NDArray[np.float64]) -> Course:
+    """Split a curve, ``(n_points,)`` with at least ``_MIN_POINTS``, into thirds."""
+    thirds = np.array_split(curve, 3)
+    half = len(thirds[2]) // 2
+    is_rising = half >= _MIN_POINTS // 3 and _compare(*map(_measure_part, (thirds[2][:half], thirds[2][half:]))) > 0
+    start, middle, end = map(_measure_part, thirds)
+    return Course(start, middle, end, is_rising)
+
+
+def _measure_part(part: npt.NDArray[np.float64]) -> Level:
+    """Return the median, and the standard deviation about the best-fitting line: a steady rise is no spread."""
+    places = np.arange(len(part)) - (len(part) - 1) / 2
+    deviations = part - part.mean()
+    residuals = deviations - places * (places @ deviations) / (places @ places)
+    return Level(float(np.median(part)), float(np.sqrt((residuals @ residuals) / (len(part) - 2))))
+
+
+def _measure_level(figures: EpisodeFigures) -> Level:
+    """Return an evaluation's mean, and the standard error of a difference between two such means."""
+    n = figures.n_episodes
+    return Level(figures.mean_reward, math.inf if n == 1 else figures.std_reward * math.sqrt(2 / (n - 1)))
+
+
+def _judge_course(course: Course) -> VerdictState:
+    since_start, since_middle = _compare(course.start, course.end), _compare(course.middle, course.end)
+    if since_start < 0 or since_middle < 0:
+        return "worse"
+    if since_middle > 0 or (since_start > 0 and course.is_rising):
+        return "learning"
+    return "steady" if since_start > 0 else "flat"
+
+
+def _compare(earlier: Level, later: Level) -> int:
+    """Return 1 if the later part of a curve is clearly higher, -1 if clearly lower, else 0."""
+    change, spread = later.reward - earlier.reward, (earlier.spread + later.spread) / 2
+    if abs(change) <= max(_MIN_SPREADS * spread, _MIN_CHANGE * max(abs(earlier.reward), abs(later.reward))):
         return 0
     return 1 if change > 0 else -1
 
 
-def _measure_spread(part: npt.NDArray[np.float64]) -> float:
-    """Return the standard deviation about the best-fitting line, so that a steady rise is no spread."""
-    places = np.arange(len(part)) - (len(part) - 1) / 2
-    deviations = part - part.mean()
-    residuals = deviations - places * (places @ deviations) / (places @ places)
-    return float(np.sqrt((residuals @ residuals) / (len(part) - 2)))
+def _say_now(evidence: Evidence) -> str:
+    """Say what an episode earns now, and who plays it."""
+    if evidence.latest is None:
+        return f"while training, an episode earns about {evidence.rollout_rewards[-1]:.4g}"
+    who = "the policy" if evidence.final_evaluation is None else "the saved policy"
+    return f"{who} earns {evidence.latest.mean_reward:.4g} per episode"
 
 
-def _is_rising(part: npt.NDArray[np.float64]) -> bool:
-    half = len(part) // 2
-    return half >= _MIN_POINTS // 3 and _compare(part[:half], part[half:]) > 0
+def _say_it_is_early(evidence: Evidence) -> str:
+    if evidence.final_evaluation is not None:
+        return f"{_capitalize(_say_now(evidence))}; too little was evaluated before to tell how much it has learned."
+    return "Too few episodes have been played to tell whether it is learning."
+
+
+def _say_there_is_no_signal(evidence: Evidence) -> str:
+    if not evidence.status.is_final:
+        return f"There is nothing to learn from yet: {evidence.no_signal_warning}"
+    now = "" if evidence.latest is None else f"{_capitalize(_say_now(evidence))}. "
+    return f"{now}There was nothing to learn from: {evidence.no_signal_warning}"
+
+
+def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
+    """Say how the reward changed."""
+    before = max(course.start.reward, course.middle.reward) if state == "worse" else course.start.reward
+    if evidence.latest is None:
+        changes = {"learning": "is rising", "steady": "rose and is now steady", "worse": "has fallen"}
+        change = changes.get(state, "has not clearly changed yet")
+        figures = f"it was about {before:.4g} and is about {course.end.reward:.4g} now"
+        text = f"The mean reward while training {change}: {figures}"
+    else:
+        is_over = evidence.status.is_final
+        changes = {
+            "learning": "got better" if is_over else "is getting better",
+            "steady": "got better and then stayed as it was" if is_over else "got better and now stays as it is",
+            "worse": "got worse" if is_over else "is getting worse",
+        }
+        change = changes.get(state, "did not clearly change" if is_over else "has not clearly changed yet")
+        when = "at its best" if state == "worse" else "at the start"
+        text = f"The policy {change}: {_say_now(evidence)}, after about {before:.4g} {when}"
+    if evidence.reward_threshold is None or state == "worse":
+        return f"{text}."
+    return f"{text}; the environment counts as solved from {evidence.reward_threshold:.4g} on."
 
 
 def _advise(state: VerdictState, evidence: Evidence) -> str:
     """Return a sentence that says what to try."""
-    is_over = evidence.status.is_final
     if state == "learning":
-        return "It may get better with more total_timesteps." if is_over else "Let it continue."
+        return "It may get better with more total_timesteps." if evidence.status.is_final else "Let it continue."
     if state == "worse":
+        remedy = "A lower learning_rate" if evidence.config.lr_schedule == "linear" else 'lr_schedule "linear"'
         keep = "the best evaluated policy is saved" if evidence.config.keep_best else "keep_best saves the best policy"
-        return f"A lower learning_rate may prevent that; {keep}."
+        return f"{remedy} may prevent that; {keep}."
     remedy = _find_remedy(evidence)
-    return f"If that is not good enough: {remedy}" if state == "steady" else f"{remedy[0].upper()}{remedy[1:]}"
+    return f"If that is not good enough: {remedy}" if state == "steady" else _capitalize(remedy)
 
 
 def _find_remedy(evidence: Evidence) -> str:
-    """Return advice for what the latest update suggests is holding the policy back."""
-    kl, entropy_loss = evidence.metrics.get("train/approx_kl"), evidence.metrics.get("train/entropy_loss")
+    """Return advice for what the updates suggest is holding the policy back."""
+    # Over the whole job: where the learning rate falls, the last updates are small, and have to be.
+    kl = float(np.median(evidence.kls)) if evidence.kls else None
+    entropy_loss, metrics = evidence.metrics.get("train/entropy_loss"), evidence.metrics
     if kl is not None and kl > _LARGE_KL:
         return "its updates are large, so try a lower learning_rate or a target_kl."
     # The entropy of continuous actions has no lower limit.
-    if entropy_loss is not None and "train/std" not in evidence.metrics and -entropy_loss < _SMALL_ENTROPY:
+    if entropy_loss is not None and "train/std" not in metrics and -entropy_loss < _SMALL_ENTROPY:
         return "the policy has almost stopped trying other actions, so try an ent_coef such as 0.01."
+    if metrics.get("rollout/zero_std_group_fraction", 0.0) > _MANY_SILENT_GROUPS:
+        return (
+            "in most groups all branches earn the same, so try a longer horizon with a larger n_steps, or a reward "
+            "that differs between steps."
+        )
     if kl is not None and abs(kl) < _SMALL_KL:
         return "its updates hardly change the policy, so try a higher learning_rate."
     return "try more total_timesteps, a longer horizon with a larger n_steps, or a reward that differs between steps."
+
+
+def _capitalize(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _get_reward(figures: EpisodeFigures) -> float:
+    return figures.mean_reward

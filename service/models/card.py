@@ -67,7 +67,7 @@ def make_card(
         "n_updates": _find_count(meta.get("n_updates")),
         "n_parameters": actor.n_parameters,
         "normalization": _pick_facts(meta.get("normalization")),
-        "evaluation": find_evaluation(file.signature) or _find_figures(EpisodeFigures, meta.get("evaluation")),
+        "evaluation": find_evaluation(file.signature) or _find_evaluation(meta),
         "value_check": _find_figures(ValueFigures, meta.get("value_check")),
         "final_evaluation": _find_figures(FinalEvaluation, meta.get("final_evaluation")),
         "versions": _find_versions(meta.get("versions")),
@@ -95,6 +95,13 @@ def _find_count(claimed: Any) -> int | None:
 def _find_versions(claimed: Any) -> dict[str, str] | None:
     facts = _pick_facts(claimed)
     return None if facts is None else {name: value for name, value in facts.items() if isinstance(value, str)}
+
+
+def _find_evaluation(meta: Mapping[str, Any]) -> EpisodeFigures | None:
+    final_evaluation = _find_figures(FinalEvaluation, meta.get("final_evaluation"))
+    if final_evaluation is not None:
+        return EpisodeFigures.model_validate(final_evaluation.model_dump())
+    return _find_figures(EpisodeFigures, meta.get("evaluation"))
 
 
 def _find_figures(kind: type[_Figures], claimed: Any) -> _Figures | None:

@@ -56,7 +56,7 @@ class FinalEvaluation(EpisodeFigures):
     """The evaluation with which a job ends: that of the policy it saves."""
 
     timesteps: int = Field(ge=0, description="Simulator steps that the policy had been trained for.")
-    seconds: float = Field(ge=0, description="Time that the evaluation took.")
+    seconds: float | None = Field(None, ge=0, description="Time that the evaluation took; null on a model card.")
     complete: bool = Field(description="False if time ran out before all `n_eval_episodes` were played.")
 
 

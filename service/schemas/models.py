@@ -75,7 +75,7 @@ class ModelCard(BaseModel):
     evaluation: EpisodeFigures | None = Field(
         None,
         description="The latest `POST /models/{model_name}/evaluate` of this file since the server started, or else "
-        "the evaluation stored in the file.",
+        "its `final_evaluation`.",
     )
     value_check: ValueFigures | None = Field(
         None, description="What is known about the `value` of `POST /inference`; null if it was not measured."

@@ -112,10 +112,12 @@ class TrainRequest(Request):
         None,
         ge=1,
         le=10_000_000,
-        description="Simulator steps between two evaluations of the policy. Default: none are made, or about 20 over "
-        "the job where `stop_reward`, `patience` or `keep_best` needs them.",
+        description="Simulator steps between two evaluations of the policy. Default: about 20 over the job where "
+        "`stop_reward`, `patience` or `keep_best` needs them, else as many as 5 % of its time allow.",
     )
-    n_eval_episodes: int = Field(10, ge=1, le=1000, description="Whole episodes of an evaluation.")
+    n_eval_episodes: int = Field(
+        10, ge=0, le=1000, description="Whole episodes of an evaluation; 0 makes none, not even at the end."
+    )
     keep_best: bool | None = Field(
         None,
         description="Whether to save the policy that did best in an evaluation and not the last one. Default: `true` "
@@ -152,7 +154,7 @@ class _JobConfig(BaseModel):
     net_arch: list[int]
     activation: Activation
     log_std_init: float
-    eval_freq: int | None = Field(description="None where no evaluation is made.")
+    eval_freq: int | None = Field(description="None where time alone decides when evaluations are made.")
     n_eval_episodes: int
     keep_best: bool
     stop_reward: float | None

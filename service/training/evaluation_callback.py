@@ -4,21 +4,18 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from grpo import GRPO
-from grpo_core.evaluation import Episode, Evaluation, make_policy, play_episodes, summarize_episodes
+from grpo_core.evaluation import Evaluation, summarize_episodes
 from service.schemas.training import TrainConfig
+from service.training.evaluator import Evaluator
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
 # All evaluations of all jobs play the same episodes, so that they can be compared. The seeds are far from those that
 # people choose, so that neither training nor a later evaluation plays these episodes.
-_FIRST_SEED = 1_000_000
-# Cuts episodes of environments without a time limit; the limit of most others is at most this.
-MAX_EPISODE_STEPS = 1000
+FIRST_SEED = 1_000_000
 
 
 class EvaluationCallback(BaseCallback):
@@ -28,17 +25,17 @@ class EvaluationCallback(BaseCallback):
     exactly as it would have without evaluations. A stop or the time limit ends an evaluation at its next step.
 
     :param config: The job's settings, with an ``eval_freq``.
-    :param env: Environment to play in; it must not be used elsewhere.
+    :param evaluator: Plays the episodes.
     :param stop_rules: Ends the training when the policy is good enough, or stops improving.
     :param progress: Receives every evaluation.
     """
 
     model: GRPO
 
-    def __init__(self, config: TrainConfig, env: gym.Env[Any, Any], stop_rules: StopRules, progress: Progress) -> None:
+    def __init__(self, config: TrainConfig, evaluator: Evaluator, stop_rules: StopRules, progress: Progress) -> None:
         super().__init__()
         assert config.eval_freq is not None, "without it there is nothing to do"
-        self._config, self._env, self._stop_rules, self._progress = config, env, stop_rules, progress
+        self._config, self._evaluator, self._stop_rules, self._progress = config, evaluator, stop_rules, progress
         self._eval_freq = self._next_timesteps = config.eval_freq
         self._best_reward = -math.inf
         self._n_without_improvement = 0
@@ -75,11 +72,11 @@ class EvaluationCallback(BaseCallback):
 
     def _evaluate(self) -> bool:
         """Evaluate the current policy; return False if a stop or the time limit interrupted it."""
-        try:
-            episodes = self._play()
-        except _InterruptedError:
+        run = self._evaluator.start(self.model.make_actor(), FIRST_SEED)
+        run.advance(self._may_go_on)
+        if not run.is_over:
             return False
-        evaluation = summarize_episodes(episodes)
+        evaluation = summarize_episodes(run.episodes)
         self.latest = {"timesteps": self.model.num_timesteps, **asdict(evaluation)}
         self._n_updates = self.model._n_updates
         self._n_without_improvement += 1
@@ -107,27 +104,6 @@ class EvaluationCallback(BaseCallback):
         elif patience is not None and self._n_without_improvement >= patience:
             self._stop_rules.end_training("patience")
 
-    def _play(self) -> list[Episode]:
-        has_limit = self._env.spec is not None and self._env.spec.max_episode_steps is not None
-        # The most likely actions draw nothing from the generator.
-        policy = make_policy(self.model.make_actor(), True, np.random.default_rng(0))
-        max_steps = math.inf if has_limit else MAX_EPISODE_STEPS
-        episodes = play_episodes(
-            self._env, policy, self._config.n_eval_episodes, _FIRST_SEED, max_steps, self._check_time
-        )
-        rewards = [episode.reward for episode in episodes]
-        if not all(map(math.isfinite, rewards)):
-            raise ValueError(
-                f"the rewards of an evaluation's episodes are not all finite ({rewards[:3]}...); fix the environment "
-                f"'{self._config.env_name}'."
-            )
-        return episodes
-
-    def _check_time(self) -> None:
+    def _may_go_on(self) -> bool:
         self._stop_rules.tick()
-        if self._stop_rules.ended_by is not None:
-            raise _InterruptedError
-
-
-class _InterruptedError(Exception):
-    """A stop or the time limit has interrupted an evaluation."""
+        return self._stop_rules.ended_by is None

@@ -34,6 +34,7 @@ _MAX_REASON_CHARS = 1000
 # Evaluations of a job that needs them and does not say how often.
 _N_EVALUATIONS = 20
 _MAX_EVALUATIONS = 1000
+_NEED_EVALUATIONS = ("eval_freq", "keep_best", "stop_reward", "patience")
 # Nothing depends on the two fields that the server fills in, but a configuration that is tried out has them.
 _UNSETTLED = {"model_name": "any", "seed": 0}
 
@@ -240,8 +241,13 @@ def _fit_groups(settings: Settings, given: Settings, defaults: Settings, action_
 def _fit_evaluations(settings: Settings) -> None:
     """Choose how often to evaluate the policy if a rule needs it, and whether to keep the best one."""
     total_timesteps, eval_freq = settings["total_timesteps"], settings["eval_freq"]
-    has_rule = settings["stop_reward"] is not None or settings["patience"] is not None
-    if eval_freq is None and (has_rule or settings["keep_best"]):
+    rules = [name for name in _NEED_EVALUATIONS if settings[name] is not None and settings[name] is not False]
+    if rules and settings["n_eval_episodes"] == 0:
+        raise InvalidRequestError(
+            f"n_eval_episodes=0 makes no evaluations, but {rules[0]} needs them; send at least 1, or leave {rules[0]} "
+            "out."
+        )
+    if eval_freq is None and rules:
         # The policy changes only after a whole rollout.
         at_least = settings["n_steps"] * settings["n_envs"]
         eval_freq = min(total_timesteps, max(total_timesteps // _N_EVALUATIONS, at_least))

@@ -25,6 +25,8 @@ class StopRules:
         self._lock = threading.Lock()
         #: Why the training ends early; None if it does not.
         self.ended_by: EndedBy | None = None
+        #: How often the job was told to stop.
+        self.n_stops = 0
 
     def begin(self, model: GRPO) -> None:
         """Start the clock and offer the stop. Call it inside ``learn``, which forgets earlier stops."""
@@ -32,10 +34,14 @@ class StopRules:
         self._deadline = time.monotonic() + self._max_seconds
         self._progress.attach_stop(self._stop)
 
-    def tick(self) -> None:
-        """Report the steps so far, and end the training if its time is up."""
+    def report(self) -> None:
+        """Report the steps so far."""
         assert self._model is not None, "it has begun"
         self._progress.advance(self._model.num_timesteps)
+
+    def tick(self) -> None:
+        """Report the steps so far, and end the training if its time is up."""
+        self.report()
         if time.monotonic() >= self._deadline:
             self.end_training("max_seconds")
 
@@ -48,6 +54,7 @@ class StopRules:
             self._progress.publish_ended_by(ended_by)
 
     def _stop(self) -> None:
+        self.n_stops += 1
         self._end("stop")
 
     def _end(self, ended_by: EndedBy) -> bool:

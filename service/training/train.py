@@ -1,6 +1,7 @@
 """Train a policy as a configuration says."""
 
 import math
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
 from grpo_core.saving import model_file
+from grpo_core.saving.model_state import get_weights, to_parameters
 from grpo_core.spaces import is_image_space
-from service.environments.build import build_env, build_vec_env
+from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
+from service.training.background_evaluation import BackgroundEvaluation
 from service.training.evaluation_callback import EvaluationCallback
+from service.training.evaluator import Evaluator
+from service.training.final_evaluation import evaluate_finally
 from service.training.names import Reward
 from service.training.stop_rules import StopRules
+from service.training.value_check import settle_values
 from service.workers.task import Progress
 
 # Starting a second thread costs more than it saves on such small networks, and jobs would compete for cores.
@@ -42,7 +48,9 @@ def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, prog
     :raises Exception: Whatever the environment or the reward function raises.
     """
     with ExitStack() as opened:
+        begun = time.monotonic()
         env = build_vec_env(config.env_name, config.n_envs)
+        build_seconds = (time.monotonic() - begun) / config.n_envs
         opened.callback(env.close)
         model = build_model(config, env, reward)
         # SB3's own logger would create a folder per training.
@@ -51,33 +59,61 @@ def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, prog
         opened.callback(model.logger.close)
         stop_rules = StopRules(progress, config.max_seconds)
         model.after_minibatch = stop_rules.tick
-        evaluator = None
+        evaluator = Evaluator(config)
+        opened.callback(evaluator.close)
+        callbacks: list[BaseCallback] = [_ProgressCallback(stop_rules)]
+        judge = None
         if config.eval_freq is not None:
-            evaluation_env = build_env(config.env_name)
-            opened.callback(evaluation_env.close)
-            evaluator = EvaluationCallback(config, evaluation_env, stop_rules, progress)
-        callbacks = [_ProgressCallback(stop_rules), evaluator]
-        model.learn(config.total_timesteps, [callback for callback in callbacks if callback is not None])
+            callbacks.append(judge := EvaluationCallback(config, evaluator, stop_rules, progress))
+        elif config.n_eval_episodes > 0:
+            callbacks.append(BackgroundEvaluation(evaluator, stop_rules, progress, build_seconds))
+        begun = time.monotonic()
+        model.learn(config.total_timesteps, callbacks)
+        training_seconds = time.monotonic() - begun
         model.logger.dump(model.num_timesteps)  # what the last update measured
-        return _choose_content(model, config, stop_rules, evaluator)
+        if judge is not None:
+            judge.evaluate_last()
+        return _finish(model, config, evaluator, judge, training_seconds, stop_rules, progress)
 
 
-def _choose_content(
-    model: GRPO, config: TrainConfig, stop_rules: StopRules, evaluator: EvaluationCallback | None
+def _finish(
+    model: GRPO,
+    config: TrainConfig,
+    evaluator: Evaluator,
+    judge: EvaluationCallback | None,
+    training_seconds: float,
+    stop_rules: StopRules,
+    progress: Progress,
 ) -> bytes:
-    """Return the content of the model file: the best policy if the job keeps it, else the last one."""
-    provenance: dict[str, Any] = {"env_name": config.env_name, "config": config.model_dump()}
-    if evaluator is None:
-        return model.to_bytes(**provenance, ended_by=stop_rules.ended_by or "total_timesteps")
-    evaluator.evaluate_last()
-    provenance |= {
+    """Evaluate the policy to save, the best one or the last, settle its values, and return its model file."""
+    provenance: dict[str, Any] = {
+        "env_name": config.env_name,
+        "config": config.model_dump(),
         "ended_by": stop_rules.ended_by or "total_timesteps",
-        "evaluation": evaluator.find_evaluation(),
     }
-    if evaluator.best is None:
+    if judge is not None:
+        provenance["evaluation"] = judge.find_evaluation()
+    saved, actor = None, model.make_actor()
+    if judge is not None and judge.best is not None:
+        saved = model_file.from_bytes(judge.best[1], with_optimizer=True)
+        model.policy.load_state_dict(to_parameters(saved, model.policy.optimizer)["policy"])
+        actor = saved.make_actor()
+    if config.n_eval_episodes > 0:
+        timesteps = model.num_timesteps if saved is None else saved.meta["num_timesteps"]
+        provenance["final_evaluation"] = evaluate_finally(
+            evaluator, actor, timesteps, training_seconds, stop_rules, progress
+        )
+        if provenance["final_evaluation"] is not None:
+            provenance["value_check"] = settle_values(model, actor, evaluator, training_seconds, stop_rules)
+    if saved is None:
         return model.to_bytes(**provenance)
-    best = model_file.from_bytes(evaluator.best[1], with_optimizer=True)
-    return model_file.to_bytes({**best.meta, **provenance}, best.weights, best.optimizer, best.normalization)
+    weights = get_weights(model.policy)
+    return model_file.to_bytes(
+        {**saved.meta, **provenance},
+        {name: weights[name] for name in saved.weights},
+        saved.optimizer,
+        saved.normalization,
+    )
 
 
 def build_model(config: TrainConfig, env: VecEnv, reward: Reward, **arguments: Any) -> GRPO:

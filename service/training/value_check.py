@@ -1,12 +1,11 @@
 """Give a finished policy values that mean something, and measure how much."""
 
+import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
 from grpo import GRPO
@@ -14,8 +13,12 @@ from grpo_core.actor.actor import Actor
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.values.fit import ValueCheck, check_values, fit_values
 from grpo_core.values.trajectories import Trajectory, TrajectoryPlayer
-from service.schemas.training import TrainConfig
+from service.errors import describe_error
+from service.training.evaluator import MAX_EPISODE_STEPS, Evaluator
 from service.training.memory_limits import count_observed_numbers
+from service.training.stop_rules import StopRules
+
+logger = logging.getLogger("grpo.service")
 
 # Simulator steps played, as many as were trained for within these bounds: on classic control 8,000 take a fifth of a
 # second, and more hardly improve the values.
@@ -32,34 +35,30 @@ _CHECKED_SEED, _FITTED_SEED = 3_000_000, 4_000_000
 
 
 def settle_values(
-    model: GRPO,
-    actor: Actor,
-    env: gym.Env[Any, Any],
-    config: TrainConfig,
-    training_seconds: float,
-    max_episode_steps: float,
-    may_go_on: Callable[[], bool],
+    model: GRPO, actor: Actor, evaluator: Evaluator, training_seconds: float, stop_rules: StopRules
 ) -> dict[str, Any] | None:
     """Fit the value network if what training made of it says little, and check it on other episodes.
 
     :param model: Its policy is the one that will be saved; only its value network may change.
     :param actor: The same policy, with the normalisation that it will be saved with.
-    :param env: An environment to play in.
-    :param config: The job's configuration.
+    :param evaluator: Has an environment to play in.
     :param training_seconds: How long training took, which bounds how long this may take.
-    :param max_episode_steps: Cuts the episodes of an environment without a time limit.
-    :param may_go_on: Asked after every step; False gives up.
+    :param stop_rules: Tell of stops, which end it.
     :return: For the model file: whether its values are worth showing, and why; None if that is not known.
     """
+    config = evaluator.config
     deadline = time.monotonic() + float(np.clip(_TIME_SHARE * training_seconds, _MIN_SECONDS, _MAX_SECONDS))
 
     def check_time() -> None:
-        if not may_go_on() or time.monotonic() > deadline:
+        stop_rules.report()
+        if stop_rules.n_stops > 0 or time.monotonic() > deadline:
             raise _TimeUpError
 
-    player = TrajectoryPlayer(env, actor, model.reward_function, model.reward_weights, max_episode_steps, check_time)
     n_steps, scale = int(np.clip(config.total_timesteps, _MIN_STEPS, _MAX_STEPS)), _get_reward_scale(model)
     try:
+        check_time()
+        rewards = model.reward_function, model.reward_weights
+        player = TrajectoryPlayer(evaluator.env, actor, *rewards, MAX_EPISODE_STEPS, check_time)
         checked = _play_checked(player, int(_CHECKED_SHARE * n_steps))
         check = _check(actor, checked, config.gamma, scale)
         is_fine = check is not None and check.is_meaningful and config.baseline in NEEDS_VALUES
@@ -67,7 +66,9 @@ def settle_values(
             return _describe(check, config.gamma, scale)
         rng = np.random.default_rng(config.seed)
         fitted = _play_fitted(player, n_steps, rng)
-    except _TimeUpError:
+    except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
+        if not isinstance(error, _TimeUpError):
+            logger.warning("the values are not known, since the policy's episodes failed (%s)", describe_error(error))
         return None
     fit_values(model.policy, actor, fitted, config.gamma, rng, scale)
     actor = replace(actor, value_layers=model.make_actor().value_layers)

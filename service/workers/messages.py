@@ -13,6 +13,10 @@ class Message(StrEnum):
     PROGRESS = "progress"
     #: The fields of an evaluation.
     EVALUATION = "evaluation"
+    #: The fields of the evaluation of the policy that is saved.
+    FINAL_EVALUATION = "final_evaluation"
+    #: A warning for the client.
+    WARNING = "warning"
     #: The rule that ends the training early.
     ENDED_BY = "ended_by"
     #: The task has ended; the bytes it returned follow.

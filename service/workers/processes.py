@@ -37,6 +37,8 @@ logger = logging.getLogger("grpo.service")
 START_VARIABLE = "GRPO_FORKSERVER_START"
 _PRELOAD = "service.workers.preload"
 _WORK = "service.workers.worker:work"
+# A second stop skips what follows the first one.
+_MAX_STOPS = 2
 # Longest wait for a killed process to end.
 _KILL_SECONDS = 1.0
 _LOST = (
@@ -94,9 +96,9 @@ class _ProcessRun:
     def __init__(self, packed: bytes, log_style: LogStyle, progress: Progress) -> None:
         self._progress = progress
         self._outcome: bytes | TaskFailedError | ServiceError | None = None
-        # Guards the two flags, and closing: a stop or a kill may come at the same time.
+        # Guards the two below, and closing: a stop or a kill may come at the same time.
         self._lock = threading.Lock()
-        self._was_told_to_stop = False
+        self._n_stops = 0
         self.is_open = True
         self._connection, theirs = Pipe()
         self._fds: tuple[int, ...] = ()
@@ -170,6 +172,10 @@ class _ProcessRun:
                 self._progress.publish_metrics(metrics)
         elif kind == Message.EVALUATION:
             self._progress.publish_evaluation(value)
+        elif kind == Message.FINAL_EVALUATION:
+            self._progress.publish_final_evaluation(value)
+        elif kind == Message.WARNING:
+            self._progress.publish_warning(value)
         elif kind == Message.ENDED_BY:
             self._progress.publish_ended_by(value)
         elif kind == Message.REFUSAL:
@@ -187,9 +193,9 @@ class _ProcessRun:
 
     def _stop(self) -> None:
         with self._lock:
-            if self._was_told_to_stop:  # a worker that hangs reads nothing, and more messages would fill the pipe
+            if self._n_stops == _MAX_STOPS:  # a worker that hangs reads nothing, and more messages would fill the pipe
                 return
-            self._was_told_to_stop = True
+            self._n_stops += 1
             with suppress(OSError):  # it has already ended
                 self._connection.send_bytes(b"stop")
 

@@ -153,5 +153,11 @@ class _StopSignal:
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Ignore the evaluation."""
 
+    def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Ignore the evaluation."""
+
+    def publish_warning(self, warning: str) -> None:
+        """Ignore the warning."""
+
     def publish_ended_by(self, ended_by: EndedBy) -> None:
         """Ignore the rule."""

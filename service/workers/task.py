@@ -15,7 +15,10 @@ class Progress(Protocol):
     """Receives the reports of a running task, and may stop it."""
 
     def attach_stop(self, stop: Callable[[], None]) -> None:
-        """Receive the function that ends the task early; it may be called from any thread, and more than once."""
+        """Receive the function that ends the task early; it may be called from any thread.
+
+        Called again, it also skips what would follow.
+        """
 
     def advance(self, current_timesteps: int) -> None:
         """Receive the number of simulator steps taken so far; repeated after every minibatch, to show activity."""
@@ -25,6 +28,12 @@ class Progress(Protocol):
 
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Receive an evaluation: the fields of ``EvaluationRow`` without the time."""
+
+    def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Receive the evaluation of the policy that is saved: the fields of ``FinalEvaluation``."""
+
+    def publish_warning(self, warning: str) -> None:
+        """Receive a warning for the client."""
 
     def publish_ended_by(self, ended_by: EndedBy) -> None:
         """Receive the rule that ends the training early."""

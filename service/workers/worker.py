@@ -125,13 +125,13 @@ class Reporter:
         # Guards the two below.
         self._lock = threading.Lock()
         self._stop_training: Callable[[], None] | None = None
-        self._is_stopped = False
+        self._n_stops = 0
 
     def attach_stop(self, stop: Callable[[], None]) -> None:
         """Take the function that stops the task."""
         with self._lock:
             self._stop_training = stop
-            if self._is_stopped:
+            for _ in range(self._n_stops):
                 stop()
 
     def advance(self, current_timesteps: int) -> None:
@@ -148,6 +148,14 @@ class Reporter:
         """Report an evaluation."""
         self.send(Message.EVALUATION, evaluation)
 
+    def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Report the evaluation of the policy that is saved."""
+        self.send(Message.FINAL_EVALUATION, evaluation)
+
+    def publish_warning(self, warning: str) -> None:
+        """Report a warning for the client."""
+        self.send(Message.WARNING, warning)
+
     def publish_ended_by(self, ended_by: str) -> None:
         """Report the rule that ends the training early."""
         self.send(Message.ENDED_BY, ended_by)
@@ -158,7 +166,7 @@ class Reporter:
             while True:
                 self._connection.recv_bytes()
                 with self._lock:
-                    self._is_stopped = True
+                    self._n_stops += 1
                     if self._stop_training is not None:
                         self._stop_training()
         os._exit(1)

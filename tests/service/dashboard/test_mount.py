@@ -51,6 +51,12 @@ class IgnoredProgress:
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Forget it."""
 
+    def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Forget it."""
+
+    def publish_warning(self, warning: str) -> None:
+        """Forget it."""
+
     def publish_ended_by(self, ended_by: EndedBy) -> None:
         """Forget it."""
 

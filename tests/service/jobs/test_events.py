@@ -83,7 +83,9 @@ class TestTheEventsOfAJobThatHasEnded:
         assert names[:2] == ["job.status"] * 2
         assert [event.payload["status"] for event in events[:2]] == ["queued", "running"]
         assert names[-1] == "job.completed"
-        assert set(names[2:-1]) == {"job.metrics", "job.progress"}
+        assert names[-2] == "job.final_evaluation"
+        assert events[-2].payload == status["final_evaluation"]
+        assert set(names[2:-2]) == {"job.metrics", "job.progress", "job.evaluation"}
         ids = [event.event_id for event in events]
         assert ids == sorted(set(ids))
         assert events[-1].payload == get_status(client, status["job_id"])
@@ -120,7 +122,8 @@ class TestALiveStream:
         gate = Gate()
         client = TestClient(app, base_url="http://localhost")
         with serve(app) as port:
-            job_id = train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
+            env_name = register_env(lambda: LineEnv(gate.pass_through))
+            job_id = train(client, env_name=env_name, **SHORT, n_eval_episodes=0)
             with open_listener(port, job_id) as listener:
                 assert listener.hear_until("job.status").payload == {"status": "queued"}
                 assert listener.hear_until("job.status").payload == {"status": "running"}
@@ -137,7 +140,8 @@ class TestALiveStream:
         gate = Gate()
         client = TestClient(app, base_url="http://localhost")
         with serve(app) as port:
-            job_id = train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
+            env_name = register_env(lambda: LineEnv(gate.pass_through))
+            job_id = train(client, env_name=env_name, **SHORT, n_eval_episodes=0)
             with open_listener(port, job_id) as listener:
                 assert listener.hear_until("job.status").payload == {"status": "queued"}
                 app.state.service.closing.set()

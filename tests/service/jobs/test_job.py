@@ -12,10 +12,10 @@ import torch
 
 from service.errors import ConflictError
 from service.jobs.job import Job
-from service.schemas.jobs import JobStatus
+from service.schemas.jobs import FinalEvaluation, JobStatus
 from service.training.plan import TrainingPlan
 from service.training.train import train_policy
-from tests.support import make_evaluation, make_plan, wait_until
+from tests.support import make_evaluation, make_final_evaluation, make_plan, wait_until
 
 FINAL = [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.STOPPED]
 SILENT, LOUD = {"rollout/zero_std_group_fraction": 1.0}, {"rollout/zero_std_group_fraction": 0.5}
@@ -206,6 +206,36 @@ class TestOneJob:
         job.publish_evaluation(row)
         assert len(job.history.list_evaluations()) == 4
 
+    def test_it_ends_with_what_its_saved_policy_earns(self, job: Job) -> None:
+        job.start()
+        final = make_final_evaluation(500.0)
+        job.publish_final_evaluation(final.model_dump())
+        assert job.describe().final_evaluation == final
+        (event,) = [event for event in job.history.list_events() if event.name == "job.final_evaluation"]
+        assert FinalEvaluation(**event.payload) == final
+        job.finish(JobStatus.COMPLETED)
+        job.publish_final_evaluation(make_final_evaluation(1.0).model_dump())
+        assert job.describe().final_evaluation == final
+
+    def test_its_worker_may_warn(self) -> None:
+        job = Job(plan()._replace(warnings=("mind the gap",)))
+        job.start()
+        job.publish_warning("not evaluated")
+        assert job.describe().warnings == ["mind the gap", "not evaluated"]
+        warnings = [event.payload for event in job.history.list_events() if event.name == "job.warning"]
+        assert warnings == [{"warning": "mind the gap"}, {"warning": "not evaluated"}]
+        job.finish(JobStatus.COMPLETED)
+        job.publish_warning("too late")
+        assert job.describe().warnings == ["mind the gap", "not evaluated"]
+
+    def test_a_second_stop_is_passed_on_even_if_both_came_before_it_could_be(self, job: Job) -> None:
+        stops: list[int] = []
+        job.start()
+        job.stop()
+        job.stop()
+        job.attach_stop(lambda: stops.append(1))
+        assert len(stops) == 2
+
     def test_a_wait_for_it_ends_when_it_does(self, job: Job) -> None:
         assert not asyncio.run(job.wait_finished(0.05))
         threading.Timer(0.05, job.stop).start()
@@ -217,6 +247,8 @@ class TestItsVerdict:
         job = Job(plan(total_timesteps=100_000))  # CartPole is solved from 475 on
         assert job.describe().verdict.state == "waiting"
         job.start()
+        assert job.describe().verdict.text.startswith("Starting the worker")
+        job.advance(1000)
         assert job.describe().verdict.state == "starting"
         for i in range(30):
             job.publish_metrics({"rollout/ep_rew_mean": 20.0 + i})

@@ -283,7 +283,7 @@ class TestStopping:
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, store: ModelStore
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
-        job = submit(open_registry(), env_name=env_name, model_name="m", total_timesteps=10_000)
+        job = submit(open_registry(), env_name=env_name, model_name="m", total_timesteps=10_000, n_eval_episodes=0)
         gate.admit(70)
         wait_until(lambda: gate.n_arrived == 71)
         job.stop()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.jobs.verdict import Evidence, judge
-from service.schemas.jobs import JobStatus, Verdict, VerdictState
+from service.schemas.jobs import EpisodeFigures, JobStatus, Verdict, VerdictState
 from service.schemas.training import TrainConfig
 from tests.support import make_plan
 
@@ -24,7 +24,7 @@ def config() -> TrainConfig:
 @pytest.fixture
 def judge_curve(config: TrainConfig) -> Any:
     def judge_it(curve: Any, status: JobStatus = JobStatus.RUNNING, **evidence: Any) -> Verdict:
-        verdict = judge(Evidence(status, config, list(curve), **evidence))
+        verdict = judge(Evidence(status, config, 1000, list(curve), **evidence))
         assert verdict.state in get_args(VerdictState)
         assert verdict.text.endswith(".")
         return verdict
@@ -45,6 +45,10 @@ class TestBeforeThereIsACurve:
     def test_it_says_so(self, judge_curve: Any, status: JobStatus, state: str) -> None:
         assert judge_curve([], status).state == state
         assert judge_curve([1.0, 9.0, 20.0], status).state == state
+
+    def test_before_its_first_step_the_worker_is_starting(self, config: TrainConfig) -> None:
+        assert judge(Evidence(JobStatus.RUNNING, config)).text.startswith("Starting the worker")
+        assert judge(Evidence(JobStatus.RUNNING, config, n_timesteps=1)).text.startswith("Too few episodes")
 
     def test_a_failure_is_one_whatever_came_before(self, judge_curve: Any) -> None:
         verdict = judge_curve(RISE * 500, JobStatus.FAILED, reward_threshold=400.0)
@@ -84,7 +88,7 @@ class TestCurves:
 
     def test_where_the_best_policy_is_saved_it_says_that(self, config: TrainConfig) -> None:
         keeping = config.model_copy(update={"keep_best": True})
-        verdict = judge(Evidence(JobStatus.RUNNING, keeping, list(120 - 100 * RISE)))
+        verdict = judge(Evidence(JobStatus.RUNNING, keeping, 1000, list(120 - 100 * RISE)))
         assert "is saved" in verdict.text
 
     def test_a_rise_that_drowns_in_noise_is_not_claimed(self, judge_curve: Any) -> None:
@@ -102,17 +106,59 @@ class TestCurves:
         assert states.count("flat") > 0.9 * N_CURVES
 
 
+def evaluate(mean_reward: float, std_reward: float = 0.0, n_episodes: int = 10) -> EpisodeFigures:
+    """Make up an evaluation."""
+    return EpisodeFigures(
+        n_episodes=n_episodes,
+        mean_reward=mean_reward,
+        std_reward=std_reward,
+        mean_reward_ci95=None,
+        min_reward=mean_reward - std_reward,
+        max_reward=mean_reward + std_reward,
+        mean_length=1.0,
+        success_rate=None,
+        success_rate_ci95=None,
+    )
+
+
 class TestEvaluations:
-    def test_enough_of_them_go_before_what_rollouts_say(self, judge_curve: Any) -> None:
-        assert judge_curve(100 * RISE, evaluation_rewards=[50.0] * 12).state == "flat"
-        assert judge_curve(100 * RISE, evaluation_rewards=[50.0] * 11).state == "learning"
+    def test_two_of_them_go_before_what_rollouts_say(self, judge_curve: Any) -> None:
+        assert judge_curve(100 * RISE, evaluations=[evaluate(50.0)] * 12).state == "flat"
+        assert judge_curve(100 * RISE, evaluations=[evaluate(50.0)] * 2).state == "flat"
+        assert judge_curve(100 * RISE, evaluations=[evaluate(50.0)]).state == "learning"
+
+    def test_a_few_are_compared_with_their_own_spread(self, judge_curve: Any) -> None:
+        def get_state(*rewards: float, std_reward: float = 10.0, n_episodes: int = 10) -> str:
+            state: str = judge_curve([], evaluations=[evaluate(x, std_reward, n_episodes) for x in rewards]).state
+            return state
+
+        # The standard error of a difference is 10 * sqrt(2 / 9) = 4.7, and 2.5 times that 11.8.
+        assert (get_state(100.0, 111.7), get_state(100.0, 112.0)) == ("flat", "learning")
+        assert get_state(100.0, 88.0) == "worse"
+        assert get_state(20.0, 150.0, 150.0) == "steady"
+        assert get_state(20.0, 100.0, 150.0) == "learning"
+        assert get_state(20.0, 150.0, 100.0) == "worse"
+        assert get_state(20.0, 300.0, std_reward=0.0, n_episodes=1) == "flat"
+
+    def test_the_saved_policy_decides_in_the_end(self, judge_curve: Any) -> None:
+        curve = [evaluate(20.0 * i) for i in range(24)]
+        end = {"status": JobStatus.COMPLETED, "evaluations": curve}
+        assert judge_curve([], final_evaluation=evaluate(460.0), **end).state == "learning"
+        fallen = judge_curve([], final_evaluation=evaluate(60.0), **end)
+        assert fallen.state == "worse"
+        assert "the saved policy earns 60 per episode, after about 230 at its best" in fallen.text
+
+    def test_one_at_the_end_alone_is_told_and_not_judged(self, judge_curve: Any) -> None:
+        verdict = judge_curve(100 * RISE, JobStatus.COMPLETED, final_evaluation=evaluate(77.0))
+        assert verdict.state == "starting"
+        assert verdict.text.startswith("The saved policy earns 77 per episode; too little was evaluated")
 
 
 class TestSolved:
     def test_it_is_what_the_environment_calls_so(self, judge_curve: Any) -> None:
         verdict = judge_curve(500 * RISE, reward_threshold=475.0)
         assert verdict.state == "solved"
-        assert "about 500" in verdict.text
+        assert "while training, an episode earns about 500" in verdict.text
         assert "475" in verdict.text
         assert judge_curve(400 * RISE, reward_threshold=475.0).state == "learning"
         assert judge_curve(500 * RISE).state == "learning"
@@ -120,11 +166,22 @@ class TestSolved:
     def test_an_evaluation_counts_and_of_several_the_one_that_is_saved(self, config: TrainConfig) -> None:
         def get_state(keep_best: bool, *rewards: float) -> str:
             kept = config.model_copy(update={"keep_best": keep_best})
-            return judge(Evidence(JobStatus.RUNNING, kept, [500.0] * 12, rewards, 475.0)).state
+            evaluations = [evaluate(reward) for reward in rewards]
+            return judge(
+                Evidence(JobStatus.RUNNING, kept, 1000, [500.0] * 12, evaluations, reward_threshold=475.0)
+            ).state
 
         assert get_state(False, 480.0) == "solved"
         assert get_state(False, 480.0, 300.0) != "solved"
         assert get_state(True, 480.0, 300.0) == "solved"
+
+    def test_the_last_word_is_that_of_the_saved_policy(self, judge_curve: Any) -> None:
+        better = judge_curve(
+            [200.0] * 12, JobStatus.COMPLETED, final_evaluation=evaluate(500.0), reward_threshold=475.0
+        )
+        assert better.text.startswith("Solved: the saved policy earns 500 per episode")
+        worse = judge_curve([500.0] * 12, JobStatus.COMPLETED, final_evaluation=evaluate(300.0), reward_threshold=475.0)
+        assert worse.state != "solved"
 
     def test_a_few_lucky_episodes_are_not_enough(self, judge_curve: Any) -> None:
         assert judge_curve([500.0] * 3, reward_threshold=475.0).state == "starting"
@@ -139,18 +196,42 @@ class TestWithoutASignal:
     def test_what_is_solved_needs_none(self, judge_curve: Any) -> None:
         assert judge_curve([500.0] * 30, reward_threshold=475.0, no_signal_warning="no signal.").state == "solved"
 
+    def test_what_was_learnt_before_the_signal_went_is_not_denied(self, judge_curve: Any) -> None:
+        # A perfect policy earns the same in all branches.
+        evidence = {"evaluations": [evaluate(9.0), *[evaluate(200.0)] * 20], "no_signal_warning": "no signal."}
+        assert judge_curve([200.0] * 30, **evidence).state == "steady"
+
+    def test_in_the_end_there_was_none(self, judge_curve: Any) -> None:
+        evidence = {"final_evaluation": evaluate(-200.0), "evaluations": [evaluate(-200.0)] * 3}
+        verdict = judge_curve([-200.0] * 30, JobStatus.COMPLETED, no_signal_warning="no signal.", **evidence)
+        assert verdict.state == "no_signal"
+        assert verdict.text.startswith("The saved policy earns -200 per episode. There was nothing to learn from")
+
 
 @pytest.mark.parametrize(
-    ("metrics", "said"),
+    ("kls", "metrics", "said"),
     [
-        ({"train/approx_kl": 0.3}, "lower learning_rate"),
-        ({"train/approx_kl": 1e-7, "train/entropy_loss": -0.6}, "higher learning_rate"),
-        ({"train/approx_kl": 0.01, "train/entropy_loss": -0.001}, "ent_coef"),
-        ({"train/approx_kl": 0.01, "train/entropy_loss": 0.5, "train/std": 0.1}, "total_timesteps"),
-        ({}, "total_timesteps"),
+        ([0.3], {}, "lower learning_rate"),
+        ([1e-7], {"train/entropy_loss": -0.6}, "higher learning_rate"),
+        ([0.01], {"train/entropy_loss": -0.001}, "ent_coef"),
+        ([0.01], {"train/entropy_loss": 0.5, "train/std": 0.1}, "total_timesteps"),
+        ([0.01], {"rollout/zero_std_group_fraction": 0.95}, "all branches earn the same"),
+        ([], {}, "total_timesteps"),
+        # A learning rate that falls to 0 ends with small updates.
+        ([1e-2, 1e-3, 1e-4, 1e-6, 1e-9], {"train/approx_kl": 1e-9}, "total_timesteps"),
     ],
 )
-def test_what_to_try_where_it_does_not_move_follows_from_the_latest_update(
-    judge_curve: Any, metrics: dict[str, float], said: str
+def test_what_to_try_where_it_does_not_move_follows_from_the_updates(
+    judge_curve: Any, kls: list[float], metrics: dict[str, float], said: str
 ) -> None:
-    assert said in judge_curve([20.0] * 30, metrics=metrics).text
+    assert said in judge_curve([20.0] * 30, kls=kls, metrics=metrics).text
+
+
+@pytest.mark.parametrize(
+    ("lr_schedule", "said"), [("constant", 'lr_schedule "linear"'), ("linear", "lower learning_rate")]
+)
+def test_where_it_fell_a_learning_rate_that_falls_already_is_not_advised(
+    config: TrainConfig, lr_schedule: str, said: str
+) -> None:
+    changed = config.model_copy(update={"lr_schedule": lr_schedule})
+    assert said in judge(Evidence(JobStatus.RUNNING, changed, 1000, list(120 - 100 * RISE))).text.replace("A l", "l")

@@ -36,6 +36,7 @@ FIGURES = {
     "success_rate": None,
     "success_rate_ci95": None,
 }
+FINAL_FIGURES = {**FIGURES, "timesteps": 64, "complete": False}
 NULL_WHERE_UNUSABLE = set(ModelCard.model_fields) - {"name", "status", "n_bytes", "sha256", "modified_at"}
 
 
@@ -174,6 +175,9 @@ def test_a_later_evaluation_goes_before_the_one_in_the_file(store: ModelStore, f
         ("evaluation", json.dumps({**FIGURES, "n_episodes": 0}).encode()),
         ("evaluation", json.dumps({**FIGURES, "success_rate": 2.0}).encode()),
         ("evaluation", b"[" * 900 + b"]" * 900),
+        ("final_evaluation", json.dumps(FIGURES).encode()),
+        ("final_evaluation", json.dumps({**FINAL_FIGURES, "timesteps": -1}).encode()),
+        ("final_evaluation", json.dumps({**FINAL_FIGURES, "mean_reward": math.inf}).encode()),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -186,6 +190,17 @@ def test_a_fact_that_cannot_be_right_is_left_out(
     # All others are present.
     assert card["status"] == "saved"
     assert card["n_parameters"] > 0
+
+
+def test_the_evaluation_that_ended_the_job_is_that_of_the_file(
+    client: TestClient, folder: Path, content: bytes
+) -> None:
+    chosen_by = json.dumps({**FIGURES, "mean_reward": 9.0}).encode()
+    final_evaluation = json.dumps(FINAL_FIGURES).encode()
+    (folder / "m.zip").write_bytes(forge(content, evaluation=chosen_by, final_evaluation=final_evaluation))
+    card = get_card(client)
+    assert card["final_evaluation"] == {**FINAL_FIGURES, "seconds": None}
+    assert card["evaluation"] == FIGURES
 
 
 def test_of_an_object_only_the_plain_entries_are_shown(client: TestClient, folder: Path, content: bytes) -> None:
@@ -212,7 +227,7 @@ JSON_VALUES = st.recursive(
 )
 FACTS = [
     *("env_name", "reward_function", "hyperparameters", "config", "num_timesteps", "n_updates", "normalization"),
-    *("evaluation", "versions", "network", "spaces", "sha256"),
+    *("evaluation", "final_evaluation", "versions", "network", "spaces", "sha256"),
 ]
 
 

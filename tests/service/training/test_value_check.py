@@ -1,6 +1,8 @@
 """What a finished policy's values are made of, and what is said about them."""
 
 import math
+import time
+from itertools import count
 from typing import Any
 
 import gymnasium as gym
@@ -11,9 +13,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
 from service.schemas.training import TrainConfig
+from service.training.evaluator import Evaluator
+from service.training.stop_rules import StopRules
 from service.training.value_check import settle_values
 from tests.grpo_core.values.test_fit import Line
-from tests.support import make_plan
+from tests.support import Recorder, make_plan
 
 # Without a value network in training, as the named rewards of CartPole are trained.
 UNTRAINED: dict[str, Any] = {"baseline": "group", "bootstrap_value": False, "gamma": 0.9}
@@ -29,8 +33,12 @@ def make_config(model: GRPO) -> TrainConfig:
     return make_plan().config.model_copy(update=changes)
 
 
-def settle(model: GRPO, env: gym.Env[Any, Any] | None = None, may_go_on: Any = lambda: True) -> dict[str, Any] | None:
-    return settle_values(model, model.make_actor(), env or Line(), make_config(model), 1.0, 1000, may_go_on)
+def settle(model: GRPO, env: gym.Env[Any, Any] | None = None, stop_after: float = math.inf) -> dict[str, Any] | None:
+    evaluator = Evaluator(make_config(model))
+    vars(evaluator)["env"] = env or Line()
+    stop_rules = StopRules(Recorder(stop_after=stop_after), None)
+    stop_rules.begin(model)
+    return settle_values(model, model.make_actor(), evaluator, 1.0, stop_rules)
 
 
 def get_values(model: GRPO) -> list[float]:
@@ -89,16 +97,24 @@ def test_values_of_normalised_rewards_come_with_the_scale_that_undoes_it() -> No
 def test_a_stop_ends_it_and_nothing_is_claimed() -> None:
     model = make_model()
     before = get_values(model)
-    left = iter([True] * 10)
-    assert settle(model, may_go_on=lambda: next(left, False)) is None
+    assert settle(model, stop_after=0) is None
     assert get_values(model) == before
 
 
 def test_an_environment_that_is_too_slow_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(1000))
-    monkeypatch.setattr("service.training.value_check.time.monotonic", lambda: float(next(clock)))
-    assert settle(make_model()) is None
-    assert next(clock) < 10
+    clock = count()
+    model = make_model()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    assert settle(model) is None
+    assert next(clock) < 20
+
+
+def test_an_environment_that_fails_is_given_up() -> None:
+    class Failing(Line):
+        def step(self, action: Any) -> Any:
+            raise OSError("the robot is gone")
+
+    assert settle(make_model(), Failing()) is None
 
 
 def test_rewards_that_are_not_finite_spoil_nothing() -> None:

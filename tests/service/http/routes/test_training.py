@@ -26,7 +26,9 @@ class TestTheHistory:
         status = train_to_end(client, **SHORT)
         history = client.get(f"/training/{status['job_id']}/metrics").json()
         assert history.keys() == {"job_id", "keys", "rows", "evaluations"}
-        assert (history["job_id"], history["evaluations"]) == (status["job_id"], [])
+        assert history["job_id"] == status["job_id"]
+        assert history["evaluations"][0]["timesteps"] == 0
+        assert history["evaluations"][-1] == status["evaluation"]
         # A row per rollout, and one for the last update.
         rollouts = [row for row in history["rows"] if "rollout/reward_mean" in row["metrics"]]
         assert len(history["rows"]) == len(rollouts) + 1 == status["metrics"]["train/n_updates"] / 10 + 1
@@ -88,9 +90,12 @@ class TestEvaluating:
         events = client.get("/training/latest/events").text
         assert events.count("event: job.evaluation\n") == 4
         card = client.get("/models/m").json()
-        figures = {name: status["best_evaluation"][name] for name in card["evaluation"]}
+        figures = {name: status["final_evaluation"][name] for name in card["evaluation"]}
         assert card["evaluation"] == figures
-        assert card["num_timesteps"] == status["best_evaluation"]["timesteps"]
+        assert card["final_evaluation"] == {**status["final_evaluation"], "seconds": None}
+        assert (
+            card["num_timesteps"] == status["final_evaluation"]["timesteps"] == status["best_evaluation"]["timesteps"]
+        )
 
     def test_a_job_that_is_good_enough_completes_early(self, client: TestClient) -> None:
         status = train_to_end(client, total_timesteps=100_000, stop_reward=5.0, eval_freq=200, seed=0)
@@ -112,6 +117,14 @@ class TestEvaluating:
         refused = client.post("/train", json={"total_timesteps": 100, "eval_freq": 200})
         assert refused.status_code == 400
         assert "send at most 100" in refused.json()["detail"]
+
+    def test_without_episodes_there_are_none_and_what_needs_them_is_refused(self, client: TestClient) -> None:
+        status = train_to_end(client, **SHORT, n_eval_episodes=0)
+        assert (status["evaluation"], status["final_evaluation"], status["warnings"]) == (None, None, [])
+        for rule in ({"eval_freq": 64}, {"patience": 2}, {"stop_reward": 0.0}, {"keep_best": True}):
+            refused = client.post("/train", json={**SHORT, "n_eval_episodes": 0, **rule})
+            assert refused.status_code == 400
+            assert f"but {next(iter(rule))} needs them" in refused.json()["detail"]
 
 
 def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
