@@ -50,19 +50,23 @@ def write_model(path: ModelPath, content: bytes) -> None:
 def read_model(path: ModelPath) -> ModelContent:
     """Read a model file with its optimizer.
 
-    :param path: File name, with or without ``.zip``, or an open binary file.
+    :param path: File name, with or without ``.zip``, or an open binary file; it is read from its beginning.
     :raises ModelFileError: If the file is damaged, lacks something, or was not saved by GRPO.
     """
     if isinstance(path, str | Path):
-        source = Path(path)
-        if not source.is_file() and not source.suffix:
-            source = source.with_name(f"{source.name}.zip")
-        content = model_file.from_bytes(source.read_bytes(), with_optimizer=True)
+        content = model_file.from_bytes(_find_file(Path(path)).read_bytes(), with_optimizer=True)
     else:
+        if path.seekable():
+            path.seek(0)  # a stream that was just saved to stands at its end
         content = model_file.from_bytes(path.read(), with_optimizer=True)
     if lost := _FACTS - set(content.meta):
         raise ModelFileError(f"the file's metadata lacks {sorted(lost)}.")
     return content
+
+
+def _find_file(path: Path) -> Path:
+    with_suffix = path.with_name(f"{path.name}.zip")
+    return with_suffix if with_suffix.is_file() and not path.is_file() else path
 
 
 def make_arguments(content: ModelContent) -> dict[str, Any]:
@@ -206,17 +210,20 @@ def describe_normalization(
 def wrap_like(content: ModelContent, env: VecEnv) -> VecEnv:
     """Wrap an environment in a ``VecNormalize`` like that of a model file, if the file has one.
 
-    :param env: If it has a ``VecNormalize`` already, that one gets the file's statistics.
+    :param env: If it has a ``VecNormalize`` already, that one keeps its settings, and gets the file's statistics where
+        they are of more steps than its own.
     """
     settings = content.meta.get("normalization")
     if settings is None:
         return env
-    vec_normalize = unwrap_vec_normalize(env)
-    if vec_normalize is None:
-        names = ("norm_obs", "norm_reward", "norm_obs_keys")
-        env = vec_normalize = VecNormalize(env, **{name: settings[name] for name in names})
-    restore_normalization(vec_normalize, content)
-    return env
+    own = unwrap_vec_normalize(env)
+    if own is not None:
+        _put_statistics(own, content, only_of_more_steps=True)
+        return env
+    names = ("norm_obs", "norm_reward", "norm_obs_keys")
+    wrapped = VecNormalize(env, **{name: settings[name] for name in names})
+    restore_normalization(wrapped, content)
+    return wrapped
 
 
 def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) -> None:
@@ -228,6 +235,17 @@ def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) ->
     settings = content.meta.get("normalization")
     if settings is None:
         raise ValueError("the model was saved without VecNormalize; use the environment without it.")
+    _put_statistics(vec_normalize, content)
+    for name in ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_reward"):
+        setattr(vec_normalize, name, settings[name])
+
+
+def _put_statistics(vec_normalize: VecNormalize, content: ModelContent, only_of_more_steps: bool = False) -> None:
+    """Put the statistics of a file into a ``VecNormalize``.
+
+    :param only_of_more_steps: Whether to leave those alone that are of as many steps as the file's, or of more.
+    """
+    settings = content.meta["normalization"]
     statistics = _list_statistics(vec_normalize)
     shapes = {f"{source}/mean": np.shape(statistic.mean) for source, statistic in statistics.items()}
     saved = {name: array.shape for name, array in content.normalization.items() if name.endswith("/mean")}
@@ -236,12 +254,13 @@ def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) ->
             f"VecNormalize has statistics {shapes}, but the model was saved with {saved}; build it with norm_obs="
             f"{settings['norm_obs']} and norm_obs_keys={settings['norm_obs_keys']} around the same environment."
         )
-    for name in ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_reward"):
-        setattr(vec_normalize, name, settings[name])
     for source, statistic in statistics.items():
+        count = float(content.normalization[f"{source}/count"])
+        if only_of_more_steps and count <= statistic.count:
+            continue
         statistic.mean = content.normalization[f"{source}/mean"].copy()
         statistic.var = content.normalization[f"{source}/var"].copy()
-        statistic.count = float(content.normalization[f"{source}/count"])
+        statistic.count = count
 
 
 def _list_statistics(vec_normalize: VecNormalize) -> dict[str, RunningMeanStd]:

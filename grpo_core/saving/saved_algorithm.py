@@ -84,7 +84,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     ) -> Self:
         """Load a model without unpickling anything. It needs neither the environment nor the reward function.
 
-        :param path: File name, with or without ``.zip``, or an open binary file.
+        :param path: File name, with or without ``.zip``, or an open binary file, which is read from its beginning.
         :param env: Environment to go on training in; its spaces must be those of the model. If the model was trained in
             a ``VecNormalize``, it is put into one unless it is in one, and the statistics of the file are restored.
             It is seeded with ``seed + num_timesteps``.
