@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__, fast
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import Actor, PolicyActor
 from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages
 from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.normalization import Normalizer
@@ -34,9 +34,11 @@ from grpo_core.options.choices import (
 )
 from grpo_core.options.policy_kwargs import (
     POLICIES,
+    check_built_policy,
     check_policy_fits,
     check_policy_kwargs,
     get_policy_name,
+    list_own_parts,
 )
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.model_state import wrap_like
@@ -54,15 +56,16 @@ from grpo_core.update.losses import (
     compute_sequence_ratio,
     compute_step_weights,
 )
+from grpo_core.update.optimizers import ParameterGroups
 from grpo_core.update.policies import (
     compute_log_prob,
     compute_values,
     copy_policy,
     evaluate_actions,
     predict_masked,
-    split_parameters,
 )
 from grpo_core.update.seeding import borrow_torch_generator
+from grpo_core.update.structure import is_learning_watched, read_structure
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
@@ -249,7 +252,7 @@ class GRPO(SavedAlgorithm):
         self._mode: GroupMode
         self._collector: GroupCollector
         # Left by ``collect_rollouts`` for ``train``, as SB3's algorithms leave their rollout buffer.
-        self._actor: Actor
+        self._actor: PolicyActor
         self._batch: StepBatch
         if _init_setup_model:
             self._setup_model()
@@ -258,7 +261,7 @@ class GRPO(SavedAlgorithm):
         check_hyperparameters(self)
         check_observation_space(self.observation_space)
         check_action_space(self.action_space)
-        policy_class = POLICIES[get_policy_name(self.policy_class)]
+        policy_class = self._get_actor_critic_class()
         check_policy_kwargs(self.policy_kwargs, policy_class)
         check_policy_fits(policy_class, self.policy_kwargs, self.observation_space)
         simulators = None if self.env is None else self._choose_simulators(self.env)
@@ -268,17 +271,25 @@ class GRPO(SavedAlgorithm):
             self.policy = policy_class(
                 self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
             )
+        check_built_policy(self.policy)
         self.policy = self.policy.to(self.device)
         # The policy and the value network each have their own step size in one optimizer.
-        self.policy.optimizer = self.policy.optimizer_class(
-            [{"params": parameters} for parameters in split_parameters(self.policy)],
-            lr=self.lr_schedule(1),  # type: ignore[call-arg]  # every optimizer takes it, its base class does not
-            **self.policy.optimizer_kwargs,
-        )
+        self._parameter_groups = ParameterGroups(self.policy, self.lr_schedule(1))
+        self._built_structure = read_structure(self.policy)
+        self._has_own_parts = bool(list_own_parts(self.policy_kwargs, policy_class))
         # Asked only now: the actor's copy of the network stays right, whatever a user changes later.
-        self._reads_values_fast = self._uses_fast_path and fast.is_plain_mlp(self.policy)
+        self._reads_values_fast = self._uses_fast_path and self._has_known_layers() and fast.is_plain_mlp(self.policy)
         if simulators is not None:
             self._setup_groups(*simulators)
+
+    def _get_actor_critic_class(self) -> type[ActorCriticPolicy]:
+        """Return SB3's class of a policy's name, or the user's own.
+
+        :raises ValueError: If the policy is of another kind.
+        """
+        name, policy_class = get_policy_name(self.policy_class), self.policy_class
+        assert issubclass(policy_class, ActorCriticPolicy), name
+        return policy_class
 
     def _setup_groups(self, mode: GroupMode, bank: SimulatorBank) -> None:
         """Lay out the storage of a rollout, and begin with new episodes."""
@@ -401,7 +412,7 @@ class GRPO(SavedAlgorithm):
         self.policy.set_training_mode(False)
         normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
-        self._actor = self.make_actor()
+        self._actor = self._make_rollout_actor()
         if not self._collector.collect(rollout, self._actor, self.rng, on_sweep, lambda: self._stop_requested):
             return False
 
@@ -475,7 +486,7 @@ class GRPO(SavedAlgorithm):
 
         :param observations: As the policy sees them, shape ``(n_steps, *observation_shape)``.
         """
-        if self._reads_values_fast:
+        if self._reads_values_fast and isinstance(self._actor, Actor):
             return fast.compute_values(self._actor, observations)
         return compute_values(self.policy, observations)
 
@@ -492,8 +503,9 @@ class GRPO(SavedAlgorithm):
         ``loss = mean(weights * surrogate) - ent_coef * mean(entropy) + vf_coef * mean((values - value_targets)^2)
         + kl_coef * mean(weights * KL(reference || policy))``
         """
+        networks = self._parameter_groups.follow(self.policy)
         self._update_learning_rate(self.policy.optimizer)
-        self.policy.optimizer.param_groups[1]["lr"] *= self.vf_lr_factor
+        self._parameter_groups.scale_value_rate(self.policy.optimizer, self.vf_lr_factor)
         clip_range, clip_range_high = self._get_clip_ranges()
         if (learner := self._make_fast_learner(clip_range, clip_range_high)) is not None:
             self._log_update(learner.train(self._draw_minibatches()), clip_range)
@@ -501,7 +513,7 @@ class GRPO(SavedAlgorithm):
 
         self.policy.set_training_mode(True)
         steps, n_branches = self._batch.to_tensors(self.device), math.prod(self.rollout_buffer.shape[1:])
-        networks, measured = split_parameters(self.policy), list[dict[str, torch.Tensor]]()
+        measured = list[dict[str, torch.Tensor]]()
         for chosen in self._draw_minibatches():
             batch = steps.select(torch.from_numpy(chosen).to(self.device))
             values, log_prob, entropy = evaluate_actions(
@@ -568,8 +580,11 @@ class GRPO(SavedAlgorithm):
 
     def _make_fast_learner(self, clip_range: float, clip_range_high: float) -> fast.MlpLearner | None:
         """Make the learner that takes the steps of ``train`` faster; None where it does not apply."""
-        # Asked anew every time: a user may have frozen a parameter or replaced the optimizer in the meantime.
         if not self._uses_fast_path or self.importance_level != "step" or self._batch.action_masks is not None:
+            return None
+        # Asked anew every time: a user may have replaced a layer or the optimizer, frozen a parameter or registered a
+        # hook in the meantime.
+        if not isinstance(self._actor, Actor) or not self._is_known_to_numpy() or is_learning_watched(self.policy):
             return None
         if not fast.is_plain_mlp(self.policy):
             return None
@@ -597,7 +612,7 @@ class GRPO(SavedAlgorithm):
             raise ValueError(f"the loss is not finite ({means}); lower learning_rate or the size of the rewards.")
         for name, mean in means.items():
             self.logger.record(f"train/{name}", mean)
-        if isinstance(self.action_space, spaces.Box):
+        if isinstance(self.action_space, spaces.Box) and hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)

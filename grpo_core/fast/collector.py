@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import PolicyActor
 from grpo_core.fast.dynamics import FloatArray
 from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_simulator
 from grpo_core.groups.collector import AnchorState, GroupCollector, GroupPlan, SweepCallback
@@ -59,7 +59,9 @@ class BatchedCollector(GroupCollector):
         starts = self._bank.reset(seeds)
         return {i: AnchorState(observed, self._simulators[i].capture()) for i, (observed, _) in starts.items()}
 
-    def _play(self, rollout: GroupRollout, actor: Actor, rng: np.random.Generator, on_sweep: SweepCallback) -> bool:
+    def _play(
+        self, rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator, on_sweep: SweepCallback
+    ) -> bool:
         assert self._plan.horizon is not None
         branches = [branch for i in range(self._bank.n_envs) for branch in self._start_branches(i, actor, rng)]
         live = self._list_live(np.array([(branch.group.index, branch.index) for branch in branches]))

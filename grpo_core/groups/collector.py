@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.options.choices import GroupMode
 from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
@@ -120,7 +120,7 @@ class GroupCollector:
     def collect(
         self,
         rollout: GroupRollout,
-        actor: Actor,
+        actor: PolicyActor,
         rng: np.random.Generator,
         on_sweep: SweepCallback,
         should_stop: Callable[[], bool],
@@ -144,7 +144,9 @@ class GroupCollector:
         rollout.trim(len(self._groups), self._plan.horizon)
         return True
 
-    def _play(self, rollout: GroupRollout, actor: Actor, rng: np.random.Generator, on_sweep: SweepCallback) -> bool:
+    def _play(
+        self, rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator, on_sweep: SweepCallback
+    ) -> bool:
         """Play all branches to their ends; return False if ``on_sweep`` ended the rollout early."""
         queues = [self._start_branches(i, actor, rng) for i in range(self._bank.n_envs)]
         live = [branch for queue in queues for branch in islice(queue, None if self._advances_in_step else 1)]
@@ -173,7 +175,7 @@ class GroupCollector:
             self._anchors.extend(starts[i] for i in range(self._bank.n_envs))
         return True
 
-    def _start_branches(self, env_index: int, actor: Actor, rng: np.random.Generator) -> Iterator[_Branch]:
+    def _start_branches(self, env_index: int, actor: PolicyActor, rng: np.random.Generator) -> Iterator[_Branch]:
         """Yield the branches that one environment plays in this rollout, group by group."""
         if self._plan.mode == "episode":
             yield from self._start_episodes(env_index, rng)
@@ -198,7 +200,7 @@ class GroupCollector:
                 yield _Branch(group, index, observed)
 
     def _start_actions(
-        self, group: _Group, anchor: AnchorState, actor: Actor, rng: np.random.Generator
+        self, group: _Group, anchor: AnchorState, actor: PolicyActor, rng: np.random.Generator
     ) -> Iterator[_Branch]:
         """Yield one branch for every legal action."""
         observations, masks = self._to_batch([anchor.observed])
@@ -210,7 +212,7 @@ class GroupCollector:
                 yield _Branch(group, action, anchor.observed, anchor.simulator_state, first_action=action)
 
     def _choose_actions(
-        self, live: Sequence[_Branch], rollout: GroupRollout, actor: Actor, rng: np.random.Generator
+        self, live: Sequence[_Branch], rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator
     ) -> Any:
         """Choose the next action of every live branch, and store it with what it was chosen on.
 

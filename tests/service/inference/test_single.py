@@ -23,7 +23,7 @@ CARTPOLE_OBSERVATIONS = [[0.1, 0.0, 0.05, 0.0], [-2.0, 1.5, -0.2, 3.0], [0, 0, 0
 
 
 def serve_model(model: GRPO) -> ServedModel:
-    return ServedModel("m", model.make_actor(), {}, (0, 0, 0), np.random.default_rng(0))
+    return ServedModel("m", model._make_numpy_actor(), {}, (0, 0, 0), np.random.default_rng(0))
 
 
 def make_opinionated_model(env_id: str, seed: int = 0) -> GRPO:
