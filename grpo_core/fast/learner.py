@@ -47,8 +47,8 @@ _SLOPES: Mapping[str, Callable[[FloatArray], Any]] = MappingProxyType(
 def is_plain_mlp(policy: ActorCriticPolicy) -> bool:
     """Tell whether ``MlpLearner`` can train a policy as it is now.
 
-    Asked of one with SB3's own layers: it can if the policy is on the CPU, chooses one of several actions or draws from a Gaussian, has no layers but
-    those of two MLPs, all of them trained, and Adam as its optimizer without extras.
+    It can if the policy, which has the layers that SB3 gave it, is on the CPU, chooses one of several actions or draws
+    from a Gaussian, has no layers but those of two MLPs, all of them trained, and Adam as its optimizer without extras.
     """
     return (
         type(policy.action_dist) in (CategoricalDistribution, DiagGaussianDistribution)

@@ -303,17 +303,24 @@ def test_hooks_are_called_and_gradients_left() -> None:
 @pytest.mark.parametrize("kind", ["parameter", "accumulated", "before step", "scheduler"])
 def test_a_hook_that_changes_nothing_changes_nothing(kind: str) -> None:
     watched, plain = build_plain(), build_plain()
-    calls, optimizer = list[str](), watched.policy.optimizer
+    calls = list[str]()
+    optimizer: Any = watched.policy.optimizer
+    weight: Any = watched.policy.value_net.weight
     if kind == "parameter":
-        watched.policy.value_net.weight.register_hook(lambda gradient: calls.append(kind))
+        weight.register_hook(lambda gradient: calls.append(kind))
     elif kind == "accumulated":
-        watched.policy.value_net.weight.register_post_accumulate_grad_hook(lambda _: calls.append(kind))
+        weight.register_post_accumulate_grad_hook(lambda _: calls.append(kind))
     elif kind == "before step":
         optimizer.register_step_pre_hook(lambda *_: calls.append(kind))
     else:
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         step = optimizer.step
-        optimizer.step = lambda *a: (calls.append(kind), step(*a))[1]  # type: ignore[method-assign]
+
+        def count(*arguments: Any) -> Any:
+            calls.append(kind)
+            return step(*arguments)
+
+        optimizer.step = count
         assert scheduler.last_epoch == 0
     for model in (watched, plain):
         model.learn(64)
@@ -328,7 +335,8 @@ def test_a_forward_hook_that_changes_outputs_changes_who_acts_and_who_learns() -
     model.policy.action_net.register_forward_hook(lambda layer, inputs, outputs: outputs * 5.0 + 1.0)
     assert abs(measure_first_kl(model)) < 1e-6
     observations = np.full((1, 4), 0.5, np.float32)
-    probs = model.policy.get_distribution(torch.from_numpy(observations)).distribution.probs
+    distribution: Any = model.policy.get_distribution(torch.from_numpy(observations)).distribution
+    probs = distribution.probs
     np.testing.assert_allclose(model.make_actor().action_probs(observations), probs.detach().numpy(), rtol=1e-5)
 
 
@@ -440,7 +448,8 @@ def test_a_compiled_policy_is_the_policy() -> None:
 
 def test_compiled_layers_are_those_layers() -> None:
     model = build_plain()
-    model.policy.mlp_extractor.policy_net = torch.compile(model.policy.mlp_extractor.policy_net, backend="eager")
+    hidden: Any = model.policy.mlp_extractor
+    hidden.policy_net = torch.compile(hidden.policy_net, backend="eager")
     assert abs(measure_first_kl(model)) < 1e-6
     shown = np.zeros((1, 4), np.float32)
     np.testing.assert_array_equal(
