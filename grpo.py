@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -22,6 +23,7 @@ from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
+from grpo_core.groups.sweep import Sweep, share_locals
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
     AdvantageScaling,
@@ -154,6 +156,10 @@ class GRPO(SavedAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
     use_fast_path: ClassVar[bool] = True
     rollout_buffer: GroupRollout  # type: ignore[assignment]  # ours holds groups; SB3 only hands it through
+    # What ``_last_obs`` is read from: a reset until there is a sweep.
+    _first_obs: Any = None
+    _sweep: Sweep | None = None
+    _is_sweep_over: bool = False
 
     def __init__(
         self,
@@ -342,7 +348,8 @@ class GRPO(SavedAlgorithm):
         """Train for at least ``total_timesteps`` simulator steps; every step of every branch counts as one.
 
         :param total_timesteps: A lower bound: the rollout under way is completed.
-        :param callback: SB3 callback(s). ``on_step`` runs once per sweep over the environments, like in PPO.
+        :param callback: SB3 callback(s). ``on_step`` runs once per sweep over the environments, like in PPO;
+            ``collect_rollouts`` says what is in their ``locals``.
         :param log_interval: Rollouts between two log tables.
         :param tb_log_name: Name of the TensorBoard run.
         :param reset_num_timesteps: Whether to count from 0 and start new episodes.
@@ -394,25 +401,46 @@ class GRPO(SavedAlgorithm):
     ) -> bool:
         """Collect one rollout of whole groups and compute its advantages.
 
+        Callbacks see ``on_step`` once per *sweep*: one step of one branch in each environment at most. Their locals are
+        those of SB3's on-policy algorithms, with a row per environment: ``infos``, ``dones``, ``rewards``,
+        ``obs_tensor``, ``actions``, ``clipped_actions``, ``new_obs``, ``values``, ``log_probs``, ``n_steps`` (sweeps so
+        far), ``n_rollout_steps``, ``rollout_buffer``. Branches take turns, so the sweep after another need not go on
+        where that one led, and ``new_obs`` is the last observation where an episode ended, not that of a reset. Towards
+        the end of a rollout an environment may have no branch left: ``step_mask``, which SB3 does not have, is then
+        False, its ``done`` is False, its reward 0, and the rest is that of its latest step. ``rewards`` are the
+        environment's own; ``obs_tensor`` and ``new_obs`` are normalised where a ``VecNormalize`` is in use.
+
         :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
         """
         rollout = rollout_buffer
         callback.on_rollout_start()
 
-        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
-            self.num_timesteps += n_steps
-            callback.update_locals({"self": self, "env": env, "infos": infos, "dones": dones, "rewards": rewards})
-            if not callback.on_step() or self._stop_requested:
-                return False
-            self._update_info_buffer(infos, dones)
-            return True
-
         # Branches follow the policy from their anchor states.
         self.policy.set_training_mode(False)
         normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
+        sweep = self._sweep = Sweep(rollout, self._actor, env.num_envs, self.device)
+        seen = share_locals(callback)
+        seen.compute_from(sweep)
+        seen |= {"self": self, "env": env, "callback": callback}
+        seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
+        sweeps = count()
+
+        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
+            self.num_timesteps += n_steps
+            sweep.list_places, self._is_sweep_over = self._collector.list_places, False
+            if dones.any():
+                sweep.mark_truncated(infos, dones)
+            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(sweeps)})
+            callback.update_locals(seen)
+            if not callback.on_step() or self._stop_requested:
+                return False
+            self._update_info_buffer(infos, dones)
+            self._last_episode_starts, self._is_sweep_over = dones, True
+            return True
+
         if not self._collector.collect(rollout, self._actor, self.rng, on_sweep, lambda: self._stop_requested):
             return False
 
@@ -427,6 +455,7 @@ class GRPO(SavedAlgorithm):
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is refused after the update
             values, next_values = self._compute_values(observations), self._compute_values(next_observations)
             groups = self._compute_advantages(rollout, values, next_values)
+            rollout.values = rollout.lay_out(values)
             rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
             self._batch = rollout.flatten(observations, self._compute_weights(rollout, groups))
             self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
@@ -441,6 +470,17 @@ class GRPO(SavedAlgorithm):
         )
         callback.on_rollout_end()
         return True
+
+    @property
+    def _last_obs(self) -> Any:
+        """What the latest actions were chosen on while a callback runs, and then where they led, as in SB3."""
+        if self._sweep is None:
+            return self._first_obs
+        return self._sweep.get_next_observations() if self._is_sweep_over else self._sweep.get_observations()
+
+    @_last_obs.setter
+    def _last_obs(self, observations: Any) -> None:
+        self._first_obs, self._sweep = observations, None
 
     def _apply_reward_functions(self, rollout: GroupRollout) -> None:
         """Let the reward functions replace the environment's rewards, if there are any, and check the outcome.

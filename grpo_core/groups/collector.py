@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.rollout import GroupRollout
+from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.choices import GroupMode
 from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
 from grpo_core.simulators.simulator import SimulatorState
@@ -107,6 +108,8 @@ class GroupCollector:
         self._anchors: list[AnchorState] = []
         self._groups: list[_Group] = []
         self._n_steps_taken = [0] * bank.n_envs
+        #: Returns where in the rollout the steps of the latest sweep are.
+        self.list_places: Callable[[], Sequence[SteppedPlace]] = list
 
     def restart(self) -> None:
         """Forget the anchor states: the next rollout begins with new episodes."""
@@ -246,6 +249,8 @@ class GroupCollector:
             needs_state = self._draw_kept(branch, rng) or (self._advances_in_step and not is_last)
             orders[branch.group.env_index] = Order(action, branch.state, needs_state)
         outcomes = self._bank.step(orders)
+        places = [(branch.group.env_index, (branch.t, branch.group.index, branch.index)) for branch, _ in sweep]
+        self.list_places = places.copy
         n_envs = self._bank.n_envs
         infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
         dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)

@@ -291,7 +291,8 @@ def test_a_replaced_optimizer_that_cannot_take_the_steps_is_refused() -> None:
 
 def test_hooks_are_called_and_gradients_left() -> None:
     model, calls = build_plain(), set[str]()
-    for p in model.policy.parameters():
+    parameters: Any = model.policy.parameters()
+    for p in parameters:
         p.register_hook(lambda gradient: calls.add("parameter"))
     model.policy.optimizer.register_step_post_hook(lambda *_: calls.add("optimizer"))
     model.policy.mlp_extractor.register_forward_hook(lambda *_: calls.add("forward"))
