@@ -46,6 +46,7 @@ from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.model_state import wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.simulators.bank import SimulatorBank, make_bank
+from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.simulator import NotBranchableError, check_branchable
 from grpo_core.spaces import Observations, check_action_space, check_observation_space
@@ -257,6 +258,7 @@ class GRPO(SavedAlgorithm):
         self._reads_values_fast: bool
         self._mode: GroupMode
         self._collector: GroupCollector
+        self._vec_monitor: VecMonitorFeed | None
         # Left by ``collect_rollouts`` for ``train``, as SB3's algorithms leave their rollout buffer.
         self._actor: PolicyActor
         self._batch: StepBatch
@@ -285,8 +287,8 @@ class GRPO(SavedAlgorithm):
         self._has_own_parts = bool(list_own_parts(self.policy_kwargs, policy_class))
         # Asked only now: the actor's copy of the network stays right, whatever a user changes later.
         self._reads_values_fast = self._uses_fast_path and self._has_known_layers() and fast.is_plain_mlp(self.policy)
-        if simulators is not None:
-            self._setup_groups(*simulators)
+        if simulators is not None and self.env is not None:
+            self._setup_groups(*simulators, self.env)
 
     def _get_actor_critic_class(self) -> type[ActorCriticPolicy]:
         """Return SB3's class of a policy's name, or the user's own.
@@ -297,9 +299,9 @@ class GRPO(SavedAlgorithm):
         assert issubclass(policy_class, ActorCriticPolicy), name
         return policy_class
 
-    def _setup_groups(self, mode: GroupMode, bank: SimulatorBank) -> None:
+    def _setup_groups(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> None:
         """Lay out the storage of a rollout, and begin with new episodes."""
-        self._mode = mode
+        self._mode, self._vec_monitor = mode, find_vec_monitor(env)
         horizon = get_horizon(self.horizon, mode)
         plan = GroupPlan(mode, self.group_size, horizon, self.n_steps, self.common_random_numbers)
         fast_collector = None
@@ -431,8 +433,10 @@ class GRPO(SavedAlgorithm):
         def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
             self.num_timesteps += n_steps
             sweep.list_places, self._is_sweep_over = self._collector.list_places, False
+            if self._vec_monitor is not None:
+                self._vec_monitor.n_steps_taken += n_steps
             if dones.any():
-                sweep.mark_truncated(infos, dones)
+                self._describe_ends(infos, dones)
             seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(sweeps)})
             callback.update_locals(seen)
             if not callback.on_step() or self._stop_requested:
@@ -470,6 +474,14 @@ class GRPO(SavedAlgorithm):
         )
         callback.on_rollout_end()
         return True
+
+    def _describe_ends(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
+        """Say in the infos of a sweep what SB3's vectorised environments say of episodes that ended."""
+        for i, place in self._collector.list_places():
+            if dones[i]:
+                infos[i]["TimeLimit.truncated"] = bool(self.rollout_buffer.truncated[place])
+                if self._vec_monitor is not None:
+                    self._vec_monitor.report(infos[i], *self._collector.count_episode(self.rollout_buffer, place))
 
     @property
     def _last_obs(self) -> Any:
@@ -709,7 +721,7 @@ class GRPO(SavedAlgorithm):
             env = self._wrap_env(env, self.verbose)
         mode, bank = self._choose_simulators(env)  # raises before anything is replaced
         super().set_env(env, force_reset)
-        self._setup_groups(mode, bank)
+        self._setup_groups(mode, bank, env)
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

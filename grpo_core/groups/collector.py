@@ -28,11 +28,15 @@ class AnchorState(NamedTuple):
     :param observed: The environment's observation there, not normalised.
     :param simulator_state: The state that the simulator captured there.
     :param discounted_return: Discounted rewards of the episode so far; only reward normalisation uses it.
+    :param episode_return: The environment's own rewards of the episode so far.
+    :param episode_length: Its steps so far.
     """
 
     observed: Observed
     simulator_state: SimulatorState | None
     discounted_return: float = 0.0
+    episode_return: float = 0.0
+    episode_length: int = 0
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class _Group:
     :param kept_branch: The branch that the next rollout continues from.
     :param kept_t: The step of that branch after which it continues.
     :param kept: Observation and state after that step; None if the episode was over.
+    :param kept_episode: Return and length of the episode after that step.
     """
 
     index: int
@@ -53,6 +58,7 @@ class _Group:
     kept_branch: int = 0
     kept_t: int = 0
     kept: tuple[Observed, SimulatorState] | None = None
+    kept_episode: tuple[float, int] = (0.0, 0)
 
 
 @dataclass(slots=True)
@@ -145,7 +151,21 @@ class GroupCollector:
         if not self._play(rollout, actor, rng, on_sweep):
             return False
         rollout.trim(len(self._groups), self._plan.horizon)
+        for group in self._groups:
+            if group.kept is not None:  # now, since reward functions replace the environment's rewards later
+                group.kept_episode = self.count_episode(rollout, (group.kept_t, group.index, group.kept_branch))
         return True
+
+    def count_episode(self, rollout: GroupRollout, place: tuple[int, int, int]) -> tuple[float, int]:
+        """Return what an episode had earned after a step, in the environment's own reward, and its length then.
+
+        :param place: Time, group and branch of the step.
+        """
+        t, index, branch = place
+        earned, anchor = float(rollout.rewards[: t + 1, index, branch].sum()), self._groups[index].anchor
+        if anchor is None:
+            return earned, t + 1
+        return anchor.episode_return + earned, anchor.episode_length + t + 1
 
     def _play(
         self, rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator, on_sweep: SweepCallback
@@ -312,7 +332,7 @@ class GroupCollector:
             else:
                 place = group.kept_t, group.index, group.kept_branch
                 so_far = 0.0 if discounted_returns is None else float(discounted_returns[place])
-                self._anchors.append(AnchorState(*group.kept, so_far))
+                self._anchors.append(AnchorState(*group.kept, so_far, *group.kept_episode))
 
     def _draw_seed(self, rng: np.random.Generator) -> int | None:
         """Choose the seed of a new episode; None lets the environment's generator go on."""

@@ -55,12 +55,6 @@ class Sweep:
         """Return where the steps led, ``(n_envs, *observation_shape)``; the last observation where an episode ended."""
         return self._normalize(self._rollout.next_observations[self._get_rows()])
 
-    def mark_truncated(self, infos: Sequence[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        """Say in the infos of episodes that ended whether a time limit cut them, as SB3's ``VecEnv`` does."""
-        truncated = self._rollout.truncated[self._get_rows()]
-        for i in np.flatnonzero(dones).tolist():
-            infos[i]["TimeLimit.truncated"] = bool(truncated[i])
-
     def _get_rows(self) -> tuple[list[int], ...]:
         stepped = dict(self.list_places())
         places = [stepped.get(i) or self._find_latest(i) for i in range(self._n_envs)]
