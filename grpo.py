@@ -120,7 +120,8 @@ class GRPO(SavedAlgorithm):
         reset and plays whole episodes. ``"auto"``: ``"branch"`` if the environment can be restored, else
         ``"episode"`` with a warning that says why not.
     :param group_size: Branches per anchor state, at least 2.
-    :param horizon: Most simulator steps per branch. None: 32, or no limit for whole episodes.
+    :param horizon: Most simulator steps per branch. None: 32, or for whole episodes no limit but a cap of 10,000, which
+        cuts one as a time limit does, with a warning.
     :param supervision: ``"process"``: a step is credited with what follows it. ``"outcome"``: with what its whole
         branch earned.
     :param baseline: What a step's return is compared with. ``"group"``: the group's mean at the same step, plain GRPO.

@@ -1,5 +1,6 @@
 """Play groups: where branches start, which simulator steps them, and where the next groups start."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
+from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.choices import GroupMode
 from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
 from grpo_core.simulators.simulator import SimulatorState
@@ -85,7 +87,8 @@ class GroupPlan:
     :param mode: ``"branch"``: groups start from states on the way. ``"action"``: likewise, and branch ``b`` takes
         action ``b`` first. ``"episode"``: the members of a group share one seeded reset and play whole episodes.
     :param group_size: Branches per group, at least 2.
-    :param horizon: Most steps per branch; None lets only the episode's end end it.
+    :param horizon: Most steps per branch; None lets the episode's end end it, or ``MAX_EPISODE_STEPS``, as a time limit
+        would.
     :param n_steps: Steps per environment and rollout. In the modes with a horizon, groups fill them exactly if no
         branch ends early; in ``"episode"`` mode, another group starts as long as fewer were taken.
     :param common_random_numbers: Whether captured states include the environments' random generators.
@@ -114,6 +117,7 @@ class GroupCollector:
         self._anchors: list[AnchorState] = []
         self._groups: list[_Group] = []
         self._n_steps_taken = [0] * bank.n_envs
+        self._has_cut = False
         #: Returns where in the rollout the steps of the latest sweep are.
         self.list_places: Callable[[], Sequence[SteppedPlace]] = list
 
@@ -276,13 +280,26 @@ class GroupCollector:
         dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
         for branch, _ in sweep:
             i = branch.group.env_index
-            outcome = outcomes[i]
+            outcome = outcomes[i] = self._cut_endless(branch, outcomes[i])
             rollout.store_outcome((branch.t, branch.group.index, branch.index), outcome)
             infos[i], rewards[i] = outcome.info, outcome.reward
             dones[i] = outcome.terminated or outcome.truncated
             self._n_steps_taken[i] += 1
             self._advance(branch, outcome)
         return on_sweep(infos, dones, rewards, len(sweep))
+
+    def _cut_endless(self, branch: _Branch, outcome: Outcome) -> Outcome:
+        """Cut an episode that nothing else will end."""
+        if self._plan.horizon is not None or branch.t + 1 < MAX_EPISODE_STEPS or outcome.terminated:
+            return outcome
+        if not self._has_cut:
+            warnings.warn(
+                f"an episode went on for {MAX_EPISODE_STEPS:,} steps without an end and was cut there, as a time limit "
+                "does. Pass horizon=n for another limit; a shorter one can be gymnasium.wrappers.TimeLimit(env, n).",
+                stacklevel=2,
+            )
+        self._has_cut = True
+        return outcome._replace(truncated=True)
 
     def _draw_kept(self, branch: _Branch, rng: np.random.Generator) -> bool:
         """Decide whether to keep the step that a branch is about to take: the next rollout goes on from the last kept.
