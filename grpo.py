@@ -43,6 +43,7 @@ from grpo_core.options.policy_kwargs import (
     list_own_parts,
 )
 from grpo_core.options.rewards import RewardFunction
+from grpo_core.saving.copies import reduce_model, restore_model
 from grpo_core.saving.model_state import wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.simulators.bank import SimulatorBank, make_bank
@@ -697,6 +698,23 @@ class GRPO(SavedAlgorithm):
             return choose()
         with borrow_torch_generator(self._predict_rng):
             return choose()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy holds: the environment and its episodes too, but neither logger nor rollout.
+
+        :raises TypeError: If the environment is in worker processes.
+        """
+        return reduce_model(self)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        anchors = restore_model(self, state)
+        self._custom_logger = False
+        if self.env is None:
+            return
+        needs_restore = self._mode != "episode"
+        bank = make_bank(self.env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
+        self._setup_groups(self._mode, bank, self.env)
+        self._collector.anchors = anchors or []
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.

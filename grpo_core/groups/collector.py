@@ -126,6 +126,15 @@ class GroupCollector:
         self._anchors = []
 
     @property
+    def anchors(self) -> list[AnchorState]:
+        """The states that the next rollout goes on from; empty if it begins with new episodes."""
+        return self._anchors
+
+    @anchors.setter
+    def anchors(self, anchors: list[AnchorState]) -> None:
+        self._anchors = anchors
+
+    @property
     def start_returns(self) -> npt.NDArray[np.float64]:
         """Discounted rewards that each group's episode had earned before its anchor, shape ``(n_anchors,)``."""
         return np.array([group.anchor.discounted_return if group.anchor else 0.0 for group in self._groups])
