@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -16,12 +17,13 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__, fast
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import Actor, PolicyActor
 from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages
 from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
+from grpo_core.groups.sweep import Sweep, share_locals
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
     AdvantageScaling,
@@ -34,14 +36,18 @@ from grpo_core.options.choices import (
 )
 from grpo_core.options.policy_kwargs import (
     POLICIES,
+    check_built_policy,
     check_policy_fits,
     check_policy_kwargs,
     get_policy_name,
+    list_own_parts,
 )
 from grpo_core.options.rewards import RewardFunction
+from grpo_core.saving.copies import reduce_model, restore_model
 from grpo_core.saving.model_state import wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.simulators.bank import SimulatorBank, make_bank
+from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.simulator import NotBranchableError, check_branchable
 from grpo_core.spaces import Observations, check_action_space, check_observation_space
@@ -54,15 +60,16 @@ from grpo_core.update.losses import (
     compute_sequence_ratio,
     compute_step_weights,
 )
+from grpo_core.update.optimizers import ParameterGroups
 from grpo_core.update.policies import (
     compute_log_prob,
     compute_values,
     copy_policy,
     evaluate_actions,
     predict_masked,
-    split_parameters,
 )
 from grpo_core.update.seeding import borrow_torch_generator
+from grpo_core.update.structure import is_learning_watched, read_structure
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
@@ -114,7 +121,8 @@ class GRPO(SavedAlgorithm):
         reset and plays whole episodes. ``"auto"``: ``"branch"`` if the environment can be restored, else
         ``"episode"`` with a warning that says why not.
     :param group_size: Branches per anchor state, at least 2.
-    :param horizon: Most simulator steps per branch. None: 32, or no limit for whole episodes.
+    :param horizon: Most simulator steps per branch. None: 32, or for whole episodes no limit but a cap of 10,000, which
+        cuts one as a time limit does, with a warning.
     :param supervision: ``"process"``: a step is credited with what follows it. ``"outcome"``: with what its whole
         branch earned.
     :param baseline: What a step's return is compared with. ``"group"``: the group's mean at the same step, plain GRPO.
@@ -151,6 +159,10 @@ class GRPO(SavedAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
     use_fast_path: ClassVar[bool] = True
     rollout_buffer: GroupRollout  # type: ignore[assignment]  # ours holds groups; SB3 only hands it through
+    # What ``_last_obs`` is read from: a reset until there is a sweep.
+    _first_obs: Any = None
+    _sweep: Sweep | None = None
+    _is_sweep_over: bool = False
 
     def __init__(
         self,
@@ -248,8 +260,9 @@ class GRPO(SavedAlgorithm):
         self._reads_values_fast: bool
         self._mode: GroupMode
         self._collector: GroupCollector
+        self._vec_monitor: VecMonitorFeed | None
         # Left by ``collect_rollouts`` for ``train``, as SB3's algorithms leave their rollout buffer.
-        self._actor: Actor
+        self._actor: PolicyActor
         self._batch: StepBatch
         if _init_setup_model:
             self._setup_model()
@@ -258,7 +271,7 @@ class GRPO(SavedAlgorithm):
         check_hyperparameters(self)
         check_observation_space(self.observation_space)
         check_action_space(self.action_space)
-        policy_class = POLICIES[get_policy_name(self.policy_class)]
+        policy_class = self._get_actor_critic_class()
         check_policy_kwargs(self.policy_kwargs, policy_class)
         check_policy_fits(policy_class, self.policy_kwargs, self.observation_space)
         simulators = None if self.env is None else self._choose_simulators(self.env)
@@ -268,21 +281,29 @@ class GRPO(SavedAlgorithm):
             self.policy = policy_class(
                 self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
             )
+        check_built_policy(self.policy)
         self.policy = self.policy.to(self.device)
         # The policy and the value network each have their own step size in one optimizer.
-        self.policy.optimizer = self.policy.optimizer_class(
-            [{"params": parameters} for parameters in split_parameters(self.policy)],
-            lr=self.lr_schedule(1),  # type: ignore[call-arg]  # every optimizer takes it, its base class does not
-            **self.policy.optimizer_kwargs,
-        )
+        self._parameter_groups = ParameterGroups(self.policy, self.lr_schedule(1))
+        self._built_structure = read_structure(self.policy)
+        self._has_own_parts = bool(list_own_parts(self.policy_kwargs, policy_class))
         # Asked only now: the actor's copy of the network stays right, whatever a user changes later.
-        self._reads_values_fast = self._uses_fast_path and fast.is_plain_mlp(self.policy)
-        if simulators is not None:
-            self._setup_groups(*simulators)
+        self._reads_values_fast = self._uses_fast_path and self._has_known_layers() and fast.is_plain_mlp(self.policy)
+        if simulators is not None and self.env is not None:
+            self._setup_groups(*simulators, self.env)
 
-    def _setup_groups(self, mode: GroupMode, bank: SimulatorBank) -> None:
+    def _get_actor_critic_class(self) -> type[ActorCriticPolicy]:
+        """Return SB3's class of a policy's name, or the user's own.
+
+        :raises ValueError: If the policy is of another kind.
+        """
+        name, policy_class = get_policy_name(self.policy_class), self.policy_class
+        assert issubclass(policy_class, ActorCriticPolicy), name
+        return policy_class
+
+    def _setup_groups(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> None:
         """Lay out the storage of a rollout, and begin with new episodes."""
-        self._mode = mode
+        self._mode, self._vec_monitor = mode, find_vec_monitor(env)
         horizon = get_horizon(self.horizon, mode)
         plan = GroupPlan(mode, self.group_size, horizon, self.n_steps, self.common_random_numbers)
         fast_collector = None
@@ -331,7 +352,8 @@ class GRPO(SavedAlgorithm):
         """Train for at least ``total_timesteps`` simulator steps; every step of every branch counts as one.
 
         :param total_timesteps: A lower bound: the rollout under way is completed.
-        :param callback: SB3 callback(s). ``on_step`` runs once per sweep over the environments, like in PPO.
+        :param callback: SB3 callback(s). ``on_step`` runs once per sweep over the environments, like in PPO;
+            ``collect_rollouts`` says what is in their ``locals``.
         :param log_interval: Rollouts between two log tables.
         :param tb_log_name: Name of the TensorBoard run.
         :param reset_num_timesteps: Whether to count from 0 and start new episodes.
@@ -383,25 +405,48 @@ class GRPO(SavedAlgorithm):
     ) -> bool:
         """Collect one rollout of whole groups and compute its advantages.
 
+        Callbacks see ``on_step`` once per *sweep*: one step of one branch in each environment at most. Their locals are
+        those of SB3's on-policy algorithms, with a row per environment: ``infos``, ``dones``, ``rewards``,
+        ``obs_tensor``, ``actions``, ``clipped_actions``, ``new_obs``, ``values``, ``log_probs``, ``n_steps`` (sweeps so
+        far), ``n_rollout_steps``, ``rollout_buffer``. Branches take turns, so the sweep after another need not go on
+        where that one led, and ``new_obs`` is the last observation where an episode ended, not that of a reset. Towards
+        the end of a rollout an environment may have no branch left: ``step_mask``, which SB3 does not have, is then
+        False, its ``done`` is False, its reward 0, and the rest is that of its latest step. ``rewards`` are the
+        environment's own; ``obs_tensor`` and ``new_obs`` are normalised where a ``VecNormalize`` is in use.
+
         :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
         """
         rollout = rollout_buffer
         callback.on_rollout_start()
 
-        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
-            self.num_timesteps += n_steps
-            callback.update_locals({"self": self, "env": env, "infos": infos, "dones": dones, "rewards": rewards})
-            if not callback.on_step() or self._stop_requested:
-                return False
-            self._update_info_buffer(infos, dones)
-            return True
-
         # Branches follow the policy from their anchor states.
         self.policy.set_training_mode(False)
         normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
-        self._actor = self.make_actor()
+        self._actor = self._make_rollout_actor()
+        sweep = self._sweep = Sweep(rollout, self._actor, env.num_envs, self.device)
+        seen = share_locals(callback)
+        seen.compute_from(sweep)
+        seen |= {"self": self, "env": env, "callback": callback}
+        seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
+        sweeps = count()
+
+        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
+            self.num_timesteps += n_steps
+            sweep.list_places, self._is_sweep_over = self._collector.list_places, False
+            if self._vec_monitor is not None:
+                self._vec_monitor.n_steps_taken += n_steps
+            if dones.any():
+                self._describe_ends(infos, dones)
+            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(sweeps)})
+            callback.update_locals(seen)
+            if not callback.on_step() or self._stop_requested:
+                return False
+            self._update_info_buffer(infos, dones)
+            self._last_episode_starts, self._is_sweep_over = dones, True
+            return True
+
         if not self._collector.collect(rollout, self._actor, self.rng, on_sweep, lambda: self._stop_requested):
             return False
 
@@ -416,6 +461,7 @@ class GRPO(SavedAlgorithm):
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is refused after the update
             values, next_values = self._compute_values(observations), self._compute_values(next_observations)
             groups = self._compute_advantages(rollout, values, next_values)
+            rollout.values = rollout.lay_out(values)
             rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
             self._batch = rollout.flatten(observations, self._compute_weights(rollout, groups))
             self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
@@ -430,6 +476,25 @@ class GRPO(SavedAlgorithm):
         )
         callback.on_rollout_end()
         return True
+
+    def _describe_ends(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
+        """Say in the infos of a sweep what SB3's vectorised environments say of episodes that ended."""
+        for i, place in self._collector.list_places():
+            if dones[i]:
+                infos[i]["TimeLimit.truncated"] = bool(self.rollout_buffer.truncated[place])
+                if self._vec_monitor is not None:
+                    self._vec_monitor.report(infos[i], *self._collector.count_episode(self.rollout_buffer, place))
+
+    @property
+    def _last_obs(self) -> Any:
+        """What the latest actions were chosen on while a callback runs, and then where they led, as in SB3."""
+        if self._sweep is None:
+            return self._first_obs
+        return self._sweep.get_next_observations() if self._is_sweep_over else self._sweep.get_observations()
+
+    @_last_obs.setter
+    def _last_obs(self, observations: Any) -> None:
+        self._first_obs, self._sweep = observations, None
 
     def _apply_reward_functions(self, rollout: GroupRollout) -> None:
         """Let the reward functions replace the environment's rewards, if there are any, and check the outcome.
@@ -475,7 +540,7 @@ class GRPO(SavedAlgorithm):
 
         :param observations: As the policy sees them, shape ``(n_steps, *observation_shape)``.
         """
-        if self._reads_values_fast:
+        if self._reads_values_fast and isinstance(self._actor, Actor):
             return fast.compute_values(self._actor, observations)
         return compute_values(self.policy, observations)
 
@@ -492,8 +557,9 @@ class GRPO(SavedAlgorithm):
         ``loss = mean(weights * surrogate) - ent_coef * mean(entropy) + vf_coef * mean((values - value_targets)^2)
         + kl_coef * mean(weights * KL(reference || policy))``
         """
+        networks = self._parameter_groups.follow(self.policy)
         self._update_learning_rate(self.policy.optimizer)
-        self.policy.optimizer.param_groups[1]["lr"] *= self.vf_lr_factor
+        self._parameter_groups.scale_value_rate(self.policy.optimizer, self.vf_lr_factor)
         clip_range, clip_range_high = self._get_clip_ranges()
         if (learner := self._make_fast_learner(clip_range, clip_range_high)) is not None:
             self._log_update(learner.train(self._draw_minibatches()), clip_range)
@@ -501,7 +567,7 @@ class GRPO(SavedAlgorithm):
 
         self.policy.set_training_mode(True)
         steps, n_branches = self._batch.to_tensors(self.device), math.prod(self.rollout_buffer.shape[1:])
-        networks, measured = split_parameters(self.policy), list[dict[str, torch.Tensor]]()
+        measured = list[dict[str, torch.Tensor]]()
         for chosen in self._draw_minibatches():
             batch = steps.select(torch.from_numpy(chosen).to(self.device))
             values, log_prob, entropy = evaluate_actions(
@@ -568,8 +634,11 @@ class GRPO(SavedAlgorithm):
 
     def _make_fast_learner(self, clip_range: float, clip_range_high: float) -> fast.MlpLearner | None:
         """Make the learner that takes the steps of ``train`` faster; None where it does not apply."""
-        # Asked anew every time: a user may have frozen a parameter or replaced the optimizer in the meantime.
         if not self._uses_fast_path or self.importance_level != "step" or self._batch.action_masks is not None:
+            return None
+        # Asked anew every time: a user may have replaced a layer or the optimizer, frozen a parameter or registered a
+        # hook in the meantime.
+        if not isinstance(self._actor, Actor) or not self._is_known_to_numpy() or is_learning_watched(self.policy):
             return None
         if not fast.is_plain_mlp(self.policy):
             return None
@@ -597,7 +666,7 @@ class GRPO(SavedAlgorithm):
             raise ValueError(f"the loss is not finite ({means}); lower learning_rate or the size of the rewards.")
         for name, mean in means.items():
             self.logger.record(f"train/{name}", mean)
-        if isinstance(self.action_space, spaces.Box):
+        if isinstance(self.action_space, spaces.Box) and hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
@@ -630,6 +699,23 @@ class GRPO(SavedAlgorithm):
         with borrow_torch_generator(self._predict_rng):
             return choose()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy holds: the environment and its episodes too, but neither logger nor rollout.
+
+        :raises TypeError: If the environment is in worker processes.
+        """
+        return reduce_model(self)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        anchors = restore_model(self, state)
+        self._custom_logger = False
+        if self.env is None:
+            return
+        needs_restore = self._mode != "episode"
+        bank = make_bank(self.env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
+        self._setup_groups(self._mode, bank, self.env)
+        self._collector.anchors = anchors or []
+
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.
 
@@ -654,7 +740,7 @@ class GRPO(SavedAlgorithm):
             env = self._wrap_env(env, self.verbose)
         mode, bank = self._choose_simulators(env)  # raises before anything is replaced
         super().set_env(env, force_reset)
-        self._setup_groups(mode, bank)
+        self._setup_groups(mode, bank, env)
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from grpo_cli.model import make_playable_env, open_model
 from grpo_cli.options import DEFAULT_EPISODES, add_parser, add_playing_options, make_int_parser, write
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import PolicyActor
 from grpo_core.evaluation import Evaluation, make_policy, make_random_policy, play_episodes, summarize_episodes
 
 # A policy may keep an episode without a time limit going forever.
@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def print_evaluation(actor: Actor, env_name: str, n_episodes: int, seed: int, deterministic: bool) -> None:
+def print_evaluation(actor: PolicyActor, env_name: str, n_episodes: int, seed: int, deterministic: bool) -> None:
     """Play the same episodes with a policy and with random actions, and print both results."""
     with closing(make_playable_env(env_name, actor)) as env:
         assert env.spec is not None, "gym.make gives one"

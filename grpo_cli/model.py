@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 
 from grpo_cli.options import UsageError, import_env_modules
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import PolicyActor
 from grpo_core.evaluation import check_spaces
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent, ModelFileError
@@ -51,7 +51,7 @@ def open_model(options: argparse.Namespace) -> tuple[ModelContent, str]:
     return content, env_name
 
 
-def make_playable_env(env_name: str, actor: Actor, render_mode: str | None = None) -> gym.Env[Any, Any]:
+def make_playable_env(env_name: str, actor: PolicyActor, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """Make an environment that a policy can play in.
 
     :raises UsageError: If it cannot be made, does not have the policy's spaces or lacks the render mode.

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import PolicyActor
 from grpo_core.simulators.action_masks import get_action_masks, sample_action
 from grpo_core.spaces import is_image_space
 from grpo_core.success import judge_success
@@ -65,7 +65,7 @@ class Evaluation:
     success_rate_ci95: Interval | None
 
 
-def make_policy(actor: Actor, deterministic: bool, rng: np.random.Generator) -> Policy:
+def make_policy(actor: PolicyActor, deterministic: bool, rng: np.random.Generator) -> Policy:
     """Make a policy in which an actor chooses actions for single observations, as the environment returns them.
 
     :param deterministic: Take the most likely actions instead of drawing them.
@@ -95,7 +95,7 @@ def make_random_policy(action_space: spaces.Space[Any], seed: int) -> Policy:
     return lambda observation, action_masks: sample_action(space, action_masks)
 
 
-def check_spaces(actor: Actor, env: gym.Env[Any, Any]) -> None:
+def check_spaces(actor: PolicyActor, env: gym.Env[Any, Any]) -> None:
     """Check that a policy fits an environment.
 
     :raises ValueError: If their observations or actions differ in kind or shape.

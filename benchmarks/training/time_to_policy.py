@@ -21,7 +21,7 @@ from benchmarks.lib.evaluation import N_EPISODES, evaluate
 from benchmarks.lib.http_jobs import HttpTraining, make_service_model, serve, train_over_http
 from benchmarks.lib.timing import Comparison
 from grpo import GRPO
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import Actor, PolicyActor
 from grpo_core.options.policy_kwargs import network_to_json
 from grpo_core.saving.model_state import get_weights
 
@@ -78,7 +78,7 @@ def _time_job(client: TestClient, folder: Path, total_timesteps: int, seed: int)
     return training.total_seconds if _evaluate(actor, seed) >= SOLVED_SCORE else math.inf
 
 
-def _evaluate(actor: Actor, seed: int) -> float:
+def _evaluate(actor: PolicyActor, seed: int) -> float:
     return evaluate(ENV_NAME, actor.best_actions, _FIRST_EVALUATION_SEED + N_EPISODES * seed)
 
 

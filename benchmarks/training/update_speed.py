@@ -55,8 +55,8 @@ def _make_cases(batch_size: int, n_rollouts: int, with_compiler: bool) -> dict[s
 
 
 def _make_case(model: GRPO, n_rollouts: int) -> Case:
-    model._actor = model.make_actor()
-    model._batch = _make_batch(model._actor, np.random.default_rng(0))
+    model._actor = actor = model.make_numpy_actor()
+    model._batch = _make_batch(actor, np.random.default_rng(0))
     n_updates = n_rollouts * model.n_epochs * math.ceil(N_STEPS / model.batch_size)
 
     def run() -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,51 @@ class Decision(NamedTuple):
     actions: Any
     probs: Probabilities
     values: FloatArray
+
+
+class PolicyActor(Protocol):
+    """The interface of ``Actor``, which says what its methods take and return, for policies of any make."""
+
+    @property
+    def observation_space(self) -> spaces.Space[Any]:
+        """What the policy observes."""
+
+    @property
+    def action_space(self) -> spaces.Space[Any]:
+        """Where it acts."""
+
+    @property
+    def normalization(self) -> ObservationStatistics | None:
+        """Applied to observations first."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights held."""
+
+    def act(
+        self, observations: Observations, deterministic: bool, rng: np.random.Generator, action_masks: Any = None
+    ) -> Decision:
+        """Choose actions within their bounds, and compute probabilities and values."""
+
+    def sample_actions(
+        self, observations: Observations, rng: np.random.Generator, action_masks: Any = None
+    ) -> tuple[Any, FloatArray]:
+        """Draw one action per observation, and return their log probabilities too."""
+
+    def best_actions(self, observations: Observations, action_masks: Any = None) -> Any:
+        """Return the most likely action per observation."""
+
+    def clip_actions(self, actions: Any) -> Any:
+        """Clip Box actions to their bounds."""
+
+    def action_probs(self, observations: Observations, action_masks: Any = None) -> Probabilities:
+        """Return the probability of every action."""
+
+    def log_probs(self, observations: Observations, action_masks: Any = None) -> FloatArray:
+        """Return the log probability of every action of a Discrete space."""
+
+    def values(self, observations: Observations) -> FloatArray:
+        """Return the estimated discounted return from each observation."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Play groups by stepping all their branches at once: the same rollouts to the bit, but faster."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -8,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import PolicyActor
 from grpo_core.fast.dynamics import FloatArray
 from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_simulator
 from grpo_core.groups.collector import AnchorState, GroupCollector, GroupPlan, SweepCallback
 from grpo_core.groups.rollout import GroupRollout
+from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.simulators.bank import Observed, SimulatorBank
 
 # Group and index of branches, ``(n_branches, 2)``.
@@ -59,7 +61,9 @@ class BatchedCollector(GroupCollector):
         starts = self._bank.reset(seeds)
         return {i: AnchorState(observed, self._simulators[i].capture()) for i, (observed, _) in starts.items()}
 
-    def _play(self, rollout: GroupRollout, actor: Actor, rng: np.random.Generator, on_sweep: SweepCallback) -> bool:
+    def _play(
+        self, rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator, on_sweep: SweepCallback
+    ) -> bool:
         assert self._plan.horizon is not None
         branches = [branch for i in range(self._bank.n_envs) for branch in self._start_branches(i, actor, rng)]
         live = self._list_live(np.array([(branch.group.index, branch.index) for branch in branches]))
@@ -82,7 +86,7 @@ class BatchedCollector(GroupCollector):
                 group = self._groups[live.places[i, 0]]
                 group.kept_t = t
                 group.kept = None if is_over[i] else (Observed(outcomes.observations[i], None), outcomes.states[i])
-            if not self._report(live.sweeps, outcomes, is_over.tolist(), on_sweep):
+            if not self._report(t, live, outcomes, is_over.tolist(), on_sweep):
                 return False
             states, observations = outcomes.states, outcomes.observations
             if is_over.any():
@@ -127,13 +131,15 @@ class BatchedCollector(GroupCollector):
 
     def _report(
         self,
-        sweeps: Sequence[Sequence[tuple[int, int]]],
+        t: int,
+        live: _LiveBranches,
         outcomes: BatchStep,
         is_over: Sequence[bool],
         on_sweep: SweepCallback,
     ) -> bool:
         n_envs, all_rewards = self._bank.n_envs, outcomes.rewards.tolist()
-        for sweep in sweeps:
+        for sweep in live.sweeps:
+            self.list_places = partial(_list_places, t, live.places, sweep)
             infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
             dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
             for env_index, i in sweep:
@@ -141,6 +147,10 @@ class BatchedCollector(GroupCollector):
             if not on_sweep(infos, dones, rewards, len(sweep)):
                 return False
         return True
+
+
+def _list_places(t: int, places: Places, sweep: Sequence[tuple[int, int]]) -> list[SteppedPlace]:
+    return [(env_index, (t, *places[i].tolist())) for env_index, i in sweep]
 
 
 def make_batched_collector(

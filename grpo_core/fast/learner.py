@@ -23,6 +23,7 @@ from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.options.choices import LossType
 from grpo_core.spaces import Observations
 from grpo_core.update.losses import TARGET_KL_TOLERANCE
+from grpo_core.update.structure import unwrap_compiled
 
 # Options of Adam that change its step; a policy whose optimizer sets one of them is left to torch.
 _ADAM_EXTRAS = ("weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
@@ -46,8 +47,8 @@ _SLOPES: Mapping[str, Callable[[FloatArray], Any]] = MappingProxyType(
 def is_plain_mlp(policy: ActorCriticPolicy) -> bool:
     """Tell whether ``MlpLearner`` can train a policy as it is now.
 
-    It can if the policy is on the CPU, chooses one of several actions or draws from a Gaussian, has no layers but
-    those of two MLPs, all of them trained, and Adam as its optimizer without extras.
+    It can if the policy, which has the layers that SB3 gave it, is on the CPU, chooses one of several actions or draws
+    from a Gaussian, has no layers but those of two MLPs, all of them trained, and Adam as its optimizer without extras.
     """
     return (
         type(policy.action_dist) in (CategoricalDistribution, DiagGaussianDistribution)
@@ -86,8 +87,9 @@ def _trains_two_mlps(policy: ActorCriticPolicy) -> bool:
 
 def _list_linear_layers(policy: ActorCriticPolicy) -> list[list[torch.nn.Linear]]:
     """List the layers of the policy and of the value network, features to outputs."""
-    hidden = policy.mlp_extractor
-    networks = ([*hidden.policy_net, policy.action_net], [*hidden.value_net, policy.value_net])
+    hidden = unwrap_compiled(policy.mlp_extractor)
+    pi, vf = unwrap_compiled(hidden.policy_net), unwrap_compiled(hidden.value_net)
+    networks = ([*pi, policy.action_net], [*vf, policy.value_net])
     return [[layer for layer in network if isinstance(layer, torch.nn.Linear)] for network in networks]
 
 
@@ -120,7 +122,7 @@ class _FlatParameters:
             end = start + p.numel()
             self.parts[p] = _Part(*[vector[start:end].reshape(p.shape) for vector in vectors])
             start = end
-        self._n_steps = _count_steps(optimizer, next(iter(self.parts)))
+        self._n_steps = self._n_steps_before = _count_steps(optimizer, next(iter(self.parts)))
         for p, part in self.parts.items():
             part.parameter[...] = p.detach().numpy()
             if self._n_steps > 0:
@@ -156,8 +158,8 @@ class _FlatParameters:
         self._parameters -= scratch
 
     def write_back(self) -> None:
-        """Leave the parameters and moments in the policy and its optimizer."""
-        if self._n_steps == 0:
+        """Leave the parameters, their last gradients and the moments in the policy and its optimizer."""
+        if self._n_steps == self._n_steps_before:
             return
         for p, part in self.parts.items():
             state = self._optimizer.state[p]
@@ -165,6 +167,7 @@ class _FlatParameters:
                 state |= {"step": torch.tensor(0.0), "exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
             state["step"].fill_(self._n_steps)
             p.detach().numpy()[...] = part.parameter
+            p.grad = torch.from_numpy(part.gradient)  # as after autograd: that of the last step, clipped
             state["exp_avg"].detach().numpy()[...] = part.mean
             state["exp_avg_sq"].detach().numpy()[...] = part.square
 

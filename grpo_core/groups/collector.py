@@ -1,5 +1,6 @@
 """Play groups: where branches start, which simulator steps them, and where the next groups start."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -9,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.rollout import GroupRollout
+from grpo_core.groups.sweep import SteppedPlace
+from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.choices import GroupMode
 from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
 from grpo_core.simulators.simulator import SimulatorState
@@ -27,11 +30,15 @@ class AnchorState(NamedTuple):
     :param observed: The environment's observation there, not normalised.
     :param simulator_state: The state that the simulator captured there.
     :param discounted_return: Discounted rewards of the episode so far; only reward normalisation uses it.
+    :param episode_return: The environment's own rewards of the episode so far.
+    :param episode_length: Its steps so far.
     """
 
     observed: Observed
     simulator_state: SimulatorState | None
     discounted_return: float = 0.0
+    episode_return: float = 0.0
+    episode_length: int = 0
 
 
 @dataclass(slots=True)
@@ -44,6 +51,7 @@ class _Group:
     :param kept_branch: The branch that the next rollout continues from.
     :param kept_t: The step of that branch after which it continues.
     :param kept: Observation and state after that step; None if the episode was over.
+    :param kept_episode: Return and length of the episode after that step.
     """
 
     index: int
@@ -52,6 +60,7 @@ class _Group:
     kept_branch: int = 0
     kept_t: int = 0
     kept: tuple[Observed, SimulatorState] | None = None
+    kept_episode: tuple[float, int] = (0.0, 0)
 
 
 @dataclass(slots=True)
@@ -78,7 +87,8 @@ class GroupPlan:
     :param mode: ``"branch"``: groups start from states on the way. ``"action"``: likewise, and branch ``b`` takes
         action ``b`` first. ``"episode"``: the members of a group share one seeded reset and play whole episodes.
     :param group_size: Branches per group, at least 2.
-    :param horizon: Most steps per branch; None lets only the episode's end end it.
+    :param horizon: Most steps per branch; None lets the episode's end end it, or ``MAX_EPISODE_STEPS``, as a time limit
+        would.
     :param n_steps: Steps per environment and rollout. In the modes with a horizon, groups fill them exactly if no
         branch ends early; in ``"episode"`` mode, another group starts as long as fewer were taken.
     :param common_random_numbers: Whether captured states include the environments' random generators.
@@ -107,10 +117,22 @@ class GroupCollector:
         self._anchors: list[AnchorState] = []
         self._groups: list[_Group] = []
         self._n_steps_taken = [0] * bank.n_envs
+        self._has_cut = False
+        #: Returns where in the rollout the steps of the latest sweep are.
+        self.list_places: Callable[[], Sequence[SteppedPlace]] = list
 
     def restart(self) -> None:
         """Forget the anchor states: the next rollout begins with new episodes."""
         self._anchors = []
+
+    @property
+    def anchors(self) -> list[AnchorState]:
+        """The states that the next rollout goes on from; empty if it begins with new episodes."""
+        return self._anchors
+
+    @anchors.setter
+    def anchors(self, anchors: list[AnchorState]) -> None:
+        self._anchors = anchors
 
     @property
     def start_returns(self) -> npt.NDArray[np.float64]:
@@ -120,7 +142,7 @@ class GroupCollector:
     def collect(
         self,
         rollout: GroupRollout,
-        actor: Actor,
+        actor: PolicyActor,
         rng: np.random.Generator,
         on_sweep: SweepCallback,
         should_stop: Callable[[], bool],
@@ -142,9 +164,25 @@ class GroupCollector:
         if not self._play(rollout, actor, rng, on_sweep):
             return False
         rollout.trim(len(self._groups), self._plan.horizon)
+        for group in self._groups:
+            if group.kept is not None:  # now, since reward functions replace the environment's rewards later
+                group.kept_episode = self.count_episode(rollout, (group.kept_t, group.index, group.kept_branch))
         return True
 
-    def _play(self, rollout: GroupRollout, actor: Actor, rng: np.random.Generator, on_sweep: SweepCallback) -> bool:
+    def count_episode(self, rollout: GroupRollout, place: tuple[int, int, int]) -> tuple[float, int]:
+        """Return what an episode had earned after a step, in the environment's own reward, and its length then.
+
+        :param place: Time, group and branch of the step.
+        """
+        t, index, branch = place
+        earned, anchor = float(rollout.rewards[: t + 1, index, branch].sum()), self._groups[index].anchor
+        if anchor is None:
+            return earned, t + 1
+        return anchor.episode_return + earned, anchor.episode_length + t + 1
+
+    def _play(
+        self, rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator, on_sweep: SweepCallback
+    ) -> bool:
         """Play all branches to their ends; return False if ``on_sweep`` ended the rollout early."""
         queues = [self._start_branches(i, actor, rng) for i in range(self._bank.n_envs)]
         live = [branch for queue in queues for branch in islice(queue, None if self._advances_in_step else 1)]
@@ -173,7 +211,7 @@ class GroupCollector:
             self._anchors.extend(starts[i] for i in range(self._bank.n_envs))
         return True
 
-    def _start_branches(self, env_index: int, actor: Actor, rng: np.random.Generator) -> Iterator[_Branch]:
+    def _start_branches(self, env_index: int, actor: PolicyActor, rng: np.random.Generator) -> Iterator[_Branch]:
         """Yield the branches that one environment plays in this rollout, group by group."""
         if self._plan.mode == "episode":
             yield from self._start_episodes(env_index, rng)
@@ -198,7 +236,7 @@ class GroupCollector:
                 yield _Branch(group, index, observed)
 
     def _start_actions(
-        self, group: _Group, anchor: AnchorState, actor: Actor, rng: np.random.Generator
+        self, group: _Group, anchor: AnchorState, actor: PolicyActor, rng: np.random.Generator
     ) -> Iterator[_Branch]:
         """Yield one branch for every legal action."""
         observations, masks = self._to_batch([anchor.observed])
@@ -210,7 +248,7 @@ class GroupCollector:
                 yield _Branch(group, action, anchor.observed, anchor.simulator_state, first_action=action)
 
     def _choose_actions(
-        self, live: Sequence[_Branch], rollout: GroupRollout, actor: Actor, rng: np.random.Generator
+        self, live: Sequence[_Branch], rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator
     ) -> Any:
         """Choose the next action of every live branch, and store it with what it was chosen on.
 
@@ -244,18 +282,33 @@ class GroupCollector:
             needs_state = self._draw_kept(branch, rng) or (self._advances_in_step and not is_last)
             orders[branch.group.env_index] = Order(action, branch.state, needs_state)
         outcomes = self._bank.step(orders)
+        places = [(branch.group.env_index, (branch.t, branch.group.index, branch.index)) for branch, _ in sweep]
+        self.list_places = places.copy
         n_envs = self._bank.n_envs
         infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
         dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
         for branch, _ in sweep:
             i = branch.group.env_index
-            outcome = outcomes[i]
+            outcome = outcomes[i] = self._cut_endless(branch, outcomes[i])
             rollout.store_outcome((branch.t, branch.group.index, branch.index), outcome)
             infos[i], rewards[i] = outcome.info, outcome.reward
             dones[i] = outcome.terminated or outcome.truncated
             self._n_steps_taken[i] += 1
             self._advance(branch, outcome)
         return on_sweep(infos, dones, rewards, len(sweep))
+
+    def _cut_endless(self, branch: _Branch, outcome: Outcome) -> Outcome:
+        """Cut an episode that nothing else will end."""
+        if self._plan.horizon is not None or branch.t + 1 < MAX_EPISODE_STEPS or outcome.terminated:
+            return outcome
+        if not self._has_cut:
+            warnings.warn(
+                f"an episode went on for {MAX_EPISODE_STEPS:,} steps without an end and was cut there, as a time limit "
+                "does. Pass horizon=n for another limit; a shorter one can be gymnasium.wrappers.TimeLimit(env, n).",
+                stacklevel=2,
+            )
+        self._has_cut = True
+        return outcome._replace(truncated=True)
 
     def _draw_kept(self, branch: _Branch, rng: np.random.Generator) -> bool:
         """Decide whether to keep the step that a branch is about to take: the next rollout goes on from the last kept.
@@ -305,7 +358,7 @@ class GroupCollector:
             else:
                 place = group.kept_t, group.index, group.kept_branch
                 so_far = 0.0 if discounted_returns is None else float(discounted_returns[place])
-                self._anchors.append(AnchorState(*group.kept, so_far))
+                self._anchors.append(AnchorState(*group.kept, so_far, *group.kept_episode))
 
     def _draw_seed(self, rng: np.random.Generator) -> int | None:
         """Choose the seed of a new episode; None lets the environment's generator go on."""

@@ -93,7 +93,7 @@ class GroupRollout:
     """Storage of one rollout, shapes ``(horizon, n_anchors, group_size, ...)``.
 
     After ``clear``, steps are stored one by one, and the arrays grow when they must; ``trim`` cuts them to what was
-    stored. The algorithm sets ``advantages`` and ``value_targets`` before ``flatten``.
+    stored. The algorithm sets ``values``, ``advantages`` and ``value_targets`` before ``flatten``.
 
     :param horizon: Steps per branch to make room for at first.
     :param n_anchors: Groups to make room for at first, one per anchor.
@@ -109,6 +109,7 @@ class GroupRollout:
     terminated: Array
     truncated: Array
     action_masks: Array | None
+    values: Floats
     advantages: Floats
     value_targets: Floats
 
@@ -245,6 +246,11 @@ class GroupRollout:
         """
         n_legal = self.step_mask[0].sum(axis=-1, keepdims=True, dtype=np.float32)
         return np.asarray(np.exp(self.log_probs[0]) * n_legal)
+
+    @property
+    def returns(self) -> Floats:
+        """Return the lambda-returns, as SB3's rollout buffer calls them; shape ``(horizon, n_anchors, group_size)``."""
+        return self.value_targets
 
     def lay_out(self, numbers: Floats) -> Floats:
         """Put one number per live step, as ``flatten`` orders them, back in its place.

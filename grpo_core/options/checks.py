@@ -12,6 +12,9 @@ from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
 
 # Long enough for an action to show in what follows, short enough to keep the noise of returns low.
 DEFAULT_HORIZON = 32
+# Whole episodes without a horizon are cut here, or a task that goes on for ever would fill the memory. Longer than any
+# episode of Gymnasium's own environments but Atari's, and a matter of seconds.
+MAX_EPISODE_STEPS = 10_000
 
 
 def refuse(name: str, value: object, rule: str) -> NoReturn:
@@ -140,7 +143,7 @@ def _check_combinations(model: Any) -> None:
 
 
 def get_horizon(horizon: int | None, mode: GroupMode) -> int | None:
-    """Return the largest number of steps in a branch; None if only the episode's end limits it."""
+    """Return the largest number of steps in a branch; None if only the episode's end and its cap limit it."""
     return DEFAULT_HORIZON if horizon is None and mode != "episode" else horizon
 
 

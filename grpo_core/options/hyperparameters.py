@@ -191,7 +191,7 @@ class Hyperparameters(SharedHyperparameters):
             "most simulator steps per branch",
             at_least=1,
             request_most=16_384,
-            none="32, and in episodes no limit",
+            none="32, and in episodes a cap of 10,000",
         ),
     ]
     supervision: Annotated[

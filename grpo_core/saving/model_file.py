@@ -52,6 +52,10 @@ class ModelFileError(ValueError):
     """The file is damaged, or its content does not match its metadata."""
 
 
+class OwnPartsError(ModelFileError):
+    """The policy has parts that no model file holds, such as a features extractor of the user's own."""
+
+
 class ForeignModelError(ModelFileError):
     """The file is a zip that this library did not write, such as another SB3 model, whose pickles are not run."""
 
@@ -319,10 +323,12 @@ def has_intact_ends(head: bytes, tail: bytes, n_bytes: int) -> bool:
     return bool(signature == b"PK\x05\x06" and directory_offset + n_directory_bytes + N_TAIL_BYTES == n_bytes)
 
 
-def from_bytes(content: bytes, with_optimizer: bool = False) -> ModelContent:
+def from_bytes(content: bytes, with_optimizer: bool = False, with_own_parts: bool = False) -> ModelContent:
     """Read a model without running anything in it.
 
     :param with_optimizer: Whether to read the optimizer's arrays as well.
+    :param with_own_parts: Whether to read a policy with parts that the file only names; there is no ``Actor`` of it.
+    :raises OwnPartsError: If its policy has such parts and they are not asked for.
     :raises ForeignModelError: If it is a zip without ``grpo_meta.json``.
     :raises ModelFileError: If it is damaged, oversized, or its arrays are not those its metadata calls for.
     """
@@ -334,10 +340,10 @@ def from_bytes(content: bytes, with_optimizer: bool = False) -> ModelContent:
             meta = _read_meta(archive, members)
             if members.keys() - {META_MEMBER} != meta["sha256"].keys():
                 raise ModelFileError("the file's members are not those that were saved.")
-            shapes = expected_shapes(meta)
-            weights = {
-                name: _read_array(archive, members, meta, f"weights/{name}.npy", shapes[name]) for name in shapes
-            }
+            own_parts = meta["network"].get("own_parts")
+            if own_parts and not with_own_parts:
+                raise OwnPartsError(_describe_own_parts(own_parts))
+            weights = (_read_own_weights if own_parts else _read_weights)(archive, members, meta)
             optimizer = _read_optimizer(archive, members, meta) if with_optimizer else {}
             normalization = _read_normalization(archive, members, meta)
     except ModelFileError:
@@ -379,7 +385,7 @@ def _read_meta(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo])
     meta = json.loads(archive.read(META_MEMBER))
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise ModelFileError(f"the file's format is not {FORMAT}; it was saved by another version.")
-    if meta["network"]["activation"] not in ACTIVATIONS:
+    if not meta["network"].get("own_parts") and meta["network"]["activation"] not in ACTIVATIONS:
         raise ModelFileError(f"unknown activation; known are {', '.join(ACTIVATIONS)}.")
     return meta
 
@@ -390,10 +396,12 @@ def _read_array(
     meta: Mapping[str, Any],
     member: str,
     shape: tuple[int, ...] | None,
+    kinds: str = "f",
 ) -> npt.NDArray[Any]:
     """Read one array.
 
     :param shape: The shape it must have; None takes any shape that the member's size allows.
+    :param kinds: Kinds of NumPy's dtypes that it may have.
     """
     if member not in members:
         raise ModelFileError(f"the file lacks {member}.")
@@ -405,7 +413,7 @@ def _read_array(
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     claimed_shape, is_fortran, dtype = read_header(file)
-    if dtype.kind != "f" or (shape is not None and claimed_shape != shape):
+    if dtype.kind not in kinds or (shape is not None and claimed_shape != shape):
         raise ModelFileError(f"{member} is {dtype} {claimed_shape}, not a float array of shape {shape}.")
     if int(np.prod(claimed_shape, dtype=object)) * dtype.itemsize != len(content) - file.tell():
         raise ModelFileError(f"{member} holds more or less than its header says.")
@@ -416,14 +424,43 @@ def _read_array(
     return array
 
 
+def _describe_own_parts(own_parts: Mapping[str, Any]) -> str:
+    names = ", ".join(f"{part}={name}" for part, name in own_parts.items())
+    return (
+        f"the model's policy has layers of its author's own ({names[:200]}), and a model file holds no code. Load it "
+        "in Python, with GRPO.load(path, ...) and these parts, or train one with the layers of MlpPolicy, CnnPolicy or "
+        "MultiInputPolicy."
+    )
+
+
+def _read_weights(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], meta: Mapping[str, Any]) -> Arrays:
+    shapes = expected_shapes(meta)
+    return {name: _read_array(archive, members, meta, f"weights/{name}.npy", shapes[name]) for name in shapes}
+
+
+def _read_own_weights(
+    archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], meta: Mapping[str, Any]
+) -> Arrays:
+    """Read whatever weights there are: only the policy that they are put into knows which there have to be."""
+    names = _list_group(members, "weights")
+    return {name: _read_array(archive, members, meta, f"weights/{name}.npy", None, kinds="fiub") for name in names}
+
+
+def _list_group(members: Mapping[str, zipfile.ZipInfo], group: str) -> list[str]:
+    prefix, suffix = f"{group}/", ".npy"
+    return [
+        name.removeprefix(prefix).removesuffix(suffix)
+        for name in members
+        if name.startswith(prefix) and name.endswith(suffix)
+    ]
+
+
 def _read_optimizer(
     archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], meta: Mapping[str, Any]
 ) -> Arrays:
-    prefix, suffix = "optimizer/", ".npy"
-    names = [name for name in members if name.startswith(prefix) and name.endswith(suffix)]
     return {
-        name.removeprefix(prefix).removesuffix(suffix): _read_array(archive, members, meta, name, None)
-        for name in names
+        name: _read_array(archive, members, meta, f"optimizer/{name}.npy", None, kinds="fiub")
+        for name in _list_group(members, "optimizer")
     }
 
 

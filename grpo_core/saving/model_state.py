@@ -17,10 +17,11 @@ from grpo_core.options.hyperparameters_json import (
     hyperparameters_from_json,
     hyperparameters_to_json,
 )
-from grpo_core.options.policy_kwargs import network_from_json, network_to_json, policy_from_json
+from grpo_core.options.policy_kwargs import POLICIES, network_to_json, rebuild_policy
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, find_reward_functions, get_reward_name
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import Arrays, ModelContent, ModelFileError
+from grpo_core.update.structure import unwrap_compiled
 
 ModelPath = str | Path | io.BufferedIOBase
 
@@ -34,6 +35,10 @@ _FACTS = {
     "n_updates",
     "rng_state",
 }
+
+
+# Arguments that say what the policy is; ``policy_class`` is the attribute of ``policy`` in SB3.
+_POLICY_ARGUMENTS = ("policy", "policy_class", "policy_kwargs")
 
 
 def write_model(path: ModelPath, content: bytes) -> None:
@@ -50,31 +55,54 @@ def write_model(path: ModelPath, content: bytes) -> None:
 def read_model(path: ModelPath) -> ModelContent:
     """Read a model file with its optimizer.
 
-    :param path: File name, with or without ``.zip``, or an open binary file.
+    :param path: File name, with or without ``.zip``, or an open binary file; it is read from its beginning.
     :raises ModelFileError: If the file is damaged, lacks something, or was not saved by GRPO.
     """
     if isinstance(path, str | Path):
-        source = Path(path)
-        if not source.is_file() and not source.suffix:
-            source = source.with_name(f"{source.name}.zip")
-        content = model_file.from_bytes(source.read_bytes(), with_optimizer=True)
+        content = _read(_find_file(Path(path)).read_bytes())
     else:
-        content = model_file.from_bytes(path.read(), with_optimizer=True)
+        if path.seekable():
+            path.seek(0)  # a stream that was just saved to stands at its end
+        content = _read(path.read())
     if lost := _FACTS - set(content.meta):
         raise ModelFileError(f"the file's metadata lacks {sorted(lost)}.")
     return content
 
 
-def make_arguments(content: ModelContent) -> dict[str, Any]:
-    """Return the arguments of ``GRPO`` that a model file holds; a reward function that it only names may be missing."""
-    meta = content.meta
+def _read(content: bytes) -> ModelContent:
+    return model_file.from_bytes(content, with_optimizer=True, with_own_parts=True)
+
+
+def _find_file(path: Path) -> Path:
+    with_suffix = path.with_name(f"{path.name}.zip")
+    return with_suffix if with_suffix.is_file() and not path.is_file() else path
+
+
+def make_arguments(content: ModelContent, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``GRPO``: those that a model file holds, and those that a caller of ``load`` changes.
+
+    A reward function that the file only names may be missing.
+
+    :param changes: As ``make_changes`` returns them.
+    :raises ValueError: If the policy has parts that neither holds, or a changed policy is not the saved one.
+    """
+    meta, changes = content.meta, dict(changes)
+    policy_class = changes.pop("policy_class", None)
+    policy_class, policy_kwargs = rebuild_policy(
+        meta["network"], _get_class(changes.pop("policy", policy_class)), changes.pop("policy_kwargs", None)
+    )
     return {
-        "policy": policy_from_json(meta["network"]),
-        "policy_kwargs": network_from_json(meta["network"]),
+        "policy": policy_class,
+        "policy_kwargs": policy_kwargs,
         "stats_window_size": meta["stats_window_size"],
         "reward_function": find_reward_functions(meta["reward_function"]),
         **hyperparameters_from_json(meta["hyperparameters"]),
+        **changes,
     }
+
+
+def _get_class(policy: Any) -> Any:
+    return POLICIES.get(policy, policy) if isinstance(policy, str) else policy
 
 
 def make_changes(custom_objects: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,9 +112,13 @@ def make_changes(custom_objects: Mapping[str, Any], arguments: Mapping[str, Any]
     :param arguments: By name; they win over ``custom_objects``.
     :raises ValueError: If one of ``arguments`` is no hyperparameter.
     """
-    if unknown := set(arguments) - {*SAVED_HYPERPARAMETERS, "reward_function"}:
-        raise ValueError(f"{sorted(unknown)} cannot be changed on load; only hyperparameters and reward_function.")
-    return {**custom_objects_to_arguments(custom_objects), **arguments}
+    if unknown := set(arguments) - {*SAVED_HYPERPARAMETERS, "reward_function", *_POLICY_ARGUMENTS}:
+        raise ValueError(
+            f"{sorted(unknown)} cannot be changed on load; only hyperparameters and reward_function, and policy and "
+            "policy_kwargs can be given as they were."
+        )
+    of_policy = {name: value for name, value in custom_objects.items() if name in _POLICY_ARGUMENTS}
+    return {**custom_objects_to_arguments(custom_objects), **of_policy, **arguments}
 
 
 def describe_model(model: Any, version: str) -> dict[str, Any]:
@@ -101,7 +133,7 @@ def describe_model(model: Any, version: str) -> dict[str, Any]:
             "observation": model_file.space_to_json(model.observation_space),
             "action": model_file.space_to_json(model.action_space),
         },
-        "network": network_to_json(model.policy_kwargs, model.policy_class),
+        "network": describe_network(model),
         "hyperparameters": hyperparameters_to_json(model),
         "reward_function": _describe_reward_functions(model),
         "stats_window_size": model._stats_window_size,
@@ -110,6 +142,18 @@ def describe_model(model: Any, version: str) -> dict[str, Any]:
         "n_updates": model._n_updates,
         "rng_state": model.rng.bit_generator.state,
     }
+
+
+def describe_network(model: Any) -> dict[str, Any]:
+    """Describe the network of a ``GRPO`` as it is now.
+
+    :return: What ``network_to_json`` returns. Layers that were changed after the policy was built are a part of the
+        user's own, too.
+    """
+    network = network_to_json(model.policy_kwargs, model.policy_class)
+    if not model._has_built_layers():
+        network["own_parts"] = {**network.get("own_parts", {}), "layers": "changed"}
+    return network
 
 
 def _describe_reward_functions(model: Any) -> str | list[str] | None:
@@ -131,17 +175,47 @@ def _describe_reward_function(reward_function: RewardFunction | None) -> str:
 def get_weights(policy: torch.nn.Module) -> Arrays:
     """Return the parameters of a policy, by torch's names; on the CPU they share its memory.
 
-    A features extractor that the policy and the value network share is there once, as ``features_extractor``.
+    A features extractor that the policy and the value network share is there once, as ``features_extractor``. Buffers
+    that belong to a layer's state, such as the averages of batch normalisation, are there too.
     """
-    return {name: parameter.detach().cpu().numpy() for name, parameter in policy.named_parameters()}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in _list_tensors(policy).items()}
+
+
+def _list_tensors(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """List parameters and persistent buffers by name; names say nothing of ``torch.compile``."""
+    policy = unwrap_compiled(policy)
+    buffers = {name: buffer for name, buffer in policy.named_buffers() if name in policy.state_dict()}
+    tensors = {**dict(policy.named_parameters()), **buffers}
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+
+
+def put_weights(policy: torch.nn.Module, content: ModelContent) -> None:
+    """Copy the weights of a file into a policy.
+
+    :raises ValueError: If they are of other layers; the policy is then as it was.
+    """
+    tensors = _list_tensors(policy)
+    own, saved = ({name: tuple(array.shape) for name, array in one.items()} for one in (tensors, content.weights))
+    if own != saved:
+        differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+        name = differing[0]
+        raise ValueError(
+            f"the weights of the file are not those of this policy: {len(differing)} differ, such as {name}, which is "
+            f"{saved.get(name, 'missing')} in the file and {own.get(name, 'missing')} in the policy; build it as the "
+            "saved one was."
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(torch.from_numpy(content.weights[name]))
 
 
 def get_optimizer_state(optimizer: torch.optim.Optimizer) -> Arrays:
     """Return an optimizer's moments, by ``<parameter index>/<state name>``; on the CPU they share its memory."""
     return {
-        f"{index}/{name}": tensor.detach().cpu().numpy()
+        f"{index}/{name}": torch.as_tensor(value).detach().cpu().numpy()  # a few keep a plain number
         for index, state in optimizer.state_dict()["state"].items()
-        for name, tensor in state.items()
+        for name, value in state.items()
+        if value is not None
     }
 
 
@@ -150,16 +224,25 @@ def to_parameters(content: ModelContent, optimizer: torch.optim.Optimizer) -> di
 
     :param optimizer: One like the saved one; it is not changed.
     """
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, array in content.optimizer.items():
-        index, key = name.split("/")
-        state.setdefault(int(index), {})[key] = torch.from_numpy(array)
     weights = {
         alias: torch.from_numpy(array)
         for name, array in content.weights.items()
         for alias in _list_aliases(name, content.meta["network"]["share_features_extractor"])
     }
-    return {"policy": weights, "policy.optimizer": {**optimizer.state_dict(), "state": state}}
+    return {"policy": weights, "policy.optimizer": _to_optimizer_state(content, optimizer)}
+
+
+def put_optimizer_state(optimizer: torch.optim.Optimizer, content: ModelContent) -> None:
+    """Give an optimizer like the saved one the moments of a file."""
+    optimizer.load_state_dict(_to_optimizer_state(content, optimizer))
+
+
+def _to_optimizer_state(content: ModelContent, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, array in content.optimizer.items():
+        index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = torch.from_numpy(array)
+    return {**optimizer.state_dict(), "state": state}
 
 
 def _list_aliases(name: str, is_shared: bool) -> list[str]:
@@ -206,17 +289,20 @@ def describe_normalization(
 def wrap_like(content: ModelContent, env: VecEnv) -> VecEnv:
     """Wrap an environment in a ``VecNormalize`` like that of a model file, if the file has one.
 
-    :param env: If it has a ``VecNormalize`` already, that one gets the file's statistics.
+    :param env: If it has a ``VecNormalize`` already, that one keeps its settings, and gets the file's statistics where
+        they are of more steps than its own.
     """
     settings = content.meta.get("normalization")
     if settings is None:
         return env
-    vec_normalize = unwrap_vec_normalize(env)
-    if vec_normalize is None:
-        names = ("norm_obs", "norm_reward", "norm_obs_keys")
-        env = vec_normalize = VecNormalize(env, **{name: settings[name] for name in names})
-    restore_normalization(vec_normalize, content)
-    return env
+    own = unwrap_vec_normalize(env)
+    if own is not None:
+        _put_statistics(own, content, only_of_more_steps=True)
+        return env
+    names = ("norm_obs", "norm_reward", "norm_obs_keys")
+    wrapped = VecNormalize(env, **{name: settings[name] for name in names})
+    restore_normalization(wrapped, content)
+    return wrapped
 
 
 def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) -> None:
@@ -228,6 +314,17 @@ def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) ->
     settings = content.meta.get("normalization")
     if settings is None:
         raise ValueError("the model was saved without VecNormalize; use the environment without it.")
+    _put_statistics(vec_normalize, content)
+    for name in ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_reward"):
+        setattr(vec_normalize, name, settings[name])
+
+
+def _put_statistics(vec_normalize: VecNormalize, content: ModelContent, only_of_more_steps: bool = False) -> None:
+    """Put the statistics of a file into a ``VecNormalize``.
+
+    :param only_of_more_steps: Whether to leave those alone that are of as many steps as the file's, or of more.
+    """
+    settings = content.meta["normalization"]
     statistics = _list_statistics(vec_normalize)
     shapes = {f"{source}/mean": np.shape(statistic.mean) for source, statistic in statistics.items()}
     saved = {name: array.shape for name, array in content.normalization.items() if name.endswith("/mean")}
@@ -236,12 +333,13 @@ def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) ->
             f"VecNormalize has statistics {shapes}, but the model was saved with {saved}; build it with norm_obs="
             f"{settings['norm_obs']} and norm_obs_keys={settings['norm_obs_keys']} around the same environment."
         )
-    for name in ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_reward"):
-        setattr(vec_normalize, name, settings[name])
     for source, statistic in statistics.items():
+        count = float(content.normalization[f"{source}/count"])
+        if only_of_more_steps and count <= statistic.count:
+            continue
         statistic.mean = content.normalization[f"{source}/mean"].copy()
         statistic.var = content.normalization[f"{source}/var"].copy()
-        statistic.count = float(content.normalization[f"{source}/count"])
+        statistic.count = count
 
 
 def _list_statistics(vec_normalize: VecNormalize) -> dict[str, RunningMeanStd]:

@@ -9,7 +9,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from grpo_core import __version__
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import Actor, PolicyActor
 from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.options.policy_kwargs import network_to_json
@@ -23,11 +23,17 @@ from grpo_core.saving.model_state import (
     get_weights,
     make_arguments,
     make_changes,
+    put_optimizer_state,
+    put_weights,
     read_model,
     to_parameters,
     wrap_like,
     write_model,
 )
+from grpo_core.update.optimizers import ParameterGroups
+from grpo_core.update.policies import copy_policy
+from grpo_core.update.structure import Structure, is_forward_watched, read_structure, unwrap_compiled
+from grpo_core.update.torch_actor import TorchActor
 
 
 class SavedAlgorithm(OnPolicyAlgorithm):
@@ -35,6 +41,10 @@ class SavedAlgorithm(OnPolicyAlgorithm):
 
     rng: np.random.Generator
     reward_function: RewardFunction | Any
+    #: The policy's layers as they were built, whether some of them are of the user's own make, and its parameters.
+    _built_structure: Structure
+    _has_own_parts: bool
+    _parameter_groups: ParameterGroups
     #: The file that the model came from.
     _loaded: model_file.ModelContent | None = None
     #: Names of the reward functions that the model was trained with, which its file cannot hold.
@@ -68,7 +78,9 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         loaded = self._loaded if self.env is None else None
         settings, statistics = describe_normalization(self._vec_normalize_env, loaded)
         meta = {**describe_model(self, __version__), **provenance, **settings}
-        moments = get_optimizer_state(self.policy.optimizer)
+        # Those of an optimizer that was put in place later fit none that loading builds.
+        is_own = self._parameter_groups.built(self.policy.optimizer)
+        moments = get_optimizer_state(self.policy.optimizer) if is_own else {}
         return model_file.to_bytes(meta, get_weights(self.policy), moments, statistics)
 
     @classmethod
@@ -84,14 +96,16 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     ) -> Self:
         """Load a model without unpickling anything. It needs neither the environment nor the reward function.
 
-        :param path: File name, with or without ``.zip``, or an open binary file.
+        :param path: File name, with or without ``.zip``, or an open binary file, which is read from its beginning.
         :param env: Environment to go on training in; its spaces must be those of the model. If the model was trained in
             a ``VecNormalize``, it is put into one unless it is in one, and the statistics of the file are restored.
             It is seeded with ``seed + num_timesteps``.
         :param custom_objects: The same as ``kwargs`` under SB3's name; unknown names are ignored.
         :param print_system_info: Print the versions that the model was saved with.
         :param force_reset: Start new episodes; groups always do after loading.
-        :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``.
+        :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``. A policy class
+            or features extractor of your own is not in the file, so pass it: ``policy=MyPolicy``,
+            ``policy_kwargs=dict(features_extractor_class=MyExtractor)``; the other ``policy_kwargs`` are.
         :raises grpo_core.saving.model_file.ModelFileError: If the file is damaged or was not saved by GRPO.
         :raises ValueError: If the environment's spaces differ, or an argument is unknown or out of range.
         """
@@ -99,7 +113,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         meta, changes = content.meta, make_changes(custom_objects or {}, kwargs)
         if print_system_info:
             print("Saved with", meta["versions"])  # noqa: T201  # what the argument asks for
-        arguments: dict[str, Any] = {**make_arguments(content), **changes}
+        arguments = make_arguments(content, changes)
         model = cls(**arguments, env=None, device=device, _init_setup_model=False)  # type: ignore[arg-type]  # no env
         model.observation_space, model.action_space = content.observation_space, content.action_space
         model.n_envs = meta["n_envs"]
@@ -120,18 +134,43 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         model._loaded = content
         return model
 
-    def make_actor(self) -> Actor:
+    def make_actor(self) -> PolicyActor:
         """Copy the policy, its value network and the statistics of ``VecNormalize`` as they are now into an ``Actor``.
 
-        It takes observations as the environment gives them, before any normalisation.
+        It takes observations as the environment gives them, before any normalisation. A policy with layers of your own
+        is run by torch, slower and in one thread at a time.
         """
+        if self._is_known_to_numpy():
+            return self.make_numpy_actor()
+        return TorchActor(copy_policy(self.policy), self._freeze_observation_statistics())
+
+    def _make_rollout_actor(self) -> PolicyActor:
+        """Make an actor for while the policy stays as it is; ``make_actor`` copies it."""
+        if self._is_known_to_numpy():
+            return self.make_numpy_actor()
+        return TorchActor(self.policy, self._freeze_observation_statistics())
+
+    def make_numpy_actor(self) -> Actor:
+        """Copy a policy with SB3's own layers as ``make_actor`` does, into what is served."""
         return Actor.from_weights(
             self.observation_space,
             self.action_space,
-            network_to_json(self.policy_kwargs, type(self.policy)),
+            network_to_json(self.policy_kwargs, type(unwrap_compiled(self.policy))),
             get_weights(self.policy),
             self._freeze_observation_statistics(),
         )
+
+    def _has_built_layers(self) -> bool:
+        """Tell whether the policy has the layers that it was built with."""
+        return read_structure(self.policy) == self._built_structure
+
+    def _has_known_layers(self) -> bool:
+        """Tell whether the policy has the layers that SB3 builds, and none other."""
+        return not self._has_own_parts and self._has_built_layers()
+
+    def _is_known_to_numpy(self) -> bool:
+        """Tell whether the actor in NumPy computes what the policy computes as it is now, seen by nobody else."""
+        return self._has_known_layers() and not is_forward_watched(self.policy)
 
     def _freeze_observation_statistics(self) -> ObservationStatistics | None:
         if self.env is None and self._loaded is not None:
@@ -151,5 +190,10 @@ class SavedAlgorithm(OnPolicyAlgorithm):
             self._load_arrays(read_model(load_path_or_dict))
 
     def _load_arrays(self, content: model_file.ModelContent) -> None:
+        if "own_parts" in content.meta["network"] or not self._has_built_layers():
+            put_weights(self.policy, content)
+            if self._parameter_groups.built(self.policy.optimizer):
+                put_optimizer_state(self.policy.optimizer, content)
+            return
         parameters = to_parameters(content, self.policy.optimizer)
         super().set_parameters(parameters)  # type: ignore[arg-type]  # SB3 types an optimizer's state as a tensor

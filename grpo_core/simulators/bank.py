@@ -98,7 +98,8 @@ def make_bank(env: VecEnv, *, needs_restore: bool, common_random_numbers: bool =
 
     :param env: A ``DummyVecEnv`` or ``SubprocVecEnv``, in any of ``VecNormalize``, ``VecFrameStack``,
         ``VecTransposeImage``, ``VecMonitor`` and ``VecCheckNan``. With ``needs_restore``, each environment of a
-        ``SubprocVecEnv`` needs a ``RestorableWrapper``. ``VecMonitor`` sees none of the steps.
+        ``SubprocVecEnv`` needs a ``RestorableWrapper``. ``VecMonitor`` sees none of the steps;
+        ``find_vec_monitor`` finds it, to be told of episodes.
     :param needs_restore: Whether states will be captured and restored.
     :param common_random_numbers: Whether states include the environments' random generators, so that all branches of a
         state see the same noise.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from grpo_core.simulators.episode_rows import sample_rows
 from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 
 
@@ -65,6 +66,8 @@ class SingleEnv:
         has_masks = env.has_wrapper_attr("action_masks")
         self._get_masks = env.get_wrapper_attr("action_masks") if has_masks else None
         self._simulator = simulator
+        if simulator is not None:
+            sample_rows(env)
 
     def reset(self, seed: int | None) -> tuple[Observed, SimulatorState | None]:
         """Start a new episode; return the first observation, and the first state unless states are never captured."""

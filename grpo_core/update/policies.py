@@ -6,18 +6,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
     Distribution,
     MultiCategoricalDistribution,
-    make_proba_distribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
 
 from grpo_core.actor.distributions import check_action_masks
 from grpo_core.groups.rollout import StepBatch, select, to_tensors
+from grpo_core.options.policy_kwargs import POLICIES
 from grpo_core.spaces import Observations, count_inputs
+from grpo_core.update.structure import unwrap_compiled
 
 # A masked logit: far below any other, and still a number that entropy can be computed with.
 _RULED_OUT = -1e8
@@ -30,23 +33,62 @@ _MAX_FORWARD_INPUTS = 2**22
 def split_parameters(policy: ActorCriticPolicy) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
     """Separate the parameters that only the value network uses from all others.
 
-    :return: The policy's, which include a features extractor that both share, and the value network's.
+    :return: The policy's, which include whatever both share, and the value network's.
     """
-    value_modules = [policy.mlp_extractor.value_net, policy.value_net]
-    if not policy.share_features_extractor:
-        value_modules.append(policy.vf_features_extractor)
-    value_parameters = [p for module in value_modules for p in module.parameters()]
+    policy = unwrap_compiled(policy)
+    if type(policy) in POLICIES.values() and type(policy.mlp_extractor) is MlpExtractor:
+        of_policy = [policy.mlp_extractor.policy_net, policy.action_net, policy.pi_features_extractor]
+        of_values = [policy.mlp_extractor.value_net, policy.value_net]
+        if not policy.share_features_extractor:
+            of_values.append(policy.vf_features_extractor)
+        shared = {id(p) for layer in of_policy for p in layer.parameters()}
+        value_parameters = [p for layer in of_values for p in layer.parameters() if id(p) not in shared]
+    else:
+        value_parameters = _find_value_parameters(policy)
     in_value_network = {id(p) for p in value_parameters}
     return [p for p in policy.parameters() if id(p) not in in_value_network], value_parameters
 
 
+def _find_value_parameters(policy: ActorCriticPolicy) -> list[torch.nn.Parameter]:
+    """Find the parameters that values depend on and probabilities do not, in a policy of any layers."""
+    was_training = policy.training
+    policy.set_training_mode(False)
+    # Hooks that watch the policy see this pass too; torch's generator must not, in case a layer draws from it.
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        observations = policy.obs_to_tensor(_make_observations(policy.observation_space))[0]
+        actions = torch.zeros((1, *(policy.action_space.shape or ())), device=policy.device)
+        if isinstance(policy.action_space, spaces.Box):
+            actions = actions.reshape(1, -1)
+        values, log_prob, entropy = policy.evaluate_actions(observations, actions)
+    policy.set_training_mode(was_training)
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    of_policy = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
+    reached = [
+        {id(p) for p, g in zip(parameters, _list_gradients(outputs, parameters), strict=True) if g is not None}
+        for outputs in (values.sum(), of_policy)
+    ]
+    return [p for p in parameters if id(p) in reached[0] - reached[1]]
+
+
+def _list_gradients(output: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
+    if not output.requires_grad:  # all layers in question are frozen
+        return [None] * len(parameters)
+    return list(torch.autograd.grad(output, parameters, allow_unused=True, retain_graph=True))
+
+
+def _make_observations(space: spaces.Space[Any]) -> Any:
+    """Make a batch of one observation of zeros: it exists in every space that policies accept."""
+    if isinstance(space, spaces.Dict):
+        return {key: _make_observations(subspace) for key, subspace in space.spaces.items()}
+    return np.zeros((1, *(space.shape or ())), space.dtype)
+
+
 def copy_policy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     """Copy a policy as it is now, without its optimizer."""
+    policy = unwrap_compiled(policy)
     # What the last forward pass left in the distribution belongs to a graph and cannot be copied.
-    distribution = make_proba_distribution(policy.action_space, dist_kwargs=policy.dist_kwargs)
-    copied: ActorCriticPolicy = copy.deepcopy(
-        policy, {id(policy.optimizer): None, id(policy.action_dist): distribution}
-    )
+    policy.action_dist.distribution = None  # type: ignore[assignment]  # as SB3's constructors leave it
+    copied: ActorCriticPolicy = copy.deepcopy(policy, {id(policy.optimizer): None})
     return copied
 
 
@@ -69,7 +111,8 @@ def evaluate_actions(
             distribution.log_prob(actions),
             distribution.entropy(),
         )
-    assert entropy is not None  # categorical, Bernoulli and Gaussian policies have one in closed form
+    if entropy is None:  # a distribution without a closed form is estimated as SB3's algorithms do
+        entropy = -log_prob
     return values.flatten(), log_prob, entropy
 
 

@@ -7,18 +7,24 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-_LOCK = threading.Lock()
+# A policy of the user's own may ask for another prediction in the middle of its own.
+_LOCK = threading.RLock()
 
 
 @contextmanager
-def borrow_torch_generator(rng: np.random.Generator) -> Iterator[None]:
+def borrow_torch_generator(rng: np.random.Generator, device: torch.device | None = None) -> Iterator[None]:
     """Seed torch's generator from a model's own inside the block, and put it back afterwards.
 
     torch initialises layers and draws actions from one process-wide generator. Under a lock, models in other threads
     neither see nor disturb the seed.
 
     :param rng: The model's generator; one number is drawn from it.
+    :param device: A CUDA device whose generator is borrowed, too.
     """
-    with _LOCK, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with _LOCK, torch.random.fork_rng(devices=devices):
+        seed = int(rng.integers(2**63))
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
         yield

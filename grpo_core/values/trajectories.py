@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import PolicyActor
 from grpo_core.evaluation import Policy, make_policy, to_batch
 from grpo_core.groups.rewards import combine_rewards
 from grpo_core.options.rewards import RewardFunction
@@ -64,7 +64,7 @@ class TrajectoryPlayer:
     def __init__(
         self,
         env: gym.Env[Any, Any],
-        actor: Actor,
+        actor: PolicyActor,
         reward_function: RewardFunction | Sequence[RewardFunction | None] | None = None,
         reward_weights: Sequence[float] | None = None,
         max_steps: float = math.inf,

@@ -36,7 +36,7 @@ _STATED_DEFAULTS: dict[str, Any] = {
 }
 # What is filled in without a preset, where that is not the library's own default.
 DEFAULTS_IN_WORDS = {
-    "horizon": "close to 16, fitting `n_steps`; in episodes no limit",
+    "horizon": "close to 16, fitting `n_steps`; in episodes a cap of 10,000",
     "baseline": "`group` for CartPole's shipped rewards, else `residual`",
     "bootstrap_value": "`false` for CartPole's shipped rewards, else `true`",
 }

@@ -62,7 +62,7 @@ class BackgroundEvaluation(BaseCallback):
             return
         begun = time.monotonic()
         if self._run is None and self.model.num_timesteps >= self._next_timesteps:
-            run = self._evaluator.start(self.model.make_actor(), FIRST_SEED)
+            run = self._evaluator.start(self.model.make_numpy_actor(), FIRST_SEED)
             self._run = run, self.model.num_timesteps
         slice_seconds = max(_LEAST_SECONDS, _SHARE * (begun - self._begun)) - self._spent_seconds
         if self._run is not None and slice_seconds >= max(self._build_seconds, _MIN_SLICE_SECONDS):

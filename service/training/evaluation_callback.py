@@ -72,7 +72,7 @@ class EvaluationCallback(BaseCallback):
 
     def _evaluate(self) -> bool:
         """Evaluate the current policy; return False if a stop or the time limit interrupted it."""
-        run = self._evaluator.start(self.model.make_actor(), FIRST_SEED)
+        run = self._evaluator.start(self.model.make_numpy_actor(), FIRST_SEED)
         run.advance(self._may_go_on)
         if not run.is_over:
             return False

@@ -93,7 +93,7 @@ def _finish(
     }
     if judge is not None:
         provenance["evaluation"] = judge.find_evaluation()
-    saved, actor = None, model.make_actor()
+    saved, actor = None, model.make_numpy_actor()
     if judge is not None and judge.best is not None:
         saved = model_file.from_bytes(judge.best[1], with_optimizer=True)
         model.policy.load_state_dict(to_parameters(saved, model.policy.optimizer)["policy"])

@@ -71,7 +71,7 @@ def settle_values(
             logger.warning("the values are not known, since the policy's episodes failed (%s)", describe_error(error))
         return None
     fit_values(model.policy, actor, fitted, config.gamma, rng, scale)
-    actor = replace(actor, value_layers=model.make_actor().value_layers)
+    actor = replace(actor, value_layers=model.make_numpy_actor().value_layers)
     return _describe(_check(actor, checked, config.gamma, scale), config.gamma, scale)
 
 

@@ -32,7 +32,7 @@ def list_combinations() -> list[tuple[str, str, str, int]]:
     return pairs + [(observation, "discrete", "action", 1 + i % 2) for i, observation in enumerate(OBSERVATION_SPACES)]
 
 
-def build(env: Any = None, policy: str = "MlpPolicy", mode: str = "branch", **changes: Any) -> GRPO:
+def build(env: Any = None, policy: Any = "MlpPolicy", mode: str = "branch", **changes: Any) -> GRPO:
     """Build a model that trains in no time."""
     arguments: dict[str, Any] = {
         **MODES[mode],
@@ -40,7 +40,7 @@ def build(env: Any = None, policy: str = "MlpPolicy", mode: str = "branch", **ch
         "n_epochs": 2,
         "seed": 0,
         "device": "cpu",
-        "policy_kwargs": {"net_arch": [8], "features_extractor_kwargs": _EXTRACTOR_KWARGS[policy]},
+        "policy_kwargs": {"net_arch": [8], "features_extractor_kwargs": _EXTRACTOR_KWARGS.get(policy)},
     }
     return GRPO(policy, MatchEnv() if env is None else env, **{**arguments, **changes})
 

@@ -204,6 +204,20 @@ def test_open_files_are_written_and_read(tmp_path: Path) -> None:
         assert is_same(copy_weights(model), copy_weights(GRPO.load(file, device="cpu")))
 
 
+def test_a_stream_is_read_from_its_beginning_wherever_it_stands() -> None:
+    model, stream = build(), io.BytesIO()
+    model.save(stream)
+    for position in (stream.tell(), 0, 10):
+        stream.seek(position)
+        assert is_same(copy_weights(model), copy_weights(GRPO.load(stream, device="cpu")))
+
+
+def test_a_name_with_a_dot_is_found_with_its_suffix_too(tmp_path: Path) -> None:
+    model = build()
+    model.save(tmp_path / "model_0.5.zip")
+    assert is_same(copy_weights(model), copy_weights(GRPO.load(tmp_path / "model_0.5", device="cpu")))
+
+
 def test_a_file_opened_as_text_is_refused_as_sb3_refuses_it(tmp_path: Path) -> None:
     with (tmp_path / "model.zip").open("w") as file, pytest.raises(TypeError):
         build().save(file)  # type: ignore[arg-type]
@@ -375,6 +389,34 @@ def test_statistics_of_vec_normalize_are_in_the_file() -> None:
     assert restored.ret_rms.var == trained.ret_rms.var
     assert restored.gamma == 0.9
     loaded.learn(32, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("by", ["load", "set_env"])
+def test_a_vec_normalize_of_ones_own_keeps_its_settings_and_gets_the_statistics(by: str) -> None:
+    model = build(VecNormalize(make_vec_env(MatchEnv, 2), clip_obs=10.0, gamma=0.99))
+    model.learn(64)
+    trained = model.get_vec_normalize_env()
+    assert trained is not None
+    own = VecNormalize(make_vec_env(MatchEnv, 2), training=False, norm_reward=False, clip_obs=5.0, gamma=0.5)
+    loaded = reload(model, env=own if by == "load" else None)
+    if by == "set_env":
+        loaded.set_env(own)
+    assert loaded.get_vec_normalize_env() is own
+    assert (own.training, own.norm_reward, own.clip_obs, own.gamma) == (False, False, 5.0, 0.5)
+    np.testing.assert_array_equal(get_mean(own), get_mean(trained))
+
+
+def test_statistics_of_ones_own_that_are_of_as_many_steps_stay_as_they_are() -> None:
+    train, test = (VecNormalize(make_vec_env(MatchEnv, 1)) for _ in range(2))
+    model = build(train)
+    model.learn(32)
+    saved, later = io.BytesIO(), float(train.ret_rms.count)
+    model.save(saved)
+    model.learn(32, reset_num_timesteps=False)
+    assert train.ret_rms.count > later
+    test.obs_rms, mean = train.obs_rms, get_mean(train).copy()  # as SB3's guide shares them
+    GRPO.load(saved, env=test, device="cpu")
+    np.testing.assert_array_equal(get_mean(train), mean)
 
 
 @pytest.mark.parametrize("observation", OBSERVATION_SPACES)

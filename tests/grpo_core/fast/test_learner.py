@@ -283,11 +283,11 @@ def test_the_gradient_is_the_slope_of_the_loss(action_space: spaces.Space[Any]) 
 
     def compute_loss() -> float:
         # So small a target_kl lets no step be taken.
-        learner = MlpLearner(model.policy, model.make_actor(), batch, rule._replace(target_kl=1e-9))
+        learner = MlpLearner(model.policy, model.make_numpy_actor(), batch, rule._replace(target_kl=1e-9))
         return learner.train([everything])["loss"]
 
     twin = build(action_space=action_space, net_arch=[4])  # so that the step leaves the model as it is
-    learner = MlpLearner(twin.policy, twin.make_actor(), batch, rule)
+    learner = MlpLearner(twin.policy, twin.make_numpy_actor(), batch, rule)
     learner.train([everything])
     for (name, parameter), of_twin in zip(model.policy.named_parameters(), twin.policy.parameters(), strict=True):
         gradient = learner._flat.parts[of_twin].gradient.ravel()
@@ -351,7 +351,7 @@ def test_training_goes_on_bit_by_bit_with_a_new_learner_and_with_a_loaded_model(
     batch = draw_batch(at_once)
 
     def train(model: GRPO, indices: list[Indices]) -> None:
-        MlpLearner(model.policy, model.make_actor(), batch, RULE).train(indices)
+        MlpLearner(model.policy, model.make_numpy_actor(), batch, RULE).train(indices)
 
     train(at_once, minibatches)
     train(in_parts, minibatches[:5])

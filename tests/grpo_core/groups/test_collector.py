@@ -21,6 +21,8 @@ from grpo_core.options.choices import GroupMode
 from grpo_core.options.policy_kwargs import network_to_json
 from grpo_core.simulators.bank import make_bank
 from grpo_core.update.policies import evaluate_actions
+from tests.sb3.environments import MatchEnv
+from tests.sb3.small_models import build
 from tests.walk import FencedWalk, Seen, StepLog, Walk, Watch, cartpole_model, collect, make_walk, walk_model
 
 # In an environment that is cheap to restore all branches advance in step; in any other, one after the other.
@@ -582,3 +584,30 @@ def test_the_ratio_is_one_on_the_first_minibatch_under_masks(
         assert abs(logged["train/approx_kl"]) < 1e-6
         assert np.isfinite(logged["train/entropy_loss"])
         assert abs(logged.get("train/kl_ref", 0.0)) < 1e-6, "the reference is the policy itself, under the same masks"
+
+
+def test_an_episode_without_an_end_is_cut_as_by_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo_core.groups.collector.MAX_EPISODE_STEPS", 10)
+    model, ends = build(MatchEnv(episode_length=10**6), mode="episode", n_steps=16), list[bool]()
+
+    def look(found: dict[str, Any], _: dict[str, Any]) -> bool:
+        ends.append(bool(found["dones"][0]))
+        return True
+
+    with pytest.warns(UserWarning, match=r"went on for 10 steps without an end and was cut there.* Pass horizon=n"):
+        model.learn(16, look)
+    model.learn(40)  # warnings are errors, so this one came once
+    assert ends == ([False] * 9 + [True]) * 2
+    rollout = model.rollout_buffer
+    assert rollout.truncated[9].all()
+    assert rollout.shape[0] == 10
+    assert not rollout.terminated.any()
+
+
+def test_a_horizon_of_ones_own_and_an_end_in_time_need_no_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo_core.groups.collector.MAX_EPISODE_STEPS", 10)
+    build(MatchEnv(episode_length=10**6), mode="episode", horizon=12).learn(16)
+    model = build(MatchEnv(episode_length=10), mode="episode")
+    model.learn(16)
+    assert model.rollout_buffer.terminated[9].all()
+    assert not model.rollout_buffer.truncated.any()

@@ -1,6 +1,7 @@
 """Policies are chosen and checked, and survive a model file."""
 
 import copy
+import functools
 import json
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from grpo import GRPO
 from grpo_core.options.policy_kwargs import (
@@ -17,9 +20,11 @@ from grpo_core.options.policy_kwargs import (
     check_policy_fits,
     check_policy_kwargs,
     get_policy_name,
+    list_own_parts,
     network_from_json,
     network_to_json,
     policy_from_json,
+    rebuild_policy,
     resolve_net_arch,
 )
 from grpo_core.saving.model_state import get_optimizer_state, get_weights
@@ -43,7 +48,8 @@ def build(**changes: Any) -> GRPO:
     ("policy_kwargs", "said"),
     [
         ({"features_dim": 3}, "known keys are net_arch, activation_fn, ortho_init, log_std_init"),
-        ({"activation_fn": torch.nn.Softmax}, "use one of torch.nn.Tanh, torch.nn.ReLU, torch.nn.ELU"),
+        ({"activation_fn": torch.nn.Tanh()}, "use one of torch.nn.Tanh, torch.nn.ReLU, torch.nn.ELU"),
+        ({"activation_fn": int}, "another class of torch modules, or a function that makes one"),
         ({"activation_fn": None}, "activation_fn=None is not allowed: use one of torch.nn.Tanh"),
         ({"activation_fn": "Tanh"}, "activation_fn='Tanh' is not allowed: use one of torch.nn.Tanh"),
         ({"net_arch": [64, 0]}, "net_arch=[64, 0] is not allowed: it must list positive layer sizes"),
@@ -53,15 +59,14 @@ def build(**changes: Any) -> GRPO:
         ({"net_arch": {"qf": [64]}}, "its keys must be pi and vf"),
         ({"net_arch": {"pi": 64}}, "net_arch={'pi': 64} is not allowed: it must list positive layer sizes"),
         ({"log_std_init": float("inf")}, "log_std_init=inf is not allowed: it must be a finite number"),
-        ({"activation_fn": Tanh}, "use one of torch.nn.Tanh"),
-        ({"features_extractor_class": torch.nn.Flatten}, "policy_kwargs='features_extractor_class' is not allowed"),
+        ({"features_extractor_class": torch.nn.Flatten}, "it must be a subclass of stable_baselines3.common.torch_lay"),
         ({"use_sde": True}, "policy_kwargs='use_sde' is not allowed"),
         ({"normalize_images": "no"}, "normalize_images='no' is not allowed: it must be True or False"),
         ({"share_features_extractor": 1}, "share_features_extractor=1 is not allowed: it must be True or False"),
         ({"features_extractor_kwargs": {"features_dim": 3}}, "MlpPolicy's features extractor has none"),
         ({"features_extractor_kwargs": [3]}, "features_extractor_kwargs=[3] is not allowed: it must be a dict"),
         ({"optimizer_class": torch.optim.LBFGS}, "use one of torch.optim.Adam, torch.optim.AdamW"),
-        ({"optimizer_class": type("Adam", (torch.optim.Adam,), {})}, "use one of torch.optim.Adam"),
+        ({"optimizer_class": torch.nn.Linear}, "or another subclass of torch.optim.Optimizer"),
         ({"optimizer_class": "Adam"}, "optimizer_class='Adam' is not allowed"),
         ({"optimizer_kwargs": {"lr": 0.1}}, "the step size is GRPO's learning_rate"),
         ({"optimizer_kwargs": {"momentum": 0.1}}, "optimizer_kwargs='momentum' is not allowed: known keys are amsgrad"),
@@ -199,15 +204,55 @@ def test_observations_that_do_not_suit_a_policy_are_refused(policy: str, space: 
     assert said in str(refusal.value)
 
 
-def test_a_custom_policy_is_refused_by_name() -> None:
-    class Louder(ActorCriticPolicy):
-        pass
+class Louder(ActorCriticPolicy):
+    """A policy class of a user's own."""
 
-    assert get_policy_name(ActorCriticPolicy) == "MlpPolicy"
-    with pytest.raises(
-        ValueError, match=r"policy=Louder is not supported.* 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy'"
-    ):
-        get_policy_name(Louder)
+
+class Remembering(ActorCriticPolicy):
+    """Needs a state, as those with an LSTM do."""
+
+    def forward(self, obs: Any, lstm_states: Any, deterministic: bool = False) -> Any:  # type: ignore[override]
+        return super().forward(obs, deterministic)
+
+
+def test_policies_derived_from_sb3s_have_the_name_of_theirs() -> None:
+    assert get_policy_name(Louder) == get_policy_name(ActorCriticPolicy) == "MlpPolicy"
+    assert get_policy_name(type("Seeing", (ActorCriticCnnPolicy,), {})) == "CnnPolicy"
+    with pytest.raises(ValueError, match=r"policy=DQNPolicy is not supported.* 'MlpPolicy', .* or a subclass of"):
+        get_policy_name(DQNPolicy)
+    with pytest.raises(ValueError, match=r"policy=Remembering is not supported: its forward pass needs lstm_states"):
+        get_policy_name(Remembering)
+
+
+@pytest.mark.parametrize(
+    ("policy_kwargs", "policy_class", "own_parts"),
+    [
+        ({"features_extractor_class": FlattenExtractor, "activation_fn": torch.nn.ReLU}, ActorCriticPolicy, {}),
+        ({"optimizer_class": torch.optim.Adafactor}, ActorCriticPolicy, {}),
+        ({}, Louder, {"policy": "Louder"}),
+        ({"activation_fn": Tanh}, ActorCriticPolicy, {"activation_fn": "Tanh"}),
+        (
+            {"activation_fn": functools.partial(torch.nn.ELU, 0.5)},
+            ActorCriticPolicy,
+            {"activation_fn": "partial(...)"},
+        ),
+        (
+            {"features_extractor_class": NatureCNN, "features_extractor_kwargs": {"act": torch.nn.SiLU, "n": 3}},
+            ActorCriticPolicy,
+            {"features_extractor_class": "NatureCNN", "features_extractor_kwargs": "dict(...)"},
+        ),
+    ],
+    ids=str,
+)
+def test_parts_that_a_file_cannot_hold_are_listed_by_name(
+    policy_kwargs: dict[str, Any], policy_class: type[ActorCriticPolicy], own_parts: dict[str, str]
+) -> None:
+    assert list_own_parts(policy_kwargs, policy_class) == own_parts
+    network = json.loads(json.dumps(network_to_json(policy_kwargs, policy_class), allow_nan=False))
+    assert network.get("own_parts", {}) == own_parts
+    rebuilt_class, rebuilt = rebuild_policy(network, policy_class, policy_kwargs)
+    assert rebuilt_class is policy_class
+    assert {name: rebuilt[name] for name in policy_kwargs} == policy_kwargs
 
 
 def test_an_unknown_optimizer_in_a_file_is_refused() -> None:

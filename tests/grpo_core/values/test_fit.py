@@ -36,7 +36,7 @@ def make_model(**arguments: Any) -> GRPO:
 
 
 def play(model: GRPO, first_seed: int, n: int) -> list[Trajectory]:
-    player = TrajectoryPlayer(Line(), model.make_actor())
+    player = TrajectoryPlayer(Line(), model.make_numpy_actor())
     return [player.play_episode(first_seed + i) for i in range(n)]
 
 
@@ -64,9 +64,9 @@ def check(actor: Any, trajectories: list[Trajectory], gamma: float, reward_scale
 def test_values_fitted_to_some_episodes_foretell_others() -> None:
     model = make_model()
     held_out = play(model, 1000, 10)
-    before = check(model.make_actor(), held_out, 0.9)
-    fit_values(model.policy, model.make_actor(), play(model, 0, 60), 0.9, np.random.default_rng(0))
-    after = check(model.make_actor(), held_out, 0.9)
+    before = check(model.make_numpy_actor(), held_out, 0.9)
+    fit_values(model.policy, model.make_numpy_actor(), play(model, 0, 60), 0.9, np.random.default_rng(0))
+    after = check(model.make_numpy_actor(), held_out, 0.9)
     assert not before.is_meaningful
     assert after.is_meaningful
     assert after.correlation == pytest.approx(1.0, abs=0.01)
@@ -76,7 +76,7 @@ def test_values_fitted_to_some_episodes_foretell_others() -> None:
 def test_only_the_value_networks_own_layers_change() -> None:
     model = make_model()
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    fit_values(model.policy, model.make_actor(), play(model, 0, 3), 0.9, np.random.default_rng(0))
+    fit_values(model.policy, model.make_numpy_actor(), play(model, 0, 3), 0.9, np.random.default_rng(0))
     changed = {name for name, tensor in model.policy.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name in before if name.startswith(("mlp_extractor.value_net", "value_net"))}
 
@@ -86,8 +86,8 @@ def test_the_same_generator_gives_the_same_values() -> None:
     for _ in range(2):
         model = make_model()
         torch.rand(1)  # torch's own generator must not matter
-        fit_values(model.policy, model.make_actor(), play(model, 0, 3), 0.9, np.random.default_rng(7))
-        fitted.append(model.make_actor().values(np.array([[700.0, 50.0]], np.float32)))
+        fit_values(model.policy, model.make_numpy_actor(), play(model, 0, 3), 0.9, np.random.default_rng(7))
+        fitted.append(model.make_numpy_actor().values(np.array([[700.0, 50.0]], np.float32)))
     assert fitted[0] == fitted[1]
 
 
@@ -96,8 +96,8 @@ def test_a_saturated_value_network_learns_again() -> None:
     with torch.no_grad():
         for parameter in model.policy.mlp_extractor.value_net.parameters():
             parameter.fill_(9.0)
-    fit_values(model.policy, model.make_actor(), play(model, 0, 30), 0.9, np.random.default_rng(0))
-    assert check(model.make_actor(), play(model, 1000, 5), 0.9).is_meaningful
+    fit_values(model.policy, model.make_numpy_actor(), play(model, 0, 30), 0.9, np.random.default_rng(0))
+    assert check(model.make_numpy_actor(), play(model, 1000, 5), 0.9).is_meaningful
 
 
 def test_cut_episodes_are_worth_what_would_have_followed() -> None:
@@ -106,20 +106,22 @@ def test_cut_episodes_are_worth_what_would_have_followed() -> None:
             return np.array([self.left, self.speed], np.float32), self.speed, False, False, {}
 
     model = make_model()
-    player = TrajectoryPlayer(Endless(), model.make_actor(), max_steps=5)
+    player = TrajectoryPlayer(Endless(), model.make_numpy_actor(), max_steps=5)
     played = [player.play_episode(seed) for seed in range(40)]
-    fit_values(model.policy, model.make_actor(), played, 0.9, np.random.default_rng(0))
+    fit_values(model.policy, model.make_numpy_actor(), played, 0.9, np.random.default_rng(0))
     seen = np.array([[700.0, 50.0], [700.0, 70.0]], np.float32)
     # speed / (1 - gamma)
-    assert model.make_actor().values(seen) == pytest.approx([500.0, 700.0], rel=0.05)
+    assert model.make_numpy_actor().values(seen) == pytest.approx([500.0, 700.0], rel=0.05)
 
 
 def test_scaled_rewards_scale_the_values() -> None:
     model = make_model()
-    fit_values(model.policy, model.make_actor(), play(model, 0, 30), 0.9, np.random.default_rng(0), reward_scale=100.0)
+    fit_values(
+        model.policy, model.make_numpy_actor(), play(model, 0, 30), 0.9, np.random.default_rng(0), reward_scale=100.0
+    )
     held_out = play(model, 1000, 5)
-    assert check(model.make_actor(), held_out, 0.9, reward_scale=100.0).is_meaningful
-    assert not check(model.make_actor(), held_out, 0.9).is_meaningful
+    assert check(model.make_numpy_actor(), held_out, 0.9, reward_scale=100.0).is_meaningful
+    assert not check(model.make_numpy_actor(), held_out, 0.9).is_meaningful
 
 
 @pytest.mark.parametrize(
@@ -128,8 +130,8 @@ def test_scaled_rewards_scale_the_values() -> None:
 )
 def test_every_kind_of_network_can_be_fitted(env_id: str, policy_kwargs: Any) -> None:
     model = cartpole_model(env=env_id, policy_kwargs=policy_kwargs)
-    player = TrajectoryPlayer(gym.make(env_id), model.make_actor())
-    fit_values(model.policy, model.make_actor(), [player.play_episode(0)], 0.9, np.random.default_rng(0))
+    player = TrajectoryPlayer(gym.make(env_id), model.make_numpy_actor())
+    fit_values(model.policy, model.make_numpy_actor(), [player.play_episode(0)], 0.9, np.random.default_rng(0))
     assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from grpo import GRPO
-from grpo_core.actor.actor import Actor
+from grpo_core.actor.actor import PolicyActor
 from grpo_core.values.trajectories import Trajectory, TrajectoryPlayer
 from tests.walk import cartpole_model
 
@@ -34,7 +34,7 @@ class Countdown(gym.Env[Any, Any]):
 
 
 @pytest.fixture(scope="module")
-def actor() -> Actor:
+def actor() -> PolicyActor:
     return GRPO("MlpPolicy", Countdown(), n_steps=64, seed=0, group_mode="episode").make_actor()
 
 
@@ -50,7 +50,7 @@ def test_returns_discount_what_follows_and_what_a_cut_end_is_worth() -> None:
     assert cut.compute_returns(0.5, end_value=8.0).tolist() == [4.0, 6.0, 8.0]
 
 
-def test_an_episode_keeps_every_observation_although_the_environment_reuses_its_array(actor: Actor) -> None:
+def test_an_episode_keeps_every_observation_although_the_environment_reuses_its_array(actor: PolicyActor) -> None:
     player = TrajectoryPlayer(Countdown(), actor)
     played = player.play_episode(seed=2)
     assert played.observations.tolist() == [[5.0], [4.0], [3.0], [2.0], [1.0]]
@@ -60,7 +60,7 @@ def test_an_episode_keeps_every_observation_although_the_environment_reuses_its_
     assert player.n_steps == 5
 
 
-def test_rewards_are_those_that_the_policy_is_trained_on(actor: Actor) -> None:
+def test_rewards_are_those_that_the_policy_is_trained_on(actor: PolicyActor) -> None:
     def double(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
         return 2 * state - next_state
 
@@ -68,14 +68,14 @@ def test_rewards_are_those_that_the_policy_is_trained_on(actor: Actor) -> None:
     assert played.rewards.tolist() == [10 * (6 - 2) + 2, 10 * (4 - 1) + 1, 10 * (2 - 0) + 0]
 
 
-def test_a_long_episode_is_cut_and_says_so(actor: Actor) -> None:
+def test_a_long_episode_is_cut_and_says_so(actor: PolicyActor) -> None:
     played = TrajectoryPlayer(Countdown(), actor, max_steps=2).play_episode(seed=0)
     assert played.rewards.tolist() == [2.0, 1.0]
     assert not played.terminated
     assert played.last_observation.tolist() == [[1.0]]
 
 
-def test_excursions_take_over_at_points_all_along_the_way(actor: Actor) -> None:
+def test_excursions_take_over_at_points_all_along_the_way(actor: PolicyActor) -> None:
     player, rng = TrajectoryPlayer(Countdown(), actor), np.random.default_rng(0)
     starts = set()
     for _ in range(60):
@@ -94,7 +94,7 @@ def test_an_excursion_reaches_states_that_a_good_policy_does_not() -> None:
     assert min(tilts) < 0.05
 
 
-def test_an_excursion_into_an_end_that_comes_sooner_the_second_time_is_dropped(actor: Actor) -> None:
+def test_an_excursion_into_an_end_that_comes_sooner_the_second_time_is_dropped(actor: PolicyActor) -> None:
     class Fickle(Countdown):
         n_resets = 0
 
@@ -110,7 +110,7 @@ def test_an_excursion_into_an_end_that_comes_sooner_the_second_time_is_dropped(a
     assert all(one is None or one.observations[0, 0] == 1 for one in played)
 
 
-def test_every_step_is_told_and_may_end_it(actor: Actor) -> None:
+def test_every_step_is_told_and_may_end_it(actor: PolicyActor) -> None:
     def stop() -> None:
         raise InterruptedError
 

@@ -26,7 +26,7 @@ MEANINGFUL = {"value_check": {"is_meaningful": True, "reward_scale": 1.0}}
 
 
 def serve_model(model: GRPO, meta: dict[str, Any] = MEANINGFUL) -> ServedModel:
-    return ServedModel("m", model.make_actor(), meta, (0, 0, 0), np.random.default_rng(0))
+    return ServedModel("m", model.make_numpy_actor(), meta, (0, 0, 0), np.random.default_rng(0))
 
 
 def make_opinionated_model(env_id: str, seed: int = 0) -> GRPO:

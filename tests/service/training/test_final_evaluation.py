@@ -166,5 +166,5 @@ def test_it_may_take_longer_after_a_long_training(register_env: RegisterEnv, clo
         clock.seconds, recorder = 0.0, Recorder()
         rules = StopRules(recorder, None)
         rules.begin(model)
-        assert evaluate_finally(evaluator, model.make_actor(), 0, training_seconds, rules, recorder) is None
+        assert evaluate_finally(evaluator, model.make_numpy_actor(), 0, training_seconds, rules, recorder) is None
         assert clock.seconds == pytest.approx(limit_seconds)

@@ -38,12 +38,12 @@ def settle(model: GRPO, env: gym.Env[Any, Any] | None = None, stop_after: float 
     vars(evaluator)["env"] = env or Line()
     stop_rules = StopRules(Recorder(stop_after=stop_after), None)
     stop_rules.begin(model)
-    return settle_values(model, model.make_actor(), evaluator, 1.0, stop_rules)
+    return settle_values(model, model.make_numpy_actor(), evaluator, 1.0, stop_rules)
 
 
 def get_values(model: GRPO) -> list[float]:
     observations = np.array([[900.0, 50.0], [300.0, 50.0]], np.float32)
-    values: list[float] = model.make_actor().values(observations).tolist()
+    values: list[float] = model.make_numpy_actor().values(observations).tolist()
     return values
 
 

@@ -1,0 +1,156 @@
+"""What SB3's callbacks see of a sweep: one step of one branch in each environment at most.
+
+SB3's algorithms hand callbacks the local variables of ``collect_rollouts``. Here most are computed when a callback
+asks for them, so that those which nobody reads cost nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from grpo_core.actor.actor import PolicyActor
+from grpo_core.groups.rollout import GroupRollout, to_tensors
+from grpo_core.spaces import unpack
+
+# An environment's index, and where in the rollout its step is: time, group and branch.
+SteppedPlace = tuple[int, tuple[int, int, int]]
+
+_LATER = object()  # stands in a ``SweepLocals`` for what nobody has asked for yet
+
+
+class Sweep:
+    """The steps of one sweep, read from the rollout that holds them. Every array has a row per environment.
+
+    An environment that took no step in it, because its branches have ended, shows its latest one.
+
+    :param rollout: The rollout under way.
+    :param actor: Who acts in it.
+    :param n_envs: Number of environments.
+    :param device: Where SB3 would have its tensors.
+    """
+
+    def __init__(self, rollout: GroupRollout, actor: PolicyActor, n_envs: int, device: torch.device) -> None:
+        self._rollout, self._actor, self._n_envs, self._device = rollout, actor, n_envs, device
+        #: Returns where the steps of the sweep are.
+        self.list_places: Callable[[], Sequence[SteppedPlace]] = list
+        self.computed: Mapping[str, Callable[[], Any]] = {
+            "obs_tensor": lambda: to_tensors(self.get_observations(), device),
+            "actions": lambda: self._rollout.actions[self._get_rows()],
+            "clipped_actions": lambda: actor.clip_actions(self._rollout.actions[self._get_rows()]),
+            "new_obs": self.get_next_observations,
+            "values": lambda: torch.as_tensor(self._compute_values(), device=device),
+            "log_probs": lambda: torch.as_tensor(self._rollout.log_probs[self._get_rows()], device=device),
+            "step_mask": self._get_step_mask,
+        }
+
+    def get_observations(self) -> Any:
+        """Return what the actions were chosen on, as the policy saw it, ``(n_envs, *observation_shape)``."""
+        return self._normalize(self._rollout.observations[self._get_rows()])
+
+    def get_next_observations(self) -> Any:
+        """Return where the steps led, ``(n_envs, *observation_shape)``; the last observation where an episode ended."""
+        return self._normalize(self._rollout.next_observations[self._get_rows()])
+
+    def _get_rows(self) -> tuple[list[int], ...]:
+        stepped = dict(self.list_places())
+        places = [stepped.get(i) or self._find_latest(i) for i in range(self._n_envs)]
+        t, groups, branches = ([place[axis] for place in places] for axis in range(3))
+        return t, groups, branches
+
+    def _find_latest(self, env_index: int) -> tuple[int, int, int]:
+        """Find the last step of the last branch that an environment has played."""
+        n_steps = self._rollout.step_mask[:, env_index :: self._n_envs].sum(axis=0)
+        played = np.argwhere(n_steps > 0)
+        row, branch = played[-1].tolist() if len(played) else (0, 0)
+        return max(0, int(n_steps[row, branch]) - 1), env_index + row * self._n_envs, branch
+
+    def _get_step_mask(self) -> npt.NDArray[np.bool_]:
+        step_mask = np.zeros(self._n_envs, np.bool_)
+        step_mask[[i for i, _ in self.list_places()]] = True
+        return step_mask
+
+    def _compute_values(self) -> npt.NDArray[np.float32]:
+        return self._actor.values(self._rollout.observations[self._get_rows()])[:, None]
+
+    def _normalize(self, observations: npt.NDArray[Any]) -> Any:
+        statistics = self._actor.normalization
+        return unpack(observations) if statistics is None else statistics.apply(observations)
+
+
+class SweepLocals(dict[str, Any]):
+    """The local variables that callbacks see; some are computed when they are first read.
+
+    :param entries: Those that are known.
+    """
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        super().__init__(entries)
+        self._computed: Mapping[str, Callable[[], Any]] = {}
+        self._unread: dict[str, Any] = {}
+
+    def compute_from(self, sweep: Sweep) -> None:
+        """Take what is not known from a sweep, which may move on."""
+        self._computed, self._unread = sweep.computed, dict.fromkeys(sweep.computed, _LATER)
+
+    def move_on(self, entries: Mapping[str, Any]) -> None:
+        """Forget what was computed of the last sweep, and take what is known of the next."""
+        super().update(self._unread)
+        super().update(entries)
+
+    # Without this one, dict() and a plain dict's update() would copy the placeholders.
+    def __iter__(self) -> Iterator[str]:
+        return super().__iter__()
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        if value is _LATER:
+            value = self._computed[name]()
+            self[name] = value
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+    def pop(self, name: str, *default: Any) -> Any:
+        if name in self:
+            self[name] = self[name]
+        return super().pop(name, *default)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        super().setdefault(name, default)
+        return self[name]
+
+    def values(self) -> Any:
+        return [self[name] for name in self]
+
+    def items(self) -> Any:
+        return [(name, self[name]) for name in self]
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self)
+
+    def update(self, /, *others: Any, **entries: Any) -> None:
+        # A callback updates its locals by what it is handed, which is this very object.
+        super().update(*(other for other in others if other is not self), **entries)
+
+
+def share_locals(callback: BaseCallback) -> SweepLocals:
+    """Let a callback, and those inside it that share its local variables, have them in a ``SweepLocals``."""
+    before = callback.locals
+    if isinstance(before, SweepLocals):
+        return before
+    shared = SweepLocals(before)
+    waiting = [callback]
+    while waiting:
+        one = waiting.pop()
+        if one.locals is not before:
+            continue
+        one.locals = shared
+        for value in vars(one).values():
+            inner = value if isinstance(value, list | tuple) else [value]
+            waiting.extend(child for child in inner if isinstance(child, BaseCallback))
+    return shared

@@ -1,0 +1,168 @@
+"""Callbacks see the local variables that those of SB3's on-policy algorithms see."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from grpo import GRPO
+from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
+from tests.sb3.small_models import MODES, POLICY_OF, build, copy_weights, is_same
+
+NAMES = (
+    *("self", "env", "callback", "rollout_buffer", "n_rollout_steps", "n_steps", "infos", "dones", "rewards"),
+    *("obs_tensor", "actions", "clipped_actions", "new_obs", "values", "log_probs"),
+)
+
+
+class Look(BaseCallback):
+    """Keeps copies of what is read at every step."""
+
+    def __init__(self, names: tuple[str, ...] = NAMES[6:]) -> None:
+        super().__init__()
+        self.names = names
+        self.seen: list[dict[str, Any]] = []
+
+    def _on_step(self) -> bool:
+        self.seen.append({name: copy.deepcopy(self.locals[name]) for name in self.names})
+        return True
+
+
+def describe(value: Any) -> Any:
+    """Describe the type, shape and dtype of a value, or of every value of a dict."""
+    if isinstance(value, dict):
+        return {key: describe(item) for key, item in value.items()}
+    return type(value), tuple(value.shape), value.dtype
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize(
+    ("observation", "action"), [*zip(OBSERVATION_SPACES, [*ACTION_SPACES, *ACTION_SPACES], strict=False)]
+)
+def test_names_shapes_and_types_are_those_of_ppo(observation: str, action: str, n_envs: int) -> None:
+    def make_env() -> MatchEnv:
+        return MatchEnv(OBSERVATION_SPACES[observation], ACTION_SPACES[action])
+
+    ours, theirs = Look(), Look()
+    model = build(make_vec_env(make_env, n_envs), POLICY_OF[observation])
+    model.learn(16, ours)
+    PPO(POLICY_OF[observation], make_vec_env(make_env, n_envs), n_steps=8, batch_size=8, device="cpu").learn(8, theirs)
+    for name in ("dones", "rewards", "obs_tensor", "clipped_actions", "new_obs", "values", "log_probs"):
+        if name == "clipped_actions" and action == "multi-binary":
+            continue  # SB3 leaves floats, and DummyVecEnv takes them
+        assert describe(ours.seen[0][name]) == describe(theirs.seen[0][name]), name
+
+
+@pytest.mark.parametrize("use_fast_path", [True, False])
+@pytest.mark.parametrize("mode", ["branch", "action"])
+def test_values_are_those_of_the_step(mode: str, use_fast_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GRPO, "use_fast_path", use_fast_path)
+    model = build("CartPole-v1", group_mode=mode, group_size=2, horizon=8, n_steps=32, seed=3)
+    policy = copy.deepcopy(model.policy)
+    look = Look(("obs_tensor", "new_obs", "actions", "values", "log_probs", "rewards", "n_steps", "step_mask"))
+    model.learn(1, look)  # one rollout
+    rollout = model.rollout_buffer
+    assert len(look.seen) == rollout.step_mask.sum() == model.num_timesteps
+    assert [seen["n_steps"] for seen in look.seen] == list(range(len(look.seen)))
+    for seen in look.seen:
+        with torch.no_grad():
+            values, log_probs, _ = policy.evaluate_actions(seen["obs_tensor"], torch.as_tensor(seen["actions"]))
+        torch.testing.assert_close(seen["values"], values)
+        torch.testing.assert_close(seen["log_probs"], log_probs)
+        assert seen["step_mask"].tolist() == [True]
+    stored = rollout.next_observations[rollout.step_mask]
+    key = np.lexsort(stored.T)
+    came = np.concatenate([seen["new_obs"] for seen in look.seen])
+    np.testing.assert_array_equal(came[np.lexsort(came.T)], stored[key])
+    assert rollout.values.shape == rollout.returns.shape == rollout.shape
+
+
+def test_an_environment_without_a_branch_left_is_told_apart() -> None:
+    env = DummyVecEnv([lambda: MatchEnv(episode_length=3), lambda: MatchEnv(episode_length=4)])
+    look = Look(("step_mask", "rewards", "dones", "new_obs", "actions", "values"))
+    model = build(env, mode="episode")
+    model.learn(1, look)
+    # Groups of two: the first plays two groups of 3 steps each, the second two of 4.
+    assert [tuple(seen["step_mask"].tolist()) for seen in look.seen] == [(True, True)] * 12 + [(False, True)] * 4
+    alone = [seen for seen in look.seen if not seen["step_mask"].all()]
+    for seen in alone:
+        assert (seen["rewards"][~seen["step_mask"]] == 0.0).all()
+        assert not seen["dones"][~seen["step_mask"]].any()
+    assert sum(int(seen["step_mask"].sum()) for seen in look.seen) == model.num_timesteps
+
+
+def test_last_observations_are_those_that_actions_were_chosen_on_and_then_those_that_followed() -> None:
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            np.testing.assert_array_equal(self.model._last_obs, self.locals["obs_tensor"].numpy())
+            self.last = self.locals["new_obs"], self.locals["dones"]
+            return True
+
+    watch, model = Watch(), build()
+    model.learn(16, watch)
+    np.testing.assert_array_equal(model._last_obs, watch.last[0])
+    np.testing.assert_array_equal(model._last_episode_starts, watch.last[1])
+    model.set_env(MatchEnv())
+    assert model._last_obs is None
+
+
+def test_observations_are_normalised_as_the_policy_sees_them() -> None:
+    env = VecNormalize(make_vec_env(lambda: MatchEnv(spaces.Box(100.0, 300.0, (2,), np.float32)), 1))
+    look = Look(("obs_tensor", "new_obs"))
+    build(env).learn(32, look)
+    assert max(float(np.abs(seen["new_obs"]).max()) for seen in look.seen[16:]) < 50.0
+    assert max(float(seen["obs_tensor"].abs().max()) for seen in look.seen[16:]) < 50.0
+
+
+@pytest.mark.parametrize("wrap", [lambda c: c, lambda c: CallbackList([c]), lambda c: [EveryNTimesteps(1, c)]])
+@pytest.mark.parametrize("mode", MODES)
+def test_locals_are_a_dict_in_every_way(mode: str, wrap: Any) -> None:
+    class Poke(BaseCallback):
+        def _on_step(self) -> bool:
+            assert set(NAMES) <= set(self.locals)
+            assert all(name in self.locals for name in NAMES)
+            assert self.locals.get("values") is self.locals["values"]
+            assert self.locals.get("nothing") is None
+            assert {**self.locals}["actions"] is dict(self.locals)["actions"] is self.locals.copy()["actions"]
+            assert dict(self.locals.items())["new_obs"] is self.locals["new_obs"]
+            assert any(value is self.locals["log_probs"] for value in self.locals.values())
+            assert self.locals.setdefault("clipped_actions", None) is not None
+            assert self.locals["self"] is self.model
+            assert self.locals["env"] is self.training_env
+            assert self.locals["rollout_buffer"] is self.model.rollout_buffer
+            assert self.locals["n_rollout_steps"] == self.model.n_steps
+            assert "total_timesteps" in self.locals
+            assert self.locals.pop("values").shape == (1, 1)
+            assert "values" not in self.locals
+            return True
+
+    build(mode=mode).learn(16, wrap(Poke()))
+
+
+def test_a_callback_that_hands_its_locals_on_hands_on_values() -> None:
+    inner = Look(("values", "actions"))
+
+    class Outer(BaseCallback):
+        def _on_training_start(self) -> None:
+            inner.init_callback(self.model)
+
+        def _on_step(self) -> bool:
+            inner.update_locals(self.locals)
+            return inner.on_step()
+
+    build().learn(16, Outer())
+    assert all(isinstance(seen["values"], torch.Tensor) for seen in inner.seen)
+
+
+def test_reading_changes_nothing() -> None:
+    read, unread = build(), build()
+    read.learn(48, Look())
+    unread.learn(48)
+    assert is_same(copy_weights(read), copy_weights(unread))

@@ -1,0 +1,473 @@
+"""Policies with layers, optimizers and hooks of the user's own are trained as they are, and come back from a file."""
+
+import functools
+import io
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+from grpo import GRPO
+from grpo_core.actor.actor import Actor
+from grpo_core.saving import model_file
+from grpo_core.update.torch_actor import TorchActor
+from tests.sb3.environments import ACTION_SPACES, MASKABLE, OBSERVATION_SPACES, MaskedMatchEnv, MatchEnv
+from tests.sb3.small_models import MODES, build, copy_weights, is_same, sample_observations
+
+
+class Features(BaseFeaturesExtractor):
+    """Joins whatever is observed, through a layer and a normalisation."""
+
+    def __init__(self, space: spaces.Space[Any], width: int = 6, batch: bool = False) -> None:
+        super().__init__(space, width)
+        self.layer = torch.nn.LazyLinear(width)
+        self.norm = torch.nn.BatchNorm1d(width) if batch else torch.nn.LayerNorm(width)
+        sample = space.sample()
+        parts = sample.values() if isinstance(sample, dict) else [sample]
+        self.layer(torch.zeros(1, sum(np.size(part) for part in parts) + self._count_choices(space)))
+
+    @staticmethod
+    def _count_choices(space: spaces.Space[Any]) -> int:
+        """Count what one-hot vectors add to the numbers."""
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+        n_added = 0
+        for part in parts:
+            if isinstance(part, spaces.Discrete):
+                n_added += int(part.n) - 1
+            elif isinstance(part, spaces.MultiDiscrete):
+                n_added += int(part.nvec.sum()) - len(part.nvec)
+        return n_added
+
+    def forward(self, observations: Any) -> torch.Tensor:
+        parts = observations.values() if isinstance(observations, dict) else [observations]
+        joined = torch.cat([part.flatten(start_dim=1) for part in parts], dim=1)
+        features: torch.Tensor = self.norm(self.layer(joined))
+        return features
+
+
+class TwoTowers(torch.nn.Module):
+    """A network as SB3's guide to custom policies shows it: it has none of the names of SB3's own."""
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.latent_dim_pi, self.latent_dim_vf = 5, 4
+        self.tower = torch.nn.Sequential(torch.nn.Linear(n_features, 5), torch.nn.SiLU())
+        self.other_tower = torch.nn.Sequential(torch.nn.Linear(n_features, 4), torch.nn.SiLU())
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.forward_actor(features), self.forward_critic(features)
+
+    def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
+        return self.tower(features)  # type: ignore[no-any-return]
+
+    def forward_critic(self, features: torch.Tensor) -> torch.Tensor:
+        return self.other_tower(features)  # type: ignore[no-any-return]
+
+
+class TowerPolicy(ActorCriticPolicy):
+    """The policy around them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["ortho_init"] = False
+        super().__init__(*args, **kwargs)
+
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = TwoTowers(self.features_dim)  # type: ignore[assignment]
+
+
+OWN_KWARGS: dict[str, Any] = {"features_extractor_class": Features, "net_arch": [8]}
+
+
+def reload(model: GRPO, **arguments: Any) -> GRPO:
+    return GRPO.load(io.BytesIO(model.to_bytes()), device="cpu", **arguments)
+
+
+def measure_first_kl(model: GRPO) -> float:
+    """Return the approximate KL of the first minibatch after a rollout: 0 if who acted is who is trained."""
+    model.n_epochs, model.batch_size = 1, 10**6
+    model.learn(1)
+    return float(model.logger.name_to_value["train/approx_kl"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("action", ACTION_SPACES)
+def test_an_own_extractor_learns_over_every_action_space(action: str, mode: str) -> None:
+    if mode == "action" and action != "discrete":
+        pytest.skip("only a Discrete action space is enumerated")
+    model = build(MatchEnv(action_space=ACTION_SPACES[action]), mode=mode, policy_kwargs=OWN_KWARGS)
+    before = copy_weights(model)
+    assert abs(measure_first_kl(model)) < 1e-6
+    after = copy_weights(model)
+    assert not torch.equal(before["features_extractor.layer.weight"], after["features_extractor.layer.weight"])
+    assert not torch.equal(before["value_net.weight"], after["value_net.weight"])
+
+
+@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
+def test_an_own_extractor_sees_every_observation_space(observation: str) -> None:
+    policy = "MultiInputPolicy" if observation == "dict" else "MlpPolicy"
+    model = build(MatchEnv(OBSERVATION_SPACES[observation]), policy, policy_kwargs=OWN_KWARGS)
+    assert abs(measure_first_kl(model)) < 1e-6
+    shown = sample_observations(model, 5)
+    actor = model.make_actor()
+    assert isinstance(actor, TorchActor)
+    np.testing.assert_array_equal(actor.best_actions(shown), model.predict(shown, deterministic=True)[0])
+    decision = actor.act(shown, False, np.random.default_rng(0))
+    assert (decision.actions.shape, decision.values.shape, decision.probs.shape) == ((5,), (5,), (5, 3))
+    np.testing.assert_allclose(decision.probs.sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(actor.log_probs(shown)), decision.probs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("action", MASKABLE)
+def test_an_own_policy_is_never_given_a_masked_action(action: str) -> None:
+    model = build(MaskedMatchEnv(action_space=ACTION_SPACES[action]), policy_kwargs=OWN_KWARGS)  # it raises at one
+    assert abs(measure_first_kl(model)) < 1e-6
+
+
+def test_an_own_policy_draws_from_the_models_own_generator() -> None:
+    def train(disturb: bool) -> dict[str, torch.Tensor]:
+        model = build(policy=TowerPolicy, policy_kwargs={})
+        state = torch.random.get_rng_state()
+        if disturb:
+            torch.manual_seed(99)
+            state = torch.random.get_rng_state()
+        model.learn(32)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        return copy_weights(model)
+
+    assert is_same(train(False), train(True))
+
+
+def test_an_own_policy_learns_to_match() -> None:
+    env = MatchEnv(episode_length=10)
+    model = build(env, policy=TowerPolicy, policy_kwargs={}, n_steps=64, learning_rate=3e-3, n_epochs=10)
+    model.learn(1500)
+    rewards = model.rollout_buffer.rewards[model.rollout_buffer.step_mask]
+    assert rewards.mean() > 0.6, "random choices earn about 0"
+
+
+def test_parameters_of_values_alone_are_found_in_any_policy() -> None:
+    model = build(policy=TowerPolicy, policy_kwargs={})
+    names = {id(p): name for name, p in model.policy.named_parameters()}
+    of_values = [names[id(p)] for p in model.policy.optimizer.param_groups[1]["params"]]
+    assert sorted(of_values) == [
+        *("mlp_extractor.other_tower.0.bias", "mlp_extractor.other_tower.0.weight"),
+        *("value_net.bias", "value_net.weight"),
+    ]
+    model.learn(16)
+    rates = [group["lr"] for group in model.policy.optimizer.param_groups]
+    assert rates == [pytest.approx(3e-4), pytest.approx(3e-3)]
+
+
+def test_an_own_policy_comes_back_with_its_parts() -> None:
+    kwargs = {**OWN_KWARGS, "features_extractor_kwargs": {"batch": True}}
+    model = build(policy=TowerPolicy, policy_kwargs=kwargs)
+    model.learn(16)
+    assert any(name.endswith("running_mean") for name in copy_weights(model))
+    parts: dict[str, Any] = {"policy": TowerPolicy, "policy_kwargs": {"features_extractor_class": Features}}
+    as_sb3 = {"policy_class": TowerPolicy, "policy_kwargs": kwargs}
+    for arguments in (parts, as_sb3, {"custom_objects": as_sb3}):
+        loaded = reload(model, env=MatchEnv(), **arguments)
+        assert is_same(copy_weights(model), copy_weights(loaded)), "the averages of batch normalisation included"
+        moments, restored = (one.policy.optimizer.state_dict()["state"] for one in (model, loaded))
+        assert all(torch.equal(moments[i]["exp_avg"], restored[i]["exp_avg"]) for i in moments)
+        loaded.learn(16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, r"GRPO\.load\(path, policy=TowerPolicy, policy_kwargs=dict\(features_extractor_class=Features\)\)"),
+        ({"policy": TowerPolicy}, r"does not hold: Features\. Pass them to load"),
+        ({"policy": TowerPolicy, "policy_kwargs": {**OWN_KWARGS, "net_arch": [9]}}, r"are not those of the model"),
+    ],
+    ids=str,
+)
+def test_missing_or_other_parts_are_named_on_load(arguments: dict[str, Any], said: str) -> None:
+    model = build(policy=TowerPolicy, policy_kwargs=OWN_KWARGS)
+    with pytest.raises(ValueError, match=said):
+        reload(model, **arguments)
+
+
+def test_the_same_policy_kwargs_are_accepted_on_load_and_others_refused() -> None:
+    kwargs = {"net_arch": [8], "activation_fn": torch.nn.ReLU}
+    model = build(policy_kwargs=kwargs)
+    assert is_same(copy_weights(model), copy_weights(reload(model, policy_kwargs=kwargs)))
+    with pytest.raises(ValueError, match=r"policy_kwargs are not those of the model\. Stored: .*\[8\].*\[9\]"):
+        reload(model, policy_kwargs={**kwargs, "net_arch": [9]})
+    with pytest.raises(ValueError, match="policy_kwargs are not those of the model"):
+        reload(model, policy=TowerPolicy)
+
+
+def test_a_file_of_an_own_policy_is_not_read_where_nothing_can_run_it() -> None:
+    content = build(policy_kwargs=OWN_KWARGS).to_bytes()
+    with pytest.raises(
+        model_file.OwnPartsError, match=r"features_extractor_class=Features\), and a model file holds no"
+    ):
+        model_file.from_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "activation", [torch.nn.SiLU, torch.nn.Softsign, functools.partial(torch.nn.LeakyReLU, 0.3)], ids=str
+)
+def test_any_activation_is_trained_and_comes_back(activation: Any) -> None:
+    model = build(policy_kwargs={"net_arch": [8], "activation_fn": activation})
+    assert abs(measure_first_kl(model)) < 1e-6
+    loaded = reload(model, policy_kwargs={"activation_fn": activation})
+    assert is_same(copy_weights(model), copy_weights(loaded))
+    with pytest.raises(ValueError, match="activation_fn="):
+        reload(model)
+
+
+class OwnAdam(torch.optim.Adam):
+    """An optimizer class of a user's own."""
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.NAdam, torch.optim.Rprop, torch.optim.Adafactor, OwnAdam])
+def test_any_optimizer_trains_and_comes_back(optimizer_class: Any) -> None:
+    model = build(policy_kwargs={"net_arch": [8], "optimizer_class": optimizer_class})
+    before = copy_weights(model)
+    model.learn(16)
+    assert not is_same(before, copy_weights(model))
+    loaded = reload(model, env=MatchEnv(), policy_kwargs={"optimizer_class": optimizer_class, "net_arch": [8]})
+    moments, restored = (one.policy.optimizer.state_dict()["state"] for one in (model, loaded))
+    for index, state in moments.items():
+        assert all(torch.equal(torch.as_tensor(x), restored[index][name]) for name, x in state.items() if x is not None)
+    loaded.learn(16)
+
+
+def test_an_optimizer_that_is_not_torchs_has_to_be_given_on_load() -> None:
+    model = build(policy_kwargs={"optimizer_class": OwnAdam})
+    with pytest.raises(ValueError, match=r"GRPO\.load\(path, policy_kwargs=dict\(optimizer_class=OwnAdam\)\)"):
+        reload(model)
+    assert isinstance(reload(model, policy_kwargs={"optimizer_class": OwnAdam}).policy.optimizer, OwnAdam)
+    assert isinstance(model_file.from_bytes(model.to_bytes()).make_actor(), Actor), "acting needs no optimizer"
+
+
+# What is done to a model of SB3's own layers after it was built.
+
+
+def build_plain(**changes: Any) -> GRPO:
+    return build(gym.make("CartPole-v1"), n_steps=64, horizon=16, **changes)
+
+
+@pytest.mark.parametrize("kind", ["one group", "two groups", "RMSprop"])
+def test_a_replaced_optimizer_takes_the_steps(kind: str) -> None:
+    model = build_plain(learning_rate=0.01)
+    policy = model.policy
+    of_values = [*policy.mlp_extractor.value_net.parameters(), *policy.value_net.parameters()]
+    ids = {id(p) for p in of_values}
+    of_policy = [p for p in policy.parameters() if id(p) not in ids]
+    optimizers: dict[str, Any] = {
+        "one group": lambda: torch.optim.SGD(policy.parameters(), lr=1e-3),
+        "two groups": lambda: torch.optim.SGD([{"params": of_policy}, {"params": of_values}], lr=1e-3),
+        "RMSprop": lambda: torch.optim.RMSprop(policy.parameters(), lr=1e-3),
+    }
+    policy.optimizer = optimizers[kind]()
+    before = copy_weights(model)
+    model.learn(64)
+    assert not is_same(before, copy_weights(model))
+    rates = [group["lr"] for group in policy.optimizer.param_groups]
+    assert rates == ([0.01, pytest.approx(0.1)] if kind == "two groups" else [0.01])
+    loaded = reload(model, env=gym.make("CartPole-v1"))
+    assert is_same(copy_weights(model), copy_weights(loaded))
+    loaded.learn(64)
+
+
+def test_a_replaced_optimizer_that_cannot_take_the_steps_is_refused() -> None:
+    model = build_plain()
+    model.policy.optimizer = torch.optim.LBFGS(model.policy.parameters())
+    with pytest.raises(ValueError, match=r"policy\.optimizer='LBFGS' is not allowed: .* use torch\.optim\.Adam"):
+        model.learn(64)
+    model = build_plain()
+    model.policy.optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"trains no parameter of the policy.*torch\.optim\.SGD"):
+        model.learn(64)
+
+
+def test_hooks_are_called_and_gradients_left() -> None:
+    model, calls = build_plain(), set[str]()
+    parameters: Any = model.policy.parameters()
+    for p in parameters:
+        p.register_hook(lambda gradient: calls.add("parameter"))
+    model.policy.optimizer.register_step_post_hook(lambda *_: calls.add("optimizer"))
+    model.policy.mlp_extractor.register_forward_hook(lambda *_: calls.add("forward"))
+    model.learn(64)
+    assert calls == {"parameter", "optimizer", "forward"}
+    assert all(p.grad is not None for p in model.policy.parameters())
+
+
+@pytest.mark.parametrize("kind", ["parameter", "accumulated", "before step", "scheduler"])
+def test_a_hook_that_changes_nothing_changes_nothing(kind: str) -> None:
+    watched, plain = build_plain(), build_plain()
+    calls = list[str]()
+    optimizer: Any = watched.policy.optimizer
+    weight: Any = watched.policy.value_net.weight
+    if kind == "parameter":
+        weight.register_hook(lambda gradient: calls.append(kind))
+    elif kind == "accumulated":
+        weight.register_post_accumulate_grad_hook(lambda _: calls.append(kind))
+    elif kind == "before step":
+        optimizer.register_step_pre_hook(lambda *_: calls.append(kind))
+    else:
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        step = optimizer.step
+
+        def count(*arguments: Any) -> Any:
+            calls.append(kind)
+            return step(*arguments)
+
+        optimizer.step = count
+        assert scheduler.last_epoch == 0
+    for model in (watched, plain):
+        model.learn(64)
+    n_updates = watched._n_updates * -(-watched.rollout_buffer.step_mask.sum() // watched.batch_size)
+    assert len(calls) == n_updates
+    for name, tensor in copy_weights(plain).items():
+        torch.testing.assert_close(copy_weights(watched)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_forward_hook_that_changes_outputs_changes_who_acts_and_who_learns() -> None:
+    model = build_plain()
+    model.policy.action_net.register_forward_hook(lambda layer, inputs, outputs: outputs * 5.0 + 1.0)
+    assert abs(measure_first_kl(model)) < 1e-6
+    observations = np.full((1, 4), 0.5, np.float32)
+    distribution: Any = model.policy.get_distribution(torch.from_numpy(observations)).distribution
+    probs = distribution.probs
+    np.testing.assert_allclose(model.make_actor().action_probs(observations), probs.detach().numpy(), rtol=1e-5)
+
+
+def test_the_fast_learner_leaves_the_gradients_that_autograd_leaves() -> None:
+    fast, slow = build_plain(), build_plain()
+    slow._uses_fast_path = False
+    for model in (fast, slow):
+        model.learn(64)
+    for p, q in zip(fast.policy.parameters(), slow.policy.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-2, atol=1e-5)
+
+
+def replace_head(policy: Any) -> None:
+    policy.action_net = torch.nn.Linear(8, 2)
+
+
+def replace_activation(policy: Any) -> None:
+    policy.mlp_extractor.policy_net[1] = torch.nn.ReLU()
+
+
+def replace_hidden_layers(policy: Any) -> None:
+    policy.mlp_extractor.policy_net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.GELU())
+
+
+def append_a_layer(policy: Any) -> None:
+    policy.mlp_extractor.policy_net.append(torch.nn.Linear(8, 8))
+
+
+def tie_weights(policy: Any) -> None:
+    policy.mlp_extractor.value_net[0].weight = policy.mlp_extractor.policy_net[0].weight
+
+
+def share_hidden_layers(policy: Any) -> None:
+    policy.mlp_extractor.value_net = policy.mlp_extractor.policy_net
+
+
+def normalize_spectrally(policy: Any) -> None:
+    torch.nn.utils.parametrizations.spectral_norm(policy.action_net)
+
+
+def normalize_weights_the_old_way(policy: Any) -> None:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        torch.nn.utils.weight_norm(policy.action_net)
+
+
+def replace_a_method(policy: Any) -> None:
+    own = policy.action_net.forward
+    policy.action_net.forward = lambda x: 3.0 * own(x) + 0.5
+
+
+CHANGES = [
+    *(replace_head, replace_activation, replace_hidden_layers, append_a_layer, tie_weights, share_hidden_layers),
+    *(normalize_spectrally, normalize_weights_the_old_way, replace_a_method),
+]
+
+
+@pytest.fixture(params=CHANGES, ids=lambda change: change.__name__)
+def changed(request: pytest.FixtureRequest) -> GRPO:
+    model = build_plain()
+    model.learn(64)  # with moments of the layers before
+    request.param(model.policy)
+    return model
+
+
+def test_changed_layers_act_and_learn_as_they_are(changed: GRPO) -> None:
+    before = {name: p.detach().clone() for name, p in changed.policy.named_parameters()}
+    assert abs(measure_first_kl(changed)) < 1e-5
+    same = [name for name, p in changed.policy.named_parameters() if torch.equal(p, before[name])]
+    assert not same, "every layer that the policy has now is trained"
+    trained = {id(p) for group in changed.policy.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in changed.policy.parameters()}
+
+
+def test_changed_layers_come_back_into_layers_changed_alike() -> None:
+    model = build_plain()
+    replace_hidden_layers(model.policy)
+    model.learn(64)
+    with pytest.raises(ValueError, match=r"change its layers as before, and call model\.set_parameters\(path\)"):
+        reload(model)
+    other = build_plain(seed=1)
+    replace_hidden_layers(other.policy)
+    with pytest.raises(ValueError, match=r"the weights of the file are not those of this policy.*in the policy; build"):
+        build_plain().set_parameters(io.BytesIO(model.to_bytes()))  # type: ignore[arg-type]
+    other.set_parameters(io.BytesIO(model.to_bytes()))  # type: ignore[arg-type]
+    assert is_same(copy_weights(model), copy_weights(other))
+
+
+def test_frozen_parameters_stay_as_they_are_and_others_learn() -> None:
+    model = build_plain()
+    model.policy.mlp_extractor.requires_grad_(False)
+    before = copy_weights(model)
+    model.learn(64)
+    after = copy_weights(model)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) == name.startswith("mlp_extractor"), name
+
+
+def test_a_compiled_policy_is_the_policy() -> None:
+    model, plain = build_plain(), build_plain()
+    model.policy = torch.compile(model.policy, backend="eager")  # type: ignore[assignment]
+    for one in (model, plain):
+        one.learn(64)
+    loaded = reload(model)
+    assert is_same(copy_weights(plain), copy_weights(loaded))
+    model.predict(np.zeros(4, np.float32))
+
+
+def test_compiled_layers_are_those_layers() -> None:
+    model = build_plain()
+    hidden: Any = model.policy.mlp_extractor
+    hidden.policy_net = torch.compile(hidden.policy_net, backend="eager")
+    assert abs(measure_first_kl(model)) < 1e-6
+    shown = np.zeros((1, 4), np.float32)
+    np.testing.assert_array_equal(
+        reload(model).predict(shown, deterministic=True)[0], model.predict(shown, deterministic=True)[0]
+    )
+
+
+def test_a_policy_with_state_dependent_exploration_is_refused() -> None:
+    class Exploring(ActorCriticPolicy):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "use_sde": True})
+
+    with pytest.raises(ValueError, match=r"use_sde=True is not allowed: .* build Exploring without it"):
+        build(MatchEnv(action_space=ACTION_SPACES["box"]), policy=Exploring, policy_kwargs={})
+
+
+def test_a_reference_policy_of_an_own_policy_is_a_copy() -> None:
+    model = build(policy_kwargs=OWN_KWARGS, kl_coef=0.5)
+    model.learn(32)
+    assert model.logger.name_to_value["train/kl_ref"] > 0.0
