@@ -87,7 +87,8 @@ class GRPO(SavedAlgorithm):
     follows a branch. The policy then takes PPO's clipped step (https://arxiv.org/abs/1707.06347), and the next
     anchor is a random step of a random branch.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or the class that one stands for.
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, the class that one stands for, or a
+        subclass of your own.
     :param env: A Gymnasium id, environment, or vectorised environment (``DummyVecEnv``, or ``SubprocVecEnv`` made with
         ``wrapper_class=RestorableWrapper``; in them ``VecNormalize``, ``VecFrameStack`` and the like).
     :param learning_rate: Step size of Adam; a float or a function of the remaining progress (from 1 to 0).
@@ -105,8 +106,9 @@ class GRPO(SavedAlgorithm):
     :param stats_window_size: Episodes averaged in ``rollout/ep_rew_mean``.
     :param tensorboard_log: Folder for TensorBoard files; None writes none.
     :param policy_kwargs: Arguments of SB3's policies: ``net_arch``, ``activation_fn``, ``ortho_init``,
-        ``log_std_init``, ``share_features_extractor``, ``features_extractor_kwargs``, ``normalize_images``,
-        ``optimizer_class``, ``optimizer_kwargs``.
+        ``log_std_init``, ``share_features_extractor``, ``features_extractor_class``, ``features_extractor_kwargs``,
+        ``normalize_images``, ``optimizer_class``, ``optimizer_kwargs``. Layers that are not SB3's own, or that were
+        changed after construction, act and learn through torch, which is slower.
     :param verbose: 0 silent, 1 tables, 2 debugging.
     :param seed: Seed of this model's own generators and of the environments; None draws a fresh one. No
         process-wide generator is seeded, so models in several threads stay reproducible.
@@ -134,7 +136,8 @@ class GRPO(SavedAlgorithm):
     :param bootstrap_value: Whether a branch that the horizon or a time limit cut is credited with the value network's
         estimate of what would have followed. Needed by the baselines that use the value network.
     :param vf_lr_factor: Step size of the value network in multiples of ``learning_rate``. Returns are often hundreds
-        large; at the policy's own pace the value network would still be far from them when the policy needs it.
+        large; at the policy's own pace the value network would still be far from them when the policy needs it. An
+        optimizer that you put in place of the model's has it only for groups of the value network's parameters alone.
     :param restart_probability: How often, in [0, 1], a group starts a new episode although the last one could go on.
         Early states are then seen more often, late ones less. Episode groups always do.
     :param common_random_numbers: Whether the members of a group meet the same noise of the environment, as those that
