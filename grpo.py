@@ -40,7 +40,7 @@ from grpo_core.options.policy_kwargs import (
     check_policy_fits,
     check_policy_kwargs,
     get_policy_name,
-    list_own_parts,
+    network_to_json,
 )
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.copies import reduce_model, restore_model
@@ -69,7 +69,7 @@ from grpo_core.update.policies import (
     predict_masked,
 )
 from grpo_core.update.seeding import borrow_torch_generator
-from grpo_core.update.structure import is_learning_watched, read_structure
+from grpo_core.update.structure import StructureCheck, is_learning_watched
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
@@ -87,7 +87,8 @@ class GRPO(SavedAlgorithm):
     follows a branch. The policy then takes PPO's clipped step (https://arxiv.org/abs/1707.06347), and the next
     anchor is a random step of a random branch.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or the class that one stands for.
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, the class that one stands for, or a
+        subclass of your own.
     :param env: A Gymnasium id, environment, or vectorised environment (``DummyVecEnv``, or ``SubprocVecEnv`` made with
         ``wrapper_class=RestorableWrapper``; in them ``VecNormalize``, ``VecFrameStack`` and the like).
     :param learning_rate: Step size of Adam; a float or a function of the remaining progress (from 1 to 0).
@@ -105,8 +106,9 @@ class GRPO(SavedAlgorithm):
     :param stats_window_size: Episodes averaged in ``rollout/ep_rew_mean``.
     :param tensorboard_log: Folder for TensorBoard files; None writes none.
     :param policy_kwargs: Arguments of SB3's policies: ``net_arch``, ``activation_fn``, ``ortho_init``,
-        ``log_std_init``, ``share_features_extractor``, ``features_extractor_kwargs``, ``normalize_images``,
-        ``optimizer_class``, ``optimizer_kwargs``.
+        ``log_std_init``, ``share_features_extractor``, ``features_extractor_class``, ``features_extractor_kwargs``,
+        ``normalize_images``, ``optimizer_class``, ``optimizer_kwargs``. Layers that are not SB3's own, or that were
+        changed after construction, act and learn through torch, which is slower.
     :param verbose: 0 silent, 1 tables, 2 debugging.
     :param seed: Seed of this model's own generators and of the environments; None draws a fresh one. No
         process-wide generator is seeded, so models in several threads stay reproducible.
@@ -134,7 +136,8 @@ class GRPO(SavedAlgorithm):
     :param bootstrap_value: Whether a branch that the horizon or a time limit cut is credited with the value network's
         estimate of what would have followed. Needed by the baselines that use the value network.
     :param vf_lr_factor: Step size of the value network in multiples of ``learning_rate``. Returns are often hundreds
-        large; at the policy's own pace the value network would still be far from them when the policy needs it.
+        large; at the policy's own pace the value network would still be far from them when the policy needs it. An
+        optimizer that you put in place of the model's has it only for groups of the value network's parameters alone.
     :param restart_probability: How often, in [0, 1], a group starts a new episode although the last one could go on.
         Early states are then seen more often, late ones less. Episode groups always do.
     :param common_random_numbers: Whether the members of a group meet the same noise of the environment, as those that
@@ -285,8 +288,9 @@ class GRPO(SavedAlgorithm):
         self.policy = self.policy.to(self.device)
         # The policy and the value network each have their own step size in one optimizer.
         self._parameter_groups = ParameterGroups(self.policy, self.lr_schedule(1))
-        self._built_structure = read_structure(self.policy)
-        self._has_own_parts = bool(list_own_parts(self.policy_kwargs, policy_class))
+        self._structure = StructureCheck(self.policy)
+        self._network = network_to_json(self.policy_kwargs, policy_class)
+        self._has_own_parts = "own_parts" in self._network
         # Asked only now: the actor's copy of the network stays right, whatever a user changes later.
         self._reads_values_fast = self._uses_fast_path and self._has_known_layers() and fast.is_plain_mlp(self.policy)
         if simulators is not None and self.env is not None:
@@ -425,7 +429,7 @@ class GRPO(SavedAlgorithm):
         normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
-        sweep = self._sweep = Sweep(rollout, self._actor, env.num_envs, self.device)
+        sweep = Sweep(rollout, self._actor, env.num_envs, self.device, self._collector.list_places)
         seen = share_locals(callback)
         seen.compute_from(sweep)
         seen |= {"self": self, "env": env, "callback": callback}
@@ -434,10 +438,10 @@ class GRPO(SavedAlgorithm):
 
         def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
             self.num_timesteps += n_steps
-            sweep.list_places, self._is_sweep_over = self._collector.list_places, False
+            self._sweep, self._is_sweep_over = sweep, False
             if self._vec_monitor is not None:
                 self._vec_monitor.n_steps_taken += n_steps
-            if dones.any():
+            if 1 in dones.tobytes():  # many times as fast as any()
                 self._describe_ends(infos, dones)
             seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(sweeps)})
             callback.update_locals(seen)

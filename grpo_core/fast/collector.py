@@ -1,7 +1,6 @@
 """Play groups by stepping all their branches at once: the same rollouts to the bit, but faster."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -56,6 +55,12 @@ class BatchedCollector(GroupCollector):
     ) -> None:
         super().__init__(bank, observation_space, plan)
         self._simulators = simulators
+        # Step, places of all branches, and the pairs of environment and branch of the latest sweep.
+        self._latest: tuple[int, Places, Sequence[tuple[int, int]]] = (0, np.zeros((0, 2), np.int64), ())
+
+    def list_places(self) -> list[SteppedPlace]:
+        t, places, sweep = self._latest
+        return [(env_index, (t, *places[i].tolist())) for env_index, i in sweep]
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, AnchorState]:
         starts = self._bank.reset(seeds)
@@ -139,7 +144,7 @@ class BatchedCollector(GroupCollector):
     ) -> bool:
         n_envs, all_rewards = self._bank.n_envs, outcomes.rewards.tolist()
         for sweep in live.sweeps:
-            self.list_places = partial(_list_places, t, live.places, sweep)
+            self._latest = t, live.places, sweep
             infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
             dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
             for env_index, i in sweep:
@@ -147,10 +152,6 @@ class BatchedCollector(GroupCollector):
             if not on_sweep(infos, dones, rewards, len(sweep)):
                 return False
         return True
-
-
-def _list_places(t: int, places: Places, sweep: Sequence[tuple[int, int]]) -> list[SteppedPlace]:
-    return [(env_index, (t, *places[i].tolist())) for env_index, i in sweep]
 
 
 def make_batched_collector(

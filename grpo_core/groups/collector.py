@@ -118,8 +118,7 @@ class GroupCollector:
         self._groups: list[_Group] = []
         self._n_steps_taken = [0] * bank.n_envs
         self._has_cut = False
-        #: Returns where in the rollout the steps of the latest sweep are.
-        self.list_places: Callable[[], Sequence[SteppedPlace]] = list
+        self._places: list[SteppedPlace] = []
 
     def restart(self) -> None:
         """Forget the anchor states: the next rollout begins with new episodes."""
@@ -168,6 +167,10 @@ class GroupCollector:
             if group.kept is not None:  # now, since reward functions replace the environment's rewards later
                 group.kept_episode = self.count_episode(rollout, (group.kept_t, group.index, group.kept_branch))
         return True
+
+    def list_places(self) -> list[SteppedPlace]:
+        """List where in the rollout the steps of the latest sweep are."""
+        return self._places
 
     def count_episode(self, rollout: GroupRollout, place: tuple[int, int, int]) -> tuple[float, int]:
         """Return what an episode had earned after a step, in the environment's own reward, and its length then.
@@ -282,8 +285,7 @@ class GroupCollector:
             needs_state = self._draw_kept(branch, rng) or (self._advances_in_step and not is_last)
             orders[branch.group.env_index] = Order(action, branch.state, needs_state)
         outcomes = self._bank.step(orders)
-        places = [(branch.group.env_index, (branch.t, branch.group.index, branch.index)) for branch, _ in sweep]
-        self.list_places = places.copy
+        self._places = [(branch.group.env_index, (branch.t, branch.group.index, branch.index)) for branch, _ in sweep]
         n_envs = self._bank.n_envs
         infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
         dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)

@@ -31,12 +31,19 @@ class Sweep:
     :param actor: Who acts in it.
     :param n_envs: Number of environments.
     :param device: Where SB3 would have its tensors.
+    :param list_places: Returns where the steps of the latest sweep are.
     """
 
-    def __init__(self, rollout: GroupRollout, actor: PolicyActor, n_envs: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        rollout: GroupRollout,
+        actor: PolicyActor,
+        n_envs: int,
+        device: torch.device,
+        list_places: Callable[[], Sequence[SteppedPlace]],
+    ) -> None:
         self._rollout, self._actor, self._n_envs, self._device = rollout, actor, n_envs, device
-        #: Returns where the steps of the sweep are.
-        self.list_places: Callable[[], Sequence[SteppedPlace]] = list
+        self._list_places = list_places
         self.computed: Mapping[str, Callable[[], Any]] = {
             "obs_tensor": lambda: to_tensors(self.get_observations(), device),
             "actions": lambda: self._rollout.actions[self._get_rows()],
@@ -56,7 +63,7 @@ class Sweep:
         return self._normalize(self._rollout.next_observations[self._get_rows()])
 
     def _get_rows(self) -> tuple[list[int], ...]:
-        stepped = dict(self.list_places())
+        stepped = dict(self._list_places())
         places = [stepped.get(i) or self._find_latest(i) for i in range(self._n_envs)]
         t, groups, branches = ([place[axis] for place in places] for axis in range(3))
         return t, groups, branches
@@ -70,7 +77,7 @@ class Sweep:
 
     def _get_step_mask(self) -> npt.NDArray[np.bool_]:
         step_mask = np.zeros(self._n_envs, np.bool_)
-        step_mask[[i for i, _ in self.list_places()]] = True
+        step_mask[[i for i, _ in self._list_places()]] = True
         return step_mask
 
     def _compute_values(self) -> npt.NDArray[np.float32]:
@@ -91,14 +98,18 @@ class SweepLocals(dict[str, Any]):
         super().__init__(entries)
         self._computed: Mapping[str, Callable[[], Any]] = {}
         self._unread: dict[str, Any] = {}
+        self._was_read = False
 
     def compute_from(self, sweep: Sweep) -> None:
         """Take what is not known from a sweep, which may move on."""
         self._computed, self._unread = sweep.computed, dict.fromkeys(sweep.computed, _LATER)
+        super().update(self._unread)
 
     def move_on(self, entries: Mapping[str, Any]) -> None:
         """Forget what was computed of the last sweep, and take what is known of the next."""
-        super().update(self._unread)
+        if self._was_read:
+            super().update(self._unread)
+            self._was_read = False
         super().update(entries)
 
     # Without this one, dict() and a plain dict's update() would copy the placeholders.
@@ -109,7 +120,7 @@ class SweepLocals(dict[str, Any]):
         value = super().__getitem__(name)
         if value is _LATER:
             value = self._computed[name]()
-            self[name] = value
+            self[name], self._was_read = value, True
         return value
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -117,7 +128,7 @@ class SweepLocals(dict[str, Any]):
 
     def pop(self, name: str, *default: Any) -> Any:
         if name in self:
-            self[name] = self[name]
+            self[name], self._was_read = self[name], True
         return super().pop(name, *default)
 
     def setdefault(self, name: str, default: Any = None) -> Any:
@@ -134,8 +145,9 @@ class SweepLocals(dict[str, Any]):
         return dict(self)
 
     def update(self, /, *others: Any, **entries: Any) -> None:
-        # A callback updates its locals by what it is handed, which is this very object.
-        super().update(*(other for other in others if other is not self), **entries)
+        if others and others[0] is self:
+            return  # a callback updates its locals by what it is handed, which is this very object
+        super().update(*others, **entries)
 
 
 def share_locals(callback: BaseCallback) -> SweepLocals:

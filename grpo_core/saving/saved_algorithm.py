@@ -12,7 +12,6 @@ from grpo_core import __version__
 from grpo_core.actor.actor import Actor, PolicyActor
 from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.groups.normalization import Normalizer
-from grpo_core.options.policy_kwargs import network_to_json
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving import model_file
 from grpo_core.saving.model_state import (
@@ -32,7 +31,7 @@ from grpo_core.saving.model_state import (
 )
 from grpo_core.update.optimizers import ParameterGroups
 from grpo_core.update.policies import copy_policy
-from grpo_core.update.structure import Structure, is_forward_watched, read_structure, unwrap_compiled
+from grpo_core.update.structure import StructureCheck, is_forward_watched
 from grpo_core.update.torch_actor import TorchActor
 
 
@@ -41,9 +40,11 @@ class SavedAlgorithm(OnPolicyAlgorithm):
 
     rng: np.random.Generator
     reward_function: RewardFunction | Any
-    #: The policy's layers as they were built, whether some of them are of the user's own make, and its parameters.
-    _built_structure: Structure
+    #: The policy's layers as they were built, whether some of them are of the user's own make, how a file describes
+    #: them, and their parameters.
+    _structure: StructureCheck
     _has_own_parts: bool
+    _network: dict[str, Any]
     _parameter_groups: ParameterGroups
     #: The file that the model came from.
     _loaded: model_file.ModelContent | None = None
@@ -155,14 +156,14 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         return Actor.from_weights(
             self.observation_space,
             self.action_space,
-            network_to_json(self.policy_kwargs, type(unwrap_compiled(self.policy))),
+            self._network,
             get_weights(self.policy),
             self._freeze_observation_statistics(),
         )
 
     def _has_built_layers(self) -> bool:
         """Tell whether the policy has the layers that it was built with."""
-        return read_structure(self.policy) == self._built_structure
+        return self._structure.is_as_built(self.policy)
 
     def _has_known_layers(self) -> bool:
         """Tell whether the policy has the layers that SB3 builds, and none other."""

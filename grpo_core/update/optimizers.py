@@ -8,6 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from grpo_core.options.checks import refuse
 from grpo_core.options.policy_kwargs import needs_closure
 from grpo_core.update.policies import split_parameters
+from grpo_core.update.structure import list_parameters
 
 # The policy's parameters, and the value network's.
 Parts = tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]
@@ -73,7 +74,7 @@ class ParameterGroups:
 
 
 def _list_ids(policy: ActorCriticPolicy) -> tuple[Any, ...]:
-    return tuple([(id(p), p.requires_grad) for p in policy.parameters()])
+    return tuple([(id(p), p.requires_grad) for p in list_parameters(policy)])
 
 
 def _is_built_as_by_sb3(policy: ActorCriticPolicy) -> bool:
@@ -90,9 +91,10 @@ def _is_built_as_by_sb3(policy: ActorCriticPolicy) -> bool:
 def _replace_parameters(optimizer: torch.optim.Optimizer, parts: Parts) -> None:
     """Let an optimizer train other parameters; it keeps the moments of those that stay."""
     groups = optimizer.param_groups
-    for group, parameters in zip(groups, parts if len(groups) > 1 else [parts[0] + parts[1]], strict=True):
+    # A user may have added groups behind them, for parameters of no layer of the policy.
+    for group, parameters in zip(groups, parts if len(groups) > 1 else [parts[0] + parts[1]], strict=False):
         group["params"] = parameters
-    present = {id(p) for parameters in parts for p in parameters}
+    present = {id(p) for group in groups for p in group["params"]}
     for p in [p for p in optimizer.state if id(p) not in present]:
         del optimizer.state[p]
 

@@ -14,8 +14,6 @@ from torch.optim import optimizer as torch_optimizers
 # What ``read_structure`` returns; equal where policies compute the same from equal weights.
 Structure = tuple[Any, ...]
 
-_FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 # Methods through which SB3 acts and learns. One that is set on an object replaces that of its class.
 _METHODS = frozenset(
     {
@@ -49,18 +47,71 @@ def read_structure(policy: ActorCriticPolicy) -> Structure:
             if parameter is not None:
                 own_name = names.setdefault(id(parameter), f"{name}.{key}")
                 parameters.append((key, own_name, parameter.shape, parameter.dtype))
-        replaced = not _METHODS.isdisjoint(layer.__dict__)
-        options = "" if parameters or layer._modules else layer.extra_repr()
-        rows.append((name, type(layer), replaced, options, parameters, list(layer._buffers)))
+        rows.append((name, type(layer), *_read_options(layer), parameters, list(layer._buffers)))
         stack.extend((f"{name}.{key}", child) for key, child in layer._modules.items() if child is not None)
     return tuple(rows)
 
 
+class StructureCheck:
+    """Tells whether a policy still has the layers that it was built with, many times as fast as reading them.
+
+    :param policy: The policy as it was built.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self._built = read_structure(policy)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._key: list[Any] = []
+        self._kept: list[torch.nn.Module] = []
+        self._answer = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_built": self._built}  # a copy has layers of its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def is_as_built(self, policy: ActorCriticPolicy) -> bool:
+        """Tell whether the policy computes what it was built to compute."""
+        layers = list_layers(policy)
+        key: list[Any] = [
+            (id(layer), type(layer), [*map(id, layer._parameters.values())], *_read_options(layer)) for layer in layers
+        ]
+        key.append((type(policy.action_dist), policy.share_features_extractor, policy.normalize_images))
+        if key != self._key:
+            # The layers are kept, lest others have their ids later.
+            self._key, self._kept = key, [*layers, *policy.parameters()]  # type: ignore[list-item]
+            self._answer = read_structure(policy) == self._built
+        return self._answer
+
+
+def _read_options(layer: torch.nn.Module) -> tuple[bool, str]:
+    """Return whether methods of a layer are replaced, and the options of one without parameters, as in LeakyReLU."""
+    options = "" if layer._parameters or layer._modules else layer.extra_repr()
+    return not _METHODS.isdisjoint(layer.__dict__), options
+
+
+def list_layers(policy: Any) -> list[torch.nn.Module]:
+    """List a policy and all layers inside it, many times as fast as ``modules()``; shared ones occur repeatedly."""
+    layers: list[Any] = [policy]
+    for layer in layers:
+        layers.extend(child for child in layer._modules.values() if child is not None)
+    return layers
+
+
+def list_parameters(policy: Any) -> list[torch.nn.Parameter]:
+    """List the parameters of all layers, many times as fast as ``parameters()``; shared ones occur repeatedly."""
+    return [p for layer in list_layers(policy) for p in layer._parameters.values() if p is not None]
+
+
 def is_forward_watched(policy: ActorCriticPolicy) -> bool:
     """Tell whether a forward pass calls hooks, which may see or change what the policy computes."""
-    return _has_hooks(policy, _FORWARD_HOOKS) or bool(
-        torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks
-    )
+    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+        return True
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in list_layers(policy))
 
 
 def is_learning_watched(policy: ActorCriticPolicy) -> bool:
@@ -78,14 +129,4 @@ def is_learning_watched(policy: ActorCriticPolicy) -> bool:
     parameters: list[Any] = [p for group in optimizer.param_groups for p in group["params"]]
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
         return True
-    return _has_hooks(policy, _BACKWARD_HOOKS)
-
-
-def _has_hooks(policy: ActorCriticPolicy, kinds: tuple[str, ...]) -> bool:
-    stack: list[Any] = [policy]
-    while stack:
-        layer = stack.pop()
-        if any(getattr(layer, kind) for kind in kinds):
-            return True
-        stack.extend(child for child in layer._modules.values() if child is not None)
-    return False
+    return any(layer._backward_hooks or layer._backward_pre_hooks for layer in list_layers(policy))

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from stable_baselines3 import PPO
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from grpo import GRPO
 from grpo_core.saving import model_file
@@ -122,6 +123,13 @@ class TestUploading:
         assert (settings.models_dir / "m.zip").read_bytes() == contents[0]
         answer = client.post("/inference", json={"model_name": "m", "observation": [0.1, 0.0, 0.05, 0.0]})
         assert answer.status_code == 200
+
+    def test_a_policy_with_layers_of_its_authors_own_is_refused(self, client: TestClient) -> None:
+        extractor = type("Features", (FlattenExtractor,), {})
+        model = make_model("CartPole-v1", policy_kwargs={"features_extractor_class": extractor})
+        detail = get_detail(upload(client, model.to_bytes()), 400)
+        assert "features_extractor_class=Features" in detail
+        assert "Load it in Python, with GRPO.load(path, ...)" in detail
 
     @pytest.mark.parametrize("content_type", ["application/zip", "application/octet-stream", "Application/ZIP; x=1"])
     def test_either_type_is_taken(self, client: TestClient, contents: list[bytes], content_type: str) -> None:
