@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from grpo_core.actor.actor import Actor
 from grpo_core.simulators.action_masks import get_action_masks, sample_action
+from grpo_core.simulators.flags import read_success
 from grpo_core.spaces import is_image_space
 
 # Takes an observation and the flags of the allowed actions (None allows all), and returns an action.
@@ -30,7 +31,7 @@ class Episode(NamedTuple):
 
     :param reward: Sum of the environment's own rewards.
     :param n_steps: Steps taken.
-    :param is_success: The ``is_success`` entry of the last info; None if there is none.
+    :param is_success: The ``is_success`` entry of the last info; None if there is none, or it is None or NaN.
     """
 
     reward: float
@@ -119,6 +120,7 @@ def play_episode(
     :param seed: Seed of the reset.
     :param max_steps: Largest number of steps; a longer episode is cut.
     :param on_step: Called after the reset and after every step; an exception it raises ends the episode.
+    :raises InvalidEnvironmentError: If ``is_success`` is there but says neither yes nor no.
     """
     observation, _ = env.reset(seed=seed)
     on_step()
@@ -128,8 +130,7 @@ def play_episode(
         observation, step_reward, terminated, truncated, info = env.step(policy(observation, get_action_masks(env)))
         reward, n_steps, over = reward + float(step_reward), n_steps + 1, bool(terminated or truncated)
         on_step()
-    success = info.get("is_success")
-    return Episode(reward, n_steps, None if success is None else bool(success))
+    return Episode(reward, n_steps, read_success(info))
 
 
 def play_episodes(
