@@ -10,8 +10,9 @@ import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from grpo_core.spaces import UnsupportedSpaceError, check_action_space, check_observation_space
-from service.errors import InvalidRequestError, describe_error
+from grpo_core.simulators.first_calls import InvalidEnvironmentError, try_out
+from grpo_core.spaces import UnsupportedSpaceError, check_spaces
+from service.errors import InvalidRequestError, describe_error, printable
 
 
 def build_env(env_name: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
@@ -43,9 +44,25 @@ def build_vec_env(env_name: str, n_envs: int) -> DummyVecEnv:
 def _build_monitored_env(env_name: str) -> Monitor[Any, Any]:
     env = build_env(env_name)
     try:
-        check_observation_space(env.observation_space)
-        check_action_space(env.action_space)
+        check_spaces(env)
     except UnsupportedSpaceError as error:
         env.close()
         raise InvalidRequestError(f"env_name '{env_name}' cannot be trained: {error}") from error
     return Monitor(env)
+
+
+def try_methods(env_name: str, env: gym.Env[Any, Any]) -> None:
+    """Reset an environment and take a step, to check what its methods return; it must be reset afterwards.
+
+    :raises InvalidRequestError: If one fails, or returns what it must not.
+    """
+    try:
+        try_out(env)
+    except InvalidEnvironmentError as error:
+        raise InvalidRequestError(f"env_name '{env_name}' cannot be trained: {error}") from error
+    except (Exception, SystemExit) as error:  # foreign code may raise anything
+        notes = " ".join(getattr(error, "__notes__", []))
+        raise InvalidRequestError(
+            f"env_name '{env_name}' failed when it was tried out ({describe_error(error)}). {printable(notes)} Fix it, "
+            "and start the server anew if it has imported the module."
+        ) from error

@@ -16,7 +16,7 @@ from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
 from grpo_core.options.presets import Preset, get_preset
 from grpo_core.simulators.bank import find_obstacle
-from service.environments.build import build_vec_env
+from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
 from service.schemas.training import Normalization, TrainConfig, TrainRequest
@@ -60,6 +60,7 @@ def settle_request(named: NamedRequest, progress: Progress) -> bytes:
     defaults = _list_defaults(rewards) if preset is None else _list_preset_defaults(preset)
     env = build_vec_env(request.env_name, 1)
     try:
+        try_methods(request.env_name, env.envs[0])
         settled = _settle(env, {**defaults, **given, **identity}, given, defaults, rewards.functions)
     except (InvalidRequestError, ValueError) as error:
         filled_in = {name for name, value in defaults.items() if value is not None} - given.keys()

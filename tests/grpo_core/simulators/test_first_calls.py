@@ -169,7 +169,7 @@ def test_what_trains_as_it_is_passes(first: Any, later: Any, space: spaces.Space
 
 def test_numbers_outside_the_bounds_cause_a_warning_alone() -> None:
     with pytest.warns(UserWarning, match=r"HandedOver.reset\(\) returned an observation outside the bounds of Box"):
-        call_reset(HandedOver((np.float32([0, 1.5]), INFO)), seed=0)
+        call_reset(HandedOver((np.array([0, 1.5], np.float32), INFO)), seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call_reset(HandedOver((np.array([0, 1 + 1e-9]), INFO)), seed=0)

@@ -462,8 +462,19 @@ class TestGroupModes:
                 raise RuntimeError("broken at /home/someone")
 
         detail = refuse(env_name=register_env(BrokenEnv))
-        assert "failed while its steps were tried out (RuntimeError)" in detail
+        assert "tried out (RuntimeError: broken at <path>). BrokenEnv.reset(seed=0) raised it" in detail
         assert "/home" not in detail
+
+    def test_an_environment_that_returns_what_it_must_not_is_refused_before_a_job_exists(
+        self, register_env: RegisterEnv
+    ) -> None:
+        class OldEnv(LineEnv):
+            def step(self, action: Any) -> Any:
+                return super().step(action)[:4]
+
+        for group_mode in ("auto", "episode"):
+            detail = refuse(env_name=register_env(OldEnv, max_episode_steps=9), group_mode=group_mode)
+            assert "'Line-v0' cannot be trained: OldEnv.step() returned 4 values; it has to return five" in detail
 
     def test_global_random_generators_are_left_alone(self) -> None:
         def capture() -> list[Any]:
