@@ -5,9 +5,11 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.environments.env_kwargs import list_env_kwargs, to_plain
+from grpo_core.environments.wrappers import parse_wrappers, suggest_wrappers
 from grpo_core.simulators.bank import find_obstacle
 from grpo_core.spaces import UnsupportedSpaceError, check_spaces
-from service.environments.build import build_env, try_methods
+from service.environments.build import build_env, describe_wrappers, try_methods
 from service.schemas.environments import EnvironmentFacts
 from service.spaces import describe_space
 from service.workers.task import Progress
@@ -27,6 +29,8 @@ def inspect_environment(env_name: str, progress: Progress) -> bytes:
         facts = EnvironmentFacts(
             observation_space=describe_space(env.observation_space),
             action_space=describe_space(env.action_space),
+            env_kwargs=_list_env_kwargs(env_name),
+            wrappers=parse_wrappers(suggest_wrappers(env)),
             render_modes=list_render_modes(env),
             **_check_training(env_name, env),
         )
@@ -42,11 +46,16 @@ def list_render_modes(env: gym.Env[Any, Any]) -> list[str]:
     return texts[:_MAX_RENDER_MODES]
 
 
+def _list_env_kwargs(env_name: str) -> dict[str, Any] | None:
+    known = list_env_kwargs(gym.spec(env_name))
+    return None if known is None else {name: to_plain(default) for name, default in known.items()}
+
+
 def _check_training(env_name: str, env: gym.Env[Any, Any]) -> dict[str, Any]:
     """Find out whether a policy can be trained in an environment, and what keeps groups from branching in it."""
     try:
         check_spaces(env)
     except UnsupportedSpaceError as error:
-        return {"is_trainable": False, "obstacle": str(error)}
+        return {"is_trainable": False, "obstacle": f"{error}{describe_wrappers(env)}"}
     try_methods(env_name, env)
     return {"is_trainable": True, "obstacle": find_obstacle(DummyVecEnv([lambda: env]))}

@@ -42,7 +42,7 @@ def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, prog
     :raises Exception: Whatever the environment or the reward function raises.
     """
     with ExitStack() as opened:
-        env = build_vec_env(config.env_name, config.n_envs)
+        env = build_vec_env(config.env_setup, config.n_envs)
         opened.callback(env.close)
         model = build_model(config, env, reward)
         # SB3's own logger would create a folder per training.
@@ -53,7 +53,7 @@ def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, prog
         model.after_minibatch = stop_rules.tick
         evaluator = None
         if config.eval_freq is not None:
-            evaluation_env = build_env(config.env_name)
+            evaluation_env = build_env(config.env_setup)
             opened.callback(evaluation_env.close)
             evaluator = EvaluationCallback(config, evaluation_env, stop_rules, progress)
         callbacks = [_ProgressCallback(stop_rules), evaluator]
@@ -66,7 +66,7 @@ def _choose_content(
     model: GRPO, config: TrainConfig, stop_rules: StopRules, evaluator: EvaluationCallback | None
 ) -> bytes:
     """Return the content of the model file: the best policy if the job keeps it, else the last one."""
-    provenance: dict[str, Any] = {"env_name": config.env_name, "config": config.model_dump()}
+    provenance: dict[str, Any] = {**config.env_setup._asdict(), "config": config.model_dump()}
     if evaluator is None:
         return model.to_bytes(**provenance, ended_by=stop_rules.ended_by or "total_timesteps")
     evaluator.evaluate_last()
@@ -108,8 +108,7 @@ def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
         return env
     norm_obs_keys, space = None, env.observation_space
     if config.normalize.norm_obs:
-        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-        keys = [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
+        keys = list_normalizable(space)
         if not keys:
             raise ValueError(
                 f"normalize is not allowed for observations of {space}: only a Box that is not an image can be "
@@ -117,6 +116,12 @@ def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
             )
         norm_obs_keys = keys if isinstance(space, spaces.Dict) else None
     return VecNormalize(env, gamma=config.gamma, norm_obs_keys=norm_obs_keys, **config.normalize.model_dump())
+
+
+def list_normalizable(space: spaces.Space[Any]) -> list[str]:
+    """List the keys of the observations that can be normalised; an empty key stands for observations without keys."""
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    return [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
 
 
 class _ProgressCallback(BaseCallback):
