@@ -59,7 +59,7 @@ def open_model(options: argparse.Namespace) -> tuple[ModelContent, EnvSetup]:
         raise UsageError(
             f"{options.model} cannot say how to make its environment: {error}; give --env-kwargs."
         ) from error
-    return content, EnvSetup(env_name, env_kwargs, wrappers)
+    return content, EnvSetup(str(env_name), env_kwargs, wrappers)
 
 
 def make_playable_env(setup: EnvSetup, actor: Actor, render_mode: str | None = None) -> gym.Env[Any, Any]:

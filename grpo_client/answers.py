@@ -416,6 +416,7 @@ class Environment(Answer):
     reward_threshold: float | None
     env_kwargs: Mapping[str, Any] | None
     wrappers: tuple[Mapping[str, Any], ...]
+    preset_name: str | None
     preset: Mapping[str, Any] | None
     default_reward_function: str
     reward_functions: tuple[str, ...]

@@ -107,6 +107,7 @@ class Catalogue:
             group_mode=mode if facts.is_trainable else None,
             env_kwargs=facts.env_kwargs,
             wrappers=facts.wrappers,
+            preset_name=facts.general_preset if preset is None else env_name,
             preset=None if preset is None else {**own, "normalize": preset.normalize, **preset.arguments},
             default_reward_function=get_default_reward(env_name),
             reward_functions=[ENVIRONMENT_REWARD, *self._list_fitting(env_name)],

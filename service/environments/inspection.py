@@ -7,6 +7,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.env_kwargs import list_env_kwargs, to_plain
 from grpo_core.environments.wrappers import parse_wrappers, suggest_wrappers
+from grpo_core.options.presets import choose_general_preset
 from grpo_core.simulators.bank import find_obstacle
 from grpo_core.spaces import UnsupportedSpaceError, check_spaces
 from service.environments.build import build_env, describe_wrappers, try_methods
@@ -56,6 +57,8 @@ def _check_training(env_name: str, env: gym.Env[Any, Any]) -> dict[str, Any]:
     try:
         check_spaces(env)
     except UnsupportedSpaceError as error:
-        return {"is_trainable": False, "obstacle": f"{error}{describe_wrappers(env)}"}
+        return {"is_trainable": False, "obstacle": f"{error}{describe_wrappers(env)}", "general_preset": None}
     try_methods(env_name, env)
-    return {"is_trainable": True, "obstacle": find_obstacle(DummyVecEnv([lambda: env]))}
+    obstacle = find_obstacle(DummyVecEnv([lambda: env]))
+    preset = choose_general_preset(env.observation_space, env.action_space, obstacle is None)
+    return {"is_trainable": True, "obstacle": obstacle, "general_preset": preset}

@@ -38,6 +38,7 @@ class EnvironmentFacts(BaseModel):
     obstacle: str | None
     env_kwargs: dict[str, Any] | None
     wrappers: list[dict[str, Any]]
+    general_preset: str | None
     render_modes: list[str]
 
 
@@ -60,6 +61,9 @@ class EnvironmentDescription(BaseModel):
     )
     wrappers: list[dict[str, Any]] = Field(
         description="Wrappers that make it fit, where its spaces do not; `POST /train` takes them as they are."
+    )
+    preset_name: str | None = Field(
+        description="The preset that `POST /train` takes for its own reward; null if it cannot be trained in."
     )
     preset: dict[str, Any] | None = Field(description="Settings tuned on it, which `POST /train` fills in.")
     default_reward_function: str
