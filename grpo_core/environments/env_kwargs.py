@@ -41,25 +41,25 @@ def check_env_kwargs(env_kwargs: Mapping[str, Any]) -> None:
     :raises ValueError: If a name or a value is not; the message says which, the rule and the remedy.
     """
     if len(env_kwargs) > _MAX_ARGUMENTS:
-        raise ValueError(f"env_kwargs has {len(env_kwargs)} entries; at most {_MAX_ARGUMENTS} are taken")
+        raise ValueError(f"it has {len(env_kwargs)} entries; at most {_MAX_ARGUMENTS} are taken")
     for name, value in env_kwargs.items():
         _check_name(name)
         _check_value(name, value, _MAX_DEPTH)
     if sum(map(_count_values, env_kwargs.values())) > _MAX_VALUES:
-        raise ValueError(f"env_kwargs holds more than {_MAX_VALUES} values; send fewer")
+        raise ValueError(f"it holds more than {_MAX_VALUES} values; send fewer")
     steps = env_kwargs.get("max_episode_steps", 1)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"env_kwargs: max_episode_steps={steps!r} must be a whole number of at least 1")
+        raise ValueError(f"max_episode_steps={steps!r} must be a whole number of at least 1")
 
 
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not name.isascii() or not name.isidentifier() or len(name) > 64:
         raise ValueError(f"env_kwargs: {name!r:.80} is no name of an argument; use a Python identifier")
     if name in _RESERVED:
-        raise ValueError(f"env_kwargs: {name!r} is not taken, since {_RESERVED[name]}; leave it out")
+        raise ValueError(f"{name!r} is not taken, since {_RESERVED[name]}; leave it out")
     if name.startswith("_") or (name not in _SAFE_NAMES and set(name.lower().split("_")) & _UNSAFE_PARTS):
         raise ValueError(
-            f"env_kwargs: {name!r} is not taken, since it may name a file, an address or code; register an environment "
+            f"{name!r} is not taken, since it may name a file, an address or code; register an environment "
             "of your own with it, in a module of --env-module"
         )
 
@@ -67,7 +67,7 @@ def _check_name(name: Any) -> None:
 def _check_value(name: str, value: Any, depth_left: int) -> None:
     if isinstance(value, list | tuple | dict):
         if depth_left == 0:
-            raise ValueError(f"env_kwargs: {name!r} is nested more than {_MAX_DEPTH} deep; flatten it")
+            raise ValueError(f"{name!r} is nested more than {_MAX_DEPTH} deep; flatten it")
         for key in value if isinstance(value, dict) else ():
             _check_name(key)
         for part in value.values() if isinstance(value, dict) else value:
@@ -75,13 +75,13 @@ def _check_value(name: str, value: Any, depth_left: int) -> None:
     elif isinstance(value, str):
         if not _WORD.fullmatch(value):
             raise ValueError(
-                f"env_kwargs: {name!r} holds {value!r:.80}; text may have letters, digits, spaces, _, + and - only, at "
+                f"{name!r} holds {value!r:.80}; text may have letters, digits, spaces, _, + and - only, at "
                 "most 64 of them: no path, address or name of a module"
             )
     elif not isinstance(value, bool | int | float | None):
-        raise ValueError(f"env_kwargs: {name!r} holds a {type(value).__name__}; send numbers, words, flags or lists")
+        raise ValueError(f"{name!r} holds a {type(value).__name__}; send numbers, words, flags or lists")
     elif value is not None and not abs(value) <= _MAX_NUMBER:  # false for NaN
-        raise ValueError(f"env_kwargs: {name!r} holds {value}; numbers go from -1e9 to 1e9")
+        raise ValueError(f"{name!r} holds {value}; numbers go from -1e9 to 1e9")
 
 
 def _count_values(value: Any) -> int:

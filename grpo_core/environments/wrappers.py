@@ -76,34 +76,34 @@ def parse_wrappers(wrappers: Any) -> list[Wrapper]:
     :raises ValueError: If one is unknown or an option does not fit; the message says which, the rule and the remedy.
     """
     if not isinstance(wrappers, list | tuple):
-        raise ValueError(f"wrappers must be a list of names or objects, not {wrappers!r:.80}")
+        raise ValueError(f"it must be a list of names or objects, not {wrappers!r:.80}")
     if len(wrappers) > MAX_WRAPPERS:
-        raise ValueError(f"wrappers has {len(wrappers)} entries; at most {MAX_WRAPPERS} are taken")
+        raise ValueError(f"it has {len(wrappers)} entries; at most {MAX_WRAPPERS} are taken")
     parsed = [_parse_wrapper(wrapper) for wrapper in wrappers]
     if any(wrapper["name"] == "normalize" for wrapper in parsed[:-1]):
-        raise ValueError("wrappers: 'normalize' must come last, and once: what is outside it would not be normalised")
+        raise ValueError("'normalize' must come last, and once: what is outside it would not be normalised")
     return parsed
 
 
 def _parse_wrapper(wrapper: Any) -> Wrapper:
     given = {"name": wrapper} if isinstance(wrapper, str) else wrapper
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-        raise ValueError(f'wrappers: {wrapper!r:.80} is neither a name nor an object such as {{"name": "flatten"}}')
+        raise ValueError(f'{wrapper!r:.80} is neither a name nor an object such as {{"name": "flatten"}}')
     name = given["name"]
     if name not in WRAPPERS:
         close = difflib.get_close_matches(name[:100], WRAPPERS, 1)
         hint = f"did you mean '{close[0]}'? " if close else ""
-        raise ValueError(f"wrappers: {name!r:.80} is unknown; {hint}choose among {', '.join(WRAPPERS)}")
+        raise ValueError(f"{name!r:.80} is unknown; {hint}choose among {', '.join(WRAPPERS)}")
     options = WRAPPERS[name][1]
     for option in given:
         if option != "name" and option not in options:
             takes = ", ".join(options) or "none"
-            raise ValueError(f"wrappers: '{name}' does not take {str(option)[:80]!r}; its options: {takes}")
+            raise ValueError(f"'{name}' does not take {str(option)[:80]!r}; its options: {takes}")
     parsed = {"name": name}
     for option, rule in options.items():
         parsed[option] = _parse_option(f"{name}: {option}", given.get(option, rule.default), rule)
     if "low" in parsed and not parsed["low"] < parsed["high"]:
-        raise ValueError(f"wrappers: '{name}' has low={parsed['low']} and high={parsed['high']}; low must be smaller")
+        raise ValueError(f"'{name}' has low={parsed['low']} and high={parsed['high']}; low must be smaller")
     return parsed
 
 
@@ -112,16 +112,16 @@ def _parse_option(where: str, value: Any, rule: _Option) -> Any:
     if isinstance(default, list):
         fits = isinstance(value, list | tuple) and 0 < len(value) <= _MAX_KEYS
         if not fits or not all(isinstance(key, str) and 0 < len(key) <= 100 for key in value):
-            raise ValueError(f"wrappers: {where}={value!r:.80} must be a list of 1 to {_MAX_KEYS} names")
+            raise ValueError(f"{where}={value!r:.80} must be a list of 1 to {_MAX_KEYS} names")
         return list(value)
     if isinstance(default, bool):
         if not isinstance(value, bool):
-            raise ValueError(f"wrappers: {where}={value!r:.80} must be true or false")
+            raise ValueError(f"{where}={value!r:.80} must be true or false")
         return value
     kind = "whole number" if isinstance(default, int) else "number"
     is_number = isinstance(value, int if isinstance(default, int) else int | float) and not isinstance(value, bool)
     if not is_number or not rule.least <= value <= rule.most:
-        raise ValueError(f"wrappers: {where}={value!r:.80} must be a {kind} from {rule.least:g} to {rule.most:g}")
+        raise ValueError(f"{where}={value!r:.80} must be a {kind} from {rule.least:g} to {rule.most:g}")
     return type(default)(value)
 
 
@@ -224,6 +224,14 @@ def _add_time(env: Env) -> Env:
     return gym.wrappers.TimeAwareObservation(env, flatten=True, normalize_time=True)
 
 
+def _rescale_action(env: Env, low: float, high: float) -> Env:
+    space = env.action_space
+    if not isinstance(space, spaces.Box) or space.dtype.kind != "f" or not space.is_bounded():
+        raise ValueError("only a Box of floats with bounds can be rescaled; bound_action or round_action make one")
+    bounds = (np.full(space.shape, bound, space.dtype) for bound in (low, high))
+    return gym.wrappers.RescaleAction(env, *bounds)
+
+
 def _bound_action(env: Env, low: float, high: float) -> Env:
     space = env.action_space
     if not isinstance(space, spaces.Box):
@@ -255,7 +263,7 @@ _BUILDERS: Mapping[str, Callable[..., Env]] = {
     "resize": lambda env, height, width: gym.wrappers.ResizeObservation(env, (height, width)),
     "atari": _play_atari,
     "time_aware": _add_time,
-    "rescale_action": lambda env, low, high: gym.wrappers.RescaleAction(env, low, high),
+    "rescale_action": _rescale_action,
     "bound_action": _bound_action,
     "round_action": _round_action,
     "clip_reward": lambda env, low, high: gym.wrappers.ClipReward(env, low, high),

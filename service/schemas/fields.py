@@ -132,7 +132,7 @@ MaskBatch = Annotated[
 
 def _check_env_kwargs(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError("env_kwargs must be an object of arguments")
+        raise ValueError("it must be an object of arguments")
     check_env_kwargs(value)
     return value
 
