@@ -57,7 +57,7 @@ def open_model(options: argparse.Namespace) -> tuple[ModelContent, EnvSetup]:
             wrappers = parse_wrappers(content.meta.get("wrappers") or [])
     except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{options.model} cannot say how to make its environment: {error}; give --env-kwargs."
+            f"{options.model} does not say how to make its environment: {error}; give --env-kwargs."
         ) from error
     return content, EnvSetup(str(env_name), env_kwargs, wrappers)
 
@@ -69,7 +69,7 @@ def make_playable_env(setup: EnvSetup, actor: Actor, render_mode: str | None = N
     """
     env_name = setup.env_name
     try:
-        env = make_env(setup, render_mode)
+        env = make_env(setup, render_mode, option="add --env-module")
         check_spaces(actor, env)
     except (gym.error.Error, ImportError, ValueError, TypeError) as error:
         raise UsageError(f"--env {env_name} cannot be played: {error}") from error

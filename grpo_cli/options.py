@@ -105,7 +105,7 @@ def parse_wrapper_options(texts: Sequence[str]) -> list[Wrapper]:
     try:
         return parse_wrappers([json.loads(text) if text.lstrip().startswith("{") else text for text in texts])
     except ValueError as error:
-        raise UsageError(f"--wrapper: {error}.") from error
+        raise UsageError(f"--wrapper cannot be used: {error}.") from error
 
 
 def make_int_parser(smallest: int, largest: int = 10**12) -> Callable[[str], int]:

@@ -1,8 +1,10 @@
 """``grpo train``: train a policy, save it and evaluate it."""
 
 import argparse
+import json
 import re
 import secrets
+import shlex
 import signal
 import sys
 import threading
@@ -33,9 +35,11 @@ from grpo_cli.options import (
 )
 from grpo_cli.training_settings import NO_PRESET, TrainingSettings, choose_settings, resolve_classes
 from grpo_core.environments.making import EnvSetup, make_env
+from grpo_core.environments.wrappers import suggest_wrappers
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Group, list_group
+from grpo_core.options.presets import list_general_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
-from grpo_core.spaces import check_spaces
+from grpo_core.spaces import UnsupportedSpaceError, check_spaces
 
 if TYPE_CHECKING:  # importing torch takes seconds, and only "train" needs it
     from stable_baselines3.common.vec_env import VecEnv
@@ -122,7 +126,7 @@ def _run(options: argparse.Namespace) -> int:
     seed = secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
     with closing(_make_envs(setup, settings)) as env:
         model = _build_model(options, settings, env, seed)
-        preset = "no preset" if settings.preset_name == NO_PRESET else f"the preset of {settings.preset_name}"
+        preset = _describe_preset(settings.preset_name)
         write(f"training on {options.env} for {settings.n_timesteps:,} steps with {preset}, seed {seed}")
         begun = time.monotonic()
         with _stop_on_interrupt(model) as interrupted:
@@ -136,6 +140,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.eval_episodes > 0:
         print_evaluation(actor, setup, options.eval_episodes, seed=0, deterministic=True)
     return 0
+
+
+def _describe_preset(name: str) -> str:
+    if name == NO_PRESET:
+        return "no preset"
+    return f"the preset {name}" if name in list_general_presets() else f"the preset of {name}"
 
 
 def _wants_progress(options: argparse.Namespace) -> bool:
@@ -158,6 +168,8 @@ def _choose_preset(setup: EnvSetup) -> str:
             obstacle = find_obstacle(env)
         except ValueError as error:
             raise UsageError(f"--env {setup.env_name} cannot be trained in: {error}") from error
+        if obstacle is not None:
+            write(f"groups are whole episodes: {obstacle}")
         return choose_general_preset(env.observation_space, env.action_space, obstacle is None)
 
 
@@ -165,8 +177,13 @@ def _make_vec_env(setup: EnvSetup, n_envs: int) -> "VecEnv":
     from stable_baselines3.common.env_util import make_vec_env
 
     def make_checked() -> gym.Env[Any, Any]:
-        env = make_env(setup, is_training=True)
-        check_spaces(env)
+        env = make_env(setup, is_training=True, option="add --env-module")
+        try:
+            check_spaces(env)
+        except UnsupportedSpaceError as error:
+            texts = [each if isinstance(each, str) else json.dumps(each) for each in suggest_wrappers(env)]
+            options = " ".join(f"--wrapper {shlex.quote(text)}" for text in texts)
+            raise UnsupportedSpaceError(f"{error} Or add {options}" if options else str(error)) from error
         return env
 
     try:

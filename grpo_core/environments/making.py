@@ -22,11 +22,14 @@ class EnvSetup(NamedTuple):
     wrappers: Sequence[Wrapper] = ()
 
 
-def make_env(setup: EnvSetup, render_mode: str | None = None, is_training: bool = False) -> gym.Env[Any, Any]:
+def make_env(
+    setup: EnvSetup, render_mode: str | None = None, is_training: bool = False, option: str = "import"
+) -> gym.Env[Any, Any]:
     """Make an environment.
 
     :param render_mode: Only needed for a film; some environments cannot be made or stepped with one.
     :param is_training: Whether wrappers may change rewards and end episodes early.
+    :param option: What imports a module that registers environments, for the errors.
     :raises SetupError: If a wrapper does not fit it.
     :raises gymnasium.error.Error: If it is not registered, or a package is missing; the message says which.
     :raises Exception: Whatever its constructor raises.
@@ -36,7 +39,7 @@ def make_env(setup: EnvSetup, render_mode: str | None = None, is_training: bool 
     spec = gym.registry.get(setup.env_name)
     if spec is not None:
         arguments = {**choose_env_kwargs(setup.wrappers, spec.kwargs), **setup.env_kwargs, **arguments}
-    with explain_missing_packages(setup.env_name):
+    with explain_missing_packages(setup.env_name, option=option):
         # The checker warns about harmless things, and makes a step take half as long again.
         env = gym.make(setup.env_name, disable_env_checker=True, **arguments)
     try:

@@ -77,17 +77,19 @@ def describe_origin(env_id: str, option: str) -> str | None:
 
 
 @contextmanager
-def explain_missing_packages(env: Any) -> Iterator[None]:
+def explain_missing_packages(env: Any, prefix: str = "", option: str = "import") -> Iterator[None]:
     """Let errors of ``gym.make`` end with the command that installs what is missing.
 
     :param env: The id of the environment; anything else is not made, so that its errors are others.
+    :param prefix: What the message begins with.
+    :param option: What imports a module that registers environments.
     """
     try:
         yield
     except (ImportError, gym.error.Error) as error:
         text = describe_missing_package(error) if isinstance(env, str) else None
         if text is None and isinstance(error, gym.error.UnregisteredEnv):
-            text = describe_origin(str(env), "import")
+            text = describe_origin(str(env), option)
         if text is None:
             raise
-        raise type(error)(f"env '{env}' cannot be made: {text}") from error
+        raise type(error)(f"{prefix}{text}") from error

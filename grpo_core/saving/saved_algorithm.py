@@ -42,7 +42,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     _lost_reward_function: str | list[str] | None = None
 
     def __init__(self, policy: Any, env: Any, *args: Any, **kwargs: Any) -> None:
-        with explain_missing_packages(env):
+        with explain_missing_packages(env, f"env '{env}' cannot be made: "):
             super().__init__(policy, env, *args, **kwargs)
 
     def save(
