@@ -50,7 +50,7 @@ from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.simulator import NotBranchableError, check_branchable
-from grpo_core.spaces import Observations, check_action_space, check_observation_space
+from grpo_core.spaces import Observations, check_action_space, check_observation_space, check_spaces
 from grpo_core.update.losses import (
     TARGET_KL_TOLERANCE,
     compute_cispo_loss,
@@ -269,6 +269,12 @@ class GRPO(SavedAlgorithm):
         self._batch: StepBatch
         if _init_setup_model:
             self._setup_model()
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Check the spaces before SB3's wrappers stumble over them."""
+        check_spaces(env)
+        return SavedAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
         check_hyperparameters(self)

@@ -10,6 +10,7 @@ import numpy as np
 from grpo_cli.model import make_playable_env, open_model
 from grpo_cli.options import DEFAULT_EPISODES, add_parser, add_playing_options, make_int_parser, write
 from grpo_core.actor.actor import PolicyActor
+from grpo_core.environments.making import EnvSetup
 from grpo_core.evaluation import Evaluation, make_policy, make_random_policy, play_episodes, summarize_episodes
 
 # A policy may keep an episode without a time limit going forever.
@@ -30,14 +31,14 @@ def add_command(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    content, env_name = open_model(options)
-    print_evaluation(content.make_actor(), env_name, options.episodes, options.seed, not options.stochastic)
+    content, setup = open_model(options)
+    print_evaluation(content.make_actor(), setup, options.episodes, options.seed, not options.stochastic)
     return 0
 
 
-def print_evaluation(actor: PolicyActor, env_name: str, n_episodes: int, seed: int, deterministic: bool) -> None:
+def print_evaluation(actor: PolicyActor, setup: EnvSetup, n_episodes: int, seed: int, deterministic: bool) -> None:
     """Play the same episodes with a policy and with random actions, and print both results."""
-    with closing(make_playable_env(env_name, actor)) as env:
+    with closing(make_playable_env(setup, actor)) as env:
         assert env.spec is not None, "gym.make gives one"
         max_steps = math.inf if env.spec.max_episode_steps is not None else _MAX_STEPS_WITHOUT_LIMIT
         policies = {
@@ -48,6 +49,7 @@ def print_evaluation(actor: PolicyActor, env_name: str, n_episodes: int, seed: i
             name: summarize_episodes(play_episodes(env, policy, n_episodes, seed, max_steps))
             for name, policy in policies.items()
         }
+    env_name = setup.env_name
     actions = "most likely" if deterministic else "drawn"
     write(f"{n_episodes} episodes of {env_name} from seed {seed}, {actions} actions")
     if math.isfinite(max_steps):

@@ -7,14 +7,15 @@ from typing import Any
 
 import gymnasium as gym
 
-from grpo_cli.options import UsageError, import_env_modules
+from grpo_cli.options import UsageError, import_env_modules, parse_env_kwargs, parse_wrapper_options
 from grpo_core.actor.actor import PolicyActor
+from grpo_core.environments.env_kwargs import check_env_kwargs
+from grpo_core.environments.making import EnvSetup, make_env
+from grpo_core.environments.wrappers import parse_wrappers
 from grpo_core.evaluation import check_spaces
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent, ModelFileError
 
-# The checker warns about environments that train well.
-ENV_KWARGS = {"disable_env_checker": True}
 # Gymnasium would import the module of "module:Name", and a file from elsewhere must not decide what is imported.
 _PLAIN_ENV_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
 
@@ -35,33 +36,42 @@ def read_model(path: Path) -> ModelContent:
         raise UsageError(f"--model {path} cannot be read: {error}") from error
 
 
-def open_model(options: argparse.Namespace) -> tuple[ModelContent, str]:
+def open_model(options: argparse.Namespace) -> tuple[ModelContent, EnvSetup]:
     """Read the model of ``--model``, and find the environment to play it in.
 
-    :return: The content of the file, and the id of the environment.
+    :return: The content of the file, and the environment with its arguments and wrappers.
     :raises UsageError: If the file cannot be read, or neither it nor ``--env`` names an environment.
     """
     import_env_modules(options.env_module)
     content = read_model(options.model)
-    if options.env is not None:
-        return content, options.env
-    env_name = content.meta.get("env_name")
-    if not isinstance(env_name, str) or not _PLAIN_ENV_NAME.fullmatch(env_name):
+    env_name = options.env or content.meta.get("env_name")
+    if options.env is None and (not isinstance(env_name, str) or not _PLAIN_ENV_NAME.fullmatch(env_name)):
         raise UsageError(f"{options.model} does not name a registered environment; say which with --env.")
-    return content, env_name
+    env_kwargs, wrappers = parse_env_kwargs(options.env_kwargs), parse_wrapper_options(options.wrapper)
+    try:
+        if not env_kwargs:
+            # A file from elsewhere must not decide what is read.
+            check_env_kwargs(content.meta.get("env_kwargs") or {})
+            env_kwargs = content.meta.get("env_kwargs") or {}
+        if not wrappers:
+            wrappers = parse_wrappers(content.meta.get("wrappers") or [])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{options.model} does not say how to make its environment: {error}; give --env-kwargs."
+        ) from error
+    return content, EnvSetup(str(env_name), env_kwargs, wrappers)
 
 
-def make_playable_env(env_name: str, actor: PolicyActor, render_mode: str | None = None) -> gym.Env[Any, Any]:
+def make_playable_env(setup: EnvSetup, actor: PolicyActor, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """Make an environment that a policy can play in.
 
     :raises UsageError: If it cannot be made, does not have the policy's spaces or lacks the render mode.
     """
-    # Not every constructor takes the argument.
-    watched: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    env_name = setup.env_name
     try:
-        env = gym.make(env_name, **ENV_KWARGS, **watched)
+        env = make_env(setup, render_mode, option="add --env-module")
         check_spaces(actor, env)
-    except (gym.error.Error, ValueError, TypeError) as error:
+    except (gym.error.Error, ImportError, ValueError, TypeError) as error:
         raise UsageError(f"--env {env_name} cannot be played: {error}") from error
     if render_mode is not None and render_mode not in env.metadata.get("render_modes", []):
         env.close()

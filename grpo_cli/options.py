@@ -1,13 +1,18 @@
 """Options and errors that several commands share."""
 
 import argparse
+import ast
 import importlib
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from grpo_core.environments.packages import describe_missing_package
+from grpo_core.environments.wrappers import WRAPPERS, Wrapper, parse_wrappers
 
 MAX_SEED = 2**32 - 1
 DEFAULT_EPISODES = 20
@@ -51,8 +56,56 @@ def add_playing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=make_int_parser(0, MAX_SEED), default=0, help="seed of the first episode (%(default)s)"
     )
+    add_env_setup_options(parser)
     parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most likely")
     add_env_module_option(parser)
+
+
+def add_env_setup_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--env-kwargs`` and ``--wrapper``."""
+    parser.add_argument(
+        "--env-kwargs",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="arguments of the environment's constructor; values as Python writes them",
+    )
+    parser.add_argument(
+        "--wrapper",
+        action="append",
+        default=[],
+        metavar="WRAPPER",
+        help='wrapper around the environment, the innermost first: a name, or JSON such as {"name": "frame_stack", '
+        f'"n": 4}}; may be repeated. Known: {", ".join(WRAPPERS)}',
+    )
+
+
+def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read the values of ``--env-kwargs``.
+
+    :raises UsageError: If one is not written NAME=VALUE.
+    """
+    env_kwargs: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign or not name.isidentifier():
+            raise UsageError(f"--env-kwargs {pair} is not written NAME=VALUE, such as map_name=8x8.")
+        try:
+            env_kwargs[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError):
+            env_kwargs[name] = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return env_kwargs
+
+
+def parse_wrapper_options(texts: Sequence[str]) -> list[Wrapper]:
+    """Read the values of ``--wrapper``.
+
+    :raises UsageError: If one is unknown, or an option does not fit.
+    """
+    try:
+        return parse_wrappers([json.loads(text) if text.lstrip().startswith("{") else text for text in texts])
+    except ValueError as error:
+        raise UsageError(f"--wrapper cannot be used: {error}.") from error
 
 
 def make_int_parser(smallest: int, largest: int = 10**12) -> Callable[[str], int]:
@@ -93,6 +146,7 @@ def import_env_modules(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
+            missing = describe_missing_package(error)
             raise UsageError(
-                f"--env-module {name} cannot be imported ({error}); run from the folder it is in."
+                f"--env-module {name} cannot be imported ({error}); run from the folder it is in. Or {missing}"
             ) from error

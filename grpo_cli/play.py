@@ -33,9 +33,9 @@ def add_command(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.output is not None:
         _check_film(options.output)
-    content, env_name = open_model(options)
+    content, setup = open_model(options)
     actor = content.make_actor()
-    with closing(make_playable_env(env_name, actor, "human" if options.output is None else "rgb_array")) as env:
+    with closing(make_playable_env(setup, actor, "human" if options.output is None else "rgb_array")) as env:
         policy = make_policy(actor, not options.stochastic, np.random.default_rng(options.seed))
         recorder = FilmRecorder(env.metadata.get("render_fps"))
         # In render mode "human" the environment draws by itself.
@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> int:
             recorder.record_last_step(env.render)
             options.output.parent.mkdir(parents=True, exist_ok=True)
             recorder.save(options.output, _MAX_FILM_BYTES)
-    write(f"{env_name}, seed {options.seed}: {episode.n_steps} steps, reward {episode.reward:.2f}")
+    write(f"{setup.env_name}, seed {options.seed}: {episode.n_steps} steps, reward {episode.reward:.2f}")
     if options.output is not None:
         write(f"saved {options.output}")
     return 0

@@ -1,8 +1,10 @@
 """``grpo train``: train a policy, save it and evaluate it."""
 
 import argparse
+import json
 import re
 import secrets
+import shlex
 import signal
 import sys
 import threading
@@ -16,22 +18,28 @@ from typing import TYPE_CHECKING, Any, get_args
 import gymnasium as gym
 
 from grpo_cli.evaluate import print_evaluation
-from grpo_cli.model import ENV_KWARGS
 from grpo_cli.options import (
     DEFAULT_EPISODES,
     MAX_SEED,
     UsageError,
     add_env_module_option,
+    add_env_setup_options,
     add_parser,
     has_packages,
     import_env_modules,
     make_int_parser,
+    parse_env_kwargs,
+    parse_wrapper_options,
     require_packages,
     write,
 )
 from grpo_cli.training_settings import NO_PRESET, TrainingSettings, choose_settings, resolve_classes
+from grpo_core.environments.making import EnvSetup, make_env
+from grpo_core.environments.wrappers import suggest_wrappers
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Group, list_group
+from grpo_core.options.presets import list_general_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
+from grpo_core.spaces import UnsupportedSpaceError, check_spaces
 
 if TYPE_CHECKING:  # importing torch takes seconds, and only "train" needs it
     from stable_baselines3.common.vec_env import VecEnv
@@ -48,7 +56,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "-n", "--total-timesteps", type=make_int_parser(1), help="simulator steps; default: the preset's"
     )
-    parser.add_argument("--preset", help="environment whose settings to start from, or 'none'")
+    add_env_setup_options(parser)
+    parser.add_argument("--preset", help="environment whose settings to start from, 'general' or 'none'")
     parser.add_argument("--n-envs", type=make_int_parser(1), help="number of environments")
     parser.add_argument(
         "--seed", type=make_int_parser(0, MAX_SEED), help="makes the training repeatable; default: drawn and printed"
@@ -111,25 +120,32 @@ def _run(options: argparse.Namespace) -> int:
     shows_progress = _wants_progress(options)
     if options.tensorboard_log is not None:
         require_packages("--tensorboard-log", "tensorboard")
-    settings = choose_settings(options)
+    setup = EnvSetup(options.env, parse_env_kwargs(options.env_kwargs), parse_wrapper_options(options.wrapper))
+    settings = choose_settings(options, lambda: _choose_preset(setup))
     output = options.output or options.log_folder / f"{options.env.replace('/', '-').replace(':', '-')}.zip"
     seed = secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
-    with closing(_make_envs(options.env, settings)) as env:
+    with closing(_make_envs(setup, settings)) as env:
         model = _build_model(options, settings, env, seed)
-        preset = "no preset" if settings.preset_name == NO_PRESET else f"the preset of {settings.preset_name}"
+        preset = _describe_preset(settings.preset_name)
         write(f"training on {options.env} for {settings.n_timesteps:,} steps with {preset}, seed {seed}")
         begun = time.monotonic()
         with _stop_on_interrupt(model) as interrupted:
             model.learn(settings.n_timesteps, callback=lambda *_: not interrupted.is_set(), progress_bar=shows_progress)
-        saved = _save(model, output, options.env)
+        saved = _save(model, output, setup)
         write(f"trained {model.num_timesteps:,} steps in {time.monotonic() - begun:.1f} s, saved {saved}")
         if interrupted.is_set():
             write("interrupted: the file holds the policy so far")
             return _INTERRUPTED
         actor = model.make_actor()
     if options.eval_episodes > 0:
-        print_evaluation(actor, options.env, options.eval_episodes, seed=0, deterministic=True)
+        print_evaluation(actor, setup, options.eval_episodes, seed=0, deterministic=True)
     return 0
+
+
+def _describe_preset(name: str) -> str:
+    if name == NO_PRESET:
+        return "no preset"
+    return f"the preset {name}" if name in list_general_presets() else f"the preset of {name}"
 
 
 def _wants_progress(options: argparse.Namespace) -> bool:
@@ -139,21 +155,54 @@ def _wants_progress(options: argparse.Namespace) -> bool:
     return bool(options.progress or (options.progress is None and sys.stdout.isatty() and has_packages("tqdm", "rich")))
 
 
-def _make_envs(env_name: str, settings: TrainingSettings) -> "VecEnv":
+def _choose_preset(setup: EnvSetup) -> str:
+    """Return the name of the general preset that suits an environment.
+
+    :raises UsageError: If it cannot be made, or no policy can be trained in it.
+    """
+    from grpo_core.options.presets import choose_general_preset
+    from grpo_core.simulators.bank import find_obstacle
+
+    with closing(_make_vec_env(setup, 1)) as env:
+        try:
+            obstacle = find_obstacle(env)
+        except ValueError as error:
+            raise UsageError(f"--env {setup.env_name} cannot be trained in: {error}") from error
+        if obstacle is not None:
+            write(f"groups are whole episodes: {obstacle}")
+        return choose_general_preset(env.observation_space, env.action_space, obstacle is None)
+
+
+def _make_vec_env(setup: EnvSetup, n_envs: int) -> "VecEnv":
     from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
+
+    def make_checked() -> gym.Env[Any, Any]:
+        env = make_env(setup, is_training=True, option="add --env-module")
+        try:
+            check_spaces(env)
+        except UnsupportedSpaceError as error:
+            texts = [each if isinstance(each, str) else json.dumps(each) for each in suggest_wrappers(env)]
+            options = " ".join(f"--wrapper {shlex.quote(text)}" for text in texts)
+            raise UnsupportedSpaceError(f"{error} Or add {options}" if options else str(error)) from error
+        return env
 
     try:
-        env = make_vec_env(env_name, settings.n_envs, env_kwargs=ENV_KWARGS)
-    except gym.error.Error as error:
-        raise UsageError(f"--env {env_name} cannot be made: {error}") from error
+        return make_vec_env(make_checked, n_envs)
+    except (gym.error.Error, ImportError, ValueError, TypeError) as error:
+        raise UsageError(f"--env {setup.env_name} cannot be made: {error}") from error
+
+
+def _make_envs(setup: EnvSetup, settings: TrainingSettings) -> "VecEnv":
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    env = _make_vec_env(setup, settings.n_envs)
     if settings.normalize is None:
         return env
     try:
         return VecNormalize(env, gamma=settings.arguments.get("gamma", 0.99), **settings.normalize)
     except (ValueError, TypeError, AssertionError) as error:
         env.close()
-        raise UsageError(f"normalize={settings.normalize} does not fit {env_name}: {error}") from error
+        raise UsageError(f"normalize={settings.normalize} does not fit {setup.env_name}: {error}") from error
 
 
 def _build_model(options: argparse.Namespace, settings: TrainingSettings, env: "VecEnv", seed: int) -> "GRPO":
@@ -197,9 +246,9 @@ def _stop_on_interrupt(model: "GRPO") -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _save(model: "GRPO", path: Path, env_name: str) -> Path:
+def _save(model: "GRPO", path: Path, setup: EnvSetup) -> Path:
     from grpo_core.saving.model_state import write_model
 
     path = path if path.suffix else path.with_name(f"{path.name}.zip")
-    write_model(path, model.to_bytes(env_name=env_name))
+    write_model(path, model.to_bytes(**setup._asdict()))
     return path

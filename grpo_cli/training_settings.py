@@ -3,12 +3,23 @@
 import argparse
 import ast
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from grpo_cli.options import UsageError
 from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
+from grpo_core.options.presets import (
+    GENERAL_PRESET,
+    Preset,
+    get_preset,
+    list_general_presets,
+    list_presets,
+    parse_schedules,
+    shorten_rollouts,
+)
 from grpo_core.options.rewards import CARTPOLE_ENVIRONMENTS, ENVIRONMENT_REWARD
 
 NO_PRESET = "none"
@@ -37,13 +48,12 @@ class TrainingSettings(NamedTuple):
     arguments: dict[str, Any]
 
 
-def choose_settings(options: argparse.Namespace) -> TrainingSettings:
+def choose_settings(options: argparse.Namespace, choose_general: Callable[[], str]) -> TrainingSettings:
     """Combine the preset, the options and ``--hyperparams``; later ones override earlier ones.
 
+    :param choose_general: Names the preset for an environment that has none of its own.
     :raises UsageError: If a name is unknown, or a value does not fit.
     """
-    from grpo_core.options.presets import Preset, get_preset, parse_schedules
-
     given = _collect_hyperparameters(options)
     is_own_reward = options.reward_function == ENVIRONMENT_REWARD
     if not is_own_reward and options.env not in CARTPOLE_ENVIRONMENTS:
@@ -54,8 +64,11 @@ def choose_settings(options: argparse.Namespace) -> TrainingSettings:
     # Presets are tuned to the environment's own reward.
     preset_name = options.preset or (options.env if is_own_reward else NO_PRESET)
     preset = None if preset_name == NO_PRESET else get_preset(preset_name)
-    if preset is None and options.preset not in (None, NO_PRESET):
+    if preset is None and options.preset not in (None, NO_PRESET, GENERAL_PRESET):
         raise UsageError(f"--preset {options.preset} is not known; choose {_list_preset_choices()}.")
+    if preset is None and (options.preset == GENERAL_PRESET or (options.preset is None and is_own_reward)):
+        preset_name = choose_general()
+        preset = _fit_general(get_preset(preset_name), given, options.total_timesteps)
     preset_name = NO_PRESET if preset is None else preset_name
     preset = preset or Preset(_DEFAULT_TIMESTEPS, "", 1, None, {})
     policy, normalize = given.pop("policy", preset.policy or None), given.pop("normalize", preset.normalize)
@@ -73,10 +86,22 @@ def choose_settings(options: argparse.Namespace) -> TrainingSettings:
     )
 
 
-def _list_preset_choices() -> str:
-    from grpo_core.options.presets import list_presets
+def _fit_general(preset: Preset | None, given: Mapping[str, Any], n_timesteps: int | None) -> Preset:
+    """Fit the sizes of a general preset to the given ones."""
+    assert preset is not None, "it was chosen among those that there are"
+    arguments = dict(preset.arguments)
+    n_steps = given.get("n_steps")
+    if n_steps is None:
+        n_steps = arguments["n_steps"] = shorten_rollouts(arguments["n_steps"], n_timesteps or preset.n_timesteps)
+    group_size = given.get("group_size", arguments["group_size"])
+    is_whole = isinstance(n_steps, int) and isinstance(group_size, int) and group_size > 0
+    if arguments["horizon"] is not None and is_whole:
+        arguments["horizon"] = math.gcd(n_steps // group_size, arguments["horizon"])
+    return replace(preset, arguments=arguments)
 
-    return ", ".join([NO_PRESET, *list_presets()])
+
+def _list_preset_choices() -> str:
+    return ", ".join([NO_PRESET, *list_presets(), GENERAL_PRESET, *list_general_presets()])
 
 
 def _collect_hyperparameters(options: argparse.Namespace) -> dict[str, Any]:

@@ -377,6 +377,8 @@ class ModelCard(Answer):
     sha256: str | None
     modified_at: datetime
     env_name: str | None
+    env_kwargs: Mapping[str, Any] | None
+    wrappers: tuple[Mapping[str, Any], ...] | None
     observation_space: Mapping[str, Any] | None
     action_space: Mapping[str, Any] | None
     reward_function: str | list[str] | None
@@ -450,6 +452,8 @@ class Environment(Answer):
 
     :param restorable: Whether groups can start from states in the middle of an episode.
     :param obstacle: Why they cannot, or why no job can train in it.
+    :param env_kwargs: The arguments that its constructor takes, with their defaults; None if it takes any.
+    :param wrappers: Wrappers that make it fit, where its spaces do not.
     """
 
     env_name: str
@@ -460,6 +464,9 @@ class Environment(Answer):
     group_mode: str | None
     max_episode_steps: int | None
     reward_threshold: float | None
+    env_kwargs: Mapping[str, Any] | None
+    wrappers: tuple[Mapping[str, Any], ...]
+    preset_name: str | None
     preset: Mapping[str, Any] | None
     default_reward_function: str
     reward_functions: tuple[str, ...]

@@ -120,6 +120,7 @@ def play_episode(
     :param seed: Seed of the reset.
     :param max_steps: Largest number of steps; a longer episode is cut.
     :param on_step: Called after the reset and after every step; an exception it raises ends the episode.
+    :raises InvalidEnvironmentError: If ``is_success`` is there but says neither yes nor no.
     """
     steps = step_episode(env, policy, seed, max_steps)
     while True:

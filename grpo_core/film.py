@@ -81,7 +81,10 @@ class FilmRecorder:
 
         frame = render()
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise ValueError("render() must return a uint8 array (height, width, 3) in render mode 'rgb_array'.")
+            came = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else f"{type(frame).__name__}"
+            raise ValueError(
+                f"render() returned {came}; in render mode 'rgb_array' it must return a uint8 array (height, width, 3)."
+            )
         image = Image.fromarray(frame)
         if self._frames:
             size = self._frames[0].size

@@ -13,18 +13,58 @@ from gymnasium import spaces
 Array = npt.NDArray[Any]
 Observations = Array | dict[str, Array]
 
-_OBSERVATION_RULE = (
-    "use a Box of numbers, Discrete or one-dimensional MultiDiscrete starting at 0, MultiBinary, or a Dict of these "
-    "(gymnasium.wrappers.FlattenObservation or TransformObservation makes one)."
-)
-_ACTION_RULE = (
-    "use Discrete or one-dimensional MultiDiscrete starting at 0, one-dimensional MultiBinary, or a Box of floats "
-    "with finite bounds (gymnasium.wrappers.TransformAction or RescaleAction makes one)."
-)
+_ARRAYS = "a Box of numbers, Discrete or one-dimensional MultiDiscrete starting at 0, MultiBinary, or a Dict of these"
+# By the name of the space's class, since each is mended in another way.
+_OBSERVATION_REMEDIES = {
+    "Text": "text has no numbers for a network; gymnasium.wrappers.FilterObservation leaves it out of a Dict, and "
+    "TransformObservation turns it into a Box.",
+    "Sequence": "its length varies; gymnasium.wrappers.TransformObservation makes a Box of fixed length, padded.",
+    "Graph": "its size varies; gymnasium.wrappers.TransformObservation makes a Box of fixed size.",
+    "OneOf": "its shape varies; gymnasium.wrappers.TransformObservation makes a Box of one shape.",
+    "Tuple": "gymnasium.wrappers.FlattenObservation(env) makes a Box of a Tuple of numbers.",
+    "Discrete": "its choices must start at 0; gymnasium.wrappers.TransformObservation subtracts the start.",
+    "MultiDiscrete": "it must have one axis and start at 0; gymnasium.wrappers.FlattenObservation(env) makes a Box of "
+    "it.",
+}
+_ACTION_REMEDIES = {
+    "Dict": "flatten it: gymnasium.wrappers.TransformAction(env, lambda action: gymnasium.spaces.unflatten("
+    "env.action_space, action), gymnasium.spaces.flatten_space(env.action_space)), where all its parts are Boxes of "
+    "floats.",
+    "Tuple": "gymnasium.wrappers.TransformAction(env, tuple, gymnasium.spaces.MultiDiscrete([...])) makes it of one "
+    "MultiDiscrete, where all its parts are Discrete.",
+    "Discrete": "its choices must start at 0; gymnasium.wrappers.TransformAction adds the start.",
+    "MultiDiscrete": "it must have one axis and start at 0; gymnasium.wrappers.TransformAction reshapes actions "
+    "and adds the start.",
+    "MultiBinary": "it must have one axis; gymnasium.wrappers.TransformAction reshapes actions.",
+}
 
 
 class UnsupportedSpaceError(ValueError):
     """A policy cannot be trained with the observation or action space."""
+
+
+def check_spaces(env: Any) -> None:
+    """Check that a policy can be trained in the spaces of an environment.
+
+    :param env: An environment, or a vectorised one.
+    :raises UnsupportedSpaceError: If it cannot, or a space is missing; the message names the value, the rule and the
+        remedy.
+    """
+    if isinstance(env, type):
+        raise UnsupportedSpaceError(f"env is the class {env.__name__}; make an instance of it: {env.__name__}().")
+    for role in ("observation_space", "action_space"):
+        try:
+            space = getattr(env, role, None)
+        except Exception as error:  # a property of a foreign class may raise anything
+            raise UnsupportedSpaceError(f"{role} of {type(env).__name__} cannot be read ({error}); fix it.") from error
+        if isinstance(space, spaces.Space):
+            continue
+        came = "missing" if space is None else f"{space!r:.200} of type {type(space).__module__}.{type(space).__name__}"
+        raise UnsupportedSpaceError(
+            f"{role} of {type(env).__name__} is {came}; set self.{role} to a space of gymnasium.spaces in __init__."
+        )
+    check_observation_space(env.observation_space)
+    check_action_space(env.action_space)
 
 
 def is_image_space(space: spaces.Space[Any], normalized_image: bool = False) -> bool:
@@ -52,8 +92,32 @@ def check_observation_space(space: spaces.Space[Any]) -> None:
         if not isinstance(key, str) or not key or not key.isprintable() or set(key) & set("./\\"):
             _refuse("observation", space, f"key {key!r} must be printable text without dots and slashes; rename it.")
         if isinstance(subspace, spaces.Dict | spaces.Tuple):
-            _refuse("observation", space, f"key {key!r} is nested; flatten it into the Dict above it.")
-        count_inputs(subspace)
+            _refuse(
+                "observation",
+                space,
+                f"key {key!r} is nested; gymnasium.wrappers.FlattenObservation(env) makes one Box of all keys, if they "
+                "hold numbers only; or flatten it into the Dict above it.",
+            )
+    _check_keys(space)
+
+
+def _check_keys(space: spaces.Dict) -> None:
+    """Check every key's own space, and name all keys to keep where some cannot be observed.
+
+    :raises UnsupportedSpaceError: If some cannot.
+    """
+    faults: dict[str, UnsupportedSpaceError] = {}
+    for key, subspace in space.spaces.items():
+        try:
+            count_inputs(subspace)
+        except UnsupportedSpaceError as error:
+            faults[key] = error
+    if not faults:
+        return
+    kept = [key for key in space.spaces if key not in faults]
+    remedy = f" To leave it out: gymnasium.wrappers.FilterObservation(env, {kept})." if kept else ""
+    key, fault = next(iter(faults.items()))
+    raise UnsupportedSpaceError(f"key {key!r}: {fault}{remedy}") from fault
 
 
 def check_action_space(space: spaces.Space[Any]) -> None:
@@ -73,14 +137,11 @@ def count_inputs(space: spaces.Space[Any]) -> int:
         check_observation_space(space)
         return sum(map(count_inputs, space.spaces.values()))
     if isinstance(space, spaces.Box):
-        if space.dtype.kind not in "fiu" or space.dtype.itemsize > 8:
-            _refuse("observation", space, _OBSERVATION_RULE)
-        if not space.shape or 0 in space.shape:
-            _refuse("observation", space, "SB3's networks need at least one axis and one number; reshape it.")
+        _check_box("observation", space)
         return int(np.prod(space.shape))
     if isinstance(space, spaces.MultiBinary):
         return int(np.prod(space.shape))
-    return sum(_list_choices(space) or _refuse("observation", space, _OBSERVATION_RULE))
+    return sum(_list_choices(space) or _refuse("observation", space, _describe_remedy("observation", space)))
 
 
 def count_outputs(space: spaces.Space[Any]) -> int:
@@ -89,12 +150,11 @@ def count_outputs(space: spaces.Space[Any]) -> int:
     :raises UnsupportedSpaceError: If a policy cannot act in the space.
     """
     if isinstance(space, spaces.Box):
-        if space.dtype.kind != "f" or not space.is_bounded() or 0 in space.shape:
-            _refuse("action", space, _ACTION_RULE)
+        _check_action_box(space)
         return int(np.prod(space.shape))
     if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
         return int(space.shape[0])
-    return sum(_list_choices(space) or _refuse("action", space, _ACTION_RULE))
+    return sum(_list_choices(space) or _refuse("action", space, _describe_remedy("action", space)))
 
 
 def count_mask_bits(space: spaces.Space[Any]) -> int:
@@ -152,6 +212,73 @@ def _list_choices(space: spaces.Space[Any]) -> list[int]:
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1 and not np.any(space.start):
         return [int(n) for n in space.nvec]
     return []
+
+
+def _check_box(role: str, space: spaces.Box) -> None:
+    if space.dtype.kind not in "fiu" or space.dtype.itemsize > 8:
+        _refuse(
+            role,
+            space,
+            f"its numbers are {space.dtype}; use a Box of numbers in float32, float64 or integers of up to 64 bits: "
+            "gymnasium.wrappers.DtypeObservation(env, np.float32) converts them.",
+        )
+    if not space.shape:
+        _refuse(
+            role,
+            space,
+            "SB3's networks need at least one axis and one number; reshape it: "
+            "gymnasium.wrappers.ReshapeObservation(env, (1,)).",
+        )
+    if 0 in space.shape:
+        _refuse(role, space, "it has no numbers; SB3's networks need at least one axis and one number; reshape it.")
+    if (space.low > space.high).any():
+        _refuse(role, space, "some of its lower bounds are above the upper ones; swap them.")
+
+
+def _check_action_box(space: spaces.Box) -> None:
+    """Refuse a Box of actions that a Gaussian policy cannot fill.
+
+    :raises UnsupportedSpaceError: If its numbers are no floats, or their bounds are infinite or contradict each other.
+    """
+    shape = space.shape
+    if space.dtype.kind in "iu":
+        bounds = f"gymnasium.spaces.Box(low, high, {shape})"
+        if space.is_bounded() and shape:
+            bounds = f"gymnasium.spaces.Box({space.low.min()}, {space.high.max()}, {shape})"
+        _refuse(
+            "action",
+            space,
+            f"its numbers are {space.dtype}, and the policy draws floats; declare Discrete or MultiDiscrete, or a Box "
+            "of floats whose actions are rounded: gymnasium.wrappers.TransformAction(env, lambda action: "
+            f"np.rint(action).astype(np.{space.dtype}), {bounds}).",
+        )
+    if space.dtype.kind != "f":
+        _refuse("action", space, f"its numbers are {space.dtype}; use a Box of floats with finite bounds.")
+    if 0 in shape:
+        _refuse("action", space, "it has no numbers; use a Box of floats with finite bounds and at least one number.")
+    if not space.is_bounded():
+        _refuse(
+            "action",
+            space,
+            "it needs finite bounds, the range that the environment expects: gymnasium.wrappers.TransformAction(env, "
+            f"lambda action: action, gymnasium.spaces.Box(-1.0, 1.0, {shape})) declares one from -1 to 1.",
+        )
+    if (space.low > space.high).any() or (space.low == space.high).all():
+        _refuse("action", space, "its lower bounds must be below its upper ones; correct them.")
+
+
+def _describe_remedy(role: str, space: spaces.Space[Any]) -> str:
+    """Say what may be used instead of a space, and which wrapper of Gymnasium's makes it of this one."""
+    remedies = _OBSERVATION_REMEDIES if role == "observation" else _ACTION_REMEDIES
+    name = next((kind.__name__ for kind in type(space).__mro__ if kind.__name__ in remedies), "")
+    if role == "observation":
+        remedy = remedies.get(name, "gymnasium.wrappers.TransformObservation makes one.")
+        return f"use {_ARRAYS}; {remedy}"
+    remedy = remedies.get(name, "gymnasium.wrappers.TransformAction makes one.")
+    return (
+        "use Discrete or one-dimensional MultiDiscrete starting at 0, one-dimensional MultiBinary, or a Box of floats "
+        f"with finite bounds; {remedy}"
+    )
 
 
 def _refuse(role: str, space: spaces.Space[Any], rule: str) -> NoReturn:

@@ -5,8 +5,9 @@ from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+from grpo_core.simulators.flags import read_success
 
 # Takes the environment itself, whether its last step terminated the episode, and the sum of its rewards.
 Goal = Callable[[Any, bool, float], bool]
@@ -50,19 +51,12 @@ def judge_success(env: gym.Env[Any, Any], info: Mapping[str, Any], terminated: b
     :param info: What its last step reported; a flag under ``is_success`` decides.
     :param terminated: Whether that step terminated it.
     :param reward: Sum of its rewards.
+    :raises InvalidEnvironmentError: If ``is_success`` is there but says neither yes nor no.
     :return: None if neither the environment nor its specification says what success is.
     """
-    if (flag := _read_flag(info.get("is_success"))) is not None:
+    if (flag := read_success(info)) is not None:
         return flag
     while isinstance(env, _NEUTRAL_WRAPPERS):
         env = env.env
     goal = _GOALS.get(f"{type(env).__module__}:{type(env).__qualname__}".removeprefix(_MODULES))
     return None if goal is None else goal(env, terminated, reward)
-
-
-def _read_flag(value: Any) -> bool | None:
-    """Read a flag: true or false, also as 1 or 0 or as an array of one of these; None if it is anything else."""
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    is_number = isinstance(value, bool | int | float | np.bool_ | np.number)
-    return bool(value) if is_number and value in (0, 1) else None

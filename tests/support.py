@@ -5,6 +5,7 @@ import json
 import math
 import re
 import socket
+import sys
 import threading
 import time
 import zipfile
@@ -220,10 +221,21 @@ class Gate:
             self._condition.notify_all()
 
 
+def is_tried_out() -> bool:
+    """Say whether the code that calls this runs while the service tries an environment out."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name in ("settle_request", "inspect_environment"):
+            return True
+    return False
+
+
 class LineEnv(gym.Env[FloatArray, Any]):
     """A walk along a line, one place left or right per step, paid for going right; over after five places.
 
-    :param on_step: Called in every step. It may wait or raise, and an array that it returns is observed.
+    :param on_step: Called in every step, but for those that try the environment out before a job is accepted. It may
+        wait or raise, and an array that it returns is observed.
     :param on_reset: The same in every reset.
     :param on_close: Called when the environment is closed.
     """
@@ -245,11 +257,11 @@ class LineEnv(gym.Env[FloatArray, Any]):
     ) -> tuple[FloatArray, dict[str, Any]]:
         super().reset(seed=seed)
         self._place = 0
-        observed = self._on_reset()
+        observed = None if is_tried_out() else self._on_reset()
         return self._observe() if observed is None else observed, {}
 
     def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        observed = self._on_step()
+        observed = None if is_tried_out() else self._on_step()
         self._place += 1 if action == 1 else -1
         reward, is_over = float(action == 1), abs(self._place) >= 5
         return self._observe() if observed is None else observed, reward, is_over, False, {}

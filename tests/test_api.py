@@ -1041,7 +1041,7 @@ class TestNamesAndSlots:
         nan = np.full(2, np.nan, np.float32)
         status = train_to_end(client, env_name=register_env(lambda: LineEnv(lambda: nan)), **SHORT)
         assert status["status"] == "failed"
-        assert status["error_message"].startswith("ValueError: an observation is NaN")
+        assert "LineEnv.step() returned array([nan, nan], dtype=float32), which is" in status["error_message"]
 
 
 class TestInference:

@@ -16,7 +16,7 @@ from grpo import GRPO
 from grpo_cli import main
 from grpo_core.saving import model_file
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, make_model, wait_until
+from tests.support import LineEnv, forge, make_model, wait_until
 
 ROOT = Path(__file__).parent.parent
 MY_ENVS = """
@@ -282,3 +282,29 @@ def test_an_environment_without_pictures_is_reported(
     assert main(["train", "--env", name, "-n", "1", "--eval-episodes", "0", "-o", str(output)]) == 0
     assert main(["enjoy", "--model", str(output), "--output", str(tmp_path / "e.gif")]) == 2
     assert "--env Line-v0 cannot be watched: it has no render mode 'rgb_array'" in capsys.readouterr().err
+
+
+def test_arguments_and_wrappers_are_kept_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "lake.zip")
+    options = ["--env-kwargs", "map_name=8x8", "--wrapper", "flatten", "--wrapper", '{"name": "frame_stack", "n": 2}']
+    sizes = ["-n", "64", "--n-steps", "128", "--eval-episodes", "1"]
+    assert main(["train", "--env", "FrozenLake-v1", *sizes, *options, "--output", output]) == 0
+    meta = model_file.from_bytes(Path(output).read_bytes()).meta
+    wrappers = [{"name": "flatten"}, {"name": "frame_stack", "n": 2}]
+    assert (meta["env_kwargs"], meta["wrappers"]) == ({"map_name": "8x8"}, wrappers)
+    assert main(["evaluate", "--model", output, "--episodes", "1"]) == 0
+    capsys.readouterr()
+    for forged in ({"env_kwargs": {"xml_file": "a"}}, {"wrappers": ["os"]}):
+        Path(output).write_bytes(forge(Path(output).read_bytes(), **forged))
+        assert main(["evaluate", "--model", output, "--episodes", "1"]) == 2
+        assert "does not say how to make its environment" in capsys.readouterr().err
+
+
+def test_an_environment_without_a_preset_gets_a_general_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--n-steps", "64", "--eval-episodes", "0", "--output", str(tmp_path / "m.zip")]
+    assert main(["train", "--env", "MountainCarContinuous-v0", "-n", "64", *options]) == 0
+    assert "with the preset general-continuous" in capsys.readouterr().out
+    assert main(["train", "--env", "Blackjack-v1", "-n", "64"]) == 2
+    assert capsys.readouterr().err.endswith("Or add --wrapper flatten\n")
+    assert main(["train", "--env", "MiniGrid-Maze-v0", "-n", "64"]) == 2
+    assert "add --env-module minigrid, after: pip install minigrid" in capsys.readouterr().err

@@ -37,6 +37,7 @@ LIBRARY_ORDER = [
     "actor",
     "options",
     "simulators",
+    "environments",
     "groups",
     "update",
     "saving",

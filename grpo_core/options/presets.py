@@ -1,4 +1,4 @@
-"""Read the presets: tuned hyperparameters per environment, in ``presets.yml`` in rl-baselines3-zoo's format."""
+"""Read the presets, per environment and general ones, in ``presets.yml`` in rl-baselines3-zoo's format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,16 @@ from importlib.resources import files
 from typing import Any
 
 import yaml
+from gymnasium import spaces
+
+from grpo_core.spaces import is_image_space
 
 # The zoo's keys that are not arguments of the algorithm.
 _NOT_ARGUMENTS = ("n_timesteps", "policy", "n_envs", "normalize")
+#: Chooses among the general presets by the spaces of the environment, and by whether it can be restored.
+GENERAL_PRESET = "general"
+_GENERAL_PREFIX = "general-"
+_LEAST_STEPS, _LEAST_ROLLOUTS = 32, 8
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class Preset:
     """Tuned settings for one environment.
 
     :param n_timesteps: Simulator steps to train for.
-    :param policy: Name of the policy.
+    :param policy: Name of the policy; empty in general presets, where the observations choose it.
     :param n_envs: Number of environments.
     :param normalize: Arguments of ``VecNormalize`` except ``gamma``; None trains without it.
     :param arguments: Arguments of ``GRPO``, with schedules as text (``"lin_0.001"``).
@@ -34,15 +41,15 @@ class Preset:
         return parse_schedules(self.arguments)
 
 
-def get_preset(env_name: str) -> Preset | None:
-    """Return the preset of an environment; None if there is none."""
-    entry = _read_presets().get(env_name)
+def get_preset(name: str) -> Preset | None:
+    """Return the preset of an environment, or a general one, by its name; None if there is none."""
+    entry = _read_presets().get(name)
     if entry is None:
         return None
     normalize = entry.get("normalize", False)
     return Preset(
         n_timesteps=int(entry["n_timesteps"]),
-        policy=entry["policy"],
+        policy=entry.get("policy", ""),
         n_envs=entry.get("n_envs", 1),
         normalize=({} if normalize is True else normalize) if normalize is not False else None,
         arguments={name: value for name, value in entry.items() if name not in _NOT_ARGUMENTS},
@@ -51,7 +58,34 @@ def get_preset(env_name: str) -> Preset | None:
 
 def list_presets() -> list[str]:
     """List the environments that have a preset."""
-    return sorted(_read_presets())
+    return sorted(name for name in _read_presets() if not name.startswith(_GENERAL_PREFIX))
+
+
+def list_general_presets() -> list[str]:
+    """List the presets for environments that have none of their own."""
+    return sorted(name for name in _read_presets() if name.startswith(_GENERAL_PREFIX))
+
+
+def choose_general_preset(
+    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], is_restorable: bool
+) -> str:
+    """Return the name of the general preset that suits an environment.
+
+    :param is_restorable: Whether groups can start on the way; otherwise they are whole episodes.
+    """
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    if any(map(is_image_space, parts)):
+        family = "image"
+    else:
+        family = "continuous" if isinstance(action_space, spaces.Box) else "discrete"
+    return f"{_GENERAL_PREFIX}{family}" if is_restorable else f"{_GENERAL_PREFIX}{family}-episodes"
+
+
+def shorten_rollouts(n_steps: int, n_timesteps: int) -> int:
+    """Halve the rollouts of a general preset until a training has at least eight; 32 steps are the least."""
+    while n_steps > max(_LEAST_STEPS, n_timesteps // _LEAST_ROLLOUTS) and n_steps % 2 == 0:
+        n_steps //= 2
+    return n_steps
 
 
 @cache

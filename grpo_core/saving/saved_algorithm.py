@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from grpo_core import __version__
 from grpo_core.actor.actor import Actor, PolicyActor
 from grpo_core.actor.normalization import ObservationStatistics
+from grpo_core.environments.packages import explain_missing_packages
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving import model_file
@@ -50,6 +51,10 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     _loaded: model_file.ModelContent | None = None
     #: Names of the reward functions that the model was trained with, which its file cannot hold.
     _lost_reward_function: str | list[str] | None = None
+
+    def __init__(self, policy: Any, env: Any, *args: Any, **kwargs: Any) -> None:
+        with explain_missing_packages(env, f"env '{env}' cannot be made: "):
+            super().__init__(policy, env, *args, **kwargs)
 
     def save(
         self,
@@ -115,7 +120,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         if print_system_info:
             print("Saved with", meta["versions"])  # noqa: T201  # what the argument asks for
         arguments = make_arguments(content, changes)
-        model = cls(**arguments, env=None, device=device, _init_setup_model=False)  # type: ignore[arg-type]  # no env
+        model = cls(**arguments, env=None, device=device, _init_setup_model=False)
         model.observation_space, model.action_space = content.observation_space, content.action_space
         model.n_envs = meta["n_envs"]
         if model.reward_function is None and "reward_function" not in changes:

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from grpo_core.simulators.first_calls import check_masks, check_observation, check_reset, check_step, try_out
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
@@ -148,8 +149,8 @@ class _LocalBank(SimulatorBank):
     ) -> None:
         envs = [env.env if isinstance(env, RestorableWrapper) else env for env in base.envs]
         simulators = [Simulator(env, common_random_numbers) for env in envs] if needs_restore else []
-        for simulator in simulators:
-            simulator.prove()
+        for env, simulator in zip(envs, simulators, strict=False):
+            _prove(env, simulator)
         self._single_envs = [SingleEnv(env, simulators[i] if needs_restore else None) for i, env in enumerate(envs)]
         is_cheap = needs_restore and all(simulator.is_cheap for simulator in simulators)
         super().__init__(len(envs), transform, needs_restore, is_cheap)
@@ -191,6 +192,7 @@ class _PlainWorkerBank(SimulatorBank):
         super().__init__(base.num_envs, transform, restorable=False, is_cheap=False)
         self._base = base
         self._has_masks = base.has_attr("action_masks")
+        self._unchecked = {"reset()": set(range(base.num_envs)), "step()": set(range(base.num_envs))}
         self._observe_env = make_observer(base.observation_space)
         # Sent along with a reset or a step, so that a worker need not wait for it.
         self._mask_call: list[_Call] = [("action_masks", (), {})] if self._has_masks else []
@@ -200,6 +202,8 @@ class _PlainWorkerBank(SimulatorBank):
             i: [("reset", (), {"seed": seed}), *self._mask_call] for i, seed in seeds.items()
         }
         replies = _call_workers(self._base, calls)
+        for i in self._unchecked["reset()"].intersection(replies):
+            self._check_first(i, "reset()", replies[i])
         return {i: (self._observe(reply[0][0], reply), None) for i, reply in replies.items()}
 
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
@@ -208,14 +212,41 @@ class _PlainWorkerBank(SimulatorBank):
             i: [("step", (order.action,), {}), *self._mask_call] for i, order in orders.items()
         }
         outcomes = {}
-        for i, reply in _call_workers(self._base, calls).items():
+        replies = _call_workers(self._base, calls)
+        for i in self._unchecked["step()"].intersection(replies):
+            self._check_first(i, "step()", replies[i])
+        for i, reply in replies.items():
             observation, reward, terminated, truncated, info = reply[0]
             observed = self._observe(observation, reply)
             outcomes[i] = Outcome(observed, float(reward), bool(terminated), bool(truncated), info, None)
         return outcomes
 
+    def _check_first(self, i: int, method: str, reply: Sequence[Any]) -> None:
+        """Check what the first call of a method returned; this process sees the outermost wrapper's answer alone."""
+        source, returned = f"environment {i}", reply[0]
+        check = check_reset if method == "reset()" else check_step
+        check(source, returned)
+        check_observation(source, method, returned[0], self._base.observation_space)
+        if self._has_masks:
+            check_masks(self._base.action_space, reply[1], len(returned) == 5 and bool(returned[2] or returned[3]))
+        self._unchecked[method].remove(i)
+
     def _observe(self, observation: Any, replies: Sequence[Any]) -> Observed:
         return self._observe_env(observation, replies[1] if self._has_masks else None)
+
+
+def _prove(env: gym.Env[Any, Any], simulator: Simulator) -> None:
+    """Prove that an environment can be restored.
+
+    :raises InvalidEnvironmentError: If that fails because a method returns what it must not.
+    """
+    try:
+        simulator.prove()
+    except NotBranchableError:
+        raise
+    except Exception:  # foreign code may raise anything; say what is wrong with it rather than where it showed
+        try_out(env)
+        raise
 
 
 def _find_worker_obstacle(base: SubprocVecEnv) -> str | None:
@@ -265,4 +296,7 @@ def _receive(base: SubprocVecEnv, i: int) -> Any:
         except (EOFError, ConnectionResetError):
             pass
     process.join()
-    return Failure(f"The process died with exit code {process.exitcode}; its stderr may say why.")
+    return Failure(
+        f"The process died with exit code {process.exitcode}; its stderr may say why. "
+        "With RestorableWrapper as its outermost wrapper an environment says it here."
+    )

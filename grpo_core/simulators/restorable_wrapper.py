@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
+from grpo_core.simulators.first_calls import try_out
 from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.simulators.single_env import Order, SingleEnv
 
@@ -49,8 +50,16 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         except NotBranchableError as error:
             return str(error)
         except Exception:
-            return Failure(traceback.format_exc())
+            return self._explain(traceback.format_exc())
         return None
+
+    def _explain(self, failure: str) -> Failure:
+        """Say what is wrong with an environment that failed a proof: what a method returned, if that was the reason."""
+        try:
+            try_out(self.env)
+        except Exception:
+            return Failure(traceback.format_exc())
+        return Failure(failure)
 
     def take_reset(self, seed: int | None, common_random_numbers: bool) -> Any:
         """Reset and capture in one round trip; return errors instead of raising them."""

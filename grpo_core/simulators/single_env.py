@@ -9,6 +9,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from grpo_core.simulators.episode_rows import sample_rows
+from grpo_core.simulators.first_calls import call_reset, call_step, check_masks
+from grpo_core.simulators.flags import read_success
 from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 
 
@@ -56,6 +58,8 @@ class Outcome(NamedTuple):
 class SingleEnv:
     """One environment in its own process.
 
+    What its methods return is checked at the first reset, the first step and the first end of an episode.
+
     :param env: The environment.
     :param simulator: Captures and restores it; None if states are never captured.
     """
@@ -68,10 +72,13 @@ class SingleEnv:
         self._simulator = simulator
         if simulator is not None:
             sample_rows(env)
+        # What is called now; after the first calls these are the environment's own methods.
+        self._reset_env: Callable[..., Any] = self._reset_first
+        self._step_env: Callable[[Any], Any] = self._step_first
 
     def reset(self, seed: int | None) -> tuple[Observed, SimulatorState | None]:
         """Start a new episode; return the first observation, and the first state unless states are never captured."""
-        observation, _ = self._env.reset(seed=seed)
+        observation, _ = self._reset_env(seed=seed)
         state = None if self._simulator is None else self._simulator.capture()
         return self._observe(observation, self._get_masks and self._get_masks()), state
 
@@ -82,7 +89,7 @@ class SingleEnv:
         """
         if order.restore is not None:
             self._need_simulator().restore(order.restore)
-        observation, reward, terminated, truncated, info = self._env.step(order.action)
+        observation, reward, terminated, truncated, info = self._step_env(order.action)
         keep = order.capture and not (terminated or truncated)
         return Outcome(
             self._observe(observation, self._get_masks and self._get_masks()),
@@ -92,6 +99,28 @@ class SingleEnv:
             info,
             self._need_simulator().capture() if keep else None,
         )
+
+    def _reset_first(self, seed: int | None) -> Any:
+        returned = call_reset(self._env, seed=seed)
+        check_masks(self._env.action_space, self._get_masks and self._get_masks())
+        self._reset_env = self._env.reset
+        return returned
+
+    def _step_first(self, action: Any) -> Any:
+        returned = call_step(self._env, action)
+        is_over = bool(returned[2] or returned[3])
+        check_masks(self._env.action_space, self._get_masks and self._get_masks(), is_over)
+        self._step_env = self._step_until_end
+        return self._check_end(returned)
+
+    def _step_until_end(self, action: Any) -> Any:
+        return self._check_end(self._env.step(action))
+
+    def _check_end(self, returned: Any) -> Any:
+        if returned[2] or returned[3]:
+            read_success(returned[4])
+            self._step_env = self._env.step
+        return returned
 
     def _need_simulator(self) -> Simulator:
         if self._simulator is None:

@@ -3,6 +3,7 @@
 A job therefore trains in exactly what was checked before.
 """
 
+import json
 from functools import partial
 from typing import Any
 
@@ -10,42 +11,85 @@ import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from grpo_core.spaces import UnsupportedSpaceError, check_action_space, check_observation_space
-from service.errors import InvalidRequestError, describe_error
+from grpo_core.environments.env_kwargs import check_known_env_kwargs
+from grpo_core.environments.making import EnvSetup, make_env
+from grpo_core.environments.packages import describe_missing_package
+from grpo_core.environments.wrappers import SetupError, suggest_wrappers
+from grpo_core.simulators.first_calls import InvalidEnvironmentError, try_out
+from grpo_core.spaces import UnsupportedSpaceError, check_spaces
+from service.errors import InvalidRequestError, describe_error, hide_paths, printable
+
+_MAX_REASON_CHARS = 1000
 
 
-def build_env(env_name: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
+def build_env(setup: EnvSetup | str, render_mode: str | None = None, is_training: bool = False) -> gym.Env[Any, Any]:
     """Build a registered environment.
 
+    :param setup: The environment, or its id alone.
     :param render_mode: Only needed for a film; some environments cannot be built or stepped with one.
-    :raises InvalidRequestError: If its own code fails.
+    :param is_training: Whether wrappers may change rewards and end episodes early.
+    :raises InvalidRequestError: If its own code fails, it does not take an argument, or a wrapper does not fit it.
     """
-    # Not every environment takes the argument.
-    arguments: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    setup = EnvSetup(setup) if isinstance(setup, str) else setup
+    name = setup.env_name
     try:
-        # The checker warns about harmless things, and makes a step take half as long again.
-        return gym.make(env_name, disable_env_checker=True, **arguments)
+        check_known_env_kwargs(name, gym.spec(name), setup.env_kwargs)
+        return make_env(setup, render_mode, is_training)
     except (Exception, SystemExit) as error:  # a foreign constructor may raise anything
-        raise InvalidRequestError(
-            f"env_name '{env_name}' cannot be created on this server ({describe_error(error)}); fix its constructor, "
-            "or install the packages it needs."
-        ) from error
+        raise InvalidRequestError(f"env_name '{name}' {_explain(error)}") from error
 
 
-def build_vec_env(env_name: str, n_envs: int) -> DummyVecEnv:
+def _explain(error: BaseException) -> str:
+    missing = describe_missing_package(error)
+    if missing is not None:
+        return f"cannot be created on this server: {missing}"
+    if isinstance(error, SetupError):
+        return f"cannot be created as asked: {printable(hide_paths(str(error)), _MAX_REASON_CHARS)}"
+    return (
+        f"cannot be created on this server ({describe_error(error)}); fix its constructor, or install the packages it "
+        "needs."
+    )
+
+
+def build_vec_env(setup: EnvSetup | str, n_envs: int) -> DummyVecEnv:
     """Build copies of a registered environment to train in; each records its episodes' rewards and lengths.
 
+    :param setup: The environment, or its id alone.
     :raises InvalidRequestError: If the environment's own code fails, or no policy can be trained in its spaces.
     """
-    return DummyVecEnv([partial(_build_monitored_env, env_name)] * n_envs)
+    setup = EnvSetup(setup) if isinstance(setup, str) else setup
+    return DummyVecEnv([partial(_build_monitored_env, setup)] * n_envs)
 
 
-def _build_monitored_env(env_name: str) -> Monitor[Any, Any]:
-    env = build_env(env_name)
+def _build_monitored_env(setup: EnvSetup) -> Monitor[Any, Any]:
+    env = build_env(setup, is_training=True)
     try:
-        check_observation_space(env.observation_space)
-        check_action_space(env.action_space)
+        check_spaces(env)
     except UnsupportedSpaceError as error:
         env.close()
-        raise InvalidRequestError(f"env_name '{env_name}' cannot be trained: {error}") from error
+        hint = describe_wrappers(env)
+        raise InvalidRequestError(f"env_name '{setup.env_name}' cannot be trained: {error}{hint}") from error
     return Monitor(env)
+
+
+def describe_wrappers(env: gym.Env[Any, Any]) -> str:
+    """Say which wrappers of a request make an environment's spaces fit; empty if none is known."""
+    wrappers = suggest_wrappers(env)
+    return f" Over HTTP: {json.dumps({'wrappers': wrappers})[1:-1]}." if wrappers else ""
+
+
+def try_methods(env_name: str, env: gym.Env[Any, Any]) -> None:
+    """Reset an environment and take a step, to check what its methods return; it must be reset afterwards.
+
+    :raises InvalidRequestError: If one fails, or returns what it must not.
+    """
+    try:
+        try_out(env)
+    except InvalidEnvironmentError as error:
+        raise InvalidRequestError(f"env_name '{env_name}' cannot be trained: {error}") from error
+    except (Exception, SystemExit) as error:  # foreign code may raise anything
+        notes = " ".join(getattr(error, "__notes__", []))
+        raise InvalidRequestError(
+            f"env_name '{env_name}' failed when it was tried out ({describe_error(error)}). {printable(notes)} Fix it, "
+            "and start the server anew if it has imported the module."
+        ) from error

@@ -11,6 +11,7 @@ import gymnasium as gym
 from cachetools import LRUCache
 from gymnasium.envs.registration import EnvSpec
 
+from grpo_core.environments.packages import describe_origin
 from grpo_core.options.presets import get_preset, list_presets
 from grpo_core.options.rewards import (
     CARTPOLE_ENVIRONMENTS,
@@ -90,7 +91,8 @@ class Catalogue:
         """
         spec = find_spec(env_name)
         if spec is None:
-            hint = suggest(env_name, gym.registry.copy()) or "GET /environments lists them."
+            hint = describe_origin(env_name, "start the server with --env-module")
+            hint = hint or suggest(env_name, gym.registry.copy()) or "GET /environments lists them."
             raise NotFoundError(f"there is no registered environment '{printable(env_name)}'; {hint}")
         facts = self._get_facts(env_name, spec)
         preset = get_preset(env_name)
@@ -103,6 +105,9 @@ class Catalogue:
             restorable=facts.is_trainable and facts.obstacle is None,
             obstacle=facts.obstacle,
             group_mode=mode if facts.is_trainable else None,
+            env_kwargs=facts.env_kwargs,
+            wrappers=facts.wrappers,
+            preset_name=facts.general_preset if preset is None else env_name,
             preset=None if preset is None else {**own, "normalize": preset.normalize, **preset.arguments},
             default_reward_function=get_default_reward(env_name),
             reward_functions=[ENVIRONMENT_REWARD, *self._list_fitting(env_name)],

@@ -5,9 +5,12 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.environments.env_kwargs import list_env_kwargs, to_plain
+from grpo_core.environments.wrappers import parse_wrappers, suggest_wrappers
+from grpo_core.options.presets import choose_general_preset
 from grpo_core.simulators.bank import find_obstacle
-from grpo_core.spaces import UnsupportedSpaceError, check_action_space, check_observation_space
-from service.environments.build import build_env
+from grpo_core.spaces import UnsupportedSpaceError, check_spaces
+from service.environments.build import build_env, describe_wrappers, try_methods
 from service.schemas.environments import EnvironmentFacts
 from service.spaces import describe_space
 from service.workers.task import Progress
@@ -20,15 +23,17 @@ def inspect_environment(env_name: str, progress: Progress) -> bytes:
     """Build an environment, test whether its states can be restored, and describe it.
 
     :return: ``EnvironmentFacts`` in JSON.
-    :raises InvalidRequestError: If it cannot be created.
+    :raises InvalidRequestError: If it cannot be created, or a method fails or returns what it must not.
     """
     env = build_env(env_name)
     try:
         facts = EnvironmentFacts(
             observation_space=describe_space(env.observation_space),
             action_space=describe_space(env.action_space),
+            env_kwargs=_list_env_kwargs(env_name),
+            wrappers=parse_wrappers(suggest_wrappers(env)),
             render_modes=list_render_modes(env),
-            **_check_training(env),
+            **_check_training(env_name, env),
         )
     finally:
         env.close()
@@ -42,11 +47,18 @@ def list_render_modes(env: gym.Env[Any, Any]) -> list[str]:
     return texts[:_MAX_RENDER_MODES]
 
 
-def _check_training(env: gym.Env[Any, Any]) -> dict[str, Any]:
+def _list_env_kwargs(env_name: str) -> dict[str, Any] | None:
+    known = list_env_kwargs(gym.spec(env_name))
+    return None if known is None else {name: to_plain(default) for name, default in known.items()}
+
+
+def _check_training(env_name: str, env: gym.Env[Any, Any]) -> dict[str, Any]:
     """Find out whether a policy can be trained in an environment, and what keeps groups from branching in it."""
     try:
-        check_observation_space(env.observation_space)
-        check_action_space(env.action_space)
+        check_spaces(env)
     except UnsupportedSpaceError as error:
-        return {"is_trainable": False, "obstacle": str(error)}
-    return {"is_trainable": True, "obstacle": find_obstacle(DummyVecEnv([lambda: env]))}
+        return {"is_trainable": False, "obstacle": f"{error}{describe_wrappers(env)}", "general_preset": None}
+    try_methods(env_name, env)
+    obstacle = find_obstacle(DummyVecEnv([lambda: env]))
+    preset = choose_general_preset(env.observation_space, env.action_space, obstacle is None)
+    return {"is_trainable": True, "obstacle": obstacle, "general_preset": preset}

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from grpo_core.environments.env_kwargs import check_env_kwargs
+from grpo_core.environments.making import EnvSetup
+from grpo_core.environments.wrappers import parse_wrappers
 from service.models.folder import FileSignature
 from service.models.store import ModelStore
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
@@ -57,6 +60,7 @@ def make_card(
     actor, meta = file.model.actor, file.model.meta
     facts = {
         "env_name": find_env_name(meta),
+        **_describe_setup(meta),
         "observation_space": describe_space(actor.observation_space),
         "action_space": describe_space(actor.action_space),
         "reward_function": _find_reward_function(meta.get("reward_function")),
@@ -80,6 +84,25 @@ def find_env_name(meta: Mapping[str, Any]) -> str | None:
     env_name = meta.get("env_name")
     fits = isinstance(env_name, str) and len(env_name) <= MAX_ENV_NAME_CHARS and _ENV_NAME.fullmatch(env_name)
     return env_name if fits else None
+
+
+def find_env_setup(meta: Mapping[str, Any]) -> EnvSetup | None:
+    """Return the environment that a model was trained in, with its arguments and wrappers.
+
+    :return: None if the file names none, or with what a request could not ask for either: it may come from anywhere.
+    """
+    env_name = find_env_name(meta)
+    try:
+        env_kwargs, wrappers = meta.get("env_kwargs") or {}, parse_wrappers(meta.get("wrappers") or [])
+        check_env_kwargs(env_kwargs)
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return None if env_name is None else EnvSetup(env_name, env_kwargs, wrappers)
+
+
+def _describe_setup(meta: Mapping[str, Any]) -> dict[str, Any]:
+    setup = find_env_setup(meta)
+    return {} if setup is None else {"env_kwargs": dict(setup.env_kwargs), "wrappers": list(setup.wrappers)}
 
 
 def _find_reward_function(claimed: Any) -> str | list[str] | None:

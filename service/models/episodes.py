@@ -39,7 +39,7 @@ def evaluate_policy(play: Play, n_episodes: int, progress: Progress) -> bytes:
     :raises InvalidRequestError: If the environment cannot be created, or its rewards are not finite.
     """
     check_stop = _make_stop_check(progress)
-    env = build_env(play.env_name)
+    env = build_env(play.setup)
     try:
         _check_fit(play, env)
         trained = _evaluate(play, env, play.make_policy(), n_episodes, check_stop)
@@ -81,7 +81,7 @@ def film_policy(play: Play, video_format: VideoFormat, max_steps: int, folder: s
 
 
 def _build_rendered_env(play: Play) -> gym.Env[Any, Any]:
-    env = build_env(play.env_name)
+    env = build_env(play.setup)
     try:
         _check_fit(play, env)
         modes = list_render_modes(env)
@@ -92,7 +92,7 @@ def _build_rendered_env(play: Play) -> gym.Env[Any, Any]:
             f"env_name '{play.env_name}' cannot be filmed: its metadata lists the render_modes {modes}, but a film "
             f"needs '{_RENDER_MODE}'; add it, or evaluate the model with POST /models/{{model_name}}/evaluate."
         )
-    return build_env(play.env_name, render_mode=_RENDER_MODE)
+    return build_env(play.setup, render_mode=_RENDER_MODE)
 
 
 def _check_fit(play: Play, env: gym.Env[Any, Any]) -> None:

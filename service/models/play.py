@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from grpo_core.actor.actor import Actor
+from grpo_core.environments.making import EnvSetup
 from grpo_core.evaluation import Policy, make_policy
 
 
@@ -12,15 +13,20 @@ class Play(NamedTuple):
     """A policy, and the environment and seed to play it with.
 
     :param actor: The policy.
-    :param env_name: Name of a registered environment.
+    :param setup: A registered environment, as the policy was trained in it.
     :param seed: Seed of the first episode's reset and of drawn actions.
     :param deterministic: Take the most likely actions instead of drawing them.
     """
 
     actor: Actor
-    env_name: str
+    setup: EnvSetup
     seed: int
     deterministic: bool
+
+    @property
+    def env_name(self) -> str:
+        """Id of the environment."""
+        return self.setup.env_name
 
     def make_policy(self) -> Policy:
         """Make a policy in which the actor chooses the actions."""

@@ -10,7 +10,7 @@ from cachetools import LRUCache
 
 from service.environments.catalogue import find_spec
 from service.errors import ConflictError
-from service.models.card import find_env_name
+from service.models.card import find_env_name, find_env_setup
 from service.models.folder import FileSignature
 from service.models.play import Play
 from service.models.store import ModelStore, ServedModel
@@ -133,7 +133,13 @@ class ModelPlayer:
                 f"model '{model_name}' cannot be played: its environment '{env_name}' is not registered here; start "
                 "the server with --env-module and the module that registers it."
             )
-        return model, Play(model.actor, env_name, seed, deterministic)
+        setup = find_env_setup(model.meta)
+        if setup is None:
+            raise ConflictError(
+                f"model '{model_name}' cannot be played: its file gives '{env_name}' env_kwargs or wrappers that a "
+                "request could not give; train it again with POST /train."
+            )
+        return model, Play(model.actor, setup, seed, deterministic)
 
 
 def _is_better(trained: EpisodeFigures, random: EpisodeFigures) -> bool:

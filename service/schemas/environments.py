@@ -36,6 +36,9 @@ class EnvironmentFacts(BaseModel):
     action_space: SpaceDescription
     is_trainable: bool
     obstacle: str | None
+    env_kwargs: dict[str, Any] | None
+    wrappers: list[dict[str, Any]]
+    general_preset: str | None
     render_modes: list[str]
 
 
@@ -52,6 +55,16 @@ class EnvironmentDescription(BaseModel):
     )
     max_episode_steps: int | None
     reward_threshold: float | None
+    env_kwargs: dict[str, Any] | None = Field(
+        description="Arguments of its constructor that `env_kwargs` of `POST /train` may set, with their defaults as "
+        "far as JSON can tell them; null if it takes any."
+    )
+    wrappers: list[dict[str, Any]] = Field(
+        description="Wrappers that make it fit, where its spaces do not; `POST /train` takes them as they are."
+    )
+    preset_name: str | None = Field(
+        description="The preset that `POST /train` takes for its own reward; null if it cannot be trained in."
+    )
     preset: dict[str, Any] | None = Field(description="Settings tuned on it, which `POST /train` fills in.")
     default_reward_function: str
     reward_functions: list[str] = Field(description="Names of the reward functions that fit it.")

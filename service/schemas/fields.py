@@ -19,6 +19,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from grpo_core.environments.env_kwargs import check_env_kwargs
+from grpo_core.environments.wrappers import MAX_WRAPPERS, WRAPPERS, parse_wrappers
 from service.suggestions import list_close
 
 ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
@@ -126,6 +128,28 @@ ObservationBatch = Annotated[
 MaskBatch = Annotated[
     list[Any], WithJsonSchema({"type": "array", "items": {"anyOf": [_MASKS_SCHEMA, {"type": "null"}]}, "minItems": 1})
 ]
+
+
+def _check_env_kwargs(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("it must be an object of arguments")
+    check_env_kwargs(value)
+    return value
+
+
+EnvKwargs = Annotated[dict[str, Any], PlainValidator(_check_env_kwargs), WithJsonSchema({"type": "object"})]
+_WRAPPER_NAMES: dict[str, Any] = {"type": "string", "enum": list(WRAPPERS)}
+_WRAPPERS_SCHEMA = {
+    "type": "array",
+    "maxItems": MAX_WRAPPERS,
+    "items": {
+        "anyOf": [
+            _WRAPPER_NAMES,
+            {"type": "object", "properties": {"name": _WRAPPER_NAMES}, "required": ["name"]},
+        ]
+    },
+}
+Wrappers = Annotated[list[dict[str, Any]], PlainValidator(parse_wrappers), WithJsonSchema(_WRAPPERS_SCHEMA)]
 RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=_REWARD_NAME_PATTERN)]
 EnvName = Annotated[str, Field(min_length=1, max_length=MAX_ENV_NAME_CHARS, pattern=ENV_NAME_PATTERN)]
 

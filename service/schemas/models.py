@@ -60,6 +60,8 @@ class ModelCard(BaseModel):
     sha256: str | None = Field(description="SHA-256 of the file; null if it is too large to be read.")
     modified_at: datetime = Field(description="When the file was saved, in UTC.")
     env_name: str | None = Field(None, description="The environment it was trained in.")
+    env_kwargs: dict[str, Any] | None = Field(None, description="The arguments of its constructor.")
+    wrappers: list[dict[str, Any]] | None = Field(None, description="What it was put into, the innermost first.")
     observation_space: SpaceDescription | None = None
     action_space: SpaceDescription | None = None
     reward_function: str | list[str] | None = Field(

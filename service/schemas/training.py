@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from grpo_core.environments.making import EnvSetup
 from grpo_core.options.choices import GroupMode
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Hyperparameters, Row
-from service.schemas.fields import MAX_SEED, EnvName, ModelName, Request, RewardName
+from service.schemas.fields import MAX_SEED, EnvKwargs, EnvName, ModelName, Request, RewardName, Wrappers
 
 _MAX_REWARD_FUNCTIONS = 16
 
@@ -69,6 +70,14 @@ class TrainRequest(Request):
     """What to train; every field is optional."""
 
     env_name: EnvName = Field("CartPole-v1", description="Id of a registered Gymnasium environment.")
+    env_kwargs: EnvKwargs | None = Field(
+        None, description="Arguments of the environment's constructor: numbers, words, flags and lists of these."
+    )
+    wrappers: Wrappers | None = Field(
+        None,
+        description="What the environment is put into, the innermost first: names, or objects with a `name` and "
+        "options.",
+    )
     preset: EnvName | None = Field(
         None,
         description="Environment whose preset fills in what is left out, or `none`. Default: `env_name` itself, if it "
@@ -141,6 +150,8 @@ class _JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     env_name: str
+    env_kwargs: EnvKwargs
+    wrappers: Wrappers
     preset: str = Field(description="Whose preset filled in what was left out, or `none`.")
     total_timesteps: int
     reward_function_type: str | None = Field(description="None with `reward_functions`.")
@@ -165,6 +176,11 @@ class _JobConfig(BaseModel):
 
 class TrainConfig(Hyperparameters, _JobConfig):
     """What a job trains with, every default filled in; sent again as a request it repeats the job."""
+
+    @property
+    def env_setup(self) -> EnvSetup:
+        """The environment to train and evaluate in."""
+        return EnvSetup(self.env_name, self.env_kwargs, self.wrappers)
 
     # Pydantic makes a field of each annotation in the table; two say more here.
     group_mode: GroupMode

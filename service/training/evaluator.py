@@ -33,7 +33,7 @@ class Evaluator:
     @cached_property
     def env(self) -> gym.Env[Any, Any]:
         """The environment."""
-        return build_env(self.config.env_name)
+        return build_env(self.config.env_setup)
 
     def start(self, actor: Actor, first_seed: int) -> "EvaluationRun":
         """Start an evaluation of ``n_eval_episodes`` episodes; it ends the one before.

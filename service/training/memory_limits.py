@@ -15,6 +15,7 @@ from service.schemas.training import TrainConfig
 # Limits of one rollout, and of one minibatch on its way through the networks.
 _MAX_ROLLOUT_BYTES = 256 * 2**20
 _MAX_MINIBATCH_BYTES = 256 * 2**20
+_LEAST_STEPS = 32
 # Python objects of one branch: captured states, anchors and bookkeeping.
 _BYTES_PER_BRANCH = 1024
 # Rewards, flags, advantages and other numbers of one step.
@@ -36,6 +37,22 @@ def check_memory(config: TrainConfig, model: Any, max_episode_steps: int | None)
     _check_rollout(config, model.observation_space, model.action_space, max_episode_steps)
     _check_minibatch(config, model.observation_space, network, longest)
     _check_model(config, model.observation_space, model.action_space, network)
+
+
+def shrink(settings: dict[str, Any], observation_space: spaces.Space[Any]) -> None:
+    """Halve the rollouts and minibatches of a general preset where observations are large, to stay within the limits.
+
+    :param settings: ``n_steps``, ``n_envs`` and ``batch_size``; the first and the last are changed.
+    """
+    observation_bytes = observation_dtype(observation_space).itemsize * math.prod(observation_space.shape or ())
+    parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    # Convolutions keep about 80 bytes per pixel of an image, whose channels are its shortest axis.
+    n_pixels = sum(math.prod(part.shape) // min(part.shape) for part in parts if part.shape and len(part.shape) == 3)
+    n_cells = settings["n_steps"] * settings["n_envs"]
+    while n_cells > _LEAST_STEPS and n_cells * 4 * observation_bytes > _MAX_ROLLOUT_BYTES // 2:
+        n_cells, settings["n_steps"] = n_cells // 2, settings["n_steps"] // 2
+    while settings["batch_size"] > _LEAST_STEPS and settings["batch_size"] * 80 * n_pixels > _MAX_MINIBATCH_BYTES:
+        settings["batch_size"] //= 2
 
 
 def _check_rollout(
@@ -110,7 +127,8 @@ def _check_model(
     if n_bytes > MAX_FILE_BYTES - 2 * MAX_META_BYTES:
         raise InvalidRequestError(
             f"net_arch={config.net_arch} on observations of {config.env_name} makes a model of {n_bytes // 2**20} MiB, "
-            f"more than the limit of {MAX_FILE_BYTES // 2**20 - 2} MiB; use smaller layers or smaller observations."
+            f"more than the limit of {MAX_FILE_BYTES // 2**20 - 2} MiB; use smaller layers or smaller observations: "
+            "the wrappers atari and resize shrink images."
         )
 
 

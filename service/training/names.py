@@ -6,8 +6,15 @@ from typing import NamedTuple
 
 import gymnasium as gym
 
-from grpo_core.options.presets import get_preset, list_presets
-from grpo_core.options.rewards import ENVIRONMENT_REWARD, RewardFunction, can_score, get_default_reward
+from grpo_core.environments.packages import describe_origin
+from grpo_core.options.presets import GENERAL_PRESET, get_preset, list_general_presets, list_presets
+from grpo_core.options.rewards import (
+    CARTPOLE_ENVIRONMENTS,
+    ENVIRONMENT_REWARD,
+    RewardFunction,
+    can_score,
+    get_default_reward,
+)
 from grpo_core.options.rewards import REWARD_FUNCTIONS as CARTPOLE_REWARDS
 from service.errors import InvalidRequestError
 from service.schemas.training import TrainRequest
@@ -41,7 +48,7 @@ class NamedRequest(NamedTuple):
     """A request whose names have been looked up.
 
     :param rewards: The rewards it names.
-    :param preset: Name of the environment whose preset fills in what is left out, or ``NO_PRESET``.
+    :param preset: Name of the preset that fills in what is left out, ``NO_PRESET``, or ``GENERAL_PRESET``.
     """
 
     request: TrainRequest
@@ -56,12 +63,13 @@ def resolve_names(request: TrainRequest, reward_functions: Mapping[str, RewardFu
     :raises InvalidRequestError: If a name is unknown or does not fit the environment.
     """
     if request.env_name not in gym.registry:
-        hint = suggest(request.env_name, gym.registry) or "gymnasium.registry lists what is installed."
+        hint = describe_origin(request.env_name, "start the server with --env-module")
+        hint = hint or suggest(request.env_name, gym.registry) or "gymnasium.registry lists what is installed."
         raise InvalidRequestError(f"env_name '{request.env_name}' is not a registered Gymnasium environment; {hint}")
     if request.tensorboard_log and importlib.util.find_spec("tensorboard") is None:
         raise InvalidRequestError(
-            "tensorboard_log=true needs the package tensorboard, which is not installed on this server; install it "
-            "with pip install tensorboard, or send false."
+            "tensorboard_log=true needs the package tensorboard; send false, or install what is not installed on this "
+            "server: pip install tensorboard"
         )
     rewards = _resolve_rewards(request, reward_functions)
     return NamedRequest(request, rewards, _resolve_preset(request, rewards))
@@ -105,9 +113,12 @@ def _check_reward_name(field: str, name: str, env_name: str, reward_functions: M
 def _resolve_preset(request: TrainRequest, rewards: Rewards) -> str:
     name = request.preset
     if name is None:
-        return request.env_name if rewards.is_own and get_preset(request.env_name) is not None else NO_PRESET
-    if name != NO_PRESET and get_preset(name) is None:
-        raise _refuse_name("preset", name, [NO_PRESET, *list_presets()])
+        if rewards.is_own and get_preset(request.env_name) is not None:
+            return request.env_name
+        # On CartPole other rewards have defaults of their own.
+        return NO_PRESET if request.env_name in CARTPOLE_ENVIRONMENTS else GENERAL_PRESET
+    if name not in (NO_PRESET, GENERAL_PRESET) and get_preset(name) is None:
+        raise _refuse_name("preset", name, [NO_PRESET, *list_presets(), GENERAL_PRESET, *list_general_presets()])
     return name
 
 

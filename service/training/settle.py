@@ -10,20 +10,28 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from grpo_core.environments.making import EnvSetup
 from grpo_core.options.checks import DEFAULT_HORIZON
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
-from grpo_core.options.presets import Preset, get_preset
+from grpo_core.options.presets import (
+    GENERAL_PRESET,
+    Preset,
+    choose_general_preset,
+    get_preset,
+    list_general_presets,
+    shorten_rollouts,
+)
 from grpo_core.simulators.bank import find_obstacle
-from service.environments.build import build_vec_env
+from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
 from service.schemas.training import ConfigOrigin, Normalization, TrainConfig, TrainRequest
-from service.training.memory_limits import check_memory, count_observed_numbers
+from service.training.memory_limits import check_memory, count_observed_numbers, shrink
 from service.training.names import NO_PRESET, NamedRequest, Reward, Rewards
 from service.training.plan import SettledRequest
-from service.training.train import build_model
+from service.training.train import build_model, list_normalizable
 from service.workers.task import Progress
 
 # Long enough for an action on CartPole to show in position and angle, short enough to keep the noise of returns low.
@@ -48,41 +56,68 @@ def settle_request(named: NamedRequest, progress: Progress) -> bytes:
     :raises InvalidRequestError: If the request combines what does not fit, or the environment cannot be trained.
     """
     request, rewards = named.request, named.rewards
-    preset = None if named.preset == NO_PRESET else get_preset(named.preset)
     # A null means the same as leaving the field out.
     given = {name: value for name in request.model_fields_set if (value := getattr(request, name)) is not None}
+    given |= _separate_normalization(given)
     identity = {
         "reward_function_type": rewards.reward_function_type,
         "reward_functions": rewards.reward_functions,
-        "preset": named.preset,
         **_UNSETTLED,
         "device": _resolve_device(request.device),
     }
-    defaults = _list_defaults(rewards) if preset is None else _list_preset_defaults(preset)
-    env = build_vec_env(request.env_name, 1)
+    preset_name, defaults = named.preset, Settings()
+    env = build_vec_env(EnvSetup(request.env_name, given.get("env_kwargs", {}), given.get("wrappers", [])), 1)
     try:
-        settled = _settle(env, {**defaults, **given, **identity}, given, defaults, rewards.functions)
+        try_methods(request.env_name, env.envs[0])
+        obstacle = None if given.get("group_mode") == "episode" else _find_obstacle(request.env_name, env)
+        if named.preset == GENERAL_PRESET:
+            is_restorable = obstacle is None and given.get("group_mode") != "episode"
+            preset_name = choose_general_preset(env.observation_space, env.action_space, is_restorable)
+        defaults = _list_defaults(rewards, preset_name, given, env)
+        settings = {**defaults, **given, **identity, "preset": preset_name}
+        settled = _settle(env, settings, given, defaults, rewards.functions, obstacle)
     except (InvalidRequestError, ValueError) as error:
         filled_in = {name for name, value in defaults.items() if value is not None} - given.keys()
-        from_preset = set() if preset is None else filled_in
-        raise InvalidRequestError(_explain(str(error), named.preset, from_preset)) from error
+        from_preset = set() if preset_name == NO_PRESET else filled_in
+        raise InvalidRequestError(_explain(str(error), preset_name, from_preset)) from error
     finally:
         env.close()
-    choices = {} if preset is None else _list_preset_choices(preset)
+    preset = None if preset_name == NO_PRESET else get_preset(preset_name)
+    choices = {} if preset is None else {name: defaults[name] for name in _list_preset_choices(preset)}
     settled.config_origins = {
         name: _find_origin(name, value, given, choices) for name, value in settled.settings.items()
     }
     return settled.model_dump_json().encode()
 
 
+def _separate_normalization(given: Settings) -> Settings:
+    """Turn a wrapper ``normalize`` into the setting of that name, since statistics belong to all environments of a job.
+
+    :raises InvalidRequestError: If both are there.
+    """
+    wrappers = given.get("wrappers", [])
+    if not wrappers or wrappers[-1]["name"] != "normalize":
+        return {}
+    if "normalize" in given:
+        raise InvalidRequestError("wrappers ends with 'normalize' and normalize is there too; send one of them.")
+    options = {name: value for name, value in wrappers[-1].items() if name != "name"}
+    return {"wrappers": wrappers[:-1], "normalize": Normalization(**options)}
+
+
 def _settle(
-    env: DummyVecEnv, settings: Settings, given: Settings, defaults: Settings, reward_functions: Reward
+    env: DummyVecEnv,
+    settings: Settings,
+    given: Settings,
+    defaults: Settings,
+    reward_functions: Reward,
+    obstacle: str | None,
 ) -> SettledRequest:
     """Choose the settings that were left out to suit the given ones and the environment, and try them out.
 
+    :param obstacle: Why groups cannot branch in the environment; None if they can, or need not.
     :raises ValueError: If the algorithm refuses them.
     """
-    warnings = _settle_mode(settings, env)
+    warnings = _settle_mode(settings, given, obstacle)
     _fit_credit(settings, given)
     _fit_groups(settings, given, defaults, env.action_space)
     _fit_evaluations(settings)
@@ -136,7 +171,24 @@ def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:
     return f'{detail} Preset \'{preset_name}\' chose {", ".join(names)}; send your own, or "preset": "{NO_PRESET}".'
 
 
-def _list_defaults(rewards: Rewards) -> Settings:
+def _list_defaults(rewards: Rewards, preset_name: str, given: Settings, env: DummyVecEnv) -> Settings:
+    """List what is filled in, with or without a preset."""
+    preset = None if preset_name == NO_PRESET else get_preset(preset_name)
+    if preset is None:
+        return _list_plain_defaults(rewards)
+    defaults = _list_preset_defaults(preset)
+    if preset_name in list_general_presets():
+        n_timesteps: int = {**defaults, **given}["total_timesteps"]
+        defaults["n_steps"] = shorten_rollouts(defaults["n_steps"], n_timesteps)
+        sizes = {**defaults, **given}
+        shrink(sizes, env.observation_space)
+        defaults |= {name: sizes[name] for name in ("n_steps", "batch_size") if name not in given}
+        if defaults["normalize"] and not list_normalizable(env.observation_space):
+            defaults["normalize"] = Normalization(norm_obs=False)
+    return defaults
+
+
+def _list_plain_defaults(rewards: Rewards) -> Settings:
     """List the defaults without a preset; the horizon is only a target."""
     # A dense reward judges every step, so a branch's own rewards are enough; otherwise the value network must estimate
     # what a truncated branch would still have earned.
@@ -173,6 +225,7 @@ def _list_preset_choices(preset: Preset) -> Settings:
 def _list_library_defaults() -> Settings:
     arguments = {name: row.default for name, row in HYPERPARAMETERS.items()}
     others = {"lr_schedule": "constant", "normalize": False, "activation": "tanh", "log_std_init": 0.0}
+    others |= {"env_kwargs": {}, "wrappers": []}
     rules = dict.fromkeys(("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds"))
     return {**arguments, **others, **rules, "tensorboard_log": False}
 
@@ -182,27 +235,29 @@ def _list_request_defaults() -> Settings:
     return {**defaults, "net_arch": None}  # chosen later, since it depends on the observations
 
 
-def _settle_mode(settings: Settings, env: DummyVecEnv) -> list[str]:
+def _find_obstacle(env_name: str, env: DummyVecEnv) -> str | None:
+    try:
+        return find_obstacle(env)
+    except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
+        raise InvalidRequestError(
+            f"env_name '{env_name}' failed while its steps were tried out ({type(error).__name__}); fix the "
+            "environment, or send group_mode 'episode'."
+        ) from error
+
+
+def _settle_mode(settings: Settings, given: Settings, obstacle: str | None) -> list[str]:
     """Settle the group mode.
 
     :return: A warning if groups cannot branch and are whole episodes instead.
     """
     env_name, mode = settings["env_name"], settings["group_mode"]
     settings["normalize"] = Normalization() if settings["normalize"] is True else settings["normalize"]
-    if mode == "episode":
-        return []
-    try:
-        obstacle = find_obstacle(env)
-    except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
-        raise InvalidRequestError(
-            f"env_name '{env_name}' failed while its steps were tried out ({type(error).__name__}); fix the "
-            "environment, or send group_mode 'episode'."
-        ) from error
+    is_general = settings["preset"] in list_general_presets()
     if mode == "auto":
         settings["group_mode"] = "branch" if obstacle is None else "episode"
-    elif obstacle is not None:
+    elif mode != "episode" and obstacle is not None:
         raise InvalidRequestError(f"env_name '{env_name}' cannot be trained with group_mode '{mode}': {obstacle}")
-    if obstacle is None:
+    if obstacle is None or (mode == "episode" and not (is_general and "group_mode" not in given)):
         return []
     return [f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode 'episode'."]
 

@@ -49,7 +49,7 @@ def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, prog
     """
     with ExitStack() as opened:
         begun = time.monotonic()
-        env = build_vec_env(config.env_name, config.n_envs)
+        env = build_vec_env(config.env_setup, config.n_envs)
         build_seconds = (time.monotonic() - begun) / config.n_envs
         opened.callback(env.close)
         model = build_model(config, env, reward)
@@ -87,7 +87,7 @@ def _finish(
 ) -> bytes:
     """Evaluate the policy to save, the best one or the last, settle its values, and return its model file."""
     provenance: dict[str, Any] = {
-        "env_name": config.env_name,
+        **config.env_setup._asdict(),
         "config": config.model_dump(),
         "ended_by": stop_rules.ended_by or "total_timesteps",
     }
@@ -144,8 +144,7 @@ def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
         return env
     norm_obs_keys, space = None, env.observation_space
     if config.normalize.norm_obs:
-        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-        keys = [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
+        keys = list_normalizable(space)
         if not keys:
             raise ValueError(
                 f"normalize is not allowed for observations of {space}: only a Box that is not an image can be "
@@ -153,6 +152,12 @@ def _normalize(config: TrainConfig, env: VecEnv) -> VecEnv:
             )
         norm_obs_keys = keys if isinstance(space, spaces.Dict) else None
     return VecNormalize(env, gamma=config.gamma, norm_obs_keys=norm_obs_keys, **config.normalize.model_dump())
+
+
+def list_normalizable(space: spaces.Space[Any]) -> list[str]:
+    """List the keys of the observations that can be normalised; an empty key stands for observations without keys."""
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    return [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
 
 
 class _ProgressCallback(BaseCallback):

@@ -33,6 +33,7 @@ _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
             "tensorboard_log",
         ),
     ),
+    "Construction": ("what the environment is built with, in JSON", ("env_kwargs", "wrappers")),
     "Groups and rollouts": ("what is compared with what", ("n_envs", *list_group("Groups and rollouts"))),
     "Credit": ("how rewards become advantages", ("reward_functions", *list_group("Credit"), "normalize")),
     "Optimisation": ("how far each update goes", ("lr_schedule", *list_group("Optimisation"))),
@@ -89,7 +90,7 @@ class _Form:
     def _add(self, fields: Mapping[str, Field], names: Sequence[str]) -> None:
         for name in names:
             if name in fields:
-                is_wide = fields[name].kind in ("weights",) or name == "env_name"
+                is_wide = fields[name].kind in ("weights", "json") or name == "env_name"
                 self._inputs[name] = FieldInput(fields[name], self.refresh, self._list_options(name), is_wide)
 
     def _add_group(self, fields: Mapping[str, Field], title: str, subtitle: str, names: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The fields of a form, made from a request's schema: its descriptions, ranges, choices and defaults."""
 
 import html
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ _TITLES = {
     "tensorboard_log": "TensorBoard log",
     "log_std_init": "First log std",
 }
+# Written in JSON, since no input is made for their like.
+_JSON_FIELDS = ("env_kwargs", "wrappers")
 _FLAGS: dict[Any, str] = {True: "yes", False: "no"}
 
 
@@ -33,7 +36,7 @@ class Field(NamedTuple):
     """One field of a request.
 
     :param name: Its name in the request.
-    :param kind: ``choice``, ``flag``, ``integer``, ``number``, ``text``, ``sizes`` or ``weights``.
+    :param kind: ``choice``, ``flag``, ``integer``, ``number``, ``text``, ``sizes``, ``weights`` or ``json``.
     :param choices: The allowed values of a ``choice``.
     :param default: The default; None if the server chooses one.
     :param rule: The range in words; empty if there is none.
@@ -63,6 +66,8 @@ def _read_field(name: str, described: Mapping[str, Any]) -> Field:
     candidates = [part for part in described.get("anyOf", [described]) if part.get("type") != "null"]
     first = candidates[0]
     kinds = {"boolean": "flag", "array": "sizes", "object": "weights", "string": "text"}
+    if name in _JSON_FIELDS:
+        first = {"type": "json"}
     kind = "choice" if "enum" in first else kinds.get(first.get("type", ""), first.get("type", "text"))
     minimum, maximum = first.get("minimum", first.get("exclusiveMinimum")), first.get("maximum")
     return Field(
@@ -122,13 +127,17 @@ class FieldInput:
             return None
         if self.field.kind == "integer":
             return int(value) if float(value).is_integer() else value
+        if self.field.kind == "json":
+            return _read_json(value)
         if self.field.kind == "sizes":
             return _read_sizes(value)
         return _read_weights(value) if self.field.kind == "weights" else value
 
     def fill(self, value: Any) -> None:
         """Set the input to a value of the configuration."""
-        if isinstance(value, list):
+        if self.field.kind == "json":
+            value = json.dumps(value) if value else ""
+        elif isinstance(value, list):
             value = ", ".join(map(str, value))
         elif isinstance(value, dict) and self.field.kind == "weights":
             value = ", ".join(f"{name}: {weight:g}" for name, weight in value.items())
@@ -169,6 +178,13 @@ def _describe_default(field: Field) -> str:
 
 def _write_code(text: str) -> str:
     return _CODE.sub(r"<code>\1</code>", html.escape(text))
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _read_sizes(text: str) -> list[int] | str:

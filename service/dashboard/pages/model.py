@@ -43,7 +43,7 @@ async def show_model(name: str) -> None:
             with make_box("stack wide"):
                 with make_box("card stack", "section", aria_label="Try an observation"):
                     make_heading("Try an observation")
-                    sliders = ObservationSliders(model, card.env_name)
+                    sliders = ObservationSliders(model, None if card.wrappers else card.env_name)
                 with make_box("card stack", "section", aria_label="Policy card"):
                     make_heading("Policy card")
                     _show_facts(card)

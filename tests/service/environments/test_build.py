@@ -13,8 +13,9 @@ from stable_baselines3.common.monitor import Monitor
 from service.environments.build import build_env, build_vec_env
 from service.errors import InvalidRequestError
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, SpaceEnv, train_to_end
+from tests.support import LineEnv, SpaceEnv, forge, make_model, train_to_end
 
+ZIP = {"Content-Type": "application/zip"}
 RENDER_MODES: list[str | None] = []
 
 
@@ -77,3 +78,91 @@ def test_an_environment_with_unsupported_spaces_is_refused_and_closed(register_e
     with pytest.raises(InvalidRequestError, match="'Line-v0' cannot be trained: "):
         build_vec_env(env_name, 1)
     assert closed == [True]
+
+
+def test_arguments_and_wrappers_are_the_same_in_training_evaluation_and_film(client: TestClient) -> None:
+    setup = {"env_kwargs": {"map_name": "8x8", "is_slippery": False}, "wrappers": ["flatten", {"name": "frame_stack"}]}
+    status = train_to_end(client, env_name="FrozenLake-v1", total_timesteps=64, eval_freq=64, model_name="m", **setup)
+    assert status["status"] == "completed", status["error_message"]
+    card = client.get("/models/m").json()
+    wrappers = [{"name": "flatten"}, {"name": "frame_stack", "n": 4}]
+    assert (card["env_kwargs"], card["wrappers"]) == (setup["env_kwargs"], wrappers)
+    assert (card["config"]["env_kwargs"], card["config"]["wrappers"]) == (setup["env_kwargs"], wrappers)
+    assert card["observation_space"]["shape"] == [4 * 64]
+    assert client.post("/models/m/evaluate", json={"n_episodes": 1}).status_code == 200
+    assert client.get("/models/m/video?max_steps=2").status_code == 200
+    observation = [1] + [0] * 255
+    assert client.post("/inference", json={"model_name": "m", "observation": observation}).status_code == 200
+    repeated = client.post("/train", json={**card["config"], "model_name": "again"})
+    assert repeated.json()["config"] == {**card["config"], "model_name": "again"}
+
+
+@pytest.mark.parametrize(
+    "claimed", [{"env_kwargs": {"xml_file": "x"}}, {"env_kwargs": 1}, {"wrappers": ["os"]}, {"wrappers": 1}], ids=str
+)
+def test_a_file_that_asks_for_more_than_a_request_may_is_not_played(
+    client: TestClient, claimed: dict[str, Any]
+) -> None:
+    content = forge(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"), **claimed)
+    assert client.put("/models/m/file", content=content, headers=ZIP).status_code == 200
+    response = client.post("/models/m/evaluate", json={"n_episodes": 1})
+    assert response.status_code == 409
+    assert "env_kwargs or wrappers that a request could not give" in response.json()["detail"]
+    assert client.get("/models/m").json()["env_kwargs"] is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "said"),
+    [
+        ({"env_kwargs": {"map_nam": "8x8"}}, 400, "did you mean 'map_name'? It takes: desc, is_slippery, map_name"),
+        ({"env_kwargs": {"map_name": "9x9"}}, 400, "cannot be created on this server (KeyError"),
+        ({"env_kwargs": {"map_path": "a"}}, 422, "may name a file"),
+        ({"wrappers": ["rescale_action"]}, 400, "wrapper 'rescale_action' does not fit"),
+        ({"wrappers": ["flaten"]}, 422, "did you mean 'flatten'"),
+        ({"wrappers": ["normalize"], "normalize": True}, 400, "send one of them"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_with_the_remedy(
+    client: TestClient, request_: dict[str, Any], status: int, said: str
+) -> None:
+    response = client.post("/train", json={"env_name": "FrozenLake-v1", **request_})
+    assert response.status_code == status
+    assert said in response.text.replace('\\"', '"')
+
+
+def test_the_wrapper_normalize_is_the_setting_of_that_name(client: TestClient) -> None:
+    wrappers = [{"name": "normalize", "norm_reward": False}]
+    response = client.post("/train", json={"total_timesteps": 32, "wrappers": wrappers})
+    config = response.json()["config"]
+    assert (config["wrappers"], config["normalize"]) == ([], {"norm_obs": True, "norm_reward": False})
+
+
+def test_what_is_not_installed_is_named_with_the_command_wherever_it_is_asked_for(
+    client: TestClient, register_env: RegisterEnv
+) -> None:
+    def fail() -> LineEnv:
+        raise gym.error.DependencyNotInstalled("no MuJoCo") from ModuleNotFoundError(name="mujoco")
+
+    env_name = register_env(fail)
+    detail = (
+        f"env_name '{env_name}' cannot be created on this server: mujoco is not installed: pip install \".[mujoco]\""
+    )
+    assert client.get(f"/environments/{env_name}").json()["detail"] == detail
+    assert client.post("/train", json={"env_name": env_name}).json()["detail"] == detail
+    for response in (
+        client.get("/environments/MiniGrid-Maze-v0"),
+        client.post("/train", json={"env_name": "MiniGrid-Maze-v0"}),
+    ):
+        assert response.json()["detail"].endswith("--env-module minigrid, after: pip install minigrid")
+
+
+def test_an_environment_names_the_wrappers_that_make_it_fit(client: TestClient) -> None:
+    described = client.get("/environments/Blackjack-v1").json()
+    assert (described["group_mode"], described["preset_name"]) == (None, None)
+    assert described["obstacle"].endswith('Over HTTP: "wrappers": ["flatten"].')
+    request = {"env_name": "Blackjack-v1", "total_timesteps": 32, "wrappers": described["wrappers"]}
+    assert client.post("/train", json=request).json()["config"]["preset"] == "general-discrete"
+    described = client.get("/environments/MountainCarContinuous-v0").json()
+    assert (described["preset_name"], described["preset"]) == ("general-continuous", None)
+    assert described["env_kwargs"] == {"goal_velocity": 0}

@@ -460,9 +460,9 @@ class TestFailing:
     @pytest.mark.parametrize(
         ("observed", "message"),
         [
-            (np.array([np.nan, 0.0], np.float32), "ValueError: an observation is NaN or infinite"),
-            (np.array([np.inf, 0.0], np.float32), "ValueError: an observation is NaN or infinite"),
-            (np.zeros(7, np.float32), "ValueError: "),
+            (np.array([np.nan, 0.0], np.float32), "which is not finite"),
+            (np.array([np.inf, 0.0], np.float32), "which is not finite"),
+            (np.zeros(7, np.float32), "of shape (7,) instead of (2,)"),
         ],
     )
     def test_nonsensical_observations_fail_the_job(
@@ -474,7 +474,7 @@ class TestFailing:
     ) -> None:
         job = run(open_registry(), env_name=register_env(lambda: LineEnv(lambda: observed)))
         assert job.status is JobStatus.FAILED
-        assert (job.describe().error_message or "").startswith(message)
+        assert message in (job.describe().error_message or "")
 
     def test_a_first_observation_that_is_not_finite_fails_the_job(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv

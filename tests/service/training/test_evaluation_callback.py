@@ -112,7 +112,15 @@ class TestEvaluations:
         assert evaluation["mean_length"] == MAX_EPISODE_STEPS == 1000
 
     def test_a_reward_that_is_not_finite_fails_the_training(self, register_env: RegisterEnv) -> None:
-        env_name = register_env(lambda: PaidEnv(reward=float("inf")))
+        class Paying(PaidEnv):
+            """Pays without end from its second step on."""
+
+            def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+                outcome = super().step(action)
+                self._reward = float("inf")
+                return outcome
+
+        env_name = register_env(Paying)
         config = resolve(env_name=env_name, eval_freq=64)
         with pytest.raises(ValueError, match=r"is not finite \(inf\); fix the environment 'Line-v0'"):
             train_policy(config, lambda state, action, next_state: torch.ones(len(state), 1), None, Recorder())

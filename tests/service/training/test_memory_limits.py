@@ -29,7 +29,8 @@ def test_a_long_rollout_of_many_environments_is_refused(register_env: RegisterEn
     # 64 * 16384 steps of 4 * 1000 observed numbers of 4 bytes, 2 logits of 8 and 64 bytes more are 16080 MiB; 65536
     # branches of 16 steps take 1 KiB and an observation each on top, 314 MiB.
     env_name = register_env(lambda: LineEnv(observation_size=1000))
-    assert "16394 MiB per rollout, more than the limit of 256" in refuse(env_name=env_name, n_envs=64, n_steps=16_384)
+    detail = refuse(env_name=env_name, n_envs=64, n_steps=16_384, horizon=16)
+    assert "16394 MiB per rollout, more than the limit of 256" in detail
 
 
 def test_a_long_rollout_of_short_branches_is_refused() -> None:

@@ -48,6 +48,8 @@ class TestResolvingTheConfiguration:
         assert config.model_dump(exclude=drawn) == {
             **{name: row.default for name, row in HYPERPARAMETERS.items()},
             "env_name": "CartPole-v1",
+            "env_kwargs": {},
+            "wrappers": [],
             "preset": "none",
             "total_timesteps": 10_000,
             "learning_rate": 3e-4,
@@ -85,6 +87,8 @@ class TestResolvingTheConfiguration:
     def test_what_the_request_sets_is_kept(self) -> None:
         request: dict[str, Any] = {
             "env_name": "Acrobot-v1",
+            "env_kwargs": {"max_episode_steps": 100},
+            "wrappers": [{"name": "frame_stack", "n": 2}],
             "preset": "Pendulum-v1",
             "total_timesteps": 7,
             "learning_rate": 0.5,
@@ -334,12 +338,43 @@ class TestPresets:
             ({"env_name": "Acrobot-v1", "preset": None}, "Acrobot-v1"),
             ({"env_name": "Acrobot-v1", "preset": "none"}, "none"),
             ({"env_name": "Acrobot-v1", "preset": "FrozenLake-v1"}, "FrozenLake-v1"),
-            ({"env_name": "CliffWalking-v1"}, "none"),
+            ({"env_name": "CliffWalking-v1"}, "general-discrete"),
+            ({"env_name": "Taxi-v4", "group_mode": "episode"}, "general-discrete-episodes"),
+            ({"env_name": "MountainCarContinuous-v0"}, "general-continuous"),
+            ({"env_name": "Acrobot-v1", "preset": "general"}, "general-discrete"),
+            ({"env_name": "Acrobot-v1", "preset": "general-continuous"}, "general-continuous"),
+            ({"env_name": "CartPole-v1", "preset": "general"}, "general-discrete"),
         ],
         ids=str,
     )
     def test_the_environments_own_reward_brings_its_own_preset(self, request_: dict[str, Any], preset: str) -> None:
         assert resolve(**request_).preset == preset
+
+    def test_the_general_preset_shortens_its_rollouts_to_the_training(self) -> None:
+        expected = {100_000: (1024, 32), 10_000: (1024, 32), 1000: (64, 32), 64: (32, 16)}
+        for total_timesteps, sizes in expected.items():
+            config = resolve(env_name="CliffWalking-v1", total_timesteps=total_timesteps)
+            assert (config.n_steps, config.horizon) == sizes
+        assert resolve(env_name="CliffWalking-v1", total_timesteps=64, n_steps=512).n_steps == 512
+
+    def test_the_general_preset_fits_large_images_and_observations_without_numbers(
+        self, register_env: RegisterEnv
+    ) -> None:
+        screen = spaces.Box(0, 255, (128, 128, 3), np.uint8)
+        config = resolve(env_name=register_env(lambda: SpaceEnv(screen, spaces.Discrete(2))))
+        assert (config.preset, config.batch_size, config.n_steps) == ("general-image", 128, 512)
+        torque = spaces.Box(-1.0, 1.0, (1,))
+        name = register_env(lambda: SpaceEnv(spaces.Discrete(8), torque), "Blind-v0", max_episode_steps=9)
+        assert resolve(env_name=name).normalize == Normalization(norm_obs=False)
+
+    def test_an_environment_that_cannot_be_restored_gets_episodes_and_is_told_why(
+        self, register_env: RegisterEnv
+    ) -> None:
+        planned = plan(env_name=register_env(ForgetfulEnv, max_episode_steps=9))
+        assert (planned.config.preset, planned.config.group_mode) == ("general-discrete-episodes", "episode")
+        assert planned.config.baseline == "value"
+        assert len(planned.warnings) == 1
+        assert "Groups are whole episodes" in planned.warnings[0]
 
     def test_an_unknown_preset_is_refused_with_the_known_ones(self) -> None:
         assert "choose one of 'none', 'Acrobot-v1'" in refuse(preset="Chess-v0")
@@ -485,8 +520,20 @@ class TestGroupModes:
                 raise RuntimeError("broken at /home/someone")
 
         detail = refuse(env_name=register_env(BrokenEnv))
-        assert "failed while its steps were tried out (RuntimeError)" in detail
+        assert "tried out (RuntimeError: broken at <path>). BrokenEnv.reset(seed=0) raised it" in detail
         assert "/home" not in detail
+
+    def test_an_environment_that_returns_what_it_must_not_is_refused_before_a_job_exists(
+        self, register_env: RegisterEnv
+    ) -> None:
+        class OldEnv(LineEnv):
+            def step(self, action: Any) -> Any:
+                return super().step(action)[:4]
+
+        env_name = register_env(OldEnv, max_episode_steps=9)
+        for group_mode in ("auto", "episode"):
+            detail = refuse(env_name=env_name, group_mode=group_mode)
+            assert "'Line-v0' cannot be trained: OldEnv.step() returned 4 values; it has to return five" in detail
 
     def test_global_random_generators_are_left_alone(self) -> None:
         def capture() -> list[Any]:
@@ -604,4 +651,4 @@ def test_tensorboard_is_refused_if_it_is_not_installed(monkeypatch: pytest.Monke
     assert plan(tensorboard_log=True).config.tensorboard_log
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not plan().config.tensorboard_log
-    assert re.search("tensorboard_log=true needs .*pip install tensorboard.*send false", refuse(tensorboard_log=True))
+    assert re.search("tensorboard_log=true needs .*send false.* pip install tensorboard$", refuse(tensorboard_log=True))

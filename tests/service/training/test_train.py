@@ -189,6 +189,8 @@ def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
         "log_std_init": -1.5,
         "normalize": {"norm_reward": False},
         "lr_schedule": "linear",
+        "env_kwargs": {"sutton_barto_reward": True},
+        "wrappers": [{"name": "time_aware"}],
     }
     config = resolve(**settings, **others, reward_functions={"environment": 0.5, "optimized_cartpole": 2})
     reward = [None, REWARD_FUNCTIONS["optimized_cartpole"]]
@@ -206,6 +208,8 @@ def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
         False,
         settings["gamma"],
     )
+    assert (meta["env_kwargs"], meta["wrappers"]) == (others["env_kwargs"], others["wrappers"])
+    assert model_file.space_from_json(meta["spaces"]["observation"]).shape == (5,)
     # The two lists leave out names and what cannot be chosen here.
     left_out = {"env_name", "preset", "reward_function_type", "reward_functions", "model_name", "device"}
     rules = {"eval_freq", "n_eval_episodes", "keep_best", "stop_reward", "patience", "max_seconds", "tensorboard_log"}

@@ -21,7 +21,8 @@ def test_kinds_come_from_the_schema() -> None:
     assert kinds["bootstrap_value"] == kinds["normalize"] == "flag"
     assert kinds["net_arch"] == "sizes"
     assert kinds["reward_functions"] == "weights"
-    assert set(kinds.values()) == {"text", "integer", "number", "choice", "flag", "sizes", "weights"}
+    assert kinds["env_kwargs"] == kinds["wrappers"] == "json"
+    assert set(kinds.values()) == {"text", "integer", "number", "choice", "flag", "sizes", "weights", "json"}
 
 
 def test_ranges_defaults_and_choices_come_from_the_schema() -> None:

@@ -1,0 +1,1 @@
+"""Make environments: registered ones with their arguments and named wrappers."""
