@@ -6,7 +6,6 @@ own state, and for all others every attribute. ``access_generators`` copies rand
 
 import copy
 import importlib
-import random
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -35,6 +34,12 @@ from stable_baselines3.common.atari_wrappers import (
 )
 from stable_baselines3.common.monitor import Monitor
 
+from grpo_core.simulators.contents import (
+    GENERATORS,
+    get_generator_state,
+    is_restorable_generator,
+    set_generator_state,
+)
 from grpo_core.simulators.copying import CopyError, is_tool
 from grpo_core.simulators.layers import Env, Layers, list_nested_envs
 
@@ -80,14 +85,21 @@ _CONSTANTS = frozenset(
 # What hangs on to a window is often called so. Such an attribute is copied like any other, and left out only if it
 # cannot be copied; a replay then has to prove that no step depends on it.
 _DRAWING_NAMES = frozenset({"screen", "surf", "clock", "window", "viewer", "renderer"})
-_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 # Not part of a state: code, spaces and generators.
-_NOT_STATE = (gym.Space, *_GENERATORS, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+_NOT_STATE = (gym.Space, *GENERATORS, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 _IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
+
+
+#: What is said of a layer that captures and restores itself.
+OWN_METHODS = "capture_state() and restore_state()"
 
 
 class NotBranchableError(ValueError):
     """The environment's state cannot be captured and restored."""
+
+
+class FailedTrialError(NotBranchableError):
+    """The environment failed in a plain reset or step; the cause is its own error."""
 
 
 class StateAccess(NamedTuple):
@@ -107,12 +119,17 @@ class StateAccess(NamedTuple):
     means: str = "its own state"
 
 
+def is_known(env: Env) -> bool:
+    """Return whether the attributes that a step of this layer changes are known."""
+    return type(env) in _WRAPPER_STATE or type(env) in _SIMULATOR_STATE
+
+
 def access_own_methods(env: Env) -> StateAccess | None:
     """Return an object's own ``capture_state`` and ``restore_state``, which include all it wraps; None without them."""
     capture, restore = getattr(env, "capture_state", None), getattr(env, "restore_state", None)
     if not (callable(capture) and callable(restore)):
         return None
-    return StateAccess(capture, restore, means="capture_state() and restore_state()")
+    return StateAccess(capture, restore, is_proven=False, means=OWN_METHODS)
 
 
 def access_wrapper(env: Env, layers: Layers | None = None) -> StateAccess | None:
@@ -336,7 +353,7 @@ def access_generators(nested_envs: Sequence[Env]) -> StateAccess:
 
     def capture() -> list[dict[str, Any]]:
         return [
-            {name: _get_state(value) for name, value in read(env).items() if isinstance(value, _GENERATORS)}
+            {name: get_generator_state(value) for name, value in read(env).items() if is_restorable_generator(value)}
             for env in nested_envs
         ]
 
@@ -344,21 +361,6 @@ def access_generators(nested_envs: Sequence[Env]) -> StateAccess:
         for env, generator_states in zip(nested_envs, state, strict=True):
             attributes = read(env)
             for name, generator_state in generator_states.items():
-                _set_state(attributes[name], generator_state)
+                set_generator_state(attributes[name], generator_state)
 
     return StateAccess(capture, restore)
-
-
-def _get_state(generator: Any) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
-
-
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)

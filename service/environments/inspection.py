@@ -49,4 +49,4 @@ def _check_training(env: gym.Env[Any, Any]) -> dict[str, Any]:
         check_action_space(env.action_space)
     except UnsupportedSpaceError as error:
         return {"is_trainable": False, "obstacle": str(error)}
-    return {"is_trainable": True, "obstacle": find_obstacle(DummyVecEnv([lambda: env]))}
+    return {"is_trainable": True, "obstacle": find_obstacle(DummyVecEnv([lambda: env]), must_pay=True)}

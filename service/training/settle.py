@@ -171,7 +171,7 @@ def _settle_mode(settings: Settings, env: DummyVecEnv) -> list[str]:
     if mode == "episode":
         return []
     try:
-        obstacle = find_obstacle(env)
+        obstacle = find_obstacle(env, must_pay=mode == "auto")
     except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
         raise InvalidRequestError(
             f"env_name '{env_name}' failed while its steps were tried out ({type(error).__name__}); fix the "
