@@ -221,7 +221,7 @@ def _list_globals(path: str, env: Env) -> Iterator[tuple[str, Any]]:
 
 
 def _is_code(name: str, value: Any) -> bool:
-    return name.startswith("__") or isinstance(value, _CODE) or callable(value) or hasattr(value, "__get__")
+    return name.startswith("__") or isinstance(value, _CODE) or callable(value) or hasattr(type(value), "__get__")
 
 
 def _describe(value: Any) -> Any:
@@ -232,6 +232,8 @@ def _describe(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         is_read = value.nbytes <= _MAX_ARRAY_BYTES and not value.dtype.hasobject
         return value.shape, str(value.dtype), hash(value.tobytes()) if is_read else None
+    if isinstance(value, types.FunctionType | types.MethodType):
+        return value.__qualname__, hash(value)
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value)) if all(isinstance(item, _SCALARS) for item in value) else len(value)
     return len(value) if isinstance(value, list | tuple | dict | deque) else type(value).__name__

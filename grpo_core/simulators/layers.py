@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import gymnasium as gym
@@ -39,6 +40,20 @@ class _Reference:
     def __deepcopy__(self, memo: Memo) -> Any:
         env = memo["envs"][-1 - self.height]
         return env if self.name is None else getattr(env, self.name)
+
+
+@dataclass(frozen=True)
+class _Method:
+    """Placeholder for a method of a layer, as a state machine keeps the one that comes next.
+
+    :param height: How many layers are further inside.
+    """
+
+    height: int
+    name: str
+
+    def __deepcopy__(self, memo: Memo) -> Any:
+        return getattr(memo["envs"][-1 - self.height], self.name)
 
 
 class Layers:
@@ -87,12 +102,17 @@ class Layers:
         name, copied = "", dict[str, Any]()
         try:
             for name, value in values.items():
-                copied[name] = self._copier.copy(value, memo)
+                is_own_method = is_capture and isinstance(value, MethodType) and self.is_layer(value.__self__)
+                copied[name] = self._refer(value) if is_own_method else self._copier.copy(value, memo)
         except CopyError as error:
             error.name = name
             error.lead(name)
             raise
         return copied
+
+    def _refer(self, method: MethodType) -> _Method:
+        heights = [height for height, env in enumerate(reversed(self.envs)) if env is method.__self__]
+        return _Method(heights[0], method.__func__.__name__)
 
     def _make_memo(self, is_capture: bool) -> Memo:
         if not is_capture:

@@ -120,7 +120,15 @@ class Simulator:
     def _try_out(
         self, n_steps: int, max_seconds: float, seed: int | None, shipment: Shipment | None
     ) -> RestoringReport:
-        report = prove(self, n_steps, max_seconds, seed, shipment)
+        try:
+            report = prove(self, n_steps, max_seconds, seed, shipment)
+        except NotBranchableError:
+            raise
+        except Exception as error:  # foreign code: objects may refuse even to be looked at
+            raise NotBranchableError(
+                f"{self.env} cannot be tried out, which branching groups need ({type(error).__name__}: {error}). "
+                'group_mode="episode" only resets and steps.'
+            ) from error
         if report.takes_turns and not report.pays:
             self.is_cheap = False
             report = replace(report, takes_turns=False)

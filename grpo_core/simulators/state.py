@@ -32,7 +32,7 @@ from stable_baselines3.common.atari_wrappers import (
     StickyActionEnv,
     WarpFrame,
 )
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
 from grpo_core.simulators.contents import (
     GENERATORS,
@@ -85,8 +85,8 @@ _CONSTANTS = frozenset(
 # What hangs on to a window is often called so. Such an attribute is copied like any other, and left out only if it
 # cannot be copied; a replay then has to prove that no step depends on it.
 _DRAWING_NAMES = frozenset({"screen", "surf", "clock", "window", "viewer", "renderer"})
-# Not part of a state: code, spaces and generators.
-_NOT_STATE = (gym.Space, *GENERATORS, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+# Not part of a state: modules, spaces, generators and files of results.
+_NOT_STATE = (gym.Space, *GENERATORS, types.ModuleType, types.BuiltinFunctionType, ResultsWriter)
 _IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
 
 
@@ -262,8 +262,11 @@ class _CopiedAttributes:
     def _is_state(self, name: str, value: Any) -> bool:
         if name in self._left_out or self._layers.is_layer(value):
             return False
-        if isinstance(value, types.MethodType):
-            return not self._layers.is_layer(value.__self__)
+        if isinstance(value, types.MethodType) and self._layers.is_layer(value.__self__):
+            return bool(getattr(value.__self__, value.__func__.__name__, None) == value)
+        if isinstance(value, types.FunctionType | type):
+            # Lambdas and closures cannot be sent to another process, and few environments exchange them in a step.
+            return "<" not in value.__qualname__
         return not (isinstance(value, _NOT_STATE) or is_tool(value))
 
 

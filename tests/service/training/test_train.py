@@ -131,7 +131,8 @@ class TestTraining:
                 raise RuntimeError("broken")
 
         env_name = register_env(lambda: LineEnv(on_step, on_close=lambda: closed.append(True)))
-        config = resolve(env_name=env_name, total_timesteps=64, n_envs=2)
+        # Whole episodes, for which nothing is tried out.
+        config = resolve(env_name=env_name, total_timesteps=64, n_envs=2, group_mode="episode", horizon=16)
         closed.clear()
         if stops:
             with pytest.raises(RuntimeError, match="broken"):
