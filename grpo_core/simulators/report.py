@@ -95,15 +95,16 @@ class RestoringReport:
         points = f"{', '.join(first)} and {last}" if first else last
         lines = [
             f"{self.env} is restored exactly.",
-            f"  proven: {self.n_replayed} steps in {self.n_branches} branches of up to {self.n_steps} steps, from "
-            f"states {points}, in {self.seconds:.2f} s",
+            f"  proven in {self.seconds:.2f} s: {self.n_replayed} steps in {self.n_branches} branches of up to "
+            f"{self.n_steps} steps,",
+            f"  from states {points}",
             *[f"  {layer.name:<{width}}  {layer.means}" for layer in self.layers],
             f"  per capture {_show_us(self.capture_us)}, restore {_show_us(self.restore_us)}, step "
             f"{_show_us(self.step_us)}",
             f'  group_mode="auto" takes "{self.group_mode}"',
         ]
         if self.is_shortened:
-            lines.insert(2, "  Fewer steps were tried than wanted, because they are slow.")
+            lines.insert(3, "  Fewer steps were tried than wanted, because they are slow.")
         if not self.pays:
             lines.append(f"  {self.price}")
         return "\n".join(lines)
