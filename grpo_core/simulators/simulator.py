@@ -36,9 +36,9 @@ _MAX_CHECK_SECONDS = 30.0
 class Simulator:
     """One environment, with its wrappers, that can be put back into any state it has been in.
 
-    Gymnasium's classic control, toy text and MuJoCo environments are restored exactly. An environment or wrapper with
-    its own ``capture_state()`` and ``restore_state(state)`` is restored by these, an Atari game by ALE, and all others
-    by copies of all their attributes; ``prove`` finds out whether that is enough.
+    Gymnasium's classic control, toy text and MuJoCo environments are restored exactly, and an environment or wrapper
+    with its own ``capture_state()`` and ``restore_state(state)`` is restored by these. An Atari game is restored by
+    ALE, and all others by copies of all their attributes; ``prove`` finds out whether that is enough.
 
     :param env: A Gymnasium environment.
     :param common_random_numbers: Whether to capture and restore the random generators among the attributes of the
@@ -103,14 +103,14 @@ class Simulator:
         max_seconds: float = _MAX_PROOF_SECONDS,
         shipment: Shipment | None = None,
     ) -> RestoringReport | None:
-        """Try out whether all layers are restored, unless each is known to be; everything is left as it was found.
+        """Try out whether all layers are restored, unless each is known or captures itself; leave all as it was found.
 
         If captures and restores turn out to be dear beside a step, ``is_cheap`` is unset.
 
         :param n_steps: Steps per branch.
         :param max_seconds: Take fewer steps rather than much more time than this.
         :param shipment: How states travel in training, if they do.
-        :return: What was found out; None if everything was known.
+        :return: What was found out; None if nothing had to be.
         :raises NotBranchableError: If it is not restored, or fails; the message names what.
         """
         if self._is_proven:

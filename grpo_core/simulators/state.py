@@ -125,11 +125,14 @@ def is_known(env: Env) -> bool:
 
 
 def access_own_methods(env: Env) -> StateAccess | None:
-    """Return an object's own ``capture_state`` and ``restore_state``, which include all it wraps; None without them."""
+    """Return an object's own ``capture_state`` and ``restore_state``, which include all it wraps; None without them.
+
+    They are taken at their word where nothing around them has to be proven: ``check_branchable`` is there for them.
+    """
     capture, restore = getattr(env, "capture_state", None), getattr(env, "restore_state", None)
     if not (callable(capture) and callable(restore)):
         return None
-    return StateAccess(capture, restore, is_proven=False, means=OWN_METHODS)
+    return StateAccess(capture, restore, means=OWN_METHODS)
 
 
 def access_wrapper(env: Env, layers: Layers | None = None) -> StateAccess | None:

@@ -19,7 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from grpo import GRPO
-from grpo_core.simulators.bank import find_obstacle, make_bank
+from grpo_core.simulators.bank import find_obstacle
 from grpo_core.simulators.report import LayerAccess, RestoringReport
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.simulator import NotBranchableError, Simulator, check_branchable
@@ -265,6 +265,10 @@ class Remembers(weakref.WeakKeyDictionary[Any, float]):
         raise OSError("the link is down")
 
 
+class Unknown(gym.Wrapper[Any, Any, Any, Any]):
+    """Does nothing, but nobody knows that."""
+
+
 class NotCopied(Cart):
     def __init__(self) -> None:
         super().__init__()
@@ -301,7 +305,9 @@ BAD: dict[Callable[[], Env], str] = {
     SharedByAll: r"do not hold SharedByAll.shared of the class",
     KeptByTheModule: r"terminated True instead of False.*OF_THE_MODULE of the module",
     InAClosure: r"InAClosure.accelerate's velocity",
-    HalfCaptured: r"capture_state\(\) misses something that step\(\) changes, HalfCaptured.t for one",
+    lambda: Unknown(
+        HalfCaptured()
+    ): r"capture_state\(\) misses something that step\(\) changes, HalfCaptured.t for one",
     NotCopied: r"links\[0\] \(.*Remembers\) cannot be copied: OSError: the link is down",
     lambda: SecondSimulator(Cart()): r"SecondSimulator.get_other's other.x",
     Clock: r"what does lies elsewhere",
@@ -319,8 +325,7 @@ def test_what_is_not_restored_is_named_and_automatic_groups_are_whole_episodes(
     assert len(said) == 1
     assert "Groups are whole episodes" in str(said[0].message)
     model.learn(64)
-    if "capture_state" not in dir(make()):
-        assert "misses something" not in str(said[0].message)
+    assert ("misses something" in str(said[0].message)) == (make().has_wrapper_attr("capture_state"))
 
 
 class NeedsTask(Cart):
@@ -376,7 +381,7 @@ class FailsAfterRestore(Cart):
 
 def test_an_error_of_an_environments_own_methods_is_a_reason_not_to_branch() -> None:
     with pytest.warns(UserWarning, match=r"could not be captured \(OSError: no connection\)"):
-        GRPO("MlpPolicy", FailsAfterRestore(), n_steps=64, horizon=16).learn(32)
+        GRPO("MlpPolicy", Unknown(FailsAfterRestore()), n_steps=64, horizon=16).learn(32)
 
 
 class Server:
@@ -521,9 +526,14 @@ class DearMethods(Cart):
 
 
 def test_only_cheap_methods_let_branches_take_turns() -> None:
-    bank = make_bank(DummyVecEnv([DearMethods]), needs_restore=True, must_pay=True)
-    assert not bank.is_cheap
-    assert not bank.reports[0].takes_turns
+    assert not check_branchable(DearMethods()).takes_turns
+    assert check_branchable(OwnMethodsAndNoise()).takes_turns
+
+
+def test_own_methods_are_taken_at_their_word_where_all_else_is_known() -> None:
+    assert Simulator(Monitor(wrappers.TimeLimit(HalfCaptured(), 9))).prove() is None
+    with pytest.raises(NotBranchableError, match="misses something"):
+        Simulator(Unknown(HalfCaptured())).prove()
 
 
 class Unsendable(Cart):
