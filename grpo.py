@@ -120,8 +120,8 @@ class GRPO(SavedAlgorithm):
     :param reward_weights: Weights of several reward functions, 1 each unless given.
     :param group_mode: ``"branch"``: groups start from states on the way. ``"action"``: likewise, and their first
         actions are all those there are (``group_size`` of a Discrete space). ``"episode"``: a group shares one seeded
-        reset and plays whole episodes. ``"auto"``: ``"branch"`` if the environment can be restored, else
-        ``"episode"`` with a warning that says why not.
+        reset and plays whole episodes. ``"auto"``: ``"branch"`` if the environment is proven to be
+        restored, at a price that pays, else ``"episode"`` with a warning that says why not.
     :param group_size: Branches per anchor state, at least 2.
     :param horizon: Most simulator steps per branch. None: 32, or for whole episodes no limit but a cap of 10,000, which
         cuts one as a time limit does, with a warning.
@@ -339,7 +339,7 @@ class GRPO(SavedAlgorithm):
             return self.group_mode, bank
         mode: GroupMode = "branch"
         try:
-            bank = make_bank(env, needs_restore=True, common_random_numbers=self.common_random_numbers)
+            bank = make_bank(env, needs_restore=True, common_random_numbers=self.common_random_numbers, must_pay=True)
         except NotBranchableError as obstacle:
             warnings.warn(
                 f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "

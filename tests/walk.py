@@ -13,9 +13,13 @@ from grpo import GRPO
 
 
 class StepLog:
-    """What really happened in the simulators, kept outside of anything that a restore puts back."""
+    """What really happened in the simulators, kept outside of anything that a restore puts back.
+
+    It is closed while the simulators are tried out, where everything has to be put back.
+    """
 
     def __init__(self) -> None:
+        self.is_open = False
         self.steps: list[tuple[int, int]] = []  # position before, action
         self.seeds: list[int | None] = []  # of the resets
         self.n_restores = 0
@@ -40,14 +44,16 @@ class Walk(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        self.log.seeds.append(seed)
+        if self.log.is_open:
+            self.log.seeds.append(seed)
         self.position, self.n_steps = int(self.np_random.integers(self.spread)), 0
         return self._observe(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if abs(self.position) >= self.edge:
             raise AssertionError("stepped after the fall")
-        self.log.steps.append((self.position, int(action)))
+        if self.log.is_open:
+            self.log.steps.append((self.position, int(action)))
         self.position += self.moves[int(action)]
         self.n_steps += 1
         return self._observe(), self._earn(), abs(self.position) >= self.edge, False, {}
@@ -56,7 +62,7 @@ class Walk(gym.Env[Any, Any]):
         return self.position, self.n_steps
 
     def restore_state(self, state: tuple[int, int]) -> None:
-        self.log.n_restores += 1
+        self.log.n_restores += self.log.is_open
         self.position, self.n_steps = state
 
     def _observe(self) -> Any:
@@ -140,7 +146,9 @@ def walk_model(log: StepLog, n_envs: int = 1, walk: dict[str, Any] | None = None
     """
     env = DummyVecEnv([lambda: make_walk(log, **(walk or {}))] * n_envs)
     arguments = {"group_size": 2, "horizon": 4, "n_steps": 8, "n_epochs": 1, "seed": 0, **changes}
-    return GRPO("MlpPolicy", env, policy_kwargs={"net_arch": [4]}, **arguments)
+    model = GRPO("MlpPolicy", env, policy_kwargs={"net_arch": [4]}, **arguments)
+    log.is_open = True
+    return model
 
 
 def cartpole_model(algorithm: type[GRPO] = GRPO, **changes: Any) -> GRPO:

@@ -17,9 +17,13 @@ def sample_action(action_space: spaces.Space[Any], masks: Any) -> Any:
 
     :param masks: The result of ``get_action_masks``.
     """
-    if masks is None or not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete):
+    if masks is None or not isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return action_space.sample()
     flat = np.array(masks, np.int8).ravel()
+    if isinstance(action_space, spaces.MultiBinary):
+        may_be_0, may_be_1 = flat.reshape(-1, 2).T
+        # Gymnasium writes a free choice as 2, and the only choice as itself.
+        return action_space.sample(mask=np.where(may_be_0 & may_be_1, 2, may_be_1).reshape(action_space.shape))
     if isinstance(action_space, spaces.Discrete):
         return action_space.sample(mask=flat)
     return action_space.sample(mask=tuple(np.split(flat, np.cumsum(action_space.nvec.ravel())[:-1])))

@@ -14,12 +14,19 @@ import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from grpo_core.simulators.first_calls import check_masks, check_observation, check_reset, check_step, try_out
+from grpo_core.simulators.layers import list_nested_envs
+from grpo_core.simulators.report import RestoringReport
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
+from grpo_core.simulators.state import FailedTrialError
 from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform, read_vec_wrappers
 
 __all__ = ["Observed", "Order", "Outcome", "SimulatorBank", "find_obstacle", "make_bank"]
+
+# The first environment of each kind is tried out thoroughly, the others of its kind only for what is theirs alone.
+_N_BRIEF_STEPS = 8
+_MAX_BRIEF_SECONDS = 0.2
 
 # A method of an environment in a worker: its name and its arguments.
 _Call = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -42,6 +49,8 @@ class SimulatorBank(ABC):
         #: The environments, if they are in this process and no wrapper but ``VecNormalize`` changes their observations;
         #: otherwise empty.
         self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
+        #: What was found out about the environments that were tried out.
+        self.reports: Sequence[RestoringReport] = ()
         self._transform = transform
         self._frames: list[Frames] = [()] * n_envs
 
@@ -91,11 +100,13 @@ class SimulatorBank(ABC):
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]: ...
 
 
-def make_bank(env: VecEnv, *, needs_restore: bool, common_random_numbers: bool = False) -> SimulatorBank:
+def make_bank(
+    env: VecEnv, *, needs_restore: bool, common_random_numbers: bool = False, must_pay: bool = False
+) -> SimulatorBank:
     """Make a bank of the environments behind a vectorised environment.
 
-    Environments whose copies are not known to be complete are stepped a few times as a test. All environments must be
-    reset before their first step.
+    Environments that are not known to be restored are tried out first, see ``Simulator.prove``. All environments must
+    be reset before their first step.
 
     :param env: A ``DummyVecEnv`` or ``SubprocVecEnv``, in any of ``VecNormalize``, ``VecFrameStack``,
         ``VecTransposeImage``, ``VecMonitor`` and ``VecCheckNan``. With ``needs_restore``, each environment of a
@@ -104,38 +115,48 @@ def make_bank(env: VecEnv, *, needs_restore: bool, common_random_numbers: bool =
     :param needs_restore: Whether states will be captured and restored.
     :param common_random_numbers: Whether states include the environments' random generators, so that all branches of a
         state see the same noise.
+    :param must_pay: Whether an environment that takes much longer to restore than to step counts as one that cannot be
+        restored.
     :raises NotBranchableError: If ``needs_restore`` is set and an environment cannot be restored; the message says why.
     :raises ValueError: If the vectorised environment or one of its wrappers is not supported.
     :raises RuntimeError: If an environment in a worker fails.
     """
     base, transform = read_vec_wrappers(env)
+    bank: SimulatorBank
     if isinstance(base, DummyVecEnv):
-        return _LocalBank(base, transform, needs_restore, common_random_numbers)
-    if not isinstance(base, SubprocVecEnv):
+        bank = _LocalBank(base, transform, needs_restore, common_random_numbers)
+    elif not isinstance(base, SubprocVecEnv):
         raise ValueError(
             f"GRPO steps the single environments of a DummyVecEnv or SubprocVecEnv, not of a {type(base).__name__}; "
             "build one of these with make_vec_env(env_id, n_envs, vec_env_cls=...)."
         )
-    obstacle = _find_worker_obstacle(base) if needs_restore else None
-    if obstacle is not None:
-        raise NotBranchableError(obstacle)
-    return (
-        _RestorableWorkerBank(base, transform, common_random_numbers)
-        if needs_restore
-        else _PlainWorkerBank(base, transform)
-    )
+    elif needs_restore:
+        bank = _RestorableWorkerBank(base, transform, common_random_numbers)
+    else:
+        bank = _PlainWorkerBank(base, transform)
+    for report in bank.reports:
+        if must_pay and not report.pays:
+            raise NotBranchableError(
+                f'Restoring {report.env} costs more than it can pay back. {report.price} group_mode="branch" branches '
+                "all the same; own methods capture_state() and restore_state(state) may be faster."
+            )
+    return bank
 
 
-def find_obstacle(env: VecEnv) -> str | None:
+def find_obstacle(env: VecEnv, *, must_pay: bool = False) -> str | None:
     """Return why groups cannot branch in a vectorised environment; None if they can.
 
     The environments must be reset afterwards.
 
+    :param must_pay: Whether restoring that takes much longer than steps is an obstacle.
     :raises ValueError: If the vectorised environment or one of its wrappers is not supported.
     :raises RuntimeError: If an environment in a worker fails.
+    :raises Exception: The error of an environment in this process that fails when it is just reset and stepped.
     """
     try:
-        make_bank(env, needs_restore=True)
+        make_bank(env, needs_restore=True, must_pay=must_pay)
+    except FailedTrialError as error:
+        raise error.__cause__ or error from None
     except NotBranchableError as error:
         return str(error)
     return None
@@ -149,11 +170,11 @@ class _LocalBank(SimulatorBank):
     ) -> None:
         envs = [env.env if isinstance(env, RestorableWrapper) else env for env in base.envs]
         simulators = [Simulator(env, common_random_numbers) for env in envs] if needs_restore else []
-        for env, simulator in zip(envs, simulators, strict=False):
-            _prove(env, simulator)
+        reports = _prove_all(simulators)
         self._single_envs = [SingleEnv(env, simulators[i] if needs_restore else None) for i, env in enumerate(envs)]
         is_cheap = needs_restore and all(simulator.is_cheap for simulator in simulators)
         super().__init__(len(envs), transform, needs_restore, is_cheap)
+        self.reports = reports
         if transform.is_empty:
             self.plain_envs = envs
 
@@ -169,6 +190,7 @@ class _RestorableWorkerBank(SimulatorBank):
 
     def __init__(self, base: SubprocVecEnv, transform: ObservationTransform, common_random_numbers: bool) -> None:
         super().__init__(base.num_envs, transform, restorable=True, is_cheap=False)
+        self.reports = _prove_in_workers(base)
         self._base = base
         self._common_random_numbers = common_random_numbers
 
@@ -235,30 +257,43 @@ class _PlainWorkerBank(SimulatorBank):
         return self._observe_env(observation, replies[1] if self._has_masks else None)
 
 
-def _prove(env: gym.Env[Any, Any], simulator: Simulator) -> None:
-    """Prove that an environment can be restored.
+def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
+    """Try out simulators in this process.
 
-    :raises InvalidEnvironmentError: If that fails because a method returns what it must not.
+    :raises NotBranchableError: If one cannot be restored.
+    :raises InvalidEnvironmentError: If a method returns what it must not.
     """
-    try:
-        simulator.prove()
-    except NotBranchableError:
-        raise
-    except Exception:  # foreign code may raise anything; say what is wrong with it rather than where it showed
-        try_out(env)
-        raise
+    reports, kinds = [], set()
+    for simulator in simulators:
+        kind = tuple(type(env) for env in list_nested_envs(simulator.env))
+        try:
+            report = simulator.prove(_N_BRIEF_STEPS, _MAX_BRIEF_SECONDS) if kind in kinds else simulator.prove()
+        except FailedTrialError:
+            try_out(simulator.env)  # says what is wrong with a method rather than where it showed
+            raise
+        kinds.add(kind)
+        if report is not None:
+            reports.append(report)
+    return reports
 
 
-def _find_worker_obstacle(base: SubprocVecEnv) -> str | None:
+def _prove_in_workers(base: SubprocVecEnv) -> list[RestoringReport]:
+    """Try out the environments in workers.
+
+    :raises NotBranchableError: If one cannot be restored.
+    """
     # class_name returns the outermost wrapper's name; an environment without wrappers has no such method.
     if not all(base.env_is_wrapped(RestorableWrapper)) or set(base.env_method("class_name")) != {"RestorableWrapper"}:
-        return (
+        raise NotBranchableError(
             "The environments of a SubprocVecEnv can be restored only if RestorableWrapper is the outermost wrapper of "
             "each: make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper). "
             'group_mode="episode", which only resets and steps, does not need it.'
         )
-    replies = _call_workers(base, {i: [("find_obstacle", (), {})] for i in range(base.num_envs)})
-    return next((obstacle for (obstacle,) in replies.values() if obstacle is not None), None)
+    replies = _call_workers(base, {i: [("prove_restoring", (), {})] for i in range(base.num_envs)})
+    for (reply,) in replies.values():
+        if isinstance(reply, str):
+            raise NotBranchableError(reply)
+    return [reply for (reply,) in replies.values() if reply is not None]
 
 
 def _call_workers(base: SubprocVecEnv, calls: Mapping[int, Sequence[_Call]]) -> dict[int, list[Any]]:

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from grpo_core.simulators.first_calls import try_out
+from grpo_core.simulators.proof import Shipment
+from grpo_core.simulators.report import RestoringReport
 from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.simulators.single_env import Order, SingleEnv
+from grpo_core.simulators.state import FailedTrialError
 
 
 class Failure(NamedTuple):
@@ -43,23 +46,28 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         """Put the environment and all its wrappers back into a captured state."""
         self._get_simulator(False).restore(state)
 
-    def find_obstacle(self) -> str | Failure | None:
-        """Return why the environment cannot be restored; None if it can."""
+    def prove_restoring(self) -> RestoringReport | str | Failure | None:
+        """Try out the environment, with its states sent as bytes as in training.
+
+        :return: What was found out, None if nothing had to be; or why it cannot be restored.
+        """
         try:
-            self._get_simulator(False).prove()
+            # These bytes never leave the process.
+            return self._get_simulator(False).prove(shipment=Shipment(pickle.dumps, pickle.loads))
+        except FailedTrialError as error:
+            return self._explain(str(error))
         except NotBranchableError as error:
             return str(error)
         except Exception:
-            return self._explain(traceback.format_exc())
-        return None
+            return Failure(traceback.format_exc())
 
-    def _explain(self, failure: str) -> Failure:
-        """Say what is wrong with an environment that failed a proof: what a method returned, if that was the reason."""
+    def _explain(self, problem: str) -> str | Failure:
+        """Say what is wrong with an environment that failed a trial: what a method returned, if that was the reason."""
         try:
             try_out(self.env)
         except Exception:
             return Failure(traceback.format_exc())
-        return Failure(failure)
+        return problem
 
     def take_reset(self, seed: int | None, common_random_numbers: bool) -> Any:
         """Reset and capture in one round trip; return errors instead of raising them."""

@@ -59,6 +59,6 @@ def _check_training(env_name: str, env: gym.Env[Any, Any]) -> dict[str, Any]:
     except UnsupportedSpaceError as error:
         return {"is_trainable": False, "obstacle": f"{error}{describe_wrappers(env)}", "general_preset": None}
     try_methods(env_name, env)
-    obstacle = find_obstacle(DummyVecEnv([lambda: env]))
+    obstacle = find_obstacle(DummyVecEnv([lambda: env]), must_pay=True)
     preset = choose_general_preset(env.observation_space, env.action_space, obstacle is None)
     return {"is_trainable": True, "obstacle": obstacle, "general_preset": preset}

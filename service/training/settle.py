@@ -69,7 +69,7 @@ def settle_request(named: NamedRequest, progress: Progress) -> bytes:
     env = build_vec_env(EnvSetup(request.env_name, given.get("env_kwargs", {}), given.get("wrappers", [])), 1)
     try:
         try_methods(request.env_name, env.envs[0])
-        obstacle = None if given.get("group_mode") == "episode" else _find_obstacle(request.env_name, env)
+        obstacle = _find_obstacle(request.env_name, env, given.get("group_mode", "auto"))
         if named.preset == GENERAL_PRESET:
             is_restorable = obstacle is None and given.get("group_mode") != "episode"
             preset_name = choose_general_preset(env.observation_space, env.action_space, is_restorable)
@@ -235,9 +235,11 @@ def _list_request_defaults() -> Settings:
     return {**defaults, "net_arch": None}  # chosen later, since it depends on the observations
 
 
-def _find_obstacle(env_name: str, env: DummyVecEnv) -> str | None:
+def _find_obstacle(env_name: str, env: DummyVecEnv, mode: str) -> str | None:
+    if mode == "episode":
+        return None
     try:
-        return find_obstacle(env)
+        return find_obstacle(env, must_pay=mode == "auto")
     except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
         raise InvalidRequestError(
             f"env_name '{env_name}' failed while its steps were tried out ({type(error).__name__}); fix the "

@@ -169,6 +169,7 @@ def test_every_step_counts_and_no_other(mode: str) -> None:
             return super().step(action)
 
     model = build(CountingEnv(), mode=mode)
+    n_steps[0] = 0  # those in which the environment was tried out
     model.learn(50)
     assert model.num_timesteps == n_steps[0]
     model.learn(20, reset_num_timesteps=False)

@@ -55,8 +55,8 @@ class Stage:
         self.log = StepLog()
         env = DummyVecEnv([lambda: make_walk(self.log, **walk)] * n_envs)
         env.reset()
-        self.log.seeds.clear()
         bank = make_bank(env, needs_restore=mode != "episode")
+        self.log.is_open = True
         self.collector = GroupCollector(bank, env.observation_space, GroupPlan(mode, group_size, horizon, n_steps))
         self.rollout = GroupRollout(horizon or 2, n_envs, group_size, env.observation_space, env.action_space)
         self.actor = make_actor(env.envs[0], logits or [0.0] * int(env.envs[0].action_space.n))  # type: ignore[attr-defined]
@@ -484,6 +484,7 @@ def test_stacked_frames_follow_their_branch() -> None:
     log = StepLog()
     env = VecFrameStack(DummyVecEnv([lambda: Walk(log)] * 2), 3)
     model = GRPO("MlpPolicy", env, n_steps=24, group_size=3, horizon=4, n_epochs=1, seed=0)
+    log.is_open = True
     for seen in collect(model, 3).rollouts:
         before, after = (
             stored.reshape(*seen.step_mask.shape, 3, 3) for stored in (seen.observations, seen.next_observations)

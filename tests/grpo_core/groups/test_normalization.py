@@ -211,7 +211,9 @@ def assert_merged(after: Moments, before: Moments, samples: Any) -> None:
 def normalized_walk(**options: Any) -> GRPO:
     log = StepLog()
     env = VecNormalize(DummyVecEnv([lambda: Walk(log, edge=5)] * 2), gamma=0.9, **options)
-    return GRPO("MlpPolicy", env, n_steps=32, group_size=2, horizon=4, n_epochs=1, seed=0)
+    model = GRPO("MlpPolicy", env, n_steps=32, group_size=2, horizon=4, n_epochs=1, seed=0)
+    log.is_open = True
+    return model
 
 
 def discount_along_branches(rewards: Any, step_mask: Any, starts: Any) -> Any:

@@ -102,10 +102,10 @@ class Slate(Camera):
 
 
 class Fragile(gym.Env[Any, Any]):
-    """Raises at action 1, and ends its process at action 2."""
+    """Raises at action 1, and ends its process at action 2; neither is taken when it is tried out."""
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
-    action_space = spaces.Discrete(3)
+    action_space = spaces.Discrete(1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return np.zeros(1, np.float32), {}

@@ -136,7 +136,8 @@ class TestTraining:
             n_built += 1
             return LineEnv(on_step, on_close=lambda: closed.append(True))
 
-        config = resolve(env_name=register_env(build), total_timesteps=64, n_envs=2)
+        # Whole episodes, for which nothing is tried out.
+        config = resolve(env_name=register_env(build), total_timesteps=64, n_envs=2, group_mode="episode", horizon=16)
         n_built = 0
         closed.clear()
         if stops:

@@ -1,0 +1,424 @@
+"""Prove by replays that an environment is restored, as training restores it."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from gymnasium.wrappers import RecordVideo
+from stable_baselines3.common.monitor import Monitor
+
+from grpo_core.simulators.action_masks import get_action_masks, sample_action
+from grpo_core.simulators.contents import Noise, describe_contents, list_differences
+from grpo_core.simulators.layers import Env, list_nested_envs
+from grpo_core.simulators.report import LayerAccess, RestoringReport
+from grpo_core.simulators.state import OWN_METHODS, FailedTrialError, NotBranchableError, is_known
+
+# A first round with branches this short measures how long things take.
+_FIRST_STEPS = 4
+_MAX_ROUNDS = 5
+# Steps of all branches together, in branches of ``n_steps``, after which enough was tried.
+_ENOUGH_BRANCHES = 3
+# Branches whose first recording or replay is not the long one, in one round.
+_N_SHORT_PLAYS = 12
+# Steps of two branches that take turns.
+_N_TURNS = 12
+# Every second branch repeats an action for this long, and so comes farther.
+_N_REPEATS = 8
+# Attributes of wrappers by which they write files.
+_LOUD: dict[type, tuple[str, ...]] = {Monitor: ("results_writer",), RecordVideo: ("episode_trigger", "step_trigger")}
+# Errors show observations up to this size.
+_MAX_SHOWN_NUMBERS = 16
+
+
+class Restorable(Protocol):
+    """An environment whose state can be captured and restored."""
+
+    env: Env
+    is_cheap: bool
+
+    @property
+    def accesses(self) -> Sequence[LayerAccess]:
+        """How each layer is restored."""
+        ...
+
+    def capture(self) -> Any:
+        """Copy the state."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Put a copy of a captured state back."""
+        ...
+
+
+class Shipment(NamedTuple):
+    """How captured states are sent to another process and back; the same state may come back several times."""
+
+    pack: Callable[[Any], Any]
+    unpack: Callable[[Any], Any]
+
+
+class _Branch(NamedTuple):
+    """What was done and seen from one state on."""
+
+    actions: list[Any]
+    steps: list[tuple[Any, ...]]
+
+
+@dataclass
+class _Point:
+    """A captured state, and the branches that start there.
+
+    :param noise: The states of all random generators.
+    :param contents: What the layers held, to name what differs if a replay does.
+    """
+
+    place: str
+    state: Any
+    noise: dict[str, Any]
+    contents: dict[str, Any]
+    branches: list[_Branch] = field(default_factory=list)
+
+
+def prove(
+    subject: Restorable, n_steps: int, max_seconds: float, seed: int | None, shipment: Shipment | None
+) -> RestoringReport:
+    """Play branches from several states, again and again in between each other, and compare them exactly.
+
+    The layers are stepped just as training steps them. What noise they draw from any generator is repeated for the
+    replays. The environment, its generators and the process-wide ones are put back to where they were; an environment
+    that cannot be restored is reset instead.
+
+    :param n_steps: Steps per branch, as long as its episode goes on.
+    :param max_seconds: Take fewer steps rather than much more time than this.
+    :param seed: Seed of the first reset; None goes on with the environment's own generator.
+    :param shipment: How states travel in training, if they do.
+    :return: What was found out.
+    :raises NotBranchableError: If a replay differs, or anything fails; the message names what.
+    """
+    trial = _Trial(subject, shipment)
+    with _preserve(subject, trial.noise):
+        return trial.run(n_steps, max_seconds, seed)
+
+
+class _Trial:
+    """Tries out one environment."""
+
+    def __init__(self, subject: Restorable, shipment: Shipment | None) -> None:
+        self._subject, self._env = subject, subject.env
+        self._shipment = shipment or Shipment(lambda state: state, lambda state: state)
+        self._takes_turns = subject.is_cheap and shipment is None
+        self._layers = list_nested_envs(subject.env)
+        self._known = [env for env in self._layers if is_known(env)]
+        self.noise = Noise(self._layers, self._known)
+        self._seconds: dict[str, list[float]] = {"capture": [], "restore": [], "step": []}
+        self._places: list[str] = []
+        self._n_branches, self._n_recorded, self._n_replayed, self._longest = 0, 0, 0, 0
+        self._n_long, self._n_short = 1, 1
+        self._is_over = True
+
+    def run(self, n_steps: int, max_seconds: float, seed: int | None) -> RestoringReport:
+        start = time.perf_counter()
+        self._deadline = start + max_seconds
+        self._action_space = copy.deepcopy(self._env.action_space)
+        self._action_space.seed(seed)
+        self._n_long = self._n_short = min(_FIRST_STEPS, n_steps)
+        self._play_round(seed)
+        is_shortened = False
+        for _ in range(_MAX_ROUNDS if n_steps > _FIRST_STEPS else 0):
+            self._fit_steps(n_steps, self._deadline - time.perf_counter())
+            is_shortened = self._n_short < n_steps
+            if self._n_short < _FIRST_STEPS:
+                break
+            self._play_round(None)
+            if self._n_recorded >= _ENOUGH_BRANCHES * n_steps or self._n_short < n_steps:
+                break
+        us = {name: 1e6 * median(seconds) if seconds else 0.0 for name, seconds in self._seconds.items()}
+        return RestoringReport(
+            env=str(self._env),
+            layers=tuple(self._subject.accesses),
+            points=tuple(self._places),
+            n_branches=self._n_branches,
+            n_replayed=self._n_replayed,
+            n_steps=self._longest,
+            is_shortened=is_shortened,
+            seconds=time.perf_counter() - start,
+            capture_us=us["capture"],
+            restore_us=us["restore"],
+            step_us=us["step"],
+            takes_turns=self._takes_turns,
+        )
+
+    def _fit_steps(self, n_steps: int, seconds_left: float) -> None:
+        """Choose how long branches are, so that a round takes no longer than there is time."""
+        step, capture, restore = (median(self._seconds[name] or [0.0]) for name in ("step", "capture", "restore"))
+        seconds_left -= (2 * _N_TURNS + 4) * capture + (2 * _N_TURNS + _N_SHORT_PLAYS) * restore
+        n_left = seconds_left / step if step > 0.0 else float("inf")
+        if n_left >= (_N_SHORT_PLAYS + 3) * n_steps:
+            self._n_long = self._n_short = n_steps
+            return
+        # One branch goes as far as it can, in up to half of the time: it is played three times.
+        self._n_long = min(n_steps, int(n_left / 6))
+        self._n_short = min(n_steps, max(0, int((n_left - 3 * self._n_long) / _N_SHORT_PLAYS)))
+
+    def _play_round(self, seed: int | None) -> None:
+        """Play branches from the start of an episode, from the middle of it, and from the start of the next."""
+        self._reset(seed)
+        start = self._mark("at the start of an episode")
+        self._record(start, self._n_long, is_there=True)
+        self._record(start, self._n_short, repeats=True)
+        self._replay(start, 0)
+        if self._is_late():
+            return
+        middle = self._go_on(start)
+        self._record(middle, self._n_short, is_there=middle is not start)
+        self._replay(start, 1)
+        self._record(middle, self._n_short, repeats=True)
+        self._replay(middle, -2)
+        if not self._is_late() and self._play_to_the_end():
+            self._replay(middle, -1)  # a branch may start where another one ended
+            self._reset(None)
+            after = self._mark("after the end of one")
+            self._record(after, self._n_short, is_there=True)
+            self._replay(start, 0)
+            self._record(after, self._n_short, repeats=True)
+            self._replay(after, 0)
+        self._reset(None)
+        self._replay(middle, -1)
+        self._take_turns(middle)
+
+    def _is_late(self) -> bool:
+        return time.perf_counter() > self._deadline
+
+    def _go_on(self, start: _Point) -> _Point:
+        """Go to the middle of a point's first branch; return a point there, or the same one if there is no middle."""
+        n_steps = len(start.branches[0].actions) // 2
+        if n_steps == 0:
+            return start
+        self._go_to(start)
+        for action in start.branches[0].actions[:n_steps]:
+            self._step(action, "in a replay")
+        return self._mark("on the way")
+
+    def _play_to_the_end(self) -> bool:
+        for _ in range(0 if self._is_over else 4 * self._n_short):
+            self._step(self._draw_action(), "")
+            if self._is_over:
+                break
+        return self._is_over
+
+    def _take_turns(self, point: _Point) -> None:
+        """Let two branches take turns, restored before each step and captured after it."""
+        states = [(point.state, point.noise)] * 2
+        for t in range(min(_N_TURNS, self._n_short)):
+            if self._is_late():
+                break
+            for i, branch in enumerate(point.branches[-2:]):
+                if t < len(branch.actions):
+                    self._restore(*states[i])
+                    self._compare(point, t, branch, self._step(branch.actions[t], "in a replay"))
+                    if not self._is_over:
+                        states[i] = self._capture(), self.noise.capture()
+        self._n_branches += 2
+
+    def _mark(self, place: str) -> _Point:
+        if place not in self._places:
+            self._places.append(place)
+        state = self._capture()
+        return _Point(place, state, self.noise.capture(), describe_contents(self._layers, self._known))
+
+    def _record(self, point: _Point, n_steps: int, *, is_there: bool = False, repeats: bool = False) -> None:
+        """Play a new branch.
+
+        :param is_there: Whether the environment came to the point itself, without a restore.
+        :param repeats: Whether to take each action several times.
+        """
+        if not is_there:
+            self._go_to(point)
+        branch = _Branch([], [])
+        while len(branch.steps) < n_steps and not self._is_over:
+            action = self._draw_action()
+            if repeats and len(branch.actions) % _N_REPEATS and get_action_masks(self._env) is None:
+                action = branch.actions[-1]
+            branch.actions.append(action)
+            branch.steps.append(self._step(action, "" if is_there else "after a restore"))
+        point.branches.append(branch)
+        self._n_recorded += len(branch.steps)
+        self._longest = max(self._longest, len(branch.steps))
+
+    def _replay(self, point: _Point, index: int) -> None:
+        self._go_to(point)
+        branch = point.branches[index]
+        for t, action in enumerate(branch.actions):
+            self._compare(point, t, branch, self._step(action, "in a replay"))
+        self._n_branches += 1
+
+    def _compare(self, point: _Point, t: int, branch: _Branch, step: tuple[Any, ...]) -> None:
+        self._n_replayed += 1
+        if _is_same(branch.steps[t], step):
+            return
+        self._go_to(point)
+        differing = list_differences(point.contents, describe_contents(self._layers, self._known))
+        raise NotBranchableError(
+            f"{self._env} is not restored exactly: step {t} of a replay {_describe_difference(branch.steps[t], step)}. "
+            f"{_explain(self._subject, differing)}"
+        )
+
+    def _go_to(self, point: _Point) -> None:
+        self._restore(point.state, point.noise)
+
+    def _reset(self, seed: int | None) -> None:
+        with _naming(self._env, "reset() failed when it was tried out", FailedTrialError):
+            self._env.reset(seed=seed)
+        self._is_over = False
+
+    def _step(self, action: Any, when: str) -> tuple[Any, ...]:
+        problem, kind = f"step() failed {when}", NotBranchableError
+        if not when:
+            problem, kind = "step() failed when it was tried out with random actions", FailedTrialError
+        with _naming(self._env, problem, kind):
+            begin = time.perf_counter()
+            outcome = self._env.step(action)
+            self._seconds["step"].append(time.perf_counter() - begin)
+            # Copied, because an environment may return the same array every time.
+            seen = copy.deepcopy((*outcome[:4], get_action_masks(self._env)))
+            self._is_over = bool(seen[2] or seen[3])
+        return seen
+
+    def _draw_action(self) -> Any:
+        with _naming(self._env, "action_masks() failed"):
+            return sample_action(self._action_space, get_action_masks(self._env))
+
+    def _capture(self) -> Any:
+        with _naming(self._env, "its state could not be captured"):
+            begin = time.perf_counter()
+            state = self._shipment.pack(self._subject.capture())
+            self._seconds["capture"].append(time.perf_counter() - begin)
+        return state
+
+    def _restore(self, state: Any, noise: dict[str, Any]) -> None:
+        with _naming(self._env, "a captured state could not be restored"):
+            begin = time.perf_counter()
+            self._subject.restore(self._shipment.unpack(state))
+            self._seconds["restore"].append(time.perf_counter() - begin)
+        self.noise.restore(noise)
+        self._is_over = False
+
+
+@contextmanager
+def _naming(env: Env, problem: str, kind: type[NotBranchableError] = NotBranchableError) -> Iterator[None]:
+    """Turn any error of an environment's own code into one that says where it was raised."""
+    try:
+        yield
+    except NotBranchableError:
+        raise
+    except Exception as error:  # foreign code
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise kind(
+            f"{env} cannot be proven to be restored, which branching groups need: {problem} ({reason}). "
+            'group_mode="episode" only resets and steps.'
+        ) from error
+
+
+@contextmanager
+def _preserve(subject: Restorable, noise: Noise) -> Iterator[None]:
+    """Leave the environment, and everything outside of it, as they were found."""
+    noise_before = noise.capture()
+    envs = list_nested_envs(subject.env)
+    # What a known layer does not count as state is for people to read: how many episodes a Monitor has seen.
+    known = [_remember(env) for env in envs if is_known(env)]
+    loud = [_remember(env, _LOUD[kind]) for env in envs for kind in _LOUD if isinstance(env, kind)]
+    before: list[Any] = []
+    with suppress(Exception):  # foreign code; some environments have no state before their first reset
+        before.append(subject.capture())
+    is_restored = False
+    for env in envs:
+        _silence(env)
+    try:
+        yield
+        with suppress(Exception):
+            subject.restore(*before)
+            is_restored = True
+    finally:
+        for put_back in known:
+            put_back()
+        if not is_restored:
+            with suppress(Exception):
+                subject.env.reset()
+        for put_back in loud:
+            put_back()
+        noise.restore(noise_before)
+
+
+def _silence(env: Env) -> None:
+    """Keep a trial out of a Monitor's file and off the videos."""
+    for kind, names in _LOUD.items():
+        if isinstance(env, kind):
+            env.__dict__.update(dict.fromkeys(names))
+
+
+def _remember(env: Env, names: Sequence[str] | None = None) -> Callable[[], None]:
+    """Return a function that gives a layer back its attributes, the very same objects, with what they hold now."""
+    attributes = env.__dict__
+    before = {name: attributes[name] for name in (attributes if names is None else names)}
+    held = [(value, value.copy()) for value in before.values() if isinstance(value, list | dict | np.ndarray)]
+
+    def put_back() -> None:
+        if names is None:
+            attributes.clear()
+        attributes.update(before)
+        for value, copied in held:
+            if isinstance(value, dict):
+                value.clear()
+                value.update(copied)
+            elif isinstance(value, list) or (value.ndim and value.flags.writeable):
+                value[:] = copied
+
+    return put_back
+
+
+def _explain(subject: Restorable, differing: Sequence[str]) -> str:
+    """Say what probably is not restored, and what helps.
+
+    :param differing: The attributes that differ right after a restore.
+    """
+    names = " and ".join(differing)
+    if any(layer.means == OWN_METHODS for layer in subject.accesses):
+        missing = f"misses something that step() changes{f', {names} for one' if names else ''}"
+        return (
+            f"Either its capture_state() {missing}, or its restore_state() uses the captured object itself instead of "
+            'a copy. Mend them, or use group_mode="episode", which restores nothing.'
+        )
+    remedy = (
+        'group_mode="episode" restores nothing and trains it as it is. If the environment is yours, keep all that '
+        "step() changes in plain attributes, or give it capture_state() and restore_state(state)."
+    )
+    if names:
+        return f"Copies of its attributes do not hold {names}. {remedy}"
+    return (
+        "No number, text or array among its attributes differs after a restore, so what does lies elsewhere: in an "
+        f"object of native code, in a file or another process, or in the time of day. {remedy}"
+    )
+
+
+def _describe_difference(before: tuple[Any, ...], after: tuple[Any, ...]) -> str:
+    """Describe how a replayed step differs from the first time."""
+    names = ("observation", "reward", "terminated", "truncated", "action masks")
+    pairs = zip(names, before, after, strict=True)
+    name, was, came = next(pair for pair in pairs if not _is_same(*pair[1:]))
+    is_short = np.size(was) <= _MAX_SHOWN_NUMBERS and not isinstance(was, dict)
+    return f"gave {name} {came} instead of {was}" if is_short else f"gave another {name}"
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    """Compare observations or steps of any structure; NaN equals NaN, and everything else must be exactly equal."""
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and all(_is_same(value, after[key]) for key, value in before.items())
+    if isinstance(before, tuple | list):
+        return len(before) == len(after) and all(map(_is_same, before, after))
+    both = np.asarray(before), np.asarray(after)
+    return np.array_equal(*both, equal_nan=both[0].dtype.kind in "fc")
