@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from grpo_core.simulators.action_masks import get_action_masks, sample_action
+from grpo_core.simulators.layers import Layers, list_nested_envs
 from grpo_core.simulators.state import (
     NotBranchableError,
     StateAccess,
@@ -20,7 +21,6 @@ from grpo_core.simulators.state import (
     access_innermost_env,
     access_own_methods,
     access_wrapper,
-    list_nested_envs,
 )
 
 __all__ = ["NotBranchableError", "Simulator", "SimulatorState", "check_branchable"]
@@ -51,30 +51,40 @@ class Simulator:
     def __init__(self, env: gym.Env[Any, Any], common_random_numbers: bool = False) -> None:
         self.step = env.step
         self.reset = env.reset
+        self._layers = Layers(list_nested_envs(env))
         of_wrappers: list[StateAccess] = []
-        of_generators = access_generators(list_nested_envs(env)) if common_random_numbers else None
+        of_generators = access_generators(self._layers.envs) if common_random_numbers else None
         while (by_own_methods := access_own_methods(env)) is None and isinstance(env, gym.Wrapper):
-            of_wrapper = access_wrapper(env)
+            of_wrapper = access_wrapper(env, self._layers)
             if of_wrapper is not None:
                 of_wrappers.append(of_wrapper)
             env = env.env
-        of_core = by_own_methods or access_innermost_env(env, common_random_numbers)
+        of_core = by_own_methods or access_innermost_env(env, common_random_numbers, self._layers)
         # The innermost part is restored first: what a wrapper refers to must be in place before the wrapper.
         parts = [of_core, *reversed(of_wrappers), *([of_generators] if of_generators else [])]
         self._captures = [part.capture for part in parts]
         self._restores = [part.restore for part in parts]
+        self._copies_together = self._layers.are_copied
         self._core = env
         self._is_proven = of_core.is_proven
         self.is_cheap = all(part.is_cheap for part in parts)
 
     def capture(self) -> SimulatorState:
         """Copy the state of the environment and its wrappers."""
-        return [capture() for capture in self._captures]
+        if not self._copies_together:
+            return [capture() for capture in self._captures]
+        with self._layers.together(is_capture=True):
+            return [capture() for capture in self._captures]
 
     def restore(self, state: SimulatorState) -> None:
         """Put the environment and its wrappers back into a captured state, which can be restored again later."""
-        for restore, part in zip(self._restores, state, strict=True):
-            restore(part)
+        if not self._copies_together:
+            for restore, part in zip(self._restores, state, strict=True):
+                restore(part)
+            return
+        with self._layers.together(is_capture=False):
+            for restore, part in zip(self._restores, state, strict=True):
+                restore(part)
 
     def prove(self) -> None:
         """Replay a few steps, without the wrappers, if the copy of the environment is not known to be complete.

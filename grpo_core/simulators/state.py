@@ -9,7 +9,6 @@ import importlib
 import random
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -35,6 +34,9 @@ from stable_baselines3.common.atari_wrappers import (
     WarpFrame,
 )
 from stable_baselines3.common.monitor import Monitor
+
+from grpo_core.simulators.copying import CopyError, is_tool
+from grpo_core.simulators.layers import Env, Layers, list_nested_envs
 
 # Attributes that a step changes, from the sources of Gymnasium 1.4 and SB3 2.9; the tests check each entry with
 # ``check_branchable``. Only exact types match, since a subclass may keep more state.
@@ -70,27 +72,18 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     StickyActionEnv: ("_sticky_action",),
     WarpFrame: (),
 }
-# Attributes of every gym.Env or gym.Wrapper that no step changes, and those used for rendering.
+# Attributes of every gym.Env or gym.Wrapper that no step changes.
 _CONSTANTS = frozenset(
     {"env", "_action_space", "_observation_space", "_metadata", "_cached_spec", "spec", "metadata", "render_mode"}
     | {"_np_random", "_np_random_seed"}
-    | {"screen", "surf", "clock", "window", "viewer", "renderer", "isopen"}
 )
+# What hangs on to a window is often called so. Such an attribute is copied like any other, and left out only if it
+# cannot be copied; a replay then has to prove that no step depends on it.
+_DRAWING_NAMES = frozenset({"screen", "surf", "clock", "window", "viewer", "renderer"})
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
-# Not part of a state: code, spaces, generators, and the environment inside a wrapper.
-_NOT_STATE = (
-    gym.Env,
-    gym.Space,
-    *_GENERATORS,
-    type,
-    types.ModuleType,
-    types.FunctionType,
-    types.MethodType,
-    types.BuiltinFunctionType,
-)
+# Not part of a state: code, spaces and generators.
+_NOT_STATE = (gym.Space, *_GENERATORS, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 _IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
-
-Env = gym.Env[Any, Any]
 
 
 class NotBranchableError(ValueError):
@@ -103,69 +96,42 @@ class StateAccess(NamedTuple):
     :param capture: Returns a copy of the state.
     :param restore: Puts a copy of a captured state back.
     :param is_cheap: Whether both together take much less time than a step.
-    :param is_proven: Whether the copy is known to be complete; a deep copy needs a replay to prove it.
+    :param is_proven: Whether the copy is known to be complete; otherwise a replay has to prove it.
+    :param means: What is captured, or by what, for people to read.
     """
 
     capture: Callable[[], Any]
     restore: Callable[[Any], None]
     is_cheap: bool = True
     is_proven: bool = True
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """Placeholder in a captured state for what is not copied: a nested environment, or an attribute of one.
-
-    :param depth: How many wrappers it is further inside than the captured one.
-    :param name: Name of the attribute; None for the environment or wrapper itself.
-    """
-
-    depth: int
-    name: str | None = None
-
-    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
-        env = memo["nested_envs"][self.depth]
-        return env if self.name is None else getattr(env, self.name)
-
-
-def list_nested_envs(env: Env) -> list[Env]:
-    """List an environment's wrappers, the outermost first, followed by the environment itself."""
-    nested_envs = [env]
-    while isinstance(nested_envs[-1], gym.Wrapper):
-        nested_envs.append(nested_envs[-1].env)
-    return nested_envs
+    means: str = "its own state"
 
 
 def access_own_methods(env: Env) -> StateAccess | None:
     """Return an object's own ``capture_state`` and ``restore_state``, which include all it wraps; None without them."""
     capture, restore = getattr(env, "capture_state", None), getattr(env, "restore_state", None)
-    return StateAccess(capture, restore) if callable(capture) and callable(restore) else None
+    if not (callable(capture) and callable(restore)):
+        return None
+    return StateAccess(capture, restore, means="capture_state() and restore_state()")
 
 
-def access_wrapper(env: Env) -> StateAccess | None:
+def access_wrapper(env: Env, layers: Layers | None = None) -> StateAccess | None:
     """Return the access to the state of one wrapper, without what it wraps; None if it keeps no state.
 
+    :param layers: All layers, if the wrapper is to be copied together with others.
     :raises NotBranchableError: If the wrapper is not known and cannot be copied.
     """
     names = _WRAPPER_STATE.get(type(env))
     if names is not None:
         return _access_attributes(env, names) if names else None
-    access = _access_all_attributes(env)
-    try:
-        access.capture()
-    except (TypeError, ValueError, copy.Error) as error:
-        raise NotBranchableError(
-            f"the wrapper {type(env).__name__} cannot be copied ({error}), which branching groups need. Remove it, "
-            "give it capture_state() and restore_state(state) for itself and all it wraps, or train with "
-            'group_mode="episode", which only resets and steps.'
-        ) from error
-    return access
+    return _try_capture(_access_all_attributes(env, layers=layers))
 
 
-def access_innermost_env(env: Env, common_random_numbers: bool) -> StateAccess:
+def access_innermost_env(env: Env, common_random_numbers: bool, layers: Layers | None = None) -> StateAccess:
     """Return the access to the state of an environment without its wrappers.
 
     :param common_random_numbers: Whether an emulator's own random generator is part of its state.
+    :param layers: All layers, if the environment is to be copied together with its wrappers.
     :raises NotBranchableError: If the environment cannot be copied.
     """
     names = _SIMULATOR_STATE.get(type(env))
@@ -173,23 +139,38 @@ def access_innermost_env(env: Env, common_random_numbers: bool) -> StateAccess:
         return _access_attributes(env, names)
     modules = [base.__module__ for base in type(env).__mro__]
     if any(module.startswith("gymnasium.envs.box2d.") for module in modules):
-        raise _refuse(env, "Box2D's contacts and solver state cannot be copied")
+        raise _refuse(env, "Box2D's contacts and solver state cannot be copied", is_final=True)
     if "gymnasium.envs.mujoco.mujoco_env" in modules:
-        return _access_mujoco(env)
+        return _access_mujoco(env, layers)
     if "ale_py.env" in modules:
-        return _access_atari(env, common_random_numbers)
-    access = _access_all_attributes(env)
-    try:
-        access.capture()
-    except (TypeError, ValueError, copy.Error) as error:
-        raise _refuse(env, f"it cannot be copied: {error}") from error
-    return access._replace(is_proven=False)
+        return _access_atari(env, common_random_numbers, layers)
+    return _try_capture(_access_all_attributes(env, layers=layers))
 
 
-def _refuse(env: Env, reason: str) -> NotBranchableError:
+def _try_capture(access: StateAccess) -> StateAccess:
+    """Return the access if its capture does not fail."""
+    access.capture()
+    return access
+
+
+def _refuse(env: Env, reason: str, *, is_final: bool = False) -> NotBranchableError:
+    """Say that a layer cannot be restored, why, and what helps.
+
+    :param is_final: Whether methods of its own would not help.
+    """
+    episodes = 'group_mode="episode", which only resets and steps'
+    name = type(env).__name__
+    if isinstance(env, gym.Wrapper):
+        return NotBranchableError(
+            f"the wrapper {name} cannot be copied ({reason}), which branching groups need. Remove it, or, if it is "
+            f"yours, give it capture_state() and restore_state(state) for itself and all it wraps; or train with "
+            f"{episodes}."
+        )
+    problem = f"{name} cannot be restored to an earlier state, which branching groups need: {reason}."
+    if is_final:
+        return NotBranchableError(f"{problem} Train with {episodes}.")
     return NotBranchableError(
-        f"{type(env).__name__} cannot be restored to an earlier state, which branching groups need: {reason}. Train "
-        'with group_mode="episode", which only resets and steps, or give the environment, or a wrapper around it, two '
+        f"{problem} Train with {episodes}. Or, if the environment is yours, give it, or a wrapper around it, two "
         "methods: capture_state() returning a copy of its state and restore_state(state) putting a copy back."
     )
 
@@ -212,43 +193,64 @@ def _access_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
             # Copied again: the next step may change the value in place, and other branches still need it.
             attributes[name] = _copy(value)
 
-    return StateAccess(capture, restore)
+    return StateAccess(capture, restore, means=", ".join(names))
 
 
-def _access_all_attributes(env: Env, engine: frozenset[str] = frozenset()) -> StateAccess:
-    """Copy every attribute, in one deep copy.
+def _access_all_attributes(env: Env, engine: frozenset[str] = frozenset(), layers: Layers | None = None) -> StateAccess:
+    """Copy every attribute.
 
     :param engine: Names of attributes that are copied elsewhere.
+    :param layers: All layers, if this one is to be copied together with others.
     """
-    nested_envs = list_nested_envs(env)
-    attributes = env.__dict__
+    copied = _CopiedAttributes(env, engine, layers or Layers(list_nested_envs(env)))
+    means = "a copy of its attributes"
+    return StateAccess(copied.capture, copied.restore, is_cheap=False, is_proven=False, means=means)
 
-    def is_state(name: str) -> bool:
-        value = attributes[name]
-        is_picture = type(value).__module__.split(".")[0] == "pygame"
-        return not (name in _CONSTANTS or name in engine or is_picture or isinstance(value, _NOT_STATE))
 
-    def capture() -> dict[str, Any]:
-        state = {name: value for name, value in attributes.items() if is_state(name)}
-        # References to a nested environment, or to an object that one holds, must stay references.
-        memo: dict[Any, Any] = {id(nested): _Reference(depth) for depth, nested in enumerate(nested_envs)}
-        for depth, nested in enumerate(nested_envs):
-            for name, value in nested.__dict__.items():
-                if not (depth == 0 and name in state) and not isinstance(value, (*_IMMUTABLE, gym.Env)):
-                    memo[id(value)] = _Reference(depth, name)
-        return copy.deepcopy(state, memo)
+class _CopiedAttributes:
+    """All attributes of one layer that are state, see ``_access_all_attributes``."""
 
-    def restore(state: dict[str, Any]) -> None:
+    def __init__(self, env: Env, engine: frozenset[str], layers: Layers) -> None:
+        self._env = env
+        self._attributes = env.__dict__
+        self._left_out = set(_CONSTANTS | engine)
+        self._layers = layers
+        layers.include(env, self._is_state)
+
+    def capture(self) -> dict[str, Any]:
+        """Copy them.
+
+        :raises NotBranchableError: If one cannot be copied.
+        """
+        while True:
+            state = {name: value for name, value in self._attributes.items() if self._is_state(name, value)}
+            try:
+                return self._layers.copy(state, is_capture=True)
+            except CopyError as error:
+                if error.name not in _DRAWING_NAMES:
+                    raise _refuse(self._env, str(error)) from error
+                self._left_out.add(error.name)
+            except RecursionError as error:
+                raise _refuse(self._env, "its attributes are nested too deep to be copied") from error
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put copies of them back."""
+        attributes = self._attributes
         # Attributes created since the capture are state too.
-        for name in [name for name in attributes if name not in state and is_state(name)]:
+        for name in [name for name, value in attributes.items() if name not in state and self._is_state(name, value)]:
             del attributes[name]
-        memo: dict[Any, Any] = {"nested_envs": nested_envs}
-        attributes.update(copy.deepcopy(state, memo))
+        kept = {name: value for name, value in state.items() if name not in self._left_out}
+        attributes.update(self._layers.copy(kept, is_capture=False))
 
-    return StateAccess(capture, restore, is_cheap=False)
+    def _is_state(self, name: str, value: Any) -> bool:
+        if name in self._left_out or self._layers.is_layer(value):
+            return False
+        if isinstance(value, types.MethodType):
+            return not self._layers.is_layer(value.__self__)
+        return not (isinstance(value, _NOT_STATE) or is_tool(value))
 
 
-def _access_mujoco(env: Any) -> StateAccess:
+def _access_mujoco(env: Any, layers: Layers | None) -> StateAccess:
     """Copy a MuJoCo environment: the engine's state, what a reset draws, and a subclass's own attributes."""
     mujoco = importlib.import_module("mujoco")
     parts = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -256,7 +258,7 @@ def _access_mujoco(env: Any) -> StateAccess:
     attributes = (
         _access_present_attributes(env, _MUJOCO_STATE.get(type(env).__name__, ()))
         if is_known
-        else _access_all_attributes(env, frozenset({"model", "data", "mujoco_renderer"}))
+        else _access_all_attributes(env, frozenset({"model", "data", "mujoco_renderer"}), layers)
     )
 
     def capture() -> tuple[Any, ...]:
@@ -272,7 +274,8 @@ def _access_mujoco(env: Any) -> StateAccess:
             getattr(env.data, name)[:] = position
         attributes.restore(attribute_state)
 
-    return StateAccess(capture, restore, attributes.is_cheap, is_known)
+    means = f"MuJoCo's state, and {attributes.means}" if attributes.means else "MuJoCo's state"
+    return StateAccess(capture, restore, attributes.is_cheap, is_known, means)
 
 
 def _access_present_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
@@ -286,10 +289,10 @@ def _access_present_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
         for name, value in state.items():
             attributes[name] = _copy(value)
 
-    return StateAccess(capture, restore)
+    return StateAccess(capture, restore, means=", ".join(names))
 
 
-def _access_atari(env: Any, common_random_numbers: bool) -> StateAccess:
+def _access_atari(env: Any, common_random_numbers: bool, layers: Layers | None) -> StateAccess:
     """Copy an Atari game: ALE's own state, and attributes that a subclass may have added.
 
     :raises NotBranchableError: If ALE itself repeats actions, since its state lacks the action it would repeat.
@@ -301,9 +304,10 @@ def _access_atari(env: Any, common_random_numbers: bool) -> StateAccess:
             f"ALE does not save the action that its repeat_action_probability={stickiness:g} repeats. Pass "
             f"repeat_action_probability=0 and repeat actions in a wrapper, AtariWrapper(env, "
             f"action_repeat_probability={stickiness:g}) for one",
+            is_final=True,
         )
     is_known = type(env).__module__ == "ale_py.env"
-    attributes = None if is_known else _access_all_attributes(env, frozenset({"ale"}))
+    attributes = None if is_known else _access_all_attributes(env, frozenset({"ale"}), layers)
 
     def capture() -> tuple[Any, ...]:
         return env.ale.cloneState(include_rng=common_random_numbers), attributes and attributes.capture()
@@ -315,7 +319,8 @@ def _access_atari(env: Any, common_random_numbers: bool) -> StateAccess:
 
     # Not cheap: both take 65 µs, a step 230 µs, and the wrappers' frames come on top. Not proven: ALE's state lacks the
     # unfinished picture, which matters in few games (Q*bert).
-    return StateAccess(capture, restore, is_cheap=False, is_proven=False)
+    means = "ALE's state" if attributes is None else f"ALE's state, and {attributes.means}"
+    return StateAccess(capture, restore, is_cheap=False, is_proven=False, means=means)
 
 
 def access_generators(nested_envs: Sequence[Env]) -> StateAccess:

@@ -1,0 +1,109 @@
+"""An environment and its wrappers, whose attributes are copied together so that what they share stays shared."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from grpo_core.simulators.copying import Copier, CopyError, Memo
+
+Env = gym.Env[Any, Any]
+# Whether an attribute, by name and value, is part of a captured state.
+IsState = Callable[[str, Any], bool]
+
+_IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
+
+
+def list_nested_envs(env: Env) -> list[Env]:
+    """List an environment's wrappers, the outermost first, followed by the environment itself."""
+    nested_envs = [env]
+    while isinstance(nested_envs[-1], gym.Wrapper):
+        nested_envs.append(nested_envs[-1].env)
+    return nested_envs
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Placeholder in a captured state for what is not copied: a layer, or one of its attributes.
+
+    :param height: How many layers are further inside.
+    :param name: Name of the attribute; None for the layer itself.
+    """
+
+    height: int
+    name: str | None = None
+
+    def __deepcopy__(self, memo: Memo) -> Any:
+        env = memo["envs"][-1 - self.height]
+        return env if self.name is None else getattr(env, self.name)
+
+
+class Layers:
+    """The layers of one environment: its wrappers, the outermost first, and itself.
+
+    Within ``together`` an object that two layers hold is copied once.
+
+    :param envs: The layers, see ``list_nested_envs``.
+    """
+
+    def __init__(self, envs: Sequence[Env]) -> None:
+        self.envs = envs
+        self._ids = {id(env) for env in envs}
+        self._copier = Copier()
+        self._is_state: dict[int, IsState] = {}
+        self._memo: Memo | None = None
+
+    @property
+    def are_copied(self) -> bool:
+        """Whether attributes of any layer are copied all together."""
+        return bool(self._is_state)
+
+    def include(self, env: Env, is_state: IsState) -> None:
+        """Copy attributes of a layer; references to all others stay references."""
+        self._is_state[id(env)] = is_state
+
+    def is_layer(self, value: Any) -> bool:
+        """Return whether a value is one of the layers."""
+        return id(value) in self._ids
+
+    @contextmanager
+    def together(self, *, is_capture: bool) -> Iterator[None]:
+        """Let all copies made inside belong to one state."""
+        self._memo = self._make_memo(is_capture)
+        try:
+            yield
+        finally:
+            self._memo = None
+
+    def copy(self, values: dict[str, Any], *, is_capture: bool) -> dict[str, Any]:
+        """Copy attributes of a layer, from it or from a captured state.
+
+        :raises CopyError: If one cannot be copied.
+        """
+        memo = self._make_memo(is_capture) if self._memo is None else self._memo
+        name, copied = "", dict[str, Any]()
+        try:
+            for name, value in values.items():
+                copied[name] = self._copier.copy(value, memo)
+        except CopyError as error:
+            error.name = name
+            error.lead(name)
+            raise
+        return copied
+
+    def _make_memo(self, is_capture: bool) -> Memo:
+        if not is_capture:
+            return {"envs": self.envs}
+        memo: Memo = {}
+        for height, env in enumerate(reversed(self.envs)):
+            memo[id(env)] = _Reference(height)
+            is_state = self._is_state.get(id(env))
+            for name, value in env.__dict__.items():
+                if isinstance(value, _IMMUTABLE) or (is_state is not None and is_state(name, value)):
+                    continue
+                # A layer's own object, not the one that a wrapper further outside took from it.
+                memo.setdefault(id(value), _Reference(height, name))
+        return memo
