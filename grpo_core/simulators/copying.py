@@ -20,7 +20,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+
+from grpo_core.simulators.native.parts import NativeParts, shows_foreign_memory
 
 # Copies by the id of the original, as in ``copy.deepcopy``.
 Memo = dict[Any, Any]
@@ -79,6 +82,10 @@ _DRAWING_MODULES = (
     "mujoco.rendering",
     "mujoco.gl_context",
 )
+# Attributes of environments and wrappers that no step changes.
+_CONSTANT_OF_ENVS = frozenset(
+    {"_cached_spec", "spec", "_metadata", "metadata", "render_mode", "_ezpickle_args", "_ezpickle_kwargs"}
+)
 # Views are copied together with the array that they show a part of, unless that is this many times as large.
 _MAX_BASE_FACTOR = 4
 _MISSING = object()
@@ -125,9 +132,13 @@ def describe_kind(value: Any) -> str:
 
 
 class Copier:
-    """Copies objects of any structure. It remembers the way in which each type is copied."""
+    """Copies objects of any structure. It remembers the way in which each type is copied.
 
-    def __init__(self) -> None:
+    :param native: Leaves physics engines where they are.
+    """
+
+    def __init__(self, native: NativeParts) -> None:
+        self._native = native
         self._ways: dict[type, _Way | None] = {
             list: self._copy_list,
             tuple: self._copy_tuple,
@@ -161,6 +172,11 @@ class Copier:
         kind = type(value)
         if isinstance(value, _ATOMIC) or is_tool(value):
             return None
+        way_to_leave = self._native.find_way(value)
+        if way_to_leave is not None:
+            return way_to_leave
+        if isinstance(value, gym.Env):
+            return self._copy_env
         if hasattr(kind, "__deepcopy__"):
             return self._copy_as_told
         if isinstance(value, _ONE_OF_A_KIND) and not isinstance(value, io.StringIO | io.BytesIO):
@@ -227,6 +243,8 @@ class Copier:
                 copied[index] = self.copy(item, memo)
             return copied
         copied = None
+        if base is not None and shows_foreign_memory(value):
+            return self._native.look_out(value, memo)
         if type(base) is np.ndarray and base.flags.c_contiguous and base.nbytes <= _MAX_BASE_FACTOR * value.nbytes:
             copied_base = self.copy(base, memo)
             # Otherwise it is a placeholder for what is not copied.
@@ -259,6 +277,19 @@ class Copier:
                 item = getattr(value, name, _MISSING)
                 if item is not _MISSING:
                     object.__setattr__(copied, name, self.copy(item, memo))
+        except CopyError as error:
+            error.lead(f".{name}")
+            raise
+        return copied
+
+    def _copy_env(self, value: Any, memo: Memo) -> Any:
+        """Copy an environment that another one holds by its attributes: pickle might make a new one."""
+        copied = memo[id(value)] = object.__new__(type(value))
+        name = ""
+        try:
+            for name, item in value.__dict__.items():
+                is_shared = name in _CONSTANT_OF_ENVS or isinstance(item, gym.Space)
+                copied.__dict__[name] = item if is_shared else self.copy(item, memo)
         except CopyError as error:
             error.lead(f".{name}")
             raise

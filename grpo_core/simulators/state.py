@@ -75,7 +75,7 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
 # Attributes of every gym.Env or gym.Wrapper that no step changes.
 _CONSTANTS = frozenset(
     {"env", "_action_space", "_observation_space", "_metadata", "_cached_spec", "spec", "metadata", "render_mode"}
-    | {"_np_random", "_np_random_seed"}
+    | {"_np_random", "_np_random_seed", "_ezpickle_args", "_ezpickle_kwargs"}
 )
 # What hangs on to a window is often called so. Such an attribute is copied like any other, and left out only if it
 # cannot be copied; a replay then has to prove that no step depends on it.
@@ -140,7 +140,7 @@ def access_innermost_env(env: Env, common_random_numbers: bool, layers: Layers |
     modules = [base.__module__ for base in type(env).__mro__]
     if any(module.startswith("gymnasium.envs.box2d.") for module in modules):
         raise _refuse(env, "Box2D's contacts and solver state cannot be copied", is_final=True)
-    if "gymnasium.envs.mujoco.mujoco_env" in modules:
+    if type(env).__module__.startswith("gymnasium.envs.mujoco."):
         return _access_mujoco(env, layers)
     if "ale_py.env" in modules:
         return _access_atari(env, common_random_numbers, layers)
