@@ -24,6 +24,7 @@ import gymnasium as gym
 import numpy as np
 
 from grpo_core.simulators.native.parts import NativeParts, shows_foreign_memory
+from grpo_core.simulators.tables import Tables, is_frame
 
 # Copies by the id of the original, as in ``copy.deepcopy``.
 Memo = dict[Any, Any]
@@ -139,6 +140,7 @@ class Copier:
 
     def __init__(self, native: NativeParts) -> None:
         self._native = native
+        self._tables = Tables()
         self._ways: dict[type, _Way | None] = {
             list: self._copy_list,
             tuple: self._copy_tuple,
@@ -177,6 +179,8 @@ class Copier:
             return way_to_leave
         if isinstance(value, gym.Env):
             return self._copy_env
+        if is_frame(value):
+            return _copy_frame
         if hasattr(kind, "__deepcopy__"):
             return self._copy_as_told
         if isinstance(value, _ONE_OF_A_KIND) and not isinstance(value, io.StringIO | io.BytesIO):
@@ -236,6 +240,11 @@ class Copier:
 
     def _copy_array(self, value: Any, memo: Memo) -> Any:
         base = value.base
+        if base is None:
+            copied = self._tables.restore(value) if _is_restore(memo) else self._tables.capture(value)
+            if copied is not None:
+                memo[id(value)] = copied
+                return copied
         if value.dtype.hasobject:
             copied = np.empty_like(value)
             memo[id(value)] = copied
@@ -327,6 +336,16 @@ class Copier:
         except Exception as error:  # foreign code
             raise CopyError(f"({describe_kind(value)}) cannot be copied: {_name(error)}") from error
         return copied
+
+
+def _is_restore(memo: Memo) -> bool:
+    return "envs" in memo
+
+
+def _copy_frame(value: Any, memo: Memo) -> Any:
+    """Copy a data frame; pandas copies a column once somebody writes to it."""
+    copied = memo[id(value)] = value.copy(deep=False)
+    return copied
 
 
 def _is_plain(value: Any) -> bool:
