@@ -192,6 +192,8 @@ class Copier:
             )
         if hasattr(kind, "__swig_destroy__"):
             raise CopyError(f"({describe_kind(value)}) cannot be copied: it lives in native code")
+        if kind.__bases__ == (tuple,) and hasattr(kind, "_make"):
+            return self._copy_named_tuple
         return self._copy_instance if _is_plain(value) else self._copy_reduced
 
     def _copy_list(self, value: Any, memo: Memo) -> Any:
@@ -217,6 +219,12 @@ class Copier:
             return value
         # Something inside may refer to the tuple, and was given a copy of it then.
         return memo.setdefault(id(value), tuple(items))
+
+    def _copy_named_tuple(self, value: Any, memo: Memo) -> Any:
+        items = [self.copy(item, memo) for item in value]
+        if all(before is after for before, after in zip(value, items, strict=True)):
+            return value
+        return memo.setdefault(id(value), value._make(items))
 
     def _copy_set(self, value: Any, memo: Memo) -> Any:
         copied = memo[id(value)] = {self.copy(item, memo) for item in value}

@@ -144,7 +144,10 @@ class NativeParts:
         index = self._indices.get(id(value))
         if index is None:
             index = self._register(value)
+        # The last used are the last to be forgotten.
+        self._left[index] = self._left.pop(index)
         if index in self._engines:
+            self._engines[index] = self._engines.pop(index)
             self._used.add(index)
         placeholder: _Placeholder = memo.setdefault(id(value), _Placeholder(index))
         return placeholder
@@ -164,9 +167,9 @@ class NativeParts:
         if engine is not None:
             self._engines[index] = engine
             if len(self._engines) > _MAX_ENGINES:
-                self._forget(min(self._engines))
+                self._forget(next(iter(self._engines)))
         if len(self._left) > _MAX_LEFT:
-            self._forget(min(self._left))
+            self._forget(next(iter(self._left)))
         return index
 
     def _forget(self, index: int) -> None:

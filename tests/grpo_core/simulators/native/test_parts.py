@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.utils import EzPickle
 
+from grpo_core.simulators.native.parts import EngineGoneError, NativeParts
 from grpo_core.simulators.simulator import Simulator, check_branchable
 
 mujoco: Any = pytest.importorskip("mujoco")
@@ -236,3 +237,28 @@ class HalfSteppedArena(Arena):
 
 def test_restores_half_stepped_physics() -> None:
     check_branchable(HalfSteppedArena())
+
+
+def test_engines_in_use_are_the_last_to_be_forgotten() -> None:
+    parts, worlds = NativeParts(), [World() for _ in range(12)]
+    kept = worlds[0].data
+    leave = parts.find_way(kept)
+    assert leave is not None
+    placeholders = []
+    for world in worlds:
+        placeholders.append(leave(world.data, {}))
+        first = leave(kept, {})
+    assert parts.get(first.index) is kept
+    with pytest.raises(EngineGoneError, match="replaced its physics engine"):
+        parts.get(placeholders[1].index)
+
+
+def test_state_travels_to_another_process_and_back() -> None:
+    env = EditingArena()
+    env.reset(seed=0)
+    simulator = Simulator(env)
+    sent = pickle.dumps(simulator.capture())
+    first = env.step(np.ones(1))[0]
+    env.reset()
+    simulator.restore(pickle.loads(sent))
+    assert np.array_equal(env.step(np.ones(1))[0], first)
