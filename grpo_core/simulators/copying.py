@@ -135,11 +135,11 @@ def describe_kind(value: Any) -> str:
 class Copier:
     """Copies objects of any structure. It remembers the way in which each type is copied.
 
-    :param native: Leaves physics engines where they are.
+    :param native: Leaves physics engines where they are, and has their states; None if nobody asks for them.
     """
 
-    def __init__(self, native: NativeParts) -> None:
-        self._native = native
+    def __init__(self, native: NativeParts | None = None) -> None:
+        self._native = native or NativeParts()
         self._tables = Tables()
         self._ways: dict[type, _Way | None] = {
             list: self._copy_list,
@@ -172,11 +172,11 @@ class Copier:
 
     def _find_way(self, value: Any) -> _Way | None:
         kind = type(value)
-        if isinstance(value, _ATOMIC) or is_tool(value):
-            return None
         way_to_leave = self._native.find_way(value)
         if way_to_leave is not None:
             return way_to_leave
+        if isinstance(value, _ATOMIC) or is_tool(value):
+            return None
         if isinstance(value, gym.Env):
             return self._copy_env
         if is_frame(value):
