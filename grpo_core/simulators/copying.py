@@ -20,7 +20,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+
+from grpo_core.simulators.native.parts import NativeParts, shows_foreign_memory
+from grpo_core.simulators.tables import Tables, is_frame
 
 # Copies by the id of the original, as in ``copy.deepcopy``.
 Memo = dict[Any, Any]
@@ -79,6 +83,10 @@ _DRAWING_MODULES = (
     "mujoco.rendering",
     "mujoco.gl_context",
 )
+# Attributes of environments and wrappers that no step changes.
+_CONSTANT_OF_ENVS = frozenset(
+    {"_cached_spec", "spec", "_metadata", "metadata", "render_mode", "_ezpickle_args", "_ezpickle_kwargs"}
+)
 # Views are copied together with the array that they show a part of, unless that is this many times as large.
 _MAX_BASE_FACTOR = 4
 _MISSING = object()
@@ -125,9 +133,14 @@ def describe_kind(value: Any) -> str:
 
 
 class Copier:
-    """Copies objects of any structure. It remembers the way in which each type is copied."""
+    """Copies objects of any structure. It remembers the way in which each type is copied.
 
-    def __init__(self) -> None:
+    :param native: Leaves physics engines where they are, and has their states; None if nobody asks for them.
+    """
+
+    def __init__(self, native: NativeParts | None = None) -> None:
+        self._native = native or NativeParts()
+        self._tables = Tables()
         self._ways: dict[type, _Way | None] = {
             list: self._copy_list,
             tuple: self._copy_tuple,
@@ -159,8 +172,15 @@ class Copier:
 
     def _find_way(self, value: Any) -> _Way | None:
         kind = type(value)
+        way_to_leave = self._native.find_way(value)
+        if way_to_leave is not None:
+            return way_to_leave
         if isinstance(value, _ATOMIC) or is_tool(value):
             return None
+        if isinstance(value, gym.Env):
+            return self._copy_env
+        if is_frame(value):
+            return _copy_frame
         if hasattr(kind, "__deepcopy__"):
             return self._copy_as_told
         if isinstance(value, _ONE_OF_A_KIND) and not isinstance(value, io.StringIO | io.BytesIO):
@@ -172,6 +192,8 @@ class Copier:
             )
         if hasattr(kind, "__swig_destroy__"):
             raise CopyError(f"({describe_kind(value)}) cannot be copied: it lives in native code")
+        if kind.__bases__ == (tuple,) and hasattr(kind, "_make"):
+            return self._copy_named_tuple
         return self._copy_instance if _is_plain(value) else self._copy_reduced
 
     def _copy_list(self, value: Any, memo: Memo) -> Any:
@@ -198,6 +220,12 @@ class Copier:
         # Something inside may refer to the tuple, and was given a copy of it then.
         return memo.setdefault(id(value), tuple(items))
 
+    def _copy_named_tuple(self, value: Any, memo: Memo) -> Any:
+        items = [self.copy(item, memo) for item in value]
+        if all(before is after for before, after in zip(value, items, strict=True)):
+            return value
+        return memo.setdefault(id(value), value._make(items))
+
     def _copy_set(self, value: Any, memo: Memo) -> Any:
         copied = memo[id(value)] = {self.copy(item, memo) for item in value}
         return copied
@@ -220,6 +248,11 @@ class Copier:
 
     def _copy_array(self, value: Any, memo: Memo) -> Any:
         base = value.base
+        if base is None:
+            copied = self._tables.restore(value) if _is_restore(memo) else self._tables.capture(value)
+            if copied is not None:
+                memo[id(value)] = copied
+                return copied
         if value.dtype.hasobject:
             copied = np.empty_like(value)
             memo[id(value)] = copied
@@ -227,6 +260,8 @@ class Copier:
                 copied[index] = self.copy(item, memo)
             return copied
         copied = None
+        if base is not None and shows_foreign_memory(value):
+            return self._native.look_out(value, memo)
         if type(base) is np.ndarray and base.flags.c_contiguous and base.nbytes <= _MAX_BASE_FACTOR * value.nbytes:
             copied_base = self.copy(base, memo)
             # Otherwise it is a placeholder for what is not copied.
@@ -264,6 +299,19 @@ class Copier:
             raise
         return copied
 
+    def _copy_env(self, value: Any, memo: Memo) -> Any:
+        """Copy an environment that another one holds by its attributes: pickle might make a new one."""
+        copied = memo[id(value)] = object.__new__(type(value))
+        name = ""
+        try:
+            for name, item in value.__dict__.items():
+                is_shared = name in _CONSTANT_OF_ENVS or isinstance(item, gym.Space)
+                copied.__dict__[name] = item if is_shared else self.copy(item, memo)
+        except CopyError as error:
+            error.lead(f".{name}")
+            raise
+        return copied
+
     def _copy_as_told(self, value: Any, memo: Memo) -> Any:
         """Copy by the object's own ``__deepcopy__``."""
         try:
@@ -296,6 +344,16 @@ class Copier:
         except Exception as error:  # foreign code
             raise CopyError(f"({describe_kind(value)}) cannot be copied: {_name(error)}") from error
         return copied
+
+
+def _is_restore(memo: Memo) -> bool:
+    return "envs" in memo
+
+
+def _copy_frame(value: Any, memo: Memo) -> Any:
+    """Copy a data frame; pandas copies a column once somebody writes to it."""
+    copied = memo[id(value)] = value.copy(deep=False)
+    return copied
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from grpo_core.simulators.copying import Copier, CopyError, Memo
+from grpo_core.simulators.native.parts import NativeParts
 
 Env = gym.Env[Any, Any]
 # Whether an attribute, by name and value, is part of a captured state.
@@ -67,7 +68,9 @@ class Layers:
     def __init__(self, envs: Sequence[Env]) -> None:
         self.envs = envs
         self._ids = {id(env) for env in envs}
-        self._copier = Copier()
+        #: Physics engines among the attributes, whose own state has to be captured and restored after the attributes.
+        self.native = NativeParts()
+        self._copier = Copier(self.native)
         self._is_state: dict[int, IsState] = {}
         self._memo: Memo | None = None
 
@@ -116,7 +119,7 @@ class Layers:
 
     def _make_memo(self, is_capture: bool) -> Memo:
         if not is_capture:
-            return {"envs": self.envs}
+            return {"envs": self.envs, "native": self.native}
         memo: Memo = {}
         for height, env in enumerate(reversed(self.envs)):
             memo[id(env)] = _Reference(height)

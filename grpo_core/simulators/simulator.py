@@ -72,6 +72,8 @@ class Simulator:
             ) from error
         # The innermost part is restored first: what a wrapper refers to must be in place before the wrapper.
         parts = [of_core, *reversed(of_wrappers), *([of_generators] if of_generators else [])]
+        if self._layers.are_copied:
+            parts.append(StateAccess(self._layers.native.capture, self._layers.native.restore, is_cheap=False))
         self._captures = [part.capture for part in parts]
         self._restores = [part.restore for part in parts]
         self._copies_together = self._layers.are_copied

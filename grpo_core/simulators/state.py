@@ -80,7 +80,7 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
 # Attributes of every gym.Env or gym.Wrapper that no step changes.
 _CONSTANTS = frozenset(
     {"env", "_action_space", "_observation_space", "_metadata", "_cached_spec", "spec", "metadata", "render_mode"}
-    | {"_np_random", "_np_random_seed"}
+    | {"_np_random", "_np_random_seed", "_ezpickle_args", "_ezpickle_kwargs"}
 )
 # What hangs on to a window is often called so. Such an attribute is copied like any other, and left out only if it
 # cannot be copied; a replay then has to prove that no step depends on it.
@@ -160,8 +160,8 @@ def access_innermost_env(env: Env, common_random_numbers: bool, layers: Layers |
     modules = [base.__module__ for base in type(env).__mro__]
     if any(module.startswith("gymnasium.envs.box2d.") for module in modules):
         raise _refuse(env, "Box2D's contacts and solver state cannot be copied", is_final=True)
-    if "gymnasium.envs.mujoco.mujoco_env" in modules:
-        return _access_mujoco(env, layers)
+    if type(env).__module__.startswith("gymnasium.envs.mujoco."):
+        return _access_mujoco(env)
     if "ale_py.env" in modules:
         return _access_atari(env, common_random_numbers, layers)
     return _try_capture(_access_all_attributes(env, layers=layers))
@@ -273,16 +273,11 @@ class _CopiedAttributes:
         return not (isinstance(value, _NOT_STATE) or is_tool(value))
 
 
-def _access_mujoco(env: Any, layers: Layers | None) -> StateAccess:
-    """Copy a MuJoCo environment: the engine's state, what a reset draws, and a subclass's own attributes."""
+def _access_mujoco(env: Any) -> StateAccess:
+    """Copy one of Gymnasium's MuJoCo environments: the engine's state, and what a reset draws."""
     mujoco = importlib.import_module("mujoco")
     parts = mujoco.mjtState.mjSTATE_INTEGRATION
-    is_known = type(env).__module__.startswith("gymnasium.envs.mujoco.")
-    attributes = (
-        _access_present_attributes(env, _MUJOCO_STATE.get(type(env).__name__, ()))
-        if is_known
-        else _access_all_attributes(env, frozenset({"model", "data", "mujoco_renderer"}), layers)
-    )
+    attributes = _access_present_attributes(env, _MUJOCO_STATE.get(type(env).__name__, ()))
 
     def capture() -> tuple[Any, ...]:
         physics = np.empty(mujoco.mj_stateSize(env.model, parts))
@@ -298,7 +293,7 @@ def _access_mujoco(env: Any, layers: Layers | None) -> StateAccess:
         attributes.restore(attribute_state)
 
     means = f"MuJoCo's state, and {attributes.means}" if attributes.means else "MuJoCo's state"
-    return StateAccess(capture, restore, attributes.is_cheap, is_known, means)
+    return StateAccess(capture, restore, means=means)
 
 
 def _access_present_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:

@@ -1,0 +1,1 @@
+"""Physics engines inside environments: their state, taken by their own functions."""
