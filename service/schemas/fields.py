@@ -23,7 +23,7 @@ from service.suggestions import list_close
 
 ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
 MAX_ENV_NAME_CHARS = 128
-_REWARD_NAME_PATTERN = r"^[A-Za-z0-9_.-]+$"
+REWARD_NAME_PATTERN = r"^[A-Za-z0-9_.-]+$"
 MAX_OBSERVATION_NUMBERS = 65_536
 MAX_BATCH_ITEMS = 65_536
 _MAX_OBSERVATION_DEPTH = 4
@@ -126,7 +126,7 @@ ObservationBatch = Annotated[
 MaskBatch = Annotated[
     list[Any], WithJsonSchema({"type": "array", "items": {"anyOf": [_MASKS_SCHEMA, {"type": "null"}]}, "minItems": 1})
 ]
-RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=_REWARD_NAME_PATTERN)]
+RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=REWARD_NAME_PATTERN)]
 EnvName = Annotated[str, Field(min_length=1, max_length=MAX_ENV_NAME_CHARS, pattern=ENV_NAME_PATTERN)]
 
 

@@ -1,6 +1,8 @@
 """The fields of a form, made from a request's schema: its descriptions, ranges, choices and defaults."""
 
 import html
+import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +14,8 @@ from service.dashboard.widgets.html_elements import Text, make_box
 from service.dashboard.widgets.number_format import format_count
 
 _CODE = re.compile("`([^`]+)`")
+# Thousands as this page writes them. "0,001" is none: elsewhere that is a decimal fraction.
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _TITLES = {
     **{name: row.title for name, row in HYPERPARAMETERS.items()},
     "env_name": "Environment",
@@ -25,6 +29,12 @@ _TITLES = {
     "max_seconds": "Time limit",
     "tensorboard_log": "TensorBoard log",
     "log_std_init": "First log std",
+}
+_KINDS_IN_WORDS = {
+    "integer": "a whole number, such as 1000",
+    "number": "a number, such as 0.5",
+    "sizes": "whole numbers with commas between them, such as 64, 64",
+    "weights": "names and their weights, such as environment: 1, optimized_cartpole: 0.5",
 }
 _FLAGS: dict[Any, str] = {True: "yes", False: "no"}
 
@@ -89,7 +99,7 @@ class FieldInput:
 
     :param field: The field.
     :param on_change: Called after every change.
-    :param options: Values to select from, searched by typing; None allows free text.
+    :param suggestions: Names to suggest while something is typed; what is typed is the value in any case.
     :param is_wide: Whether it takes a whole line.
     """
 
@@ -97,18 +107,21 @@ class FieldInput:
         self,
         field: Field,
         on_change: Callable[[], Any],
-        options: Iterable[str] | None = None,
+        suggestions: Iterable[str] | None = None,
         is_wide: bool = False,
     ) -> None:
         self.field = field
+        self.title = _TITLES.get(field.name, field.name.replace("_", " ").capitalize())
         with make_box("field wide" if is_wide else "field") as self._box:
             with make_box("field-name"):
-                label = Text(_TITLES.get(field.name, field.name.replace("_", " ").capitalize()), tag="label")
+                label = Text(self.title, tag="label")
                 Text(field.name, tag="code")
-            self._input = self._make_input(field, None if options is None else list(options))
+            self._input = self._make_input(field)
             # NiceGUI gives its own id to the box around the input.
             label.props["for"] = f"{self._input.html_id}-input"
             self._input.props(f"outlined dense hide-bottom-space for={self._input.html_id}-input")
+            if suggestions is not None:
+                self._suggest(list(suggestions))
             self._input.on_value_change(lambda: self.show_problem(None))
             self._input.on_value_change(on_change)
             hint = f"{field.description} {field.rule[:1].upper()}{field.rule[1:]}.".removesuffix(" .")
@@ -118,10 +131,12 @@ class FieldInput:
     def value(self) -> Any:
         """The value to send; None if it is left out. Unreadable text is sent unchanged, for the server to refuse."""
         value = self._input.value
+        if isinstance(value, str):
+            value = value.strip()
         if value is None or value == "":
             return None
-        if self.field.kind == "integer":
-            return int(value) if float(value).is_integer() else value
+        if self.field.kind in ("integer", "number"):
+            return _read_number(value, is_whole=self.field.kind == "integer")
         if self.field.kind == "sizes":
             return _read_sizes(value)
         return _read_weights(value) if self.field.kind == "weights" else value
@@ -134,7 +149,13 @@ class FieldInput:
             value = ", ".join(f"{name}: {weight:g}" for name, weight in value.items())
         elif isinstance(value, dict):
             value = True
-        self._input.value = value
+        self._input.value = value if self._is_choice else str(value)
+
+    def explain(self, problem: str) -> str:
+        """Say what is wrong with the value: that its text cannot be read, or else the server's words."""
+        if not isinstance(self.value, str) or self.field.kind not in _KINDS_IN_WORDS:
+            return problem
+        return f"“{self.value}” cannot be read: this takes {_KINDS_IN_WORDS[self.field.kind]}."
 
     def show_problem(self, problem: str | None) -> None:
         """Show a problem at the input; None removes it."""
@@ -145,18 +166,24 @@ class FieldInput:
         self._input.run_method("focus")
         ui.run_javascript(f"getHtmlElement({self._box.id})?.scrollIntoView({{block: 'center'}})")
 
-    def _make_input(self, field: Field, options: list[str] | None) -> Any:
+    @property
+    def _is_choice(self) -> bool:
+        return self.field.kind in ("choice", "flag")
+
+    def _make_input(self, field: Field) -> Any:
         default = _describe_default(field)
-        if options is not None and field.default in options:
-            return ui.select(options, value=field.default, with_input=True)
-        if options is not None:
-            return ui.select(options, with_input=True, clearable=True).props(f'placeholder="{default}"')
-        if field.kind in ("choice", "flag"):
+        if self._is_choice:
             known = _FLAGS if field.kind == "flag" else {choice: choice for choice in field.choices}
             return ui.select({"": default, **known}, value="")
-        if field.kind in ("integer", "number"):
-            return ui.number(placeholder=default).props(f"step={1 if field.kind == 'integer' else 'any'}")
-        return ui.input(placeholder=default).props("autocomplete=off spellcheck=false")
+        # Numbers too are texts: a browser's own number field shows what it does not send, such as "1e".
+        keyboard = {"integer": "numeric", "number": "decimal"}.get(field.kind, "text")
+        return ui.input(placeholder=default).props(f"autocomplete=off spellcheck=false inputmode={keyboard}")
+
+    def _suggest(self, names: list[str]) -> None:
+        self._input.props("role=combobox aria-autocomplete=list aria-expanded=false")
+        with self._input.add_slot("append"):
+            ui.icon("arrow_drop_down").props("aria-hidden=true")
+        ui.run_javascript(f"grpoSuggestions.set({json.dumps(f'{self._input.html_id}-input')}, {json.dumps(names)})")
 
 
 def _describe_default(field: Field) -> str:
@@ -169,6 +196,18 @@ def _describe_default(field: Field) -> str:
 
 def _write_code(text: str) -> str:
     return _CODE.sub(r"<code>\1</code>", html.escape(text))
+
+
+def _read_number(text: str, is_whole: bool) -> float | str:
+    if is_whole and _GROUPED.fullmatch(text):
+        text = text.replace(",", "")
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(number):
+        return text
+    return int(number) if is_whole and number.is_integer() else number
 
 
 def _read_sizes(text: str) -> list[int] | str:

@@ -1,7 +1,6 @@
 """The page of all models, as cards."""
 
 import asyncio
-import json
 from typing import Any
 
 from nicegui import ui
@@ -28,6 +27,7 @@ from service.dashboard.widgets.number_format import (
     format_number,
     format_size,
 )
+from service.dashboard.widgets.toasts import show_error, show_success
 from service.errors import NotFoundError, ServiceError
 from service.models.card import make_card
 from service.models.store import ModelEntry
@@ -158,7 +158,9 @@ class _ModelCards:
         try:
             await run_in_threadpool(self._service.player.evaluate, name, N_EPISODES, EVALUATION_SEED, True)
         except ServiceError as error:
-            ui.notify(error.detail)
+            show_error(error.detail)
+        else:
+            show_success(f"{name} is evaluated.", "Play it", f"{PREFIX}/models/{name}")
         set_attributes(button, disabled=None)
         await self.refresh(anew=True)
 
@@ -169,7 +171,9 @@ class _ModelCards:
         try:
             await run_in_threadpool(self._service.registry.delete_model, name)
         except ServiceError as error:
-            ui.notify(error.detail)
+            show_error(error.detail)
+        else:
+            show_success(f"{name} is deleted.")
         await self.refresh()
 
     async def _note_upload(self, event: Any) -> None:
@@ -178,9 +182,9 @@ class _ModelCards:
             again = await ui.run_javascript("return grpoUpload(true)", timeout=60)
             status, detail = again["status"], again["detail"]
         if status == 200:
-            ui.notify(f"{name} is uploaded.")
+            show_success(f"{name} is uploaded.", "Play it", f"{PREFIX}/models/{name}")
         elif status != 409:
-            ui.notify(json.dumps(detail).strip('"'))
+            show_error(f"The file {name} is not uploaded: {detail}")
         await self.refresh(anew=True)
 
 

@@ -10,6 +10,7 @@ from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.curve_charts import MAX_SHOWN, CurveCharts
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link
 from service.dashboard.widgets.job_row import JobRow
+from service.dashboard.widgets.toasts import show_error
 from service.errors import ServiceError
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
@@ -98,7 +99,7 @@ class _Jobs:
     def _select(self, job: Job, is_selected: bool) -> None:
         row = self._rows[job.job_id]
         if is_selected and len(self._colours) >= MAX_SHOWN:
-            ui.notify(f"The charts show {MAX_SHOWN} jobs at most; take one away first.")
+            show_error(f"The charts show {MAX_SHOWN} jobs at most; take one away first.")
         elif is_selected and job.job_id not in self._colours:
             self._colours[job.job_id] = min(set(range(MAX_SHOWN)) - set(self._colours.values()))
             self._curves.show(job, self._colours[job.job_id])
@@ -113,7 +114,7 @@ class _Jobs:
         try:
             await run_in_threadpool(job.stop)
         except ServiceError as error:
-            ui.notify(error.detail)
+            show_error(error.detail)
         self.refresh()
 
 

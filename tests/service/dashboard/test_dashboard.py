@@ -1,12 +1,15 @@
 """The dashboard in a browser that can reach nothing but the service, which asks for a key."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
 from fastapi import FastAPI
+from nicegui import core
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -18,6 +21,7 @@ from api import create_app
 from service.jobs.registry import JobRegistry
 from service.settings import Settings
 from tests.browser import ARTEFACTS, drive, list_addresses, needs_driver
+from tests.conftest import RegisterEnv
 from tests.support import PATIENCE_SECONDS, make_model, serve, wait_until
 
 KEY = "a key of 22 characters"
@@ -138,15 +142,16 @@ def registry(app: FastAPI) -> JobRegistry:
     return registry
 
 
-def fill(page: Page, name: str, value: str) -> None:
-    """Type into a field of the form, by its name in requests."""
-    label = page.run(
+def fill(page: Page, name: str, value: str) -> WebElement:
+    """Type into a field of the form, by its name in requests; return its input."""
+    field: WebElement = page.run(
         "return [...document.querySelectorAll('.field')].find((box) => "
         "box.querySelector('code').textContent === arguments[0])?.querySelector('input')",
         name,
     )
-    page.run("arguments[0].closest('details')?.setAttribute('open', '')", label)
-    label.send_keys(value)
+    page.run("arguments[0].closest('details')?.setAttribute('open', '')", field)
+    field.send_keys(value)
+    return field
 
 
 def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page) -> None:
@@ -233,16 +238,132 @@ def test_a_running_job_is_stopped_after_a_question(page: Page, registry: JobRegi
     assert job.finished.wait(PATIENCE_SECONDS)
 
 
-def test_what_the_server_refuses_is_said_at_the_field(page: Page, registry: JobRegistry) -> None:
+def list_problems(page: Page) -> list[str]:
+    """List what the form says is wrong."""
+    problems = "return [...document.querySelectorAll('.q-field__messages, .note.bad')].map((text) => text.textContent)"
+    return [text for text in page.run(problems) if text]
+
+
+def is_start_off(page: Page) -> bool:
+    """Say whether the form's button is disabled."""
+    return bool(page.run("return document.querySelector('.form-page button[type=submit]').disabled"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("env_name", "Pendulm", "did you mean 'Pendulum-v1'?"),
+        ("preset", "Acrobt-v1", "did you mean 'Acrobot-v1'"),
+        ("model_name", "my model", "letters from a to z, digits, '.', '_' and '-'"),
+        ("total_timesteps", "1e", "“1e” cannot be read: this takes a whole number"),
+        ("total_timesteps", "0", "greater than or equal to 1"),
+        ("learning_rate", "0,001", "“0,001” cannot be read"),
+        ("net_arch", "64 64", "whole numbers with commas between them"),
+        ("n_steps", "33", "n_steps=33 does not hold whole groups"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_once_and_disables_the_start(
+    page: Page, registry: JobRegistry, name: str, text: str, problem: str
+) -> None:
     n_jobs = len(registry.list_jobs())
     page.open("new")
-    fill(page, "n_steps", "33")
-    page.click("button", "Start training")
-    page.find(".field .q-field__messages", "n_steps=33 does not hold whole groups")
-    fill(page, "total_timesteps", "0")
-    page.click("button", "Start training")
-    page.find(".field .q-field__messages", "greater than or equal to 1")
+    field = fill(page, name, text)
+    page.press(Keys.TAB)
+    wait_until(lambda: is_start_off(page))
+    assert field.get_attribute("value") == text
+    (said,) = list_problems(page)
+    assert problem in said
+    assert "[A-Z" not in said
+    page.find(".aside", "Mend the marked field first")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(Keys.BACKSPACE)
+    wait_until(lambda: not is_start_off(page))
+    assert list_problems(page) == []
     assert len(registry.list_jobs()) == n_jobs
+
+
+def test_an_environment_that_cannot_be_created_is_said_once(
+    page: Page, register_env: RegisterEnv, registry: JobRegistry
+) -> None:
+    def fail() -> Any:
+        raise ImportError("Physics is missing")
+
+    register_env(fail, "Missing-v0")
+    page.open("new")
+    fill(page, "env_name", "Missing-v0")
+    wait_until(lambda: is_start_off(page))
+    wait_until(lambda: "cannot be created" in page.find(".environment").text)
+    (said,) = list_problems(page)
+    assert said.count("Physics is missing") == 1
+    assert "Physics is missing" not in page.find(".aside").text
+
+
+@pytest.mark.parametrize("key", [Keys.TAB, Keys.ENTER], ids=["tab", "enter"])
+def test_the_environment_that_is_typed_is_trained(page: Page, registry: JobRegistry, key: str) -> None:
+    page.open("new")
+    fill(page, "total_timesteps", "1")
+    field = fill(page, "env_name", "Pendulum-v1")
+    page.press(key)
+    if key == Keys.TAB:
+        assert field.get_attribute("value") == "Pendulum-v1"
+        page.find("pre", '"env_name": "Pendulum-v1"')
+        page.click("button", "Start training")
+    page.find("h1", "Training")
+    assert registry.list_jobs()[-1].config.env_name == "Pendulum-v1"
+
+
+def test_a_suggestion_is_taken_with_the_arrow_keys(page: Page) -> None:
+    page.open("new")
+    field = fill(page, "env_name", "lake")
+    page.press(Keys.ARROW_DOWN)
+    assert page.find("#suggestions [aria-selected=true]").text == "FrozenLake-v1"
+    page.press(Keys.ENTER)
+    assert field.get_attribute("value") == "FrozenLake-v1"
+    page.find("pre", '"env_name": "FrozenLake-v1"')
+    page.find(".topbar")  # Enter has not started it
+    assert not page.driver.find_elements(By.CSS_SELECTOR, "#suggestions")
+
+
+def test_a_server_that_stops_answering_is_noticed_until_it_answers_again(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_back = threading.Event()
+
+    async def wait(_: str) -> None:
+        while not is_back.is_set():
+            await anyio.sleep(0.01)
+
+    page.open("new")
+    handlers = core.sio.handlers["/"]
+    monkeypatch.setitem(handlers, "grpo_ask", wait)
+    page.find(".offline-banner", "does not answer")
+    assert is_start_off(page)
+    assert page.run("return document.querySelector('.topbar').inert")
+    is_back.set()
+    wait_until(lambda: not is_start_off(page))
+    assert not page.driver.find_elements(By.CSS_SELECTOR, ".offline-banner")
+    # So is one that closes the connection, at once.
+    monkeypatch.undo()
+    page.run("window.socket.disconnect()")
+    assert is_start_off(page)
+    page.run("window.socket.connect()")
+    wait_until(lambda: not is_start_off(page))
+
+
+def test_the_way_to_the_content_takes_no_room_until_it_has_the_focus(page: Page) -> None:
+    page.open("")
+    measure = "const box = document.querySelector('.skip').getBoundingClientRect(); return [box.width, box.height]"
+    assert page.run(measure) == [1, 1]
+    page.press(Keys.TAB)
+    assert min(page.run(measure)) > 20
+
+
+def test_an_unknown_page_leads_home(page: Page) -> None:
+    page.open("nowhere/at/all")
+    page.find("h1", "There is no such page")
+    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 404
+    page.click(".page a", "Start page")
+    page.find("h1", "Training")
 
 
 def test_a_model_is_deleted_after_a_question(page: Page, app: FastAPI) -> None:
@@ -255,6 +376,7 @@ def test_a_model_is_deleted_after_a_question(page: Page, app: FastAPI) -> None:
     page.click("[aria-label='Delete unwanted']")
     page.click(".dialog button", "Delete the model")
     wait_until(lambda: not app.state.service.store.exists("unwanted"))
+    page.find(".toast.good", "unwanted is deleted.")
     page.find(".model", "ready")
     wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, "[aria-label='Model unwanted']"))
 
@@ -265,6 +387,13 @@ def test_models_are_uploaded_and_found_by_name(page: Page, app: FastAPI, tmp_pat
     page.open("models")
     page.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(file))
     page.find(".model", "brought")
+    assert page.find(".toast.good", "brought is uploaded.").find_element(By.TAG_NAME, "a").text == "Play it"
+    (tmp_path / "bad.zip").write_bytes(b"nothing")
+    page.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(tmp_path / "bad.zip"))
+    page.find(".toast.bad[role=alert]", "The file bad is not uploaded")
+    page.click(".toast.bad button")
+    wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, ".toast.bad"))
+    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 400
     page.find("input[type=search]").send_keys("brou")
     page.find("h1 + p", "1 of")
     assert app.state.service.store.exists("brought")
