@@ -45,7 +45,7 @@ def print_evaluation(actor: Actor, env_name: str, n_episodes: int, seed: int, de
             "random": make_random_policy(env.action_space, seed),
         }
         evaluations = {
-            name: summarize_episodes(play_episodes(env, policy, n_episodes, seed, max_steps), env.spec.reward_threshold)
+            name: summarize_episodes(play_episodes(env, policy, n_episodes, seed, max_steps))
             for name, policy in policies.items()
         }
     actions = "most likely" if deterministic else "drawn"

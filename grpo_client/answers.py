@@ -142,12 +142,10 @@ class Verdict(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Answer):
+class EpisodeFigures(Answer):
     """Statistics of whole episodes. Rewards are the environment's own.
 
     :param mean_length: Steps per episode.
-    :param timesteps: Simulator steps trained until then; None outside a job.
-    :param elapsed_seconds: Time since the job was started; None outside a job.
     """
 
     n_episodes: int
@@ -159,8 +157,32 @@ class Evaluation(Answer):
     mean_length: float
     success_rate: float | None
     success_rate_ci95: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(EpisodeFigures):
+    """An evaluation of a policy.
+
+    :param timesteps: Simulator steps trained until then; None outside a job.
+    :param elapsed_seconds: Time since the job was started; None outside a job.
+    """
+
     timesteps: int | None = None
     elapsed_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalEvaluation(EpisodeFigures):
+    """The evaluation with which a job ends: that of the policy it saves.
+
+    :param timesteps: Simulator steps that the policy had been trained for.
+    :param seconds: How long it took.
+    :param complete: False if time ran out before all episodes were played.
+    """
+
+    timesteps: int
+    seconds: float
+    complete: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +192,8 @@ class TrainingStatus(Answer):
     :param progress: From 0 to 1.
     :param metrics: Stable-Baselines3's log keys as of the latest rollout.
     :param model_name: Name of the saved policy; None until there is one.
+    :param final_evaluation: What the saved policy earns; None until the job has ended, and if that is unknown.
+    :param config_origins: Who chose each field of ``config``: ``"request"``, ``"preset"`` or ``"default"``.
     """
 
     job_id: str
@@ -190,9 +214,11 @@ class TrainingStatus(Answer):
     verdict: Verdict
     evaluation: Evaluation | None
     best_evaluation: Evaluation | None
+    final_evaluation: FinalEvaluation | None
     ended_by: str | None
     tensorboard_run: str | None
     config: Mapping[str, Any]
+    config_origins: Mapping[str, str]
 
     @property
     def is_final(self) -> bool:
@@ -205,11 +231,13 @@ class Submission(Answer):
     """Confirmation that a job was accepted.
 
     :param config: The request with every default filled in; sent again, it repeats the job.
+    :param config_origins: Who chose each field of it: ``"request"``, ``"preset"`` or ``"default"``.
     """
 
     job_id: str
     message: str
     config: Mapping[str, Any]
+    config_origins: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +368,7 @@ class ModelCard(Answer):
     n_parameters: int | None
     normalization: Mapping[str, Any] | None
     evaluation: Evaluation | None
+    final_evaluation: FinalEvaluation | None
     versions: Mapping[str, str] | None
 
 

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from grpo_core.actor.actor import Actor
 from grpo_core.simulators.action_masks import get_action_masks, sample_action
 from grpo_core.spaces import is_image_space
+from grpo_core.success import judge_success
 
 # Takes an observation and the flags of the allowed actions (None allows all), and returns an action.
 Policy = Callable[[Any, Any], Any]
@@ -30,7 +31,7 @@ class Episode(NamedTuple):
 
     :param reward: Sum of the environment's own rewards.
     :param n_steps: Steps taken.
-    :param is_success: The ``is_success`` entry of the last info; None if there is none.
+    :param is_success: Whether it succeeded, as ``grpo_core.success`` judges; None if nothing says what success is.
     """
 
     reward: float
@@ -122,14 +123,13 @@ def play_episode(
     """
     observation, _ = env.reset(seed=seed)
     on_step()
-    reward, n_steps, over = 0.0, 0, False
+    reward, n_steps, terminated, over = 0.0, 0, False, False
     info: dict[str, Any] = {}
     while not over and n_steps < max_steps:
         observation, step_reward, terminated, truncated, info = env.step(policy(observation, get_action_masks(env)))
         reward, n_steps, over = reward + float(step_reward), n_steps + 1, bool(terminated or truncated)
         on_step()
-    success = info.get("is_success")
-    return Episode(reward, n_steps, None if success is None else bool(success))
+    return Episode(reward, n_steps, judge_success(env, info, bool(terminated), reward))
 
 
 def play_episodes(
@@ -144,21 +144,17 @@ def play_episodes(
     return [play_episode(env, policy, seed + i, max_steps, on_step) for i in range(n_episodes)]
 
 
-def summarize_episodes(episodes: Sequence[Episode], reward_threshold: float | None = None) -> Evaluation:
+def summarize_episodes(episodes: Sequence[Episode]) -> Evaluation:
     """Compute the statistics of episodes.
 
+    Of episodes some of which say whether they succeeded, the others count as failed: many environments report only
+    success.
+
     :param episodes: At least one episode.
-    :param reward_threshold: If the environment does not report success, an episode with at least this reward is one;
-        None leaves success undefined.
     """
     rewards = np.array([episode.reward for episode in episodes])
-    successes = [
-        episode.is_success
-        if episode.is_success is not None or reward_threshold is None
-        else episode.reward >= reward_threshold
-        for episode in episodes
-    ]
-    known = [success for success in successes if success is not None]
+    is_defined = any(episode.is_success is not None for episode in episodes)
+    n_successes, n = sum(episode.is_success is True for episode in episodes), len(episodes)
     return Evaluation(
         n_episodes=len(episodes),
         mean_reward=float(rewards.mean()),
@@ -167,8 +163,8 @@ def summarize_episodes(episodes: Sequence[Episode], reward_threshold: float | No
         min_reward=float(rewards.min()),
         max_reward=float(rewards.max()),
         mean_length=float(np.mean([episode.n_steps for episode in episodes])),
-        success_rate=sum(known) / len(known) if known else None,
-        success_rate_ci95=compute_rate_interval(sum(known), len(known)) if known else None,
+        success_rate=n_successes / n if is_defined else None,
+        success_rate_ci95=compute_rate_interval(n_successes, n) if is_defined else None,
     )
 
 

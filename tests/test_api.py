@@ -584,9 +584,11 @@ class TestFollowingTraining:
             "verdict",
             "evaluation",
             "best_evaluation",
+            "final_evaluation",
             "ended_by",
             "tensorboard_run",
             "config",
+            "config_origins",
         }
         assert status["job_id"] == started["job_id"]
         assert (status["status"], status["progress"]) == ("completed", 1.0)

@@ -40,6 +40,7 @@ LIBRARY_ORDER = [
     "groups",
     "update",
     "saving",
+    "success",
     "evaluation",
     "film",
     "fast",

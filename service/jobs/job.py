@@ -14,7 +14,7 @@ from service.errors import ConflictError
 from service.jobs.history import JobHistory
 from service.jobs.totals import JobTotals
 from service.jobs.verdict import Evidence, judge
-from service.schemas.jobs import EndedBy, EvaluationRow, JobStatus, JobSummary, TrainingStatus, Verdict
+from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation, JobStatus, JobSummary, TrainingStatus, Verdict
 from service.training.plan import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
@@ -61,6 +61,7 @@ class Job:
         self._no_signal = _NoSignalCounter()
         self._evaluation: EvaluationRow | None = None
         self._best_evaluation: EvaluationRow | None = None
+        self._final_evaluation: FinalEvaluation | None = None
         self._error_message: str | None = None
         self._model_name: str | None = None
         self._sha256: str | None = None
@@ -136,9 +137,11 @@ class Job:
             verdict=self._judge(no_signal_warning),
             evaluation=self._evaluation,
             best_evaluation=self._best_evaluation,
+            final_evaluation=self._final_evaluation,
             ended_by=self._ended_by if self._status.is_final else None,
             tensorboard_run=self.tensorboard_run,
             config=self.config,
+            config_origins=self.plan.config_origins,
         )
 
     def _judge(self, no_signal_warning: str | None) -> Verdict:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from service.models.folder import FileSignature
 from service.models.store import ModelStore
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
-from service.schemas.jobs import EpisodeFigures
+from service.schemas.jobs import EpisodeFigures, FinalEvaluation
 from service.schemas.models import ModelCard
 from service.schemas.training import TrainConfig
 from service.spaces import describe_space
@@ -66,6 +66,7 @@ def make_card(
         "n_parameters": actor.n_parameters,
         "normalization": _pick_facts(meta.get("normalization")),
         "evaluation": find_evaluation(file.signature) or _find_evaluation(meta.get("evaluation")),
+        "final_evaluation": _find_final_evaluation(meta.get("final_evaluation")),
         "versions": _find_versions(meta.get("versions")),
     }
     return card.model_copy(update=facts)
@@ -96,6 +97,13 @@ def _find_versions(claimed: Any) -> dict[str, str] | None:
 def _find_evaluation(claimed: Any) -> EpisodeFigures | None:
     try:
         return EpisodeFigures.model_validate(_pick_facts(claimed))
+    except ValidationError:
+        return None
+
+
+def _find_final_evaluation(claimed: Any) -> FinalEvaluation | None:
+    try:
+        return FinalEvaluation.model_validate(_pick_facts(claimed))
     except ValidationError:
         return None
 

@@ -110,8 +110,7 @@ def _evaluate(
 ) -> EpisodeFigures:
     episodes = play_episodes(env, policy, n_episodes, play.seed, on_step=check_stop)
     _check_finite(play.env_name, [episode.reward for episode in episodes])
-    threshold = env.spec.reward_threshold if env.spec else None
-    return EpisodeFigures.model_validate(asdict(summarize_episodes(episodes, threshold)))
+    return EpisodeFigures.model_validate(asdict(summarize_episodes(episodes)))
 
 
 def _check_finite(env_name: str, rewards: list[float]) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas.training import TrainConfig
+from service.schemas.training import ConfigOrigins, TrainConfig
 
 EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop"]
 VerdictState = Literal["waiting", "starting", "learning", "solved", "steady", "flat", "worse", "no_signal", "failed"]
@@ -52,6 +52,14 @@ class EvaluationRow(EpisodeFigures):
     elapsed_seconds: float = Field(description="Time since the job started.")
 
 
+class FinalEvaluation(EpisodeFigures):
+    """The evaluation with which a job ends: that of the policy it saves."""
+
+    timesteps: int = Field(ge=0, description="Simulator steps that the policy had been trained for.")
+    seconds: float = Field(ge=0, description="Time that the evaluation took.")
+    complete: bool = Field(description="False if time ran out before all `n_eval_episodes` were played.")
+
+
 class Verdict(BaseModel):
     """Whether a job is learning, in one word and in plain language."""
 
@@ -80,9 +88,13 @@ class TrainingStatus(BaseModel):
     verdict: Verdict
     evaluation: EvaluationRow | None = Field(description="The latest evaluation.")
     best_evaluation: EvaluationRow | None = Field(description="The evaluation with the highest mean reward.")
+    final_evaluation: FinalEvaluation | None = Field(
+        description="What the saved policy earns; null until the job has ended, and if it could not be evaluated."
+    )
     ended_by: EndedBy | None = Field(description="Why the training ended; null until then, and if it failed.")
     tensorboard_run: str | None = Field(description="Name of the TensorBoard run; null unless one was requested.")
     config: TrainConfig
+    config_origins: ConfigOrigins
 
 
 class JobSummary(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from service.schemas.fields import MAX_PLAY_SEED, Request
-from service.schemas.jobs import EpisodeFigures
+from service.schemas.jobs import EpisodeFigures, FinalEvaluation
 from service.schemas.spaces import SpaceDescription
 
 VideoFormat = Literal["gif", "mp4"]
@@ -60,6 +60,9 @@ class ModelCard(BaseModel):
         None,
         description="The latest `POST /models/{model_name}/evaluate` of this file since the server started, or else "
         "the evaluation stored in the file.",
+    )
+    final_evaluation: FinalEvaluation | None = Field(
+        None, description="The evaluation with which the job that trained it ended."
     )
     versions: dict[str, str] | None = Field(None, description="Versions of the libraries that saved it.")
 

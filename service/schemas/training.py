@@ -169,9 +169,17 @@ class TrainConfig(Hyperparameters, _JobConfig):
     horizon: int | None = Field(description="None for episodes without a limit of their own.")
 
 
+ConfigOrigin = Literal["request", "preset", "default"]
+ConfigOrigins = Annotated[
+    dict[str, ConfigOrigin],
+    Field(description="Who chose each field of `config`: the request, the preset, or the server by its defaults."),
+]
+
+
 class TrainResponse(BaseModel):
     """A job was accepted."""
 
     job_id: str
     message: str
     config: TrainConfig
+    config_origins: ConfigOrigins

@@ -79,9 +79,9 @@ class EvaluationCallback(BaseCallback):
             episodes = self._play()
         except _InterruptedError:
             return False
-        spec, timesteps = self._env.spec, self.model.num_timesteps
-        evaluation = summarize_episodes(episodes, None if spec is None else spec.reward_threshold)
-        self.latest, self._n_updates = {"timesteps": timesteps, **asdict(evaluation)}, self.model._n_updates
+        evaluation = summarize_episodes(episodes)
+        self.latest = {"timesteps": self.model.num_timesteps, **asdict(evaluation)}
+        self._n_updates = self.model._n_updates
         self._n_without_improvement += 1
         if evaluation.mean_reward > self._best_reward:
             self._best_reward, self._n_without_improvement = evaluation.mean_reward, 0

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from service.schemas.training import TrainConfig
+from service.schemas.training import ConfigOrigins, TrainConfig
 from service.training.names import Reward
 from service.workers.task import Task
 
@@ -16,11 +16,13 @@ class SettledRequest(BaseModel):
     :param settings: The fields of ``TrainConfig`` but ``model_name`` and ``seed``, on which nothing else depends.
     :param warnings: Warnings for the client.
     :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
+    :param config_origins: Who chose each of the settings.
     """
 
     settings: dict[str, Any]
     warnings: list[str]
     reward_threshold: float | None
+    config_origins: ConfigOrigins = {}
 
 
 class TrainingPlan(NamedTuple):
@@ -30,12 +32,14 @@ class TrainingPlan(NamedTuple):
     :param reward: The reward functions that the configuration names.
     :param warnings: Warnings for the client.
     :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
+    :param config_origins: Who chose each field of the configuration.
     """
 
     config: TrainConfig
     reward: Reward
-    warnings: tuple[str, ...] = ()
-    reward_threshold: float | None = None
+    warnings: tuple[str, ...]
+    reward_threshold: float | None
+    config_origins: ConfigOrigins
 
     def make_task(self, run_dir: Path | None = None) -> Task:
         """Return the task that trains the policy.

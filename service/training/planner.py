@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from grpo_core.options.rewards import RewardFunction
 from service.errors import InvalidRequestError, TooLargeError
 from service.schemas.fields import MAX_SEED
-from service.schemas.training import TrainConfig, TrainRequest
+from service.schemas.training import ConfigOrigins, TrainConfig, TrainRequest
 from service.training.names import NamedRequest, Reward, resolve_names
 from service.training.plan import SettledRequest, TrainingPlan
 from service.workers.short_tasks import ShortTasks
@@ -57,7 +57,13 @@ class Planner:
             model_name=request.model_name or _generate_model_name(request.env_name),
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
-        return TrainingPlan(config, named.rewards.functions, tuple(settled.warnings), settled.reward_threshold)
+        return TrainingPlan(
+            config,
+            named.rewards.functions,
+            tuple(settled.warnings),
+            settled.reward_threshold,
+            {**settled.config_origins, **_find_origins(request)},
+        )
 
     def _settle(self, named: NamedRequest) -> SettledRequest:
         env_name, functions = named.request.env_name, named.rewards.functions
@@ -84,6 +90,11 @@ def _are_same(before: Reward, now: Reward) -> bool:
     if isinstance(before, list) and isinstance(now, list):
         return all(one is other for one, other in zip(before, now, strict=True))
     return before is now
+
+
+def _find_origins(request: TrainRequest) -> ConfigOrigins:
+    """Say who chose the fields on which no plan depends."""
+    return {name: "default" if getattr(request, name) is None else "request" for name in ("model_name", "seed")}
 
 
 def _generate_model_name(env_name: str) -> str:

@@ -19,7 +19,7 @@ from grpo_core.simulators.bank import find_obstacle
 from service.environments.build import build_vec_env
 from service.errors import InvalidRequestError, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
-from service.schemas.training import Normalization, TrainConfig, TrainRequest
+from service.schemas.training import ConfigOrigin, Normalization, TrainConfig, TrainRequest
 from service.training.memory_limits import check_memory, count_observed_numbers
 from service.training.names import NO_PRESET, NamedRequest, Reward, Rewards
 from service.training.plan import SettledRequest
@@ -67,6 +67,10 @@ def settle_request(named: NamedRequest, progress: Progress) -> bytes:
         raise InvalidRequestError(_explain(str(error), named.preset, from_preset)) from error
     finally:
         env.close()
+    choices = {} if preset is None else _list_preset_choices(preset)
+    settled.config_origins = {
+        name: _find_origin(name, value, given, choices) for name, value in settled.settings.items()
+    }
     return settled.model_dump_json().encode()
 
 
@@ -103,6 +107,17 @@ def _settle(
     return SettledRequest(settings=settings, warnings=warnings, reward_threshold=threshold)
 
 
+def _find_origin(name: str, value: Any, given: Settings, choices: Settings) -> ConfigOrigin:
+    """Say who chose a setting; what a preset chose may have been changed to suit what the request gives."""
+    if name in given:
+        return "request"
+    return "preset" if name in choices and _to_plain(choices[name]) == value else "default"
+
+
+def _to_plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, Normalization) else value
+
+
 def _try_out(config: TrainConfig, env: DummyVecEnv, reward: Reward, max_episode_steps: int | None) -> None:
     """Build the model without training it, since only the algorithm itself knows everything it refuses."""
     config = config.model_copy(update={"device": "cpu"})
@@ -133,20 +148,25 @@ def _list_defaults(rewards: Rewards) -> Settings:
 
 def _list_preset_defaults(preset: Preset) -> Settings:
     """List the defaults with a preset: what the preset leaves out gets the algorithm's own default."""
-    settings = preset.make_arguments()
-    if isinstance(settings.get("learning_rate"), LinearSchedule):
-        settings |= {"learning_rate": settings["learning_rate"].start, "lr_schedule": "linear"}
-    settings |= settings.pop("policy_kwargs", {})
-    normalize = False if preset.normalize is None else Normalization(**preset.normalize)
     return {
         **_list_request_defaults(),
         **_list_library_defaults(),
-        "total_timesteps": preset.n_timesteps,
-        "n_envs": preset.n_envs,
-        "normalize": normalize,
         "horizon": DEFAULT_HORIZON if preset.arguments.get("group_mode") != "episode" else None,
-        **settings,
+        **_list_preset_choices(preset),
     }
+
+
+def _list_preset_choices(preset: Preset) -> Settings:
+    """List what a preset says itself."""
+    choices = preset.make_arguments()
+    if isinstance(choices.get("learning_rate"), LinearSchedule):
+        choices |= {"learning_rate": choices["learning_rate"].start, "lr_schedule": "linear"}
+    choices |= {**choices.pop("policy_kwargs", {}), "total_timesteps": preset.n_timesteps}
+    if preset.n_envs != 1:
+        choices["n_envs"] = preset.n_envs
+    if preset.normalize is not None:
+        choices["normalize"] = Normalization(**preset.normalize)
+    return choices
 
 
 def _list_library_defaults() -> Settings:

@@ -29,7 +29,9 @@ def make_status(**changes: Any) -> dict[str, Any]:
         "evaluation": None,
         "best_evaluation": None,
         "ended_by": None,
+        "final_evaluation": None,
         "tensorboard_run": None,
+        "config_origins": {},
         "config": {},
     }
     return {**status, **changes}

@@ -122,11 +122,20 @@ def test_figures_agree_with_a_plain_calculation() -> None:
     assert figures.success_rate_ci95 is None
 
 
-def test_success_comes_from_the_environment_or_else_from_the_threshold() -> None:
-    episodes = [Episode(9.0, 1, False), Episode(1.0, 1, True), Episode(9.0, 1, None), Episode(1.0, 1, None)]
-    assert summarize_episodes(episodes, reward_threshold=5.0).success_rate == 0.5
-    assert summarize_episodes(episodes[:1], reward_threshold=5.0).success_rate == 0.0
-    assert summarize_episodes(episodes[2:], reward_threshold=9.0).success_rate == 0.5
+@pytest.mark.parametrize(
+    ("successes", "rate"),
+    [
+        ([None, None], None),
+        ([True, False], 0.5),
+        ([False], 0.0),
+        ([True, None, None, None], 0.25),
+        ([False, None], 0.0),
+    ],
+)
+def test_where_some_episodes_report_success_the_others_failed(successes: list[bool | None], rate: float | None) -> None:
+    figures = summarize_episodes([Episode(9.0, 1, success) for success in successes])
+    assert figures.success_rate == rate
+    assert (figures.success_rate_ci95 is None) == (rate is None)
 
 
 def test_the_interval_of_a_mean_is_close_to_theory_and_reproducible() -> None:

@@ -37,7 +37,12 @@ async def start_training(
     """Start a training job and return at once; every field, and the body itself, is optional."""
     start_job = partial(service.start_job, request or TrainRequest())
     job = await to_thread.run_sync(start_job, limiter=service.planning_limiter)
-    return TrainResponse(job_id=job.job_id, message="Training started", config=job.config)
+    return TrainResponse(
+        job_id=job.job_id,
+        message="Training started",
+        config=job.config,
+        config_origins=job.plan.config_origins,
+    )
 
 
 @router.get("/training/{job_id}/status", responses=errors(400, 401, 404, 422))

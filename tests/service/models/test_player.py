@@ -150,8 +150,7 @@ class TestEvaluating:
             assert figures["mean_reward"] == pytest.approx(np.mean(episodes))
             assert figures["std_reward"] == pytest.approx(np.std(episodes))
             assert (figures["min_reward"], figures["max_reward"]) == (min(episodes), max(episodes))
-            # No episode reaches 475, from which CartPole counts as solved.
-            assert figures["success_rate"] == 0.0
+            assert figures["success_rate"] is None  # balancing has no goal to reach
         assert (answer["model_name"], answer["env_name"], answer["seed"]) == ("m", "CartPole-v1", 7)
         assert answer["deterministic"] is True
         assert answer["seconds"] > 0

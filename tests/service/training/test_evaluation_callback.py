@@ -90,12 +90,12 @@ class TestEvaluations:
         assert evaluation["std_reward"] == pytest.approx(np.std(rewards))
         assert (evaluation["min_reward"], evaluation["max_reward"]) == (min(rewards), max(rewards))
         assert evaluation["mean_length"] == evaluation["mean_reward"]  # one for each step
-        assert evaluation["success_rate"] == np.mean([reward >= 475 for reward in rewards])
+        assert evaluation["success_rate"] is None  # balancing has no goal to reach
         written = {name: list(value) if isinstance(value, tuple) else value for name, value in evaluation.items()}
         assert content.meta["evaluation"] == written
 
     def test_it_is_logged_under_sb3s_keys(self) -> None:
-        _, recorder = run(eval_freq=320)
+        _, recorder = run(eval_freq=320, env_name="FrozenLake-v1")
         logged = [metrics for metrics in recorder.metrics if "eval/mean_reward" in metrics]
         assert [metrics["eval/mean_reward"] for metrics in logged] == [
             evaluation["mean_reward"] for evaluation in recorder.evaluations

@@ -356,6 +356,29 @@ class TestPresets:
         assert preset is not None
         assert config.n_steps == preset.arguments["n_steps"]
 
+    def test_each_setting_says_who_chose_it(self) -> None:
+        request = {"env_name": "Pendulum-v1", "preset": "Hopper-v5", "n_epochs": 3, "target_kl": None, "group_size": 4}
+        plan = make_plan(**request)
+        assert plan.config_origins.keys() == type(plan.config).model_fields.keys()
+        by_request = {name for name, origin in plan.config_origins.items() if origin == "request"}
+        by_preset = {name for name, origin in plan.config_origins.items() if origin == "preset"}
+        assert by_request == request.keys() - {"target_kl"}
+        preset = get_preset("Hopper-v5")
+        assert preset is not None
+        said = {**preset.arguments, **preset.arguments["policy_kwargs"]}.keys() - {"policy_kwargs"}
+        assert by_preset == (said | {"total_timesteps", "normalize", "lr_schedule"}) - by_request
+
+    def test_what_no_longer_is_as_the_preset_says_is_not_the_presets(self) -> None:
+        plan = make_plan(env_name="MountainCar-v0", group_size=3)
+        assert plan.config.n_steps % 3 == 0
+        assert plan.config_origins["n_steps"] == "default"
+        assert make_plan(env_name="MountainCar-v0").config_origins["n_steps"] == "preset"
+
+    def test_without_a_preset_there_are_requests_and_defaults(self) -> None:
+        origins = make_plan(seed=1, model_name="mine").config_origins
+        assert {name for name, origin in origins.items() if origin != "default"} == {"seed", "model_name"}
+        assert set(make_plan(seed=1).config_origins.values()) == {"request", "default"}
+
     def test_a_refusal_names_the_presets_settings_and_how_to_change_them(self) -> None:
         detail = refuse(env_name="Pendulum-v1", n_steps=1022)
         assert detail.startswith("n_steps=1022 does not hold whole groups of group_size=")
