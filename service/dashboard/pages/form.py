@@ -22,6 +22,7 @@ from service.errors import InvalidRequestError, ServiceError
 from service.schemas.training import TrainRequest
 from service.schemas.violations import summarize_violations
 from service.training.names import resolve_names
+from service.training.plan import TrainingPlan
 
 _COMMON = ("env_name", "reward_function_type", "preset", "total_timesteps", "model_name", "seed")
 _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
@@ -47,8 +48,8 @@ FIELD_NAMES = (*_COMMON, *(name for _, names in _GROUPS.values() for name in nam
 # Nobody wants to be told of a mistake in the middle of a word.
 _PAUSE_SECONDS = 0.4
 _ENTER = "Enter starts it too. You can watch it, and stop it, at any time."
-# Fields that are not copied when a job is repeated.
-_NOT_COPIED = frozenset({"model_name", "seed"})
+# Fields that every job has values of its own of, unless they are given.
+_DRAWN = frozenset({"model_name", "seed"})
 
 
 def show_form() -> None:
@@ -84,14 +85,15 @@ class _Form:
                 self._add_aside()
 
     def fill_from(self, job_id: str) -> None:
-        """Copy the settings of a job into the fields."""
+        """Copy what was chosen for a job into the fields; what was left out then is left out again."""
         try:
-            config = self._service.registry.get(job_id).config.model_dump()
+            job = self._service.registry.get(job_id)
         except ServiceError as error:
             show_error(error.detail)
             return
+        config, origins = job.config.model_dump(), job.plan.config_origins
         for name, field_input in self._inputs.items():
-            if name not in _NOT_COPIED and config.get(name) is not None:
+            if name not in _DRAWN and origins.get(name) == "request" and config.get(name) is not None:
                 field_input.fill(config[name])
 
     def _add(self, fields: Mapping[str, Field], names: Sequence[str]) -> None:
@@ -158,13 +160,24 @@ class _Form:
 
     async def _try_out(self, change: int) -> None:
         """Let the server plan the job, as it would be started, and show what it refuses."""
+        planning = self._service.planning_limiter
         try:
-            await to_thread.run_sync(self._service.plan, self._make_request(), limiter=self._service.planning_limiter)
+            plan = await to_thread.run_sync(self._service.plan, self._make_request(), limiter=planning)
         except InvalidRequestError as error:
             if change == self._n_changes:
                 self._show_problems({self._find_field(error.detail): error.detail})
         except ServiceError:  # the server is busy or ends; a start says so
             return
+        else:
+            if change == self._n_changes:
+                self._show_choices(plan)
+
+    def _show_choices(self, plan: TrainingPlan) -> None:
+        """Show in the fields that were left out what the preset or the server chose."""
+        config = plan.config.model_dump(exclude=set(_DRAWN))
+        for name, value in config.items():
+            if plan.config_origins.get(name) != "request" and name in self._inputs:
+                self._inputs[name].show_choice(value, plan.config_origins.get(name, "default"))
 
     def _make_request(self) -> TrainRequest:
         return TrainRequest.model_validate_json(json.dumps(self._read()))

@@ -11,6 +11,7 @@ from nicegui import ui
 
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.dashboard.widgets.html_elements import Text, make_box
+from service.dashboard.widgets.job_settings import write_setting
 from service.dashboard.widgets.number_format import format_count
 
 _CODE = re.compile("`([^`]+)`")
@@ -90,7 +91,7 @@ def _read_field(name: str, described: Mapping[str, Any]) -> Field:
 def _describe_range(minimum: float | None, maximum: float | None, is_open: bool) -> str:
     if minimum is None or maximum is None:
         return ""
-    low, high = (format_count(end) if isinstance(end, int) else f"{end:g}" for end in (minimum, maximum))
+    low, high = (format_count(int(end)) if end == int(end) else f"{end:g}" for end in (minimum, maximum))
     return f"above {low}, up to {high}" if is_open else f"{low} to {high}"
 
 
@@ -136,7 +137,7 @@ class FieldInput:
         if value is None or value == "":
             return None
         if self.field.kind in ("integer", "number"):
-            return _read_number(value, is_whole=self.field.kind == "integer")
+            return read_number(value, is_whole=self.field.kind == "integer")
         if self.field.kind == "sizes":
             return _read_sizes(value)
         return _read_weights(value) if self.field.kind == "weights" else value
@@ -156,6 +157,19 @@ class FieldInput:
         if not isinstance(self.value, str) or self.field.kind not in _KINDS_IN_WORDS:
             return problem
         return f"“{self.value}” cannot be read: this takes {_KINDS_IN_WORDS[self.field.kind]}."
+
+    def show_choice(self, value: Any, origin: str) -> None:
+        """Show what applies if the field is left as it is.
+
+        :param value: The value.
+        :param origin: Who chose it: ``preset`` or ``default``.
+        """
+        choice = f"{write_setting(value)} ({'from the preset' if origin == 'preset' else 'by default'})"
+        if self._is_choice:
+            self._input.set_options({**self._input.options, "": choice})
+        else:
+            self._input.props["placeholder"] = choice
+        self._input.classes(**{"add" if origin == "preset" else "remove": "preset"})
 
     def show_problem(self, problem: str | None) -> None:
         """Show a problem at the input; None removes it."""
@@ -198,7 +212,11 @@ def _write_code(text: str) -> str:
     return _CODE.sub(r"<code>\1</code>", html.escape(text))
 
 
-def _read_number(text: str, is_whole: bool) -> float | str:
+def read_number(text: str, is_whole: bool) -> float | str:
+    """Read a number; text that is none, and a fraction where a whole one is asked for, stay as they are.
+
+    :param is_whole: Whether to read a whole number, which may have commas between its thousands.
+    """
     if is_whole and _GROUPED.fullmatch(text):
         text = text.replace(",", "")
     try:

@@ -1,6 +1,7 @@
 """The page of all models, as cards."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from nicegui import ui
@@ -11,6 +12,7 @@ from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.evaluation_panel import EVALUATION_SEED, N_EPISODES
+from service.dashboard.widgets.headline import Headline, HeadlineText, describe_figures, describe_model
 from service.dashboard.widgets.html_elements import (
     Text,
     make_box,
@@ -20,19 +22,17 @@ from service.dashboard.widgets.html_elements import (
     make_pairs,
     set_attributes,
 )
-from service.dashboard.widgets.number_format import (
-    format_age,
-    format_count,
-    format_interval,
-    format_number,
-    format_size,
-)
+from service.dashboard.widgets.number_format import format_age, format_count, format_size
 from service.dashboard.widgets.toasts import show_error, show_success
 from service.errors import NotFoundError, ServiceError
 from service.models.card import make_card
+from service.models.folder import FileSignature
 from service.models.store import ModelEntry
+from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import ModelCard, ModelStatus
 
+# A card, and the evaluation that the server has made of its file since it started, if any.
+_CardParts = tuple[ModelCard, EpisodeFigures | None]
 _REFRESH_SECONDS = 2.0
 _PAGE_SIZE = 24
 # Sends the chosen file to the API, so that the same rules hold for all uploads.
@@ -64,8 +64,8 @@ class _ModelCards:
     def __init__(self) -> None:
         self._service = get_service()
         self._n_listed = _PAGE_SIZE
-        # Names, search and number of all models when the cards were made.
-        self._shown: tuple[list[str], str, int] | None = None
+        # Files, search and number of all models when the cards were made.
+        self._shown: tuple[list[tuple[str, FileSignature | None]], str, int] | None = None
         # One refresh at a time: otherwise an older one could end last, and its cards would stay.
         self._refreshing = asyncio.Lock()
         with make_box("head"):
@@ -95,7 +95,9 @@ class _ModelCards:
             entries = await run_in_threadpool(self._service.store.list_models)
             fitting = [entry for entry in entries if search in entry.name.casefold()]
             listed = fitting[: self._n_listed]
-            wanted = ([entry.name for entry in listed], search, len(entries))
+            folder = self._service.store.folder
+            files = [(entry.name, folder.get_signature(entry.name)) for entry in listed]
+            wanted = (files, search, len(entries))
             if wanted == self._shown and not anew:
                 return
             cards = await run_in_threadpool(self._make_cards, listed)
@@ -104,11 +106,11 @@ class _ModelCards:
             self._more.set_visibility(len(fitting) > len(listed))
             self._show_cards(cards, is_searched=bool(entries))
 
-    def _show_cards(self, cards: list[ModelCard], is_searched: bool) -> None:
+    def _show_cards(self, cards: list[_CardParts], is_searched: bool) -> None:
         self._cards.clear()
         with self._cards:
-            for card in cards:
-                self._show_card(card)
+            for card, evaluation in cards:
+                self._show_card(card, evaluation)
             if not cards:
                 _show_empty(is_searched)
 
@@ -116,28 +118,31 @@ class _ModelCards:
         self._n_listed += _PAGE_SIZE
         await self.refresh()
 
-    def _make_cards(self, entries: list[ModelEntry]) -> list[ModelCard]:
+    def _make_cards(self, entries: list[ModelEntry]) -> list[_CardParts]:
         cards = []
         for entry in entries:
-            try:
-                cards.append(make_card(self._service.store, entry.name, self._service.player.find_evaluation))
-            except NotFoundError:  # deleted since it was listed
-                continue
+            with suppress(NotFoundError):  # deleted since it was listed
+                cards.append(self._make_card(entry.name))
         return cards
 
-    def _show_card(self, card: ModelCard) -> None:
+    def _make_card(self, name: str) -> _CardParts:
+        found: list[EpisodeFigures | None] = [None]
+
+        def find(signature: FileSignature) -> EpisodeFigures | None:
+            found.append(self._service.player.find_evaluation(signature))
+            return found[-1]
+
+        return make_card(self._service.store, name, find), found[-1]
+
+    def _show_card(self, card: ModelCard, evaluation: EpisodeFigures | None) -> None:
         with make_box("card model", "li", aria_label=f"Model {card.name}"):
             with make_box("row-flex between"):
                 Text(card.name, "ellipsis", "h2").props["title"] = card.name
                 if card.status in (ModelStatus.CORRUPT, ModelStatus.UNSAFE):
                     Text(str(card.status), "chip bad")
-            with make_box("score"):
-                if card.evaluation is not None:
-                    Text(format_number(card.evaluation.mean_reward), "figure")
-                    Text(_describe_evaluation(card), "muted small")
-                else:
-                    Text(_describe_missing_evaluation(card), "muted small")
-            make_pairs(_list_facts(card))
+            headline = HeadlineText()
+            headline.show(describe_model(card) or Headline("", "", _describe_missing_evaluation(card)))
+            make_pairs(_list_facts(card, evaluation))
             self._show_actions(card)
 
     def _show_actions(self, card: ModelCard) -> None:
@@ -198,21 +203,17 @@ def _show_empty(is_searched: bool) -> None:
             make_link("Train the first one", f"{PREFIX}/new", "button primary", "add")
 
 
-def _describe_evaluation(card: ModelCard) -> str:
-    assert card.evaluation is not None
-    interval = format_interval(card.evaluation.mean_reward_ci95)
-    return f"mean of {card.evaluation.n_episodes} episodes" + (f", {interval}" if interval else "")
-
-
 def _describe_missing_evaluation(card: ModelCard) -> str:
     if card.status is ModelStatus.UNSAFE:
         return "Not written by GRPO, so it is never loaded."
     return "Its file is damaged." if card.status is ModelStatus.CORRUPT else "Not evaluated yet"
 
 
-def _list_facts(card: ModelCard) -> dict[str, str]:
+def _list_facts(card: ModelCard, evaluation: EpisodeFigures | None) -> dict[str, str]:
     reward = card.reward_function
+    has_other = evaluation is not None and card.final_evaluation is not None
     facts = {
+        "Evaluated here": describe_figures(evaluation) if evaluation is not None and has_other else None,
         "Environment": card.env_name,
         "Trained on": " + ".join(reward) if isinstance(reward, list) else reward,
         "Steps": None if card.num_timesteps is None else format_count(card.num_timesteps),

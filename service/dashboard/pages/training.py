@@ -14,6 +14,7 @@ from service.dashboard.widgets.toasts import show_error
 from service.errors import ServiceError
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
+from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 
 _REFRESH_SECONDS = 1.0
@@ -27,7 +28,8 @@ def show_training() -> None:
             with make_box("stack").style("gap: 0"):
                 make_heading("Training", 1)
                 summary = Text("", tag="p")
-        jobs = _Jobs(get_service().registry, summary)
+        service = get_service()
+        jobs = _Jobs(service.registry, service.store, summary)
     ui.timer(_REFRESH_SECONDS, jobs.refresh)
 
 
@@ -37,8 +39,8 @@ class _Jobs:
     :param summary: Text to keep up to date with the numbers of jobs.
     """
 
-    def __init__(self, registry: JobRegistry, summary: Text) -> None:
-        self._registry = registry
+    def __init__(self, registry: JobRegistry, store: ModelStore, summary: Text) -> None:
+        self._registry, self._store = registry, store
         self._summary = summary
         self._n_listed = _PAGE_SIZE
         self._rows: dict[str, JobRow] = {}
@@ -80,7 +82,12 @@ class _Jobs:
 
     def _add_row(self, job: Job, at_end: bool = False) -> None:
         with self._list:
-            row = JobRow(job, lambda is_selected: self._select(job, is_selected), lambda: self._stop(job))
+            row = JobRow(
+                job,
+                on_select=lambda is_selected: self._select(job, is_selected),
+                on_stop=lambda: self._stop(job),
+                is_saved=self._store.exists,
+            )
         if not at_end:
             row.element.move(target_index=0)
         self._rows[job.job_id] = row

@@ -37,7 +37,7 @@ class EpisodePlayer:
                 self._reward = _make_reading("reward")
                 self._n_steps = _make_reading("steps")
                 self._seed = _make_reading("seed")
-            with make_box("row-flex wrap"):
+            with make_box("row-flex wrap") as self.controls:
                 self._draws = ui.switch("Draw actions")
                 self._draws.on_value_change(self.show)
                 self._another = make_button("Another episode", self._show_another, "primary", "refresh")

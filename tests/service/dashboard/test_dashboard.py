@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -165,13 +166,16 @@ def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page) -> None:
     page.photograph("form")
     page.click("button", "Start training")
     page.find(".job .chip", "completed")
-    wait_until(lambda: len(page.run("return grpoCurves.read('reward')[0]?.points ?? []")) > 10)
-    (curve,) = page.run("return grpoCurves.read('reward')")
+    assert page.find(".job .headline").text.splitlines()[-1].startswith("training mean")
+    wait_until(lambda: len(page.run("return grpoCurves.read('training')[0]?.points ?? []")) > 10)
+    (curve,) = page.run("return grpoCurves.read('training')")
     rewards = [reward for _, reward in curve["points"]]
     assert curve["name"] == "clicked"
     assert rewards[-1] > 2 * rewards[0]
-    drawn = "return getElement(+document.querySelector('.nicegui-echart').id.slice(1)).chart.getOption().series[0].data"
-    assert page.run(drawn) == curve["points"]
+    drawn = "return getElement(+document.querySelector('.nicegui-echart').id.slice(1)).chart.getOption().series"
+    lines = {line["name"]: line for line in page.run(drawn)}
+    assert lines["clicked, training mean"]["data"] == curve["points"]
+    assert lines["clicked, training mean"]["lineStyle"]["width"] < lines["clicked, evaluation"]["lineStyle"]["width"]
     page.photograph("curves")
 
     page.click(".job a", "Play")
@@ -193,8 +197,24 @@ def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page
     value = page.run(read, ".bars + .row-flex .number")
     page.run("document.querySelectorAll('.q-slider [tabindex]')[2].focus()")
     page.press(*[Keys.ARROW_RIGHT] * 20)
-    wait_until(lambda: page.run(read, ".slider .number")[2] == "0.0838", 10)  # 20 steps of 0.4189 / 100
+    field = page.driver.find_elements(By.CSS_SELECTOR, ".slider input.number")[2]
+    wait_until(lambda: field.get_attribute("value") == "0.0838", 10)  # 20 steps of 0.4189 / 100
     wait_until(lambda: page.run(read, ".bars + .row-flex .number") != value)
+
+    def type_over(text: str) -> None:
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text, Keys.ENTER)
+
+    type_over("-0.1")
+    wait_until(lambda: page.run(read, ".bars + .row-flex .number") != value)
+    type_over("9")
+    page.find(".slider .message", "0.41887903 is the most here.")
+    wait_until(lambda: field.get_attribute("value") == "0.41887903")
+    type_over("x")
+    page.find(".slider .message", "“x” is not a number.")
+    wait_until(lambda: field.get_attribute("value") == "0.41887903")
+    handle = page.driver.find_elements(By.CSS_SELECTOR, "[role=slider]")[2]
+    assert float(handle.get_attribute("aria-valuenow") or 0) == pytest.approx(0.41887903)
 
 
 def test_a_policy_is_compared_with_a_random_one(page: Page) -> None:
@@ -249,36 +269,34 @@ def is_start_off(page: Page) -> bool:
     return bool(page.run("return document.querySelector('.form-page button[type=submit]').disabled"))
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "problem"),
-    [
-        ("env_name", "Pendulm", "did you mean 'Pendulum-v1'?"),
-        ("preset", "Acrobt-v1", "did you mean 'Acrobot-v1'"),
-        ("model_name", "my model", "letters from a to z, digits, '.', '_' and '-'"),
-        ("total_timesteps", "1e", "“1e” cannot be read: this takes a whole number"),
-        ("total_timesteps", "0", "greater than or equal to 1"),
-        ("learning_rate", "0,001", "“0,001” cannot be read"),
-        ("net_arch", "64 64", "whole numbers with commas between them"),
-        ("n_steps", "33", "n_steps=33 does not hold whole groups"),
-    ],
-)
-def test_what_cannot_be_trained_is_said_once_and_disables_the_start(
-    page: Page, registry: JobRegistry, name: str, text: str, problem: str
-) -> None:
+MISTAKES = [
+    ("env_name", "Pendulm", "did you mean 'Pendulum-v1'?"),
+    ("preset", "Acrobt-v1", "did you mean 'Acrobot-v1'"),
+    ("model_name", "my model", "letters from a to z, digits, '.', '_' and '-'"),
+    ("total_timesteps", "1e", "“1e” cannot be read: this takes a whole number"),
+    ("total_timesteps", "0", "greater than or equal to 1"),
+    ("learning_rate", "0,001", "“0,001” cannot be read"),
+    ("net_arch", "64 64", "whole numbers with commas between them"),
+    ("n_steps", "33", "n_steps=33 does not hold whole groups"),
+]
+
+
+def test_what_cannot_be_trained_is_said_once_and_disables_the_start(page: Page, registry: JobRegistry) -> None:
     n_jobs = len(registry.list_jobs())
     page.open("new")
-    field = fill(page, name, text)
-    page.press(Keys.TAB)
-    wait_until(lambda: is_start_off(page))
-    assert field.get_attribute("value") == text
-    (said,) = list_problems(page)
-    assert problem in said
-    assert "[A-Z" not in said
-    page.find(".aside", "Mend the marked field first")
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys(Keys.BACKSPACE)
-    wait_until(lambda: not is_start_off(page))
-    assert list_problems(page) == []
+    for name, text, problem in MISTAKES:
+        field = fill(page, name, text)
+        page.press(Keys.TAB)
+        wait_until(partial(is_start_off, page))
+        assert field.get_attribute("value") == text
+        (said,) = list_problems(page)
+        assert problem in said
+        assert "[A-Z" not in said
+        page.find(".aside", "Mend the marked field first")
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(Keys.BACKSPACE)
+        page.find(".aside", "Enter starts it too")
+        assert list_problems(page) == []
     assert len(registry.list_jobs()) == n_jobs
 
 
@@ -364,6 +382,49 @@ def test_an_unknown_page_leads_home(page: Page) -> None:
     page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 404
     page.click(".page a", "Start page")
     page.find("h1", "Training")
+
+
+def test_who_chose_a_setting_is_said_in_the_form_and_at_the_job(page: Page, registry: JobRegistry) -> None:
+    page.open("new")
+    fill(page, "gamma", "0.9")
+    fill(page, "env_name", "Pendulum-v1")
+    fill(page, "total_timesteps", "1")
+    placeholder = "return [...document.querySelectorAll('.field')].find((box) => box.querySelector('code').textContent "
+    placeholder += "=== arguments[0]).querySelector('input').placeholder"
+    wait_until(lambda: page.run(placeholder, "n_steps") == "1,024 (from the preset)")
+    assert page.run(placeholder, "batch_size") == "64 (by default)"
+    page.press(Keys.ENTER)
+    page.click(".job summary", "Settings")
+    page.find(".job dt", "gamma")
+    read = "return [...document.querySelector('.job').querySelectorAll('dt')].map((name) => "
+    read += "[name.textContent, ...[...name.nextSibling.children].map((text) => text.textContent)])"
+    wait_until(lambda: ["gamma", "0.9", "yours"] in page.run(read))
+    settings = page.run(read)
+    assert ["n_steps", "1,024", "preset"] in settings
+    assert ["batch_size", "64", "default"] in settings
+
+
+def test_what_was_deleted_elsewhere_is_no_longer_offered(page: Page, app: FastAPI, registry: JobRegistry) -> None:
+    page.open("new")
+    fill(page, "total_timesteps", "1")
+    fill(page, "model_name", "fleeting")
+    page.click("button", "Start training")
+    page.find(".job a[aria-label='Play fleeting']")
+    store = app.state.service.store
+    content = (app.state.service.settings.models_dir / "fleeting.zip").read_bytes()
+    registry.delete_model("fleeting")
+    page.find(".job", "The model was deleted.")
+    assert not page.driver.find_element(By.CSS_SELECTOR, ".job a[aria-label='Play fleeting']").is_displayed()
+
+    store.publish("fleeting", content)
+    page.click(".job a[aria-label='Play fleeting']")
+    wait_until(lambda: bool(page.run("return document.querySelector('.stage img')?.naturalWidth > 0")))
+    registry.delete_model("fleeting")
+    page.find(".note.bad", "This model was deleted.")
+    shown = [
+        button.text for button in page.driver.find_elements(By.CSS_SELECTOR, ".page .button") if button.is_displayed()
+    ]
+    assert not {"Another episode", "Evaluate", "Download"} & set(shown)
 
 
 def test_a_model_is_deleted_after_a_question(page: Page, app: FastAPI) -> None:
