@@ -88,8 +88,8 @@ class _Form:
         """Copy what was chosen for a job into the fields; what was left out then is left out again."""
         try:
             job = self._service.registry.get(job_id)
-        except ServiceError as error:
-            show_error(error.detail)
+        except ServiceError:
+            show_error("There is no such job any more, so these are the defaults.")
             return
         config, origins = job.config.model_dump(), job.plan.config_origins
         for name, field_input in self._inputs.items():

@@ -15,7 +15,7 @@ from service.dashboard.widgets.headline import HeadlineText, describe_model
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note, make_pairs
 from service.dashboard.widgets.number_format import format_count, format_size
 from service.dashboard.widgets.observation_sliders import ObservationSliders
-from service.errors import ServiceError
+from service.errors import NotFoundError, ServiceError
 from service.models.card import make_card
 from service.models.store import ModelStore, ServedModel
 from service.schemas.models import ModelCard
@@ -31,7 +31,8 @@ async def show_model(name: str) -> None:
         model = await run_in_threadpool(service.store.get, name)
     except ServiceError as error:
         with show_frame("Model", "Models"):
-            make_note(error.detail, "bad", "error")
+            is_missing = isinstance(error, NotFoundError)
+            make_note(f"There is no model {name}." if is_missing else error.detail, "bad", "error")
             make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
         ui.context.client.status_code = error.status_code
         return

@@ -40,7 +40,9 @@ _UPLOAD = """
 async (event) => {
   const input = event.target, file = input.files[0];
   if (!file) return;
-  const name = file.name.replace(/\\.zip$/i, "");
+  // Browsers call a second download "name (1).zip", which is no name for a model.
+  const stem = file.name.replace(/\\.zip$/i, "").replace(/[^A-Za-z0-9._-]+/g, "-").slice(0, 100);
+  const name = stem.replace(/^[^A-Za-z0-9]+|[.-]+$/g, "") || "model";
   globalThis.grpoUpload = (overwrite) =>
     fetch(`/models/${encodeURIComponent(name)}/file?overwrite=${overwrite}`, {
       method: "PUT", headers: { "Content-Type": "application/zip" }, body: file,
@@ -183,12 +185,15 @@ class _ModelCards:
 
     async def _note_upload(self, event: Any) -> None:
         name, status, detail = event.args["name"], event.args["status"], event.args["detail"]
-        if status == 409 and await confirm(f"Replace {name}?", detail, "Replace the model"):
+        if status == 409 and self._service.store.exists(name):
+            consequence = "There is a model of this name. The file that is uploaded takes its place for good."
+            if not await confirm(f"Replace {name}?", consequence, "Replace the model"):
+                return
             again = await ui.run_javascript("return grpoUpload(true)", timeout=60)
             status, detail = again["status"], again["detail"]
         if status == 200:
             show_success(f"{name} is uploaded.", "Play it", f"{PREFIX}/models/{name}")
-        elif status != 409:
+        else:
             show_error(f"The file {name} is not uploaded: {detail}")
         await self.refresh(anew=True)
 

@@ -91,8 +91,17 @@ class _Jobs:
         if not at_end:
             row.element.move(target_index=0)
         self._rows[job.job_id] = row
-        if not at_end and not job.status.is_final and len(self._colours) < MAX_SHOWN:
-            self._select(job, True)
+        if not at_end and not job.status.is_final:
+            self._make_room()
+            if len(self._colours) < MAX_SHOWN:
+                self._select(job, True)
+
+    def _make_room(self) -> None:
+        """Take a job that has ended out of the charts if they are full: a new one is what people want to watch."""
+        if len(self._colours) >= MAX_SHOWN:
+            ended = [self._rows[job_id].job for job_id in self._colours if self._rows[job_id].job.status.is_final]
+            for job in ended[:1]:
+                self._select(job, False)
 
     def _remove_forgotten(self, listed: set[str]) -> None:
         for job_id in self._rows.keys() - listed:
@@ -106,6 +115,7 @@ class _Jobs:
     def _select(self, job: Job, is_selected: bool) -> None:
         row = self._rows[job.job_id]
         if is_selected and len(self._colours) >= MAX_SHOWN:
+            row.untick()
             show_error(f"The charts show {MAX_SHOWN} jobs at most; take one away first.")
         elif is_selected and job.job_id not in self._colours:
             self._colours[job.job_id] = min(set(range(MAX_SHOWN)) - set(self._colours.values()))

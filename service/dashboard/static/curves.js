@@ -23,7 +23,9 @@ globalThis.grpoCurves = (() => {
 
   // What the policy earns is drawn thick, what training earned thin.
   const drawRewards = (id, job) => {
-    const { training = [], evaluation = [], final = [] } = job.points;
+    const { training = [], evaluation: earlier = [], final = [] } = job.points;
+    // The policy that is kept may be an earlier one than the last that was evaluated.
+    const evaluation = [...earlier, ...final.filter(([steps]) => steps > (earlier.at(-1)?.[0] ?? 0))];
     const thin = { lineStyle: { width: 1, opacity: 0.6 }, symbol: "none", z: 2 };
     return [
       { id: `evaluation-${id}`, ...line(job, evaluation), name: `${job.name}, evaluation` },

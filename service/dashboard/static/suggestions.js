@@ -36,6 +36,12 @@ globalThis.grpoSuggestions = (() => {
     chosen.value = text;
     chosen.dispatchEvent(new Event("input", { bubbles: true }));
   };
+  const place = () => {
+    if (!input) return;
+    const box = input.closest(".q-field").getBoundingClientRect();
+    popup.style.cssText = `left: ${box.left + scrollX}px; top: ${box.bottom + scrollY + 4}px; width: ${box.width}px`;
+  };
+  const places = new ResizeObserver(place);
   const open = (field) => {
     if (input && input !== field) close();
     input = field;
@@ -49,9 +55,11 @@ globalThis.grpoSuggestions = (() => {
       return option;
     }));
     if (names.length === 0) return close();
-    const box = field.closest(".q-field__control").getBoundingClientRect();
-    popup.style.cssText = `left: ${box.left + scrollX}px; top: ${box.bottom + scrollY + 4}px; width: ${box.width}px`;
+    // Again whenever a message comes below the field, so that it is not covered.
+    places.disconnect();
+    places.observe(field.closest(".q-field"));
     document.body.append(popup);
+    place();
     popup.scrollTop = 0;
     field.setAttribute("aria-expanded", "true");
     field.setAttribute("aria-controls", popup.id);

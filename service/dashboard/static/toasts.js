@@ -25,7 +25,10 @@ globalThis.grpoToasts = (() => {
       anchor.href = href;
       toast.append(anchor);
     }
-    const close = make("button", "material-icons", "close");
+    const close = make("button", "");
+    const cross = make("i", "q-icon material-icons", "close");
+    cross.setAttribute("aria-hidden", "true");
+    close.append(cross);
     close.type = "button";
     close.setAttribute("aria-label", "Close this message");
     close.addEventListener("click", () => toast.remove());

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from nicegui import ui
+
 from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.headline import HeadlineText, describe_job
 from service.dashboard.widgets.html_elements import (
@@ -84,6 +86,10 @@ class JobRow:
         set_attributes(self._checkbox, checked=colour is not None)
         self.element.classes(add="shown" if colour is not None else "", remove="shown" if colour is None else "")
         self.element.style(replace="" if colour is None else f"--series: var(--series-{colour})")
+
+    def untick(self) -> None:
+        """Take back a tick of the visitor's that changed nothing."""
+        ui.run_javascript(f"getHtmlElement({self._checkbox.id}).checked = false")
 
     def update(self) -> None:
         """Show the status of the job."""
