@@ -234,6 +234,8 @@ class _Form:
         """
         for name, field_input in self._inputs.items():
             field_input.show_problem(problems.get(name))
+            if name in problems and name in self._groups:
+                set_attributes(self._groups[name], open=True)
         others = [problem for name, problem in problems.items() if name not in self._inputs]
         self._problem.clear()
         self._problem.set_visibility(bool(others))
@@ -246,8 +248,6 @@ class _Form:
         self._why.set_text(f"Mend the marked field first: {', '.join(titles)}." if is_off and titles else _ENTER)
 
     def _go_to(self, name: str) -> None:
-        if name in self._groups:
-            set_attributes(self._groups[name], open=True)
         if name in self._inputs:
             self._inputs[name].focus()
 

@@ -123,7 +123,7 @@ class FieldInput:
             self._input.props(f"outlined dense hide-bottom-space for={self._input.html_id}-input")
             if suggestions is not None:
                 self._suggest(list(suggestions))
-            self._input.on_value_change(lambda: self.show_problem(None))
+            self._input.on_value_change(self._forget)
             self._input.on_value_change(on_change)
             hint = f"{field.description} {field.rule[:1].upper()}{field.rule[1:]}.".removesuffix(" .")
             ui.html(_write_code(hint), sanitize=False).classes("hint")
@@ -179,6 +179,11 @@ class FieldInput:
         """Focus the input and scroll it into view."""
         self._input.run_method("focus")
         ui.run_javascript(f"getHtmlElement({self._box.id})?.scrollIntoView({{block: 'center'}})")
+
+    def _forget(self) -> None:
+        """Take away what was said of the value before."""
+        self.show_problem(None)
+        self._input.classes(remove="preset")
 
     @property
     def _is_choice(self) -> bool:

@@ -393,6 +393,9 @@ def test_who_chose_a_setting_is_said_in_the_form_and_at_the_job(page: Page, regi
     placeholder += "=== arguments[0]).querySelector('input').placeholder"
     wait_until(lambda: page.run(placeholder, "n_steps") == "1,024 (from the preset)")
     assert page.run(placeholder, "batch_size") == "64 (by default)"
+    marked = "return [...document.querySelectorAll('.field:has(.preset) code')].map((name) => name.textContent)"
+    assert {"n_steps", "horizon"} <= set(page.run(marked))
+    assert not {"gamma", "batch_size", "total_timesteps"} & set(page.run(marked))
     page.press(Keys.ENTER)
     page.click(".job summary", "Settings")
     page.find(".job dt", "gamma")
