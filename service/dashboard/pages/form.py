@@ -125,7 +125,7 @@ class _Form:
             self._command = Text("", "code", "pre")
             copy.on(
                 "click",
-                js_handler=f"() => navigator.clipboard.writeText(getHtmlElement({self._command.id}).textContent)",
+                js_handler=f"() => grpoToasts.copy(getHtmlElement({self._command.id}))",
             )
 
     def _list_suggestions(self, name: str) -> list[str] | None:

@@ -42,5 +42,15 @@ globalThis.grpoToasts = (() => {
         if (!pause) timer = setTimeout(() => toast.remove(), SHOWN_MS);
       });
   };
-  return { show };
+  // Browsers let pages copy only over https and on this machine.
+  const copy = async (element) => {
+    try {
+      await navigator.clipboard.writeText(element.textContent);
+      show({ tone: "good", text: "Copied." });
+    } catch {
+      getSelection().selectAllChildren(element);
+      show({ tone: "bad", text: "This browser does not let the page copy. The text is selected: copy it by hand." });
+    }
+  };
+  return { show, copy };
 })();

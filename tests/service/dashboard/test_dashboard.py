@@ -368,6 +368,21 @@ def test_a_server_that_stops_answering_is_noticed_until_it_answers_again(
     wait_until(lambda: not is_start_off(page))
 
 
+def test_copying_says_that_it_was_done_or_leaves_the_text_selected(page: Page) -> None:
+    page.open("new")
+    command = page.find("pre", "{}")
+    page.run(
+        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async (text) => window.copied = text}})"
+    )
+    page.click("button[aria-label='Copy the command']")
+    page.find(".toast.good", "Copied.")
+    assert page.run("return window.copied") == command.text
+    page.run("navigator.clipboard.writeText = async () => { throw new Error('forbidden'); }")
+    page.click("button[aria-label='Copy the command']")
+    page.find(".toast.bad", "copy it by hand")
+    assert page.run("return getSelection().toString()") == command.text
+
+
 def test_the_way_to_the_content_takes_no_room_until_it_has_the_focus(page: Page) -> None:
     page.open("")
     measure = "const box = document.querySelector('.skip').getBoundingClientRect(); return [box.width, box.height]"
