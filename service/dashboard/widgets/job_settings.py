@@ -1,5 +1,6 @@
 """What a job trains with, and who chose it."""
 
+import json
 from typing import Any
 
 from service.dashboard.widgets.html_elements import Text, make_box
@@ -40,14 +41,14 @@ class JobSettings:
 
 def write_setting(value: Any) -> str:
     """Write a setting as the form takes it."""
-    if value is None:
+    if value is None or value in ([], {}):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return format_count(value)
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(part if isinstance(part, str) else json.dumps(part) for part in value)
     if isinstance(value, dict):
         return ", ".join(f"{name}: {write_setting(part)}" for name, part in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)

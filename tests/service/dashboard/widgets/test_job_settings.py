@@ -17,6 +17,8 @@ from service.dashboard.widgets.job_settings import write_setting
         ("branch", "branch"),
         ([64, 64], "64, 64"),
         ([], "none"),
+        ({}, "none"),
+        ([{"name": "frame_stack", "n": 4}, "flatten"], '{"name": "frame_stack", "n": 4}, flatten'),
         ({"norm_obs": True, "norm_reward": False}, "norm_obs: yes, norm_reward: no"),
     ],
     ids=str,
