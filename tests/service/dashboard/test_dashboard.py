@@ -443,6 +443,9 @@ def test_what_was_deleted_elsewhere_is_no_longer_offered(page: Page, app: FastAP
         button.text for button in page.driver.find_elements(By.CSS_SELECTOR, ".page .button") if button.is_displayed()
     ]
     assert not {"Another episode", "Evaluate", "Download"} & set(shown)
+    # So it is with an image that comes too late.
+    page.run("document.querySelector('.stage img').dispatchEvent(new Event('error'))")
+    page.find(".stage .over", "The film cannot be shown")
 
 
 def test_a_model_is_deleted_after_a_question(page: Page, app: FastAPI) -> None:
