@@ -19,6 +19,7 @@ from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness
 from service.schemas.training import TrainRequest
 from service.settings import Settings
+from service.training.plan import TrainingPlan
 from service.training.planner import Planner
 from service.workers.executor import make_executor
 from service.workers.short_tasks import ShortTasks
@@ -94,7 +95,15 @@ class Service:
         :raises ServiceError: Whatever ``JobRegistry.submit`` and ``ShortTasks.run`` raise.
         """
         self.registry.check_room(request.model_name)
-        return self.registry.submit(self._planner.plan(request))
+        return self.registry.submit(self.plan(request))
+
+    def plan(self, request: TrainRequest) -> TrainingPlan:
+        """Fill in and check a request without starting its job. It may take seconds, as ``start_job`` may.
+
+        :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
+        :raises ServiceError: Whatever ``ShortTasks.run`` raises.
+        """
+        return self._planner.plan(request)
 
     def close(self) -> None:
         """Stop the jobs, let them save, and end whatever still runs."""

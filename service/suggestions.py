@@ -4,13 +4,15 @@ import difflib
 from collections.abc import Iterable
 from itertools import islice
 
+# With fewer characters, too many names begin alike.
+_MIN_BEGINNING_CHARS = 3
 # A longer name is no typo, and the time to compare two names grows with their length.
 _MAX_CHARS = 100
 _MAX_KNOWN = 2000
 
 
 def list_close(name: str, known: Iterable[str], n_most: int = 3) -> list[str]:
-    """List the known names that resemble a name, ignoring case, the closest first.
+    """List the known names that resemble a name, ignoring case, the closest first; or else begin with it.
 
     :param known: Only the first 2,000 are compared.
     :param n_most: Maximum number of names.
@@ -18,7 +20,10 @@ def list_close(name: str, known: Iterable[str], n_most: int = 3) -> list[str]:
     if len(name) > _MAX_CHARS:
         return []
     by_folded = {candidate.casefold(): candidate for candidate in islice(known, _MAX_KNOWN)}
-    return [by_folded[folded] for folded in difflib.get_close_matches(name.casefold(), by_folded, n_most)]
+    close = difflib.get_close_matches(name.casefold(), by_folded, n_most)
+    if not close and len(name) >= _MIN_BEGINNING_CHARS:
+        close = [folded for folded in by_folded if folded.startswith(name.casefold())][:n_most]
+    return [by_folded[folded] for folded in close]
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

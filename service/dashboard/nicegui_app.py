@@ -18,6 +18,7 @@ from service.dashboard.pages.model import show_model
 from service.dashboard.pages.models import show_models
 from service.dashboard.pages.server import show_server
 from service.dashboard.pages.training import show_training
+from service.dashboard.pages.unknown import show_unknown
 
 # NiceGUI's default of 3 s drops the page of a visitor who changes networks.
 _RECONNECT_SECONDS = 10.0
@@ -29,6 +30,7 @@ _PAGES: Mapping[str, Callable[..., Any]] = {
     "/models": show_models,
     "/models/{name}": show_model,
     "/server": show_server,
+    "/{path:path}": show_unknown,  # the last one, since it takes whatever is left
 }
 
 
@@ -46,10 +48,16 @@ def _build() -> ASGIApp:
         binding_refresh_interval=None,
         show_welcome_message=False,
     )
+    # Pages ask this to find out whether the server still answers.
+    core.sio.on("grpo_ask", _answer)
     install_styles()
     for path, show in _PAGES.items():
         ui.page(path, response_timeout=_RESPONSE_SECONDS)(show)
     return core.app
+
+
+async def _answer(_: str) -> bool:
+    return True
 
 
 PAGES = _build()

@@ -1,5 +1,7 @@
 """Response headers that tell browsers what pages may do: CORS, content security policies, caching."""
 
+from collections.abc import Iterable
+
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,7 +25,8 @@ _DASHBOARD_CSP = (
     b"img-src 'self' data: blob:; font-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
     b"frame-ancestors 'none'"
 )
-_LOGIN_CSP = (
+# Pages without scripts.
+_PLAIN_CSP = (
     b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'self'; "
     b"frame-ancestors 'none'"
 )
@@ -47,10 +50,11 @@ _ANSWER_HEADERS = _list_headers(_CSP)
 _DASHBOARD_HEADERS = _list_headers(_DASHBOARD_CSP, b"same-origin")
 # Cacheable, since the paths contain NiceGUI's version.
 _ASSET_HEADERS = _list_headers(_CSP, cache_control=b"private, max-age=86400")
+_PLAIN_HEADERS = _list_headers(_PLAIN_CSP, b"same-origin")
 _PAGE_HEADERS = {
     "/docs": _list_headers(_DOCS_CSP),
     "/redoc": _list_headers(_DOCS_CSP),
-    "/login": _list_headers(_LOGIN_CSP, b"same-origin"),
+    "/login": _PLAIN_HEADERS,
 }
 
 
@@ -91,8 +95,9 @@ class BrowserRules:
                 headers = message["headers"]
                 if added is _ASSET_HEADERS:  # NiceGUI sets some of its own
                     headers = [header for header in headers if header[0] != b"cache-control"]
+                is_page = added is _ANSWER_HEADERS and message["status"] == 404 and _is_html(headers)
                 # Without an origin, CORSMiddleware would add only this, and take longer to find that out.
-                message["headers"] = [*headers, *([] if has_origin else _VARY), *added]
+                message["headers"] = [*headers, *([] if has_origin else _VARY), *(_PLAIN_HEADERS if is_page else added)]
             await send(message)
 
         await (self._cors if has_origin else self._app)(scope, receive, send_with_headers)
@@ -102,3 +107,7 @@ def _choose_headers(path: str) -> list[tuple[bytes, bytes]]:
     if path.startswith(DASHBOARD_PATH):
         return _ASSET_HEADERS if path.startswith(f"{NICEGUI_PATH}/") else _DASHBOARD_HEADERS
     return _PAGE_HEADERS.get(path, _ANSWER_HEADERS)
+
+
+def _is_html(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers)

@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from service.context import REQUEST_ID, RequestIds, make_urn
@@ -18,6 +19,11 @@ logger = logging.getLogger("grpo.service")
 
 PROBLEM_TYPE = "application/problem+json"
 INTERNAL_ERROR = Problem("internal-error", "The server has a bug")
+#: What the paths of the API begin with.
+API_ROOTS = frozenset(
+    {"train", "training", "inference", "models", "environments", "reward-functions", "health", "metrics"}
+)
+_NOT_FOUND_PAGE = Path(__file__).with_name("not_found.html").read_text(encoding="utf-8")
 # Starlette's refusals, by status.
 _HTTP_PROBLEMS = {
     404: Problem("no-such-path", "There is no such path"),
@@ -83,7 +89,9 @@ def install_error_handlers(app: FastAPI) -> None:
         return _answer_violations(*summarize_violations(error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404 and _is_for_people(request):
+            return HTMLResponse(_NOT_FOUND_PAGE, 404)
         # FastAPI answers 400 to JSON that Python cannot hold: numbers of thousands of digits, endless nesting.
         if isinstance(error.__cause__, UnicodeDecodeError):
             return _unreadable_body("the body is not valid JSON: it is not UTF-8 text")
@@ -92,6 +100,13 @@ def install_error_handlers(app: FastAPI) -> None:
         other = Problem(f"http-{error.status_code}", HTTPStatus(error.status_code).phrase)
         problem = _HTTP_PROBLEMS.get(error.status_code, other)
         return error_response(problem, error.status_code, _describe_http_error(error), error.headers)
+
+
+def _is_for_people(request: Request) -> bool:
+    """Return whether a browser asks for a page, and not for a path of the API, whose answers are all JSON."""
+    if request.method not in ("GET", "HEAD") or "text/html" not in request.headers.get("accept", ""):
+        return False
+    return request.url.path.split("/")[1] not in API_ROOTS
 
 
 def _describe_http_error(error: HTTPException) -> str:

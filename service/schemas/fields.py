@@ -25,7 +25,7 @@ from service.suggestions import list_close
 
 ENV_NAME_PATTERN = r"^[A-Za-z0-9_./-]+$"
 MAX_ENV_NAME_CHARS = 128
-_REWARD_NAME_PATTERN = r"^[A-Za-z0-9_.-]+$"
+REWARD_NAME_PATTERN = r"^[A-Za-z0-9_.-]+$"
 MAX_OBSERVATION_NUMBERS = 65_536
 MAX_BATCH_ITEMS = 65_536
 _MAX_OBSERVATION_DEPTH = 4
@@ -150,7 +150,7 @@ _WRAPPERS_SCHEMA = {
     },
 }
 Wrappers = Annotated[list[dict[str, Any]], PlainValidator(parse_wrappers), WithJsonSchema(_WRAPPERS_SCHEMA)]
-RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=_REWARD_NAME_PATTERN)]
+RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=REWARD_NAME_PATTERN)]
 EnvName = Annotated[str, Field(min_length=1, max_length=MAX_ENV_NAME_CHARS, pattern=ENV_NAME_PATTERN)]
 
 

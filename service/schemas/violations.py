@@ -5,10 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import printable
+from service.schemas.fields import ENV_NAME_PATTERN, MODEL_NAME_PATTERN, REWARD_NAME_PATTERN
 from service.suggestions import suggest
 
 # A request can break thousands of rules at once; naming ten is help enough.
 MAX_REPORTED_ERRORS = 10
+_PATTERNS_IN_WORDS = {
+    MODEL_NAME_PATTERN: "a model's name consists of letters from a to z, digits, '.', '_' and '-'; it starts with a "
+    "letter or a digit and does not end with a '.'",
+    ENV_NAME_PATTERN: "an environment's name consists of letters from a to z, digits, '.', '_', '-' and '/'",
+    REWARD_NAME_PATTERN: "a reward function's name consists of letters from a to z, digits, '.', '_' and '-'",
+}
 
 
 def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
@@ -18,8 +25,15 @@ def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
         return {"field": "", "message": f"the body is not valid JSON, see character {error['loc'][-1]}"}
     # "body" means nothing to a client; input and context are left out, since they echo the request.
     location = [str(part) for part in error["loc"] if part != "body"]
-    message = str(error["msg"]).removeprefix("Value error, ") + _suggest_choice(error)
+    message = _describe_pattern(error) or str(error["msg"]).removeprefix("Value error, ") + _suggest_choice(error)
     return {"field": printable(".".join(location)), "message": printable(message, 300)}
+
+
+def _describe_pattern(error: Mapping[str, Any]) -> str:
+    """Say in words what a text has to look like; empty if another rule is broken."""
+    if error["type"] != "string_pattern_mismatch":
+        return ""
+    return _PATTERNS_IN_WORDS.get(error["ctx"]["pattern"], "this text has characters that are not allowed here")
 
 
 def _suggest_choice(error: Mapping[str, Any]) -> str:

@@ -15,6 +15,8 @@ KNOWN = ["CartPole-v0", "CartPole-v1", "Pendulum-v1"]
         ("pendulum", "did you mean 'Pendulum-v1'?"),
         ("PENDULUM-V1", "did you mean 'Pendulum-v1'?"),
         ("CartPol-v1", "did you mean 'CartPole-v1' or 'CartPole-v0'?"),
+        ("pen", "did you mean 'Pendulum-v1'?"),
+        ("pe", ""),
         ("Breakout", ""),
         ("", ""),
     ],

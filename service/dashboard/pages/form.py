@@ -1,5 +1,6 @@
 """The form that starts a job."""
 
+import asyncio
 import json
 import re
 import shlex
@@ -16,8 +17,12 @@ from service.dashboard.pages.form_fields import Field, FieldInput, list_fields
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.environment_panel import EnvironmentPanel
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_note, set_attributes
-from service.errors import ServiceError
+from service.dashboard.widgets.toasts import show_error
+from service.errors import InvalidRequestError, ServiceError
 from service.schemas.training import TrainRequest
+from service.schemas.violations import summarize_violations
+from service.training.names import resolve_names
+from service.training.plan import TrainingPlan
 
 _COMMON = ("env_name", "reward_function_type", "preset", "total_timesteps", "model_name", "seed")
 _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
@@ -41,8 +46,11 @@ _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
     "Network": ("what is trained, and where", ("net_arch", "activation", "log_std_init", "device")),
 }
 FIELD_NAMES = (*_COMMON, *(name for _, names in _GROUPS.values() for name in names))
-# Fields that are not copied when a job is repeated.
-_NOT_COPIED = frozenset({"model_name", "seed"})
+# Nobody wants to be told of a mistake in the middle of a word.
+_PAUSE_SECONDS = 0.4
+_ENTER = "Enter starts it too. You can watch it, and stop it, at any time."
+# Fields that every job has values of its own of, unless they are given.
+_DRAWN = frozenset({"model_name", "seed"})
 
 
 def show_form() -> None:
@@ -65,6 +73,7 @@ class _Form:
         self._service = get_service()
         self._inputs: dict[str, FieldInput] = {}
         self._groups: dict[str, ui.element] = {}
+        self._n_changes = 0
         fields = list_fields(TrainRequest.model_json_schema())
         with make_box("form-page", "form", novalidate=True).on("submit.prevent", self._submit, []):
             with make_box("card stack", "section", aria_label="Settings"):
@@ -77,21 +86,22 @@ class _Form:
                 self._add_aside()
 
     def fill_from(self, job_id: str) -> None:
-        """Copy the settings of a job into the fields."""
+        """Copy what was chosen for a job into the fields; what was left out then is left out again."""
         try:
-            config = self._service.registry.get(job_id).config.model_dump()
-        except ServiceError as error:
-            ui.notify(error.detail)
+            job = self._service.registry.get(job_id)
+        except ServiceError:
+            show_error("There is no such job any more, so these are the defaults.")
             return
+        config, origins = job.config.model_dump(), job.plan.config_origins
         for name, field_input in self._inputs.items():
-            if name not in _NOT_COPIED and config.get(name) is not None:
+            if name not in _DRAWN and origins.get(name) == "request" and config.get(name) is not None:
                 field_input.fill(config[name])
 
     def _add(self, fields: Mapping[str, Field], names: Sequence[str]) -> None:
         for name in names:
             if name in fields:
                 is_wide = fields[name].kind in ("weights", "json") or name == "env_name"
-                self._inputs[name] = FieldInput(fields[name], self.refresh, self._list_options(name), is_wide)
+                self._inputs[name] = FieldInput(fields[name], self.refresh, self._list_suggestions(name), is_wide)
 
     def _add_group(self, fields: Mapping[str, Field], title: str, subtitle: str, names: Sequence[str]) -> None:
         with make_box("group", "details") as group:
@@ -107,7 +117,7 @@ class _Form:
             self._problem = make_box(role="alert")
             self._problem.set_visibility(False)
             self._start = make_button("Start training", None, "primary", "play_arrow", kind="submit")
-            Text("Enter starts it too. You can watch it, and stop it, at any time.", "muted small", "p")
+            self._why = Text(_ENTER, "muted small", "p").props("aria-live=polite")
         self._about = EnvironmentPanel(self._service.catalogue)
         with make_box("card stack", "section", aria_label="The same as a command"):
             with make_box("row-flex between"):
@@ -116,10 +126,10 @@ class _Form:
             self._command = Text("", "code", "pre")
             copy.on(
                 "click",
-                js_handler=f"() => navigator.clipboard.writeText(getHtmlElement({self._command.id}).textContent)",
+                js_handler=f"() => grpoToasts.copy(getHtmlElement({self._command.id}))",
             )
 
-    def _list_options(self, name: str) -> list[str] | None:
+    def _list_suggestions(self, name: str) -> list[str] | None:
         if name == "env_name":
             return [environment.env_name for environment in self._service.catalogue.list_environments("")]
         if name == "preset":
@@ -133,9 +143,56 @@ class _Form:
         return {name: value for name, value in values.items() if value is not None}
 
     async def refresh(self) -> None:
-        """Show the command and the environment for the current fields."""
+        """Show the command for the current fields, what is wrong with them, and the environment."""
         self._preview()
-        await self._about.show(self._inputs["env_name"].value)
+        self._n_changes += 1
+        change = self._n_changes
+        problems = self._find_problems()
+        if not problems:
+            self._show_problems(problems)
+        await asyncio.sleep(_PAUSE_SECONDS if self._n_changes > 1 else 0)
+        if change != self._n_changes:
+            return
+        self._show_problems(problems)
+        if "env_name" in problems:
+            self._about.clear()
+        if not problems:
+            await asyncio.gather(self._about.show(self._make_request().env_name), self._try_out(change))
+
+    async def _try_out(self, change: int) -> None:
+        """Let the server plan the job, as it would be started, and show what it refuses."""
+        planning = self._service.planning_limiter
+        try:
+            plan = await to_thread.run_sync(self._service.plan, self._make_request(), limiter=planning)
+        except InvalidRequestError as error:
+            if change == self._n_changes:
+                self._show_problems({self._find_field(error.detail): error.detail})
+        except ServiceError:  # the server is busy or ends; a start says so
+            return
+        else:
+            if change == self._n_changes:
+                self._show_choices(plan)
+
+    def _show_choices(self, plan: TrainingPlan) -> None:
+        """Show in the fields that were left out what the preset or the server chose."""
+        config = plan.config.model_dump(exclude=set(_DRAWN))
+        for name, value in config.items():
+            if plan.config_origins.get(name) != "request" and name in self._inputs:
+                self._inputs[name].show_choice(value, plan.config_origins.get(name, "default"))
+
+    def _make_request(self) -> TrainRequest:
+        return TrainRequest.model_validate_json(json.dumps(self._read()))
+
+    def _find_problems(self) -> dict[str, str]:
+        """Find what is wrong with the fields, without a look at the environment: sentences by field."""
+        try:
+            resolve_names(self._make_request(), self._service.reward_functions)
+        except ValidationError as error:
+            _, violations = summarize_violations(error.errors(include_url=False))
+            return {name: self._explain(name, each["message"]) for each in violations for name in [_get_stem(each)]}
+        except InvalidRequestError as error:
+            return {self._find_field(error.detail): error.detail}
+        return {}
 
     def _preview(self) -> None:
         url = str(ui.context.client.request.base_url.replace(path="/train"))
@@ -144,42 +201,58 @@ class _Form:
         self._command.set_text(f'curl -X POST {url} -H "Content-Type: application/json"{key} -d {body}')
 
     async def _submit(self) -> None:
-        self._show_problem(None)
-        for field_input in self._inputs.values():
-            field_input.show_problem(None)
-        try:
-            request = TrainRequest.model_validate_json(json.dumps(self._read()))
-        except ValidationError as error:
-            for problem in error.errors(include_input=False, include_url=False):
-                self._show_field_problem(str(problem["loc"][0]) if problem["loc"] else "", problem["msg"])
+        self._n_changes += 1  # what a preview still finds is found here too
+        problems = self._find_problems()
+        self._show_problems(problems)
+        if problems:
+            self._go_to(next(iter(problems)))
             return
         set_attributes(self._start, disabled=True)
         try:
-            await to_thread.run_sync(self._service.start_job, request, limiter=self._service.planning_limiter)
+            await to_thread.run_sync(
+                self._service.start_job, self._make_request(), limiter=self._service.planning_limiter
+            )
         except ServiceError as error:
-            self._show_field_problem(self._find_field(error.detail), error.detail)
+            set_attributes(self._start, disabled=None)
+            field = self._find_field(error.detail)
+            self._show_problems({field: error.detail}, is_fault=isinstance(error, InvalidRequestError))
+            self._go_to(field)
         else:
             ui.navigate.to("/")
-        finally:
-            set_attributes(self._start, disabled=None)
+
+    def _explain(self, name: str, problem: str) -> str:
+        return self._inputs[name].explain(problem) if name in self._inputs else problem
 
     def _find_field(self, detail: str) -> str:
         """Return the first field that an error names; empty if it names none."""
         words = re.findall(r"[a-z_]+", detail)
         return next((word for word in words if word in self._inputs), "")
 
-    def _show_field_problem(self, name: str, problem: str) -> None:
-        if name not in self._inputs:
-            self._show_problem(problem)
-            return
-        if name in self._groups:
-            set_attributes(self._groups[name], open=True)
-        self._inputs[name].show_problem(problem)
-        self._inputs[name].focus()
+    def _show_problems(self, problems: Mapping[str, str], is_fault: bool = True) -> None:
+        """Show what is wrong at the fields, each problem once, and what belongs to none of them above the button.
 
-    def _show_problem(self, problem: str | None) -> None:
+        :param is_fault: Whether a start would fail again for the same reason.
+        """
+        for name, field_input in self._inputs.items():
+            field_input.show_problem(problems.get(name))
+            if name in problems and name in self._groups:
+                set_attributes(self._groups[name], open=True)
+        others = [problem for name, problem in problems.items() if name not in self._inputs]
         self._problem.clear()
-        self._problem.set_visibility(problem is not None)
-        if problem is not None:
-            with self._problem:
+        self._problem.set_visibility(bool(others))
+        with self._problem:
+            for problem in others:
                 make_note(problem, "bad", "error")
+        is_off = is_fault and bool(problems)
+        set_attributes(self._start, disabled=True if is_off else None)
+        titles = [self._inputs[name].title for name in problems if name in self._inputs]
+        self._why.set_text(f"Mend the marked field first: {', '.join(titles)}." if is_off and titles else _ENTER)
+
+    def _go_to(self, name: str) -> None:
+        if name in self._inputs:
+            self._inputs[name].focus()
+
+
+def _get_stem(violation: Mapping[str, str]) -> str:
+    """Return the field of a request that a violation lies in, such as ``net_arch`` of ``net_arch.0``."""
+    return violation["field"].partition(".")[0]

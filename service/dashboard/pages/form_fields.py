@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -10,9 +11,12 @@ from nicegui import ui
 
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.dashboard.widgets.html_elements import Text, make_box
+from service.dashboard.widgets.job_settings import write_setting
 from service.dashboard.widgets.number_format import format_count
 
 _CODE = re.compile("`([^`]+)`")
+# Thousands as this page writes them. "0,001" is none: elsewhere that is a decimal fraction.
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _TITLES = {
     **{name: row.title for name, row in HYPERPARAMETERS.items()},
     "env_name": "Environment",
@@ -29,6 +33,13 @@ _TITLES = {
 }
 # Written in JSON, since no input is made for their like.
 _JSON_FIELDS = ("env_kwargs", "wrappers")
+_KINDS_IN_WORDS = {
+    "json": 'JSON, such as {"gravity": 9.8} or ["flatten"]',
+    "integer": "a whole number, such as 1000",
+    "number": "a number, such as 0.5",
+    "sizes": "whole numbers with commas between them, such as 64, 64",
+    "weights": "names and their weights, such as environment: 1, optimized_cartpole: 0.5",
+}
 _FLAGS: dict[Any, str] = {True: "yes", False: "no"}
 
 
@@ -85,7 +96,7 @@ def _read_field(name: str, described: Mapping[str, Any]) -> Field:
 def _describe_range(minimum: float | None, maximum: float | None, is_open: bool) -> str:
     if minimum is None or maximum is None:
         return ""
-    low, high = (format_count(end) if isinstance(end, int) else f"{end:g}" for end in (minimum, maximum))
+    low, high = (format_count(int(end)) if end == int(end) else f"{end:g}" for end in (minimum, maximum))
     return f"above {low}, up to {high}" if is_open else f"{low} to {high}"
 
 
@@ -94,7 +105,7 @@ class FieldInput:
 
     :param field: The field.
     :param on_change: Called after every change.
-    :param options: Values to select from, searched by typing; None allows free text.
+    :param suggestions: Names to suggest while something is typed; what is typed is the value in any case.
     :param is_wide: Whether it takes a whole line.
     """
 
@@ -102,19 +113,22 @@ class FieldInput:
         self,
         field: Field,
         on_change: Callable[[], Any],
-        options: Iterable[str] | None = None,
+        suggestions: Iterable[str] | None = None,
         is_wide: bool = False,
     ) -> None:
         self.field = field
+        self.title = _TITLES.get(field.name, field.name.replace("_", " ").capitalize())
         with make_box("field wide" if is_wide else "field") as self._box:
             with make_box("field-name"):
-                label = Text(_TITLES.get(field.name, field.name.replace("_", " ").capitalize()), tag="label")
+                label = Text(self.title, tag="label")
                 Text(field.name, tag="code")
-            self._input = self._make_input(field, None if options is None else list(options))
+            self._input = self._make_input(field)
             # NiceGUI gives its own id to the box around the input.
             label.props["for"] = f"{self._input.html_id}-input"
             self._input.props(f"outlined dense hide-bottom-space for={self._input.html_id}-input")
-            self._input.on_value_change(lambda: self.show_problem(None))
+            if suggestions is not None:
+                self._suggest(list(suggestions))
+            self._input.on_value_change(self._forget)
             self._input.on_value_change(on_change)
             hint = f"{field.description} {field.rule[:1].upper()}{field.rule[1:]}.".removesuffix(" .")
             ui.html(_write_code(hint), sanitize=False).classes("hint")
@@ -123,10 +137,12 @@ class FieldInput:
     def value(self) -> Any:
         """The value to send; None if it is left out. Unreadable text is sent unchanged, for the server to refuse."""
         value = self._input.value
+        if isinstance(value, str):
+            value = value.strip()
         if value is None or value == "":
             return None
-        if self.field.kind == "integer":
-            return int(value) if float(value).is_integer() else value
+        if self.field.kind in ("integer", "number"):
+            return read_number(value, is_whole=self.field.kind == "integer")
         if self.field.kind == "json":
             return _read_json(value)
         if self.field.kind == "sizes":
@@ -143,7 +159,26 @@ class FieldInput:
             value = ", ".join(f"{name}: {weight:g}" for name, weight in value.items())
         elif isinstance(value, dict):
             value = True
-        self._input.value = value
+        self._input.value = value if self._is_choice else str(value)
+
+    def explain(self, problem: str) -> str:
+        """Say what is wrong with the value: that its text cannot be read, or else the server's words."""
+        if not isinstance(self.value, str) or self.field.kind not in _KINDS_IN_WORDS:
+            return problem
+        return f"“{self.value}” cannot be read: this takes {_KINDS_IN_WORDS[self.field.kind]}."
+
+    def show_choice(self, value: Any, origin: str) -> None:
+        """Show what applies if the field is left as it is.
+
+        :param value: The value.
+        :param origin: Who chose it: ``preset`` or ``default``.
+        """
+        choice = f"{write_setting(value)} ({'from the preset' if origin == 'preset' else 'by default'})"
+        if self._is_choice:
+            self._input.set_options({**self._input.options, "": choice})
+        else:
+            self._input.props["placeholder"] = choice
+        self._input.classes(**{"add" if origin == "preset" else "remove": "preset"})
 
     def show_problem(self, problem: str | None) -> None:
         """Show a problem at the input; None removes it."""
@@ -154,18 +189,29 @@ class FieldInput:
         self._input.run_method("focus")
         ui.run_javascript(f"getHtmlElement({self._box.id})?.scrollIntoView({{block: 'center'}})")
 
-    def _make_input(self, field: Field, options: list[str] | None) -> Any:
+    def _forget(self) -> None:
+        """Take away what was said of the value before."""
+        self.show_problem(None)
+        self._input.classes(remove="preset")
+
+    @property
+    def _is_choice(self) -> bool:
+        return self.field.kind in ("choice", "flag")
+
+    def _make_input(self, field: Field) -> Any:
         default = _describe_default(field)
-        if options is not None and field.default in options:
-            return ui.select(options, value=field.default, with_input=True)
-        if options is not None:
-            return ui.select(options, with_input=True, clearable=True).props(f'placeholder="{default}"')
-        if field.kind in ("choice", "flag"):
+        if self._is_choice:
             known = _FLAGS if field.kind == "flag" else {choice: choice for choice in field.choices}
             return ui.select({"": default, **known}, value="")
-        if field.kind in ("integer", "number"):
-            return ui.number(placeholder=default).props(f"step={1 if field.kind == 'integer' else 'any'}")
-        return ui.input(placeholder=default).props("autocomplete=off spellcheck=false")
+        # Numbers too are texts: a browser's own number field shows what it does not send, such as "1e".
+        keyboard = {"integer": "numeric", "number": "decimal"}.get(field.kind, "text")
+        return ui.input(placeholder=default).props(f"autocomplete=off spellcheck=false inputmode={keyboard}")
+
+    def _suggest(self, names: list[str]) -> None:
+        self._input.props("role=combobox aria-autocomplete=list aria-expanded=false")
+        with self._input.add_slot("append"):
+            ui.icon("arrow_drop_down").props("aria-hidden=true")
+        ui.run_javascript(f"grpoSuggestions.set({json.dumps(f'{self._input.html_id}-input')}, {json.dumps(names)})")
 
 
 def _describe_default(field: Field) -> str:
@@ -178,6 +224,22 @@ def _describe_default(field: Field) -> str:
 
 def _write_code(text: str) -> str:
     return _CODE.sub(r"<code>\1</code>", html.escape(text))
+
+
+def read_number(text: str, is_whole: bool) -> float | str:
+    """Read a number; text that is none, and a fraction where a whole one is asked for, stay as they are.
+
+    :param is_whole: Whether to read a whole number, which may have commas between its thousands.
+    """
+    if is_whole and _GROUPED.fullmatch(text):
+        text = text.replace(",", "")
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(number):
+        return text
+    return int(number) if is_whole and number.is_integer() else number
 
 
 def _read_json(text: str) -> Any:

@@ -11,15 +11,16 @@ from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.html_elements import LOGO, Text, make_box, make_button, make_link
 
 _STATIC = Path(__file__).parents[1] / "static"
+_SCRIPTS = ("theme.js", "toasts.js", "connection.js", "suggestions.js", "curves.js")
 _TABS = (("Training", f"{PREFIX}/", "show_chart"), ("Models", f"{PREFIX}/models", "smart_toy"))
 _SERVER_TAB = ("Server", f"{PREFIX}/server", "dns")
 
 
 def install_styles() -> None:
     """Add styles and scripts to all pages, in the head so that the theme comes before anything is painted."""
-    style, theme, curves = ((_STATIC / name).read_text() for name in ("style.css", "theme.js", "curves.js"))
-    head = f"<style>{style}</style><script>{theme}</script><script>{curves}</script>"
-    ui.add_head_html(head, shared=True)
+    style = (_STATIC / "style.css").read_text()
+    scripts = "".join(f"<script>{(_STATIC / name).read_text()}</script>" for name in _SCRIPTS)
+    ui.add_head_html(f"<style>{style}</style>{scripts}", shared=True)
     # Quasar sets its own colours when it starts.
     core.app.config.vue_config_script += "\ngrpoTheme.apply();\n"
 

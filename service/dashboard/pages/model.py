@@ -1,6 +1,7 @@
 """The page of one model: an episode, sliders for an observation, its evaluation and its card."""
 
 import json
+from collections.abc import Sequence
 
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
@@ -10,12 +11,16 @@ from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.episode_player import EpisodePlayer
 from service.dashboard.widgets.evaluation_panel import EvaluationPanel
+from service.dashboard.widgets.headline import HeadlineText, describe_model
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note, make_pairs
 from service.dashboard.widgets.number_format import format_count, format_size
 from service.dashboard.widgets.observation_sliders import ObservationSliders
-from service.errors import ServiceError
+from service.errors import NotFoundError, ServiceError
 from service.models.card import make_card
+from service.models.store import ModelStore, ServedModel
 from service.schemas.models import ModelCard
+
+_CHECK_SECONDS = 2.0
 
 
 async def show_model(name: str) -> None:
@@ -26,12 +31,14 @@ async def show_model(name: str) -> None:
         model = await run_in_threadpool(service.store.get, name)
     except ServiceError as error:
         with show_frame("Model", "Models"):
-            make_note(error.detail, "bad", "error")
+            is_missing = isinstance(error, NotFoundError)
+            make_note(f"There is no model {name}." if is_missing else error.detail, "bad", "error")
             make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
         ui.context.client.status_code = error.status_code
         return
     with show_frame(name, "Models"):
-        _show_head(card)
+        download = _show_head(card)
+        watch = _FileWatch(service.store, model)
         with make_box("split"):
             with make_box("stack wide"):
                 with make_box("card stack", "section", aria_label="Watch it play"):
@@ -39,7 +46,7 @@ async def show_model(name: str) -> None:
                     player = EpisodePlayer(name, service.player)
                 with make_box("card stack", "section", aria_label="How good is it?"):
                     make_heading("How good is it?")
-                    EvaluationPanel(name, service.player)
+                    panel = EvaluationPanel(name, service.player)
             with make_box("stack wide"):
                 with make_box("card stack", "section", aria_label="Try an observation"):
                     make_heading("Try an observation")
@@ -47,20 +54,51 @@ async def show_model(name: str) -> None:
                 with make_box("card stack", "section", aria_label="Policy card"):
                     make_heading("Policy card")
                     _show_facts(card)
+    watch.controls = (download, player.controls, panel.controls)
+    ui.timer(_CHECK_SECONDS, watch.check)
     ui.timer(0, player.show, once=True)
     ui.timer(0, sliders.answer, once=True)
 
 
-def _show_head(card: ModelCard) -> None:
+class _FileWatch:
+    """Says when the model's file is deleted or replaced, and then offers nothing more that needs it.
+
+    :param model: The model that the page shows.
+    """
+
+    def __init__(self, store: ModelStore, model: ServedModel) -> None:
+        self._store, self._model = store, model
+        self.controls: Sequence[ui.element] = ()
+        self._deleted = make_note("This model was deleted. What is shown here was read before.", "bad", "error")
+        self._replaced = make_note("This model was replaced. Reload the page to see the new one.", "warn", "info")
+        self._show(is_there=True, is_same=True)
+
+    def check(self) -> None:
+        """Look at the file."""
+        signature = self._store.folder.get_signature(self._model.name)
+        self._show(signature is not None, signature == self._model.signature)
+
+    def _show(self, is_there: bool, is_same: bool) -> None:
+        self._deleted.set_visibility(not is_there)
+        self._replaced.set_visibility(is_there and not is_same)
+        for control in self.controls:
+            control.set_visibility(is_same)
+
+
+def _show_head(card: ModelCard) -> ui.element:
     with make_box("head"):
         with make_box("stack").style("gap: 0; min-width: 0"):
             Text(card.name, tag="h1").style("overflow-wrap: anywhere")
             steps = "" if card.num_timesteps is None else f"trained for {format_count(card.num_timesteps)} steps"
             Text(" · ".join(filter(None, (card.env_name, steps))), tag="p")
+            headline = describe_model(card)
+            if headline is not None:
+                HeadlineText().show(headline)
         with make_box("row-flex"):
             href = f"/models/{card.name}/file"
-            make_link("Download", href, "button", "download", download=f"{card.name}.zip")
+            download = make_link("Download", href, "button", "download", download=f"{card.name}.zip")
             make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
+    return download
 
 
 def _show_facts(card: ModelCard) -> None:

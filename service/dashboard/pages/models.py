@@ -1,7 +1,7 @@
 """The page of all models, as cards."""
 
 import asyncio
-import json
+from contextlib import suppress
 from typing import Any
 
 from nicegui import ui
@@ -12,6 +12,7 @@ from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.evaluation_panel import EVALUATION_SEED, N_EPISODES
+from service.dashboard.widgets.headline import Headline, HeadlineText, describe_figures, describe_model
 from service.dashboard.widgets.html_elements import (
     Text,
     make_box,
@@ -21,18 +22,17 @@ from service.dashboard.widgets.html_elements import (
     make_pairs,
     set_attributes,
 )
-from service.dashboard.widgets.number_format import (
-    format_age,
-    format_count,
-    format_interval,
-    format_number,
-    format_size,
-)
+from service.dashboard.widgets.number_format import format_age, format_count, format_size
+from service.dashboard.widgets.toasts import show_error, show_success
 from service.errors import NotFoundError, ServiceError
 from service.models.card import make_card
+from service.models.folder import FileSignature
 from service.models.store import ModelEntry
+from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import ModelCard, ModelStatus
 
+# A card, and the evaluation that the server has made of its file since it started, if any.
+_CardParts = tuple[ModelCard, EpisodeFigures | None]
 _REFRESH_SECONDS = 2.0
 _PAGE_SIZE = 24
 # Sends the chosen file to the API, so that the same rules hold for all uploads.
@@ -40,7 +40,9 @@ _UPLOAD = """
 async (event) => {
   const input = event.target, file = input.files[0];
   if (!file) return;
-  const name = file.name.replace(/\\.zip$/i, "");
+  // Browsers call a second download "name (1).zip", which is no name for a model.
+  const stem = file.name.replace(/\\.zip$/i, "").replace(/[^A-Za-z0-9._-]+/g, "-").slice(0, 100);
+  const name = stem.replace(/^[^A-Za-z0-9]+|[.-]+$/g, "") || "model";
   globalThis.grpoUpload = (overwrite) =>
     fetch(`/models/${encodeURIComponent(name)}/file?overwrite=${overwrite}`, {
       method: "PUT", headers: { "Content-Type": "application/zip" }, body: file,
@@ -64,8 +66,8 @@ class _ModelCards:
     def __init__(self) -> None:
         self._service = get_service()
         self._n_listed = _PAGE_SIZE
-        # Names, search and number of all models when the cards were made.
-        self._shown: tuple[list[str], str, int] | None = None
+        # Files, search and number of all models when the cards were made.
+        self._shown: tuple[list[tuple[str, FileSignature | None]], str, int] | None = None
         # One refresh at a time: otherwise an older one could end last, and its cards would stay.
         self._refreshing = asyncio.Lock()
         with make_box("head"):
@@ -95,7 +97,9 @@ class _ModelCards:
             entries = await run_in_threadpool(self._service.store.list_models)
             fitting = [entry for entry in entries if search in entry.name.casefold()]
             listed = fitting[: self._n_listed]
-            wanted = ([entry.name for entry in listed], search, len(entries))
+            folder = self._service.store.folder
+            files = [(entry.name, folder.get_signature(entry.name)) for entry in listed]
+            wanted = (files, search, len(entries))
             if wanted == self._shown and not anew:
                 return
             cards = await run_in_threadpool(self._make_cards, listed)
@@ -104,11 +108,11 @@ class _ModelCards:
             self._more.set_visibility(len(fitting) > len(listed))
             self._show_cards(cards, is_searched=bool(entries))
 
-    def _show_cards(self, cards: list[ModelCard], is_searched: bool) -> None:
+    def _show_cards(self, cards: list[_CardParts], is_searched: bool) -> None:
         self._cards.clear()
         with self._cards:
-            for card in cards:
-                self._show_card(card)
+            for card, evaluation in cards:
+                self._show_card(card, evaluation)
             if not cards:
                 _show_empty(is_searched)
 
@@ -116,28 +120,31 @@ class _ModelCards:
         self._n_listed += _PAGE_SIZE
         await self.refresh()
 
-    def _make_cards(self, entries: list[ModelEntry]) -> list[ModelCard]:
+    def _make_cards(self, entries: list[ModelEntry]) -> list[_CardParts]:
         cards = []
         for entry in entries:
-            try:
-                cards.append(make_card(self._service.store, entry.name, self._service.player.find_evaluation))
-            except NotFoundError:  # deleted since it was listed
-                continue
+            with suppress(NotFoundError):  # deleted since it was listed
+                cards.append(self._make_card(entry.name))
         return cards
 
-    def _show_card(self, card: ModelCard) -> None:
+    def _make_card(self, name: str) -> _CardParts:
+        found: list[EpisodeFigures | None] = [None]
+
+        def find(signature: FileSignature) -> EpisodeFigures | None:
+            found.append(self._service.player.find_evaluation(signature))
+            return found[-1]
+
+        return make_card(self._service.store, name, find), found[-1]
+
+    def _show_card(self, card: ModelCard, evaluation: EpisodeFigures | None) -> None:
         with make_box("card model", "li", aria_label=f"Model {card.name}"):
             with make_box("row-flex between"):
                 Text(card.name, "ellipsis", "h2").props["title"] = card.name
                 if card.status in (ModelStatus.CORRUPT, ModelStatus.UNSAFE):
                     Text(str(card.status), "chip bad")
-            with make_box("score"):
-                if card.evaluation is not None:
-                    Text(format_number(card.evaluation.mean_reward), "figure")
-                    Text(_describe_evaluation(card), "muted small")
-                else:
-                    Text(_describe_missing_evaluation(card), "muted small")
-            make_pairs(_list_facts(card))
+            headline = HeadlineText()
+            headline.show(describe_model(card) or Headline("", "", _describe_missing_evaluation(card)))
+            make_pairs(_list_facts(card, evaluation))
             self._show_actions(card)
 
     def _show_actions(self, card: ModelCard) -> None:
@@ -158,7 +165,9 @@ class _ModelCards:
         try:
             await run_in_threadpool(self._service.player.evaluate, name, N_EPISODES, EVALUATION_SEED, True)
         except ServiceError as error:
-            ui.notify(error.detail)
+            show_error(error.detail)
+        else:
+            show_success(f"{name} is evaluated.", "Play it", f"{PREFIX}/models/{name}")
         set_attributes(button, disabled=None)
         await self.refresh(anew=True)
 
@@ -169,18 +178,23 @@ class _ModelCards:
         try:
             await run_in_threadpool(self._service.registry.delete_model, name)
         except ServiceError as error:
-            ui.notify(error.detail)
+            show_error(error.detail)
+        else:
+            show_success(f"{name} is deleted.")
         await self.refresh()
 
     async def _note_upload(self, event: Any) -> None:
         name, status, detail = event.args["name"], event.args["status"], event.args["detail"]
-        if status == 409 and await confirm(f"Replace {name}?", detail, "Replace the model"):
+        if status == 409 and self._service.store.exists(name):
+            consequence = "There is a model of this name. The file that is uploaded takes its place for good."
+            if not await confirm(f"Replace {name}?", consequence, "Replace the model"):
+                return
             again = await ui.run_javascript("return grpoUpload(true)", timeout=60)
             status, detail = again["status"], again["detail"]
         if status == 200:
-            ui.notify(f"{name} is uploaded.")
-        elif status != 409:
-            ui.notify(json.dumps(detail).strip('"'))
+            show_success(f"{name} is uploaded.", "Play it", f"{PREFIX}/models/{name}")
+        else:
+            show_error(f"The file {name} is not uploaded: {detail}")
         await self.refresh(anew=True)
 
 
@@ -194,21 +208,17 @@ def _show_empty(is_searched: bool) -> None:
             make_link("Train the first one", f"{PREFIX}/new", "button primary", "add")
 
 
-def _describe_evaluation(card: ModelCard) -> str:
-    assert card.evaluation is not None
-    interval = format_interval(card.evaluation.mean_reward_ci95)
-    return f"mean of {card.evaluation.n_episodes} episodes" + (f", {interval}" if interval else "")
-
-
 def _describe_missing_evaluation(card: ModelCard) -> str:
     if card.status is ModelStatus.UNSAFE:
         return "Not written by GRPO, so it is never loaded."
     return "Its file is damaged." if card.status is ModelStatus.CORRUPT else "Not evaluated yet"
 
 
-def _list_facts(card: ModelCard) -> dict[str, str]:
+def _list_facts(card: ModelCard, evaluation: EpisodeFigures | None) -> dict[str, str]:
     reward = card.reward_function
+    has_other = evaluation is not None and card.final_evaluation is not None
     facts = {
+        "Evaluated here": describe_figures(evaluation) if evaluation is not None and has_other else None,
         "Environment": card.env_name,
         "Trained on": " + ".join(reward) if isinstance(reward, list) else reward,
         "Steps": None if card.num_timesteps is None else format_count(card.num_timesteps),

@@ -10,9 +10,11 @@ from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.curve_charts import MAX_SHOWN, CurveCharts
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link
 from service.dashboard.widgets.job_row import JobRow
+from service.dashboard.widgets.toasts import show_error
 from service.errors import ServiceError
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
+from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 
 _REFRESH_SECONDS = 1.0
@@ -26,7 +28,8 @@ def show_training() -> None:
             with make_box("stack").style("gap: 0"):
                 make_heading("Training", 1)
                 summary = Text("", tag="p")
-        jobs = _Jobs(get_service().registry, summary)
+        service = get_service()
+        jobs = _Jobs(service.registry, service.store, summary)
     ui.timer(_REFRESH_SECONDS, jobs.refresh)
 
 
@@ -36,8 +39,8 @@ class _Jobs:
     :param summary: Text to keep up to date with the numbers of jobs.
     """
 
-    def __init__(self, registry: JobRegistry, summary: Text) -> None:
-        self._registry = registry
+    def __init__(self, registry: JobRegistry, store: ModelStore, summary: Text) -> None:
+        self._registry, self._store = registry, store
         self._summary = summary
         self._n_listed = _PAGE_SIZE
         self._rows: dict[str, JobRow] = {}
@@ -79,12 +82,26 @@ class _Jobs:
 
     def _add_row(self, job: Job, at_end: bool = False) -> None:
         with self._list:
-            row = JobRow(job, lambda is_selected: self._select(job, is_selected), lambda: self._stop(job))
+            row = JobRow(
+                job,
+                on_select=lambda is_selected: self._select(job, is_selected),
+                on_stop=lambda: self._stop(job),
+                is_saved=self._store.exists,
+            )
         if not at_end:
             row.element.move(target_index=0)
         self._rows[job.job_id] = row
-        if not at_end and not job.status.is_final and len(self._colours) < MAX_SHOWN:
-            self._select(job, True)
+        if not at_end and not job.status.is_final:
+            self._make_room()
+            if len(self._colours) < MAX_SHOWN:
+                self._select(job, True)
+
+    def _make_room(self) -> None:
+        """Take a job that has ended out of the charts if they are full: a new one is what people want to watch."""
+        if len(self._colours) >= MAX_SHOWN:
+            ended = [self._rows[job_id].job for job_id in self._colours if self._rows[job_id].job.status.is_final]
+            for job in ended[:1]:
+                self._select(job, False)
 
     def _remove_forgotten(self, listed: set[str]) -> None:
         for job_id in self._rows.keys() - listed:
@@ -98,7 +115,8 @@ class _Jobs:
     def _select(self, job: Job, is_selected: bool) -> None:
         row = self._rows[job.job_id]
         if is_selected and len(self._colours) >= MAX_SHOWN:
-            ui.notify(f"The charts show {MAX_SHOWN} jobs at most; take one away first.")
+            row.untick()
+            show_error(f"The charts show {MAX_SHOWN} jobs at most; take one away first.")
         elif is_selected and job.job_id not in self._colours:
             self._colours[job.job_id] = min(set(range(MAX_SHOWN)) - set(self._colours.values()))
             self._curves.show(job, self._colours[job.job_id])
@@ -113,7 +131,7 @@ class _Jobs:
         try:
             await run_in_threadpool(job.stop)
         except ServiceError as error:
-            ui.notify(error.detail)
+            show_error(error.detail)
         self.refresh()
 
 

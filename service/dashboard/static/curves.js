@@ -21,6 +21,21 @@ globalThis.grpoCurves = (() => {
     showSymbol: points.length < 12, lineStyle: { width: 2.2 }, color: css(`--series-${job.colour}`), z: 3,
   });
 
+  // What the policy earns is drawn thick, what training earned thin.
+  const drawRewards = (id, job) => {
+    const { training = [], evaluation: earlier = [], final = [] } = job.points;
+    // The policy that is kept may be an earlier one than the last that was evaluated.
+    const evaluation = [...earlier, ...final.filter(([steps]) => steps > (earlier.at(-1)?.[0] ?? 0))];
+    const thin = { lineStyle: { width: 1, opacity: 0.6 }, symbol: "none", z: 2 };
+    return [
+      { id: `evaluation-${id}`, ...line(job, evaluation), name: `${job.name}, evaluation` },
+      { id: `training-${id}`, ...line(job, training), ...thin, name: `${job.name}, training mean` },
+      { id: `final-${id}`, ...line(job, final), name: `${job.name}, final evaluation`, symbol: "diamond", symbolSize: 13,
+        showSymbol: true, z: 5 },
+      ...(evaluation.some((point) => point.length > 2) ? band(id, job, evaluation) : []),
+    ];
+  };
+
   // An area between two lines: an invisible one, and the difference stacked upon it.
   const band = (id, job, points) => {
     const known = points.filter((point) => point.length > 2);
@@ -45,6 +60,10 @@ globalThis.grpoCurves = (() => {
     if (!instance) return setTimeout(() => draw(chart), 50);
     const series = [];
     for (const [id, job] of jobs) {
+      if (chart.key === "reward") {
+        series.push(...drawRewards(id, job));
+        continue;
+      }
       const points = job.points[chart.key] ?? [];
       const isNoisy = SMOOTHED.has(chart.key) && points.length > 40;
       series.push({ id: `line-${id}`, ...line(job, isNoisy ? smooth(points) : points) });
@@ -52,7 +71,6 @@ globalThis.grpoCurves = (() => {
         const pale = { lineStyle: { width: 1, opacity: jobs.size > 1 ? 0.14 : 0.3 }, tooltip: { show: false }, z: 2 };
         series.push({ id: `raw-${id}`, ...line(job, points), ...pale, name: `${job.name} raw` });
       }
-      if (points.some((point) => point.length > 2)) band(id, job, points).forEach((each) => series.push(each));
     }
     const axis = { axisLine: { lineStyle: { color: css("--line") } }, axisTick: { show: false },
       axisLabel: { color: css("--muted"), fontSize: 12 }, splitLine: { lineStyle: { color: css("--line") } } };
@@ -68,9 +86,10 @@ globalThis.grpoCurves = (() => {
         axisLabel: { ...axis.axisLabel, formatter: (value) => (Math.abs(value) >= 1e4 ? short.format(value) : value) } },
       series,
     }, { replaceMerge: ["series"] });
-    const hasPoints = [...jobs.values()].some((job) => job.points[chart.key]?.length);
+    const hasPoints = [...jobs.values()].some((job) => lines(chart).some((key) => job.points[key]?.length));
     document.getElementById(`nothing-${chart.key}`)?.classList.toggle("hidden", hasPoints);
   };
+  const lines = ({ key }) => (key === "reward" ? ["evaluation", "training", "final"] : [key]);
   const drawAll = () => charts.forEach(draw);
   new MutationObserver(drawAll).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
 
@@ -91,7 +110,7 @@ globalThis.grpoCurves = (() => {
       const job = jobs.get(id);
       if (!job) return;
       for (const [key, added] of Object.entries(points)) (job.points[key] ??= []).push(...added);
-      charts.filter((chart) => chart.key in points).forEach(draw);
+      charts.filter((chart) => lines(chart).some((key) => key in points)).forEach(draw);
     },
     read: (key) => [...jobs.values()].map((job) => ({ name: job.name, points: job.points[key] ?? [] })),
   };

@@ -23,27 +23,20 @@ class Chart(NamedTuple):
 
     :param key: Name of its points in messages to the browser.
     :param hint: How to read it.
-    :param nothing: Text to show without points.
     """
 
     key: str
     title: str
     hint: str
-    nothing: str = "Nothing yet"
 
 
 CHARTS = (
     Chart(
         "reward",
         "Episode reward",
-        "Mean of the latest training episodes, in the environment's own reward. It should rise, then level off.",
-    ),
-    Chart(
-        "evaluation",
-        "Evaluation",
-        "Whole episodes apart from training. Where the shaded 95 % intervals of two jobs overlap, their difference "
-        "may be chance.",
-        "No evaluations. Set “eval_freq” in a new job to get them.",
+        "In the environment's own reward; it should rise, then level off. An evaluation plays whole episodes with the "
+        "policy's most likely actions; where the shaded 95 % intervals of two jobs overlap, their difference may be "
+        "chance. The training mean is of the episodes and branches of training, with drawn actions.",
     ),
     Chart(
         "entropy",
@@ -64,11 +57,13 @@ CHARTS = (
 )
 # Log key to chart, and how to turn its value into a point.
 _READERS: Mapping[str, tuple[str, Callable[[float], float]]] = {
-    "rollout/ep_rew_mean": ("reward", float),
+    "rollout/ep_rew_mean": ("training", float),
     "train/entropy_loss": ("entropy", lambda loss: -loss),
     "train/approx_kl": ("kl", float),
     "rollout/zero_std_group_fraction": ("silence", float),
 }
+# Event to line; with the training mean, they make up the chart of rewards.
+_EVALUATIONS = {"job.evaluation": "evaluation", "job.final_evaluation": "final"}
 
 
 class CurveCharts:
@@ -119,9 +114,12 @@ def _make_chart(chart: Chart, legend: ui.element) -> int:
             make_heading(chart.title)
         if chart is CHARTS[0]:
             legend.move(head)
+            with make_box("line-key", "ul", aria_label="Lines of the chart"):
+                for name in ("evaluation", "training mean", "final evaluation"):
+                    Text(name, name.replace(" ", "-"), "li")
         with make_box("plot"):
             element = ui.echart({"series": []}).props(f'role=img aria-label="{chart.title}"')
-            Text(chart.nothing, "nothing").props(f"id=nothing-{chart.key}")
+            Text("Nothing yet", "nothing").props(f"id=nothing-{chart.key}")
         Text(chart.hint, "hint", "p")
     return element.id
 
@@ -142,9 +140,9 @@ def _read_event(event: JobEvent) -> Iterable[tuple[str, Point]]:
             if name in _READERS:
                 key, read = _READERS[name]
                 yield key, [steps, read(value)]
-    elif event.name == "job.evaluation":
+    elif event.name in _EVALUATIONS:
         interval = event.payload["mean_reward_ci95"] or ()
-        yield "evaluation", [steps, event.payload["mean_reward"], *interval]
+        yield _EVALUATIONS[event.name], [steps, event.payload["mean_reward"], *interval]
 
 
 def _thin(line: list[Point]) -> list[Point]:

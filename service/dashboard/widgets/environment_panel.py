@@ -1,9 +1,11 @@
 """A card about the environment that is chosen in the form."""
 
+from contextlib import suppress
+
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.widgets.html_elements import make_box, make_heading, make_note, make_pairs
+from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_note, make_pairs
 from service.dashboard.widgets.number_format import format_count, format_number
 from service.environments.catalogue import Catalogue
 from service.errors import ServiceError
@@ -27,28 +29,37 @@ class EnvironmentPanel:
                 self._spinner = ui.spinner(size="18px").props('aria-label="Looking at the environment"')
             self._facts = make_box("stack environment")
 
-    async def show(self, env_name: str | None) -> None:
+    def clear(self) -> None:
+        """Describe nothing."""
+        self._env_name = None
+        self._spinner.set_visibility(False)
+        self._title.set_text("Environment")
+        self._facts.clear()
+        with self._facts:
+            Text("There is none of this name.", "muted small", "p")
+
+    async def show(self, env_name: str) -> None:
         """Describe an environment, unless another one is chosen meanwhile."""
-        if env_name == self._env_name or env_name is None:
+        if env_name == self._env_name:
             return
         self._env_name = env_name
         self._spinner.set_visibility(True)
-        problem: str | None
-        try:
+        described: EnvironmentDescription | None = None
+        # The form says at the field why an environment cannot be used.
+        with suppress(ServiceError):
             described = await run_in_threadpool(self._catalogue.describe_environment, env_name)
-        except ServiceError as error:
-            problem, facts = error.detail, {}
-        else:
-            problem, facts = described.obstacle, _list_facts(described)
         if env_name != self._env_name:
             return
         self._spinner.set_visibility(False)
         self._title.set_text(env_name)
         self._facts.clear()
         with self._facts:
-            make_pairs(facts)
-            if problem:
-                make_note(problem, "warn" if facts else "bad")
+            if described is None:
+                Text("Nothing is known of it: it cannot be created here.", "muted small", "p")
+                return
+            make_pairs(_list_facts(described))
+            if described.obstacle and described.group_mode is not None:
+                make_note(described.obstacle, "warn")
 
 
 def _list_facts(described: EnvironmentDescription) -> dict[str, str]:

@@ -27,6 +27,7 @@ class EpisodePlayer:
         self._player = player
         with make_box("stage", aria_live="polite") as self._screen:
             self._image = make_box("", "img", alt=f"An episode of {model_name}", width=600, height=400)
+            self._image.on("error", lambda: self._show_problem("The film cannot be shown: its file is gone."), [])
             with make_box("over") as self._waiting:
                 ui.spinner(size="40px").props('aria-label="Rendering an episode"')
             self._problem = Text("", "over")
@@ -37,7 +38,7 @@ class EpisodePlayer:
                 self._reward = _make_reading("reward")
                 self._n_steps = _make_reading("steps")
                 self._seed = _make_reading("seed")
-            with make_box("row-flex wrap"):
+            with make_box("row-flex wrap") as self.controls:
                 self._draws = ui.switch("Draw actions")
                 self._draws.on_value_change(self.show)
                 self._another = make_button("Another episode", self._show_another, "primary", "refresh")
@@ -52,9 +53,7 @@ class EpisodePlayer:
                 self._player.film, self._model_name, "gif", seed, is_deterministic, _MAX_STEPS
             )
         except ServiceError as error:
-            self._image.set_visibility(False)
-            self._problem.set_text(error.detail)
-            self._problem.set_visibility(True)
+            self._show_problem(error.detail)
         else:
             # The same film: the server keeps it, so that the image loads at once.
             query = f"format=gif&seed={seed}&deterministic={str(is_deterministic).lower()}&max_steps={_MAX_STEPS}"
@@ -69,6 +68,11 @@ class EpisodePlayer:
     async def _show_another(self) -> None:
         self._current_seed = secrets.randbelow(_MAX_SEED)
         await self.show()
+
+    def _show_problem(self, problem: str) -> None:
+        self._image.set_visibility(False)
+        self._problem.set_text(problem)
+        self._problem.set_visibility(True)
 
     def _wait(self, is_waiting: bool) -> None:
         self._waiting.set_visibility(is_waiting)

@@ -31,7 +31,7 @@ class EvaluationPanel:
             "p",
         )
         self._result = make_box("stack", aria_live="polite")
-        with make_box("row-flex"):
+        with make_box("row-flex") as self.controls:
             self._start = make_button("Evaluate", self._evaluate, "", "fact_check")
             self._spinner = ui.spinner(size="24px").props('aria-label="Evaluating"')
             self._spinner.set_visibility(False)

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from nicegui import ui
+
 from service.dashboard.mount import PREFIX
+from service.dashboard.widgets.headline import HeadlineText, describe_job
 from service.dashboard.widgets.html_elements import (
     Text,
     fill_track,
@@ -13,11 +16,11 @@ from service.dashboard.widgets.html_elements import (
     make_track,
     set_attributes,
 )
-from service.dashboard.widgets.number_format import format_count, format_duration, format_number
+from service.dashboard.widgets.job_settings import JobSettings
+from service.dashboard.widgets.number_format import format_count, format_duration
 from service.jobs.job import Job
 from service.schemas.jobs import JobStatus, TrainingStatus
 
-_REWARD_KEY = "rollout/ep_rew_mean"
 _CHIP_TONES = {
     JobStatus.RUNNING: "live",
     JobStatus.COMPLETED: "good",
@@ -38,10 +41,19 @@ class JobRow:
 
     :param on_select: Called with whether to draw the job's curves.
     :param on_stop: Called when the visitor wants to stop the job.
+    :param is_saved: Says whether there is a model of a name.
     """
 
-    def __init__(self, job: Job, on_select: Callable[[bool], None], on_stop: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        on_select: Callable[[bool], None],
+        on_stop: Callable[[], Any],
+        is_saved: Callable[[str], bool],
+    ) -> None:
         self.job = job
+        self._is_saved = is_saved
+        self._saved_name: str | None = None
         self._is_final = False
         self._shown_warnings: list[str] = []
         name = job.config.model_name
@@ -53,18 +65,17 @@ class JobRow:
                     self._checkbox.on("change", lambda event: on_select(event.args), js_handler=_EMIT_CHECKED)
                     Text(name, "ellipsis").props["title"] = name
                 self._chip = Text("", "chip")
-            with make_box("row-flex between"):
-                self._environment = Text("", "muted small ellipsis")
-                with make_box("number").style("text-align: right; white-space: nowrap"):
-                    self._reward = Text("...", "figure")
-                    Text(" reward", "muted small")
+            self._environment = Text("", "muted small ellipsis")
+            self._headline = HeadlineText()
             self._track, self._filling = make_track(f"Progress of {name}")
             with make_box("facts"):
                 self._steps, self._time = Text("", "number"), Text("", "number")
             self._verdict = Text("", "verdict", "p")
             self._warnings = make_box("stack")
-            with make_box("row-flex end") as self._actions:
-                self._stop = make_button("Stop", on_stop, "tiny danger", "stop", f"Stop {name}")
+            with make_box("job-foot"):
+                JobSettings(job)
+                with make_box("row-flex end") as self._actions:
+                    self._stop = make_button("Stop", on_stop, "tiny danger", "stop", f"Stop {name}")
         self.update()
 
     def mark_shown(self, colour: int | None) -> None:
@@ -76,9 +87,14 @@ class JobRow:
         self.element.classes(add="shown" if colour is not None else "", remove="shown" if colour is None else "")
         self.element.style(replace="" if colour is None else f"--series: var(--series-{colour})")
 
+    def untick(self) -> None:
+        """Take back a tick of the visitor's that changed nothing."""
+        ui.run_javascript(f"getHtmlElement({self._checkbox.id}).checked = false")
+
     def update(self) -> None:
         """Show the status of the job."""
         if self._is_final:
+            self._check_model()
             return
         status = self.job.describe()
         self._show_state(status)
@@ -87,8 +103,7 @@ class JobRow:
         )
         self._time.set_text(_describe_time(status))
         fill_track(self._track, self._filling, status.progress)
-        if _REWARD_KEY in status.metrics:
-            self._reward.set_text(format_number(status.metrics[_REWARD_KEY]))
+        self._headline.show(describe_job(status))
         if status.status.is_final:
             self._is_final = True
             self._show_end(status)
@@ -114,8 +129,20 @@ class JobRow:
             again = f"{PREFIX}/new?from={status.job_id}"
             make_link("Repeat", again, "button tiny quiet", "replay", aria_label=f"Repeat {status.config.model_name}")
             if status.model_name is not None:
+                self._gone = Text("The model was deleted.", "muted small")
                 href = f"{PREFIX}/models/{status.model_name}"
-                make_link("Play", href, "button tiny", "play_arrow", aria_label=f"Play {status.model_name}")
+                self._play = make_link(
+                    "Play", href, "button tiny", "play_arrow", aria_label=f"Play {status.model_name}"
+                )
+        self._saved_name = status.model_name
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """Offer to play the model only while there is one."""
+        if self._saved_name is not None:
+            is_there = self._is_saved(self._saved_name)
+            self._play.set_visibility(is_there)
+            self._gone.set_visibility(not is_there)
 
 
 _EMIT_CHECKED = "(event) => emit(event.target.checked)"

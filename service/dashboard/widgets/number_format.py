@@ -17,6 +17,11 @@ def format_number(number: float) -> str:
     return f"{number:.3g}" if abs(number) >= 0.001 or number == 0 else f"{number:.1e}"
 
 
+def write_exactly(number: float) -> str:
+    """Write a number as precisely as a 32-bit float holds it."""
+    return f"{number:.8g}"
+
+
 def format_duration(seconds: float) -> str:
     """Format a duration as 42 s, 3:07 min or 1:02:40 h."""
     whole = round(seconds)

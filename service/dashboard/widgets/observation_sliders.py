@@ -1,6 +1,7 @@
 """Sliders for an observation, and bars for the policy's answer."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +10,16 @@ from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
 from service.dashboard.widgets.action_bars import Bar, list_bars
-from service.dashboard.widgets.html_elements import Text, fill_track, make_box, make_button, make_note, make_track
-from service.dashboard.widgets.number_format import format_number
+from service.dashboard.widgets.html_elements import (
+    Text,
+    fill_track,
+    make_box,
+    make_button,
+    make_note,
+    make_track,
+    set_attributes,
+)
+from service.dashboard.widgets.number_format import format_number, write_exactly
 from service.dashboard.widgets.slider_ranges import Range, count_numbers, join_numbers, list_ranges
 from service.dashboard.widgets.space_labels import list_action_names, list_observation_names
 from service.errors import ServiceError
@@ -19,6 +28,7 @@ from service.models.store import ServedModel
 
 _MAX_SLIDERS = 64
 _N_STOPS = 200
+_EMIT_TEXT = "(event) => emit(event.target.value)"
 
 
 class _Slider(ui.slider):
@@ -27,12 +37,54 @@ class _Slider(ui.slider):
     LOOPBACK = False
 
 
-class _NumberSlider(NamedTuple):
-    """One number of an observation, its slider and its text."""
+class _NumberSlider:
+    """One number of an observation: a slider, and a field to type it into.
 
-    range: Range
-    slider: _Slider
-    reading: Text
+    :param name: Name of the number.
+    :param span: Its range.
+    :param on_change: Called when another number is chosen.
+    """
+
+    def __init__(self, name: str, span: Range, on_change: Callable[[], Awaitable[None]]) -> None:
+        self.range = span
+        self.number = span.middle
+        self._on_change = on_change
+        with make_box("slider"):
+            Text(name, "ellipsis").props["title"] = name
+            step = 1 if span.is_whole else (span.high - span.low) / _N_STOPS
+            self._slider = _Slider(min=span.low, max=span.high, step=step, value=span.middle)
+            self._slider.props(f'aria-label="{name}"').on_value_change(self._slide)
+            self._field = make_box(
+                "number", "input", inputmode="decimal", autocomplete="off", aria_label=f"Type {name}"
+            )
+            self._field.on("change", lambda event: self._type(event.args), js_handler=_EMIT_TEXT)
+            self._message = Text("", "message").props("role=status")
+        self._write()
+
+    def move(self, number: float) -> None:
+        """Move the slider to a number of its range."""
+        self._slider.value = number
+
+    async def _slide(self) -> None:
+        if self._slider.value is None or self._slider.value == self.number:
+            return
+        self.number = self.range.round(self._slider.value)
+        self._write()
+        await self._on_change()
+
+    async def _type(self, text: str) -> None:
+        number, message = self.range.read(text)
+        if number is not None:
+            self.number = self._slider.value = number
+        self._write(message)
+        # The field may hold another text than the server last sent.
+        ui.run_javascript(f"getHtmlElement({self._field.id}).value = {json.dumps(write_exactly(self.number))}")
+        await self._on_change()
+
+    def _write(self, message: str = "") -> None:
+        set_attributes(self._field, value=write_exactly(self.number))
+        self._message.set_text(message)
+        self._message.set_visibility(bool(message))
 
 
 class _Subspace(NamedTuple):
@@ -82,10 +134,7 @@ class ObservationSliders:
             return
         observation: dict[str | None, Any] = {}
         for part in self._parts:
-            numbers = [float(one.slider.value or 0.0) for one in part.sliders]
-            observation[part.key] = join_numbers(part.space, numbers)
-            for one, number in zip(part.sliders, numbers, strict=True):
-                one.reading.set_text(format_number(number))
+            observation[part.key] = join_numbers(part.space, [float(one.number) for one in part.sliders])
         arguments = (self._model, observation.get(None, observation), True)
         try:
             is_small = self._model.n_bytes < LARGE_MODEL_BYTES
@@ -101,18 +150,13 @@ class ObservationSliders:
         sliders = []
         for place, span in enumerate(list_ranges(space)):
             name = names[place] if place < len(names) and key is None else f"number {place}"
-            with make_box("slider"):
-                Text(name, "ellipsis", "label").props["title"] = name
-                step = 1 if span.is_whole else (span.high - span.low) / _N_STOPS
-                slider = _Slider(min=span.low, max=span.high, step=step, value=span.middle, on_change=self.answer)
-                slider.props(f'aria-label="{name}"')
-                sliders.append(_NumberSlider(span, slider, Text(format_number(span.middle), "number")))
+            sliders.append(_NumberSlider(name, span, self.answer))
         return _Subspace(key, space, sliders)
 
     def _set(self, choose: Callable[[Range], float]) -> None:
         for part in self._parts:
             for one in part.sliders:
-                one.slider.value = choose(one.range)
+                one.move(choose(one.range))
 
     def _show(self, bars: list[Bar], value: float | None) -> None:
         if self._shown is None:
@@ -142,15 +186,18 @@ class _AnswerBars:
                     Text(bar.name, "ellipsis").props["title"] = bar.name
                     track, filling = make_track(bar.name)
                     self._rows.append((row, track, filling, Text("", "number")))
-        with make_box("row-flex"):
+        with make_box("row-flex") as self._value_box:
             self._value = Text("", "figure number")
-            self._about_value = Text("", "muted small")
+            Text("value: the expected return from here", "muted small")
 
     def update(self, bars: list[Bar], value: float | None) -> None:
-        """Show another answer."""
+        """Show another answer.
+
+        :param value: What the policy expects to earn; None if it cannot tell.
+        """
         for bar, (row, track, filling, reading) in zip(bars, self._rows, strict=True):
             fill_track(track, filling, bar.share)
             reading.set_text(bar.text)
             row.classes(replace="probability chosen" if bar.is_chosen else "probability")
+        self._value_box.set_visibility(value is not None)
         self._value.set_text("" if value is None else format_number(value))
-        self._about_value.set_text("" if value is None else "value: the expected return from here")

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
+from service.dashboard.widgets.number_format import write_exactly
+
 # For spaces without bounds, or with bounds that no observation comes near.
 _REACH = 3.0
 _MAX_BOUND = 1e4
@@ -27,6 +29,30 @@ class Range(NamedTuple):
         """The number in the middle, rounded in a range of whole numbers."""
         middle = (self.low + self.high) / 2
         return round(middle) if self.is_whole else middle
+
+    def round(self, number: float) -> float:
+        """Round to three figures where that stays in the range."""
+        rounded = float(f"{number:.3g}")
+        return rounded if not self.is_whole and self.low <= rounded <= self.high else number
+
+    def read(self, text: str) -> tuple[float | None, str]:
+        """Read a typed number.
+
+        :return: The closest number of the range, or None if the text is none; and what to say about it, if anything.
+        """
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            return None, f"“{text}” is not a number." if text.strip() else ""
+        if number < self.low:
+            return self.low, f"{write_exactly(self.low)} is the least here."
+        if number > self.high:
+            return self.high, f"{write_exactly(self.high)} is the most here."
+        if self.is_whole and not number.is_integer():
+            return round(number), "Only whole numbers are observed here."
+        return (int(number) if self.is_whole else number), ""
 
     def draw(self, rng: np.random.Generator) -> float:
         """Draw a number uniformly."""

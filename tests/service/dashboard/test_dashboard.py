@@ -1,12 +1,16 @@
 """The dashboard in a browser that can reach nothing but the service, which asks for a key."""
 
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
 from fastapi import FastAPI
+from nicegui import core
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -18,6 +22,7 @@ from api import create_app
 from service.jobs.registry import JobRegistry
 from service.settings import Settings
 from tests.browser import ARTEFACTS, drive, list_addresses, needs_driver
+from tests.conftest import RegisterEnv
 from tests.support import PATIENCE_SECONDS, make_model, serve, wait_until
 
 KEY = "a key of 22 characters"
@@ -138,15 +143,16 @@ def registry(app: FastAPI) -> JobRegistry:
     return registry
 
 
-def fill(page: Page, name: str, value: str) -> None:
-    """Type into a field of the form, by its name in requests."""
-    label = page.run(
+def fill(page: Page, name: str, value: str) -> WebElement:
+    """Type into a field of the form, by its name in requests; return its input."""
+    field: WebElement = page.run(
         "return [...document.querySelectorAll('.field')].find((box) => "
         "box.querySelector('code').textContent === arguments[0])?.querySelector('input')",
         name,
     )
-    page.run("arguments[0].closest('details')?.setAttribute('open', '')", label)
-    label.send_keys(value)
+    page.run("arguments[0].closest('details')?.setAttribute('open', '')", field)
+    field.send_keys(value)
+    return field
 
 
 def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page) -> None:
@@ -160,13 +166,16 @@ def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page) -> None:
     page.photograph("form")
     page.click("button", "Start training")
     page.find(".job .chip", "completed")
-    wait_until(lambda: len(page.run("return grpoCurves.read('reward')[0]?.points ?? []")) > 10)
-    (curve,) = page.run("return grpoCurves.read('reward')")
+    assert page.find(".job .headline").text.splitlines()[-1].startswith("training mean")
+    wait_until(lambda: len(page.run("return grpoCurves.read('training')[0]?.points ?? []")) > 10)
+    (curve,) = page.run("return grpoCurves.read('training')")
     rewards = [reward for _, reward in curve["points"]]
     assert curve["name"] == "clicked"
     assert rewards[-1] > 2 * rewards[0]
-    drawn = "return getElement(+document.querySelector('.nicegui-echart').id.slice(1)).chart.getOption().series[0].data"
-    assert page.run(drawn) == curve["points"]
+    drawn = "return getElement(+document.querySelector('.nicegui-echart').id.slice(1)).chart.getOption().series"
+    lines = {line["name"]: line for line in page.run(drawn)}
+    assert lines["clicked, training mean"]["data"] == curve["points"]
+    assert lines["clicked, training mean"]["lineStyle"]["width"] < lines["clicked, evaluation"]["lineStyle"]["width"]
     page.photograph("curves")
 
     page.click(".job a", "Play")
@@ -188,8 +197,24 @@ def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page
     value = page.run(read, ".bars + .row-flex .number")
     page.run("document.querySelectorAll('.q-slider [tabindex]')[2].focus()")
     page.press(*[Keys.ARROW_RIGHT] * 20)
-    wait_until(lambda: page.run(read, ".slider .number")[2] == "0.0838", 10)  # 20 steps of 0.4189 / 100
+    field = page.driver.find_elements(By.CSS_SELECTOR, ".slider input.number")[2]
+    wait_until(lambda: field.get_attribute("value") == "0.0838", 10)  # 20 steps of 0.4189 / 100
     wait_until(lambda: page.run(read, ".bars + .row-flex .number") != value)
+
+    def type_over(text: str) -> None:
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text, Keys.ENTER)
+
+    type_over("-0.1")
+    wait_until(lambda: page.run(read, ".bars + .row-flex .number") != value)
+    type_over("9")
+    page.find(".slider .message", "0.41887903 is the most here.")
+    wait_until(lambda: field.get_attribute("value") == "0.41887903")
+    type_over("x")
+    page.find(".slider .message", "“x” is not a number.")
+    wait_until(lambda: field.get_attribute("value") == "0.41887903")
+    handle = page.driver.find_elements(By.CSS_SELECTOR, "[role=slider]")[2]
+    assert float(handle.get_attribute("aria-valuenow") or 0) == pytest.approx(0.41887903)
 
 
 def test_a_policy_is_compared_with_a_random_one(page: Page) -> None:
@@ -233,16 +258,194 @@ def test_a_running_job_is_stopped_after_a_question(page: Page, registry: JobRegi
     assert job.finished.wait(PATIENCE_SECONDS)
 
 
-def test_what_the_server_refuses_is_said_at_the_field(page: Page, registry: JobRegistry) -> None:
+def list_problems(page: Page) -> list[str]:
+    """List what the form says is wrong."""
+    problems = "return [...document.querySelectorAll('.q-field__messages, .note.bad')].map((text) => text.textContent)"
+    return [text for text in page.run(problems) if text]
+
+
+def is_start_off(page: Page) -> bool:
+    """Say whether the form's button is disabled."""
+    return bool(page.run("return document.querySelector('.form-page button[type=submit]').disabled"))
+
+
+MISTAKES = [
+    ("env_name", "Pendulm", "did you mean 'Pendulum-v1'?"),
+    ("preset", "Acrobt-v1", "did you mean 'Acrobot-v1'"),
+    ("model_name", "my model", "letters from a to z, digits, '.', '_' and '-'"),
+    ("total_timesteps", "1e", "“1e” cannot be read: this takes a whole number"),
+    ("total_timesteps", "0", "greater than or equal to 1"),
+    ("learning_rate", "0,001", "“0,001” cannot be read"),
+    ("net_arch", "64 64", "whole numbers with commas between them"),
+    ("n_steps", "33", "n_steps=33 does not hold whole groups"),
+]
+
+
+def test_what_cannot_be_trained_is_said_once_and_disables_the_start(page: Page, registry: JobRegistry) -> None:
     n_jobs = len(registry.list_jobs())
     page.open("new")
-    fill(page, "n_steps", "33")
-    page.click("button", "Start training")
-    page.find(".field .q-field__messages", "n_steps=33 does not hold whole groups")
-    fill(page, "total_timesteps", "0")
-    page.click("button", "Start training")
-    page.find(".field .q-field__messages", "greater than or equal to 1")
+    for name, text, problem in MISTAKES:
+        field = fill(page, name, text)
+        page.press(Keys.TAB)
+        wait_until(partial(is_start_off, page))
+        assert field.get_attribute("value") == text
+        (said,) = list_problems(page)
+        assert problem in said
+        assert "[A-Z" not in said
+        page.find(".aside", "Mend the marked field first")
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(Keys.BACKSPACE)
+        page.find(".aside", "Enter starts it too")
+        assert list_problems(page) == []
     assert len(registry.list_jobs()) == n_jobs
+
+
+def test_an_environment_that_cannot_be_created_is_said_once(
+    page: Page, register_env: RegisterEnv, registry: JobRegistry
+) -> None:
+    def fail() -> Any:
+        raise ImportError("Physics is missing")
+
+    register_env(fail, "Missing-v0")
+    page.open("new")
+    fill(page, "env_name", "Missing-v0")
+    wait_until(lambda: is_start_off(page))
+    wait_until(lambda: "cannot be created" in page.find(".environment").text)
+    (said,) = list_problems(page)
+    assert said.count("Physics is missing") == 1
+    assert "Physics is missing" not in page.find(".aside").text
+
+
+@pytest.mark.parametrize("key", [Keys.TAB, Keys.ENTER], ids=["tab", "enter"])
+def test_the_environment_that_is_typed_is_trained(page: Page, registry: JobRegistry, key: str) -> None:
+    page.open("new")
+    fill(page, "total_timesteps", "1")
+    field = fill(page, "env_name", "Pendulum-v1")
+    page.press(key)
+    if key == Keys.TAB:
+        assert field.get_attribute("value") == "Pendulum-v1"
+        page.find("pre", '"env_name": "Pendulum-v1"')
+        page.click("button", "Start training")
+    page.find("h1", "Training")
+    assert registry.list_jobs()[-1].config.env_name == "Pendulum-v1"
+
+
+def test_a_suggestion_is_taken_with_the_arrow_keys(page: Page) -> None:
+    page.open("new")
+    field = fill(page, "env_name", "lake")
+    page.press(Keys.ARROW_DOWN)
+    assert page.find("#suggestions [aria-selected=true]").text == "FrozenLake-v1"
+    page.press(Keys.ENTER)
+    assert field.get_attribute("value") == "FrozenLake-v1"
+    page.find("pre", '"env_name": "FrozenLake-v1"')
+    page.find(".topbar")  # Enter has not started it
+    assert not page.driver.find_elements(By.CSS_SELECTOR, "#suggestions")
+
+
+def test_a_server_that_stops_answering_is_noticed_until_it_answers_again(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_back = threading.Event()
+
+    async def wait(_: str) -> None:
+        while not is_back.is_set():
+            await anyio.sleep(0.01)
+
+    page.open("new")
+    handlers = core.sio.handlers["/"]
+    monkeypatch.setitem(handlers, "grpo_ask", wait)
+    page.find(".offline-banner", "does not answer")
+    assert is_start_off(page)
+    assert page.run("return document.querySelector('.topbar').inert")
+    is_back.set()
+    wait_until(lambda: not is_start_off(page))
+    assert not page.driver.find_elements(By.CSS_SELECTOR, ".offline-banner")
+    # So is one that closes the connection, at once.
+    monkeypatch.undo()
+    page.run("window.socket.disconnect()")
+    assert is_start_off(page)
+    page.run("window.socket.connect()")
+    wait_until(lambda: not is_start_off(page))
+
+
+def test_copying_says_that_it_was_done_or_leaves_the_text_selected(page: Page) -> None:
+    page.open("new")
+    command = page.find("pre", "{}")
+    page.run(
+        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async (text) => window.copied = text}})"
+    )
+    page.click("button[aria-label='Copy the command']")
+    page.find(".toast.good", "Copied.")
+    assert page.run("return window.copied") == command.text
+    page.run("navigator.clipboard.writeText = async () => { throw new Error('forbidden'); }")
+    page.click("button[aria-label='Copy the command']")
+    page.find(".toast.bad", "copy it by hand")
+    assert page.run("return getSelection().toString()") == command.text
+
+
+def test_the_way_to_the_content_takes_no_room_until_it_has_the_focus(page: Page) -> None:
+    page.open("")
+    measure = "const box = document.querySelector('.skip').getBoundingClientRect(); return [box.width, box.height]"
+    assert page.run(measure) == [1, 1]
+    page.press(Keys.TAB)
+    assert min(page.run(measure)) > 20
+
+
+def test_an_unknown_page_leads_home(page: Page) -> None:
+    page.open("nowhere/at/all")
+    page.find("h1", "There is no such page")
+    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 404
+    page.click(".page a", "Start page")
+    page.find("h1", "Training")
+
+
+def test_who_chose_a_setting_is_said_in_the_form_and_at_the_job(page: Page, registry: JobRegistry) -> None:
+    page.open("new")
+    fill(page, "gamma", "0.9")
+    fill(page, "env_name", "Pendulum-v1")
+    fill(page, "total_timesteps", "1")
+    placeholder = "return [...document.querySelectorAll('.field')].find((box) => box.querySelector('code').textContent "
+    placeholder += "=== arguments[0]).querySelector('input').placeholder"
+    wait_until(lambda: page.run(placeholder, "n_steps") == "1,024 (from the preset)")
+    assert page.run(placeholder, "batch_size") == "64 (by default)"
+    marked = "return [...document.querySelectorAll('.field:has(.preset) code')].map((name) => name.textContent)"
+    assert {"n_steps", "horizon"} <= set(page.run(marked))
+    assert not {"gamma", "batch_size", "total_timesteps"} & set(page.run(marked))
+    page.press(Keys.ENTER)
+    page.click(".job summary", "Settings")
+    page.find(".job dt", "gamma")
+    read = "return [...document.querySelector('.job').querySelectorAll('dt')].map((name) => "
+    read += "[name.textContent, ...[...name.nextSibling.children].map((text) => text.textContent)])"
+    wait_until(lambda: ["gamma", "0.9", "yours"] in page.run(read))
+    settings = page.run(read)
+    assert ["n_steps", "1,024", "preset"] in settings
+    assert ["batch_size", "64", "default"] in settings
+
+
+def test_what_was_deleted_elsewhere_is_no_longer_offered(page: Page, app: FastAPI, registry: JobRegistry) -> None:
+    page.open("new")
+    fill(page, "total_timesteps", "1")
+    fill(page, "model_name", "fleeting")
+    page.click("button", "Start training")
+    page.find(".job a[aria-label='Play fleeting']")
+    store = app.state.service.store
+    content = (app.state.service.settings.models_dir / "fleeting.zip").read_bytes()
+    registry.delete_model("fleeting")
+    page.find(".job", "The model was deleted.")
+    assert not page.driver.find_element(By.CSS_SELECTOR, ".job a[aria-label='Play fleeting']").is_displayed()
+
+    store.publish("fleeting", content)
+    page.click(".job a[aria-label='Play fleeting']")
+    wait_until(lambda: bool(page.run("return document.querySelector('.stage img')?.naturalWidth > 0")))
+    registry.delete_model("fleeting")
+    page.find(".note.bad", "This model was deleted.")
+    shown = [
+        button.text for button in page.driver.find_elements(By.CSS_SELECTOR, ".page .button") if button.is_displayed()
+    ]
+    assert not {"Another episode", "Evaluate", "Download"} & set(shown)
+    # So it is with an image that comes too late.
+    page.run("document.querySelector('.stage img').dispatchEvent(new Event('error'))")
+    page.find(".stage .over", "The film cannot be shown")
 
 
 def test_a_model_is_deleted_after_a_question(page: Page, app: FastAPI) -> None:
@@ -255,6 +458,7 @@ def test_a_model_is_deleted_after_a_question(page: Page, app: FastAPI) -> None:
     page.click("[aria-label='Delete unwanted']")
     page.click(".dialog button", "Delete the model")
     wait_until(lambda: not app.state.service.store.exists("unwanted"))
+    page.find(".toast.good", "unwanted is deleted.")
     page.find(".model", "ready")
     wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, "[aria-label='Model unwanted']"))
 
@@ -265,6 +469,13 @@ def test_models_are_uploaded_and_found_by_name(page: Page, app: FastAPI, tmp_pat
     page.open("models")
     page.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(file))
     page.find(".model", "brought")
+    assert page.find(".toast.good", "brought is uploaded.").find_element(By.TAG_NAME, "a").text == "Play it"
+    (tmp_path / "bad.zip").write_bytes(b"nothing")
+    page.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(tmp_path / "bad.zip"))
+    page.find(".toast.bad[role=alert]", "The file bad is not uploaded")
+    page.click(".toast.bad button")
+    wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, ".toast.bad"))
+    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 400
     page.find("input[type=search]").send_keys("brou")
     page.find("h1 + p", "1 of")
     assert app.state.service.store.exists("brought")

@@ -1,7 +1,9 @@
 """The form: every field of a request, read from its schema."""
 
+import pytest
+
 from service.dashboard.pages.form import FIELD_NAMES
-from service.dashboard.pages.form_fields import list_fields
+from service.dashboard.pages.form_fields import list_fields, read_number
 from service.schemas.training import TrainRequest
 
 FIELDS = list_fields(TrainRequest.model_json_schema())
@@ -31,3 +33,27 @@ def test_ranges_defaults_and_choices_come_from_the_schema() -> None:
     assert FIELDS["model_name"].rule == ""
     assert FIELDS["n_steps"].default == 32
     assert FIELDS["device"].choices == ("auto", "cpu", "cuda")
+    assert FIELDS["stop_reward"].rule == "-1,000,000,000 to 1,000,000,000"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("10000", 10_000),
+        ("10,000", 10_000),
+        ("1e4", 10_000),
+        ("-1", -1),
+        ("1.5", 1.5),
+        ("1e", "1e"),
+        ("1,5", "1,5"),
+        ("nan", "nan"),
+        ("inf", "inf"),
+    ],
+)
+def test_whole_numbers_are_read_as_people_write_them(text: str, number: float | str) -> None:
+    assert repr(read_number(text, is_whole=True)) == repr(number)
+
+
+@pytest.mark.parametrize(("text", "number"), [("0.5", 0.5), ("1e-3", 0.001), ("0,001", "0,001"), ("1,000", "1,000")])
+def test_a_comma_in_a_fraction_is_never_left_out(text: str, number: float | str) -> None:
+    assert read_number(text, is_whole=False) == number

@@ -27,7 +27,7 @@ def test_each_metric_goes_to_its_chart_and_entropy_is_the_negative_of_its_loss()
         time__fps=1000.0,
     )
     assert collect_points([row]) == {
-        "reward": [[64, 20.0]],
+        "training": [[64, 20.0]],
         "entropy": [[64, 0.6]],
         "kl": [[64, 0.01]],
         "silence": [[64, 0.5]],
@@ -37,6 +37,11 @@ def test_each_metric_goes_to_its_chart_and_entropy_is_the_negative_of_its_loss()
 def test_evaluations_bring_their_interval_if_there_is_one() -> None:
     events = [make_evaluation(100, 30.0, (20.0, 40.0)), make_evaluation(200, 50.0, None)]
     assert collect_points(events) == {"evaluation": [[100, 30.0, 20.0, 40.0], [200, 50.0]]}
+
+
+def test_the_final_evaluation_is_a_point_of_its_own() -> None:
+    payload = {"timesteps": 300, "mean_reward": 40.0, "mean_reward_ci95": (30.0, 50.0), "complete": True}
+    assert collect_points([JobEvent(1, "job.final_evaluation", payload)]) == {"final": [[300, 40.0, 30.0, 50.0]]}
 
 
 def test_other_events_make_no_points() -> None:

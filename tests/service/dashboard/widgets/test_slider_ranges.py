@@ -49,6 +49,35 @@ def test_numbers_become_an_observation_of_a_request(
     assert str(joined) == str(observation)  # integers where integers are asked for
 
 
+@pytest.mark.parametrize(
+    ("text", "number", "message"),
+    [
+        ("0.123456", 0.123456, ""),
+        (" -1e-1 ", -0.1, ""),
+        ("3", 0.5, "0.5 is the most here."),
+        ("-3", -0.25, "-0.25 is the least here."),
+        ("abc", None, "“abc” is not a number."),
+        ("inf", None, "“inf” is not a number."),
+        ("", None, ""),
+    ],
+)
+def test_a_typed_number_is_kept_in_the_range_and_that_is_said(text: str, number: float | None, message: str) -> None:
+    assert Range(-0.25, 0.5, False).read(text) == (number, message)
+
+
+def test_a_typed_number_of_whole_ones_is_whole() -> None:
+    assert Range(0, 3, True).read("2.6") == (3, "Only whole numbers are observed here.")
+    number, message = Range(0, 3, True).read("2.0")
+    assert (str(number), message) == ("2", "")
+
+
+def test_a_slider_stops_at_numbers_that_can_be_read_out_exactly() -> None:
+    assert Range(-1, 1, False).round(0.0837758) == 0.0838
+    # Rounded up, the end would lie outside.
+    assert Range(-0.41887903, 0.41887903, False).round(0.41887903) == 0.41887903
+    assert Range(0, 5000, True).round(1234) == 1234
+
+
 def test_the_middle_and_random_numbers_lie_in_the_range() -> None:
     assert Range(-1, 2, False).middle == 0.5
     assert Range(0, 3, True).middle in (1, 2)

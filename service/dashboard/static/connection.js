@@ -1,0 +1,55 @@
+// Notices within two seconds that the server does not answer, says so, and lets nothing be clicked until it does.
+globalThis.grpoConnection = (() => {
+  const ASK_MS = 500, ANSWER_MS = 1300;
+  const banner = document.createElement("div");
+  banner.className = "offline-banner";
+  banner.setAttribute("role", "alert");
+  banner.textContent = "The server does not answer. This page continues as soon as it does.";
+  const held = new Set(); // what was disabled here, and not by the page itself
+  let isOffline = false;
+
+  const hold = () => {
+    for (const part of document.querySelectorAll(".page, .topbar, .q-dialog")) part.inert = true;
+    for (const control of document.querySelectorAll(":is(.page, .topbar, .q-dialog) :is(button, input, select)"))
+      if (!control.disabled) {
+        control.disabled = true;
+        held.add(control);
+      }
+  };
+  const release = () => {
+    for (const part of document.querySelectorAll("[inert]")) part.inert = false;
+    for (const control of held) control.disabled = false;
+    held.clear();
+  };
+  const set = (offline) => {
+    if (offline === isOffline) return;
+    isOffline = offline;
+    document.documentElement.classList.toggle("offline", offline);
+    if (offline) {
+      document.body.prepend(banner);
+      hold();
+    } else {
+      banner.remove();
+      release();
+    }
+  };
+
+  const start = () => {
+    const socket = globalThis.socket;
+    if (!socket) return setTimeout(start, 50);
+    socket.io.reconnectionDelayMax(1000);
+    socket.on("disconnect", () => set(true));
+    let isWaiting = false;
+    setInterval(() => {
+      if (isWaiting || document.hidden || !globalThis.did_handshake) return;
+      if (!socket.connected) return set(true);
+      isWaiting = true;
+      socket.timeout(ANSWER_MS).emit("grpo_ask", (error) => {
+        isWaiting = false;
+        set(Boolean(error));
+      });
+    }, ASK_MS);
+  };
+  start();
+  return { isOffline: () => isOffline };
+})();

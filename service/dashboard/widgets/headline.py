@@ -1,0 +1,86 @@
+"""What a policy earns, as the first figure of a job or a model, and what training itself earned, second."""
+
+from typing import NamedTuple
+
+from service.dashboard.widgets.html_elements import Text, make_box
+from service.dashboard.widgets.number_format import format_count, format_interval, format_number
+from service.schemas.jobs import EpisodeFigures, FinalEvaluation, TrainingStatus
+from service.schemas.models import ModelCard
+
+_TRAINING_KEY = "rollout/ep_rew_mean"
+
+
+class Headline(NamedTuple):
+    """Texts of a headline; what was not measured is empty.
+
+    :param figure: Mean reward of an evaluation's episodes.
+    :param interval: Its 95 % interval.
+    :param caption: Which evaluation it is, and of how many episodes.
+    :param training: The mean that training reports, which is not the policy's score.
+    """
+
+    figure: str
+    interval: str
+    caption: str
+    training: str = ""
+
+
+def describe_job(status: TrainingStatus) -> Headline:
+    """Choose the headline of a job: the final evaluation, or the latest one on the way."""
+    mean = status.metrics.get(_TRAINING_KEY)
+    training = "" if mean is None else f"training mean {format_number(mean)}"
+    final, latest = status.final_evaluation, status.evaluation
+    if final is not None:
+        return _describe_final(final, status.config.n_eval_episodes)._replace(training=training)
+    if latest is not None:
+        steps = f"evaluation after {format_count(latest.timesteps)} steps"
+        return _describe(latest, steps, f"{latest.n_episodes}")._replace(training=training)
+    caption = "no evaluation" if status.status.is_final else "no evaluation yet"
+    return Headline("", "", caption, training)
+
+
+def describe_model(card: ModelCard) -> Headline | None:
+    """Choose the headline of a model: the final evaluation of its job, or else the latest one; None without any."""
+    if card.final_evaluation is not None:
+        wanted = (card.config or {}).get("n_eval_episodes")
+        return _describe_final(card.final_evaluation, wanted if isinstance(wanted, int) else None)
+    return (
+        None if card.evaluation is None else _describe(card.evaluation, "evaluation", f"{card.evaluation.n_episodes}")
+    )
+
+
+def describe_figures(figures: EpisodeFigures) -> str:
+    """Write an evaluation in one line."""
+    own = _describe(figures, "", f"{figures.n_episodes}")
+    return f"{own.figure} ({own.interval}), {figures.n_episodes} episodes" if own.interval else own.figure
+
+
+def _describe_final(final: FinalEvaluation, n_wanted: int | None) -> Headline:
+    n_episodes = f"{final.n_episodes}"
+    if not final.complete and n_wanted is not None and n_wanted > final.n_episodes:
+        n_episodes = f"{final.n_episodes} of {n_wanted}"
+    return _describe(final, "final evaluation", n_episodes)
+
+
+def _describe(figures: EpisodeFigures, name: str, n_episodes: str) -> Headline:
+    interval = format_interval(figures.mean_reward_ci95)
+    unit = "episode" if n_episodes == "1" else "episodes"
+    return Headline(format_number(figures.mean_reward), interval, f"{name}, mean of {n_episodes} {unit}")
+
+
+class HeadlineText:
+    """A headline in the page."""
+
+    def __init__(self) -> None:
+        with make_box("headline"):
+            with make_box("row-flex baseline"):
+                self._figure, self._interval = Text("", "figure"), Text("", "muted small number")
+            with make_box("row-flex baseline between"):
+                self._caption, self._training = Text("", "muted small"), Text("", "muted small number")
+
+    def show(self, headline: Headline) -> None:
+        """Show other texts."""
+        self._figure.set_text(headline.figure)
+        self._interval.set_text(headline.interval and f"95 % interval {headline.interval}")
+        self._training.set_text(headline.training)
+        self._caption.set_text(f"{headline.caption[:1].upper()}{headline.caption[1:]}")

@@ -1,0 +1,27 @@
+"""How settings are written."""
+
+from typing import Any
+
+import pytest
+
+from service.dashboard.widgets.job_settings import write_setting
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "none"),
+        (True, "yes"),
+        (10_000, "10,000"),
+        (0.0003, "0.0003"),
+        ("branch", "branch"),
+        ([64, 64], "64, 64"),
+        ([], "none"),
+        ({}, "none"),
+        ([{"name": "frame_stack", "n": 4}, "flatten"], '{"name": "frame_stack", "n": 4}, flatten'),
+        ({"norm_obs": True, "norm_reward": False}, "norm_obs: yes, norm_reward: no"),
+    ],
+    ids=str,
+)
+def test_settings_are_written_as_people_type_them(value: Any, text: str) -> None:
+    assert write_setting(value) == text
