@@ -14,7 +14,7 @@ from service.errors import ConflictError
 from service.jobs.history import JobHistory
 from service.jobs.totals import JobTotals
 from service.jobs.verdict import Evidence, judge
-from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation, JobStatus, JobSummary, TrainingStatus, Verdict
+from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation, JobStatus, JobSummary, TrainingStatus
 from service.training.plan import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
@@ -137,7 +137,7 @@ class Job:
             sha256=self._sha256,
             elapsed_seconds=elapsed_seconds,
             eta_seconds=self._compute_eta(elapsed_seconds),
-            verdict=self._judge(no_signal_warning),
+            verdict=judge(self.gather_evidence()),
             evaluation=self._evaluation,
             best_evaluation=self._best_evaluation,
             final_evaluation=self._final_evaluation,
@@ -147,20 +147,20 @@ class Job:
             config_origins=self.plan.config_origins,
         )
 
-    def _judge(self, no_signal_warning: str | None) -> Verdict:
-        return judge(
-            Evidence(
-                status=self._status,
-                config=self.config,
-                n_timesteps=self._current_timesteps,
-                rollout_rewards=self.history.list_values(_REWARD_KEY, _MAX_JUDGED_POINTS),
-                evaluations=self.history.list_evaluations(),
-                final_evaluation=self._final_evaluation,
-                reward_threshold=self.plan.reward_threshold,
-                no_signal_warning=no_signal_warning,
-                kls=self.history.list_values(_KL_KEY, _MAX_JUDGED_POINTS),
-                metrics=self._metrics,
-            )
+    def gather_evidence(self) -> Evidence:
+        """Return what the job's verdict is based on."""
+        return Evidence(
+            status=self._status,
+            config=self.config,
+            n_timesteps=self._current_timesteps,
+            ended_by=self._ended_by,
+            rollout_rewards=self.history.list_values(_REWARD_KEY, _MAX_JUDGED_POINTS),
+            evaluations=self.history.list_evaluations(),
+            final_evaluation=self._final_evaluation,
+            reward_threshold=self.plan.reward_threshold,
+            no_signal_warning=self._no_signal.make_warning(self._current_timesteps),
+            kls=self.history.list_values(_KL_KEY, _MAX_JUDGED_POINTS),
+            metrics=self._metrics,
         )
 
     def start(self) -> bool:
