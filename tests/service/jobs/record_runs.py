@@ -103,6 +103,9 @@ RUNS: Mapping[str, Run] = {
     "cartpole_rate_too_large_but_kept": Run(
         {"seed": 3, "learning_rate": 0.02, "lr_schedule": "constant", "eval_freq": 300}
     ),
+    "cartpole_fallen_from_its_peak": Run(
+        {"seed": 4, **_OWN, "n_steps": 256, "learning_rate": 0.02, "lr_schedule": "constant", "total_timesteps": 20_000}
+    ),
     "cartpole_rate_too_small": Run({"seed": 0, "learning_rate": 1e-8}),
     "cartpole_taught_to_fall": Run({"seed": 0, "reward_functions": {"simple_cartpole": -1.0}, "learning_rate": 1e-3}),
     "acrobot": Run({"env_name": "Acrobot-v1", "seed": 0}),
@@ -187,6 +190,7 @@ def to_json(evidence: Evidence) -> dict[str, Any]:
         "final_evaluation": None if final is None else _shorten(final),
         "reward_threshold": evidence.reward_threshold,
         "no_signal_warning": evidence.no_signal_warning,
+        "had_signal": evidence.had_signal,
         "kls": _thin(evidence.kls),
         "metrics": {key: _round(evidence.metrics[key]) for key in _METRICS if key in evidence.metrics},
     }

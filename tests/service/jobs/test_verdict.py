@@ -132,9 +132,9 @@ class TestEvaluations:
             state: str = judge_curve([], evaluations=[evaluate(x, std_reward, n_episodes) for x in rewards]).state
             return state
 
-        # The standard error of a difference is 10 * sqrt(2 / 9) = 4.7, and 2.5 times that 11.8.
-        assert (get_state(100.0, 111.7), get_state(100.0, 112.0)) == ("flat", "learning")
-        assert get_state(100.0, 88.0) == "worse"
+        # The standard error of a difference is 10 * sqrt(2 / 9) * (1 + 2.4 / 9) = 5.97, and 2.5 times that 14.9.
+        assert (get_state(100.0, 114.8), get_state(100.0, 115.0)) == ("flat", "learning")
+        assert get_state(100.0, 85.0) == "worse"
         assert get_state(20.0, *[150.0] * 10) == "learning"  # a few points are no plateau
         assert get_state(20.0, *[150.0] * 11) == "steady"
         assert get_state(9.0, 10.0, std_reward=0.0, n_episodes=3) == "flat"
@@ -205,9 +205,11 @@ class TestWithoutASignal:
         assert judge_curve([200.0] * 30, **evidence).state == "steady"
 
     def test_one_that_went_with_the_last_alternative_is_explained(self, judge_curve: Any) -> None:
-        verdict = judge_curve([9.0] * 30, no_signal_warning="no signal.", metrics={"train/entropy_loss": -0.001})
+        evidence = {"no_signal_warning": "no signal; raise it.", "metrics": {"train/entropy_loss": -0.001}}
+        verdict = judge_curve([9.0] * 30, had_signal=True, **evidence)
         assert verdict.state == "no_signal"
         assert "lower learning_rate" in verdict.text
+        assert "raise it" in judge_curve([9.0] * 30, had_signal=False, **evidence).text
 
     def test_in_the_end_there_was_none(self, judge_curve: Any) -> None:
         evidence = {"final_evaluation": evaluate(-200.0), "evaluations": [evaluate(-200.0)] * 3}
