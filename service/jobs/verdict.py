@@ -112,7 +112,7 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(state="solved", text=f"Solved: {_say_now(evidence)}, and {solved_from}.")
     course = _find_course(evidence)
     state = None if course is None else _judge_course(course)
-    if evidence.no_signal_warning is not None and state not in ("learning", "steady"):
+    if evidence.no_signal_warning is not None and state in (None, "flat"):
         return Verdict(state="no_signal", text=_say_there_is_no_signal(evidence))
     if course is None or state is None:
         return Verdict(state="starting", text=_say_it_is_early(evidence))
@@ -204,6 +204,8 @@ def _say_now(evidence: Evidence) -> str:
 def _say_it_is_early(evidence: Evidence) -> str:
     if evidence.final_evaluation is not None:
         return f"{_capitalize(_say_now(evidence))}; too little was evaluated before to tell how much it has learned."
+    if evidence.latest is not None:
+        return f"{_capitalize(_say_now(evidence))}; there is no other evaluation yet to compare that with."
     return "Too few episodes have been played to tell whether it is learning."
 
 
@@ -238,7 +240,7 @@ def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
         when = "at its best" if state == "worse" else "at the start"
         who = "it" if evidence.final_evaluation is None else "the saved one"
         now = f"{who} earns {_format(evidence.latest.mean_reward)} per episode"
-        text = f"The policy {change}: {now}, after about {before:.3g} {when}"
+        text = f"The policy {change}: {now}, after about {_format(before, 3)} {when}"
     if evidence.reward_threshold is None or state == "worse":
         return f"{text}."
     return f"{text}; the environment counts as solved from {_format(evidence.reward_threshold)} on."
@@ -250,6 +252,7 @@ def _advise(state: VerdictState, evidence: Evidence) -> str:
         return f"It may get better {_say_longer(evidence)}." if evidence.status.is_final else "Let it continue."
     if state == "worse":
         remedy = "A lower learning_rate" if evidence.config.lr_schedule == "linear" else 'lr_schedule "linear"'
+        remedy = "A lower learning_rate or an ent_coef such as 0.01" if _has_stopped_exploring(evidence) else remedy
         keep = "the best evaluated policy is saved" if evidence.config.keep_best else "keep_best saves the best policy"
         return f"{remedy} may prevent that; {keep}."
     remedy = _find_remedy(evidence)
@@ -290,8 +293,8 @@ def _say_longer(evidence: Evidence) -> str:
     return remedies.get(evidence.ended_by, "with more total_timesteps")
 
 
-def _format(reward: float) -> str:
-    return f"{reward:.4g}" if abs(reward) < 10_000 else f"{reward:.0f}"
+def _format(reward: float, n_digits: int = 4) -> str:
+    return f"{reward:.{n_digits}g}" if abs(reward) < 1000 else f"{reward:.0f}"
 
 
 def _capitalize(text: str) -> str:
