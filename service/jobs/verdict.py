@@ -89,12 +89,14 @@ class Course(NamedTuple):
     :param middle: Its best part since.
     :param end: Its last part.
     :param is_rising: Whether it may still rise in the end.
+    :param is_evaluated: Whether its points are evaluations.
     """
 
     start: Level
     middle: Level
     end: Level
     is_rising: bool
+    is_evaluated: bool = True
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -132,19 +134,25 @@ def _find_course(evidence: Evidence) -> Course | None:
     if len(points) < 2:
         # A single evaluation is one of the saved policy, or of the untrained one.
         is_known = evidence.final_evaluation is not None or len(evidence.rollout_rewards) < _MIN_POINTS
-        return None if is_known else _split(np.asarray(evidence.rollout_rewards, np.float64))
+        return (
+            None if is_known else _split(np.asarray(evidence.rollout_rewards, np.float64))._replace(is_evaluated=False)
+        )
     if len(evidence.evaluations) < _MIN_POINTS:
         levels = [_measure_level(point) for point in points]
         start, *between, end = levels
         # A few points are no plateau.
         return Course(start, max(between, default=start), end, is_rising=True)
     course = _split(np.array([point.mean_reward for point in evidence.evaluations]))
-    # Much may be learnt within the first third.
-    start, middle, end = _measure_level(points[0]), max(course.start, course.middle), course.end
+    levels = [_measure_level(point) for point in points]
+    # Those of single episodes have no spread of their own, but the parts of the curve have.
+    errors = [level.spread if math.isfinite(level.spread) else course.start.spread for level in levels]
+    middle, end = max(course.start, course.middle), course.end
     if evidence.final_evaluation is not None:
-        final = _measure_level(evidence.final_evaluation)
-        end = Level(final.reward, max(final.spread, end.spread))
-    return Course(start, middle, end, course.is_rising)
+        # It plays other episodes than the evaluations before, which hardly differ from each other for that reason.
+        middle = Level(middle.reward, max(middle.spread, float(np.median(errors))))
+        end = Level(levels[-1].reward, max(end.spread, errors[-1]))
+    # Much may be learnt within the first third.
+    return Course(Level(levels[0].reward, errors[0]), middle, end, course.is_rising)
 
 
 def _split(curve: npt.NDArray[np.float64]) -> Course:
@@ -224,7 +232,7 @@ def _say_there_is_no_signal(evidence: Evidence) -> str:
 def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
     """Say how the reward changed."""
     before = max(course.start.reward, course.middle.reward) if state == "worse" else course.start.reward
-    if evidence.latest is None:
+    if not course.is_evaluated or evidence.latest is None:
         changes = {"learning": "is rising", "steady": "rose and is now steady", "worse": "has fallen"}
         change = changes.get(state, "has not clearly changed yet")
         figures = f"it was about {_format(before)} and is about {_format(course.end.reward)} now"

@@ -151,6 +151,17 @@ class TestEvaluations:
         assert fallen.state == "worse"
         assert "the saved one earns 60 per episode, after about 230 at its best" in fallen.text
 
+    def test_it_plays_other_episodes_so_that_a_little_more_is_no_progress(self, judge_curve: Any) -> None:
+        # The same policy earns exactly the same in the same episodes.
+        curve = [evaluate(9.2, 0.7)] * 24
+        verdict = judge_curve([], JobStatus.COMPLETED, evaluations=curve, final_evaluation=evaluate(9.8, 0.7))
+        assert verdict.state == "flat"
+
+    def test_single_episodes_have_the_spread_of_their_curve(self, judge_curve: Any) -> None:
+        curve = [evaluate(20.0 * i, n_episodes=1) for i in range(24)]
+        final = evaluate(470.0, n_episodes=1)
+        assert judge_curve([], JobStatus.COMPLETED, evaluations=curve, final_evaluation=final).state == "learning"
+
     def test_one_at_the_end_alone_is_told_and_not_judged(self, judge_curve: Any) -> None:
         verdict = judge_curve(100 * RISE, JobStatus.COMPLETED, final_evaluation=evaluate(77.0))
         assert verdict.state == "starting"
