@@ -16,7 +16,7 @@ from service.workers.task import Progress
 # Share of a training's time that its evaluations may take.
 _SHARE = 0.05
 # What short trainings may spend, so that they too show what the untrained policy earns.
-_LEAST_SECONDS = 0.1
+_LEAST_SECONDS = 0.2
 # Points of the curve, if time allows; a screen shows no more.
 _N_POINTS = 40
 # The fewest episodes of a point, unless the job asks for fewer.
@@ -26,7 +26,7 @@ _MIN_SLICE_SECONDS = 0.004
 
 
 class BackgroundEvaluation(BaseCallback):
-    """Evaluates policies between rollouts, the untrained one first, for at most 5 % of the time (or 0.1 s).
+    """Evaluates policies between rollouts, the untrained one first, for at most 5 % of the time (or 0.2 s).
 
     Each is frozen, and its episodes are played whenever some of the time has been earned. They are as many as fit into
     a fortieth of it, from 5 to ``n_eval_episodes``. When they end depends on the clock, but training does not depend
