@@ -220,6 +220,11 @@ class TrainingStatus(Answer):
     config: Mapping[str, Any]
     config_origins: Mapping[str, str]
 
+    def __str__(self) -> str:
+        from grpo_client.reports import clean, describe_status  # which describes these classes
+
+        return clean(describe_status(self))
+
     @property
     def is_final(self) -> bool:
         """Whether it can no longer change."""

@@ -1,6 +1,6 @@
 """A progress bar for a job."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +35,14 @@ def make_listener(on_event: Listener | None, progress: bool) -> Iterator[Listene
 
 
 class ProgressBar:
-    """Shows the events of a job as a bar.
+    """Shows the events of a job as a bar, with the reward of the latest evaluation or, before any, of training.
 
     :param bar: From ``_make_progress``.
     """
 
     def __init__(self, bar: "Progress") -> None:
         self._bar = bar
+        self._has_evaluation = False
         self._task = bar.add_task("queued", total=1.0, reward="", entropy="", left="")
 
     def __call__(self, event: JobEvent) -> None:
@@ -54,6 +55,8 @@ class ProgressBar:
                 self._update(completed=payload["progress"], left=_format_seconds(payload["eta_seconds"]))
             case "job.metrics":
                 self._show_metrics(payload["metrics"])
+            case "job.evaluation" | "job.final_evaluation":
+                self._show_evaluation(payload)
             case "job.warning":
                 self._bar.console.print(f"warning: {payload['warning']}", markup=False)
             case _ if event.is_terminal:
@@ -61,10 +64,14 @@ class ProgressBar:
                 self._show_metrics(payload["metrics"])
 
     def _show_metrics(self, metrics: dict[str, float]) -> None:
-        if "rollout/ep_rew_mean" in metrics:
-            self._update(reward=f"reward {metrics['rollout/ep_rew_mean']:.1f}")
+        if "rollout/ep_rew_mean" in metrics and not self._has_evaluation:
+            self._update(reward=f"training {metrics['rollout/ep_rew_mean']:.1f}")
         if "train/entropy_loss" in metrics:  # the negative of the entropy
             self._update(entropy=f"entropy {-metrics['train/entropy_loss']:.2f}")
+
+    def _show_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        self._has_evaluation = True
+        self._update(reward=f"reward {evaluation['mean_reward']:.1f}")
 
     def _update(self, **fields: Any) -> None:
         self._bar.update(self._task, **fields)

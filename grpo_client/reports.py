@@ -7,7 +7,7 @@ from typing import Any
 from grpo_client.answers import (
     Comparison,
     EnvironmentSummary,
-    Evaluation,
+    EpisodeFigures,
     JobSummary,
     ModelSummary,
     Prediction,
@@ -56,13 +56,16 @@ def describe_status(status: TrainingStatus) -> str:
     lines = [f"{status.status}: {steps}{_format_times(status)}, job {status.job_id}"]
     if status.error_message is not None:
         lines.append(f"error: {status.error_message}")
-    if "rollout/ep_rew_mean" in status.metrics:
-        lines.append(f"mean episode reward {status.metrics['rollout/ep_rew_mean']:.1f}")
-    if status.evaluation is not None:
-        lines.append(f"latest evaluation: {_describe_evaluation(status.evaluation)}")
-    if status.best_evaluation is not None:
-        lines.append(f"best evaluation: {_describe_evaluation(status.best_evaluation)}")
+    if status.final_evaluation is not None:
+        cut = "" if status.final_evaluation.complete else "; time ran out before there were more"
+        lines.append(f"the saved policy: {_describe_evaluation(status.final_evaluation)}{cut}")
     lines.append(f"{status.verdict.state.replace('_', ' ')}: {status.verdict.text}")
+    if status.final_evaluation is None and status.evaluation is not None:
+        lines.append(f"latest evaluation: {_describe_evaluation(status.evaluation)}")
+    if status.best_evaluation is not None and status.config.get("keep_best"):
+        lines.append(f"best evaluation: {_describe_evaluation(status.best_evaluation)}")
+    if "rollout/ep_rew_mean" in status.metrics:
+        lines.append(f"mean reward while training: {status.metrics['rollout/ep_rew_mean']:.1f}")
     lines += [f"warning: {warning}" for warning in status.warnings]
     if status.model_name is not None:
         lines.append(f"model: {status.model_name}")
@@ -75,7 +78,7 @@ def _format_times(status: TrainingStatus) -> str:
     )
 
 
-def _describe_evaluation(evaluation: Evaluation) -> str:
+def _describe_evaluation(evaluation: EpisodeFigures) -> str:
     interval = evaluation.mean_reward_ci95
     spread = "" if interval is None else f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
     success = "" if evaluation.success_rate is None else f", success {evaluation.success_rate:.0%}"

@@ -229,7 +229,7 @@ class TestStartingTraining:
         response = client.post("/train", content=body, headers=headers)
         assert response.status_code == 200
         started = response.json()
-        assert started.keys() == {"job_id", "message", "config"}
+        assert started.keys() == {"job_id", "message", "config", "config_origins"}
         assert started["message"] == "Training started"
         config = started["config"]
         assert config.keys() == TrainRequest.model_fields.keys()

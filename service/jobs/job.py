@@ -14,7 +14,7 @@ from service.errors import ConflictError
 from service.jobs.history import JobHistory
 from service.jobs.totals import JobTotals
 from service.jobs.verdict import Evidence, judge
-from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation, JobStatus, JobSummary, TrainingStatus, Verdict
+from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation, JobStatus, JobSummary, TrainingStatus
 from service.training.plan import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
@@ -137,7 +137,7 @@ class Job:
             sha256=self._sha256,
             elapsed_seconds=elapsed_seconds,
             eta_seconds=self._compute_eta(elapsed_seconds),
-            verdict=self._judge(no_signal_warning),
+            verdict=judge(self.gather_evidence()),
             evaluation=self._evaluation,
             best_evaluation=self._best_evaluation,
             final_evaluation=self._final_evaluation,
@@ -147,20 +147,21 @@ class Job:
             config_origins=self.plan.config_origins,
         )
 
-    def _judge(self, no_signal_warning: str | None) -> Verdict:
-        return judge(
-            Evidence(
-                status=self._status,
-                config=self.config,
-                n_timesteps=self._current_timesteps,
-                rollout_rewards=self.history.list_values(_REWARD_KEY, _MAX_JUDGED_POINTS),
-                evaluations=self.history.list_evaluations(),
-                final_evaluation=self._final_evaluation,
-                reward_threshold=self.plan.reward_threshold,
-                no_signal_warning=no_signal_warning,
-                kls=self.history.list_values(_KL_KEY, _MAX_JUDGED_POINTS),
-                metrics=self._metrics,
-            )
+    def gather_evidence(self) -> Evidence:
+        """Return what the job's verdict is based on."""
+        return Evidence(
+            status=self._status,
+            config=self.config,
+            n_timesteps=self._current_timesteps,
+            ended_by=self._ended_by,
+            rollout_rewards=self.history.list_values(_REWARD_KEY, _MAX_JUDGED_POINTS),
+            evaluations=self.history.list_evaluations(),
+            final_evaluation=self._final_evaluation,
+            reward_threshold=self.plan.reward_threshold,
+            no_signal_warning=self._no_signal.make_warning(self._current_timesteps),
+            had_signal=self._no_signal.since_timesteps > 0,
+            kls=self.history.list_values(_KL_KEY, _MAX_JUDGED_POINTS),
+            metrics=self._metrics,
         )
 
     def start(self) -> bool:
@@ -336,7 +337,8 @@ class _NoSignalCounter:
 
     def __init__(self) -> None:
         self._n_rollouts = 0
-        self._since_timesteps = 0
+        #: Simulator steps at the end of the last rollout with a signal; 0 if there was none.
+        self.since_timesteps = 0
         self._has_warned = False
 
     def count_rollout(self, zero_std_fraction: float, timesteps: int) -> str | None:
@@ -346,7 +348,7 @@ class _NoSignalCounter:
         :param timesteps: Simulator steps taken so far.
         """
         if zero_std_fraction < 1.0:
-            self._n_rollouts, self._since_timesteps, self._has_warned = 0, timesteps, False
+            self._n_rollouts, self.since_timesteps, self._has_warned = 0, timesteps, False
             return None
         self._n_rollouts += 1
         warning = None if self._has_warned else self.make_warning(timesteps)
@@ -358,7 +360,7 @@ class _NoSignalCounter:
 
         :param timesteps: Simulator steps taken so far.
         """
-        n_steps = timesteps - self._since_timesteps
+        n_steps = timesteps - self.since_timesteps
         if self._n_rollouts < _MIN_ROLLOUTS_TO_WARN or n_steps < _MIN_STEPS_TO_WARN:
             return None
         return (

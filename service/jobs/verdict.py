@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from service.schemas.jobs import EpisodeFigures, JobStatus, Verdict, VerdictState
+from service.schemas.jobs import EndedBy, EpisodeFigures, JobStatus, Verdict, VerdictState
 from service.schemas.training import TrainConfig
 
 # With fewer points, a third of a curve says nothing about its spread.
@@ -22,6 +22,9 @@ _MIN_POINTS = 12
 _MIN_SPREADS = 2.5
 # It must also be higher by this share of its size, since a curve of means over 100 episodes wanders smoothly.
 _MIN_CHANGE = 0.05
+# Few episodes may show less spread than there is: three that earn the same say little of a fourth. The second makes the
+# 97.5 % quantile of 4 episodes 1.8 times that of many; Student's is 1.6 times.
+_HIDDEN_SPREAD, _STUDENT = 0.2, 2.4
 # Below the first, updates hardly change the policy; above the second, by more than the clipped loss is made for.
 _SMALL_KL, _LARGE_KL = 1e-5, 0.1
 # Nats. A policy of discrete actions with less entropy has almost stopped exploring.
@@ -36,11 +39,13 @@ class Evidence(NamedTuple):
     :param status: Its status.
     :param config: Its settings.
     :param n_timesteps: Simulator steps taken so far.
+    :param ended_by: Why its training ended; None while it goes on.
     :param rollout_rewards: Mean rewards of recent episodes over time (``rollout/ep_rew_mean``), oldest first.
     :param evaluations: Evaluations on the way, oldest first.
     :param final_evaluation: The evaluation of the policy that is saved.
     :param reward_threshold: Reward from which the environment counts as solved; None if it does not say.
     :param no_signal_warning: The warning if all branches of every group have earned the same for long; else None.
+    :param had_signal: Whether branches of a group have ever earned different rewards.
     :param kls: How far each update moved the policy (``train/approx_kl``), oldest first.
     :param metrics: The latest metrics, under SB3's log keys.
     """
@@ -48,11 +53,13 @@ class Evidence(NamedTuple):
     status: JobStatus
     config: TrainConfig
     n_timesteps: int = 0
+    ended_by: EndedBy | None = None
     rollout_rewards: Sequence[float] = ()
     evaluations: Sequence[EpisodeFigures] = ()
     final_evaluation: EpisodeFigures | None = None
     reward_threshold: float | None = None
     no_signal_warning: str | None = None
+    had_signal: bool = False
     kls: Sequence[float] = ()
     metrics: Mapping[str, float] = MappingProxyType({})
 
@@ -81,13 +88,15 @@ class Course(NamedTuple):
     :param start: Its beginning.
     :param middle: Its best part since.
     :param end: Its last part.
-    :param is_rising: Whether it rises within the last part.
+    :param is_rising: Whether it may still rise in the end.
+    :param is_evaluated: Whether its points are evaluations.
     """
 
     start: Level
     middle: Level
     end: Level
     is_rising: bool
+    is_evaluated: bool = True
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -99,27 +108,23 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(state="failed", text="The job failed; error_message says why.")
     if status is JobStatus.RUNNING and evidence.n_timesteps == 0:
         return Verdict(state="starting", text="Starting the worker: it loads its libraries and builds the environment.")
-    if _is_solved(evidence):
-        return Verdict(
-            state="solved",
-            text=f"Solved: {_say_now(evidence)}, and the environment counts as solved from "
-            f"{evidence.reward_threshold:.4g} on.",
-        )
+    threshold = evidence.reward_threshold
+    if threshold is not None and _has_reached(threshold, evidence):
+        solved_from = f"the environment counts as solved from {_format(threshold)} on"
+        return Verdict(state="solved", text=f"Solved: {_say_now(evidence)}, and {solved_from}.")
     course = _find_course(evidence)
     state = None if course is None else _judge_course(course)
-    if evidence.no_signal_warning is not None and state not in ("learning", "steady"):
+    if evidence.no_signal_warning is not None and state in (None, "flat"):
         return Verdict(state="no_signal", text=_say_there_is_no_signal(evidence))
     if course is None or state is None:
         return Verdict(state="starting", text=_say_it_is_early(evidence))
     return Verdict(state=state, text=f"{_say_course(state, course, evidence)} {_advise(state, evidence)}")
 
 
-def _is_solved(evidence: Evidence) -> bool:
-    threshold, rewards = evidence.reward_threshold, evidence.rollout_rewards
-    if threshold is None:
-        return False
+def _has_reached(threshold: float, evidence: Evidence) -> bool:
     if evidence.latest is not None:
         return evidence.latest.mean_reward >= threshold
+    rewards = evidence.rollout_rewards
     return len(rewards) >= _MIN_POINTS and rewards[-1] >= threshold
 
 
@@ -129,18 +134,25 @@ def _find_course(evidence: Evidence) -> Course | None:
     if len(points) < 2:
         # A single evaluation is one of the saved policy, or of the untrained one.
         is_known = evidence.final_evaluation is not None or len(evidence.rollout_rewards) < _MIN_POINTS
-        return None if is_known else _split(np.asarray(evidence.rollout_rewards, np.float64))
+        return (
+            None if is_known else _split(np.asarray(evidence.rollout_rewards, np.float64))._replace(is_evaluated=False)
+        )
     if len(evidence.evaluations) < _MIN_POINTS:
         levels = [_measure_level(point) for point in points]
         start, *between, end = levels
-        return Course(start, max(between, default=start), end, is_rising=not between)
+        # A few points are no plateau.
+        return Course(start, max(between, default=start), end, is_rising=True)
     course = _split(np.array([point.mean_reward for point in evidence.evaluations]))
-    # Much may be learnt within the first third.
-    start, middle, end = _measure_level(points[0]), max(course.start, course.middle), course.end
+    levels = [_measure_level(point) for point in points]
+    # Those of single episodes have no spread of their own, but the parts of the curve have.
+    errors = [level.spread if math.isfinite(level.spread) else course.start.spread for level in levels]
+    middle, end = max(course.start, course.middle), course.end
     if evidence.final_evaluation is not None:
-        final = _measure_level(evidence.final_evaluation)
-        end = Level(final.reward, max(final.spread, end.spread))
-    return Course(start, middle, end, course.is_rising)
+        # It plays other episodes than the evaluations before, which hardly differ from each other for that reason.
+        middle = Level(middle.reward, max(middle.spread, float(np.median(errors))))
+        end = Level(levels[-1].reward, max(end.spread, errors[-1]))
+    # Much may be learnt within the first third.
+    return Course(Level(levels[0].reward, errors[0]), middle, end, course.is_rising)
 
 
 def _split(curve: npt.NDArray[np.float64]) -> Course:
@@ -161,9 +173,15 @@ def _measure_part(part: npt.NDArray[np.float64]) -> Level:
 
 
 def _measure_level(figures: EpisodeFigures) -> Level:
-    """Return an evaluation's mean, and the standard error of a difference between two such means."""
-    n = figures.n_episodes
-    return Level(figures.mean_reward, math.inf if n == 1 else figures.std_reward * math.sqrt(2 / (n - 1)))
+    """Return an evaluation's mean, and the standard error of a difference between two such means.
+
+    It is larger the fewer the episodes, about as Student's quantiles are.
+    """
+    n, reward = figures.n_episodes, figures.mean_reward
+    if n == 1:
+        return Level(reward, math.inf)
+    error = figures.std_reward * math.sqrt(2 / (n - 1)) * (1 + _STUDENT / (n - 1))
+    return Level(reward, max(error, _HIDDEN_SPREAD * abs(reward) / n))
 
 
 def _judge_course(course: Course) -> VerdictState:
@@ -186,31 +204,38 @@ def _compare(earlier: Level, later: Level) -> int:
 def _say_now(evidence: Evidence) -> str:
     """Say what an episode earns now, and who plays it."""
     if evidence.latest is None:
-        return f"while training, an episode earns about {evidence.rollout_rewards[-1]:.4g}"
+        return f"while training, an episode earns about {_format(evidence.rollout_rewards[-1])}"
     who = "the policy" if evidence.final_evaluation is None else "the saved policy"
-    return f"{who} earns {evidence.latest.mean_reward:.4g} per episode"
+    return f"{who} earns {_format(evidence.latest.mean_reward)} per episode"
 
 
 def _say_it_is_early(evidence: Evidence) -> str:
     if evidence.final_evaluation is not None:
         return f"{_capitalize(_say_now(evidence))}; too little was evaluated before to tell how much it has learned."
+    if evidence.latest is not None:
+        return f"{_capitalize(_say_now(evidence))}; there is no other evaluation yet to compare that with."
     return "Too few episodes have been played to tell whether it is learning."
 
 
 def _say_there_is_no_signal(evidence: Evidence) -> str:
-    if not evidence.status.is_final:
-        return f"There is nothing to learn from yet: {evidence.no_signal_warning}"
-    now = "" if evidence.latest is None else f"{_capitalize(_say_now(evidence))}. "
-    return f"{now}There was nothing to learn from: {evidence.no_signal_warning}"
+    is_over = evidence.status.is_final
+    now = f"{_capitalize(_say_now(evidence))}. " if is_over and evidence.latest is not None else ""
+    if evidence.had_signal and _has_stopped_exploring(evidence):
+        return (
+            f"{now}There is nothing more to learn from, since the policy has almost stopped trying other actions: all "
+            "branches of a group earn the same. Try a lower learning_rate, or an ent_coef such as 0.01."
+        )
+    nothing = "There was nothing to learn from" if is_over else "There is nothing to learn from yet"
+    return f"{now}{nothing}: {evidence.no_signal_warning}"
 
 
 def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
     """Say how the reward changed."""
     before = max(course.start.reward, course.middle.reward) if state == "worse" else course.start.reward
-    if evidence.latest is None:
+    if not course.is_evaluated or evidence.latest is None:
         changes = {"learning": "is rising", "steady": "rose and is now steady", "worse": "has fallen"}
         change = changes.get(state, "has not clearly changed yet")
-        figures = f"it was about {before:.4g} and is about {course.end.reward:.4g} now"
+        figures = f"it was about {_format(before)} and is about {_format(course.end.reward)} now"
         text = f"The mean reward while training {change}: {figures}"
     else:
         is_over = evidence.status.is_final
@@ -221,18 +246,21 @@ def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
         }
         change = changes.get(state, "did not clearly change" if is_over else "has not clearly changed yet")
         when = "at its best" if state == "worse" else "at the start"
-        text = f"The policy {change}: {_say_now(evidence)}, after about {before:.4g} {when}"
+        who = "it" if evidence.final_evaluation is None else "the saved one"
+        now = f"{who} earns {_format(evidence.latest.mean_reward)} per episode"
+        text = f"The policy {change}: {now}, after about {_format(before, 3)} {when}"
     if evidence.reward_threshold is None or state == "worse":
         return f"{text}."
-    return f"{text}; the environment counts as solved from {evidence.reward_threshold:.4g} on."
+    return f"{text}; the environment counts as solved from {_format(evidence.reward_threshold)} on."
 
 
 def _advise(state: VerdictState, evidence: Evidence) -> str:
     """Return a sentence that says what to try."""
     if state == "learning":
-        return "It may get better with more total_timesteps." if evidence.status.is_final else "Let it continue."
+        return f"It may get better {_say_longer(evidence)}." if evidence.status.is_final else "Let it continue."
     if state == "worse":
         remedy = "A lower learning_rate" if evidence.config.lr_schedule == "linear" else 'lr_schedule "linear"'
+        remedy = "A lower learning_rate or an ent_coef such as 0.01" if _has_stopped_exploring(evidence) else remedy
         keep = "the best evaluated policy is saved" if evidence.config.keep_best else "keep_best saves the best policy"
         return f"{remedy} may prevent that; {keep}."
     remedy = _find_remedy(evidence)
@@ -243,20 +271,38 @@ def _find_remedy(evidence: Evidence) -> str:
     """Return advice for what the updates suggest is holding the policy back."""
     # Over the whole job: where the learning rate falls, the last updates are small, and have to be.
     kl = float(np.median(evidence.kls)) if evidence.kls else None
-    entropy_loss, metrics = evidence.metrics.get("train/entropy_loss"), evidence.metrics
     if kl is not None and kl > _LARGE_KL:
         return "its updates are large, so try a lower learning_rate or a target_kl."
-    # The entropy of continuous actions has no lower limit.
-    if entropy_loss is not None and "train/std" not in metrics and -entropy_loss < _SMALL_ENTROPY:
+    if _has_stopped_exploring(evidence):
         return "the policy has almost stopped trying other actions, so try an ent_coef such as 0.01."
-    if metrics.get("rollout/zero_std_group_fraction", 0.0) > _MANY_SILENT_GROUPS:
+    if evidence.metrics.get("rollout/zero_std_group_fraction", 0.0) > _MANY_SILENT_GROUPS:
         return (
             "in most groups all branches earn the same, so try a longer horizon with a larger n_steps, or a reward "
             "that differs between steps."
         )
     if kl is not None and abs(kl) < _SMALL_KL:
         return "its updates hardly change the policy, so try a higher learning_rate."
+    if not evidence.status.is_final:
+        return "let it continue; if that does not help, try a longer horizon with a larger n_steps."
+    if evidence.ended_by in ("max_seconds", "stop"):
+        return f"it may need longer, {_say_longer(evidence)}."
     return "try more total_timesteps, a longer horizon with a larger n_steps, or a reward that differs between steps."
+
+
+def _has_stopped_exploring(evidence: Evidence) -> bool:
+    entropy_loss = evidence.metrics.get("train/entropy_loss")
+    # The entropy of continuous actions has no lower limit.
+    return entropy_loss is not None and "train/std" not in evidence.metrics and -entropy_loss < _SMALL_ENTROPY
+
+
+def _say_longer(evidence: Evidence) -> str:
+    """Say how training goes on for longer."""
+    remedies: Mapping[EndedBy | None, str] = {"max_seconds": "with more max_seconds", "stop": "if it is not stopped"}
+    return remedies.get(evidence.ended_by, "with more total_timesteps")
+
+
+def _format(reward: float, n_digits: int = 4) -> str:
+    return f"{reward:.{n_digits}g}" if abs(reward) < 1000 else f"{reward:.0f}"
 
 
 def _capitalize(text: str) -> str:

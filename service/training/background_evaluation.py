@@ -16,20 +16,20 @@ from service.workers.task import Progress
 # Share of a training's time that its evaluations may take.
 _SHARE = 0.05
 # What short trainings may spend, so that they too show what the untrained policy earns.
-_LEAST_SECONDS = 0.1
+_LEAST_SECONDS = 0.2
 # Points of the curve, if time allows; a screen shows no more.
 _N_POINTS = 40
 # The fewest episodes of a point, unless the job asks for fewer.
-_MIN_EPISODES = 3
+_MIN_EPISODES = 5
 # Pausing more often would cost more than what is played in between.
 _MIN_SLICE_SECONDS = 0.004
 
 
 class BackgroundEvaluation(BaseCallback):
-    """Evaluates policies between rollouts, the untrained one first, for at most 5 % of the time (or 0.1 s).
+    """Evaluates policies between rollouts, the untrained one first, for at most 5 % of the time (or 0.2 s).
 
     Each is frozen, and its episodes are played whenever some of the time has been earned. They are as many as fit into
-    a fortieth of it, from 3 to ``n_eval_episodes``. When they end depends on the clock, but training does not depend
+    a fortieth of it, from 5 to ``n_eval_episodes``. When they end depends on the clock, but training does not depend
     on them: its weights stay the same, and no rule sees them.
 
     :param evaluator: Plays the episodes.

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from grpo import GRPO
+from grpo_core import fast
 from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import Episode, make_policy, step_episode
 from service.environments.build import build_env
@@ -19,6 +21,8 @@ from service.schemas.training import TrainConfig
 
 # Cuts episodes of environments without a time limit; the limit of most others is at most this.
 MAX_EPISODE_STEPS = 1000
+# Episodes that are played side by side where the environment's physics can be batched.
+_BATCH_SIZE = 10
 
 
 class Evaluator:
@@ -41,7 +45,25 @@ class Evaluator:
         :param actor: The policy.
         :param first_seed: Seed of the first episode; the others count up from it.
         """
-        return EvaluationRun(lambda: self.env, actor, self.config, first_seed)
+        return EvaluationRun(self, actor, first_seed)
+
+    def step_episodes(self, actor: Actor, seeds: range) -> Generator[None, None, list[Episode]]:
+        """Play some episodes, and pause after every reset and step; the fewest that can be played apart.
+
+        :param seeds: At least one; only so many as are played belong to the episodes that are returned.
+        """
+        env = self.env
+        has_limit = env.spec is not None and env.spec.max_episode_steps is not None
+        max_steps = math.inf if has_limit else MAX_EPISODE_STEPS
+        if self._simulator is not None:
+            return (yield from fast.step_episodes(env, self._simulator, actor, seeds[:_BATCH_SIZE], max_steps))
+        # The most likely actions draw nothing from the generator.
+        policy = make_policy(actor, True, np.random.default_rng(0))
+        return [(yield from step_episode(env, policy, seeds[0], max_steps))]
+
+    @cached_property
+    def _simulator(self) -> fast.BatchedSimulator | None:
+        return fast.find_batched_simulator(self.env) if GRPO.use_fast_path else None
 
     def close(self) -> None:
         """Close the environment, if it was built."""
@@ -54,28 +76,26 @@ class EvaluationRun:
 
     Training goes on as it would have without it: generators that the whole process shares are put back.
 
-    :param get_env: Returns the environment to play in.
+    :param evaluator: Has the environment to play in.
     :param actor: The policy.
-    :param config: The job's settings.
     :param first_seed: Seed of the first episode; the others count up from it.
     """
 
-    def __init__(
-        self, get_env: Callable[[], gym.Env[Any, Any]], actor: Actor, config: TrainConfig, first_seed: int
-    ) -> None:
-        self._get_env, self._actor, self._config = get_env, actor, config
+    def __init__(self, evaluator: Evaluator, actor: Actor, first_seed: int) -> None:
+        self._evaluator, self._actor = evaluator, actor
+        self._n_episodes = evaluator.config.n_eval_episodes
         #: The episodes that have ended.
         self.episodes: list[Episode] = []
         #: Whether no episode is left to play.
         self.is_over = False
-        self._steps = self._play(range(first_seed, first_seed + config.n_eval_episodes))
+        self._steps = self._play(range(first_seed, first_seed + self._n_episodes))
         self._spent_seconds = 0.0
         self._resumed: float | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether all episodes have ended."""
-        return len(self.episodes) == self._config.n_eval_episodes
+        return len(self.episodes) == self._n_episodes
 
     @property
     def seconds(self) -> float:
@@ -98,7 +118,7 @@ class EvaluationRun:
                 while not self.is_over:
                     next(self._steps, None)
                     if len(self.episodes) > n_episodes:
-                        n_episodes += 1
+                        n_episodes = len(self.episodes)
                         self.is_over = self.is_complete or is_enough()
                     if not may_go_on():
                         break
@@ -106,18 +126,15 @@ class EvaluationRun:
             self._spent_seconds, self._resumed = self.seconds, None
 
     def _play(self, seeds: range) -> Iterator[None]:
-        env = self._get_env()
-        has_limit = env.spec is not None and env.spec.max_episode_steps is not None
-        # The most likely actions draw nothing from the generator.
-        policy = make_policy(self._actor, True, np.random.default_rng(0))
-        for seed in seeds:
-            episode = yield from step_episode(env, policy, seed, math.inf if has_limit else MAX_EPISODE_STEPS)
-            if not math.isfinite(episode.reward):
+        while seeds:
+            episodes = yield from self._evaluator.step_episodes(self._actor, seeds)
+            if not all(math.isfinite(reward := episode.reward) for episode in episodes):
                 raise ValueError(
-                    f"the reward of an evaluation's episode is not finite ({episode.reward}); fix the environment "
-                    f"'{self._config.env_name}'."
+                    f"the reward of an evaluation's episode is not finite ({reward}); fix the environment "
+                    f"'{self._evaluator.config.env_name}'."
                 )
-            self.episodes.append(episode)
+            self.episodes += episodes
+            seeds = seeds[len(episodes) :]
             yield
 
 

@@ -28,19 +28,21 @@ def test_unknown_fields_are_ignored() -> None:
     assert JobSummary.parse({**SUMMARY, "colour": "green"}) == JobSummary.parse(SUMMARY)
 
 
+FIGURES = {
+    "n_episodes": 2,
+    "mean_reward": 1.5,
+    "std_reward": 0.5,
+    "mean_reward_ci95": [1.0, 2.0],
+    "min_reward": 1.0,
+    "max_reward": 2.0,
+    "mean_length": 3.0,
+    "success_rate": None,
+    "success_rate_ci95": None,
+}
+
+
 def test_times_and_nested_answers_are_read_and_written_back() -> None:
-    evaluation = {
-        "n_episodes": 2,
-        "mean_reward": 1.5,
-        "std_reward": 0.5,
-        "mean_reward_ci95": [1.0, 2.0],
-        "min_reward": 1.0,
-        "max_reward": 2.0,
-        "mean_length": 3.0,
-        "success_rate": None,
-        "success_rate_ci95": None,
-    }
-    status = TrainingStatus.parse(make_status(best_evaluation=evaluation, warnings=["w"]))
+    status = TrainingStatus.parse(make_status(best_evaluation=FIGURES, warnings=["w"]))
     assert status.created_at == datetime(2026, 11, 25, 10, tzinfo=UTC)
     assert status.verdict.text == "It learns."
     assert status.best_evaluation is not None
@@ -50,6 +52,21 @@ def test_times_and_nested_answers_are_read_and_written_back() -> None:
     assert written["best_evaluation"]["mean_reward_ci95"] == [1.0, 2.0]
     assert written["created_at"] == "2026-11-25T10:00:00+00:00"
     assert TrainingStatus.parse(written) == status
+
+
+def test_a_printed_status_begins_with_what_the_saved_policy_earns() -> None:
+    final = {**FIGURES, "mean_reward": 500.0, "timesteps": 64, "seconds": 0.1, "complete": False}
+    changes = {"evaluation": FIGURES, "final_evaluation": final, "metrics": {"rollout/ep_rew_mean": 170.8}}
+    _, first, verdict, training = str(TrainingStatus.parse(make_status(**changes))).splitlines()
+    assert first.startswith("the saved policy: mean reward 500.00 (95 % interval 1.00 to 2.00)")
+    assert first.endswith("2 episodes; time ran out before there were more")
+    assert verdict == "learning: It learns."
+    assert training == "mean reward while training: 170.8"
+
+
+def test_before_that_it_shows_the_latest_evaluation() -> None:
+    lines = str(TrainingStatus.parse(make_status(evaluation=FIGURES))).splitlines()
+    assert lines[-1].startswith("latest evaluation: mean reward 1.50")
 
 
 def test_lists_of_answers_are_tuples() -> None:

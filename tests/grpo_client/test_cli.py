@@ -58,7 +58,8 @@ def test_a_job_is_watched_to_its_end(server_url: str, tmp_path: Path) -> None:
     assert "completed" in bar
     assert "100%" in bar
     assert report[0].startswith("completed: ")
-    assert "mean episode reward" in done.stdout
+    assert "the saved policy: mean reward" in done.stdout
+    assert "mean reward while training" in done.stdout
     assert any(line.startswith(("steady: ", "learning: ", "starting: ", "solved: ", "flat: ")) for line in report)
     assert report[-1] == "model: m"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.jobs.verdict import Evidence, judge
-from service.schemas.jobs import EpisodeFigures, JobStatus, Verdict, VerdictState
+from service.schemas.jobs import EndedBy, EpisodeFigures, JobStatus, Verdict, VerdictState
 from service.schemas.training import TrainConfig
 from tests.support import make_plan
 
@@ -24,7 +24,7 @@ def config() -> TrainConfig:
 @pytest.fixture
 def judge_curve(config: TrainConfig) -> Any:
     def judge_it(curve: Any, status: JobStatus = JobStatus.RUNNING, **evidence: Any) -> Verdict:
-        verdict = judge(Evidence(status, config, 1000, list(curve), **evidence))
+        verdict = judge(Evidence(status, config, 1000, rollout_rewards=list(curve), **evidence))
         assert verdict.state in get_args(VerdictState)
         assert verdict.text.endswith(".")
         return verdict
@@ -88,7 +88,7 @@ class TestCurves:
 
     def test_where_the_best_policy_is_saved_it_says_that(self, config: TrainConfig) -> None:
         keeping = config.model_copy(update={"keep_best": True})
-        verdict = judge(Evidence(JobStatus.RUNNING, keeping, 1000, list(120 - 100 * RISE)))
+        verdict = judge(Evidence(JobStatus.RUNNING, keeping, 1000, rollout_rewards=list(120 - 100 * RISE)))
         assert "is saved" in verdict.text
 
     def test_a_rise_that_drowns_in_noise_is_not_claimed(self, judge_curve: Any) -> None:
@@ -132,10 +132,13 @@ class TestEvaluations:
             state: str = judge_curve([], evaluations=[evaluate(x, std_reward, n_episodes) for x in rewards]).state
             return state
 
-        # The standard error of a difference is 10 * sqrt(2 / 9) = 4.7, and 2.5 times that 11.8.
-        assert (get_state(100.0, 111.7), get_state(100.0, 112.0)) == ("flat", "learning")
-        assert get_state(100.0, 88.0) == "worse"
-        assert get_state(20.0, 150.0, 150.0) == "steady"
+        # The standard error of a difference is 10 * sqrt(2 / 9) * (1 + 2.4 / 9) = 5.97, and 2.5 times that 14.9.
+        assert (get_state(100.0, 114.8), get_state(100.0, 115.0)) == ("flat", "learning")
+        assert get_state(100.0, 85.0) == "worse"
+        assert get_state(20.0, *[150.0] * 10) == "learning"  # a few points are no plateau
+        assert get_state(20.0, *[150.0] * 11) == "steady"
+        assert get_state(9.0, 10.0, std_reward=0.0, n_episodes=3) == "flat"
+        assert get_state(9.0, 12.0, std_reward=0.0, n_episodes=3) == "learning"
         assert get_state(20.0, 100.0, 150.0) == "learning"
         assert get_state(20.0, 150.0, 100.0) == "worse"
         assert get_state(20.0, 300.0, std_reward=0.0, n_episodes=1) == "flat"
@@ -146,7 +149,18 @@ class TestEvaluations:
         assert judge_curve([], final_evaluation=evaluate(460.0), **end).state == "learning"
         fallen = judge_curve([], final_evaluation=evaluate(60.0), **end)
         assert fallen.state == "worse"
-        assert "the saved policy earns 60 per episode, after about 230 at its best" in fallen.text
+        assert "the saved one earns 60 per episode, after about 230 at its best" in fallen.text
+
+    def test_it_plays_other_episodes_so_that_a_little_more_is_no_progress(self, judge_curve: Any) -> None:
+        # The same policy earns exactly the same in the same episodes.
+        curve = [evaluate(9.2, 0.7)] * 24
+        verdict = judge_curve([], JobStatus.COMPLETED, evaluations=curve, final_evaluation=evaluate(9.8, 0.7))
+        assert verdict.state == "flat"
+
+    def test_single_episodes_have_the_spread_of_their_curve(self, judge_curve: Any) -> None:
+        curve = [evaluate(20.0 * i, n_episodes=1) for i in range(24)]
+        final = evaluate(470.0, n_episodes=1)
+        assert judge_curve([], JobStatus.COMPLETED, evaluations=curve, final_evaluation=final).state == "learning"
 
     def test_one_at_the_end_alone_is_told_and_not_judged(self, judge_curve: Any) -> None:
         verdict = judge_curve(100 * RISE, JobStatus.COMPLETED, final_evaluation=evaluate(77.0))
@@ -168,7 +182,7 @@ class TestSolved:
             kept = config.model_copy(update={"keep_best": keep_best})
             evaluations = [evaluate(reward) for reward in rewards]
             return judge(
-                Evidence(JobStatus.RUNNING, kept, 1000, [500.0] * 12, evaluations, reward_threshold=475.0)
+                Evidence(JobStatus.RUNNING, kept, 1000, None, [500.0] * 12, evaluations, reward_threshold=475.0)
             ).state
 
         assert get_state(False, 480.0) == "solved"
@@ -201,6 +215,13 @@ class TestWithoutASignal:
         evidence = {"evaluations": [evaluate(9.0), *[evaluate(200.0)] * 20], "no_signal_warning": "no signal."}
         assert judge_curve([200.0] * 30, **evidence).state == "steady"
 
+    def test_one_that_went_with_the_last_alternative_is_explained(self, judge_curve: Any) -> None:
+        evidence = {"no_signal_warning": "no signal; raise it.", "metrics": {"train/entropy_loss": -0.001}}
+        verdict = judge_curve([9.0] * 30, had_signal=True, **evidence)
+        assert verdict.state == "no_signal"
+        assert "lower learning_rate" in verdict.text
+        assert "raise it" in judge_curve([9.0] * 30, had_signal=False, **evidence).text
+
     def test_in_the_end_there_was_none(self, judge_curve: Any) -> None:
         evidence = {"final_evaluation": evaluate(-200.0), "evaluations": [evaluate(-200.0)] * 3}
         verdict = judge_curve([-200.0] * 30, JobStatus.COMPLETED, no_signal_warning="no signal.", **evidence)
@@ -224,7 +245,23 @@ class TestWithoutASignal:
 def test_what_to_try_where_it_does_not_move_follows_from_the_updates(
     judge_curve: Any, kls: list[float], metrics: dict[str, float], said: str
 ) -> None:
-    assert said in judge_curve([20.0] * 30, kls=kls, metrics=metrics).text
+    assert said in judge_curve([20.0] * 30, JobStatus.COMPLETED, kls=kls, metrics=metrics).text
+
+
+@pytest.mark.parametrize(
+    ("status", "ended_by", "said"),
+    [
+        (JobStatus.RUNNING, None, "Let it continue"),
+        (JobStatus.COMPLETED, "total_timesteps", "more total_timesteps"),
+        (JobStatus.COMPLETED, "max_seconds", "more max_seconds"),
+        (JobStatus.STOPPED, "stop", "if it is not stopped"),
+    ],
+)
+@pytest.mark.parametrize("curve", [[20.0] * 30, list(20 + 100 * RISE)], ids=["flat", "rising"])
+def test_more_time_is_advised_in_the_way_that_gives_it(
+    judge_curve: Any, status: JobStatus, ended_by: EndedBy | None, said: str, curve: list[float]
+) -> None:
+    assert said in judge_curve(curve, status, ended_by=ended_by).text
 
 
 @pytest.mark.parametrize(
@@ -234,4 +271,6 @@ def test_where_it_fell_a_learning_rate_that_falls_already_is_not_advised(
     config: TrainConfig, lr_schedule: str, said: str
 ) -> None:
     changed = config.model_copy(update={"lr_schedule": lr_schedule})
-    assert said in judge(Evidence(JobStatus.RUNNING, changed, 1000, list(120 - 100 * RISE))).text.replace("A l", "l")
+    assert said in judge(
+        Evidence(JobStatus.RUNNING, changed, 1000, rollout_rewards=list(120 - 100 * RISE))
+    ).text.replace("A l", "l")
