@@ -31,7 +31,7 @@ def finish(steps: Generator[None, None, list[Episode]]) -> tuple[list[Episode], 
 )
 @pytest.mark.parametrize("max_steps", [math.inf, 30])
 def test_they_are_the_same(env_name: str, max_steps: float) -> None:
-    env, actor = gym.make(env_name, disable_env_checker=True), make_model(env_name, seed=1).make_actor()
+    env, actor = gym.make(env_name, disable_env_checker=True), make_model(env_name, seed=1).make_numpy_actor()
     expected = play_episodes(env, make_policy(actor, True, np.random.default_rng(0)), len(SEEDS), SEEDS[0], max_steps)
     simulator = fast.find_batched_simulator(env)
     assert simulator is not None
@@ -45,6 +45,6 @@ def test_success_is_judged_where_the_environment_has_a_goal() -> None:
     env: gym.Env[Any, Any] = gym.make("Acrobot-v1", disable_env_checker=True)
     simulator = fast.find_batched_simulator(env)
     assert simulator is not None
-    actor = make_model("Acrobot-v1").make_actor()
+    actor = make_model("Acrobot-v1").make_numpy_actor()
     episodes, _ = finish(fast.step_episodes(env, simulator, actor, SEEDS, 1))
     assert [episode.is_success for episode in episodes] == [False] * len(SEEDS)
