@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor, PolicyActor
@@ -264,6 +264,7 @@ class GRPO(SavedAlgorithm):
         self._mode: GroupMode
         self._collector: GroupCollector
         self._vec_monitor: VecMonitorFeed | None
+        self._grouped_env: VecEnv
         # Left by ``collect_rollouts`` for ``train``, as SB3's algorithms leave their rollout buffer.
         self._actor: PolicyActor
         self._batch: StepBatch
@@ -313,7 +314,7 @@ class GRPO(SavedAlgorithm):
 
     def _setup_groups(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> None:
         """Lay out the storage of a rollout, and begin with new episodes."""
-        self._mode, self._vec_monitor = mode, find_vec_monitor(env)
+        self._mode, self._vec_monitor, self._grouped_env = mode, find_vec_monitor(env), env
         horizon = get_horizon(self.horizon, mode)
         plan = GroupPlan(mode, self.group_size, horizon, self.n_steps, self.common_random_numbers)
         fast_collector = None
@@ -382,6 +383,9 @@ class GRPO(SavedAlgorithm):
                 "model.reward_function before learn()."
             )
         check_rewards(self)
+        if self.env is not self._grouped_env:  # a user has set the attribute, and not called set_env
+            self._vec_normalize_env = unwrap_vec_normalize(self.env)
+            self._setup_groups(*self._choose_simulators(self.env), self.env)
         if not reset_num_timesteps:
             self._warn_of_lost_reference()
         self._stop_requested = False
@@ -648,9 +652,9 @@ class GRPO(SavedAlgorithm):
             return None
         # Asked anew every time: a user may have replaced a layer or the optimizer, frozen a parameter or registered a
         # hook in the meantime.
-        if not isinstance(self._actor, Actor) or not self._is_known_to_numpy() or is_learning_watched(self.policy):
+        if not isinstance(self._actor, Actor) or not self._is_known_to_numpy():
             return None
-        if not fast.is_plain_mlp(self.policy):
+        if not fast.is_plain_mlp(self.policy) or is_learning_watched(self.policy):
             return None
         rule = fast.UpdateRule(
             clip_range,
@@ -750,7 +754,8 @@ class GRPO(SavedAlgorithm):
             env = self._wrap_env(env, self.verbose)
         mode, bank = self._choose_simulators(env)  # raises before anything is replaced
         super().set_env(env, force_reset)
-        self._setup_groups(mode, bank, env)
+        assert self.env is not None
+        self._setup_groups(mode, bank, self.env)
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

@@ -9,7 +9,10 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, unwrap_vec_n
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
 # Simulators and their storage are made anew. A logger holds open files, and a copy should not write into them.
-_LEFT_OUT = ("_collector", "_vec_monitor", "_actor", "_batch", "_sweep", "rollout_buffer", "_logger", "_custom_logger")
+_LEFT_OUT = frozenset(
+    {"_collector", "_vec_monitor", "_grouped_env", "_actor", "_batch", "_sweep", "rollout_buffer"}
+    | {"_logger", "_custom_logger"}
+)
 # Attributes of a VecEnvWrapper that SB3 makes from others, and that cannot be pickled.
 _OF_WRAPPERS = ("venv", "class_attributes")
 

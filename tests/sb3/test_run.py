@@ -260,3 +260,14 @@ def test_several_environments_of_different_length_share_a_rollout(mode: str) -> 
 
     model = build(DummyVecEnv([make(2), make(9)]), mode=mode)
     train_and_check(model, n_steps=60)
+
+
+def test_an_environment_that_is_put_in_place_by_hand_is_the_one_trained_in() -> None:
+    first, second = (DummyVecEnv([MatchEnv]) for _ in range(2))
+    model = build(first)
+    model.learn(16)
+    before = first.envs[0].unwrapped.np_random.bit_generator.state
+    model.env = second
+    model.learn(32)
+    assert first.envs[0].unwrapped.np_random.bit_generator.state == before
+    assert model._last_obs.shape == (1, 3)
