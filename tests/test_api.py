@@ -629,7 +629,8 @@ class TestFollowingTraining:
         assert all(0.0 <= progress <= 1.0 for _, progress, _ in seen)
 
     def test_metrics_appear_while_the_job_runs(self, client: TestClient, register_env: RegisterEnv, gate: Gate) -> None:
-        job_id = train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), total_timesteps=10_000)
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        job_id = train(client, env_name=env_name, total_timesteps=10_000, n_steps=32)
         assert get_status(client, job_id)["metrics"] == {}
         gate.admit(500)
         wait_until(lambda: gate.n_arrived == 501)
