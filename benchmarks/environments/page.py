@@ -49,8 +49,8 @@ def format_row(label: str, outcome: Mapping[str, Any]) -> str:
     cells = [
         f"`{label}`",
         _mark(outcome, "construct"),
-        str(outcome.get("mode", "–")),
-        "exact" if outcome.get("truth") == "exact" else "no" if "truth" in outcome else "–",
+        str(outcome.get("mode", "-")),
+        "exact" if outcome.get("truth") == "exact" else "no" if "truth" in outcome else "-",
         *[_show_us(outcome.get(f"{name}_us")) for name in ("capture", "restore", "step")],
         *[_mark(outcome, name) for name in ("train", "save")],
         _needs(outcome) or _mark(outcome, "http"),
@@ -73,7 +73,7 @@ def list_differences(label: str, outcome: Mapping[str, Any]) -> list[str]:
 
 def _mark(outcome: Mapping[str, Any], name: str) -> str:
     value = outcome.get(name)
-    return "–" if value is None else "yes" if value == "yes" else "no"
+    return "-" if value is None else "yes" if value == "yes" else "no"
 
 
 def _needs(outcome: Mapping[str, Any]) -> str:
@@ -83,4 +83,4 @@ def _needs(outcome: Mapping[str, Any]) -> str:
 
 
 def _show_us(us: float | None) -> str:
-    return "–" if us is None else f"{us:,.0f}"
+    return "-" if us is None else f"{us:,.0f}"
