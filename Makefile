@@ -5,7 +5,7 @@ PYTHON ?= python3
 SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: install serve test test-fast test-zoo lint type format tables bench-cartpole bench-speed bench-suite bench-ablation clean
+.PHONY: install serve test test-fast test-zoo lint type format tables bench-cartpole bench-speed bench-suite bench-ablation environments clean
 
 install: $(VENV)/.installed
 
@@ -68,6 +68,11 @@ bench-suite: $(VENV)/.installed-bench
 bench-ablation: $(VENV)/.installed-bench
 	$(VENV)/bin/python -m benchmarks.learning.ablation $(ARGS)
 	$(VENV)/bin/python -m benchmarks.report
+
+# An hour: installs other people's environments for trying, and writes docs/environments.md. What was tried stays; see
+# python -m benchmarks.environments --help.
+environments: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m benchmarks.environments $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -109,7 +109,9 @@ def _write_page(packages: Sequence[Package], results: Results) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Install, try, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.environments", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="keep the throw-away environments here; default: a new folder")
+    parser.add_argument(
+        "--folder", type=Path, help="keep the throw-away environments here; default: a temporary folder"
+    )
     parser.add_argument("--only", default="", help="a regular expression that packages have to match")
     parser.add_argument("--again", action="store_true", help="try again what was tried before")
     parser.add_argument("--seconds", type=float, default=180.0, help="time limit of one environment")
@@ -129,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         futures = [pool.submit(_try_package, *entry, folder, options.seconds, results) for entry in wanted]
         for future in futures:
             future.result()
+            _write_page(packages, results)
     _write_page(packages, results)
 
 

@@ -6,6 +6,7 @@ limit loses only the rest.
 
 import importlib
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -25,6 +26,8 @@ _N_PROOF_STEPS = 64
 _N_TRAINING_STEPS = 256
 _POLL_SECONDS = 0.1
 _MAX_SHOWN = 300
+# Below it the convolutions have nothing to look at.
+_MIN_IMAGE_SIDE = 36
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,9 @@ def try_train(spec: Spec) -> dict[str, Any]:
     from grpo import GRPO
 
     env = make(spec)
-    policy = "MultiInputPolicy" if isinstance(env.observation_space, gym.spaces.Dict) else "MlpPolicy"
-    if len(env.observation_space.shape or ()) > 1 and env.observation_space.dtype == np.uint8:
-        policy = "CnnPolicy"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = GRPO(policy, env, n_steps=_N_TRAINING_STEPS, seed=0)
+        model = GRPO(choose_policy(env.observation_space), env, n_steps=_N_TRAINING_STEPS, seed=0)
     _print({"mode": model._mode, "warnings": [_shorten(str(warning.message)) for warning in caught]})
     start = time.perf_counter()
     model.learn(_N_TRAINING_STEPS)
@@ -141,6 +141,15 @@ def try_http(spec: Spec) -> dict[str, Any]:
             return {"http": "yes" if answer.status_code == 200 else _shorten(str(answer.json()["detail"]))}
 
 
+def choose_policy(space: gym.Space[Any]) -> str:
+    """Return the policy for an observation space, as a reader of SB3's pages would choose it."""
+    if isinstance(space, gym.spaces.Dict):
+        return "MultiInputPolicy"
+    sides = sorted(space.shape or ())
+    is_image = space.dtype == np.uint8 and len(sides) == 3 and sides[1] >= _MIN_IMAGE_SIDE
+    return "CnnPolicy" if is_image else "MlpPolicy"
+
+
 def measure_us(do: Callable[[], object]) -> float:
     """Return the median time of a call, in µs; the first call is not counted."""
     do()
@@ -160,6 +169,11 @@ def to_json(observation: Any) -> Any:
     return np.asarray(observation).tolist()
 
 
+def hide_paths(text: str) -> str:
+    """Leave the folders of this machine, and addresses in its memory, out of a message."""
+    return re.sub(r"(?<![\w/])/(?:[\w.+-]+/)+| at 0x[0-9a-f]+", "", text)
+
+
 STAGES = {
     "construct": try_make,
     "step": try_step,
@@ -170,7 +184,7 @@ STAGES = {
 
 
 def _shorten(text: str) -> str:
-    text = " ".join(text.split())
+    text = hide_paths(" ".join(text.split()))
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
 
 
