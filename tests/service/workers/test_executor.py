@@ -217,7 +217,8 @@ class TestBothAlike:
         wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # afterwards the forkserver is ready
         # A thousand episodes of a thousand steps.
         env_name = register_line(entry_point=EndlessLine)
-        job = submit(registry, env_name=env_name, eval_freq=32, n_eval_episodes=1000, total_timesteps=10_000)
+        request = {"eval_freq": 32, "n_eval_episodes": 1000, "n_steps": 32}
+        job = submit(registry, env_name=env_name, total_timesteps=10_000, **request)
         wait_until(lambda: job.describe().elapsed_seconds > 4.0)
         assert job.status is JobStatus.RUNNING
         assert job.describe().current_timesteps <= 64
