@@ -948,8 +948,8 @@ def test_a_seed_passed_to_load_decides_what_follows() -> None:
 
 
 def test_an_unknown_argument_of_load_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"\['policy_kwargs'\] cannot be changed on load"):
-        GRPO.load(io.BytesIO(build().to_bytes()), policy_kwargs={})
+    with pytest.raises(ValueError, match=r"\['learning_speed'\] cannot be changed on load"):
+        GRPO.load(io.BytesIO(build().to_bytes()), learning_speed=0.1)
 
 
 def test_an_environment_with_other_spaces_is_refused_on_load() -> None:

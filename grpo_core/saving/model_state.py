@@ -74,8 +74,11 @@ def _read(content: bytes) -> ModelContent:
 
 
 def _find_file(path: Path) -> Path:
+    """Return the file, or the one with ``.zip`` behind its name; where there is neither, the one to be missed."""
     with_suffix = path.with_name(f"{path.name}.zip")
-    return with_suffix if with_suffix.is_file() and not path.is_file() else path
+    if path.is_file() or (path.suffix and not with_suffix.is_file()):
+        return path
+    return with_suffix
 
 
 def make_arguments(content: ModelContent, changes: Mapping[str, Any]) -> dict[str, Any]:
