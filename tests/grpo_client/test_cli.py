@@ -125,7 +125,7 @@ def test_a_wait_that_takes_too_long_ends_in_failure(ask: Any, register_env: Regi
     env_name = register_env(lambda: LineEnv(on_step=gate.pass_through), max_episode_steps=5)
     gate.admit(100)
     try:
-        assert ask("train", "--env", env_name, "--set", "group_mode=episode", "n_steps=64")[0] == 0
+        assert ask("train", "--env", env_name, "--set", "group_mode=episode", "n_steps=64", "n_eval_episodes=0")[0] == 0
         exit_status, _, complaint = ask("wait", "--timeout", "0.2")
     finally:
         gate.admit()
