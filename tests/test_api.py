@@ -855,6 +855,7 @@ class TestStopping:
             n_steps += 1
 
         request = {"n_steps": 8192, "n_epochs": 100, "batch_size": 64, "horizon": 4, "total_timesteps": 1_000_000}
+        request["n_eval_episodes"] = 0
         job_id = train(client, env_name=register_env(lambda: LineEnv(count_step)), model_name="m", **request)
         # The rollout's metrics are published when it is over and the update begins: 12800 minibatches.
         wait_until(lambda: "time/fps" in get_status(client, job_id)["metrics"])

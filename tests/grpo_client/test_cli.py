@@ -60,7 +60,8 @@ def test_a_job_is_watched_to_its_end(server_url: str, tmp_path: Path) -> None:
     assert report[0].startswith("completed: ")
     assert "the saved policy: mean reward" in done.stdout
     assert "mean reward while training" in done.stdout
-    assert any(line.startswith(("steady: ", "learning: ", "starting: ", "solved: ", "flat: ")) for line in report)
+    states = tuple(f"{state}: " for state in ("steady", "learning", "starting", "solved", "flat", "worse"))
+    assert any(line.startswith(states) for line in report)
     assert report[-1] == "model: m"
 
 
@@ -125,7 +126,7 @@ def test_a_wait_that_takes_too_long_ends_in_failure(ask: Any, register_env: Regi
     env_name = register_env(lambda: LineEnv(on_step=gate.pass_through), max_episode_steps=5)
     gate.admit(100)
     try:
-        assert ask("train", "--env", env_name, "--set", "group_mode=episode", "n_steps=64")[0] == 0
+        assert ask("train", "--env", env_name, "--set", "group_mode=episode", "n_steps=64", "n_eval_episodes=0")[0] == 0
         exit_status, _, complaint = ask("wait", "--timeout", "0.2")
     finally:
         gate.admit()
@@ -145,7 +146,7 @@ def test_a_policy_is_evaluated_and_filmed(ask: Any, model: str, tmp_path: Path) 
     exit_status, said, _ = ask("evaluate", model, "-n", "3")
     assert exit_status == 0
     assert said.startswith("m in CartPole-v1: ")
-    assert said.count("3 episodes, success 0%") == 2
+    assert said.count("3 episodes") == 2
     assert json.loads(ask("evaluate", model, "-n", "3", "--json")[1])["evaluation"]["n_episodes"] == 3
     film = tmp_path / "film.gif"
     assert ask("video", model, str(film), "--max-steps", "4")[1] == f"saved {film}: 4 steps, reward 4.0\n"

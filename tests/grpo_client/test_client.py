@@ -133,7 +133,7 @@ def test_jobs_are_listed_in_pages(grpo: Any) -> None:
 def test_a_job_that_goes_on_is_stopped(grpo: Any, register_env: RegisterEnv, open_gate: Gate) -> None:
     env_name = register_env(lambda: LineEnv(on_step=open_gate.pass_through), max_episode_steps=5)
     open_gate.admit(100)
-    job = grpo.train(env_name=env_name, total_timesteps=10_000, group_mode="episode", n_steps=64)
+    job = grpo.train(env_name=env_name, total_timesteps=10_000, group_mode="episode", n_steps=64, n_eval_episodes=0)
     with pytest.raises(JobTimeout, match=r"is not over after 0\.2 s; it goes on") as raised:
         job.wait(timeout_seconds=0.2)
     assert raised.value.job_id == job.job_id
@@ -152,7 +152,7 @@ def test_a_job_that_fails_raises_its_error(grpo: Any, register_env: RegisterEnv)
             raise RuntimeError("the motor broke")
 
     env_name = register_env(lambda: LineEnv(on_step=fail), max_episode_steps=5)
-    job = grpo.train(env_name=env_name, total_timesteps=10_000, group_mode="episode", n_steps=64)
+    job = grpo.train(env_name=env_name, total_timesteps=10_000, group_mode="episode", n_steps=64, n_eval_episodes=0)
     with pytest.raises(JobFailed, match="the motor broke") as raised:
         job.wait()
     assert raised.value.status.status == "failed"
@@ -299,7 +299,8 @@ def test_unknown_fields_and_taken_names_are_refused(grpo: Any, register_env: Reg
         grpo.train(n_step=64)
     env_name = register_env(lambda: LineEnv(on_step=open_gate.pass_through), max_episode_steps=5)
     open_gate.admit(100)
-    job = grpo.train(env_name=env_name, total_timesteps=256, group_mode="episode", n_steps=64, model_name="taken")
+    request = {"env_name": env_name, "group_mode": "episode", "n_steps": 64, "n_eval_episodes": 0}
+    job = grpo.train(**request, total_timesteps=256, model_name="taken")
     with pytest.raises(Conflict):
         grpo.train(**SHORT, model_name="taken")
     open_gate.admit()
