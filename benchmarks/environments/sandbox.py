@@ -48,7 +48,8 @@ def prepare(package: Package, folder: Path) -> Path:
         return Path(sys.executable)
     home = folder / "".join(char if char.isalnum() else "-" for char in package.package)
     python, complete = home / "bin" / "python", home / "complete"
-    if complete.exists():
+    requirements = package.install or [package.package]
+    if complete.exists() and complete.read_text().split() == requirements:
         return python
     venv.create(home, clear=True, with_pip=False, symlinks=True)
     site = next((home / "lib").glob("python*")) / "site-packages"
@@ -56,12 +57,11 @@ def prepare(package: Package, folder: Path) -> Path:
     constraints = home / "constraints.txt"
     constraints.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in _KEPT))
     options = [] if package.sdist else ["--only-binary=:all:"]
-    requirements = package.install or [package.package]
     if package.no_deps:
         _pip(python, [*options, "--no-deps", *requirements])
     else:
         _pip(python, [*options, "--constraint", str(constraints), *requirements])
-    complete.touch()
+    complete.write_text("\n".join(requirements))
     return python
 
 
