@@ -43,13 +43,13 @@ from grpo_core.options.policy_kwargs import (
     network_to_json,
 )
 from grpo_core.options.rewards import RewardFunction
+from grpo_core.restoring.simulator import NotBranchableError, check_branchable
 from grpo_core.saving.copies import reduce_model, restore_model
 from grpo_core.saving.model_state import wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.simulator import NotBranchableError, check_branchable
 from grpo_core.spaces import Observations, check_action_space, check_observation_space, check_spaces
 from grpo_core.update.losses import (
     TARGET_KL_TOLERANCE,

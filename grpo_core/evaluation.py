@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from grpo_core.actor.actor import PolicyActor
-from grpo_core.simulators.action_masks import get_action_masks, sample_action
+from grpo_core.environments.action_masks import get_action_masks, sample_action
 from grpo_core.spaces import is_image_space
 from grpo_core.success import judge_success
 

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from grpo_core.simulators.flags import read_success
+from grpo_core.environments.flags import read_success
 
 # Takes the environment itself, whether its last step terminated the episode, and the sum of its rewards.
 Goal = Callable[[Any, bool, float], bool]

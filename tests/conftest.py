@@ -60,7 +60,7 @@ SLOW_TESTS = (
     "tests/grpo_core/fast/test_physics.py",
     "tests/grpo_core/groups/test_collector.py::test_the_kept_step",
     "tests/grpo_core/simulators/test_bank.py::test_workers_do",
-    "tests/grpo_core/simulators/test_simulator.py::test_atari",
+    "tests/grpo_core/restoring/test_simulator.py::test_atari",
     "tests/grpo_core/test_film.py::test_a_film_that_would_be_too_large",
 )
 

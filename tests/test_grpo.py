@@ -39,10 +39,10 @@ from grpo_core.groups.advantage import Floats
 from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.options.choices import COMPARES_IN_GROUPS, AdvantageScaling, Baseline, GroupMode
 from grpo_core.options.rewards import RewardFunction, optimized_cartpole
+from grpo_core.restoring.simulator import NotBranchableError
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError
 from grpo_core.saving.model_state import restore_normalization
-from grpo_core.simulators.simulator import NotBranchableError
 from tests.support import PlainGRPO, wait_until, with_either_path
 from tests.walk import StepLog, collect, walk_model
 

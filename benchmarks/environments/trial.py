@@ -69,7 +69,7 @@ def try_make(spec: Spec) -> dict[str, Any]:
 
 def try_restore(spec: Spec) -> dict[str, Any]:
     """Replay steps from captured states, and time captures, restores and steps."""
-    from grpo_core.simulators.simulator import Simulator, check_branchable
+    from grpo_core.restoring.simulator import Simulator, check_branchable
 
     env = make(spec)
     check_branchable(env, _N_PROOF_STEPS)

@@ -1,1 +1,1 @@
-"""Make environments: registered ones with their arguments and named wrappers."""
+"""Make environments, with arguments and named wrappers, and check what they hand over."""

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common.monitor import Monitor
 
+from grpo_core.environments.nested import list_nested_envs
 from grpo_core.fast.dynamics import DYNAMICS, BoolArray, Dynamics, FloatArray
-from grpo_core.simulators.layers import list_nested_envs
 
 # Batch sizes of the replay: every tail that vector instructions for 2, 4 or 8 numbers leave, and whole vectors.
 _REPLAYED_BATCHES = (1, 2, 3, 5, 7, 8, 17, 64)

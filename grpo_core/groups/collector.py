@@ -15,8 +15,8 @@ from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.choices import GroupMode
+from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
-from grpo_core.simulators.simulator import SimulatorState
 from grpo_core.spaces import pack
 
 # Called after every sweep over the environments with infos, done flags and rewards, one per environment, and the number

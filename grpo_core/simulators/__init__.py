@@ -1,1 +1,1 @@
-"""Single simulators, their states, and banks of the simulators behind a vectorised environment."""
+"""Drive the simulators behind a vectorised environment one by one."""

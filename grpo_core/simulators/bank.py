@@ -13,13 +13,13 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from grpo_core.simulators.first_calls import check_masks, check_observation, check_reset, check_step, try_out
-from grpo_core.simulators.layers import list_nested_envs
-from grpo_core.simulators.report import RestoringReport
+from grpo_core.environments.first_calls import check_masks, check_observation, check_reset, check_step, try_out
+from grpo_core.environments.nested import list_nested_envs
+from grpo_core.restoring.report import RestoringReport
+from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
+from grpo_core.restoring.state import FailedTrialError
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
-from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
-from grpo_core.simulators.state import FailedTrialError
 from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform, read_vec_wrappers
 
 __all__ = ["Observed", "Order", "Outcome", "SimulatorBank", "find_obstacle", "make_bank"]

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from grpo_core.simulators.first_calls import try_out
-from grpo_core.simulators.proof import Shipment
-from grpo_core.simulators.report import RestoringReport
-from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
+from grpo_core.environments.first_calls import try_out
+from grpo_core.restoring.proof import Shipment
+from grpo_core.restoring.report import RestoringReport
+from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
+from grpo_core.restoring.state import FailedTrialError
 from grpo_core.simulators.single_env import Order, SingleEnv
-from grpo_core.simulators.state import FailedTrialError
 
 
 class Failure(NamedTuple):

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from grpo_core.environments.first_calls import call_reset, call_step, check_masks
+from grpo_core.environments.flags import read_success
+from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.simulators.episode_rows import sample_rows
-from grpo_core.simulators.first_calls import call_reset, call_step, check_masks
-from grpo_core.simulators.flags import read_success
-from grpo_core.simulators.simulator import NotBranchableError, Simulator, SimulatorState
 
 
 class Observed(NamedTuple):

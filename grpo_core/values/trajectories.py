@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_core.actor.actor import PolicyActor
+from grpo_core.environments.action_masks import get_action_masks, sample_action
 from grpo_core.evaluation import Policy, make_policy, to_batch
 from grpo_core.groups.rewards import combine_rewards
 from grpo_core.options.rewards import RewardFunction
-from grpo_core.simulators.action_masks import get_action_masks, sample_action
 from grpo_core.spaces import Array, pack
 
 # An excursion draws at most this many actions, holds each of them for some steps, because actions that change at every

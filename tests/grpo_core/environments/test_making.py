@@ -16,7 +16,7 @@ from grpo_core.environments.wrappers import (
     parse_wrappers,
     suggest_wrappers,
 )
-from grpo_core.simulators.simulator import check_branchable
+from grpo_core.restoring.simulator import check_branchable
 from grpo_core.spaces import check_spaces
 from tests.support import SpaceEnv
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium.utils import EzPickle
 
-from grpo_core.simulators.native.parts import EngineGoneError, NativeParts
-from grpo_core.simulators.simulator import Simulator, check_branchable
+from grpo_core.restoring.native.parts import EngineGoneError, NativeParts
+from grpo_core.restoring.simulator import Simulator, check_branchable
 
 mujoco: Any = pytest.importorskip("mujoco")
 

@@ -23,8 +23,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from grpo_core.simulators.native.parts import NativeParts, shows_foreign_memory
-from grpo_core.simulators.tables import Tables, is_frame
+from grpo_core.restoring.native.parts import NativeParts, shows_foreign_memory
+from grpo_core.restoring.tables import Tables, is_frame
 
 # Copies by the id of the original, as in ``copy.deepcopy``.
 Memo = dict[Any, Any]

@@ -17,9 +17,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from grpo_core.simulators.action_masks import get_action_masks, sample_action
-from grpo_core.simulators.flags import InvalidEnvironmentError, describe, read_flag, read_success, shorten, to_array
-from grpo_core.simulators.layers import list_nested_envs
+from grpo_core.environments.action_masks import get_action_masks, sample_action
+from grpo_core.environments.flags import InvalidEnvironmentError, describe, read_flag, read_success, shorten, to_array
+from grpo_core.environments.nested import list_nested_envs
 from grpo_core.spaces import count_mask_bits
 
 __all__ = ["InvalidEnvironmentError", "call_reset", "call_step", "try_out"]

@@ -10,10 +10,11 @@ from typing import Any
 
 import gymnasium as gym
 
-from grpo_core.simulators.layers import Layers, list_nested_envs
-from grpo_core.simulators.proof import Shipment, prove
-from grpo_core.simulators.report import LayerAccess, RestoringReport
-from grpo_core.simulators.state import (
+from grpo_core.environments.nested import list_nested_envs
+from grpo_core.restoring.layers import Layers
+from grpo_core.restoring.proof import Shipment, prove
+from grpo_core.restoring.report import LayerAccess, RestoringReport
+from grpo_core.restoring.state import (
     NotBranchableError,
     StateAccess,
     access_generators,

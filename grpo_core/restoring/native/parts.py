@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from grpo_core.simulators.native.mujoco_state import MujocoData, MujocoModel, Window
+from grpo_core.restoring.native.mujoco_state import MujocoData, MujocoModel, Window
 
 # Copies by the id of the original, as in ``copy.deepcopy``.
 _Memo = dict[Any, Any]

@@ -34,14 +34,15 @@ from stable_baselines3.common.atari_wrappers import (
 )
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
-from grpo_core.simulators.contents import (
+from grpo_core.environments.nested import Env, list_nested_envs
+from grpo_core.restoring.contents import (
     GENERATORS,
     get_generator_state,
     is_restorable_generator,
     set_generator_state,
 )
-from grpo_core.simulators.copying import CopyError, is_tool
-from grpo_core.simulators.layers import Env, Layers, list_nested_envs
+from grpo_core.restoring.copying import CopyError, is_tool
+from grpo_core.restoring.layers import Layers
 
 # Attributes that a step changes, from the sources of Gymnasium 1.4 and SB3 2.9; the tests check each entry with
 # ``check_branchable``. Only exact types match, since a subclass may keep more state.

@@ -12,11 +12,11 @@ import numpy as np
 from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.monitor import Monitor
 
-from grpo_core.simulators.action_masks import get_action_masks, sample_action
-from grpo_core.simulators.contents import Noise, describe_contents, list_differences
-from grpo_core.simulators.layers import Env, list_nested_envs
-from grpo_core.simulators.report import LayerAccess, RestoringReport
-from grpo_core.simulators.state import OWN_METHODS, FailedTrialError, NotBranchableError, is_known
+from grpo_core.environments.action_masks import get_action_masks, sample_action
+from grpo_core.environments.nested import Env, list_nested_envs
+from grpo_core.restoring.contents import Noise, describe_contents, list_differences
+from grpo_core.restoring.report import LayerAccess, RestoringReport
+from grpo_core.restoring.state import OWN_METHODS, FailedTrialError, NotBranchableError, is_known
 
 # A first round with branches this short measures how long things take.
 _FIRST_STEPS = 4

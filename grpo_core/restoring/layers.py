@@ -6,25 +6,16 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
-from grpo_core.simulators.copying import Copier, CopyError, Memo
-from grpo_core.simulators.native.parts import NativeParts
+from grpo_core.environments.nested import Env
+from grpo_core.restoring.copying import Copier, CopyError, Memo
+from grpo_core.restoring.native.parts import NativeParts
 
-Env = gym.Env[Any, Any]
 # Whether an attribute, by name and value, is part of a captured state.
 IsState = Callable[[str, Any], bool]
 
 _IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
-
-
-def list_nested_envs(env: Env) -> list[Env]:
-    """List an environment's wrappers, the outermost first, followed by the environment itself."""
-    nested_envs = [env]
-    while isinstance(nested_envs[-1], gym.Wrapper):
-        nested_envs.append(nested_envs[-1].env)
-    return nested_envs
 
 
 @dataclass(frozen=True)
