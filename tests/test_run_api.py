@@ -153,8 +153,14 @@ def start_hanging(start_server: StartServer, port: int, tmp_path: Path) -> Calla
             "    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))\n"
             "    action_space = gymnasium.spaces.Discrete(2)\n"
             "    capture_state = restore_state = lambda self, *state: None\n"
+            "    n_steps = 0\n"
             "    def reset(self, *, seed=None, options=None):\n"
-            "        threading.Event().wait()\n"
+            "        return self.observation_space.low, {}\n"
+            "    def step(self, action):\n"
+            "        self.n_steps += 1\n"
+            "        if self.n_steps > 20:  # not while it is tried out\n"
+            "            threading.Event().wait()\n"
+            "        return self.observation_space.low, 0.0, False, False, {}\n"
             "gymnasium.register('Hanging-v0', entry_point=Hanging)\n"
         )
         # The first job waits for the imports of the forkserver.

@@ -53,6 +53,20 @@ def try_out(env: Env, seed: int = 0) -> None:
     read_success(info)
 
 
+def check_methods(env: Env) -> None:
+    """Say what is wrong with the methods of an environment that failed, rather than where it showed.
+
+    :raises InvalidEnvironmentError: If a method returns what it must not. An error of the environment's own is left for
+        whoever uses it next.
+    """
+    try:
+        try_out(env)
+    except InvalidEnvironmentError:
+        raise
+    except Exception:  # foreign code may raise anything
+        return
+
+
 def call_reset(env: Env, **arguments: Any) -> Any:
     """Reset an environment, and check what it and its wrappers return.
 
@@ -118,13 +132,13 @@ def check_observation(source: str, method: str, observation: Any, space: spaces.
     if fault is not None:
         rule = f"an observation of observation_space {shorten.repr(space)}; correct either"
         raise _refuse(source, method, fault, rule)
-    for key, part, subspace in _list_boxes(observation, space):
-        if _is_outside(np.asarray(part), subspace):
-            warnings.warn(
-                f"{source}.{method} returned an observation{key} outside the bounds of {shorten.repr(subspace)}; it "
-                "is used as it is. Correct the bounds, or clip the observation.",
-                stacklevel=2,
-            )
+    # VecNormalize writes its own bounds into the parts of a Dict that it shares with the environment.
+    if isinstance(space, spaces.Box) and _is_outside(np.asarray(observation), space):
+        warnings.warn(
+            f"{source}.{method} returned an observation outside the bounds of {shorten.repr(space)}; it "
+            "is used as it is. Correct the bounds, or clip the observation.",
+            stacklevel=2,
+        )
 
 
 def check_masks(action_space: spaces.Space[Any], masks: Any, is_over: bool = False) -> None:
@@ -277,7 +291,7 @@ def _find_fault(observation: Any, space: spaces.Space[Any]) -> str | None:
     with np.errstate(over="ignore"):
         stored = array.astype(space.dtype) if space.dtype.kind == "f" else array
     if not np.isfinite(stored).all():
-        return f"{describe(observation)}, which is not finite in {space.dtype},"
+        return f"{describe(observation)}, which is not finite in {space.dtype}"
     return None if space.dtype.kind == "f" else _find_integer_fault(array, space)
 
 
@@ -295,15 +309,6 @@ def _find_integer_fault(array: np.ndarray[Any, Any], space: spaces.Space[Any]) -
         high = low + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
     is_outside = array.size > 0 and ((array < low) | (array > high)).any()
     return f"{describe(array)}, which is not in {shorten.repr(space)}," if is_outside else None
-
-
-def _list_boxes(observation: Any, space: spaces.Space[Any]) -> Iterator[tuple[str, Any, spaces.Box]]:
-    """List the Boxes of a space with what was observed of each, and how to name it."""
-    if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            yield from ((f" under key {key!r}", *rest) for _, *rest in _list_boxes(observation[key], part))
-    elif isinstance(space, spaces.Box):
-        yield "", observation, space
 
 
 def _is_outside(array: np.ndarray[Any, Any], space: spaces.Box) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from grpo_core.environments.first_calls import check_masks, check_observation, check_reset, check_step, try_out
+from grpo_core.environments.first_calls import check_masks, check_methods, check_observation, check_reset, check_step
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
@@ -269,7 +269,7 @@ def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
         try:
             report = simulator.prove(_N_BRIEF_STEPS, _MAX_BRIEF_SECONDS) if kind in kinds else simulator.prove()
         except FailedTrialError:
-            try_out(simulator.env)  # says what is wrong with a method rather than where it showed
+            check_methods(simulator.env)
             raise
         kinds.add(kind)
         if report is not None:

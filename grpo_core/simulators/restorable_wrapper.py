@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from grpo_core.environments.first_calls import try_out
+from grpo_core.environments.first_calls import check_methods
+from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.restoring.proof import Shipment
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
@@ -64,8 +65,8 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
     def _explain(self, problem: str) -> str | Failure:
         """Say what is wrong with an environment that failed a trial: what a method returned, if that was the reason."""
         try:
-            try_out(self.env)
-        except Exception:
+            check_methods(self.env)
+        except InvalidEnvironmentError:
             return Failure(traceback.format_exc())
         return problem
 

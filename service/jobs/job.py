@@ -252,9 +252,11 @@ class Job:
         with self._lock:
             if self._status.is_final:  # an abandoned thread may continue
                 return
-            self._totals.add_timesteps(current_timesteps - self._current_timesteps)
+            n_new = current_timesteps - self._current_timesteps
+            self._totals.add_timesteps(n_new)
             self._current_timesteps, self._last_active = current_timesteps, time.monotonic()
-            if self._last_active >= self._next_progress:
+            # After training, evaluations give signs of life without new steps.
+            if n_new > 0 and self._last_active >= self._next_progress:
                 self._next_progress = self._last_active + _PROGRESS_SECONDS
                 self.history.replace_progress(self._describe_progress())
 

@@ -91,7 +91,7 @@ def test_a_job_is_followed_by_id_or_as_the_latest(ask: Any) -> None:
 
 def test_an_interrupt_leaves_the_job_and_says_how_to_stop_it(tmp_path: Path) -> None:
     released = threading.Event()
-    accepted = Answer(200, '{"job_id": "j", "message": "Training started", "config": {}}')
+    accepted = Answer(200, '{"job_id": "j", "message": "Training started", "config": {}, "config_origins": {}}')
     stream = Answer(200, headers=(("Content-Type", "text/event-stream"),), n_missing_bytes=1, hold=released)
     with serve_script(accepted, stream) as server:
         command, environment = make_command("train", "--watch", "--url", server.url)

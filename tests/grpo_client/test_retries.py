@@ -18,7 +18,7 @@ FULL = Answer(429, '{"detail": "the queue is full"}', (("Retry-After", "0"),))
 DRAINING = Answer(503, "busy", (("Retry-After", "0"),))
 LOST = Answer(200, "{", n_missing_bytes=10)
 MODELS = Answer(200, '{"models": []}')
-ACCEPTED = Answer(200, '{"job_id": "j", "message": "Training started", "config": {}}')
+ACCEPTED = Answer(200, '{"job_id": "j", "message": "Training started", "config": {}, "config_origins": {}}')
 EVENT_STREAM = (("Content-Type", "text/event-stream"),)
 FINAL = make_status(status="completed", progress=1.0, current_timesteps=9)
 

@@ -39,6 +39,8 @@ NAMED_ROLES = {
     "switch",
     "textbox",
 }
+# With values that are shown.
+READY = {"env_name": "CartPole-v1", "value_check": {"is_meaningful": True, "reward_scale": 1.0}}
 PAGES = ["", "new", "models", "models/ready", "server"]
 
 pytestmark = needs_driver
@@ -48,7 +50,7 @@ pytestmark = needs_driver
 def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """A service with a model, a key, and room for two jobs."""
     folder = tmp_path_factory.mktemp("models")
-    (folder / "ready.zip").write_bytes(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))
+    (folder / "ready.zip").write_bytes(make_model("CartPole-v1").to_bytes(**READY))
     (folder / "unwanted.zip").write_bytes(make_model("CartPole-v1", seed=1).to_bytes(env_name="CartPole-v1"))
     return create_app(Settings(models_dir=folder, max_running_jobs=2, executor="thread", api_key=KEY))
 

@@ -422,4 +422,4 @@ def test_a_workers_log_lines_carry_the_ids_of_request_and_job(
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "a task failed in its worker" in line]
     assert "warning grpo.service:" in line
     assert f"request_id=who-asked job_id={job.job_id}" in line
-    assert line.endswith("map.txt'\"")
+    assert "/home/someone/map.txt'\\nLineEnv.step(np.int64(0)) raised it" in line
