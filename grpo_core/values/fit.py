@@ -7,7 +7,7 @@ them, and ``check_values`` compares its values with what really followed in othe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,7 @@ def fit_values(
     gamma: float,
     rng: np.random.Generator,
     reward_scale: float = 1.0,
+    on_minibatch: Callable[[], None] = lambda: None,
 ) -> None:
     """Train the value network anew on the discounted returns of trajectories; nothing else of the policy changes.
 
@@ -117,6 +118,7 @@ def fit_values(
     :param gamma: Discount factor, at least 0 and less than 1.
     :param rng: Draws the initial weights and the minibatches.
     :param reward_scale: What rewards were divided by in training; so are the values.
+    :param on_minibatch: Called after every minibatch: a sign of life. It must not raise.
     """
     features = _extract_features(policy, actor, [t.observations for t in trajectories])
     ends = _extract_features(policy, actor, [t.last_observation for t in trajectories])
@@ -143,6 +145,7 @@ def fit_values(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        on_minibatch()
     _fold_scales(network, mean, std, centre / reward_scale, spread / reward_scale)
 
 

@@ -70,7 +70,7 @@ def settle_values(
         if not isinstance(error, _TimeUpError):
             logger.warning("the values are not known, since the policy's episodes failed (%s)", describe_error(error))
         return None
-    fit_values(model.policy, actor, fitted, config.gamma, rng, scale)
+    fit_values(model.policy, actor, fitted, config.gamma, rng, scale, stop_rules.report)
     actor = replace(actor, value_layers=model.make_numpy_actor().value_layers)
     return _describe(_check(actor, checked, config.gamma, scale), config.gamma, scale)
 
