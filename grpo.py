@@ -454,7 +454,8 @@ class GRPO(SavedAlgorithm):
             if 1 in dones.tobytes():  # many times as fast as any()
                 self._describe_ends(infos, dones)
             seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(sweeps)})
-            callback.update_locals(seen)
+            if callback.locals is not seen:
+                callback.update_locals(seen)
             if not callback.on_step() or self._stop_requested:
                 return False
             self._update_info_buffer(infos, dones)

@@ -118,7 +118,7 @@ class GroupCollector:
         self._groups: list[_Group] = []
         self._n_steps_taken = [0] * bank.n_envs
         self._has_cut = False
-        self._places: list[SteppedPlace] = []
+        self._stepped: list[_Branch] = []
 
     def restart(self) -> None:
         """Forget the anchor states: the next rollout begins with new episodes."""
@@ -170,7 +170,8 @@ class GroupCollector:
 
     def list_places(self) -> list[SteppedPlace]:
         """List where in the rollout the steps of the latest sweep are."""
-        return self._places
+        # A branch is a step further by then.
+        return [(branch.group.env_index, (branch.t - 1, branch.group.index, branch.index)) for branch in self._stepped]
 
     def count_episode(self, rollout: GroupRollout, place: tuple[int, int, int]) -> tuple[float, int]:
         """Return what an episode had earned after a step, in the environment's own reward, and its length then.
@@ -285,13 +286,15 @@ class GroupCollector:
             needs_state = self._draw_kept(branch, rng) or (self._advances_in_step and not is_last)
             orders[branch.group.env_index] = Order(action, branch.state, needs_state)
         outcomes = self._bank.step(orders)
-        self._places = [(branch.group.env_index, (branch.t, branch.group.index, branch.index)) for branch, _ in sweep]
+        self._stepped = [branch for branch, _ in sweep]
         n_envs = self._bank.n_envs
         infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
         dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
         for branch, _ in sweep:
             i = branch.group.env_index
-            outcome = outcomes[i] = self._cut_endless(branch, outcomes[i])
+            outcome = outcomes[i]
+            if self._plan.horizon is None:
+                outcome = outcomes[i] = self._cut_endless(branch, outcome)
             rollout.store_outcome((branch.t, branch.group.index, branch.index), outcome)
             infos[i], rewards[i] = outcome.info, outcome.reward
             dones[i] = outcome.terminated or outcome.truncated
@@ -301,7 +304,7 @@ class GroupCollector:
 
     def _cut_endless(self, branch: _Branch, outcome: Outcome) -> Outcome:
         """Cut an episode that nothing else will end."""
-        if self._plan.horizon is not None or branch.t + 1 < MAX_EPISODE_STEPS or outcome.terminated:
+        if branch.t + 1 < MAX_EPISODE_STEPS or outcome.terminated:
             return outcome
         if not self._has_cut:
             warnings.warn(
