@@ -1,4 +1,4 @@
-"""Train GRPO and SB3's PPO, both with their defaults, on an environment's own reward.
+"""Train GRPO with its preset and its defaults, and SB3's PPO with its defaults, on an environment's own reward.
 
 ``python -m benchmarks.learning.own_reward Acrobot-v1 10000 --solved-score -100``
 """
@@ -14,15 +14,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from stable_baselines3 import PPO
 
+from benchmarks.learning.grpo_settings import get_grpo_settings, make_grpo
 from benchmarks.lib.evaluation import N_EPISODES, evaluate, format_table
 from grpo import GRPO
 
 FIRST_SEED = 2000
+METHODS = ("GRPO, preset", "GRPO, defaults", "SB3 PPO, defaults")
 
 
-def train(algorithm: type[GRPO] | type[PPO], env_name: str, total_timesteps: int, seed: int) -> float:
-    """Train, and return the mean own reward of the deterministic policy."""
+def train(method: str, env_name: str, total_timesteps: int, seed: int) -> float:
+    """Train, and return the mean own reward of the deterministic policy.
+
+    :param method: One of ``METHODS``.
+    """
     torch.set_num_threads(1)
+    if method == "GRPO, preset":
+        actor = make_grpo(env_name, get_grpo_settings(env_name), seed).learn(total_timesteps).make_actor()
+        return evaluate(env_name, actor.best_actions, seed)
+    algorithm: type[GRPO] | type[PPO] = GRPO if method == "GRPO, defaults" else PPO
     model = algorithm("MlpPolicy", env_name, seed=seed, device="cpu")
     model.learn(total_timesteps)
     return evaluate(env_name, lambda observations: model.predict(observations, deterministic=True)[0], seed)
@@ -36,13 +45,14 @@ def main() -> None:
     parser.add_argument("--solved-score", type=float, required=True)
     parser.add_argument("--n-seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.n_seeds)
     scores = {}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as executor:
-        for name, algorithm in (("GRPO, defaults", GRPO), ("SB3 PPO, defaults", PPO)):
-            job = partial(train, algorithm, arguments.env_name, arguments.total_timesteps)
-            scores[name] = list(executor.map(job, seeds))
+        for method in arguments.methods:
+            job = partial(train, method, arguments.env_name, arguments.total_timesteps)
+            scores[method] = list(executor.map(job, seeds))
     print(f"{arguments.env_name}, {arguments.total_timesteps} simulator steps, seeds {seeds[0]} to {seeds[-1]},")
     print(f"own reward over {N_EPISODES} deterministic episodes.\n")
     print(format_table(scores, arguments.solved_score))
