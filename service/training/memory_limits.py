@@ -55,12 +55,13 @@ def shrink(
     n_pixels = sum(math.prod(part.shape) // min(part.shape) for part in parts if part.shape and len(part.shape) == 3)
 
     def is_too_large() -> bool:
-        n_envs, n_steps, group_size = settings["n_envs"], settings["n_steps"], settings["group_size"]
+        n_envs, n_steps, group_size = (int(settings[name]) for name in ("n_envs", "n_steps", "group_size"))
         if not is_episodic:
             return n_envs * n_steps * 4 * observation_bytes > _MAX_ROLLOUT_BYTES // 2
         n_rows, n_branches = _count_episodes(n_envs, n_steps, group_size, settings["horizon"], max_episode_steps)
         # Nothing is left to halve once each environment has one group.
-        return n_branches > n_envs * group_size and n_rows * n_branches * 4 * observation_bytes > _MAX_ROLLOUT_BYTES // 2
+        is_large = n_rows * n_branches * 4 * observation_bytes > _MAX_ROLLOUT_BYTES // 2
+        return n_branches > n_envs * group_size and is_large
 
     while settings["n_steps"] * settings["n_envs"] > _LEAST_STEPS and is_too_large():
         settings["n_steps"] //= 2
