@@ -223,6 +223,8 @@ def _say_it_is_early(evidence: Evidence) -> str:
         return f"{_capitalize(_say_now(evidence))}; too little was evaluated before to tell how much it has learned."
     if evidence.latest is not None:
         return f"{_capitalize(_say_now(evidence))}; there is no other evaluation yet to compare that with."
+    if evidence.status.is_final:
+        return "Too few episodes have ended to tell whether it has learned, and the saved policy was not evaluated."
     return "Too few episodes have ended, and no policy has been evaluated yet, to tell whether it is learning."
 
 

@@ -50,6 +50,9 @@ class TestBeforeThereIsACurve:
         assert judge(Evidence(JobStatus.RUNNING, config)).text.startswith("Starting the worker")
         assert judge(Evidence(JobStatus.RUNNING, config, n_timesteps=1)).text.startswith("Too few episodes")
 
+    def test_in_the_end_nothing_is_promised(self, judge_curve: Any) -> None:
+        assert judge_curve([1.0, 2.0], JobStatus.COMPLETED).text.endswith("the saved policy was not evaluated.")
+
     def test_a_failure_is_one_whatever_came_before(self, judge_curve: Any) -> None:
         verdict = judge_curve(RISE * 500, JobStatus.FAILED, reward_threshold=400.0)
         assert verdict.state == "failed"
