@@ -22,11 +22,14 @@ _MIN_POINTS = 12
 _MIN_SPREADS = 2.5
 # It must also be higher by this share of its size, since a curve of means over 100 episodes wanders smoothly.
 _MIN_CHANGE = 0.05
+# A change by more than this share that is still not clear drowns in the spread of the episodes.
+_LARGE_CHANGE = 0.25
 # Few episodes may show less spread than there is: three that earn the same say little of a fourth. The second makes the
 # 97.5 % quantile of 4 episodes 1.8 times that of many; Student's is 1.6 times.
 _HIDDEN_SPREAD, _STUDENT = 0.2, 2.4
-# Below the first, updates hardly change the policy; above the second, by more than the clipped loss is made for.
-_SMALL_KL, _LARGE_KL = 1e-5, 0.1
+# The fewest updates that say anything of their size. Below the first KL, they hardly change the policy; above the
+# second, by more than the clipped loss is made for.
+_MIN_UPDATES, _SMALL_KL, _LARGE_KL = 4, 1e-5, 0.1
 # Nats. A policy of discrete actions with less entropy has almost stopped exploring.
 _SMALL_ENTROPY = 0.02
 # With more groups without a signal than this, most of a rollout teaches nothing.
@@ -201,6 +204,12 @@ def _compare(earlier: Level, later: Level) -> int:
     return 1 if change > 0 else -1
 
 
+def _differs(course: Course) -> bool:
+    """Return whether the end is far from the start, whether or not their spread allows to tell."""
+    start, end = course.start.reward, course.end.reward
+    return abs(end - start) > _LARGE_CHANGE * max(abs(start), abs(end))
+
+
 def _say_now(evidence: Evidence) -> str:
     """Say what an episode earns now, and who plays it."""
     if evidence.latest is None:
@@ -214,7 +223,9 @@ def _say_it_is_early(evidence: Evidence) -> str:
         return f"{_capitalize(_say_now(evidence))}; too little was evaluated before to tell how much it has learned."
     if evidence.latest is not None:
         return f"{_capitalize(_say_now(evidence))}; there is no other evaluation yet to compare that with."
-    return "Too few episodes have been played to tell whether it is learning."
+    if evidence.status.is_final:
+        return "Too few episodes have ended to tell whether it has learned, and the saved policy was not evaluated."
+    return "Too few episodes have ended, and no policy has been evaluated yet, to tell whether it is learning."
 
 
 def _say_there_is_no_signal(evidence: Evidence) -> str:
@@ -245,10 +256,13 @@ def _say_course(state: VerdictState, course: Course, evidence: Evidence) -> str:
             "worse": "got worse" if is_over else "is getting worse",
         }
         change = changes.get(state, "did not clearly change" if is_over else "has not clearly changed yet")
+        subject = f"The policy {change}"
+        if state == "flat" and _differs(course):
+            subject = "Its episodes differ too much to tell whether the policy changed"
         when = "at its best" if state == "worse" else "at the start"
         who = "it" if evidence.final_evaluation is None else "the saved one"
         now = f"{who} earns {_format(evidence.latest.mean_reward)} per episode"
-        text = f"The policy {change}: {now}, after about {_format(before, 3)} {when}"
+        text = f"{subject}: {now}, after about {_format(before, 3)} {when}"
     if evidence.reward_threshold is None or state == "worse":
         return f"{text}."
     return f"{text}; the environment counts as solved from {_format(evidence.reward_threshold)} on."
@@ -280,7 +294,7 @@ def _find_remedy(evidence: Evidence) -> str:
             "in most groups all branches earn the same, so try a longer horizon with a larger n_steps, or a reward "
             "that differs between steps."
         )
-    if kl is not None and abs(kl) < _SMALL_KL:
+    if kl is not None and abs(kl) < _SMALL_KL and len(evidence.kls) >= _MIN_UPDATES:
         return "its updates hardly change the policy, so try a higher learning_rate."
     if not evidence.status.is_final:
         return "let it continue; if that does not help, try a longer horizon with a larger n_steps."

@@ -80,8 +80,8 @@ class TrainRequest(Request):
     )
     preset: EnvName | None = Field(
         None,
-        description="Environment whose preset fills in what is left out, or `none`. Default: `env_name` itself, if it "
-        "has a preset and its own reward is trained on.",
+        description="What fills in the fields that are left out: an environment's preset by its name, `general`, or "
+        "`none`. Default: the environment's own preset or a general one where its own reward is trained on, else none.",
     )
     total_timesteps: int = Field(
         10_000, ge=1, le=10_000_000, description="Simulator steps to train for; every step of every branch counts."

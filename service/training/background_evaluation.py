@@ -15,22 +15,26 @@ from service.workers.task import Progress
 
 # Share of a training's time that its evaluations may take.
 _SHARE = 0.05
-# What short trainings may spend, so that they too show what the untrained policy earns.
+# What short trainings may spend over their whole course, so that they too have a curve.
 _LEAST_SECONDS = 0.2
+# What the evaluation of the untrained policy may take besides: without it, a curve has no start.
+_FIRST_SECONDS = 0.4
 # Points of the curve, if time allows; a screen shows no more.
 _N_POINTS = 40
-# The fewest episodes of a point, unless the job asks for fewer.
-_MIN_EPISODES = 5
+# The fewest episodes of a point, unless the job asks for fewer, and what is left of them where they take long.
+_MIN_EPISODES, _FEWEST_EPISODES = 5, 2
+# Points that the time has to suffice for: so much of it may one of more than the fewest episodes take.
+_N_LEAST_POINTS = 4
 # Pausing more often would cost more than what is played in between.
 _MIN_SLICE_SECONDS = 0.004
 
 
 class BackgroundEvaluation(BaseCallback):
-    """Evaluates policies between rollouts, the untrained one first, for at most 5 % of the time (or 0.2 s).
+    """Evaluates policies between rollouts for at most 5 % of the time (or 0.2 s), and at first the untrained one.
 
     Each is frozen, and its episodes are played whenever some of the time has been earned. They are as many as fit into
-    a fortieth of it, from 5 to ``n_eval_episodes``. When they end depends on the clock, but training does not depend
-    on them: its weights stay the same, and no rule sees them.
+    a fortieth of it, from 5 to ``n_eval_episodes``, and down to 2 where they take long. When they end depends on the
+    clock, but training does not depend on them: its weights stay the same, and no rule sees them.
 
     :param evaluator: Plays the episodes.
     :param stop_rules: Pauses an evaluation when the training ends.
@@ -47,6 +51,9 @@ class BackgroundEvaluation(BaseCallback):
         self._begun = 0.0
         self._spent_seconds = 0.0
         self._next_timesteps = 0.0
+        # What the latest evaluation took.
+        self._run_seconds = 0.0
+        self._has_started = False
         # The evaluation under way, and the steps that its policy had been trained for.
         self._run: tuple[EvaluationRun, int] | None = None
         self._has_failed = False
@@ -61,10 +68,12 @@ class BackgroundEvaluation(BaseCallback):
         if self._has_failed:
             return
         begun = time.monotonic()
-        if self._run is None and self.model.num_timesteps >= self._next_timesteps:
+        slice_seconds, had_started = self._earn(begun) - self._spent_seconds, self._has_started
+        # Not before half of it can be played at once: a policy that waits for the rest is an old one by then.
+        is_due = self.model.num_timesteps >= self._next_timesteps and slice_seconds >= self._run_seconds / 2
+        if self._run is None and is_due:
             run = self._evaluator.start(self.model.make_numpy_actor(), FIRST_SEED)
             self._run = run, self.model.num_timesteps
-        slice_seconds = max(_LEAST_SECONDS, _SHARE * (begun - self._begun)) - self._spent_seconds
         if self._run is not None and slice_seconds >= max(self._build_seconds, _MIN_SLICE_SECONDS):
             try:
                 self._play(*self._run, begun + slice_seconds)
@@ -75,22 +84,36 @@ class BackgroundEvaluation(BaseCallback):
                 )
             self._build_seconds = 0.0  # it is built by now
         self._spent_seconds += time.monotonic() - begun
+        if self._has_started and not had_started:
+            self._spent_seconds = max(0.0, self._spent_seconds - _FIRST_SECONDS)
 
     def _play(self, run: EvaluationRun, timesteps: int, deadline: float) -> None:
-        share_seconds, n_least = self._compute_share(), min(_MIN_EPISODES, self._evaluator.config.n_eval_episodes)
+        whole_seconds = self._estimate_whole()
+        share_seconds, n_least = whole_seconds / _N_POINTS, min(_MIN_EPISODES, self._evaluator.config.n_eval_episodes)
+        most_seconds = max(_LEAST_SECONDS, whole_seconds) / _N_LEAST_POINTS if self._has_started else _FIRST_SECONDS
 
         def may_go_on() -> bool:
             self._stop_rules.tick()
             return self._stop_rules.ended_by is None and time.monotonic() < deadline
 
-        run.advance(may_go_on, lambda: len(run.episodes) >= n_least and run.seconds >= share_seconds)
+        def is_enough() -> bool:
+            n_episodes = len(run.episodes)
+            if n_episodes >= n_least and run.seconds >= share_seconds:
+                return True
+            return n_episodes >= _FEWEST_EPISODES and run.seconds * (1 + 1 / n_episodes) > most_seconds
+
+        run.advance(may_go_on, is_enough)
         if run.is_over:
             self._progress.publish_evaluation({"timesteps": timesteps, **asdict(summarize_episodes(run.episodes))})
-            self._run = None
+            self._run, self._run_seconds, self._has_started = None, run.seconds, True
             self._next_timesteps = timesteps + self._evaluator.config.total_timesteps / _N_POINTS
 
-    def _compute_share(self) -> float:
-        """Estimate the time that an evaluation may take if there are to be ``_N_POINTS``."""
-        elapsed_seconds = time.monotonic() - self._begun
+    def _earn(self, now: float) -> float:
+        """Return the time that all evaluations together may have taken by now."""
+        least_seconds = _LEAST_SECONDS * self.model.num_timesteps / self._evaluator.config.total_timesteps
+        return _FIRST_SECONDS * (not self._has_started) + max(least_seconds, _SHARE * (now - self._begun))
+
+    def _estimate_whole(self) -> float:
+        """Estimate the time that all evaluations together may take."""
         progress = max(self.model.num_timesteps, 1) / self._evaluator.config.total_timesteps
-        return _SHARE * elapsed_seconds / progress / _N_POINTS
+        return _SHARE * (time.monotonic() - self._begun) / progress

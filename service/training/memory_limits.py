@@ -39,18 +39,32 @@ def check_memory(config: TrainConfig, model: Any, max_episode_steps: int | None)
     _check_model(config, model.observation_space, model.action_space, network)
 
 
-def shrink(settings: dict[str, Any], observation_space: spaces.Space[Any]) -> None:
+def shrink(
+    settings: dict[str, Any], observation_space: spaces.Space[Any], max_episode_steps: int | None, is_episodic: bool
+) -> None:
     """Halve the rollouts and minibatches of a general preset where observations are large, to stay within the limits.
 
-    :param settings: ``n_steps``, ``n_envs`` and ``batch_size``; the first and the last are changed.
+    :param settings: ``n_steps``, ``n_envs``, ``group_size``, ``horizon`` and ``batch_size``; the first and the last
+        are changed.
+    :param max_episode_steps: Time limit of the environment; None if it has none.
+    :param is_episodic: Whether groups are whole episodes.
     """
     observation_bytes = observation_dtype(observation_space).itemsize * math.prod(observation_space.shape or ())
     parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
     # Convolutions keep about 80 bytes per pixel of an image, whose channels are its shortest axis.
     n_pixels = sum(math.prod(part.shape) // min(part.shape) for part in parts if part.shape and len(part.shape) == 3)
-    n_cells = settings["n_steps"] * settings["n_envs"]
-    while n_cells > _LEAST_STEPS and n_cells * 4 * observation_bytes > _MAX_ROLLOUT_BYTES // 2:
-        n_cells, settings["n_steps"] = n_cells // 2, settings["n_steps"] // 2
+
+    def is_too_large() -> bool:
+        n_envs, n_steps, group_size = (int(settings[name]) for name in ("n_envs", "n_steps", "group_size"))
+        if not is_episodic:
+            return n_envs * n_steps * 4 * observation_bytes > _MAX_ROLLOUT_BYTES // 2
+        n_rows, n_branches = _count_episodes(n_envs, n_steps, group_size, settings["horizon"], max_episode_steps)
+        # Nothing is left to halve once each environment has one group.
+        is_large = n_rows * n_branches * 4 * observation_bytes > _MAX_ROLLOUT_BYTES // 2
+        return n_branches > n_envs * group_size and is_large
+
+    while settings["n_steps"] * settings["n_envs"] > _LEAST_STEPS and is_too_large():
+        settings["n_steps"] //= 2
     while settings["batch_size"] > _LEAST_STEPS and settings["batch_size"] * 80 * n_pixels > _MAX_MINIBATCH_BYTES:
         settings["batch_size"] //= 2
 
@@ -64,10 +78,9 @@ def _check_rollout(
     n_steps = config.n_envs * config.n_steps
     longest = min(config.horizon or math.inf, max_episode_steps or math.inf)
     if config.group_mode == "episode":
-        n_rows = config.horizon or max(longest, config.n_steps // config.group_size)
-        episode_steps = max(1.0, min(longest, (max_episode_steps or math.inf) / _EARLY_END))
-        n_groups = config.n_envs * math.ceil(config.n_steps / (config.group_size * episode_steps))
-        n_branches = n_groups * config.group_size
+        n_rows, n_branches = _count_episodes(
+            config.n_envs, config.n_steps, config.group_size, config.horizon, max_episode_steps
+        )
         n_cells = n_rows * n_branches
         remedy = "lower n_envs, n_steps or group_size, or send horizon to cut episodes."
     else:
@@ -84,6 +97,16 @@ def _check_rollout(
             f"{longest:.0f} take {rollout_bytes / 2**20:.0f} MiB per rollout, more than the "
             f"limit of {_MAX_ROLLOUT_BYTES // 2**20} MiB; {remedy}"
         )
+
+
+def _count_episodes(
+    n_envs: int, n_steps: int, group_size: int, horizon: int | None, max_episode_steps: int | None
+) -> tuple[float, int]:
+    """Return how many steps of how many episodes a rollout has room for."""
+    longest = min(horizon or math.inf, max_episode_steps or math.inf)
+    n_rows = horizon or max(longest, n_steps // group_size)
+    episode_steps = max(1.0, min(longest, (max_episode_steps or math.inf) / _EARLY_END))
+    return n_rows, n_envs * math.ceil(n_steps / (group_size * episode_steps)) * group_size
 
 
 def _check_minibatch(

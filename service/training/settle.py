@@ -73,7 +73,7 @@ def settle_request(named: NamedRequest, progress: Progress) -> bytes:
         if named.preset == GENERAL_PRESET:
             is_restorable = obstacle is None and given.get("group_mode") != "episode"
             preset_name = choose_general_preset(env.observation_space, env.action_space, is_restorable)
-        defaults = _list_defaults(rewards, preset_name, given, env)
+        defaults = _list_defaults(rewards, preset_name, given, env, obstacle)
         settings = {**defaults, **given, **identity, "preset": preset_name}
         settled = _settle(env, settings, given, defaults, rewards.functions, obstacle)
     except (InvalidRequestError, ValueError) as error:
@@ -121,8 +121,7 @@ def _settle(
     _fit_credit(settings, given)
     _fit_groups(settings, given, defaults, env.action_space)
     _fit_evaluations(settings)
-    spec = env.envs[0].spec
-    max_episode_steps = None if spec is None else spec.max_episode_steps
+    spec, max_episode_steps = env.envs[0].spec, _find_time_limit(env)
     if settings["group_mode"] == "episode" and settings["horizon"] is None and max_episode_steps is None:
         raise InvalidRequestError(
             f"env_name '{settings['env_name']}' has no time limit, so a whole episode might never end; register it "
@@ -141,6 +140,11 @@ def _settle(
     threshold = None if spec is None else spec.reward_threshold
     settings = config.model_dump(exclude=set(_UNSETTLED))
     return SettledRequest(settings=settings, warnings=warnings, reward_threshold=threshold)
+
+
+def _find_time_limit(env: DummyVecEnv) -> int | None:
+    spec = env.envs[0].spec
+    return None if spec is None else spec.max_episode_steps
 
 
 def _find_origin(name: str, value: Any, given: Settings, choices: Settings) -> ConfigOrigin:
@@ -171,7 +175,9 @@ def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:
     return f'{detail} Preset \'{preset_name}\' chose {", ".join(names)}; send your own, or "preset": "{NO_PRESET}".'
 
 
-def _list_defaults(rewards: Rewards, preset_name: str, given: Settings, env: DummyVecEnv) -> Settings:
+def _list_defaults(
+    rewards: Rewards, preset_name: str, given: Settings, env: DummyVecEnv, obstacle: str | None
+) -> Settings:
     """List what is filled in, with or without a preset."""
     preset = None if preset_name == NO_PRESET else get_preset(preset_name)
     if preset is None:
@@ -181,7 +187,8 @@ def _list_defaults(rewards: Rewards, preset_name: str, given: Settings, env: Dum
         n_timesteps: int = {**defaults, **given}["total_timesteps"]
         defaults["n_steps"] = shorten_rollouts(defaults["n_steps"], n_timesteps)
         sizes = {**defaults, **given}
-        shrink(sizes, env.observation_space)
+        is_episodic = sizes["group_mode"] == "episode" or obstacle is not None
+        shrink(sizes, env.observation_space, _find_time_limit(env), is_episodic)
         defaults |= {name: sizes[name] for name in ("n_steps", "batch_size") if name not in given}
         if defaults["normalize"] and not list_normalizable(env.observation_space):
             defaults["normalize"] = Normalization(norm_obs=False)

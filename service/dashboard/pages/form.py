@@ -133,7 +133,11 @@ class _Form:
         if name == "env_name":
             return [environment.env_name for environment in self._service.catalogue.list_environments("")]
         if name == "preset":
-            return ["none", *(e.env_name for e in self._service.catalogue.list_environments("") if e.has_preset)]
+            return [
+                "none",
+                "general",
+                *(e.env_name for e in self._service.catalogue.list_environments("") if e.has_preset),
+            ]
         if name == "reward_function_type":
             return ["environment", *sorted(self._service.reward_functions)]
         return None
@@ -246,7 +250,8 @@ class _Form:
         is_off = is_fault and bool(problems)
         set_attributes(self._start, disabled=True if is_off else None)
         titles = [self._inputs[name].title for name in problems if name in self._inputs]
-        self._why.set_text(f"Mend the marked field first: {', '.join(titles)}." if is_off and titles else _ENTER)
+        fields = "field" if len(titles) == 1 else "fields"
+        self._why.set_text(f"Mend the marked {fields} first: {', '.join(titles)}." if is_off and titles else _ENTER)
 
     def _go_to(self, name: str) -> None:
         if name in self._inputs:

@@ -50,7 +50,8 @@ async def show_model(name: str) -> None:
             with make_box("stack wide"):
                 with make_box("card stack", "section", aria_label="Try an observation"):
                     make_heading("Try an observation")
-                    sliders = ObservationSliders(model, None if card.wrappers else card.env_name)
+                    env_name = None if card.wrappers else card.env_name
+                    sliders = ObservationSliders(model, env_name, _describe_value(card))
                 with make_box("card stack", "section", aria_label="Policy card"):
                     make_heading("Policy card")
                     _show_facts(card)
@@ -102,11 +103,10 @@ def _show_head(card: ModelCard) -> ui.element:
 
 
 def _show_facts(card: ModelCard) -> None:
-    reward = card.reward_function
     spaces = {"Observations": card.observation_space, "Actions": card.action_space}
     facts = {
         "Environment": card.env_name,
-        "Trained on": " + ".join(reward) if isinstance(reward, list) else reward,
+        "Trained on": _name_reward(card),
         **{name: None if space is None else space.text for name, space in spaces.items()},
         "Weights": None if card.n_parameters is None else format_count(card.n_parameters),
         "Updates": None if card.n_updates is None else format_count(card.n_updates),
@@ -121,3 +121,14 @@ def _show_facts(card: ModelCard) -> None:
             with make_box("", "summary"):
                 Text("Hyperparameters")
             Text(json.dumps(card.hyperparameters, indent=2), "code", "pre")
+
+
+def _name_reward(card: ModelCard) -> str | None:
+    reward = card.reward_function
+    return " + ".join(reward) if isinstance(reward, list) else reward
+
+
+def _describe_value(card: ModelCard) -> str:
+    """Say which reward and which discount the values of a model are of."""
+    discount = "" if card.value_check is None else f", discounted by {card.value_check.gamma:g} per step"
+    return f"value: what {_name_reward(card) or 'the environment'} is expected to pay from here{discount}"

@@ -69,6 +69,13 @@ def _list_facts(described: EnvironmentDescription) -> dict[str, str]:
         "Groups": _GROUPS.get(described.group_mode or "", "cannot be trained"),
         "Episode": None if described.max_episode_steps is None else f"{described.max_episode_steps:,} steps at most",
         "Solved at": None if described.reward_threshold is None else format_number(described.reward_threshold),
-        "Preset": None if described.preset is None else f"{format_count(described.preset['n_timesteps'])} steps",
+        "Preset": None if described.preset is None else _describe_preset(described),
     }
     return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def _describe_preset(described: EnvironmentDescription) -> str:
+    assert described.preset is not None, "called where there is one"
+    steps = f"{format_count(described.preset['n_timesteps'])} steps"
+    # Other rewards take none.
+    return steps if described.default_reward_function == "environment" else f"{steps}, for its own reward"

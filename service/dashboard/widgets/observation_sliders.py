@@ -103,10 +103,11 @@ class ObservationSliders:
 
     :param model: Model that answers.
     :param env_name: Its environment, for the names of numbers and actions; None if unknown.
+    :param value_meaning: What its values are, in words.
     """
 
-    def __init__(self, model: ServedModel, env_name: str | None) -> None:
-        self._model = model
+    def __init__(self, model: ServedModel, env_name: str | None, value_meaning: str) -> None:
+        self._model, self._value_meaning = model, value_meaning
         self._action_names = list_action_names(env_name)
         space = model.actor.observation_space
         subspaces: dict[Any, spaces.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {None: space}
@@ -162,7 +163,7 @@ class ObservationSliders:
         if self._shown is None:
             self._answer.clear()
             with self._answer:
-                self._shown = _AnswerBars(bars)
+                self._shown = _AnswerBars(bars, self._value_meaning)
         self._shown.update(bars, value)
 
     def _show_problem(self, problem: str) -> None:
@@ -176,9 +177,10 @@ class _AnswerBars:
     """The bars of an answer.
 
     :param bars: First answer; later ones have the same names.
+    :param value_meaning: What the value is, in words.
     """
 
-    def __init__(self, bars: list[Bar]) -> None:
+    def __init__(self, bars: list[Bar], value_meaning: str) -> None:
         self._rows = []
         with make_box("bars"):
             for bar in bars:
@@ -188,7 +190,7 @@ class _AnswerBars:
                     self._rows.append((row, track, filling, Text("", "number")))
         with make_box("row-flex") as self._value_box:
             self._value = Text("", "figure number")
-            Text("value: the expected return from here", "muted small")
+            Text(value_meaning, "muted small")
 
     def update(self, bars: list[Bar], value: float | None) -> None:
         """Show another answer.

@@ -50,6 +50,9 @@ class TestBeforeThereIsACurve:
         assert judge(Evidence(JobStatus.RUNNING, config)).text.startswith("Starting the worker")
         assert judge(Evidence(JobStatus.RUNNING, config, n_timesteps=1)).text.startswith("Too few episodes")
 
+    def test_in_the_end_nothing_is_promised(self, judge_curve: Any) -> None:
+        assert judge_curve([1.0, 2.0], JobStatus.COMPLETED).text.endswith("the saved policy was not evaluated.")
+
     def test_a_failure_is_one_whatever_came_before(self, judge_curve: Any) -> None:
         verdict = judge_curve(RISE * 500, JobStatus.FAILED, reward_threshold=400.0)
         assert verdict.state == "failed"
@@ -143,6 +146,21 @@ class TestEvaluations:
         assert get_state(20.0, 150.0, 100.0) == "worse"
         assert get_state(20.0, 300.0, std_reward=0.0, n_episodes=1) == "flat"
 
+    def test_a_change_that_drowns_in_the_spread_is_not_called_none(self, judge_curve: Any) -> None:
+        # Five episodes of -915 ± 900: the standard error of a difference is 900 * sqrt(2 / 4) * 1.6, far above 715.
+        start, final = evaluate(-915.0, 900.0, n_episodes=5), evaluate(-200.0)
+        verdict = judge_curve([], JobStatus.COMPLETED, evaluations=[start], final_evaluation=final)
+        assert verdict.state == "flat"
+        assert verdict.text.startswith("Its episodes differ too much to tell whether the policy changed: the saved one")
+
+    def test_two_small_updates_are_no_reason_to_raise_the_learning_rate(self, config: TrainConfig) -> None:
+        def judge_updates(n_updates: int) -> str:
+            evaluations = [evaluate(20.0)] * 2
+            return judge(Evidence(JobStatus.COMPLETED, config, 1, evaluations=evaluations, kls=[1e-7] * n_updates)).text
+
+        assert "learning_rate" not in judge_updates(2)
+        assert "try a higher learning_rate" in judge_updates(12)
+
     def test_the_saved_policy_decides_in_the_end(self, judge_curve: Any) -> None:
         curve = [evaluate(20.0 * i) for i in range(24)]
         end = {"status": JobStatus.COMPLETED, "evaluations": curve}
@@ -233,7 +251,7 @@ class TestWithoutASignal:
     ("kls", "metrics", "said"),
     [
         ([0.3], {}, "lower learning_rate"),
-        ([1e-7], {"train/entropy_loss": -0.6}, "higher learning_rate"),
+        ([1e-7] * 4, {"train/entropy_loss": -0.6}, "higher learning_rate"),
         ([0.01], {"train/entropy_loss": -0.001}, "ent_coef"),
         ([0.01], {"train/entropy_loss": 0.5, "train/std": 0.1}, "total_timesteps"),
         ([0.01], {"rollout/zero_std_group_fraction": 0.95}, "all branches earn the same"),

@@ -47,7 +47,8 @@ class BrokenLaterEnv(LineEnv):
 @pytest.fixture
 def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let evaluations take as long as they like, however busy the machine is."""
-    monkeypatch.setattr("service.training.background_evaluation._LEAST_SECONDS", 1e6)
+    for name in ("_LEAST_SECONDS", "_FIRST_SECONDS"):
+        monkeypatch.setattr(f"service.training.background_evaluation.{name}", 1e6)
 
 
 @pytest.mark.usefixtures("ample_time")
@@ -124,12 +125,40 @@ def test_it_takes_a_small_share_of_the_time(register_env: RegisterEnv, monkeypat
     assert all(n <= 0.05 * seconds + 2 for n, seconds in enumerate(evaluated, 1))
 
 
-class TickingEnv(LineEnv):
-    """Takes a second for every step, and notes those of episodes with a seed of evaluations on the way."""
+def test_a_short_job_has_points_from_its_start_to_its_end(
+    register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a millisecond: evaluations may take 0.2 s besides the first, which is 10 of the 20 ms."""
+    clock, evaluated = Clock(), list[float]()
+    monkeypatch.setattr("service.training.background_evaluation.time", clock)
+    monkeypatch.setattr("service.training.evaluator.time", clock)
+    env_name = register_env(lambda: TickingEnv(clock, evaluated, 0.001), max_episode_steps=4)
+    _, recorder = run_job(env_name=env_name, total_timesteps=2_560, n_eval_episodes=5)
+    timesteps = [row["timesteps"] for row in recorder.evaluations]
+    assert timesteps[0] == 0
+    assert max(np.diff([*timesteps, 2_560])) <= 512
+    assert len(evaluated) <= 200 + 20
 
-    def __init__(self, clock: Clock, evaluated: list[float]) -> None:
+
+def test_slow_episodes_are_fewer_but_the_curve_has_a_start(
+    register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An episode of the untrained policy takes 0.15 s, and a third one would exceed the 0.4 s of the first point."""
+    clock, evaluated = Clock(), list[float]()
+    monkeypatch.setattr("service.training.background_evaluation.time", clock)
+    monkeypatch.setattr("service.training.evaluator.time", clock)
+    env_name = register_env(lambda: TickingEnv(clock, evaluated, 0.0075), max_episode_steps=20)
+    _, recorder = run_job(env_name=env_name, total_timesteps=640)
+    assert [(row["timesteps"], row["n_episodes"]) for row in recorder.evaluations] == [(0, 2)]
+
+
+class TickingEnv(LineEnv):
+    """Takes some seconds for every step, and notes those of episodes with a seed of evaluations on the way."""
+
+    def __init__(self, clock: Clock, evaluated: list[float], step_seconds: float = 1.0) -> None:
         super().__init__()
-        self._clock, self._evaluated, self._is_evaluated = clock, evaluated, False
+        self._clock, self._evaluated, self._step_seconds = clock, evaluated, step_seconds
+        self._is_evaluated = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -138,7 +167,7 @@ class TickingEnv(LineEnv):
         return super().reset(seed=seed)
 
     def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        self._clock.seconds += 1.0
+        self._clock.seconds += self._step_seconds
         if self._is_evaluated:
             self._evaluated.append(self._clock.seconds)
         return super().step(action)

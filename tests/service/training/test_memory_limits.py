@@ -106,3 +106,12 @@ def test_screens_go_through_the_networks_in_small_parts() -> None:
     model.learn(256)
     assert sum(sizes) >= 3 * 200  # values before and after each step, and one epoch
     assert max(sizes) <= 148  # 148 * 28224 numbers are 2 ** 22, 16 MiB
+
+
+def test_a_general_preset_leaves_room_for_episodes_of_large_images(register_env: RegisterEnv) -> None:
+    # A group of two episodes of 1000 screens of 96 x 96 x 3 pixels takes 2 * 1000 * 4 * 27648 bytes, 211 MiB.
+    screen = spaces.Box(0, 255, (96, 96, 3), np.uint8)
+    env_name = register_env(lambda: SpaceEnv(screen, spaces.Discrete(4)), max_episode_steps=1000)
+    config = resolve(env_name=env_name, total_timesteps=10_000, group_mode="episode")
+    assert config.preset == "general-image-episodes"
+    assert config.n_steps <= 2 * 1000 / 16
