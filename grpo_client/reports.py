@@ -59,7 +59,7 @@ def describe_status(status: TrainingStatus) -> str:
     if status.final_evaluation is not None:
         cut = "" if status.final_evaluation.complete else "; time ran out before there were more"
         lines.append(f"the saved policy: {_describe_evaluation(status.final_evaluation)}{cut}")
-    lines.append(f"{status.verdict.state.replace('_', ' ')}: {status.verdict.text}")
+    lines.append(f"verdict: {status.verdict.text}")
     if status.final_evaluation is None and status.evaluation is not None:
         lines.append(f"latest evaluation: {_describe_evaluation(status.evaluation)}")
     if status.best_evaluation is not None and status.config.get("keep_best"):

@@ -36,18 +36,19 @@ def build_env(setup: EnvSetup | str, render_mode: str | None = None, is_training
         check_known_env_kwargs(name, gym.spec(name), setup.env_kwargs)
         return make_env(setup, render_mode, is_training)
     except (Exception, SystemExit) as error:  # a foreign constructor may raise anything
-        raise InvalidRequestError(f"env_name '{name}' {_explain(error)}") from error
+        raise InvalidRequestError(f"env_name '{name}' {_explain(error, setup)}") from error
 
 
-def _explain(error: BaseException) -> str:
+def _explain(error: BaseException, setup: EnvSetup) -> str:
     missing = describe_missing_package(error)
     if missing is not None:
         return f"cannot be created on this server: {missing}"
     if isinstance(error, SetupError):
         return f"cannot be created as asked: {printable(hide_paths(str(error)), _MAX_REASON_CHARS)}"
+    remedy = f"send other env_kwargs than {list(setup.env_kwargs)}, " if setup.env_kwargs else ""
     return (
-        f"cannot be created on this server ({describe_error(error)}); fix its constructor, or install the packages it "
-        "needs."
+        f"cannot be created on this server ({describe_error(error)}); {remedy}fix its constructor, or install the "
+        "packages it needs."
     )
 
 
