@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.wrappers import FlattenObservation, TransformReward
+from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformReward
 
 from grpo_core.evaluation import play_episode
 from grpo_core.success import _GOALS, _MODULES, judge_success
@@ -73,6 +73,9 @@ class TestGoals:
         assert judge_success(FlattenObservation(lander), {}, False, 200.0) is True
         assert judge_success(lander, {}, True, 199.0) is False
         assert judge_success(TransformReward(lander, lambda reward: reward), {}, True, 200.0) is None
+
+    def test_stacked_frames_hide_no_goal(self) -> None:
+        assert judge_success(FrameStackObservation(gym.make("Acrobot-v1"), 2), {}, True, -80.0) is True
 
     @pytest.mark.parametrize("env_name", ["CartPole-v1", "Pendulum-v1"])
     def test_where_an_episode_has_no_outcome_there_is_none(self, env_name: str) -> None:
