@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformReward
 
+from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.evaluation import play_episode
 from grpo_core.success import _GOALS, _MODULES, judge_success
 from tests.support import LineEnv
@@ -32,9 +33,15 @@ def test_a_flag_is_read_in_every_spelling(flag: Any) -> None:
     assert judge_success(LineEnv(), {"is_success": flag ^ flag if flag is True else flag * 0}, False, 0.0) is False
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), "no", "", -1, 0.5, 2, [], [True], {}, np.array([True, False])])
-def test_what_is_no_flag_says_nothing(value: Any) -> None:
+@pytest.mark.parametrize("value", [None, float("nan"), np.float32("nan")])
+def test_what_was_not_measured_says_nothing(value: Any) -> None:
     assert judge_success(LineEnv(), {"is_success": value}, True, 1.0) is None
+
+
+@pytest.mark.parametrize("value", ["no", "", -1, 0.5, 2, [], {}, np.array([True, False])])
+def test_what_is_no_flag_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidEnvironmentError, match=r"info\['is_success'\] of step\(\) is .* True or False"):
+        judge_success(LineEnv(), {"is_success": value}, True, 1.0)
 
 
 class TestGoals:
