@@ -277,7 +277,7 @@ def _find_fault(observation: Any, space: spaces.Space[Any]) -> str | None:
     with np.errstate(over="ignore"):
         stored = array.astype(space.dtype) if space.dtype.kind == "f" else array
     if not np.isfinite(stored).all():
-        return f"{describe(observation)}, which is not finite in {space.dtype},"
+        return f"{describe(observation)} (not finite in {space.dtype})"
     return None if space.dtype.kind == "f" else _find_integer_fault(array, space)
 
 
@@ -294,7 +294,7 @@ def _find_integer_fault(array: np.ndarray[Any, Any], space: spaces.Space[Any]) -
         low = np.asarray(space.start)
         high = low + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
     is_outside = array.size > 0 and ((array < low) | (array > high)).any()
-    return f"{describe(array)}, which is not in {shorten.repr(space)}," if is_outside else None
+    return f"{describe(array)} (not in {shorten.repr(space)})" if is_outside else None
 
 
 def _list_boxes(observation: Any, space: spaces.Space[Any]) -> Iterator[tuple[str, Any, spaces.Box]]:
