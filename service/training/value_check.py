@@ -14,7 +14,7 @@ from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.values.fit import ValueCheck, check_values, fit_values
 from grpo_core.values.trajectories import Trajectory, TrajectoryPlayer
 from service.errors import describe_error
-from service.training.evaluator import MAX_EPISODE_STEPS, Evaluator
+from service.training.evaluator import CHECKED_SEED, FITTED_SEED, MAX_STEPS_WITHOUT_LIMIT, Evaluator
 from service.training.memory_limits import count_observed_numbers
 from service.training.stop_rules import StopRules
 
@@ -30,8 +30,6 @@ _MAX_CHECKED_EPISODES = 10
 _TIME_SHARE, _MIN_SECONDS, _MAX_SECONDS = 0.1, 5.0, 30.0
 # More numbers observed than this take too much memory to fit values to: the values are then only checked.
 _MAX_FITTED_NUMBERS = 2**24
-# Far from the seeds of evaluations.
-_CHECKED_SEED, _FITTED_SEED = 3_000_000, 4_000_000
 
 
 def settle_values(
@@ -58,7 +56,7 @@ def settle_values(
     try:
         check_time()
         rewards = model.reward_function, model.reward_weights
-        player = TrajectoryPlayer(evaluator.env, actor, *rewards, MAX_EPISODE_STEPS, check_time)
+        player = TrajectoryPlayer(evaluator.env, actor, *rewards, MAX_STEPS_WITHOUT_LIMIT, check_time)
         checked = _play_checked(player, int(_CHECKED_SHARE * n_steps))
         check = _check(actor, checked, config.gamma, scale)
         is_fine = check is not None and check.is_meaningful and config.baseline in NEEDS_VALUES
@@ -79,13 +77,13 @@ def _play_checked(player: TrajectoryPlayer, n_steps: int) -> list[Trajectory]:
     """Play the episodes that values are checked on: about so many steps, and at least two episodes."""
     first_step, played = player.n_steps, list[Trajectory]()
     while len(played) < 2 or (player.n_steps - first_step < n_steps and len(played) < _MAX_CHECKED_EPISODES):
-        played.append(player.play_episode(_CHECKED_SEED + len(played)))
+        played.append(player.play_episode(CHECKED_SEED + len(played)))
     return played
 
 
 def _play_fitted(player: TrajectoryPlayer, n_steps: int, rng: np.random.Generator) -> list[Trajectory]:
     """Play the trajectories that values are fitted to: about so many steps, some of them off the policy's way."""
-    first_step, seed, played = player.n_steps, _FITTED_SEED, list[Trajectory]()
+    first_step, seed, played = player.n_steps, FITTED_SEED, list[Trajectory]()
     while (n_played := player.n_steps - first_step) < n_steps:
         if n_played < (1 - _EXCURSION_SHARE) * n_steps:
             played.append(player.play_episode(seed))
