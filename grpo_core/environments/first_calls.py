@@ -13,18 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
 from grpo_core.environments.flags import InvalidEnvironmentError, describe, read_flag, read_success, shorten, to_array
-from grpo_core.environments.nested import list_nested_envs
+from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.spaces import count_mask_bits
 
-__all__ = ["InvalidEnvironmentError", "call_reset", "call_step", "try_out"]
-
-Env = gym.Env[Any, Any]
 # Checks what one wrapper or environment has returned, under the name given first.
 _Check = Callable[[str, Any], None]
 
