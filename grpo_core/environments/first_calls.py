@@ -115,7 +115,8 @@ def check_observation(source: str, method: str, observation: Any, space: spaces.
         rule = f"an observation of observation_space {shorten.repr(space)}; correct either"
         raise _refuse(source, method, fault, rule)
     for key, part, subspace in _list_boxes(observation, space):
-        if _is_outside(np.asarray(part), subspace):
+        array = np.asarray(part)
+        if _is_outside(array, subspace) and not _is_declared_anew(array, subspace):
             warnings.warn(
                 f"{source}.{method} returned an observation{key} outside the bounds of {shorten.repr(subspace)}; it "
                 "is used as it is. Correct the bounds, or clip the observation.",
@@ -308,6 +309,14 @@ def _is_outside(array: np.ndarray[Any, Any], space: spaces.Box) -> bool:
         is_low = array < low - _ROUNDING * np.maximum(1.0, np.abs(low))
         is_high = array > high + _ROUNDING * np.maximum(1.0, np.abs(high))
     return bool((is_low | is_high).any())
+
+
+def _is_declared_anew(array: np.ndarray[Any, Any], space: spaces.Box) -> bool:
+    """Return whether the bounds are those of a normalised image.
+
+    A ``VecNormalize`` writes them into the environment's own Dict, whose images stay what they are.
+    """
+    return array.dtype == np.uint8 and array.ndim == 3 and space.dtype.kind == "f"
 
 
 def _split_flags(flags: np.ndarray[Any, Any], space: spaces.Space[Any]) -> list[np.ndarray[Any, Any]]:
