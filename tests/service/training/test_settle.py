@@ -351,7 +351,7 @@ class TestPresets:
         assert resolve(**request_).preset == preset
 
     def test_the_general_preset_shortens_its_rollouts_to_the_training(self) -> None:
-        expected = {100_000: (1024, 32), 10_000: (1024, 32), 1000: (64, 32), 64: (32, 16)}
+        expected = {100_000: (512, 32), 10_000: (512, 32), 1000: (64, 32), 64: (32, 16)}
         for total_timesteps, sizes in expected.items():
             config = resolve(env_name="CliffWalking-v1", total_timesteps=total_timesteps)
             assert (config.n_steps, config.horizon) == sizes
