@@ -5,7 +5,14 @@ from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from gymnasium.wrappers import (
+    FrameStackObservation,
+    OrderEnforcing,
+    PassiveEnvChecker,
+    RecordEpisodeStatistics,
+    RecordVideo,
+    TimeLimit,
+)
 
 from grpo_core.environments.flags import read_success
 
@@ -42,7 +49,10 @@ _GOALS: Mapping[str, Goal] = MappingProxyType(
 )
 _MODULES = "gymnasium.envs."
 # Neither rewards nor ends change in these, nor in wrappers of observations or actions.
-_NEUTRAL_WRAPPERS = (TimeLimit, OrderEnforcing, PassiveEnvChecker, gym.ObservationWrapper, gym.ActionWrapper)
+_NEUTRAL_WRAPPERS = (
+    *(TimeLimit, OrderEnforcing, PassiveEnvChecker, FrameStackObservation, RecordEpisodeStatistics, RecordVideo),
+    *(gym.ObservationWrapper, gym.ActionWrapper),
+)
 
 
 def judge_success(env: gym.Env[Any, Any], info: Mapping[str, Any], terminated: bool, reward: float) -> bool | None:

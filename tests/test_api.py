@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
 from http.client import HTTPConnection
+from itertools import accumulate
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
@@ -415,7 +416,8 @@ class TestStartingTraining:
             n_eval_episodes=0,  # values are fitted to the reward in further steps
         )
         assert status["status"] == "completed"
-        assert sum(calls) == status["current_timesteps"]
+        # Once per rollout; what comes after that are the episodes that the values are checked on.
+        assert status["current_timesteps"] in accumulate(calls)
         assert status["metrics"]["rollout/reward_mean"] > 0.8
         assert ask(client, status["model_name"])["action_probs"][1] > 0.8
 
@@ -1041,7 +1043,7 @@ class TestNamesAndSlots:
         nan = np.full(2, np.nan, np.float32)
         status = train_to_end(client, env_name=register_env(lambda: LineEnv(lambda: nan)), **SHORT)
         assert status["status"] == "failed"
-        assert "LineEnv.step() returned array([nan, nan], dtype=float32), which is" in status["error_message"]
+        assert "LineEnv.step() returned array([nan, nan], dtype=float32) (not finite" in status["error_message"]
 
 
 class TestInference:

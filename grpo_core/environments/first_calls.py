@@ -13,18 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
 from grpo_core.environments.flags import InvalidEnvironmentError, describe, read_flag, read_success, shorten, to_array
-from grpo_core.environments.nested import list_nested_envs
+from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.spaces import count_mask_bits
 
-__all__ = ["InvalidEnvironmentError", "call_reset", "call_step", "try_out"]
-
-Env = gym.Env[Any, Any]
 # Checks what one wrapper or environment has returned, under the name given first.
 _Check = Callable[[str, Any], None]
 
@@ -291,7 +287,7 @@ def _find_fault(observation: Any, space: spaces.Space[Any]) -> str | None:
     with np.errstate(over="ignore"):
         stored = array.astype(space.dtype) if space.dtype.kind == "f" else array
     if not np.isfinite(stored).all():
-        return f"{describe(observation)}, which is not finite in {space.dtype}"
+        return f"{describe(observation)} (not finite in {space.dtype})"
     return None if space.dtype.kind == "f" else _find_integer_fault(array, space)
 
 
@@ -308,7 +304,7 @@ def _find_integer_fault(array: np.ndarray[Any, Any], space: spaces.Space[Any]) -
         low = np.asarray(space.start)
         high = low + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
     is_outside = array.size > 0 and ((array < low) | (array > high)).any()
-    return f"{describe(array)}, which is not in {shorten.repr(space)}," if is_outside else None
+    return f"{describe(array)} (not in {shorten.repr(space)})" if is_outside else None
 
 
 def _is_outside(array: np.ndarray[Any, Any], space: spaces.Box) -> bool:

@@ -50,6 +50,7 @@ def to_array(value: Any) -> np.ndarray[Any, Any]:
 
 
 def describe(value: Any) -> str:
+    """Write a value in one line for an error; a large array by its shape."""
     if isinstance(value, np.ndarray) and value.size > 8:
         return f"an array of shape {value.shape} of {value.dtype}"
     return " ".join(shorten.repr(value).split())

@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-Env = gym.Env[Any, Any]
+from grpo_core.environments.nested import Env
+
 # A wrapper's name and all its options, as JSON.
 Wrapper = dict[str, Any]
 MAX_WRAPPERS = 16

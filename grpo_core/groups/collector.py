@@ -114,7 +114,8 @@ class GroupCollector:
         self._observation_space = observation_space
         self._plan = plan
         self._advances_in_step = bank.is_cheap and plan.mode != "episode"
-        self._anchors: list[AnchorState] = []
+        #: The states that the next rollout goes on from; empty if it begins with new episodes.
+        self.anchors: list[AnchorState] = []
         self._groups: list[_Group] = []
         self._n_steps_taken = [0] * bank.n_envs
         self._has_cut = False
@@ -122,16 +123,7 @@ class GroupCollector:
 
     def restart(self) -> None:
         """Forget the anchor states: the next rollout begins with new episodes."""
-        self._anchors = []
-
-    @property
-    def anchors(self) -> list[AnchorState]:
-        """The states that the next rollout goes on from; empty if it begins with new episodes."""
-        return self._anchors
-
-    @anchors.setter
-    def anchors(self, anchors: list[AnchorState]) -> None:
-        self._anchors = anchors
+        self.anchors = []
 
     @property
     def start_returns(self) -> npt.NDArray[np.float64]:
@@ -159,7 +151,7 @@ class GroupCollector:
         self._n_steps_taken = [0] * self._bank.n_envs
         if self._plan.mode != "episode" and not self._ensure_anchors(rng, should_stop):
             return False
-        self._groups = [_Group(i, i % self._bank.n_envs, anchor) for i, anchor in enumerate(self._anchors)]
+        self._groups = [_Group(i, i % self._bank.n_envs, anchor) for i, anchor in enumerate(self.anchors)]
         if not self._play(rollout, actor, rng, on_sweep):
             return False
         rollout.trim(len(self._groups), self._plan.horizon)
@@ -207,12 +199,12 @@ class GroupCollector:
         """Reset to the first anchor states, if there are none."""
         assert self._plan.horizon is not None
         n_per_env = self._plan.n_steps // (self._plan.group_size * self._plan.horizon)
-        while len(self._anchors) < n_per_env * self._bank.n_envs:
+        while len(self.anchors) < n_per_env * self._bank.n_envs:
             if should_stop():
-                self._anchors = []
+                self.anchors = []
                 return False
             starts = self._reset({i: self._draw_seed(rng) for i in range(self._bank.n_envs)})
-            self._anchors.extend(starts[i] for i in range(self._bank.n_envs))
+            self.anchors.extend(starts[i] for i in range(self._bank.n_envs))
         return True
 
     def _start_branches(self, env_index: int, actor: PolicyActor, rng: np.random.Generator) -> Iterator[_Branch]:
@@ -353,17 +345,17 @@ class GroupCollector:
         """
         if self._plan.mode == "episode":
             return
-        self._anchors = []
+        self.anchors = []
         for group in self._groups:
             if group.kept is None or rng.random() < restart_probability:
                 if should_stop():
-                    self._anchors = []
+                    self.anchors = []
                     return
-                self._anchors.append(self._reset({group.env_index: self._draw_seed(rng)})[group.env_index])
+                self.anchors.append(self._reset({group.env_index: self._draw_seed(rng)})[group.env_index])
             else:
                 place = group.kept_t, group.index, group.kept_branch
                 so_far = 0.0 if discounted_returns is None else float(discounted_returns[place])
-                self._anchors.append(AnchorState(*group.kept, so_far, *group.kept_episode))
+                self.anchors.append(AnchorState(*group.kept, so_far, *group.kept_episode))
 
     def _draw_seed(self, rng: np.random.Generator) -> int | None:
         """Choose the seed of a new episode; None lets the environment's generator go on."""

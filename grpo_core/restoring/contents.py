@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-Env = gym.Env[Any, Any]
+from grpo_core.environments.nested import Env
 
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 # How the state of each process-wide generator is read and set. Not torch's: models in other threads borrow it.

@@ -17,18 +17,13 @@ import subprocess
 import threading
 import types
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from grpo_core.restoring.native.parts import NativeParts, shows_foreign_memory
+from grpo_core.restoring.native.parts import Memo, NativeParts, Way, shows_foreign_memory
 from grpo_core.restoring.tables import Tables, is_frame
-
-# Copies by the id of the original, as in ``copy.deepcopy``.
-Memo = dict[Any, Any]
-_Way = Callable[[Any, Memo], Any]
 
 # Copied by sharing, as ``copy.deepcopy`` does, or because a copy would be the same: modules and loggers.
 _ATOMIC = (
@@ -83,8 +78,8 @@ _DRAWING_MODULES = (
     "mujoco.rendering",
     "mujoco.gl_context",
 )
-# Attributes of environments and wrappers that no step changes.
-_CONSTANT_OF_ENVS = frozenset(
+#: Attributes of environments and wrappers that no step changes.
+CONSTANTS_OF_ENVS = frozenset(
     {"_cached_spec", "spec", "_metadata", "metadata", "render_mode", "_ezpickle_args", "_ezpickle_kwargs"}
 )
 # Views are copied together with the array that they show a part of, unless that is this many times as large.
@@ -141,7 +136,7 @@ class Copier:
     def __init__(self, native: NativeParts | None = None) -> None:
         self._native = native or NativeParts()
         self._tables = Tables()
-        self._ways: dict[type, _Way | None] = {
+        self._ways: dict[type, Way | None] = {
             list: self._copy_list,
             tuple: self._copy_tuple,
             dict: self._copy_dict,
@@ -170,7 +165,7 @@ class Copier:
                 return value
         return way(value, memo)  # type: ignore[operator]  # _MISSING is replaced above
 
-    def _find_way(self, value: Any) -> _Way | None:
+    def _find_way(self, value: Any) -> Way | None:
         kind = type(value)
         way_to_leave = self._native.find_way(value)
         if way_to_leave is not None:
@@ -305,7 +300,7 @@ class Copier:
         name = ""
         try:
             for name, item in value.__dict__.items():
-                is_shared = name in _CONSTANT_OF_ENVS or isinstance(item, gym.Space)
+                is_shared = name in CONSTANTS_OF_ENVS or isinstance(item, gym.Space)
                 copied.__dict__[name] = item if is_shared else self.copy(item, memo)
         except CopyError as error:
             error.lead(f".{name}")

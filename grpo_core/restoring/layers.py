@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from grpo_core.environments.nested import Env
-from grpo_core.restoring.copying import Copier, CopyError, Memo
-from grpo_core.restoring.native.parts import NativeParts
+from grpo_core.restoring.copying import Copier, CopyError
+from grpo_core.restoring.native.parts import Memo, NativeParts
 
 # Whether an attribute, by name and value, is part of a captured state.
 IsState = Callable[[str, Any], bool]
 
-_IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
+#: What no step changes in place.
+IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Layers:
             memo[id(env)] = _Reference(height)
             is_state = self._is_state.get(id(env))
             for name, value in env.__dict__.items():
-                if isinstance(value, _IMMUTABLE) or (is_state is not None and is_state(name, value)):
+                if isinstance(value, IMMUTABLE) or (is_state is not None and is_state(name, value)):
                     continue
                 # A layer's own object, not the one that a wrapper further outside took from it.
                 memo.setdefault(id(value), _Reference(height, name))

@@ -340,14 +340,15 @@ def _preserve(subject: Restorable, noise: Noise) -> Iterator[None]:
         _silence(env)
     try:
         yield
-        with suppress(Exception):
-            subject.restore(*before)
-            is_restored = True
+        if before:
+            with suppress(Exception):  # foreign code; what cannot be restored is reset below
+                subject.restore(before[0])
+                is_restored = True
     finally:
         for put_back in known:
             put_back()
         if not is_restored:
-            with suppress(Exception):
+            with suppress(Exception):  # foreign code; the trial has its own error to tell
                 subject.env.reset()
         for put_back in loud:
             put_back()

@@ -34,15 +34,15 @@ from stable_baselines3.common.atari_wrappers import (
 )
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
-from grpo_core.environments.nested import Env, list_nested_envs
+from grpo_core.environments.nested import Env
 from grpo_core.restoring.contents import (
     GENERATORS,
     get_generator_state,
     is_restorable_generator,
     set_generator_state,
 )
-from grpo_core.restoring.copying import CopyError, is_tool
-from grpo_core.restoring.layers import Layers
+from grpo_core.restoring.copying import CONSTANTS_OF_ENVS, CopyError, is_tool
+from grpo_core.restoring.layers import IMMUTABLE, Layers
 
 # Attributes that a step changes, from the sources of Gymnasium 1.4 and SB3 2.9; the tests check each entry with
 # ``check_branchable``. Only exact types match, since a subclass may keep more state.
@@ -78,18 +78,13 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     StickyActionEnv: ("_sticky_action",),
     WarpFrame: (),
 }
-# Attributes of every gym.Env or gym.Wrapper that no step changes.
-_CONSTANTS = frozenset(
-    {"env", "_action_space", "_observation_space", "_metadata", "_cached_spec", "spec", "metadata", "render_mode"}
-    | {"_np_random", "_np_random_seed", "_ezpickle_args", "_ezpickle_kwargs"}
-)
+# Attributes of every gym.Env or gym.Wrapper that are no part of a state.
+_CONSTANTS = CONSTANTS_OF_ENVS | {"env", "_action_space", "_observation_space", "_np_random", "_np_random_seed"}
 # What hangs on to a window is often called so. Such an attribute is copied like any other, and left out only if it
 # cannot be copied; a replay then has to prove that no step depends on it.
 _DRAWING_NAMES = frozenset({"screen", "surf", "clock", "window", "viewer", "renderer"})
 # Not part of a state: modules, spaces, generators and files of results.
 _NOT_STATE = (gym.Space, *GENERATORS, types.ModuleType, types.BuiltinFunctionType, ResultsWriter)
-_IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic)
-
 
 #: What is said of a layer that captures and restores itself.
 OWN_METHODS = "capture_state() and restore_state()"
@@ -136,23 +131,23 @@ def access_own_methods(env: Env) -> StateAccess | None:
     return StateAccess(capture, restore, means=OWN_METHODS)
 
 
-def access_wrapper(env: Env, layers: Layers | None = None) -> StateAccess | None:
+def access_wrapper(env: Env, layers: Layers) -> StateAccess | None:
     """Return the access to the state of one wrapper, without what it wraps; None if it keeps no state.
 
-    :param layers: All layers, if the wrapper is to be copied together with others.
+    :param layers: All layers, with which the wrapper is copied together if it is not known.
     :raises NotBranchableError: If the wrapper is not known and cannot be copied.
     """
     names = _WRAPPER_STATE.get(type(env))
     if names is not None:
         return _access_attributes(env, names) if names else None
-    return _try_capture(_access_all_attributes(env, layers=layers))
+    return _try_capture(_access_all_attributes(env, layers))
 
 
-def access_innermost_env(env: Env, common_random_numbers: bool, layers: Layers | None = None) -> StateAccess:
+def access_innermost_env(env: Env, common_random_numbers: bool, layers: Layers) -> StateAccess:
     """Return the access to the state of an environment without its wrappers.
 
     :param common_random_numbers: Whether an emulator's own random generator is part of its state.
-    :param layers: All layers, if the environment is to be copied together with its wrappers.
+    :param layers: All layers, with which the environment is copied together if it is not known.
     :raises NotBranchableError: If the environment cannot be copied.
     """
     names = _SIMULATOR_STATE.get(type(env))
@@ -165,7 +160,7 @@ def access_innermost_env(env: Env, common_random_numbers: bool, layers: Layers |
         return _access_mujoco(env)
     if "ale_py.env" in modules:
         return _access_atari(env, common_random_numbers, layers)
-    return _try_capture(_access_all_attributes(env, layers=layers))
+    return _try_capture(_access_all_attributes(env, layers))
 
 
 def _try_capture(access: StateAccess) -> StateAccess:
@@ -200,7 +195,7 @@ def _copy(value: Any) -> Any:
     kind = type(value)
     if kind is np.ndarray or kind is list:
         return value.copy()
-    return value if isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
+    return value if isinstance(value, IMMUTABLE) else copy.deepcopy(value)
 
 
 def _access_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
@@ -217,13 +212,13 @@ def _access_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
     return StateAccess(capture, restore, means=", ".join(names))
 
 
-def _access_all_attributes(env: Env, engine: frozenset[str] = frozenset(), layers: Layers | None = None) -> StateAccess:
+def _access_all_attributes(env: Env, layers: Layers, engine: frozenset[str] = frozenset()) -> StateAccess:
     """Copy every attribute.
 
+    :param layers: All layers, with which it is copied together.
     :param engine: Names of attributes that are copied elsewhere.
-    :param layers: All layers, if this one is to be copied together with others.
     """
-    copied = _CopiedAttributes(env, engine, layers or Layers(list_nested_envs(env)))
+    copied = _CopiedAttributes(env, engine, layers)
     means = "a copy of its attributes"
     return StateAccess(copied.capture, copied.restore, is_cheap=False, is_proven=False, means=means)
 
@@ -311,7 +306,7 @@ def _access_present_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
     return StateAccess(capture, restore, means=", ".join(names))
 
 
-def _access_atari(env: Any, common_random_numbers: bool, layers: Layers | None) -> StateAccess:
+def _access_atari(env: Any, common_random_numbers: bool, layers: Layers) -> StateAccess:
     """Copy an Atari game: ALE's own state, and attributes that a subclass may have added.
 
     :raises NotBranchableError: If ALE itself repeats actions, since its state lacks the action it would repeat.
@@ -326,7 +321,7 @@ def _access_atari(env: Any, common_random_numbers: bool, layers: Layers | None) 
             is_final=True,
         )
     is_known = type(env).__module__ == "ale_py.env"
-    attributes = None if is_known else _access_all_attributes(env, frozenset({"ale"}), layers)
+    attributes = None if is_known else _access_all_attributes(env, layers, frozenset({"ale"}))
 
     def capture() -> tuple[Any, ...]:
         return env.ale.cloneState(include_rng=common_random_numbers), attributes and attributes.capture()

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, unwrap_vec_wrapper
+
+from grpo_core.environments.nested import Env, list_nested_envs
 
 Row = dict[str, Any]
 
@@ -62,12 +62,11 @@ class _SampledWriter:
         return getattr(self._writer, name)
 
 
-def sample_rows(env: gym.Env[Any, Any]) -> None:
+def sample_rows(env: Env) -> None:
     """Let the ``Monitor`` around an environment whose branches share steps write no more of them than were taken."""
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, Monitor) and env.results_writer and not isinstance(env.results_writer, _SampledWriter):
-            env.results_writer = _SampledWriter(env)  # type: ignore[assignment]  # it has what a monitor calls
-        env = env.env
+    for layer in list_nested_envs(env):
+        if isinstance(layer, Monitor) and layer.results_writer and not isinstance(layer.results_writer, _SampledWriter):
+            layer.results_writer = _SampledWriter(layer)  # type: ignore[assignment]  # it has what a monitor calls
 
 
 class VecMonitorFeed:
@@ -98,8 +97,5 @@ class VecMonitorFeed:
 
 def find_vec_monitor(env: VecEnv) -> VecMonitorFeed | None:
     """Find the ``VecMonitor`` around a vectorised environment; None without one."""
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecMonitor):
-            return VecMonitorFeed(env)
-        env = env.venv
-    return None
+    vec_monitor = unwrap_vec_wrapper(env, VecMonitor)
+    return None if vec_monitor is None else VecMonitorFeed(vec_monitor)

@@ -57,7 +57,7 @@ class TrajectoryPlayer:
     :param actor: The policy.
     :param reward_function: What it is trained on, as ``GRPO`` takes it; None is the environment's own reward.
     :param reward_weights: Weights of several reward functions; None: 1 each.
-    :param max_steps: Cuts the episodes of an environment that has no time limit.
+    :param max_steps: Largest number of steps of an episode; a longer one is cut.
     :param on_step: Called after every step; an exception it raises ends the trajectory.
     """
 

@@ -137,9 +137,9 @@ def _find_course(evidence: Evidence) -> Course | None:
     if len(points) < 2:
         # A single evaluation is one of the saved policy, or of the untrained one.
         is_known = evidence.final_evaluation is not None or len(evidence.rollout_rewards) < _MIN_POINTS
-        return (
-            None if is_known else _split(np.asarray(evidence.rollout_rewards, np.float64))._replace(is_evaluated=False)
-        )
+        if is_known:
+            return None
+        return _split(np.asarray(evidence.rollout_rewards, np.float64))._replace(is_evaluated=False)
     if len(evidence.evaluations) < _MIN_POINTS:
         levels = [_measure_level(point) for point in points]
         start, *between, end = levels

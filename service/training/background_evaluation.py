@@ -8,8 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo import GRPO
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
-from service.training.evaluation_callback import FIRST_SEED
-from service.training.evaluator import EvaluationRun, Evaluator
+from service.training.evaluator import SEED_ON_THE_WAY, EvaluationRun, Evaluator
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -72,7 +71,7 @@ class BackgroundEvaluation(BaseCallback):
         # Not before half of it can be played at once: a policy that waits for the rest is an old one by then.
         is_due = self.model.num_timesteps >= self._next_timesteps and slice_seconds >= self._run_seconds / 2
         if self._run is None and is_due:
-            run = self._evaluator.start(self.model.make_numpy_actor(), FIRST_SEED)
+            run = self._evaluator.start(self.model.make_numpy_actor(), SEED_ON_THE_WAY)
             self._run = run, self.model.num_timesteps
         if self._run is not None and slice_seconds >= max(self._build_seconds, _MIN_SLICE_SECONDS):
             try:

@@ -9,13 +9,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo import GRPO
 from grpo_core.evaluation import Evaluation, summarize_episodes
 from service.schemas.training import TrainConfig
-from service.training.evaluator import Evaluator
+from service.training.evaluator import SEED_ON_THE_WAY, Evaluator
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
-
-# All evaluations of all jobs play the same episodes, so that they can be compared. The seeds are far from those that
-# people choose, so that neither training nor a later evaluation plays these episodes.
-FIRST_SEED = 1_000_000
 
 
 class EvaluationCallback(BaseCallback):
@@ -72,7 +68,7 @@ class EvaluationCallback(BaseCallback):
 
     def _evaluate(self) -> bool:
         """Evaluate the current policy; return False if a stop or the time limit interrupted it."""
-        run = self._evaluator.start(self.model.make_numpy_actor(), FIRST_SEED)
+        run = self._evaluator.start(self.model.make_numpy_actor(), SEED_ON_THE_WAY)
         run.advance(self._may_go_on)
         if not run.is_over:
             return False

@@ -20,7 +20,11 @@ from service.environments.build import build_env
 from service.schemas.training import TrainConfig
 
 # Cuts episodes of environments without a time limit; the limit of most others is at most this.
-MAX_EPISODE_STEPS = 1000
+MAX_STEPS_WITHOUT_LIMIT = 1000
+# Seeds of first episodes; the others count up from them. All jobs play the same episodes, so that they can be compared.
+# They are far from what people choose, and apart: the policy that is saved was chosen by the episodes on the way, and
+# its values are checked on other episodes than they are fitted to.
+SEED_ON_THE_WAY, FINAL_SEED, CHECKED_SEED, FITTED_SEED = 1_000_000, 2_000_000, 3_000_000, 4_000_000
 # Episodes that are played side by side where the environment's physics can be batched.
 _BATCH_SIZE = 10
 
@@ -48,13 +52,14 @@ class Evaluator:
         return EvaluationRun(self, actor, first_seed)
 
     def step_episodes(self, actor: Actor, seeds: range) -> Generator[None, None, list[Episode]]:
-        """Play some episodes, and pause after every reset and step; the fewest that can be played apart.
+        """Play the next episodes, several side by side or one, and pause after every reset and step.
 
-        :param seeds: At least one; only so many as are played belong to the episodes that are returned.
+        :param seeds: Those of all episodes that are left, at least one.
+        :return: The episodes of the first of these seeds.
         """
         env = self.env
         has_limit = env.spec is not None and env.spec.max_episode_steps is not None
-        max_steps = math.inf if has_limit else MAX_EPISODE_STEPS
+        max_steps = math.inf if has_limit else MAX_STEPS_WITHOUT_LIMIT
         if self._simulator is not None:
             return (yield from fast.step_episodes(env, self._simulator, actor, seeds[:_BATCH_SIZE], max_steps))
         # The most likely actions draw nothing from the generator.

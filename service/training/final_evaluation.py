@@ -6,12 +6,10 @@ from typing import Any
 from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
-from service.training.evaluator import EvaluationRun, Evaluator
+from service.training.evaluator import FINAL_SEED, EvaluationRun, Evaluator
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
-# Other episodes than those by which a job chose its best policy, which would flatter that one.
-_FIRST_SEED = 2_000_000
 # An evaluation may take this share of the training's time, but always some seconds and never longer than anybody waits.
 _SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.1, 2.0, 30.0
 # Who stops a job wants an answer soon; who stops it twice, or shuts the server down, wants none.
@@ -35,7 +33,7 @@ def evaluate_finally(
     :return: The fields of ``FinalEvaluation`` but the time it took, so that jobs of one seed save the same file; None
         if no episode ended in time, or one failed.
     """
-    run = evaluator.start(actor, _FIRST_SEED)
+    run = evaluator.start(actor, FINAL_SEED)
     try:
         _play(run, min(_MOST_SECONDS, max(_LEAST_SECONDS, _SHARE * training_seconds)), stop_rules)
     except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything

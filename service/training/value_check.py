@@ -3,9 +3,12 @@
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from grpo import GRPO
@@ -13,8 +16,9 @@ from grpo_core.actor.actor import Actor
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.values.fit import ValueCheck, check_values, fit_values
 from grpo_core.values.trajectories import Trajectory, TrajectoryPlayer
+from service.environments.build import build_env
 from service.errors import describe_error
-from service.training.evaluator import MAX_EPISODE_STEPS, Evaluator
+from service.training.evaluator import CHECKED_SEED, FITTED_SEED, MAX_STEPS_WITHOUT_LIMIT, Evaluator
 from service.training.memory_limits import count_observed_numbers
 from service.training.stop_rules import StopRules
 
@@ -30,8 +34,6 @@ _MAX_CHECKED_EPISODES = 10
 _TIME_SHARE, _MIN_SECONDS, _MAX_SECONDS = 0.1, 5.0, 30.0
 # More numbers observed than this take too much memory to fit values to: the values are then only checked.
 _MAX_FITTED_NUMBERS = 2**24
-# Far from the seeds of evaluations.
-_CHECKED_SEED, _FITTED_SEED = 3_000_000, 4_000_000
 
 
 def settle_values(
@@ -57,35 +59,55 @@ def settle_values(
     n_steps, scale = int(np.clip(config.total_timesteps, _MIN_STEPS, _MAX_STEPS)), _get_reward_scale(model)
     try:
         check_time()
-        rewards = model.reward_function, model.reward_weights
-        player = TrajectoryPlayer(evaluator.env, actor, *rewards, MAX_EPISODE_STEPS, check_time)
-        checked = _play_checked(player, int(_CHECKED_SHARE * n_steps))
-        check = _check(actor, checked, config.gamma, scale)
-        is_fine = check is not None and check.is_meaningful and config.baseline in NEEDS_VALUES
-        if check is None or is_fine or not _can_be_fitted(model, n_steps):
-            return _describe(check, config.gamma, scale)
-        rng = np.random.default_rng(config.seed)
-        fitted = _play_fitted(player, n_steps, rng)
+        with _open_env(evaluator) as env:
+            rewards = model.reward_function, model.reward_weights
+            player = TrajectoryPlayer(env, actor, *rewards, MAX_STEPS_WITHOUT_LIMIT, check_time)
+            checked = _play_checked(player, int(_CHECKED_SHARE * n_steps))
+            check = _check(actor, checked, config.gamma, scale)
+            is_fine = check is not None and check.is_meaningful and config.baseline in NEEDS_VALUES
+            if check is None or is_fine or not _can_be_fitted(model, n_steps):
+                return _describe(check, config.gamma, scale)
+            rng = np.random.default_rng(config.seed)
+            fitted = _play_fitted(player, n_steps, rng)
     except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
         if not isinstance(error, _TimeUpError):
             logger.warning("the values are not known, since the policy's episodes failed (%s)", describe_error(error))
         return None
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
     fit_values(model.policy, actor, fitted, config.gamma, rng, scale, stop_rules.report)
-    actor = replace(actor, value_layers=model.make_numpy_actor().value_layers)
-    return _describe(_check(actor, checked, config.gamma, scale), config.gamma, scale)
+    refitted = replace(actor, value_layers=model.make_numpy_actor().value_layers)
+    new_check = _check(refitted, checked, config.gamma, scale)
+    if new_check is None or _get_error(new_check) > _get_error(check):
+        model.policy.load_state_dict(before)
+        return _describe(check, config.gamma, scale)
+    return _describe(new_check, config.gamma, scale)
+
+
+@contextmanager
+def _open_env(evaluator: Evaluator) -> Iterator[gym.Env[Any, Any]]:
+    """Provide an environment that pays what the policy is trained on; wrappers may change that, and evaluations not."""
+    if not evaluator.config.wrappers:
+        yield evaluator.env
+        return
+    with closing(build_env(evaluator.config.env_setup, is_training=True)) as env:
+        yield env
+
+
+def _get_error(check: ValueCheck) -> float:
+    return math.inf if check.error is None else check.error
 
 
 def _play_checked(player: TrajectoryPlayer, n_steps: int) -> list[Trajectory]:
     """Play the episodes that values are checked on: about so many steps, and at least two episodes."""
     first_step, played = player.n_steps, list[Trajectory]()
     while len(played) < 2 or (player.n_steps - first_step < n_steps and len(played) < _MAX_CHECKED_EPISODES):
-        played.append(player.play_episode(_CHECKED_SEED + len(played)))
+        played.append(player.play_episode(CHECKED_SEED + len(played)))
     return played
 
 
 def _play_fitted(player: TrajectoryPlayer, n_steps: int, rng: np.random.Generator) -> list[Trajectory]:
     """Play the trajectories that values are fitted to: about so many steps, some of them off the policy's way."""
-    first_step, seed, played = player.n_steps, _FITTED_SEED, list[Trajectory]()
+    first_step, seed, played = player.n_steps, FITTED_SEED, list[Trajectory]()
     while (n_played := player.n_steps - first_step) < n_steps:
         if n_played < (1 - _EXCURSION_SHARE) * n_steps:
             played.append(player.play_episode(seed))

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.wrappers import FlattenObservation, TransformReward
+from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformReward
 
 from grpo_core.environments.flags import InvalidEnvironmentError
 from grpo_core.evaluation import play_episode
@@ -33,14 +33,14 @@ def test_a_flag_is_read_in_every_spelling(flag: Any) -> None:
     assert judge_success(LineEnv(), {"is_success": flag ^ flag if flag is True else flag * 0}, False, 0.0) is False
 
 
-@pytest.mark.parametrize("value", [None, float("nan")])
+@pytest.mark.parametrize("value", [None, float("nan"), np.float32("nan")])
 def test_what_was_not_measured_says_nothing(value: Any) -> None:
     assert judge_success(LineEnv(), {"is_success": value}, True, 1.0) is None
 
 
 @pytest.mark.parametrize("value", ["no", "", -1, 0.5, 2, [], {}, np.array([True, False])])
 def test_what_is_no_flag_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidEnvironmentError, match="it has to be True or False"):
+    with pytest.raises(InvalidEnvironmentError, match=r"info\['is_success'\] of step\(\) is .* True or False"):
         judge_success(LineEnv(), {"is_success": value}, True, 1.0)
 
 
@@ -80,6 +80,9 @@ class TestGoals:
         assert judge_success(FlattenObservation(lander), {}, False, 200.0) is True
         assert judge_success(lander, {}, True, 199.0) is False
         assert judge_success(TransformReward(lander, lambda reward: reward), {}, True, 200.0) is None
+
+    def test_stacked_frames_hide_no_goal(self) -> None:
+        assert judge_success(FrameStackObservation(gym.make("Acrobot-v1"), 2), {}, True, -80.0) is True
 
     @pytest.mark.parametrize("env_name", ["CartPole-v1", "Pendulum-v1"])
     def test_where_an_episode_has_no_outcome_there_is_none(self, env_name: str) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 from grpo_core.restoring.native.mujoco_state import MujocoData, MujocoModel, Window
 
 # Copies by the id of the original, as in ``copy.deepcopy``.
-_Memo = dict[Any, Any]
-_Way = Callable[[Any, _Memo], Any]
+Memo = dict[Any, Any]
+# How a value is copied, or left where it is.
+Way = Callable[[Any, Memo], Any]
 
 # By package or module, what no step changes: descriptions of a model before it is compiled, tools that draw it, tables
 # of names, and dm_control's doors to MuJoCo's structures.
@@ -58,7 +59,7 @@ class _Placeholder:
 
     index: int
 
-    def __deepcopy__(self, memo: _Memo) -> Any:
+    def __deepcopy__(self, memo: Memo) -> Any:
         return memo["native"].get(self.index)
 
 
@@ -75,7 +76,7 @@ class _Outlook:
     index: int | None = None
     window: Window | None = None
 
-    def __deepcopy__(self, memo: _Memo) -> Any:
+    def __deepcopy__(self, memo: Memo) -> Any:
         if self.index is None:
             return self.values.copy()
         return memo["native"].get_engine(self.index).open_window(self.window)
@@ -97,13 +98,13 @@ class NativeParts:
         self._used: set[int] = set()
         self._outlooks: list[tuple[Any, _Outlook]] = []
 
-    def find_way(self, value: Any) -> _Way | None:
+    def find_way(self, value: Any) -> Way | None:
         """Return how to leave a value where it is; None if it is to be copied."""
         if not _is_from(value, *_CONSTANT_MODULES):
             return None
         return self._leave_physics if _is_from(value, _DM_CONTROL_PHYSICS) else self._leave
 
-    def look_out(self, array: Any, memo: _Memo) -> Any:
+    def look_out(self, array: Any, memo: Memo) -> Any:
         """Copy an array over memory that is not NumPy's, or say which part of an engine's memory it shows."""
         outlook = memo[id(array)] = _Outlook(array.copy(order="K"))
         self._outlooks.append((array, outlook))
@@ -140,7 +141,7 @@ class NativeParts:
         for index, state in states:
             self.get_engine(index).restore(state)
 
-    def _leave(self, value: Any, memo: _Memo) -> _Placeholder:
+    def _leave(self, value: Any, memo: Memo) -> _Placeholder:
         index = self._indices.get(id(value))
         if index is None:
             index = self._register(value)
@@ -152,7 +153,7 @@ class NativeParts:
         placeholder: _Placeholder = memo.setdefault(id(value), _Placeholder(index))
         return placeholder
 
-    def _leave_physics(self, value: Any, memo: _Memo) -> _Placeholder:
+    def _leave_physics(self, value: Any, memo: Memo) -> _Placeholder:
         for struct in (value.model.ptr, value.data.ptr):
             engine = self._engines[self._leave(struct, memo).index]
             if isinstance(engine, MujocoData):

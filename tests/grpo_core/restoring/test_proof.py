@@ -350,12 +350,12 @@ def test_the_core_is_never_stepped_without_its_wrappers() -> None:
 
 
 class Broken(Cart):
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str, first_step: int = 1) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.first_step = method, first_step
 
     def push(self, action: int) -> float:
-        if self.method == "step":
+        if self.method == "step" and self.t >= self.first_step:
             raise ZeroDivisionError("no wheels")
         return 0.0
 
@@ -365,11 +365,18 @@ class Broken(Cart):
 
 
 @pytest.mark.parametrize("method", ["step", "reset"])
-def test_an_environment_that_fails_is_built_with_a_warning_and_is_no_obstacle_but_an_error(method: str) -> None:
-    with pytest.warns(UserWarning, match=rf"{method}\(\) failed when it was tried out.*ZeroDivisionError: no wheels"):
+def test_an_environment_that_fails_at_once_raises_its_own_error(method: str) -> None:
+    with pytest.raises(ZeroDivisionError, match="no wheels"):
         GRPO("MlpPolicy", Broken(method))
     with pytest.raises(ZeroDivisionError, match="no wheels"):
         find_obstacle(DummyVecEnv([lambda: Broken(method)]))
+
+
+def test_an_environment_that_fails_later_is_built_with_a_warning_and_is_no_obstacle_but_an_error() -> None:
+    with pytest.warns(UserWarning, match=r"step\(\) failed when it was tried out.*ZeroDivisionError: no wheels"):
+        GRPO("MlpPolicy", Broken("step", first_step=3))
+    with pytest.raises(ZeroDivisionError, match="no wheels"):
+        find_obstacle(DummyVecEnv([lambda: Broken("step", first_step=3)]))
 
 
 class FailsAfterRestore(Cart):

@@ -83,10 +83,13 @@ class TestTheEventsOfAJobThatHasEnded:
         assert names[:2] == ["job.status"] * 2
         assert [event.payload["status"] for event in events[:2]] == ["queued", "running"]
         assert names[-1] == "job.completed"
-        assert names[-2] == "job.final_evaluation"
-        assert events[-2].payload == status["final_evaluation"]
+        # Progress is also reported while the values of the saved policy are settled.
+        others = [event for event in events if event.name != "job.progress"]
+        assert others[-2].name == "job.final_evaluation"
+        assert others[-2].payload == status["final_evaluation"]
         # Whether time allows an evaluation on the way depends on the machine.
-        assert set(names[2:-2]) - {"job.evaluation"} == {"job.metrics", "job.progress"}
+        assert {event.name for event in others[2:-2]} - {"job.evaluation"} == {"job.metrics"}
+        assert "job.progress" in names
         ids = [event.event_id for event in events]
         assert ids == sorted(set(ids))
         assert events[-1].payload == get_status(client, status["job_id"])

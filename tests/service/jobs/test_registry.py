@@ -460,8 +460,8 @@ class TestFailing:
     @pytest.mark.parametrize(
         ("observed", "message"),
         [
-            (np.array([np.nan, 0.0], np.float32), "which is not finite"),
-            (np.array([np.inf, 0.0], np.float32), "which is not finite"),
+            (np.array([np.nan, 0.0], np.float32), "not finite in float32"),
+            (np.array([np.inf, 0.0], np.float32), "not finite in float32"),
             (np.zeros(7, np.float32), "of shape (7,) instead of (2,)"),
         ],
     )

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from grpo_core.evaluation import make_policy, play_episodes
-from service.training.evaluation_callback import FIRST_SEED
+from service.training.evaluator import FINAL_SEED, SEED_ON_THE_WAY
 from tests.conftest import RegisterEnv
 from tests.service.training.jobs import Clock, assert_trained_alike, run_job
 from tests.support import FloatArray, LineEnv, Recorder, make_model
@@ -39,7 +39,7 @@ class BrokenLaterEnv(LineEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
-        if seed is not None and seed >= FIRST_SEED:
+        if seed is not None and seed >= SEED_ON_THE_WAY:
             raise RuntimeError("out of order")
         return super().reset(seed=seed)
 
@@ -83,7 +83,7 @@ def test_the_first_is_of_the_untrained_policy() -> None:
     first = recorder.evaluations[0]
     env = gym.make("CartPole-v1")
     untrained = make_policy(make_model("CartPole-v1").make_actor(), True, np.random.default_rng(0))
-    rewards = [episode.reward for episode in play_episodes(env, untrained, 8, FIRST_SEED)]
+    rewards = [episode.reward for episode in play_episodes(env, untrained, 8, SEED_ON_THE_WAY)]
     assert first["timesteps"] == 0
     assert 5 <= first["n_episodes"] <= 8
     assert first["mean_reward"] == np.mean(rewards[: first["n_episodes"]])
@@ -163,7 +163,7 @@ class TickingEnv(LineEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
-        self._is_evaluated = seed is not None and FIRST_SEED <= seed < 2 * FIRST_SEED
+        self._is_evaluated = seed is not None and SEED_ON_THE_WAY <= seed < FINAL_SEED
         return super().reset(seed=seed)
 
     def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:

@@ -13,7 +13,7 @@ from grpo_core.evaluation import make_policy, play_episodes
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving import model_file
 from service.schemas.training import TrainConfig
-from service.training.evaluator import MAX_EPISODE_STEPS
+from service.training.evaluator import MAX_STEPS_WITHOUT_LIMIT
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
 from tests.service.training.jobs import assert_trained_alike
@@ -109,7 +109,7 @@ class TestEvaluations:
         env_name = register_env(lambda: PaidEnv(ends=False))
         _, recorder = run(env_name=env_name, eval_freq=640, n_eval_episodes=2)
         (evaluation,) = recorder.evaluations
-        assert evaluation["mean_length"] == MAX_EPISODE_STEPS == 1000
+        assert evaluation["mean_length"] == MAX_STEPS_WITHOUT_LIMIT == 1000
 
     def test_a_reward_that_is_not_finite_fails_the_training(self, register_env: RegisterEnv) -> None:
         class Paying(PaidEnv):

@@ -9,7 +9,7 @@ import pytest
 
 from grpo_core.evaluation import make_policy, play_episodes, summarize_episodes
 from service.schemas.jobs import FinalEvaluation
-from service.training.evaluator import MAX_EPISODE_STEPS, Evaluator
+from service.training.evaluator import MAX_STEPS_WITHOUT_LIMIT, Evaluator
 from service.training.final_evaluation import evaluate_finally
 from service.training.stop_rules import StopRules
 from tests.conftest import RegisterEnv
@@ -92,7 +92,7 @@ def test_it_can_be_left_out() -> None:
 def test_an_episode_without_an_end_is_cut_after_many_steps(register_env: RegisterEnv) -> None:
     _, recorder = run_job(env_name=register_env(lambda: LastEnv(lambda: None, ends=False)), n_eval_episodes=2)
     (evaluation,) = recorder.final_evaluations
-    assert (evaluation["mean_length"], evaluation["complete"]) == (MAX_EPISODE_STEPS, True)
+    assert (evaluation["mean_length"], evaluation["complete"]) == (MAX_STEPS_WITHOUT_LIMIT, True)
 
 
 def test_it_ends_after_an_episode_when_another_one_would_take_too_long(register_env: RegisterEnv, clock: Clock) -> None:
