@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor, PolicyActor
+from grpo_core.environments.first_calls import call_reset
 from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages
 from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.normalization import Normalizer
@@ -50,6 +51,7 @@ from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
+from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.spaces import Observations, check_action_space, check_observation_space, check_spaces
 from grpo_core.update.losses import (
     TARGET_KL_TOLERANCE,
@@ -393,6 +395,15 @@ class GRPO(SavedAlgorithm):
             self._collector.restart()
             self._ref_policy = None
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """Begin a run as SB3 does, and say which method is at fault if a first reset returns what it must not."""
+        try:
+            return super()._setup_learn(*args, **kwargs)
+        except (TypeError, ValueError):
+            for env in getattr(read_vec_wrappers(self._grouped_env)[0], "envs", ()):
+                call_reset(env)
+            raise
 
     def _warn_of_lost_reference(self) -> None:
         """Warn where training goes on after ``load``: the reference policy is then another one, if none renews it."""

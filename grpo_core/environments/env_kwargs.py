@@ -25,6 +25,8 @@ _UNSAFE_PARTS = frozenset(
     "shell program executable binary pickle load loader save saver cache dataset log logger logging record recorder "
     "video output checkpoint weights plugin".split()
 )
+# Ends of words too, as in "logdir".
+_UNSAFE_ENDS = ("file", "filename", "path", "dir", "url")
 # A direction, in MiniGrid.
 _SAFE_NAMES = frozenset({"agent_start_dir"})
 # Set where an environment is made, each for its own reason.
@@ -54,14 +56,20 @@ def check_env_kwargs(env_kwargs: Mapping[str, Any]) -> None:
 
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not name.isascii() or not name.isidentifier() or len(name) > 64:
-        raise ValueError(f"env_kwargs: {name!r:.80} is no name of an argument; use a Python identifier")
+        raise ValueError(f"{name!r:.80} is no name of an argument; use a Python identifier")
     if name in _RESERVED:
         raise ValueError(f"{name!r} is not taken, since {_RESERVED[name]}; leave it out")
-    if name.startswith("_") or (name not in _SAFE_NAMES and set(name.lower().split("_")) & _UNSAFE_PARTS):
+    if name.startswith("_") or (name not in _SAFE_NAMES and not _UNSAFE_PARTS.isdisjoint(_split_name(name))):
         raise ValueError(
             f"{name!r} is not taken, since it may name a file, an address or code; register an environment "
             "of your own with it, in a module of --env-module"
         )
+
+
+def _split_name(name: str) -> list[str]:
+    """Return the words of a name, in ``xmlFile``, ``XMLFile`` and ``xml_file2`` alike, and how ``xmlfile`` ends."""
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+    return [*words, *(end for word in words for end in _UNSAFE_ENDS if word.endswith(end))]
 
 
 def _check_value(name: str, value: Any, depth_left: int) -> None:

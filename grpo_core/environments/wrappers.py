@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from grpo_core.environments.nested import Env
 # A wrapper's name and all its options, as JSON.
 Wrapper = dict[str, Any]
 MAX_WRAPPERS = 16
+# Observations in a stack, and in stacks of stacks together.
+_MAX_STACKED = 64
 _MAX_KEYS = 64
 
 
@@ -38,7 +41,7 @@ class _Option(NamedTuple):
 WRAPPERS: Mapping[str, tuple[str, Mapping[str, _Option]]] = {
     "filter": ("keeps the named keys of a Dict of observations", {"keys": _Option([])}),
     "flatten": ("makes one Box of observations with keys, nested or with discrete parts", {}),
-    "frame_stack": ("stacks the last n observations: images along their channels", {"n": _Option(4, 2, 64)}),
+    "frame_stack": ("stacks the last n observations: images along their channels", {"n": _Option(4, 2, _MAX_STACKED)}),
     "grayscale": ("makes images grey", {}),
     "resize": ("scales images", {"height": _Option(84, 1, 512), "width": _Option(84, 1, 512)}),
     "atari": (
@@ -83,6 +86,9 @@ def parse_wrappers(wrappers: Any) -> list[Wrapper]:
     parsed = [_parse_wrapper(wrapper) for wrapper in wrappers]
     if any(wrapper["name"] == "normalize" for wrapper in parsed[:-1]):
         raise ValueError("'normalize' must come last, and once: what is outside it would not be normalised")
+    n_stacked = math.prod(wrapper["n"] for wrapper in parsed if wrapper["name"] == "frame_stack")
+    if n_stacked > _MAX_STACKED:
+        raise ValueError(f"'frame_stack' stacks {n_stacked} observations in all; at most {_MAX_STACKED} are taken")
     return parsed
 
 

@@ -402,7 +402,8 @@ def _explain(subject: Restorable, differing: Sequence[str]) -> str:
         return f"Copies of its attributes do not hold {names}. {remedy}"
     return (
         "No number, text or array among its attributes differs after a restore, so what does lies elsewhere: in an "
-        f"object of native code, in a file or another process, or in the time of day. {remedy}"
+        "object of native code, in a file or another process, in torch's generator, or in the time of day. "
+        f"{remedy}"
     )
 
 

@@ -37,9 +37,9 @@ _MAX_CHECK_SECONDS = 30.0
 class Simulator:
     """One environment, with its wrappers, that can be put back into any state it has been in.
 
-    Gymnasium's classic control, toy text and MuJoCo environments are restored exactly, and an environment or wrapper
-    with its own ``capture_state()`` and ``restore_state(state)`` is restored by these. An Atari game is restored by
-    ALE, and all others by copies of all their attributes; ``prove`` finds out whether that is enough.
+    Gymnasium's classic control, toy text and MuJoCo environments are restored exactly. An environment or wrapper with
+    its own ``capture_state()`` and ``restore_state(state)`` is restored by these, an Atari game by ALE, and all others
+    by copies of all their attributes; ``prove`` finds out whether that is enough.
 
     :param env: A Gymnasium environment.
     :param common_random_numbers: Whether to capture and restore the random generators among the attributes of the
@@ -106,7 +106,7 @@ class Simulator:
         max_seconds: float = _MAX_PROOF_SECONDS,
         shipment: Shipment | None = None,
     ) -> RestoringReport | None:
-        """Try out whether all layers are restored, unless each is known or captures itself; leave all as it was found.
+        """Try out whether all layers are restored, unless each is known; leave all as it was found.
 
         If captures and restores turn out to be dear beside a step, ``is_cheap`` is unset.
 

@@ -116,19 +116,20 @@ class StateAccess(NamedTuple):
 
 
 def is_known(env: Env) -> bool:
-    """Return whether the attributes that a step of this layer changes are known."""
-    return type(env) in _WRAPPER_STATE or type(env) in _SIMULATOR_STATE
+    """Return whether the attributes that a step of this layer changes are known.
+
+    They are not where one environment was given a ``step`` or ``reset`` of its own, which may change anything.
+    """
+    is_known_kind = type(env) in _WRAPPER_STATE or type(env) in _SIMULATOR_STATE
+    return is_known_kind and not {"step", "reset"} & env.__dict__.keys()
 
 
 def access_own_methods(env: Env) -> StateAccess | None:
-    """Return an object's own ``capture_state`` and ``restore_state``, which include all it wraps; None without them.
-
-    They are taken at their word where nothing around them has to be proven: ``check_branchable`` is there for them.
-    """
+    """Return an object's own ``capture_state`` and ``restore_state``, which include all it wraps; None without them."""
     capture, restore = getattr(env, "capture_state", None), getattr(env, "restore_state", None)
     if not (callable(capture) and callable(restore)):
         return None
-    return StateAccess(capture, restore, means=OWN_METHODS)
+    return StateAccess(capture, restore, is_proven=False, means=OWN_METHODS)
 
 
 def access_wrapper(env: Env, layers: Layers) -> StateAccess | None:
@@ -137,7 +138,7 @@ def access_wrapper(env: Env, layers: Layers) -> StateAccess | None:
     :param layers: All layers, with which the wrapper is copied together if it is not known.
     :raises NotBranchableError: If the wrapper is not known and cannot be copied.
     """
-    names = _WRAPPER_STATE.get(type(env))
+    names = _WRAPPER_STATE.get(type(env)) if is_known(env) else None
     if names is not None:
         return _access_attributes(env, names) if names else None
     return _try_capture(_access_all_attributes(env, layers))
@@ -150,7 +151,7 @@ def access_innermost_env(env: Env, common_random_numbers: bool, layers: Layers) 
     :param layers: All layers, with which the environment is copied together if it is not known.
     :raises NotBranchableError: If the environment cannot be copied.
     """
-    names = _SIMULATOR_STATE.get(type(env))
+    names = _SIMULATOR_STATE.get(type(env)) if is_known(env) else None
     if names is not None:
         return _access_attributes(env, names)
     modules = [base.__module__ for base in type(env).__mro__]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from grpo_core.environments.first_calls import call_reset, call_step, check_masks
-from grpo_core.environments.flags import read_success
+from grpo_core.environments.flags import InvalidEnvironmentError, read_success
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.simulators.episode_rows import sample_rows
 
@@ -69,6 +69,11 @@ class SingleEnv:
         self._observe = make_observer(env.observation_space)
         has_masks = env.has_wrapper_attr("action_masks")
         self._get_masks = env.get_wrapper_attr("action_masks") if has_masks else None
+        if self._get_masks is not None and not callable(self._get_masks):
+            raise InvalidEnvironmentError(
+                f"action_masks of {env} is a {type(self._get_masks).__name__}; make it a method without arguments that "
+                "returns the flags."
+            )
         self._simulator = simulator
         if simulator is not None:
             sample_rows(env)

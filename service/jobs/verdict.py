@@ -298,7 +298,7 @@ def _find_remedy(evidence: Evidence) -> str:
         return "its updates hardly change the policy, so try a higher learning_rate."
     if not evidence.status.is_final:
         return "let it continue; if that does not help, try a longer horizon with a larger n_steps."
-    if evidence.ended_by in ("max_seconds", "stop"):
+    if evidence.ended_by not in (None, "total_timesteps"):
         return f"it may need longer, {_say_longer(evidence)}."
     return "try more total_timesteps, a longer horizon with a larger n_steps, or a reward that differs between steps."
 
@@ -311,7 +311,12 @@ def _has_stopped_exploring(evidence: Evidence) -> bool:
 
 def _say_longer(evidence: Evidence) -> str:
     """Say how training goes on for longer."""
-    remedies: Mapping[EndedBy | None, str] = {"max_seconds": "with more max_seconds", "stop": "if it is not stopped"}
+    remedies: Mapping[EndedBy | None, str] = {
+        "max_seconds": "with more max_seconds",
+        "stop": "if it is not stopped",
+        "stop_reward": "with a higher stop_reward",
+        "patience": "with more patience",
+    }
     return remedies.get(evidence.ended_by, "with more total_timesteps")
 
 

@@ -340,3 +340,19 @@ def test_workers_say_the_same(wrapper: type[gym.Wrapper[Any, Any, Any, Any]]) ->
 
 def make_broken(method: str, wrapper: type[gym.Wrapper[Any, Any, Any, Any]]) -> gym.Env[Any, Any]:
     return wrapper(HandedOver(*BROKEN[method]))
+
+
+@pytest.mark.parametrize("first", [(np.zeros(3, np.float32), INFO), ("ab", INFO), 5], ids=["shape", "text", "number"])
+@pytest.mark.parametrize("group_mode", ["auto", "episode"])
+def test_sb3s_own_first_reset_names_the_method_too(first: Any, group_mode: Any) -> None:
+    model = GRPO("MlpPolicy", HandedOver(first), n_steps=64, horizon=16, group_mode=group_mode)
+    with pytest.raises(InvalidEnvironmentError, match=r"HandedOver\.reset\(\) returned .*; it has to return"):
+        model.learn(64)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be proven to be restored")
+def test_masks_that_are_no_method_are_refused() -> None:
+    env = HandedOver()
+    env.action_masks = np.array([True, False])  # type: ignore[attr-defined]
+    with pytest.raises(InvalidEnvironmentError, match=r"action_masks of .* is a ndarray; make it a method"):
+        GRPO("MlpPolicy", env, n_steps=64, horizon=16)

@@ -45,6 +45,8 @@ def wrap(env: gym.Env[Any, Any], *wrappers: Any, is_training: bool = False) -> g
         ([{"name": "filter", "keys": "image"}], "must be a list of 1 to 64 names"),
         (["normalize", "flatten"], "'normalize' must come last"),
         (["flatten"] * 17, "at most 16"),
+        ([{"name": "frame_stack", "n": 8}, {"name": "frame_stack", "n": 9}], "72 observations in all; at most 64"),
+        (["frame_stack"] * 16, "4294967296 observations in all"),
     ],
     ids=str,
 )

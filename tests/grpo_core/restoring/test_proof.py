@@ -537,10 +537,35 @@ def test_only_cheap_methods_let_branches_take_turns() -> None:
     assert check_branchable(OwnMethodsAndNoise()).takes_turns
 
 
-def test_own_methods_are_taken_at_their_word_where_all_else_is_known() -> None:
-    assert Simulator(Monitor(wrappers.TimeLimit(HalfCaptured(), 9))).prove() is None
-    with pytest.raises(NotBranchableError, match="misses something"):
-        Simulator(Unknown(HalfCaptured())).prove()
+def test_own_methods_that_forget_something_are_found_out_where_all_else_is_known() -> None:
+    env = Monitor(wrappers.TimeLimit(HalfCaptured(), 9))
+    with pytest.warns(UserWarning, match=r"capture_state\(\) misses something.*HalfCaptured\.t for one"):
+        assert GRPO("MlpPolicy", env, n_steps=64, horizon=16)._mode == "episode"
+
+
+@pytest.mark.parametrize("method", ["capture_state", "restore_state"])
+def test_own_methods_that_fail_end_in_episodes(method: str) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no connection")
+
+    env = OwnMethodsAndNoise()
+    setattr(env, method, fail)
+    with pytest.warns(UserWarning, match=r"OSError: no connection"):
+        GRPO("MlpPolicy", env, n_steps=64, horizon=16).learn(32)
+
+
+def test_a_known_environment_with_another_step_is_tried_out() -> None:
+    env = gym.make("CartPole-v1").unwrapped
+    original, rewards = env.step, [0.0]
+
+    def step(action: Any) -> Any:
+        observation, _, *rest = original(action)
+        rewards[0] += 1.0
+        return observation, rewards[0], *rest
+
+    env.step = step  # type: ignore[method-assign]
+    with pytest.raises(NotBranchableError, match=r"not restored exactly.*CartPoleEnv\.step's rewards"):
+        Simulator(env).prove()
 
 
 class Unsendable(Cart):

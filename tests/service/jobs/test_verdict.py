@@ -273,6 +273,8 @@ def test_what_to_try_where_it_does_not_move_follows_from_the_updates(
         (JobStatus.COMPLETED, "total_timesteps", "more total_timesteps"),
         (JobStatus.COMPLETED, "max_seconds", "more max_seconds"),
         (JobStatus.STOPPED, "stop", "if it is not stopped"),
+        (JobStatus.COMPLETED, "stop_reward", "with a higher stop_reward"),
+        (JobStatus.COMPLETED, "patience", "with more patience"),
     ],
 )
 @pytest.mark.parametrize("curve", [[20.0] * 30, list(20 + 100 * RISE)], ids=["flat", "rising"])
