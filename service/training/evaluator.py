@@ -57,14 +57,18 @@ class Evaluator:
         :param seeds: Those of all episodes that are left, at least one.
         :return: The episodes of the first of these seeds.
         """
-        env = self.env
-        has_limit = env.spec is not None and env.spec.max_episode_steps is not None
-        max_steps = math.inf if has_limit else MAX_STEPS_WITHOUT_LIMIT
+        env, max_steps = self.env, self.max_steps
         if self._simulator is not None:
             return (yield from fast.step_episodes(env, self._simulator, actor, seeds[:_BATCH_SIZE], max_steps))
         # The most likely actions draw nothing from the generator.
         policy = make_policy(actor, True, np.random.default_rng(0))
         return [(yield from step_episode(env, policy, seeds[0], max_steps))]
+
+    @property
+    def max_steps(self) -> float:
+        """Number of steps after which an episode is cut; infinite where the environment has a time limit."""
+        has_limit = self.env.spec is not None and self.env.spec.max_episode_steps is not None
+        return math.inf if has_limit else MAX_STEPS_WITHOUT_LIMIT
 
     @cached_property
     def _simulator(self) -> fast.BatchedSimulator | None:

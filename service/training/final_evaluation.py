@@ -48,6 +48,13 @@ def evaluate_finally(
                 "it with POST /models/{model_name}/evaluate."
             )
         return None
+    n_cut = sum(episode.n_steps >= evaluator.max_steps for episode in run.episodes)
+    if n_cut > 0:
+        progress.publish_warning(
+            f"{n_cut} of {len(run.episodes)} episodes of the final evaluation were cut after {evaluator.max_steps:,} "
+            "steps, since the environment has no time limit, and its figures are of what came before; send "
+            '"env_kwargs": {"max_episode_steps": n} for a limit.'
+        )
     evaluation = {
         "timesteps": timesteps,
         **asdict(summarize_episodes(run.episodes)),

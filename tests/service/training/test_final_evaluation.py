@@ -168,3 +168,10 @@ def test_it_may_take_longer_after_a_long_training(register_env: RegisterEnv, clo
         rules.begin(model)
         assert evaluate_finally(evaluator, model.make_numpy_actor(), 0, training_seconds, rules, recorder) is None
         assert clock.seconds == pytest.approx(limit_seconds)
+
+
+def test_episodes_that_nothing_else_ends_are_said_to_be_cut(register_env: RegisterEnv) -> None:
+    env_name = register_env(lambda: LastEnv(lambda: None, ends=False))
+    content, recorder = run_job(env_name=env_name, group_mode="episode", horizon=16, n_eval_episodes=2)
+    assert content.meta["final_evaluation"]["mean_length"] == 1000
+    assert [warning for warning in recorder.warnings if "2 of 2 episodes of the final evaluation were cut" in warning]
