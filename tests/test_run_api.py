@@ -128,7 +128,8 @@ def test_a_stream_that_is_open_does_not_hold_up_the_end(
 ) -> None:
     server = start_program(*program, str(port), GRPO_MODELS_DIR=str(tmp_path / "models"), GRPO_EXECUTOR="thread")
     wait_until(lambda: answers(port))
-    started = call(port, "/train", {"total_timesteps": 10_000_000, "model_name": "m"})
+    request = {"total_timesteps": 10_000_000, "model_name": "m", "n_eval_episodes": 0}
+    started = call(port, "/train", request)
     with urlopen(f"http://127.0.0.1:{port}/training/{started['job_id']}/events", timeout=30) as stream:
         assert b"job.status" in stream.readline()
         server.send_signal(signal.SIGTERM)
@@ -171,7 +172,8 @@ def start_hanging(start_server: StartServer, port: int, tmp_path: Path) -> Calla
             "--port", str(port), "--models-dir", str(models_dir), PYTHONPATH=str(tmp_path), **variables
         )
         wait_until(lambda: answers(port))
-        started = call(port, "/train", {"env_name": "Hanging-v0"})
+        request = {"env_name": "Hanging-v0", "group_mode": "episode", "horizon": 64}  # which is not proven
+        started = call(port, "/train", request)
         wait_until(lambda: bool(call(port, f"/training/{started['job_id']}/status")["status"] == "running"))
         return server
 
