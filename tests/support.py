@@ -222,11 +222,11 @@ class Gate:
 
 
 def is_tried_out() -> bool:
-    """Say whether the code that calls this runs while the service tries an environment out."""
+    """Say whether the code that calls this runs while an environment is tried out or proven to be restored."""
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back
-        if frame.f_code.co_name in ("settle_request", "inspect_environment"):
+        if frame.f_code.co_name in ("settle_request", "inspect_environment", "prove", "try_out"):
             return True
     return False
 
@@ -234,8 +234,8 @@ def is_tried_out() -> bool:
 class LineEnv(gym.Env[FloatArray, Any]):
     """A walk along a line, one place left or right per step, paid for going right; over after five places.
 
-    :param on_step: Called in every step, but for those that try the environment out before a job is accepted. It may
-        wait or raise, and an array that it returns is observed.
+    :param on_step: Called in every step, but for those that only try the environment out. It may wait or raise, and an
+        array that it returns is observed.
     :param on_reset: The same in every reset.
     :param on_close: Called when the environment is closed.
     """

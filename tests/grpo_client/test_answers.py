@@ -60,7 +60,7 @@ def test_a_printed_status_begins_with_what_the_saved_policy_earns() -> None:
     _, first, verdict, training = str(TrainingStatus.parse(make_status(**changes))).splitlines()
     assert first.startswith("the saved policy: mean reward 500.00 (95 % interval 1.00 to 2.00)")
     assert first.endswith("2 episodes; time ran out before there were more")
-    assert verdict == "learning: It learns."
+    assert verdict == "verdict: It learns."
     assert training == "mean reward while training: 170.8"
 
 

@@ -176,9 +176,8 @@ def test_observations_of_more_dimensions_are_taken_whole() -> None:
     class GridEnv(gym.Env[Any, Any]):
         observation_space = spaces.Box(-1.0, 1.0, (2, 3), np.float32)
         action_space = spaces.Discrete(2)
-        capture_state = restore_state = staticmethod(lambda *_: None)
 
-    model = GRPO("MlpPolicy", GridEnv(), n_steps=64, seed=0, horizon=16)
+    model = GRPO("MlpPolicy", GridEnv(), n_steps=64, seed=0, horizon=16, group_mode="episode")
     observation = [[0.1, 0.2, 0.3], [-0.4, -0.5, 0.6]]
     answer = infer(serve_model(model), observation, deterministic=True)
     assert answer.action_probs == pytest.approx(compute_torch_probs(model, observation), abs=1e-5)
