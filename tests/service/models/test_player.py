@@ -466,7 +466,7 @@ def test_an_environment_that_hangs_is_killed_and_leaves_nothing_behind(
     gym.register("Line-v0", entry_point=make_hanging)
     try:
         save(to_the_right)
-        app = create_app(Settings(models_dir=tmp_path / "models", executor="process", task_seconds=3))
+        app = create_app(Settings(models_dir=tmp_path / "models", executor="process", task_seconds=8))
         with TestClient(app, base_url="http://localhost") as client:
             # The first request may wait for the forkserver's imports.
             wait_until(lambda: client.post("/models/m/evaluate").status_code == 200)
