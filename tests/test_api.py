@@ -35,6 +35,7 @@ from grpo_core.saving import model_file
 from service.schemas.training import TrainRequest
 from service.settings import Settings
 from tests.conftest import RegisterEnv
+from tests.grpo_core.values.test_fit import Line
 from tests.support import (
     FINAL_STATUSES,
     PROBLEM_FIELDS,
@@ -552,6 +553,10 @@ class TestEveryKindOfTraining:
             assert isinstance(normalized, np.ndarray)
             action, _ = model.predict(normalized, deterministic=True)
             assert answer["action"] == action[0]
+            # What is served; the answer shows values only where they mean something, which 512 steps do not teach.
+            (value,) = model.make_numpy_actor().values(np.array([observation], np.float32))
+            expected = model.policy.predict_values(torch.as_tensor(normalized)).item()
+            assert value == pytest.approx(expected, abs=1e-4)
             actions.add(str(answer["action_probs"]))
         assert len(actions) == 4
 
@@ -1069,6 +1074,26 @@ class TestInference:
         assert sum(probs) == pytest.approx(1.0, abs=1e-6)
         assert answer["action"] == int(np.argmax(probs))
         assert ask(client, status["model_name"], observation, deterministic=True) == answer
+
+    def test_a_value_foretells_what_follows(self, client: TestClient, register_env: RegisterEnv) -> None:
+        request = {
+            "total_timesteps": 256,
+            "n_steps": 64,
+            "group_mode": "episode",
+            "horizon": 32,
+            "gamma": 0.9,
+            "seed": 0,
+        }
+        status = train_to_end(client, env_name=register_env(Line), **request)
+        assert status["status"] == "completed", status["error_message"]
+        name = status["model_name"]
+        check = client.get(f"/models/{name}").json()["value_check"]
+        assert check["is_meaningful"] is True
+        assert check["gamma"] == 0.9
+        # Each step costs the distance left after it, at a speed of 50: from 300 on 250, 200, 150, 100, 50, 0.
+        near, far = (ask(client, name, [left, 50.0])["value"] for left in (300.0, 850.0))
+        expected = [-sum(0.9**t * (left - 50 * (t + 1)) for t in range(left // 50)) for left in (300, 850)]
+        assert [near, far] == pytest.approx(expected, rel=0.25)
 
     def test_a_continuous_action_is_a_list_within_its_bounds(self, client: TestClient) -> None:
         status = train_to_end(client, env_name="Pendulum-v1", total_timesteps=256, n_steps=64, seed=0)

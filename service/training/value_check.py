@@ -61,6 +61,7 @@ def settle_values(
         check_time()
         with _open_env(evaluator) as env:
             rewards = model.reward_function, model.reward_weights
+            # Also where there is a time limit, which may be tens of thousands of steps: all observations are kept.
             player = TrajectoryPlayer(env, actor, *rewards, MAX_STEPS_WITHOUT_LIMIT, check_time)
             checked = _play_checked(player, int(_CHECKED_SHARE * n_steps))
             check = _check(actor, checked, config.gamma, scale)
