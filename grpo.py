@@ -417,9 +417,9 @@ class GRPO(SavedAlgorithm):
         )
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """Keep the progress at 0 when the last rollout goes beyond the total, where schedules would turn negative."""
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
+        """Measure progress where the rollout began: what falls to 0 would else do so before the last update."""
+        n_steps = int(self.rollout_buffer.step_mask.sum())
+        super()._update_current_progress_remaining(num_timesteps - n_steps, total_timesteps)
 
     def collect_rollouts(
         self,
