@@ -19,8 +19,9 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor, PolicyActor
 from grpo_core.environments.first_calls import call_reset
-from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages
+from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
 from grpo_core.groups.collector import GroupCollector, GroupPlan
+from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
@@ -131,6 +132,7 @@ class GRPO(SavedAlgorithm):
         branch earned.
     :param baseline: What a step's return is compared with. ``"group"``: the group's mean at the same step, plain GRPO.
         ``"leave_one_out"``: that of the others of the group (RLOO). ``"residual"``: GAE minus the group's mean GAE.
+        ``"adaptive"``: GAE minus as much of the others' mean GAE as earlier rollouts show to help, from none to all.
         ``"value"``: GAE alone, PPO's advantage on branches. For ablations: ``"timestep"``, the mean over all groups at
         the same step; ``"batch"``, the mean of the rollout; ``"none"``.
     :param advantage_scaling: Divide advantages by the standard deviation of the ``"group"``, of the whole
@@ -259,6 +261,7 @@ class GRPO(SavedAlgorithm):
         self.after_minibatch: Callable[[], None] | None = None
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0
+        self._group_correlation = GroupCorrelation()
         self._stop_requested = False
         self._uses_fast_path = self.use_fast_path
         # Set with the networks and with the environment, which a loaded model may not have yet.
@@ -394,6 +397,7 @@ class GRPO(SavedAlgorithm):
         if reset_num_timesteps:
             self._collector.restart()
             self._ref_policy = None
+            self._group_correlation = GroupCorrelation()
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
@@ -540,7 +544,8 @@ class GRPO(SavedAlgorithm):
         :param values: Estimated values of the live steps' observations, shape ``(n_steps,)``.
         :param next_values: The same for their next observations.
         """
-        return compute_group_advantages(
+        correlations = self._group_correlation.estimate(len(rollout.step_mask))
+        groups = compute_group_advantages(
             rollout.steps,
             rollout.lay_out(values),
             rollout.lay_out(next_values),
@@ -550,7 +555,14 @@ class GRPO(SavedAlgorithm):
             supervision=self.supervision,
             bootstrap_value=self.bootstrap_value,
             scaling=self.advantage_scaling,
+            correlations=correlations,
         )
+        if self.baseline == "adaptive":
+            for name, number in describe_adaptive(groups, rollout.step_mask, correlations).items():
+                self.logger.record(f"rollout/{name}", number)
+            # Only now: what this rollout tells is for those that follow.
+            self._group_correlation.update(groups.gae, rollout.step_mask)
+        return groups
 
     def _compute_weights(self, rollout: GroupRollout, groups: GroupAdvantages) -> Floats:
         """Compute how much every step counts in the loss, ``(horizon, n_anchors, group_size)``."""

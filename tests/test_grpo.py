@@ -4,6 +4,7 @@ import functools
 import inspect
 import io
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -438,6 +439,26 @@ def test_schedules_follow_the_progress_at_which_a_rollout_began() -> None:
         pytest.approx((0.1 * 2 / 3 + 0.01, 0.3)),
         pytest.approx((0.1 / 3 + 0.01, 0.2)),
     ]
+
+
+def test_what_the_adaptive_baseline_learns_is_for_the_rollouts_that_follow() -> None:
+    model, record = build("Pendulum-v1", baseline="adaptive"), Record()
+    model.learn(96, callback=record)
+    coefficients = [logged["rollout/group_coefficient"] for logged in record.logged]
+    assert coefficients[0] == 1.0
+    assert all(0.0 <= coefficient < 1.0 for coefficient in coefficients[1:])
+    assert all(logged["rollout/group_variance_saved"] <= 1.0 for logged in record.logged)
+    model.learn(32, callback=record)  # begins anew
+    assert record.logged[3]["rollout/group_coefficient"] == 1.0
+
+
+def test_the_adaptive_baseline_goes_on_from_a_file_and_from_a_copy() -> None:
+    model = build("Pendulum-v1", baseline="adaptive").learn(32)
+    content = io.BytesIO(model.to_bytes())
+    for other in (GRPO.load(content, env=gym.make("Pendulum-v1")), pickle.loads(pickle.dumps(model))):
+        record = Record()
+        other.learn(32, callback=record, reset_num_timesteps=False)
+        assert 0.0 <= record.logged[0]["rollout/group_coefficient"] < 1.0
 
 
 def test_the_keys_of_ppo_are_logged() -> None:
@@ -1222,7 +1243,7 @@ def test_the_upper_clip_range_follows_its_schedule() -> None:
     env = Stateless(spaces.Discrete(2))
     model = Kept("MlpPolicy", env, n_steps=32, n_epochs=1, horizon=16, clip_range_high=schedule, seed=0)
     model.learn(64)
-    assert [high for _, high in model.clip_ranges] == pytest.approx([0.2, 0.0])
+    assert [high for _, high in model.clip_ranges] == pytest.approx([0.4, 0.2])
     assert [low for low, _ in model.clip_ranges] == pytest.approx([0.2, 0.2])
 
 

@@ -17,6 +17,8 @@ An advantage is the return less the *baseline*:
   the mean of the rollout where the scaling is ``"batch"``.
 - ``"residual"``: GAE minus the group's mean GAE at the same step. Members share their start, so what they have in
   common (the error of ``V``, the luck of the anchor) cancels and what their actions did stays.
+- ``"adaptive"``: GAE minus as much of the others' mean GAE as they have in common with it. All of it is
+  ``"residual"``, none of it is ``"value"``; see ``compute_adaptive_deviation``.
 
 *Supervision* is ``"process"``: a step is credited with what followed it; or ``"outcome"``: every step is credited
 with the return of its whole branch, so that a branch counts once in a mean or a spread, however long it is
@@ -35,6 +37,9 @@ from grpo_core.options.choices import NEEDS_VALUES, AdvantageScaling, Baseline, 
 # Dividing by a smaller number turns the float noise of a near-constant group into advantages of thousands;
 # TRL's GRPOTrainer uses the same 1e-4.
 STD_EPSILON = 1e-4
+
+# Keeps 0 / 0 out where members are all alike.
+_TINY = 1e-30
 
 # A rollout's are float32, and stay so: a NumPy float64 among them, unlike Python's float, would turn all into float64.
 Floats = npt.NDArray[np.floating[Any]]
@@ -68,11 +73,15 @@ class GroupAdvantages(NamedTuple):
     :param value_targets: Lambda-returns, on which the value network is regressed; same shape, 0 outside the step mask.
     :param informative: Bool, shape ``(n_anchors,)``: whether the rewards tell the group's branches apart, see
         ``compute_informative``.
+    :param gae: Generalised advantage estimates, shape as ``advantages``, 0 outside the step mask.
+    :param unscaled: The advantages before they were scaled, likewise.
     """
 
     advantages: Floats
     value_targets: Floats
     informative: Bools
+    gae: Floats
+    unscaled: Floats
 
     @property
     def zero_std_group_fraction(self) -> float:
@@ -91,6 +100,7 @@ def compute_group_advantages(
     supervision: Supervision,
     bootstrap_value: bool,
     scaling: AdvantageScaling,
+    correlations: Floats,
 ) -> GroupAdvantages:
     """Turn the steps of whole groups into advantages; the module says what each baseline and supervision means.
 
@@ -99,6 +109,8 @@ def compute_group_advantages(
     :param gamma: Discount factor in [0, 1].
     :param gae_lambda: Trade-off in [0, 1] between one-step (0) and Monte-Carlo (1) estimates.
     :param bootstrap_value: Whether the return is the lambda-return, which goes on with ``V`` where a branch was cut.
+    :param correlations: Intraclass correlation of the group's GAEs at each step, in [0, 1], shape ``(horizon,)``; only
+        the baseline ``"adaptive"`` reads it.
     :raises ValueError: If the outcome is asked for under a baseline that judges steps by their GAE.
     """
     if supervision == "outcome" and baseline in NEEDS_VALUES:
@@ -110,19 +122,25 @@ def compute_group_advantages(
     value_targets = np.where(steps.step_mask, gae + values, 0.0)
     returns = compute_returns(steps, gamma)
     members = compute_group_members(steps)
-    judged = _Judged(value_targets if bootstrap_value else returns, steps.step_mask, members)
+    judged = _Judged(value_targets if bootstrap_value else returns, steps.step_mask, members, correlations)
     if baseline in NEEDS_VALUES:
         # Members that terminated earlier do not count: what V expected of them is in the GAE of their last step.
-        judged = _Judged(gae, steps.step_mask, steps.step_mask)
+        judged = _Judged(gae, steps.step_mask, steps.step_mask, correlations)
     if supervision == "outcome":
         # The return of a whole branch is the one from its first step, which every branch has.
-        judged = _Judged(judged.quantity[:1], judged.step_mask[:1], judged.members[:1])
+        judged = _Judged(judged.quantity[:1], judged.step_mask[:1], judged.members[:1], correlations[:1])
         returns, members = returns[:1], members[:1]
     is_centred = baseline == "value" and scaling == "batch"
     unscaled = _SUBTRACT_BASELINE["batch" if is_centred else baseline](judged)
     # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
     scaled = scale_advantages(unscaled, judged.step_mask, judged.members, scaling)
-    return GroupAdvantages(np.where(steps.step_mask, scaled, 0.0), value_targets, compute_informative(returns, members))
+    return GroupAdvantages(
+        np.where(steps.step_mask, scaled, 0.0),
+        value_targets,
+        compute_informative(returns, members),
+        gae,
+        np.where(steps.step_mask, unscaled, 0.0),
+    )
 
 
 def compute_gae(steps: BranchSteps, values: Floats, next_values: Floats, gamma: float, gae_lambda: float) -> Floats:
@@ -179,11 +197,15 @@ def compute_group_members(steps: BranchSteps) -> Bools:
 
 
 class _Judged(NamedTuple):
-    """The quantity to compare and the branches that count; every shape is ``(horizon or 1, n_anchors, group_size)``."""
+    """The quantity to compare and the branches that count; every shape is ``(horizon or 1, n_anchors, group_size)``.
+
+    :param correlations: See ``compute_group_advantages``.
+    """
 
     quantity: Floats
     step_mask: Bools
     members: Bools
+    correlations: Floats
 
 
 _SUBTRACT_BASELINE: Mapping[Baseline, Callable[[_Judged], Floats]] = MappingProxyType(
@@ -194,6 +216,7 @@ _SUBTRACT_BASELINE: Mapping[Baseline, Callable[[_Judged], Floats]] = MappingProx
         "group": lambda judged: compute_deviation(judged.quantity, judged.members, _GROUP),
         "leave_one_out": lambda judged: compute_leave_one_out_deviation(judged.quantity, judged.members),
         "residual": lambda judged: compute_deviation(judged.quantity, judged.members, _GROUP),
+        "adaptive": lambda judged: compute_adaptive_deviation(judged.quantity, judged.members, judged.correlations),
         "value": lambda judged: judged.quantity,
     }
 )
@@ -228,6 +251,60 @@ def compute_leave_one_out_deviation(quantity: Floats, members: Bools) -> Floats:
     n_members = members.sum(axis=_GROUP, keepdims=True, dtype=quantity.dtype)
     stretch: Floats = n_members / np.maximum(n_members - 1.0, 1.0)
     return compute_deviation(quantity, members, _GROUP) * stretch
+
+
+def compute_adaptive_deviation(gae: Floats, step_mask: Bools, correlations: Floats) -> Floats:
+    """Subtract from GAE as much of the others' mean at the same step as leaves the least variance.
+
+    ``A_i = (GAE_i - m) - c (mean of the n others' GAE - m)``, where ``m`` is the mean GAE of the *other* groups and
+    ``c = n rho / (1 + (n - 1) rho)`` the regression of one member on the mean of n, if two of them correlate by rho
+    (Spearman and Brown, 1910). What is subtracted depends on no action of the branch itself, as long as rho is
+    estimated from earlier rollouts: it does not change the expected gradient.
+
+    A variance of ``1 - rho c`` is left. Where members have ended before, it is larger; such a step is weighed down to
+    the precision of a full group's, or the noise of the last survivors would drown what groups tell.
+
+    :param gae: Shape ``(horizon, n_anchors, group_size)``.
+    :param step_mask: The members that are compared, bool, same shape.
+    :param correlations: rho of each step, in [0, 1], shape ``(horizon,)``.
+    :return: Deviations, same shape; meaningless outside ``step_mask``.
+    """
+    n_members = step_mask.sum(axis=_GROUP, keepdims=True, dtype=gae.dtype)
+    n_others = np.maximum(n_members - 1.0, 0.0)
+    rho = correlations.astype(gae.dtype)[:, None, None]
+    coefficients = compute_coefficients(n_others, rho)
+    in_full_group = compute_coefficients(np.full_like(n_others, step_mask.shape[2] - 1.0), rho)
+
+    deviation = np.where(step_mask, gae - _compute_mean_of_other_groups(gae, step_mask), 0.0)
+    mean_of_others = (deviation.sum(axis=_GROUP, keepdims=True) - deviation) / np.maximum(n_others, 1.0)
+    weights = (1.0 - rho * in_full_group + _TINY) / (1.0 - rho * coefficients + _TINY)
+    return np.asarray(weights * (deviation - coefficients * mean_of_others))
+
+
+def compute_coefficients(n_others: Floats, correlations: Floats) -> Floats:
+    """Return how much of the mean of ``n_others`` members to subtract, in [0, 1]; the shapes must fit."""
+    return np.asarray(n_others * correlations / np.maximum(1.0 + (n_others - 1.0) * correlations, _TINY))
+
+
+def _compute_mean_of_other_groups(gae: Floats, step_mask: Bools) -> Floats:
+    """Return the mean GAE of the live steps outside each group, ``(1, n_anchors, 1)``; 0 for a single group."""
+    sums = np.where(step_mask, gae, 0.0).sum(axis=(0, 2), keepdims=True)
+    counts = step_mask.sum(axis=(0, 2), keepdims=True, dtype=gae.dtype)
+    return np.asarray((sums.sum() - sums) / np.maximum(counts.sum() - counts, 1.0))
+
+
+def describe_adaptive(groups: GroupAdvantages, step_mask: Bools, correlations: Floats) -> dict[str, float]:
+    """Say what the adaptive baseline did.
+
+    :param correlations: Those that the advantages were computed with.
+    :return: ``group_coefficient``, how much of the others' mean was subtracted on average, in [0, 1], and
+        ``group_variance_saved``, by how much, as a share of GAE's variance, that of the advantages is smaller.
+    """
+    n_others = np.maximum(step_mask.sum(axis=_GROUP, keepdims=True) - 1.0, 0.0)
+    coefficients = np.broadcast_to(compute_coefficients(n_others, correlations[:, None, None]), step_mask.shape)
+    variance = float(groups.gae[step_mask].var())
+    saved = 1.0 - float(groups.unscaled[step_mask].var()) / variance if variance > 0.0 else 0.0
+    return {"group_coefficient": float(coefficients[step_mask].mean()), "group_variance_saved": saved}
 
 
 def _compute_mean(quantity: Floats, members: Bools, axis: _Axes) -> Floats:

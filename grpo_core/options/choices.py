@@ -7,11 +7,11 @@ from typing import Literal
 
 GroupMode = Literal["branch", "episode", "action"]
 
-Baseline = Literal["none", "batch", "timestep", "group", "leave_one_out", "residual", "value"]
+Baseline = Literal["none", "batch", "timestep", "group", "leave_one_out", "residual", "adaptive", "value"]
 Supervision = Literal["process", "outcome"]
 AdvantageScaling = Literal["group", "batch", "none"]
 # These use a step's GAE and need a value network; the others use its return.
-NEEDS_VALUES: frozenset[Baseline] = frozenset({"residual", "value"})
+NEEDS_VALUES: frozenset[Baseline] = frozenset({"residual", "adaptive", "value"})
 # These compare the members of a group: if all earned the same, the group carries no signal.
 COMPARES_IN_GROUPS: frozenset[Baseline] = frozenset({"group", "leave_one_out", "residual"})
 

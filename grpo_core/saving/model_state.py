@@ -144,6 +144,7 @@ def describe_model(model: Any, version: str) -> dict[str, Any]:
         "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
         "rng_state": model.rng.bit_generator.state,
+        **({"group_correlation": model._group_correlation.to_json()} if model.baseline == "adaptive" else {}),
     }
 
 

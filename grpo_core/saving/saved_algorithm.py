@@ -12,6 +12,7 @@ from grpo_core import __version__
 from grpo_core.actor.actor import Actor, PolicyActor
 from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.environments.packages import explain_missing_packages
+from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving import model_file
@@ -47,6 +48,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     _has_own_parts: bool
     _network: dict[str, Any]
     _parameter_groups: ParameterGroups
+    _group_correlation: GroupCorrelation
     #: The file that the model came from.
     _loaded: model_file.ModelContent | None = None
     #: Names of the reward functions that the model was trained with, which its file cannot hold.
@@ -135,6 +137,8 @@ class SavedAlgorithm(OnPolicyAlgorithm):
                 env.seed(model.seed + meta["num_timesteps"])  # other episodes than those it began with
         model._load_arrays(content)
         model.num_timesteps, model._n_updates = meta["num_timesteps"], meta["n_updates"]
+        if "group_correlation" in meta:
+            model._group_correlation = GroupCorrelation.from_json(meta["group_correlation"])
         if "seed" not in changes:
             model.rng.bit_generator.state = meta["rng_state"]
         model._loaded = content

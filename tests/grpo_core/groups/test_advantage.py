@@ -15,6 +15,7 @@ from grpo_core.groups.advantage import (
     BranchSteps,
     Floats,
     GroupAdvantages,
+    compute_adaptive_deviation,
     compute_deviation,
     compute_gae,
     compute_group_advantages,
@@ -29,6 +30,7 @@ from grpo_core.options.rewards import optimized_cartpole
 
 Ending = Literal["terminated", "truncated", "horizon"]
 EPSILON = 1e-4
+CORRELATIONS = np.array([0.9, 0.75, 0.5, 0.2, 0.0])
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 SCALINGS: tuple[AdvantageScaling, ...] = get_args(AdvantageScaling)
 # What may be asked for together: a step judged by its GAE has no outcome.
@@ -122,7 +124,7 @@ class Judgement(NamedTuple):
 def loop_judge(one: Branch, gamma: float, gae_lambda: float, how: Judgement) -> list[float]:
     """What a baseline compares: GAE, the plain return or the lambda-return, of every step or of the branch."""
     numbers = loop_gae(one, gamma, gae_lambda)
-    if how.baseline not in ("residual", "value"):
+    if how.baseline not in NEEDS_VALUES:
         lambda_returns = [g + v for g, v in zip(numbers, one.values, strict=True)]
         numbers = lambda_returns if how.bootstrap_value else loop_returns(one, gamma)
     return numbers[:1] if how.supervision == "outcome" else numbers
@@ -134,7 +136,7 @@ def loop_members(group: list[Branch], judged: list[list[float]], t: int, baselin
     for b, (one, numbers) in enumerate(zip(group, judged, strict=True)):
         if t < len(numbers):
             members[b] = numbers[t]
-        elif baseline not in ("residual", "value") and one.ending == "terminated":
+        elif baseline not in NEEDS_VALUES and one.ending == "terminated":
             members[b] = 0.0
     return members
 
@@ -147,6 +149,13 @@ def loop_baseline(
     groups = [loop_members(*pair, t, how.baseline) for pair in zip(rollout, judged, strict=True)]
     if how.baseline in ("group", "residual"):
         return mean(list(groups[a].values()))
+    if how.baseline == "adaptive":
+        others = [number for other, number in groups[a].items() if other != b]
+        elsewhere = mean(
+            [number for i, group in enumerate(judged) if i != a for numbers in group for number in numbers]
+        )
+        coefficient = loop_coefficient(len(others), CORRELATIONS[t])
+        return elsewhere + (coefficient * (mean(others) - elsewhere) if others else 0.0)
     if how.baseline == "leave_one_out":
         others = [number for other, number in groups[a].items() if other != b]
         return mean(others) if others else None
@@ -155,6 +164,21 @@ def loop_baseline(
     if how.baseline == "batch" or (how.baseline == "value" and how.scaling == "batch"):
         return mean([number for group in judged for numbers in group for number in numbers])
     return 0.0
+
+
+def loop_coefficient(n_others: int, correlation: float) -> float:
+    """The least squares regression of one member on the mean of n others."""
+    variance_of_mean = (1.0 + (n_others - 1) * correlation) / n_others if n_others else 1.0
+    return correlation / variance_of_mean if n_others else 0.0
+
+
+def loop_weight(rollout: Rollout, t: int, a: int) -> float:
+    """How precise a step is beside one of a whole group."""
+    n_others = sum(t < len(one.rewards) for one in rollout[a]) - 1
+    left, left_in_full = (
+        1.0 - CORRELATIONS[t] * loop_coefficient(n, CORRELATIONS[t]) for n in (n_others, len(rollout[a]) - 1)
+    )
+    return float(left_in_full / left)
 
 
 def loop_advantages(
@@ -167,13 +191,18 @@ def loop_advantages(
         for b, numbers in enumerate(group):
             for t, number in enumerate(numbers):
                 centre = loop_baseline(rollout, judged, (t, a, b), how)
-                advantages[t, a, b] = 0.0 if centre is None else number - centre
+                weight = loop_weight(rollout, t, a) if how.baseline == "adaptive" else 1.0
+                advantages[t, a, b] = 0.0 if centre is None else weight * (number - centre)
     batch_size = spread(list(advantages.values())) + EPSILON
     scaled = {}
     for (t, a, b), advantage in advantages.items():
         members = loop_members(rollout[a], judged[a], t, how.baseline)
         # Leaving oneself out stretches a group, the terminated members too, by n / (n - 1).
-        stretch = len(members) / max(len(members) - 1, 1) if how.baseline == "leave_one_out" else 1.0
+        n_others = max(len(members) - 1, 1)
+        stretch = len(members) / n_others if how.baseline == "leave_one_out" else 1.0
+        if how.baseline == "adaptive":
+            coefficient = loop_coefficient(len(members) - 1, CORRELATIONS[t])
+            stretch = loop_weight(rollout, t, a) * (1.0 + coefficient / n_others)
         group_size = stretch * spread(list(members.values())) + EPSILON
         scaled[t, a, b] = advantage / {"none": 1.0, "group": group_size, "batch": batch_size}[how.scaling]
     if how.supervision == "outcome":
@@ -203,6 +232,7 @@ def compute(
         supervision=supervision,
         bootstrap_value=bootstrap_value,
         scaling=scaling,
+        correlations=np.resize(CORRELATIONS, horizon),
     )
 
 
@@ -326,6 +356,79 @@ def test_leave_one_out_of_equal_members_is_exactly_zero_in_float32(group_size: i
     assert (compute_leave_one_out_deviation(quantity, np.ones_like(quantity, np.bool_)) == 0).all()
 
 
+def test_adaptive_subtracts_as_much_of_the_others_as_members_have_in_common() -> None:
+    quantity = np.array([[[1.0, 2.0, 6.0], [3.0, 4.0, 5.0]]], dtype=np.float64)
+    everyone = np.ones_like(quantity, np.bool_)
+    # The other groups' mean is 4. With a correlation of 1/2, c = 2 * 0.5 / (1 + 0.5) = 2/3 of the others' 4 - 4 = 0.
+    deviation = compute_adaptive_deviation(quantity, everyone, np.array([0.5]))
+    assert_close(deviation[0, 0], [-3 - 2 / 3 * 0, -2 - 2 / 3 * -0.5, 2 - 2 / 3 * -2.5])
+
+
+@pytest.mark.parametrize("group_size", [2, 5])
+def test_adaptive_lies_between_gae_and_what_leaving_one_out_leaves(group_size: int) -> None:
+    quantity, everyone = draw_numbers(0, (3, 4, group_size)).astype(np.float64), np.ones((3, 4, group_size), np.bool_)
+    alike = compute_adaptive_deviation(quantity, everyone, np.ones(3))
+    np.testing.assert_allclose(alike, compute_leave_one_out_deviation(quantity, everyone), atol=1e-9)
+    elsewhere = (quantity.sum() - quantity.sum(axis=(0, 2))) / (9 * group_size)
+    unlike = compute_adaptive_deviation(quantity, everyone, np.zeros(3))
+    np.testing.assert_allclose(unlike, quantity - elsewhere[:, None], atol=1e-9)
+
+
+def test_adaptive_weighs_a_survivor_by_what_its_others_would_have_told() -> None:
+    quantity = np.array([[[3.0, 9.0], [1.0, 1.0]]], dtype=np.float64)
+    alone = np.array([[[True, False], [True, True]]])
+    # The other group's mean is 1. A pair would leave 1 - 0.8^2 of the variance, a survivor has all of it.
+    assert_close(compute_adaptive_deviation(quantity, alone, np.array([0.8]))[0, 0, :1], [0.36 * 2])
+
+
+N_DRAWN_GROUPS = 100_000
+
+
+def estimate_gradients(baseline: Baseline, correlation: float) -> tuple[Floats, float]:
+    """Estimate a known gradient from each of many groups: action 1 with probability p earns 1 more, and ends early.
+
+    Members share the luck of their anchor, and have their own. Action 1 terminates a branch before its second step,
+    so that what others are alive to be compared with depends on actions too.
+
+    :return: One estimate of d E[return] / d p per group, and its exact value.
+    """
+    p, shape, rng = 0.3, (2, N_DRAWN_GROUPS, 3), np.random.default_rng(0)
+    acts = rng.random(shape) < p
+    luck = 3.0 * rng.standard_normal((2, N_DRAWN_GROUPS, 1))
+    rewards = 5.0 + luck + acts + 0.5 * rng.standard_normal(shape)
+    step_mask = np.ones(shape, np.bool_)
+    step_mask[1] = ~acts[0]
+    terminated = np.stack([acts[0], step_mask[1]])
+    steps = BranchSteps(np.where(step_mask, rewards, 0.0), step_mask, terminated, np.zeros(shape, np.bool_))
+    groups = compute_group_advantages(
+        steps,
+        np.zeros(shape),
+        np.zeros(shape),
+        gamma=1.0,
+        gae_lambda=1.0,
+        baseline=baseline,
+        supervision="process",
+        bootstrap_value=True,
+        scaling="none",
+        correlations=np.array([correlation, 0.0]),  # survivors of the second step count in full
+    )
+    scores = np.where(acts, 1.0 / p, -1.0 / (1.0 - p))
+    estimates = (scores * groups.advantages).sum(axis=0).mean(axis=1)
+    # d/dp of p (5 + 1) + (1 - p) (5 + 5 + p): the first step's reward and, without action 1, the second's.
+    return estimates, 6.0 - 10.0 - p + (1.0 - p)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.4, 0.9])
+def test_the_adaptive_baseline_leaves_the_expected_gradient_as_it_is(correlation: float) -> None:
+    estimates, exact = estimate_gradients("adaptive", correlation)
+    assert abs(estimates.mean() - exact) < 4.0 * estimates.std() / math.sqrt(N_DRAWN_GROUPS)
+
+
+def test_the_adaptive_baseline_makes_the_gradient_less_noisy() -> None:
+    raw, alike = estimate_gradients("none", 0.0)[0].var(), estimate_gradients("adaptive", 0.9)[0].var()
+    assert alike < 0.5 * raw
+
+
 def test_members_are_the_living_and_those_that_terminated_before() -> None:
     endings = [branch([1], "terminated"), branch([1], "truncated"), branch([1, 1, 1], "horizon")]
     members = compute_group_members(to_steps([endings], 3))
@@ -334,7 +437,7 @@ def test_members_are_the_living_and_those_that_terminated_before() -> None:
 
 def test_a_terminated_branch_counts_as_return_zero_in_its_groups_mean() -> None:
     rollout = [[branch([1, 2, 4], "horizon"), branch([1, 1], "terminated")]]
-    advantages, _, _ = compute(rollout, 3, gamma=0.5)
+    advantages = compute(rollout, 3, gamma=0.5).advantages
     # returns 3, 4, 4 and 1.5, 1, (0): means 2.25, 2.5, 2
     assert_close(advantages[:, 0, 0], [0.75, 1.5, 2])
     assert_close(advantages[:, 0, 1], [-0.75, -1.5, 0])
@@ -342,7 +445,7 @@ def test_a_terminated_branch_counts_as_return_zero_in_its_groups_mean() -> None:
 
 def test_a_truncated_branch_is_left_out_of_its_groups_mean() -> None:
     rollout = [[branch([1, 2, 4], "horizon"), branch([1, 1], "truncated")]]
-    advantages, _, _ = compute(rollout, 3, gamma=0.5)
+    advantages = compute(rollout, 3, gamma=0.5).advantages
     assert_close(advantages[:, 0, 0], [0.75, 1.5, 0])
     assert_close(advantages[:, 0, 1], [-0.75, -1.5, 0])
 
@@ -354,7 +457,7 @@ def test_group_baseline_with_bootstrap_adds_the_value_of_where_the_horizon_cut()
             Branch([3], "terminated", values=[7], next_values=[10]),
         ]
     ]
-    advantages, value_targets, _ = compute(rollout, 1, gamma=0.5, bootstrap_value=True)
+    advantages, value_targets, *_ = compute(rollout, 1, gamma=0.5, bootstrap_value=True)
     assert_close(value_targets[0, 0], [1 + 5, 3])
     assert_close(advantages[0, 0], [1.5, -1.5])
 
@@ -366,7 +469,7 @@ def test_residual_baseline_subtracts_the_mean_gae_of_the_living() -> None:
             Branch([2], "terminated", values=[0.5], next_values=[9]),
         ]
     ]
-    advantages, _, _ = compute(rollout, 2, gamma=0.5, gae_lambda=0.5, baseline="residual", bootstrap_value=True)
+    advantages = compute(rollout, 2, gamma=0.5, gae_lambda=0.5, baseline="residual", bootstrap_value=True).advantages
     # GAE 1.625, 2.5 and 1.5: mean 1.5625 at step 0; at step 1 the first branch is alone.
     assert_close(advantages[:, 0, 0], [0.0625, 0])
     assert_close(advantages[:, 0, 1], [-0.0625, 0])
@@ -379,7 +482,7 @@ def test_value_baseline_is_gae_alone() -> None:
             Branch([2], "terminated", values=[0.5], next_values=[9]),
         ]
     ]
-    advantages, value_targets, _ = compute(
+    advantages, value_targets, *_ = compute(
         rollout, 2, gamma=0.5, gae_lambda=0.5, baseline="value", bootstrap_value=True
     )
     assert_close(advantages[:, 0, 0], [1.625, 2.5])
@@ -428,6 +531,7 @@ def test_float32_stays_float32(
         pad(rollout, 5, "next_values").astype(np.float32),
         gamma=0.9,
         gae_lambda=0.8,
+        correlations=CORRELATIONS,
         **how._asdict(),
     )
     assert groups.advantages.dtype == groups.value_targets.dtype == np.float32
@@ -448,6 +552,7 @@ def test_what_is_judged_is_left_as_it_was(baseline: Baseline) -> None:
         next_values,
         gamma=0.9,
         gae_lambda=0.8,
+        correlations=CORRELATIONS,
         baseline=baseline,
         supervision="process",
         bootstrap_value=True,
@@ -572,14 +677,14 @@ def test_outcome_spreads_are_taken_once_per_branch(scaling: AdvantageScaling) ->
 
 def test_group_scaling_divides_by_the_spread_of_all_members_the_terminated_too() -> None:
     rollout = [[branch([1, 2, 4], "horizon"), branch([1, 1], "terminated")]]
-    advantages, _, _ = compute(rollout, 3, gamma=0.5, scaling="group")
+    advantages = compute(rollout, 3, gamma=0.5, scaling="group").advantages
     # Deviations are +-0.75, +-1.5 and +-2, so the population's spread is 0.75, 1.5 and 2.
     assert_close(advantages[:, 0, 0], [0.75 / 0.7501, 1.5 / 1.5001, 2 / 2.0001])
 
 
 def test_batch_scaling_divides_by_one_spread_over_the_live_steps() -> None:
     rollout = [[branch([1, 2, 4], "horizon"), branch([1, 1], "terminated")]]
-    advantages, _, _ = compute(rollout, 3, gamma=0.5, scaling="batch")
+    advantages = compute(rollout, 3, gamma=0.5, scaling="batch").advantages
     live = [0.75, 1.5, 2.0, -0.75, -1.5]
     centre = sum(live) / 5
     size = math.sqrt(sum((x - centre) ** 2 for x in live) / 5) + EPSILON
@@ -608,6 +713,7 @@ def test_a_group_of_equal_rewards_has_exactly_zero_advantage_and_is_not_informat
         nothing,
         gamma=0.99,
         gae_lambda=1.0,
+        correlations=CORRELATIONS[:3],
         baseline=baseline,
         supervision=supervision,
         bootstrap_value=False,
@@ -655,6 +761,7 @@ def test_a_group_without_a_live_step_stays_zero_and_finite(
         nothing,
         gamma=0.99,
         gae_lambda=0.95,
+        correlations=CORRELATIONS[:2],
         baseline=baseline,
         supervision=supervision,
         bootstrap_value=True,
@@ -679,6 +786,7 @@ def test_a_rollout_without_any_live_step_is_zero(
         nothing,
         gamma=0.99,
         gae_lambda=0.95,
+        correlations=CORRELATIONS[:2],
         baseline=baseline,
         supervision=supervision,
         bootstrap_value=True,
@@ -690,7 +798,7 @@ def test_a_rollout_without_any_live_step_is_zero(
 
 def test_a_group_that_dies_on_its_first_step_is_judged_on_that_step_alone() -> None:
     rollout = [[branch([1], "terminated"), branch([4], "terminated")]]
-    advantages, _, _ = compute(rollout, 3, scaling="group")
+    advantages = compute(rollout, 3, scaling="group").advantages
     assert_close(advantages[:, 0, 0], [-1.5 / 1.5001, 0, 0])
     assert_close(advantages[:, 0, 1], [1.5 / 1.5001, 0, 0])
 
@@ -708,6 +816,7 @@ def test_numbers_outside_the_step_mask_change_nothing() -> None:
                 next_values + extra,
                 gamma=0.9,
                 gae_lambda=0.8,
+                correlations=CORRELATIONS,
                 baseline=baseline,
                 supervision=supervision,
                 bootstrap_value=True,
@@ -722,13 +831,13 @@ def test_numbers_outside_the_step_mask_change_nothing() -> None:
 @pytest.mark.parametrize("scaling", ["group", "batch"])
 def test_float_noise_in_a_near_constant_group_is_not_blown_up(scaling: AdvantageScaling) -> None:
     rollout = [[branch([1.0], "horizon"), branch([1.0 + 1e-7], "horizon")]]
-    advantages, _, _ = compute(rollout, 1, scaling=scaling)
+    advantages = compute(rollout, 1, scaling=scaling).advantages
     assert np.abs(advantages).max() < 1e-3
 
 
 def test_a_value_baseline_that_is_wrong_by_a_constant_does_not_move_the_policy() -> None:
     rollout = [[Branch([1], "terminated", values=[100.0], next_values=[0.0]) for _ in range(4)]]
-    advantages, _, _ = compute(rollout, 1, baseline="value", bootstrap_value=True, scaling="batch")
+    advantages = compute(rollout, 1, baseline="value", bootstrap_value=True, scaling="batch").advantages
     assert np.abs(advantages).max() < 1e-3
 
 

@@ -55,7 +55,7 @@ def build(**changes: Any) -> GRPO:
         (
             {"baseline": "mean"},
             "baseline='mean' is not allowed: choose one of none, batch, timestep, group, leave_one_out, residual, "
-            "value",
+            "adaptive, value",
         ),
         ({"advantage_scaling": True}, "advantage_scaling=True is not allowed: choose one of group, batch, none"),
         ({"group_mode": "tree"}, "group_mode='tree' is not allowed: choose one of auto, branch, episode, action"),

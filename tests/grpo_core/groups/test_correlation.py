@@ -1,0 +1,84 @@
+"""The estimate of how alike members are, against correlations that are known."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from grpo_core.groups.correlation import Floats, GroupCorrelation
+
+
+def draw_gae(correlations: Floats, group_size: int, seed: int, n_anchors: int = 2000) -> Floats:
+    """Draw GAEs of which two members of a group correlate as given, ``(horizon, n_anchors, group_size)``."""
+    rng, common = np.random.default_rng(seed), correlations[:, None, None]
+    shape = (len(correlations), n_anchors, group_size)
+    return np.asarray(
+        np.sqrt(common) * rng.standard_normal((*shape[:2], 1)) + np.sqrt(1.0 - common) * rng.standard_normal(shape)
+    )
+
+
+def everyone(gae: Floats) -> np.typing.NDArray[np.bool_]:
+    return np.ones(gae.shape, np.bool_)
+
+
+@pytest.mark.parametrize("group_size", [2, 4])
+def test_the_correlation_of_members_is_found_in_every_range_of_steps(group_size: int) -> None:
+    known = np.array([0.9, 0.6, 0.3, 0.3, 0.0, 0.0, 0.0, 0.0])  # ranges 0, 1, 2-3, 4-7
+    correlation = GroupCorrelation()
+    for seed in range(10):
+        gae = draw_gae(known, group_size, seed)
+        correlation.update(gae * 10.0**seed, everyone(gae))  # whatever their unit
+    np.testing.assert_allclose(correlation.estimate(8), known, atol=0.03)
+
+
+def test_it_begins_with_members_that_are_all_alike() -> None:
+    assert (GroupCorrelation().estimate(5000) == 1.0).all()
+
+
+def test_it_follows_a_change_within_some_rollouts() -> None:
+    correlation = GroupCorrelation()
+    for seed in range(5):
+        correlation.update(draw_gae(np.array([0.9]), 2, seed), np.ones((1, 2000, 2), np.bool_))
+    for seed in range(22):
+        correlation.update(draw_gae(np.array([0.0]), 2, 50 + seed), np.ones((1, 2000, 2), np.bool_))
+    assert correlation.estimate(1)[0] == pytest.approx(0.9 * 0.9**22 * (1 - 0.9**5) / (1 - 0.9**27), abs=0.03)
+
+
+def test_members_that_pull_apart_count_as_unlike() -> None:
+    correlation = GroupCorrelation()
+    for _ in range(30):
+        correlation.update(np.array([[[1.0, -1.0], [-2.0, 2.0]]]), np.ones((1, 2, 2), np.bool_))
+    assert correlation.estimate(1)[0] == 0.0
+
+
+def test_steps_without_others_and_numbers_outside_the_mask_tell_nothing() -> None:
+    gae = draw_gae(np.array([0.5, 0.5]), 2, 0)
+    step_mask = everyone(gae)
+    step_mask[1, :, 1] = False
+    known, noisy = GroupCorrelation(), GroupCorrelation()
+    known.update(np.where(step_mask, gae, 0.0), step_mask)
+    noisy.update(np.where(step_mask, gae, 1e6), step_mask)
+    assert known.to_json() == noisy.to_json()
+    assert known.estimate(2)[1] == 1.0  # as at first
+
+
+@pytest.mark.parametrize("number", [0.0, 3.0, math.nan, math.inf])
+def test_a_rollout_without_spread_or_with_a_lost_number_changes_nothing(number: float) -> None:
+    correlation = GroupCorrelation()
+    with np.errstate(invalid="ignore"):
+        correlation.update(np.full((2, 3, 2), number), np.ones((2, 3, 2), np.bool_))
+    assert correlation.to_json() == GroupCorrelation().to_json()
+
+
+def test_it_goes_on_from_what_a_file_held() -> None:
+    correlation = GroupCorrelation()
+    correlation.update(draw_gae(np.array([0.7, 0.2]), 2, 0), np.ones((2, 2000, 2), np.bool_))
+    loaded = GroupCorrelation.from_json(json.loads(json.dumps(correlation.to_json())))
+    assert loaded.to_json() == correlation.to_json()
+
+
+@pytest.mark.parametrize("sums", [[], [[1.0]] * 4, [[math.nan] * 14] * 4, [[0.0] * 14] * 4, "x", None])
+def test_what_is_no_estimate_is_refused(sums: object) -> None:
+    with pytest.raises(ValueError, match="group_correlation"):
+        GroupCorrelation.from_json(sums)
