@@ -40,6 +40,7 @@ _VERIFICATION_PAUSE_SECONDS = 0.005
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
+    _build_routes(app)
     if service.settings.preload:
         service.executor.warm_up()
     upkeep = asyncio.create_task(_keep_store(service.store))
@@ -52,6 +53,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(service.close)
         with suppress(asyncio.CancelledError):
             await upkeep
+
+
+def _build_routes(app: FastAPI) -> None:
+    """Match a path that no route has: FastAPI builds routes when they are first tried, and a request would wait."""
+    for route in app.routes:
+        route.matches({"type": "http", "method": "GET", "path": "/no/such/path", "headers": []})
 
 
 async def _keep_store(store: ModelStore) -> None:
