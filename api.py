@@ -14,13 +14,13 @@ from grpo_core.options import rewards
 from service.app import Service
 from service.dashboard.mount import PREFIX, LazyDashboard
 from service.extensions import import_extensions
-from service.http.access_log import AccessLog
+from service.http.access_log import AccessLog, RequestLog
 from service.http.browser_rules import BrowserRules
 from service.http.fast_inference import FastInference
 from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
 from service.http.request_bodies import UploadLimit
-from service.http.request_guard import RequestGuard
+from service.http.request_guard import RequestGuard, RequestRules
 from service.http.routes import catalogue, files, inference, login, models, server, training
 from service.http.sessions import LoginLimit
 from service.http.shutdown import announce_shutdown
@@ -40,6 +40,7 @@ _VERIFICATION_PAUSE_SECONDS = 0.005
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
+    _build_routes(app)
     if service.settings.preload:
         service.executor.warm_up()
     upkeep = asyncio.create_task(_keep_store(service.store))
@@ -52,6 +53,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(service.close)
         with suppress(asyncio.CancelledError):
             await upkeep
+
+
+def _build_routes(app: FastAPI) -> None:
+    """Match a path that no route has: FastAPI builds routes when they are first tried, and a request would wait."""
+    for route in app.routes:
+        route.matches({"type": "http", "method": "GET", "path": "/no/such/path", "headers": []})
 
 
 async def _keep_store(store: ModelStore) -> None:
@@ -93,12 +100,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.mount(PREFIX, app.state.dashboard)
     install_error_handlers(app)
     install_schema(app)
-    app.add_middleware(FastInference, store=service.store, metrics=service.metrics)
-    app.add_middleware(RequestGuard, settings=settings)
+    rules, log = RequestRules(settings), RequestLog(service.metrics, settings.access_log)
+    app.add_middleware(RequestGuard, rules=rules)
     app.add_middleware(UploadLimit)
     # Outside the guard, so that pages can read refusals too.
     app.add_middleware(BrowserRules, settings=settings)
-    app.add_middleware(AccessLog, metrics=service.metrics, access_log=settings.access_log)
+    app.add_middleware(AccessLog, log=log)
+    # In front of the layers too that FastAPI puts before all middleware.
+    build_others = app.build_middleware_stack
+    app.build_middleware_stack = lambda: FastInference(  # type: ignore[method-assign]
+        build_others(), rules, service.store, service.metrics, log
+    )
     return app
 
 

@@ -25,6 +25,7 @@ import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from gymnasium import spaces
+from pydantic import TypeAdapter
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
@@ -1339,6 +1340,20 @@ class TestModels:
         status = train_to_end(client, model_name="m", **SHORT)
         assert status["status"] in ("completed", "failed")
         assert str(models_dir) not in (status["error_message"] or "")
+
+
+def test_routes_are_built_before_the_first_request(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastAPI would build them while it waits: a validator per field, which takes longer than to load a model."""
+    built = []
+
+    def count(*arguments: Any, **options: Any) -> TypeAdapter[Any]:
+        built.append(arguments)
+        return TypeAdapter(*arguments, **options)
+
+    monkeypatch.setattr("fastapi._compat.v2.TypeAdapter", count)
+    assert client.post("/inference", json={"model_name": "none", "observation": [0.0]}).status_code == 404
+    assert client.get("/no/such/path").status_code == 404
+    assert not built
 
 
 def test_the_application_is_built_when_it_is_first_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The start script: a real process that serves, ends cleanly and refuses settings that cannot work."""
 
+import gc
 import json
 import os
 import signal
@@ -373,6 +374,7 @@ def test_with_a_key_or_an_explicit_wish_others_are_served(
     served: list[uvicorn.Config] = []
 
     def serve(server: uvicorn.Server) -> None:
+        assert gc.get_freeze_count() > 0
         server.started = True
         served.append(server.config)
 
@@ -381,7 +383,10 @@ def test_with_a_key_or_an_explicit_wish_others_are_served(
     monkeypatch.setattr(sys, "argv", ["run_api.py", "--host", "0.0.0.0", "--models-dir", str(tmp_path / "models")])
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert run_api.main() == 0
+    try:
+        assert run_api.main() == 0
+    finally:
+        gc.unfreeze()
     (config,) = served
     assert (config.host, config.port) == ("0.0.0.0", 8000)
     assert not config.server_header

@@ -114,7 +114,11 @@ def format_tables(starts: list[Start], cold: Cold) -> str:
         values = [getattr(start, name) for start in starts]
         lines.append(f"| {title} | {statistics.median(values):.2f} | {max(values):.2f} | {aim} |")
     lines += ["", "| inference of a 64x64 model | median, ms | 99th percentile, ms | aim, ms |", "|---|---|---|---|"]
-    for title, times, aim in (("from disk, first", cold.cold_ms, "<= 10"), ("from memory", cold.warm_ms, "")):
+    for title, times, aim in (
+        ("from disk", cold.cold_ms, "<= 10"),
+        ("the very first of the server", cold.cold_ms[:1], "<= 10"),
+        ("from memory", cold.warm_ms, ""),
+    ):
         lines.append(f"| {title} | {statistics.median(times):.2f} | {get_percentile(times, 99):.2f} | {aim} |")
     return "\n".join(lines)
 

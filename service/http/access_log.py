@@ -18,19 +18,46 @@ _CLIENT_GONE = 499
 _QUIET_ROUTES = frozenset({"/inference", "/metrics", "/health", "/health/live", "/health/ready"})
 
 
-class AccessLog:
-    """Gives every request an id, returns it in the answer, and counts and logs the outcome.
+class RequestLog:
+    """Counts and logs requests.
 
-    :param app: The application behind it.
-    :param metrics: Counts the requests.
+    :param metrics: Counts them.
     :param access_log: Log successful requests to the quiet routes too.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
-        self._app = app
+    def __init__(self, metrics: Metrics, access_log: bool) -> None:
+        #: Makes their ids.
+        self.ids = RequestIds()
         self._metrics = metrics
-        self._access_log = access_log
-        self._ids = RequestIds()
+        #: Whether to log successful requests to the quiet routes too.
+        self.is_complete = access_log
+
+    def record(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Record how a request was answered.
+
+        :param route: Its path template.
+        :param seconds: Time until the answer began.
+        """
+        self._metrics.count_request(method, route, status, seconds)
+        if status >= 400 or self.is_complete or route not in _QUIET_ROUTES:
+            self.write(method, route, status, seconds)
+
+    def write(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Write a line without counting the request."""
+        fields = {"method": method, "route": route, "status": status, "seconds": seconds}
+        logger.info("request", extra=fields)
+
+
+class AccessLog:
+    """Gives every request an id, returns it in the answer, and records the outcome.
+
+    :param app: The application behind it.
+    :param log: Where it records.
+    """
+
+    def __init__(self, app: ASGIApp, log: RequestLog) -> None:
+        self._app = app
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and record how it was answered."""
@@ -38,7 +65,7 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         offered = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
-        request_id = self._ids.choose(offered)
+        request_id = self._log.ids.choose(offered)
         REQUEST_ID.set(request_id)
         header = (b"x-request-id", request_id.encode())
         begun = time.perf_counter()
@@ -55,20 +82,11 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            self._record(scope, status, seconds)
-
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = find_route(scope, status)
-        self._metrics.count_request(scope["method"], route, status, seconds)
-        if status >= 400 or self._access_log or route not in _QUIET_ROUTES:
-            fields = {"method": scope["method"], "route": route, "status": status, "seconds": seconds}
-            logger.info("request", extra=fields)
+            self._log.record(scope["method"], find_route(scope), status, seconds)
 
 
-def find_route(scope: Scope, status: int) -> str:
+def find_route(scope: Scope) -> str:
     """Return the path template of the route that answered a request, so that the number of labels is bounded."""
-    if status == 200 and scope["path"] == "/inference":  # FastInference bypasses the route
-        return "/inference"
     if "route" in scope:
         return str(scope["route"].path)
     if scope.get("root_path"):  # a mounted application has its own routes

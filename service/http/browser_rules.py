@@ -103,6 +103,11 @@ class BrowserRules:
         await (self._cors if has_origin else self._app)(scope, receive, send_with_headers)
 
 
+def list_headers(path: str) -> list[tuple[bytes, bytes]]:
+    """List the headers of an answer to a request without an origin."""
+    return [*_VARY, *_choose_headers(path)]
+
+
 def _choose_headers(path: str) -> list[tuple[bytes, bytes]]:
     if path.startswith(DASHBOARD_PATH):
         return _ASSET_HEADERS if path.startswith(f"{NICEGUI_PATH}/") else _DASHBOARD_HEADERS

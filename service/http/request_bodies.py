@@ -37,12 +37,17 @@ class BodyRule(NamedTuple):
 
         :param headers: Names in lower case.
         """
-        if headers.get(b"content-type", b"").split(b";")[0].strip().lower() not in self.content_types:
+        content_type = headers.get(b"content-type", b"")
+        if content_type not in self.content_types and _strip_parameters(content_type) not in self.content_types:
             return Refusal(_WRONG_MEDIA_TYPE, 415, self.remedy)
         # Without leading zeros, the longer number is the larger one; int() refuses numbers of thousands of digits.
         length = headers.get(b"content-length", b"0").lstrip(b"0")
         limit = b"%d" % self.max_bytes
         return _too_large(self.max_bytes) if (len(length), length) > (len(limit), limit) else None
+
+
+def _strip_parameters(content_type: bytes) -> bytes:
+    return content_type.split(b";")[0].strip().lower()
 
 
 class BodyReader:

@@ -6,6 +6,7 @@ Plain ASGI, because Starlette's ``BaseHTTPMiddleware`` reads bodies without a li
 import hmac
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,31 +23,32 @@ _HOST = re.compile(rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/login", "/logout"})
 _MAX_FORM_BYTES = 4096
+_MAX_KNOWN_HOSTS = 64
 
 _UNKNOWN_HOST = Problem("unknown-host", "The Host header names another server")
 _CROSS_SITE = Problem("cross-site", "The request comes from another web site")
 _NO_KEY = Problem("no-key", "The API key is missing or wrong")
 
 
-class RequestGuard:
-    """Checks the host, origin, key, content type and size of every request, and answers if the application fails.
+class RequestRules:
+    """The rules for the host, origin, key, content type and size of a request.
 
     A socket is checked like a request that changes something, since its messages may.
 
     Works on raw headers, because Starlette's ``Headers`` decode every name again at each look-up.
 
-    :param app: The application behind it.
     :param settings: Lists the allowed hosts, origins and sizes, and holds the key.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app = app
+    def __init__(self, settings: Settings) -> None:
+        # A client sends the same again and again.
+        self._is_known_host = lru_cache(_MAX_KNOWN_HOSTS)(self._match_host)
         self._allowed_hosts = {host.strip("[]").casefold().encode() for host in settings.allowed_hosts}
         self._allowed_origins = frozenset(origin.encode() for origin in settings.cors_origins)
         self._api_key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
         self._sessions = None if self._api_key is None else Sessions(self._api_key)
-        self._reader = BodyReader()
-        self._body_rule = BodyRule(
+        #: For most bodies.
+        self.body_rule = BodyRule(
             frozenset({b"application/json"}),
             settings.max_body_bytes,
             "the body must be JSON; send the header 'Content-Type: application/json'.",
@@ -71,35 +73,16 @@ class RequestGuard:
             ),
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, open a socket, or pass on the server's own messages."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(reversed(scope["headers"]))  # the first of each name
-        rule = self._upload_rule if is_upload(scope) else self._body_rules.get(scope["path"], self._body_rule)
-        refusal = self._check_headers(scope, headers, rule)
-        if scope["type"] == "websocket":
-            await (self._app(scope, receive, send) if refusal is None else _refuse_socket(refusal, scope, send))
-            return
-        if refusal is None and has_body(headers):
-            body = await self._reader.read(receive, rule.max_bytes)
-            if body is None:
-                return
-            if isinstance(body, Refusal):
-                refusal = body
-            else:
-                receive = replay({"type": "http.request", "body": body, "more_body": False}, receive)
-        if refusal is not None:
-            await error_response(*refusal)(scope, receive, send)
-            return
-        try:
-            await self._app(scope, receive, send)
-        except Exception as error:  # a bug; answered here, inside CORS, so that pages may read it too
-            await report_bug(error, scope["path"])(scope, receive, send)
+    def get_body_rule(self, scope: Scope) -> BodyRule:
+        """Return the rule for the body of a request."""
+        return self._upload_rule if is_upload(scope) else self._body_rules.get(scope["path"], self.body_rule)
 
-    def _check_headers(self, scope: Scope, headers: Mapping[bytes, bytes], rule: BodyRule) -> Refusal | None:
-        if not self._is_known_host([value for name, value in scope["headers"] if name == b"host"]):
+    def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
+        """Check all of a request but its body; None if it is fine.
+
+        :param headers: The first of each name, in lower case.
+        """
+        if not self._has_known_host(scope, headers):
             detail = "the Host header does not name this server; add the name to GRPO_ALLOWED_HOSTS if it is right."
             return Refusal(_UNKNOWN_HOST, 400, detail)
         if _is_unsafe(scope) and self._is_cross_site(headers):
@@ -109,7 +92,7 @@ class RequestGuard:
             refusal = self._check_key(scope, headers)
             if refusal is not None:
                 return refusal
-        return rule.check(headers) if has_body(headers) else None
+        return self.get_body_rule(scope).check(headers) if has_body(headers) else None
 
     def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         assert self._api_key is not None
@@ -132,10 +115,16 @@ class RequestGuard:
             {"WWW-Authenticate": "Bearer"},
         )
 
-    def _is_known_host(self, hosts: list[bytes]) -> bool:
+    def _has_known_host(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
         if b"*" in self._allowed_hosts:
             return True
-        match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        names = scope["headers"]
+        if len(headers) < len(names) and sum(name == b"host" for name, _ in names) > 1:
+            return False
+        return self._is_known_host(headers.get(b"host", b""))
+
+    def _match_host(self, host: bytes) -> bool:
+        match = _HOST.fullmatch(host)
         return match is not None and match["name"].strip(b"[]").lower() in self._allowed_hosts
 
     def _is_cross_site(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -148,6 +137,42 @@ class RequestGuard:
         assert self._sessions is not None
         pairs = (part.strip().partition(b"=") for part in headers.get(b"cookie", b"").split(b";"))
         return any(self._sessions.is_valid(token) for name, _, token in pairs if name == COOKIE_NAME.encode())
+
+
+class RequestGuard:
+    """Refuses requests that break the rules, and answers if the application fails.
+
+    :param app: The application behind it.
+    :param rules: What requests have to be like.
+    """
+
+    def __init__(self, app: ASGIApp, rules: RequestRules) -> None:
+        self._app = app
+        self._rules = rules
+        self._reader = BodyReader()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, open a socket, or pass on the server's own messages."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(reversed(scope["headers"]))  # the first of each name
+        refusal = self._rules.check(scope, headers)
+        if scope["type"] == "websocket":
+            await (self._app(scope, receive, send) if refusal is None else _refuse_socket(refusal, scope, send))
+            return
+        try:
+            if refusal is None and has_body(headers):
+                body = await self._reader.read(receive, self._rules.get_body_rule(scope).max_bytes)
+                if body is None:
+                    return
+                if isinstance(body, Refusal):
+                    refusal = body
+                else:
+                    receive = replay({"type": "http.request", "body": body, "more_body": False}, receive)
+            await (self._app if refusal is None else error_response(*refusal))(scope, receive, send)
+        except Exception as error:  # a bug; answered here, inside CORS, so that pages may read it too
+            await report_bug(error, scope["path"])(scope, receive, send)
 
 
 def has_key(headers: Mapping[bytes, bytes], api_key: bytes) -> bool:

@@ -1,18 +1,19 @@
 """Actions of a served model: for one observation, or for many in one pass."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
 from grpo_core.actor.actor import Actor, Decision
+from grpo_core.actor.single import Choice
 from grpo_core.spaces import Observations, UnsupportedSpaceError, count_inputs, count_mask_bits, is_image_space
 from service.errors import InvalidRequestError
 from service.models.store import ServedModel
-from service.schemas.inference import InferenceResponse
 
 # A smaller network answers in less time than it takes to start a thread.
 LARGE_MODEL_BYTES = 2**20
@@ -21,9 +22,18 @@ TOO_LARGE_NUMBERS = "the observation's numbers are too large for this model's ne
 _MAX_ACTIVATIONS = 2**17
 
 
-def infer(
-    model: ServedModel, observation: Any, deterministic: bool, action_masks: list[Any] | None = None
-) -> InferenceResponse:
+class Answer(msgspec.Struct):
+    """What ``InferenceResponse`` describes."""
+
+    action: Any
+    action_probs: list[Any] | None
+    value: float | None
+
+
+encode: Callable[[Answer], bytes] = msgspec.json.Encoder().encode
+
+
+def infer(model: ServedModel, observation: Any, deterministic: bool, action_masks: list[Any] | None = None) -> Answer:
     """Choose an action for one observation.
 
     :param observation: A number or rectangular nested lists of numbers, all finite; for a Dict, one of these per key.
@@ -31,17 +41,33 @@ def infer(
     :param action_masks: Flags of the allowed actions, in one list or in one list per component; None allows all.
     :raises InvalidRequestError: If the observation or the masks do not fit the model's spaces.
     """
+    choice = None
+    if model.single is not None and action_masks is None:
+        choice = model.single.act(observation, deterministic, model.rng)
+    if choice is None:
+        choice = _choose(model, observation, deterministic, action_masks)
+    value = None if model.value_scale is None else model.value_scale * choice.value
+    return Answer(choice.action, choice.probs, value)
+
+
+def _choose(model: ServedModel, observation: Any, deterministic: bool, action_masks: list[Any] | None) -> Choice:
+    """Choose an action for any observation there is."""
     masks, observations = read_observation(model.actor, observation, action_masks)
+    if model.single is not None:
+        with _ignoring_overflows():
+            features = model.actor.policy_extractor(model.actor.to_inputs(observations))
+        flags = None if masks is None else masks[0].tolist()
+        choice = model.single.act_on_features(features[0], deterministic, model.rng, flags)
+        if choice is not None:
+            return choice
     decision = _act(model, observations, deterministic, masks)
     action, value, probs = decision.actions[0].tolist(), float(decision.values[0]), decision.probs
-    value_scale = model.value_scale
     # MultiDiscrete actions have one array of probabilities per component.
     if probs is not None:
         probs = [part[0].tolist() for part in probs] if isinstance(probs, list) else probs[0].tolist()
     if not _is_finite([action, value, probs or 0]):
         raise InvalidRequestError(TOO_LARGE_NUMBERS)
-    shown = None if value_scale is None else value_scale * value
-    return InferenceResponse(action=action, action_probs=probs, value=shown)
+    return Choice(action, probs, value)
 
 
 def infer_many(
@@ -147,10 +173,14 @@ def _is_in_range(array: npt.NDArray[Any], lowest: int, highest: Any) -> bool:
 
 
 def _act(model: ServedModel, observations: Observations, deterministic: bool, masks: Any) -> Decision:
+    with _ignoring_overflows():
+        return model.actor.act(observations, deterministic, model.rng, masks)
+
+
+def _ignoring_overflows() -> np.errstate:
     # The largest valid observations overflow a sum of products, and a number that never varied in training may be
     # normalised by 0. The callers refuse what is not finite.
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return model.actor.act(observations, deterministic, model.rng, masks)
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 def _is_finite(numbers: list[Any]) -> bool:

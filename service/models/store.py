@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from cachetools import Cache, LRUCache
 
 from grpo_core.actor.actor import Actor
+from grpo_core.actor.single import SingleActor, can_act_singly
 from grpo_core.saving import model_file
 from service.errors import ConflictError, NotFoundError, StorageError
 from service.models.folder import FileSignature, ModelFolder
@@ -26,6 +28,8 @@ _LOW_MEMORY_BYTES = 512 * 2**20
 # A listing verifies new files up to this size in total itself, which takes a few milliseconds.
 _LISTED_BYTES = 2**17
 _MAX_VALUE_SCALE = 1e12
+# To ask for a file's signature at every request would take longer than the policy's first layer.
+_RECENT_SECONDS = 0.1
 
 
 class ModelEntry(NamedTuple):
@@ -43,6 +47,7 @@ class ServedModel:
     :param rng: Draws stochastic actions; NumPy's generators lock themselves, so threads may share it.
     :param value_scale: What turns the value network's output into a return in units of the rewards; None if nobody
         has found its values meaningful, and they are not to be shown.
+    :param single: Decides for one observation at a time; None where only the actor can.
     """
 
     name: str
@@ -51,8 +56,11 @@ class ServedModel:
     signature: FileSignature
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     value_scale: float | None = field(init=False)
+    single: SingleActor | None = field(init=False)
 
     def __post_init__(self) -> None:
+        single = SingleActor(self.actor) if can_act_singly(self.actor) else None
+        object.__setattr__(self, "single", single)
         object.__setattr__(self, "value_scale", _find_value_scale(self.meta.get("value_check")))
 
     @property
@@ -105,7 +113,7 @@ class ModelStore:
         # Guards the three below, and makes "check the file, then change the cache" one step. Never held while
         # a file is read.
         self._lock = threading.Lock()
-        self._cache = _CountingCache(max_bytes, getsizeof=lambda model: model.n_bytes)
+        self._cache = _Cache(max_bytes)
         self._file_statuses: dict[str, tuple[FileSignature, ModelStatus]] = {}
         self._unverified = set(self.folder.list_names())
         # One thread for all loads. Clients that ask for the same model share its first load; and the C library keeps
@@ -139,6 +147,8 @@ class ModelStore:
             raise StorageError(
                 f"model '{name}' cannot be saved ({error.strerror}); free some space or fix the models folder."
             ) from error
+        with self._lock:
+            self._cache.checks.pop(name, None)
         if signature is not None:
             self._record_status(name, signature, ModelStatus.SAVED)
             self._add_to_cache(ServedModel(name, actor, parsed.meta, signature))
@@ -165,7 +175,19 @@ class ModelStore:
             if model is not None and model.signature != self.folder.get_signature(name):
                 del self._cache[name]
                 return None
+            if model is not None:
+                self._cache.checks[name] = model, time.monotonic() + _RECENT_SECONDS
         return model
+
+    def get_recently_checked(self, name: str) -> ServedModel | None:
+        """Return what ``get_cached`` does, or did within the last 100 ms.
+
+        In between no system call is made. What this store itself writes or deletes counts at once.
+        """
+        recent = self._cache.checks.get(name)
+        if recent is not None and time.monotonic() < recent[1]:
+            return recent[0]
+        return self.get_cached(name)
 
     def inspect_file(self, name: str) -> InspectedFile:
         """Read a model's file in full, without adding the model to the cache.
@@ -329,10 +351,22 @@ class ModelStore:
         return is_intact
 
 
-class _CountingCache(LRUCache[str, ServedModel]):
-    """Counts the models it evicts."""
+class _Cache(LRUCache[str, ServedModel]):
+    """Counts the models it evicts, and remembers until when each counts as checked against its file."""
 
-    n_evicted = 0
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(max_bytes, getsizeof=lambda model: model.n_bytes)
+        self.n_evicted = 0
+        #: May be read without the store's lock.
+        self.checks: dict[str, tuple[ServedModel, float]] = {}
+
+    def __setitem__(self, name: str, model: ServedModel) -> None:
+        self.checks.pop(name, None)
+        super().__setitem__(name, model)
+
+    def __delitem__(self, name: str) -> None:
+        self.checks.pop(name, None)
+        super().__delitem__(name)
 
     def popitem(self) -> tuple[str, ServedModel]:
         """Evict the least recently used model."""

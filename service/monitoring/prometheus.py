@@ -38,6 +38,8 @@ _REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 # A small policy takes 20 to 50 microseconds, a batch up to a second.
 _INFERENCE_BUCKETS = (0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0)
 _BATCH_BUCKETS = (1, 8, 64, 256, 1024, 4096, 16_384, 65_536)
+# So few that counting them all takes less time than one more request.
+_MAX_NOTED = 32
 
 Answer = TypeVar("Answer")
 
@@ -80,6 +82,7 @@ class Metrics:
         build.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=registry)
         registry.register(_StateCollector(store, jobs, readiness))
+        self._noted: collections.deque[tuple[float, float]] = collections.deque()
         # Cached by label, since looking one up in prometheus_client takes longer than counting.
         self._by_labels: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
@@ -94,6 +97,25 @@ class Metrics:
         counter, durations = self._by_labels[key]
         counter.inc()
         durations.observe(seconds)
+
+    def note_answer(self, inference_seconds: float, request_seconds: float) -> None:
+        """Count an observation that was answered in front of the route. Cheaper than to count each for itself.
+
+        :param inference_seconds: What ``measure_inference`` would record.
+        :param request_seconds: What ``count_request`` would be told.
+        """
+        self._noted.append((inference_seconds, request_seconds))
+        if len(self._noted) >= _MAX_NOTED:
+            self._count_noted()
+
+    def _count_noted(self) -> None:
+        while True:
+            try:
+                inference_seconds, request_seconds = self._noted.popleft()
+            except IndexError:  # another thread may have taken the last one
+                return
+            self._inference_duration.observe(inference_seconds)
+            self.count_request("POST", "/inference", 200, request_seconds)
 
     def measure_inference(self, infer: Callable[..., Answer], *arguments: object) -> Answer:
         """Call a function that answers one observation, and record how long it took.
@@ -120,6 +142,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Render all metrics in Prometheus' text format; OpenMetrics would not let two families share a name."""
+        self._count_noted()
         return generate_latest(self._registry)
 
 

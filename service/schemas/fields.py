@@ -32,6 +32,7 @@ _MAX_OBSERVATION_DEPTH = 4
 _MAX_MASK_FLAGS = 65_536
 _MAX_FIELDS = 64
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+_NUMBERS = frozenset({int, float})
 _TOO_MANY_NUMBERS = f"an observation may hold at most {MAX_OBSERVATION_NUMBERS} numbers"
 NOT_FINITE = "an observation must hold finite numbers within the range of a 32-bit float"
 MAX_SEED = 2**32 - 1
@@ -59,11 +60,13 @@ def _check_model_name(name: str) -> str:
     return name
 
 
-def _check_observation(value: Any) -> Any:
+def check_observation(value: Any) -> Any:
     """Accept a finite number, rectangular nested lists of them, or an object of these.
 
     :raises ValueError: If it is anything else; the message states the broken rule.
     """
+    if type(value) is list and 0 < len(value) <= MAX_OBSERVATION_NUMBERS and _is_row_of_numbers(value):
+        return value  # most are
     parts = list(value.values()) if isinstance(value, dict) else [value]
     if not parts:
         raise ValueError("an observation with keys must have at least one")
@@ -74,6 +77,11 @@ def _check_observation(value: Any) -> Any:
     return value
 
 
+def _is_row_of_numbers(row: list[Any]) -> bool:
+    """Return whether a list holds finite numbers only, within the range of a 32-bit float."""
+    return set(map(type, row)) <= _NUMBERS and all(map(FLOAT32_MAX.__ge__, map(abs, row)))  # as below
+
+
 def _measure_observation(value: Any, depth_left: int) -> tuple[int, ...]:
     if isinstance(value, list):
         if len(value) > MAX_OBSERVATION_NUMBERS:
@@ -81,8 +89,8 @@ def _measure_observation(value: Any, depth_left: int) -> tuple[int, ...]:
         if depth_left == 0:
             raise ValueError(f"an observation may be nested at most {_MAX_OBSERVATION_DEPTH} deep")
         # A whole row is checked at once: a call for each number of an image would keep other requests waiting.
-        if set(map(type, value)) <= {int, float}:
-            if not all(map(FLOAT32_MAX.__ge__, map(abs, value))):  # as below
+        if set(map(type, value)) <= _NUMBERS:
+            if not _is_row_of_numbers(value):
                 raise ValueError(NOT_FINITE)
             return (len(value),)
         shapes = {_measure_observation(item, depth_left - 1) for item in value}
@@ -96,7 +104,7 @@ def _measure_observation(value: Any, depth_left: int) -> tuple[int, ...]:
     return ()
 
 
-def _check_action_masks(value: Any) -> Any:
+def check_action_masks(value: Any) -> Any:
     """Accept flags in one list, or in one list per component.
 
     :raises ValueError: If it is anything else; the message states the broken rule.
@@ -115,10 +123,10 @@ ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN, max_length=100), Af
 _OBSERVATION_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "number"}, {"type": "array", "items": {}}, {"type": "object"}]
 }
-Observation = Annotated[Any, PlainValidator(_check_observation), WithJsonSchema(_OBSERVATION_SCHEMA)]
+Observation = Annotated[Any, PlainValidator(check_observation), WithJsonSchema(_OBSERVATION_SCHEMA)]
 _FLAG_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 1}]}
 _MASKS_SCHEMA = {"type": "array", "items": {"anyOf": [_FLAG_SCHEMA, {"type": "array", "items": _FLAG_SCHEMA}]}}
-ActionMasks = Annotated[Any, PlainValidator(_check_action_masks), WithJsonSchema(_MASKS_SCHEMA)]
+ActionMasks = Annotated[Any, PlainValidator(check_action_masks), WithJsonSchema(_MASKS_SCHEMA)]
 # Items are checked later, one by one, so that the others are answered if one is invalid.
 ObservationBatch = Annotated[
     list[Any],

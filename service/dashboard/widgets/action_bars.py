@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from service.dashboard.widgets.number_format import format_number
-from service.schemas.inference import InferenceResponse
+from service.inference.single import Answer
 
 
 class Bar(NamedTuple):
@@ -26,7 +26,7 @@ class Bar(NamedTuple):
     is_chosen: bool
 
 
-def list_bars(answer: InferenceResponse, space: spaces.Space[Any], names: tuple[str, ...]) -> list[Bar]:
+def list_bars(answer: Answer, space: spaces.Space[Any], names: tuple[str, ...]) -> list[Bar]:
     """List a bar per discrete action, or per component of a continuous one.
 
     :param space: Action space of the policy.

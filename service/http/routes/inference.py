@@ -10,18 +10,20 @@ from starlette.concurrency import run_in_threadpool
 from service.http import examples
 from service.http.routes.dependencies import CurrentService, errors
 from service.inference.batch import ARRAY_TYPE, answer_array, answer_json
-from service.inference.single import LARGE_MODEL_BYTES, infer
+from service.inference.single import LARGE_MODEL_BYTES, encode, infer
 from service.schemas.fields import ModelName
 from service.schemas.inference import BatchRequest, BatchResponse, InferenceRequest, InferenceResponse
 
 router = APIRouter(tags=["inference"])
 
 
-@router.post("/inference", responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422))
+@router.post(
+    "/inference", response_model=InferenceResponse, responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422)
+)
 async def predict(
     request: Annotated[InferenceRequest, Body(openapi_examples=examples.INFERENCE)],
     service: CurrentService,
-) -> InferenceResponse:
+) -> Response:
     """Choose an action for one observation of a trained model's environment."""
     model = service.store.get_cached(request.model_name)
     if model is None:
@@ -29,7 +31,8 @@ async def predict(
     arguments = (model, request.observation, request.deterministic, request.action_masks)
     answer = partial(service.metrics.measure_inference, infer, *arguments)
     # A small network answers sooner than a thread would begin to.
-    return answer() if model.n_bytes < LARGE_MODEL_BYTES else await run_in_threadpool(answer)
+    found = answer() if model.n_bytes < LARGE_MODEL_BYTES else await run_in_threadpool(answer)
+    return Response(encode(found), media_type="application/json")
 
 
 @router.post(

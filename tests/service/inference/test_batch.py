@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import to_builtins
 
 from service.errors import InvalidFieldsError, InvalidRequestError, TooLargeError
 from service.inference import single as inference
@@ -80,13 +81,13 @@ class TestJson:
         model = serve_policy(space, action_space)
         space.seed(0)
         observations = [to_plain(space.sample()) for _ in range(5)]
-        singles = [infer(model, observation, deterministic=True).model_dump() for observation in observations]
+        singles = [to_builtins(infer(model, observation, deterministic=True)) for observation in observations]
         assert_same_answers(answer(model, observations), singles)
 
     def test_more_rows_than_pass_at_once_are_answered_in_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(inference, "_MAX_ACTIVATIONS", 64 * 7)  # forty rows in six passes
         model = serve_model(make_opinionated_model("CartPole-v1"))
-        singles = [infer(model, observation.tolist(), deterministic=True).model_dump() for observation in CARTPOLE]
+        singles = [to_builtins(infer(model, observation.tolist(), deterministic=True)) for observation in CARTPOLE]
         assert_same_answers(answer(model, CARTPOLE.tolist()), singles)
 
     def test_each_row_is_drawn_for_itself(self) -> None:
@@ -228,7 +229,7 @@ class TestArrays:
         model = serve_model(make_opinionated_model("CartPole-v1"))
         array = np.arange(12).reshape(3, 4).astype(dtype, order)
         batch = answer_array(to_npy(array), "m", lambda _: model, deterministic=True, as_array=False)
-        singles = [infer(model, row, deterministic=True).model_dump() for row in np.arange(12).reshape(3, 4).tolist()]
+        singles = [to_builtins(infer(model, row, deterministic=True)) for row in np.arange(12).reshape(3, 4).tolist()]
         assert_same_answers(json.loads(batch)["answers"], singles)
 
     @pytest.mark.parametrize("space", list(CAR.spaces.values()), ids=str)
@@ -237,7 +238,7 @@ class TestArrays:
         space.seed(0)
         array = np.array([space.sample() for _ in range(4)])
         batch = json.loads(answer_array(to_npy(array), "m", lambda _: model, deterministic=True, as_array=False))
-        singles = [infer(model, row, deterministic=True).model_dump() for row in array.tolist()]
+        singles = [to_builtins(infer(model, row, deterministic=True)) for row in array.tolist()]
         assert_same_answers(batch["answers"], singles)
 
     def test_images_may_have_their_channels_last(self) -> None:

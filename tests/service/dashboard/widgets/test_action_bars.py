@@ -7,7 +7,7 @@ import pytest
 from gymnasium import spaces
 
 from service.dashboard.widgets.action_bars import list_bars
-from service.schemas.inference import InferenceResponse
+from service.inference.single import Answer
 
 PENDULUM = spaces.Box(-2, 2, (1,), np.float32)
 ENDLESS = spaces.Box(-np.inf, np.inf, (1,), np.float32)
@@ -38,5 +38,5 @@ ENDLESS = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 def test_every_choice_and_every_component_has_a_bar(
     space: spaces.Space[Any], action: Any, probs: Any, bars: list[Any]
 ) -> None:
-    answer = InferenceResponse(action=action, action_probs=probs, value=0.0)
+    answer = Answer(action=action, action_probs=probs, value=0.0)
     assert [tuple(bar) for bar in list_bars(answer, space, ("left",))] == bars
