@@ -259,6 +259,9 @@ class GRPO(SavedAlgorithm):
         self.ref_sync_steps = ref_sync_steps
         #: Called after every minibatch, which SB3's callbacks do not see: a sign of life in a long update.
         self.after_minibatch: Callable[[], None] | None = None
+        #: Threads that step the simulators of a rollout, where their physics allows it (MuJoCo's does). None: one per
+        #: core that the process may use, but no more than ``torch.get_num_threads()``. Rollouts are the same with any.
+        self.n_simulator_threads: int | None = None
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0
         self._group_correlation = GroupCorrelation()
@@ -460,6 +463,7 @@ class GRPO(SavedAlgorithm):
         seen |= {"self": self, "env": env, "callback": callback}
         seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
         sweeps = count()
+        self._collector.n_threads = self.n_simulator_threads
 
         def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
             self.num_timesteps += n_steps

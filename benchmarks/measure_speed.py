@@ -33,6 +33,7 @@ class Part(NamedTuple):
 PARTS = {
     "training": Part("Training", ("training.speed",)),
     "physics": Part("Physics of many states at once", ("training.batched_physics",)),
+    "mujoco": Part("MuJoCo", ("training.mujoco_speed",)),
     "concurrency": Part("Two jobs at once", ("serving.concurrency",)),
     "serving": Part("Answering", ("serving.compare_servers",)),
     "batches": Part("Answering many at once", ("serving.batches",)),

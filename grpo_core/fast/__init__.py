@@ -2,6 +2,7 @@
 
 Only ``grpo.py`` and the service's evaluator use them.
 
+- ``StepThreads``: what ``find_batched_simulator`` shares out long steps to.
 - ``make_batched_collector``: the rollouts of ``GroupCollector``, to the bit.
 - ``MlpLearner``: the steps of ``GRPO.train``, to rounding.
 - ``step_episodes``: the episodes of ``grpo_core.evaluation``, to rounding.
@@ -14,10 +15,12 @@ from grpo_core.fast.collector import make_batched_collector
 from grpo_core.fast.episodes import step_episodes
 from grpo_core.fast.learner import MlpLearner, UpdateRule, compute_values, is_plain_mlp
 from grpo_core.fast.physics import BatchedSimulator, find_batched_simulator
+from grpo_core.fast.step_threads import StepThreads
 
 __all__ = [
     "BatchedSimulator",
     "MlpLearner",
+    "StepThreads",
     "UpdateRule",
     "compute_values",
     "find_batched_simulator",

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.fast.dynamics import FloatArray
 from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_simulator
+from grpo_core.fast.step_threads import StepThreads, count_threads
 from grpo_core.groups.collector import AnchorState, GroupCollector, GroupPlan, SweepCallback
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
@@ -44,6 +45,7 @@ class BatchedCollector(GroupCollector):
     :param observation_space: What the policy observes.
     :param plan: How the groups are played; whole episodes are not.
     :param simulators: One batched simulator for each environment of the bank.
+    :param threads: What they share.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class BatchedCollector(GroupCollector):
         observation_space: spaces.Space[Any],
         plan: GroupPlan,
         simulators: Sequence[BatchedSimulator],
+        threads: StepThreads,
     ) -> None:
         super().__init__(bank, observation_space, plan)
-        self._simulators = simulators
+        self._simulators, self._threads = simulators, threads
         # Step, places of all branches, and the pairs of environment and branch of the latest sweep.
         self._latest: tuple[int, Places, Sequence[tuple[int, int]]] = (0, np.zeros((0, 2), np.int64), ())
 
@@ -70,6 +73,7 @@ class BatchedCollector(GroupCollector):
         self, rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator, on_sweep: SweepCallback
     ) -> bool:
         assert self._plan.horizon is not None
+        self._threads.n_threads = self.n_threads or count_threads()
         branches = [branch for i in range(self._bank.n_envs) for branch in self._start_branches(i, actor, rng)]
         live = self._list_live(np.array([(branch.group.index, branch.index) for branch in branches]))
         states = np.array([branch.state for branch in branches])
@@ -126,12 +130,13 @@ class BatchedCollector(GroupCollector):
         if len(self._simulators) == 1:
             return self._simulators[0].step(states, actions)
         ends = list(accumulate(n_branches))
-        parts = [
-            simulator.step(states[end - n : end], actions[end - n : end])
+        # All begin before the first is finished, so that threads find enough to do.
+        begun = [
+            simulator.begin_step(states[end - n : end], actions[end - n : end])
             for simulator, n, end in zip(self._simulators, n_branches, ends, strict=True)
             if n > 0
         ]
-        *arrays, infos = zip(*parts, strict=True)
+        *arrays, infos = zip(*[finish() for finish in begun], strict=True)
         return BatchStep._make([*map(np.concatenate, arrays), [info for part in infos for info in part]])
 
     def _report(
@@ -168,7 +173,9 @@ def make_batched_collector(
     """
     if plan.mode == "episode" or plan.common_random_numbers or not bank.plain_envs:
         return None
-    simulators = [simulator for env in bank.plain_envs if (simulator := find_batched_simulator(env)) is not None]
+    threads = StepThreads()
+    found = (find_batched_simulator(env, threads) for env in bank.plain_envs)
+    simulators = [simulator for simulator in found if simulator is not None]
     if len(simulators) < len(bank.plain_envs):
         return None
-    return BatchedCollector(bank, observation_space, plan, simulators)
+    return BatchedCollector(bank, observation_space, plan, simulators, threads)

@@ -2,13 +2,14 @@
 
 They are those that Gymnasium documents (https://gymnasium.farama.org/environments/classic_control/), evaluated in the
 order in which its environments evaluate them: sums, products and quotients round the same in an array as alone. Powers
-do not, see ``_square``. Whether sines and cosines do depends on the processor and the build of NumPy, which
+do not, see ``square``. Whether sines and cosines do depends on the processor and the build of NumPy, which
 ``find_batched_simulator`` tries.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from gymnasium.envs.classic_control.continuous_mountain_car import Continuous_Mo
 from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
+from grpo_core.fast.step_threads import StepThreads
+
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -28,11 +31,15 @@ _FEW_STATES = 6
 
 
 class Motion(NamedTuple):
-    """The result of one step of an environment without wrappers, see ``BatchStep``."""
+    """The result of one step of an environment without wrappers, see ``BatchStep``.
 
-    observations: npt.NDArray[np.float32]
+    :param infos: None stands for empty ones.
+    """
+
+    observations: npt.NDArray[Any]
     rewards: FloatArray
     terminated: BoolArray
+    infos: list[dict[str, Any]] | None = None
 
 
 class Dynamics(ABC):
@@ -41,15 +48,27 @@ class Dynamics(ABC):
     :param env: The environment without wrappers.
     """
 
+    observation_dtype: type[np.floating[Any]] = np.float32
     #: Numbers that make up a state.
     size: int
 
     def __init__(self, env: Any) -> None:
         self._env = env
 
-    def capture(self) -> list[float]:
+    def copy_env(self) -> Any:
+        """Return a copy of the environment that can be reset and stepped, and leaves the original as it is."""
+        # Shallow: a seeded reset gives the copy a generator of its own, and steps assign whatever they change.
+        return copy.copy(self._env)
+
+    def capture(self) -> Sequence[float] | FloatArray:
         """Return the environment's state, ``size`` numbers."""
         return [float(value) for value in self._env.state]
+
+    def begin(
+        self, states: FloatArray, actions: npt.NDArray[Any], next_states: FloatArray, threads: StepThreads
+    ) -> Callable[[], Motion]:
+        """Begin to ``advance``, in other threads if that pays; what is returned finishes it."""
+        return lambda: self.advance(states, actions, next_states)
 
     @abstractmethod
     def advance(self, states: FloatArray, actions: npt.NDArray[Any], next_states: FloatArray) -> Motion:
@@ -145,7 +164,7 @@ class _Acrobot(Dynamics):
         cos_2, sin_2 = np.cos(angle_2), np.sin(angle_2)
         inertia_1 = m1 * lc1**2 + m2 * (l1**2 + lc2**2 + 2 * l1 * lc2 * cos_2) + moment + moment
         inertia_2 = m2 * (lc2**2 + l1 * lc2 * cos_2) + moment
-        spin_1_squared, spin_2_squared, inertia_2_squared = _square(np.array((spin_1, spin_2, inertia_2)))
+        spin_1_squared, spin_2_squared, inertia_2_squared = square(np.array((spin_1, spin_2, inertia_2)))
         load_2 = m2 * lc2 * gravity * np.cos(angle_1 + angle_2 - np.pi / 2.0)
         load_1 = (
             -m2 * l1 * lc2 * spin_2_squared * sin_2
@@ -177,7 +196,7 @@ class _Pendulum(Dynamics):
         # Stays in the single precision of the actions, as in the environment, until double precision joins it.
         torque = np.minimum(np.maximum(actions[:, 0], -env.max_torque), env.max_torque)
         upright = (angle + np.pi) % (2 * np.pi) - np.pi
-        costs = _square(upright) + 0.1 * _square(spin) + 0.001 * _square(torque)
+        costs = square(upright) + 0.1 * square(spin) + 0.001 * square(torque)
         push = 3 * env.g / (2 * env.l) * np.sin(angle) + 3.0 / (env.m * env.l**2) * torque
         next_spin = np.minimum(np.maximum(spin + push * env.dt, -env.max_speed), env.max_speed)
         next_angle = angle + next_spin * env.dt
@@ -272,7 +291,7 @@ class _ContinuousMountainCar(Dynamics):
         return rounded
 
 
-def _square(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def square(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Raise to the second power as ``value**2`` does for a single NumPy number, in its precision.
 
     That is the C library's ``pow``, now and then one digit off the product that ``values**2`` and ``np.square`` are;

@@ -1,4 +1,4 @@
-"""Step many states of a classic control environment at once, bit for bit as the environment would step each.
+"""Step many states of an environment at once, bit for bit as the environment would step each.
 
 A state is a row of numbers here: the physics, the steps that ``TimeLimit`` has counted and what ``Monitor`` has added
 up. Gymnasium's own ``CartPoleVectorEnv`` moves the pole identically but is not used: there is none for the other
@@ -18,12 +18,14 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common.monitor import Monitor
 
 from grpo_core.environments.nested import list_nested_envs
-from grpo_core.fast.dynamics import DYNAMICS, BoolArray, Dynamics, FloatArray
+from grpo_core.fast.dynamics import DYNAMICS, BoolArray, Dynamics, FloatArray, Motion
+from grpo_core.fast.step_threads import StepThreads
 
 # Batch sizes of the replay: every tail that vector instructions for 2, 4 or 8 numbers leave, and whole vectors.
 _REPLAYED_BATCHES = (1, 2, 3, 5, 7, 8, 17, 64)
 # Methods by which an environment takes part in training beyond Gymnasium's own.
 _OWN_METHODS = ("action_masks", "capture_state", "restore_state")
+_MUJOCO_MODULES = "gymnasium.envs.mujoco."
 # From Python 3.12 on sum() keeps what additions of floats round off, and Monitor's returns change with it.
 _SUM_COMPENSATES = sum([0.1] * 10) == 1.0
 
@@ -36,11 +38,11 @@ class BatchStep(NamedTuple):
     :param rewards: Shape ``(batch_size,)``.
     :param terminated: Shape ``(batch_size,)``.
     :param truncated: Shape ``(batch_size,)``.
-    :param infos: One per state; Monitor's ``"episode"`` in those that ended an episode.
+    :param infos: One per state, the environment's own; Monitor's ``"episode"`` in those that ended an episode.
     """
 
     states: FloatArray
-    observations: npt.NDArray[np.float32]
+    observations: npt.NDArray[Any]
     rewards: FloatArray
     terminated: BoolArray
     truncated: BoolArray
@@ -57,10 +59,17 @@ class BatchedSimulator:
     :param dynamics: The equations of motion of the environment inside the wrappers.
     :param time_limit: The wrapper that truncates episodes, if there is one.
     :param monitor: The wrapper outside of it that reports episodes, if there is one.
+    :param threads: Where steps that take long are shared out.
     """
 
-    def __init__(self, dynamics: Dynamics, time_limit: TimeLimit[Any, Any] | None, monitor: Monitor | None) -> None:
-        self._dynamics = dynamics
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        time_limit: TimeLimit[Any, Any] | None,
+        monitor: Monitor | None,
+        threads: StepThreads | None = None,
+    ) -> None:
+        self._dynamics, self._threads = dynamics, threads or StepThreads()
         self._time_limit = time_limit
         self._monitor = monitor
         # Behind the physics: steps until the time limit, Monitor's length, return, and what rounding took from that.
@@ -82,12 +91,22 @@ class BatchedSimulator:
         :param states: Shape ``(batch_size, state_size)``: captured, or from an earlier step.
         :param actions: Shape ``(batch_size, *action_shape)``, in the dtype of the action space.
         """
+        return self.begin_step(states, actions)()
+
+    def begin_step(self, states: FloatArray, actions: npt.NDArray[Any]) -> Callable[[], BatchStep]:
+        """Begin what ``step`` does; what is returned finishes it. The steps of other simulators may begin meanwhile."""
         next_states = np.empty_like(states)
-        observations, rewards, terminated = self._dynamics.advance(states, actions, next_states)
+        finish = self._dynamics.begin(states, actions, next_states, self._threads)
+        return lambda: self._count(states, next_states, finish())
+
+    def _count(self, states: FloatArray, next_states: FloatArray, motion: Motion) -> BatchStep:
+        """Do what the wrappers do in a step."""
+        observations, rewards, terminated, infos = motion
         np.add(states[:, self._clocks], 1.0, out=next_states[:, self._clocks])
         limit = np.inf if self._time_limit is None else self._time_limit._max_episode_steps
         truncated = next_states[:, self._clocks.start] >= limit
-        infos: list[dict[str, Any]] = [{} for _ in range(len(states))]
+        if infos is None:
+            infos = [{} for _ in range(len(states))]
         total, lost = _add_reward(states[:, -2], states[:, -1], rewards)
         next_states[:, -2], next_states[:, -1] = total, lost
         if self._monitor is not None:
@@ -119,25 +138,27 @@ def _report_episode(monitor: Monitor, length: float, total: float, lost: float) 
     return {"r": round(total + lost, 6), "l": int(length), "t": round(n_seconds, 6)}
 
 
-def find_batched_simulator(env: gym.Env[Any, Any]) -> BatchedSimulator | None:
+def find_batched_simulator(env: gym.Env[Any, Any], threads: StepThreads | None = None) -> BatchedSimulator | None:
     """Find a batched simulator for an environment; None where any step might come out differently.
 
-    There is one for Gymnasium's classic control environments, of exactly these classes and with none of their methods
-    replaced, inside ``TimeLimit``, ``OrderEnforcing``, ``PassiveEnvChecker`` (which then gives no warnings about the
-    first step) and a ``Monitor`` that writes no file. To see whether this machine rounds arrays as it rounds single
-    numbers, a hundred steps of a copy are replayed, and sines and cosines compared, which takes some milliseconds. The
-    environment and its random generators stay as they are.
+    There is one for Gymnasium's environments of classic control and of MuJoCo (version 5), of exactly these classes
+    and with none of their methods replaced, inside ``TimeLimit``, ``OrderEnforcing``, ``PassiveEnvChecker`` (which then
+    gives no warnings about the first step) and a ``Monitor`` that writes no file. To see whether this machine rounds
+    arrays as it rounds single numbers, a hundred steps of a copy are replayed, which takes some milliseconds, or a
+    tenth of a second with MuJoCo; for classic control, sines and cosines are compared too. The environment and its
+    random generators stay as they are.
 
     :param env: The environment; it need not have been reset.
+    :param threads: Where steps that take long are shared out; None lets the caller's thread take them all.
     """
     *wrappers, core = list_nested_envs(env)
-    make_dynamics = DYNAMICS.get(type(core))
+    make_dynamics = _get_dynamics(type(core))
     if make_dynamics is None or core.render_mode == "human" or getattr(core, "torque_noise_max", 0.0) > 0.0:
         return None
     if any(map(_has_replaced_methods, [*wrappers, core])) or any(map(env.has_wrapper_attr, _OWN_METHODS)):
         return None
     kinds = [type(wrapper) for wrapper in wrappers]
-    if not _WRAPPERS.issuperset(kinds) or env.observation_space.dtype != np.float32:
+    if not _WRAPPERS.issuperset(kinds):
         return None
     # A wrapper used twice is rare, and so is a time limit outside of Monitor, which would not report what it cuts.
     counting = [wrapper for wrapper in wrappers if isinstance(wrapper, TimeLimit | Monitor)]
@@ -146,10 +167,21 @@ def find_batched_simulator(env: gym.Env[Any, Any]) -> BatchedSimulator | None:
     monitor = next((wrapper for wrapper in counting if isinstance(wrapper, Monitor)), None)
     if monitor is not None and not _only_counts(monitor):
         return None
-    if not (_rounds_alike() and _replays_exactly(core, make_dynamics)):
+    dynamics = make_dynamics(core)
+    if env.observation_space.dtype != dynamics.observation_dtype or not _replays_exactly(dynamics, make_dynamics):
         return None
     time_limit = next((wrapper for wrapper in counting if isinstance(wrapper, TimeLimit)), None)
-    return BatchedSimulator(make_dynamics(core), time_limit, monitor)
+    return BatchedSimulator(dynamics, time_limit, monitor, threads)
+
+
+def _get_dynamics(kind: type) -> Callable[[Any], Dynamics] | None:
+    """Return what steps the environments of a class in batches, if there is something."""
+    if kind.__module__.startswith(_MUJOCO_MODULES):
+        # Only now: whoever has such an environment has imported MuJoCo, and who has none need not install it.
+        from grpo_core.fast.mujoco_tasks import MUJOCO_TASKS
+
+        return MUJOCO_TASKS.get(kind)
+    return DYNAMICS.get(kind) if _rounds_alike() else None
 
 
 def _has_replaced_methods(env: gym.Env[Any, Any]) -> bool:
@@ -177,11 +209,10 @@ def _rounds_alike() -> bool:
     return True
 
 
-def _replays_exactly(core: Any, make_dynamics: Callable[[Any], Dynamics]) -> bool:
+def _replays_exactly(dynamics: Dynamics, make_dynamics: Callable[[Any], Dynamics]) -> bool:
     """Step a copy of an environment, and see whether batches of many sizes give the same."""
-    # Shallow: the seeded reset gives the copy a generator of its own, and steps assign whatever they change.
-    probe, action_space = copy.copy(core), copy.deepcopy(core.action_space)
-    dynamics = make_dynamics(probe)
+    probe = dynamics.copy_env()
+    dynamics, action_space = make_dynamics(probe), copy.deepcopy(probe.action_space)
     probe.reset(seed=0)
     action_space.seed(0)
     for batch_size in _REPLAYED_BATCHES:
@@ -189,16 +220,23 @@ def _replays_exactly(core: Any, make_dynamics: Callable[[Any], Dynamics]) -> boo
         for _ in range(batch_size):
             states.append(dynamics.capture())
             actions.append(action_space.sample())
-            steps.append(probe.step(actions[-1])[:3])
+            steps.append(probe.step(actions[-1]))
             next_states.append(dynamics.capture())
             if steps[-1][2]:
                 probe.reset()
         replayed_states = np.empty((batch_size, dynamics.size))
-        motion: tuple[Any, ...] = dynamics.advance(np.array(states), np.array(actions), replayed_states)
-        expected: tuple[Any, ...] = (next_states, *zip(*steps, strict=True))
-        if not all(np.array_equal(*pair) for pair in zip((replayed_states, *motion), expected, strict=True)):
+        *motion, replayed_infos = dynamics.advance(np.array(states), np.array(actions), replayed_states)
+        *expected, _, infos = zip(*steps, strict=True)
+        pairs = zip((replayed_states, *motion), (next_states, *expected), strict=True)
+        if not all(np.array_equal(*pair) for pair in pairs):
+            return False
+        if not all(map(_is_same_info, replayed_infos or [{}] * batch_size, infos)):
             return False
     return True
+
+
+def _is_same_info(info: dict[str, Any], other: dict[str, Any]) -> bool:
+    return info.keys() == other.keys() and all(np.array_equal(value, other[key]) for key, value in info.items())
 
 
 _WRAPPERS = frozenset({TimeLimit, OrderEnforcing, PassiveEnvChecker, Monitor})

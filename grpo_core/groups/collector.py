@@ -116,6 +116,8 @@ class GroupCollector:
         self._advances_in_step = bank.is_cheap and plan.mode != "episode"
         #: The states that the next rollout goes on from; empty if it begins with new episodes.
         self.anchors: list[AnchorState] = []
+        #: Most threads that may step simulators at once, if they are stepped in batches; None lets the process decide.
+        self.n_threads: int | None = None
         self._groups: list[_Group] = []
         self._n_steps_taken = [0] * bank.n_envs
         self._has_cut = False

@@ -1,6 +1,7 @@
 """The registry, which remembers all training jobs and runs them."""
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -72,6 +73,8 @@ class JobRegistry:
         self._max_kept = max_kept
         self._stall_seconds = stall_seconds
         self._tensorboard_dir = tensorboard_dir.absolute()
+        # Of the machine's cores, each running job has its share.
+        self._n_threads_per_job = max(1, _count_cores() // max_running)
         # A slot is a thread that starts a training and watches it.
         self._slots = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
         # Guards everything below and makes "check the name, then take it" one step.
@@ -234,7 +237,7 @@ class JobRegistry:
         try:
             run_name = job.tensorboard_run
             run_dir = None if run_name is None else self._tensorboard_dir / run_name
-            run = self._executor.start(job.plan.make_task(run_dir), job)
+            run = self._executor.start(job.plan.make_task(run_dir, self._n_threads_per_job), job)
             while not run.wait(_WATCH_SECONDS):
                 self._give_up_if_stalled(job)
                 if job.finished.is_set():
@@ -301,6 +304,11 @@ class JobRegistry:
     def _forget_oldest(self) -> None:
         while len(self._ended) > self._max_kept:
             del self._jobs[self._ended.popleft()]
+
+
+def _count_cores() -> int:
+    # Not on macOS and Windows.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _same_name(job: Job, model_name: str) -> bool:

@@ -33,10 +33,12 @@ class Evaluator:
     """Evaluates one policy after another in an environment of its own, which is built when it is first needed.
 
     :param config: The job's settings.
+    :param n_threads: Threads that may step simulators.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, n_threads: int = 1) -> None:
         self.config = config
+        self._threads = fast.StepThreads(n_threads)
 
     @cached_property
     def env(self) -> gym.Env[Any, Any]:
@@ -72,7 +74,7 @@ class Evaluator:
 
     @cached_property
     def _simulator(self) -> fast.BatchedSimulator | None:
-        return fast.find_batched_simulator(self.env) if GRPO.use_fast_path else None
+        return fast.find_batched_simulator(self.env, self._threads) if GRPO.use_fast_path else None
 
     def close(self) -> None:
         """Close the environment, if it was built."""

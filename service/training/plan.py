@@ -41,9 +41,11 @@ class TrainingPlan(NamedTuple):
     reward_threshold: float | None
     config_origins: ConfigOrigins
 
-    def make_task(self, run_dir: Path | None = None) -> Task:
+    def make_task(self, run_dir: Path | None = None, n_threads: int = 1) -> Task:
         """Return the task that trains the policy.
 
         :param run_dir: Folder for the TensorBoard log; None writes none.
+        :param n_threads: Threads that may step its simulators.
         """
-        return Task("service.training.train:train_policy", (self.config, self.reward, run_dir), self.config.env_name)
+        arguments = (self.config, self.reward, run_dir, n_threads)
+        return Task("service.training.train:train_in_task", arguments, self.config.env_name)

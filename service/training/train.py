@@ -38,13 +38,23 @@ torch.set_num_threads(1)
 _ARGUMENTS = (*HYPERPARAMETERS, "seed", "device")
 
 
-def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, progress: Progress) -> bytes:
+def train_in_task(
+    config: TrainConfig, reward: Reward, run_dir: Path | None, n_threads: int, progress: Progress
+) -> bytes:
+    """Do what ``train_policy`` does, as a task: its progress comes last."""
+    return train_policy(config, reward, run_dir, progress, n_threads)
+
+
+def train_policy(
+    config: TrainConfig, reward: Reward, run_dir: Path | None, progress: Progress, n_threads: int = 1
+) -> bytes:
     """Train a new policy and return its model file; a stop makes it return early, with the policy so far.
 
     :param config: A planned configuration.
     :param reward: The reward functions that the configuration names.
     :param run_dir: Folder for the TensorBoard log; None writes none.
     :param progress: Receives reports of the training.
+    :param n_threads: Threads that may step simulators; the policy is the same with any.
     :raises Exception: Whatever the environment or the reward function raises.
     """
     with ExitStack() as opened:
@@ -53,13 +63,14 @@ def train_policy(config: TrainConfig, reward: Reward, run_dir: Path | None, prog
         build_seconds = (time.monotonic() - begun) / config.n_envs
         opened.callback(env.close)
         model = build_model(config, env, reward)
+        model.n_simulator_threads = n_threads
         # SB3's own logger would create a folder per training.
         formats = [_MetricsWriter(progress), *([] if run_dir is None else [TensorBoardOutputFormat(str(run_dir))])]
         model.set_logger(Logger(folder=None, output_formats=formats))
         opened.callback(model.logger.close)
         stop_rules = StopRules(progress, config.max_seconds)
         model.after_minibatch = stop_rules.tick
-        evaluator = Evaluator(config)
+        evaluator = Evaluator(config, n_threads)
         opened.callback(evaluator.close)
         callbacks: list[BaseCallback] = [_ProgressCallback(stop_rules)]
         judge = None
