@@ -1,4 +1,4 @@
-"""Measure MuJoCo tasks: GRPO beside SB3's PPO with 8 environments, and SBX's where it is installed, on one core and two.
+"""Measure MuJoCo tasks: GRPO beside SB3's PPO with 8 environments, and SBX's if installed, on one core and two.
 
 ``python -m benchmarks.training.mujoco_speed`` prints Markdown tables in some minutes. Ways that are compared take
 turns: trust the ratios more than the rates. ``mj_step alone`` is the floor, the same physics without anything around
