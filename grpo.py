@@ -20,6 +20,7 @@ from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor, PolicyActor
 from grpo_core.environments.first_calls import call_reset
 from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
+from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.normalization import Normalizer
@@ -29,6 +30,7 @@ from grpo_core.groups.sweep import Sweep, share_locals
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
     AdvantageScaling,
+    AnchorSelection,
     Baseline,
     GroupMode,
     ImportanceLevel,
@@ -144,6 +146,8 @@ class GRPO(SavedAlgorithm):
         optimizer that you put in place of the model's has it only for groups of the value network's parameters alone.
     :param restart_probability: How often, in [0, 1], a group starts a new episode although the last one could go on.
         Early states are then seen more often, late ones less. Episode groups always do.
+    :param anchor_selection: Where groups start. ``"continue"``: at a random step of a random branch of the last group.
+        ``"archive"``: half of them instead from states of earlier rollouts, of which up to 2,048 are kept.
     :param common_random_numbers: Whether the members of a group meet the same noise of the environment, as those that
         share a seeded reset always do. Groups that start from a kept step meet the noise after it again.
     :param filter_zero_std_groups: Whether to leave groups whose members all earned the same out of the policy's loss;
@@ -205,6 +209,7 @@ class GRPO(SavedAlgorithm):
         bootstrap_value: bool = True,
         vf_lr_factor: float = 10.0,
         restart_probability: float = 0.0,
+        anchor_selection: AnchorSelection = "continue",
         common_random_numbers: bool = False,
         filter_zero_std_groups: bool = False,
         clip_range_high: float | Schedule | None = None,
@@ -249,6 +254,7 @@ class GRPO(SavedAlgorithm):
         self.bootstrap_value = bootstrap_value
         self.vf_lr_factor = vf_lr_factor
         self.restart_probability = restart_probability
+        self.anchor_selection: AnchorSelection = anchor_selection
         self.common_random_numbers = common_random_numbers
         self.filter_zero_std_groups = filter_zero_std_groups
         self.clip_range_high = clip_range_high
@@ -324,7 +330,9 @@ class GRPO(SavedAlgorithm):
         """Lay out the storage of a rollout, and begin with new episodes."""
         self._mode, self._vec_monitor, self._grouped_env = mode, find_vec_monitor(env), env
         horizon = get_horizon(self.horizon, mode)
-        plan = GroupPlan(mode, self.group_size, horizon, self.n_steps, self.common_random_numbers)
+        plan = GroupPlan(
+            mode, self.group_size, horizon, self.n_steps, self.common_random_numbers, self.anchor_selection
+        )
         fast_collector = None
         if self._uses_fast_path:
             fast_collector = fast.make_batched_collector(bank, self.observation_space, plan)
@@ -504,9 +512,16 @@ class GRPO(SavedAlgorithm):
             ref_policy = self._sync_ref_policy()
             self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
 
-        # The next rollout continues from a random step of a random branch of each group.
+        # The next rollout continues from a random step of a random branch of each group, or from the archive.
+        if (archive := self._collector.archive) is not None:
+            self.logger.record("rollout/archive_size", len(archive))
+            self.logger.record("rollout/archive_share", archive.share)
         self._collector.choose_anchors(
-            discounted_returns, self.restart_probability, self.rng, lambda: self._stop_requested
+            discounted_returns,
+            self.restart_probability,
+            self.rng,
+            lambda: self._stop_requested,
+            None if archive is None else compute_spreads(rollout.value_targets, rollout.step_mask),
         )
         callback.on_rollout_end()
         return True
@@ -749,14 +764,14 @@ class GRPO(SavedAlgorithm):
         return reduce_model(self)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        anchors = restore_model(self, state)
+        starts = restore_model(self, state)
         self._custom_logger = False
         if self.env is None:
             return
         needs_restore = self._mode != "episode"
         bank = make_bank(self.env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
         self._setup_groups(self._mode, bank, self.env)
-        self._collector.anchors = anchors or []
+        self._collector.anchors, self._collector.archive = starts or ([], self._collector.archive)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.

@@ -317,6 +317,7 @@ def test_two_step_branches_do_tell_them_apart() -> None:
         {"clip_range_high": 0.4},
         {"kl_coef": 0.001},
         {"restart_probability": 0.5},
+        {"anchor_selection": "archive"},
     ],
     ids=str,
 )
@@ -748,6 +749,7 @@ def train_to_weights(seed: int | None, **changes: Any) -> list[torch.Tensor]:
         {"group_mode": "action", "group_size": 4},
         {"group_mode": "episode"},
         {"importance_level": "branch", "kl_coef": 0.1, "common_random_numbers": True, "restart_probability": 0.5},
+        {"anchor_selection": "archive"},
     ],
     ids=str,
 )
@@ -1153,6 +1155,7 @@ def test_a_ratio_of_whole_branches_is_taken_over_whole_branches() -> None:
         {"kl_coef": 0.5},
         {"filter_zero_std_groups": True, "reward_function": lambda s, a, n: (s[:, :1] > 0).float() * a},
         {"restart_probability": 1.0},
+        {"anchor_selection": "archive"},
         {"common_random_numbers": True, "group_mode": "action"},
         {"baseline": "group", "supervision": "outcome"},
     ],

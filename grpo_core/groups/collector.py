@@ -4,17 +4,19 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
 from grpo_core.actor.actor import PolicyActor
+from grpo_core.groups.advantage import Floats
+from grpo_core.groups.archive import ARCHIVE_SHARE, AnchorArchive, AnchorState
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
-from grpo_core.options.choices import GroupMode
+from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
 from grpo_core.spaces import pack
@@ -22,23 +24,6 @@ from grpo_core.spaces import pack
 # Called after every sweep over the environments with infos, done flags and rewards, one per environment, and the number
 # of simulator steps taken. It returns False to end the rollout.
 SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
-
-
-class AnchorState(NamedTuple):
-    """A full simulator state that a group starts from.
-
-    :param observed: The environment's observation there, not normalised.
-    :param simulator_state: The state that the simulator captured there.
-    :param discounted_return: Discounted rewards of the episode so far; only reward normalisation uses it.
-    :param episode_return: The environment's own rewards of the episode so far.
-    :param episode_length: Its steps so far.
-    """
-
-    observed: Observed
-    simulator_state: SimulatorState | None
-    discounted_return: float = 0.0
-    episode_return: float = 0.0
-    episode_length: int = 0
 
 
 @dataclass(slots=True)
@@ -92,6 +77,8 @@ class GroupPlan:
     :param n_steps: Steps per environment and rollout. In the modes with a horizon, groups fill them exactly if no
         branch ends early; in ``"episode"`` mode, another group starts as long as fewer were taken.
     :param common_random_numbers: Whether captured states include the environments' random generators.
+    :param anchor_selection: ``"continue"``: groups start where a branch of the last group got to. ``"archive"``: some
+        start from states of an ``AnchorArchive``.
     """
 
     mode: GroupMode
@@ -99,6 +86,7 @@ class GroupPlan:
     horizon: int | None
     n_steps: int
     common_random_numbers: bool = False
+    anchor_selection: AnchorSelection = "continue"
 
 
 class GroupCollector:
@@ -118,14 +106,18 @@ class GroupCollector:
         self.anchors: list[AnchorState] = []
         #: Most threads that may step simulators at once, if they are stepped in batches; None lets the process decide.
         self.n_threads: int | None = None
+        #: Earlier anchor states that groups may start from again; None if they never do.
+        self.archive = AnchorArchive(bank.n_envs) if plan.anchor_selection == "archive" else None
         self._groups: list[_Group] = []
         self._n_steps_taken = [0] * bank.n_envs
         self._has_cut = False
         self._stepped: list[_Branch] = []
 
     def restart(self) -> None:
-        """Forget the anchor states: the next rollout begins with new episodes."""
+        """Forget the anchor states and the archive: the next rollout begins with new episodes."""
         self.anchors = []
+        if self.archive is not None:
+            self.archive = AnchorArchive(self._bank.n_envs)
 
     @property
     def start_returns(self) -> npt.NDArray[np.float64]:
@@ -200,6 +192,8 @@ class GroupCollector:
     def _ensure_anchors(self, rng: np.random.Generator, should_stop: Callable[[], bool]) -> bool:
         """Reset to the first anchor states, if there are none."""
         assert self._plan.horizon is not None
+        if self.archive is not None and not self.anchors:
+            self.archive.share = 0.0
         n_per_env = self._plan.n_steps // (self._plan.group_size * self._plan.horizon)
         while len(self.anchors) < n_per_env * self._bank.n_envs:
             if should_stop():
@@ -337,27 +331,69 @@ class GroupCollector:
         restart_probability: float,
         rng: np.random.Generator,
         should_stop: Callable[[], bool],
+        spreads: Floats | None = None,
     ) -> None:
         """Let the next rollout go on from a random step of a random branch of each group, or from a reset.
+
+        With an archive, a share of the groups starts from there instead.
 
         :param discounted_returns: Discounted rewards of the episodes up to each step, shape
             ``(horizon, n_anchors, group_size)``; None if nothing is normalised by them.
         :param restart_probability: How often to reset although the episode could go on.
         :param should_stop: Asked between resets; True leaves the next rollout to begin with new episodes.
+        :param spreads: How much the members of each group differed, shape ``(n_anchors,)``; needed by an archive.
         """
         if self._plan.mode == "episode":
             return
+        kept = [self._make_anchor(group, discounted_returns) for group in self._groups]
+        archived: dict[int, AnchorState] = {}
+        if self.archive is not None and spreads is not None:
+            archived = self._draw_archived(self.archive, kept, spreads.tolist(), rng)
         self.anchors = []
-        for group in self._groups:
-            if group.kept is None or rng.random() < restart_probability:
+        for group, anchor in zip(self._groups, kept, strict=True):
+            if group.index in archived:
+                anchor = archived[group.index]
+            elif anchor is None or rng.random() < restart_probability:
                 if should_stop():
                     self.anchors = []
                     return
-                self.anchors.append(self._reset({group.env_index: self._draw_seed(rng)})[group.env_index])
-            else:
-                place = group.kept_t, group.index, group.kept_branch
-                so_far = 0.0 if discounted_returns is None else float(discounted_returns[place])
-                self.anchors.append(AnchorState(*group.kept, so_far, *group.kept_episode))
+                anchor = self._reset({group.env_index: self._draw_seed(rng)})[group.env_index]
+            self.anchors.append(anchor)
+
+    def _make_anchor(self, group: _Group, discounted_returns: npt.NDArray[np.float64] | None) -> AnchorState | None:
+        """Make the anchor state that a group's kept step led to; None if that ended the episode."""
+        if group.kept is None:
+            return None
+        place = group.kept_t, group.index, group.kept_branch
+        so_far = 0.0 if discounted_returns is None else float(discounted_returns[place])
+        return AnchorState(*group.kept, so_far, *group.kept_episode)
+
+    def _draw_archived(
+        self,
+        archive: AnchorArchive,
+        kept: Sequence[AnchorState | None],
+        spreads: Sequence[float],
+        rng: np.random.Generator,
+    ) -> dict[int, AnchorState]:
+        """Put what was played into the archive, and draw the anchor states of some groups, by index, from it.
+
+        :param kept: The anchor state that each group would go on from; None if its episode is over. Those of the
+            groups that start elsewhere are not lost: they are archived with their group's spread.
+        """
+        archive.count_rollout()
+        for group in self._groups:
+            assert group.anchor is not None
+            archive.keep(group.env_index, group.anchor, spreads[group.index])
+        leaving = [group for group in self._groups if rng.random() < ARCHIVE_SHARE]
+        for group in leaving:
+            if (anchor := kept[group.index]) is not None:
+                archive.keep(group.env_index, anchor, spreads[group.index])
+        archived: dict[int, AnchorState] = {}
+        for env_index in range(self._bank.n_envs):
+            theirs = [group.index for group in leaving if group.env_index == env_index]
+            archived |= dict(zip(theirs, archive.draw(env_index, len(theirs), rng), strict=False))
+        archive.share = len(archived) / len(self._groups)
+        return archived
 
     def _draw_seed(self, rng: np.random.Generator) -> int | None:
         """Choose the seed of a new episode; None lets the environment's generator go on."""

@@ -165,6 +165,13 @@ def check_group_mode(model: Any, mode: GroupMode) -> None:
             model.loss_normalization,
             "whole episodes have no constant horizon to divide by; set horizon, or use 'step' or 'branch'.",
         )
+    if mode == "episode" and model.anchor_selection == "archive":
+        refuse(
+            "anchor_selection",
+            model.anchor_selection,
+            "whole episodes start from seeded resets and never from a captured state; use 'continue', or "
+            "group_mode='branch' where the environment can be restored.",
+        )
     if mode == "episode" or horizon is None:
         return
     group_steps = model.group_size * horizon

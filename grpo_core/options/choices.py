@@ -6,6 +6,7 @@
 from typing import Literal
 
 GroupMode = Literal["branch", "episode", "action"]
+AnchorSelection = Literal["continue", "archive"]
 
 Baseline = Literal["none", "batch", "timestep", "group", "leave_one_out", "residual", "adaptive", "value"]
 Supervision = Literal["process", "outcome"]

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from grpo_core.options.choices import (
     AdvantageScaling,
+    AnchorSelection,
     Baseline,
     GroupMode,
     ImportanceLevel,
@@ -243,6 +244,15 @@ class Hyperparameters(SharedHyperparameters):
             "how often a group starts a new episode although the last one could go on",
             at_least=0,
             at_most=1,
+        ),
+    ]
+    anchor_selection: Annotated[
+        AnchorSelection,
+        Row(
+            "continue",
+            "Groups and rollouts",
+            "where groups start. `continue`: where a branch of the last group got to. `archive`: a share of them from "
+            "earlier states whose groups still differed",
         ),
     ]
     common_random_numbers: Annotated[

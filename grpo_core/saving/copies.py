@@ -29,7 +29,7 @@ def reduce_model(model: Any) -> dict[str, Any]:
     model.policy.action_dist.distribution = None
     state = {name: value for name, value in vars(model).items() if name not in _LEFT_OUT}
     if model.env is not None:
-        state["_anchors"] = _pickle_anchors(model._collector.anchors)
+        state["_starts"] = _pickle_starts(model._collector)
         state["env"], state["_wrappers"] = _unwrap(model.env)
     return {**state, "_vec_normalize_env": None}
 
@@ -37,16 +37,17 @@ def reduce_model(model: Any) -> dict[str, Any]:
 def restore_model(model: Any, state: Mapping[str, Any]) -> Any:
     """Put pickled attributes back.
 
-    :return: The anchor states that the next rollout goes on from; None if it begins anew.
+    :return: The anchor states that the next rollout goes on from, and the archive, if any, of others; None if it
+        begins anew.
     """
     attributes = dict(state)
-    wrappers, anchors = attributes.pop("_wrappers", ()), attributes.pop("_anchors", None)
+    wrappers, starts = attributes.pop("_wrappers", ()), attributes.pop("_starts", None)
     vars(model).update(attributes)
     if model.env is not None:
         model.env = _wrap(model.env, wrappers)
         model._vec_normalize_env = unwrap_vec_normalize(model.env)
     # These bytes were made by ``reduce_model`` and are a part of a pickle that is read already.
-    return None if anchors is None else pickle.loads(anchors)
+    return None if starts is None else pickle.loads(starts)
 
 
 def _unwrap(env: VecEnv) -> tuple[VecEnv, list[_Wrapper]]:
@@ -72,9 +73,9 @@ def _wrap(env: VecEnv, wrappers: list[_Wrapper]) -> VecEnv:
     return env
 
 
-def _pickle_anchors(anchors: Any) -> bytes | None:
+def _pickle_starts(collector: Any) -> bytes | None:
     """Pickle anchor states, which are to be restored as they are and never copied; None if that is not possible."""
     try:
-        return pickle.dumps(anchors)
+        return pickle.dumps((collector.anchors, collector.archive))
     except (pickle.PicklingError, TypeError, AttributeError):
         return None  # training then begins with new episodes

@@ -6,6 +6,7 @@ from typing import Any
 from gymnasium import spaces
 
 from grpo_core.actor.extractors import ExtractorPlan, count_features
+from grpo_core.groups.archive import MAX_ARCHIVE_BYTES
 from grpo_core.options.policy_kwargs import network_to_json
 from grpo_core.saving.model_file import MAX_FILE_BYTES, MAX_META_BYTES, expected_shapes, space_to_json
 from grpo_core.spaces import count_inputs, count_outputs, observation_dtype
@@ -91,6 +92,8 @@ def _check_rollout(
     # Observations before and after each step, stored once and gathered once more for the networks.
     cell_bytes = 4 * observation_bytes + 8 * count_outputs(action_space) + _BYTES_PER_STEP
     rollout_bytes = n_cells * cell_bytes + n_branches * (_BYTES_PER_BRANCH + observation_bytes)
+    if config.anchor_selection == "archive":
+        rollout_bytes += MAX_ARCHIVE_BYTES  # what it may grow to: how large states are shows only in training
     if rollout_bytes > _MAX_ROLLOUT_BYTES:
         raise InvalidRequestError(
             f"n_envs * n_steps = {config.n_envs} * {config.n_steps} steps of {config.env_name} in branches of "

@@ -171,7 +171,7 @@ def logged_keys() -> set[str]:
     """Every key that some training logs."""
     collector = KeyCollector()
     for env_name, arguments in (
-        ("CartPole-v1", {"reward_function": [None, optimized_cartpole], "kl_coef": 0.1}),
+        ("CartPole-v1", {"reward_function": [None, optimized_cartpole], "kl_coef": 0.1, "anchor_selection": "archive"}),
         ("Pendulum-v1", {}),
     ):
         env = make_vec_env(env_name, wrapper_class=Verdict)

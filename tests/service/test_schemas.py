@@ -44,6 +44,7 @@ CHOICES = {
     "group_mode": ["auto", "branch", "episode", "action"],
     "baseline": ["group", "leave_one_out", "residual", "value", "timestep", "batch", "none"],
     "supervision": ["process", "outcome"],
+    "anchor_selection": ["continue", "archive"],
     "advantage_scaling": ["group", "batch", "none"],
     "loss_type": ["clip", "cispo"],
     "importance_level": ["step", "branch"],

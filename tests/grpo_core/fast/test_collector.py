@@ -79,6 +79,8 @@ def test_training_is_the_same_to_the_bit(name: str, n_envs: int) -> None:
         {"group_mode": "action", "group_size": 2, "horizon": 16},
         {"group_mode": "action", "group_size": 2, "horizon": 1},
         {"restart_probability": 0.5},
+        {"anchor_selection": "archive"},
+        {"anchor_selection": "archive", "group_mode": "action", "restart_probability": 0.5},
         {"baseline": "group", "gamma": 0.9},
         {"n_steps": 256, "horizon": 128},
     ],
@@ -101,6 +103,7 @@ def test_episodes_that_a_time_limit_cuts_are_cut_alike() -> None:
 
 def test_normalised_observations_and_rewards_are_the_same() -> None:
     assert_same_training(lambda: VecNormalize(make_vec_env("CartPole-v1", 2)))
+    assert_same_training(lambda: VecNormalize(make_vec_env("Pendulum-v1", 2)), anchor_selection="archive")
 
 
 def test_each_environment_keeps_its_own_physics() -> None:

@@ -17,7 +17,7 @@ from grpo import GRPO
 from grpo_core.actor.actor import Actor
 from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.options.choices import GroupMode
+from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.options.policy_kwargs import network_to_json
 from grpo_core.simulators.bank import make_bank
 from grpo_core.update.policies import evaluate_actions
@@ -50,6 +50,7 @@ class Stage:
         horizon: int | None = 4,
         n_steps: int = 8,
         logits: list[float] | None = None,
+        anchor_selection: AnchorSelection = "continue",
         **walk: Any,
     ) -> None:
         self.log = StepLog()
@@ -57,7 +58,8 @@ class Stage:
         env.reset()
         bank = make_bank(env, needs_restore=mode != "episode")
         self.log.is_open = True
-        self.collector = GroupCollector(bank, env.observation_space, GroupPlan(mode, group_size, horizon, n_steps))
+        plan = GroupPlan(mode, group_size, horizon, n_steps, anchor_selection=anchor_selection)
+        self.collector = GroupCollector(bank, env.observation_space, plan)
         self.rollout = GroupRollout(horizon or 2, n_envs, group_size, env.observation_space, env.action_space)
         self.actor = make_actor(env.envs[0], logits or [0.0] * int(env.envs[0].action_space.n))  # type: ignore[attr-defined]
         self.rng = np.random.default_rng(0)
@@ -296,6 +298,62 @@ def test_groups_restart_as_often_as_they_are_told_to(restart_probability: float,
     assert abs(n_restarts - expected) <= (32 if 0 < restart_probability < 1 else 0)  # four standard deviations
     assert stage.collect()
     assert (stage.rollout.observations[0, :, 0, 1] == 0).sum() == n_restarts
+
+
+@ORDERS
+@BY_STEPS
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_half_of_the_groups_return_to_states_of_earlier_rollouts(is_slow: bool, mode: GroupMode, n_envs: int) -> None:
+    walk = {"is_slow": is_slow, "time_limit": 12, "spread": 9}
+    model = walk_model(StepLog(), n_envs, walk, n_steps=48, group_mode=mode, anchor_selection="archive")
+    reached: list[set[tuple[float, ...]]] = [set() for _ in range(n_envs)]  # every observation is one of its own
+    latest: set[tuple[float, ...]] = set()
+    n_returns = n_groups = 0
+    for n_rollouts, seen in enumerate(collect(model, 30).rollouts):
+        starts = seen.observations[0, :, 0]
+        for i, start in enumerate(starts):
+            is_known = tuple(start) in reached[i % n_envs]
+            assert is_known or start[1] == 0, "the state of another environment"
+            n_returns += is_known and tuple(start) not in latest
+            # The simulator was in that state.
+            np.testing.assert_array_equal(seen.next_observations[0, i, :, 1], start[1] + 1)
+            moved = seen.next_observations[0, i, :, 0] - start[0]
+            np.testing.assert_array_equal(moved, 2 * seen.actions[0, i] - 1)
+        n_groups += len(starts) if n_rollouts > 0 else 0
+        latest = set(map(tuple, seen.next_observations[seen.step_mask]))
+        for i, start in enumerate(starts):
+            reached[i % n_envs] |= {tuple(start), *map(tuple, seen.next_observations[:, i][seen.step_mask[:, i]])}
+    assert 0.3 < n_returns / n_groups < 0.55  # some of the archived are of the latest rollout
+
+
+def test_an_archived_state_remembers_its_episode() -> None:
+    stage = Stage(n_envs=2, n_steps=24, anchor_selection="archive")
+    known: set[tuple[float, float, int]] = set()  # position, discounted return, length
+    for n_rollouts in range(10):
+        assert stage.collect()
+        for group, start in zip(stage.collector._groups, stage.rollout.observations[0, :, 0], strict=True):
+            assert group.anchor is not None
+            assert group.anchor.episode_length == start[1]
+            if n_rollouts > 0 and start[1] > 0:
+                assert (float(start[2]), group.anchor.discounted_return, group.anchor.episode_length) in known
+        so_far = stage.rng.normal(size=stage.rollout.shape)
+        stage.collector.choose_anchors(so_far, 0.0, stage.rng, lambda: False, np.ones(6))
+        reached = stage.rollout.next_observations
+        known |= {
+            (float(reached[at][2]), float(so_far[at]), int(reached[at][1])) for at in np.ndindex(stage.rollout.shape)
+        }
+
+
+def test_learning_anew_forgets_the_archive_and_going_on_does_not() -> None:
+    model = walk_model(StepLog(), anchor_selection="archive")
+    assert model._collector.archive is not None
+    model.learn(64)
+    n_kept = len(model._collector.archive)
+    assert n_kept > 2
+    model.learn(8, reset_num_timesteps=False)
+    assert len(model._collector.archive) >= n_kept
+    model.learn(8)
+    assert len(model._collector.archive) <= 2
 
 
 def test_discounted_returns_go_on_where_the_episode_does() -> None:

@@ -121,6 +121,11 @@ def build(**changes: Any) -> GRPO:
             {"group_mode": "action", "group_size": 4},
             "group_size=4 is not allowed: group_mode='action' needs group_size=2",
         ),
+        ({"anchor_selection": "oldest"}, "anchor_selection='oldest' is not allowed: choose one of continue, archive"),
+        (
+            {"group_mode": "episode", "anchor_selection": "archive"},
+            "anchor_selection='archive' is not allowed: whole episodes start from seeded resets ... use 'continue'",
+        ),
         ({"group_mode": "action", "n_steps": 33}, "n_steps=33 is not allowed: a rollout holds whole groups"),
         ({"group_mode": "branch", "n_steps": 33}, "n_steps=33 is not allowed: a rollout holds whole groups"),
         (
@@ -180,6 +185,7 @@ def test_the_default_horizon_is_32_and_unlimited_for_episodes(
         {"clip_range_high": lambda progress_remaining: 0.3},
         {"clip_range_high": 0.1, "clip_range": 0.2},
         {"restart_probability": 1},
+        {"anchor_selection": "archive", "group_mode": "action"},
         {"kl_coef": 0.1, "ref_sync_steps": 1},
         {"supervision": "outcome", "baseline": "leave_one_out"},
         {"supervision": "outcome", "baseline": "group", "bootstrap_value": False},

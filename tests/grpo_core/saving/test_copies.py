@@ -45,10 +45,13 @@ def test_a_copy_goes_on_as_the_model_does(mode: str, reset: bool, copy_model: Co
 
 
 @BY
+@pytest.mark.parametrize("anchor_selection", ["continue", "archive"])
 @pytest.mark.parametrize("use_fast_path", [True, False])
-def test_so_it_does_on_either_path(use_fast_path: bool, copy_model: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_it_does_on_either_path(
+    use_fast_path: bool, anchor_selection: str, copy_model: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(GRPO, "use_fast_path", use_fast_path)
-    model = build("CartPole-v1", n_steps=64, horizon=16)
+    model = build("CartPole-v1", n_steps=64, horizon=16, anchor_selection=anchor_selection)
     model.learn(128)
     twin = copy_model(model)
     for one in (model, twin):

@@ -45,6 +45,14 @@ def test_a_pixel_takes_one_byte(register_env: RegisterEnv) -> None:
     assert " MiB per rollout, more than the limit of 256" in refuse(env_name=env_name, n_steps=4096)
 
 
+def test_an_archive_of_anchor_states_takes_what_it_may_grow_to(register_env: RegisterEnv) -> None:
+    # 2048 steps of 4 * 28224 pixels are 220 MiB, and an archive is 64 MiB at most.
+    env_name = register_env(lambda: SpaceEnv(SCREEN, spaces.Discrete(4)))
+    detail = refuse(env_name=env_name, n_steps=2048, anchor_selection="archive")
+    assert "take 285 MiB per rollout, more than the limit of 256 MiB" in detail
+    assert resolve(env_name=env_name, n_steps=1024, anchor_selection="archive").anchor_selection == "archive"
+
+
 def test_a_dict_takes_as_much_as_its_parts(register_env: RegisterEnv) -> None:
     space = spaces.Dict({"left": SCREEN, "right": SCREEN})
     env_name = register_env(lambda: SpaceEnv(space, spaces.Discrete(4)))

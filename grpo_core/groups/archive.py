@@ -1,0 +1,152 @@
+"""Captured simulator states that groups may start from again, drawn by what they still teach.
+
+What a group teaches is how its members differ. The archive keeps the anchor states of groups that were played, each
+with the *spread* of its latest group: the standard deviation, over the members, of what they earned from the anchor on.
+States are ranked by it, and drawn with a probability that falls with the rank; some draws go to those that have waited
+longest, since a spread ages with the policy that it was measured under. Both rules are those of prioritised level
+replay (arXiv 2010.03934, equations 1 to 3), with simulator states in the place of levels.
+"""
+
+import pickle
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from grpo_core.groups.advantage import Bools, Floats, compute_deviation
+from grpo_core.restoring.simulator import SimulatorState
+from grpo_core.simulators.bank import Observed
+
+#: Share of groups that start from the archive.
+ARCHIVE_SHARE = 0.5
+#: States that the archives of all environments hold at most, and the bytes that these may take.
+MAX_ARCHIVED_STATES = 2048
+MAX_ARCHIVE_BYTES = 64 * 2**20
+# What a state that cannot be pickled is taken for.
+_UNKNOWN_BYTES = 2**20
+# How fast the probability falls with the rank, 1 / rank^(1 / temperature), and the share of draws that go by age.
+_RANK_TEMPERATURE = 0.3
+_AGE_SHARE = 0.1
+
+
+class AnchorState(NamedTuple):
+    """A full simulator state that a group starts from.
+
+    :param observed: The environment's observation there, not normalised.
+    :param simulator_state: The state that the simulator captured there.
+    :param discounted_return: Discounted rewards of the episode so far; only reward normalisation uses it.
+    :param episode_return: The environment's own rewards of the episode so far.
+    :param episode_length: Its steps so far.
+    """
+
+    observed: Observed
+    simulator_state: SimulatorState | None
+    discounted_return: float = 0.0
+    episode_return: float = 0.0
+    episode_length: int = 0
+
+
+@dataclass(slots=True)
+class _Entry:
+    """An archived state.
+
+    :param spread: Standard deviation of what the members of its latest group earned, at least 0.
+    :param played_at: The rollout of that group, counted from 1.
+    """
+
+    anchor: AnchorState
+    spread: float
+    played_at: int
+
+
+class AnchorArchive:
+    """Keeps the anchor states of groups that were played, one per observation, and draws those that still teach.
+
+    Every environment has a shelf of its own, since a state of one need not fit another. Where a shelf is full, the
+    state that was played longest ago makes room.
+
+    :param n_envs: Number of environments.
+    """
+
+    def __init__(self, n_envs: int) -> None:
+        # By the bytes of their observations, those played longest ago first.
+        self._shelves: list[dict[bytes, _Entry]] = [{} for _ in range(n_envs)]
+        self._n_rollouts = 0
+        self._capacity = 0  # of a shelf; unknown until there is a state to measure
+        #: Share of the groups of the next rollout, in [0, 1], that start from the archive.
+        self.share = 0.0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._shelves))
+
+    def count_rollout(self) -> None:
+        """Let the states grow older by one rollout."""
+        self._n_rollouts += 1
+
+    def keep(self, env_index: int, anchor: AnchorState, spread: float) -> None:
+        """Keep a state, in the place of an earlier one with the same observation.
+
+        :param env_index: The environment that it was captured in.
+        :param spread: Standard deviation of what the members of its group earned, or of the group that it comes from.
+        """
+        if self._capacity == 0:
+            self._capacity = _compute_capacity(anchor, len(self._shelves))
+        shelf, key = self._shelves[env_index], _to_bytes(anchor.observed.observation)
+        shelf.pop(key, None)  # so that it moves to the end
+        shelf[key] = _Entry(anchor, spread, self._n_rollouts)
+        if len(shelf) > self._capacity:
+            del shelf[next(iter(shelf))]
+
+    def draw(self, env_index: int, n_states: int, rng: np.random.Generator) -> list[AnchorState]:
+        """Draw states of one environment, none of them twice; fewer than asked for where it has no more."""
+        entries = list(self._shelves[env_index].values())
+        spreads, played_at = (np.array([getattr(e, name) for e in entries]) for name in ("spread", "played_at"))
+        probabilities = compute_draw_probabilities(spreads, self._n_rollouts - played_at)
+        chosen = rng.choice(len(entries), min(n_states, len(entries)), replace=False, p=probabilities)
+        return [entries[i].anchor for i in chosen]
+
+
+def compute_spreads(value_targets: Floats, step_mask: Bools) -> Floats:
+    """Compute how much the members of each group differed in what they earned from the anchor on.
+
+    :param value_targets: The lambda-returns, shape ``(horizon, n_anchors, group_size)``.
+    :param step_mask: Bool, same shape; a branch that took no step does not count.
+    :return: Standard deviations of those of the first step, shape ``(n_anchors,)``.
+    """
+    deviations = compute_deviation(value_targets[:1], step_mask[:1], axis=(2,))[0]
+    return np.asarray(np.sqrt(np.mean(np.square(deviations), axis=-1, where=step_mask[0])))
+
+
+def compute_draw_probabilities(spreads: npt.NDArray[Any], ages: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Compute how likely each archived state is to be drawn, shape ``(n_states,)``.
+
+    ``P_i = (1 - a) (1 / rank_i)^(1 / temperature) / Z + a age_i / sum(age)``, where the state with the largest spread
+    has rank 1 and ``a`` is the share of draws that go by age (arXiv 2010.03934, equations 1 to 3).
+
+    :param spreads: Shape ``(n_states,)``.
+    :param ages: Rollouts since each was played, shape ``(n_states,)``.
+    """
+    by_rank = np.arange(1, len(spreads) + 1) ** (-1.0 / _RANK_TEMPERATURE)
+    # Equal spreads share what their ranks have together.
+    _, place, n_equal = np.unique(-spreads, return_inverse=True, return_counts=True)
+    starts = np.concatenate([[0], n_equal.cumsum()[:-1]])
+    by_rank = (np.add.reduceat(by_rank, starts) / n_equal)[place] / by_rank.sum()
+    if not ages.any():
+        return np.asarray(by_rank)
+    return np.asarray((1.0 - _AGE_SHARE) * by_rank + _AGE_SHARE * ages / ages.sum())
+
+
+def _to_bytes(observation: Any) -> bytes:
+    if isinstance(observation, dict):
+        return b"".join(np.asarray(part).tobytes() for part in observation.values())
+    return np.asarray(observation).tobytes()
+
+
+def _compute_capacity(anchor: AnchorState, n_envs: int) -> int:
+    """Compute how many states like this one an environment's shelf may hold, at least 1."""
+    try:
+        n_bytes = len(pickle.dumps(anchor))
+    except (pickle.PicklingError, TypeError, AttributeError):
+        n_bytes = _UNKNOWN_BYTES
+    return max(1, min(MAX_ARCHIVED_STATES, MAX_ARCHIVE_BYTES // n_bytes) // n_envs)
