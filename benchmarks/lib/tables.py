@@ -71,21 +71,20 @@ def _format_row(label: str, runs: Sequence[Run], n_decimals: int) -> str:
     return f"| {label} | {len(runs)} | {iqm} [{low}, {high}] | {mean} | {worst} | {steps} | {listed} |"
 
 
-def count_decimals(task: Task) -> int:
-    """Return the decimals for a task's scores: more for success rates than for returns."""
-    return 3 if abs(task.aim) < 1 else 1
-
-
 def format_aim(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -> str:
-    """Format the aim of a task, and whether it is reached.
+    """Format the aims of a task, and which of them are reached.
 
     :param grpo: Runs of GRPO.
     :param ppo: Runs of PPO, one sequence per variant; the best variant counts.
     """
-    aim = f"Aim for GRPO: an IQM of at least {task.aim:g}, and of at least PPO's."
-    best_ppo = max((float(compute_iqm(get_scores(runs))) for runs in ppo if runs), default=None)
-    if not grpo or best_ppo is None:
-        return aim
-    iqm = float(compute_iqm(get_scores(grpo)))
-    reached, matched = ("yes" if iqm >= bound else "no" for bound in (task.aim, best_ppo))
-    return f"{aim} Reached: {reached}; at least the better PPO's: {matched}."
+    scores = get_scores(grpo)
+    ppo_iqms = [float(compute_iqm(get_scores(runs))) for runs in ppo if runs]
+    aims = []
+    if task.aim is not None:
+        aims.append((f"an IQM of at least {task.aim:,g}", grpo and compute_iqm(scores) >= task.aim))
+    if task.worst_aim is not None:
+        aims.append((f"no seed below {task.worst_aim:,g}", grpo and scores.min() >= task.worst_aim))
+    if ppo_iqms:
+        aims.append(("an IQM of at least the best PPO's", grpo and compute_iqm(scores) >= max(ppo_iqms)))
+    listed = [f"{aim}: **{'reached' if is_reached else 'missed'}**" if grpo else aim for aim, is_reached in aims]
+    return f"Aims for GRPO: {'; '.join(listed)}."
