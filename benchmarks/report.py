@@ -1,8 +1,9 @@
-"""Write ``benchmarks/RESULTS.md`` and ``benchmarks/results/curves/`` from the finished runs.
+"""Write ``benchmarks/RESULTS.md``, its curves and the figures in ``docs/method.md`` from the finished runs.
 
 Runs with other settings than today's are left out: after a change of settings, make the missing runs first.
 """
 
+import re
 from pathlib import Path
 
 from benchmarks.learning.ablation import ABLATION_PATH, ABLATION_TASKS, ABLATIONS, make_rows
@@ -11,11 +12,12 @@ from benchmarks.learning.peer_settings import PUBLISHED
 from benchmarks.learning.suite import get_path
 from benchmarks.lib.plots import plot_curves
 from benchmarks.lib.runs import Run, read_runs, select_runs
-from benchmarks.lib.tables import format_aim, format_table
+from benchmarks.lib.tables import compute_iqm, format_aim, format_score, format_table, get_scores
 from benchmarks.lib.tasks import FIRST_SEED, TASKS, Task
 from benchmarks.measure_speed import format_sections
 
 _FOLDER = Path(__file__).parent
+_FIGURES = re.compile("(?<=<!-- figures -->\n\n).*(?=\n<!-- end -->)", flags=re.DOTALL)
 _INTRO = f"""# Comparison at equal simulator steps
 
 `python -m benchmarks.report` writes this page; the runs are in `results/`, one JSON line each with its settings,
@@ -102,8 +104,26 @@ def make_ablation(task: Task) -> str:
     return "\n".join(sections)
 
 
+def make_summary() -> str:
+    """Return the table of the tasks that GRPO's preset was run on, beside the best of PPO's settings."""
+    lines = [
+        "| task | steps | GRPO, preset | GRPO, general preset | best PPO | its settings |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        finished = read_runs(get_path(task.env_name))
+        runs = {name: select_runs(make_specs(task, name, task.n_seeds), finished) for name in METHODS}
+        ppo = [name for name in PPO_METHODS if runs[name]]
+        if runs["grpo"] and ppo:
+            best = max(ppo, key=lambda name: float(compute_iqm(get_scores(runs[name]))))
+            scores = [format_score(runs[name], task.n_decimals) for name in ("grpo", "grpo_general", best)]
+            settings = METHODS[best].label.removeprefix("SB3 PPO, ")
+            lines.append(f"| {task.env_name} | {task.total_timesteps:,} | {' | '.join(scores)} | {settings} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Write the page and the curves."""
+    """Write the pages and the curves."""
     comparisons = [make_comparison(task) for task in TASKS]
     ablations = [text for task in ABLATION_TASKS if (text := make_ablation(task))]
     if ablations:
@@ -113,7 +133,9 @@ def main() -> None:
         speed.insert(0, _SPEED_INTRO)
     path = _FOLDER / "RESULTS.md"
     path.write_text("\n".join(text for text in (_INTRO, *comparisons, *ablations, *speed) if text))
-    print(f"wrote {path.name} and its curves")
+    method = _FOLDER.parent / "docs" / "method.md"
+    method.write_text(_FIGURES.sub(lambda match: make_summary(), method.read_text()))
+    print(f"wrote {path.name} and its curves, and the figures of {method.name}")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,16 @@ def format_table(rows: Mapping[str, Sequence[Run]], n_decimals: int) -> str:
     return "\n".join([_HEADER, _RULE, *lines])
 
 
+def format_score(runs: Sequence[Run], n_decimals: int) -> str:
+    """Format the interquartile mean, its 95 % interval and the number of seeds; a dash without runs."""
+    if not runs:
+        return "-"
+    scores = get_scores(runs)
+    lower, upper = compute_interval(scores)
+    iqm, low, high = (f"{value:,.{n_decimals}f}" for value in (compute_iqm(scores), lower, upper))
+    return f"{iqm} [{low}, {high}], {len(runs)} seeds"
+
+
 def _format_row(label: str, runs: Sequence[Run], n_decimals: int) -> str:
     scores = get_scores(runs)
     lower, upper = compute_interval(scores)

@@ -23,7 +23,7 @@ from benchmarks.learning.zero_advantage import GroupRewards
 from benchmarks.lib.durations import estimate_seconds, format_duration
 from benchmarks.lib.grids import register_grids
 from benchmarks.lib.runs import Run, RunSpec, append_run, find_missing, read_runs, select_runs
-from benchmarks.lib.tables import compute_interval, compute_iqm, format_aim, format_table
+from benchmarks.lib.tables import compute_interval, compute_iqm, format_aim, format_score, format_table
 from benchmarks.lib.tasks import ENV_NAMES, TASKS, Task, get_task, select_tasks
 from grpo_core.options.presets import choose_general_preset
 from grpo_core.restoring.simulator import NotBranchableError, check_branchable
@@ -137,6 +137,11 @@ def test_duration(seconds: float, expected: str) -> None:
 )
 def test_interquartile_mean(scores: list[float], expected: float) -> None:
     assert compute_iqm(np.array(scores)) == pytest.approx(expected)
+
+
+def test_score_with_its_interval_and_seeds() -> None:
+    assert format_score([], 1) == "-"
+    assert format_score(make_runs(1000.0, 1000.0), 1) == "1,000.0 [1,000.0, 1,000.0], 2 seeds"
 
 
 def test_interquartile_mean_of_curves_is_taken_point_by_point() -> None:
