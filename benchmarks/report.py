@@ -12,7 +12,7 @@ from benchmarks.learning.peer_settings import PUBLISHED
 from benchmarks.learning.suite import get_path
 from benchmarks.lib.plots import plot_curves
 from benchmarks.lib.runs import Run, read_runs, select_runs
-from benchmarks.lib.tables import compute_iqm, format_aim, format_score, format_table, get_scores
+from benchmarks.lib.tables import compute_iqm, format_aims, format_score, format_table, get_scores, list_aims
 from benchmarks.lib.tasks import FIRST_SEED, TASKS, Task
 from benchmarks.measure_speed import format_sections
 
@@ -76,7 +76,7 @@ def make_comparison(task: Task) -> str:
     path = _FOLDER / "results" / "curves" / f"{task.file_name}.png"
     plot_curves(task, {name: (method.label, runs[name]) for name, method in METHODS.items()}, marks, path)
     table = format_table({METHODS[name].label: rows for name, rows in runs.items()}, task.n_decimals)
-    aims = format_aim(task, runs["grpo"], [runs[name] for name in PPO_METHODS])
+    aims = format_aims(task, runs["grpo"], [runs[name] for name in PPO_METHODS])
     paragraphs = (
         f"## {task.title}",
         f"{aims} {text}".strip(),
@@ -107,8 +107,8 @@ def make_ablation(task: Task) -> str:
 def make_summary() -> str:
     """Return the table of the tasks that GRPO's preset was run on, beside the best of PPO's settings."""
     lines = [
-        "| task | steps | GRPO, preset | GRPO, general preset | best PPO | its settings |",
-        "|---|---|---|---|---|---|",
+        "| task | steps | GRPO, preset | worst seed | GRPO, general preset | best PPO | its settings | missed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
         finished = read_runs(get_path(task.env_name))
@@ -116,9 +116,13 @@ def make_summary() -> str:
         ppo = [name for name in PPO_METHODS if runs[name]]
         if runs["grpo"] and ppo:
             best = max(ppo, key=lambda name: float(compute_iqm(get_scores(runs[name]))))
-            scores = [format_score(runs[name], task.n_decimals) for name in ("grpo", "grpo_general", best)]
+            grpo, general, peer = (format_score(runs[name], task.n_decimals) for name in ("grpo", "grpo_general", best))
+            worst = f"{get_scores(runs['grpo']).min():,.{task.n_decimals}f}"
             settings = METHODS[best].label.removeprefix("SB3 PPO, ")
-            lines.append(f"| {task.env_name} | {task.total_timesteps:,} | {' | '.join(scores)} | {settings} |")
+            aims = list_aims(task, runs["grpo"], [runs[name] for name in ppo])
+            missed = "; ".join(aim for aim, is_reached in aims.items() if not is_reached)
+            cells = (task.env_name, f"{task.total_timesteps:,}", grpo, worst, general, peer, settings, missed)
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

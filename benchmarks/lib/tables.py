@@ -81,20 +81,29 @@ def _format_row(label: str, runs: Sequence[Run], n_decimals: int) -> str:
     return f"| {label} | {len(runs)} | {iqm} [{low}, {high}] | {mean} | {worst} | {steps} | {listed} |"
 
 
-def format_aim(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -> str:
-    """Format the aims of a task, and which of them are reached.
+def list_aims(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -> dict[str, bool]:
+    """List the aims of a task in words, and whether GRPO reached each; none is reached without runs.
 
     :param grpo: Runs of GRPO.
     :param ppo: Runs of PPO, one sequence per variant; the best variant counts.
     """
     scores = get_scores(grpo)
+    iqm, worst = (float(compute_iqm(scores)), float(scores.min())) if grpo else (-np.inf, -np.inf)
     ppo_iqms = [float(compute_iqm(get_scores(runs))) for runs in ppo if runs]
-    aims = []
+    aims = {}
     if task.aim is not None:
-        aims.append((f"an IQM of at least {task.aim:,g}", grpo and compute_iqm(scores) >= task.aim))
+        aims[f"an IQM of at least {task.aim:,g}"] = iqm >= task.aim
     if task.worst_aim is not None:
-        aims.append((f"no seed below {task.worst_aim:,g}", grpo and scores.min() >= task.worst_aim))
+        aims[f"no seed below {task.worst_aim:,g}"] = worst >= task.worst_aim
     if ppo_iqms:
-        aims.append(("an IQM of at least the best PPO's", grpo and compute_iqm(scores) >= max(ppo_iqms)))
-    listed = [f"{aim}: **{'reached' if is_reached else 'missed'}**" if grpo else aim for aim, is_reached in aims]
+        aims["an IQM of at least the best PPO's"] = iqm >= max(ppo_iqms)
+    return aims
+
+
+def format_aims(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -> str:
+    """Format the aims of a task, and which of them are reached, see ``list_aims``."""
+    aims = list_aims(task, grpo, ppo)
+    listed = [
+        f"{aim}: **{'reached' if is_reached else 'missed'}**" if grpo else aim for aim, is_reached in aims.items()
+    ]
     return f"Aims for GRPO: {'; '.join(listed)}."

@@ -23,7 +23,7 @@ from benchmarks.learning.zero_advantage import GroupRewards
 from benchmarks.lib.durations import estimate_seconds, format_duration
 from benchmarks.lib.grids import register_grids
 from benchmarks.lib.runs import Run, RunSpec, append_run, find_missing, read_runs, select_runs
-from benchmarks.lib.tables import compute_interval, compute_iqm, format_aim, format_score, format_table
+from benchmarks.lib.tables import compute_interval, compute_iqm, format_aims, format_score, format_table
 from benchmarks.lib.tasks import ENV_NAMES, TASKS, Task, get_task, select_tasks
 from grpo_core.options.presets import choose_general_preset
 from grpo_core.restoring.simulator import NotBranchableError, check_branchable
@@ -176,13 +176,13 @@ def test_table() -> None:
     ],
 )
 def test_aims(grpo: list[float], ppo: list[list[float]], expected: list[str]) -> None:
-    text = format_aim(TASK, make_runs(*grpo), [make_runs(*scores) for scores in ppo])
+    text = format_aims(TASK, make_runs(*grpo), [make_runs(*scores) for scores in ppo])
     assert re.findall(r"reached|missed", text) == expected
     assert text.startswith("Aims for GRPO: an IQM of at least 490")
 
 
 def test_a_task_without_a_figure_to_reach_asks_for_no_less_than_ppo() -> None:
-    text = format_aim(Task("Ant-v5", 100), make_runs(5.0), [make_runs(4.0)])
+    text = format_aims(Task("Ant-v5", 100), make_runs(5.0), [make_runs(4.0)])
     assert text == "Aims for GRPO: an IQM of at least the best PPO's: **reached**."
 
 
