@@ -60,7 +60,7 @@ $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
 	$(PIP) install -r requirements-bench.txt
 	touch $@
 
-# Hours; makes only the runs that are missing. ARGS="--envs CartPole-v1 --jobs 1" makes a part of them.
+# Days; makes only the runs that are missing, the quickest first. ARGS="--max-steps 60000 --jobs 1" makes a part of them.
 bench-suite: $(VENV)/.installed-bench
 	$(VENV)/bin/python -m benchmarks.learning.suite $(ARGS)
 	$(VENV)/bin/python -m benchmarks.report

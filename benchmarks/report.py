@@ -1,20 +1,23 @@
-"""Write ``benchmarks/RESULTS.md`` and ``benchmarks/results/curves/`` from the finished runs.
+"""Write ``benchmarks/RESULTS.md``, its curves and the figures in ``docs/method.md`` from the finished runs.
 
 Runs with other settings than today's are left out: after a change of settings, make the missing runs first.
 """
 
+import re
 from pathlib import Path
 
-from benchmarks.learning.ablation import ABLATION_PATH, ABLATIONS, get_label, make_ablation_specs
-from benchmarks.learning.methods import METHODS, make_specs
+from benchmarks.learning.ablation import ABLATION_PATH, ABLATION_TASKS, ABLATIONS, make_rows
+from benchmarks.learning.methods import METHODS, PPO_METHODS, make_specs
+from benchmarks.learning.peer_settings import PUBLISHED
 from benchmarks.learning.suite import get_path
 from benchmarks.lib.plots import plot_curves
 from benchmarks.lib.runs import Run, read_runs, select_runs
-from benchmarks.lib.tables import count_decimals, format_aim, format_table
+from benchmarks.lib.tables import compute_iqm, format_aims, format_score, format_table, get_scores, list_aims
 from benchmarks.lib.tasks import FIRST_SEED, TASKS, Task
 from benchmarks.measure_speed import format_sections
 
 _FOLDER = Path(__file__).parent
+_FIGURES = re.compile("(?<=<!-- figures -->\n\n).*(?=\n<!-- end -->)", flags=re.DOTALL)
 _INTRO = f"""# Comparison at equal simulator steps
 
 `python -m benchmarks.report` writes this page; the runs are in `results/`, one JSON line each with its settings,
@@ -23,16 +26,29 @@ curve and versions. `make bench-suite` makes the missing ones and writes the pag
 - **Budget.** Every simulator step of every branch or candidate counts; evaluation does not. Methods that work in
   rollouts complete the last one: "steps taken" is the mean of the steps really used.
 - **Reward.** The environment's own, for training and for evaluation, except for the negative control.
-- **Score.** The mean of 100 episodes (LunarLander 50, Hopper 30, FrozenLake 1,000) of the final deterministic policy,
-  in fresh environments with seeds of their own. For FrozenLake it is the success rate.
+- **Score.** The mean of 100 episodes (InvertedDoublePendulum and LunarLander 50, MuJoCo's others 30, FrozenLake 1,000)
+  of the final deterministic policy, in fresh environments with seeds of their own. For FrozenLake it is the success
+  rate.
 - **Seeds.** From {FIRST_SEED} on, the same for every method, none used in tuning.
 - **IQM.** Interquartile mean over seeds, with the 95 % interval of a percentile bootstrap over seeds, as rliable
   defines them (arXiv 2108.13264). With 3 seeds it is the mean, and the interval is only a hint.
+- **Ours.** "Preset" is the environment's own in `grpo_core/options/presets.yml`. "General preset" is what a user gets
+  who tunes nothing and whose environment has none: set it beside PPO's defaults.
 - **Peers.** "Zoo settings" are those of rl-baselines3-zoo 2.9.2, most of them tuned for more steps than here; schedules
-  run over the budget here. The zoo has none for FrozenLake-v1, where PPO, TRPO and ARS run with their defaults.
-  Hopper-v5 takes those of Hopper-v4.
+  run over the budget here. `learning/peer_settings.py` names the entry of each, also where an older version of the
+  environment lends its own. The zoo has none for FrozenLake-v1. "Defaults, falling rate, normalised" is what the usual
+  advice comes to: the learning rate falls from 3e-4 to 0, and VecNormalize is around the environment.
+- **Published.** One training each from [benchmark.md](https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md)
+  of rl-baselines3-zoo, for orientation: of SAC where actions are continuous, of DQN elsewhere.
+- **Small grids.** MiniGrid's and MinAtar's observations are flattened for every method (`lib/grids.py`).
 - **Negative control.** The zero-advantage port (`learning/zero_advantage.py`) on CartPole-v1, trained on
   `optimized_cartpole`.
+"""
+
+_ABLATION_INTRO = """## What each part adds
+
+`make bench-ablation` makes these runs. All other settings are those of the task's preset; where the heading says "a
+constant learning rate", of the preset as it was then, with 3e-4 throughout. The seeds are others than above.
 """
 
 _SPEED_INTRO = """# Speed
@@ -48,20 +64,26 @@ def make_comparison(task: Task) -> str:
     runs = {name: select_runs(make_specs(task, name, task.n_seeds), finished) for name in METHODS}
     if not any(runs.values()):
         return ""
-    plot_curves(
-        task,
-        {name: (method.label, runs[name]) for name, method in METHODS.items()},
-        _FOLDER / "results" / "curves" / f"{task.env_name}.png",
-    )
-    table = format_table({METHODS[name].label: rows for name, rows in runs.items()}, count_decimals(task))
-    return "\n\n".join(
-        (
-            f"## {task.env_name}, {task.total_timesteps:,} steps",
-            format_aim(task, runs["grpo"], (runs["ppo_zoo"], runs["ppo_default"])),
-            table + _format_control(runs["zero_advantage"]),
-            f"![Learning curves](results/curves/{task.env_name}.png)\n",
+    published = PUBLISHED.get(task.env_name)
+    marks = {} if task.aim is None else {f"aim: {task.aim:,g}": task.aim}
+    text = ""
+    if published is not None:
+        marks[f"{published.algorithm}, published: {published.score:,g}"] = published.score
+        text = (
+            f"Published: {published.algorithm} {published.score:,} after {published.n_steps:,} steps"
+            f"{'' if published.env_name == task.env_name else f' of {published.env_name}'}."
         )
+    path = _FOLDER / "results" / "curves" / f"{task.file_name}.png"
+    plot_curves(task, {name: (method.label, runs[name]) for name, method in METHODS.items()}, marks, path)
+    table = format_table({METHODS[name].label: rows for name, rows in runs.items()}, task.n_decimals)
+    aims = format_aims(task, runs["grpo"], [runs[name] for name in PPO_METHODS])
+    paragraphs = (
+        f"## {task.title}",
+        f"{aims} {text}".strip(),
+        table + _format_control(runs["zero_advantage"]),
+        f"![Learning curves](results/curves/{path.name})\n",
     )
+    return "\n\n".join(paragraphs)
 
 
 def _format_control(runs: list[Run]) -> str:
@@ -75,29 +97,49 @@ def make_ablation(task: Task) -> str:
     """Return the ablation tables of a task; empty without runs."""
     finished = read_runs(ABLATION_PATH)
     sections = []
-    for ablation in ABLATIONS:
-        rows: dict[str, list[Run]] = {}
-        for spec in make_ablation_specs(task, ablation):
-            rows.setdefault(get_label(ablation, spec), []).extend(select_runs([spec], finished))
-        if any(rows.values()):
-            sections.append(f"### {task.env_name}: {ablation.title}\n\n{format_table(rows, count_decimals(task))}\n")
+    for ablation in ABLATIONS.values():
+        rows = {label: select_runs(specs, finished) for label, specs in make_rows(task, ablation).items()}
+        if any(rows.values()) and task.env_name in ablation.env_names:
+            sections.append(f"### {task.title}: {ablation.title}\n\n{format_table(rows, task.n_decimals)}\n")
     return "\n".join(sections)
 
 
+def make_summary() -> str:
+    """Return the table of the tasks that GRPO's preset was run on, beside the best of PPO's settings."""
+    lines = [
+        "| task | steps | GRPO, preset | worst seed | GRPO, general preset | best PPO | its settings | missed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        finished = read_runs(get_path(task.env_name))
+        runs = {name: select_runs(make_specs(task, name, task.n_seeds), finished) for name in METHODS}
+        ppo = [name for name in PPO_METHODS if runs[name]]
+        if runs["grpo"] and ppo:
+            best = max(ppo, key=lambda name: float(compute_iqm(get_scores(runs[name]))))
+            grpo, general, peer = (format_score(runs[name], task.n_decimals) for name in ("grpo", "grpo_general", best))
+            worst = f"{get_scores(runs['grpo']).min():,.{task.n_decimals}f}"
+            settings = METHODS[best].label.removeprefix("SB3 PPO, ")
+            aims = list_aims(task, runs["grpo"], [runs[name] for name in ppo])
+            missed = "; ".join(aim for aim, is_reached in aims.items() if not is_reached)
+            cells = (task.env_name, f"{task.total_timesteps:,}", grpo, worst, general, peer, settings, missed)
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Write the page and the curves."""
-    comparisons = [make_comparison(task) for task in TASKS.values()]
-    ablations = [text for task in TASKS.values() if (text := make_ablation(task))]
+    """Write the pages and the curves."""
+    comparisons = [make_comparison(task) for task in TASKS]
+    ablations = [text for task in ABLATION_TASKS if (text := make_ablation(task))]
     if ablations:
-        ablations.insert(
-            0, "## What each part adds\n\nAll other settings are those of the comparison; the seeds are others.\n"
-        )
+        ablations.insert(0, _ABLATION_INTRO)
     speed = format_sections()
     if speed:
         speed.insert(0, _SPEED_INTRO)
     path = _FOLDER / "RESULTS.md"
     path.write_text("\n".join(text for text in (_INTRO, *comparisons, *ablations, *speed) if text))
-    print(f"wrote {path.name} and its curves")
+    method = _FOLDER.parent / "docs" / "method.md"
+    method.write_text(_FIGURES.sub(lambda match: make_summary(), method.read_text()))
+    print(f"wrote {path.name} and its curves, and the figures of {method.name}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Make the missing runs of the ablation: one part of GRPO changed at a time, at equal steps.
 
-``python -m benchmarks.learning.ablation --envs Acrobot-v1 --jobs 1``; ``python -m benchmarks.report`` writes the tables
-into RESULTS.md.
+``python -m benchmarks.learning.ablation --envs Acrobot-v1 --tables baseline --jobs 1``; ``python -m benchmarks.report``
+writes the tables into RESULTS.md.
 """
 
 import argparse
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from itertools import product
 
 # One thread per training; several trainings share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,21 +17,29 @@ from benchmarks.learning.grpo_settings import get_grpo_settings
 from benchmarks.learning.suite import run_missing
 from benchmarks.learning.trainers import train
 from benchmarks.lib.runs import RESULTS_FOLDER, RunSpec, Settings
-from benchmarks.lib.tasks import TASKS, Task
+from benchmarks.lib.tasks import Task, get_task
 
 ABLATION_PATH = RESULTS_FOLDER / "ablation.jsonl"
 _METHOD = "ablation"  # runs differ by their settings; two tables share a run
 _FIRST_SEED = 4000  # others than the comparison's, since these runs may decide on settings
-_N_SEEDS = 6
-_DEFAULT_ENVS = ("Acrobot-v1", "CartPole-v1")
-# All of them, so that a run with an environment's own settings is the same run in every table.
-_DEFAULTS: Settings = {
+ABLATION_TASKS = (
+    get_task("CartPole-v1", 20_000),
+    get_task("Acrobot-v1", 15_000),
+    get_task("Pendulum-v1", 30_000),
+    get_task("MountainCar-v0", 120_000),
+    get_task("Hopper-v5", 300_000),
+)
+# What differs between tables is named by all of them, so that a run with a preset's own settings is the same in each.
+_NAMED: Settings = {"group_mode": "branch", "baseline": "residual", "anchor_selection": "continue"}
+# What the tables of Acrobot and CartPole were measured with before the presets' learning rates fell.
+_CONSTANT_RATE: Settings = {
     "group_mode": "branch",
     "baseline": "residual",
     "advantage_scaling": "batch",
     "group_size": 2,
     "horizon": 32,
     "n_steps": 256,
+    "n_envs": 1,
 }
 
 
@@ -41,59 +48,100 @@ class Ablation:
     """One table.
 
     :param title: Heading.
-    :param variants: Settings that replace those of the environment, one row each.
+    :param variants: Label of a row to the settings that replace those of the task.
+    :param env_names: Environments that it is made for.
+    :param n_seeds: Runs per row.
+    :param base: Settings instead of the task's preset.
     """
 
     title: str
-    variants: tuple[Settings, ...]
+    variants: dict[str, Settings]
+    env_names: tuple[str, ...] = tuple(task.env_name for task in ABLATION_TASKS)
+    n_seeds: int = 10
+    base: Settings | None = None
 
 
-ABLATIONS = (
-    Ablation(
-        "baseline",
-        (
-            *({"baseline": name} for name in ("none", "batch", "timestep", "group", "residual", "value")),
-            {"group_mode": "episode", "baseline": "group"},
-        ),
+def _vary(name: str, values: tuple[object, ...]) -> dict[str, Settings]:
+    """Make a row of each value of one argument."""
+    return {f"{name} {value}": {name: value} for value in values}
+
+
+def _vary_baselines() -> dict[str, Settings]:
+    """Make a row of each baseline, with groups of branches, the same from an archive of anchors, and of episodes."""
+    groups: dict[str, Settings] = {
+        "branches": {"group_mode": "branch"},
+        "branches from an archive": {"group_mode": "branch", "anchor_selection": "archive"},
+        "episodes": {"group_mode": "episode", "horizon": None},
+    }
+    baselines = ("none", "batch", "value", "group", "residual", "adaptive")
+    return {
+        f"{baseline}, {label}": {"baseline": baseline, **settings}
+        for (label, settings), baseline in product(groups.items(), baselines)
+    }
+
+
+ABLATIONS = {
+    "baseline": Ablation("what is subtracted, and where groups start", _vary_baselines()),
+    "group_size": Ablation("group size, the same steps per rollout", _vary("group_size", (2, 4, 8, 16))),
+    "horizon": Ablation("horizon, the same steps per rollout", _vary("horizon", (8, 16, 32, 64, 128, 256))),
+    "constant_rate": Ablation(
+        "a constant learning rate",
+        {
+            **_vary("baseline", ("none", "batch", "timestep", "group", "residual", "value")),
+            "episodes of up to 32 steps, baseline group": {"group_mode": "episode", "baseline": "group"},
+            **_vary("group_size", (4, 8)),
+            **_vary("horizon", (4, 8, 16, 64, 128)),
+            **_vary("advantage_scaling", ("group", "none")),
+        },
+        env_names=("CartPole-v1", "Acrobot-v1"),
+        n_seeds=6,
+        base=_CONSTANT_RATE,
     ),
-    Ablation("group size, the same steps per rollout", tuple({"group_size": size} for size in (2, 4, 8, 16))),
-    Ablation("horizon, the same steps per rollout", tuple({"horizon": horizon} for horizon in (4, 8, 16, 32, 64, 128))),
-    Ablation("advantage scaling", tuple({"advantage_scaling": name} for name in ("group", "batch", "none"))),
-)
+}
+_CURRENT_TABLES = ("baseline", "group_size", "horizon")
 
 
-def make_ablation_specs(task: Task, ablation: Ablation) -> list[RunSpec]:
-    """Return the runs of one table, without variants whose groups do not fill a rollout."""
-    specs = []
-    for variant in ablation.variants:
-        settings = _DEFAULTS | get_grpo_settings(task.env_name) | variant
-        if settings["n_steps"] % (settings["group_size"] * settings["horizon"]) == 0:
-            specs += [
+def make_rows(task: Task, ablation: Ablation) -> dict[str, list[RunSpec]]:
+    """Return the runs of one table by the labels of its rows, without rows whose groups do not fill a rollout."""
+    base = ablation.base or _NAMED | (get_grpo_settings(task.env_name) or {})
+    rows = {}
+    for label, variant in ablation.variants.items():
+        settings = base | variant
+        if _fills_rollouts(settings):
+            rows[label] = [
                 RunSpec(task.env_name, _METHOD, "GRPO", seed, task.total_timesteps, settings)
-                for seed in range(_FIRST_SEED, _FIRST_SEED + _N_SEEDS)
+                for seed in range(_FIRST_SEED, _FIRST_SEED + ablation.n_seeds)
             ]
-    return specs
+    return rows
 
 
-def get_label(ablation: Ablation, spec: RunSpec) -> str:
-    """Return the label of a run's row: the settings of its variant."""
-    variant = next(variant for variant in reversed(ablation.variants) if variant.items() <= spec.settings.items())
-    return ", ".join(f"{name} {value}" for name, value in variant.items())
+def _fills_rollouts(settings: Settings) -> bool:
+    if settings["group_mode"] == "episode":
+        return True
+    is_whole: bool = settings["n_steps"] % (settings["group_size"] * settings["horizon"]) == 0
+    return is_whole
 
 
 def main() -> None:
-    """Make the missing runs, table by table."""
+    """Make the missing runs."""
+    env_names = [task.env_name for task in ABLATION_TASKS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--envs", nargs="+", choices=TASKS, default=list(_DEFAULT_ENVS))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--envs", nargs="+", choices=env_names, default=env_names)
+    parser.add_argument("--tables", nargs="+", choices=ABLATIONS, default=list(_CURRENT_TABLES))
+    parser.add_argument(
+        "--n-seeds", type=int, help="seeds of each row, at most (and by default) the table's own number"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that share the runs")
     arguments = parser.parse_args()
-    n_failed = 0
-    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as executor:
-        for env_name in arguments.envs:
-            for ablation in ABLATIONS:
-                specs = make_ablation_specs(TASKS[env_name], ablation)
-                n_failed += run_missing(specs, ABLATION_PATH, executor, train)
-    sys.exit(1 if n_failed else 0)
+    specs = [
+        spec
+        for task in ABLATION_TASKS
+        for name in arguments.tables
+        for row in make_rows(task, ABLATIONS[name]).values()
+        for spec in row[: arguments.n_seeds]
+        if task.env_name in arguments.envs and task.env_name in ABLATIONS[name].env_names
+    ]
+    sys.exit(1 if run_missing(specs, lambda env_name: ABLATION_PATH, arguments.jobs, train) else 0)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """The settings of this project's GRPO, and how to make a model from them."""
 
+from inspect import signature
+
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.lib.runs import Settings
+from benchmarks.lib.tasks import Task
 from grpo import GRPO
-from grpo_core.options.presets import get_preset, parse_schedules
+from grpo_core.options.presets import Preset, get_preset, parse_schedules, shorten_rollouts
 
 # Action groups have one branch per action, and other numbers of steps fill a rollout.
 _ACTION_SETTINGS: dict[str, Settings] = {
@@ -14,25 +17,66 @@ _ACTION_SETTINGS: dict[str, Settings] = {
     "MountainCar-v0": {"group_size": 3, "n_steps": 3840},
     "FrozenLake-v1": {"group_size": 4},
 }
+# Defaults of GRPO when the first runs were stored, which do not name them. One that has changed since is named, so that
+# those runs do not pass for today's.
+_STORED_DEFAULTS: Settings = {"baseline": "residual", "anchor_selection": "continue"}
+# What choose_general_preset answers, without making the environments.
+GENERAL_PRESETS = {
+    **dict.fromkeys(("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "FrozenLake-v1"), "general-discrete"),
+    "LunarLander-v3": "general-discrete-episodes",
+    **dict.fromkeys(
+        ("MiniGrid-DoorKey-6x6-flat-v0", "MiniGrid-MultiRoom-N2-S4-flat-v0", "MinAtar-Breakout-flat-v1"),
+        "general-discrete",
+    ),
+    **dict.fromkeys(
+        (
+            "Pendulum-v1",
+            "MountainCarContinuous-v0",
+            "InvertedDoublePendulum-v5",
+            "Hopper-v5",
+            "Walker2d-v5",
+            "HalfCheetah-v5",
+            "Ant-v5",
+        ),
+        "general-continuous",
+    ),
+}
 
 
-def get_grpo_settings(env_name: str) -> Settings:
-    """Return the settings of an environment's preset.
-
-    :raises KeyError: If it has none.
-    """
+def get_grpo_settings(env_name: str) -> Settings | None:
+    """Return the settings of an environment's preset; None if it has none."""
     preset = get_preset(env_name)
-    if preset is None:
-        raise KeyError(f"{env_name} has no preset in grpo_core/options/presets.yml.")
+    return None if preset is None else _to_settings(preset)
+
+
+def get_general_settings(task: Task) -> Settings:
+    """Return what ``POST /train`` takes for a task that has no preset of its own."""
+    preset = get_preset(GENERAL_PRESETS[task.env_name])
+    assert preset is not None, "GENERAL_PRESETS names presets that there are"
+    settings = _to_settings(preset)
+    return settings | {"n_steps": shorten_rollouts(settings["n_steps"], task.total_timesteps)}
+
+
+def _to_settings(preset: Preset) -> Settings:
     normalize = {} if preset.normalize is None else {"normalize": dict(preset.normalize)}
-    return {"n_envs": preset.n_envs, **normalize, **preset.arguments}
+    return {"n_envs": preset.n_envs, **normalize, **_list_changed_defaults(), **preset.arguments}
+
+
+def _list_changed_defaults() -> Settings:
+    defaults = {name: parameter.default for name, parameter in signature(GRPO).parameters.items()}
+    return {
+        name: defaults[name]
+        for name, stored in _STORED_DEFAULTS.items()
+        if name in defaults and defaults[name] != stored
+    }
 
 
 def get_action_settings(env_name: str) -> Settings | None:
     """Return the settings of an environment for groups of enumerated actions; None without any."""
-    if env_name not in _ACTION_SETTINGS:
+    settings = get_grpo_settings(env_name)
+    if settings is None or env_name not in _ACTION_SETTINGS:
         return None
-    return get_grpo_settings(env_name) | {"group_mode": "action"} | _ACTION_SETTINGS[env_name]
+    return settings | {"group_mode": "action"} | _ACTION_SETTINGS[env_name]
 
 
 def make_grpo(env_name: str, settings: Settings, seed: int) -> GRPO:

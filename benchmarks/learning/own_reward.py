@@ -29,7 +29,10 @@ def train(method: str, env_name: str, total_timesteps: int, seed: int) -> float:
     """
     torch.set_num_threads(1)
     if method == "GRPO, preset":
-        actor = make_grpo(env_name, get_grpo_settings(env_name), seed).learn(total_timesteps).make_actor()
+        settings = get_grpo_settings(env_name)
+        if settings is None:
+            raise ValueError(f"{env_name} has no preset in grpo_core/options/presets.yml; choose other --methods.")
+        actor = make_grpo(env_name, settings, seed).learn(total_timesteps).make_actor()
         return evaluate(env_name, actor.best_actions, seed)
     algorithm: type[GRPO] | type[PPO] = GRPO if method == "GRPO, defaults" else PPO
     model = algorithm("MlpPolicy", env_name, seed=seed, device="cpu")

@@ -20,8 +20,9 @@ from benchmarks.learning.learning_curve import CurveCallback, LearningCurve, mak
 from benchmarks.learning.linear_search import search
 from benchmarks.learning.zero_advantage import GroupAdvantages, GroupRewards
 from benchmarks.lib.evaluation import Policy
+from benchmarks.lib.grids import register_grids
 from benchmarks.lib.runs import Run, RunSpec, Settings
-from benchmarks.lib.tasks import TASKS
+from benchmarks.lib.tasks import get_task
 from grpo_core.options.presets import parse_schedules
 
 # Simulator steps taken, the final policy, and other figures.
@@ -102,7 +103,8 @@ TRAINERS: dict[str, Trainer] = {
 def train(spec: RunSpec) -> Run:
     """Make one run in this process, with one torch thread."""
     torch.set_num_threads(1)
-    curve = LearningCurve(TASKS[spec.env], spec.budget, spec.seed)
+    register_grids()
+    curve = LearningCurve(get_task(spec.env, spec.budget), spec.budget, spec.seed)
     started_at = time.monotonic()
     total_timesteps, policy, notes = TRAINERS[spec.algorithm](spec, curve)
     wall_seconds = time.monotonic() - started_at - curve.evaluation_seconds

@@ -26,10 +26,12 @@ class Style(NamedTuple):
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow, which is faint on white.
 STYLES = {
     "grpo": Style("#D55E00", "-", 2.6),
+    "grpo_general": Style("#882255", "-", 2.0),
     "grpo_episode": Style("#E69F00", "-"),
     "grpo_action": Style("#CC79A7", "-"),
     "ppo_zoo": Style("#0072B2", "-", 2.0),
     "ppo_default": Style("#56B4E9", "-"),
+    "ppo_normalized": Style("#0072B2", "--"),
     "trpo_zoo": Style("#009E73", "--"),
     "ars_zoo": Style("#000000", "--"),
     "linear_search": Style("#808080", ":"),
@@ -37,10 +39,13 @@ STYLES = {
 }
 
 
-def plot_curves(task: Task, rows: Mapping[str, tuple[str, Sequence[Run]]], path: Path) -> None:
+def plot_curves(
+    task: Task, rows: Mapping[str, tuple[str, Sequence[Run]]], marks: Mapping[str, float], path: Path
+) -> None:
     """Plot the interquartile mean over seeds against simulator steps, with its 95 % interval, as PNG.
 
     :param rows: Method to its label and runs; a method without runs is left out.
+    :param marks: Label to a score that a level line marks.
     :param path: File to write.
     """
     figure, axes = pyplot.subplots(figsize=(9.5, 4.8), layout="constrained")
@@ -53,9 +58,10 @@ def plot_curves(task: Task, rows: Mapping[str, tuple[str, Sequence[Run]]], path:
         style = STYLES[method]
         axes.plot(steps, compute_iqm(scores), style.line, color=style.color, linewidth=style.width, label=label)
         axes.fill_between(steps, *compute_interval(scores), color=style.color, alpha=0.13, linewidth=0)
-    axes.axhline(task.aim, color="#404040", linewidth=0.8, linestyle=(0, (1, 3)), label=f"aim: {task.aim:g}")
+    for (label, score), line in zip(marks.items(), ((0, (1, 3)), (0, (5, 5))), strict=False):
+        axes.axhline(score, color="#404040", linewidth=0.8, linestyle=line, label=label)
     axes.set(
-        title=f"{task.env_name}: IQM over seeds, 95 % interval",
+        title=f"{task.title}: IQM over seeds, 95 % interval",
         xlabel="simulator steps (all counted)",
         ylabel="own reward per episode, deterministic policy",
     )

@@ -86,9 +86,13 @@ def append_run(path: Path, run: Run) -> None:
 
 
 def find_missing(specs: Iterable[RunSpec], finished: Iterable[Run]) -> list[RunSpec]:
-    """Return the specs without a finished run of the same settings and budget."""
+    """Return the specs without a finished run of the same settings and budget, each once."""
     specs_finished = [run.spec for run in finished]
-    return [spec for spec in specs if spec not in specs_finished]
+    missing: list[RunSpec] = []
+    for spec in specs:
+        if spec not in specs_finished and spec not in missing:
+            missing.append(spec)
+    return missing
 
 
 def select_runs(specs: Iterable[RunSpec], finished: Iterable[Run]) -> list[Run]:

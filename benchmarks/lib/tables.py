@@ -60,6 +60,16 @@ def format_table(rows: Mapping[str, Sequence[Run]], n_decimals: int) -> str:
     return "\n".join([_HEADER, _RULE, *lines])
 
 
+def format_score(runs: Sequence[Run], n_decimals: int) -> str:
+    """Format the interquartile mean, its 95 % interval and the number of seeds; a dash without runs."""
+    if not runs:
+        return "-"
+    scores = get_scores(runs)
+    lower, upper = compute_interval(scores)
+    iqm, low, high = (f"{value:,.{n_decimals}f}" for value in (compute_iqm(scores), lower, upper))
+    return f"{iqm} [{low}, {high}], {len(runs)} seeds"
+
+
 def _format_row(label: str, runs: Sequence[Run], n_decimals: int) -> str:
     scores = get_scores(runs)
     lower, upper = compute_interval(scores)
@@ -71,21 +81,29 @@ def _format_row(label: str, runs: Sequence[Run], n_decimals: int) -> str:
     return f"| {label} | {len(runs)} | {iqm} [{low}, {high}] | {mean} | {worst} | {steps} | {listed} |"
 
 
-def count_decimals(task: Task) -> int:
-    """Return the decimals for a task's scores: more for success rates than for returns."""
-    return 3 if abs(task.aim) < 1 else 1
-
-
-def format_aim(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -> str:
-    """Format the aim of a task, and whether it is reached.
+def list_aims(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -> dict[str, bool]:
+    """List the aims of a task in words, and whether GRPO reached each; none is reached without runs.
 
     :param grpo: Runs of GRPO.
     :param ppo: Runs of PPO, one sequence per variant; the best variant counts.
     """
-    aim = f"Aim for GRPO: an IQM of at least {task.aim:g}, and of at least PPO's."
-    best_ppo = max((float(compute_iqm(get_scores(runs))) for runs in ppo if runs), default=None)
-    if not grpo or best_ppo is None:
-        return aim
-    iqm = float(compute_iqm(get_scores(grpo)))
-    reached, matched = ("yes" if iqm >= bound else "no" for bound in (task.aim, best_ppo))
-    return f"{aim} Reached: {reached}; at least the better PPO's: {matched}."
+    scores = get_scores(grpo)
+    iqm, worst = (float(compute_iqm(scores)), float(scores.min())) if grpo else (-np.inf, -np.inf)
+    ppo_iqms = [float(compute_iqm(get_scores(runs))) for runs in ppo if runs]
+    aims = {}
+    if task.aim is not None:
+        aims[f"an IQM of at least {task.aim:,g}"] = iqm >= task.aim
+    if task.worst_aim is not None:
+        aims[f"no seed below {task.worst_aim:,g}"] = worst >= task.worst_aim
+    if ppo_iqms:
+        aims["an IQM of at least the best PPO's"] = iqm >= max(ppo_iqms)
+    return aims
+
+
+def format_aims(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -> str:
+    """Format the aims of a task, and which of them are reached, see ``list_aims``."""
+    aims = list_aims(task, grpo, ppo)
+    listed = [
+        f"{aim}: **{'reached' if is_reached else 'missed'}**" if grpo else aim for aim, is_reached in aims.items()
+    ]
+    return f"Aims for GRPO: {'; '.join(listed)}."

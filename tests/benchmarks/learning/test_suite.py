@@ -1,8 +1,7 @@
 """The comparison suite: what is stored, what is run again, and what the tables say."""
 
-from concurrent.futures import ProcessPoolExecutor
+import re
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,27 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from sb3_contrib import ARS, TRPO
+from stable_baselines3 import PPO
 
+from benchmarks.learning.ablation import ABLATION_PATH, ABLATION_TASKS, ABLATIONS, make_rows
+from benchmarks.learning.grpo_settings import GENERAL_PRESETS, get_general_settings
 from benchmarks.learning.learning_curve import LearningCurve
 from benchmarks.learning.linear_search import make_linear_policy, search
-from benchmarks.learning.suite import run_missing
+from benchmarks.learning.methods import METHODS, make_specs
+from benchmarks.learning.suite import plan_runs, run_missing
+from benchmarks.learning.trainers import make_env, to_arguments
 from benchmarks.learning.zero_advantage import GroupRewards
+from benchmarks.lib.durations import estimate_seconds, format_duration
+from benchmarks.lib.grids import register_grids
 from benchmarks.lib.runs import Run, RunSpec, append_run, find_missing, read_runs, select_runs
-from benchmarks.lib.tables import compute_interval, compute_iqm, format_aim, format_table
-from benchmarks.lib.tasks import TASKS, Task
+from benchmarks.lib.tables import compute_interval, compute_iqm, format_aims, format_score, format_table
+from benchmarks.lib.tasks import ENV_NAMES, TASKS, Task, get_task, select_tasks
+from grpo_core.options.presets import choose_general_preset
+from grpo_core.restoring.simulator import NotBranchableError, check_branchable
 
 SPEC = RunSpec("CartPole-v1", "ppo", "PPO", seed=1, budget=64, settings={"n_steps": 32, "policy_kwargs": {"a": [1, 2]}})
-TASK = Task("CartPole-v1", 100, n_seeds=4, aim=490)
+TASK = Task("CartPole-v1", 100, aim=490, worst_aim=400, n_seeds=4)
 
 
 def make_run(spec: RunSpec = SPEC, score: float = 10.0) -> Run:
@@ -66,29 +75,56 @@ def test_the_latest_of_two_equal_runs_counts() -> None:
     assert select_runs([SPEC], [make_run(score=1.0), make_run(score=2.0)]) == [make_run(score=2.0)]
 
 
-def test_resuming_makes_only_what_is_missing(tmp_path: Path) -> None:
+def test_a_run_that_two_tables_ask_for_is_made_once() -> None:
+    assert find_missing([SPEC, replace(SPEC)], []) == [SPEC]
+
+
+def test_resuming_makes_only_what_is_missing_and_a_failed_run_stops_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "env.jsonl"
     finished = make_run(score=77.0)
     append_run(path, finished)
-    missing = replace(SPEC, seed=2)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        assert run_missing([SPEC, missing], path, executor, make_run) == 0
-        assert run_missing([SPEC, missing], path, executor, make_run) == 0
+    failing, missing = replace(SPEC, seed=-1), replace(SPEC, seed=2)
+    assert run_missing([SPEC, failing, missing], lambda env_name: path, 1, _fail_below_zero) == 1
     assert read_runs(path) == [finished, make_run(missing)]
+    printed = capsys.readouterr()
+    assert printed.out.startswith("2 of 3 runs are missing: about 2 s\n")
+    assert "2/2 CartPole-v1 ppo seed 2: 10.00 in 1 s; about 0 s left" in printed.out
+    assert "FAILED CartPole-v1 ppo seed -1" in printed.err
 
-
-def test_a_failed_run_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "env.jsonl"
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        assert run_missing([SPEC, replace(SPEC, seed=-1)], path, executor, _fail_below_zero) == 1
-    assert [run.seed for run in read_runs(path)] == [1]
-    assert "FAILED CartPole-v1 ppo seed -1" in capsys.readouterr().err
+    assert run_missing([SPEC, missing], lambda env_name: path, 1, _fail_below_zero) == 0
+    assert capsys.readouterr().out == "0 of 2 runs are missing: about 0 s\n"
 
 
 def _fail_below_zero(spec: RunSpec) -> Run:
     if spec.seed < 0:
         raise ValueError("seed -1")
     return make_run(spec)
+
+
+def test_the_quickest_runs_come_first() -> None:
+    slow, quick = replace(SPEC, budget=1000, env="Slow-v0"), replace(SPEC, env="Quick-v0")
+    assert plan_runs([slow, SPEC, quick], [make_run()]) == [(1.0, quick), (15.625, slow)]
+
+
+def test_a_duration_is_estimated_from_the_runs_most_alike() -> None:
+    def make(method: str, algorithm: str, wall_seconds: float) -> Run:
+        return replace(make_run(), method=method, algorithm=algorithm, wall_seconds=wall_seconds)
+
+    spec = replace(SPEC, budget=128)  # twice the steps of the finished runs
+    assert estimate_seconds(spec, []) == pytest.approx(0.128)
+    others = [make("trpo", "TRPO", 100.0), make("ppo_other", "PPO", 7.0)]
+    assert estimate_seconds(spec, others) == pytest.approx(14.0)
+    alike = [make("ppo", "PPO", seconds) for seconds in (1.0, 3.0, 50.0)]
+    assert estimate_seconds(spec, [*others, *alike]) == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(50.4, "50 s"), (120, "2 min"), (3599, "1 h 0 min"), (12000, "3 h 20 min")]
+)
+def test_duration(seconds: float, expected: str) -> None:
+    assert format_duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
@@ -101,6 +137,11 @@ def _fail_below_zero(spec: RunSpec) -> Run:
 )
 def test_interquartile_mean(scores: list[float], expected: float) -> None:
     assert compute_iqm(np.array(scores)) == pytest.approx(expected)
+
+
+def test_score_with_its_interval_and_seeds() -> None:
+    assert format_score([], 1) == "-"
+    assert format_score(make_runs(1000.0, 1000.0), 1) == "1,000.0 [1,000.0, 1,000.0], 2 seeds"
 
 
 def test_interquartile_mean_of_curves_is_taken_point_by_point() -> None:
@@ -126,14 +167,23 @@ def test_table() -> None:
 @pytest.mark.parametrize(
     ("grpo", "ppo", "expected"),
     [
-        ([500.0], [[300.0], [499.0]], "Reached: yes; at least the better PPO's: yes."),
-        ([492.0], [[300.0], [499.0]], "Reached: yes; at least the better PPO's: no."),
-        ([300.0], [[], [299.0]], "Reached: no; at least the better PPO's: yes."),
-        ([], [[1.0], []], "and of at least PPO's."),
+        ([500.0], [[300.0], [499.0]], ["reached", "reached", "reached"]),
+        ([492.0], [[300.0], [499.0]], ["reached", "reached", "missed"]),
+        # The interquartile mean leaves out the one that fell short.
+        ([300.0, 499.0, 499.0, 500.0], [[], [299.0]], ["reached", "missed", "reached"]),
+        ([300.0], [[], []], ["missed", "missed"]),
+        ([], [[1.0], []], []),
     ],
 )
-def test_aim(grpo: list[float], ppo: list[list[float]], expected: str) -> None:
-    assert format_aim(TASK, make_runs(*grpo), [make_runs(*scores) for scores in ppo]).endswith(expected)
+def test_aims(grpo: list[float], ppo: list[list[float]], expected: list[str]) -> None:
+    text = format_aims(TASK, make_runs(*grpo), [make_runs(*scores) for scores in ppo])
+    assert re.findall(r"reached|missed", text) == expected
+    assert text.startswith("Aims for GRPO: an IQM of at least 490")
+
+
+def test_a_task_without_a_figure_to_reach_asks_for_no_less_than_ppo() -> None:
+    text = format_aims(Task("Ant-v5", 100), make_runs(5.0), [make_runs(4.0)])
+    assert text == "Aims for GRPO: an IQM of at least the best PPO's: **reached**."
 
 
 def test_learning_curve_falls_due_at_tenths_of_the_budget() -> None:
@@ -151,7 +201,7 @@ def test_learning_curve_falls_due_at_tenths_of_the_budget() -> None:
 
 
 def test_linear_search_takes_the_whole_budget_and_repeats() -> None:
-    task = replace(TASKS["FrozenLake-v1"], n_episodes=2, n_curve_episodes=1)
+    task = replace(get_task("FrozenLake-v1", 50_000), n_episodes=2, n_curve_episodes=1)
     curves = [LearningCurve(task, 300, seed=3) for _ in range(2)]
     (first_policy, notes), (second_policy, _) = [search(task.env_name, 300, 3, curve) for curve in curves]
     assert len(curves[0].points) == 9
@@ -178,3 +228,83 @@ def test_the_negative_control_rewards_all_actions_by_the_one_next_state() -> Non
         _, reward, _, _, info = env.step(action)
         assert info["group_rewards"].tolist() == [reward, reward]
     env.close()
+
+
+def test_a_task_is_found_by_its_environment_and_budget() -> None:
+    titles = [(task.env_name, task.total_timesteps) for task in TASKS]
+    assert len(set(titles)) == len(TASKS)
+    assert [get_task(*title) for title in titles] == list(TASKS)
+    assert [task.total_timesteps for task in select_tasks(["Hopper-v5"])] == [300_000, 1_000_000]
+    assert [task.total_timesteps for task in select_tasks(["Hopper-v5"], 300_000)] == [300_000]
+    with pytest.raises(KeyError, match="CartPole-v1 with 7 steps"):
+        get_task("CartPole-v1", 7)
+
+
+@pytest.mark.parametrize("env_name", ENV_NAMES)
+def test_every_task_gets_the_general_preset_that_the_service_would_choose(env_name: str) -> None:
+    env = make_or_skip(env_name)
+    try:
+        check_branchable(env)
+        is_restorable = True
+    except NotBranchableError:
+        is_restorable = False
+    assert GENERAL_PRESETS[env_name] == choose_general_preset(env.observation_space, env.action_space, is_restorable)
+    env.close()
+
+
+def test_a_general_preset_has_eight_rollouts_or_more() -> None:
+    settings = get_general_settings(Task("Pendulum-v1", 15_000))
+    assert settings["n_steps"] == 1024  # half of the preset's, of which 15,000 steps hold seven
+    assert settings["n_steps"] % (settings["group_size"] * settings["horizon"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")  # as the zoo's do
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.file_name)
+def test_every_peer_is_built_from_its_settings(task: Task) -> None:
+    make_or_skip(task.env_name).close()
+    algorithms: dict[str, Any] = {"PPO": PPO, "TRPO": TRPO, "ARS": ARS}
+    for method in METHODS:
+        for spec in make_specs(task, method, 1):
+            if spec.algorithm in algorithms:
+                env = make_env(spec.env, spec.settings, seed=0)
+                policy = spec.settings.get("policy", "MlpPolicy")
+                algorithms[spec.algorithm](policy, env, device="cpu", **to_arguments(spec.settings))
+                env.close()
+
+
+def make_or_skip(env_name: str) -> gym.Env[Any, Any]:
+    """Make an environment; skip the test where its package is not installed."""
+    register_grids()
+    for prefix, package in (("MiniGrid", "minigrid"), ("MinAtar", "minatar"), ("LunarLander", "Box2D")):
+        if env_name.startswith(prefix):
+            pytest.importorskip(package)
+    return gym.make(env_name)
+
+
+@pytest.mark.parametrize("task", ABLATION_TASKS, ids=lambda task: task.file_name)
+def test_rows_of_the_ablation_differ_in_what_their_labels_say(task: Task) -> None:
+    rows = make_rows(task, ABLATIONS["baseline"])
+    assert len(rows) == 18
+    settings = {label: specs[0].settings for label, specs in rows.items()}
+    preset = settings["residual, branches"]
+    assert preset["anchor_selection"] == "continue"
+    assert settings["none, branches"] == preset | {"baseline": "none"}
+    assert settings["adaptive, branches from an archive"] == preset | {
+        "baseline": "adaptive",
+        "anchor_selection": "archive",
+    }
+    assert settings["value, episodes"] == preset | {"baseline": "value", "group_mode": "episode", "horizon": None}
+    assert {len(specs) for specs in rows.values()} == {10}
+
+
+def test_a_row_whose_groups_do_not_fill_a_rollout_is_left_out() -> None:
+    task = get_task("Acrobot-v1", 15_000)  # 256 steps per rollout, groups of 2
+    assert list(make_rows(task, ABLATIONS["horizon"])) == [f"horizon {horizon}" for horizon in (8, 16, 32, 64, 128)]
+
+
+def test_an_earlier_table_still_finds_its_runs() -> None:
+    finished = read_runs(ABLATION_PATH)
+    rows = make_rows(get_task("Acrobot-v1", 15_000), ABLATIONS["constant_rate"])
+    n_runs = {label: len(select_runs(specs, finished)) for label, specs in rows.items()}
+    assert n_runs["baseline none"] == n_runs["baseline residual"] == 6
+    assert min(n_runs.values()) == 3
