@@ -38,8 +38,10 @@ from grpo_core.options.choices import NEEDS_VALUES, AdvantageScaling, Baseline, 
 # TRL's GRPOTrainer uses the same 1e-4.
 STD_EPSILON = 1e-4
 
-# Keeps 0 / 0 out where members are all alike.
+# Keeps 0 / 0 out of coefficients where members are all alike.
 _TINY = 1e-30
+# An estimate that says more than this of members' likeness is not to be trusted with a weight.
+_LEAST_VARIANCE_LEFT = 0.05
 
 # A rollout's are float32, and stay so: a NumPy float64 among them, unlike Python's float, would turn all into float64.
 Floats = npt.NDArray[np.floating[Any]]
@@ -261,8 +263,9 @@ def compute_adaptive_deviation(gae: Floats, step_mask: Bools, correlations: Floa
     (Spearman and Brown, 1910). What is subtracted depends on no action of the branch itself, as long as rho is
     estimated from earlier rollouts: it does not change the expected gradient.
 
-    A variance of ``1 - rho c`` is left. Where members have ended before, it is larger; such a step is weighed down to
-    the precision of a full group's, or the noise of the last survivors would drown what groups tell.
+    A share of ``1 - rho c`` of GAE's variance is left: little where members are alike, all of it where a branch has no
+    other left. Dividing by its square root lets steps of every kind speak with the same noise, or that of the last
+    survivors would drown what whole groups tell.
 
     :param gae: Shape ``(horizon, n_anchors, group_size)``.
     :param step_mask: The members that are compared, bool, same shape.
@@ -273,12 +276,11 @@ def compute_adaptive_deviation(gae: Floats, step_mask: Bools, correlations: Floa
     n_others = np.maximum(n_members - 1.0, 0.0)
     rho = correlations.astype(gae.dtype)[:, None, None]
     coefficients = compute_coefficients(n_others, rho)
-    in_full_group = compute_coefficients(np.full_like(n_others, step_mask.shape[2] - 1.0), rho)
+    variance_left = np.maximum(1.0 - rho * coefficients, _LEAST_VARIANCE_LEFT)
 
     deviation = np.where(step_mask, gae - _compute_mean_of_other_groups(gae, step_mask), 0.0)
     mean_of_others = (deviation.sum(axis=_GROUP, keepdims=True) - deviation) / np.maximum(n_others, 1.0)
-    weights = (1.0 - rho * in_full_group + _TINY) / (1.0 - rho * coefficients + _TINY)
-    return np.asarray(weights * (deviation - coefficients * mean_of_others))
+    return np.asarray((deviation - coefficients * mean_of_others) / np.sqrt(variance_left))
 
 
 def compute_coefficients(n_others: Floats, correlations: Floats) -> Floats:

@@ -173,12 +173,9 @@ def loop_coefficient(n_others: int, correlation: float) -> float:
 
 
 def loop_weight(rollout: Rollout, t: int, a: int) -> float:
-    """How precise a step is beside one of a whole group."""
+    """One over the standard deviation that the others leave of GAE's."""
     n_others = sum(t < len(one.rewards) for one in rollout[a]) - 1
-    left, left_in_full = (
-        1.0 - CORRELATIONS[t] * loop_coefficient(n, CORRELATIONS[t]) for n in (n_others, len(rollout[a]) - 1)
-    )
-    return float(left_in_full / left)
+    return float((1.0 - CORRELATIONS[t] * loop_coefficient(n_others, CORRELATIONS[t])) ** -0.5)
 
 
 def loop_advantages(
@@ -361,24 +358,28 @@ def test_adaptive_subtracts_as_much_of_the_others_as_members_have_in_common() ->
     everyone = np.ones_like(quantity, np.bool_)
     # The other groups' mean is 4. With a correlation of 1/2, c = 2 * 0.5 / (1 + 0.5) = 2/3 of the others' 4 - 4 = 0.
     deviation = compute_adaptive_deviation(quantity, everyone, np.array([0.5]))
-    assert_close(deviation[0, 0], [-3 - 2 / 3 * 0, -2 - 2 / 3 * -0.5, 2 - 2 / 3 * -2.5])
+    # 1 - 0.5 * 2/3 = 2/3 of the variance is left.
+    expected = np.array([-3 - 2 / 3 * 0, -2 - 2 / 3 * -0.5, 2 - 2 / 3 * -2.5]) / math.sqrt(2 / 3)
+    np.testing.assert_allclose(deviation[0, 0], expected)
 
 
 @pytest.mark.parametrize("group_size", [2, 5])
 def test_adaptive_lies_between_gae_and_what_leaving_one_out_leaves(group_size: int) -> None:
     quantity, everyone = draw_numbers(0, (3, 4, group_size)).astype(np.float64), np.ones((3, 4, group_size), np.bool_)
-    alike = compute_adaptive_deviation(quantity, everyone, np.ones(3))
+    alike = compute_adaptive_deviation(quantity, everyone, np.ones(3)) * math.sqrt(0.05)  # the least that is left
     np.testing.assert_allclose(alike, compute_leave_one_out_deviation(quantity, everyone), atol=1e-9)
     elsewhere = (quantity.sum() - quantity.sum(axis=(0, 2))) / (9 * group_size)
     unlike = compute_adaptive_deviation(quantity, everyone, np.zeros(3))
     np.testing.assert_allclose(unlike, quantity - elsewhere[:, None], atol=1e-9)
 
 
-def test_adaptive_weighs_a_survivor_by_what_its_others_would_have_told() -> None:
+def test_adaptive_weighs_a_pair_by_the_noise_that_is_left_and_a_survivor_by_all_of_it() -> None:
     quantity = np.array([[[3.0, 9.0], [1.0, 1.0]]], dtype=np.float64)
     alone = np.array([[[True, False], [True, True]]])
-    # The other group's mean is 1. A pair would leave 1 - 0.8^2 of the variance, a survivor has all of it.
-    assert_close(compute_adaptive_deviation(quantity, alone, np.array([0.8]))[0, 0, :1], [0.36 * 2])
+    # The other group's means are 1 and 3. A pair leaves 1 - 0.8^2 of the variance, a survivor has all of it.
+    deviation = compute_adaptive_deviation(quantity, alone, np.array([0.8]))
+    np.testing.assert_allclose(deviation[0, 0, 0], 3 - 1)
+    np.testing.assert_allclose(deviation[0, 1], (-2 - 0.8 * -2) / 0.6)
 
 
 N_DRAWN_GROUPS = 100_000
@@ -414,8 +415,11 @@ def estimate_gradients(baseline: Baseline, correlation: float) -> tuple[Floats, 
     )
     scores = np.where(acts, 1.0 / p, -1.0 / (1.0 - p))
     estimates = (scores * groups.advantages).sum(axis=0).mean(axis=1)
-    # d/dp of p (5 + 1) + (1 - p) (5 + 5 + p): the first step's reward and, without action 1, the second's.
-    return estimates, 6.0 - 10.0 - p + (1.0 - p)
+    # d/dp of p (5 + 1) + (1 - p) (5 + 5 + p): the first step's reward and, without action 1, the second's. The first
+    # step is weighed by what two others leave of the variance, whatever its actions were.
+    coefficient = loop_coefficient(2, correlation)
+    weight = (1.0 - correlation * coefficient) ** -0.5 if baseline == "adaptive" else 1.0
+    return estimates, weight * (6.0 - 10.0 - p) + (1.0 - p)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.4, 0.9])
@@ -425,8 +429,11 @@ def test_the_adaptive_baseline_leaves_the_expected_gradient_as_it_is(correlation
 
 
 def test_the_adaptive_baseline_makes_the_gradient_less_noisy() -> None:
-    raw, alike = estimate_gradients("none", 0.0)[0].var(), estimate_gradients("adaptive", 0.9)[0].var()
-    assert alike < 0.5 * raw
+    noise = {}
+    for baseline, correlation in (("none", 0.0), ("adaptive", 0.9)):
+        estimates, exact = estimate_gradients(baseline, correlation)
+        noise[baseline] = estimates.std() / abs(exact)
+    assert noise["adaptive"] < 0.5 * noise["none"]
 
 
 def test_members_are_the_living_and_those_that_terminated_before() -> None:
