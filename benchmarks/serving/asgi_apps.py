@@ -53,10 +53,10 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def make_noop() -> FastAPI:
-    """Build an application that does nothing: the cost of FastAPI."""
+    """Build an application that reads a body and does nothing with it: the cost of FastAPI."""
     app = FastAPI()
 
-    @app.get("/inference")
+    @app.post("/inference")
     async def answer() -> dict[str, str]:
         return {"status": "ok"}
 

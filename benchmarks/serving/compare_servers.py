@@ -98,8 +98,7 @@ def measure(ports: dict[str, int], n_connections: int, n_repetitions: int, secon
     expected = {"echo": _BODY, "noop": b"ok"}
     for repetition in range(n_repetitions + 1):
         for name, port in ports.items():
-            request = make_request("GET", "/inference") if name == "noop" else make_request("POST", "/inference", _BODY)
-            exchange = Exchange(request, expected.get(name, b'"action":'))
+            exchange = Exchange(make_request("POST", "/inference", _BODY), expected.get(name, b'"action":'))
             sample = client.measure(port, [exchange], n_connections, seconds)
             if sample.n_wrong:
                 raise RuntimeError(f"{name} gave {sample.n_wrong} wrong answers")

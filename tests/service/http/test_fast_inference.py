@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import service.http.fast_inference
+import service.models.store
 from service.http.routes import inference
 from service.inference.single import infer
 from service.settings import Settings
@@ -134,3 +135,37 @@ def test_it_stands_behind_the_guard(settings: Settings) -> None:
                 assert client.post("/inference", json=request, headers=headers).status_code == status_code
         assert client.get("/inference").status_code == 405
         assert client.post("/inference/", json=request, follow_redirects=False).status_code == 307
+
+
+def test_models_that_take_turns_are_not_mixed_up(served: TestClient, counter: RouteCounter) -> None:
+    requests = [
+        {"model_name": "m", "observation": OBSERVATION},
+        {"model_name": "p", "observation": [0.6, 0.8, -1.0]},
+    ]
+    first = [served.post("/inference", json=request).json() for request in requests]
+    assert first[0].keys() == first[1].keys()
+    for _ in range(3):
+        assert [served.post("/inference", json=request).json() for request in requests] == first
+    assert counter.n_calls == 2
+
+
+def test_what_the_service_itself_deletes_is_gone_at_once(served: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.models.store, "_RECENT_SECONDS", 1000.0)
+    request = {"model_name": "m", "observation": OBSERVATION}
+    assert [served.post("/inference", json=request).status_code for _ in range(2)] == [200, 200]
+    assert served.delete("/models/m").status_code in (200, 204)
+    assert served.post("/inference", json=request).status_code == 404
+
+
+def test_what_another_program_does_to_the_file_counts_after_the_window(
+    served: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.models.store, "_RECENT_SECONDS", 0.0)
+    request = {"model_name": "m", "observation": OBSERVATION}
+    before = [served.post("/inference", json=request).json() for _ in range(2)]
+    make_model("CartPole-v1", seed=1).save(settings.models_dir / "m.zip")
+    after = served.post("/inference", json=request).json()
+    assert before[0] == before[1]
+    assert after["action_probs"] != before[0]["action_probs"]
+    (settings.models_dir / "m.zip").unlink()
+    assert served.post("/inference", json=request).status_code == 404
