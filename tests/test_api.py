@@ -639,7 +639,7 @@ class TestFollowingTraining:
 
     def test_metrics_appear_while_the_job_runs(self, client: TestClient, register_env: RegisterEnv, gate: Gate) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
-        job_id = train(client, env_name=env_name, total_timesteps=10_000, n_steps=32, n_eval_episodes=0)
+        job_id = train(client, env_name=env_name, total_timesteps=10_000, n_steps=32, n_eval_episodes=0, seed=0)
         assert get_status(client, job_id)["metrics"] == {}
         gate.admit(500)
         wait_until(lambda: gate.n_arrived == 501)

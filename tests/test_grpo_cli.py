@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -70,8 +71,9 @@ def test_a_newcomer_trains_evaluates_films_and_describes_a_policy(
 
 def test_the_command_line_trains_the_same_model_as_the_library(tmp_path: Path) -> None:
     assert main(["train", "--env=CartPole-v1", "-n=512", "--seed=5", "--eval-episodes=0", f"-o={tmp_path / 'm'}"]) == 0
-    rate = LinearSchedule(0.001, 0.0, 1.0)
-    by_hand = GRPO("MlpPolicy", "CartPole-v1", rate, n_steps=256, group_size=2, horizon=32, seed=5, device="cpu")
+    preset: dict[str, Any] = {"n_steps": 256, "group_size": 2, "horizon": 32, "baseline": "adaptive"}
+    rate = LinearSchedule(0.0006, 0.0, 1.0)
+    by_hand = GRPO("MlpPolicy", "CartPole-v1", rate, seed=5, device="cpu", **preset)
     by_hand.learn(512)
     by_hand.save(tmp_path / "by_hand")
     ours, theirs = (model_file.from_bytes((tmp_path / f"{name}.zip").read_bytes()) for name in ("m", "by_hand"))

@@ -172,10 +172,10 @@ def logged_keys() -> set[str]:
     collector = KeyCollector()
     for env_name, arguments in (
         ("CartPole-v1", {"reward_function": [None, optimized_cartpole], "kl_coef": 0.1, "anchor_selection": "archive"}),
-        ("Pendulum-v1", {}),
+        ("Pendulum-v1", {"baseline": "adaptive"}),
     ):
         env = make_vec_env(env_name, wrapper_class=Verdict)
-        model = GRPO("MlpPolicy", env, n_steps=64, n_epochs=1, seed=0, device="cpu", **arguments)  # type: ignore[arg-type]
+        model = GRPO("MlpPolicy", env, n_steps=64, n_epochs=1, seed=0, device="cpu", **arguments)
         model.set_logger(Logger(None, [collector]))
         model.learn(192)
     return collector.keys

@@ -169,7 +169,7 @@ class TestTraining:
         dense, _ = train(resolve(total_timesteps=32), REWARD_FUNCTIONS["simple_cartpole"])
         other, _ = train(resolve(total_timesteps=32, reward_function_type="environment"))
         assert dense.meta["hyperparameters"]["baseline"] == "group"
-        assert other.meta["hyperparameters"]["baseline"] == "residual"
+        assert other.meta["hyperparameters"]["baseline"] == "adaptive"  # the preset's
 
     def test_the_networks_have_the_layers_asked_for(self) -> None:
         content, _ = train(resolve(total_timesteps=32, net_arch=[8, 4]))
