@@ -10,8 +10,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating[Any]]
-Bools = npt.NDArray[np.bool_]
+from grpo_core.groups.advantage import Bools, Floats
 
 # Steps since the anchor that share an estimate: 0, 1, 2 and 3, 4 to 7, and so on; the last has all later ones.
 _N_RANGES = 14

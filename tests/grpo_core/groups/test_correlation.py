@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from grpo_core.groups.correlation import Floats, GroupCorrelation
+from grpo_core.groups.advantage import Floats
+from grpo_core.groups.correlation import GroupCorrelation
 
 
 def draw_gae(correlations: Floats, group_size: int, seed: int, n_anchors: int = 2000) -> Floats:
