@@ -80,6 +80,23 @@ class AnchorArchive:
     def __len__(self) -> int:
         return sum(map(len, self._shelves))
 
+    def to_state(self) -> list[Any]:
+        """Return all that it holds, as lists of plain values and anchor states."""
+        shelves = [
+            [(key, entry.anchor, entry.spread, entry.played_at) for key, entry in shelf.items()]
+            for shelf in self._shelves
+        ]
+        return [shelves, self._n_rollouts, self._capacity, self.share]
+
+    @classmethod
+    def from_state(cls, state: list[Any]) -> "AnchorArchive":
+        """Return an archive that holds what ``to_state`` returned."""
+        shelves, n_rollouts, capacity, share = state
+        archive = cls(len(shelves))
+        archive._shelves = [{key: _Entry(*entry) for key, *entry in shelf} for shelf in shelves]
+        archive._n_rollouts, archive._capacity, archive.share = n_rollouts, capacity, share
+        return archive
+
     def count_rollout(self) -> None:
         """Let the states grow older by one rollout."""
         self._n_rollouts += 1

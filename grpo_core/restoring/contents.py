@@ -62,15 +62,17 @@ class Noise:
 
     :param envs: The layers of the environment.
     :param known: Those of them whose attributes are known; they are not searched further.
+    :param process_wide: Whether to include the process-wide ones, which others may be using at the same time.
     """
 
-    def __init__(self, envs: Sequence[Env], known: Sequence[Env] = ()) -> None:
+    def __init__(self, envs: Sequence[Env], known: Sequence[Env] = (), *, process_wide: bool = True) -> None:
         self._envs, self._known = envs, known
+        self._process_wide = _PROCESS_WIDE if process_wide else {}
 
     def capture(self) -> dict[str, Any]:
         """Copy the states of all generators, by where they are."""
         states = {path: get_generator_state(generator) for path, generator in self._find().items()}
-        return {**states, **{name: get() for name, (get, _) in _PROCESS_WIDE.items()}}
+        return {**states, **{name: get() for name, (get, _) in self._process_wide.items()}}
 
     def restore(self, states: Mapping[str, Any]) -> None:
         """Put the states back, as far as the generators still exist."""
@@ -80,7 +82,7 @@ class Noise:
                     set_generator_state(generator, states[path])
                 except (TypeError, ValueError):
                     continue  # another kind of generator is there now
-        for name, (_, put) in _PROCESS_WIDE.items():
+        for name, (_, put) in self._process_wide.items():
             put(states[name])
 
     def _find(self) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class Copier:
             raise CopyError(f"({describe_kind(value)}) cannot be copied: it lives in native code")
         if kind.__bases__ == (tuple,) and hasattr(kind, "_make"):
             return self._copy_named_tuple
-        return self._copy_instance if _is_plain(value) else self._copy_reduced
+        return self._copy_instance if is_plain(value) else self._copy_reduced
 
     def _copy_list(self, value: Any, memo: Memo) -> Any:
         copied: list[Any] = []
@@ -285,7 +285,7 @@ class Copier:
                 copies = copied.__dict__
                 for name, item in attributes.items():
                     copies[name] = self.copy(item, memo)
-            for name in _list_slots(kind):
+            for name in list_slots(kind):
                 item = getattr(value, name, _MISSING)
                 if item is not _MISSING:
                     object.__setattr__(copied, name, self.copy(item, memo))
@@ -351,7 +351,7 @@ def _copy_frame(value: Any, memo: Memo) -> Any:
     return copied
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Return whether an object is its attributes and nothing else.
 
     :raises CopyError: If it cannot be copied.
@@ -373,7 +373,7 @@ def _is_plain(value: Any) -> bool:
     return is_made_by_new and items is None and pairs is None and kind.__new__ is object.__new__
 
 
-def _list_slots(kind: type) -> list[str]:
+def list_slots(kind: type) -> list[str]:
     names: list[str] = copyreg._slotnames(kind)  # type: ignore[attr-defined]  # undocumented, but what pickle goes by
     return names
 

@@ -20,7 +20,7 @@ IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset
 
 
 @dataclass(frozen=True)
-class _Reference:
+class LayerReference:
     """Placeholder in a captured state for what is not copied: a layer, or one of its attributes.
 
     :param height: How many layers are further inside.
@@ -36,7 +36,7 @@ class _Reference:
 
 
 @dataclass(frozen=True)
-class _Method:
+class LayerMethod:
     """Placeholder for a method of a layer, as a state machine keeps the one that comes next.
 
     :param height: How many layers are further inside.
@@ -105,20 +105,20 @@ class Layers:
             raise
         return copied
 
-    def _refer(self, method: MethodType) -> _Method:
+    def _refer(self, method: MethodType) -> LayerMethod:
         heights = [height for height, env in enumerate(reversed(self.envs)) if env is method.__self__]
-        return _Method(heights[0], method.__func__.__name__)
+        return LayerMethod(heights[0], method.__func__.__name__)
 
     def _make_memo(self, is_capture: bool) -> Memo:
         if not is_capture:
             return {"envs": self.envs, "native": self.native}
         memo: Memo = {}
         for height, env in enumerate(reversed(self.envs)):
-            memo[id(env)] = _Reference(height)
+            memo[id(env)] = LayerReference(height)
             is_state = self._is_state.get(id(env))
             for name, value in env.__dict__.items():
                 if isinstance(value, IMMUTABLE) or (is_state is not None and is_state(name, value)):
                     continue
                 # A layer's own object, not the one that a wrapper further outside took from it.
-                memo.setdefault(id(value), _Reference(height, name))
+                memo.setdefault(id(value), LayerReference(height, name))
         return memo

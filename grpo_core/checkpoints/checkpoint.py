@@ -1,0 +1,298 @@
+"""The checkpoint: a training under way, so that it goes on in another process to the same weights, bit for bit.
+
+It is one zip, its members stored: ``checkpoint.json``, the model file as ``model.zip``, an ``arrays/<number>.npy`` per
+array of the simulators, and attachments of the caller. Nothing in it is ever unpickled. A checkpoint is taken between
+two rollouts, when an update has been made and no group is under way.
+"""
+
+import io
+import json
+import struct
+import tokenize
+import zipfile
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv, unwrap_vec_normalize
+
+from grpo_core.checkpoints.objects import Node, Reader, UnknownObjectError, Writer, list_packages
+from grpo_core.environments.nested import list_nested_envs
+from grpo_core.groups.archive import AnchorArchive
+from grpo_core.groups.correlation import GroupCorrelation
+from grpo_core.restoring.contents import Noise, walk
+from grpo_core.restoring.simulator import NotBranchableError, Simulator
+from grpo_core.restoring.state import is_known
+from grpo_core.saving import model_file
+from grpo_core.saving.model_file import ModelContent, ModelFileError
+from grpo_core.saving.model_state import get_weights, restore_normalization
+from grpo_core.simulators.vec_wrappers import read_vec_wrappers
+from grpo_core.update.policies import copy_policy
+
+FORMAT = "grpo-checkpoint/1"
+_FACTS_MEMBER, _MODEL_MEMBER, _ATTACHED = "checkpoint.json", "model.zip", "attachments/"
+# More than the model, its reference, its best one and the largest state that is described.
+MAX_FILE_BYTES = 4 * model_file.MAX_FILE_BYTES
+
+
+# Objects looked at in each environment, and those that a state always holds itself.
+_MAX_SEARCHED = 2_000
+_HELD = (bool, int, float, str, bytes, list, tuple, dict, set, np.ndarray, np.generic)
+
+
+class CheckpointError(ValueError):
+    """The checkpoint is damaged, or of another training."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training under way.
+
+    :param facts: The content of ``checkpoint.json``.
+    :param model: The model as it was.
+    :param arrays: The arrays that the facts refer to.
+    :param attachments: What the caller has added, by name.
+    """
+
+    facts: dict[str, Any]
+    model: ModelContent
+    arrays: Sequence[npt.NDArray[Any]]
+    attachments: Mapping[str, bytes]
+
+    @property
+    def timesteps(self) -> int:
+        """Simulator steps that were taken by then."""
+        return int(self.facts["num_timesteps"])
+
+    @property
+    def caveat(self) -> "Caveat | None":
+        """What keeps the training from going on exactly as it would have; None if nothing does."""
+        return None if self.facts["caveat"] is None else Caveat(*self.facts["caveat"])
+
+
+class Caveat(NamedTuple):
+    """Why a training may go on in another way than it would have.
+
+    :param reason: What could not be kept.
+    :param is_certain: Whether it will; otherwise that depends on the environment.
+    """
+
+    reason: str
+    is_certain: bool
+
+
+def to_bytes(
+    model: Any, facts: Mapping[str, Any] | None = None, attachments: Mapping[str, bytes] | None = None
+) -> bytes:
+    """Describe the training of a ``GRPO``, between two of its rollouts.
+
+    Where the simulators' states cannot be described, the rest is, and ``caveat`` says why.
+
+    :param model: The model in training.
+    :param facts: JSON values of the caller's own, kept as ``facts["own"]``.
+    :param attachments: Bytes of the caller's own, by name.
+    :raises ModelFileError: If the model is too large to be saved.
+    """
+    simulators, arrays, caveat = _describe_simulators(model)
+    reference = {} if model._ref_policy is None else get_weights(model._ref_policy)
+    described = {
+        "format": FORMAT,
+        "num_timesteps": model.num_timesteps,
+        "total_timesteps": model._total_timesteps,
+        "episode_num": model._episode_num,
+        "episodes": [list(model.ep_info_buffer or ()), [bool(success) for success in model.ep_success_buffer or ()]],
+        "predict_rng_state": model._predict_rng.bit_generator.state,
+        "group_correlation": model._group_correlation.to_json(),
+        "reference": [model._ref_timesteps, list(reference)],
+        "simulators": simulators,
+        "caveat": caveat,
+        "own": dict(facts or {}),
+    }
+    members = {_FACTS_MEMBER: json.dumps(described, default=_to_number).encode(), _MODEL_MEMBER: model.to_bytes()}
+    members |= {f"arrays/{i}.npy": _to_npy(array) for i, array in enumerate(arrays)}
+    members |= {f"reference/{i}.npy": _to_npy(array) for i, array in enumerate(reference.values())}
+    members |= {f"{_ATTACHED}{name}": content for name, content in (attachments or {}).items()}
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
+    return file.getvalue()
+
+
+def from_bytes(content: bytes) -> Checkpoint:
+    """Read a checkpoint without running anything in it.
+
+    :raises CheckpointError: If it is damaged or none.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            infos = archive.infolist()
+            if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or len(content) > MAX_FILE_BYTES:
+                raise CheckpointError("the checkpoint is compressed or too large; it was not written here.")
+            facts = json.loads(archive.read(_FACTS_MEMBER))
+            if facts["format"] != FORMAT:
+                raise CheckpointError(f"the checkpoint's format is not {FORMAT}; another version wrote it.")
+            model = model_file.from_bytes(archive.read(_MODEL_MEMBER), with_optimizer=True, with_own_parts=True)
+            names = [info.filename for info in infos]
+            arrays = [_read_npy(archive.read(f"arrays/{i}.npy")) for i in range(len(_list_names(names, "arrays/")))]
+            reference = [
+                _read_npy(archive.read(f"reference/{i}.npy")) for i in range(len(_list_names(names, "reference/")))
+            ]
+            facts["reference"] = [facts["reference"][0], dict(zip(facts["reference"][1], reference, strict=True))]
+            attachments = {
+                name.removeprefix("attachments/"): archive.read(name)
+                for name in names
+                if name.startswith("attachments/")
+            }
+    except (CheckpointError, ModelFileError) as error:
+        raise CheckpointError(str(error)) from error
+    except (
+        zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, RuntimeError,
+        NotImplementedError, OverflowError, ArithmeticError, IndexError, SyntaxError, struct.error, tokenize.TokenError,
+    ) as error:  # fmt: skip  # what zipfile, json and numpy raise on damaged input
+        raise CheckpointError(f"the checkpoint is damaged ({type(error).__name__}).") from error
+    return Checkpoint(facts, model, arrays, attachments)
+
+
+def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
+    """Put a training back into a new ``GRPO``; ``learn(..., reset_num_timesteps=False)`` then goes on with it.
+
+    :param model: One with the same arguments, around environments of the same make.
+    :return: What keeps it from going on exactly as it would have; None if nothing does.
+    :raises CheckpointError: If it is of another training.
+    """
+    facts = checkpoint.facts
+    first_obs = model.env.reset()  # before all that a reset changes is put back
+    try:
+        model._load_arrays(checkpoint.model)
+        if (vec_normalize := unwrap_vec_normalize(model.env)) is not None:
+            restore_normalization(vec_normalize, checkpoint.model)
+        _restore_progress(model, facts, checkpoint.model.meta)
+        _restore_reference(model, *facts["reference"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint is of another training ({error}).") from error
+    # SB3 resets the environment unless it has an observation of it.
+    model._last_obs, model._last_episode_starts = first_obs, np.ones((model.env.num_envs,), np.bool_)
+    if facts["simulators"] is None:
+        return checkpoint.caveat
+    try:
+        _restore_simulators(model, facts["simulators"], checkpoint.arrays)
+    except (UnknownObjectError, NotBranchableError, LookupError, TypeError, ValueError, AttributeError) as error:
+        model._collector.restart()
+        reason = f"the simulators' states do not fit these environments ({type(error).__name__}: {error})"
+        return Caveat(reason, is_certain=True)
+    return checkpoint.caveat
+
+
+def _restore_progress(model: Any, facts: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    model.num_timesteps, model._n_updates = int(facts["num_timesteps"]), int(meta["n_updates"])
+    model._total_timesteps, model._episode_num = int(facts["total_timesteps"]), int(facts["episode_num"])
+    model.rng.bit_generator.state = meta["rng_state"]
+    model._predict_rng.bit_generator.state = facts["predict_rng_state"]
+    model._group_correlation = GroupCorrelation.from_json(facts["group_correlation"])
+    infos, successes = facts["episodes"]
+    model.ep_info_buffer = deque(infos, maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(successes, maxlen=model._stats_window_size)
+
+
+def _restore_reference(model: Any, timesteps: int, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+    model._ref_timesteps = timesteps
+    if not weights:
+        return
+    model._ref_policy = copy_policy(model.policy)
+    tensors = {**dict(model._ref_policy.named_parameters()), **dict(model._ref_policy.named_buffers())}
+    with torch.no_grad():
+        for name, array in weights.items():
+            tensors[name].copy_(torch.from_numpy(array))
+
+
+def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Caveat | None]:
+    """Describe the simulators, the states that groups go on from, and all random generators of the environments.
+
+    :return: The description, None if there is none; the arrays that it refers to; and what is missing.
+    """
+    collector, caveat = model._collector, None
+    archive = None if collector.archive is None else collector.archive.to_state()
+    try:
+        envs = _list_envs(model)
+        generators = [_find_noise(env).capture() for env in envs]
+        try:
+            live = [Simulator(env).capture() for env in envs]
+        except NotBranchableError as error:
+            live, caveat = [], _describe_reset(model, error)
+        writer = Writer(_list_packages(envs), _find_fixtures(envs))
+        node = writer.describe([live, generators, collector.anchors, archive])
+    except UnknownObjectError as error:
+        return None, [], Caveat(str(error), is_certain=True)
+    except RecursionError:
+        return None, [], Caveat("the simulators' states are nested too deep to be described", is_certain=True)
+    return [node, writer.objects], writer.arrays, caveat
+
+
+def _describe_reset(model: Any, error: NotBranchableError) -> Caveat:
+    """Say what it means that an environment's state cannot be captured: episodes from seeded resets hardly need it."""
+    if model._mode != "episode":
+        return Caveat(str(error), is_certain=True)
+    reason = "the simulators cannot be captured; training goes on exactly if reset(seed) forgets earlier episodes"
+    return Caveat(reason, is_certain=False)
+
+
+def _restore_simulators(model: Any, described: Node, arrays: Sequence[npt.NDArray[Any]]) -> None:
+    envs = _list_envs(model)
+    node, objects = described
+    live, generators, anchors, archive = Reader(objects, arrays, _list_packages(envs), _find_fixtures(envs)).make(node)
+    for env, state in zip(envs, live, strict=False):  # none where none could be captured
+        Simulator(env).restore(state)
+    for env, noise in zip(envs, generators, strict=True):
+        _find_noise(env).restore(noise)
+    model._collector.anchors = anchors
+    model._collector.archive = None if archive is None else AnchorArchive.from_state(archive)
+
+
+def _list_envs(model: Any) -> list[gym.Env[Any, Any]]:
+    base, _ = read_vec_wrappers(model.env)
+    if not isinstance(base, DummyVecEnv):
+        raise UnknownObjectError(f"the states of environments in a {type(base).__name__} are in other processes")
+    return base.envs
+
+
+def _find_noise(env: gym.Env[Any, Any]) -> Noise:
+    layers = list_nested_envs(env)
+    return Noise(layers, [layer for layer in layers if is_known(layer)], process_wide=False)
+
+
+def _find_fixtures(envs: Sequence[gym.Env[Any, Any]]) -> dict[str, Any]:
+    """Find what copies of the environments' attributes leave where it is, such as spaces, by where it is."""
+    walks = ((i, walk(list_nested_envs(env), (), _MAX_SEARCHED)) for i, env in enumerate(envs))
+    return {f"{i}: {place}": value for i, found in walks for place, value in found if not isinstance(value, _HELD)}
+
+
+def _list_packages(envs: Sequence[gym.Env[Any, Any]]) -> set[str]:
+    return list_packages({type(layer) for env in envs for layer in list_nested_envs(env)})
+
+
+def _list_names(names: Sequence[str], folder: str) -> list[str]:
+    return [name.removeprefix(folder) for name in names if name.startswith(folder)]
+
+
+def _to_npy(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _read_npy(content: bytes) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    return array
+
+
+def _to_number(value: Any) -> Any:
+    """Turn what Monitor measured in NumPy's types into JSON."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,0 +1,305 @@
+"""Describe what simulators hold in JSON and plain arrays, and make it again, without a pickle.
+
+A description makes no object of a class that the environment's own packages do not define, and runs no code: an object
+is made empty, and its attributes are put back. What such a description cannot say exactly is refused.
+"""
+
+import base64
+import enum
+import math
+import random
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from grpo_core.groups.archive import AnchorState
+from grpo_core.restoring.contents import get_generator_state, is_restorable_generator, set_generator_state
+from grpo_core.restoring.copying import CopyError, describe_kind, is_plain, list_slots
+from grpo_core.restoring.layers import LayerMethod, LayerReference
+from grpo_core.saving.model_file import space_from_json, space_to_json
+from grpo_core.simulators.bank import Observed
+
+# JSON values, one per object; an object that others hold is written once and referred to by its number.
+Node = Any
+# Those of this library that states are made of.
+_OWN_CLASSES: dict[str, type] = {
+    kind.__name__: kind for kind in (AnchorState, Observed, LayerReference, LayerMethod, deque, OrderedDict)
+}
+_BIT_GENERATORS = {
+    kind.__name__: kind
+    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+}
+_CONTAINERS = (list, tuple, set, frozenset, dict, OrderedDict, deque)
+_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+# A larger state would make a checkpoint slow, and its file large.
+MAX_BYTES = 2**26
+_MAX_OBJECTS = 1_000_000
+_MISSING = object()
+
+
+class UnknownObjectError(ValueError):
+    """Something cannot be described exactly, or a description does not fit what is here."""
+
+
+class Writer:
+    """Describes objects.
+
+    :param packages: Packages whose classes and functions may be named.
+    :param fixtures: What is there in every process, by where it is: states refer to it, and do not hold it.
+    """
+
+    def __init__(self, packages: Collection[str], fixtures: Mapping[str, Any]) -> None:
+        self._packages = packages
+        self._places = {id(value): place for place, value in fixtures.items()}
+        #: What ``describe`` refers to: the objects, and the arrays among them.
+        self.objects: list[Node] = []
+        self.arrays: list[npt.NDArray[Any]] = []
+        # By the id of the object, which is kept so that no other one gets its id.
+        self._numbers: dict[int, tuple[int, Any]] = {}
+        self._n_bytes = 0
+
+    def describe(self, value: Any) -> Node:
+        """Describe a value.
+
+        :raises UnknownObjectError: If it, or something in it, is of a kind that is not described.
+        """
+        if value is None or type(value) in (bool, int, str):
+            return value
+        if type(value) is float and math.isfinite(value):
+            return value
+        if id(value) in self._numbers:
+            return {"object": self._numbers[id(value)][0]}
+        number = len(self.objects)
+        if number >= _MAX_OBJECTS:
+            raise UnknownObjectError(f"a state of more than {_MAX_OBJECTS:,} objects is not described")
+        self._numbers[id(value)] = number, value
+        self.objects.append(None)
+        self.objects[number] = self._describe(value)
+        return {"object": number}
+
+    def _describe(self, value: Any) -> Node:
+        kind = type(value)
+        if kind in _CONTAINERS:
+            return self._describe_container(value)
+        if kind in (float, complex):
+            return ["number", repr(value)]
+        if kind is bytes:
+            return ["bytes", base64.b64encode(value).decode()]
+        if isinstance(value, np.ndarray | np.generic):
+            return self._describe_array(value)
+        if is_restorable_generator(value):
+            return self._describe_generator(value)
+        if isinstance(value, enum.Enum):
+            return ["member", self._name(kind), value.name]
+        if isinstance(value, gym.Space):
+            return self._describe_space(value)
+        if isinstance(value, type | types.FunctionType):
+            return self._find_place(value) or ["named", self._name(value)]
+        return self._describe_instance(value)
+
+    def _describe_container(self, value: Any) -> Node:
+        name = type(value).__name__
+        if isinstance(value, dict):
+            return [name, [[self.describe(key), self.describe(item)] for key, item in value.items()]]
+        items = [self.describe(item) for item in value]
+        return [name, items, value.maxlen] if isinstance(value, deque) else [name, items]
+
+    def _describe_array(self, value: Any) -> Node:
+        if value.dtype.hasobject or not (type(value) is np.ndarray or isinstance(value, np.generic)):
+            raise UnknownObjectError(f"an array of {value.dtype} ({type(value).__name__}) is not described")
+        if isinstance(value, np.generic):
+            return ["scalar", self._add(np.asarray(value))]
+        base = value.base
+        if base is None and value.flags.forc:
+            return ["array", self._add(value)]
+        if type(base) is np.ndarray and base.base is None and base.flags.c_contiguous and not base.dtype.hasobject:
+            offset = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+            return ["view", self.describe(base), offset, list(value.shape), list(value.strides), value.dtype.str]
+        raise UnknownObjectError("an array that shows another one's memory is not described")
+
+    def _add(self, array: npt.NDArray[Any]) -> int:
+        self._n_bytes += array.nbytes
+        if self._n_bytes > MAX_BYTES:
+            raise UnknownObjectError(f"states of more than {MAX_BYTES // 2**20} MiB are not described")
+        self.arrays.append(array)
+        return len(self.arrays) - 1
+
+    def _describe_generator(self, value: Any) -> Node:
+        if isinstance(value, np.random.Generator):
+            kind = type(value.bit_generator).__name__
+            if type(value) is not np.random.Generator or kind not in _BIT_GENERATORS:
+                raise UnknownObjectError(f"a random generator of type {kind} is not described")
+            return ["generator", kind, self.describe(get_generator_state(value))]
+        if type(value) not in (random.Random, np.random.RandomState):
+            raise UnknownObjectError(f"a random generator of type {type(value).__name__} is not described")
+        return [type(value).__name__, self.describe(get_generator_state(value))]
+
+    def _describe_instance(self, value: Any) -> Node:
+        kind = type(value)
+        if isinstance(value, tuple) and hasattr(kind, "_fields"):
+            return ["fields", self._name(kind), [self.describe(item) for item in value]]
+        if not _is_plain(value):
+            if (place := self._find_place(value)) is None:
+                raise UnknownObjectError(f"an object of {describe_kind(value)} is more than its attributes")
+            return place
+        name = self._name(kind)
+        slots = [slot for slot in list_slots(kind) if getattr(value, slot, _MISSING) is not _MISSING]
+        attributes = {**getattr(value, "__dict__", {}), **{slot: getattr(value, slot) for slot in slots}}
+        return ["instance", name, [[attribute, self.describe(item)] for attribute, item in attributes.items()]]
+
+    def _describe_space(self, value: gym.Space[Any]) -> Node:
+        if (place := self._find_place(value)) is not None:
+            return place
+        if type(value) not in _SPACES:
+            raise UnknownObjectError(f"a copy of a space of type {type(value).__name__} is not described")
+        return ["space", space_to_json(value), self.describe(value._np_random)]
+
+    def _find_place(self, value: Any) -> Node | None:
+        """Say where a fixture is; None for other objects."""
+        place = self._places.get(id(value))
+        return None if place is None else ["fixture", place]
+
+    def _name(self, value: type | types.FunctionType) -> list[str]:
+        """Return the module and the name of a class or function."""
+        if _OWN_CLASSES.get(value.__name__) is value:
+            return ["", value.__name__]
+        name = [value.__module__, value.__qualname__]
+        if find_named(name, self._packages) is not value:
+            raise UnknownObjectError(
+                f"{'.'.join(map(str, name))} is not of the environment's own packages, or cannot be found there"
+            )
+        return name
+
+
+class Reader:
+    """Makes the objects again that a ``Writer`` described.
+
+    :param objects: The descriptions.
+    :param arrays: The arrays that they refer to.
+    :param packages: Packages whose classes and functions may be named.
+    :param fixtures: What is there in every process, by where it is.
+    """
+
+    def __init__(
+        self,
+        objects: Sequence[Node],
+        arrays: Sequence[npt.NDArray[Any]],
+        packages: Collection[str],
+        fixtures: Mapping[str, Any],
+    ) -> None:
+        self._descriptions, self._arrays, self._packages = objects, arrays, packages
+        self._made: dict[int, Any] = {}
+        self._makers: dict[str, Callable[..., Any]] = {
+            "number": lambda _, text: complex(text) if "j" in text else float(text),
+            "bytes": lambda _, text: base64.b64decode(text),
+            "list": self._make_list,
+            "tuple": lambda _, items: tuple(map(self.make, items)),
+            "set": lambda _, items: set(map(self.make, items)),
+            "frozenset": lambda _, items: frozenset(map(self.make, items)),
+            "dict": lambda number, pairs: self._make_dict(number, {}, pairs),
+            "OrderedDict": lambda number, pairs: self._make_dict(number, OrderedDict(), pairs),
+            "deque": lambda _, items, max_length: deque(map(self.make, items), max_length),
+            "array": lambda _, index: self._arrays[index].copy(order="K"),
+            "scalar": lambda _, index: self._arrays[index][()],
+            "view": self._make_view,
+            "generator": self._make_generator,
+            "Random": lambda _, state: self._fill(random.Random(0), state),
+            "RandomState": lambda _, state: self._fill(np.random.RandomState(0), state),
+            "member": lambda _, name, member: self._find(name, enum.EnumMeta)[member],
+            "named": lambda _, name: self._find(name, type | types.FunctionType),
+            "fields": lambda _, name, items: self._find(name, type)._make(map(self.make, items)),
+            "fixture": lambda _, place: fixtures[place],
+            "space": self._make_space,
+            "instance": self._make_instance,
+        }
+
+    def make(self, node: Node) -> Any:
+        """Make what a node describes.
+
+        :raises UnknownObjectError: If it describes nothing that can be made here.
+        """
+        if not isinstance(node, dict):
+            return node
+        number = node["object"]
+        if number not in self._made:
+            kind, *arguments = self._descriptions[number]
+            made = self._makers[kind](number, *arguments)
+            self._made[number] = made
+        return self._made[number]
+
+    def _make_list(self, number: int, items: Sequence[Node]) -> list[Any]:
+        made = self._made[number] = list[Any]()  # first: something in it may refer to it
+        made.extend(map(self.make, items))
+        return made
+
+    def _make_dict(self, number: int, made: dict[Any, Any], pairs: Sequence[tuple[Node, Node]]) -> dict[Any, Any]:
+        self._made[number] = made
+        made.update((self.make(key), self.make(item)) for key, item in pairs)
+        return made
+
+    def _make_view(
+        self, _: int, base: Node, offset: int, shape: Sequence[int], strides: Sequence[int], dtype: str
+    ) -> npt.NDArray[Any]:
+        return np.ndarray(tuple(shape), np.dtype(dtype), self.make(base), offset, tuple(strides))
+
+    def _make_space(self, _: int, described: Mapping[str, Any], generator: Node) -> gym.Space[Any]:
+        space = space_from_json(described)
+        space._np_random = self.make(generator)
+        return space
+
+    def _make_generator(self, _: int, kind: str, state: Node) -> np.random.Generator:
+        generator = np.random.Generator(_BIT_GENERATORS[kind](0))
+        set_generator_state(generator, self.make(state))
+        return generator
+
+    def _fill(self, generator: Any, state: Node) -> Any:
+        set_generator_state(generator, self.make(state))
+        return generator
+
+    def _make_instance(self, number: int, name: Sequence[str], attributes: Sequence[tuple[str, Node]]) -> Any:
+        kind = self._find(name, type)
+        if kind.__new__ is not object.__new__ or hasattr(kind, "__del__"):
+            raise UnknownObjectError(f"an object of {'.'.join(name)} is more than its attributes")
+        made = self._made[number] = object.__new__(kind)
+        for attribute, node in attributes:
+            object.__setattr__(made, attribute, self.make(node))
+        return made
+
+    def _find(self, name: Sequence[str], kinds: Any) -> Any:
+        found = _OWN_CLASSES.get(name[1]) if name[0] == "" else find_named(name, self._packages)
+        if found is None or not isinstance(found, kinds):
+            raise UnknownObjectError(f"{'.'.join(name)} is nothing that a state may be made of here")
+        return found
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether an object is its attributes and nothing else."""
+    try:
+        return is_plain(value) and not hasattr(type(value), "__del__")
+    except CopyError:
+        return False
+
+
+def find_named(name: Sequence[str], packages: Collection[str]) -> Any:
+    """Return a class or function by its module and name; None if no imported module of the packages has it."""
+    module_name, path = name
+    if not isinstance(module_name, str) or module_name.partition(".")[0] not in packages:
+        return None
+    found: Any = sys.modules.get(module_name)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    # A module may have imported what another package defines.
+    return found if getattr(found, "__module__", None) == module_name else None
+
+
+def list_packages(kinds: Mapping[Any, Any] | Collection[type]) -> set[str]:
+    """List the packages that define some classes and what they inherit from, without Python's own."""
+    modules = {base.__module__.partition(".")[0] for kind in kinds for base in kind.__mro__}
+    return modules - set(sys.stdlib_module_names)

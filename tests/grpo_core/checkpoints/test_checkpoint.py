@@ -1,0 +1,194 @@
+"""A training that goes on from a checkpoint ends with the weights that it would have had."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+
+from grpo import GRPO
+from grpo_core.checkpoints import checkpoint
+from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
+
+_TOTAL, _AT = 600, 250
+
+
+class Walk(gym.Env[Any, Any]):
+    """A walk that remembers its way in lists, objects and a generator of its own, and how often it was begun."""
+
+    observation_space = spaces.Box(-50.0, 50.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.way: list[Step] = []
+        self.n_begun = 0
+        self.luck = np.random.default_rng(5)
+        self.names = {"left": {"x": -1.0}, "right": {"x": 1.0}}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.n_begun += 1
+        # Two names for one object, which stays one.
+        self.way = [Step(float(self.np_random.normal()), self.names["left"])]
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        side = self.names["right" if action else "left"]
+        self.way.append(Step(self.way[-1].x + side["x"] * self.luck.random() + 0.01 * self.n_begun, side))
+        return self._observe(), self.way[-1].x, len(self.way) > 12, False, {}
+
+    def _observe(self) -> Any:
+        return np.array([self.way[-1].x, self.n_begun % 7], np.float32)
+
+
+class Step:
+    """Where the walk was."""
+
+    def __init__(self, x: float, side: dict[str, float]) -> None:
+        self.x, self.side = x, side
+
+
+class _TakeOne(BaseCallback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.content: bytes | None = None
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        assert isinstance(self.model, GRPO)
+        if self.content is None and self.model.num_timesteps >= _AT:
+            self.content = checkpoint.to_bytes(self.model, {"mine": 1}, {"name": b"content"})
+
+
+def train_and_take(make_env: Callable[[], VecEnv], **arguments: Any) -> tuple[GRPO, bytes]:
+    model, taking = make_model(make_env(), **arguments), _TakeOne()
+    model.learn(_TOTAL, taking)
+    assert taking.content is not None
+    return model, taking.content
+
+
+def make_model(env: VecEnv, **arguments: Any) -> GRPO:
+    return GRPO("MlpPolicy", env, seed=3, device="cpu", **{"n_steps": 64, "horizon": 16, "n_epochs": 2, **arguments})
+
+
+def go_on(env: VecEnv, content: bytes, **arguments: Any) -> tuple[GRPO, Any]:
+    model = make_model(env, **arguments)
+    caveat = checkpoint.restore(model, checkpoint.from_bytes(content))
+    model.learn(_TOTAL - model.num_timesteps, reset_num_timesteps=False)
+    return model, caveat
+
+
+def make_shown() -> gym.Env[Any, Any]:
+    """A wrapper that holds a lambda and a space, which no file can hold."""
+    env = Walk()
+    return TransformObservation(env, lambda observation: observation * 2, env.observation_space)
+
+
+def normalized(env_id: str) -> Callable[[], VecEnv]:
+    return lambda: VecNormalize(make_vec_env(env_id, 2))
+
+
+TRAININGS: dict[str, tuple[Callable[[], VecEnv], dict[str, Any]]] = {
+    "branch": (lambda: make_vec_env("CartPole-v1"), {}),
+    "adaptive, normalized, two": (normalized("CartPole-v1"), {"baseline": "adaptive"}),
+    "archive": (lambda: make_vec_env("Pendulum-v1"), {"anchor_selection": "archive", "restart_probability": 0.3}),
+    "action, with a reference": (
+        lambda: make_vec_env("CartPole-v1"),
+        {"group_mode": "action", "kl_coef": 0.1, "ref_sync_steps": 150},
+    ),
+    "same noise": (lambda: make_vec_env("FrozenLake-v1"), {"common_random_numbers": True}),
+    "episodes": (normalized("CartPole-v1"), {"group_mode": "episode", "horizon": None}),
+    "unknown": (lambda: make_vec_env(Walk, 2), {"restart_probability": 0.3, "group_mode": "branch"}),
+    "unknown, wrapped": (lambda: VecFrameStack(make_vec_env(make_shown), 2), {"group_mode": "branch"}),
+    "unknown, episodes": (lambda: make_vec_env(Walk), {"group_mode": "episode", "horizon": None}),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_goes_on_to_the_same_weights(name: str) -> None:
+    make_env, arguments = TRAININGS[name]
+    whole, content = train_and_take(make_env, **arguments)
+    resumed, caveat = go_on(make_env(), content, **arguments)
+    assert caveat is None
+    assert resumed.to_bytes() == whole.to_bytes()
+
+
+def test_the_slow_path_goes_on_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GRPO, "use_fast_path", False)
+    make_env = normalized("CartPole-v1")
+    whole, content = train_and_take(make_env)
+    assert go_on(make_env(), content)[0].to_bytes() == whole.to_bytes()
+
+
+def test_a_checkpoint_holds_what_it_was_given() -> None:
+    taken = checkpoint.from_bytes(train_and_take(lambda: make_vec_env("CartPole-v1"))[1])
+    assert (taken.facts["own"], taken.attachments) == ({"mine": 1}, {"name": b"content"})
+    assert _AT <= taken.timesteps < _TOTAL
+
+
+def test_without_the_simulators_a_training_goes_on_from_new_episodes_and_says_so() -> None:
+    arguments = {"group_mode": "episode", "horizon": None}
+    env = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
+    _, content = train_and_take(lambda: env, **arguments)
+    env.close()
+    resumed, caveat = go_on(make_vec_env("CartPole-v1"), content, **arguments)
+    assert caveat.is_certain
+    assert caveat.reason == "the states of environments in a SubprocVecEnv are in other processes"
+    assert resumed.num_timesteps >= _TOTAL
+
+
+def test_a_model_of_another_shape_is_refused() -> None:
+    _, content = train_and_take(lambda: make_vec_env("CartPole-v1"))
+    other = make_model(make_vec_env("CartPole-v1"), policy_kwargs={"net_arch": [8]})
+    with pytest.raises(CheckpointError, match="of another training"):
+        checkpoint.restore(other, checkpoint.from_bytes(content))
+
+
+def read_damaged(content: bytes) -> Checkpoint | None:
+    try:
+        return checkpoint.from_bytes(content)
+    except CheckpointError:
+        return None
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_way() -> None:
+    _, content = train_and_take(lambda: make_vec_env("CartPole-v1"))
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        at = int(rng.integers(len(content)))
+        damaged[at] ^= 1 + int(rng.integers(255))
+        read_damaged(bytes(damaged))  # raises nothing else
+        read_damaged(content[:at])
+
+
+def test_what_a_checkpoint_names_is_looked_up_in_the_environments_packages_alone() -> None:
+    _, content = train_and_take(lambda: make_vec_env(Walk), group_mode="branch")
+    evil = rewrite(content, b'"Step"', b'"Path"', b'"tests.grpo_core.checkpoints.test_checkpoint"', b'"pathlib"')
+    _, caveat = go_on(make_vec_env(Walk), evil, group_mode="branch")
+    assert caveat is not None
+    assert "pathlib.Path is nothing that a state may be made of here" in caveat.reason
+
+
+def rewrite(content: bytes, *replacements: bytes) -> bytes:
+    """Replace parts of a checkpoint's JSON."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(written, "w") as new:
+        for name in old.namelist():
+            member = old.read(name)
+            if name == "checkpoint.json":
+                for before, after in zip(replacements[::2], replacements[1::2], strict=True):
+                    assert before in member
+                    member = member.replace(before, after)
+            new.writestr(name, member)
+    return written.getvalue()
