@@ -9,6 +9,7 @@ from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.model_file import ModelFileError
 from service.environments.catalogue import Catalogue
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
+from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.events import EventStreams
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
@@ -61,6 +62,7 @@ class Service:
             max_queued=settings.max_queued_jobs,
             max_kept=settings.max_kept_jobs,
             stall_seconds=settings.stall_seconds,
+            checkpoints=CheckpointFolder(settings.models_dir),
             tensorboard_dir=settings.tensorboard_dir,
         )
         self.short_tasks = ShortTasks(self.executor, settings.task_seconds, self.closing)

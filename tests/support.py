@@ -170,6 +170,7 @@ class Recorder:
     metrics: list[Mapping[str, float]] = field(default_factory=list)
     evaluations: list[Mapping[str, Any]] = field(default_factory=list)
     final_evaluations: list[Mapping[str, Any]] = field(default_factory=list)
+    checkpoints: list[tuple[Mapping[str, Any], bytes]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     ended_by: list[EndedBy] = field(default_factory=list)
     stop_after: float = float("inf")
@@ -191,6 +192,9 @@ class Recorder:
 
     def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         self.final_evaluations.append(evaluation)
+
+    def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
+        self.checkpoints.append((described, content))
 
     def publish_warning(self, warning: str) -> None:
         self.warnings.append(warning)

@@ -89,6 +89,13 @@ class Caveat(NamedTuple):
 def to_bytes(
     model: Any, facts: Mapping[str, Any] | None = None, attachments: Mapping[str, bytes] | None = None
 ) -> bytes:
+    """Describe the training of a ``GRPO`` as ``take`` does, and return the content alone."""
+    return take(model, facts, attachments)[0]
+
+
+def take(
+    model: Any, facts: Mapping[str, Any] | None = None, attachments: Mapping[str, bytes] | None = None
+) -> tuple[bytes, Caveat | None]:
     """Describe the training of a ``GRPO``, between two of its rollouts.
 
     Where the simulators' states cannot be described, the rest is, and ``caveat`` says why.
@@ -96,6 +103,7 @@ def to_bytes(
     :param model: The model in training.
     :param facts: JSON values of the caller's own, kept as ``facts["own"]``.
     :param attachments: Bytes of the caller's own, by name.
+    :return: The content of the file, and what will keep the training from going on exactly as it would have.
     :raises ModelFileError: If the model is too large to be saved.
     """
     simulators, arrays, caveat = _describe_simulators(model)
@@ -121,7 +129,7 @@ def to_bytes(
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
-    return file.getvalue()
+    return file.getvalue(), caveat
 
 
 def from_bytes(content: bytes) -> Checkpoint:

@@ -14,6 +14,8 @@ from service.schemas.jobs import EvaluationRow
 
 # A curve on a screen shows no more points than this.
 MAX_METRIC_ROWS = 2000
+# Events that are of steps, and are forgotten with them.
+_OF_STEPS = ("job.evaluation", "job.final_evaluation")
 # Rows kept of a job that ended long ago.
 _CONDENSED_ROWS = 250
 
@@ -112,6 +114,19 @@ class JobHistory:
                 self._rows.append(row)
                 self._thin(MAX_METRIC_ROWS)
             self._n_rows_seen += 1
+
+    def rewind(self, timesteps: int) -> None:
+        """Forget what came after a number of simulator steps; training will take these steps again."""
+        with self._lock:
+            self._rows = [row for row in self._list_packed_rows() if row.timesteps <= timesteps]
+            self._last_row = self._rows[-1] if self._rows else None
+            self._progress = None
+            self._evaluations = [row for row in self._evaluations if row.timesteps <= timesteps]
+            self._kept_events = [
+                event
+                for event in self._kept_events
+                if event.name not in _OF_STEPS or event.payload["timesteps"] <= timesteps
+            ]
 
     def condense(self) -> None:
         """Free most of the metrics' memory."""

@@ -11,10 +11,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from service.errors import ConflictError
+from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.history import JobHistory
 from service.jobs.totals import JobTotals
 from service.jobs.verdict import Evidence, judge
-from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation, JobStatus, JobSummary, TrainingStatus
+from service.schemas.jobs import (
+    EndedBy,
+    EvaluationRow,
+    FinalEvaluation,
+    JobCheckpoint,
+    JobStatus,
+    JobSummary,
+    TrainingStatus,
+)
 from service.training.plan import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
@@ -39,10 +48,14 @@ class Job:
 
     :param plan: The job's settings.
     :param totals: Counters to add this job to; None counts it nowhere.
+    :param checkpoints: Where its checkpoints are kept; None keeps none.
     """
 
-    def __init__(self, plan: TrainingPlan, totals: JobTotals | None = None) -> None:
+    def __init__(
+        self, plan: TrainingPlan, totals: JobTotals | None = None, checkpoints: CheckpointFolder | None = None
+    ) -> None:
         self.job_id = str(uuid.uuid4())
+        self._checkpoints = checkpoints
         self._totals = totals or JobTotals()
         self.plan = plan
         self.config = plan.config
@@ -64,16 +77,23 @@ class Job:
         self._evaluation: EvaluationRow | None = None
         self._best_evaluation: EvaluationRow | None = None
         self._final_evaluation: FinalEvaluation | None = None
+        self._checkpoint: JobCheckpoint | None = None
+        self._could_keep_checkpoints = True
+        self._n_restarts = 0
         self._warnings = list(plan.warnings)
         self._error_message: str | None = None
         self._model_name: str | None = None
         self._sha256: str | None = None
+        #: Where the job has saved before, if it was stopped and went on.
+        self.last_saved_name: str | None = None
         self._created_at = datetime.now(UTC)
         self._start_time: datetime | None = None
         self._end_time: datetime | None = None
         # The same times on the monotonic clock, for durations.
         self._started: float | None = None
         self._ended: float | None = None
+        # What it took before it was last interrupted.
+        self._seconds_before = 0.0
         self.history.append("job.status", {"status": self._status})
         for warning in self._warnings:
             self.history.append("job.warning", {"warning": warning})
@@ -142,6 +162,8 @@ class Job:
             best_evaluation=self._best_evaluation,
             final_evaluation=self._final_evaluation,
             ended_by=self._ended_by if self._status.is_final else None,
+            checkpoint=self._checkpoint,
+            n_restarts=self._n_restarts,
             tensorboard_run=self.tensorboard_run,
             config=self.config,
             config_origins=self.plan.config_origins,
@@ -193,6 +215,52 @@ class Job:
             elif self._stop_training is not None:
                 self._stop_training()
 
+    def restart(self, reason: str) -> bool:
+        """Let a job whose worker has died go on from its checkpoint; return whether it may.
+
+        :param reason: What happened to the worker, for people to read.
+        """
+        with self._lock:
+            may = self._status is JobStatus.RUNNING and self._outcome is None
+            if not may or self._n_restarts >= self.config.max_restarts:
+                return False
+            self._rewind()
+            self._stop_training, self._last_active = None, time.monotonic()
+            self._warn(f"{reason} The job went on from step {self._current_timesteps:,}.")
+            return True
+
+    def requeue(self) -> None:
+        """Queue an ended job again, to go on from its checkpoint.
+
+        :raises ConflictError: If it has not ended, or has completed.
+        """
+        with self._lock:
+            if self._status not in (JobStatus.FAILED, JobStatus.STOPPED):
+                remedy = "its model can be trained on by a new job" if self._status.is_final else "stop it first"
+                raise ConflictError(
+                    f"job {self.job_id} is {self._status}; only stopped and failed jobs can be resumed, {remedy}."
+                )
+            self._rewind()
+            self._status, self._outcome, self._n_stops, self._ended_by = JobStatus.QUEUED, None, 0, None
+            self._error_message = self._end_time = self._ended = self._started = None
+            self.last_saved_name = self._model_name or self.last_saved_name
+            self._model_name = self._sha256 = None
+            self.history.append("job.status", {"status": self._status})
+            self.finished.clear()
+
+    def _rewind(self) -> None:
+        """Go back to where the checkpoint was taken, or to the start."""
+        self._n_restarts += 1
+        timesteps = 0 if self._checkpoint is None else self._checkpoint.timesteps
+        self._current_timesteps = min(self._current_timesteps, timesteps)
+        self.history.rewind(timesteps)
+        self._seconds_before = self._elapsed_seconds
+        self._started = None if self._started is None else time.monotonic()
+        evaluations = self.history.list_evaluations()
+        self._evaluation = evaluations[-1] if evaluations else None
+        self._best_evaluation = max(evaluations, key=lambda row: row.mean_reward, default=None)
+        self._final_evaluation, self._no_signal = None, _NoSignalCounter()
+
     def settle_outcome(self) -> JobStatus:
         """Decide after training whether the job completed or was stopped; later stops are refused."""
         with self._lock:
@@ -218,6 +286,9 @@ class Job:
         self._stop_training = None
         self._ended_by = _choose_ended_by(final_status, self._ended_by)
         self._totals.add_end(final_status)
+        if final_status is JobStatus.COMPLETED and self._checkpoints is not None:
+            self._checkpoints.delete(self.job_id)
+            self._checkpoint = None
         self.history.append(f"job.{final_status}", self._describe().model_dump(mode="json"))
         self.log(str(final_status), seconds=self._elapsed_seconds)
         self.finished.set()
@@ -291,12 +362,44 @@ class Job:
                 self._final_evaluation = FinalEvaluation(**evaluation)
                 self.history.append("job.final_evaluation", self._final_evaluation.model_dump(mode="json"))
 
+    def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
+        """Keep a checkpoint, and note it once it is kept; a disk that refuses only ends in a warning."""
+        if self._checkpoints is None or self._status.is_final:
+            return
+        try:
+            self._checkpoints.write(self.job_id, content)
+        except OSError as error:
+            if self._could_keep_checkpoints:
+                self.publish_warning(
+                    f"no checkpoint can be kept, so an interruption loses what is learnt ({error.strerror}); free some "
+                    "disk space."
+                )
+            self._could_keep_checkpoints = False
+            return
+        fields = {name: described.get(name) for name in ("timesteps", "exact", "note")}
+        with self._lock:
+            self._checkpoint = JobCheckpoint(**fields, created_at=datetime.now(UTC))
+            self._could_keep_checkpoints = True
+
+    def read_checkpoint(self) -> bytes | None:
+        """Return the content of the latest checkpoint; None if there is none."""
+        if self._checkpoints is None or self._checkpoint is None:
+            return None
+        return self._checkpoints.read(self.job_id)
+
+    def read_finished_model(self) -> bytes | None:
+        """Return the model of a job that failed after its training was over; None if it was not."""
+        return None if self._checkpoints is None else self._checkpoints.read_finished(self.job_id)
+
     def publish_warning(self, warning: str) -> None:
         """Note a warning for the client."""
         with self._lock:
             if not self._status.is_final:
-                self._warnings.append(warning)
-                self.history.append("job.warning", {"warning": warning})
+                self._warn(warning)
+
+    def _warn(self, warning: str) -> None:
+        self._warnings.append(warning)
+        self.history.append("job.warning", {"warning": warning})
 
     def publish_ended_by(self, ended_by: EndedBy) -> None:
         """Note the rule that ends the training early."""
@@ -323,8 +426,8 @@ class Job:
     @property
     def _elapsed_seconds(self) -> float:
         if self._started is None:
-            return 0.0
-        return (time.monotonic() if self._ended is None else self._ended) - self._started
+            return self._seconds_before
+        return self._seconds_before + (time.monotonic() if self._ended is None else self._ended) - self._started
 
     def _compute_eta(self, elapsed_seconds: float) -> float | None:
         if self._status is not JobStatus.RUNNING or self._current_timesteps == 0:

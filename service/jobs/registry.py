@@ -22,13 +22,14 @@ from service.errors import (
     describe_error,
     printable,
 )
+from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.job import Job
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 from service.training.plan import TrainingPlan
 from service.workers.executor import Executor
-from service.workers.task import TaskFailedError
+from service.workers.task import TaskFailedError, WorkerLostError
 
 logger = logging.getLogger("grpo.service")
 
@@ -51,6 +52,7 @@ class JobRegistry:
     :param max_queued: Largest number of waiting jobs.
     :param max_kept: Number of ended jobs to remember; those that ended first are forgotten first.
     :param stall_seconds: A job without a step or an update for this long fails.
+    :param checkpoints: Where the jobs' checkpoints are kept; None keeps none.
     :param tensorboard_dir: Folder for TensorBoard logs, created when a job first writes one.
     """
 
@@ -63,6 +65,7 @@ class JobRegistry:
         max_queued: int,
         max_kept: int,
         stall_seconds: float,
+        checkpoints: CheckpointFolder | None = None,
         tensorboard_dir: Path = Path("runs"),
     ) -> None:
         self.totals = JobTotals()
@@ -72,6 +75,9 @@ class JobRegistry:
         self._max_active = max_running + max_queued
         self._max_kept = max_kept
         self._stall_seconds = stall_seconds
+        self._checkpoints = checkpoints
+        if checkpoints is not None:
+            checkpoints.sweep(())
         self._tensorboard_dir = tensorboard_dir.absolute()
         # Of the machine's cores, each running job has its share.
         self._n_threads_per_job = max(1, _count_cores() // max_running)
@@ -95,18 +101,39 @@ class JobRegistry:
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(plan, self.totals)
+        job = Job(plan, self.totals, self._checkpoints)
         with self._lock:
-            active = self._check_room()
-            self._check_name_is_free(plan.config.model_name, active)
+            self._check_name_is_free(plan.config.model_name, self._check_room())
             self._store.folder.check_case_collision(plan.config.model_name)
-            job.log("queued")
-            # In the request's context, so that the job's log lines carry the request's id.
-            self._slots.submit(copy_context().run, self._run, job)
             self._jobs[job.job_id] = job
-            self._active.append(job)
+            self._queue(job)
             self._forget_oldest()
         return job
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a job again that was stopped or failed; it goes on from its checkpoint, or else begins again.
+
+        :param job_id: The job's id, or ``LATEST``.
+        :raises NotFoundError: If it never existed or has been forgotten.
+        :raises ConflictError: If it has not ended, or has completed, or another job or upload uses its model's name.
+        :raises QueueFullError: If too many jobs are active.
+        :raises DrainingError: If the server is shutting down.
+        """
+        job = self.get(job_id)
+        with self._lock:
+            active = [other for other in self._check_room() if other is not job]
+            self._check_name_is_free(job.config.model_name, active)
+            job.requeue()
+            if job.job_id in self._ended:
+                self._ended.remove(job.job_id)
+            self._queue(job)
+        return job
+
+    def _queue(self, job: Job) -> None:
+        job.log("queued")
+        # In the request's context, so that the job's log lines carry the request's id.
+        self._slots.submit(copy_context().run, self._run, job)
+        self._active.append(job)
 
     def check_room(self, model_name: str | None = None) -> None:
         """Check that another job could be queued, before it is planned.
@@ -235,15 +262,9 @@ class JobRegistry:
             return
         job.log("started")
         try:
-            run_name = job.tensorboard_run
-            run_dir = None if run_name is None else self._tensorboard_dir / run_name
-            run = self._executor.start(job.plan.make_task(run_dir, self._n_threads_per_job), job)
-            while not run.wait(_WATCH_SECONDS):
-                self._give_up_if_stalled(job)
-                if job.finished.is_set():
-                    run.kill()
-                    return
-            content = run.get_content()
+            content = self._train(job)
+            if content is None:
+                return
             outcome = job.settle_outcome()
             name = self._choose_name(job, outcome)
             job.record_saved_model(name, self._store.publish(name, content))
@@ -256,26 +277,50 @@ class JobRegistry:
         else:
             job.finish(outcome)
 
-    def _give_up_if_stalled(self, job: Job) -> None:
+    def _train(self, job: Job) -> bytes | None:
+        """Train a job's policy, and go on from its checkpoint if the worker dies.
+
+        :return: The model file; None if the job has ended in the meantime.
+        :raises Exception: Whatever the task raises.
+        """
+        run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
+        while True:
+            task = job.plan.make_task(run_dir, self._n_threads_per_job, job.read_checkpoint())
+            run = self._executor.start(task, job)
+            while not run.wait(_WATCH_SECONDS):
+                if (stall := self._find_stall(job)) is not None:
+                    if (content := job.read_finished_model()) is not None:
+                        run.kill()
+                        job.publish_warning(f"the policy was saved but not evaluated: its evaluation {stall}.")
+                        return content
+                    _give_up(job, stall)
+                if job.finished.is_set():
+                    run.kill()
+                    return None
+            try:
+                return run.get_content()
+            except WorkerLostError as error:
+                logger.warning("the worker of job %s was lost: %s", job.job_id, error)
+                if job.restart(str(error)):
+                    continue
+                if (content := job.read_finished_model()) is None:
+                    raise
+                job.publish_warning(f"the policy was saved but not evaluated: {error}")
+                return content
+
+    def _find_stall(self, job: Job) -> str | None:
+        """Return how long a job has not moved, if that is too long; None otherwise."""
         patience = self._stall_seconds
         if job.is_stopping:
             patience = min(patience, _STOP_PATIENCE_SECONDS)
         if job.finished.is_set() or job.inactive_seconds < patience:
-            return
-        stall = f"stalled: no simulator step and no update for {patience:g} s"
-        if job.is_stopping:
-            job.give_up(JobStatus.STOPPED, f"{stall} after the stop, so nothing could be saved.")
-        else:
-            job.give_up(
-                JobStatus.FAILED,
-                f"{stall}, the limit that GRPO_STALL_SECONDS sets; fix the environment '{job.config.env_name}', or "
-                "raise the setting if a step or an update may take longer.",
-            )
+            return None
+        return f"stalled: no simulator step and no update for {patience:g} s"
 
     def _choose_name(self, job: Job, outcome: JobStatus) -> str:
-        """Return the name to save under: the job's own, but a stopped job never replaces a model."""
+        """Return the name to save under: the job's own, but a stopped job never replaces another one's model."""
         name = job.config.model_name
-        if outcome is JobStatus.COMPLETED or not self._store.exists(name):
+        if outcome is JobStatus.COMPLETED or name == job.last_saved_name or not self._store.exists(name):
             return name
         return f"{name[:80]}-stopped-{job.job_id[:8]}"
 
@@ -303,7 +348,21 @@ class JobRegistry:
 
     def _forget_oldest(self) -> None:
         while len(self._ended) > self._max_kept:
-            del self._jobs[self._ended.popleft()]
+            job_id = self._ended.popleft()
+            del self._jobs[job_id]
+            if self._checkpoints is not None:
+                self._checkpoints.delete(job_id)
+
+
+def _give_up(job: Job, stall: str) -> None:
+    if job.is_stopping:
+        job.give_up(JobStatus.STOPPED, f"{stall} after the stop, so nothing could be saved.")
+        return
+    job.give_up(
+        JobStatus.FAILED,
+        f"{stall}, the limit that GRPO_STALL_SECONDS sets; fix the environment '{job.config.env_name}', or raise the "
+        "setting if a step or an update may take longer.",
+    )
 
 
 def _count_cores() -> int:

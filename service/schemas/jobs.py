@@ -60,6 +60,18 @@ class FinalEvaluation(EpisodeFigures):
     complete: bool = Field(description="False if time ran out before all `n_eval_episodes` were played.")
 
 
+class JobCheckpoint(BaseModel):
+    """A job's latest checkpoint, from which `POST /training/{job_id}/resume` goes on."""
+
+    timesteps: int = Field(ge=0, description="Simulator steps that were taken by then.")
+    created_at: datetime
+    exact: bool | None = Field(
+        description="Whether training goes on to the same weights as without an interruption; null where that depends "
+        "on the environment."
+    )
+    note: str | None = Field(description="What keeps it from that, or may.")
+
+
 class Verdict(BaseModel):
     """Whether a job is learning, in one word and in plain language."""
 
@@ -92,6 +104,8 @@ class TrainingStatus(BaseModel):
         description="What the saved policy earns; null until the job has ended, and if it could not be evaluated."
     )
     ended_by: EndedBy | None = Field(description="Why the training ended; null until then, and if it failed.")
+    checkpoint: JobCheckpoint | None = Field(None, description="Null before the first one.")
+    n_restarts: int = Field(0, ge=0, description="How often it went on from a checkpoint, or from the start, again.")
     tensorboard_run: str | None = Field(description="Name of the TensorBoard run; null unless one was requested.")
     config: TrainConfig
     config_origins: ConfigOrigins
@@ -131,6 +145,15 @@ class JobMetrics(BaseModel):
     keys: list[str] = Field(description="All keys of the rows' metrics, sorted.")
     rows: list[HistoryRow] = Field(description="Oldest first; for a long job, every second, fourth, ... row.")
     evaluations: list[EvaluationRow]
+
+
+class ResumeResponse(BaseModel):
+    """Confirms that a job goes on."""
+
+    message: str
+    job_id: str
+    timesteps: int = Field(ge=0, description="Simulator steps that it goes on from; 0 begins again.")
+    config: TrainConfig
 
 
 class StopResponse(BaseModel):

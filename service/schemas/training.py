@@ -141,6 +141,15 @@ class TrainRequest(Request):
     max_seconds: float | None = Field(
         None, gt=0, le=86_400, description="Longest time that training may take; what was learnt by then is saved."
     )
+    checkpoint_every: int | None = Field(
+        None,
+        ge=1,
+        le=10_000_000,
+        description="Simulator steps between two checkpoints, from which the job can go on. Default: one a minute.",
+    )
+    max_restarts: int = Field(
+        1, ge=0, le=100, description="How often the job goes on by itself, from its checkpoint, after its worker died."
+    )
     tensorboard_log: bool = Field(False, description="Whether to write a folder that TensorBoard reads.")
 
 
@@ -171,6 +180,8 @@ class _JobConfig(BaseModel):
     stop_reward: float | None
     patience: int | None
     max_seconds: float | None
+    checkpoint_every: int | None = Field(None, description="None where the clock decides when checkpoints are taken.")
+    max_restarts: int = 1
     tensorboard_log: bool
 
 

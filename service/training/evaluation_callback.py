@@ -62,6 +62,25 @@ class EvaluationCallback(BaseCallback):
             return self.best[0]
         return self.latest if self._is_latest_fresh() else None
 
+    def to_state(self) -> tuple[dict[str, Any], bytes | None]:
+        """Return what a checkpoint keeps of it: JSON values, and the best policy's model file."""
+        state = {
+            "next_timesteps": self._next_timesteps,
+            "best_reward": None if self._best_reward == -math.inf else self._best_reward,
+            "n_without_improvement": self._n_without_improvement,
+            "n_updates": self._n_updates,
+            "latest": self.latest,
+            "best": None if self.best is None else self.best[0],
+        }
+        return state, None if self.best is None else self.best[1]
+
+    def put_state(self, state: dict[str, Any], best: bytes | None) -> None:
+        """Go on from what ``to_state`` returned."""
+        self._next_timesteps, self._n_updates = state["next_timesteps"], state["n_updates"]
+        self._best_reward = -math.inf if state["best_reward"] is None else state["best_reward"]
+        self._n_without_improvement, self.latest = state["n_without_improvement"], state["latest"]
+        self.best = None if best is None else (state["best"], best)
+
     def _is_latest_fresh(self) -> bool:
         # Compare updates, not steps: a stop takes effect one step into the next rollout.
         return self.latest is not None and self._n_updates == self.model._n_updates

@@ -233,7 +233,7 @@ def _list_library_defaults() -> Settings:
     arguments = {name: row.default for name, row in HYPERPARAMETERS.items()}
     others = {"lr_schedule": "constant", "normalize": False, "activation": "tanh", "log_std_init": 0.0}
     others |= {"env_kwargs": {}, "wrappers": []}
-    rules = dict.fromkeys(("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds"))
+    rules = dict.fromkeys(("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds", "checkpoint_every"))
     return {**arguments, **others, **rules, "tensorboard_log": False}
 
 

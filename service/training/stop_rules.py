@@ -20,6 +20,9 @@ class StopRules:
         self._progress = progress
         self._max_seconds = math.inf if max_seconds is None else max_seconds
         self._deadline = math.inf
+        self._begun = time.monotonic()
+        #: Time that the training took before it was interrupted; it counts.
+        self.spent_seconds_before = 0.0
         self._model: GRPO | None = None
         # Guards the reason: rules end a training in its own thread, stops come from another.
         self._lock = threading.Lock()
@@ -31,8 +34,14 @@ class StopRules:
     def begin(self, model: GRPO) -> None:
         """Start the clock and offer the stop. Call it inside ``learn``, which forgets earlier stops."""
         self._model = model
-        self._deadline = time.monotonic() + self._max_seconds
+        self._begun = time.monotonic() - self.spent_seconds_before
+        self._deadline = self._begun + self._max_seconds
         self._progress.attach_stop(self._stop)
+
+    @property
+    def spent_seconds(self) -> float:
+        """Time that the training has taken so far."""
+        return time.monotonic() - self._begun
 
     def report(self) -> None:
         """Report the steps so far."""

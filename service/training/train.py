@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from grpo import GRPO
 from grpo_core.actor.actor import ACTIVATIONS
+from grpo_core.checkpoints import checkpoint
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
 from grpo_core.saving import model_file
+from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_weights, to_parameters
 from grpo_core.spaces import is_image_space
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
 from service.training.background_evaluation import BackgroundEvaluation
+from service.training.checkpoint_callback import FINISHED, CheckpointCallback, go_on
 from service.training.evaluation_callback import EvaluationCallback
 from service.training.evaluator import Evaluator
 from service.training.final_evaluation import evaluate_finally
@@ -39,24 +44,32 @@ _ARGUMENTS = (*HYPERPARAMETERS, "seed", "device")
 
 
 def train_in_task(
-    config: TrainConfig, reward: Reward, run_dir: Path | None, n_threads: int, progress: Progress
+    config: TrainConfig, reward: Reward, run_dir: Path | None, n_threads: int, taken: bytes | None, progress: Progress
 ) -> bytes:
     """Do what ``train_policy`` does, as a task: its progress comes last."""
-    return train_policy(config, reward, run_dir, progress, n_threads)
+    return train_policy(config, reward, run_dir, progress, n_threads, taken)
 
 
 def train_policy(
-    config: TrainConfig, reward: Reward, run_dir: Path | None, progress: Progress, n_threads: int = 1
+    config: TrainConfig,
+    reward: Reward,
+    run_dir: Path | None,
+    progress: Progress,
+    n_threads: int = 1,
+    taken: bytes | None = None,
 ) -> bytes:
-    """Train a new policy and return its model file; a stop makes it return early, with the policy so far.
+    """Train a policy and return its model file; a stop makes it return early, with the policy so far.
 
     :param config: A planned configuration.
     :param reward: The reward functions that the configuration names.
     :param run_dir: Folder for the TensorBoard log; None writes none.
     :param progress: Receives reports of the training.
     :param n_threads: Threads that may step simulators; the policy is the same with any.
+    :param taken: A checkpoint of this training to go on from; None begins it.
+    :raises CheckpointError: If the checkpoint is damaged or of another training.
     :raises Exception: Whatever the environment or the reward function raises.
     """
+    before = None if taken is None else checkpoint.from_bytes(taken)
     with ExitStack() as opened:
         begun = time.monotonic()
         env = build_vec_env(config.env_setup, config.n_envs)
@@ -78,13 +91,25 @@ def train_policy(
             callbacks.append(judge := EvaluationCallback(config, evaluator, stop_rules, progress))
         elif config.n_eval_episodes > 0:
             callbacks.append(BackgroundEvaluation(evaluator, stop_rules, progress, build_seconds))
+        callbacks.append(checkpoints := CheckpointCallback(config.checkpoint_every, judge, stop_rules, progress))
+        if before is not None:
+            go_on(model, before, judge, stop_rules, progress)
+        n_left = max(0, config.total_timesteps - model.num_timesteps)
+        if before is not None and FINISHED in before.attachments:
+            n_left = 0  # a rule ended it earlier
         begun = time.monotonic()
-        model.learn(config.total_timesteps, callbacks)
+        try:
+            model.learn(n_left, callbacks, reset_num_timesteps=before is None)
+            if stop_rules.ended_by == "stop":
+                checkpoints.publish()
+        except BaseException:
+            checkpoints.publish()
+            raise
         training_seconds = time.monotonic() - begun
         model.logger.dump(model.num_timesteps)  # what the last update measured
         if judge is not None:
             judge.evaluate_last()
-        return _finish(model, config, evaluator, judge, training_seconds, stop_rules, progress)
+        return _finish(model, config, evaluator, judge, training_seconds, stop_rules, progress, checkpoints)
 
 
 def _finish(
@@ -95,6 +120,7 @@ def _finish(
     training_seconds: float,
     stop_rules: StopRules,
     progress: Progress,
+    checkpoints: CheckpointCallback,
 ) -> bytes:
     """Evaluate the policy to save, the best one or the last, settle its values, and return its model file."""
     provenance: dict[str, Any] = {
@@ -107,24 +133,29 @@ def _finish(
     saved, actor = None, model.make_numpy_actor()
     if judge is not None and judge.best is not None:
         saved = model_file.from_bytes(judge.best[1], with_optimizer=True)
-        model.policy.load_state_dict(to_parameters(saved, model.policy.optimizer)["policy"])
         actor = saved.make_actor()
     if config.n_eval_episodes > 0:
+        if stop_rules.ended_by != "stop":  # code of the environment runs once more, and may end this process
+            checkpoints.take_finished(_make_content(model, saved, provenance))
+        if saved is not None:
+            model.policy.load_state_dict(to_parameters(saved, model.policy.optimizer)["policy"])
         timesteps = model.num_timesteps if saved is None else saved.meta["num_timesteps"]
         provenance["final_evaluation"] = evaluate_finally(
             evaluator, actor, timesteps, training_seconds, stop_rules, progress
         )
         if provenance["final_evaluation"] is not None:
             provenance["value_check"] = settle_values(model, actor, evaluator, training_seconds, stop_rules)
+            if saved is not None:
+                weights = get_weights(model.policy)
+                saved = replace(saved, weights={name: weights[name] for name in saved.weights})
+    return _make_content(model, saved, provenance)
+
+
+def _make_content(model: GRPO, saved: ModelContent | None, provenance: Mapping[str, Any]) -> bytes:
+    """Return the model file of the best policy, or of the last one if none was kept."""
     if saved is None:
         return model.to_bytes(**provenance)
-    weights = get_weights(model.policy)
-    return model_file.to_bytes(
-        {**saved.meta, **provenance},
-        {name: weights[name] for name in saved.weights},
-        saved.optimizer,
-        saved.normalization,
-    )
+    return model_file.to_bytes({**saved.meta, **provenance}, saved.weights, saved.optimizer, saved.normalization)
 
 
 def build_model(config: TrainConfig, env: VecEnv, reward: Reward, **arguments: Any) -> GRPO:

@@ -15,6 +15,8 @@ class Message(StrEnum):
     EVALUATION = "evaluation"
     #: The fields of the evaluation of the policy that is saved.
     FINAL_EVALUATION = "final_evaluation"
+    #: The description of a checkpoint; its content follows.
+    CHECKPOINT = "checkpoint"
     #: A warning for the client.
     WARNING = "warning"
     #: The rule that ends the training early.

@@ -29,7 +29,7 @@ from service.context import JOB_ID, REQUEST_ID
 from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError, printable
 from service.logs import LogStyle
 from service.workers.messages import Message
-from service.workers.task import Progress, Task, TaskFailedError
+from service.workers.task import Progress, Task, TaskFailedError, WorkerLostError
 
 logger = logging.getLogger("grpo.service")
 
@@ -37,6 +37,7 @@ logger = logging.getLogger("grpo.service")
 START_VARIABLE = "GRPO_FORKSERVER_START"
 _PRELOAD = "service.workers.preload"
 _WORK = "service.workers.worker:work"
+_WITH_CONTENT = (Message.RESULT, Message.CHECKPOINT)
 # A second stop skips what follows the first one.
 _MAX_STOPS = 2
 # Longest wait for a killed process to end.
@@ -132,7 +133,7 @@ class _ProcessRun:
             else:
                 self._read_status()
             if not self._sources:
-                self._outcome = self._outcome or TaskFailedError(_LOST)
+                self._outcome = self._outcome or WorkerLostError(_LOST)
         return True
 
     def get_content(self) -> bytes:
@@ -162,7 +163,7 @@ class _ProcessRun:
     def _receive(self) -> None:
         try:
             kind, value = json.loads(self._connection.recv_bytes())
-            content = self._connection.recv_bytes() if kind == Message.RESULT else None
+            content = self._connection.recv_bytes() if kind in _WITH_CONTENT else b""
         except (EOFError, OSError):
             self._sources.remove(self._connection)
             return
@@ -174,6 +175,8 @@ class _ProcessRun:
             self._progress.publish_evaluation(value)
         elif kind == Message.FINAL_EVALUATION:
             self._progress.publish_final_evaluation(value)
+        elif kind == Message.CHECKPOINT:
+            self._progress.publish_checkpoint(value, content)
         elif kind == Message.WARNING:
             self._progress.publish_warning(value)
         elif kind == Message.ENDED_BY:
@@ -187,7 +190,7 @@ class _ProcessRun:
     def _read_status(self) -> None:
         """Read from the forkserver how the worker ended, or notice that the forkserver is gone."""
         try:
-            self._outcome = TaskFailedError(_describe_death(forkserver.read_signed(self._status_fd)))
+            self._outcome = WorkerLostError(_describe_death(forkserver.read_signed(self._status_fd)))
         except EOFError:
             self._sources.remove(self._status_fd)
 

@@ -156,6 +156,9 @@ class _StopSignal:
     def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Ignore the evaluation."""
 
+    def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
+        """Forget it."""
+
     def publish_warning(self, warning: str) -> None:
         """Ignore the warning."""
 

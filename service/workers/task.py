@@ -11,6 +11,10 @@ class TaskFailedError(Exception):
     """A task failed; the message may be shown to clients."""
 
 
+class WorkerLostError(TaskFailedError):
+    """The process that ran a task has died, which may not happen again."""
+
+
 class Progress(Protocol):
     """Receives the reports of a running task, and may stop it."""
 
@@ -31,6 +35,12 @@ class Progress(Protocol):
 
     def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Receive the evaluation of the policy that is saved: the fields of ``FinalEvaluation``."""
+
+    def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
+        """Receive a checkpoint to go on from: its ``timesteps``, whether it is ``exact``, a ``note``, its content.
+
+        ``is_trained`` says that training is over and only evaluations are left.
+        """
 
     def publish_warning(self, warning: str) -> None:
         """Receive a warning for the client."""

@@ -152,6 +152,11 @@ class Reporter:
         """Report the evaluation of the policy that is saved."""
         self.send(Message.FINAL_EVALUATION, evaluation)
 
+    def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
+        """Report a checkpoint."""
+        self.send(Message.CHECKPOINT, described)
+        self._connection.send_bytes(content)
+
     def publish_warning(self, warning: str) -> None:
         """Report a warning for the client."""
         self.send(Message.WARNING, warning)

@@ -15,7 +15,7 @@ from service.http.routes.dependencies import CurrentService, errors
 from service.jobs.job import Job
 from service.jobs.learning_curve import Theme, draw_curve
 from service.jobs.metrics_table import describe_metrics, write_csv
-from service.schemas.jobs import JobList, JobMetrics, JobStatus, StopResponse, TrainingStatus
+from service.schemas.jobs import JobList, JobMetrics, JobStatus, ResumeResponse, StopResponse, TrainingStatus
 from service.schemas.training import TrainRequest, TrainResponse
 
 # A stop is answered after at most this long, by when the job has usually ended.
@@ -128,3 +128,11 @@ async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
     await job.wait_finished(_STOP_WAIT_SECONDS)
     message = "Training job stopped" if job.status.is_final else "Training job stopping"
     return StopResponse(message=message, job_id=job.job_id)
+
+
+@router.post("/training/{job_id}/resume", responses=errors(400, 401, 403, 404, 409, 422, 429, 503))
+def resume_training(job_id: JobId, service: CurrentService) -> ResumeResponse:
+    """Let a stopped or failed job go on from its checkpoint; without one it begins again."""
+    job = service.registry.resume(job_id)
+    timesteps = job.describe().current_timesteps
+    return ResumeResponse(message="Training resumed", job_id=job.job_id, timesteps=timesteps, config=job.config)

@@ -54,6 +54,9 @@ class IgnoredProgress:
     def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Forget it."""
 
+    def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
+        """Forget it."""
+
     def publish_warning(self, warning: str) -> None:
         """Forget it."""
 

@@ -1,0 +1,125 @@
+"""Take checkpoints of a training, so that it can go on after whatever ends it."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from grpo import GRPO
+from grpo_core.checkpoints import checkpoint
+from grpo_core.checkpoints.checkpoint import Checkpoint
+from service.training.evaluation_callback import EvaluationCallback
+from service.training.stop_rules import StopRules
+from service.workers.task import Progress
+
+# A stop or an error comes in the middle of a rollout, where no training can go on: what was before it is taken now and
+# then, and kept in memory. That may take this share of the time, and need not be more often than once a second.
+_SHARE = 0.02
+_LEAST_SECONDS = 1.0
+# How often one is published where the job does not say so.
+_PUBLISH_SECONDS = 60.0
+_BEST = "best"
+#: Name of the attachment that holds the model file of a training that is over.
+FINISHED = "finished"
+
+
+class CheckpointCallback(BaseCallback):
+    """Takes a checkpoint between two rollouts now and then, and publishes some of them.
+
+    It comes last among the callbacks: what others do between two rollouts is done by then.
+
+    :param every: Simulator steps between two that are published; None goes by the clock.
+    :param judge: The evaluations on the way, if there are any; they go on as well.
+    :param stop_rules: Know how much of the job's time is spent.
+    :param progress: Receives them.
+    """
+
+    model: GRPO
+
+    def __init__(
+        self, every: int | None, judge: EvaluationCallback | None, stop_rules: StopRules, progress: Progress
+    ) -> None:
+        super().__init__()
+        self._every, self._judge, self._stop_rules, self._progress = every, judge, stop_rules, progress
+        self._next_timesteps = 0
+        self._taken_at = self._published_at = 0.0
+        self._cost_seconds = 0.0
+        self._unpublished: tuple[Mapping[str, Any], bytes] | None = None
+
+    def _on_training_start(self) -> None:
+        self._taken_at = self._published_at = time.monotonic()
+        if self._every is not None:
+            self._next_timesteps = (self.model.num_timesteps // self._every + 1) * self._every
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self._stop_rules.ended_by is not None:
+            return  # the update before this may have been cut short
+        now = time.monotonic()
+        if self._every is not None and self.model.num_timesteps >= self._next_timesteps:
+            self._next_timesteps = (self.model.num_timesteps // self._every + 1) * self._every
+            self._take()
+            self.publish()
+        elif now - self._taken_at >= max(_LEAST_SECONDS, self._cost_seconds / _SHARE):
+            self._take()
+            if self._every is None and now - self._published_at >= _PUBLISH_SECONDS:
+                self.publish()
+
+    def take_finished(self, content: bytes) -> None:
+        """Publish that training is over: only evaluations follow.
+
+        :param content: The model file as it would be saved without them.
+        """
+        self._take({FINISHED: content})
+        self.publish()
+
+    def publish(self) -> None:
+        """Publish the latest checkpoint, unless that is done or there is none."""
+        if self._unpublished is not None:
+            self._progress.publish_checkpoint(*self._unpublished)
+        self._unpublished, self._published_at = None, time.monotonic()
+
+    def _take(self, attachments: Mapping[str, bytes] | None = None) -> None:
+        begun = time.monotonic()
+        facts: dict[str, Any] = {"seconds": self._stop_rules.spent_seconds, "ended_by": self._stop_rules.ended_by}
+        best = {}
+        if self._judge is not None:
+            facts["judge"], best_content = self._judge.to_state()
+            best = {} if best_content is None else {_BEST: best_content}
+        content, caveat = checkpoint.take(self.model, facts, {**best, **(attachments or {})})
+        described = {
+            "timesteps": self.model.num_timesteps,
+            "exact": None if caveat is not None and not caveat.is_certain else caveat is None,
+            "note": None if caveat is None else caveat.reason,
+            "is_trained": FINISHED in (attachments or {}),
+        }
+        self._unpublished = described, content
+        self._taken_at = time.monotonic()
+        self._cost_seconds = self._taken_at - begun
+
+
+def go_on(
+    model: GRPO,
+    taken: Checkpoint,
+    judge: EvaluationCallback | None,
+    stop_rules: StopRules,
+    progress: Progress,
+) -> None:
+    """Let a new model, its evaluations and its rules go on where a checkpoint was taken.
+
+    :param progress: Receives a warning if training goes on otherwise than it would have.
+    :raises CheckpointError: If it is of another training.
+    """
+    caveat = checkpoint.restore(model, taken)
+    if caveat is not None and caveat.is_certain:
+        progress.publish_warning(
+            f"training went on from step {taken.timesteps:,} with new episodes, and so otherwise than it would have: "
+            f"{caveat.reason}."
+        )
+    own = taken.facts["own"]
+    stop_rules.spent_seconds_before, stop_rules.ended_by = float(own["seconds"]), own["ended_by"]
+    if judge is not None and "judge" in own:
+        judge.put_state(own["judge"], taken.attachments.get(_BEST))

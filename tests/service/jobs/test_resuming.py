@@ -1,0 +1,203 @@
+"""Jobs go on after a stop, an error, or the death of their worker, and end as if nothing had happened."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.settings import Settings
+from tests.conftest import RegisterEnv
+from tests.support import LineEnv, get_status, make_client, train, train_to_end, wait_for_end, wait_until
+
+# Eight rollouts; a checkpoint after the second, the fourth and so on.
+JOB = {"total_timesteps": 512, "n_steps": 64, "checkpoint_every": 128, "seed": 4, "n_eval_episodes": 2}
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def processes(models_dir: Path) -> Iterator[TestClient]:
+    """A service that trains in processes."""
+    with make_client(Settings(models_dir=models_dir, executor="process")) as client:
+        yield client
+
+
+def is_called_by(name: str) -> bool:
+    """Say whether a function of that name is among those that called the caller of this one."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != name:
+        frame = frame.f_back
+    return frame is not None
+
+
+def count_training_steps(counter: Path) -> int:
+    """Count another step, in a file that a killed process leaves behind; steps of evaluations do not count."""
+    if not is_called_by("_step_branches"):
+        return 0
+    with counter.open("ab") as file:
+        file.write(b".")
+    return counter.stat().st_size
+
+
+def fail_once(marker: Path, step: int, counter: Path, fail: Any) -> None:
+    """Fail at one of the training's steps, once."""
+    if count_training_steps(counter) == step and not marker.exists():
+        marker.touch()
+        fail()
+
+
+def raise_error() -> None:
+    raise RuntimeError("the cable is loose")
+
+
+def make_failing(register_env: RegisterEnv, folder: Path, step: int, fail: Any) -> str:
+    """Register a line whose step fails once."""
+    on_step = partial(fail_once, folder / "failed", step, folder / "steps", fail)
+    return register_env(partial(LineEnv, on_step=on_step), "Failing-v0")
+
+
+@pytest.fixture
+def whole(register_env: RegisterEnv, processes: TestClient) -> dict[str, Any]:
+    """A job that nothing interrupts."""
+    return train_to_end(processes, **JOB, env_name=register_env(LineEnv))
+
+
+class TestAWorkerThatDies:
+    def test_its_job_goes_on_from_its_checkpoint_by_itself(
+        self, register_env: RegisterEnv, processes: TestClient, tmp_path: Path, whole: dict[str, Any]
+    ) -> None:
+        kill = partial(signal.raise_signal, signal.SIGKILL)
+        status = train_to_end(processes, **JOB, env_name=make_failing(register_env, tmp_path, 300, kill))
+        assert (status["status"], status["n_restarts"]) == ("completed", 1)
+        assert re.search(r"The job went on from step (1[3-9]|2\d)\d\.$", status["warnings"][0])
+        assert "SIGKILL" in status["warnings"][0]
+        assert status["final_evaluation"]["mean_reward"] == whole["final_evaluation"]["mean_reward"]
+        # What was seen before the checkpoint is kept, and what came after it was seen once.
+        rows = processes.get(f"/training/{status['job_id']}/metrics").json()["rows"]
+        steps = [row["timesteps"] for row in rows]
+        assert steps[:-1] == sorted(set(steps[:-1]))  # the last update's come without steps
+        assert steps[0] < 128
+        assert steps[-1] >= 512
+        assert not os.listdir(Path(str(processes.app.state.service.settings.models_dir)) / ".checkpoints")  # type: ignore[attr-defined]
+
+    def test_it_is_not_restarted_more_often_than_allowed_and_can_be_resumed(
+        self, register_env: RegisterEnv, processes: TestClient, tmp_path: Path
+    ) -> None:
+        env_name = make_failing(register_env, tmp_path, 300, partial(os._exit, 3))
+        status = train_to_end(processes, **JOB, env_name=env_name, max_restarts=0)
+        assert (status["status"], status["n_restarts"]) == ("failed", 0)
+        assert 128 <= (timesteps := status["checkpoint"]["timesteps"]) < 300
+        assert (status["checkpoint"]["exact"], status["checkpoint"]["note"]) == (True, None)
+        answer = processes.post(f"/training/{status['job_id']}/resume")
+        assert answer.status_code == 200
+        assert answer.json() | {"config": None} == {
+            "message": "Training resumed",
+            "job_id": status["job_id"],
+            "timesteps": timesteps,
+            "config": None,
+        }
+        ended = wait_for_end(processes, status["job_id"])
+        assert (ended["status"], ended["error_message"], ended["n_restarts"]) == ("completed", None, 1)
+        assert ended["current_timesteps"] >= 512
+
+    def test_after_the_training_only_the_evaluation_is_lost(
+        self, register_env: RegisterEnv, processes: TestClient
+    ) -> None:
+        env_name = register_env(partial(LineEnv, on_reset=exit_in_evaluation))
+        status = train_to_end(processes, **JOB, env_name=env_name)
+        assert (status["status"], status["final_evaluation"]) == ("completed", None)
+        assert "the policy was saved but not evaluated" in status["warnings"][-1]
+        answer = processes.post("/inference", json={"model_name": status["model_name"], "observation": [0.0, 0.0]})
+        assert answer.status_code == 200
+
+
+def exit_in_evaluation() -> None:
+    if is_called_by("evaluate_finally"):
+        os._exit(7)
+
+
+def test_a_failed_job_goes_on_where_its_environment_failed(
+    register_env: RegisterEnv, processes: TestClient, tmp_path: Path
+) -> None:
+    failed = train_to_end(processes, **JOB, env_name=make_failing(register_env, tmp_path, 300, raise_error))
+    assert failed["status"] == "failed"
+    assert 128 <= failed["checkpoint"]["timesteps"] < 300
+    assert "the cable is loose" in failed["error_message"]
+    processes.post(f"/training/{failed['job_id']}/resume")
+    assert wait_for_end(processes, failed["job_id"])["status"] == "completed"
+
+
+MODES: list[dict[str, Any]] = [
+    {"env_name": "CartPole-v1", "normalize": True, "n_envs": 2, "baseline": "adaptive"},
+    {"env_name": "CartPole-v1", "group_mode": "episode", "horizon": None},
+    {"env_name": "FrozenLake-v1", "eval_freq": 300, "keep_best": True, "patience": 50},
+]
+
+
+@pytest.mark.parametrize("request_", MODES, ids=str)
+def test_a_stopped_job_ends_with_the_same_file_as_one_that_nobody_stops(
+    processes: TestClient, models_dir: Path, request_: dict[str, Any]
+) -> None:
+    settings = {**JOB, "total_timesteps": 4_000, "checkpoint_every": 300, "model_name": f"resumed-{id(request_)}"}
+    job_id = train(processes, **settings, **request_)
+    wait_until(lambda: get_status(processes, job_id)["checkpoint"] is not None)
+    processes.post(f"/training/{job_id}/stop")
+    stopped = wait_for_end(processes, job_id)
+    assert stopped["status"] == "stopped"
+    assert stopped["current_timesteps"] < 4_000
+    answer = processes.post(f"/training/{job_id}/resume")
+    assert answer.json()["timesteps"] == stopped["checkpoint"]["timesteps"] >= 300
+    resumed = wait_for_end(processes, job_id)
+    assert (resumed["status"], resumed["warnings"]) == ("completed", stopped["warnings"])
+    whole = train_to_end(processes, **settings, **request_)
+    assert whole["n_restarts"] == 0
+    assert resumed["sha256"] == whole["sha256"]
+    assert resumed["final_evaluation"] | {"seconds": 0} == whole["final_evaluation"] | {"seconds": 0}
+
+
+class TestRefusals:
+    def test_a_completed_job_is_not_resumed(self, processes: TestClient, whole: dict[str, Any]) -> None:
+        answer = processes.post(f"/training/{whole['job_id']}/resume")
+        assert answer.status_code == 409
+        assert "is completed; only stopped and failed jobs can be resumed" in answer.json()["detail"]
+
+    def test_a_job_that_nobody_knows_is_not_resumed(self, processes: TestClient) -> None:
+        assert processes.post("/training/nobody/resume").status_code == 404
+
+    def test_a_job_whose_name_is_taken_is_not_resumed(
+        self, register_env: RegisterEnv, processes: TestClient, tmp_path: Path
+    ) -> None:
+        env_name = make_failing(register_env, tmp_path, 200, raise_error)
+        failed = train_to_end(processes, **JOB, env_name=env_name, model_name="wanted")
+        other = train(processes, env_name="CartPole-v1", total_timesteps=1_000_000, model_name="wanted")
+        answer = processes.post(f"/training/{failed['job_id']}/resume")
+        processes.post(f"/training/{other}/stop")
+        assert answer.status_code == 409
+        assert get_status(processes, failed["job_id"])["status"] == "failed"
+        wait_for_end(processes, other)
+
+
+def test_a_checkpoint_that_the_disk_refuses_ends_in_one_warning(
+    processes: TestClient, models_dir: Path, register_env: RegisterEnv
+) -> None:
+    folder = models_dir / ".checkpoints"
+    folder.rename(models_dir / ".kept")
+    folder.write_text("a file is in the way")
+    try:
+        status = train_to_end(processes, **JOB, env_name=register_env(LineEnv))
+    finally:
+        folder.unlink()
+        (models_dir / ".kept").rename(folder)
+    assert status["status"] == "completed"
+    assert sum("no checkpoint can be kept" in warning for warning in status["warnings"]) == 1

@@ -1,0 +1,137 @@
+"""Checkpoints of a job are taken where its training can go on."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grpo_core.checkpoints import checkpoint
+from grpo_core.checkpoints.checkpoint import CheckpointError
+from grpo_core.saving import model_file
+from service.training.train import train_policy
+from tests.service.training.jobs import Clock
+from tests.support import Recorder, make_plan
+
+REQUEST = {"total_timesteps": 640, "n_steps": 64, "seed": 0, "n_eval_episodes": 2, "checkpoint_every": 128}
+
+
+class StopsInUpdate(Recorder):
+    """Stops a training in the middle of an update: several reports of the same steps tell of one."""
+
+    def advance(self, current_timesteps: int) -> None:
+        super().advance(current_timesteps)
+        if len(self.steps) > 3 and current_timesteps > 256 and len(set(self.steps[-3:])) == 1:
+            self._stop()
+
+
+class FailsAt(Recorder):
+    """Ends a training with an error after a number of steps."""
+
+    def advance(self, current_timesteps: int) -> None:
+        super().advance(current_timesteps)
+        if current_timesteps > 300:
+            raise RuntimeError("the pipe is broken")
+
+
+def run(recorder: Recorder, taken: bytes | None = None, **request: Any) -> bytes:
+    config = make_plan(**REQUEST | {"env_name": "FrozenLake-v1"} | request).config.model_copy(
+        update={"model_name": "a"}
+    )
+    return train_policy(config, None, None, recorder, taken=taken)
+
+
+def test_one_is_published_at_the_first_rollout_after_each_number_of_steps() -> None:
+    recorder = Recorder()
+    run(recorder)
+    described = [described for described, _ in recorder.checkpoints]
+    timesteps = [one["timesteps"] for one in described]
+    assert [step // 128 for step in timesteps[:-1]] == [1, 2, 3, 4]
+    assert [one["is_trained"] for one in described] == [False, False, False, False, True]
+    assert all(one["exact"] is True and one["note"] is None for one in described)
+
+
+def test_a_stop_within_an_update_leaves_the_checkpoint_before_it() -> None:
+    stopped = StopsInUpdate()
+    run(stopped)
+    described, content = stopped.checkpoints[-1]
+    assert not described["is_trained"]
+    assert described["timesteps"] < stopped.steps[-1] < 640
+    assert run(Recorder(), content) == run(Recorder())
+
+
+def test_an_error_publishes_what_was_taken_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("service.training.checkpoint_callback.time", clock)
+
+    class Ticks(FailsAt):
+        def publish_metrics(self, metrics: Any) -> None:
+            clock.seconds += 2.0  # each rollout takes that long
+
+    recorder = Ticks()
+    with pytest.raises(RuntimeError, match="the pipe is broken"):
+        run(recorder, checkpoint_every=None)
+    (described, content) = recorder.checkpoints[0]
+    assert 0 < described["timesteps"] <= 300
+    assert run(Recorder(), content, checkpoint_every=None) == run(Recorder(), checkpoint_every=None)
+
+
+def test_by_the_clock_one_a_minute_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("service.training.checkpoint_callback.time", clock)
+
+    class Ticks(Recorder):
+        def publish_metrics(self, metrics: Any) -> None:
+            clock.seconds += 13.0
+
+        def publish_checkpoint(self, described: Any, content: bytes) -> None:
+            published.append(clock.seconds)
+
+    published: list[float] = []
+    run(Ticks(), checkpoint_every=None)
+    *gaps, _ = np.diff([0.0, *published])  # the last one says that training is over
+    assert len(gaps) >= 2
+    assert all(60.0 <= gap < 100.0 for gap in gaps)
+
+
+def test_a_finished_one_holds_the_model_and_only_evaluations_follow() -> None:
+    recorder, again = Recorder(), Recorder()
+    content = run(recorder)
+    taken = checkpoint.from_bytes(recorder.checkpoints[-1][1])
+    finished = model_file.from_bytes(taken.attachments["finished"])
+    assert finished.meta["num_timesteps"] == taken.timesteps >= 640
+    assert run(again, recorder.checkpoints[-1][1]) == content
+    assert set(again.steps) == {taken.timesteps}
+    assert len(again.final_evaluations) == 1
+
+
+def test_the_best_policy_and_the_rules_go_on() -> None:
+    request: dict[str, Any] = {"eval_freq": 100, "keep_best": True, "patience": 100, "total_timesteps": 1000}
+    whole = Recorder()
+    content = run(whole, **request)
+    resumed = Recorder()
+    assert run(resumed, whole.checkpoints[2][1], **request) == content
+    assert [*whole.evaluations][-len(resumed.evaluations) :] == resumed.evaluations
+
+
+def test_the_time_before_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("service.training.stop_rules.time", clock)
+
+    class Ticks(Recorder):
+        def publish_metrics(self, metrics: Any) -> None:
+            clock.seconds += 1.0
+
+    whole = Ticks()
+    run(whole, max_seconds=6.5)
+    assert whole.ended_by == ["max_seconds"]
+    resumed = Ticks()
+    run(resumed, whole.checkpoints[0][1], max_seconds=6.5)
+    assert resumed.ended_by == ["max_seconds"]
+    assert resumed.steps[-1] == whole.steps[-1]
+
+
+def test_a_checkpoint_of_another_job_is_refused() -> None:
+    recorder = Recorder()
+    run(recorder)
+    with pytest.raises(CheckpointError, match="of another training"):
+        run(Recorder(), recorder.checkpoints[0][1], net_arch=[8])
