@@ -186,6 +186,21 @@ class FinalEvaluation(EpisodeFigures):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoint(Answer):
+    """A job's latest checkpoint, from which ``resume`` goes on.
+
+    :param exact: Whether training goes on to the same weights as without an interruption; None where that depends on
+        the environment.
+    :param note: What keeps it from that, or may.
+    """
+
+    timesteps: int
+    created_at: datetime
+    exact: bool | None
+    note: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingStatus(Answer):
     """The status of a job. Times are UTC.
 
@@ -216,6 +231,8 @@ class TrainingStatus(Answer):
     best_evaluation: Evaluation | None
     final_evaluation: FinalEvaluation | None
     ended_by: str | None
+    checkpoint: Checkpoint | None = None
+    n_restarts: int = 0
     tensorboard_run: str | None
     config: Mapping[str, Any]
     config_origins: Mapping[str, str]
@@ -251,6 +268,19 @@ class Stopped(Answer):
 
     job_id: str
     message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed(Answer):
+    """Confirmation that a job goes on.
+
+    :param timesteps: Simulator steps that it goes on from; 0 begins again.
+    """
+
+    job_id: str
+    message: str
+    timesteps: int
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

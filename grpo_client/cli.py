@@ -120,6 +120,7 @@ def _add_job_commands(commands: Any) -> None:
     for name, run, text in (
         ("status", _show_status, "show the status of a job"),
         ("stop", _stop, "stop a job and keep its policy"),
+        ("resume", _resume, "let a stopped or failed job go on from its checkpoint"),
         ("metrics", _show_metrics, "print the metrics of a job as CSV"),
         ("curve", _save_curve, "save a learning curve as PNG"),
         ("wait", _wait, "wait silently for a job to end"),
@@ -250,6 +251,11 @@ def _show_status(client: Client, options: argparse.Namespace) -> _Reply:
 def _stop(client: Client, options: argparse.Namespace) -> _Reply:
     stopped = client.stop(options.job)
     return _Reply(stopped.to_json(), f"{stopped.message}: {stopped.job_id}")
+
+
+def _resume(client: Client, options: argparse.Namespace) -> _Reply:
+    resumed = client.resume(options.job)
+    return _Reply(resumed.to_json(), f"{resumed.message} from step {resumed.timesteps:,}: {resumed.job_id}")
 
 
 def _show_metrics(client: Client, options: argparse.Namespace) -> _Reply:

@@ -153,6 +153,10 @@ class Client:
         """Stop a job and keep its policy."""
         return self._ask(answers.Stopped, "POST", f"/training/{_quote(job_id)}/stop")
 
+    def resume(self, job_id: str) -> answers.Resumed:
+        """Let a stopped or failed job go on from its checkpoint; without one it begins again."""
+        return self._ask(answers.Resumed, "POST", f"/training/{_quote(job_id)}/resume")
+
     def metrics(self, job_id: str) -> answers.MetricHistory:
         """Get the metrics of a job over time."""
         return self._ask(answers.MetricHistory, "GET", f"/training/{_quote(job_id)}/metrics")

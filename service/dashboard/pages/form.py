@@ -35,6 +35,8 @@ _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
             "stop_reward",
             "patience",
             "max_seconds",
+            "checkpoint_every",
+            "max_restarts",
             "tensorboard_log",
         ),
     ),

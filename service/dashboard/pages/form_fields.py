@@ -28,6 +28,8 @@ _TITLES = {
     "n_eval_episodes": "Episodes per evaluation",
     "n_envs": "Environments",
     "max_seconds": "Time limit",
+    "checkpoint_every": "Checkpoint every",
+    "max_restarts": "Restarts",
     "tensorboard_log": "TensorBoard log",
     "log_std_init": "First log std",
 }

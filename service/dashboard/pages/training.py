@@ -60,6 +60,9 @@ class _Jobs:
         jobs = self._registry.list_jobs()
         listed = jobs[-self._n_listed :]
         self._remove_forgotten({job.job_id for job in listed})
+        for place, job in enumerate(reversed(listed)):
+            if job.job_id in self._rows and self._rows[job.job_id].is_outdated:
+                self._replace_row(job, place)
         for job in listed:
             if job.job_id not in self._rows:
                 self._add_row(job)
@@ -86,6 +89,7 @@ class _Jobs:
                 job,
                 on_select=lambda is_selected: self._select(job, is_selected),
                 on_stop=lambda: self._stop(job),
+                on_resume=lambda: self._resume(job),
                 is_saved=self._store.exists,
             )
         if not at_end:
@@ -95,6 +99,13 @@ class _Jobs:
             self._make_room()
             if len(self._colours) < MAX_SHOWN:
                 self._select(job, True)
+
+    def _replace_row(self, job: Job, place: int) -> None:
+        """Show a job anew that has ended and goes on again."""
+        self._select(job, False)
+        self._rows.pop(job.job_id).element.delete()
+        self._add_row(job)
+        self._rows[job.job_id].element.move(target_index=place)
 
     def _make_room(self) -> None:
         """Take a job that has ended out of the charts if they are full: a new one is what people want to watch."""
@@ -130,6 +141,13 @@ class _Jobs:
             return
         try:
             await run_in_threadpool(job.stop)
+        except ServiceError as error:
+            show_error(error.detail)
+        self.refresh()
+
+    async def _resume(self, job: Job) -> None:
+        try:
+            await run_in_threadpool(self._registry.resume, job.job_id)
         except ServiceError as error:
             show_error(error.detail)
         self.refresh()

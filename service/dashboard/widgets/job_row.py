@@ -41,6 +41,7 @@ class JobRow:
 
     :param on_select: Called with whether to draw the job's curves.
     :param on_stop: Called when the visitor wants to stop the job.
+    :param on_resume: Called when the visitor wants a job to go on that was stopped or failed.
     :param is_saved: Says whether there is a model of a name.
     """
 
@@ -49,10 +50,12 @@ class JobRow:
         job: Job,
         on_select: Callable[[bool], None],
         on_stop: Callable[[], Any],
+        on_resume: Callable[[], Any],
         is_saved: Callable[[str], bool],
     ) -> None:
         self.job = job
         self._is_saved = is_saved
+        self._on_resume = on_resume
         self._saved_name: str | None = None
         self._is_final = False
         self._shown_warnings: list[str] = []
@@ -86,6 +89,11 @@ class JobRow:
         set_attributes(self._checkbox, checked=colour is not None)
         self.element.classes(add="shown" if colour is not None else "", remove="shown" if colour is None else "")
         self.element.style(replace="" if colour is None else f"--series: var(--series-{colour})")
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it shows the end of a job that has since gone on."""
+        return self._is_final and not self.job.status.is_final
 
     def untick(self) -> None:
         """Take back a tick of the visitor's that changed nothing."""
@@ -128,6 +136,9 @@ class JobRow:
         with self._actions:
             again = f"{PREFIX}/new?from={status.job_id}"
             make_link("Repeat", again, "button tiny quiet", "replay", aria_label=f"Repeat {status.config.model_name}")
+            if status.status is not JobStatus.COMPLETED:
+                name = status.config.model_name
+                make_button("Resume", self._on_resume, "tiny quiet", "resume", f"Resume {name}")
             if status.model_name is not None:
                 self._gone = Text("The model was deleted.", "muted small")
                 href = f"{PREFIX}/models/{status.model_name}"
