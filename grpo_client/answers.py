@@ -260,6 +260,7 @@ class Submission(Answer):
     message: str
     config: Mapping[str, Any]
     config_origins: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -428,6 +429,7 @@ class ModelCard(Answer):
     value_check: ValueCheck | None
     final_evaluation: FinalEvaluation | None
     versions: Mapping[str, str] | None
+    lineage: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

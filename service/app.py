@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 from anyio import CapacityLimiter
 
@@ -105,7 +106,16 @@ class Service:
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ServiceError: Whatever ``ShortTasks.run`` raises.
         """
-        return self._planner.plan(request)
+        return self._planner.plan(request, self._read_init_meta(request.init_model))
+
+    def _read_init_meta(self, name: str | None) -> dict[str, Any] | None:
+        """Return what a model says of itself that training is to begin from."""
+        if name is None:
+            return None
+        try:
+            return self.store.get(name).meta
+        except (NotFoundError, ConflictError) as error:
+            raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
 
     def close(self) -> None:
         """Stop the jobs, let them save, and end whatever still runs."""

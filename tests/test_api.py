@@ -73,6 +73,8 @@ NULLABLE_CONFIG = {
     "target_kl",
     "ref_sync_steps",
     "eval_freq",
+    "checkpoint_every",
+    "init_model",
     "stop_reward",
     "patience",
     "max_seconds",
@@ -232,7 +234,7 @@ class TestStartingTraining:
         response = client.post("/train", content=body, headers=headers)
         assert response.status_code == 200
         started = response.json()
-        assert started.keys() == {"job_id", "message", "config", "config_origins"}
+        assert started.keys() == {"job_id", "message", "config", "config_origins", "warnings"}
         assert started["message"] == "Training started"
         config = started["config"]
         assert config.keys() == TrainRequest.model_fields.keys()
@@ -601,6 +603,8 @@ class TestFollowingTraining:
             "best_evaluation",
             "final_evaluation",
             "ended_by",
+            "checkpoint",
+            "n_restarts",
             "tensorboard_run",
             "config",
             "config_origins",
@@ -1301,7 +1305,7 @@ class TestModels:
         train_to_end(client, model_name="m", **SHORT)
         response = client.delete("/models/m")
         assert (response.status_code, response.json()) == (200, {"message": "Model deleted", "model_name": "m"})
-        assert list(models_dir.iterdir()) == []
+        assert list(models_dir.glob("*.zip")) == []
         assert client.delete("/models/m").status_code == 404
         refuse(client, 404, "/inference", model_name="m", observation=BALANCED)
         assert list_models(client) == {}

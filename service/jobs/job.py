@@ -104,6 +104,12 @@ class Job:
         return self._status
 
     @property
+    def warnings(self) -> list[str]:
+        """What the client should know."""
+        with self._lock:
+            return list(self._warnings)
+
+    @property
     def is_stopping(self) -> bool:
         """Whether the job was told to stop."""
         return self._outcome is JobStatus.STOPPED

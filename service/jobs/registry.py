@@ -105,6 +105,15 @@ class JobRegistry:
         with self._lock:
             self._check_name_is_free(plan.config.model_name, self._check_room())
             self._store.folder.check_case_collision(plan.config.model_name)
+            if self._store.exists(plan.config.model_name):
+                if not plan.config.replace:
+                    raise ConflictError(
+                        f"a model '{plan.config.model_name}' already exists; pick another model_name, or send "
+                        "replace=true."
+                    )
+                job.publish_warning(
+                    f"there is a model '{plan.config.model_name}' already; this job's policy will take its place."
+                )
             self._jobs[job.job_id] = job
             self._queue(job)
             self._forget_oldest()
@@ -285,7 +294,10 @@ class JobRegistry:
         """
         run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
         while True:
-            task = job.plan.make_task(run_dir, self._n_threads_per_job, job.read_checkpoint())
+            taken, init = job.read_checkpoint(), None
+            if taken is None and job.config.init_model is not None:
+                init = self._store.folder.read(job.config.init_model)[1]
+            task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init)
             run = self._executor.start(task, job)
             while not run.wait(_WATCH_SECONDS):
                 if (stall := self._find_stall(job)) is not None:

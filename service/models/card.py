@@ -19,7 +19,7 @@ from service.models.folder import FileSignature
 from service.models.store import ModelStore
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
 from service.schemas.jobs import EpisodeFigures, FinalEvaluation
-from service.schemas.models import ModelCard, ValueFigures
+from service.schemas.models import ModelCard, ModelLineage, ValueFigures
 from service.schemas.training import TrainConfig
 from service.spaces import describe_space
 
@@ -67,6 +67,7 @@ def make_card(
         "hyperparameters": _pick_facts(meta.get("hyperparameters")),
         "config": _pick_facts(meta.get("config"), TrainConfig.model_fields),
         "network": _pick_facts(meta["network"]),
+        "lineage": _find_figures(ModelLineage, meta.get("lineage")),
         "num_timesteps": _find_count(meta.get("num_timesteps")),
         "n_updates": _find_count(meta.get("n_updates")),
         "n_parameters": actor.n_parameters,

@@ -51,6 +51,14 @@ class ValueFigures(BaseModel):
     spread: float | None = Field(ge=0, description="Standard deviation of the returns, in the same shares.")
 
 
+class ModelLineage(BaseModel):
+    """The model that a policy was trained on from."""
+
+    model_name: str = Field(description="Its name at that time.")
+    sha256: str = Field(description="SHA-256 of its file.")
+    num_timesteps: int = Field(ge=0, description="Simulator steps that it had been trained for.")
+
+
 class ModelCard(BaseModel):
     """A model as its file describes it. Facts that the file lacks, or that cannot be right, are null."""
 
@@ -70,7 +78,8 @@ class ModelCard(BaseModel):
     hyperparameters: dict[str, Any] | None = Field(None, description="Arguments of `GRPO`.")
     config: dict[str, Any] | None = Field(None, description="The `config` of the job that trained it, if one did.")
     network: dict[str, Any] | None = Field(None, description="Layers, activation and optimizer.")
-    num_timesteps: int | None = Field(None, description="Simulator steps it was trained for.")
+    lineage: ModelLineage | None = Field(None, description="The model it was trained on from, if any.")
+    num_timesteps: int | None = Field(None, description="Simulator steps it was trained for, its lineage's included.")
     n_updates: int | None = None
     n_parameters: int | None = Field(None, description="Number of weights in the policy and the value network.")
     normalization: dict[str, Any] | None = Field(None, description="Settings of `VecNormalize`, if it was used.")

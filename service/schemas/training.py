@@ -98,6 +98,10 @@ class TrainRequest(Request):
         description="Several reward functions and their weights, instead of `reward_function_type`.",
     )
     model_name: ModelName | None = Field(None, description="Name to save the policy under. Default: a generated one.")
+    replace: bool = Field(True, description="Whether the policy may replace a model of that name; `false` refuses.")
+    init_model: ModelName | None = Field(
+        None, description="A model to train on: its weights, optimizer and statistics are where training begins."
+    )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Makes the job repeatable. Default: drawn.")
     n_envs: int = Field(1, ge=1, le=64, description="Environments whose groups fill one rollout.")
     normalize: bool | Normalization | None = Field(
@@ -166,6 +170,8 @@ class _JobConfig(BaseModel):
     reward_function_type: str | None = Field(description="None with `reward_functions`.")
     reward_functions: dict[str, float] | None
     model_name: str
+    replace: bool = True
+    init_model: str | None = Field(None, description="The model that training began from.")
     seed: int
     n_envs: int
     normalize: Literal[False] | Normalization
@@ -212,3 +218,4 @@ class TrainResponse(BaseModel):
     message: str
     config: TrainConfig
     config_origins: ConfigOrigins
+    warnings: list[str] = Field(description="What the client should know before the job ends.")

@@ -10,6 +10,7 @@ from grpo import GRPO
 from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint
 from service.training.evaluation_callback import EvaluationCallback
+from service.training.init_model import Lineage
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -42,6 +43,8 @@ class CheckpointCallback(BaseCallback):
     ) -> None:
         super().__init__()
         self._every, self._judge, self._stop_rules, self._progress = every, judge, stop_rules, progress
+        #: The model that the training began from, if any.
+        self.lineage: Lineage | None = None
         self._next_timesteps = 0
         self._taken_at = self._published_at = 0.0
         self._cost_seconds = 0.0
@@ -85,6 +88,7 @@ class CheckpointCallback(BaseCallback):
     def _take(self, attachments: Mapping[str, bytes] | None = None) -> None:
         begun = time.monotonic()
         facts: dict[str, Any] = {"seconds": self._stop_rules.spent_seconds, "ended_by": self._stop_rules.ended_by}
+        facts["lineage"] = self.lineage
         best = {}
         if self._judge is not None:
             facts["judge"], best_content = self._judge.to_state()
@@ -107,10 +111,11 @@ def go_on(
     judge: EvaluationCallback | None,
     stop_rules: StopRules,
     progress: Progress,
-) -> None:
+) -> Lineage | None:
     """Let a new model, its evaluations and its rules go on where a checkpoint was taken.
 
     :param progress: Receives a warning if training goes on otherwise than it would have.
+    :return: The model that the training began from, if any.
     :raises CheckpointError: If it is of another training.
     """
     caveat = checkpoint.restore(model, taken)
@@ -123,3 +128,4 @@ def go_on(
     stop_rules.spent_seconds_before, stop_rules.ended_by = float(own["seconds"]), own["ended_by"]
     if judge is not None and "judge" in own:
         judge.put_state(own["judge"], taken.attachments.get(_BEST))
+    return None if own["lineage"] is None else Lineage(*own["lineage"])

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 
@@ -49,17 +49,24 @@ class NamedRequest(NamedTuple):
 
     :param rewards: The rewards it names.
     :param preset: Name of the preset that fills in what is left out, ``NO_PRESET``, or ``GENERAL_PRESET``.
+    :param init_meta: What the model says of itself that training begins from; None if it begins anew.
     """
 
     request: TrainRequest
     rewards: Rewards
     preset: str
+    init_meta: Mapping[str, Any] | None = None
 
 
-def resolve_names(request: TrainRequest, reward_functions: Mapping[str, RewardFunction]) -> NamedRequest:
+def resolve_names(
+    request: TrainRequest,
+    reward_functions: Mapping[str, RewardFunction],
+    init_meta: Mapping[str, Any] | None = None,
+) -> NamedRequest:
     """Look up the names in a request.
 
     :param reward_functions: The known reward functions, by name.
+    :param init_meta: What the model says of itself that ``init_model`` names.
     :raises InvalidRequestError: If a name is unknown or does not fit the environment.
     """
     if request.env_name not in gym.registry:
@@ -72,7 +79,7 @@ def resolve_names(request: TrainRequest, reward_functions: Mapping[str, RewardFu
             "server: pip install tensorboard"
         )
     rewards = _resolve_rewards(request, reward_functions)
-    return NamedRequest(request, rewards, _resolve_preset(request, rewards))
+    return NamedRequest(request, rewards, _resolve_preset(request, rewards), init_meta)
 
 
 def _resolve_rewards(request: TrainRequest, reward_functions: Mapping[str, RewardFunction]) -> Rewards:

@@ -41,12 +41,15 @@ class TrainingPlan(NamedTuple):
     reward_threshold: float | None
     config_origins: ConfigOrigins
 
-    def make_task(self, run_dir: Path | None = None, n_threads: int = 1, taken: bytes | None = None) -> Task:
+    def make_task(
+        self, run_dir: Path | None = None, n_threads: int = 1, taken: bytes | None = None, init: bytes | None = None
+    ) -> Task:
         """Return the task that trains the policy.
 
         :param run_dir: Folder for the TensorBoard log; None writes none.
         :param n_threads: Threads that may step its simulators.
         :param taken: A checkpoint to go on from; None begins the training.
+        :param init: The model file that it begins from; None draws first weights.
         """
-        arguments = (self.config, self.reward, run_dir, n_threads, taken)
+        arguments = (self.config, self.reward, run_dir, n_threads, taken, init)
         return Task("service.training.train:train_in_task", arguments, self.config.env_name)

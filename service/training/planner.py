@@ -1,9 +1,10 @@
 """Plan training jobs: the server looks up the names in a request, and a worker checks the rest."""
 
+import json
 import secrets
 import threading
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 from cachetools import LRUCache
@@ -43,14 +44,15 @@ class Planner:
         # By the request's JSON without model_name and seed, on which nothing else depends.
         self._cache: LRUCache[str, _CachedPlan] = LRUCache(_MAX_CACHED)
 
-    def plan(self, request: TrainRequest) -> TrainingPlan:
+    def plan(self, request: TrainRequest, init_meta: Mapping[str, Any] | None = None) -> TrainingPlan:
         """Fill in every default and check everything that can be checked before training.
 
+        :param init_meta: What the model says of itself that ``init_model`` names; None without one.
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit, or if the
             environment fails.
         :raises ServiceError: Whatever ``ShortTasks.run`` raises.
         """
-        named = resolve_names(request, self._reward_functions)
+        named = resolve_names(request, self._reward_functions, init_meta)
         settled = self._settle(named)
         config = TrainConfig(
             **settled.settings,
@@ -68,6 +70,8 @@ class Planner:
     def _settle(self, named: NamedRequest) -> SettledRequest:
         env_name, functions = named.request.env_name, named.rewards.functions
         key = named.request.model_dump_json(exclude_unset=True, exclude={"model_name", "seed"})
+        if named.init_meta is not None:
+            key += json.dumps(named.init_meta["sha256"])
         spec = gym.registry[env_name]
         with self._lock:
             cached = self._cache.get(key)

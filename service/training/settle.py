@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
 from service.schemas.training import ConfigOrigin, Normalization, TrainConfig, TrainRequest
+from service.training.init_model import check_init, read_init_settings
 from service.training.memory_limits import check_memory, count_observed_numbers, shrink
 from service.training.names import NO_PRESET, NamedRequest, Reward, Rewards
 from service.training.plan import SettledRequest
@@ -74,8 +75,10 @@ def settle_request(named: NamedRequest, progress: Progress) -> bytes:
             is_restorable = obstacle is None and given.get("group_mode") != "episode"
             preset_name = choose_general_preset(env.observation_space, env.action_space, is_restorable)
         defaults = _list_defaults(rewards, preset_name, given, env, obstacle)
+        if named.init_meta is not None:
+            defaults |= read_init_settings(named.init_meta)
         settings = {**defaults, **given, **identity, "preset": preset_name}
-        settled = _settle(env, settings, given, defaults, rewards.functions, obstacle)
+        settled = _settle(env, settings, given, defaults, rewards.functions, obstacle, named.init_meta)
     except (InvalidRequestError, ValueError) as error:
         filled_in = {name for name, value in defaults.items() if value is not None} - given.keys()
         from_preset = set() if preset_name == NO_PRESET else filled_in
@@ -111,6 +114,7 @@ def _settle(
     defaults: Settings,
     reward_functions: Reward,
     obstacle: str | None,
+    init_meta: Mapping[str, Any] | None,
 ) -> SettledRequest:
     """Choose the settings that were left out to suit the given ones and the environment, and try them out.
 
@@ -130,7 +134,7 @@ def _settle(
     if settings["net_arch"] is None:
         settings["net_arch"] = [] if choose_policy(env.observation_space) == "CnnPolicy" else [64, 64]
     config = TrainConfig(**{name: settings[name] for name in TrainConfig.model_fields})
-    _try_out(config, env, reward_functions, max_episode_steps)
+    _try_out(config, env, reward_functions, max_episode_steps, init_meta)
     n_numbers = count_observed_numbers(env.observation_space)
     if n_numbers > MAX_OBSERVATION_NUMBERS:
         warnings.append(
@@ -158,12 +162,20 @@ def _to_plain(value: Any) -> Any:
     return value.model_dump() if isinstance(value, Normalization) else value
 
 
-def _try_out(config: TrainConfig, env: DummyVecEnv, reward: Reward, max_episode_steps: int | None) -> None:
+def _try_out(
+    config: TrainConfig,
+    env: DummyVecEnv,
+    reward: Reward,
+    max_episode_steps: int | None,
+    init_meta: Mapping[str, Any] | None,
+) -> None:
     """Build the model without training it, since only the algorithm itself knows everything it refuses."""
     config = config.model_copy(update={"device": "cpu"})
     check_memory(config, build_model(config, env, reward, _init_setup_model=False), max_episode_steps)
     # Without orthogonal weights, which take up to half a second and are not used here.
-    build_model(config, env, reward, policy_kwargs={"ortho_init": False})
+    model = build_model(config, env, reward, policy_kwargs={"ortho_init": False})
+    if init_meta is not None:
+        check_init(model, config, init_meta)
 
 
 def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:
@@ -233,7 +245,9 @@ def _list_library_defaults() -> Settings:
     arguments = {name: row.default for name, row in HYPERPARAMETERS.items()}
     others = {"lr_schedule": "constant", "normalize": False, "activation": "tanh", "log_std_init": 0.0}
     others |= {"env_kwargs": {}, "wrappers": []}
-    rules = dict.fromkeys(("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds", "checkpoint_every"))
+    rules = dict.fromkeys(
+        ("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds", "checkpoint_every", "init_model")
+    )
     return {**arguments, **others, **rules, "tensorboard_log": False}
 
 

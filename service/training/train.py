@@ -31,6 +31,7 @@ from service.training.checkpoint_callback import FINISHED, CheckpointCallback, g
 from service.training.evaluation_callback import EvaluationCallback
 from service.training.evaluator import Evaluator
 from service.training.final_evaluation import evaluate_finally
+from service.training.init_model import begin_from
 from service.training.names import Reward
 from service.training.stop_rules import StopRules
 from service.training.value_check import settle_values
@@ -44,10 +45,16 @@ _ARGUMENTS = (*HYPERPARAMETERS, "seed", "device")
 
 
 def train_in_task(
-    config: TrainConfig, reward: Reward, run_dir: Path | None, n_threads: int, taken: bytes | None, progress: Progress
+    config: TrainConfig,
+    reward: Reward,
+    run_dir: Path | None,
+    n_threads: int,
+    taken: bytes | None,
+    init: bytes | None,
+    progress: Progress,
 ) -> bytes:
     """Do what ``train_policy`` does, as a task: its progress comes last."""
-    return train_policy(config, reward, run_dir, progress, n_threads, taken)
+    return train_policy(config, reward, run_dir, progress, n_threads, taken, init)
 
 
 def train_policy(
@@ -57,6 +64,7 @@ def train_policy(
     progress: Progress,
     n_threads: int = 1,
     taken: bytes | None = None,
+    init: bytes | None = None,
 ) -> bytes:
     """Train a policy and return its model file; a stop makes it return early, with the policy so far.
 
@@ -66,6 +74,7 @@ def train_policy(
     :param progress: Receives reports of the training.
     :param n_threads: Threads that may step simulators; the policy is the same with any.
     :param taken: A checkpoint of this training to go on from; None begins it.
+    :param init: The file of ``init_model``, if the configuration names one and the training begins.
     :raises CheckpointError: If the checkpoint is damaged or of another training.
     :raises Exception: Whatever the environment or the reward function raises.
     """
@@ -93,7 +102,9 @@ def train_policy(
             callbacks.append(BackgroundEvaluation(evaluator, stop_rules, progress, build_seconds))
         callbacks.append(checkpoints := CheckpointCallback(config.checkpoint_every, judge, stop_rules, progress))
         if before is not None:
-            go_on(model, before, judge, stop_rules, progress)
+            checkpoints.lineage = go_on(model, before, judge, stop_rules, progress)
+        elif init is not None:
+            checkpoints.lineage = begin_from(model, config, init)
         n_left = max(0, config.total_timesteps - model.num_timesteps)
         if before is not None and FINISHED in before.attachments:
             n_left = 0  # a rule ended it earlier
@@ -130,6 +141,8 @@ def _finish(
     }
     if judge is not None:
         provenance["evaluation"] = judge.find_evaluation()
+    if checkpoints.lineage is not None:
+        provenance["lineage"] = checkpoints.lineage._asdict()
     saved, actor = None, model.make_numpy_actor()
     if judge is not None and judge.best is not None:
         saved = model_file.from_bytes(judge.best[1], with_optimizer=True)
@@ -152,7 +165,10 @@ def _finish(
 
 
 def _make_content(model: GRPO, saved: ModelContent | None, provenance: Mapping[str, Any]) -> bytes:
-    """Return the model file of the best policy, or of the last one if none was kept."""
+    """Return the model file of the best policy, or of the last one if none was kept; its steps include the former's."""
+    if "lineage" in provenance:
+        n_own = model.num_timesteps if saved is None else saved.meta["num_timesteps"]
+        provenance = {**provenance, "num_timesteps": n_own + provenance["lineage"]["num_timesteps"]}
     if saved is None:
         return model.to_bytes(**provenance)
     return model_file.to_bytes({**saved.meta, **provenance}, saved.weights, saved.optimizer, saved.normalization)

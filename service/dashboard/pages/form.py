@@ -15,6 +15,7 @@ from grpo_core.options.hyperparameters import list_group
 from service.dashboard.current_service import get_service
 from service.dashboard.pages.form_fields import Field, FieldInput, list_fields
 from service.dashboard.pages.frame import show_frame
+from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.environment_panel import EnvironmentPanel
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_note, set_attributes
 from service.dashboard.widgets.toasts import show_error
@@ -24,7 +25,7 @@ from service.schemas.violations import summarize_violations
 from service.training.names import resolve_names
 from service.training.plan import TrainingPlan
 
-_COMMON = ("env_name", "reward_function_type", "preset", "total_timesteps", "model_name", "seed")
+_COMMON = ("env_name", "reward_function_type", "preset", "total_timesteps", "model_name", "seed", "init_model")
 _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
     "Evaluation and limits": (
         "how it is judged, and when it ends early",
@@ -37,6 +38,7 @@ _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
             "max_seconds",
             "checkpoint_every",
             "max_restarts",
+            "replace",
             "tensorboard_log",
         ),
     ),
@@ -66,6 +68,8 @@ def show_form() -> None:
     source = ui.context.client.request.query_params.get("from")
     if source is not None:
         form.fill_from(source)
+    if (init_model := ui.context.client.request.query_params.get("init_model")) is not None:
+        form.fill("init_model", init_model)
 
 
 class _Form:
@@ -98,6 +102,10 @@ class _Form:
         for name, field_input in self._inputs.items():
             if name not in _DRAWN and origins.get(name) == "request" and config.get(name) is not None:
                 field_input.fill(config[name])
+
+    def fill(self, name: str, value: str) -> None:
+        """Fill in one field."""
+        self._inputs[name].fill(value)
 
     def _add(self, fields: Mapping[str, Field], names: Sequence[str]) -> None:
         for name in names:
@@ -142,6 +150,8 @@ class _Form:
             ]
         if name == "reward_function_type":
             return ["environment", *sorted(self._service.reward_functions)]
+        if name == "init_model":
+            return self._service.store.folder.list_names()
         return None
 
     def _read(self) -> dict[str, Any]:
@@ -213,6 +223,12 @@ class _Form:
         if problems:
             self._go_to(next(iter(problems)))
             return
+        request = self._make_request()
+        name = request.model_name
+        if name is not None and request.replace and self._service.store.exists(name):
+            question = f"Replace {name}?"
+            if not await confirm(question, "A model of that name is there; the new policy takes its place.", "Train"):
+                return
         set_attributes(self._start, disabled=True)
         try:
             await to_thread.run_sync(

@@ -28,6 +28,8 @@ _TITLES = {
     "n_eval_episodes": "Episodes per evaluation",
     "n_envs": "Environments",
     "max_seconds": "Time limit",
+    "init_model": "Train on",
+    "replace": "Replace a model",
     "checkpoint_every": "Checkpoint every",
     "max_restarts": "Restarts",
     "tensorboard_log": "TensorBoard log",

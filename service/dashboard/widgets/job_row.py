@@ -141,6 +141,10 @@ class JobRow:
                 make_button("Resume", self._on_resume, "tiny quiet", "resume", f"Resume {name}")
             if status.model_name is not None:
                 self._gone = Text("The model was deleted.", "muted small")
+                onward = f"{again}&init_model={status.model_name}"
+                self._onward = make_link(
+                    "Train on", onward, "button tiny quiet", "trending_up", aria_label=f"Train {status.model_name} on"
+                )
                 href = f"{PREFIX}/models/{status.model_name}"
                 self._play = make_link(
                     "Play", href, "button tiny", "play_arrow", aria_label=f"Play {status.model_name}"
@@ -153,6 +157,7 @@ class JobRow:
         if self._saved_name is not None:
             is_there = self._is_saved(self._saved_name)
             self._play.set_visibility(is_there)
+            self._onward.set_visibility(is_there)
             self._gone.set_visibility(not is_there)
 
 

@@ -42,6 +42,7 @@ async def start_training(
         message="Training started",
         config=job.config,
         config_origins=job.plan.config_origins,
+        warnings=job.warnings,
     )
 
 

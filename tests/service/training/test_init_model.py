@@ -1,0 +1,103 @@
+"""Training goes on from a model that was trained before."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from grpo_core.saving import model_file
+from grpo_core.saving.model_file import ModelContent
+from tests.service.training.jobs import assert_trained_alike
+from tests.support import train_to_end
+
+BASE = {"env_name": "CartPole-v1", "total_timesteps": 256, "n_steps": 64, "n_eval_episodes": 0, "seed": 1}
+
+
+@pytest.fixture
+def base(client: TestClient) -> dict[str, Any]:
+    return train_to_end(client, **BASE, net_arch=[16], activation="relu", normalize=True, model_name="base")
+
+
+def read(app: FastAPI, name: str) -> ModelContent:
+    path = Path(app.state.service.settings.models_dir) / f"{name}.zip"
+    return model_file.from_bytes(path.read_bytes(), with_optimizer=True)
+
+
+def train_on(client: TestClient, **request: Any) -> dict[str, Any]:
+    return train_to_end(client, **{**BASE, "init_model": "base", "model_name": "onward", **request})
+
+
+def test_weights_optimizer_and_statistics_are_where_training_begins(
+    client: TestClient, app: FastAPI, base: dict[str, Any]
+) -> None:
+    status = train_on(client, learning_rate=1e-30, n_epochs=1)
+    assert status["status"] == "completed"
+    before, after = read(app, "base"), read(app, "onward")
+    assert before.weights.keys() == after.weights.keys()
+    for name, weights in before.weights.items():
+        np.testing.assert_allclose(after.weights[name], weights, atol=1e-20)
+    assert after.optimizer["0/step"] > before.optimizer["0/step"] > 0
+    assert after.normalization["obs/count"] > before.normalization["obs/count"] > 200
+    config = status["config"]
+    assert (config["net_arch"], config["activation"]) == ([16], "relu")
+    assert config["normalize"] == {"norm_obs": True, "norm_reward": True}
+
+
+def test_the_card_tells_what_it_comes_from_and_all_steps(client: TestClient, base: dict[str, Any]) -> None:
+    train_on(client)
+    first, card = client.get("/models/base").json(), client.get("/models/onward").json()
+    assert card["lineage"] == {
+        "model_name": "base",
+        "sha256": base["sha256"],
+        "num_timesteps": first["num_timesteps"],
+    }
+    assert first["lineage"] is None
+    assert card["num_timesteps"] >= first["num_timesteps"] + 256
+    train_on(client, init_model="onward", model_name="third", keep_best=True, eval_freq=64, n_eval_episodes=1)
+    third = client.get("/models/third").json()
+    assert third["lineage"]["num_timesteps"] == card["num_timesteps"]
+    assert third["num_timesteps"] > card["num_timesteps"]
+
+
+def test_it_goes_on_from_a_checkpoint_with_its_lineage(client: TestClient, app: FastAPI, base: dict[str, Any]) -> None:
+    train_on(client)
+    whole = read(app, "onward")
+    client.post("/train", json={**BASE, "init_model": "base", "model_name": "again", "checkpoint_every": 64})
+    while client.get("/training/latest/status").json()["status"] in ("queued", "running"):
+        client.post("/training/latest/stop")
+    if client.get("/training/latest/status").json()["status"] == "stopped":
+        assert client.post("/training/latest/resume").status_code == 200
+        client.get("/training/latest/events").read()  # until it ends
+    assert_trained_alike(read(app, "again"), whole)
+    assert read(app, "again").meta["lineage"] == whole.meta["lineage"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "detail"),
+    [
+        ({"env_name": "Acrobot-v1"}, "init_model 'base' was trained on other observations"),
+        ({"net_arch": [32]}, r"net_arch is not that of init_model 'base', [16]; leave net_arch out"),
+        ({"activation": "tanh"}, "activation is not that of init_model 'base', relu"),
+        ({"normalize": False}, "normalize is not that of init_model 'base'"),
+        ({"init_model": "bass"}, "init_model 'bass' cannot be trained on: there is no model 'bass'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_once(
+    client: TestClient, base: dict[str, Any], request_: dict[str, Any], detail: str
+) -> None:
+    answer = client.post("/train", json={**BASE, "init_model": "base", **request_})
+    assert answer.status_code == 400
+    assert detail in answer.json()["detail"]
+
+
+def test_a_name_that_is_taken_is_said_and_can_be_refused(client: TestClient, base: dict[str, Any]) -> None:
+    refused = client.post("/train", json={**BASE, "model_name": "base", "replace": False})
+    assert refused.status_code == 409
+    assert "a model 'base' already exists" in refused.json()["detail"]
+    accepted = client.post("/train", json={**BASE, "model_name": "base"}).json()
+    assert accepted["warnings"] == ["there is a model 'base' already; this job's policy will take its place."]
+    fresh = client.post("/train", json={**BASE, "model_name": "new", "replace": False})
+    assert (fresh.status_code, fresh.json()["warnings"]) == (200, [])
