@@ -11,6 +11,8 @@ from service.environments.catalogue import Catalogue
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.jobs.events import EventStreams
 from service.jobs.job import Job
+from service.jobs.journal import open_journal
+from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.models.player import ModelPlayer
 from service.models.store import ModelStore, ServedModel
@@ -62,6 +64,8 @@ class Service:
             max_kept=settings.max_kept_jobs,
             stall_seconds=settings.stall_seconds,
             tensorboard_dir=settings.tensorboard_dir,
+            max_kept_days=settings.max_kept_days,
+            recorder=JobRecorder(*open_journal(settings.models_dir)),
         )
         self.short_tasks = ShortTasks(self.executor, settings.task_seconds, self.closing)
         # Separate from the tasks above, so that plans never wait for evaluations and films, nor these for plans. As
