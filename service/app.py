@@ -13,6 +13,8 @@ from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.events import EventStreams
 from service.jobs.job import Job
+from service.jobs.journal import open_journal
+from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.models.player import ModelPlayer
 from service.models.store import ModelStore, ServedModel
@@ -65,6 +67,8 @@ class Service:
             stall_seconds=settings.stall_seconds,
             checkpoints=CheckpointFolder(settings.models_dir),
             tensorboard_dir=settings.tensorboard_dir,
+            max_kept_days=settings.max_kept_days,
+            recorder=JobRecorder(*open_journal(settings.models_dir)),
         )
         self.short_tasks = ShortTasks(self.executor, settings.task_seconds, self.closing)
         # Separate from the tasks above, so that plans never wait for evaluations and films, nor these for plans. As
@@ -99,6 +103,17 @@ class Service:
         """
         self.registry.check_room(request.model_name)
         return self.registry.submit(self.plan(request))
+
+    def resume_job(self, job_id: str) -> Job:
+        """Queue a job again that was stopped or failed, perhaps with an earlier server.
+
+        :raises NotFoundError: If it never existed or has been forgotten.
+        :raises ConflictError: If it cannot go on, or what it was trained with is no longer there.
+        :raises ServiceError: Whatever ``JobRegistry.resume`` raises.
+        """
+        job = self.registry.get(job_id)
+        self.registry.resume(job, self._planner.find_rewards(job.config))
+        return job
 
     def plan(self, request: TrainRequest) -> TrainingPlan:
         """Fill in and check a request without starting its job. It may take seconds, as ``start_job`` may.

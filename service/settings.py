@@ -40,7 +40,8 @@ class Settings(BaseSettings):
     :param task_seconds: Time limit for planning a job, evaluating or filming a policy, or describing an environment.
     :param max_running_jobs: Maximum number of jobs training at the same time.
     :param max_queued_jobs: Maximum number of jobs waiting for a slot; more are refused with 429.
-    :param max_kept_jobs: Number of finished jobs whose status stays available.
+    :param max_kept_jobs: Number of finished jobs that are remembered, across restarts too.
+    :param max_kept_days: Age from which finished jobs are forgotten.
     :param max_body_bytes: Largest request body.
     :param max_batch_bytes: Largest request body of ``POST /inference/batch``.
     :param max_upload_bytes: Largest model file that ``PUT /models/{model_name}/file`` accepts.
@@ -73,7 +74,8 @@ class Settings(BaseSettings):
     task_seconds: float = Field(60.0, gt=0)
     max_running_jobs: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1)
     max_queued_jobs: int = Field(32, ge=0)
-    max_kept_jobs: int = Field(1000, ge=1)
+    max_kept_jobs: int = Field(10_000, ge=1)
+    max_kept_days: float = Field(90.0, gt=0)
     max_body_bytes: int = Field(2**20, ge=1024)
     max_batch_bytes: int = Field(8 * 2**20, ge=1024)
     max_upload_bytes: int = Field(32 * 2**20, ge=1024)

@@ -1,13 +1,16 @@
 """The checkpoints of jobs, in a hidden folder beside the models."""
 
 import io
+import json
 import os
 import zipfile
 from collections.abc import Collection
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from grpo_core.saving.model_file import write_atomic
+from service.schemas.jobs import JobCheckpoint
 
 _FOLDER = ".checkpoints"
 _SUFFIX = ".zip"
@@ -36,6 +39,17 @@ class CheckpointFolder:
         """Return a job's checkpoint; None if there is none."""
         with suppress(OSError):
             return self._path(job_id).read_bytes()
+        return None
+
+    def describe(self, job_id: str) -> JobCheckpoint | None:
+        """Describe a job's checkpoint; None if there is none that can be read."""
+        path = self._path(job_id)
+        with suppress(OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError), zipfile.ZipFile(path) as archive:
+            facts = json.loads(archive.read("checkpoint.json"))
+            note, is_certain = facts["caveat"] or (None, None)
+            exact = True if note is None else False if is_certain else None
+            created_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            return JobCheckpoint(timesteps=facts["num_timesteps"], created_at=created_at, exact=exact, note=note)
         return None
 
     def read_finished(self, job_id: str) -> bytes | None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from service.schemas.jobs import EvaluationRow
 
 # A curve on a screen shows no more points than this.
 MAX_METRIC_ROWS = 2000
-# Events that are of steps, and are forgotten with them.
-_OF_STEPS = ("job.evaluation", "job.final_evaluation")
-# Rows kept of a job that ended long ago.
-_CONDENSED_ROWS = 250
+_EVALUATION = "job.evaluation"
+# Events that are of steps, and are forgotten with them, and those that end a job.
+_OF_STEPS = (_EVALUATION, "job.final_evaluation")
+_ENDS = ("job.completed", "job.failed", "job.stopped")
 
 
 class MetricRow(NamedTuple):
@@ -62,6 +66,42 @@ class _PackedRow(NamedTuple):
         return JobEvent(self.event_id, "job.metrics", self.unpack()._asdict())
 
 
+class MetricRows(NamedTuple):
+    """Rows of metrics that share their keys, packed.
+
+    :param keys: Under SB3's log keys.
+    :param ids: Event ids, ``(n_rows,)``.
+    :param timesteps: Simulator steps, ``(n_rows,)``.
+    :param numbers: Seconds since the job started, then a value per key, ``(n_rows, 1 + n_keys)``.
+    """
+
+    keys: tuple[str, ...]
+    ids: npt.NDArray[np.int64]
+    timesteps: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.float64]
+
+
+class HistoryPart(NamedTuple):
+    """What of a history is new since a look at it.
+
+    :param last_event_id: Id of the latest event.
+    :param stride: Of so many rows one is kept.
+    :param events: Events other than metrics and progress, oldest first.
+    :param rows: Rows of metrics, oldest first.
+    :param replaces_rows: Whether they take the place of all earlier rows, which have been thinned out.
+    :param progress: The latest progress event, new or not; None if there was none.
+    :param replaces_events: Whether they take the place of all earlier ones.
+    """
+
+    last_event_id: int
+    stride: int
+    events: Sequence[JobEvent]
+    rows: Sequence[MetricRows]
+    replaces_rows: bool
+    progress: JobEvent | None
+    replaces_events: bool = False
+
+
 class JobHistory:
     """Keeps a job's events in bounded memory. Safe to use from any thread.
 
@@ -81,6 +121,8 @@ class JobHistory:
         self._progress: JobEvent | None = None
         self._kept_events: list[JobEvent] = []
         self._evaluations: list[EvaluationRow] = []
+        # The latest event when the history was last rewound: parts up to there are no longer right.
+        self._rewound_at = 0
 
     @property
     def last_event_id(self) -> int:
@@ -96,7 +138,7 @@ class JobHistory:
         """Keep an evaluation and its event for good."""
         with self._lock:
             self._evaluations.append(row)
-            self._kept_events.append(JobEvent(self._next_id(), "job.evaluation", row.model_dump(mode="json")))
+            self._kept_events.append(JobEvent(self._next_id(), _EVALUATION, row.model_dump(mode="json")))
 
     def replace_progress(self, payload: dict[str, Any]) -> None:
         """Keep the latest progress in place of the previous one."""
@@ -116,7 +158,7 @@ class JobHistory:
             self._n_rows_seen += 1
 
     def rewind(self, timesteps: int) -> None:
-        """Forget what came after a number of simulator steps; training will take these steps again."""
+        """Forget how the job ended, and what came after a number of simulator steps, which will be taken again."""
         with self._lock:
             self._rows = [row for row in self._list_packed_rows() if row.timesteps <= timesteps]
             self._last_row = self._rows[-1] if self._rows else None
@@ -125,13 +167,9 @@ class JobHistory:
             self._kept_events = [
                 event
                 for event in self._kept_events
-                if event.name not in _OF_STEPS or event.payload["timesteps"] <= timesteps
+                if event.name not in _ENDS and (event.name not in _OF_STEPS or event.payload["timesteps"] <= timesteps)
             ]
-
-    def condense(self) -> None:
-        """Free most of the metrics' memory."""
-        with self._lock:
-            self._thin(_CONDENSED_ROWS)
+            self._rewound_at = self._last_event_id
 
     def list_rows(self) -> list[MetricRow]:
         """List the kept rows of metrics, oldest first."""
@@ -167,6 +205,39 @@ class JobHistory:
             progress = [self._progress] if self._progress is not None and self._progress.event_id > after else []
         return list(merge(map(_PackedRow.to_event, rows), kept, progress, key=key))
 
+    def get_part(self, after: int, stride: int, is_last: bool) -> HistoryPart:
+        """Return what is new, to be written to a disk.
+
+        :param after: ``last_event_id`` of the part before.
+        :param stride: ``stride`` of the part before.
+        :param is_last: Whether all rows are wanted, the latest included, in place of those before.
+        """
+        with self._lock:
+            if after <= self._rewound_at:
+                after = 0
+            replaces_rows = is_last or stride != self._stride or after == 0
+            rows = self._list_packed_rows() if is_last else self._rows
+            first = 0 if replaces_rows else bisect_right(rows, after, key=attrgetter("event_id"))
+            new = rows[first:]
+            kept = self._kept_events[bisect_right(self._kept_events, after, key=attrgetter("event_id")) :]
+            part = self._last_event_id, self._stride, kept, self._progress
+        return HistoryPart(*part[:3], _pack_rows(new), replaces_rows, part[3], replaces_events=after == 0)
+
+    @classmethod
+    def restore(cls, part: HistoryPart) -> JobHistory:
+        """Build a history again from all that was written of it."""
+        history = cls()
+        history._last_event_id, history._stride = part.last_event_id, part.stride
+        history._rows = [row for rows in part.rows for row in _unpack_rows(rows)]
+        history._n_rows_seen = len(history._rows) * part.stride
+        history._last_row = history._rows[-1] if history._rows else None
+        history._progress = part.progress
+        history._kept_events = list(part.events)
+        history._evaluations = [
+            EvaluationRow.model_validate(event.payload) for event in part.events if event.name == _EVALUATION
+        ]
+        return history
+
     def _list_packed_rows(self) -> list[_PackedRow]:
         if self._last_row is None or self._rows[-1] is self._last_row:
             return list(self._rows)
@@ -180,3 +251,21 @@ class JobHistory:
     def _next_id(self) -> int:
         self._last_event_id += 1
         return self._last_event_id
+
+
+def _pack_rows(rows: Sequence[_PackedRow]) -> list[MetricRows]:
+    return [_pack(keys, list(group)) for keys, group in groupby(rows, key=attrgetter("keys"))]
+
+
+def _pack(keys: tuple[str, ...], rows: Sequence[_PackedRow]) -> MetricRows:
+    return MetricRows(
+        keys,
+        np.array([row.event_id for row in rows], np.int64),
+        np.array([row.timesteps for row in rows], np.int64),
+        np.array([[row.elapsed_seconds, *row.values] for row in rows], np.float64),
+    )
+
+
+def _unpack_rows(rows: MetricRows) -> Iterator[_PackedRow]:
+    for event_id, timesteps, numbers in zip(rows.ids.tolist(), rows.timesteps.tolist(), rows.numbers, strict=True):
+        yield _PackedRow(event_id, timesteps, float(numbers[0]), rows.keys, array("d", numbers[1:].tobytes()))

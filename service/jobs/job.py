@@ -8,11 +8,12 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.errors import ConflictError
 from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.history import JobHistory
+from service.jobs.record import JobRecord, JobState, PlanRecord
 from service.jobs.totals import JobTotals
 from service.jobs.verdict import Evidence, judge
 from service.schemas.jobs import (
@@ -24,6 +25,7 @@ from service.schemas.jobs import (
     JobSummary,
     TrainingStatus,
 )
+from service.training.names import Reward
 from service.training.plan import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
@@ -41,6 +43,19 @@ _POLL_SECONDS = 0.02
 _PROGRESS_SECONDS = 0.1
 
 
+class _End(NamedTuple):
+    """How and when a job ends.
+
+    :param ended: The time on the monotonic clock.
+    """
+
+    status: JobStatus
+    error_message: str | None
+    end_time: datetime
+    ended: float
+    ended_by: EndedBy | None
+
+
 class Job:
     """One training job, and the ``Progress`` that its worker reports to.
 
@@ -48,16 +63,23 @@ class Job:
 
     :param plan: The job's settings.
     :param totals: Counters to add this job to; None counts it nowhere.
+    :param write_end: Called with the job as it ends, before anybody can see that it has ended.
     :param checkpoints: Where its checkpoints are kept; None keeps none.
     """
 
     def __init__(
-        self, plan: TrainingPlan, totals: JobTotals | None = None, checkpoints: CheckpointFolder | None = None
+        self,
+        plan: TrainingPlan,
+        totals: JobTotals | None = None,
+        write_end: Callable[[JobRecord], None] = lambda record: None,
+        checkpoints: CheckpointFolder | None = None,
     ) -> None:
         self.job_id = str(uuid.uuid4())
         self._checkpoints = checkpoints
         self._totals = totals or JobTotals()
+        self._write_end = write_end
         self.plan = plan
+        self._plan_record = PlanRecord.describe(plan)
         self.config = plan.config
         self.history = JobHistory()
         self.finished = threading.Event()
@@ -66,6 +88,8 @@ class Job:
         self._status = JobStatus.QUEUED
         # The final status, known before it is entered: a stop decides it while the training still runs.
         self._outcome: JobStatus | None = None
+        # Once it is set, nothing changes but the status, which follows as soon as the end is written down.
+        self._end: _End | None = None
         self._n_stops = 0
         self._ended_by: EndedBy | None = None
         self._stop_training: Callable[[], None] | None = None
@@ -89,9 +113,8 @@ class Job:
         self._created_at = datetime.now(UTC)
         self._start_time: datetime | None = None
         self._end_time: datetime | None = None
-        # The same times on the monotonic clock, for durations.
+        # The same on the monotonic clock, for durations.
         self._started: float | None = None
-        self._ended: float | None = None
         # What it took before it was last interrupted.
         self._seconds_before = 0.0
         self.history.append("job.status", {"status": self._status})
@@ -195,7 +218,7 @@ class Job:
     def start(self) -> bool:
         """Change from queued to running; return False if the job was stopped while it waited."""
         with self._lock:
-            if self._status is not JobStatus.QUEUED:
+            if self._status is not JobStatus.QUEUED or self._outcome is not None:
                 return False
             self._status, self._start_time = JobStatus.RUNNING, datetime.now(UTC)
             self._started = self._last_active = time.monotonic()
@@ -216,10 +239,11 @@ class Job:
             if self._outcome is None:
                 self._outcome, self._last_active = JobStatus.STOPPED, time.monotonic()
             self._n_stops += 1
-            if self._status is JobStatus.QUEUED:
-                self._enter(JobStatus.STOPPED)
-            elif self._stop_training is not None:
+            is_waiting = self._status is JobStatus.QUEUED
+            if not is_waiting and self._stop_training is not None:
                 self._stop_training()
+        if is_waiting:
+            self.finish(JobStatus.STOPPED)
 
     def restart(self, reason: str) -> bool:
         """Let a job whose worker has died go on from its checkpoint; return whether it may.
@@ -227,7 +251,7 @@ class Job:
         :param reason: What happened to the worker, for people to read.
         """
         with self._lock:
-            may = self._status is JobStatus.RUNNING and self._outcome is None
+            may = self._status is JobStatus.RUNNING and self._outcome is None and self._end is None
             if not may or self._n_restarts >= self.config.max_restarts:
                 return False
             self._rewind()
@@ -235,9 +259,17 @@ class Job:
             self._warn(f"{reason} The job went on from step {self._current_timesteps:,}.")
             return True
 
-    def requeue(self) -> None:
-        """Queue an ended job again, to go on from its checkpoint.
+    def requeue(
+        self,
+        reward: Reward,
+        totals: JobTotals,
+        write_end: Callable[[JobRecord], None],
+        checkpoints: CheckpointFolder | None,
+    ) -> None:
+        """Queue an ended job again, perhaps one of an earlier server, to go on from its checkpoint.
 
+        :param reward: The reward functions that its configuration names.
+        :param totals: As for a new job, and so are the others.
         :raises ConflictError: If it has not ended, or has completed.
         """
         with self._lock:
@@ -246,9 +278,13 @@ class Job:
                 raise ConflictError(
                     f"job {self.job_id} is {self._status}; only stopped and failed jobs can be resumed, {remedy}."
                 )
+            self.plan = self.plan._replace(reward=reward)
+            self._totals, self._write_end, self._checkpoints = totals, write_end, checkpoints
+            # The file may be newer than what was written of the job before its server was killed.
+            self._checkpoint = None if checkpoints is None else checkpoints.describe(self.job_id)
             self._rewind()
             self._status, self._outcome, self._n_stops, self._ended_by = JobStatus.QUEUED, None, 0, None
-            self._error_message = self._end_time = self._ended = self._started = None
+            self._error_message = self._end_time = self._end = self._started = None
             self.last_saved_name = self._model_name or self.last_saved_name
             self._model_name = self._sha256 = None
             self.history.append("job.status", {"status": self._status})
@@ -274,11 +310,17 @@ class Job:
             return self._outcome
 
     def finish(self, status: JobStatus, error_message: str | None = None) -> None:
-        """Enter a final status, unless the job already has one."""
+        """Enter a final status, unless the job already has one, once the end is written down."""
         with self._lock:
-            if not self._status.is_final:
-                self._outcome, self._error_message = status, error_message
-                self._enter(status)
+            if self._end is not None:
+                return
+            self._outcome = status
+            ended_by = _choose_ended_by(status, self._ended_by)
+            self._end = end = _End(status, error_message, datetime.now(UTC), time.monotonic(), ended_by)
+            record = self._make_record(0, 1)
+        self._write_end(record)  # without the lock, since a disk may be slow
+        with self._lock:
+            self._enter(end)
 
     def give_up(self, status: JobStatus, error_message: str) -> None:
         """Enter a final status although the training hangs; if it ever continues, it stops at once."""
@@ -287,17 +329,79 @@ class Job:
                 self._stop_training()
         self.finish(status, error_message)
 
-    def _enter(self, final_status: JobStatus) -> None:
-        self._status, self._end_time, self._ended = final_status, datetime.now(UTC), time.monotonic()
+    def _enter(self, end: _End) -> None:
+        self._status, self._error_message, self._end_time, _, self._ended_by = end
         self._stop_training = None
-        self._ended_by = _choose_ended_by(final_status, self._ended_by)
-        self._totals.add_end(final_status)
-        if final_status is JobStatus.COMPLETED and self._checkpoints is not None:
+        self._totals.add_end(end.status)
+        if end.status is JobStatus.COMPLETED and self._checkpoints is not None:
             self._checkpoints.delete(self.job_id)
             self._checkpoint = None
-        self.history.append(f"job.{final_status}", self._describe().model_dump(mode="json"))
-        self.log(str(final_status), seconds=self._elapsed_seconds)
+        self._append_end()
+        self.log(str(end.status), seconds=self._elapsed_seconds)
         self.finished.set()
+
+    def _append_end(self) -> None:
+        self.history.append(f"job.{self._status}", self._describe().model_dump(mode="json"))
+
+    def make_record(self, after: int, stride: int) -> JobRecord:
+        """Write down the job as it is, and what of its history is new.
+
+        :param after: ``last_event_id`` of the history in the record before; 0 without one.
+        :param stride: Its ``stride``.
+        """
+        with self._lock:
+            return self._make_record(after, stride)
+
+    def _make_record(self, after: int, stride: int) -> JobRecord:
+        end = self._end
+        state = JobState(
+            status=self._status if end is None else end.status,
+            created_at=self._created_at,
+            start_time=self._start_time,
+            end_time=None if end is None else end.end_time,
+            elapsed_seconds=self._elapsed_seconds,
+            current_timesteps=self._current_timesteps,
+            metrics=self._metrics,
+            warnings=self._warnings,
+            error_message=None if end is None else end.error_message,
+            model_name=self._model_name,
+            sha256=self._sha256,
+            ended_by=self._ended_by if end is None else end.ended_by,
+            evaluation=self._evaluation,
+            best_evaluation=self._best_evaluation,
+            final_evaluation=self._final_evaluation,
+            checkpoint=self._checkpoint,
+            n_restarts=self._n_restarts,
+            last_saved_name=self.last_saved_name,
+            n_silent_rollouts=self._no_signal.n_rollouts,
+            last_signal_timesteps=self._no_signal.since_timesteps,
+        )
+        return JobRecord(self.job_id, self._plan_record, state, self.history.get_part(after, stride, end is not None))
+
+    @classmethod
+    def restore(cls, record: JobRecord) -> "Job":
+        """Build a job that has ended again from its record.
+
+        Its plan lacks the rewards, see ``PlanRecord.make_plan``.
+        """
+        state = record.state
+        job = cls(record.plan.make_plan())
+        job.job_id, job.history = record.job_id, JobHistory.restore(record.history)
+        job._status = job._outcome = state.status
+        job._created_at, job._start_time, job._end_time = state.created_at, state.start_time, state.end_time
+        job._started = None if state.start_time is None else 0.0
+        job._current_timesteps, job._metrics, job._warnings = state.current_timesteps, state.metrics, state.warnings
+        job._error_message, job._ended_by = state.error_message, state.ended_by
+        job._model_name, job._sha256 = state.model_name, state.sha256
+        job._evaluation, job._best_evaluation = state.evaluation, state.best_evaluation
+        job._final_evaluation, job._checkpoint = state.final_evaluation, state.checkpoint
+        job._n_restarts, job.last_saved_name = state.n_restarts, state.last_saved_name
+        job._no_signal = _NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
+        end_time = state.end_time or state.created_at
+        job._end = _End(state.status, state.error_message, end_time, state.elapsed_seconds, state.ended_by)
+        job._append_end()
+        job.finished.set()
+        return job
 
     def log(self, event: str, **fields: float) -> None:
         """Log an event of the job, with the names that identify it."""
@@ -314,7 +418,7 @@ class Job:
     def record_saved_model(self, model_name: str, sha256: str) -> None:
         """Note the name and the hash of the saved model."""
         with self._lock:
-            if not self._status.is_final:  # a shutdown may have given up on it in the meantime
+            if self._end is None:  # a shutdown may have given up on it in the meantime
                 self._model_name, self._sha256 = model_name, sha256
 
     def attach_stop(self, stop: Callable[[], None]) -> None:
@@ -327,7 +431,7 @@ class Job:
     def advance(self, current_timesteps: int) -> None:
         """Note the number of simulator steps taken so far."""
         with self._lock:
-            if self._status.is_final:  # an abandoned thread may continue
+            if self._end is not None:  # an abandoned thread may continue
                 return
             n_new = current_timesteps - self._current_timesteps
             self._totals.add_timesteps(n_new)
@@ -340,7 +444,7 @@ class Job:
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
         """Note the latest metrics."""
         with self._lock:
-            if self._status.is_final or not metrics:
+            if self._end is not None or not metrics:
                 return
             self._metrics = {**self._metrics, **metrics}
             self.history.append_metrics(self._current_timesteps, self._elapsed_seconds, metrics)
@@ -353,7 +457,7 @@ class Job:
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Note an evaluation of the policy."""
         with self._lock:
-            if self._status.is_final:
+            if self._end is not None:
                 return
             row = EvaluationRow(**evaluation, elapsed_seconds=self._elapsed_seconds)
             self._evaluation = row
@@ -364,13 +468,13 @@ class Job:
     def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Note what the policy earns that will be saved."""
         with self._lock:
-            if not self._status.is_final:
+            if self._end is None:
                 self._final_evaluation = FinalEvaluation(**evaluation)
                 self.history.append("job.final_evaluation", self._final_evaluation.model_dump(mode="json"))
 
     def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
         """Keep a checkpoint, and note it once it is kept; a disk that refuses only ends in a warning."""
-        if self._checkpoints is None or self._status.is_final:
+        if self._checkpoints is None or self._end is not None:
             return
         try:
             self._checkpoints.write(self.job_id, content)
@@ -400,7 +504,7 @@ class Job:
     def publish_warning(self, warning: str) -> None:
         """Note a warning for the client."""
         with self._lock:
-            if not self._status.is_final:
+            if self._end is None:
                 self._warn(warning)
 
     def _warn(self, warning: str) -> None:
@@ -410,7 +514,7 @@ class Job:
     def publish_ended_by(self, ended_by: EndedBy) -> None:
         """Note the rule that ends the training early."""
         with self._lock:
-            if not self._status.is_final:
+            if self._end is None:
                 self._ended_by = ended_by
 
     def _describe_progress(self) -> dict[str, Any]:
@@ -433,7 +537,7 @@ class Job:
     def _elapsed_seconds(self) -> float:
         if self._started is None:
             return self._seconds_before
-        return self._seconds_before + (time.monotonic() if self._ended is None else self._ended) - self._started
+        return self._seconds_before + (time.monotonic() if self._end is None else self._end.ended) - self._started
 
     def _compute_eta(self, elapsed_seconds: float) -> float | None:
         if self._status is not JobStatus.RUNNING or self._current_timesteps == 0:
@@ -446,10 +550,11 @@ class Job:
 class _NoSignalCounter:
     """Counts consecutive rollouts in which the branches of every group earned the same."""
 
-    def __init__(self) -> None:
-        self._n_rollouts = 0
+    def __init__(self, n_rollouts: int = 0, since_timesteps: int = 0) -> None:
+        #: Rollouts without a signal since the last one that had any.
+        self.n_rollouts = n_rollouts
         #: Simulator steps at the end of the last rollout with a signal; 0 if there was none.
-        self.since_timesteps = 0
+        self.since_timesteps = since_timesteps
         self._has_warned = False
 
     def count_rollout(self, zero_std_fraction: float, timesteps: int) -> str | None:
@@ -459,9 +564,9 @@ class _NoSignalCounter:
         :param timesteps: Simulator steps taken so far.
         """
         if zero_std_fraction < 1.0:
-            self._n_rollouts, self.since_timesteps, self._has_warned = 0, timesteps, False
+            self.n_rollouts, self.since_timesteps, self._has_warned = 0, timesteps, False
             return None
-        self._n_rollouts += 1
+        self.n_rollouts += 1
         warning = None if self._has_warned else self.make_warning(timesteps)
         self._has_warned = self._has_warned or warning is not None
         return warning
@@ -472,10 +577,10 @@ class _NoSignalCounter:
         :param timesteps: Simulator steps taken so far.
         """
         n_steps = timesteps - self.since_timesteps
-        if self._n_rollouts < _MIN_ROLLOUTS_TO_WARN or n_steps < _MIN_STEPS_TO_WARN:
+        if self.n_rollouts < _MIN_ROLLOUTS_TO_WARN or n_steps < _MIN_STEPS_TO_WARN:
             return None
         return (
-            f"no signal in the last {self._n_rollouts} rollouts ({n_steps} steps): in every group, all branches "
+            f"no signal in the last {self.n_rollouts} rollouts ({n_steps} steps): in every group, all branches "
             "earned the same. A rare reward may still be found; otherwise use a reward that differs between branches, "
             "a longer horizon or a larger group_size."
         )

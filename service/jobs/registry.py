@@ -1,16 +1,19 @@
 """The registry, which remembers all training jobs and runs them."""
 
 import logging
+import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from itertools import dropwhile, islice
 from pathlib import Path
+
+from cachetools import LRUCache
 
 from service.context import JOB_ID
 from service.errors import (
@@ -24,9 +27,13 @@ from service.errors import (
 )
 from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.job import Job
+from service.jobs.journal import JobJournal, JournalError
+from service.jobs.record import PastJob
+from service.jobs.recorder import JobRecorder
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
+from service.training.names import Reward
 from service.training.plan import TrainingPlan
 from service.workers.executor import Executor
 from service.workers.task import TaskFailedError, WorkerLostError
@@ -35,8 +42,13 @@ logger = logging.getLogger("grpo.service")
 
 # May take the place of an id in a path: the newest job.
 LATEST = "latest"
-# Jobs whose curves are kept in full: the ones that ended last.
-_MAX_FULL_HISTORIES = 100
+# Ended jobs that stay in memory, the ones that ended last. Of those before, only the line in the list does.
+_MAX_IN_MEMORY = 100
+# As many if the disk does not take them.
+_MAX_UNWRITTEN = 1000
+# Ended jobs that somebody looks at.
+_MAX_LOADED = 32
+_FORGET_SECONDS = 3600.0
 # How often a running job is checked for stalls.
 _WATCH_SECONDS = 0.25
 # A stopped training ends at its next step or minibatch; without either for this long, it hangs.
@@ -51,6 +63,8 @@ class JobRegistry:
     :param max_running: Largest number of running jobs.
     :param max_queued: Largest number of waiting jobs.
     :param max_kept: Number of ended jobs to remember; those that ended first are forgotten first.
+    :param max_kept_days: Age from which ended jobs are forgotten.
+    :param recorder: Writes the jobs down; the registry closes it. None keeps them in memory.
     :param stall_seconds: A job without a step or an update for this long fails.
     :param checkpoints: Where the jobs' checkpoints are kept; None keeps none.
     :param tensorboard_dir: Folder for TensorBoard logs, created when a job first writes one.
@@ -67,29 +81,39 @@ class JobRegistry:
         stall_seconds: float,
         checkpoints: CheckpointFolder | None = None,
         tensorboard_dir: Path = Path("runs"),
+        max_kept_days: float = math.inf,
+        recorder: JobRecorder | None = None,
     ) -> None:
         self.totals = JobTotals()
+        self.recorder = recorder or JobRecorder(JobJournal())
         self._store = store
         self._executor = executor
         self._max_running = max_running
         self._max_active = max_running + max_queued
-        self._max_kept = max_kept
+        self._max_kept, self._max_kept_days = max_kept, max_kept_days
         self._stall_seconds = stall_seconds
         self._checkpoints = checkpoints
-        if checkpoints is not None:
-            checkpoints.sweep(())
         self._tensorboard_dir = tensorboard_dir.absolute()
         # Of the machine's cores, each running job has its share.
         self._n_threads_per_job = max(1, _count_cores() // max_running)
         # A slot is a thread that starts a training and watches it.
         self._slots = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
+        # Held while a job is written down, so that jobs are listed in the order of the file.
+        self._admission = threading.Lock()
         # Guards everything below and makes "check the name, then take it" one step.
         self._lock = threading.Lock()
-        self._jobs: dict[str, Job] = {}
+        past_jobs = self.recorder.list_past_jobs()
+        self._jobs: dict[str, Job | PastJob] = {job.job_id: job for job in past_jobs}
+        if checkpoints is not None:
+            checkpoints.sweep(self._jobs)
         # Jobs that had not ended at the last look, and the ids of the others, so that only a list of all jobs has to
-        # go through all of them.
+        # go through all of them. Of the others, the last are in memory.
         self._active: list[Job] = []
-        self._ended: deque[str] = deque()
+        self._ended: deque[str] = deque(self._jobs)
+        self._in_memory: deque[str] = deque()
+        self._loaded: LRUCache[str, Job] = LRUCache(_MAX_LOADED)
+        self._next_look = 0.0
+        self._forget_old()
         # Names reserved by uploads, folded.
         self._reserved: set[str] = set()
         self._draining = False
@@ -101,48 +125,56 @@ class JobRegistry:
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(plan, self.totals, self._checkpoints)
-        with self._lock:
-            self._check_name_is_free(plan.config.model_name, self._check_room())
-            self._store.folder.check_case_collision(plan.config.model_name)
-            if self._store.exists(plan.config.model_name):
-                if not plan.config.replace:
-                    raise ConflictError(
-                        f"a model '{plan.config.model_name}' already exists; pick another model_name, or send "
-                        "replace=true."
-                    )
-                job.publish_warning(
-                    f"there is a model '{plan.config.model_name}' already; this job's policy will take its place."
-                )
-            self._jobs[job.job_id] = job
+        job = Job(plan, self.totals, self.recorder.end, self._checkpoints)
+        with self._admission:
+            with self._lock:
+                self._check_name_is_free(plan.config.model_name, self._check_room())
+                self._store.folder.check_case_collision(plan.config.model_name)
+                self._check_replacement(job)
+                self._active.append(job)
             self._queue(job)
-            self._forget_oldest()
+            self._forget_old()
         return job
 
-    def resume(self, job_id: str) -> Job:
+    def resume(self, job: Job, reward: Reward) -> None:
         """Queue a job again that was stopped or failed; it goes on from its checkpoint, or else begins again.
 
-        :param job_id: The job's id, or ``LATEST``.
-        :raises NotFoundError: If it never existed or has been forgotten.
+        :param job: What ``get`` returned.
+        :param reward: The reward functions that its configuration names.
         :raises ConflictError: If it has not ended, or has completed, or another job or upload uses its model's name.
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
-        job = self.get(job_id)
-        with self._lock:
-            active = [other for other in self._check_room() if other is not job]
-            self._check_name_is_free(job.config.model_name, active)
-            job.requeue()
-            if job.job_id in self._ended:
-                self._ended.remove(job.job_id)
+        with self._admission:
+            with self._lock:
+                active = [other for other in self._check_room() if other is not job]
+                self._check_name_is_free(job.config.model_name, active)
+                job.requeue(reward, self.totals, self.recorder.end, self._checkpoints)
+                for ids in (self._ended, self._in_memory):
+                    with suppress(ValueError):
+                        ids.remove(job.job_id)
+                self._loaded.pop(job.job_id, None)
+                self._active.append(job)
             self._queue(job)
-        return job
 
     def _queue(self, job: Job) -> None:
+        # Before anybody can see the job: what a client has seen survives whatever happens.
+        self.recorder.begin(job)
+        with self._lock:
+            self._jobs[job.job_id] = job
         job.log("queued")
         # In the request's context, so that the job's log lines carry the request's id.
-        self._slots.submit(copy_context().run, self._run, job)
-        self._active.append(job)
+        with suppress(RuntimeError):  # the shutdown that came meanwhile has stopped the job
+            self._slots.submit(copy_context().run, self._run, job)
+
+    def _check_replacement(self, job: Job) -> None:
+        """Say that a job's policy will take a model's place, or refuse it."""
+        name = job.config.model_name
+        if not self._store.exists(name):
+            return
+        if not job.config.replace:
+            raise ConflictError(f"a model '{name}' already exists; pick another model_name, or send replace=true.")
+        job.publish_warning(f"there is a model '{name}' already; this job's policy will take its place.")
 
     def check_room(self, model_name: str | None = None) -> None:
         """Check that another job could be queued, before it is planned.
@@ -173,22 +205,47 @@ class JobRegistry:
         :param job_id: The job's id, or ``LATEST``.
         :raises NotFoundError: If it never existed or has been forgotten.
         """
-        if job_id == LATEST:
-            return self._get_latest()
-        job = self._jobs.get(job_id)
+        job = self.find_in_memory(job_id)
+        return self._load(job_id) if job is None else job
+
+    def find_in_memory(self, job_id: str) -> Job | None:
+        """Return a job without reading the disk; None if its record has to be read.
+
+        :param job_id: The job's id, or ``LATEST``.
+        :raises NotFoundError: If it never existed or has been forgotten.
+        """
+        with self._lock:
+            job = self._jobs.get(self._get_latest_id() if job_id == LATEST else job_id)
+            if isinstance(job, PastJob):
+                return self._loaded.get(job.job_id)
         if job is None:
-            raise NotFoundError(f"there is no training job '{printable(job_id)}'; GET /training/jobs lists them.")
+            raise _make_not_found(job_id)
         return job
 
-    def _get_latest(self) -> Job:
-        jobs = list(self._jobs.values())  # an atomic copy, so no lock is needed
-        if not jobs:
+    def _get_latest_id(self) -> str:
+        if not self._jobs:
             raise NotFoundError("there is no training job yet; POST /train starts one.")
-        return jobs[-1]
+        return next(reversed(self._jobs))
+
+    def _load(self, job_id: str) -> Job:
+        with self._lock:
+            job_id = self._get_latest_id() if job_id == LATEST else job_id
+        try:
+            job = self.recorder.load(job_id)
+        except JournalError as error:
+            raise NotFoundError(
+                f"the record of training job '{printable(job_id)}' cannot be read ({error.reason}); the jobs' file or "
+                "its disk is damaged."
+            ) from error
+        if job is None:
+            raise _make_not_found(job_id)
+        with self._lock:
+            self._loaded[job_id] = job
+        return job
 
     def list_jobs(
         self, status: JobStatus | None = None, after: str | None = None, limit: int | None = None
-    ) -> list[Job]:
+    ) -> list[Job | PastJob]:
         """List jobs, oldest first.
 
         :param status: List only jobs with this status.
@@ -197,10 +254,13 @@ class JobRegistry:
         :raises NotFoundError: If the job ``after`` never existed or has been forgotten.
         """
         with self._lock:
-            jobs = iter(list(self._jobs.values()))
+            jobs: Iterator[Job | PastJob] = iter(list(self._jobs.values()))
+            if after == LATEST:
+                after = self._get_latest_id()
+            if after is not None and after not in self._jobs:
+                raise _make_not_found(after)
         if after is not None:
-            last = self.get(after)
-            jobs = islice(dropwhile(lambda job: job is not last, jobs), 1, None)
+            jobs = islice(dropwhile(lambda job: job.job_id != after, jobs), 1, None)
         return list(islice((job for job in jobs if status in (None, job.status)), limit))
 
     def count_active(self) -> int:
@@ -264,11 +324,13 @@ class JobRegistry:
             if not job.finished.wait(max(0.0, deadline - time.monotonic())):
                 job.finish(JobStatus.STOPPED, f"it did not end within {grace_seconds:g} s of the server's shutdown.")
         self._slots.shutdown(wait=False, cancel_futures=True)
+        self.recorder.close()
 
     def _run(self, job: Job) -> None:
         JOB_ID.set(job.job_id)
         if not job.start():
             return
+        self.recorder.note_start()
         job.log("started")
         try:
             content = self._train(job)
@@ -341,12 +403,26 @@ class JobRegistry:
         for job in self._active:
             if job.status.is_final:
                 self._ended.append(job.job_id)
-                if len(self._ended) > _MAX_FULL_HISTORIES:
-                    self._jobs[self._ended[-_MAX_FULL_HISTORIES - 1]].history.condense()
+                self._in_memory.append(job.job_id)
             else:
                 still_active.append(job)
         self._active = still_active
+        self._free_memory()
         return still_active
+
+    def _free_memory(self) -> None:
+        """Keep of the jobs that ended long ago only their lines in the list."""
+        while len(self._in_memory) > _MAX_IN_MEMORY:
+            job_id = self._in_memory[0]
+            is_written = self.recorder.has_written(job_id)
+            if not is_written and len(self._in_memory) <= _MAX_UNWRITTEN:
+                return
+            self._in_memory.popleft()
+            job = self._jobs.get(job_id)
+            if not is_written:
+                self._forget(job_id)
+            elif isinstance(job, Job):
+                self._jobs[job_id] = PastJob(job.summarize())
 
     def _check_name_is_free(self, model_name: str, active: Iterable[Job]) -> None:
         if model_name.casefold() in self._reserved:
@@ -358,10 +434,24 @@ class JobRegistry:
                     f"or stop it with POST /training/{job.job_id}/stop."
                 )
 
-    def _forget_oldest(self) -> None:
-        while len(self._ended) > self._max_kept:
-            job_id = self._ended.popleft()
-            del self._jobs[job_id]
+    def _forget_old(self) -> None:
+        """Forget the ended jobs that are too many, and now and then those that are too old."""
+        old: list[str] = []
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _FORGET_SECONDS
+            old = self.recorder.list_old(self._max_kept_days)
+        with self._lock:
+            n_excess = max(0, len(self._ended) - self._max_kept)
+            for job_id in [*islice(self._ended, n_excess), *old]:
+                self._forget(job_id)
+
+    def _forget(self, job_id: str) -> None:
+        for ids in (self._ended, self._in_memory):
+            with suppress(ValueError):
+                ids.remove(job_id)  # nearly always the first
+        self._loaded.pop(job_id, None)
+        if self._jobs.pop(job_id, None) is not None:
+            self.recorder.forget([job_id])
             if self._checkpoints is not None:
                 self._checkpoints.delete(job_id)
 
@@ -375,6 +465,10 @@ def _give_up(job: Job, stall: str) -> None:
         f"{stall}, the limit that GRPO_STALL_SECONDS sets; fix the environment '{job.config.env_name}', or raise the "
         "setting if a step or an update may take longer.",
     )
+
+
+def _make_not_found(job_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no training job '{printable(job_id)}'; GET /training/jobs lists them.")
 
 
 def _count_cores() -> int:

@@ -10,8 +10,8 @@ import gymnasium as gym
 from cachetools import LRUCache
 from gymnasium.envs.registration import EnvSpec
 
-from grpo_core.options.rewards import RewardFunction
-from service.errors import InvalidRequestError, TooLargeError
+from grpo_core.options.rewards import ENVIRONMENT_REWARD, RewardFunction
+from service.errors import ConflictError, InvalidRequestError, TooLargeError
 from service.schemas.fields import MAX_SEED
 from service.schemas.training import ConfigOrigins, TrainConfig, TrainRequest
 from service.training.names import NamedRequest, Reward, resolve_names
@@ -66,6 +66,26 @@ class Planner:
             settled.reward_threshold,
             {**settled.config_origins, **_find_origins(request)},
         )
+
+    def find_rewards(self, config: TrainConfig) -> Reward:
+        """Find the reward functions that a job was planned with, by their names.
+
+        :raises ConflictError: If one of them, or the environment, is no longer there.
+        """
+        if config.env_name not in gym.registry:
+            raise ConflictError(
+                f"env_name '{config.env_name}' is no longer registered; start the server with the --env-module that "
+                "registers it."
+            )
+        names = list(config.reward_functions or [config.reward_function_type or ENVIRONMENT_REWARD])
+        for name in names:
+            if name != ENVIRONMENT_REWARD and name not in self._reward_functions:
+                raise ConflictError(
+                    f"the reward function '{name}' is no longer registered; start the server with the --env-module "
+                    "that registers it."
+                )
+        functions = [self._reward_functions.get(name) for name in names]
+        return functions if config.reward_functions else functions[0]
 
     def _settle(self, named: NamedRequest) -> SettledRequest:
         env_name, functions = named.request.env_name, named.rewards.functions

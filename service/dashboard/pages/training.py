@@ -1,5 +1,7 @@
 """The page of jobs and their curves."""
 
+from collections.abc import Sequence
+
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
@@ -13,6 +15,7 @@ from service.dashboard.widgets.job_row import JobRow
 from service.dashboard.widgets.toasts import show_error
 from service.errors import ServiceError
 from service.jobs.job import Job
+from service.jobs.record import PastJob
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
@@ -65,7 +68,7 @@ class _Jobs:
                 self._replace_row(job, place)
         for job in listed:
             if job.job_id not in self._rows:
-                self._add_row(job)
+                self._add_row(self._registry.get(job.job_id))
         for row in self._rows.values():
             row.update()
         for job_id in self._colours:
@@ -80,7 +83,7 @@ class _Jobs:
         older = self._registry.list_jobs()[-self._n_listed :]
         for job in reversed(older):
             if job.job_id not in self._rows:
-                self._add_row(job, at_end=True)
+                self._add_row(self._registry.get(job.job_id), at_end=True)
         self.refresh()
 
     def _add_row(self, job: Job, at_end: bool = False) -> None:
@@ -147,7 +150,7 @@ class _Jobs:
 
     async def _resume(self, job: Job) -> None:
         try:
-            await run_in_threadpool(self._registry.resume, job.job_id)
+            await run_in_threadpool(get_service().resume_job, job.job_id)
         except ServiceError as error:
             show_error(error.detail)
         self.refresh()
@@ -162,7 +165,7 @@ def _make_empty() -> ui.element:
     return empty
 
 
-def _count_jobs(jobs: list[Job]) -> str:
+def _count_jobs(jobs: Sequence[Job | PastJob]) -> str:
     statuses = [job.status for job in jobs]
     n_running, n_queued = statuses.count(JobStatus.RUNNING), statuses.count(JobStatus.QUEUED)
     return f"{n_running} running, {n_queued} queued, {len(jobs) - n_running - n_queued} ended"

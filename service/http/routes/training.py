@@ -9,7 +9,9 @@ from anyio import to_thread
 from fastapi import APIRouter, Body, Depends, Header, Query, Response
 from fastapi import Path as PathParameter
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
 
+from service.app import Service
 from service.http import examples
 from service.http.routes.dependencies import CurrentService, errors
 from service.jobs.job import Job
@@ -27,6 +29,15 @@ JobId = Annotated[
 ]
 
 router = APIRouter(tags=["training"])
+
+
+async def _get_job(service: Service, job_id: str) -> Job:
+    """Return a job; one that ended long ago is read from the disk, in a thread.
+
+    :raises NotFoundError: If it never existed, has been forgotten, or cannot be read.
+    """
+    job = service.registry.find_in_memory(job_id)
+    return await run_in_threadpool(service.registry.get, job_id) if job is None else job
 
 
 @router.post("/train", responses=errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 503))
@@ -49,7 +60,7 @@ async def start_training(
 @router.get("/training/{job_id}/status", responses=errors(400, 401, 404, 422))
 async def get_training_status(job_id: JobId, service: CurrentService) -> TrainingStatus:
     """Return a job's status: progress, metrics, warnings, and where the policy was saved."""
-    return service.registry.get(job_id).describe()
+    return (await _get_job(service, job_id)).describe()
 
 
 @router.get(
@@ -71,7 +82,7 @@ def get_training_metrics(
 
 
 async def _open_stream(job_id: JobId, service: CurrentService) -> AsyncIterator[Job]:
-    job = service.registry.get(job_id)
+    job = await _get_job(service, job_id)
     with service.streams.open():
         yield job
 
@@ -105,7 +116,7 @@ async def draw_training_curve(
     theme: Annotated[Theme, Query(description="Background that the picture is for.")] = "light",
 ) -> Response:
     """Draw one of a job's metrics over its simulator steps, as a PNG."""
-    draw = partial(draw_curve, service.registry.get(job_id), metric, theme)
+    draw = partial(draw_curve, await _get_job(service, job_id), metric, theme)
     picture = await to_thread.run_sync(draw, limiter=service.drawing_limiter)
     return Response(picture, media_type="image/png")
 
@@ -124,8 +135,8 @@ def list_training_jobs(
 @router.post("/training/{job_id}/stop", responses=errors(400, 401, 403, 404, 409, 422))
 async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
     """Stop a queued or running job; the policy so far is saved under the name that its status shows."""
-    job = service.registry.get(job_id)
-    job.stop()
+    job = await _get_job(service, job_id)
+    await run_in_threadpool(job.stop)  # which writes it down
     await job.wait_finished(_STOP_WAIT_SECONDS)
     message = "Training job stopped" if job.status.is_final else "Training job stopping"
     return StopResponse(message=message, job_id=job.job_id)
@@ -134,6 +145,6 @@ async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
 @router.post("/training/{job_id}/resume", responses=errors(400, 401, 403, 404, 409, 422, 429, 503))
 def resume_training(job_id: JobId, service: CurrentService) -> ResumeResponse:
     """Let a stopped or failed job go on from its checkpoint; without one it begins again."""
-    job = service.registry.resume(job_id)
+    job = service.resume_job(job_id)
     timesteps = job.describe().current_timesteps
     return ResumeResponse(message="Training resumed", job_id=job.job_id, timesteps=timesteps, config=job.config)

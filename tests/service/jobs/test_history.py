@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from service.jobs.history import MAX_METRIC_ROWS, JobHistory
+from service.jobs.history import MAX_METRIC_ROWS, JobHistory, MetricRows
 from tests.support import make_evaluation
 
 
@@ -59,11 +59,32 @@ def test_what_was_measured_under_one_key_can_be_had_alone_and_thinned(history: J
     assert history.list_values("d", 1) == []
 
 
-def test_condensed_it_keeps_a_coarser_curve_with_both_ends(history: JobHistory) -> None:
-    fill(history, 1000)
-    history.condense()
-    timesteps = [row.timesteps for row in history.list_rows()]
-    assert timesteps == [*range(0, 1000, 8), 999]
+@pytest.mark.parametrize("n_rows", [0, 1, 700, 3999])
+def test_written_in_parts_and_read_again_it_is_the_same(history: JobHistory, n_rows: int) -> None:
+    """As a recorder does: what is new goes behind what was written, unless all rows take its place."""
+    history.append("job.status", {"status": "queued"})
+    parts = [history.get_part(0, 1, is_last=False)]
+    for i in range(n_rows):
+        history.append_metrics(i, i / 8, {"a": i} if i < 10 else {"a": i, "b": -i / 3})
+        if i % 300 == 0:
+            history.append_evaluation(make_evaluation(i))
+            history.replace_progress({"progress": i / n_rows})
+            parts.append(history.get_part(parts[-1].last_event_id, parts[-1].stride, is_last=False))
+    parts.append(history.get_part(parts[-1].last_event_id, parts[-1].stride, is_last=False))
+    written: list[MetricRows] = []
+    for part in parts:
+        written = [*([] if part.replaces_rows else written), *part.rows]
+    events = [event for part in parts for event in part.events]
+    restored = JobHistory.restore(parts[-1]._replace(rows=written, events=events))
+    kept = history.list_rows()
+    # The latest is on its way until it has its place, or the job ends.
+    assert restored.list_rows() == (kept if n_rows < MAX_METRIC_ROWS else kept[:-1])
+    assert restored.list_evaluations() == history.list_evaluations()
+    last = history.get_part(parts[-1].last_event_id, parts[-1].stride, is_last=True)
+    restored = JobHistory.restore(last._replace(events=events))
+    assert restored.list_rows() == kept
+    assert restored.list_events() == history.list_events()
+    assert restored.last_event_id == history.last_event_id
 
 
 def test_events_come_in_order_with_ids_that_rise_and_can_be_asked_for_from_any_on(history: JobHistory) -> None:

@@ -16,6 +16,7 @@ import pytest
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError
 from service.jobs import registry as registry_module
 from service.jobs.job import Job
+from service.jobs.record import PastJob
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
@@ -105,18 +106,23 @@ class TestTheRegistry:
             job = submit(registry)
             assert registry.get("latest") is job
 
-    def test_jobs_that_ended_long_ago_keep_a_coarser_curve(
+    def test_jobs_that_ended_long_ago_are_read_from_the_disk(
         self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(registry_module, "_MAX_FULL_HISTORIES", 1)
+        monkeypatch.setattr(registry_module, "_MAX_IN_MEMORY", 1)
         registry = open_registry()
         first, second = (run(registry) for _ in range(2))
-        for job in (first, second):
-            for timesteps in range(400):
-                job.history.append_metrics(timesteps, 0.0, {"a": 0.0})
         registry.count_active()
-        assert len(first.history.list_rows()) < 250
-        assert len(second.history.list_rows()) > 400
+        assert registry.list_jobs() == [PastJob(first.summarize()), second]
+        assert registry.get(second.job_id) is second
+        assert registry.find_in_memory(first.job_id) is None
+        loaded = registry.get(first.job_id)
+        assert loaded is not first
+        assert loaded.describe() == first.describe()
+        assert loaded.history.list_rows() == first.history.list_rows() != []
+        assert loaded.history.list_events() == first.history.list_events()
+        assert registry.find_in_memory(first.job_id) is loaded
+        assert registry.list_jobs(after=first.job_id) == [second]
 
     @pytest.mark.parametrize("job_id", ["", "none", "x" * 10_000, "\ud800", "../..", "\x00"])
     def test_an_unknown_id_is_not_found(self, open_registry: Callable[..., JobRegistry], job_id: str) -> None:

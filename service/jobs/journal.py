@@ -1,0 +1,371 @@
+"""The jobs' file: what the server knows of its jobs, in one SQLite database beside the models."""
+
+import json
+import logging
+import os
+import sqlite3
+import threading
+import weakref
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from service.jobs.history import HistoryPart, JobEvent, MetricRows
+from service.jobs.record import JobRecord, JobState, PastJob, PlanRecord
+from service.schemas.jobs import JobStatus, JobSummary
+
+logger = logging.getLogger("grpo.service")
+
+# A hidden file, and no name that a model can have.
+FILE_NAME = ".jobs.sqlite3"
+# Raise it with every change of the tables, and have _prepare bring older files up to it.
+SCHEMA_VERSION = 1
+# "GRPO", in the header of the file: whose database it is.
+_APPLICATION_ID = 0x4752504F
+_TABLES = """
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY,
+    job_id TEXT NOT NULL UNIQUE,
+    status TEXT NOT NULL,
+    progress REAL NOT NULL,
+    env_name TEXT NOT NULL,
+    model_name TEXT NOT NULL,
+    current_timesteps INTEGER NOT NULL,
+    total_timesteps INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    written_at REAL NOT NULL,
+    plan TEXT NOT NULL,
+    state TEXT NOT NULL,
+    history TEXT NOT NULL
+);
+CREATE TABLE events (
+    number INTEGER NOT NULL, event_id INTEGER NOT NULL, name TEXT NOT NULL, payload TEXT NOT NULL,
+    PRIMARY KEY (number, event_id)
+) WITHOUT ROWID;
+CREATE TABLE metrics (
+    number INTEGER NOT NULL, first_id INTEGER NOT NULL, n_rows INTEGER NOT NULL, keys TEXT NOT NULL,
+    numbers BLOB NOT NULL, PRIMARY KEY (number, first_id)
+) WITHOUT ROWID;
+"""
+_ACTIVE = "('queued', 'running')"
+# To check a larger file in full would hold up the start; its damage shows when it is read.
+_CHECKED_BYTES = 32 * 2**20
+# Another program may hold the file for a moment.
+_BUSY_SECONDS = 1.0
+_INTERRUPTED = (
+    "interrupted by restart: the server ended while the job was {status}; POST /training/{job_id}/resume goes on with "
+    "it."
+)
+
+
+class JournalError(Exception):
+    """The jobs' file cannot be used.
+
+    :param reason: Why, in words and without a path.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _DamagedError(JournalError):
+    """It is no database, or a damaged one."""
+
+
+class JobJournal:
+    """Reads and writes the jobs' file. Safe to use from any thread.
+
+    SQLite keeps other processes out while it is open, for another server would take running jobs for interrupted ones.
+
+    :param path: The file, created if absent; None keeps everything in memory until the journal is closed.
+    :raises JournalError: If it cannot be used.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        # Guards the connection.
+        self._lock = threading.Lock()
+        self._connection = _connect(path)
+        self._inode = None if path is None else path.stat().st_ino
+        self._close = weakref.finalize(self, self._connection.close)
+
+    def interrupt_active(self) -> int:
+        """Note that the jobs which had not ended have failed with the server that ran them; return how many."""
+        with self._transact() as connection:
+            query = f"SELECT number, job_id, state, written_at FROM jobs WHERE status IN {_ACTIVE}"
+            rows = connection.execute(query).fetchall()
+            for number, job_id, state_json, written_at in rows:
+                connection.execute("UPDATE jobs SET status = ? WHERE number = ?", (JobStatus.FAILED, number))
+                try:
+                    state = JobState.model_validate_json(state_json)
+                except ValueError:  # it stays in the list, and whoever asks for more of it is told
+                    continue
+                message = _INTERRUPTED.format(status=state.status, job_id=job_id)
+                ended = {
+                    "status": JobStatus.FAILED,
+                    "error_message": message,
+                    "end_time": datetime.fromtimestamp(written_at, UTC),
+                    "ended_by": None,
+                }
+                changed = state.model_copy(update=ended).model_dump_json()
+                connection.execute("UPDATE jobs SET state = ? WHERE number = ?", (changed, number))
+        return len(rows)
+
+    def list_jobs(self) -> list[PastJob]:
+        """List all jobs, oldest first."""
+        names = list(JobSummary.model_fields)
+        with self._lock, _explain():
+            rows = self._connection.execute(f"SELECT {', '.join(names)} FROM jobs ORDER BY number").fetchall()
+            return [PastJob(JobSummary.model_validate(dict(zip(names, row, strict=True)))) for row in rows]
+
+    def load(self, job_id: str) -> JobRecord | None:
+        """Read a job; None if there is none.
+
+        :raises JournalError: If it cannot be read.
+        """
+        with self._lock, _explain():
+            row = self._connection.execute(
+                "SELECT number, plan, state, history FROM jobs WHERE job_id = ?", (job_id,)
+            ).fetchone()
+            if row is None:
+                return None
+            query = "SELECT event_id, name, payload FROM events WHERE number = ? ORDER BY event_id"
+            events = self._connection.execute(query, row[:1]).fetchall()
+            query = "SELECT keys, n_rows, numbers FROM metrics WHERE number = ? ORDER BY first_id"
+            metrics = self._connection.execute(query, row[:1]).fetchall()
+        with _explain():
+            _, plan, state, history = row
+            last_event_id, stride, progress = json.loads(history)
+            part = HistoryPart(
+                last_event_id,
+                stride,
+                [JobEvent(event_id, name, json.loads(payload)) for event_id, name, payload in events],
+                [_unpack(*packed) for packed in metrics],
+                replaces_rows=True,
+                progress=None if progress is None else JobEvent(*progress),
+            )
+            return JobRecord(job_id, PlanRecord.model_validate_json(plan), JobState.model_validate_json(state), part)
+
+    def write(self, records: Sequence[JobRecord]) -> None:
+        """Write records of new and of known jobs: all of them, or none.
+
+        They are on the disk when this returns.
+
+        :raises JournalError: If it fails.
+        """
+        with self._transact() as connection:
+            for record in records:
+                try:
+                    _write(connection, record)
+                except (ValueError, TypeError):  # what an environment reported; the other records are written
+                    logger.warning("job %s cannot be written down", record.job_id, exc_info=True)
+
+    def list_old(self, written_before: float) -> list[str]:
+        """List the ids of jobs that ended before a time in seconds since 1970, oldest first."""
+        query = f"SELECT job_id FROM jobs WHERE written_at < ? AND status NOT IN {_ACTIVE} ORDER BY number"
+        with self._lock, _explain():
+            return [job_id for (job_id,) in self._connection.execute(query, (written_before,))]
+
+    def forget(self, job_ids: Sequence[str]) -> None:
+        """Remove jobs.
+
+        :raises JournalError: If it fails.
+        """
+        with self._transact() as connection:
+            for job_id in job_ids:
+                number = "(SELECT number FROM jobs WHERE job_id = ?)"
+                connection.execute(f"DELETE FROM events WHERE number = {number}", (job_id,))
+                connection.execute(f"DELETE FROM metrics WHERE number = {number}", (job_id,))
+                connection.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+
+    def close(self) -> None:
+        """Close the file; what was written is in it."""
+        with self._lock:
+            self._close()
+
+    @contextmanager
+    def _transact(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _explain():
+            self._check_place()
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite itself has rolled back what a full disk has stopped
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def _check_place(self) -> None:
+        """Notice a file that somebody has removed, into which everything could still be written in vain."""
+        if self._path is not None and self._path.stat().st_ino != self._inode:
+            raise JournalError("it has been replaced; restart the server")
+
+
+def open_journal(models_dir: Path) -> tuple[JobJournal, str | None]:
+    """Open the jobs' file of a models folder, and end what a server was doing that has written it.
+
+    A file that is damaged is moved aside.
+
+    :return: The journal, and why it is in memory only; None if it is not.
+    """
+    path = models_dir / FILE_NAME
+    try:
+        try:
+            return _open(path), None
+        except _DamagedError as error:
+            aside = _move_aside(path)
+            logger.warning("%s is damaged (%s): it is now %s, and a new one begins", FILE_NAME, error, aside)
+            return _open(path), None
+    except (JournalError, OSError) as error:
+        reason = error.reason if isinstance(error, JournalError) else error.strerror or "unknown reason"
+        logger.warning("%s cannot be used (%s): jobs are remembered only until the server ends", FILE_NAME, reason)
+        return JobJournal(), reason
+
+
+def _open(path: Path) -> JobJournal:
+    journal = JobJournal(path)
+    try:
+        n_interrupted = journal.interrupt_active()
+        if n_interrupted:
+            logger.warning("%d jobs were interrupted when the last server ended", n_interrupted)
+        journal.list_jobs()  # which must not fail later
+    except JournalError:
+        journal.close()
+        raise
+    return journal
+
+
+def _connect(path: Path | None) -> sqlite3.Connection:
+    if path is not None:
+        _create(path)
+    with _explain():
+        target = ":memory:" if path is None else path
+        connection = sqlite3.connect(target, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection, 0 if path is None else path.stat().st_size)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _create(path: Path) -> None:
+    """Create the file for its owner alone if it is absent, and refuse what is no file."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise JournalError("it is not a regular file")
+    with _explain():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
+    """Lock the database, check that it is one of ours, and create its tables if it is new."""
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if n_tables == 0 and version == 0:
+        for statement in _TABLES.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    elif application != _APPLICATION_ID:
+        raise JournalError("another program's database")
+    elif version != SCHEMA_VERSION:
+        raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; upgrade the server")
+    connection.execute("COMMIT")
+    if n_bytes <= _CHECKED_BYTES:
+        (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if finding != "ok":
+            raise _DamagedError("its check fails")
+
+
+@contextmanager
+def _explain() -> Iterator[None]:
+    """Turn the errors of SQLite, of the disk and of what was read into words."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        kind = _DamagedError if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else JournalError
+        raise kind(str(error)) from error
+    except OSError as error:
+        raise JournalError(error.strerror or "unknown reason") from error
+    except (ValueError, TypeError, zlib.error) as error:  # what was read, or is to be written
+        raise JournalError(f"a record is damaged: {type(error).__name__}") from error
+
+
+def _move_aside(path: Path) -> str:
+    """Rename a damaged file and what SQLite keeps beside it; return its new name."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    for ending in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.rename(f"{path}{ending}", f"{aside}{ending}")
+    return aside.name
+
+
+def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
+    plan, state, history = record.plan, record.state, record.history
+    progress = None if history.progress is None else [history.progress.event_id, *history.progress[1:]]
+    changing = {
+        "status": str(state.status),
+        "progress": _compute_progress(record),
+        "current_timesteps": state.current_timesteps,
+        "written_at": datetime.now(UTC).timestamp(),
+        "state": state.model_dump_json(),
+        "history": json.dumps([history.last_event_id, history.stride, progress]),
+    }
+    fixed = {
+        "job_id": record.job_id,
+        "env_name": plan.config["env_name"],
+        "model_name": plan.config["model_name"],
+        "total_timesteps": plan.config["total_timesteps"],
+        "created_at": state.created_at.isoformat(),
+        "plan": plan.model_dump_json(),
+    }
+    columns = {**fixed, **changing}
+    updates = ", ".join(f"{name} = excluded.{name}" for name in changing)
+    (number,) = connection.execute(
+        f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "
+        f"ON CONFLICT (job_id) DO UPDATE SET {updates} RETURNING number",
+        tuple(columns.values()),
+    ).fetchone()
+    if history.replaces_events:
+        connection.execute("DELETE FROM events WHERE number = ?", (number,))
+    connection.executemany(
+        "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?)",
+        [(number, event.event_id, event.name, json.dumps(event.payload)) for event in history.events],
+    )
+    if history.replaces_rows:
+        connection.execute("DELETE FROM metrics WHERE number = ?", (number,))
+    connection.executemany(
+        "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?)", [(number, *_pack(rows)) for rows in history.rows]
+    )
+
+
+def _compute_progress(record: JobRecord) -> float:
+    if record.state.status is JobStatus.COMPLETED:
+        return 1.0
+    return min(1.0, record.state.current_timesteps / int(record.plan.config["total_timesteps"]))
+
+
+def _pack(rows: MetricRows) -> tuple[int, int, str, bytes]:
+    numbers = b"".join(part.astype(part.dtype.newbyteorder("<")).tobytes() for part in rows[1:])
+    return int(rows.ids[0]), len(rows.ids), json.dumps(rows.keys), zlib.compress(numbers, 1)
+
+
+def _unpack(keys_json: str, n_rows: int, packed: bytes) -> MetricRows:
+    keys = tuple(json.loads(keys_json))
+    content = zlib.decompress(packed)
+    integers = np.frombuffer(content, "<i8", 2 * n_rows).astype(np.int64)
+    numbers = np.frombuffer(content, "<f8", offset=integers.nbytes).astype(np.float64)
+    return MetricRows(keys, integers[:n_rows], integers[n_rows:], numbers.reshape(n_rows, 1 + len(keys)))

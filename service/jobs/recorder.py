@@ -1,0 +1,203 @@
+"""The thread that writes jobs down while they run."""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from service.jobs.job import Job
+from service.jobs.journal import JobJournal, JournalError
+from service.jobs.record import JobRecord, PastJob
+
+logger = logging.getLogger("grpo.service")
+
+# How often the progress of running jobs is written: what a crash may cost of it.
+_WRITE_SECONDS = 1.0
+# A disk takes milliseconds. If it hangs, jobs go on without it.
+_PATIENCE_SECONDS = 5.0
+# The event and the stride of what was written of a history before anything was.
+_NOTHING_WRITTEN = (0, 1)
+_DAY_SECONDS = 86_400.0
+
+
+class _Order(NamedTuple):
+    """A record to write at once.
+
+    :param done: Set when it is on the disk, or could not be brought there.
+    """
+
+    record: JobRecord
+    done: threading.Event
+
+
+class JobRecorder:
+    """Writes jobs to the jobs' file from one thread, many in a transaction. Safe to use from any thread.
+
+    A disk that refuses or hangs fails no job: the log says so once, and what could not be written is written when the
+    disk is back.
+
+    :param journal: The jobs' file; the recorder closes it.
+    :param obstacle: Why the journal is in memory only; None if it is not.
+    """
+
+    def __init__(self, journal: JobJournal, obstacle: str | None = None) -> None:
+        self._journal = journal
+        self._obstacle = obstacle
+        self._trouble: str | None = None
+        # Guards everything below, and announces news to the thread.
+        self._news = threading.Condition()
+        self._orders: deque[_Order] = deque()
+        self._to_forget: list[str] = []
+        self._is_urgent = False
+        self._is_closing = False
+        # Running jobs, with the last event and the stride of what was written of their history.
+        self._running: dict[Job, tuple[int, int]] = {}
+        # Ended jobs whose record is not on the disk.
+        self._unwritten: set[str] = set()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why jobs would not survive the server now; None if they would."""
+        if self._obstacle is not None:
+            return f"jobs are remembered only until the server ends: the jobs' file cannot be used ({self._obstacle})"
+        return None if self._trouble is None else f"the jobs' file cannot be written ({self._trouble})"
+
+    def list_past_jobs(self) -> list[PastJob]:
+        """List the jobs in the file, oldest first."""
+        return self._journal.list_jobs()
+
+    def load(self, job_id: str) -> Job | None:
+        """Read a job that has ended; None if the file does not have it.
+
+        :raises JournalError: If it cannot be read.
+        """
+        record = self._journal.load(job_id)
+        return None if record is None else Job.restore(record)
+
+    def begin(self, job: Job) -> None:
+        """Write a new job down, and from then on what it reports; return when it is on the disk."""
+        record = job.make_record(*_NOTHING_WRITTEN)
+        self._write_now(record)
+        with self._news:
+            self._running[job] = record.history.last_event_id, record.history.stride
+
+    def note_start(self) -> None:
+        """Write soon what has changed."""
+        with self._news:
+            self._is_urgent = True
+            self._news.notify()
+
+    def end(self, record: JobRecord) -> None:
+        """Write the last record of a job; return when it is on the disk, or the disk has refused or hangs."""
+        with self._news:
+            self._unwritten.add(record.job_id)
+            self._running = {job: seen for job, seen in self._running.items() if job.job_id != record.job_id}
+        self._write_now(record)
+
+    def has_written(self, job_id: str) -> bool:
+        """Return whether an ended job can be read again."""
+        return job_id not in self._unwritten
+
+    def list_old(self, max_days: float) -> list[str]:
+        """List the ids of ended jobs in the file that are older than that, oldest first."""
+        if math.isinf(max_days):
+            return []
+        try:
+            return self._journal.list_old(time.time() - max_days * _DAY_SECONDS)
+        except JournalError:  # it is not urgent, and the next write will say what is wrong
+            return []
+
+    def forget(self, job_ids: Sequence[str]) -> None:
+        """Remove jobs from the file, some time soon."""
+        with self._news:
+            self._to_forget += job_ids
+            self._unwritten -= set(job_ids)
+            self._wake()
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        with self._news:
+            self._is_closing = True
+            self._news.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_PATIENCE_SECONDS)
+        if thread is None or not thread.is_alive():
+            self._journal.close()
+
+    def _write_now(self, record: JobRecord) -> None:
+        order = _Order(record, threading.Event())
+        with self._news:
+            if self._is_closing:
+                return
+            self._orders.append(order)
+            self._wake()
+        if not order.done.wait(_PATIENCE_SECONDS):
+            self._note_trouble(f"the disk has not answered for {_PATIENCE_SECONDS:g} s")
+
+    def _wake(self) -> None:
+        """Have the thread look; the first call starts it."""
+        self._news.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_until_closed, name="grpo-recorder", daemon=True)
+            self._thread.start()
+
+    def _write_until_closed(self) -> None:
+        next_round = time.monotonic() + _WRITE_SECONDS
+        while True:
+            with self._news:
+                self._news.wait_for(self._has_urgent_news, max(0.0, next_round - time.monotonic()))
+                is_last, self._is_urgent = self._is_closing, False
+                orders = list(self._orders)
+                forgotten, self._to_forget = self._to_forget, []
+                running = dict(self._running)
+            self._write(orders, running, forgotten)
+            next_round = time.monotonic() + _WRITE_SECONDS
+            if is_last:
+                return
+
+    def _has_urgent_news(self) -> bool:
+        return self._is_closing or self._is_urgent or any(not order.done.is_set() for order in self._orders)
+
+    def _write(self, orders: list[_Order], running: dict[Job, tuple[int, int]], forgotten: list[str]) -> None:
+        """Write what is new of all jobs in one transaction."""
+        changed = {job: seen for job, seen in running.items() if job.history.last_event_id != seen[0]}
+        records = {job: job.make_record(*seen) for job, seen in changed.items()}
+        try:
+            if orders or records:
+                self._journal.write([*(order.record for order in orders), *records.values()])
+            if forgotten:
+                self._journal.forget(forgotten)
+        except JournalError as error:
+            self._note_trouble(error.reason)
+            with self._news:
+                self._to_forget += forgotten
+            for order in orders:  # nobody waits for a disk to be mended
+                order.done.set()
+            return
+        with self._news:
+            for order in orders:
+                self._orders.remove(order)
+                self._unwritten.discard(order.record.job_id)
+            for job, record in records.items():
+                if record.state.status.is_final:
+                    self._running.pop(job, None)
+                elif job in self._running:
+                    self._running[job] = record.history.last_event_id, record.history.stride
+        for order in orders:
+            order.done.set()
+        self._note_success()
+
+    def _note_trouble(self, reason: str) -> None:
+        if self._trouble is None:
+            logger.warning("the jobs' file cannot be written (%s): jobs go on, and are written when it can be", reason)
+        self._trouble = reason
+
+    def _note_success(self) -> None:
+        if self._trouble is not None:
+            logger.warning("the jobs' file can be written again, and has everything")
+        self._trouble = None
