@@ -11,6 +11,10 @@ class TaskFailedError(Exception):
     """A task failed; the message may be shown to clients."""
 
 
+class TaskDrainedError(TaskFailedError):
+    """The server ended before a worker was ready for the task."""
+
+
 class Progress(Protocol):
     """Receives the reports of a running task, and may stop it."""
 
