@@ -2,12 +2,11 @@
 
 import argparse
 import gc
+import logging
 import os
-import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 # Read when NumPy is imported, and torch by tasks in threads.
@@ -19,23 +18,17 @@ from pydantic import ValidationError
 
 from api import create_app
 from service.extensions import ExtensionError
+from service.http.shutdown import Server
 from service.logs import configure_logs
 from service.models.folder_lock import lock_folder
 from service.settings import Settings, UnsafeSettingsError
+
+logger = logging.getLogger("grpo.service")
 
 _LIMIT_CONCURRENCY = 256
 _KEEP_ALIVE_SECONDS = 5
 _DRAIN_SECONDS = 5
 _SWITCH_SECONDS = 0.0005
-
-
-class _Server(uvicorn.Server):
-    """Ends the process at once on a second signal, whatever is still running."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            os._exit(128 + sig)
-        super().handle_exit(sig, frame)
 
 
 def main() -> int:
@@ -60,14 +53,12 @@ def main() -> int:
 
 
 def _serve(app: FastAPI, settings: Settings) -> int:
-    # Uvicorn raises the signal that ended it again when it is done; by default that would turn a clean end into a kill.
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda signal_number, frame: None)
     # A request then waits a tenth of the default time for a training thread to release the interpreter.
     sys.setswitchinterval(_SWITCH_SECONDS)
     # What the imports have made is there to stay; to search it for garbage would hold all requests up for 60 ms.
     gc.freeze()
-    server = _Server(
+    service = app.state.service
+    server = Server(
         uvicorn.Config(
             app,
             host=settings.host,
@@ -80,13 +71,21 @@ def _serve(app: FastAPI, settings: Settings) -> int:
             ws_max_size=settings.max_body_bytes,
             log_config=None,  # configure_logs covers its loggers too
             access_log=False,  # AccessLog says more, and leaves out what comes by the thousand
-        )
+        ),
+        service.begin_close,
     )
-    server.run()
-    if app.state.service.executor.is_busy:
+    status = 1
+    try:
+        server.run()
+        status = 0 if server.started else 1
+    except Exception:
+        logger.critical("the server ends because of an error", exc_info=True)
+    finally:  # it may have ended before it could tell the application
+        service.close()
+    if service.executor.is_busy:
         # A thread that hangs in its environment cannot be killed, and may crash an interpreter that ends around it.
-        os._exit(0)
-    return 0 if server.started else 1
+        os._exit(status)
+    return status
 
 
 def _parse_flags() -> dict[str, Any]:

@@ -132,8 +132,15 @@ class Service:
         except (NotFoundError, ConflictError) as error:
             raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
 
+    def begin_close(self) -> None:
+        """Refuse new work, and have the jobs stop and save; ``close`` waits for them."""
+        self.closing.set()
+        self.executor.drain()
+        self.registry.stop_all()
+
     def close(self) -> None:
-        """Stop the jobs, let them save, and end whatever still runs."""
+        """Stop the jobs, let them save, and end whatever still runs. A second call does nothing."""
+        self.begin_close()
         self.registry.shutdown(self.settings.shutdown_grace_seconds)
         self.executor.close()
 

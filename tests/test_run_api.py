@@ -97,7 +97,15 @@ def end(process: subprocess.Popen[str], signal_number: signal.Signals) -> tuple[
     return process.returncode, errors
 
 
-@pytest.mark.parametrize(("signal_number", "executor"), [(signal.SIGTERM, "process"), (signal.SIGINT, "thread")])
+@pytest.mark.parametrize(
+    ("signal_number", "executor"),
+    [
+        (signal.SIGTERM, "process"),
+        (signal.SIGINT, "thread"),
+        (signal.SIGHUP, "process"),
+        (signal.SIGQUIT, "thread"),
+    ],
+)
 def test_a_signal_ends_the_server_cleanly_and_keeps_the_policy_in_training(
     start_server: StartServer, port: int, tmp_path: Path, signal_number: signal.Signals, executor: str
 ) -> None:
@@ -119,6 +127,81 @@ def test_a_signal_ends_the_server_cleanly_and_keeps_the_policy_in_training(
     assert "Traceback" not in errors
     assert sorted(file.name for file in (tmp_path / "models").iterdir()) == [".jobs.sqlite3", ".lock", "m.zip"]
     assert GRPO.load(tmp_path / "models" / "m.zip").num_timesteps > 100
+
+
+_ENDING = """
+import ctypes, pathlib, threading, time
+
+def end():
+    while not pathlib.Path("now").exists():
+        time.sleep(0.02)
+    main_thread = ctypes.c_ulong(threading.main_thread().ident)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(main_thread, ctypes.py_object(SystemExit))
+
+threading.Thread(target=end, daemon=True).start()
+"""
+
+
+def test_an_exception_in_the_main_thread_keeps_the_policy_in_training(
+    start_program: StartServer, port: int, tmp_path: Path
+) -> None:
+    (tmp_path / "ending.py").write_text(_ENDING)
+    program = (str(ROOT / "run_api.py"), "--port", str(port), "--env-module", "ending")
+    server = start_program(*program, cwd=tmp_path, GRPO_EXECUTOR="thread")
+    wait_until(lambda: answers(port))
+    started = call(port, "/train", {"total_timesteps": 10_000_000, "model_name": "m"})
+    wait_until(lambda: call(port, f"/training/{started['job_id']}/status")["current_timesteps"] > 100)
+    (tmp_path / "now").touch()
+    server.communicate(timeout=END_SECONDS)
+    assert GRPO.load(tmp_path / "models" / "m.zip").num_timesteps > 100
+
+
+def test_a_signal_to_all_processes_while_workers_get_ready_is_answered_and_ends_the_server(
+    start_server: StartServer, port: int, tmp_path: Path
+) -> None:
+    server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"), GRPO_EXECUTOR="process")
+    wait_until(lambda: answers(port))
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+        # The forkserver begins its imports, and the request waits for them.
+        wait_until(lambda: len(psutil.Process(server.pid).children()) == 2)
+        for process in psutil.Process(server.pid).children():
+            process.send_signal(signal.SIGTERM)
+        status, errors = end(server, signal.SIGTERM)
+        answer = connection.recv(10_000)
+    assert status == 0, errors
+    assert answer.startswith(b"HTTP/1.1 503"), answer
+    assert b"connection: close" in answer
+    assert b"urn:grpo:problem:draining" in answer
+    assert "Traceback" not in errors
+
+
+def test_jobs_survive_the_death_of_the_server(start_server: StartServer, port: int, tmp_path: Path) -> None:
+    arguments = ("--port", str(port), "--models-dir", str(tmp_path / "models"))
+    server = start_server(*arguments, GRPO_EXECUTOR="thread", GRPO_MAX_RUNNING_JOBS="1")
+    wait_until(lambda: answers(port))
+    completed = call(port, "/train", {"total_timesteps": 64, "model_name": "a"})["job_id"]
+    wait_until(lambda: call(port, f"/training/{completed}/status")["status"] == "completed")
+    before = [call(port, f"/training/{completed}/{part}") for part in ("status", "metrics")]
+    running = call(port, "/train", {"total_timesteps": 10_000_000, "model_name": "b"})["job_id"]
+    wait_until(lambda: call(port, f"/training/{running}/status")["current_timesteps"] > 0)
+    queued = call(port, "/train", {"model_name": "c"})["job_id"]
+    end(server, signal.SIGKILL)
+    server = start_server(*arguments, GRPO_EXECUTOR="thread")
+    wait_until(lambda: answers(port))
+    assert [call(port, f"/training/{completed}/{part}") for part in ("status", "metrics")] == before
+    for job_id, was in ((running, "running"), (queued, "queued")):
+        status = call(port, f"/training/{job_id}/status")
+        assert status["status"] == "failed"
+        assert f"interrupted by restart: the server ended while the job was {was};" in status["error_message"]
+        assert f"POST /training/{job_id}/resume" in status["error_message"]
+        assert status["end_time"] is not None
+        assert status["config"]["model_name"] in "bc"
+    listed = [job["job_id"] for job in call(port, "/training/jobs")["jobs"]]
+    assert listed == [completed, running, queued]
+    assert call(port, "/training/latest/status")["job_id"] == queued
+    _, errors = end(server, signal.SIGTERM)
+    assert "2 jobs were interrupted" in errors
 
 
 @pytest.mark.parametrize(
@@ -150,7 +233,7 @@ def start_hanging(start_server: StartServer, port: int, tmp_path: Path) -> Calla
     def start(executor: str, grace_seconds: int = 1) -> subprocess.Popen[str]:
         # The environment comes with the process here: a module that Python imports when it starts.
         (tmp_path / "sitecustomize.py").write_text(
-            "import threading, gymnasium\n"
+            "import pathlib, threading, gymnasium\n"
             "class Hanging(gymnasium.Env):\n"
             "    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))\n"
             "    action_space = gymnasium.spaces.Discrete(2)\n"
@@ -161,6 +244,7 @@ def start_hanging(start_server: StartServer, port: int, tmp_path: Path) -> Calla
             "    def step(self, action):\n"
             "        self.n_steps += 1\n"
             "        if self.n_steps > 20:  # not while it is tried out\n"
+            "            pathlib.Path(__file__).with_name('hangs').touch()\n"
             "            threading.Event().wait()\n"
             "        return self.observation_space.low, 0.0, False, False, {}\n"
             "gymnasium.register('Hanging-v0', entry_point=Hanging)\n"
@@ -176,6 +260,7 @@ def start_hanging(start_server: StartServer, port: int, tmp_path: Path) -> Calla
         request = {"env_name": "Hanging-v0", "group_mode": "episode", "horizon": 64}  # which is not proven
         started = call(port, "/train", request)
         wait_until(lambda: bool(call(port, f"/training/{started['job_id']}/status")["status"] == "running"))
+        wait_until((tmp_path / "hangs").exists)
         return server
 
     return start

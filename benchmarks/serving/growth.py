@@ -177,6 +177,9 @@ class _Failing:
     def kill(self) -> None:
         """Nothing runs."""
 
+    def drain(self) -> None:
+        """Nobody waits."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -1,13 +1,119 @@
-"""Noticing a shutdown before the server waits for its connections to close."""
+"""The end of the server: noticed at once, without losing a request or what a job has learned."""
 
+import asyncio
+import ctypes
+import os
 import signal
+import socket
+import struct
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+import uvicorn
+
+from service.workers.processes import END_SIGNALS
+
+# How long connections that wait for their client's next request stay open, so that it is not lost on its way.
+_LINGER_SECONDS = 0.5
+_POLL_SECONDS = 0.02
+# By then whoever has connected is accepted.
+_ACCEPT_SECONDS = 0.1
+# From Linux' asm-generic/socket.h and bpf_common.h.
+_SO_ATTACH_FILTER = 26
+_BPF_RETURN = 0x06
+
+
+class Server(uvicorn.Server):
+    """Answers what is on its way before it ends, and ends at once on a second signal.
+
+    :param begin_end: Called, in a thread, as soon as the server is to end.
+    """
+
+    def __init__(self, config: uvicorn.Config, begin_end: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._begin_end = begin_end
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end the server; a second signal ends the process, whatever is still running."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle every signal that ends a server, but for those that whoever started it has it ignore.
+
+        Uvicorn raises the signal that ended it again when it is done; by default that would turn a clean end into a
+        kill. So what comes before or after it only says that the server is to end.
+        """
+        in_main_thread = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+        handled = [number for number in END_SIGNALS if in_main_thread and _is_handled(number)]
+        _handle(handled, self._note_early)
+        with super().capture_signals():
+            _handle(handled, self.handle_exit)
+            try:
+                yield
+            finally:
+                _handle(handled, self._note_early)
+
+    def _note_early(self, sig: int, frame: FrameType | None) -> None:
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer the requests that are on their way, and close the connections.
+
+        A client that sends its next request just now would be answered by a reset: connections first say with every
+        answer that they close, and those that stay silent are closed a moment later.
+        """
+        ending = asyncio.get_running_loop().run_in_executor(None, self._begin_end)
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        for connection in list(self.server_state.connections):
+            if _is_answering(connection):
+                connection.shutdown()  # once it has answered
+        for server in self.servers:
+            for listener in server.sockets:
+                _stop_connecting(listener)
+        await asyncio.sleep(_ACCEPT_SECONDS)
+        for server in self.servers:
+            server.close()
+        deadline = asyncio.get_running_loop().time() + _LINGER_SECONDS
+        await asyncio.sleep(_POLL_SECONDS)
+        while self.server_state.connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
+        await ending
+        await super().shutdown(sockets)
+
+
+def _is_answering(connection: object) -> bool:
+    cycle = getattr(connection, "cycle", None)  # WebSockets have none
+    return cycle is not None and not cycle.response_complete
+
+
+def _stop_connecting(listener: socket.socket) -> None:
+    """Let nobody connect any more, but keep those who have and wait to be accepted, whom closing would reset.
+
+    On Linux a filter drops what arrives at the listening socket; a client that tries again finds it closed.
+    """
+    if sys.platform == "linux":
+        drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
+        program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+        with suppress(OSError):  # as in a sandbox: then whoever connects at this very moment is reset
+            listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def _handle(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in numbers:
+        signal.signal(number, handler)
+
+
+def _is_handled(number: signal.Signals) -> bool:
+    # `nohup` has SIGHUP ignored. A shell that starts something in the background has SIGINT ignored too, but uvicorn
+    # takes it all the same.
+    return number.name not in ("SIGHUP", "SIGQUIT") or signal.getsignal(number) is not signal.SIG_IGN
 
 
 @contextmanager
@@ -19,7 +125,7 @@ def announce_shutdown(closing: threading.Event) -> Iterator[None]:
     """
     previous: dict[int, Callable[[int, FrameType | None], Any]] = {}
     if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-        previous = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+        previous = {number: handler for number in END_SIGNALS if callable(handler := signal.getsignal(number))}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         previous[number](number, frame)

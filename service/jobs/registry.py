@@ -36,7 +36,7 @@ from service.schemas.jobs import JobStatus
 from service.training.names import Reward
 from service.training.plan import TrainingPlan
 from service.workers.executor import Executor
-from service.workers.task import TaskFailedError, WorkerLostError
+from service.workers.task import TaskDrainedError, TaskFailedError, WorkerLostError
 
 logger = logging.getLogger("grpo.service")
 
@@ -305,12 +305,11 @@ class JobRegistry:
             with self._lock:
                 self._reserved.remove(model_name.casefold())
 
-    def shutdown(self, grace_seconds: float) -> None:
-        """Refuse new jobs, stop the active ones and wait for them to save.
-
-        :param grace_seconds: Longest time to wait; jobs that take longer are abandoned.
-        """
+    def stop_all(self) -> None:
+        """Refuse new jobs, and stop the active ones, which save what they have learned."""
         with self._lock:
+            if self._draining:
+                return
             self._draining = True
             active = self._list_active()
         for job in active:
@@ -319,6 +318,15 @@ class JobRegistry:
                 job.stop()  # skips its evaluation
             except ConflictError:  # it ended between the two lines
                 continue
+
+    def shutdown(self, grace_seconds: float) -> None:
+        """Stop all jobs and wait for them to save.
+
+        :param grace_seconds: Longest time to wait; jobs that take longer are abandoned.
+        """
+        self.stop_all()
+        with self._lock:
+            active = self._list_active()
         deadline = time.monotonic() + grace_seconds
         for job in active:
             if not job.finished.wait(max(0.0, deadline - time.monotonic())):
@@ -339,6 +347,8 @@ class JobRegistry:
             outcome = job.settle_outcome()
             name = self._choose_name(job, outcome)
             job.record_saved_model(name, self._store.publish(name, content))
+        except TaskDrainedError as error:
+            job.finish(JobStatus.STOPPED, f"{error} Nothing was learned, and nothing is saved.")
         except (TaskFailedError, ServiceError) as error:
             logger.warning("job %s failed: %s", job.job_id, error)
             job.finish(JobStatus.FAILED, str(error))

@@ -25,7 +25,11 @@ class Executor(Protocol):
         :param progress: Receives the task's reports.
         :raises InvalidRequestError: If the task cannot be sent to a worker.
         :raises TaskFailedError: If no worker can be started.
+        :raises TaskDrainedError: If the server ends before a worker is ready.
         """
+
+    def drain(self) -> None:
+        """Start no more tasks; whoever waits for a worker is told."""
 
     def close(self) -> None:
         """Kill the running tasks if possible."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from multiprocessing.forkserver import get_inherited_fds
 from typing import NamedTuple
 
-from service.workers.processes import START_VARIABLE
+from service.workers.processes import END_SIGNALS, START_VARIABLE
 
 # HTTP answers take precedence over training. With two jobs on two cores, the slowest answer of a hundred takes 4 ms at
 # niceness 5, 1.5 ms at 10 and 0.7 ms at 15; 0.5 ms on an idle server. Even a server that is never idle leaves training
@@ -49,10 +49,11 @@ class _Start(NamedTuple):
 def _prepare() -> None:
     start = _read_start()
     _restore_variables(start)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in END_SIGNALS:
         # A signal sent to all processes of the server must not end the workers, so that they can still save. A handler
         # that does nothing, because processes that an environment starts would inherit an ignored signal.
         signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
     # A process group of its own, so that Ctrl-C reaches only the server. Not a session: Linux first divides cores among
     # sessions (sched_autogroup), and the workers' niceness would have no effect.
     os.setpgid(0, 0)

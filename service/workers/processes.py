@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import Pipe, forkserver
+from multiprocessing import Pipe, forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import get_temp_dir
 from typing import Any
@@ -29,17 +29,22 @@ from service.context import JOB_ID, REQUEST_ID
 from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError, printable
 from service.logs import LogStyle
 from service.workers.messages import Message
-from service.workers.task import Progress, Task, TaskFailedError, WorkerLostError
+from service.workers.task import Progress, Task, TaskDrainedError, TaskFailedError, WorkerLostError
 
 logger = logging.getLogger("grpo.service")
 
 # Environment variable that tells the forkserver what ``preload`` needs to know.
 START_VARIABLE = "GRPO_FORKSERVER_START"
+# What ends the server, and must not end the workers before they have saved: a key pressed in a terminal, or two, a
+# terminal that is closed, and whatever ends a service. SIGBREAK is Windows'.
+_END_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
+END_SIGNALS = tuple(signal.Signals[name] for name in _END_NAMES if hasattr(signal, name))
 _PRELOAD = "service.workers.preload"
 _WORK = "service.workers.worker:work"
 _WITH_CONTENT = (Message.RESULT, Message.CHECKPOINT)
 # A second stop skips what follows the first one.
 _MAX_STOPS = 2
+_WATCH_SECONDS = 0.1
 # Longest wait for a killed process to end.
 _KILL_SECONDS = 1.0
 _LOST = (
@@ -64,6 +69,7 @@ class ProcessExecutor:
         self._lock = threading.Lock()
         self._runs: WeakSet[_ProcessRun] = WeakSet()
         self._is_closed = False
+        self._draining = threading.Event()
 
     @property
     def is_busy(self) -> bool:
@@ -78,12 +84,16 @@ class ProcessExecutor:
 
     def start(self, task: Task, progress: Progress) -> "_ProcessRun":
         """Start a task in a new process."""
-        run = _ProcessRun(_pack(task), self._log_style, progress)
+        run = _ProcessRun(_pack(task), self._log_style, progress, self._draining)
         with self._lock:
             self._runs.add(run)
             if self._is_closed:
                 run.send_kill()
         return run
+
+    def drain(self) -> None:
+        """Start no more tasks; whoever waits for the forkserver's imports is told."""
+        self._draining.set()
 
     def close(self) -> None:
         """Kill the running tasks; the forkserver ends with this process."""
@@ -94,7 +104,7 @@ class ProcessExecutor:
 
 
 class _ProcessRun:
-    def __init__(self, packed: bytes, log_style: LogStyle, progress: Progress) -> None:
+    def __init__(self, packed: bytes, log_style: LogStyle, progress: Progress, draining: threading.Event) -> None:
         self._progress = progress
         self._outcome: bytes | TaskFailedError | ServiceError | None = None
         # Guards the two below, and closing: a stop or a kill may come at the same time.
@@ -110,6 +120,10 @@ class _ProcessRun:
             # This end of the pipe stays open while the server lives and the run lasts; the worker watches it.
             with open(server_fd, "wb", closefd=False) as pipe:
                 pipe.write(_describe_start())
+            while not wait([self._status_fd], _WATCH_SECONDS):
+                if draining.is_set():
+                    self._close()
+                    raise TaskDrainedError("the server ended before a worker process was ready.")
             self._pid = forkserver.read_signed(self._status_fd)
         except (OSError, EOFError) as error:
             logger.warning("a worker process could not be started", exc_info=True)
@@ -250,14 +264,20 @@ def _prepare_forkserver() -> Iterator[None]:
     variables = {"PYTHONPATH": os.pathsep.join(_list_paths()), "PYTHONSAFEPATH": "1"}
     with _START_LOCK:
         before = {name: os.environ.get(name) for name in variables}
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         start = json.dumps({"server_pid": os.getpid(), "folder": get_temp_dir(), "variables": before})
         try:
             # Not in os.environ, which other threads may be reading.
             for name, value in {**variables, START_VARIABLE: start}.items():
                 os.putenv(name, value)
             forkserver.set_forkserver_preload([_PRELOAD])
+            resource_tracker.ensure_running()  # which would let the signals through
+            # The forkserver inherits this, so that a signal to all processes of the server does not end it before it
+            # has handlers.
+            signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for name, old in {**before, START_VARIABLE: None}.items():
                 if old is None:
                     os.unsetenv(name)

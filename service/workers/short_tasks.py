@@ -16,9 +16,10 @@ from service.errors import (
 )
 from service.schemas.jobs import EndedBy
 from service.workers.executor import Executor
-from service.workers.task import Task, TaskFailedError
+from service.workers.task import Task, TaskDrainedError, TaskFailedError
 
 _WATCH_SECONDS = 0.1
+_DRAINING = "the server is shutting down; send the request again when it is back."
 
 
 class ShortTasks:
@@ -73,6 +74,8 @@ class ShortTasks:
                 return run.get_content()
             except ServiceError:
                 raise
+            except TaskDrainedError as error:
+                raise DrainingError(_DRAINING) from error
             except TaskFailedError as error:
                 reason = str(error)
             except BaseException as error:  # the task's boundary: whatever an environment raises ends only its task
@@ -81,7 +84,7 @@ class ShortTasks:
 
     def _make_refusal(self, remedy: str) -> ServiceError:
         if self._closing.is_set():
-            return DrainingError("the server is shutting down; send the request again when it is back.")
+            return DrainingError(_DRAINING)
         return TooLargeError(
             f"this takes longer than {self._limit_seconds:g} s, the limit that GRPO_TASK_SECONDS sets; {remedy}"
         )

@@ -15,6 +15,10 @@ class WorkerLostError(TaskFailedError):
     """The process that ran a task has died, which may not happen again."""
 
 
+class TaskDrainedError(TaskFailedError):
+    """The server ended before a worker was ready for the task."""
+
+
 class Progress(Protocol):
     """Receives the reports of a running task, and may stop it."""
 

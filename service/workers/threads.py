@@ -36,6 +36,9 @@ class ThreadExecutor:
             self._runs.add(run)
         return run
 
+    def drain(self) -> None:
+        """Do nothing: nobody waits for a thread."""
+
     def close(self) -> None:
         """Do nothing: a thread cannot be killed."""
 

@@ -65,7 +65,7 @@ class _Jobs:
         self._remove_forgotten({job.job_id for job in listed})
         for place, job in enumerate(reversed(listed)):
             if job.job_id in self._rows and self._rows[job.job_id].is_outdated:
-                self._replace_row(job, place)
+                self._replace_row(self._registry.get(job.job_id), place)
         for job in listed:
             if job.job_id not in self._rows:
                 self._add_row(self._registry.get(job.job_id))

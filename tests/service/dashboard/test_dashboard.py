@@ -251,7 +251,8 @@ def test_a_job_is_started_with_the_keyboard_alone_and_stopped_after_a_question(
         page.press(Keys.TAB)
     page.press("by-keyboard", Keys.ENTER)
     page.find(".job", "by-keyboard")
-    (job,) = [job for job in registry.list_jobs() if job.config.model_name == "by-keyboard"]
+    job = registry.get("latest")
+    assert job.config.model_name == "by-keyboard"
     assert job.config.total_timesteps == 10_000
 
 
@@ -264,7 +265,8 @@ def test_a_running_job_is_stopped_after_a_question(page: Page, registry: JobRegi
     page.find(".dialog", "Stop endless?")
     page.press(Keys.ESCAPE)
     wait_until(lambda: not page.driver.find_elements(By.CSS_SELECTOR, ".dialog"))
-    (job,) = [job for job in registry.list_jobs() if job.config.model_name == "endless"]
+    job = registry.get("latest")
+    assert job.config.model_name == "endless"
     assert not job.is_stopping
     page.click(".job button[aria-label='Stop endless']")
     page.click(".dialog button", "Stop the job")
@@ -341,7 +343,7 @@ def test_the_environment_that_is_typed_is_trained(page: Page, registry: JobRegis
         page.find("pre", '"env_name": "Pendulum-v1"')
         page.click("button", "Start training")
     page.find("h1", "Training")
-    assert registry.list_jobs()[-1].config.env_name == "Pendulum-v1"
+    assert registry.get("latest").config.env_name == "Pendulum-v1"
 
 
 def test_a_suggestion_is_taken_with_the_arrow_keys(page: Page) -> None:
