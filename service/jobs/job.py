@@ -294,7 +294,7 @@ class Job:
         """Go back to where the checkpoint was taken, or to the start."""
         self._n_restarts += 1
         timesteps = 0 if self._checkpoint is None else self._checkpoint.timesteps
-        self._current_timesteps = min(self._current_timesteps, timesteps)
+        self._current_timesteps = timesteps
         self.history.rewind(timesteps)
         self._seconds_before = self._elapsed_seconds
         self._started = None if self._started is None else time.monotonic()
