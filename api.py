@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
@@ -17,8 +17,10 @@ from service.extensions import import_extensions
 from service.http.access_log import AccessLog, RequestLog
 from service.http.browser_rules import BrowserRules
 from service.http.fast_inference import FastInference
+from service.http.head_requests import HeadRequests
 from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
+from service.http.query_names import check_query_names
 from service.http.request_bodies import UploadLimit
 from service.http.request_guard import RequestGuard, RequestRules
 from service.http.routes import catalogue, files, inference, login, models, server, training
@@ -95,12 +97,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.service = service
     app.state.login_limit = LoginLimit()
     app.state.dashboard = LazyDashboard(service)
-    for topic in (server, training, inference, models, files, catalogue, login):
-        app.include_router(topic.router)
+    for topic in (server, training, inference, models, files, catalogue):
+        app.include_router(topic.router, dependencies=[Depends(check_query_names)])
+    app.include_router(login.router)
     app.mount(PREFIX, app.state.dashboard)
     install_error_handlers(app)
     install_schema(app)
     rules, log = RequestRules(settings), RequestLog(service.metrics, settings.access_log)
+    app.add_middleware(HeadRequests)
     app.add_middleware(RequestGuard, rules=rules)
     app.add_middleware(UploadLimit)
     # Outside the guard, so that pages can read refusals too.

@@ -19,11 +19,11 @@ from pydantic import ValidationError
 
 from api import create_app
 from service.extensions import ExtensionError
+from service.http.connections import Connection
 from service.logs import configure_logs
 from service.models.folder_lock import lock_folder
 from service.settings import Settings, UnsafeSettingsError
 
-_LIMIT_CONCURRENCY = 256
 _KEEP_ALIVE_SECONDS = 5
 _DRAIN_SECONDS = 5
 _SWITCH_SECONDS = 0.0005
@@ -72,7 +72,7 @@ def _serve(app: FastAPI, settings: Settings) -> int:
             app,
             host=settings.host,
             port=settings.port,
-            limit_concurrency=_LIMIT_CONCURRENCY,
+            http=Connection,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_DRAIN_SECONDS,
             server_header=False,

@@ -85,6 +85,7 @@ class Service:
         self.metrics = Metrics(self.store, self.registry, self.readiness)
         self.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
         self.drawing_limiter = CapacityLimiter(1)
+        self.readiness_limiter = CapacityLimiter(1)
         self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
 
     def start_job(self, request: TrainRequest) -> Job:

@@ -1,8 +1,9 @@
-"""Request bodies: their type and size, the deadline for reading them, and the number of uploads at a time."""
+"""Request bodies: their type and size, the deadline for reading them, and how much of them is held at a time."""
 
 import asyncio
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,14 @@ _BODY_DEADLINE_SECONDS = 15.0
 _WRONG_MEDIA_TYPE = Problem("wrong-media-type", "The body is of the wrong type")
 _UPLOADS_FULL = Problem("uploads-full", "Too many files are being uploaded")
 _BODY_TIMEOUT = Problem("body-timeout", "The body arrives too slowly")
+_BODIES_FULL = Problem("bodies-full", "Too much is being sent at once")
+
+# All bodies together may take so much memory, or twice the largest one if that is more.
+_MIN_BYTES_AT_ONCE = 64 * 2**20
+# So little is always taken in: small requests do not wait for large ones.
+_SMALL_BYTES = 16 * 2**10
+# A body of which nothing has come for so long makes room for others.
+_STALLED_SECONDS = 1.0
 
 
 class BodyRule(NamedTuple):
@@ -50,59 +59,120 @@ def _strip_parameters(content_type: bytes) -> bytes:
     return content_type.split(b";")[0].strip().lower()
 
 
-class BodyReader:
-    """Reads bodies, each within a deadline.
+@dataclass
+class _Body:
+    """A body from its first byte until its request is answered.
 
-    One timer serves all of them: starting and stopping a timer per body would take a fifth of a request's time.
+    :param begun: When it was first waited for, on the event loop's clock.
+    :param arrived: When a piece of it last came.
+    :param n_bytes: How much of it is held.
     """
 
-    def __init__(self) -> None:
-        self._begun: dict[asyncio.Task[Any], float] = {}  # oldest first, on the event loop's clock
+    begun: float
+    arrived: float
+    n_bytes: int = 0
+
+
+class BodyReader:
+    """Reads bodies, each within a deadline, and bounds what all of them take until their requests are answered.
+
+    One timer serves all of them: starting and stopping a timer per body would take a fifth of a request's time.
+
+    :param largest: Size of the largest body allowed.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self._max_bytes = max(_MIN_BYTES_AT_ONCE, 2 * largest)
+        self._n_bytes = 0
+        self._held: dict[asyncio.Task[Any], _Body] = {}
+        self._unfinished: dict[asyncio.Task[Any], _Body] = {}  # oldest first
         self._next_check = 0.0
 
     async def read(self, receive: Receive, max_bytes: int) -> bytes | Refusal | None:
-        """Read a whole body; None if the client disconnected before its end, so that nothing acts on half of it."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None, "an application is called in a task"
-        self._begun[task] = now = loop.time()
+        """Read a whole body; None if the client disconnected before its end, so that nothing acts on half of it.
+
+        Call ``release`` when the request is answered.
+        """
+        loop, task = asyncio.get_running_loop(), _get_task()
+        now = loop.time()
+        self._held[task] = self._unfinished[task] = body = _Body(now, now)
         if self._next_check <= now:
             self._check_at(loop, now + _BODY_DEADLINE_SECONDS)
         try:
-            return await _read_chunks(receive, max_bytes)
+            return await self._read_chunks(receive, body, max_bytes)
         except asyncio.CancelledError:
-            if task in self._begun:  # not cancelled by the timer
+            if task in self._unfinished:  # not cancelled here
                 raise
             task.uncancel()
+            if task not in self._held:
+                return _bodies_full()
             detail = f"the body did not arrive within {_BODY_DEADLINE_SECONDS:.0f} s."
             return Refusal(_BODY_TIMEOUT, 408, detail, {"Connection": "close"})
         finally:
-            self._begun.pop(task, None)
+            self._unfinished.pop(task, None)
+
+    def release(self) -> None:
+        """Let go of the body that this task has read, if it has read any."""
+        body = self._held.pop(_get_task(), None)
+        if body is not None:
+            self._n_bytes -= body.n_bytes
+
+    async def _read_chunks(self, receive: Receive, body: _Body, max_bytes: int) -> bytes | Refusal | None:
+        # One growing buffer: in a list of chunks, one-byte chunks would cost hundreds of bytes each.
+        content = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            piece = message.get("body", b"")
+            if len(content) + len(piece) > max_bytes:
+                return _too_large(max_bytes)
+            body.arrived = asyncio.get_running_loop().time()
+            if not self._make_room(len(piece), len(content)):
+                return _bodies_full()
+            content += piece
+            body.n_bytes += len(piece)
+            self._n_bytes += len(piece)
+            if not message.get("more_body", False):
+                return bytes(content)
+
+    def _make_room(self, n_new: int, n_before: int) -> bool:
+        """Return whether a body may grow; if need be, those that have stalled longest are refused."""
+        while self._n_bytes + n_new > self._max_bytes and n_before + n_new > _SMALL_BYTES:
+            before = asyncio.get_running_loop().time() - _STALLED_SECONDS
+            large = [(body.arrived, task) for task, body in self._unfinished.items() if body.n_bytes > _SMALL_BYTES]
+            arrived, task = min(large, key=lambda pair: pair[0], default=(before, None))
+            if task is None or arrived >= before:
+                return False
+            self._n_bytes -= self._held.pop(task).n_bytes
+            self._cancel(task)
+        return True
 
     def _check_at(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         self._next_check = when
         loop.call_at(when, self._cancel_overdue, loop)
 
     def _cancel_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
-        for task, begun in list(self._begun.items()):
-            if begun + _BODY_DEADLINE_SECONDS > loop.time():
-                self._check_at(loop, begun + _BODY_DEADLINE_SECONDS)
+        for task, body in list(self._unfinished.items()):
+            if body.begun + _BODY_DEADLINE_SECONDS > loop.time():
+                self._check_at(loop, body.begun + _BODY_DEADLINE_SECONDS)
                 return
-            del self._begun[task]
-            task.cancel()
+            self._cancel(task)
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
+        del self._unfinished[task]
+        task.cancel()
 
 
-async def _read_chunks(receive: Receive, max_bytes: int) -> bytes | Refusal | None:
-    # One growing buffer: in a list of chunks, one-byte chunks would cost hundreds of bytes each.
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if len(body) > max_bytes:
-            return _too_large(max_bytes)
-        if not message.get("more_body", False):
-            return bytes(body)
+def _get_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None, "an application is called in a task"
+    return task
+
+
+def _bodies_full() -> Refusal:
+    detail = "the server holds as much of other requests' bodies as it may; send the request again."
+    return Refusal(_BODIES_FULL, 503, detail, {"Retry-After": "1", "Connection": "close"})
 
 
 def _too_large(max_bytes: int) -> Refusal:

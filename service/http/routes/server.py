@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
 from grpo_core import __version__
@@ -45,12 +46,13 @@ async def check_liveness() -> Liveness:
 
 
 @router.get("/health/ready", responses=errors(400, 503))
-def check_readiness(request: Request, service: CurrentService) -> ReadyState:
+async def check_readiness(request: Request, service: CurrentService) -> ReadyState:
     """Report that the server can save models and run jobs; send it no new work while this fails.
 
     Needs no API key; but if one is set, only requests that send it learn the reason.
     """
-    obstacles = service.readiness.list_obstacles()
+    # Not in the threads of the other routes, all of which may be busy.
+    obstacles = await to_thread.run_sync(service.readiness.list_obstacles, limiter=service.readiness_limiter)
     if obstacles:
         api_key = service.settings.api_key
         headers = dict(reversed(request.scope["headers"]))  # the first of each name
