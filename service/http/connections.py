@@ -94,7 +94,7 @@ class Connection(HttpToolsProtocol):
             piece, data = data[:n_left], data[n_left:]
             self._n_unreported += len(piece)
             super().data_received(piece)
-            if self._socket.is_closing() or self._socket.get_protocol() is not self:
+            if data and (self._socket.is_closing() or self._socket.get_protocol() is not self):
                 return
         if self._n_ignorable is not None:
             self._n_ignorable -= len(data)
@@ -128,16 +128,15 @@ class Connection(HttpToolsProtocol):
         self._deadline = self.waiting_since = None
         if self._n_ignorable is None:
             if self.cycle is not None and self.cycle.response_complete:
-                self._wait()
+                self.waiting_since = self.loop.time()
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of this one."""
         super().on_response_complete()
-        if self._n_ignorable is None:
-            self._wait()
-            if self._in_body:
-                self._set_deadline()
+        self.waiting_since = self.loop.time()
+        if self._in_body and self._n_ignorable is None:
+            self._set_deadline()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP."""
@@ -183,9 +182,6 @@ class Connection(HttpToolsProtocol):
         self.waiting_since = None
         self._socket.abort()
 
-    def _wait(self) -> None:
-        self.waiting_since = self.loop.time()
-
     def _refuse(self, status: int, problem: Problem, detail: str) -> None:
         """Answer in place of the application, and end the connection."""
         if self.is_ending():
@@ -208,7 +204,7 @@ class Connection(HttpToolsProtocol):
 
     def _ignore_rest(self) -> None:
         self._n_ignorable = _MAX_IGNORED_BYTES
-        self._wait()
+        self.waiting_since = self.loop.time()
         self._unset_keepalive_if_required()
         self._set_deadline()
         if self._socket.can_write_eof():
