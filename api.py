@@ -26,6 +26,7 @@ from service.http.request_guard import RequestGuard, RequestRules
 from service.http.routes import catalogue, files, inference, login, models, server, training
 from service.http.sessions import LoginLimit
 from service.http.shutdown import announce_shutdown
+from service.models.folder_lock import FolderLock
 from service.models.store import ModelStore
 from service.settings import Settings
 
@@ -74,16 +75,17 @@ async def _keep_store(store: ModelStore) -> None:
         await asyncio.sleep(_UPKEEP_SECONDS)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, lock: FolderLock | None = None) -> FastAPI:
     """Build the service's application; ``app.state.service`` holds its parts.
 
     :param settings: None reads them from the environment variables.
+    :param lock: Keeps other servers out of the models folder; None if nothing does.
     :raises OSError: If the models folder cannot be created or written to.
     :raises ExtensionError: If a module of ``env_modules`` cannot be imported.
     """
     settings = settings or Settings()
     import_extensions(settings.env_modules)
-    service = Service(settings, REWARD_FUNCTIONS)
+    service = Service(settings, REWARD_FUNCTIONS, lock)
     app = FastAPIOffline(
         title="GRPO API",
         version=__version__,

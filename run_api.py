@@ -47,9 +47,9 @@ def main() -> int:
         try:
             settings = Settings.model_validate(_parse_flags())
             settings.check_exposure()
-            held.enter_context(lock_folder(settings.models_dir))
+            lock = held.enter_context(lock_folder(settings.models_dir))
             configure_logs(settings.log_style)
-            app = create_app(settings)
+            app = create_app(settings, lock)
         except ValidationError as error:
             # A violation that concerns two settings has no location.
             problems = (": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors(include_input=False))

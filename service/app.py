@@ -12,6 +12,7 @@ from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.jobs.events import EventStreams
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
+from service.models.folder_lock import FolderLock
 from service.models.player import ModelPlayer
 from service.models.store import ModelStore, ServedModel
 from service.monitoring.memory import get_available_bytes, get_total_bytes
@@ -37,10 +38,13 @@ class Service:
 
     :param settings: Limits and folders.
     :param reward_functions: The reward functions that jobs can name; read again for every job.
+    :param lock: Keeps other servers out of the models folder; None if nothing does.
     :raises OSError: If the models folder cannot be created or written to.
     """
 
-    def __init__(self, settings: Settings, reward_functions: Mapping[str, RewardFunction]) -> None:
+    def __init__(
+        self, settings: Settings, reward_functions: Mapping[str, RewardFunction], lock: FolderLock | None = None
+    ) -> None:
         self.settings = settings
         self.reward_functions = reward_functions
         #: Set when the server begins to shut down.
@@ -52,6 +56,7 @@ class Service:
             available_bytes=get_available_bytes,
             total_bytes=get_total_bytes(),
             min_free_bytes=settings.min_free_bytes,
+            lock=lock,
         )
         self.executor = make_executor(settings.executor, settings.log_style)
         self.registry = JobRegistry(

@@ -32,7 +32,7 @@ router = APIRouter(tags=["models"])
         200: {"content": {_FILE_TYPE: _FILE_SCHEMA}},
         206: {"description": "The part that `Range` asks for.", "content": {_FILE_TYPE: _FILE_SCHEMA}},
         304: {"description": "The file still matches `If-None-Match`."},
-        **errors(400, 401, 404, 409, 416, 422),
+        **errors(404, 409, 416),
     },
 )
 def download_model(model_name: ModelNameInPath, service: CurrentService, request: Request) -> Response:
@@ -54,7 +54,7 @@ def download_model(model_name: ModelNameInPath, service: CurrentService, request
 
 @router.put(
     "/models/{model_name}/file",
-    responses=errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 507),
+    responses=errors(403, 408, 409, 413, 415, 507),
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
 async def upload_model(

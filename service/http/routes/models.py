@@ -27,19 +27,19 @@ _FILM_CONTENT = {media_type: {"schema": {"type": "string", "format": "binary"}} 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/models", responses=errors(400, 401))
+@router.get("/models", responses=errors())
 def list_models(service: CurrentService) -> ModelList:
     """List the models: `loaded` in memory, `saved` on disk, `corrupt`, or `unsafe` (not written by GRPO)."""
     return ModelList(models=[ModelSummary(name=name, status=status) for name, status in service.store.list_models()])
 
 
-@router.get("/models/{model_name}", responses=errors(400, 401, 404, 409, 422))
+@router.get("/models/{model_name}", responses=errors(404, 409))
 def describe_model(model_name: ModelNameInPath, service: CurrentService) -> ModelCard:
     """Describe a model: spaces, environment, reward, hyperparameters, steps, evaluation, versions."""
     return make_card(service.store, model_name, service.player.find_evaluation)
 
 
-@router.post("/models/{model_name}/evaluate", responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503))
+@router.post("/models/{model_name}/evaluate", responses=errors(403, 404, 408, 409, 413, 415))
 def evaluate_model(
     model_name: ModelNameInPath,
     service: CurrentService,
@@ -57,7 +57,7 @@ def evaluate_model(
         200: {"content": _FILM_CONTENT},
         206: {"description": "The part that `Range` asks for.", "content": _FILM_CONTENT},
         304: {"description": "The film still matches `If-None-Match`."},
-        **errors(400, 401, 404, 409, 413, 416, 422, 429, 503),
+        **errors(404, 409, 413, 416),
     },
 )
 def film_model(
@@ -82,7 +82,7 @@ def film_model(
     return Response(content, part.status_code, {**headers, **part.headers}, film.media_type)
 
 
-@router.delete("/models/{model_name}", responses=errors(400, 401, 403, 404, 409, 422))
+@router.delete("/models/{model_name}", responses=errors(403, 404, 409))
 def delete_model(model_name: ModelNameInPath, service: CurrentService) -> DeleteResponse:
     """Delete a model from memory and disk."""
     service.registry.delete_model(model_name)

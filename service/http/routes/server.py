@@ -9,14 +9,14 @@ from grpo_core import __version__
 from service.errors import NotReadyError
 from service.http import examples
 from service.http.request_guard import has_key
-from service.http.routes.dependencies import CurrentService, errors
+from service.http.routes.dependencies import CurrentService, errors, health_errors
 from service.monitoring.prometheus import MEDIA_TYPE
 from service.schemas.server import Health, Liveness, ReadyState, ServerInfo
 
 router = APIRouter(tags=["server"])
 
 
-@router.get("/", responses=errors(400, 401))
+@router.get("/", responses=errors())
 async def describe_server() -> ServerInfo:
     """List the main endpoints."""
     endpoints = {
@@ -28,7 +28,7 @@ async def describe_server() -> ServerInfo:
     return ServerInfo(message="GRPO API Server", version=__version__, endpoints=endpoints)
 
 
-@router.get("/health", responses=errors(400))
+@router.get("/health", responses=health_errors())
 async def check_health(service: CurrentService) -> Health:
     """Report that the server is running, with its jobs and models. Needs no API key."""
     return Health(
@@ -39,13 +39,13 @@ async def check_health(service: CurrentService) -> Health:
     )
 
 
-@router.get("/health/live", responses=errors(400))
+@router.get("/health/live", responses=health_errors())
 async def check_liveness() -> Liveness:
     """Report that the server is running; restart it if this fails. Needs no API key."""
     return Liveness(status="alive")
 
 
-@router.get("/health/ready", responses=errors(400, 503))
+@router.get("/health/ready", responses=health_errors(503))
 async def check_readiness(request: Request, service: CurrentService) -> ReadyState:
     """Report that the server can save models and run jobs; send it no new work while this fails.
 
@@ -66,7 +66,7 @@ async def check_readiness(request: Request, service: CurrentService) -> ReadySta
     response_class=Response,
     responses={
         200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": examples.METRICS}}},
-        **errors(400, 401),
+        **errors(),
     },
 )
 def get_metrics(service: CurrentService) -> Response:

@@ -29,7 +29,7 @@ JobId = Annotated[
 router = APIRouter(tags=["training"])
 
 
-@router.post("/train", responses=errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 503))
+@router.post("/train", responses=errors(403, 408, 409, 413, 415))
 async def start_training(
     service: CurrentService,
     request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
@@ -45,7 +45,7 @@ async def start_training(
     )
 
 
-@router.get("/training/{job_id}/status", responses=errors(400, 401, 404, 422))
+@router.get("/training/{job_id}/status", responses=errors(404))
 async def get_training_status(job_id: JobId, service: CurrentService) -> TrainingStatus:
     """Return a job's status: progress, metrics, warnings, and where the policy was saved."""
     return service.registry.get(job_id).describe()
@@ -54,7 +54,7 @@ async def get_training_status(job_id: JobId, service: CurrentService) -> Trainin
 @router.get(
     "/training/{job_id}/metrics",
     response_model=JobMetrics,
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **errors(400, 401, 404, 422)},
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **errors(404)},
 )
 def get_training_metrics(
     job_id: JobId,
@@ -75,7 +75,7 @@ async def _open_stream(job_id: JobId, service: CurrentService) -> AsyncIterator[
         yield job
 
 
-@router.get("/training/{job_id}/events", response_class=EventSourceResponse, responses=errors(400, 401, 404, 422, 503))
+@router.get("/training/{job_id}/events", response_class=EventSourceResponse, responses=errors(404))
 async def stream_training_events(
     job: Annotated[Job, Depends(_open_stream)],
     service: CurrentService,
@@ -94,7 +94,7 @@ async def stream_training_events(
     response_class=Response,
     responses={
         200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-        **errors(400, 401, 404, 422),
+        **errors(404),
     },
 )
 async def draw_training_curve(
@@ -109,7 +109,7 @@ async def draw_training_curve(
     return Response(picture, media_type="image/png")
 
 
-@router.get("/training/jobs", responses=errors(400, 401, 404, 422))
+@router.get("/training/jobs", responses=errors(404))
 def list_training_jobs(
     service: CurrentService,
     status: JobStatus | None = None,
@@ -120,7 +120,7 @@ def list_training_jobs(
     return JobList(jobs=[job.summarize() for job in service.registry.list_jobs(status, after, limit)])
 
 
-@router.post("/training/{job_id}/stop", responses=errors(400, 401, 403, 404, 409, 422))
+@router.post("/training/{job_id}/stop", responses=errors(403, 404, 409))
 async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
     """Stop a queued or running job; the policy so far is saved under the name that its status shows."""
     job = service.registry.get(job_id)
