@@ -18,13 +18,13 @@ from service.http.access_log import AccessLog, RequestLog
 from service.http.browser_rules import BrowserRules
 from service.http.fast_inference import FastInference
 from service.http.head_requests import HeadRequests
+from service.http.limits.bodies import UploadLimit
+from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
 from service.http.query_names import check_query_names
-from service.http.request_bodies import UploadLimit
 from service.http.request_guard import RequestGuard, RequestRules
 from service.http.routes import catalogue, files, inference, login, models, server, training
-from service.http.sessions import LoginLimit
 from service.http.shutdown import announce_shutdown
 from service.models.folder_lock import FolderLock
 from service.models.store import ModelStore
@@ -97,7 +97,8 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
-    app.state.login_limit = LoginLimit()
+    app.state.guess_limit = GuessLimit()
+    app.state.client_limits = ClientLimits(settings) if settings.limits_clients else None
     app.state.dashboard = LazyDashboard(service)
     for topic in (server, training, inference, models, files, catalogue):
         app.include_router(topic.router, dependencies=[Depends(check_query_names)])
@@ -105,7 +106,8 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
     app.mount(PREFIX, app.state.dashboard)
     install_error_handlers(app)
     install_schema(app)
-    rules, log = RequestRules(settings), RequestLog(service.metrics, settings.access_log)
+    rules = RequestRules(settings, app.state.guess_limit, app.state.client_limits)
+    log = RequestLog(service.metrics, settings.access_log)
     app.add_middleware(HeadRequests)
     app.add_middleware(RequestGuard, rules=rules)
     app.add_middleware(UploadLimit)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from api import create_app
 from service.extensions import ExtensionError
-from service.http.connections import Connection
+from service.http.limits.connections import Connection
 from service.logs import configure_logs
 from service.models.folder_lock import lock_folder
 from service.settings import Settings, UnsafeSettingsError

@@ -57,6 +57,8 @@ class Service:
             total_bytes=get_total_bytes(),
             min_free_bytes=settings.min_free_bytes,
             lock=lock,
+            max_files=settings.max_models,
+            max_files_bytes=settings.max_models_bytes,
         )
         self.executor = make_executor(settings.executor, settings.log_style)
         self.registry = JobRegistry(
@@ -139,6 +141,7 @@ class Service:
         :param overwrite: Whether it may replace a model of that name.
         :raises InvalidRequestError: If the file cannot be used; nothing is replaced.
         :raises ConflictError: If the name is taken, or an active job will save under it.
+        :raises StorageLowError: If it does not fit on the disk or into the folder.
         :raises StorageError: If it cannot be written to the disk.
         """
         with self.registry.reserve_name(model_name):
@@ -146,6 +149,7 @@ class Service:
                 raise ConflictError(
                     f"a model '{model_name}' already exists; choose another name or send overwrite=true."
                 )
+            self.store.folder.check_space(len(content), model_name)
             try:
                 with self._uploads:
                     self.store.publish(model_name, content)

@@ -29,7 +29,7 @@ from grpo import GRPO
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
-from service.http.connections import Connection
+from service.http.limits.connections import Connection
 from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
 from service.schemas.training import TrainRequest
 from service.settings import Settings

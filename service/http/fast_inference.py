@@ -16,7 +16,7 @@ from service.context import REQUEST_ID
 from service.errors import ServiceError
 from service.http.access_log import RequestLog
 from service.http.browser_rules import list_headers
-from service.http.request_bodies import has_body, replay
+from service.http.limits.bodies import has_body, replay
 from service.http.request_guard import RequestRules
 from service.inference.single import LARGE_MODEL_BYTES, encode, infer
 from service.models.store import ModelStore

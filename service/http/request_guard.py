@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Problem
 from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
+from service.http.limits.bodies import BodyReader, BodyRule, has_body, is_upload, replay
+from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.problems import Refusal, error_response, report_bug
-from service.http.request_bodies import BodyReader, BodyRule, has_body, is_upload, replay
 from service.http.sessions import COOKIE_NAME, Sessions
 from service.settings import Settings
 
@@ -45,9 +46,13 @@ class RequestRules:
     Works on raw headers, because Starlette's ``Headers`` decode every name again at each look-up.
 
     :param settings: Lists the allowed hosts, origins and sizes, and holds the key.
+    :param guesses: Counts wrong keys.
+    :param limits: Counts each client's requests; None if they are not limited.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, guesses: GuessLimit, limits: ClientLimits | None) -> None:
+        self._guesses = guesses
+        self._limits = limits
         # A client sends the same again and again.
         self._is_known_host = lru_cache(_MAX_KNOWN_HOSTS)(self._match_host)
         self._allowed_hosts = {host.strip("[]").casefold().encode() for host in settings.allowed_hosts}
@@ -104,6 +109,10 @@ class RequestRules:
             refusal = self._check_key(scope, headers)
             if refusal is not None:
                 return refusal
+        if self._limits is not None and scope["path"] not in _HEALTH_PATHS:
+            refusal = self._limits.check(scope, headers)
+            if refusal is not None:
+                return refusal
         return self.get_body_rule(scope).check(headers) if has_body(headers) else None
 
     def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
@@ -116,6 +125,10 @@ class RequestRules:
                 detail = "a browser session may change something only from this server's own pages; send the API key."
                 return Refusal(_CROSS_SITE, 403, detail)
             return None
+        if _find_key(headers):
+            refusal = self._guesses.refuse(scope)
+            if refusal is not None:
+                return refusal
         path = scope["path"]
         if scope.get("method") == "GET" and path.startswith(DASHBOARD_PATH) and not path.startswith(NICEGUI_PATH):
             return Refusal(_NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(path)}"})
@@ -220,9 +233,14 @@ def has_key(headers: Mapping[bytes, bytes], api_key: bytes) -> bool:
 
     :param headers: Names in lower case.
     """
+    return hmac.compare_digest(_find_key(headers), api_key)
+
+
+def _find_key(headers: Mapping[bytes, bytes]) -> bytes:
+    """Return the key that a request offers; empty if none."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     offered = token if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-    return hmac.compare_digest(offered.strip(b" \t"), api_key)
+    return offered.strip(b" \t")
 
 
 def _comes_of_leaving(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,10 +38,19 @@ class ModelFolder:
     :param path: The folder; created if absent. Unfinished files from an earlier crash are removed.
     :param min_free_bytes: Disk space below which nothing new should be started.
     :param lock: Keeps other servers out; None if nothing does.
+    :param max_models: Largest number of models.
+    :param max_models_bytes: Largest size of all of them.
     :raises OSError: If the folder cannot be created or written to.
     """
 
-    def __init__(self, path: Path, min_free_bytes: int, lock: FolderLock | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        min_free_bytes: int,
+        lock: FolderLock | None = None,
+        max_models: int = sys.maxsize,
+        max_models_bytes: int = sys.maxsize,
+    ) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(f"the models folder {path} is not writable")
@@ -52,6 +62,7 @@ class ModelFolder:
         self._dir = path
         self._min_free_bytes = min_free_bytes
         self._lock = lock
+        self._max_models, self._max_models_bytes = max_models, max_models_bytes
 
     @property
     def n_free_bytes(self) -> int | None:
@@ -61,17 +72,27 @@ class ModelFolder:
         except OSError:
             return None
 
-    def check_space(self) -> None:
-        """Refuse to start something that could not be saved for lack of disk space.
+    def check_space(self, n_bytes: int = 0, name: str = "") -> None:
+        """Refuse to start something that could not be saved for lack of space.
 
-        :raises StorageLowError: If less than ``min_free_bytes`` are free.
+        :param n_bytes: Size of the file to save, if it is known.
+        :param name: The model that it may replace.
+        :raises StorageLowError: If less than ``min_free_bytes`` would be free, or the folder has its fill of models.
         """
         n_free_bytes = self.n_free_bytes
-        if n_free_bytes is not None and n_free_bytes < self._min_free_bytes:
+        if n_free_bytes is not None and n_free_bytes - n_bytes < self._min_free_bytes:
             raise StorageLowError(
-                f"{n_free_bytes} bytes are free on the models' disk, fewer than GRPO_MIN_FREE_BYTES "
-                f"({self._min_free_bytes}); delete models or free some disk space."
+                f"{n_free_bytes} bytes are free on the models' disk, and fewer than GRPO_MIN_FREE_BYTES "
+                f"({self._min_free_bytes}) would be left; delete models or free some disk space."
             )
+        sizes = {other: signature[2] for other in self.list_names() if (signature := self.get_signature(other))}
+        sizes.pop(name, None)
+        for n, most, unit, setting in (
+            (len(sizes) + 1, self._max_models, "models", "GRPO_MAX_MODELS"),
+            (sum(sizes.values()) + n_bytes, self._max_models_bytes, "bytes", "GRPO_MAX_MODELS_BYTES"),
+        ):
+            if n > most:
+                raise StorageLowError(f"the models folder may hold {most} {unit} ({setting}); delete models first.")
 
     def find_problem(self) -> str | None:
         """Return why no model could be saved now; None if one could."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -96,6 +97,8 @@ class ModelStore:
     :param total_bytes: All the memory there is.
     :param min_free_bytes: Disk space below which nothing new should be started.
     :param lock: Keeps other servers out of the folder; None if nothing does.
+    :param max_files: Largest number of models in the folder.
+    :param max_files_bytes: Largest size of all of them.
     :raises OSError: If the folder cannot be created or written to.
     """
 
@@ -108,8 +111,10 @@ class ModelStore:
         total_bytes: int,
         min_free_bytes: int = 0,
         lock: FolderLock | None = None,
+        max_files: int = sys.maxsize,
+        max_files_bytes: int = sys.maxsize,
     ) -> None:
-        self.folder = ModelFolder(models_dir, min_free_bytes, lock)
+        self.folder = ModelFolder(models_dir, min_free_bytes, lock, max_files, max_files_bytes)
         self._max_models = max_models
         self._available_bytes = available_bytes
         self._low_memory_bytes = min(_LOW_MEMORY_BYTES, int(_LOW_MEMORY_FRACTION * total_bytes))

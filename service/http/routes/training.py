@@ -6,11 +6,12 @@ from functools import partial
 from typing import Annotated, Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, Body, Depends, Header, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service.http import examples
+from service.http.limits.clients import ClientLimits
 from service.http.routes.dependencies import CurrentService, errors
 from service.jobs.job import Job
 from service.jobs.learning_curve import Theme, draw_curve
@@ -32,11 +33,18 @@ router = APIRouter(tags=["training"])
 @router.post("/train", responses=errors(403, 408, 409, 413, 415))
 async def start_training(
     service: CurrentService,
+    http_request: Request,
     request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
 ) -> TrainResponse:
     """Start a training job and return at once; every field, and the body itself, is optional."""
-    start_job = partial(service.start_job, request or TrainRequest())
-    job = await to_thread.run_sync(start_job, limiter=service.planning_limiter)
+    request = request or TrainRequest()
+    limits: ClientLimits | None = http_request.app.state.client_limits
+    if limits is not None:
+        request = limits.restrict_job(request)
+        limits.check_active(http_request.scope, service.registry.is_active)
+    job = await to_thread.run_sync(partial(service.start_job, request), limiter=service.planning_limiter)
+    if limits is not None:
+        limits.note_job(http_request.scope, job.job_id)
     return TrainResponse(
         job_id=job.job_id,
         message="Training started",

@@ -15,6 +15,7 @@ _UPLOAD_PATH = re.compile(r"/models/[^/]*/file")
 _MAX_UPLOADS = 4
 # A client that takes longer than this to send a body is stalled or hostile.
 _BODY_DEADLINE_SECONDS = 15.0
+_PACE_BYTES_PER_SECOND = 2**20
 
 _WRONG_MEDIA_TYPE = Problem("wrong-media-type", "The body is of the wrong type")
 _UPLOADS_FULL = Problem("uploads-full", "Too many files are being uploaded")
@@ -72,6 +73,11 @@ class _Body:
     arrived: float
     n_bytes: int = 0
 
+    @property
+    def due(self) -> float:
+        """When it has to be complete: later for one that comes at a good pace, as large files do."""
+        return self.begun + _BODY_DEADLINE_SECONDS + self.n_bytes / _PACE_BYTES_PER_SECOND
+
 
 class BodyReader:
     """Reads bodies, each within a deadline, and bounds what all of them take until their requests are answered.
@@ -96,7 +102,7 @@ class BodyReader:
         loop, task = asyncio.get_running_loop(), _get_task()
         now = loop.time()
         self._held[task] = self._unfinished[task] = body = _Body(now, now)
-        if self._next_check <= now:
+        if not now < self._next_check <= now + _BODY_DEADLINE_SECONDS:
             self._check_at(loop, now + _BODY_DEADLINE_SECONDS)
         try:
             return await self._read_chunks(receive, body, max_bytes)
@@ -153,11 +159,12 @@ class BodyReader:
         loop.call_at(when, self._cancel_overdue, loop)
 
     def _cancel_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
         for task, body in list(self._unfinished.items()):
-            if body.begun + _BODY_DEADLINE_SECONDS > loop.time():
-                self._check_at(loop, body.begun + _BODY_DEADLINE_SECONDS)
-                return
-            self._cancel(task)
+            if body.due <= now:
+                self._cancel(task)
+        if self._unfinished:
+            self._check_at(loop, min(body.due for body in self._unfinished.values()))
 
     def _cancel(self, task: asyncio.Task[Any]) -> None:
         del self._unfinished[task]
