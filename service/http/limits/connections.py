@@ -162,6 +162,13 @@ class Connection(HttpToolsProtocol):
             self._unread_alarm.cancel()
             self._unread_alarm = None
 
+    def shutdown(self) -> None:
+        """Let the request in progress be answered; nobody else is waited for when the server ends."""
+        if self.cycle is None or self.cycle.response_complete:
+            self._socket.close()
+        else:
+            super().shutdown()
+
     def is_ending(self) -> bool:
         """Return whether nothing more will be answered."""
         return self._n_ignorable is not None or self._socket.is_closing()

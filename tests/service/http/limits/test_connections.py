@@ -207,9 +207,18 @@ class TestBodies:
             with pytest.raises(urllib.error.HTTPError) as refusal:
                 urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60)
             assert refusal.value.code == 413
+            refusal.value.close()
             assert requests.post(url, body, headers=headers, timeout=60).status_code == 413
             pieces = (body[i : i + 65_536] for i in range(0, len(body), 65_536))
             assert requests.post(url, pieces, headers=headers, timeout=60).status_code == 413
+
+    def test_a_server_that_ends_waits_for_nobody(self, app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(service.http.limits.connections, "PATIENCE_SECONDS", 1e6)
+        with ExitStack() as stack, serve(app) as port:
+            for sent in (b"", START, START + b"\r\n", POST + b"Content-Length: 99999999\r\n\r\n{"):
+                stack.enter_context(connect(port, sent))
+            refused = stack.enter_context(connect(port, POST + b"Content-Length: 99999999\r\n\r\n{"))
+            assert read_answer(refused)[0] == 413
 
     def test_a_connection_lives_on_after_a_refusal_of_the_head(self, port: int) -> None:
         connection = HTTPConnection("127.0.0.1", port, timeout=60)
