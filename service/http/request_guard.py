@@ -126,7 +126,7 @@ class RequestRules:
                 return Refusal(_CROSS_SITE, 403, detail)
             return None
         if _find_key(headers):
-            refusal = self._guesses.refuse(scope)
+            refusal = self._guesses.count_header(scope)
             if refusal is not None:
                 return refusal
         path = scope["path"]

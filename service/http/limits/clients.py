@@ -23,7 +23,8 @@ from service.http.problems import Refusal
 from service.schemas.training import TrainRequest
 from service.settings import Settings
 
-_MAX_GUESSES = 10  # a minute
+# Of wrong keys a minute: 30 in headers, which programs repeat on one path after the other, or 10 at the login.
+_MAX_GUESS_POINTS, _LOGIN_POINTS = 30, 3
 # A household or a company is given so much of IPv6, and may choose the rest of each address.
 _IPV6_NETWORK_BITS = 64
 _CHECKED = "grpo.client_limits"
@@ -37,15 +38,15 @@ class GuessLimit:
 
     def __init__(self) -> None:
         self._strategy = MovingWindowRateLimiter(MemoryStorage())
-        self._item = RateLimitItemPerMinute(_MAX_GUESSES)
+        self._item = RateLimitItemPerMinute(_MAX_GUESS_POINTS)
 
-    def find_wait(self, scope: Scope) -> int | None:
-        """Count a wrong key; return after how many seconds another one is taken, or None if this one was."""
-        return _hit(self._strategy, self._item, find_peer(scope))
+    def count_login(self, scope: Scope) -> int | None:
+        """Count a wrong key at the login; return for how many seconds there were too many, or None."""
+        return _hit(self._strategy, self._item, find_peer(scope), _LOGIN_POINTS)
 
-    def refuse(self, scope: Scope) -> Refusal | None:
-        """Count a wrong key; return a refusal if there were too many."""
-        wait = self.find_wait(scope)
+    def count_header(self, scope: Scope) -> Refusal | None:
+        """Count a wrong key in a header; return a refusal if there were too many."""
+        wait = _hit(self._strategy, self._item, find_peer(scope))
         if wait is None:
             return None
         detail = f"too many wrong keys came from this address; send the right one, or wait {wait} s."

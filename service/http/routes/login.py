@@ -51,7 +51,7 @@ async def log_in(
         return RedirectResponse(target, 303)
     key = api_key.get_secret_value().encode()
     if not hmac.compare_digest(form.get("key", [""])[-1].strip().encode(), key):
-        wait = limit.find_wait(request.scope)
+        wait = limit.count_login(request.scope)
         return _render(target, _WRONG_KEY, 403) if wait is None else _render(target, _TOO_MANY, 429, wait)
     response = RedirectResponse(target, 303)
     token, is_secure = Sessions(key).make_token(), request.url.scheme == "https"
