@@ -77,7 +77,7 @@ def test_the_check_finds_a_reader_without_checksums(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(zipfile, "crc32", lambda content, value=0: 0)
     unprotected = make_model("CartPole-v1", policy_kwargs={"net_arch": [8]}).to_bytes(env_name="CartPole-v1")
     rng, report = np.random.default_rng(SEED), Report("fuzz", "negative control")
-    read_all((mutate(unprotected, rng) for _ in range(500)), act(unprotected), report)
+    read_all((mutate(unprotected, rng) for _ in range(4000)), act(unprotected), report)
     report.write()
     assert report.figures["wrong"] > 0
 

@@ -34,8 +34,8 @@ _MAX_IGNORED_BYTES = 128 * 2**20
 # A client that takes nothing of its answer for so long is gone.
 _UNREAD_SECONDS = 30.0
 _MAX_CONNECTIONS = 2048
-# What the server opens besides: files, workers, the log.
-_N_OTHER_DESCRIPTORS = 256
+# The rest of the files that may be open is for models, workers and the log.
+_SHARE_OF_DESCRIPTORS = 0.75
 
 _HEAD_TOO_LARGE = Problem("head-too-large", "The head of the request is too large")
 _PATH_TOO_LONG = Problem("path-too-long", "The path is too long")
@@ -262,4 +262,4 @@ def _find_max_connections() -> int:
     if sys.platform == "win32":
         return _MAX_CONNECTIONS
     n_descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, min(_MAX_CONNECTIONS, n_descriptors - _N_OTHER_DESCRIPTORS))
+    return min(_MAX_CONNECTIONS, int(_SHARE_OF_DESCRIPTORS * n_descriptors))
