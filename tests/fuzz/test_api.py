@@ -18,7 +18,7 @@ from tests.support import make_model
 KEY = "a key of 22 characters"
 CONFIG = Path(__file__).parent.parent / "service" / "http" / "schemathesis.toml"
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-N_EXAMPLES = choose(1, 60)
+N_EXAMPLES = choose(1, 20)
 
 
 @pytest.fixture(scope="module")
