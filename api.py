@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
@@ -17,13 +17,16 @@ from service.extensions import import_extensions
 from service.http.access_log import AccessLog, RequestLog
 from service.http.browser_rules import BrowserRules
 from service.http.fast_inference import FastInference
+from service.http.head_requests import HeadRequests
+from service.http.limits.bodies import UploadLimit
+from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
-from service.http.request_bodies import UploadLimit
+from service.http.query_names import check_query_names
 from service.http.request_guard import RequestGuard, RequestRules
 from service.http.routes import catalogue, files, inference, login, models, server, training
-from service.http.sessions import LoginLimit
 from service.http.shutdown import announce_shutdown
+from service.models.folder_lock import FolderLock
 from service.models.store import ModelStore
 from service.settings import Settings
 
@@ -72,16 +75,17 @@ async def _keep_store(store: ModelStore) -> None:
         await asyncio.sleep(_UPKEEP_SECONDS)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, lock: FolderLock | None = None) -> FastAPI:
     """Build the service's application; ``app.state.service`` holds its parts.
 
     :param settings: None reads them from the environment variables.
+    :param lock: Keeps other servers out of the models folder; None if nothing does.
     :raises OSError: If the models folder cannot be created or written to.
     :raises ExtensionError: If a module of ``env_modules`` cannot be imported.
     """
     settings = settings or Settings()
     import_extensions(settings.env_modules)
-    service = Service(settings, REWARD_FUNCTIONS)
+    service = Service(settings, REWARD_FUNCTIONS, lock)
     app = FastAPIOffline(
         title="GRPO API",
         version=__version__,
@@ -93,14 +97,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
-    app.state.login_limit = LoginLimit()
+    app.state.guess_limit = GuessLimit()
+    app.state.client_limits = ClientLimits(settings) if settings.limits_clients else None
     app.state.dashboard = LazyDashboard(service)
-    for topic in (server, training, inference, models, files, catalogue, login):
-        app.include_router(topic.router)
+    for topic in (server, training, inference, models, files, catalogue):
+        app.include_router(topic.router, dependencies=[Depends(check_query_names)])
+    app.include_router(login.router)
     app.mount(PREFIX, app.state.dashboard)
     install_error_handlers(app)
     install_schema(app)
-    rules, log = RequestRules(settings), RequestLog(service.metrics, settings.access_log)
+    rules = RequestRules(settings, app.state.guess_limit, app.state.client_limits)
+    log = RequestLog(service.metrics, settings.access_log)
+    app.add_middleware(HeadRequests)
     app.add_middleware(RequestGuard, rules=rules)
     app.add_middleware(UploadLimit)
     # Outside the guard, so that pages can read refusals too.

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from api import create_app
 from service.extensions import ExtensionError
+from service.http.limits.connections import Connection
 from service.http.shutdown import Server
 from service.logs import configure_logs
 from service.models.folder_lock import lock_folder
@@ -25,7 +26,6 @@ from service.settings import Settings, UnsafeSettingsError
 
 logger = logging.getLogger("grpo.service")
 
-_LIMIT_CONCURRENCY = 256
 _KEEP_ALIVE_SECONDS = 5
 _DRAIN_SECONDS = 5
 _SWITCH_SECONDS = 0.0005
@@ -40,9 +40,9 @@ def main() -> int:
         try:
             settings = Settings.model_validate(_parse_flags())
             settings.check_exposure()
-            held.enter_context(lock_folder(settings.models_dir))
+            lock = held.enter_context(lock_folder(settings.models_dir))
             configure_logs(settings.log_style)
-            app = create_app(settings)
+            app = create_app(settings, lock)
         except ValidationError as error:
             # A violation that concerns two settings has no location.
             problems = (": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors(include_input=False))
@@ -63,7 +63,7 @@ def _serve(app: FastAPI, settings: Settings) -> int:
             app,
             host=settings.host,
             port=settings.port,
-            limit_concurrency=_LIMIT_CONCURRENCY,
+            http=Connection,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_DRAIN_SECONDS,
             server_header=False,

@@ -1,16 +1,20 @@
 """The server's answers as frozen dataclasses, and how they are read."""
 
+import io
 from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Self, Union, get_args, get_origin, get_type_hints
 
 import httpx2
 
-from grpo_client.errors import GRPOError, ServerUnreachable
+from grpo_client.errors import GRPOError, MissingPackage, ServerUnreachable
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 FINAL_STATUSES = frozenset({"completed", "failed", "stopped"})
 TERMINAL_EVENTS = frozenset(f"job.{status}" for status in FINAL_STATUSES)
@@ -41,6 +45,30 @@ def read_list(response: httpx2.Response, key: str) -> list[Any]:
         raise ServerUnreachable(f"the answer has no list '{key}', so this is not a GRPO server; check the URL.")
     items: list[Any] = body[key]
     return items
+
+
+def import_numpy() -> Any:
+    """Import NumPy, which only arrays need.
+
+    :raises MissingPackage: If it is not installed.
+    """
+    try:
+        import numpy
+    except ImportError as error:
+        raise MissingPackage("predict_array needs NumPy: pip install numpy, or use predict_batch.") from error
+    return numpy
+
+
+def read_array(response: httpx2.Response) -> "npt.NDArray[Any]":
+    """Read an array.
+
+    :raises ServerUnreachable: If the answer holds none.
+    """
+    try:
+        actions: npt.NDArray[Any] = import_numpy().load(io.BytesIO(response.content), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ServerUnreachable("the answer is no array, so this is not a GRPO server; check the URL.") from error
+    return actions
 
 
 def to_plain(value: Any) -> Any:

@@ -11,8 +11,9 @@ from urllib.parse import quote
 import httpx2
 
 from grpo_client import answers
+from grpo_client.connection import explain_proxy, explain_request, make_options
 from grpo_client.errors import JobFailed, check_response, make_error
-from grpo_client.files import FilePath, get_video_format, save_file, save_model, save_video
+from grpo_client.files import FilePath, get_video_format, read_file, save_file, save_model, save_video
 from grpo_client.progress_bar import make_listener
 from grpo_client.retries import Deadline, Retries
 
@@ -35,8 +36,8 @@ _DEADLINE_CHECK_SECONDS = 2.0
 _ARRAY_TYPE = "application/octet-stream"
 
 
-def _quote(name: str) -> str:
-    return quote(name, safe="")
+def _quote(name: str, safe: str = "") -> str:
+    return quote(name, safe=safe, errors="surrogatepass")
 
 
 def _leave_out_none(**fields: Any) -> dict[str, Any]:
@@ -54,7 +55,8 @@ class Client:
     :param api_key: The server's ``GRPO_API_KEY``; None if it has none.
     :param timeout_seconds: Time allowed to connect, to wait for an answer and between its parts, above 0.
     :param max_retries: How often a request is sent again, at least 0.
-    :raises ValueError: If an argument is outside its range.
+    :raises InvalidArgument: If an argument is outside its range.
+    :raises GRPOError: If the environment names a proxy that cannot be used. A server on this machine is asked directly.
     """
 
     def __init__(
@@ -64,13 +66,10 @@ class Client:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         max_retries: int = DEFAULT_RETRIES,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url='{base_url}' is not allowed: write it as http://HOST:PORT or https://HOST.")
-        if not timeout_seconds > 0:
-            raise ValueError(f"timeout_seconds={timeout_seconds} is not allowed: it must be above 0.")
         self._retries = Retries(max_retries)
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._http = httpx2.Client(base_url=base_url.rstrip("/"), headers=headers, timeout=timeout_seconds)
+        options = make_options(base_url, api_key, timeout_seconds)
+        with explain_proxy():
+            self._http = httpx2.Client(**options)
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +85,7 @@ class Client:
         """Send a request, and send it again where that may help.
 
         :param options: Arguments of httpx2's ``request``.
+        :raises InvalidArgument: If it cannot be written.
         :raises ServerUnreachable: If no answer came.
         :raises ApiError: If the server refused.
         """
@@ -93,7 +93,8 @@ class Client:
         while True:
             outcome: httpx2.Response | httpx2.RequestError
             try:
-                outcome = self._http.request(method, path, **options)
+                with explain_request():
+                    outcome = self._http.request(method, path, **options)
             except httpx2.RequestError as error:
                 outcome = error
             pause_seconds = self._retries.find_pause_seconds(method, outcome, n_failed)
@@ -276,10 +277,10 @@ class Client:
         :param observations: ``(batch_size, *observation_shape)``.
         :return: ``(batch_size, *action_shape)``.
         """
-        import numpy as np  # no other method needs it
-
+        np = answers.import_numpy()
         file = io.BytesIO()
-        np.save(file, observations, allow_pickle=False)
+        with explain_request():
+            np.save(file, observations, allow_pickle=False)
         response = self._request(
             "POST",
             "/inference/batch",
@@ -287,8 +288,7 @@ class Client:
             content=file.getvalue(),
             headers={"Content-Type": _ARRAY_TYPE, "Accept": _ARRAY_TYPE},
         )
-        actions: npt.NDArray[Any] = np.load(io.BytesIO(response.content), allow_pickle=False)
-        return actions
+        return answers.read_array(response)
 
     def models(self) -> list[answers.ModelSummary]:
         """List the models."""
@@ -316,7 +316,7 @@ class Client:
         """Film an episode, and save it.
 
         :param path: Ends in ``.gif`` or ``.mp4``.
-        :raises ValueError: If it does not.
+        :raises InvalidArgument: If it does not.
         """
         query = {
             "format": get_video_format(path),
@@ -339,13 +339,14 @@ class Client:
 
         :param overwrite: Whether to replace a model of that name.
         :raises Conflict: If there is one, and ``overwrite`` is false.
+        :raises FileProblem: If the file cannot be read.
         """
         return self._ask(
             answers.ModelCard,
             "PUT",
             f"/models/{_quote(model_name)}/file",
             params={"overwrite": overwrite},
-            content=Path(path).read_bytes(),
+            content=read_file(path),
             headers={"Content-Type": "application/zip"},
         )
 
@@ -362,7 +363,7 @@ class Client:
 
     def environment(self, env_name: str) -> answers.Environment:
         """Get the spaces, the limits and the preset of an environment."""
-        return self._ask(answers.Environment, "GET", f"/environments/{quote(env_name, safe='/')}")
+        return self._ask(answers.Environment, "GET", f"/environments/{_quote(env_name, '/')}")
 
     def reward_functions(self) -> list[answers.RewardFunction]:
         """List the reward functions that a job can name."""

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
+from grpo_client.proxies import describe_proxy
+
 if TYPE_CHECKING:
     from grpo_client.answers import TrainingStatus
 
@@ -13,6 +15,18 @@ _MAX_DETAIL_CHARS = 500
 
 class GRPOError(Exception):
     """Every error of this package."""
+
+
+class InvalidArgument(GRPOError, ValueError):
+    """An argument cannot be used; nothing was sent."""
+
+
+class MissingPackage(GRPOError, ImportError):
+    """Something optional needs a package that is not installed."""
+
+
+class FileProblem(GRPOError, OSError):
+    """A file on this machine cannot be read or written."""
 
 
 class ServerUnreachable(GRPOError):
@@ -111,8 +125,10 @@ def make_error(outcome: object) -> GRPOError:
     """
     if isinstance(outcome, httpx2.Response):
         return _make_api_error(outcome)
-    if isinstance(outcome, Exception):
-        return ServerUnreachable(f"no answer ({type(outcome).__name__}: {outcome}); is the server running?")
+    if isinstance(outcome, httpx2.RequestError):
+        return ServerUnreachable(
+            f"no answer ({type(outcome).__name__}: {outcome}); is the server running?{describe_proxy(outcome)}"
+        )
     return ServerUnreachable("the stream of events ended early, again and again; is the server shutting down?")
 
 

@@ -3,12 +3,14 @@
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 
 from grpo_client.answers import Video
-from grpo_client.errors import GRPOError
+from grpo_client.errors import FileProblem, GRPOError, InvalidArgument, ServerUnreachable
 
 VIDEO_FORMATS = ("gif", "mp4")
 
@@ -16,16 +18,38 @@ FilePath = str | os.PathLike[str]
 
 
 def save_file(path: FilePath, content: bytes) -> Path:
-    """Write a file in one step, so that its name never holds a part of it; make its folder if needed."""
+    """Write a file in one step, so that its name never holds a part of it; make its folder if needed.
+
+    :raises FileProblem: If it cannot be written.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _explain(path, "written"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
     return target
+
+
+def read_file(path: FilePath) -> bytes:
+    """Read a file.
+
+    :raises FileProblem: If it cannot be read.
+    """
+    with _explain(path, "read"):
+        return Path(path).read_bytes()
+
+
+@contextmanager
+def _explain(path: FilePath, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a path with a null is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise FileProblem(f"{path} cannot be {what} ({reason}); check its path and permissions.") from error
 
 
 def save_model(path: FilePath, response: httpx2.Response) -> Path:
@@ -40,21 +64,23 @@ def save_model(path: FilePath, response: httpx2.Response) -> Path:
 
 
 def save_video(path: FilePath, response: httpx2.Response) -> Video:
-    """Save a film."""
-    return Video(
-        path=save_file(path, response.content),
-        n_bytes=len(response.content),
-        reward=float(response.headers["X-Episode-Reward"]),
-        n_steps=int(response.headers["X-Episode-Length"]),
-    )
+    """Save a film.
+
+    :raises ServerUnreachable: If its headers are missing.
+    """
+    try:
+        reward, n_steps = float(response.headers["X-Episode-Reward"]), int(response.headers["X-Episode-Length"])
+    except (KeyError, ValueError) as error:
+        raise ServerUnreachable("the film came without its headers; does a proxy on the way drop them?") from error
+    return Video(path=save_file(path, response.content), n_bytes=len(response.content), reward=reward, n_steps=n_steps)
 
 
 def get_video_format(path: FilePath) -> str:
     """Return the format of a film by the end of its name.
 
-    :raises ValueError: If the server makes no such films.
+    :raises InvalidArgument: If the server makes no such films.
     """
     video_format = Path(path).suffix.removeprefix(".").lower()
     if video_format not in VIDEO_FORMATS:
-        raise ValueError(f"path='{path}' is not a film; end its name in .{' or .'.join(VIDEO_FORMATS)}.")
+        raise InvalidArgument(f"path='{path}' is not a film; end its name in .{' or .'.join(VIDEO_FORMATS)}.")
     return video_format

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from grpo_client.answers import JobEvent
-from grpo_client.errors import GRPOError
+from grpo_client.errors import MissingPackage
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -18,7 +18,7 @@ def make_listener(on_event: Listener | None, progress: bool) -> Iterator[Listene
     """Combine a caller's listener and a progress bar into one listener.
 
     :param progress: Whether to show a bar.
-    :raises GRPOError: If rich is missing.
+    :raises MissingPackage: If rich is missing.
     """
     listeners = [] if on_event is None else [on_event]
 
@@ -82,7 +82,7 @@ def _make_progress() -> "Progress":
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
     except ImportError as error:
-        raise GRPOError("a progress bar needs rich: pip install rich, or wait without one.") from error
+        raise MissingPackage("a progress bar needs rich: pip install rich, or wait without one.") from error
     texts = [TextColumn("{task.fields[" + name + "]}", markup=False) for name in ("reward", "entropy", "left")]
     # On stderr, so that a program's own output can be piped.
     console = Console(stderr=True)

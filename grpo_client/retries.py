@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 import httpx2
 
-from grpo_client.errors import JobTimeout
+from grpo_client.errors import InvalidArgument, JobTimeout
 
 # With these, the server has not begun to do what it was asked.
 _BUSY_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
@@ -27,14 +27,14 @@ class Retries:
     """Decides whether to send a request again, and after which pause.
 
     :param n_max: The most repetitions, at least 0.
-    :raises ValueError: If it is below 0.
+    :raises InvalidArgument: If it is below 0.
     """
 
     n_max: int
 
     def __post_init__(self) -> None:
         if self.n_max < 0:
-            raise ValueError(f"max_retries={self.n_max} is not allowed: it must be at least 0, which asks once.")
+            raise InvalidArgument(f"max_retries={self.n_max} is not allowed: it must be at least 0, which asks once.")
 
     def find_pause_seconds(self, method: str, outcome: object, n_failed: int) -> float | None:
         """Return how long to pause before the next attempt; None if there should be none.

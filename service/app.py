@@ -16,6 +16,7 @@ from service.jobs.job import Job
 from service.jobs.journal import open_journal
 from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
+from service.models.folder_lock import FolderLock
 from service.models.player import ModelPlayer
 from service.models.store import ModelStore, ServedModel
 from service.monitoring.memory import get_available_bytes, get_total_bytes
@@ -41,10 +42,13 @@ class Service:
 
     :param settings: Limits and folders.
     :param reward_functions: The reward functions that jobs can name; read again for every job.
+    :param lock: Keeps other servers out of the models folder; None if nothing does.
     :raises OSError: If the models folder cannot be created or written to.
     """
 
-    def __init__(self, settings: Settings, reward_functions: Mapping[str, RewardFunction]) -> None:
+    def __init__(
+        self, settings: Settings, reward_functions: Mapping[str, RewardFunction], lock: FolderLock | None = None
+    ) -> None:
         self.settings = settings
         self.reward_functions = reward_functions
         #: Set when the server begins to shut down.
@@ -56,6 +60,9 @@ class Service:
             available_bytes=get_available_bytes,
             total_bytes=get_total_bytes(),
             min_free_bytes=settings.min_free_bytes,
+            lock=lock,
+            max_files=settings.max_models,
+            max_files_bytes=settings.max_models_bytes,
         )
         self.executor = make_executor(settings.executor, settings.log_style)
         self.registry = JobRegistry(
@@ -92,6 +99,7 @@ class Service:
         self.metrics = Metrics(self.store, self.registry, self.readiness)
         self.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
         self.drawing_limiter = CapacityLimiter(1)
+        self.readiness_limiter = CapacityLimiter(1)
         self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
 
     def start_job(self, request: TrainRequest) -> Job:
@@ -167,6 +175,7 @@ class Service:
         :param overwrite: Whether it may replace a model of that name.
         :raises InvalidRequestError: If the file cannot be used; nothing is replaced.
         :raises ConflictError: If the name is taken, or an active job will save under it.
+        :raises StorageLowError: If it does not fit on the disk or into the folder.
         :raises StorageError: If it cannot be written to the disk.
         """
         with self.registry.reserve_name(model_name):
@@ -174,6 +183,7 @@ class Service:
                 raise ConflictError(
                     f"a model '{model_name}' already exists; choose another name or send overwrite=true."
                 )
+            self.store.folder.check_space(len(content), model_name)
             try:
                 with self._uploads:
                     self.store.publish(model_name, content)

@@ -48,6 +48,16 @@ class Settings(BaseSettings):
     :param max_cached_models: Maximum number of models in memory.
     :param max_cached_bytes: Maximum memory that these models may take.
     :param min_free_bytes: Free space on the models' disk below which jobs are refused with 503.
+    :param max_models: Largest number of files in the models folder.
+    :param max_models_bytes: Largest size of all of them together.
+    :param client_limits: Whether the limits for each client below apply: ``auto`` where ``host`` is not a loopback
+        address.
+    :param client_requests_per_second: Requests that one address may send.
+    :param client_jobs_per_minute: Jobs that one address may start.
+    :param client_active_jobs: Jobs of one address that may run or wait.
+    :param client_job_timesteps: Largest ``total_timesteps`` of a job.
+    :param client_job_seconds: Largest ``max_seconds`` of a job, and what it is where the request gives none.
+    :param client_upload_bytes_per_hour: Model files that one address may upload.
     :param preload: Start the process that workers are forked from right after the start instead of with the first task,
         which is then answered some seconds sooner; it takes 350 MB more from the start.
     :param log_format: ``console`` writes log lines in words, ``json`` writes each as an object.
@@ -82,6 +92,15 @@ class Settings(BaseSettings):
     max_cached_models: int = Field(64, ge=1)
     max_cached_bytes: int = Field(512 * 2**20, ge=1)
     min_free_bytes: int = Field(256 * 2**20, ge=0)
+    max_models: int = Field(10_000, ge=1)
+    max_models_bytes: int = Field(10 * 2**30, ge=1024)
+    client_limits: Literal["auto", "on", "off"] = "auto"
+    client_requests_per_second: int = Field(600, ge=1)
+    client_jobs_per_minute: int = Field(10, ge=1)
+    client_active_jobs: int = Field(8, ge=1)
+    client_job_timesteps: int = Field(10_000_000, ge=1)
+    client_job_seconds: float = Field(3600.0, gt=0, le=86_400)
+    client_upload_bytes_per_hour: int = Field(2**30, ge=1024)
     preload: bool = False
     shutdown_grace_seconds: float = Field(8.0, gt=0)
     log_format: LogFormat = "console"
@@ -114,7 +133,7 @@ class Settings(BaseSettings):
     def _strip_slashes(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(origin.rstrip("/") for origin in origins)  # browsers send origins without a path
 
-    @field_validator("log_format", "log_level", mode="before")
+    @field_validator("log_format", "log_level", "client_limits", mode="before")
     @classmethod
     def _lowercase(cls, word: object) -> object:
         return word.lower() if isinstance(word, str) else word
@@ -150,6 +169,11 @@ class Settings(BaseSettings):
     def log_style(self) -> LogStyle:
         """How the service's processes write their logs."""
         return LogStyle(self.log_format, self.log_level)
+
+    @property
+    def limits_clients(self) -> bool:
+        """Whether each client is limited."""
+        return not self._is_loopback() if self.client_limits == "auto" else self.client_limits == "on"
 
     def check_exposure(self) -> None:
         """Refuse to listen beyond this machine without a key.

@@ -29,6 +29,7 @@ from grpo import GRPO
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
+from service.http.limits.connections import Connection
 from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
 from service.schemas.training import TrainRequest
 from service.settings import Settings
@@ -71,7 +72,7 @@ def make_client(settings: Settings) -> TestClient:
 def serve(app: FastAPI) -> Iterator[int]:
     """Serve an application over real sockets on loopback, and yield the port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_level="critical", lifespan="on"))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -58,6 +58,7 @@ WEB_PACKAGES = {
     "pydantic_settings",
     "fastapi_offline",
     "cachetools",
+    "limits",
     "nicegui",
 }
 

@@ -11,14 +11,14 @@ import io
 import json
 import math
 import os
+import re
 import struct
-import tokenize
 import uuid
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +42,23 @@ _MEMBER_OVERHEAD_BYTES = 1024
 # A zip begins with its first member's header and name, and ends in a record that tells where its directory is.
 N_HEAD_BYTES = 30 + len(META_MEMBER)
 N_TAIL_BYTES = 22
+# What zipfile reads before anybody can count: the list of members, and where it stands if there is a great number.
+_DIRECTORY_END, _LARGE_DIRECTORY_END = b"PK\x05\x06", b"PK\x06\x07"
+_N_LARGE_END_BYTES = 20
+_MAX_COMMENT_BYTES = 2**16
+_MAX_DIRECTORY_BYTES = MAX_MEMBERS * _MEMBER_OVERHEAD_BYTES
+# The header that numpy.save writes. NumPy's own reader would pass it to Python's parser.
+_ARRAY_HEAD = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>[<>|](?:f[248]|[iu][1248]|b1))', "
+    rb"'fortran_order': (?P<is_fortran_order>True|False), "
+    rb"'shape': \((?P<shape>(?:\d{1,10}, ?)*(?:\d{1,10})?)\), \} *\n",
+    re.DOTALL,
+)
+_MAX_ARRAY_HEAD_BYTES = 1024
 # A few bytes can claim a huge space, whose bounds would fill memory; larger ones are refused: 32 MB per bound.
 _MAX_SPACE_NUMBERS = 2**22
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -87,14 +102,22 @@ class ModelContent:
         return space_from_json(self.meta["spaces"]["action"])
 
     def make_actor(self) -> Actor:
-        """Build the frozen policy; it takes observations as the environment returns them."""
-        return Actor.from_weights(
-            self.observation_space,
-            self.action_space,
-            self.meta["network"],
-            self.weights,
-            self.get_observation_statistics(),
-        )
+        """Build the frozen policy; it takes observations as the environment returns them.
+
+        :raises ModelFileError: If the metadata describes none, whatever it may say.
+        """
+        try:
+            return Actor.from_weights(
+                self.observation_space,
+                self.action_space,
+                self.meta["network"],
+                self.weights,
+                self.get_observation_statistics(),
+            )
+        except ModelFileError:
+            raise
+        except Exception as error:  # the content is foreign, and may be wrong in every way that its readers can fail
+            raise ModelFileError(f"the file describes no policy ({type(error).__name__}).") from error
 
     def get_observation_statistics(self) -> ObservationStatistics | None:
         """Return what observations are normalised with; None if they are not."""
@@ -334,6 +357,7 @@ def from_bytes(content: bytes, with_optimizer: bool = False, with_own_parts: boo
     """
     if len(content) > MAX_FILE_BYTES:
         raise ModelFileError(f"the file has {len(content)} bytes; at most {MAX_FILE_BYTES} are read.")
+    _check_directory(content)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = _check_members(archive)
@@ -348,10 +372,7 @@ def from_bytes(content: bytes, with_optimizer: bool = False, with_own_parts: boo
             normalization = _read_normalization(archive, members, meta)
     except ModelFileError:
         raise
-    except (
-        zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, RuntimeError,
-        NotImplementedError, OverflowError, ArithmeticError, tokenize.TokenError,
-    ) as error:  # fmt: skip  # what zipfile, json and numpy raise on damaged input
+    except Exception as error:  # the content is foreign, and may be wrong in every way that its readers can fail
         raise ModelFileError(f"the file is damaged ({type(error).__name__}).") from error
     return ModelContent(meta, weights, optimizer, normalization)
 
@@ -360,6 +381,21 @@ def _to_npy(array: Any) -> bytes:
     file = io.BytesIO()
     np.save(file, np.asarray(array, order="C"), allow_pickle=False)
     return file.getvalue()
+
+
+def _check_directory(content: bytes) -> None:
+    """Count the members by the end of the zip's directory, before zipfile reads it.
+
+    :raises ModelFileError: If it lists too many, or in the form for large zips, which would take long to read.
+    """
+    end = content.rfind(_DIRECTORY_END, -N_TAIL_BYTES - _MAX_COMMENT_BYTES)
+    if end < 0 or len(content) - end < N_TAIL_BYTES:
+        raise ModelFileError("the file is damaged: it does not end as a zip does.")
+    n_members, n_directory_bytes = struct.unpack_from("<HI", content, end + 10)
+    if n_members > MAX_MEMBERS or n_directory_bytes > _MAX_DIRECTORY_BYTES:
+        raise ModelFileError(f"the file has too many members: {n_members}; at most {MAX_MEMBERS} are read.")
+    if content[max(0, end - _N_LARGE_END_BYTES) : end].startswith(_LARGE_DIRECTORY_END):
+        raise ModelFileError("the file's directory has the form for large zips, which no model needs.")
 
 
 def _check_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -408,19 +444,23 @@ def _read_array(
     content = archive.read(member)
     if hashlib.sha256(content).hexdigest() != meta["sha256"].get(member):
         raise ModelFileError(f"{member} is not the array that was saved.")
-    # np.load would allocate what the header claims; one that claims more than the member holds is refused.
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    claimed_shape, is_fortran, dtype = read_header(file)
+    head = _ARRAY_HEAD.match(content, 0, _MAX_ARRAY_HEAD_BYTES)
+    if head is None or int.from_bytes(head["length"], "little") != head.end() - head.end("length"):
+        raise ModelFileError(f"{member} is not a float array, nor any other that is read: of objects, or damaged.")
+    dtype, claimed_shape = (
+        np.dtype(head["dtype"].decode()),
+        tuple(int(n) for n in head["shape"].split(b",") if n.strip()),
+    )
     if dtype.kind not in kinds or (shape is not None and claimed_shape != shape):
         raise ModelFileError(f"{member} is {dtype} {claimed_shape}, not a float array of shape {shape}.")
-    if int(np.prod(claimed_shape, dtype=object)) * dtype.itemsize != len(content) - file.tell():
+    if math.prod(claimed_shape) * dtype.itemsize != len(content) - head.end():
         raise ModelFileError(f"{member} holds more or less than its header says.")
-    numbers = np.frombuffer(content, dtype, offset=file.tell())
-    array = numbers.reshape(claimed_shape, order="F" if is_fortran else "C").copy()
+    order: Literal["C", "F"] = "F" if head["is_fortran_order"] == b"True" else "C"
+    array = np.frombuffer(content, dtype, offset=head.end()).reshape(claimed_shape, order=order).copy()
     if not np.isfinite(array).all():
         raise ModelFileError(f"{member} holds NaN or infinite numbers.")
+    if member.startswith("weights/") and (np.abs(array) > _FLOAT32_MAX).any():  # a policy computes in these
+        raise ModelFileError(f"{member} holds numbers too large for a 32-bit float.")
     return array
 
 

@@ -16,7 +16,7 @@ from service.context import REQUEST_ID
 from service.errors import ServiceError
 from service.http.access_log import RequestLog
 from service.http.browser_rules import list_headers
-from service.http.request_bodies import has_body, replay
+from service.http.limits.bodies import has_body, replay
 from service.http.request_guard import RequestRules
 from service.inference.single import LARGE_MODEL_BYTES, encode, infer
 from service.models.store import ModelStore
@@ -63,8 +63,13 @@ class FastInference:
             await self._app(scope, receive, send)
             return
         headers = dict(reversed(scope["headers"]))  # the first of each name
-        # Answers to pages get more headers.
-        if b"origin" in headers or not has_body(headers) or self._rules.check(scope, headers) is not None:
+        # Answers to pages get more headers, and a query is refused.
+        if (
+            b"origin" in headers
+            or scope["query_string"]
+            or not has_body(headers)
+            or self._rules.check(scope, headers) is not None
+        ):
             await self._app(scope, receive, send)
             return
         message = await _receive_soon(receive)

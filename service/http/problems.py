@@ -99,7 +99,10 @@ def install_error_handlers(app: FastAPI) -> None:
             return _unreadable_body("the body contains a number that is too long or lists nested too deep")
         other = Problem(f"http-{error.status_code}", HTTPStatus(error.status_code).phrase)
         problem = _HTTP_PROBLEMS.get(error.status_code, other)
-        return error_response(problem, error.status_code, _describe_http_error(error), error.headers)
+        headers = dict(error.headers or {})
+        if "GET" in (allowed := headers.get("Allow", "").split(", ")) and "HEAD" not in allowed:
+            headers["Allow"] = ", ".join([*allowed, "HEAD"])
+        return error_response(problem, error.status_code, _describe_http_error(error, headers), headers)
 
 
 def _is_for_people(request: Request) -> bool:
@@ -109,10 +112,10 @@ def _is_for_people(request: Request) -> bool:
     return request.url.path.split("/")[1] not in API_ROOTS
 
 
-def _describe_http_error(error: HTTPException) -> str:
+def _describe_http_error(error: HTTPException, headers: Mapping[str, str]) -> str:
     if error.status_code == 404:
         return "there is no such path; GET / lists the main ones, and /docs shows them all."
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = headers.get("Allow", "")
         return f"this path does not accept the request's method; use {allowed}."
     return str(error.detail)

@@ -9,24 +9,32 @@ from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import quote
 
+from anyio import BrokenResourceError, ClosedResourceError, move_on_after
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Problem
 from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
+from service.http.limits.bodies import BodyReader, BodyRule, has_body, is_upload, replay
+from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.problems import Refusal, error_response, report_bug
-from service.http.request_bodies import BodyReader, BodyRule, has_body, is_upload, replay
 from service.http.sessions import COOKIE_NAME, Sessions
 from service.settings import Settings
 
 _LOCAL_ORIGIN = re.compile(LOCAL_ORIGIN_PATTERN.encode())
 _HOST = re.compile(rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/login", "/logout"})
+_HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
+_OPEN_PATHS = _HEALTH_PATHS | {"/login", "/logout"}
 _MAX_FORM_BYTES = 4096
 _MAX_KNOWN_HOSTS = 64
+# Answered at a time; a request counts only once it is there in full.
+_MAX_REQUESTS = 256
+_MAX_SOCKETS = 100
 
 _UNKNOWN_HOST = Problem("unknown-host", "The Host header names another server")
 _CROSS_SITE = Problem("cross-site", "The request comes from another web site")
+_BUSY = Problem("busy", "The server is busy")
 _NO_KEY = Problem("no-key", "The API key is missing or wrong")
 
 
@@ -38,9 +46,13 @@ class RequestRules:
     Works on raw headers, because Starlette's ``Headers`` decode every name again at each look-up.
 
     :param settings: Lists the allowed hosts, origins and sizes, and holds the key.
+    :param guesses: Counts wrong keys.
+    :param limits: Counts each client's requests; None if they are not limited.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, guesses: GuessLimit, limits: ClientLimits | None) -> None:
+        self._guesses = guesses
+        self._limits = limits
         # A client sends the same again and again.
         self._is_known_host = lru_cache(_MAX_KNOWN_HOSTS)(self._match_host)
         self._allowed_hosts = {host.strip("[]").casefold().encode() for host in settings.allowed_hosts}
@@ -73,6 +85,11 @@ class RequestRules:
             ),
         }
 
+    @property
+    def max_body_bytes(self) -> int:
+        """Size of the largest body of any kind."""
+        return max(rule.max_bytes for rule in (self.body_rule, self._upload_rule, *self._body_rules.values()))
+
     def get_body_rule(self, scope: Scope) -> BodyRule:
         """Return the rule for the body of a request."""
         return self._upload_rule if is_upload(scope) else self._body_rules.get(scope["path"], self.body_rule)
@@ -92,6 +109,10 @@ class RequestRules:
             refusal = self._check_key(scope, headers)
             if refusal is not None:
                 return refusal
+        if self._limits is not None and scope["path"] not in _HEALTH_PATHS:
+            refusal = self._limits.check(scope, headers)
+            if refusal is not None:
+                return refusal
         return self.get_body_rule(scope).check(headers) if has_body(headers) else None
 
     def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
@@ -104,6 +125,10 @@ class RequestRules:
                 detail = "a browser session may change something only from this server's own pages; send the API key."
                 return Refusal(_CROSS_SITE, 403, detail)
             return None
+        if _find_key(headers):
+            refusal = self._guesses.count_header(scope)
+            if refusal is not None:
+                return refusal
         path = scope["path"]
         if scope.get("method") == "GET" and path.startswith(DASHBOARD_PATH) and not path.startswith(NICEGUI_PATH):
             return Refusal(_NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(path)}"})
@@ -140,7 +165,7 @@ class RequestRules:
 
 
 class RequestGuard:
-    """Refuses requests that break the rules, and answers if the application fails.
+    """Refuses requests that break the rules or are too many, and answers if the application fails.
 
     :param app: The application behind it.
     :param rules: What requests have to be like.
@@ -149,7 +174,9 @@ class RequestGuard:
     def __init__(self, app: ASGIApp, rules: RequestRules) -> None:
         self._app = app
         self._rules = rules
-        self._reader = BodyReader()
+        self._reader = BodyReader(rules.max_body_bytes)
+        self._n_requests = 0
+        self._n_sockets = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, open a socket, or pass on the server's own messages."""
@@ -159,7 +186,7 @@ class RequestGuard:
         headers = dict(reversed(scope["headers"]))  # the first of each name
         refusal = self._rules.check(scope, headers)
         if scope["type"] == "websocket":
-            await (self._app(scope, receive, send) if refusal is None else _refuse_socket(refusal, scope, send))
+            await self._open_socket(refusal, scope, receive, send)
             return
         try:
             if refusal is None and has_body(headers):
@@ -170,9 +197,35 @@ class RequestGuard:
                     refusal = body
                 else:
                     receive = replay({"type": "http.request", "body": body, "more_body": False}, receive)
-            await (self._app if refusal is None else error_response(*refusal))(scope, receive, send)
-        except Exception as error:  # a bug; answered here, inside CORS, so that pages may read it too
+            if refusal is None and self._n_requests >= _MAX_REQUESTS and scope["path"] not in _HEALTH_PATHS:
+                refusal = Refusal(_BUSY, 503, f"{self._n_requests} requests are being answered.", {"Retry-After": "1"})
+            await (self._answer if refusal is None else error_response(*refusal))(scope, receive, send)
+        except Exception as error:
+            if _comes_of_leaving(error) and await _has_left(receive):
+                return
+            # A bug; answered here, inside CORS, so that pages may read it too.
             await report_bug(error, scope["path"])(scope, receive, send)
+        finally:
+            self._reader.release()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._n_requests += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._n_requests -= 1
+
+    async def _open_socket(self, refusal: Refusal | None, scope: Scope, receive: Receive, send: Send) -> None:
+        if refusal is None and self._n_sockets >= _MAX_SOCKETS:
+            refusal = Refusal(_BUSY, 503, f"{self._n_sockets} dashboards are open.", {"Retry-After": "10"})
+        if refusal is not None:
+            await _refuse_socket(refusal, scope, send)
+            return
+        self._n_sockets += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._n_sockets -= 1
 
 
 def has_key(headers: Mapping[bytes, bytes], api_key: bytes) -> bool:
@@ -180,9 +233,30 @@ def has_key(headers: Mapping[bytes, bytes], api_key: bytes) -> bool:
 
     :param headers: Names in lower case.
     """
+    return hmac.compare_digest(_find_key(headers), api_key)
+
+
+def _find_key(headers: Mapping[bytes, bytes]) -> bytes:
+    """Return the key that a request offers; empty if none."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     offered = token if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-    return hmac.compare_digest(offered.strip(b" \t"), api_key)
+    return offered.strip(b" \t")
+
+
+def _comes_of_leaving(error: BaseException) -> bool:
+    """Return whether an error is one that a client causes by closing its connection."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_comes_of_leaving, error.exceptions))
+    return isinstance(error, BrokenResourceError | ClosedResourceError | ClientDisconnect | ConnectionError)
+
+
+async def _has_left(receive: Receive) -> bool:
+    """Return whether the client has closed its connection."""
+    with move_on_after(0):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return True
+    return False
 
 
 def _is_unsafe(scope: Scope) -> bool:

@@ -4,16 +4,11 @@ import hmac
 import time
 from collections.abc import Callable
 
-from cachetools import TTLCache
-
 COOKIE_NAME = "grpo_session"
 SESSION_SECONDS = 12 * 3600
 _ALGORITHM = "sha256"
 # The key signs nothing else that could be mistaken for a token.
 _PURPOSE = b"grpo session until "
-_MAX_FAILURES = 10
-_FAILURE_SECONDS = 60
-_MAX_REMEMBERED = 4096
 
 
 class Sessions:
@@ -43,21 +38,3 @@ class Sessions:
 
     def _sign(self, expiry: bytes) -> str:
         return hmac.new(self._api_key, _PURPOSE + expiry, _ALGORITHM).hexdigest()
-
-
-class LoginLimit:
-    """Counts each address's failed logins, to slow down guessing.
-
-    :param clock: Returns the time in seconds, and never goes back.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._n_failures: TTLCache[str, int] = TTLCache(_MAX_REMEMBERED, _FAILURE_SECONDS, clock)
-
-    def is_reached(self, address: str) -> bool:
-        """Return whether an address has failed too often within a minute."""
-        return self._n_failures.get(address, 0) >= _MAX_FAILURES
-
-    def count_failure(self, address: str) -> None:
-        """Count a wrong key."""
-        self._n_failures[address] = self._n_failures.get(address, 0) + 1

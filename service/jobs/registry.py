@@ -263,6 +263,11 @@ class JobRegistry:
             jobs = islice(dropwhile(lambda job: job.job_id != after, jobs), 1, None)
         return list(islice((job for job in jobs if status in (None, job.status)), limit))
 
+    def is_active(self, job_id: str) -> bool:
+        """Return whether a job is queued or running."""
+        job = self._jobs.get(job_id)
+        return job is not None and not job.status.is_final
+
     def count_active(self) -> int:
         """Count the queued and running jobs."""
         with self._lock:

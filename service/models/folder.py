@@ -3,14 +3,23 @@
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from grpo_core.saving import model_file
-from service.errors import ConflictError, InvalidRequestError, NotFoundError, StorageLowError, printable
+from service.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    NotReadyError,
+    StorageLowError,
+    printable,
+)
+from service.models.folder_lock import TEMPORARY_PREFIX, FolderInUseError, FolderLock
 from service.schemas.fields import is_model_name
 from service.suggestions import suggest
 
@@ -28,19 +37,32 @@ class ModelFolder:
 
     :param path: The folder; created if absent. Unfinished files from an earlier crash are removed.
     :param min_free_bytes: Disk space below which nothing new should be started.
+    :param lock: Keeps other servers out; None if nothing does.
+    :param max_models: Largest number of models.
+    :param max_models_bytes: Largest size of all of them.
     :raises OSError: If the folder cannot be created or written to.
     """
 
-    def __init__(self, path: Path, min_free_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        min_free_bytes: int,
+        lock: FolderLock | None = None,
+        max_models: int = sys.maxsize,
+        max_models_bytes: int = sys.maxsize,
+    ) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(f"the models folder {path} is not writable")
-        for leftover in path.glob(".tmp-*"):
-            # A younger one may be another server's save in progress.
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                leftover.unlink(missing_ok=True)
+        for leftover in path.glob(f"{TEMPORARY_PREFIX}*"):
+            with suppress(OSError):
+                # A younger one may be another server's save in progress.
+                if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                    leftover.unlink()
         self._dir = path
         self._min_free_bytes = min_free_bytes
+        self._lock = lock
+        self._max_models, self._max_models_bytes = max_models, max_models_bytes
 
     @property
     def n_free_bytes(self) -> int | None:
@@ -50,17 +72,27 @@ class ModelFolder:
         except OSError:
             return None
 
-    def check_space(self) -> None:
-        """Refuse to start something that could not be saved for lack of disk space.
+    def check_space(self, n_bytes: int = 0, name: str = "") -> None:
+        """Refuse to start something that could not be saved for lack of space.
 
-        :raises StorageLowError: If less than ``min_free_bytes`` are free.
+        :param n_bytes: Size of the file to save, if it is known.
+        :param name: The model that it may replace.
+        :raises StorageLowError: If less than ``min_free_bytes`` would be free, or the folder has its fill of models.
         """
         n_free_bytes = self.n_free_bytes
-        if n_free_bytes is not None and n_free_bytes < self._min_free_bytes:
+        if n_free_bytes is not None and n_free_bytes - n_bytes < self._min_free_bytes:
             raise StorageLowError(
-                f"{n_free_bytes} bytes are free on the models' disk, fewer than GRPO_MIN_FREE_BYTES "
-                f"({self._min_free_bytes}); delete models or free some disk space."
+                f"{n_free_bytes} bytes are free on the models' disk, and fewer than GRPO_MIN_FREE_BYTES "
+                f"({self._min_free_bytes}) would be left; delete models or free some disk space."
             )
+        sizes = {other: signature[2] for other in self.list_names() if (signature := self.get_signature(other))}
+        sizes.pop(name, None)
+        for n, most, unit, setting in (
+            (len(sizes) + 1, self._max_models, "models", "GRPO_MAX_MODELS"),
+            (sum(sizes.values()) + n_bytes, self._max_models_bytes, "bytes", "GRPO_MAX_MODELS_BYTES"),
+        ):
+            if n > most:
+                raise StorageLowError(f"the models folder may hold {most} {unit} ({setting}); delete models first.")
 
     def find_problem(self) -> str | None:
         """Return why no model could be saved now; None if one could."""
@@ -69,10 +101,17 @@ class ModelFolder:
         if not os.access(self._dir, os.W_OK | os.X_OK):
             return "the models folder is not writable"
         try:
+            self._renew_lock()
             self.check_space()
         except StorageLowError as error:
             return error.detail
+        except OSError as error:
+            return f"the models folder cannot be locked: {describe_refusal(error)}"
         return None
+
+    def _renew_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.renew()
 
     def list_names(self) -> list[str]:
         """List the models by name, usable or not."""
@@ -106,7 +145,10 @@ class ModelFolder:
 
     def make_not_found(self, name: str) -> NotFoundError:
         """Build the error for a missing model, with similar names as suggestions."""
-        hint = suggest(name, self.list_names()) or "GET /models lists them."
+        hint = ""
+        with suppress(NotReadyError):
+            hint = suggest(name, self.list_names())
+        hint = hint or "GET /models lists them."
         return NotFoundError(f"there is no model '{printable(name)}'; {hint}")
 
     def read(self, name: str) -> tuple[FileSignature, bytes]:
@@ -149,6 +191,7 @@ class ModelFolder:
         :raises OSError: If the disk refuses; the old file stays.
         """
         self._dir.mkdir(mode=0o700, exist_ok=True)
+        self._renew_lock()
         model_file.write_atomic(Path(self._path(name)), content)
         return self.get_signature(name)
 
@@ -156,16 +199,29 @@ class ModelFolder:
         """Delete a file.
 
         :raises NotFoundError: If there is no such model.
+        :raises ConflictError: If the disk refuses.
         """
         if not self.exists(name):
             raise self.make_not_found(name)
-        os.unlink(self._path(name))
+        try:
+            self._renew_lock()
+            os.unlink(self._path(name))
+        except FileNotFoundError as error:
+            raise self.make_not_found(name) from error
+        except OSError as error:
+            raise ConflictError(
+                f"model '{name}' cannot be deleted ({describe_refusal(error)}); fix the models folder."
+            ) from error
 
     def _list_zips(self) -> list[str]:
         try:
             return [file.removesuffix(_SUFFIX) for file in os.listdir(self._dir) if file.endswith(_SUFFIX)]
         except (FileNotFoundError, NotADirectoryError):  # the folder was removed
             return []
+        except OSError as error:
+            raise NotReadyError(
+                f"the models folder cannot be read ({describe_refusal(error)}); fix its permissions or its disk."
+            ) from error
 
     def _path(self, name: str) -> str:
         if not is_model_name(name):
@@ -184,16 +240,23 @@ class ModelFolder:
         try:
             descriptor = os.open(self._path(name), _OPEN_FLAGS)
         except OSError as error:
-            raise self.make_not_found(name) from error
+            if self.get_signature(name) is None:  # nothing, or a link or another thing that is no file
+                raise self.make_not_found(name) from error
+            raise model_file.ModelFileError(f"the file cannot be read ({describe_refusal(error)}).") from error
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise self.make_not_found(name)
             yield descriptor, status
         except OSError as error:
-            raise model_file.ModelFileError(f"the file cannot be read ({error.strerror}).") from error
+            raise model_file.ModelFileError(f"the file cannot be read ({describe_refusal(error)}).") from error
         finally:
             os.close(descriptor)
+
+
+def describe_refusal(error: OSError) -> str:
+    """Say why the system refuses, without the path."""
+    return "another server uses it" if isinstance(error, FolderInUseError) else error.strerror or "unknown reason"
 
 
 def _sign(status: os.stat_result) -> FileSignature:

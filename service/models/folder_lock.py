@@ -2,23 +2,25 @@
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if sys.platform != "win32":
     import fcntl
 
 _LOCK_FILE = ".lock"
+# Files begin with it until they are complete.
+TEMPORARY_PREFIX = ".tmp-"
 
 
 class FolderInUseError(OSError):
     """Another server uses the models folder."""
 
 
-@contextmanager
-def lock_folder(models_dir: Path) -> Iterator[None]:
-    """Keep other servers out of a folder until the context, or the process, ends.
+class FolderLock:
+    """Keeps other servers out of a folder until it is released, or the process ends.
 
     Without file locks, as on Windows and some network file systems, this has no effect.
 
@@ -26,20 +28,69 @@ def lock_folder(models_dir: Path) -> Iterator[None]:
     :raises FolderInUseError: If another server uses it.
     :raises OSError: If the folder cannot be created or written to.
     """
-    models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(models_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def __init__(self, models_dir: Path) -> None:
+        models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._models_dir = models_dir
+        # Two threads that renew at once would each open the file, and the first to close its own would unlock it.
+        self._renewing = threading.Lock()
+        self._descriptor, is_locked = _open_and_lock(models_dir)
+        if is_locked:
+            _sweep(models_dir)
+
+    def renew(self) -> None:
+        """Lock the folder again if it has been removed and created anew, or the file in it has.
+
+        :raises FolderInUseError: If another server was quicker.
+        :raises OSError: If the folder is missing or cannot be written to.
+        """
+        with self._renewing:
+            if not self._is_lost():
+                return
+            before = self._descriptor
+            self._descriptor, _ = _open_and_lock(self._models_dir)
+            os.close(before)
+
+    def _is_lost(self) -> bool:
+        held = os.fstat(self._descriptor)
+        try:
+            found = os.lstat(self._models_dir / _LOCK_FILE)
+        except FileNotFoundError:
+            return True
+        return (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino)
+
+    def release(self) -> None:
+        """Let other servers use the folder."""
+        os.close(self._descriptor)
+
+
+@contextmanager
+def lock_folder(models_dir: Path) -> Iterator[FolderLock]:
+    """Keep other servers out of a folder until the context ends; raises what ``FolderLock`` does."""
+    lock = FolderLock(models_dir)
     try:
-        _lock(descriptor, models_dir)
+        yield lock
+    finally:
+        lock.release()
+
+
+def _open_and_lock(models_dir: Path) -> tuple[int, bool]:
+    """Return the lock file's descriptor, and whether it is locked: not where there are no locks."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(models_dir / _LOCK_FILE, flags, 0o600)
+    try:
+        is_locked = _lock(descriptor, models_dir)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, b"%d\n" % os.getpid())
-        yield
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor, is_locked
 
 
-def _lock(descriptor: int, models_dir: Path) -> None:
+def _lock(descriptor: int, models_dir: Path) -> bool:
     if sys.platform == "win32":
-        return
+        return False
     try:
         # Unlike flock's, these locks are not inherited, so a worker that outlives a killed server holds none.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,4 +101,12 @@ def _lock(descriptor: int, models_dir: Path) -> None:
             "another folder with --models-dir or GRPO_MODELS_DIR."
         ) from error
     except OSError:  # the file system has no locks
-        return
+        return False
+    return True
+
+
+def _sweep(models_dir: Path) -> None:
+    """Remove what a killed server had not finished writing; the lock proves that nobody else writes."""
+    for leftover in models_dir.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):  # a folder, or not ours: not written by a server
+            leftover.unlink()

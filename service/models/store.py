@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from grpo_core.actor.actor import Actor
 from grpo_core.actor.single import SingleActor, can_act_singly
 from grpo_core.saving import model_file
 from service.errors import ConflictError, NotFoundError, StorageError
-from service.models.folder import FileSignature, ModelFolder
+from service.models.folder import FileSignature, ModelFolder, describe_refusal
+from service.models.folder_lock import FolderLock
 from service.schemas.models import ModelStatus
 
 logger = logging.getLogger("grpo.service")
@@ -94,6 +96,9 @@ class ModelStore:
     :param available_bytes: Returns how much memory is free.
     :param total_bytes: All the memory there is.
     :param min_free_bytes: Disk space below which nothing new should be started.
+    :param lock: Keeps other servers out of the folder; None if nothing does.
+    :param max_files: Largest number of models in the folder.
+    :param max_files_bytes: Largest size of all of them.
     :raises OSError: If the folder cannot be created or written to.
     """
 
@@ -105,8 +110,11 @@ class ModelStore:
         available_bytes: Callable[[], int],
         total_bytes: int,
         min_free_bytes: int = 0,
+        lock: FolderLock | None = None,
+        max_files: int = sys.maxsize,
+        max_files_bytes: int = sys.maxsize,
     ) -> None:
-        self.folder = ModelFolder(models_dir, min_free_bytes)
+        self.folder = ModelFolder(models_dir, min_free_bytes, lock, max_files, max_files_bytes)
         self._max_models = max_models
         self._available_bytes = available_bytes
         self._low_memory_bytes = min(_LOW_MEMORY_BYTES, int(_LOW_MEMORY_FRACTION * total_bytes))
@@ -145,7 +153,7 @@ class ModelStore:
             signature = self.folder.write(name, content)
         except OSError as error:
             raise StorageError(
-                f"model '{name}' cannot be saved ({error.strerror}); free some space or fix the models folder."
+                f"model '{name}' cannot be saved ({describe_refusal(error)}); free some space or fix the models folder."
             ) from error
         with self._lock:
             self._cache.checks.pop(name, None)
@@ -238,6 +246,7 @@ class ModelStore:
         """Remove a model from memory and disk.
 
         :raises NotFoundError: If there is no such model.
+        :raises ConflictError: If the disk refuses.
         """
         with self._lock:
             self.folder.delete(name)

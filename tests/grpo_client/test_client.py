@@ -1,6 +1,7 @@
 """Every method of both clients, against a real server."""
 
 import hashlib
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,15 @@ from grpo_client import (
     Client,
     Conflict,
     Evaluation,
+    FileProblem,
     GRPOError,
+    InvalidArgument,
     InvalidRequest,
     ItemError,
     JobEvent,
     JobFailed,
     JobTimeout,
+    MissingPackage,
     NotFound,
     Prediction,
     ServerUnreachable,
@@ -333,6 +337,9 @@ def test_a_name_stays_one_part_of_the_path(kind: str, server_url: str) -> None:
     ("arguments", "said"),
     [
         ({"base_url": "localhost:8000"}, "write it as http://HOST:PORT"),
+        ({"base_url": "http://"}, "names no host"),
+        ({"base_url": "http://[::1"}, "is not allowed"),
+        ({"api_key": "two\nlines"}, "api_key has characters"),
         ({"timeout_seconds": 0}, "timeout_seconds=0 is not allowed"),
         ({"max_retries": -1}, "max_retries=-1 is not allowed"),
     ],
@@ -341,6 +348,72 @@ def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], said:
     for kind in (Client, AsyncClient):
         with pytest.raises(ValueError, match=said):
             kind(**arguments)
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "none"])
+def test_a_server_on_this_machine_is_not_asked_through_a_proxy(
+    grpo: Any, server_url: str, monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    for host in ("127.0.0.1", "localhost"):
+        with Client(server_url.replace("127.0.0.1", host)) as client:
+            assert client.health().status == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "kind", "said"),
+    [
+        ("socks5://127.0.0.1:9", MissingPackage, r"HTTP_PROXY .* pip install httpx2\[socks\]"),
+        ("foo://127.0.0.1:9", GRPOError, "HTTP_PROXY holds no proxy that can be used"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, kind: type[GRPOError], said: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    for client in (Client, AsyncClient):
+        with pytest.raises(kind, match=said):
+            client("http://grpo.example")
+
+
+def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with Client("http://grpo.example", max_retries=0) as client:
+        with pytest.raises(ServerUnreachable, match="through the proxy of HTTP_PROXY"):
+            client.health()
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind", "said"),
+    [
+        (lambda client: client.upload("m", "/no/such/file"), FileProblem, "cannot be read"),
+        (lambda client: client.upload("m", "/"), FileProblem, "Is a directory"),
+        (lambda client: client.train(env_name=object()), InvalidArgument, "not JSON serializable"),
+        (lambda client: client.predict("m", [math.nan]), InvalidArgument, "not JSON compliant"),
+        (lambda client: client.predict_array("m", np.array([object()])), InvalidArgument, "[Oo]bject arrays"),
+        (lambda client: client.status("\ud800"), NotFound, "no training job"),
+        (lambda client: client.video("m", "m.png"), InvalidArgument, "not a film"),
+    ],
+)
+def test_every_error_is_one_of_this_package(grpo: Any, ask: Any, kind: type[GRPOError], said: str) -> None:
+    with pytest.raises(kind, match=said) as caught:
+        ask(grpo)
+    assert isinstance(caught.value, GRPOError)
+
+
+def test_a_closed_client_says_so(server_url: str) -> None:
+    with Client(server_url) as client:
+        client.health()
+    with pytest.raises(GRPOError, match="is closed"):
+        client.health()
+
+
+def test_a_package_that_is_missing_is_named(grpo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(MissingPackage, match="pip install numpy"):
+        grpo.predict_array("m", [])
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

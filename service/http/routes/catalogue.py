@@ -12,7 +12,7 @@ from service.schemas.fields import EnvName
 router = APIRouter(tags=["catalogue"])
 
 
-@router.get("/environments", responses=errors(400, 401, 422))
+@router.get("/environments", responses=errors())
 def list_environments(
     service: CurrentService,
     search: Annotated[
@@ -23,7 +23,7 @@ def list_environments(
     return EnvironmentList(environments=service.catalogue.list_environments(search))
 
 
-@router.get("/environments/{env_name:path}", responses=errors(400, 401, 404, 413, 422, 429, 503))
+@router.get("/environments/{env_name:path}", responses=errors(404, 413))
 def describe_environment(
     service: CurrentService,
     env_name: Annotated[
@@ -37,7 +37,7 @@ def describe_environment(
     return service.catalogue.describe_environment(env_name)
 
 
-@router.get("/reward-functions", responses=errors(400, 401))
+@router.get("/reward-functions", responses=errors())
 def list_reward_functions(service: CurrentService) -> RewardFunctionList:
     """List the reward functions that a job can name, with their descriptions."""
     return RewardFunctionList(reward_functions=service.catalogue.list_reward_functions())

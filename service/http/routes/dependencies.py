@@ -23,5 +23,10 @@ ModelNameInPath = Annotated[
 
 
 def errors(*status_codes: int) -> dict[int | str, dict[str, object]]:
-    """Document the errors of a route."""
-    return {status_code: {"model": ProblemDetails} for status_code in status_codes}
+    """Document the errors of a route, beside those that every route but the health checks may answer."""
+    return health_errors(401, 429, 503, *status_codes)
+
+
+def health_errors(*status_codes: int) -> dict[int | str, dict[str, object]]:
+    """Document the errors of a route without a key and without limits: an unknown host or query, and its own."""
+    return {status_code: {"model": ProblemDetails} for status_code in sorted({400, 422, *status_codes})}

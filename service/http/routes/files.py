@@ -1,6 +1,6 @@
 """Downloading and uploading model files."""
 
-from functools import partial
+from collections.abc import Iterator
 from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -10,6 +10,8 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import ConflictError
 from service.http import examples
+from service.http.problems import Refusal, error_response
+from service.http.ranges import Part, choose_part, is_known
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.models.card import make_card
 from service.schemas.fields import ModelName
@@ -28,8 +30,9 @@ router = APIRouter(tags=["models"])
     response_class=Response,
     responses={
         200: {"content": {_FILE_TYPE: _FILE_SCHEMA}},
+        206: {"description": "The part that `Range` asks for.", "content": {_FILE_TYPE: _FILE_SCHEMA}},
         304: {"description": "The file still matches `If-None-Match`."},
-        **errors(400, 401, 404, 409, 422),
+        **errors(404, 409, 416),
     },
 )
 def download_model(model_name: ModelNameInPath, service: CurrentService, request: Request) -> Response:
@@ -37,17 +40,21 @@ def download_model(model_name: ModelNameInPath, service: CurrentService, request
     inspected = service.store.inspect_file(model_name)
     if inspected.model is None:
         raise ConflictError(f"model '{model_name}' is {inspected.status}; only usable files can be downloaded.")
-    headers = {"ETag": f'"{inspected.sha256}"', "Content-Disposition": f'attachment; filename="{model_name}.zip"'}
-    if _is_known(request.headers.get("if-none-match", ""), headers["ETag"]):
-        return Response(status_code=304, headers=headers)
+    etag = f'"{inspected.sha256}"'
+    name = {"Content-Disposition": f'attachment; filename="{model_name}.zip"'}
+    if is_known(request, etag):
+        return Response(status_code=304, headers={"ETag": etag, **name})
     *_, n_bytes = inspected.signature
+    part = choose_part(request, n_bytes, etag)
+    if isinstance(part, Refusal):
+        return error_response(*part)
     file = service.store.folder.open_file(model_name, inspected.signature)
-    return _FileStream(file, {**headers, "Content-Length": str(n_bytes)})
+    return _FileStream(file, part, name)
 
 
 @router.put(
     "/models/{model_name}/file",
-    responses=errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 507),
+    responses=errors(403, 408, 409, 413, 415, 507),
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
 async def upload_model(
@@ -62,10 +69,11 @@ async def upload_model(
 
 
 class _FileStream(StreamingResponse):
-    """Sends a file in chunks, and closes it even if the client disconnects."""
+    """Sends a part of a file in chunks, and closes the file even if the client disconnects."""
 
-    def __init__(self, file: BinaryIO, headers: dict[str, str]) -> None:
-        super().__init__(iter(partial(file.read, _CHUNK_BYTES), b""), headers=headers, media_type=_FILE_TYPE)
+    def __init__(self, file: BinaryIO, part: Part, headers: dict[str, str]) -> None:
+        headers = {**headers, **part.headers, "Content-Length": str(part.n_bytes)}
+        super().__init__(_read(file, part), part.status_code, headers, media_type=_FILE_TYPE)
         self._file = file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,6 +82,9 @@ class _FileStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-def _is_known(if_none_match: str, etag: str) -> bool:
-    known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    return etag in known or "*" in known
+def _read(file: BinaryIO, part: Part) -> Iterator[bytes]:
+    file.seek(part.start)
+    n_left = part.n_bytes
+    while n_left and (chunk := file.read(min(n_left, _CHUNK_BYTES))):
+        n_left -= len(chunk)
+        yield chunk

@@ -17,9 +17,7 @@ from service.schemas.inference import BatchRequest, BatchResponse, InferenceRequ
 router = APIRouter(tags=["inference"])
 
 
-@router.post(
-    "/inference", response_model=InferenceResponse, responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422)
-)
+@router.post("/inference", response_model=InferenceResponse, responses=errors(403, 404, 408, 409, 413, 415))
 async def predict(
     request: Annotated[InferenceRequest, Body(openapi_examples=examples.INFERENCE)],
     service: CurrentService,
@@ -40,7 +38,7 @@ async def predict(
     response_model=BatchResponse,
     responses={
         200: {"content": {ARRAY_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
-        **errors(400, 401, 403, 404, 408, 409, 413, 415, 422),
+        **errors(403, 404, 408, 409, 413, 415),
     },
     openapi_extra={
         "requestBody": {

@@ -10,22 +10,23 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
+from service.http.limits.clients import GuessLimit
 from service.http.routes.dependencies import CurrentService
-from service.http.sessions import COOKIE_NAME, SESSION_SECONDS, LoginLimit, Sessions
+from service.http.sessions import COOKIE_NAME, SESSION_SECONDS, Sessions
 
 _PAGE = Template(Path(__file__).with_name("login.html").read_text(encoding="utf-8"))
 _HOME = "/dashboard"
 # A login may only lead to pages of this server.
 _TARGET = re.compile(r"/(dashboard(/[A-Za-z0-9._-]+)*/?|docs|redoc)")
 _WRONG_KEY = "That is not this server's key. Use the value of GRPO_API_KEY that the server was started with."
-_TOO_MANY = "Too many wrong keys from your address. Wait a minute, then try again."
+_TOO_MANY = "Too many wrong keys from your address. The right one still opens; wait a minute before you guess again."
 
 router = APIRouter(include_in_schema=False)
 
 
-async def get_login_limit(request: Request) -> LoginLimit:
-    """Return the application's count of failed logins."""
-    limit: LoginLimit = request.app.state.login_limit
+async def get_guess_limit(request: Request) -> GuessLimit:
+    """Return the application's count of wrong keys."""
+    limit: GuessLimit = request.app.state.guess_limit
     return limit
 
 
@@ -40,7 +41,7 @@ async def show_login(request: Request, service: CurrentService) -> Response:
 
 @router.post("/login")
 async def log_in(
-    request: Request, service: CurrentService, limit: Annotated[LoginLimit, Depends(get_login_limit)]
+    request: Request, service: CurrentService, limit: Annotated[GuessLimit, Depends(get_guess_limit)]
 ) -> Response:
     """Set a session cookie if the key is right."""
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
@@ -48,13 +49,10 @@ async def log_in(
     api_key = service.settings.api_key
     if api_key is None:
         return RedirectResponse(target, 303)
-    address = request.client.host if request.client else ""
-    if limit.is_reached(address):
-        return _render(target, _TOO_MANY, 429)
     key = api_key.get_secret_value().encode()
     if not hmac.compare_digest(form.get("key", [""])[-1].strip().encode(), key):
-        limit.count_failure(address)
-        return _render(target, _WRONG_KEY, 403)
+        wait = limit.count_login(request.scope)
+        return _render(target, _WRONG_KEY, 403) if wait is None else _render(target, _TOO_MANY, 429, wait)
     response = RedirectResponse(target, 303)
     token, is_secure = Sessions(key).make_token(), request.url.scheme == "https"
     response.set_cookie(COOKIE_NAME, token, SESSION_SECONDS, secure=is_secure, httponly=True, samesite="strict")
@@ -73,7 +71,7 @@ def _choose_target(wanted: str) -> str:
     return wanted if _TARGET.fullmatch(wanted) else _HOME
 
 
-def _render(target: str, problem: str = "", status_code: int = 200) -> HTMLResponse:
+def _render(target: str, problem: str = "", status_code: int = 200, wait_seconds: int | None = None) -> HTMLResponse:
     alert = f'<p class="problem" id="problem" role="alert">{problem}</p>' if problem else ""
-    headers = {"Retry-After": "60"} if status_code == 429 else None
+    headers = None if wait_seconds is None else {"Retry-After": str(wait_seconds)}
     return HTMLResponse(_PAGE.substitute(target=target, alert=alert), status_code, headers)

@@ -2,20 +2,21 @@
 
 from datetime import UTC, datetime
 
+from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
 from grpo_core import __version__
 from service.errors import NotReadyError
 from service.http import examples
 from service.http.request_guard import has_key
-from service.http.routes.dependencies import CurrentService, errors
+from service.http.routes.dependencies import CurrentService, errors, health_errors
 from service.monitoring.prometheus import MEDIA_TYPE
 from service.schemas.server import Health, Liveness, ReadyState, ServerInfo
 
 router = APIRouter(tags=["server"])
 
 
-@router.get("/", responses=errors(400, 401))
+@router.get("/", responses=errors())
 async def describe_server() -> ServerInfo:
     """List the main endpoints."""
     endpoints = {
@@ -27,7 +28,7 @@ async def describe_server() -> ServerInfo:
     return ServerInfo(message="GRPO API Server", version=__version__, endpoints=endpoints)
 
 
-@router.get("/health", responses=errors(400))
+@router.get("/health", responses=health_errors())
 async def check_health(service: CurrentService) -> Health:
     """Report that the server is running, with its jobs and models. Needs no API key."""
     return Health(
@@ -38,19 +39,20 @@ async def check_health(service: CurrentService) -> Health:
     )
 
 
-@router.get("/health/live", responses=errors(400))
+@router.get("/health/live", responses=health_errors())
 async def check_liveness() -> Liveness:
     """Report that the server is running; restart it if this fails. Needs no API key."""
     return Liveness(status="alive")
 
 
-@router.get("/health/ready", responses=errors(400, 503))
-def check_readiness(request: Request, service: CurrentService) -> ReadyState:
+@router.get("/health/ready", responses=health_errors(503))
+async def check_readiness(request: Request, service: CurrentService) -> ReadyState:
     """Report that the server can save models and run jobs; send it no new work while this fails.
 
     Needs no API key; but if one is set, only requests that send it learn the reason.
     """
-    obstacles = service.readiness.list_obstacles()
+    # Not in the threads of the other routes, all of which may be busy.
+    obstacles = await to_thread.run_sync(service.readiness.list_obstacles, limiter=service.readiness_limiter)
     if obstacles:
         api_key = service.settings.api_key
         headers = dict(reversed(request.scope["headers"]))  # the first of each name
@@ -64,7 +66,7 @@ def check_readiness(request: Request, service: CurrentService) -> ReadyState:
     response_class=Response,
     responses={
         200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": examples.METRICS}}},
-        **errors(400, 401),
+        **errors(),
     },
 )
 def get_metrics(service: CurrentService) -> Response:

@@ -6,13 +6,14 @@ from functools import partial
 from typing import Annotated, Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, Body, Depends, Header, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from service.app import Service
 from service.http import examples
+from service.http.limits.clients import ClientLimits
 from service.http.routes.dependencies import CurrentService, errors
 from service.jobs.job import Job
 from service.jobs.learning_curve import Theme, draw_curve
@@ -40,14 +41,21 @@ async def _get_job(service: Service, job_id: str) -> Job:
     return await run_in_threadpool(service.registry.get, job_id) if job is None else job
 
 
-@router.post("/train", responses=errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 503))
+@router.post("/train", responses=errors(403, 408, 409, 413, 415))
 async def start_training(
     service: CurrentService,
+    http_request: Request,
     request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
 ) -> TrainResponse:
     """Start a training job and return at once; every field, and the body itself, is optional."""
-    start_job = partial(service.start_job, request or TrainRequest())
-    job = await to_thread.run_sync(start_job, limiter=service.planning_limiter)
+    request = request or TrainRequest()
+    limits: ClientLimits | None = http_request.app.state.client_limits
+    if limits is not None:
+        request = limits.restrict_job(request)
+        limits.check_active(http_request.scope, service.registry.is_active)
+    job = await to_thread.run_sync(partial(service.start_job, request), limiter=service.planning_limiter)
+    if limits is not None:
+        limits.note_job(http_request.scope, job.job_id)
     return TrainResponse(
         job_id=job.job_id,
         message="Training started",
@@ -57,7 +65,7 @@ async def start_training(
     )
 
 
-@router.get("/training/{job_id}/status", responses=errors(400, 401, 404, 422))
+@router.get("/training/{job_id}/status", responses=errors(404))
 async def get_training_status(job_id: JobId, service: CurrentService) -> TrainingStatus:
     """Return a job's status: progress, metrics, warnings, and where the policy was saved."""
     return (await _get_job(service, job_id)).describe()
@@ -66,7 +74,7 @@ async def get_training_status(job_id: JobId, service: CurrentService) -> Trainin
 @router.get(
     "/training/{job_id}/metrics",
     response_model=JobMetrics,
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **errors(400, 401, 404, 422)},
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **errors(404)},
 )
 def get_training_metrics(
     job_id: JobId,
@@ -87,7 +95,7 @@ async def _open_stream(job_id: JobId, service: CurrentService) -> AsyncIterator[
         yield job
 
 
-@router.get("/training/{job_id}/events", response_class=EventSourceResponse, responses=errors(400, 401, 404, 422, 503))
+@router.get("/training/{job_id}/events", response_class=EventSourceResponse, responses=errors(404))
 async def stream_training_events(
     job: Annotated[Job, Depends(_open_stream)],
     service: CurrentService,
@@ -106,7 +114,7 @@ async def stream_training_events(
     response_class=Response,
     responses={
         200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-        **errors(400, 401, 404, 422),
+        **errors(404),
     },
 )
 async def draw_training_curve(
@@ -121,7 +129,7 @@ async def draw_training_curve(
     return Response(picture, media_type="image/png")
 
 
-@router.get("/training/jobs", responses=errors(400, 401, 404, 422))
+@router.get("/training/jobs", responses=errors(404))
 def list_training_jobs(
     service: CurrentService,
     status: JobStatus | None = None,
@@ -132,7 +140,7 @@ def list_training_jobs(
     return JobList(jobs=[job.summarize() for job in service.registry.list_jobs(status, after, limit)])
 
 
-@router.post("/training/{job_id}/stop", responses=errors(400, 401, 403, 404, 409, 422))
+@router.post("/training/{job_id}/stop", responses=errors(403, 404, 409))
 async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
     """Stop a queued or running job; the policy so far is saved under the name that its status shows."""
     job = await _get_job(service, job_id)
@@ -142,9 +150,14 @@ async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
     return StopResponse(message=message, job_id=job.job_id)
 
 
-@router.post("/training/{job_id}/resume", responses=errors(400, 401, 403, 404, 409, 422, 429, 503))
-def resume_training(job_id: JobId, service: CurrentService) -> ResumeResponse:
+@router.post("/training/{job_id}/resume", responses=errors(403, 404, 409))
+async def resume_training(job_id: JobId, service: CurrentService, http_request: Request) -> ResumeResponse:
     """Let a stopped or failed job go on from its checkpoint; without one it begins again."""
-    job = service.resume_job(job_id)
+    limits: ClientLimits | None = http_request.app.state.client_limits
+    if limits is not None:
+        limits.check_active(http_request.scope, service.registry.is_active)
+    job = await run_in_threadpool(service.resume_job, job_id)
+    if limits is not None:
+        limits.note_job(http_request.scope, job.job_id)
     timesteps = job.describe().current_timesteps
     return ResumeResponse(message="Training resumed", job_id=job.job_id, timesteps=timesteps, config=job.config)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -385,6 +386,44 @@ def test_an_array_of_objects_is_refused_and_not_unpickled(tmp_path: Path) -> Non
 def test_a_forged_array_header_is_refused(member: str, header: str) -> None:
     forged = repack(build_file(), {member: npy(header, bytes(24))})
     assert read_damaged(forged) is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["if 1:\n    x\n  y\n", describe("(" + "-" * 900 + "1,)"), "{" * 900, "(" * 900, describe("(2, 3)") + "\0"],
+    ids=["indentation", "minus signs", "braces", "brackets", "null"],
+)
+def test_a_header_that_python_itself_chokes_on_is_refused(header: str) -> None:
+    """Its parser raises what no reader expects of a file, such as MemoryError."""
+    with pytest.raises(ModelFileError, match="not a float array"):
+        model_file.from_bytes(repack(build_file(), {FIRST: npy(header, bytes(24))}))
+
+
+def test_weights_that_no_32_bit_float_holds_are_refused() -> None:
+    weights = draw_weights()
+    name = next(iter(weights))
+    weights[name] = np.full(weights[name].shape, 1e39)
+    with pytest.raises(ModelFileError, match="too large for a 32-bit float"):
+        model_file.from_bytes(model_file.to_bytes(META, weights, {}))
+
+
+@pytest.mark.parametrize("n_members", [1025, 3000])
+def test_members_are_counted_before_they_are_read(n_members: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for i in range(n_members):
+            archive.writestr(zipfile.ZipInfo(str(i)), b"")
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(ModelFileError, match=f"too many members: {n_members}; at most 1024"):
+        model_file.from_bytes(file.getvalue())
+
+
+def test_a_directory_in_the_form_for_large_zips_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content, large = build_file(), b"PK\x06\x07" + bytes(16)
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, 46, 0, 0)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(ModelFileError, match="large zips"):
+        model_file.from_bytes(content + large + end)
 
 
 def test_a_header_claiming_gigabytes_is_refused_without_allocating_them() -> None:

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-import service.http.request_bodies
+import service.http.limits.bodies
 from tests.support import PROBLEM_FIELDS, serve
 
 KEY = "a key of 22 characters"
@@ -375,7 +375,7 @@ class TestBodies:
 
     def test_a_body_that_does_not_arrive_is_given_up(self, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
         # The real deadline would make a slow test.
-        monkeypatch.setattr(service.http.request_bodies, "_BODY_DEADLINE_SECONDS", 0.2)
+        monkeypatch.setattr(service.http.limits.bodies, "_BODY_DEADLINE_SECONDS", 0.2)
         request = (
             b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
         )
@@ -384,7 +384,7 @@ class TestBodies:
         assert json.loads(body)["type"] == "urn:grpo:problem:body-timeout"
 
     def test_every_body_has_its_own_patience(self, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service.http.request_bodies, "_BODY_DEADLINE_SECONDS", 0.3)
+        monkeypatch.setattr(service.http.limits.bodies, "_BODY_DEADLINE_SECONDS", 0.3)
         head = (
             b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
         )

@@ -5,7 +5,7 @@ import hmac
 
 import pytest
 
-from service.http.sessions import LoginLimit, Sessions
+from service.http.sessions import Sessions
 
 KEY = b"a key of 22 characters"
 
@@ -60,22 +60,3 @@ class TestTokens:
     )
     def test_a_forged_one_is_not_valid(self, token: bytes) -> None:
         assert not Sessions(KEY, Clock()).is_valid(token)
-
-
-class TestLoginLimit:
-    def test_an_address_has_ten_failures_in_a_minute(self) -> None:
-        clock = Clock()
-        limit = LoginLimit(clock)
-        for _ in range(10):
-            assert not limit.is_reached("a")
-            limit.count_failure("a")
-        assert limit.is_reached("a")
-        assert not limit.is_reached("b")
-        clock.now += 61
-        assert not limit.is_reached("a")
-
-    def test_thousands_of_addresses_take_no_more_memory(self) -> None:
-        limit = LoginLimit(Clock())
-        for number in range(10_000):
-            limit.count_failure(str(number))
-        assert len(limit._n_failures) == 4096

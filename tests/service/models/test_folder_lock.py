@@ -1,12 +1,15 @@
 """A folder has one server at a time; ``tests/test_run_api.py`` tests two processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from service.errors import ConflictError
+from service.models.folder import ModelFolder
 from service.models.folder_lock import FolderInUseError, lock_folder
 
 HOLDER = """
@@ -58,3 +61,52 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="lock"), lock_folder(tmp_path):
         pass
     assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_what_a_killed_server_left_is_swept_at_once(tmp_path: Path) -> None:
+    for name in (".tmp-0123", "m.zip", ".gitkeep"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / ".tmp-folder").mkdir()  # nothing that a server makes, and no reason not to start
+    with lock_folder(tmp_path) as lock:
+        assert sorted(os.listdir(tmp_path)) == [".gitkeep", ".lock", ".tmp-folder", "m.zip"]
+        (tmp_path / ".tmp-4567").write_bytes(b"")  # now it may be a save in progress
+        (tmp_path / ".lock").unlink()
+        lock.renew()
+        assert (tmp_path / ".tmp-4567").exists()
+
+
+def test_a_folder_that_was_made_anew_is_locked_again(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    with lock_folder(folder) as lock:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        lock.renew()
+        with pytest.raises(FolderInUseError, match=str(os.getpid())):
+            _lock_elsewhere(folder)
+
+
+def test_a_folder_that_another_server_was_quicker_to_take_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    with lock_folder(folder) as lock:
+        shutil.rmtree(folder)
+        command = [sys.executable, "-c", HOLDER, str(folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            store = ModelFolder(folder, 0, lock)
+            with pytest.raises(FolderInUseError, match=rf"process id {holder.pid}\b"):
+                store.write("m", b"")
+            assert store.find_problem() == "the models folder cannot be locked: another server uses it"
+            (folder / "m.zip").write_bytes(b"")
+            with pytest.raises(ConflictError, match="another server uses it"):
+                store.delete("m")
+            holder.communicate()
+
+
+def _lock_elsewhere(folder: Path) -> None:
+    """Try to lock a folder in another process, since a process does not lock itself out."""
+    script = "import sys\nfrom pathlib import Path\nfrom service.models.folder_lock import lock_folder\n"
+    script += "with lock_folder(Path(sys.argv[1])):\n    pass\n"
+    process = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
+    if process.returncode != 0:
+        raise FolderInUseError(process.stderr)

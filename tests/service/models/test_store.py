@@ -10,9 +10,10 @@ import pickle
 import resource
 import socket
 import sys
+import tempfile
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 from stable_baselines3 import PPO
 
 from grpo_core.saving import model_file
-from service.errors import ConflictError, InvalidRequestError, NotFoundError, StorageError
+from service.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, StorageError
 from service.models.store import ModelStore, ServedModel
 from service.schemas.fields import is_model_name
 from tests.support import make_model, wait_until
@@ -70,6 +71,20 @@ def open_store(folder: Path, probe: Probe) -> Callable[..., ModelStore]:
 @pytest.fixture
 def store(open_store: Callable[..., ModelStore]) -> ModelStore:
     return open_store()
+
+
+@pytest.fixture
+def foreign_folder() -> Iterator[Path]:
+    """A folder of somebody who is not root, as whom the test runs: root may do everything."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, user = Path(name), os.geteuid()
+        if user == 0:
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(user)
 
 
 def answer(store: ModelStore, name: str) -> list[list[float]]:
@@ -615,6 +630,31 @@ class TestTheFolder:
         folder.mkdir(mode=0o500)
         with pytest.raises(PermissionError, match="not writable"):
             open_store()
+
+    def test_what_the_disk_refuses_is_told_in_words(
+        self, foreign_folder: Path, probe: Probe, contents: list[bytes]
+    ) -> None:
+        """A file that cannot be read is one row of the listing, and one that cannot be deleted a conflict."""
+        folder = foreign_folder
+        store = ModelStore(folder, 64, 2**29, available_bytes=probe, total_bytes=2**34)
+        store.publish("good", contents[0])
+        store.publish("bad", contents[0])
+        (folder / "bad.zip").chmod(0)
+        os.utime(folder / "bad.zip", (0, 0))
+        assert {entry.name: entry.status for entry in store.list_models()} == {"bad": "corrupt", "good": "loaded"}
+        for ask in (store.get, store.inspect_file):
+            with pytest.raises(ConflictError, match="cannot be read \\(Permission denied\\)"):
+                ask("bad")
+        folder.chmod(0o500)
+        with pytest.raises(ConflictError, match="cannot be deleted \\(Permission denied\\); fix the models folder"):
+            store.delete("good")
+        assert store.get("good").name == "good"
+        folder.chmod(0)
+        with pytest.raises(NotReadyError, match="cannot be read \\(Permission denied\\)"):
+            store.list_models()
+        folder.chmod(0o700)
+        store.delete("bad")
+        assert [entry.name for entry in store.list_models()] == ["good"]
 
     def test_names_that_differ_only_in_case_are_refused(self, store: ModelStore, contents: list[bytes]) -> None:
         store.publish("m", contents[0])

@@ -1,0 +1,72 @@
+"""How a server is reached: directly on this machine, else as the environment says; and what keeps it from being."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+
+from grpo_client.errors import GRPOError, InvalidArgument, MissingPackage
+from grpo_client.proxies import is_this_machine, name_proxies
+
+
+def make_options(base_url: str, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
+    """Make the arguments of httpx2's clients.
+
+    A server on this machine is never asked through a proxy: the proxy could not reach it.
+
+    :raises InvalidArgument: If a value cannot be used.
+    """
+    if not str(base_url).startswith(("http://", "https://")):
+        raise InvalidArgument(f"base_url='{base_url}' is not allowed: write it as http://HOST:PORT or https://HOST.")
+    if not isinstance(timeout_seconds, int | float) or not timeout_seconds > 0:
+        raise InvalidArgument(f"timeout_seconds={timeout_seconds} is not allowed: it must be above 0.")
+    key = (api_key or "").strip()  # a file's last line ends in a line break
+    if not key.isprintable():
+        raise InvalidArgument("api_key has characters that no header can carry; give the value of GRPO_API_KEY.")
+    headers = {"Authorization": f"Bearer {key}".encode()} if key else {}
+    try:
+        url = httpx2.URL(base_url.rstrip("/"))
+    except httpx2.InvalidURL as error:
+        raise InvalidArgument(
+            f"base_url='{base_url}' is not allowed ({error}); write it as http://HOST:PORT."
+        ) from error
+    if not url.host:
+        raise InvalidArgument(f"base_url='{base_url}' names no host; write it as http://HOST:PORT.")
+    return {"base_url": url, "headers": headers, "timeout": timeout_seconds, "trust_env": not is_this_machine(url.host)}
+
+
+@contextmanager
+def explain_proxy() -> Iterator[None]:
+    """Explain why httpx2 cannot begin: it reads the proxies of the environment, which may be wrong or need a package.
+
+    :raises MissingPackage: If a package is missing.
+    :raises GRPOError: If a proxy cannot be used.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingPackage(
+            f"{name_proxies()} asks for a proxy that needs a package: pip install httpx2[socks], or unset the variable."
+        ) from error
+    except (ValueError, httpx2.InvalidURL) as error:
+        raise GRPOError(f"{name_proxies()} holds no proxy that can be used ({error}); correct or unset it.") from error
+
+
+@contextmanager
+def explain_request() -> Iterator[None]:
+    """Explain why a request cannot be written; errors of the transport pass.
+
+    :raises InvalidArgument: If a value cannot be sent.
+    :raises GRPOError: If the client is closed.
+    """
+    try:
+        yield
+    except (GRPOError, httpx2.RequestError):
+        raise
+    except RuntimeError as error:
+        if "closed" in str(error):
+            raise GRPOError("the client is closed; make a new one.") from error
+        raise
+    except (TypeError, ValueError, httpx2.InvalidURL) as error:
+        raise InvalidArgument(f"the request cannot be sent: {error}; give what JSON can express.") from error

@@ -1,0 +1,179 @@
+"""What one client may take: wrong keys, and, where strangers can reach the server, requests, uploads and jobs.
+
+Clients are told apart by their addresses: a key is shared by all who know it.
+"""
+
+import ipaddress
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute, RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
+from starlette.types import Scope
+
+from service.errors import InvalidRequestError, Problem, QueueFullError
+from service.http.limits.bodies import is_upload
+from service.http.problems import Refusal
+from service.schemas.training import TrainRequest
+from service.settings import Settings
+
+# Of wrong keys a minute: 30 in headers, which programs repeat on one path after the other, or 10 at the login.
+_MAX_GUESS_POINTS, _LOGIN_POINTS = 30, 3
+# A household or a company is given so much of IPv6, and may choose the rest of each address.
+_IPV6_NETWORK_BITS = 64
+_CHECKED = "grpo.client_limits"
+
+_RATE = Problem("too-many-requests", "This client sends too many requests")
+_GUESSES = Problem("too-many-wrong-keys", "This address has sent too many wrong keys")
+
+
+class GuessLimit:
+    """Counts each address's wrong keys, in headers and at the login alike. The right key is never locked out."""
+
+    def __init__(self) -> None:
+        self._strategy = MovingWindowRateLimiter(MemoryStorage())
+        self._item = RateLimitItemPerMinute(_MAX_GUESS_POINTS)
+
+    def count_login(self, scope: Scope) -> int | None:
+        """Count a wrong key at the login; return for how many seconds there were too many, or None."""
+        return _hit(self._strategy, self._item, find_peer(scope), _LOGIN_POINTS)
+
+    def count_header(self, scope: Scope) -> Refusal | None:
+        """Count a wrong key in a header; return a refusal if there were too many."""
+        wait = _hit(self._strategy, self._item, find_peer(scope))
+        if wait is None:
+            return None
+        detail = f"too many wrong keys came from this address; send the right one, or wait {wait} s."
+        return Refusal(_GUESSES, 429, detail, {"Retry-After": str(wait)})
+
+
+class ClientLimits:
+    """Limits each client's requests, uploads and jobs.
+
+    :param settings: The limits.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        storage = MemoryStorage()
+        self._requests = FixedWindowRateLimiter(storage)
+        self._slow = MovingWindowRateLimiter(storage)
+        self._per_second = RateLimitItemPerSecond(settings.client_requests_per_second)
+        self._jobs_per_minute = RateLimitItemPerMinute(settings.client_jobs_per_minute)
+        self._bytes_per_hour = RateLimitItemPerHour(settings.client_upload_bytes_per_hour)
+        # Guards what is below.
+        self._lock = threading.Lock()
+        self._active: dict[str, set[str]] = defaultdict(set)
+
+    def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
+        """Count a request; return a refusal if its client has sent too many.
+
+        :param headers: Names in lower case.
+        """
+        if _CHECKED not in scope:  # the shortcut for /inference may have asked before
+            scope[_CHECKED] = self._check(scope, headers)
+        refusal: Refusal | None = scope[_CHECKED]
+        return refusal
+
+    def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
+        client = find_client(scope)
+        wait = _hit(self._requests, self._per_second, client)
+        if wait is not None:
+            return _refuse(wait, f"{self._per_second.amount} requests per second")
+        if scope["path"] == "/train" and scope.get("method") == "POST":
+            wait = _hit(self._slow, self._jobs_per_minute, client)
+            return None if wait is None else _refuse(wait, f"{self._jobs_per_minute.amount} jobs per minute")
+        if is_upload(scope):
+            n_bytes = min(int(headers.get(b"content-length", b"0")[:12] or b"0"), self._settings.max_upload_bytes)
+            wait = _hit(self._requests, self._bytes_per_hour, client, max(1, n_bytes))
+            return None if wait is None else _refuse(wait, f"{self._bytes_per_hour.amount} bytes of uploads per hour")
+        return None
+
+    def restrict_job(self, request: TrainRequest) -> TrainRequest:
+        """Return a request for a job that takes no longer than one client's may.
+
+        :raises InvalidRequestError: If it asks for more.
+        """
+        most_steps, most_seconds = self._settings.client_job_timesteps, self._settings.client_job_seconds
+        if request.total_timesteps > most_steps:
+            raise InvalidRequestError(
+                f"total_timesteps {request.total_timesteps} is more than the {most_steps} that a job may take here "
+                "(GRPO_CLIENT_JOB_TIMESTEPS); ask for fewer."
+            )
+        if request.max_seconds is not None and request.max_seconds > most_seconds:
+            raise InvalidRequestError(
+                f"max_seconds {request.max_seconds:g} is more than the {most_seconds:g} that a job may take here "
+                "(GRPO_CLIENT_JOB_SECONDS); ask for fewer."
+            )
+        return request if request.max_seconds is not None else request.model_copy(update={"max_seconds": most_seconds})
+
+    def check_active(self, scope: Scope, is_active: Callable[[str], bool]) -> None:
+        """Refuse another job of a client that has enough of them.
+
+        :param is_active: Tells whether a job is running or queued, by its id.
+        :raises QueueFullError: If it has.
+        """
+        with self._lock:
+            for client, job_ids in list(self._active.items()):
+                job_ids -= {job_id for job_id in job_ids if not is_active(job_id)}
+                if not job_ids:
+                    del self._active[client]
+            n_active = len(self._active.get(find_client(scope), ()))
+        if n_active >= self._settings.client_active_jobs:
+            raise QueueFullError(
+                f"{n_active} of your jobs are running or queued, as many as one client may have "
+                "(GRPO_CLIENT_ACTIVE_JOBS); try again when one has ended."
+            )
+
+    def note_job(self, scope: Scope, job_id: str) -> None:
+        """Remember whose job it is."""
+        with self._lock:
+            self._active[find_client(scope)].add(job_id)
+
+
+def find_peer(scope: Scope) -> str:
+    """Return the address at the other end of a request's connection, whatever its headers claim."""
+    peer = scope.get("state", {}).get("peer")
+    return _find_network(peer if peer is not None else _get_host(scope))
+
+
+def find_client(scope: Scope) -> str:
+    """Return the address of a request's client: the one that a trusted proxy names, or else the peer's."""
+    return _find_network(_get_host(scope))
+
+
+def _get_host(scope: Scope) -> str:
+    client: tuple[str, Any] | None = scope.get("client")
+    return client[0] if client else ""
+
+
+@lru_cache(4096)
+def _find_network(host: str) -> str:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, _IPV6_NETWORK_BITS), strict=False))
+
+
+def _hit(
+    strategy: FixedWindowRateLimiter | MovingWindowRateLimiter, item: RateLimitItem, client: str, cost: int = 1
+) -> int | None:
+    """Count; return after how many seconds to come again, or None if there was room."""
+    if strategy.hit(item, client, cost=cost):
+        return None
+    return max(1, math.ceil(strategy.get_window_stats(item, client).reset_time - time.time()))
+
+
+def _refuse(wait: int, limit: str) -> Refusal:
+    return Refusal(_RATE, 429, f"this client may send {limit}; come again in {wait} s.", {"Retry-After": str(wait)})

@@ -1,0 +1,265 @@
+"""Connections: how much a client may send and how long it may take before its request is there, and how it is let go.
+
+Left to itself, uvicorn waits for ever for the rest of a request and for a client that does not read its answer; and
+where a body is refused, it closes so early that the client never sees why.
+"""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Collection
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.context import REQUEST_ID, RequestIds
+from service.errors import Problem
+from service.http.browser_rules import list_headers
+from service.http.problems import error_response
+
+if sys.platform != "win32":
+    import resource
+
+logger = logging.getLogger("grpo.service")
+
+# What a client may send before a request's head, or the next piece of its body, is complete.
+MAX_HEAD_BYTES = 16 * 2**10
+_MAX_TARGET_BYTES = 8 * 2**10
+# How long a head may take from its first byte to its last, a new connection be silent, and a client go on sending what
+# is no longer read.
+PATIENCE_SECONDS = 10.0
+# A client whose request is refused while it still sends must be let finish: closing at once would make its system
+# throw the answer away.
+_MAX_IGNORED_BYTES = 128 * 2**20
+# A client that takes nothing of its answer for so long is gone.
+_UNREAD_SECONDS = 30.0
+_MAX_CONNECTIONS = 2048
+# The rest of the files that may be open is for models, workers and the log.
+_SHARE_OF_DESCRIPTORS = 0.75
+
+_HEAD_TOO_LARGE = Problem("head-too-large", "The head of the request is too large")
+_PATH_TOO_LONG = Problem("path-too-long", "The path is too long")
+_HEAD_TIMEOUT = Problem("head-timeout", "The head of the request arrives too slowly")
+_NOT_HTTP = Problem("not-http", "The request is not valid HTTP")
+
+
+class Connection(HttpToolsProtocol):
+    """A connection whose client is not waited for without end.
+
+    A connection that waits for its client counts against nobody: if there are too many, the one that has waited longest
+    is closed for the next.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._socket: asyncio.Transport
+        #: Since when the client is awaited, on the event loop's clock; None while it is the client that waits.
+        self.waiting_since: float | None = None
+        # What was parsed since a head or a piece of a body was last complete.
+        self._n_unreported = 0
+        self._in_head = True
+        self._in_body = False
+        # How much more is read and ignored; None while requests are still answered.
+        self._n_ignorable: int | None = None
+        self._deadline: float | None = None
+        # Moves on when it rings before the deadline: to set it anew for every request would take longer.
+        self._alarm: asyncio.TimerHandle | None = None
+        self._unread_alarm: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the first request."""
+        self._socket = cast(asyncio.Transport, transport)
+        _make_room(self.connections)
+        super().connection_made(cast(asyncio.Transport, _Transport(self)))
+        # The scope's client may be what a proxy's header says; this is not.
+        self.app_state = {**self.app_state, "peer": self.client[0] if self.client else ""}
+        self.waiting_since = self.loop.time()
+        self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client."""
+        for alarm in (self._alarm, self._unread_alarm):
+            if alarm is not None:
+                alarm.cancel()
+        self.waiting_since = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come, unless it is more than a head may hold."""
+        while data and self._n_ignorable is None:
+            n_left = MAX_HEAD_BYTES - self._n_unreported
+            if n_left == 0:
+                self._refuse(431, _HEAD_TOO_LARGE, f"the head of the request has more than {MAX_HEAD_BYTES} bytes.")
+                break
+            piece, data = data[:n_left], data[n_left:]
+            self._n_unreported += len(piece)
+            super().data_received(piece)
+            if data and (self._socket.is_closing() or self._socket.get_protocol() is not self):
+                return
+        if self._n_ignorable is not None:
+            self._n_ignorable -= len(data)
+            if self._n_ignorable < 0:
+                self._socket.abort()
+        elif self._n_unreported and self._in_head and self._deadline is None:
+            self._set_deadline()
+
+    def on_headers_complete(self) -> None:
+        """Start the answer to a request."""
+        self._n_unreported = 0
+        self._in_head, self._in_body = False, True
+        self._deadline = None
+        if len(self.url) > _MAX_TARGET_BYTES:
+            self._refuse(414, _PATH_TOO_LONG, f"the path has more than {_MAX_TARGET_BYTES} bytes with its query.")
+            return
+        super().on_headers_complete()
+        if self.expect_100_continue:  # nobody knows whether a client that is refused will send the body after all
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._n_unreported = 0
+        if self._n_ignorable is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that the client has nothing more to send."""
+        self._n_unreported = 0
+        self._in_head, self._in_body = True, False
+        self._deadline = self.waiting_since = None
+        if self._n_ignorable is None:
+            if self.cycle is not None and self.cycle.response_complete:
+                self.waiting_since = self.loop.time()
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the rest of this one."""
+        super().on_response_complete()
+        self.waiting_since = self.loop.time()
+        if self._in_body and self._n_ignorable is None:
+            self._set_deadline()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP."""
+        self._refuse(400, _NOT_HTTP, "the request is not valid HTTP.")
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over to the socket's own protocol."""
+        for alarm in (self._alarm, self._unread_alarm):
+            if alarm is not None:
+                alarm.cancel()
+        self.transport = self._socket
+        super().handle_websocket_upgrade()
+
+    def pause_writing(self) -> None:
+        """Give a client that does not read a last chance."""
+        super().pause_writing()
+        self._unread_alarm = self.loop.call_later(_UNREAD_SECONDS, self._socket.abort)
+
+    def resume_writing(self) -> None:
+        """Go on, for the client reads."""
+        super().resume_writing()
+        if self._unread_alarm is not None:
+            self._unread_alarm.cancel()
+            self._unread_alarm = None
+
+    def shutdown(self) -> None:
+        """Let the request in progress be answered; nobody else is waited for when the server ends."""
+        if self.cycle is None or self.cycle.response_complete:
+            self._socket.close()
+        else:
+            super().shutdown()
+
+    def is_ending(self) -> bool:
+        """Return whether nothing more will be answered."""
+        return self._n_ignorable is not None or self._socket.is_closing()
+
+    def end(self) -> None:
+        """Close the connection, as soon as the client has finished what it is sending."""
+        if self._n_ignorable is not None:
+            return
+        if self._in_body and not self._socket.is_closing():
+            self._ignore_rest()
+            return
+        self._socket.close()
+        if self._socket.get_write_buffer_size():
+            self._unread_alarm = self.loop.call_later(_UNREAD_SECONDS, self._socket.abort)
+
+    def evict(self) -> None:
+        """Close the connection in favour of another one."""
+        self.waiting_since = None
+        self._socket.abort()
+
+    def _refuse(self, status: int, problem: Problem, detail: str) -> None:
+        """Answer in place of the application, and end the connection."""
+        if self.is_ending():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.cycle.response_started or self.waiting_since is None:  # an answer now would be taken for another's
+                self._socket.close()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        request_id = RequestIds().choose(None)
+        token = REQUEST_ID.set(request_id)
+        response = error_response(problem, status, detail, {"Connection": "close", "X-Request-ID": request_id})
+        REQUEST_ID.reset(token)
+        headers = [*self.server_state.default_headers, *response.raw_headers, *list_headers("")]
+        lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in headers), b"\r\n", response.body]
+        self._socket.write(b"".join(lines))
+        logger.info("connection refused: %s", detail, extra={"status": status})
+        self._ignore_rest()
+
+    def _ignore_rest(self) -> None:
+        self._n_ignorable = _MAX_IGNORED_BYTES
+        self.waiting_since = self.loop.time()
+        self._unset_keepalive_if_required()
+        self._set_deadline()
+        if self._socket.can_write_eof():
+            self._socket.write_eof()
+        self.flow.resume_reading()
+
+    def _set_deadline(self) -> None:
+        self._deadline = self.loop.time() + PATIENCE_SECONDS
+        if self._alarm is None:
+            self._alarm = self.loop.call_at(self._deadline, self._check_deadline)
+
+    def _check_deadline(self) -> None:
+        self._alarm = None
+        if self._deadline is None:
+            return
+        if self.loop.time() < self._deadline:
+            self._alarm = self.loop.call_at(self._deadline, self._check_deadline)
+        elif self._in_head and self._n_unreported and not self.is_ending():
+            self._refuse(408, _HEAD_TIMEOUT, f"the head of the request did not arrive in {PATIENCE_SECONDS:.0f} s.")
+        else:
+            self._socket.abort()
+
+
+class _Transport:
+    """A connection's transport, as uvicorn sees it: to close it is to end the connection.
+
+    It holds the methods themselves, so that none takes longer than without it.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        socket = connection._socket
+        self.write, self.get_extra_info = socket.write, socket.get_extra_info
+        self.pause_reading, self.resume_reading = socket.pause_reading, socket.resume_reading
+        self.close, self.is_closing = connection.end, connection.is_ending
+
+
+def _make_room(connections: Collection[Any]) -> None:
+    """Close the connection that has waited longest for its client, if there are too many."""
+    if len(connections) < _find_max_connections():
+        return
+    waiting = [(since, id(held), held) for held in connections if (since := getattr(held, "waiting_since", None))]
+    if waiting:
+        *_, longest = min(waiting)
+        longest.evict()
+
+
+def _find_max_connections() -> int:
+    if sys.platform == "win32":
+        return _MAX_CONNECTIONS
+    n_descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(_MAX_CONNECTIONS, int(_SHARE_OF_DESCRIPTORS * n_descriptors))

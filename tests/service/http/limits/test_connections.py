@@ -1,0 +1,260 @@
+"""Clients that send too much, too slowly or nothing at all, over real sockets."""
+
+import json
+import select
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from http.client import HTTPConnection, HTTPResponse
+from typing import Any
+
+import pytest
+import requests
+from fastapi import FastAPI
+
+import service.http.limits.bodies
+import service.http.limits.connections
+import service.http.request_guard
+from service.http.limits.connections import MAX_HEAD_BYTES
+from tests.support import PROBLEM_FIELDS, serve, wait_until
+
+START = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+short_patience = pytest.mark.parametrize("patience_seconds", [0.3])
+
+
+@pytest.fixture
+def patience_seconds() -> float:
+    return 60.0
+
+
+@pytest.fixture
+def port(app: FastAPI, monkeypatch: pytest.MonkeyPatch, patience_seconds: float) -> Iterator[int]:
+    monkeypatch.setattr(service.http.limits.connections, "PATIENCE_SECONDS", patience_seconds)
+    with serve(app) as port:
+        yield port
+
+
+def connect(port: int, sent: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(sent)
+    return connection
+
+
+def read_answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    """Read one answer in JSON."""
+    response = HTTPResponse(connection)
+    response.begin()
+    body = json.loads(response.read())
+    return response.status, body
+
+
+def is_healthy(port: int) -> bool:
+    with connect(port, START + b"\r\n") as connection:
+        return read_answer(connection)[0] == 200
+
+
+class TestHeads:
+    def test_a_head_may_have_16_kib_and_not_a_byte_more(self, port: int) -> None:
+        n_left = MAX_HEAD_BYTES - len(START) - len(b"X: \r\n\r\n")
+        for n_more, status in ((0, 200), (1, 431)):
+            with connect(port, START + b"X: " + b"a" * (n_left + n_more) + b"\r\n\r\n") as connection:
+                assert read_answer(connection)[0] == status
+                # The next one is counted anew.
+                if status == 200:
+                    connection.sendall(START + b"X: " + b"a" * n_left + b"\r\n\r\n")
+                    assert read_answer(connection)[0] == 200
+
+    @pytest.mark.parametrize(
+        "beginning",
+        [
+            START + b"X: ",
+            START,
+            b"GET /",
+            CHUNKED + b"5\r\n{    \r\n0\r\nX: ",
+            CHUNKED + b"5;",
+            CHUNKED + b"5\r\n{    \r\n5;",
+        ],
+        ids=["value", "name", "path", "trailer", "extension", "later extension"],
+    )
+    def test_one_that_never_ends_is_refused_in_words_that_are_read(self, port: int, beginning: bytes) -> None:
+        with connect(port, beginning) as connection:
+            for _ in range(100):
+                connection.sendall(b"a" * 100_000)
+            status, problem = read_answer(connection)
+            assert status in (431, 400)
+            assert problem.keys() == PROBLEM_FIELDS
+        assert is_healthy(port)
+
+    def test_a_long_path_is_refused(self, port: int) -> None:
+        with connect(port, b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+            status, problem = read_answer(connection)
+        assert (status, problem["type"]) == (414, "urn:grpo:problem:path-too-long")
+
+    @pytest.mark.parametrize(
+        "sent", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", START + b"\x00"]
+    )
+    def test_what_is_not_http_is_refused_in_json(self, port: int, sent: bytes) -> None:
+        with connect(port, sent) as connection:
+            status, problem = read_answer(connection)
+        assert (status, problem["type"]) == (400, "urn:grpo:problem:not-http")
+
+
+class TestPatience:
+    @short_patience
+    def test_a_silent_connection_is_closed(self, port: int) -> None:
+        with connect(port) as connection:
+            assert connection.recv(1) == b""
+
+    @short_patience
+    @pytest.mark.parametrize("sent", [START, b"G", START + b"X:"])
+    def test_half_a_head_is_refused(self, port: int, sent: bytes) -> None:
+        with connect(port, sent) as connection:
+            status, problem = read_answer(connection)
+        assert (status, problem["type"]) == (408, "urn:grpo:problem:head-timeout")
+
+    @short_patience
+    def test_bytes_one_by_one_gain_no_time(self, port: int) -> None:
+        with connect(port, START) as connection:
+            begun = time.monotonic()
+            with suppress(OSError):  # the connection is closed
+                while time.monotonic() < begun + 60:
+                    connection.sendall(b"a")
+                    select.select([], [], [], 0.02)
+            assert time.monotonic() < begun + 60
+
+    @short_patience
+    @pytest.mark.parametrize("sent", [b"\r\n", b"GET "])
+    def test_so_it_is_with_the_second_request_of_a_connection(self, port: int, sent: bytes) -> None:
+        with connect(port, START + b"\r\n") as connection:
+            assert read_answer(connection)[0] == 200
+            connection.sendall(sent)
+            while connection.recv(4096):
+                pass
+
+    @short_patience
+    def test_an_answer_that_takes_long_is_waited_for(self, app: FastAPI, port: int) -> None:
+        async def answer_slowly() -> dict[str, str]:
+            import asyncio
+
+            await asyncio.sleep(1.0)
+            return {}
+
+        app.add_api_route("/slow", answer_slowly)
+        with connect(port, b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+            assert read_answer(connection) == (200, {})
+
+    def test_who_does_not_read_is_let_go(self, app: FastAPI, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(service.http.limits.connections, "_UNREAD_SECONDS", 0.3)
+        with connect(port) as connection:
+            connection.setblocking(False)
+            request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+            def is_reset() -> bool:
+                try:
+                    connection.send(request * 100)
+                except BlockingIOError:
+                    return False
+                except OSError:
+                    return True
+                return False
+
+            wait_until(is_reset)
+
+
+class TestNobodyElsePays:
+    def test_the_connection_that_has_waited_longest_makes_room(
+        self, port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service.http.limits.connections, "_MAX_CONNECTIONS", 20)
+        with ExitStack() as stack:
+            silent = [stack.enter_context(connect(port, START[:n])) for n in range(60)]
+            assert is_healthy(port)
+            assert silent[0].recv(1) == b""
+            silent[-1].sendall(START[59:] + b"\r\n")
+            HTTPResponse(silent[-1]).begin()
+
+    def test_requests_count_once_they_are_complete(self, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(service.http.request_guard, "_MAX_REQUESTS", 2)
+        with ExitStack() as stack:
+            for _ in range(10):
+                stack.enter_context(connect(port, POST + b"Content-Length: 9\r\n\r\n{"))
+            with connect(port, b"GET /models HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+                assert read_answer(connection)[0] == 200
+
+    def test_health_is_outside_every_limit(self, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(service.http.request_guard, "_MAX_REQUESTS", 0)
+        response = requests.get(f"http://127.0.0.1:{port}/models", timeout=60)
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["type"] == "urn:grpo:problem:busy"
+        for path in ("/health", "/health/live", "/health/ready"):
+            assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=60).status_code == 200
+
+
+class TestBodies:
+    SMALL = ({"max_body_bytes": 2**17, "max_batch_bytes": 2**17, "max_upload_bytes": 2**17},)
+
+    def test_every_client_reads_why_its_body_is_refused(self, port: int) -> None:
+        body, url = b" " * 8_000_000, f"http://127.0.0.1:{port}/inference"
+        headers = {"Content-Type": "application/json"}
+        for _ in range(3):
+            with pytest.raises(urllib.error.HTTPError) as refusal:
+                urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60)
+            assert refusal.value.code == 413
+            refusal.value.close()
+            assert requests.post(url, body, headers=headers, timeout=60).status_code == 413
+            pieces = (body[i : i + 65_536] for i in range(0, len(body), 65_536))
+            assert requests.post(url, pieces, headers=headers, timeout=60).status_code == 413
+
+    def test_a_server_that_ends_waits_for_nobody(self, app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(service.http.limits.connections, "PATIENCE_SECONDS", 1e6)
+        with ExitStack() as stack, serve(app) as port:
+            for sent in (b"", START, START + b"\r\n", POST + b"Content-Length: 99999999\r\n\r\n{"):
+                stack.enter_context(connect(port, sent))
+            refused = stack.enter_context(connect(port, POST + b"Content-Length: 99999999\r\n\r\n{"))
+            assert read_answer(refused)[0] == 413
+
+    def test_a_connection_lives_on_after_a_refusal_of_the_head(self, port: int) -> None:
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        for _ in range(2):
+            connection.request("POST", "/inference", b" " * 300_000, {"Content-Type": "text/plain"})
+            response = connection.getresponse()
+            assert response.status == 415
+            response.read()
+        connection.close()
+
+    @pytest.mark.parametrize("overrides", SMALL, ids=["small"])
+    def test_those_that_stall_make_room(
+        self, port: int, monkeypatch: pytest.MonkeyPatch, overrides: dict[str, Any]
+    ) -> None:
+        monkeypatch.setattr(service.http.limits.bodies, "_MIN_BYTES_AT_ONCE", 0)
+        monkeypatch.setattr(service.http.limits.bodies, "_STALLED_SECONDS", 0.0)
+        size = 2**17
+        stalled = POST + b"Content-Length: %d\r\n\r\n" % size + b" " * (size - 1)
+        with ExitStack() as stack:
+            for _ in range(2):
+                stack.enter_context(connect(port, stalled))
+                assert is_healthy(port)  # it has been read by then
+            waiting = stack.enter_context(connect(port, stalled))
+            assert is_healthy(port)
+            waiting.sendall(b" ")
+            assert read_answer(waiting)[0] == 422
+
+    @pytest.mark.parametrize("overrides", SMALL, ids=["small"])
+    def test_there_is_always_room_for_a_small_one(
+        self, port: int, monkeypatch: pytest.MonkeyPatch, overrides: dict[str, Any]
+    ) -> None:
+        monkeypatch.setattr(service.http.limits.bodies, "_MIN_BYTES_AT_ONCE", 0)
+        size = 2**17
+        moving = POST + b"Content-Length: %d\r\n\r\n" % size + b" " * (size - 1)
+        with ExitStack() as stack:
+            for _ in range(2):
+                stack.enter_context(connect(port, moving))
+            with connect(port, POST + b"Content-Length: 2\r\n\r\n{}") as connection:
+                assert read_answer(connection)[0] == 422
