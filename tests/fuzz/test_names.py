@@ -15,7 +15,7 @@ from service.settings import Settings
 from tests.fuzz.watch import watch
 from tests.suites import SEED, Report, choose
 
-N_NAMES = choose(150, 10_000)
+N_NAMES = choose(150, 20_000)
 FIXED = [
     *("../escaped", "..", ".", "a/b", "a\\b", "%2e%2e", "..%2fescaped", "a\0b", "a\n", "\u202egpj.exe", "\ud800"),
     *("CON", "nul.zip", "com1", "-rf", ".hidden", ".lock", ".tmp-1", "dot.", " ", "", "x" * 10_000, "/etc/passwd"),

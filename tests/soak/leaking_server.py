@@ -1,6 +1,6 @@
 """The service with a leak, which the soak has to find: ``python -m tests.soak.leaking_server`` takes run_api's flags.
 
-Every request leaves 20 kB, and every fiftieth a thread and an open file.
+Every model that is deleted leaves 12 MiB, and five threads and open files.
 """
 
 import os
@@ -14,14 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import run_api
 from api import create_app
 
-_LEAKED_BYTES = 20_000
-_EACH = 50
+_LEAKED_BYTES = 12 * 2**20
+_N_LEAKED = 5
 
 _kept: list[object] = []
 
 
 class Leak:
-    """Keeps something of every request.
+    """Keeps something of every deletion.
 
     :param app: The application behind it.
     """
@@ -31,9 +31,9 @@ class Leak:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        if scope["type"] == "http":
+        if scope.get("method") == "DELETE":
             _kept.append(os.urandom(_LEAKED_BYTES))
-            if len(_kept) % _EACH == 0:
+            for _ in range(_N_LEAKED):
                 _kept.append(os.open(os.devnull, os.O_RDONLY))
                 threading.Thread(target=threading.Event().wait, daemon=True).start()
         await self._app(scope, receive, send)

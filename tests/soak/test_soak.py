@@ -138,7 +138,7 @@ def soak(soaked: Soaked, report: Report, seconds: float, n_rounds: int, with_job
 def test_a_server_that_works_for_long_holds_no_more(tmp_path: Path) -> None:
     report = Report("soak", "server")
     with start(tmp_path, "run_api.py") as soaked:
-        assert soak(soaked, report, choose(8.0, 500.0), N_ROUNDS, with_jobs=True) == []
+        assert soak(soaked, report, choose(4.0, 500.0), N_ROUNDS, with_jobs=True) == []
 
 
 def test_the_gauge_finds_a_leak(tmp_path: Path) -> None:
