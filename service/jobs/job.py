@@ -306,7 +306,8 @@ class Job:
         job._no_signal = _NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
         end_time = state.end_time or state.created_at
         job._end = _End(state.status, state.error_message, end_time, state.elapsed_seconds, state.ended_by)
-        job._append_end()
+        if all(event.name != f"job.{state.status}" for event in record.history.events):  # as before the end was seen
+            job._append_end()
         job.finished.set()
         return job
 

@@ -44,19 +44,19 @@ async def check_liveness() -> Liveness:
     return Liveness(status="alive")
 
 
-@router.get("/health/ready", responses=errors(400, 503))
+@router.get("/health/ready", response_model_exclude_defaults=True, responses=errors(400, 503))
 def check_readiness(request: Request, service: CurrentService) -> ReadyState:
     """Report that the server can save models and run jobs; send it no new work while this fails.
 
     Needs no API key; but if one is set, only requests that send it learn the reason.
     """
-    obstacles = service.readiness.list_obstacles()
+    obstacles, problem = service.readiness.list_obstacles(), service.registry.recorder.problem
+    api_key = service.settings.api_key
+    headers = dict(reversed(request.scope["headers"]))  # the first of each name
+    is_trusted = api_key is None or has_key(headers, api_key.get_secret_value().encode())
     if obstacles:
-        api_key = service.settings.api_key
-        headers = dict(reversed(request.scope["headers"]))  # the first of each name
-        is_trusted = api_key is None or has_key(headers, api_key.get_secret_value().encode())
         raise NotReadyError(f"{'; '.join(obstacles)}." if is_trusted else "the server is not ready.")
-    return ReadyState(status="ready")
+    return ReadyState(status="ready", warnings=[problem] if problem is not None and is_trusted else [])
 
 
 @router.get(
