@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -180,6 +180,7 @@ def run(n_kills: int, seed: int, loses: bool = False) -> dict[str, Any]:
                 clients = Clients(port, ledger, models_dir)
                 losses |= find_losses(clients, ledger, models_dir, start)
                 with clients:
+                    _wait(lambda: bool(ledger.completed))  # there must be something to lose
                     _kill(server, draw, kills, losses, n_kills)
             if loses:
                 _lose(models_dir)
@@ -220,8 +221,12 @@ def _kill(server: psutil.Popen, draw: random.Random, kills: Counter[str], losses
 
 
 def _wait_for(server: psutil.Popen, target: str) -> None:
+    _wait(lambda: bool(list_processes(server, target)))
+
+
+def _wait(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while not list_processes(server, target) and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
