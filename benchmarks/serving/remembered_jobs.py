@@ -14,7 +14,7 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 
 from api import create_app
-from benchmarks.serving.growth import make_plan
+from benchmarks.lib.http_jobs import make_plan
 from service.jobs.job import Job
 from service.jobs.journal import FILE_NAME, JobJournal
 from service.jobs.recorder import JobRecorder
