@@ -5,7 +5,7 @@ PYTHON ?= python3
 SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: install serve test test-fast test-fuzz test-load test-soak test-zoo lint type format tables bench-cartpole bench-speed bench-suite bench-ablation environments clean
+.PHONY: install serve test test-fast test-chaos test-fuzz test-load test-soak test-zoo lint type format tables bench-cartpole bench-speed bench-suite bench-ablation environments clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,10 @@ test: $(VENV)/.installed-dev
 # Without browsers, programs and long trainings: for every few minutes of work.
 test-fast: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(SHARED) -m "not slow"
+
+# A quarter of an hour and more; ARGS="--kills 1000 --seed 1" makes a longer one.
+test-chaos: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.chaos.kills $(ARGS)
 
 # What looks for faults by the thousand. Each leaves its figures in tests/artefacts; SUITE_SEED=1 draws others.
 test-fuzz: $(VENV)/.installed-dev

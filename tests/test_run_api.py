@@ -216,6 +216,7 @@ def test_a_stream_that_is_open_does_not_hold_up_the_end(
     started = call(port, "/train", request)
     with urlopen(f"http://127.0.0.1:{port}/training/{started['job_id']}/events", timeout=30) as stream:
         assert b"job.status" in stream.readline()
+        wait_until(lambda: call(port, f"/training/{started['job_id']}/status")["current_timesteps"] > 0)
         server.send_signal(signal.SIGTERM)
         stream.read()  # to its end, without a wait of fifteen seconds for the next sign of life
         _, errors = server.communicate(timeout=END_SECONDS)

@@ -370,7 +370,8 @@ class Job:
             evaluation=self._evaluation,
             best_evaluation=self._best_evaluation,
             final_evaluation=self._final_evaluation,
-            checkpoint=self._checkpoint,
+            # Once the job has completed, nothing is left to go on from.
+            checkpoint=None if end is not None and end.status is JobStatus.COMPLETED else self._checkpoint,
             n_restarts=self._n_restarts,
             last_saved_name=self.last_saved_name,
             n_silent_rollouts=self._no_signal.n_rollouts,
@@ -399,7 +400,8 @@ class Job:
         job._no_signal = _NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
         end_time = state.end_time or state.created_at
         job._end = _End(state.status, state.error_message, end_time, state.elapsed_seconds, state.ended_by)
-        job._append_end()
+        if all(event.name != f"job.{state.status}" for event in record.history.events):  # as before the end was seen
+            job._append_end()
         job.finished.set()
         return job
 

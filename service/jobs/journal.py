@@ -266,21 +266,22 @@ def _create(path: Path) -> None:
 def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
     """Lock the database, check that it is one of ours, and create its tables if it is new."""
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("BEGIN IMMEDIATE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if n_tables == 0 and version == 0:
+    is_new = n_tables == 0 and version == 0
+    if not is_new and application != _APPLICATION_ID:
+        raise JournalError("another program's database")
+    if not is_new and version != SCHEMA_VERSION:
+        raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; upgrade the server")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    if is_new:
         for statement in _TABLES.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif application != _APPLICATION_ID:
-        raise JournalError("another program's database")
-    elif version != SCHEMA_VERSION:
-        raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; upgrade the server")
     connection.execute("COMMIT")
     if n_bytes <= _CHECKED_BYTES:
         (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()

@@ -25,6 +25,7 @@ class ReadyState(BaseModel):
     """The server can take work."""
 
     status: Literal["ready"]
+    warnings: list[str] = Field([], description="What works all the same but not as it should, in words.")
 
 
 class ServerInfo(BaseModel):

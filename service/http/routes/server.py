@@ -45,7 +45,7 @@ async def check_liveness() -> Liveness:
     return Liveness(status="alive")
 
 
-@router.get("/health/ready", responses=health_errors(503))
+@router.get("/health/ready", response_model_exclude_defaults=True, responses=health_errors(503))
 async def check_readiness(request: Request, service: CurrentService) -> ReadyState:
     """Report that the server can save models and run jobs; send it no new work while this fails.
 
@@ -53,12 +53,13 @@ async def check_readiness(request: Request, service: CurrentService) -> ReadySta
     """
     # Not in the threads of the other routes, all of which may be busy.
     obstacles = await to_thread.run_sync(service.readiness.list_obstacles, limiter=service.readiness_limiter)
+    problem = service.registry.recorder.problem
+    api_key = service.settings.api_key
+    headers = dict(reversed(request.scope["headers"]))  # the first of each name
+    is_trusted = api_key is None or has_key(headers, api_key.get_secret_value().encode())
     if obstacles:
-        api_key = service.settings.api_key
-        headers = dict(reversed(request.scope["headers"]))  # the first of each name
-        is_trusted = api_key is None or has_key(headers, api_key.get_secret_value().encode())
         raise NotReadyError(f"{'; '.join(obstacles)}." if is_trusted else "the server is not ready.")
-    return ReadyState(status="ready")
+    return ReadyState(status="ready", warnings=[problem] if problem is not None and is_trusted else [])
 
 
 @router.get(

@@ -1,0 +1,225 @@
+"""The jobs' file survives the server, and whatever is wrong with it, the server starts."""
+
+import json
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.jobs.job import Job
+from service.jobs.journal import FILE_NAME, SCHEMA_VERSION, JobJournal, JournalError, open_journal
+from service.jobs.recorder import JobRecorder
+from service.schemas.jobs import JobStatus
+from tests.support import make_evaluation, make_final_evaluation, make_plan, wait_until
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / FILE_NAME
+
+
+def make_job(**request: Any) -> Job:
+    return Job(make_plan(total_timesteps=100, **request))
+
+
+def run_for_a_while(job: Job) -> None:
+    assert job.start()
+    for i in range(1, 6):
+        job.advance(10 * i)
+        job.publish_metrics({"rollout/ep_rew_mean": i / 3, "train/approx_kl": float("nan") if i == 3 else 0.1})
+    job.publish_evaluation(make_evaluation(20).model_dump(exclude={"elapsed_seconds"}))
+    job.publish_warning("it's a \N{SNOWMAN}; DROP TABLE jobs")
+
+
+def write(path: Path, *jobs: Job) -> None:
+    journal = JobJournal(path)
+    journal.write([job.make_record(0, 1) for job in jobs])
+    journal.close()
+
+
+@pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.STOPPED])
+def test_an_ended_job_is_read_as_it_was(path: Path, status: JobStatus) -> None:
+    job = make_job(model_name="m", seed=3)
+    run_for_a_while(job)
+    job.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
+    job.record_saved_model("m", "ab" * 32)
+    job.finish(status, "it's over" if status is JobStatus.FAILED else None)
+    write(path, job)
+    journal, obstacle = open_journal(path.parent)
+    assert obstacle is None
+    (listed,) = journal.list_jobs()
+    assert listed.summary == job.summarize()
+    record = journal.load(job.job_id)
+    assert record is not None
+    restored = Job.restore(record)
+    assert restored.describe().model_dump_json() == job.describe().model_dump_json()
+    assert repr(restored.history.list_rows()) == repr(job.history.list_rows())
+    assert json.dumps(restored.history.list_events()) == json.dumps(job.history.list_events())
+    assert restored.finished.is_set()
+    assert restored.plan.config == job.plan.config
+    assert journal.load("' OR 1 = 1 --") is None
+    journal.close()
+
+
+def test_jobs_that_had_not_ended_were_interrupted(path: Path) -> None:
+    queued, running = make_job(), make_job()
+    run_for_a_while(running)
+    write(path, queued, running)
+    for _ in range(2):  # and stay so
+        journal, _obstacle = open_journal(path.parent)
+        assert [job.status for job in journal.list_jobs()] == [JobStatus.FAILED] * 2
+        record = journal.load(running.job_id)
+        assert record is not None
+        status = Job.restore(record).describe()
+        assert (status.status, status.current_timesteps, status.ended_by) == (JobStatus.FAILED, 50, None)
+        assert status.error_message is not None
+        assert status.error_message.startswith("interrupted by restart: the server ended while the job was running;")
+        assert f"POST /training/{running.job_id}/resume" in status.error_message
+        assert status.end_time is not None
+        assert status.start_time is not None
+        assert status.end_time >= status.start_time
+        journal.close()
+
+
+def test_only_the_owner_may_read_it(path: Path) -> None:
+    JobJournal(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but long enough" * 100, b"SQLite format 3\0" * 500])
+def test_a_damaged_file_is_moved_aside_and_a_new_one_begins(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    journal, obstacle = open_journal(path.parent)
+    assert obstacle is None
+    journal.write([make_job().make_record(0, 1)])
+    journal.close()
+    (aside,) = path.parent.glob(f"{FILE_NAME}.damaged-*")
+    assert aside.read_bytes() == content
+    assert len(JobJournal(path).list_jobs()) == 1
+
+
+def test_damage_in_the_middle_is_noticed(path: Path) -> None:
+    write(path, *(make_job() for _ in range(20)))
+    content = bytearray(path.read_bytes())
+    content[4096:] = os.urandom(len(content) - 4096)
+    path.write_bytes(content)
+    journal, obstacle = open_journal(path.parent)
+    assert (journal.list_jobs(), obstacle) == ([], None)
+    assert len(list(path.parent.glob(f"{FILE_NAME}.damaged-*"))) == 1
+    journal.close()
+
+
+def refuse(path: Path, expected: str, caplog: pytest.LogCaptureFixture) -> None:
+    before = path.read_bytes() if path.is_file() else None
+    journal, obstacle = open_journal(path.parent)
+    assert obstacle is not None
+    assert expected in obstacle
+    assert f"{FILE_NAME} cannot be used ({obstacle})" in caplog.text
+    assert caplog.text.count("\n") == 1
+    job = make_job()
+    journal.write([job.make_record(0, 1)])
+    assert journal.load(job.job_id) is not None
+    journal.close()
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_a_newer_file_stays_as_it_is(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(path, make_job())
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    connection.close()
+    refuse(path, f"schema version {SCHEMA_VERSION + 1}", caplog)
+
+
+def test_another_programs_database_stays_as_it_is(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE jobs (id)")
+    connection.close()
+    refuse(path, "another program's database", caplog)
+
+
+def test_a_file_in_use_stays_as_it_is(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(path, make_job())
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    refuse(path, "locked", caplog)
+    connection.close()
+
+
+def test_what_is_no_file_is_not_used(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.mkdir()
+    refuse(path, "not a regular file", caplog)
+
+
+def test_a_configuration_of_another_version_is_read(path: Path) -> None:
+    job = make_job()
+    record = job.make_record(0, 1)
+    config = {name: value for name, value in record.plan.config.items() if name != "clip_range"} | {"unknown": 1}
+    journal = JobJournal(path)
+    journal.write([record._replace(plan=record.plan.model_copy(update={"config": config}))])
+    read = journal.load(job.job_id)
+    assert read is not None
+    assert Job.restore(read).config == job.config
+    journal.close()
+
+
+def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A limit on the file's size stands for a disk that is full, and ends as one does."""
+    journal = JobJournal(path)
+    (n_pages,) = journal._connection.execute("PRAGMA page_count").fetchone()
+    journal._connection.execute(f"PRAGMA max_page_count = {n_pages}")
+    recorder = JobRecorder(journal)
+    jobs = [Job(make_plan(), write_end=recorder.end) for _ in range(4)]
+    for job in jobs:
+        recorder.begin(job)
+        job.start()
+        job.finish(JobStatus.COMPLETED)
+        assert job.status is JobStatus.COMPLETED
+    assert not recorder.has_written(jobs[-1].job_id)
+    assert recorder.problem is not None
+    assert "full" in recorder.problem
+    assert caplog.text.count("cannot be written") == 1
+    with journal._lock:
+        journal._connection.execute("PRAGMA max_page_count = 100000")
+    wait_until(lambda: all(recorder.has_written(job.job_id) for job in jobs))
+    assert recorder.problem is None
+    assert len(recorder.list_past_jobs()) == 4
+    recorder.close()
+
+
+def test_what_running_jobs_report_is_written_without_being_asked(path: Path) -> None:
+    journal = JobJournal(path)
+    recorder = JobRecorder(journal)
+    job = Job(make_plan(), write_end=recorder.end)
+    recorder.begin(job)
+    run_for_a_while(job)
+
+    def count_rows() -> int:
+        record = journal.load(job.job_id)
+        assert record is not None
+        return sum(len(rows.ids) for rows in record.history.rows)
+
+    wait_until(lambda: count_rows() == 5)
+    job.publish_metrics({"rollout/ep_rew_mean": 9.0})
+    wait_until(lambda: count_rows() == 6)
+    recorder.close()
+    with pytest.raises(JournalError):
+        journal.load(job.job_id)
+
+
+def test_old_jobs_are_found_and_forgotten(path: Path) -> None:
+    jobs = [make_job() for _ in range(3)]
+    for job in jobs[:2]:
+        job.start()
+        job.finish(JobStatus.COMPLETED)
+    journal = JobJournal(path)
+    journal.write([job.make_record(0, 1) for job in jobs])
+    assert journal.list_old(time.time() - 60) == []
+    assert journal.list_old(time.time() + 60) == [job.job_id for job in jobs[:2]]
+    journal.forget([jobs[0].job_id])
+    assert [job.job_id for job in journal.list_jobs()] == [job.job_id for job in jobs[1:]]
+    assert journal._connection.execute("SELECT count(DISTINCT number) FROM events").fetchone() == (2,)
+    journal.close()
