@@ -83,10 +83,14 @@ class _Jobs:
         older = self._registry.list_jobs()[-self._n_listed :]
         for job in reversed(older):
             if job.job_id not in self._rows:
-                self._add_row(self._registry.get(job.job_id), at_end=True)
+                self._add_row(self._registry.get(job.job_id), place=None)
         self.refresh()
 
-    def _add_row(self, job: Job, at_end: bool = False) -> None:
+    def _add_row(self, job: Job, place: int | None = 0) -> None:
+        """Add a job to the list.
+
+        :param place: Where it goes; None puts it at the end, as one of those that are older than all others.
+        """
         with self._list:
             row = JobRow(
                 job,
@@ -95,10 +99,10 @@ class _Jobs:
                 on_resume=lambda: self._resume(job),
                 is_saved=self._store.exists,
             )
-        if not at_end:
-            row.element.move(target_index=0)
+        if place is not None:
+            row.element.move(target_index=place)
         self._rows[job.job_id] = row
-        if not at_end and not job.status.is_final:
+        if place is not None and not job.status.is_final:
             self._make_room()
             if len(self._colours) < MAX_SHOWN:
                 self._select(job, True)
@@ -107,8 +111,7 @@ class _Jobs:
         """Show a job anew that has ended and goes on again."""
         self._select(job, False)
         self._rows.pop(job.job_id).element.delete()
-        self._add_row(job)
-        self._rows[job.job_id].element.move(target_index=place)
+        self._add_row(job, place)
 
     def _make_room(self) -> None:
         """Take a job that has ended out of the charts if they are full: a new one is what people want to watch."""
@@ -153,7 +156,7 @@ class _Jobs:
             await run_in_threadpool(get_service().resume_job, job.job_id)
         except ServiceError as error:
             show_error(error.detail)
-        self.refresh()
+        # The next refresh shows it: the row that this button belongs to is then replaced, and with it this call's place.
 
 
 def _make_empty() -> ui.element:

@@ -138,7 +138,7 @@ class JobRow:
             make_link("Repeat", again, "button tiny quiet", "replay", aria_label=f"Repeat {status.config.model_name}")
             if status.status is not JobStatus.COMPLETED:
                 name = status.config.model_name
-                make_button("Resume", self._on_resume, "tiny quiet", "resume", f"Resume {name}")
+                make_button("Resume", self._on_resume, "tiny quiet", "play_circle", f"Resume {name}")
             if status.model_name is not None:
                 self._gone = Text("The model was deleted.", "muted small")
                 onward = f"{again}&init_model={status.model_name}"
