@@ -256,7 +256,7 @@ def test_a_job_is_started_with_the_keyboard_alone_and_stopped_after_a_question(
     assert job.config.total_timesteps == 10_000
 
 
-def test_a_running_job_is_stopped_after_a_question(page: Page, registry: JobRegistry) -> None:
+def test_a_running_job_is_stopped_after_a_question_and_resumed(page: Page, registry: JobRegistry) -> None:
     page.open("new")
     fill(page, "total_timesteps", "10000000")
     fill(page, "model_name", "endless")
@@ -271,6 +271,12 @@ def test_a_running_job_is_stopped_after_a_question(page: Page, registry: JobRegi
     page.click(".job button[aria-label='Stop endless']")
     page.click(".dialog button", "Stop the job")
     page.find(".job .chip", "stopped")
+    assert job.finished.wait(PATIENCE_SECONDS)
+    page.click(".job button[aria-label='Resume endless']")
+    page.find(".job .chip", "running")
+    # Its curves are drawn again, which a mark at its name says.
+    wait_until(lambda: bool(page.run("return document.querySelector('.job.shown input').checked")))
+    job.stop()
     assert job.finished.wait(PATIENCE_SECONDS)
 
 
