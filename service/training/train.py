@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from grpo import GRPO
 from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.checkpoints import checkpoint
+from grpo_core.checkpoints.checkpoint import Checkpoint
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
 from grpo_core.saving import model_file
@@ -105,22 +106,34 @@ def train_policy(
             checkpoints.lineage = go_on(model, before, judge, stop_rules, progress)
         elif init is not None:
             checkpoints.lineage = begin_from(model, config, init)
-        n_left = max(0, config.total_timesteps - model.num_timesteps)
-        if before is not None and FINISHED in before.attachments:
-            n_left = 0  # a rule ended it earlier
         begun = time.monotonic()
-        try:
-            model.learn(n_left, callbacks, reset_num_timesteps=before is None)
-            if stop_rules.ended_by == "stop":
-                checkpoints.publish()
-        except BaseException:
-            checkpoints.publish()
-            raise
+        _learn(model, config, callbacks, before, stop_rules, checkpoints)
         training_seconds = time.monotonic() - begun
         model.logger.dump(model.num_timesteps)  # what the last update measured
         if judge is not None:
             judge.evaluate_last()
         return _finish(model, config, evaluator, judge, training_seconds, stop_rules, progress, checkpoints)
+
+
+def _learn(
+    model: GRPO,
+    config: TrainConfig,
+    callbacks: list[BaseCallback],
+    before: Checkpoint | None,
+    stop_rules: StopRules,
+    checkpoints: CheckpointCallback,
+) -> None:
+    """Take the steps that are left; what a stop or an error interrupts can go on from the latest checkpoint."""
+    n_left = max(0, config.total_timesteps - model.num_timesteps)
+    if before is not None and FINISHED in before.attachments:
+        n_left = 0  # a rule may have ended it earlier
+    try:
+        model.learn(n_left, callbacks, reset_num_timesteps=before is None)
+    except BaseException:
+        checkpoints.publish()
+        raise
+    if stop_rules.ended_by == "stop":
+        checkpoints.publish()
 
 
 def _finish(
