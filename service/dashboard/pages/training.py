@@ -156,7 +156,7 @@ class _Jobs:
             await run_in_threadpool(get_service().resume_job, job.job_id)
         except ServiceError as error:
             show_error(error.detail)
-        # The next refresh shows it: the row that this button belongs to is then replaced, and with it this call's place.
+        # The next refresh shows it, and replaces the row that this button belongs to, and with it this call's place.
 
 
 def _make_empty() -> ui.element:
