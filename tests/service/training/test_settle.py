@@ -394,7 +394,8 @@ class TestPresets:
         assert config.n_steps == preset.arguments["n_steps"]
 
     def test_each_setting_says_who_chose_it(self) -> None:
-        request = {"env_name": "Pendulum-v1", "preset": "HalfCheetah-v5", "n_epochs": 3, "target_kl": None, "group_size": 4}
+        changes = {"n_epochs": 3, "target_kl": None, "group_size": 4}
+        request = {"env_name": "Pendulum-v1", "preset": "HalfCheetah-v5", **changes}
         plan = make_plan(**request)
         assert plan.config_origins.keys() == type(plan.config).model_fields.keys()
         by_request = {name for name, origin in plan.config_origins.items() if origin == "request"}
