@@ -105,7 +105,7 @@ def make_ablation(task: Task) -> str:
 
 
 def make_summary() -> str:
-    """Return the table of the tasks that GRPO's preset was run on, beside the best of PPO's settings."""
+    """Return the table of the tasks that GRPO's preset was run on, beside the best of PPO's settings that were."""
     lines = [
         "| task | steps | GRPO, preset | worst seed | GRPO, general preset | best PPO | its settings | missed |",
         "|---|---|---|---|---|---|---|---|",
@@ -113,16 +113,19 @@ def make_summary() -> str:
     for task in TASKS:
         finished = read_runs(get_path(task.env_name))
         runs = {name: select_runs(make_specs(task, name, task.n_seeds), finished) for name in METHODS}
+        if not runs["grpo"]:
+            continue
         ppo = [name for name in PPO_METHODS if runs[name]]
-        if runs["grpo"] and ppo:
-            best = max(ppo, key=lambda name: float(compute_iqm(get_scores(runs[name]))))
-            grpo, general, peer = (format_score(runs[name], task.n_decimals) for name in ("grpo", "grpo_general", best))
-            worst = f"{get_scores(runs['grpo']).min():,.{task.n_decimals}f}"
-            settings = METHODS[best].label.removeprefix("SB3 PPO, ")
-            aims = list_aims(task, runs["grpo"], [runs[name] for name in ppo])
-            missed = "; ".join(aim for aim, is_reached in aims.items() if not is_reached)
-            cells = (task.env_name, f"{task.total_timesteps:,}", grpo, worst, general, peer, settings, missed)
-            lines.append(f"| {' | '.join(cells)} |")
+        best = max(ppo, key=lambda name: float(compute_iqm(get_scores(runs[name]))), default=None)
+        grpo, general, peer = (
+            format_score(runs[name] if name else [], task.n_decimals) for name in ("grpo", "grpo_general", best)
+        )
+        worst = f"{get_scores(runs['grpo']).min():,.{task.n_decimals}f}"
+        settings = METHODS[best].label.removeprefix("SB3 PPO, ") if best else "-"
+        aims = list_aims(task, runs["grpo"], [runs[name] for name in ppo])
+        missed = "; ".join(aim for aim, is_reached in aims.items() if not is_reached)
+        cells = (task.env_name, f"{task.total_timesteps:,}", grpo, worst, general, peer, settings, missed)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -65,6 +65,8 @@ def format_score(runs: Sequence[Run], n_decimals: int) -> str:
     if not runs:
         return "-"
     scores = get_scores(runs)
+    if len(runs) == 1:
+        return f"{scores[0]:,.{n_decimals}f}, 1 seed"
     lower, upper = compute_interval(scores)
     iqm, low, high = (f"{value:,.{n_decimals}f}" for value in (compute_iqm(scores), lower, upper))
     return f"{iqm} [{low}, {high}], {len(runs)} seeds"

@@ -141,6 +141,7 @@ def test_interquartile_mean(scores: list[float], expected: float) -> None:
 
 def test_score_with_its_interval_and_seeds() -> None:
     assert format_score([], 1) == "-"
+    assert format_score(make_runs(1000.0), 1) == "1,000.0, 1 seed"
     assert format_score(make_runs(1000.0, 1000.0), 1) == "1,000.0 [1,000.0, 1,000.0], 2 seeds"
 
 

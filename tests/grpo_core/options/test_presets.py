@@ -14,7 +14,10 @@ from grpo_core.options.presets import Preset, get_preset, list_presets
 
 ENV_IDS = list_presets()
 # Optional packages.
-NEEDS = {"LunarLander-v3": "Box2D", "Hopper-v5": "mujoco"}
+NEEDS = {
+    "LunarLander-v3": "Box2D",
+    **dict.fromkeys(("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5"), "mujoco"),
+}
 
 
 def get(env_id: str) -> Preset:

@@ -163,6 +163,6 @@ def test_an_environment_names_the_wrappers_that_make_it_fit(client: TestClient) 
     assert described["obstacle"].endswith('Over HTTP: "wrappers": ["flatten"].')
     request = {"env_name": "Blackjack-v1", "total_timesteps": 32, "wrappers": described["wrappers"]}
     assert client.post("/train", json=request).json()["config"]["preset"] == "general-discrete"
-    described = client.get("/environments/MountainCarContinuous-v0").json()
-    assert (described["preset_name"], described["preset"]) == ("general-continuous", None)
-    assert described["env_kwargs"] == {"goal_velocity": 0}
+    described = client.get("/environments/CliffWalking-v1").json()
+    assert (described["preset_name"], described["preset"]) == ("general-discrete", None)
+    assert described["env_kwargs"] == {"is_slippery": False}

@@ -21,6 +21,7 @@ from service.schemas.training import Normalization, TrainConfig, TrainRequest
 from service.training.plan import TrainingPlan
 from service.training.train import build_model
 from tests.conftest import RegisterEnv
+from tests.grpo_core.options.test_presets import NEEDS
 from tests.support import ForgetfulEnv, LineEnv, SpaceEnv, make_plan
 
 
@@ -305,7 +306,7 @@ class TestPresets:
     @pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
     @pytest.mark.parametrize("env_name", list_presets())
     def test_a_preset_is_followed_exactly(self, env_name: str) -> None:
-        pytest.importorskip({"Hopper-v5": "mujoco", "LunarLander-v3": "Box2D"}.get(env_name, "gymnasium"))
+        pytest.importorskip(NEEDS.get(env_name, "gymnasium"))
         config = resolve(env_name=env_name, reward_function_type="environment")
         preset = get_preset(env_name)
         assert preset is not None
@@ -340,7 +341,8 @@ class TestPresets:
             ({"env_name": "Acrobot-v1", "preset": "FrozenLake-v1"}, "FrozenLake-v1"),
             ({"env_name": "CliffWalking-v1"}, "general-discrete"),
             ({"env_name": "Taxi-v4", "group_mode": "episode"}, "general-discrete-episodes"),
-            ({"env_name": "MountainCarContinuous-v0"}, "general-continuous"),
+            ({"env_name": "MountainCarContinuous-v0"}, "MountainCarContinuous-v0"),
+            ({"env_name": "MountainCarContinuous-v0", "preset": "general"}, "general-continuous"),
             ({"env_name": "Acrobot-v1", "preset": "general"}, "general-discrete"),
             ({"env_name": "Acrobot-v1", "preset": "general-continuous"}, "general-continuous"),
             ({"env_name": "CartPole-v1", "preset": "general"}, "general-discrete"),
@@ -392,13 +394,14 @@ class TestPresets:
         assert config.n_steps == preset.arguments["n_steps"]
 
     def test_each_setting_says_who_chose_it(self) -> None:
-        request = {"env_name": "Pendulum-v1", "preset": "Hopper-v5", "n_epochs": 3, "target_kl": None, "group_size": 4}
+        changes = {"n_epochs": 3, "target_kl": None, "group_size": 4}
+        request = {"env_name": "Pendulum-v1", "preset": "HalfCheetah-v5", **changes}
         plan = make_plan(**request)
         assert plan.config_origins.keys() == type(plan.config).model_fields.keys()
         by_request = {name for name, origin in plan.config_origins.items() if origin == "request"}
         by_preset = {name for name, origin in plan.config_origins.items() if origin == "preset"}
         assert by_request == request.keys() - {"target_kl"}
-        preset = get_preset("Hopper-v5")
+        preset = get_preset("HalfCheetah-v5")
         assert preset is not None
         said = {**preset.arguments, **preset.arguments["policy_kwargs"]}.keys() - {"policy_kwargs"}
         assert by_preset == (said | {"total_timesteps", "normalize", "lr_schedule"}) - by_request
