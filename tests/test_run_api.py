@@ -125,7 +125,8 @@ def test_a_signal_ends_the_server_cleanly_and_keeps_the_policy_in_training(
     assert status == 0, errors
     wait_until(lambda: not any(map(is_alive, workers)), 5.0)
     assert "Traceback" not in errors
-    assert sorted(file.name for file in (tmp_path / "models").iterdir()) == [".jobs.sqlite3", ".lock", "m.zip"]
+    left = {file.name for file in (tmp_path / "models").iterdir()}
+    assert left - {".checkpoints"} == {".jobs.sqlite3", ".lock", "m.zip"}  # a stop keeps what was taken before it
     assert GRPO.load(tmp_path / "models" / "m.zip").num_timesteps > 100
 
 
