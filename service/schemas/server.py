@@ -25,7 +25,11 @@ class ReadyState(BaseModel):
     """The server can take work."""
 
     status: Literal["ready"]
-    warnings: list[str] = Field([], description="What works all the same but not as it should, in words.")
+    warnings: list[str] = Field(
+        [],
+        description="What works all the same but not as it should, in words.",
+        examples=[["the jobs' file cannot be written (disk full)"]],
+    )
 
 
 class ServerInfo(BaseModel):

@@ -72,6 +72,8 @@ LEFT_OPEN = HYPERPARAMETERS.keys() - {"learning_rate", "n_steps", "batch_size", 
     "stop_reward",
     "patience",
     "max_seconds",
+    "checkpoint_every",
+    "init_model",
 }
 
 
@@ -91,6 +93,10 @@ def accepts_observation(observation: Any) -> bool:
 
 def test_an_empty_training_request_has_the_documented_defaults() -> None:
     assert TrainRequest().model_dump() == {
+        "checkpoint_every": None,
+        "max_restarts": 1,
+        "init_model": None,
+        "replace": True,
         "env_name": "CartPole-v1",
         "total_timesteps": 10_000,
         "learning_rate": 3e-4,

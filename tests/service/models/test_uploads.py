@@ -157,7 +157,7 @@ class TestUploading:
         self, client: TestClient, contents: list[bytes], settings: Settings, name: str
     ) -> None:
         get_detail(upload(client, contents[0], name), 422)
-        assert [file.name for file in settings.models_dir.iterdir()] == []
+        assert list(settings.models_dir.glob("[!.]*")) == []
 
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_a_name_that_a_job_will_save_under_is_refused(
@@ -264,7 +264,7 @@ class TestUnusableFiles:
         for name in ("m", "other"):
             get_detail(upload(client, make(contents[1], tmp_path), name, overwrite=True), 400)
         assert get_sha256(client) == hashlib.sha256(contents[0]).hexdigest()
-        assert [file.name for file in settings.models_dir.iterdir()] == ["m.zip"]
+        assert [file.name for file in settings.models_dir.glob("[!.]*")] == ["m.zip"]
 
     @hypothesis_settings(
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150

@@ -77,6 +77,10 @@ class TestResolvingTheConfiguration:
             "stop_reward": None,
             "patience": None,
             "max_seconds": None,
+            "checkpoint_every": None,
+            "max_restarts": 1,
+            "init_model": None,
+            "replace": True,
             "tensorboard_log": False,
         }
 
@@ -136,10 +140,18 @@ class TestResolvingTheConfiguration:
             "stop_reward": -1e9,
             "patience": 1000,
             "max_seconds": 0.001,
+            "checkpoint_every": 100,
+            "max_restarts": 0,
+            "replace": False,
             "tensorboard_log": True,
         }
         unsaid = {name: row.default for name, row in HYPERPARAMETERS.items() if name not in request}
-        assert resolve(**request).model_dump() == {**request, **unsaid, "reward_function_type": None}
+        assert resolve(**request).model_dump() == {
+            **request,
+            **unsaid,
+            "reward_function_type": None,
+            "init_model": None,
+        }
 
     @pytest.mark.parametrize(
         "request_",

@@ -214,6 +214,7 @@ def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
     # The two lists leave out names and what cannot be chosen here.
     left_out = {"env_name", "preset", "reward_function_type", "reward_functions", "model_name", "device"}
     rules = {"eval_freq", "n_eval_episodes", "keep_best", "stop_reward", "patience", "max_seconds", "tensorboard_log"}
+    rules |= {"checkpoint_every", "max_restarts", "init_model", "replace"}
     assert TrainConfig.model_fields.keys() == settings.keys() | others.keys() | left_out | rules
 
 
