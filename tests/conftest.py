@@ -69,8 +69,11 @@ SLOW_TESTS = (
 )
 
 torch.set_num_threads(1)
-# What a shell starts in the background ignores Ctrl-C, and so would every program that a test starts and interrupts.
+# What a shell starts in the background ignores Ctrl-C and Ctrl-\, and under nohup a hang-up, and so would every program
+# that a test starts and ends by these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_number, signal.SIG_DFL)
 # A shared machine may stall any example, and what makes them up, for longer than Hypothesis allows by default.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
