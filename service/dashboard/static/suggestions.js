@@ -68,7 +68,12 @@ globalThis.grpoSuggestions = (() => {
   };
 
   const isOurs = (target) => lists.has(target?.id);
-  document.addEventListener("input", (event) => event.isTrusted && isOurs(event.target) && open(event.target));
+  let early = null; // a field in which something was typed before its suggestions had come
+  document.addEventListener("input", (event) => {
+    if (!event.isTrusted) return;
+    early = isOurs(event.target) ? null : event.target;
+    if (!early) open(event.target);
+  });
   document.addEventListener("click", (event) => {
     const field = event.target.closest?.(".q-field")?.querySelector("input");
     if (isOurs(field)) input === field ? close() : open(field);
@@ -85,7 +90,8 @@ globalThis.grpoSuggestions = (() => {
     if (!isOurs(field) || event.isComposing) return;
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();
-      if (input !== field) return open(field);
+      if (input !== field) open(field);
+      if (!input) return;
       const n = popup.children.length, step = event.key === "ArrowDown" ? 1 : -1;
       mark(active < 0 && step < 0 ? n - 1 : (active + step + n) % n);
     } else if (input === field && event.key === "Escape") {
@@ -101,5 +107,9 @@ globalThis.grpoSuggestions = (() => {
     }
   }, true);
 
-  return { set: (id, names) => lists.set(id, names) };
+  const set = (id, names) => {
+    lists.set(id, names);
+    if (early?.id === id && document.activeElement === early) open(early);
+  };
+  return { set };
 })();

@@ -355,6 +355,7 @@ def test_the_environment_that_is_typed_is_trained(page: Page, registry: JobRegis
 def test_a_suggestion_is_taken_with_the_arrow_keys(page: Page) -> None:
     page.open("new")
     field = fill(page, "env_name", "lake")
+    page.find("#suggestions li")
     page.press(Keys.ARROW_DOWN)
     assert page.find("#suggestions [aria-selected=true]").text == "FrozenLake-v1"
     page.press(Keys.ENTER)
