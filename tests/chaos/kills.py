@@ -1,5 +1,8 @@
 """Kill the server, its workers and the process they are forked from at random instants, and look for what is lost.
 
+In the end every job that was interrupted is resumed. All jobs of one seed and length, whether they were interrupted or
+not, must end with the same model.
+
 ``python -m tests.chaos.kills --kills 200`` prints one JSON report and ends with status 1 if anything was lost.
 """
 
@@ -17,8 +20,9 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -34,18 +38,26 @@ _ORPHAN_SECONDS = 5.0
 _START_SECONDS = 60.0
 # Of four kills, one is of a worker, one of the forkserver, and two are of the server.
 _TARGETS = ("server", "worker", "server", "forkserver")
-_MAX_PAUSE_SECONDS = 2.0
+# Mostly while workers start and train their first steps, at times when there are checkpoints.
+_MAX_PAUSE_SECONDS = (2.0, 2.0, 2.0, 8.0)
+# The last ones are of one to some seconds, most of which are killed under way.
+LENGTHS = (64, 256, 1024, 16_384, 65_536)
+_N_SEEDS = 3
+_RESUME_SECONDS = 300.0
 
 
 class Ledger:
     """What clients were told: the jobs they know, and the files of those that they saw completed."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lock, self.lengths = threading.Lock(), lengths
         self.seen: set[str] = set()
         self.completed: dict[str, tuple[str, str]] = {}
         self.uploaded: dict[str, set[str]] = {}
         self.n_acknowledged = 0
+        #: What trainings of each seed and length ended with.
+        self.outcomes: dict[tuple[int, int], set[str]] = {}
+        self.n_interrupted, self.n_resumed_midway = 0, 0
 
 
 class Clients:
@@ -76,7 +88,8 @@ class Clients:
     def _train(self) -> None:
         while not self._ending.is_set():
             with suppress(OSError, ValueError, HTTPException):  # the server is dead, or refuses
-                body = {"total_timesteps": random.choice([64, 256, 1024]), "n_eval_episodes": 0}
+                body = {"total_timesteps": random.choice(self._ledger.lengths), "seed": random.randrange(_N_SEEDS)}
+                body |= {"n_eval_episodes": 0, "checkpoint_every": 1024}
                 job_id = self.call("/train", json.dumps(body).encode())["job_id"]
                 with self._ledger.lock:
                     self._ledger.seen.add(job_id)
@@ -158,20 +171,54 @@ def find_losses(clients: Clients, ledger: Ledger, models_dir: Path, start: float
     return losses
 
 
+def resume_all(clients: Clients, ledger: Ledger) -> Counter[str]:
+    """Resume every job that was interrupted, and count those that do not complete."""
+    losses: Counter[str] = Counter()
+    failed = [job for job in clients.call("/training/jobs")["jobs"] if job["status"] == "failed"]
+    ledger.n_interrupted = len(failed)
+    for job in failed:
+        path = f"/training/{job['job_id']}"
+        ledger.n_resumed_midway += clients.call(f"{path}/status")["checkpoint"] is not None
+        clients.call(f"{path}/resume", b"")
+        deadline = time.monotonic() + _RESUME_SECONDS
+        while clients.call(f"{path}/status")["status"] in ("queued", "running") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        losses["interrupted jobs that resume to no end"] += clients.call(f"{path}/status")["status"] != "completed"
+    return losses
+
+
+def compare_outcomes(clients: Clients, ledger: Ledger, models_dir: Path) -> Counter[str]:
+    """Count the trainings of one seed and length that did not all end with the same model, but for its name."""
+    for job in clients.call("/training/jobs")["jobs"]:
+        status = clients.call(f"/training/{job['job_id']}/status")
+        if status["status"] == "completed":
+            training = status["config"]["seed"], status["config"]["total_timesteps"]
+            content = _hash_but_for_name(models_dir / f"{status['model_name']}.zip", status["model_name"])
+            ledger.outcomes.setdefault(training, set()).add(content)
+    return Counter({"trainings that end with another model": sum(len(each) > 1 for each in ledger.outcomes.values())})
+
+
+def _hash_but_for_name(file: Path, name: str) -> str:
+    with zipfile.ZipFile(file) as archive:
+        members = [archive.read(member).replace(name.encode(), b"") for member in archive.namelist()]
+    return hashlib.sha256(b"".join(members)).hexdigest()
+
+
 def count_orphans(processes: list[psutil.Process]) -> int:
     """Count the processes of a dead server that outlive it by five seconds."""
     _, alive = psutil.wait_procs(processes, _ORPHAN_SECONDS)
     return sum(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in alive)
 
 
-def run(n_kills: int, seed: int, loses: bool = False) -> dict[str, Any]:
+def run(n_kills: int, seed: int, loses: bool = False, lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
     """Kill so many processes, and report.
 
     :param loses: Whether to lose the jobs' file and cut a model between two servers, which must be found.
+    :param lengths: The jobs' steps, drawn from these.
     """
     draw = random.Random(seed)
     begun = time.monotonic()
-    ledger, kills, losses = Ledger(), Counter[str](), Counter[str]()
+    ledger, kills, losses = Ledger(lengths), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         models_dir = Path(folder) / "models"
         while sum(kills.values()) < n_kills:
@@ -186,7 +233,9 @@ def run(n_kills: int, seed: int, loses: bool = False) -> dict[str, Any]:
                 _lose(models_dir)
         port, start = _find_port(), time.time()
         with serve(models_dir, port):
-            losses |= find_losses(Clients(port, ledger, models_dir), ledger, models_dir, start)
+            clients = Clients(port, ledger, models_dir)
+            losses |= find_losses(clients, ledger, models_dir, start)
+            losses |= resume_all(clients, ledger) | compare_outcomes(clients, ledger, models_dir)
     return {
         "suite": "kills",
         "seed": seed,
@@ -194,6 +243,9 @@ def run(n_kills: int, seed: int, loses: bool = False) -> dict[str, Any]:
         "jobs seen": len(ledger.seen),
         "jobs seen completed": len(ledger.completed),
         "uploads acknowledged": ledger.n_acknowledged,
+        "interrupted jobs resumed": ledger.n_interrupted,
+        "of which from a checkpoint": ledger.n_resumed_midway,
+        "trainings compared": len(ledger.outcomes),
         "losses": {name: n for name, n in losses.items() if n},
         "seconds": round(time.monotonic() - begun),
         "versions": {"grpo": __version__, "python": platform.python_version(), "sqlite": sqlite3.sqlite_version},
@@ -207,7 +259,7 @@ def _kill(server: psutil.Popen, draw: random.Random, kills: Counter[str], losses
         target = draw.choice(_TARGETS)
         if target == "server" and not list_processes(server, "worker"):
             _wait_for(server, "worker")
-        time.sleep(draw.uniform(0.0, _MAX_PAUSE_SECONDS))
+        time.sleep(draw.uniform(0.0, draw.choice(_MAX_PAUSE_SECONDS)))
         if target == "server":
             family = server.children(recursive=True)
             server.send_signal(signal.SIGKILL)
