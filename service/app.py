@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from anyio import CapacityLimiter
@@ -11,6 +12,7 @@ from grpo_core.saving.model_file import ModelFileError
 from service.environments.catalogue import Catalogue
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.jobs.checkpoints import CheckpointFolder
+from service.jobs.client_jobs import ClientJobs, JobLimits
 from service.jobs.events import EventStreams
 from service.jobs.job import Job
 from service.jobs.journal import open_journal
@@ -77,6 +79,8 @@ class Service:
             max_kept_days=settings.max_kept_days,
             recorder=JobRecorder(*open_journal(settings.models_dir)),
         )
+        limits = JobLimits(settings.client_active_jobs, settings.client_job_timesteps, settings.client_job_seconds)
+        self._client_jobs = ClientJobs(limits, self.registry.is_active) if settings.limits_clients else None
         self.short_tasks = ShortTasks(self.executor, settings.task_seconds, self.closing)
         # Separate from the tasks above, so that plans never wait for evaluations and films, nor these for plans. As
         # many plans may wait as jobs, in threads of their own, so that a slow environment delays no other request.
@@ -102,23 +106,36 @@ class Service:
         self.readiness_limiter = CapacityLimiter(1)
         self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
 
-    def start_job(self, request: TrainRequest) -> Job:
+    def start_job(self, request: TrainRequest, client: str | None = None) -> Job:
         """Plan a training job and queue it. It may take seconds, so call it in a thread of ``planning_limiter``.
 
+        :param client: The address that it is counted for; None for the operator's own, which are not.
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ConflictError: If an active job will save under the same name.
         :raises ServiceError: Whatever ``JobRegistry.submit`` and ``ShortTasks.run`` raise.
         """
+        if client is None or self._client_jobs is None:
+            return self._start_job(request)
+        request = self._client_jobs.limits.restrict(request)
+        return self._client_jobs.start(client, partial(self._start_job, request))
+
+    def _start_job(self, request: TrainRequest) -> Job:
         self.registry.check_room(request.model_name)
         return self.registry.submit(self.plan(request))
 
-    def resume_job(self, job_id: str) -> Job:
+    def resume_job(self, job_id: str, client: str | None = None) -> Job:
         """Queue a job again that was stopped or failed, perhaps with an earlier server.
 
+        :param client: As in ``start_job``.
         :raises NotFoundError: If it never existed or has been forgotten.
         :raises ConflictError: If it cannot go on, or what it was trained with is no longer there.
         :raises ServiceError: Whatever ``JobRegistry.resume`` raises.
         """
+        if client is None or self._client_jobs is None:
+            return self._resume_job(job_id)
+        return self._client_jobs.start(client, partial(self._resume_job, job_id))
+
+    def _resume_job(self, job_id: str) -> Job:
         job = self.registry.get(job_id)
         self.registry.resume(job, self._planner.find_rewards(job.config))
         return job

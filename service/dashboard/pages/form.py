@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from anyio import to_thread
@@ -12,7 +13,7 @@ from nicegui import ui
 from pydantic import ValidationError
 
 from grpo_core.options.hyperparameters import list_group
-from service.dashboard.current_service import get_service
+from service.dashboard.current_service import get_client, get_service
 from service.dashboard.pages.form_fields import Field, FieldInput, list_fields
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
@@ -231,9 +232,8 @@ class _Form:
                 return
         set_attributes(self._start, disabled=True)
         try:
-            await to_thread.run_sync(
-                self._service.start_job, self._make_request(), limiter=self._service.planning_limiter
-            )
+            start = partial(self._service.start_job, self._make_request(), get_client())
+            await to_thread.run_sync(start, limiter=self._service.planning_limiter)
         except ServiceError as error:
             set_attributes(self._start, disabled=None)
             field = self._find_field(error.detail)

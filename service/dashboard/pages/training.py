@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.current_service import get_service
+from service.dashboard.current_service import get_client, get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
@@ -153,7 +153,7 @@ class _Jobs:
 
     async def _resume(self, job: Job) -> None:
         try:
-            await run_in_threadpool(get_service().resume_job, job.job_id)
+            await run_in_threadpool(get_service().resume_job, job.job_id, get_client())
         except ServiceError as error:
             show_error(error.detail)
         # The next refresh shows it, and replaces the row that this button belongs to, and with it this call's place.

@@ -1,14 +1,12 @@
-"""What one client may take: wrong keys, and, where strangers can reach the server, requests, uploads and jobs.
+"""What one client may send: wrong keys, and, where strangers can reach the server, requests, uploads and jobs.
 
 Clients are told apart by their addresses: a key is shared by all who know it.
 """
 
 import ipaddress
 import math
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,10 +15,9 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 from starlette.types import Scope
 
-from service.errors import InvalidRequestError, Problem, QueueFullError
+from service.errors import Problem
 from service.http.limits.bodies import is_upload
 from service.http.problems import Refusal
-from service.schemas.training import TrainRequest
 from service.settings import Settings
 
 # Of wrong keys a minute: 30 in headers, which programs repeat on one path after the other, or 10 at the login.
@@ -54,7 +51,7 @@ class GuessLimit:
 
 
 class ClientLimits:
-    """Limits each client's requests, uploads and jobs.
+    """Limits how many requests, uploads and new jobs each client may send.
 
     :param settings: The limits.
     """
@@ -67,9 +64,6 @@ class ClientLimits:
         self._per_second = RateLimitItemPerSecond(settings.client_requests_per_second)
         self._jobs_per_minute = RateLimitItemPerMinute(settings.client_jobs_per_minute)
         self._bytes_per_hour = RateLimitItemPerHour(settings.client_upload_bytes_per_hour)
-        # Guards what is below.
-        self._lock = threading.Lock()
-        self._active: dict[str, set[str]] = defaultdict(set)
 
     def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         """Count a request; return a refusal if its client has sent too many.
@@ -94,47 +88,6 @@ class ClientLimits:
             wait = _hit(self._requests, self._bytes_per_hour, client, max(1, n_bytes))
             return None if wait is None else _refuse(wait, f"{self._bytes_per_hour.amount} bytes of uploads per hour")
         return None
-
-    def restrict_job(self, request: TrainRequest) -> TrainRequest:
-        """Return a request for a job that takes no longer than one client's may.
-
-        :raises InvalidRequestError: If it asks for more.
-        """
-        most_steps, most_seconds = self._settings.client_job_timesteps, self._settings.client_job_seconds
-        if request.total_timesteps > most_steps:
-            raise InvalidRequestError(
-                f"total_timesteps {request.total_timesteps} is more than the {most_steps} that a job may take here "
-                "(GRPO_CLIENT_JOB_TIMESTEPS); ask for fewer."
-            )
-        if request.max_seconds is not None and request.max_seconds > most_seconds:
-            raise InvalidRequestError(
-                f"max_seconds {request.max_seconds:g} is more than the {most_seconds:g} that a job may take here "
-                "(GRPO_CLIENT_JOB_SECONDS); ask for fewer."
-            )
-        return request if request.max_seconds is not None else request.model_copy(update={"max_seconds": most_seconds})
-
-    def check_active(self, scope: Scope, is_active: Callable[[str], bool]) -> None:
-        """Refuse another job of a client that has enough of them.
-
-        :param is_active: Tells whether a job is running or queued, by its id.
-        :raises QueueFullError: If it has.
-        """
-        with self._lock:
-            for client, job_ids in list(self._active.items()):
-                job_ids -= {job_id for job_id in job_ids if not is_active(job_id)}
-                if not job_ids:
-                    del self._active[client]
-            n_active = len(self._active.get(find_client(scope), ()))
-        if n_active >= self._settings.client_active_jobs:
-            raise QueueFullError(
-                f"{n_active} of your jobs are running or queued, as many as one client may have "
-                "(GRPO_CLIENT_ACTIVE_JOBS); try again when one has ended."
-            )
-
-    def note_job(self, scope: Scope, job_id: str) -> None:
-        """Remember whose job it is."""
-        with self._lock:
-            self._active[find_client(scope)].add(job_id)
 
 
 def find_peer(scope: Scope) -> str:

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.app import Service
 from service.http import examples
-from service.http.limits.clients import ClientLimits
+from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors
 from service.jobs.job import Job
 from service.jobs.learning_curve import Theme, draw_curve
@@ -48,14 +48,8 @@ async def start_training(
     request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
 ) -> TrainResponse:
     """Start a training job and return at once; every field, and the body itself, is optional."""
-    request = request or TrainRequest()
-    limits: ClientLimits | None = http_request.app.state.client_limits
-    if limits is not None:
-        request = limits.restrict_job(request)
-        limits.check_active(http_request.scope, service.registry.is_active)
-    job = await to_thread.run_sync(partial(service.start_job, request), limiter=service.planning_limiter)
-    if limits is not None:
-        limits.note_job(http_request.scope, job.job_id)
+    start = partial(service.start_job, request or TrainRequest(), find_client(http_request.scope))
+    job = await to_thread.run_sync(start, limiter=service.planning_limiter)
     return TrainResponse(
         job_id=job.job_id,
         message="Training started",
@@ -153,11 +147,6 @@ async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
 @router.post("/training/{job_id}/resume", responses=errors(403, 404, 409))
 async def resume_training(job_id: JobId, service: CurrentService, http_request: Request) -> ResumeResponse:
     """Let a stopped or failed job go on from its checkpoint; without one it begins again."""
-    limits: ClientLimits | None = http_request.app.state.client_limits
-    if limits is not None:
-        limits.check_active(http_request.scope, service.registry.is_active)
-    job = await run_in_threadpool(service.resume_job, job_id)
-    if limits is not None:
-        limits.note_job(http_request.scope, job.job_id)
+    job = await run_in_threadpool(service.resume_job, job_id, find_client(http_request.scope))
     timesteps = job.describe().current_timesteps
     return ResumeResponse(message="Training resumed", job_id=job.job_id, timesteps=timesteps, config=job.config)

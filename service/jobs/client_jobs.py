@@ -1,0 +1,88 @@
+"""The jobs of each client, and how long one may take, where strangers can reach the server."""
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.errors import InvalidRequestError, QueueFullError
+from service.jobs.job import Job
+from service.schemas.training import TrainRequest
+
+
+@dataclass(frozen=True)
+class JobLimits:
+    """What one client may take.
+
+    :param n_active: Jobs that may run or wait at a time, > 0.
+    :param timesteps: Simulator steps of one job, > 0.
+    :param seconds: Seconds of one job's training, > 0.
+    """
+
+    n_active: int
+    timesteps: int
+    seconds: float
+
+    def restrict(self, request: TrainRequest) -> TrainRequest:
+        """Return a request for a job that takes no longer than one may.
+
+        :raises InvalidRequestError: If it asks for more.
+        """
+        if request.total_timesteps > self.timesteps:
+            raise InvalidRequestError(
+                f"total_timesteps {request.total_timesteps} is more than the {self.timesteps} that a job may take here "
+                "(GRPO_CLIENT_JOB_TIMESTEPS); ask for fewer."
+            )
+        if request.max_seconds is not None and request.max_seconds > self.seconds:
+            raise InvalidRequestError(
+                f"max_seconds {request.max_seconds:g} is more than the {self.seconds:g} that a job may take here "
+                "(GRPO_CLIENT_JOB_SECONDS); ask for fewer."
+            )
+        return request if request.max_seconds is not None else request.model_copy(update={"max_seconds": self.seconds})
+
+
+class ClientJobs:
+    """Counts the jobs of each client that are being planned, wait or run. Safe to use from any thread.
+
+    :param limits: What each client may take.
+    :param is_active: Tells whether a job runs or waits, by its id.
+    """
+
+    def __init__(self, limits: JobLimits, is_active: Callable[[str], bool]) -> None:
+        self.limits, self._is_active = limits, is_active
+        # Guards what is below.
+        self._lock = threading.Lock()
+        self._starting: Counter[str] = Counter()
+        self._active: dict[str, set[str]] = defaultdict(set)
+
+    def start(self, client: str, start: Callable[[], Job]) -> Job:
+        """Start a job of a client, or resume one.
+
+        :param start: Does so, and returns the job.
+        :raises QueueFullError: If the client has enough of them.
+        """
+        with self._lock:
+            self._forget_ended()
+            n_jobs = len(self._active.get(client, ())) + self._starting[client]
+            if n_jobs >= self.limits.n_active:
+                raise QueueFullError(
+                    f"{n_jobs} of your jobs are running or queued, as many as one client may have "
+                    "(GRPO_CLIENT_ACTIVE_JOBS); try again when one has ended."
+                )
+            self._starting[client] += 1
+        try:
+            job = start()
+            with self._lock:
+                self._active[client].add(job.job_id)
+        finally:
+            with self._lock:
+                self._starting[client] -= 1
+                if not self._starting[client]:
+                    del self._starting[client]
+        return job
+
+    def _forget_ended(self) -> None:
+        for client, job_ids in list(self._active.items()):
+            job_ids -= {job_id for job_id in job_ids if not self._is_active(job_id)}
+            if not job_ids:
+                del self._active[client]
