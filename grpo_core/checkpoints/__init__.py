@@ -1,1 +1,6 @@
 """A training under way, in a file from which it goes on as if it had never been interrupted."""
+
+from grpo_core.saving import model_file
+
+# More than the model, its reference, its best one and the largest state that is described.
+MAX_FILE_BYTES = 4 * model_file.MAX_FILE_BYTES

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, unwrap_vec_normalize
 
+from grpo_core.checkpoints import MAX_FILE_BYTES
 from grpo_core.checkpoints.objects import Node, Reader, UnknownObjectError, Writer, list_packages
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.archive import AnchorArchive
@@ -36,10 +37,6 @@ from grpo_core.update.policies import copy_policy
 
 FORMAT = "grpo-checkpoint/1"
 _FACTS_MEMBER, _MODEL_MEMBER, _ATTACHED = "checkpoint.json", "model.zip", "attachments/"
-# More than the model, its reference, its best one and the largest state that is described.
-MAX_FILE_BYTES = 4 * model_file.MAX_FILE_BYTES
-
-
 # Objects looked at in each environment, and those that a state always holds itself.
 _MAX_SEARCHED = 2_000
 _HELD = (bool, int, float, str, bytes, list, tuple, dict, set, np.ndarray, np.generic)
@@ -190,7 +187,9 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
         return checkpoint.caveat
     try:
         _restore_simulators(model, facts["simulators"], checkpoint.arrays)
-    except (UnknownObjectError, NotBranchableError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (
+        UnknownObjectError, NotBranchableError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
+    ) as error:  # fmt: skip  # what a description that does not fit leads to
         model._collector.restart()
         reason = f"the simulators' states do not fit these environments ({type(error).__name__}: {error})"
         return Caveat(reason, is_certain=True)

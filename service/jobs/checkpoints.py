@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from grpo_core.checkpoints import MAX_FILE_BYTES
 from grpo_core.saving.model_file import write_atomic
 from service.schemas.jobs import JobCheckpoint
 
@@ -16,6 +17,10 @@ _FOLDER = ".checkpoints"
 _SUFFIX = ".zip"
 # As service.training.checkpoint_callback names it; the server must not import what imports torch.
 _FINISHED = "attachments/finished"
+_FACTS = "checkpoint.json"
+# What reading a damaged file ends with.
+_DAMAGE = (OSError, zipfile.BadZipFile, LookupError, ValueError, TypeError, OverflowError, NotImplementedError,
+           RecursionError, RuntimeError, EOFError)  # fmt: skip
 
 
 class CheckpointFolder:
@@ -36,16 +41,19 @@ class CheckpointFolder:
         write_atomic(self._path(job_id), content)
 
     def read(self, job_id: str) -> bytes | None:
-        """Return a job's checkpoint; None if there is none."""
+        """Return a job's checkpoint; None if there is none that was written here."""
+        path = self._path(job_id)
         with suppress(OSError):
-            return self._path(job_id).read_bytes()
+            return path.read_bytes() if path.stat().st_size <= MAX_FILE_BYTES else None
         return None
 
     def describe(self, job_id: str) -> JobCheckpoint | None:
         """Describe a job's checkpoint; None if there is none that can be read."""
         path = self._path(job_id)
-        with suppress(OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError), zipfile.ZipFile(path) as archive:
-            facts = json.loads(archive.read("checkpoint.json"))
+        with suppress(*_DAMAGE), zipfile.ZipFile(path) as archive:
+            if archive.getinfo(_FACTS).compress_type != zipfile.ZIP_STORED:
+                return None  # no checkpoint's are compressed, and what these unpack to has no bound
+            facts = json.loads(archive.read(_FACTS))
             note, is_certain = facts["caveat"] or (None, None)
             exact = True if note is None else False if is_certain else None
             created_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
@@ -57,7 +65,7 @@ class CheckpointFolder:
         content = self.read(job_id)
         if content is None:
             return None
-        with suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with suppress(*_DAMAGE), zipfile.ZipFile(io.BytesIO(content)) as archive:
             return archive.read(_FINISHED)
         return None
 

@@ -1,0 +1,104 @@
+"""Keep a training in a file while it runs, and go on from that file after whatever ended it."""
+
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from grpo_core.checkpoints import MAX_FILE_BYTES, checkpoint
+from grpo_core.checkpoints.checkpoint import CheckpointError
+from grpo_core.options.hyperparameters_json import hyperparameters_to_json
+from grpo_core.saving.model_file import write_atomic
+
+# Of the arguments: what does not change a training under way, whose random generators are in its checkpoint.
+_WITHOUT_EFFECT = {"seed", "verbose", "tensorboard_log"}
+
+
+class KeepCheckpoint(BaseCallback):
+    """Keeps the latest checkpoint of a ``GRPO`` in one file while it trains.
+
+    The file is replaced at once, between two rollouts, so that a reader finds the last checkpoint or the one before.
+
+    :param path: The file.
+    :param every_steps: Simulator steps between two checkpoints, > 0; None goes by the clock alone.
+    :param every_seconds: Seconds between two where ``every_steps`` is None, >= 0.
+    :raises ValueError: If one of them is out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        every_steps: int | None = None,
+        every_seconds: float = 60.0,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        if every_steps is not None and every_steps < 1:
+            raise ValueError(f"every_steps={every_steps} is not a number of steps; give 1 or more, or None.")
+        if not every_seconds >= 0.0:
+            raise ValueError(f"every_seconds={every_seconds} is not a duration; give 0 or more.")
+        self.path = Path(path)
+        self._every_steps, self._every_seconds = every_steps, every_seconds
+        self._taken_timesteps, self._taken_at = 0, 0.0
+
+    def _on_training_start(self) -> None:
+        self._taken_timesteps, self._taken_at = self.model.num_timesteps, time.monotonic()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        # Not at the very start: there is nothing to lose yet, and the file may be what training goes on from.
+        if self.model.num_timesteps == self._taken_timesteps:
+            return
+        if self._every_steps is None:
+            is_due = time.monotonic() - self._taken_at >= self._every_seconds
+        else:
+            is_due = self.model.num_timesteps // self._every_steps > self._taken_timesteps // self._every_steps
+        if is_due:
+            write_atomic(self.path, checkpoint.to_bytes(self.model))
+            self._taken_timesteps, self._taken_at = self.model.num_timesteps, time.monotonic()
+
+
+def go_on(model: Any, path: str | os.PathLike[str]) -> int:
+    """Put a training back into a new model, and return how many of its steps are left.
+
+    ``model.learn(n_left, reset_num_timesteps=False)`` then ends with the weights that it would have ended with, bit for
+    bit. Where an environment's state cannot be kept, it goes on with new episodes, and a warning says why.
+
+    :param model: A ``GRPO`` with the same arguments, around new environments of the same make.
+    :param path: A file that ``KeepCheckpoint`` wrote.
+    :return: Simulator steps until the ``total_timesteps`` of the ``learn`` that was interrupted, >= 0.
+    :raises OSError: If the file cannot be read.
+    :raises CheckpointError: If it is damaged, or of another training.
+    """
+    path = Path(path)
+    if (n_bytes := path.stat().st_size) > MAX_FILE_BYTES:
+        raise CheckpointError(f"{path} has {n_bytes} bytes; at most {MAX_FILE_BYTES} are read.")
+    taken = checkpoint.from_bytes(path.read_bytes())
+    _check_arguments(model, taken.model.meta["hyperparameters"])
+    caveat = checkpoint.restore(model, taken)
+    if caveat is not None and caveat.is_certain:
+        warnings.warn(
+            f"training goes on from step {taken.timesteps:,} with new episodes, and so otherwise than it would have: "
+            f"{caveat.reason}.",
+            stacklevel=2,
+        )
+    n_left: int = taken.facts["total_timesteps"] - model.num_timesteps
+    return max(0, n_left)
+
+
+def _check_arguments(model: Any, kept: Mapping[str, Any]) -> None:
+    """Refuse a model that would train otherwise than the one that a checkpoint was taken of."""
+    given = hyperparameters_to_json(model)
+    others = [name for name in kept if name not in _WITHOUT_EFFECT and kept[name] != given.get(name)]
+    if others:
+        here, there = (", ".join(f"{name}={values.get(name)}" for name in others) for values in (given, kept))
+        raise CheckpointError(
+            f"the model has {here}, but the checkpoint is of a training with {there}; make the model with the same "
+            "arguments, or load a saved model to train it on with others."
+        )

@@ -1,0 +1,91 @@
+"""A training that is kept in a file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from grpo import GRPO
+from grpo_core.checkpoints import checkpoint
+from grpo_core.checkpoints.checkpoint import CheckpointError
+from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
+
+TOTAL = 600
+
+
+class Crash(BaseCallback):
+    """Ends training as a power cut would."""
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= 400:
+            raise KeyboardInterrupt
+        return True
+
+
+def make_model(**arguments: Any) -> GRPO:
+    return GRPO("MlpPolicy", "CartPole-v1", seed=1, device="cpu", **arguments)
+
+
+def crash(path: Path, **settings: Any) -> GRPO:
+    model = make_model()
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(TOTAL, [KeepCheckpoint(path, **settings), Crash()])
+    return model
+
+
+@pytest.mark.parametrize("settings", [{"every_steps": 150}, {"every_seconds": 0.0}], ids=["steps", "seconds"])
+def test_a_training_goes_on_from_its_file_to_the_same_weights(tmp_path: Path, settings: dict[str, Any]) -> None:
+    path = tmp_path / "training.zip"
+    crash(path, **settings)
+    whole, resumed = make_model().learn(TOTAL), make_model()
+    n_left = go_on(resumed, path)
+    assert 0 < n_left <= TOTAL - 150
+    assert resumed.num_timesteps == TOTAL - n_left
+    resumed.learn(n_left, KeepCheckpoint(path, **settings), reset_num_timesteps=False)
+    assert resumed.to_bytes() == whole.to_bytes()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_kept_every_so_many_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def to_bytes(model: GRPO) -> bytes:
+        taken.append(model.num_timesteps)
+        return b""
+
+    monkeypatch.setattr(checkpoint, "to_bytes", to_bytes)
+    make_model().learn(TOTAL, KeepCheckpoint(tmp_path / "training.zip", every_steps=250))
+    assert [timesteps // 250 for timesteps in taken] == [1, 2]
+
+
+def test_it_says_why_it_goes_on_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "training.zip"
+    arguments: dict[str, Any] = {"group_mode": "episode", "horizon": None, "n_steps": 64}
+    env = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
+    GRPO("MlpPolicy", env, seed=1, device="cpu", **arguments).learn(300, KeepCheckpoint(path, every_steps=64))
+    env.close()
+    with pytest.warns(UserWarning, match=r"with new episodes.*in other processes"):
+        go_on(make_model(**arguments), path)
+
+
+def test_a_file_of_another_training_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "training.zip"
+    crash(path, every_steps=150)
+    with pytest.raises(CheckpointError, match=r"gamma=0\.9, .* gamma=0\.99;"):
+        go_on(make_model(gamma=0.9), path)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match="damaged"):
+        go_on(make_model(), path)
+    with path.open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match=f"{path} has {2**40} bytes"):
+        go_on(make_model(), path)
+
+
+@pytest.mark.parametrize(("settings", "said"), [({"every_steps": 0}, "every_steps=0"), ({"every_seconds": -1.0}, "-1")])
+def test_settings_out_of_their_range_are_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        KeepCheckpoint(tmp_path / "training.zip", **settings)
