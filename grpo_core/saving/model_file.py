@@ -6,6 +6,7 @@ parameters), ``optimizer`` (such as Adam's moments) and, where a ``VecNormalize`
 statistics). Readers check sizes and shapes before they allocate.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ import struct
 import uuid
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -309,10 +311,15 @@ def _check_saveable(n_meta_bytes: int, n_arrays: int, n_array_bytes: int) -> Non
             raise ModelFileError(f"the model has {n} {what}. At most {most} are read again.")
 
 
+class UnconfirmedWriteError(OSError):
+    """A file is in its place, but may be gone after a power cut."""
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that readers, and a crash at any instant, see the old content or the new, never a mixture.
 
-    :raises OSError: If the disk refuses; the old file is untouched and nothing is left beside it.
+    :raises UnconfirmedWriteError: If the new content is in place, but the disk does not confirm that it stays there.
+    :raises OSError: If the disk refuses otherwise; the old file is untouched and nothing is left beside it.
     """
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
@@ -322,11 +329,22 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what a broken disk does not delete either, the next start of a server does
+            temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UnconfirmedWriteError(error.errno, error.strerror) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that sync no folders
+            raise
     finally:
         os.close(directory)
 

@@ -145,12 +145,17 @@ class ModelStore:
 
         :return: SHA-256 of the file.
         :raises ModelFileError: If it cannot be used; the old file stays.
-        :raises StorageError: If the disk refuses; the old file stays.
+        :raises StorageError: If the disk refuses; the old file stays, unless it says otherwise.
         """
         parsed = model_file.from_bytes(content)
         actor = parsed.make_actor()
         try:
             signature = self.folder.write(name, content)
+        except model_file.UnconfirmedWriteError as error:
+            raise StorageError(
+                f"model '{name}' is in its place, but the disk did not confirm it ({describe_refusal(error)}), so a "
+                "power cut may bring the earlier one back; check the disk, and save it again."
+            ) from error
         except OSError as error:
             raise StorageError(
                 f"model '{name}' cannot be saved ({describe_refusal(error)}); free some space or fix the models folder."
