@@ -1,9 +1,12 @@
 """Evaluate and film saved models."""
 
 import json
+import shutil
 import tempfile
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from cachetools import LRUCache
@@ -22,6 +25,9 @@ from service.workers.task import Task
 MEDIA_TYPES: dict[VideoFormat, str] = {"gif": "image/gif", "mp4": "video/mp4"}
 _MAX_FILM_BYTES = 32 * 2**20
 _MAX_EVALUATIONS = 512
+_FOLDER_PREFIX = "grpo-film-"
+# No film takes so long: a folder of this age is what a killed server has left.
+_LEFTOVER_SECONDS = 86_400.0
 
 
 class Film(NamedTuple):
@@ -54,6 +60,7 @@ class ModelPlayer:
     """
 
     def __init__(self, store: ModelStore, short_tasks: ShortTasks) -> None:
+        _sweep_folders()
         self._store = store
         self._short_tasks = short_tasks
         # Guards the three below.
@@ -105,7 +112,7 @@ class ModelPlayer:
         if film is not None:
             return film
         # Created here, since a killed task could not remove it.
-        with tempfile.TemporaryDirectory(prefix="grpo-film-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, ignore_cleanup_errors=True) as folder:
             task = Task("service.models.episodes:film_policy", (play, video_format, max_steps, folder), play.env_name)
             header, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
         film = Film(content, MEDIA_TYPES[video_format], **json.loads(header))
@@ -147,3 +154,10 @@ def _is_better(trained: EpisodeFigures, random: EpisodeFigures) -> bool:
     if trained.mean_reward_ci95 is None or random.mean_reward_ci95 is None:
         return False
     return trained.mean_reward_ci95[0] > random.mean_reward_ci95[1]
+
+
+def _sweep_folders() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS:
+                shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from PIL import Image
 
 from api import create_app
 from grpo import GRPO
+from grpo_core.options.rewards import REWARD_FUNCTIONS
+from service.app import Service
 from service.settings import Settings
 from tests.support import FloatArray, Gate, LineEnv, forge, list_workers, make_client, make_model, serve, wait_until
 
@@ -476,3 +479,17 @@ def test_an_environment_that_hangs_is_killed_and_leaves_nothing_behind(
         assert not list(tmp_path.glob("grpo-film-*"))
     finally:
         del gym.registry["Line-v0"]
+
+
+def test_what_a_killed_server_left_of_a_film_goes_when_another_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("grpo-film-old", "grpo-film-new", "of-others"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "frame").touch()
+    for name in ("grpo-film-old", "of-others"):
+        os.utime(tmp_path / name, (0, 0))
+    Service(settings, REWARD_FUNCTIONS).close()
+    assert {path.name for path in tmp_path.iterdir()} >= {"grpo-film-new", "of-others"}
+    assert not (tmp_path / "grpo-film-old").exists()
