@@ -27,11 +27,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import create_app
 from grpo import GRPO
+from service.http.limits.connections import Connection
 from service.settings import Settings
 
 MODEL_NAME = "cartpole"
+_SERVER_OPTIONS: dict[str, Any] = {"access_log": False, "server_header": False}
 # As in run_api.
-_SERVER_OPTIONS: dict[str, Any] = {"access_log": False, "server_header": False, "limit_concurrency": 256}
+_OUR_OPTIONS: dict[str, Any] = {"http": Connection}
 
 
 class Observation(BaseModel):
@@ -84,7 +86,8 @@ async def serve(apps: dict[str, ASGIApp]) -> None:
     for name, app in apps.items():
         listener = socket.create_server(("127.0.0.1", 0))
         ports[name] = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **_SERVER_OPTIONS))
+        options = _SERVER_OPTIONS | (_OUR_OPTIONS if name == "ours" else {})
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **options))
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # one process, many servers
         running.append(server.serve([listener]))
     sys.stdout.write(json.dumps(ports) + "\n")
