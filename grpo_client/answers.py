@@ -159,6 +159,15 @@ class JobSummary(Answer):
     current_timesteps: int
     total_timesteps: int
     created_at: datetime
+    elapsed_seconds: float = 0.0
+    seed: int = 0
+    mean_reward: float | None = None
+    mean_reward_ci95: Interval | None = None
+    recipe: str = ""
+    display_name: str | None = None
+    tags: tuple[str, ...] = ()
+    note: str = ""
+    hidden: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +273,10 @@ class TrainingStatus(Answer):
     tensorboard_run: str | None
     config: Mapping[str, Any]
     config_origins: Mapping[str, str]
+    display_name: str | None = None
+    tags: tuple[str, ...] = ()
+    note: str = ""
+    hidden: bool = False
 
     def __str__(self) -> str:
         from grpo_client.reports import clean, describe_status  # which describes these classes
@@ -289,6 +302,14 @@ class Submission(Answer):
     config: Mapping[str, Any]
     config_origins: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgotten(Answer):
+    """Confirmation that a job was deleted."""
+
+    job_id: str
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,10 +116,19 @@ def _add_job_commands(commands: Any) -> None:
     jobs = _add(commands, "jobs", _list_jobs, "list the jobs")
     jobs.add_argument("--status", help="only jobs with this status, such as running")
     jobs.add_argument("--limit", type=int, help="the most jobs to list")
-    jobs.add_argument("--after", help="only jobs submitted after the one with this id")
+    jobs.add_argument("--after", help="only jobs that come after the one with this id")
+    jobs.add_argument("--sort", help="field to sort by, such as mean_reward; --sort=-mean_reward begins with the best")
+    jobs.add_argument("--search", help="words that a job's names, id, environment, tags and note all have")
+    jobs.add_argument("--env", help="only jobs in this environment")
+    jobs.add_argument("--tag", help="only jobs with this tag")
+    hidden = jobs.add_mutually_exclusive_group()
+    hidden.add_argument("--hidden", action="store_true", default=None, help="only hidden jobs")
+    hidden.add_argument("--shown", dest="hidden", action="store_false", help="only jobs that are not hidden")
+    _add_label_command(commands)
     for name, run, text in (
         ("status", _show_status, "show the status of a job"),
         ("stop", _stop, "stop a job and keep its policy"),
+        ("forget", _forget, "delete a job that has ended; its model stays"),
         ("resume", _resume, "let a stopped or failed job go on from its checkpoint"),
         ("metrics", _show_metrics, "print the metrics of a job as CSV"),
         ("curve", _save_curve, "save a learning curve as PNG"),
@@ -133,6 +142,17 @@ def _add_job_commands(commands: Any) -> None:
         parser.add_argument("job", nargs="?", default=LATEST_JOB, help="its id; default: the one submitted last")
         if run in (_wait, _watch):
             parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then; the job goes on")
+
+
+def _add_label_command(commands: Any) -> None:
+    label = _add(commands, "label", _label, "write a name, tags or a note on a job, or hide it")
+    label.add_argument("job", nargs="?", default=LATEST_JOB, help="its id; default: the one submitted last")
+    label.add_argument("--name", help="what to call it; '' takes the name away")
+    label.add_argument("--tags", nargs="*", metavar="TAG", help="words to find it by, in place of those it has")
+    label.add_argument("--note", help="anything worth remembering; '' takes the note away")
+    shown = label.add_mutually_exclusive_group()
+    shown.add_argument("--hide", dest="hidden", action="store_true", default=None, help="leave it out of the dashboard")
+    shown.add_argument("--show", dest="hidden", action="store_false", help="take it into the dashboard again")
 
 
 def _add_model_commands(commands: Any) -> None:
@@ -239,7 +259,16 @@ def _wait(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _list_jobs(client: Client, options: argparse.Namespace) -> _Reply:
-    jobs = client.jobs(options.status, options.limit, options.after)
+    jobs = client.jobs(
+        options.status,
+        options.limit,
+        options.after,
+        sort=options.sort,
+        search=options.search,
+        env_name=options.env,
+        tag=options.tag,
+        hidden=options.hidden,
+    )
     return _Reply([job.to_json() for job in jobs], reports.list_jobs(jobs))
 
 
@@ -251,6 +280,22 @@ def _show_status(client: Client, options: argparse.Namespace) -> _Reply:
 def _stop(client: Client, options: argparse.Namespace) -> _Reply:
     stopped = client.stop(options.job)
     return _Reply(stopped.to_json(), f"{stopped.message}: {stopped.job_id}")
+
+
+def _forget(client: Client, options: argparse.Namespace) -> _Reply:
+    forgotten = client.forget(options.job)
+    return _Reply(forgotten.to_json(), f"{forgotten.message}: {forgotten.job_id}")
+
+
+def _label(client: Client, options: argparse.Namespace) -> _Reply:
+    given = {"display_name": options.name, "tags": options.tags, "note": options.note, "hidden": options.hidden}
+    labels = {name: value for name, value in given.items() if value is not None}
+    if not labels:
+        raise _UsageError("label needs something to write: --name, --tags, --note, --hide or --show.")
+    if labels.get("display_name") == "":
+        labels["display_name"] = None
+    job = client.label(options.job, **labels)
+    return _Reply(job.to_json(), reports.describe_labels(job))
 
 
 def _resume(client: Client, options: argparse.Namespace) -> _Reply:

@@ -136,15 +136,43 @@ class Client:
         return Job(self, status.job_id, status.config)
 
     def jobs(
-        self, status: str | None = None, limit: int | None = None, after: str | None = None
+        self,
+        status: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+        *,
+        sort: str | None = None,
+        search: str | None = None,
+        env_name: str | None = None,
+        tag: str | None = None,
+        hidden: bool | None = None,
     ) -> list[answers.JobSummary]:
-        """List the jobs, oldest first.
+        """List the jobs, oldest first unless sorted otherwise.
 
         :param status: Only jobs with this status, such as ``"running"``.
         :param limit: The most jobs to list.
-        :param after: Only jobs submitted after the one with this id.
+        :param after: Only jobs that come after the one with this id.
+        :param sort: A field to sort by, such as ``"mean_reward"``; a minus before it turns the order around.
+        :param search: Words that a job's names, id, environment, tags and note all have.
+        :param env_name: Only jobs in this environment.
+        :param tag: Only jobs with this tag.
+        :param hidden: Only hidden jobs, or only the others; None lists both.
         """
-        return self._list(answers.JobSummary, "jobs", "/training/jobs", status=status, limit=limit, after=after)
+        query = {"status": status, "limit": limit, "after": after, "sort": sort, "search": search}
+        query |= {"env_name": env_name, "tag": tag, "hidden": hidden}
+        return self._list(answers.JobSummary, "jobs", "/training/jobs", **query)
+
+    def label(self, job_id: str, **labels: Any) -> answers.JobSummary:
+        """Write something on a job; what is left out stays as it is, and None takes it away.
+
+        :param labels: ``display_name``, ``tags``, ``note`` and ``hidden``.
+        """
+        path = f"/training/{_quote(job_id)}"
+        return self._ask(answers.JobSummary, "PATCH", path, json=answers.to_plain(labels))
+
+    def forget(self, job_id: str) -> answers.Forgotten:
+        """Delete a job that has ended; its model stays."""
+        return self._ask(answers.Forgotten, "DELETE", f"/training/{_quote(job_id)}")
 
     def status(self, job_id: str) -> answers.TrainingStatus:
         """Get the status of a job; ``"latest"`` is the one submitted last, here and below."""

@@ -43,11 +43,19 @@ def list_jobs(jobs: Sequence[JobSummary]) -> str:
                 "status": job.status,
                 "done": f"{job.progress:.0%}",
                 "environment": job.env_name,
-                "model": job.model_name,
+                "reward": None if job.mean_reward is None else f"{job.mean_reward:.4g}",
+                "model": job.display_name or job.model_name,
             }
             for job in jobs
         ]
     )
+
+
+def describe_labels(job: JobSummary) -> str:
+    """Format what is written on a job."""
+    lines = [f"{job.display_name or job.model_name}{' (hidden)' if job.hidden else ''}, job {job.job_id}"]
+    lines += [f"tags: {', '.join(job.tags)}"] if job.tags else []
+    return "\n".join([*lines, job.note] if job.note else lines)
 
 
 def describe_status(status: TrainingStatus) -> str:

@@ -614,6 +614,10 @@ class TestFollowingTraining:
             "tensorboard_run",
             "config",
             "config_origins",
+            "display_name",
+            "tags",
+            "note",
+            "hidden",
         }
         assert status["job_id"] == started["job_id"]
         assert (status["status"], status["progress"]) == ("completed", 1.0)
@@ -677,7 +681,14 @@ class TestFollowingTraining:
         first, second = list_jobs(client)
         assert 64 <= first.pop("current_timesteps") < 64 + 32
         assert parse_time(first.pop("created_at")) <= parse_time(second.pop("created_at"))
-        assert first == {
+        assert first.pop("elapsed_seconds") > second.pop("elapsed_seconds") >= 0
+        low, high = first.pop("mean_reward_ci95")
+        assert low < first.pop("mean_reward") < high
+        assert (second.pop("mean_reward"), second.pop("mean_reward_ci95")) == (None, None)
+        assert first.pop("recipe") != second.pop("recipe")
+        unlabelled: dict[str, Any] = {"display_name": None, "tags": [], "note": "", "hidden": False}
+        assert first == unlabelled | {
+            "seed": 0,
             "job_id": done,
             "status": "completed",
             "progress": 1.0,
@@ -685,7 +696,8 @@ class TestFollowingTraining:
             "env_name": "CartPole-v1",
             "model_name": "m",
         }
-        assert second == {
+        assert second == unlabelled | {
+            "seed": 0,
             "job_id": waiting,
             "status": "running",
             "progress": 0.0,
@@ -723,6 +735,9 @@ class TestFollowingTraining:
             ("limit=1001", 422),
             ("limit=ten", 422),
             ("status=done", 422),
+            ("sort=reward", 422),
+            ("hidden=perhaps", 422),
+            (f"search={'x' * 201}", 422),
             ("after=none", 404),
             ("after=%00", 404),
             (f"after={'x' * 5000}", 404),
@@ -732,7 +747,67 @@ class TestFollowingTraining:
         response = client.get(f"/training/jobs?{query}")
         assert response.status_code == status_code
         assert isinstance(response.json()["detail"], str)
-        assert len(response.text) < 700
+        assert len(response.text) < 900
+
+    def test_a_job_is_found_by_what_is_written_on_it(self, client: TestClient) -> None:
+        first, second = (train_to_end(client, **SHORT)["job_id"] for _ in range(2))
+
+        def write(**labels: Any) -> Any:
+            return client.patch(f"/training/{first}", json=labels)
+
+        def find(**query: Any) -> list[str]:
+            response = client.get("/training/jobs", params=query)
+            assert int(response.headers["X-Total-Count"]) == len(response.json()["jobs"])
+            return [job["job_id"] for job in response.json()["jobs"]]
+
+        assert write(tags=["paper", " paper ", "b"], note="why\nnot").json()["tags"] == ["paper", "b"]
+        line = write(display_name=" The first ").json()
+        assert (line["display_name"], line["note"], line["hidden"]) == ("The first", "why\nnot", False)
+        assert find(tag="b") == find(search="first WHY") == [first]
+        status = get_status(client, first)
+        assert [status[name] for name in ("display_name", "tags", "note")] == ["The first", ["paper", "b"], "why\nnot"]
+        assert write(hidden=True).json()["hidden"] is True
+        assert (find(hidden=True), find(hidden=False)) == ([first], [second])
+        assert find(sort="-created_at") == [second, first]
+        cleared = write(display_name=None, tags=None, note=None, hidden=None).json()
+        assert (cleared["display_name"], cleared["tags"], cleared["note"], cleared["hidden"]) == (None, [], "", False)
+        assert write().json() == cleared
+
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            {"display_name": ""},
+            {"display_name": "a\nb"},
+            {"display_name": "x" * 101},
+            {"tags": ["a,b"]},
+            {"tags": [" "]},
+            {"tags": [str(i) for i in range(17)]},
+            {"tags": "paper"},
+            {"note": "\x00"},
+            {"note": "x" * 4001},
+            {"hidden": 2},
+            {"hiden": True},
+        ],
+    )
+    def test_what_cannot_be_written_on_a_job_is_refused(self, client: TestClient, labels: dict[str, Any]) -> None:
+        job_id = train_to_end(client, **SHORT)["job_id"]
+        before = list_jobs(client)
+        assert client.patch(f"/training/{job_id}", json=labels).status_code == 422
+        assert list_jobs(client) == before
+
+    def test_only_an_ended_job_is_deleted_and_its_model_stays(
+        self, client: TestClient, register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        done = train_to_end(client, **SHORT, model_name="m")["job_id"]
+        active = train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
+        refused = client.delete(f"/training/{active}")
+        assert refused.status_code == 409
+        assert f"POST /training/{active}/stop" in refused.json()["detail"]
+        assert client.delete(f"/training/{done}").json() == {"message": "Training job deleted", "job_id": done}
+        assert client.delete(f"/training/{done}").status_code == 404
+        assert client.patch(f"/training/{done}", json={}).status_code == 404
+        assert [job["job_id"] for job in list_jobs(client)] == [active]
+        assert client.get("/models/m").status_code == 200
 
     @pytest.mark.parametrize("job_id", ["none", "00000000-0000-0000-0000-000000000000", "%00", "%2e%2e", "x" * 5000])
     def test_a_job_that_never_was_is_not_found(self, client: TestClient, job_id: str) -> None:

@@ -70,6 +70,8 @@ def main() -> None:
                 "all, ms": "/training/jobs",
                 "all that failed, ms": "/training/jobs?status=failed",
                 "a page of 100 in the middle, ms": f"/training/jobs?limit=100&after={middle}",
+                "all that failed, sorted by reward, ms": "/training/jobs?status=failed&sort=-mean_reward",
+                "found by a word, sorted by reward, ms": "/training/jobs?search=cart&sort=-mean_reward&limit=50",
                 "status of an old one, ms": f"/training/{last}/status",
                 "Prometheus' metrics, ms": "/metrics",
             }.items():

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from service.errors import ConflictError
 from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.history import JobHistory
-from service.jobs.record import JobRecord, JobState, PlanRecord
+from service.jobs.record import JobRecord, JobState, PlanRecord, choose_evaluation, compute_recipe
 from service.jobs.totals import JobTotals
 from service.jobs.verdict import Evidence, judge
 from service.schemas.jobs import (
@@ -21,6 +21,7 @@ from service.schemas.jobs import (
     EvaluationRow,
     FinalEvaluation,
     JobCheckpoint,
+    JobLabels,
     JobStatus,
     JobSummary,
     TrainingStatus,
@@ -81,6 +82,9 @@ class Job:
         self.plan = plan
         self._plan_record = PlanRecord.describe(plan)
         self.config = plan.config
+        self._recipe = compute_recipe(self._plan_record.config)
+        #: What people have written on it; the registry replaces it.
+        self.labels = JobLabels()
         self.history = JobHistory()
         self.finished = threading.Event()
         # Guards everything below.
@@ -151,6 +155,7 @@ class Job:
     def summarize(self) -> JobSummary:
         """Return a short description for lists of jobs."""
         with self._lock:
+            mean_reward, interval = choose_evaluation(self._final_evaluation, self._evaluation)
             return JobSummary(
                 job_id=self.job_id,
                 status=self._status,
@@ -160,6 +165,12 @@ class Job:
                 current_timesteps=self._current_timesteps,
                 total_timesteps=self.config.total_timesteps,
                 created_at=self._created_at,
+                elapsed_seconds=self._elapsed_seconds,
+                seed=self.config.seed,
+                mean_reward=mean_reward,
+                mean_reward_ci95=interval,
+                recipe=self._recipe,
+                **dict(self.labels),
             )
 
     def describe(self) -> TrainingStatus:
@@ -196,6 +207,7 @@ class Job:
             tensorboard_run=self.tensorboard_run,
             config=self.config,
             config_origins=self.plan.config_origins,
+            **dict(self.labels),
         )
 
     def gather_evidence(self) -> Evidence:
@@ -377,7 +389,8 @@ class Job:
             n_silent_rollouts=self._no_signal.n_rollouts,
             last_signal_timesteps=self._no_signal.since_timesteps,
         )
-        return JobRecord(self.job_id, self._plan_record, state, self.history.get_part(after, stride, end is not None))
+        part = self.history.get_part(after, stride, end is not None)
+        return JobRecord(self.job_id, self._plan_record, state, part, self.labels)
 
     @classmethod
     def restore(cls, record: JobRecord) -> "Job":
@@ -387,7 +400,7 @@ class Job:
         """
         state = record.state
         job = cls(record.plan.make_plan())
-        job.job_id, job.history = record.job_id, JobHistory.restore(record.history)
+        job.job_id, job.labels, job.history = record.job_id, record.labels, JobHistory.restore(record.history)
         job._status = job._outcome = state.status
         job._created_at, job._start_time, job._end_time = state.created_at, state.start_time, state.end_time
         job._started = None if state.start_time is None else 0.0

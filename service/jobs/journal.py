@@ -11,19 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from service.jobs.history import HistoryPart, JobEvent, MetricRows
-from service.jobs.record import JobRecord, JobState, PastJob, PlanRecord
-from service.schemas.jobs import JobStatus, JobSummary
+from service.jobs.record import JobRecord, JobState, PastJob, PlanRecord, choose_evaluation, compute_recipe
+from service.schemas.jobs import JobLabels, JobStatus, JobSummary
 
 logger = logging.getLogger("grpo.service")
 
 # A hidden file, and no name that a model can have.
 FILE_NAME = ".jobs.sqlite3"
-# Raise it with every change of the tables, and have _prepare bring older files up to it.
-SCHEMA_VERSION = 1
+# Raise it with every change of the tables, and have _migrate bring older files up to it.
+SCHEMA_VERSION = 2
 # "GRPO", in the header of the file: whose database it is.
 _APPLICATION_ID = 0x4752504F
 _TABLES = """
@@ -41,6 +42,7 @@ CREATE TABLE jobs (
     plan TEXT NOT NULL,
     state TEXT NOT NULL,
     history TEXT NOT NULL
+    {columns}
 );
 CREATE TABLE events (
     number INTEGER NOT NULL, event_id INTEGER NOT NULL, name TEXT NOT NULL, payload TEXT NOT NULL,
@@ -51,6 +53,21 @@ CREATE TABLE metrics (
     numbers BLOB NOT NULL, PRIMARY KEY (number, first_id)
 ) WITHOUT ROWID;
 """
+# What version 2 has added to the jobs: what the list shows, and what people have written on them.
+_ADDED_COLUMNS = {
+    "seed": "INTEGER NOT NULL DEFAULT 0",
+    "elapsed_seconds": "REAL NOT NULL DEFAULT 0",
+    "mean_reward": "REAL",
+    "mean_reward_ci95": "TEXT NOT NULL DEFAULT 'null'",
+    "recipe": "TEXT NOT NULL DEFAULT ''",
+    "display_name": "TEXT",
+    "tags": "TEXT NOT NULL DEFAULT '[]'",
+    "note": "TEXT NOT NULL DEFAULT ''",
+    "hidden": "INTEGER NOT NULL DEFAULT 0",
+}
+# Columns of a line in the list that hold JSON.
+_JSON_COLUMNS = ("mean_reward_ci95", "tags")
+_LABELS = tuple(JobLabels.model_fields)
 _ACTIVE = "('queued', 'running')"
 # To check a larger file in full would hold up the start; its damage shows when it is read.
 _CHECKED_BYTES = 32 * 2**20
@@ -121,7 +138,7 @@ class JobJournal:
         names = list(JobSummary.model_fields)
         with self._lock, _explain():
             rows = self._connection.execute(f"SELECT {', '.join(names)} FROM jobs ORDER BY number").fetchall()
-            return [PastJob(JobSummary.model_validate(dict(zip(names, row, strict=True)))) for row in rows]
+            return [PastJob(_read_line(dict(zip(names, row, strict=True)))) for row in rows]
 
     def load(self, job_id: str) -> JobRecord | None:
         """Read a job; None if there is none.
@@ -129,9 +146,8 @@ class JobJournal:
         :raises JournalError: If it cannot be read.
         """
         with self._lock, _explain():
-            row = self._connection.execute(
-                "SELECT number, plan, state, history FROM jobs WHERE job_id = ?", (job_id,)
-            ).fetchone()
+            query = f"SELECT number, plan, state, history, {', '.join(_LABELS)} FROM jobs WHERE job_id = ?"
+            row = self._connection.execute(query, (job_id,)).fetchone()
             if row is None:
                 return None
             query = "SELECT event_id, name, payload FROM events WHERE number = ? ORDER BY event_id"
@@ -139,7 +155,8 @@ class JobJournal:
             query = "SELECT keys, n_rows, numbers FROM metrics WHERE number = ? ORDER BY first_id"
             metrics = self._connection.execute(query, row[:1]).fetchall()
         with _explain():
-            _, plan, state, history = row
+            _, plan, state, history, *written = row
+            labels = _read_json_columns(dict(zip(_LABELS, written, strict=True)))
             last_event_id, stride, progress = json.loads(history)
             part = HistoryPart(
                 last_event_id,
@@ -149,7 +166,36 @@ class JobJournal:
                 replaces_rows=True,
                 progress=None if progress is None else JobEvent(*progress),
             )
-            return JobRecord(job_id, PlanRecord.model_validate_json(plan), JobState.model_validate_json(state), part)
+            return JobRecord(
+                job_id,
+                PlanRecord.model_validate_json(plan),
+                JobState.model_validate_json(state),
+                part,
+                JobLabels.model_validate(labels),
+            )
+
+    def load_configs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Read the configurations of jobs; those that cannot be read are left out."""
+        query = f"SELECT job_id, plan FROM jobs WHERE job_id IN ({', '.join('?' * len(job_ids))})"
+        with self._lock, _explain():
+            rows = self._connection.execute(query, tuple(job_ids)).fetchall()
+        configs = {}
+        for job_id, plan in rows:
+            with suppress(ValueError, KeyError):
+                configs[job_id] = json.loads(plan)["config"]
+        return configs
+
+    def write_labels(self, job_id: str, labels: JobLabels) -> None:
+        """Write down what people have written on a job.
+
+        :raises JournalError: If it fails, or the file does not have the job.
+        """
+        columns = _write_labels(labels)
+        settings = ", ".join(f"{name} = ?" for name in columns)
+        with self._transact() as connection:
+            changed = connection.execute(f"UPDATE jobs SET {settings} WHERE job_id = ?", (*columns.values(), job_id))
+            if changed.rowcount != 1:
+                raise JournalError("the job is not in the jobs' file")
 
     def write(self, records: Sequence[JobRecord]) -> None:
         """Write records of new and of known jobs: all of them, or none.
@@ -272,21 +318,39 @@ def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
     is_new = n_tables == 0 and version == 0
     if not is_new and application != _APPLICATION_ID:
         raise JournalError("another program's database")
-    if not is_new and version != SCHEMA_VERSION:
+    if not is_new and not 1 <= version <= SCHEMA_VERSION:
         raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; upgrade the server")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("BEGIN IMMEDIATE")
     if is_new:
-        for statement in _TABLES.split(";"):
+        columns = "".join(f", {name} {kind}" for name, kind in _ADDED_COLUMNS.items())
+        for statement in _TABLES.format(columns=columns).split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    elif version < SCHEMA_VERSION:
+        _migrate(connection)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
     if n_bytes <= _CHECKED_BYTES:
         (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if finding != "ok":
             raise _DamagedError("its check fails")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring a file of version 1 up to this one."""
+    for name, kind in _ADDED_COLUMNS.items():
+        connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
+    for number, plan_json, state_json in connection.execute("SELECT number, plan, state FROM jobs").fetchall():
+        try:
+            plan, state = PlanRecord.model_validate_json(plan_json), JobState.model_validate_json(state_json)
+            columns = {"seed": plan.config["seed"], "recipe": compute_recipe(plan.config), **_list_figures(state)}
+        except (ValueError, KeyError):  # it stays in the list, and whoever asks for more of it is told
+            continue
+        settings = ", ".join(f"{name} = ?" for name in columns)
+        connection.execute(f"UPDATE jobs SET {settings} WHERE number = ?", (*columns.values(), number))
+    logger.warning("%s was of version 1, and is now of version %d", FILE_NAME, SCHEMA_VERSION)
 
 
 @contextmanager
@@ -314,6 +378,28 @@ def _move_aside(path: Path) -> str:
     return aside.name
 
 
+def _read_line(columns: dict[str, Any]) -> JobSummary:
+    return JobSummary.model_validate(_read_json_columns(columns))
+
+
+def _read_json_columns(columns: dict[str, Any]) -> dict[str, Any]:
+    return {name: json.loads(value) if name in _JSON_COLUMNS else value for name, value in columns.items()}
+
+
+def _write_labels(labels: JobLabels) -> dict[str, Any]:
+    return {name: json.dumps(value) if name in _JSON_COLUMNS else value for name, value in labels}
+
+
+def _list_figures(state: JobState) -> dict[str, Any]:
+    """List what a line of the list shows of a job's state."""
+    mean_reward, interval = choose_evaluation(state.final_evaluation, state.evaluation)
+    return {
+        "elapsed_seconds": state.elapsed_seconds,
+        "mean_reward": mean_reward,
+        "mean_reward_ci95": json.dumps(interval),
+    }
+
+
 def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
     plan, state, history = record.plan, record.state, record.history
     progress = None if history.progress is None else [history.progress.event_id, *history.progress[1:]]
@@ -324,6 +410,7 @@ def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
         "written_at": datetime.now(UTC).timestamp(),
         "state": state.model_dump_json(),
         "history": json.dumps([history.last_event_id, history.stride, progress]),
+        **_list_figures(state),
     }
     fixed = {
         "job_id": record.job_id,
@@ -332,6 +419,9 @@ def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
         "total_timesteps": plan.config["total_timesteps"],
         "created_at": state.created_at.isoformat(),
         "plan": plan.model_dump_json(),
+        "seed": plan.config["seed"],
+        "recipe": compute_recipe(plan.config),
+        **_write_labels(record.labels),
     }
     columns = {**fixed, **changing}
     updates = ", ".join(f"{name} = excluded.{name}" for name in changing)

@@ -1,16 +1,31 @@
 """What is written down of a job, so that it survives the server."""
 
+import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.jobs.history import HistoryPart
-from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation, JobCheckpoint, JobStatus, JobSummary
+from service.schemas.jobs import (
+    EndedBy,
+    EvaluationRow,
+    FinalEvaluation,
+    JobCheckpoint,
+    JobLabels,
+    JobStatus,
+    JobSummary,
+)
 from service.schemas.training import ConfigOrigins, TrainConfig
 from service.training.plan import TrainingPlan
+
+# What of a configuration does not change what is learnt, or only by chance.
+_NOT_OF_RECIPE = frozenset({"seed", "model_name", "replace", "tensorboard_log", "checkpoint_every", "max_restarts"})
 
 
 class PlanRecord(BaseModel):
@@ -75,10 +90,12 @@ class JobRecord(NamedTuple):
     plan: PlanRecord
     state: JobState
     history: HistoryPart
+    labels: JobLabels = JobLabels()
 
 
-class PastJob(NamedTuple):
-    """A job that ended some time ago: its line in the list, the rest of which is on the disk."""
+@dataclass(eq=True)
+class PastJob:
+    """A job's line in the list: all that is in memory of one that ended some time ago."""
 
     summary: JobSummary
 
@@ -96,11 +113,52 @@ class PastJob(NamedTuple):
         """Return its line in lists of jobs."""
         return self.summary
 
+    @cached_property
+    def json_line(self) -> bytes:
+        """The line in JSON."""
+        return self.summary.model_dump_json().encode()
+
+    @cached_property
+    def search_text(self) -> str:
+        """What a search looks through, folded."""
+        line = self.summary
+        parts = (line.display_name or "", line.model_name, line.env_name, line.job_id, line.status, *line.tags)
+        return "\n".join((*parts, line.note)).casefold()
+
+
+def choose_evaluation(
+    final: FinalEvaluation | None, latest: EvaluationRow | None
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the mean reward that stands for a job, and its 95 % interval; None where there is none."""
+    chosen = final or latest
+    return (None, None) if chosen is None else (chosen.mean_reward, chosen.mean_reward_ci95)
+
+
+def compute_recipe(config: Mapping[str, Any]) -> str:
+    """Compute a short hash of a configuration without its seed and its names.
+
+    Defaults are left out, so that jobs from before a field was added keep theirs.
+    """
+    defaults = _list_defaults()
+    chosen = {
+        name: value
+        for name, value in config.items()
+        if name not in _NOT_OF_RECIPE and (name not in defaults or value != defaults[name])
+    }
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def _list_defaults() -> dict[str, Any]:
+    defaults = {name: row.default for name, row in HYPERPARAMETERS.items()}
+    return defaults | {
+        name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()
+    }
+
 
 def _read_config(fields: Mapping[str, Any]) -> TrainConfig:
     """Read a configuration, perhaps one of another version: it lacks what this one has added since."""
-    defaults = {name: row.default for name, row in HYPERPARAMETERS.items()}
-    defaults |= {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
+    defaults = _list_defaults()
     known = {name: fields.get(name, defaults.get(name)) for name in TrainConfig.model_fields}
     try:
         return TrainConfig.model_validate(known)

@@ -6,11 +6,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from service.jobs.job import Job
 from service.jobs.journal import JobJournal, JournalError
 from service.jobs.record import JobRecord, PastJob
+from service.schemas.jobs import JobLabels
 
 logger = logging.getLogger("grpo.service")
 
@@ -78,6 +79,20 @@ class JobRecorder:
         record = self._journal.load(job_id)
         return None if record is None else Job.restore(record)
 
+    def load_configs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Read the configurations of jobs; those that cannot be read are left out."""
+        try:
+            return self._journal.load_configs(job_ids)
+        except JournalError:
+            return {}
+
+    def write_labels(self, job_id: str, labels: JobLabels) -> None:
+        """Write down what people have written on a job; it is on the disk when this returns.
+
+        :raises JournalError: If it fails.
+        """
+        self._journal.write_labels(job_id, labels)
+
     def begin(self, job: Job) -> None:
         """Write a new job down, and from then on what it reports; return when it is on the disk."""
         record = job.make_record(*_NOTHING_WRITTEN)
@@ -111,10 +126,14 @@ class JobRecorder:
         except JournalError:  # it is not urgent, and the next write will say what is wrong
             return []
 
-    def forget(self, job_ids: Sequence[str]) -> None:
-        """Remove jobs from the file, some time soon."""
+    def forget(self, job_ids: Sequence[str], is_urgent: bool = False) -> None:
+        """Remove jobs from the file, some time soon.
+
+        :param is_urgent: Whether somebody has asked for it.
+        """
         with self._news:
             self._to_forget += job_ids
+            self._is_urgent = self._is_urgent or is_urgent
             self._unwritten -= set(job_ids)
             self._wake()
 

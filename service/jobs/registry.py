@@ -6,12 +6,13 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from itertools import dropwhile, islice
 from pathlib import Path
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -22,6 +23,7 @@ from service.errors import (
     NotFoundError,
     QueueFullError,
     ServiceError,
+    StorageError,
     describe_error,
     printable,
 )
@@ -32,7 +34,7 @@ from service.jobs.record import PastJob
 from service.jobs.recorder import JobRecorder
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
-from service.schemas.jobs import JobStatus
+from service.schemas.jobs import JobLabels, JobStatus
 from service.training.names import Reward
 from service.training.plan import TrainingPlan
 from service.workers.executor import Executor
@@ -100,6 +102,8 @@ class JobRegistry:
         self._slots = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
         # Held while a job is written down, so that jobs are listed in the order of the file.
         self._admission = threading.Lock()
+        # Held while something is written on a job, so that the last to write is the one that is remembered.
+        self._labelling = threading.Lock()
         # Guards everything below and makes "check the name, then take it" one step.
         self._lock = threading.Lock()
         past_jobs = self.recorder.list_past_jobs()
@@ -262,6 +266,82 @@ class JobRegistry:
         if after is not None:
             jobs = islice(dropwhile(lambda job: job.job_id != after, jobs), 1, None)
         return list(islice((job for job in jobs if status in (None, job.status)), limit))
+
+    def find_id(self, job_id: str) -> str:
+        """Return the id of a job that is remembered.
+
+        :param job_id: The job's id, or ``LATEST``.
+        :raises NotFoundError: If it never existed or has been forgotten.
+        """
+        with self._lock:
+            return self._find(job_id).job_id
+
+    def list_lines(self) -> list[PastJob]:
+        """List the lines of all jobs, oldest first."""
+        with self._lock:
+            jobs = list(self._jobs.values())
+        return [job if isinstance(job, PastJob) else PastJob(job.summarize()) for job in jobs]
+
+    def list_configs(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return the configurations of a few jobs; of those that are unknown or cannot be read there is none."""
+        with self._lock:
+            jobs = [(job_id, self._jobs.get(job_id)) for job_id in job_ids]
+        past = [job_id for job_id, job in jobs if isinstance(job, PastJob)]
+        return {
+            **(self.recorder.load_configs(past) if past else {}),
+            **{job_id: job.config.model_dump(mode="json") for job_id, job in jobs if isinstance(job, Job)},
+        }
+
+    def label(self, job_id: str, changes: Mapping[str, Any]) -> Job | PastJob:
+        """Write something on a job, or take it away; it is on the disk when this returns.
+
+        :param job_id: The job's id, or ``LATEST``.
+        :param changes: Fields of ``JobLabels``.
+        :raises NotFoundError: If it never existed or has been forgotten.
+        :raises StorageError: If it cannot be written down.
+        """
+        with self._labelling:
+            with self._lock:
+                job = self._find(job_id)
+            old = job.summarize()
+            known = {name: getattr(old, name) for name in JobLabels.model_fields}
+            labels = JobLabels.model_validate({**known, **changes})
+            try:
+                self.recorder.write_labels(job.job_id, labels)
+            except JournalError as error:
+                raise StorageError(f"nothing is written on job {job.job_id}: {error.reason}.") from error
+            with self._lock:
+                for one in (self._jobs.get(job.job_id), self._loaded.get(job.job_id)):
+                    if isinstance(one, Job):
+                        one.labels = labels
+                    elif one is not None:
+                        job = PastJob(one.summary.model_copy(update=dict(labels)))
+                        self._jobs[job.job_id] = job
+        return job
+
+    def delete(self, job_id: str) -> str:
+        """Forget a job that has ended, and return its id; its model stays.
+
+        :param job_id: The job's id, or ``LATEST``.
+        :raises NotFoundError: If it never existed or has been forgotten.
+        :raises ConflictError: If it has not ended.
+        """
+        with self._lock:
+            job = self._find(job_id)
+            if not job.status.is_final:
+                raise ConflictError(
+                    f"job {job.job_id} is {job.status}; stop it with POST /training/{job.job_id}/stop before it is "
+                    "deleted."
+                )
+            self._list_active()  # it may have ended just now
+            self._forget(job.job_id, is_urgent=True)
+        return job.job_id
+
+    def _find(self, job_id: str) -> Job | PastJob:
+        job = self._jobs.get(self._get_latest_id() if job_id == LATEST else job_id)
+        if job is None:
+            raise _make_not_found(job_id)
+        return job
 
     def is_active(self, job_id: str) -> bool:
         """Return whether a job is queued or running."""
@@ -460,13 +540,13 @@ class JobRegistry:
             for job_id in [*islice(self._ended, n_excess), *old]:
                 self._forget(job_id)
 
-    def _forget(self, job_id: str) -> None:
+    def _forget(self, job_id: str, is_urgent: bool = False) -> None:
         for ids in (self._ended, self._in_memory):
             with suppress(ValueError):
                 ids.remove(job_id)  # nearly always the first
         self._loaded.pop(job_id, None)
         if self._jobs.pop(job_id, None) is not None:
-            self.recorder.forget([job_id])
+            self.recorder.forget([job_id], is_urgent)
             if self._checkpoints is not None:
                 self._checkpoints.delete(job_id)
 

@@ -2,10 +2,11 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from service.schemas.fields import Request
 from service.schemas.training import ConfigOrigins, TrainConfig
 
 EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop"]
@@ -79,7 +80,56 @@ class Verdict(BaseModel):
     text: str = Field(description="The meaning of the state and, if something can be done, what to try.")
 
 
-class TrainingStatus(BaseModel):
+def _check_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it must be one line of printable characters")
+    return text
+
+
+def _check_lines(text: str) -> str:
+    if not text.replace("\n", "").replace("\t", "").isprintable():
+        raise ValueError("it must be of printable characters and line breaks")
+    return text
+
+
+def _check_tags(tags: list[str]) -> list[str]:
+    return list(dict.fromkeys(tags))
+
+
+DisplayName = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), AfterValidator(_check_line)
+]
+# Lists of tags are written with commas.
+Tag = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=r"^[^,]*$"),
+    AfterValidator(_check_line),
+]
+Note = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000), AfterValidator(_check_lines)]
+Tags = Annotated[list[Tag], Field(max_length=16), AfterValidator(_check_tags)]
+
+
+class JobLabels(BaseModel):
+    """What people have written on a job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    display_name: str | None = Field(None, description="What the job is called in lists; null shows `model_name`.")
+    tags: list[str] = Field([], description="Words to find it by.")
+    note: str = Field("", description="Anything worth remembering of it.")
+    hidden: bool = Field(False, description="Whether the dashboard leaves it out of its table.")
+
+
+class LabelRequest(Request):
+    """What to write on a job; fields that are left out stay as they are."""
+
+    display_name: DisplayName | None = Field(None, description="What to call it in lists; null takes the name away.")
+    tags: Tags | None = Field(None, description="Words to find it by, in place of those it has; null takes them away.")
+    note: Note | None = Field(None, description="Anything worth remembering of it; null takes the note away.")
+    hidden: bool | None = Field(None, description="Whether the dashboard leaves it out of its table; null shows it.")
+
+
+class TrainingStatus(JobLabels):
     """The status of a job. Times are UTC."""
 
     job_id: str
@@ -114,6 +164,8 @@ class TrainingStatus(BaseModel):
 class JobSummary(BaseModel):
     """One line of the job list."""
 
+    model_config = ConfigDict(frozen=True)
+
     job_id: str
     status: JobStatus
     progress: float
@@ -122,10 +174,41 @@ class JobSummary(BaseModel):
     current_timesteps: int
     total_timesteps: int
     created_at: datetime
+    elapsed_seconds: float = Field(0.0, description="Time since the job started; 0 while it is queued.")
+    seed: int = 0
+    mean_reward: float | None = Field(
+        None, description="Mean reward of the final evaluation, or else of the latest one; null before the first."
+    )
+    mean_reward_ci95: tuple[float, float] | None = Field(None, description="Its 95 % confidence interval.")
+    recipe: str = Field("", description="The same for jobs whose settings differ in nothing but the seed and the name.")
+    display_name: str | None = None
+    tags: list[str] = []
+    note: str = ""
+    hidden: bool = False
+
+
+JobSort = Literal[
+    "created_at",
+    "-created_at",
+    "env_name",
+    "-env_name",
+    "status",
+    "-status",
+    "mean_reward",
+    "-mean_reward",
+    "current_timesteps",
+    "-current_timesteps",
+    "elapsed_seconds",
+    "-elapsed_seconds",
+    "seed",
+    "-seed",
+    "name",
+    "-name",
+]
 
 
 class JobList(BaseModel):
-    """The jobs that the server remembers, oldest first."""
+    """The jobs that the server remembers, or those of them that were asked for."""
 
     jobs: list[JobSummary]
 
@@ -154,6 +237,13 @@ class ResumeResponse(BaseModel):
     job_id: str
     timesteps: int = Field(ge=0, description="Simulator steps that it goes on from; 0 begins again.")
     config: TrainConfig
+
+
+class JobDeleteResponse(BaseModel):
+    """Confirms that a job was forgotten."""
+
+    message: str
+    job_id: str
 
 
 class StopResponse(BaseModel):

@@ -41,7 +41,7 @@ TUTORIALS = sorted(ROOT.glob("docs/*.md"))
 PAGES = [*sorted(ROOT.glob("*.md")), *TUTORIALS, *sorted(ROOT.glob("benchmarks/*.md"))]
 # What a reader's checkout holds and a tutorial has no use for, or makes anew.
 NOT_LINKED = {"models", "tests"}
-HTTP_METHODS = {"get", "post", "put", "delete"}
+HTTP_METHODS = {"get", "post", "put", "patch", "delete"}
 
 
 def list_examples() -> list[Any]:

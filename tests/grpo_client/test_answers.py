@@ -107,6 +107,7 @@ def test_only_the_last_event_carries_a_status() -> None:
         (grpo_client.JobSummary, jobs.JobSummary),
         (grpo_client.MetricHistory, jobs.JobMetrics),
         (grpo_client.MetricRow, jobs.HistoryRow),
+        (grpo_client.Forgotten, jobs.JobDeleteResponse),
         (grpo_client.Stopped, jobs.StopResponse),
         (grpo_client.Prediction, inference.InferenceResponse),
         (grpo_client.ItemError, inference.ItemError),

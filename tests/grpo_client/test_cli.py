@@ -82,10 +82,26 @@ def test_a_job_is_followed_by_id_or_as_the_latest(ask: Any) -> None:
     assert json.loads(ask("jobs", "--json")[1])[0]["job_id"] == job_id
     assert ask("jobs", "--status", "running")[1] == ""
     header, row = ask("jobs")[1].splitlines()
-    assert header.split() == ["job", "status", "done", "environment", "model"]
-    assert row.split() == [job_id, "completed", "100%", "CartPole-v1", "m"]
+    assert header.split() == ["job", "status", "done", "environment", "reward", "model"]
+    first, *middle, last = row.split()
+    assert (first, middle[:3], last) == (job_id, ["completed", "100%", "CartPole-v1"], "m")
+    assert float(middle[3]) >= 1
     assert ask("metrics")[1].startswith("timesteps,elapsed_seconds,")
     assert json.loads(ask("metrics", "--json")[1])["job_id"] == job_id
+
+
+def test_a_job_is_labelled_found_and_forgotten(ask: Any) -> None:
+    job_id = json.loads(ask("train", *JOB, "--json")[1])["job_id"]
+    ask("wait")
+    said = ask("label", "--name", "The first", "--tags", "paper", "b", "--note", "Why not?", "--hide")[1]
+    assert said == f"The first (hidden), job {job_id}\ntags: paper, b\nWhy not?\n"
+    for found in (["--hidden"], ["--tag", "b", "--sort=-mean_reward"], ["--search", "why first"]):
+        assert [job["job_id"] for job in json.loads(ask("jobs", "--json", *found)[1])] == [job_id]
+    assert ask("jobs", "--shown")[1] == ask("jobs", "--env", "Pendulum-v1")[1] == ""
+    assert ask("label", job_id, "--name", "", "--tags", "--note", "", "--show")[1] == f"m, job {job_id}\n"
+    assert ask("label")[0] == 2
+    assert ask("forget")[1] == f"Training job deleted: {job_id}\n"
+    assert ask("jobs")[1] == ""
 
 
 def test_an_interrupt_leaves_the_job_and_says_how_to_stop_it(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
@@ -17,8 +17,20 @@ from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors
 from service.jobs.job import Job
 from service.jobs.learning_curve import Theme, draw_curve
+from service.jobs.listing import OLDEST_FIRST, JobQuery, choose_page
 from service.jobs.metrics_table import describe_metrics, write_csv
-from service.schemas.jobs import JobList, JobMetrics, JobStatus, ResumeResponse, StopResponse, TrainingStatus
+from service.schemas.jobs import (
+    JobDeleteResponse,
+    JobList,
+    JobMetrics,
+    JobSort,
+    JobStatus,
+    JobSummary,
+    LabelRequest,
+    ResumeResponse,
+    StopResponse,
+    TrainingStatus,
+)
 from service.schemas.training import TrainRequest, TrainResponse
 
 # A stop is answered after at most this long, by when the job has usually ended.
@@ -123,15 +135,48 @@ async def draw_training_curve(
     return Response(picture, media_type="image/png")
 
 
-@router.get("/training/jobs", responses=errors(404))
+@router.get("/training/jobs", response_model=JobList, responses=errors(404))
 def list_training_jobs(
     service: CurrentService,
     status: JobStatus | None = None,
     limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
     after: str | None = None,
-) -> JobList:
-    """List the jobs the server remembers, oldest first; filter by status, or page with `after` and `limit`."""
-    return JobList(jobs=[job.summarize() for job in service.registry.list_jobs(status, after, limit)])
+    sort: Annotated[JobSort, Query(description="Field to sort by; a minus before it turns the order around.")] = (
+        OLDEST_FIRST
+    ),
+    search: Annotated[
+        str, Query(max_length=200, description="Words that a job's names, id, environment, tags and note all have.")
+    ] = "",
+    env_name: Annotated[str | None, Query(description="Only jobs in this environment.")] = None,
+    tag: Annotated[str | None, Query(description="Only jobs with this tag.")] = None,
+    hidden: Annotated[bool | None, Query(description="Only hidden jobs, or only the others.")] = None,
+) -> Response:
+    """List the jobs the server remembers, oldest first unless sorted otherwise; `after` and `limit` ask for a page.
+
+    The header `X-Total-Count` gives the number of jobs on all pages.
+    """
+    after_id = None if after is None else service.registry.find_id(after)
+    statuses = None if status is None else frozenset({status})
+    query = JobQuery(statuses, env_name, tag, hidden, None, search, sort)
+    page = choose_page(service.registry.list_lines(), query, after_id, limit=limit)
+    # Each line was written when it was first asked for: there may be thousands.
+    content = b'{"jobs":[' + b",".join(job.json_line for job in page.jobs) + b"]}"
+    return Response(content, media_type="application/json", headers={"X-Total-Count": str(page.n_jobs)})
+
+
+@router.patch("/training/{job_id}", responses=errors(403, 404, 408, 409, 413, 415, 507))
+def label_training(job_id: JobId, service: CurrentService, request: LabelRequest) -> JobSummary:
+    """Write a display name, tags or a note on a job, or hide it; what is left out stays as it is."""
+    changes = request.model_dump(exclude_unset=True)
+    empty: dict[str, Any] = {"tags": [], "note": "", "hidden": False}
+    changes = {name: empty.get(name) if value is None else value for name, value in changes.items()}
+    return service.registry.label(job_id, changes).summarize()
+
+
+@router.delete("/training/{job_id}", responses=errors(403, 404, 409))
+def delete_training(job_id: JobId, service: CurrentService) -> JobDeleteResponse:
+    """Forget a job that has ended, with its metrics and its checkpoint; the model that it has saved stays."""
+    return JobDeleteResponse(message="Training job deleted", job_id=service.registry.delete(job_id))
 
 
 @router.post("/training/{job_id}/stop", responses=errors(403, 404, 409))

@@ -87,7 +87,11 @@ class TestQueries:
             ("GET", "/models/m/video?max_step=5", "query.max_step: unknown parameter; did you mean max_steps?"),
             ("GET", "/training/jobs?state=running", "query.state: unknown parameter; did you mean status?"),
             ("GET", "/training/jobs?limit=1&limit=2", "query.limit: a parameter may be given only once"),
-            ("GET", "/training/jobs?zzz=1", "query.zzz: unknown parameter; known: status, limit, after"),
+            (
+                "GET",
+                "/training/jobs?zzz=1",
+                "query.zzz: unknown parameter; known: status, limit, after, sort, search, env_name, tag, hidden",
+            ),
             ("GET", "/models?x", "query.x: unknown parameter: this path takes none in its query"),
             ("GET", "/health?x=1", "query.x: unknown parameter"),
             ("POST", "/train?total_timestep=5", "send the fields as JSON in the body"),

@@ -12,7 +12,7 @@ import pytest
 from service.jobs.job import Job
 from service.jobs.journal import FILE_NAME, SCHEMA_VERSION, JobJournal, JournalError, open_journal
 from service.jobs.recorder import JobRecorder
-from service.schemas.jobs import JobStatus
+from service.schemas.jobs import JobLabels, JobStatus
 from tests.support import make_evaluation, make_final_evaluation, make_plan, wait_until
 
 
@@ -109,6 +109,58 @@ def test_damage_in_the_middle_is_noticed(path: Path) -> None:
     journal, obstacle = open_journal(path.parent)
     assert (journal.list_jobs(), obstacle) == ([], None)
     assert len(list(path.parent.glob(f"{FILE_NAME}.damaged-*"))) == 1
+    journal.close()
+
+
+def make_older(path: Path) -> None:
+    """Turn a file into one of version 1."""
+    connection = sqlite3.connect(path)
+    for name in ("seed", "elapsed_seconds", "mean_reward", "mean_reward_ci95", "recipe"):
+        connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
+    for name in JobLabels.model_fields:
+        connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+
+
+def test_an_older_file_is_brought_up_to_date(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    evaluated, damaged, plain = make_job(seed=3, model_name="m"), make_job(seed=9), make_job(seed=5)
+    run_for_a_while(evaluated)
+    evaluated.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
+    for job in (evaluated, damaged, plain):
+        job.finish(JobStatus.STOPPED)
+    write(path, evaluated, damaged, plain)
+    make_older(path)
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE jobs SET state = '{' WHERE job_id = ?", (damaged.job_id,))
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        journal, obstacle = open_journal(path.parent)
+        assert obstacle is None
+        lines = [job.summary for job in journal.list_jobs()]
+        assert [lines[0], lines[2]] == [evaluated.summarize(), plain.summarize()]
+        assert (lines[1].seed, lines[1].mean_reward, lines[1].tags) == (0, None, [])
+        journal.write_labels(plain.job_id, plain.labels)
+        journal.close()
+    assert caplog.text.count("was of version 1, and is now of version 2") == 1
+
+
+def test_what_is_written_on_a_job_outlives_what_the_job_reports(path: Path) -> None:
+    job = make_job()
+    write(path, job)
+    journal = JobJournal(path)
+    labels = JobLabels(display_name="it's", tags=["a", "\N{SNOWMAN}"], note="'); DROP TABLE jobs; --", hidden=True)
+    journal.write_labels(job.job_id, labels)
+    run_for_a_while(job)
+    journal.write([job.make_record(0, 1)])  # made before the job knew
+    record = journal.load(job.job_id)
+    assert record is not None
+    assert Job.restore(record).labels == labels
+    assert journal.list_jobs()[0].summary.display_name == "it's"
+    with pytest.raises(JournalError, match="not in the jobs' file"):
+        journal.write_labels("nobody", labels)
     journal.close()
 
 
