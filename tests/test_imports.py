@@ -42,6 +42,7 @@ LIBRARY_ORDER = [
     "groups",
     "update",
     "saving",
+    "export",
     "checkpoints",
     "success",
     "evaluation",
