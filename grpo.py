@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor, PolicyActor
 from grpo_core.environments.first_calls import call_reset
+from grpo_core.export.policy_file import export_model, find_format
 from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
 from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.collector import GroupCollector, GroupPlan
@@ -48,6 +50,7 @@ from grpo_core.options.policy_kwargs import (
 )
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.restoring.simulator import NotBranchableError, check_branchable
+from grpo_core.saving import model_file
 from grpo_core.saving.copies import reduce_model, restore_model
 from grpo_core.saving.model_state import wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
@@ -755,6 +758,19 @@ class GRPO(SavedAlgorithm):
             return choose()
         with borrow_torch_generator(self._predict_rng):
             return choose()
+
+    def export(self, path: str | Path, with_masks: bool = False) -> None:
+        """Write the policy for programs without this library; it chooses the most likely action within its bounds.
+
+        The statistics of a ``VecNormalize`` are part of it, so it takes observations as the environment gives them.
+
+        :param path: Ends in ``.onnx``, or in ``.pt`` for TorchScript.
+        :param with_masks: Whether it takes ``action_masks`` beside every observation, as ``predict`` does.
+        :raises ValueError: If the path ends otherwise, the policy has layers of your own, or its actions no masks.
+        :raises grpo_core.export.policy_file.MissingPackageError: If the format's package is not installed.
+        """
+        name = find_format(Path(path))
+        model_file.write_atomic(Path(path), export_model(model_file.from_bytes(self.to_bytes()), name, with_masks))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy holds: the environment and its episodes too, but neither logger nor rollout.

@@ -1,4 +1,4 @@
-"""The command line of the library: train, evaluate, play and describe policies without a server.
+"""The command line of the library: train, evaluate, play, describe and export policies without a server.
 
 ``python grpo.py train --env CartPole-v1 --output cartpole``, or ``grpo train`` where the package is installed. Options
 that rl-baselines3-zoo has too go by its names.
@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from grpo_cli import evaluate, info, play, train
+from grpo_cli import evaluate, export, info, play, train
 from grpo_cli.options import UsageError
 
 _USAGE_ERROR, _INTERRUPTED = 2, 130
@@ -34,6 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="grpo", description="GRPO without a server.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, evaluate, play, info):
+    for module in (train, evaluate, play, info, export):
         module.add_command(commands)
     return parser

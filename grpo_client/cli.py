@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from grpo_client import reports
 from grpo_client.client import DEFAULT_URL, LATEST_JOB, Client
 from grpo_client.errors import GRPOError, JobFailed
-from grpo_client.files import VIDEO_FORMATS
+from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
 
 _URL_VARIABLE, _KEY_VARIABLE = "GRPO_URL", "GRPO_API_KEY"
 _REFUSED, _USAGE, _INTERRUPTED = 1, 2, 130
@@ -172,6 +172,9 @@ def _add_model_commands(commands: Any) -> None:
         acting.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most likely")
     download = _add_for_model(commands, "download", _download, "save a model file")
     download.add_argument("path", nargs="?", type=Path, help="file to save; default: MODEL.zip")
+    export = _add_for_model(commands, "export", _export, "save a policy as ONNX or TorchScript")
+    export.add_argument("path", type=Path, help=f"file to save, ending in {' or '.join(EXPORT_FORMATS)}")
+    export.add_argument("--masks", action="store_true", help="have it take action masks beside every observation")
     upload = _add(commands, "upload", _upload, "put a model file on the server")
     upload.add_argument("path", type=Path, help="the file")
     upload.add_argument("--name", help="name of the model; default: that of the file")
@@ -348,6 +351,13 @@ def _film(client: Client, options: argparse.Namespace) -> _Reply:
 
 def _download(client: Client, options: argparse.Namespace) -> _Reply:
     return _report_saved(client.download(options.model, options.path))
+
+
+def _export(client: Client, options: argparse.Namespace) -> _Reply:
+    try:
+        return _report_saved(client.export(options.model, options.path, options.masks))
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
 
 
 def _upload(client: Client, options: argparse.Namespace) -> _Reply:

@@ -13,7 +13,15 @@ import httpx2
 from grpo_client import answers
 from grpo_client.connection import explain_proxy, explain_request, make_options
 from grpo_client.errors import JobFailed, check_response, make_error
-from grpo_client.files import FilePath, get_video_format, read_file, save_file, save_model, save_video
+from grpo_client.files import (
+    FilePath,
+    get_export_format,
+    get_video_format,
+    read_file,
+    save_file,
+    save_model,
+    save_video,
+)
 from grpo_client.progress_bar import make_listener
 from grpo_client.retries import Deadline, Retries
 
@@ -361,6 +369,19 @@ class Client:
         """Save a model file, which ``GRPO.load`` reads; by default as ``<model_name>.zip``."""
         response = self._request("GET", f"/models/{_quote(model_name)}/file")
         return save_model(path or f"{model_name}.zip", response)
+
+    def export(self, model_name: str, path: FilePath, action_masks: bool = False) -> Path:
+        """Save a policy for programs without GRPO: observations in, the most likely actions out.
+
+        :param path: Ends in ``.onnx``, or in ``.pt`` for TorchScript.
+        :param action_masks: Whether the policy takes masks beside every observation.
+        :raises InvalidArgument: If the path ends otherwise.
+        """
+        query = {"format": get_export_format(path), "action_masks": action_masks}
+        response = self._request(
+            "GET", f"/models/{_quote(model_name)}/export", params=query, timeout=_PLAYING_TIMEOUT_SECONDS
+        )
+        return save_model(path, response)
 
     def upload(self, model_name: str, path: FilePath, overwrite: bool = False) -> answers.ModelCard:
         """Put a model file on the server.

@@ -13,6 +13,8 @@ from grpo_client.answers import Video
 from grpo_client.errors import FileProblem, GRPOError, InvalidArgument, ServerUnreachable
 
 VIDEO_FORMATS = ("gif", "mp4")
+#: Formats of exported policies by the end of a file's name.
+EXPORT_FORMATS = {".onnx": "onnx", ".pt": "torchscript"}
 
 FilePath = str | os.PathLike[str]
 
@@ -53,7 +55,7 @@ def _explain(path: FilePath, what: str) -> Iterator[None]:
 
 
 def save_model(path: FilePath, response: httpx2.Response) -> Path:
-    """Check a model file against the SHA-256 in its ``ETag``, and save it.
+    """Check a model file, or an exported policy, against the SHA-256 in its ``ETag``, and save it.
 
     :raises GRPOError: If they differ.
     """
@@ -84,3 +86,15 @@ def get_video_format(path: FilePath) -> str:
     if video_format not in VIDEO_FORMATS:
         raise InvalidArgument(f"path='{path}' is not a film; end its name in .{' or .'.join(VIDEO_FORMATS)}.")
     return video_format
+
+
+def get_export_format(path: FilePath) -> str:
+    """Return the format of an exported policy by the end of its name.
+
+    :raises InvalidArgument: If the server writes no such files.
+    """
+    export_format = EXPORT_FORMATS.get(Path(path).suffix.lower())
+    if export_format is None:
+        suffixes = " or ".join(f"{suffix} ({name})" for suffix, name in EXPORT_FORMATS.items())
+        raise InvalidArgument(f"path='{path}' is no exported policy; end its name in {suffixes}.")
+    return export_format

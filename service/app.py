@@ -18,6 +18,7 @@ from service.jobs.job import Job
 from service.jobs.journal import open_journal
 from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
+from service.models.exporter import ModelExporter
 from service.models.folder_lock import FolderLock
 from service.models.player import ModelPlayer
 from service.models.store import ModelStore, ServedModel
@@ -97,6 +98,7 @@ class Service:
         )
         self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
         self.player = ModelPlayer(self.store, self.short_tasks)
+        self.exporter = ModelExporter(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)
         self.readiness = Readiness(self.store, self.closing)

@@ -99,6 +99,13 @@ class TooManyStreamsError(ServiceError):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "10"}
 
 
+class NotInstalledError(ServiceError):
+    """The server lacks an optional package."""
+
+    problem = Problem("not-installed", "The server lacks an optional package")
+    status_code = 501
+
+
 class StorageError(ServiceError):
     """The disk refuses to store a file."""
 

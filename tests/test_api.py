@@ -204,6 +204,7 @@ class TestServer:
             ("/models/{model_name}/evaluate", "post"),
             ("/models/{model_name}/video", "get"),
             ("/models/{model_name}/file", "get"),
+            ("/models/{model_name}/export", "get"),
             ("/models/{model_name}/file", "put"),
             ("/environments", "get"),
             ("/environments/{env_name}", "get"),

@@ -313,3 +313,34 @@ def test_an_environment_without_a_preset_gets_a_general_one(tmp_path: Path, caps
     assert capsys.readouterr().err.endswith("Or add --wrapper flatten\n")
     assert main(["train", "--env", "MiniGrid-Maze-v0", "-n", "64"]) == 2
     assert "add --env-module minigrid, after: pip install minigrid" in capsys.readouterr().err
+
+
+def test_a_policy_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model("CartPole-v1")
+    model.save(tmp_path / "m.zip")
+    assert main(["export", "--model", str(tmp_path / "m"), "--output", str(tmp_path / "new" / "m.pt")]) == 0
+    assert f"saved {tmp_path / 'new' / 'm.pt'}" in capsys.readouterr().out
+    assert (tmp_path / "new" / "m.pt").read_bytes().startswith(b"PK")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "complaint"),
+    [
+        ("CartPole-v1", ["--output", "m.zip"], "--output m.zip cannot be used: 'm.zip' is no exported policy"),
+        ("Pendulum-v1", ["--output", "m.pt", "--masks"], "--masks cannot be used: action space Box"),
+    ],
+)
+def test_an_export_that_cannot_be_says_what_could(
+    env_id: str,
+    options: list[str],
+    complaint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_model(env_id).save(tmp_path / "m.zip")
+    before = (tmp_path / "m.zip").read_bytes()
+    assert main(["export", "--model", "m.zip", *options]) == 2
+    assert complaint in capsys.readouterr().err
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("m.zip", before)]

@@ -42,6 +42,7 @@ LIBRARY_ORDER = [
     "groups",
     "update",
     "saving",
+    "export",
     "checkpoints",
     "success",
     "evaluation",
@@ -221,6 +222,7 @@ def test_serving_a_model_imports_nothing_of_what_trains(tmp_path: Path) -> None:
         assert client.get(path).status_code == 200, path
     assert client.post("/models/m/evaluate", json={"n_episodes": 1}).status_code == 200
     assert client.get("/models/m/video?max_steps=2").status_code == 200
+    assert client.get("/models/m/export?format=torchscript").status_code == 200
     assert client.post("/train", json={"total_timesteps": 0}).status_code == 422
     assert client.delete("/models/m").status_code == 200
     """

@@ -184,6 +184,19 @@ class NatureCnn:
             x = _relu(patches @ weight + bias).reshape(batch_size, height, width, n_filters)
         return x.reshape(len(images), -1)
 
+    def list_filters(self) -> list[tuple[FloatArray, FloatArray, int]]:
+        """List filters as torch lays them out, ``(n_filters, n_channels, size, size)``, with biases and strides."""
+        filters = []
+        for (weight, bias), (n_filters, size, stride) in zip(self.convolutions, _CONVOLUTIONS, strict=True):
+            filters.append((weight.reshape(size, size, -1, n_filters).transpose(3, 2, 0, 1), bias, stride))
+        return filters
+
+    def get_linear(self) -> Layer:
+        """Return the linear layer as torch lays it out, ``(n_features, n_filters * n_pixels)``, with its biases."""
+        weight, bias = self.linear
+        by_pixel = weight.reshape(-1, _CONVOLUTIONS[-1][0], len(bias))
+        return by_pixel.transpose(2, 1, 0).reshape(len(bias), -1), bias
+
     @property
     def arrays(self) -> tuple[FloatArray, ...]:
         """The weights held."""

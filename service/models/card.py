@@ -16,7 +16,7 @@ from grpo_core.environments.env_kwargs import check_env_kwargs
 from grpo_core.environments.making import EnvSetup
 from grpo_core.environments.wrappers import parse_wrappers
 from service.models.folder import FileSignature
-from service.models.store import ModelStore
+from service.models.store import InspectedFile, ModelStore
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
 from service.schemas.jobs import EpisodeFigures, FinalEvaluation
 from service.schemas.models import ModelCard, ModelLineage, ValueFigures
@@ -46,7 +46,15 @@ def make_card(
     :raises NotFoundError: If there is no such model.
     :raises ConflictError: If the disk refuses.
     """
-    file = store.inspect_file(name)
+    return describe_file(name, store.inspect_file(name), find_evaluation)
+
+
+def describe_file(
+    name: str,
+    file: InspectedFile,
+    find_evaluation: Callable[[FileSignature], EpisodeFigures | None] = lambda signature: None,
+) -> ModelCard:
+    """Make the card of a file that was read already."""
     _, modified_ns, n_bytes = file.signature
     card = ModelCard(
         name=name,

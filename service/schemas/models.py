@@ -11,6 +11,7 @@ from service.schemas.jobs import EpisodeFigures, FinalEvaluation
 from service.schemas.spaces import SpaceDescription
 
 VideoFormat = Literal["gif", "mp4"]
+ExportFormatName = Literal["onnx", "torchscript"]
 
 
 class ModelStatus(StrEnum):

@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
@@ -42,15 +43,25 @@ PAGES = [*sorted(ROOT.glob("*.md")), *TUTORIALS, *sorted(ROOT.glob("benchmarks/*
 # What a reader's checkout holds and a tutorial has no use for, or makes anew.
 NOT_LINKED = {"models", "tests"}
 HTTP_METHODS = {"get", "post", "put", "patch", "delete"}
+# Examples in the language "py" need what is optional.
+NEEDS_ONNX = pytest.mark.skipif(
+    not all(map(find_spec, ("onnx", "onnxruntime"))),
+    reason="onnx and onnxruntime are not installed: pip install -r requirements-dev.txt",
+)
 
 
 def list_examples() -> list[Any]:
     """List the examples of both pages in the order in which a reader runs them."""
     return [
-        pytest.param(block.language, block.code, id=f"{name}-{block.line}-{block.language}")
+        pytest.param(
+            block.language,
+            block.code,
+            id=f"{name}-{block.line}-{block.language}",
+            marks=NEEDS_ONNX if block.language == "py" else (),
+        )
         for name in ("README.md", "API.md")
         for block in list_blocks((ROOT / name).read_text())
-        if block.language in ("bash", "python")
+        if block.language in ("bash", "python", "py")
     ]
 
 
@@ -94,7 +105,7 @@ def test_examples_run_as_written(language: str, code: str, server_url: str, pyth
     code = code.replace(DOCUMENTED_URL, server_url)
     if language == "bash" and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    run([python, "-c", code] if language == "python" else make_strict(code), tmp_path, GRPO_URL=server_url)
+    run([python, "-c", code] if language in ("python", "py") else make_strict(code), tmp_path, GRPO_URL=server_url)
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)

@@ -178,9 +178,12 @@ def test_models_are_listed_described_and_deleted(ask: Any, model: str) -> None:
     assert complaint.startswith("grpo-client: there is no model")
 
 
-def test_a_model_file_is_downloaded_and_uploaded(ask: Any, model: str, tmp_path: Path) -> None:
+def test_a_model_file_is_downloaded_exported_and_uploaded(ask: Any, model: str, tmp_path: Path) -> None:
     file = tmp_path / "again.zip"
     assert ask("download", model, str(file)) == (0, f"saved {file}\n", "")
+    policy = tmp_path / "again.pt"
+    assert ask("export", model, str(policy), "--masks") == (0, f"saved {policy}\n", "")
+    assert policy.read_bytes().startswith(b"PK")
     assert ask("upload", str(file))[1].startswith(f"uploaded again: {file.stat().st_size} bytes, sha256 ")
     exit_status, _, complaint = ask("upload", str(file))
     assert exit_status == 1
@@ -204,6 +207,7 @@ def test_environments_and_rewards_are_listed(ask: Any) -> None:
         (["train", "--set", "gamma"], "--set gamma is not allowed: write KEY=VALUE"),
         (["train", "--seed", "1", "--set", "seed=2"], "another option already sets seed to 1; leave one out"),
         (["video", "m", "film.avi"], "end its name in .gif or .mp4"),
+        (["export", "m", "policy.zip"], "end its name in .onnx (onnx) or .pt (torchscript)"),
         (["upload", "gone.zip"], "gone.zip is not a file"),
     ],
 )

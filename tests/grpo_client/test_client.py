@@ -4,11 +4,13 @@ import hashlib
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi import FastAPI
 
 from grpo_client import (
@@ -255,6 +257,19 @@ def test_a_model_file_is_saved_under_its_name_by_default(
     assert (tmp_path / "m.zip").read_bytes() == content
 
 
+def test_a_policy_is_exported(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
+    save_model(app)
+    path = grpo.export("m", tmp_path / "new" / "m.pt", action_masks=True)
+    assert path == tmp_path / "new" / "m.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        policy = torch.jit.load(path)  # type: ignore[no-untyped-call]
+    observation, masks = torch.zeros(1, 4), torch.tensor([[False, True]])
+    assert policy(observation, masks).tolist() == [1]
+    with pytest.raises(ValueError, match=r"end its name in \.onnx \(onnx\) or \.pt \(torchscript\)"):
+        grpo.export("m", tmp_path / "m.zip")
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_damaged_download_is_not_saved(kind: str, tmp_path: Path) -> None:
     etag = ("ETag", f'"{hashlib.sha256(b"whole").hexdigest()}"')
@@ -395,6 +410,7 @@ def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) 
         (lambda client: client.predict_array("m", np.array([object()])), InvalidArgument, "[Oo]bject arrays"),
         (lambda client: client.status("\ud800"), NotFound, "no training job"),
         (lambda client: client.video("m", "m.png"), InvalidArgument, "not a film"),
+        (lambda client: client.export("m", "m.png"), InvalidArgument, "no exported policy"),
     ],
 )
 def test_every_error_is_one_of_this_package(grpo: Any, ask: Any, kind: type[GRPOError], said: str) -> None:

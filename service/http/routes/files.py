@@ -1,4 +1,4 @@
-"""Downloading and uploading model files."""
+"""Downloading, exporting and uploading model files."""
 
 from collections.abc import Iterator
 from typing import Annotated, BinaryIO
@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
+from grpo_core.export.policy_file import EXPORT_FORMATS
 from service.errors import ConflictError
 from service.http import examples
 from service.http.problems import Refusal, error_response
@@ -15,11 +16,14 @@ from service.http.ranges import Part, choose_part, is_known
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.models.card import make_card
 from service.schemas.fields import ModelName
-from service.schemas.models import ModelCard
+from service.schemas.models import ExportFormatName, ModelCard
 
 _FILE_TYPE = "application/zip"
+# Neither format has a type of its own.
+_EXPORT_TYPE = "application/octet-stream"
 _CHUNK_BYTES = 2**18
 _FILE_SCHEMA = {"schema": {"type": "string", "format": "binary"}}
+_EXPORT_CONTENT = {_EXPORT_TYPE: _FILE_SCHEMA}
 _UPLOAD_BODY = {"required": True, "content": {_FILE_TYPE: _FILE_SCHEMA, "application/octet-stream": _FILE_SCHEMA}}
 
 router = APIRouter(tags=["models"])
@@ -50,6 +54,40 @@ def download_model(model_name: ModelNameInPath, service: CurrentService, request
         return error_response(*part)
     file = service.store.folder.open_file(model_name, inspected.signature)
     return _FileStream(file, part, name)
+
+
+@router.get(
+    "/models/{model_name}/export",
+    response_class=Response,
+    responses={
+        200: {"content": _EXPORT_CONTENT},
+        206: {"description": "The part that `Range` asks for.", "content": _EXPORT_CONTENT},
+        304: {"description": "The file still matches `If-None-Match`."},
+        **errors(404, 409, 413, 416, 501),
+    },
+)
+def export_model(
+    model_name: ModelNameInPath,
+    service: CurrentService,
+    request: Request,
+    export_format: Annotated[
+        ExportFormatName, Query(alias="format", description="`onnx`, or `torchscript` for libtorch.")
+    ] = "onnx",
+    action_masks: Annotated[
+        bool, Query(description="Whether the policy takes `action_masks` beside every observation.")
+    ] = False,
+) -> Response:
+    """Export a model for programs without this library: observations in, the most likely actions out."""
+    export = service.exporter.export(model_name, export_format, action_masks)
+    etag, suffix = f'"{export.sha256}"', EXPORT_FORMATS[export_format].suffix
+    name = {"Content-Disposition": f'attachment; filename="{model_name}{suffix}"'}
+    if is_known(request, etag):
+        return Response(status_code=304, headers={"ETag": etag, **name})
+    part = choose_part(request, len(export.content), etag)
+    if isinstance(part, Refusal):
+        return error_response(*part)
+    content = export.content[part.start : part.start + part.n_bytes]
+    return Response(content, part.status_code, {**name, **part.headers}, _EXPORT_TYPE)
 
 
 @router.put(

@@ -1,0 +1,1 @@
+"""Policies as files for other programs: ONNX and TorchScript, which choose the same most likely actions."""
