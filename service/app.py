@@ -75,7 +75,7 @@ class Service:
             max_queued=settings.max_queued_jobs,
             max_kept=settings.max_kept_jobs,
             stall_seconds=settings.stall_seconds,
-            checkpoints=CheckpointFolder(settings.models_dir),
+            checkpoints=CheckpointFolder(settings.models_dir, settings.max_models_bytes),
             tensorboard_dir=settings.tensorboard_dir,
             max_kept_days=settings.max_kept_days,
             recorder=JobRecorder(*open_journal(settings.models_dir)),
@@ -120,6 +120,14 @@ class Service:
             return self._start_job(request)
         request = self._client_jobs.limits.restrict(request)
         return self._client_jobs.start(client, partial(self._start_job, request))
+
+    def check_place(self) -> None:
+        """Refuse another job at once if those that run, wait and are being planned are enough.
+
+        :raises QueueFullError: If they are.
+        """
+        planned = self.planning_limiter.statistics()
+        self.registry.check_place(planned.borrowed_tokens + planned.tasks_waiting)
 
     def _start_job(self, request: TrainRequest) -> Job:
         self.registry.check_room(request.model_name)

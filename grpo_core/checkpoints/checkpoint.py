@@ -37,9 +37,12 @@ from grpo_core.update.policies import copy_policy
 
 FORMAT = "grpo-checkpoint/1"
 _FACTS_MEMBER, _MODEL_MEMBER, _ATTACHED = "checkpoint.json", "model.zip", "attachments/"
-# Objects looked at in each environment, and those that a state always holds itself.
+# Objects looked at in each environment: nearest first, so that a large table does not make each checkpoint slow.
 _MAX_SEARCHED = 2_000
+# What a state always holds itself.
 _HELD = (bool, int, float, str, bytes, list, tuple, dict, set, np.ndarray, np.generic)
+# More than any training takes, and fewer than a database's integers hold.
+_MAX_TIMESTEPS = 2**53
 
 
 class CheckpointError(ValueError):
@@ -142,6 +145,8 @@ def from_bytes(content: bytes) -> Checkpoint:
             facts = json.loads(archive.read(_FACTS_MEMBER))
             if facts["format"] != FORMAT:
                 raise CheckpointError(f"the checkpoint's format is not {FORMAT}; another version wrote it.")
+            if not 0 <= int(facts["num_timesteps"]) < _MAX_TIMESTEPS:
+                raise CheckpointError(f"the checkpoint counts {facts['num_timesteps']} steps; it was not written here.")
             model = model_file.from_bytes(archive.read(_MODEL_MEMBER), with_optimizer=True, with_own_parts=True)
             names = [info.filename for info in infos]
             arrays = [_read_npy(archive.read(f"arrays/{i}.npy")) for i in range(len(_list_names(names, "arrays/")))]
@@ -179,8 +184,9 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
             restore_normalization(vec_normalize, checkpoint.model)
         _restore_progress(model, facts, checkpoint.model.meta)
         _restore_reference(model, *facts["reference"])
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"the checkpoint is of another training ({error}).") from error
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]  # torch names each weight on a line of its own
+        raise CheckpointError(f"the checkpoint is of another training ({type(error).__name__}: {reason}).") from error
     # SB3 resets the environment unless it has an observation of it.
     model._last_obs, model._last_episode_starts = first_obs, np.ones((model.env.num_envs,), np.bool_)
     if facts["simulators"] is None:
@@ -230,10 +236,10 @@ def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Cave
         generators = [_find_noise(env).capture() for env in envs]
         try:
             live = [Simulator(env).capture() for env in envs]
-        except NotBranchableError as error:
+        except Exception as error:  # code of the environment, such as its capture_state
             live, caveat = [], _describe_reset(model, error)
         writer = Writer(_list_packages(envs), _find_fixtures(envs))
-        node = writer.describe([live, generators, collector.anchors, archive])
+        node = writer.describe([live, generators, _capture_process_wide(), collector.anchors, archive])
     except UnknownObjectError as error:
         return None, [], Caveat(str(error), is_certain=True)
     except RecursionError:
@@ -241,10 +247,11 @@ def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Cave
     return [node, writer.objects], writer.arrays, caveat
 
 
-def _describe_reset(model: Any, error: NotBranchableError) -> Caveat:
+def _describe_reset(model: Any, error: Exception) -> Caveat:
     """Say what it means that an environment's state cannot be captured: episodes from seeded resets hardly need it."""
     if model._mode != "episode":
-        return Caveat(str(error), is_certain=True)
+        reason = str(error) if isinstance(error, NotBranchableError) else f"{type(error).__name__}: {error}"
+        return Caveat(reason, is_certain=True)
     reason = "the simulators cannot be captured; training goes on exactly if reset(seed) forgets earlier episodes"
     return Caveat(reason, is_certain=False)
 
@@ -252,13 +259,25 @@ def _describe_reset(model: Any, error: NotBranchableError) -> Caveat:
 def _restore_simulators(model: Any, described: Node, arrays: Sequence[npt.NDArray[Any]]) -> None:
     envs = _list_envs(model)
     node, objects = described
-    live, generators, anchors, archive = Reader(objects, arrays, _list_packages(envs), _find_fixtures(envs)).make(node)
+    reader = Reader(objects, arrays, _list_packages(envs), _find_fixtures(envs))
+    live, generators, process_wide, anchors, archive = reader.make(node)
     for env, state in zip(envs, live, strict=False):  # none where none could be captured
         Simulator(env).restore(state)
     for env, noise in zip(envs, generators, strict=True):
         _find_noise(env).restore(noise)
     model._collector.anchors = anchors
     model._collector.archive = None if archive is None else AnchorArchive.from_state(archive)
+    _restore_process_wide(process_wide)
+
+
+def _capture_process_wide() -> dict[str, Any]:
+    """Capture the generators that all code of a process may draw from; environments do, though they should not."""
+    return {**Noise(()).capture(), "torch": torch.random.get_rng_state().numpy().copy()}
+
+
+def _restore_process_wide(states: dict[str, Any]) -> None:
+    torch.random.set_rng_state(torch.from_numpy(states.pop("torch")))
+    Noise(()).restore(states)
 
 
 def _list_envs(model: Any) -> list[gym.Env[Any, Any]]:

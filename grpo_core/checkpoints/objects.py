@@ -41,6 +41,8 @@ _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary
 # A larger state would make a checkpoint slow, and its file large.
 MAX_BYTES = 2**26
 _MAX_OBJECTS = 1_000_000
+# Python writes no longer integers in decimal digits unless it is told to.
+_MAX_INT_BITS = 14_000
 _MISSING = object()
 
 
@@ -70,7 +72,9 @@ class Writer:
 
         :raises UnknownObjectError: If it, or something in it, is of a kind that is not described.
         """
-        if value is None or type(value) in (bool, int, str):
+        if value is None or type(value) in (bool, str):
+            return value
+        if type(value) is int and value.bit_length() <= _MAX_INT_BITS:
             return value
         if type(value) is float and math.isfinite(value):
             return value
@@ -96,6 +100,8 @@ class Writer:
             return self._describe_array(value)
         if is_restorable_generator(value):
             return self._describe_generator(value)
+        if isinstance(value, enum.Flag):  # a combination has no member of its own
+            return ["flag", self._name(kind), value.value]
         if isinstance(value, enum.Enum):
             return ["member", self._name(kind), value.name]
         if isinstance(value, gym.Space):
@@ -108,6 +114,8 @@ class Writer:
         name = type(value).__name__
         if isinstance(value, dict):
             return [name, [[self.describe(key), self.describe(item)] for key, item in value.items()]]
+        if isinstance(value, set | frozenset) and not _has_order_of_its_items(value):
+            raise UnknownObjectError("a set that has shrunk is not described: made anew, it would have another order")
         items = [self.describe(item) for item in value]
         return [name, items, value.maxlen] if isinstance(value, deque) else [name, items]
 
@@ -213,6 +221,7 @@ class Reader:
             "Random": lambda _, state: self._fill(random.Random(0), state),
             "RandomState": lambda _, state: self._fill(np.random.RandomState(0), state),
             "member": lambda _, name, member: self._find(name, enum.EnumMeta)[member],
+            "flag": lambda _, name, flags: self._find(name, enum.EnumMeta)(flags),
             "named": lambda _, name: self._find(name, type | types.FunctionType),
             "fields": lambda _, name, items: self._find(name, type)._make(map(self.make, items)),
             "fixture": lambda _, place: fixtures[place],
@@ -277,6 +286,12 @@ class Reader:
         if found is None or not isinstance(found, kinds):
             raise UnknownObjectError(f"{'.'.join(name)} is nothing that a state may be made of here")
         return found
+
+
+def _has_order_of_its_items(value: set[Any] | frozenset[Any]) -> bool:
+    """Tell whether a set that is made of the same items has the same order, and keeps it when more are added."""
+    anew = type(value)(list(value))
+    return sys.getsizeof(anew) == sys.getsizeof(value) and list(anew) == list(value)
 
 
 def _is_plain(value: Any) -> bool:

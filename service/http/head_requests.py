@@ -33,6 +33,8 @@ class HeadRequests:
             # An endless answer, such as a stream of events, ends when the client leaves.
             return {"type": "http.disconnect"} if is_answered else await receive()
 
-        inner = {**scope, "method": "GET"}
+        # Ranges are of GET alone.
+        headers = [header for header in scope["headers"] if header[0] != b"range"]
+        inner = {**scope, "method": "GET", "headers": headers}
         await self._app(inner, receive_until_answered, send_head)
         scope.update({key: inner[key] for key in _ROUTE_KEYS if key in inner})

@@ -37,7 +37,7 @@ def choose_part(request: Request, n_bytes: int, etag: str) -> Part | Refusal:
     :return: A refusal if the file ends before the part begins.
     """
     headers = {"ETag": etag, "Accept-Ranges": "bytes"}
-    asked = _RANGE.fullmatch(request.headers.get("range", "").replace(" ", "").lower())
+    asked = _RANGE.fullmatch(request.headers.get("range", "").strip().lower())
     if asked is None or asked.groups() == ("", "") or request.headers.get("if-range", etag) != etag:
         return Part(0, n_bytes, 200, headers)
     first, last = asked.groups()

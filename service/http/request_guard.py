@@ -115,6 +115,12 @@ class RequestRules:
                 return refusal
         return self.get_body_rule(scope).check(headers) if has_body(headers) else None
 
+    def count_body(self, scope: Scope, headers: Mapping[bytes, bytes], n_bytes: int) -> Refusal | None:
+        """Count an upload whose head did not say how large it is; return a refusal if its client has sent too much."""
+        if self._limits is None or b"content-length" in headers or not is_upload(scope):
+            return None
+        return self._limits.count_upload(scope, n_bytes)
+
     def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         assert self._api_key is not None
         if has_key(headers, self._api_key):
@@ -195,7 +201,7 @@ class RequestGuard:
                     return
                 if isinstance(body, Refusal):
                     refusal = body
-                else:
+                elif (refusal := self._rules.count_body(scope, headers, len(body))) is None:
                     receive = replay({"type": "http.request", "body": body, "more_body": False}, receive)
             if refusal is None and self._n_requests >= _MAX_REQUESTS and scope["path"] not in _HEALTH_PATHS:
                 refusal = Refusal(_BUSY, 503, f"{self._n_requests} requests are being answered.", {"Retry-After": "1"})

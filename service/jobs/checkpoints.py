@@ -1,72 +1,85 @@
 """The checkpoints of jobs, in a hidden folder beside the models."""
 
-import io
 import json
 import os
+import re
+import stat
+import sys
 import zipfile
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from grpo_core.checkpoints import MAX_FILE_BYTES
 from grpo_core.saving.model_file import write_atomic
+from service.models.folder_lock import TEMPORARY_PREFIX
 from service.schemas.jobs import JobCheckpoint
+from service.schemas.training import TrainConfig
 
 _FOLDER = ".checkpoints"
 _SUFFIX = ".zip"
 # As service.training.checkpoint_callback names it; the server must not import what imports torch.
 _FINISHED = "attachments/finished"
-_FACTS = "checkpoint.json"
+_FACTS, _FORMAT = "checkpoint.json", "grpo-checkpoint/1"
+_OURS = re.compile(rf"[0-9a-f-]{{36}}{re.escape(_SUFFIX)}|{re.escape(TEMPORARY_PREFIX)}.*")
 # What reading a damaged file ends with.
-_DAMAGE = (OSError, zipfile.BadZipFile, LookupError, ValueError, TypeError, OverflowError, NotImplementedError,
-           RecursionError, RuntimeError, EOFError)  # fmt: skip
+_DAMAGE = (OSError, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+           RuntimeError, EOFError)  # fmt: skip  # NotImplementedError and RecursionError are RuntimeErrors
 
 
 class CheckpointFolder:
     """Keeps the latest checkpoint of each job. Safe to use from any thread.
 
     :param models_dir: The folder of the models.
+    :param max_bytes: What all checkpoints may take; those of jobs that ended longest ago make room for others.
     """
 
-    def __init__(self, models_dir: Path) -> None:
+    def __init__(self, models_dir: Path, max_bytes: int = sys.maxsize) -> None:
         self._dir = models_dir / _FOLDER
+        self._max_bytes = max_bytes
 
     def write(self, job_id: str, content: bytes) -> None:
         """Keep a checkpoint in the place of the job's earlier one.
 
-        :raises OSError: If the disk refuses; the earlier one is then as it was.
+        :raises OSError: If the disk refuses, or something else is in the folder's place; an earlier checkpoint is then
+            as it was.
         """
         self._dir.mkdir(mode=0o700, exist_ok=True)
+        if not stat.S_ISDIR(os.lstat(self._dir).st_mode):
+            raise NotADirectoryError(0, f"{_FOLDER} in the models folder is no folder")
+        self._make_room(job_id, len(content))
         write_atomic(self._path(job_id), content)
 
     def read(self, job_id: str) -> bytes | None:
         """Return a job's checkpoint; None if there is none that was written here."""
-        path = self._path(job_id)
-        with suppress(OSError):
-            return path.read_bytes() if path.stat().st_size <= MAX_FILE_BYTES else None
+        with suppress(OSError), self._open(job_id) as file:
+            return file.read()
         return None
 
-    def describe(self, job_id: str) -> JobCheckpoint | None:
-        """Describe a job's checkpoint; None if there is none that can be read."""
-        path = self._path(job_id)
-        with suppress(*_DAMAGE), zipfile.ZipFile(path) as archive:
-            if archive.getinfo(_FACTS).compress_type != zipfile.ZIP_STORED:
-                return None  # no checkpoint's are compressed, and what these unpack to has no bound
+    def describe(self, job_id: str, config: TrainConfig) -> JobCheckpoint | None:
+        """Describe a job's checkpoint; None if there is none that it can go on from.
+
+        :param config: What the job trains.
+        """
+        with suppress(*_DAMAGE), self._open(job_id) as file, zipfile.ZipFile(file) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()) or archive.testzip():
+                return None  # none is compressed, and what such members unpack to has no bound
             facts = json.loads(archive.read(_FACTS))
+            if facts["format"] != _FORMAT or TrainConfig.model_validate(facts["own"]["config"]) != config:
+                return None
             note, is_certain = facts["caveat"] or (None, None)
             exact = True if note is None else False if is_certain else None
-            created_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            created_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
             return JobCheckpoint(timesteps=facts["num_timesteps"], created_at=created_at, exact=exact, note=note)
         return None
 
     def read_finished(self, job_id: str) -> bytes | None:
         """Return the model file of a job whose training was over at its checkpoint; None if it was not."""
-        content = self.read(job_id)
-        if content is None:
-            return None
-        with suppress(*_DAMAGE), zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return archive.read(_FINISHED)
+        with suppress(*_DAMAGE), self._open(job_id) as file, zipfile.ZipFile(file) as archive:
+            if archive.getinfo(_FINISHED).compress_type == zipfile.ZIP_STORED:
+                return archive.read(_FINISHED)
         return None
 
     def delete(self, job_id: str) -> None:
@@ -76,11 +89,44 @@ class CheckpointFolder:
 
     def sweep(self, job_ids: Collection[str]) -> None:
         """Delete what belongs to none of these jobs."""
+        for name, _ in self._list_files():
+            if name.removesuffix(_SUFFIX) not in job_ids:
+                with suppress(OSError):
+                    os.unlink(self._dir / name)
+
+    def _make_room(self, job_id: str, n_bytes: int) -> None:
+        others = [(name, status) for name, status in self._list_files() if name != f"{job_id}{_SUFFIX}"]
+        excess = sum(status.st_size for _, status in others) + n_bytes - self._max_bytes
+        for name, status in sorted(others, key=lambda file: file[1].st_mtime_ns):
+            if excess <= 0:
+                return
+            with suppress(OSError):
+                os.unlink(self._dir / name)
+            excess -= status.st_size
+
+    def _list_files(self) -> list[tuple[str, os.stat_result]]:
+        """List what this class has written; a link in the folder's place is not followed."""
+        found: list[tuple[str, os.stat_result]] = []
         with suppress(OSError):
-            for entry in os.scandir(self._dir):
-                if entry.name.removesuffix(_SUFFIX) not in job_ids and not entry.is_dir(follow_symlinks=False):
-                    with suppress(OSError):
-                        os.unlink(entry.path)
+            if stat.S_ISDIR(os.lstat(self._dir).st_mode):
+                for entry in os.scandir(self._dir):
+                    if _OURS.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
+                        with suppress(OSError):
+                            found.append((entry.name, entry.stat(follow_symlinks=False)))
+        return found
+
+    @contextmanager
+    def _open(self, job_id: str) -> Iterator[BinaryIO]:
+        """Open a file that was written here: nothing that a link leads to, that blocks, or that has no end.
+
+        :raises OSError: If it cannot be opened.
+        """
+        descriptor = os.open(self._path(job_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+                raise OSError(0, "it is no checkpoint")
+            yield file
 
     def _path(self, job_id: str) -> Path:
         return self._dir / f"{job_id}{_SUFFIX}"

@@ -108,12 +108,14 @@ class Job:
         self._checkpoint: JobCheckpoint | None = None
         self._could_keep_checkpoints = True
         self._n_restarts = 0
+        # Workers that died since the job was queued or last resumed.
+        self._n_lost_workers = 0
         self._warnings = list(plan.warnings)
         self._error_message: str | None = None
         self._model_name: str | None = None
         self._sha256: str | None = None
-        #: Where the job has saved before, if it was stopped and went on.
-        self.last_saved_name: str | None = None
+        #: Name and SHA-256 of the model that the job has saved last, perhaps when it was stopped and before it went on.
+        self.last_saved: tuple[str, str] | None = None
         self._created_at = datetime.now(UTC)
         self._start_time: datetime | None = None
         self._end_time: datetime | None = None
@@ -264,8 +266,9 @@ class Job:
         """
         with self._lock:
             may = self._status is JobStatus.RUNNING and self._outcome is None and self._end is None
-            if not may or self._n_restarts >= self.config.max_restarts:
+            if not may or self._n_lost_workers >= self.config.max_restarts:
                 return False
+            self._n_lost_workers += 1
             self._rewind()
             self._stop_training, self._last_active = None, time.monotonic()
             self._warn(f"{reason} The job went on from step {self._current_timesteps:,}.")
@@ -277,11 +280,14 @@ class Job:
         totals: JobTotals,
         write_end: Callable[[JobRecord], None],
         checkpoints: CheckpointFolder | None,
+        checkpoint: JobCheckpoint | None,
     ) -> None:
         """Queue an ended job again, perhaps one of an earlier server, to go on from its checkpoint.
 
         :param reward: The reward functions that its configuration names.
-        :param totals: As for a new job, and so are the others.
+        :param totals: As for a new job, and so are the next two.
+        :param checkpoint: What is in its file now: that may be newer than what was written of the job before its server
+            was killed, or be gone.
         :raises ConflictError: If it has not ended, or has completed.
         """
         with self._lock:
@@ -292,12 +298,12 @@ class Job:
                 )
             self.plan = self.plan._replace(reward=reward)
             self._totals, self._write_end, self._checkpoints = totals, write_end, checkpoints
-            # The file may be newer than what was written of the job before its server was killed.
-            self._checkpoint = None if checkpoints is None else checkpoints.describe(self.job_id)
+            if checkpoint is None and self._checkpoint is not None:
+                self._warn("its checkpoint is gone or cannot be used here, so the job began again.")
+            self._checkpoint, self._n_lost_workers = checkpoint, 0
             self._rewind()
             self._status, self._outcome, self._n_stops, self._ended_by = JobStatus.QUEUED, None, 0, None
             self._error_message = self._end_time = self._end = self._started = None
-            self.last_saved_name = self._model_name or self.last_saved_name
             self._model_name = self._sha256 = None
             self.history.append("job.status", {"status": self._status})
             self.finished.clear()
@@ -385,7 +391,7 @@ class Job:
             # Once the job has completed, nothing is left to go on from.
             checkpoint=None if end is not None and end.status is JobStatus.COMPLETED else self._checkpoint,
             n_restarts=self._n_restarts,
-            last_saved_name=self.last_saved_name,
+            last_saved=self.last_saved,
             n_silent_rollouts=self._no_signal.n_rollouts,
             last_signal_timesteps=self._no_signal.since_timesteps,
         )
@@ -409,7 +415,7 @@ class Job:
         job._model_name, job._sha256 = state.model_name, state.sha256
         job._evaluation, job._best_evaluation = state.evaluation, state.best_evaluation
         job._final_evaluation, job._checkpoint = state.final_evaluation, state.checkpoint
-        job._n_restarts, job.last_saved_name = state.n_restarts, state.last_saved_name
+        job._n_restarts, job.last_saved = state.n_restarts, state.last_saved
         job._no_signal = _NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
         end_time = state.end_time or state.created_at
         job._end = _End(state.status, state.error_message, end_time, state.elapsed_seconds, state.ended_by)
@@ -434,7 +440,7 @@ class Job:
         """Note the name and the hash of the saved model."""
         with self._lock:
             if self._end is None:  # a shutdown may have given up on it in the meantime
-                self._model_name, self._sha256 = model_name, sha256
+                self._model_name, self._sha256 = self.last_saved = model_name, sha256
 
     def attach_stop(self, stop: Callable[[], None]) -> None:
         """Take the function that stops the training."""
@@ -497,7 +503,7 @@ class Job:
             if self._could_keep_checkpoints:
                 self.publish_warning(
                     f"no checkpoint can be kept, so an interruption loses what is learnt ({error.strerror}); free some "
-                    "disk space."
+                    "disk space or mend the models folder."
                 )
             self._could_keep_checkpoints = False
             return

@@ -107,6 +107,8 @@ class JobJournal:
         self._path = path
         # Guards the connection.
         self._lock = threading.Lock()
+        #: Whether it has just been begun, and so knows no job of earlier servers.
+        self.is_new = path is None or not path.exists() or path.stat().st_size == 0
         self._connection = _connect(path)
         self._inode = None if path is None else path.stat().st_ino
         self._close = weakref.finalize(self, self._connection.close)
@@ -198,7 +200,7 @@ class JobJournal:
                 raise JournalError("the job is not in the jobs' file")
 
     def write(self, records: Sequence[JobRecord]) -> None:
-        """Write records of new and of known jobs: all of them, or none.
+        """Write records of new and of known jobs: all that can be written, or none.
 
         They are on the disk when this returns.
 
@@ -206,10 +208,13 @@ class JobJournal:
         """
         with self._transact() as connection:
             for record in records:
+                connection.execute("SAVEPOINT record")
                 try:
                     _write(connection, record)
-                except (ValueError, TypeError):  # what an environment reported; the other records are written
+                except (ValueError, TypeError, OverflowError):  # what an environment reported; others are written
                     logger.warning("job %s cannot be written down", record.job_id, exc_info=True)
+                    connection.execute("ROLLBACK TO record")
+                connection.execute("RELEASE record")
 
     def list_old(self, written_before: float) -> list[str]:
         """List the ids of jobs that ended before a time in seconds since 1970, oldest first."""

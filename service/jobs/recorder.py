@@ -67,6 +67,11 @@ class JobRecorder:
             return f"jobs are remembered only until the server ends: the jobs' file cannot be used ({self._obstacle})"
         return None if self._trouble is None else f"the jobs' file cannot be written ({self._trouble})"
 
+    @property
+    def knows_all_jobs(self) -> bool:
+        """Whether the file had all jobs of earlier servers; a new one, or none, may have lost some."""
+        return self._obstacle is None and not self._journal.is_new
+
     def list_past_jobs(self) -> list[PastJob]:
         """List the jobs in the file, oldest first."""
         return self._journal.list_jobs()
@@ -174,7 +179,11 @@ class JobRecorder:
                 orders = list(self._orders)
                 forgotten, self._to_forget = self._to_forget, []
                 running = dict(self._running)
-            self._write(orders, running, forgotten)
+            try:
+                self._write(orders, running, forgotten)
+            except Exception:  # this thread is the only one that writes: it must survive a record that it cannot write
+                logger.exception("jobs cannot be written down")
+                self._give_up(orders, forgotten, "an error of this server, see its log")
             next_round = time.monotonic() + _WRITE_SECONDS
             if is_last:
                 return
@@ -192,11 +201,7 @@ class JobRecorder:
             if forgotten:
                 self._journal.forget(forgotten)
         except JournalError as error:
-            self._note_trouble(error.reason)
-            with self._news:
-                self._to_forget += forgotten
-            for order in orders:  # nobody waits for a disk to be mended
-                order.done.set()
+            self._give_up(orders, forgotten, error.reason)
             return
         with self._news:
             for order in orders:
@@ -210,6 +215,14 @@ class JobRecorder:
         for order in orders:
             order.done.set()
         self._note_success()
+
+    def _give_up(self, orders: list[_Order], forgotten: list[str], reason: str) -> None:
+        """Keep what was to be written for later: nobody waits for a disk to be mended."""
+        self._note_trouble(reason)
+        with self._news:
+            self._to_forget += forgotten
+        for order in orders:
+            order.done.set()
 
     def _note_trouble(self, reason: str) -> None:
         if self._trouble is None:

@@ -1,5 +1,6 @@
 """The registry, which remembers all training jobs and runs them."""
 
+import hashlib
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from grpo_core.saving.model_file import ModelFileError
 from service.context import JOB_ID
 from service.errors import (
     ConflictError,
@@ -108,7 +110,7 @@ class JobRegistry:
         self._lock = threading.Lock()
         past_jobs = self.recorder.list_past_jobs()
         self._jobs: dict[str, Job | PastJob] = {job.job_id: job for job in past_jobs}
-        if checkpoints is not None:
+        if checkpoints is not None and self.recorder.knows_all_jobs:
             checkpoints.sweep(self._jobs)
         # Jobs that had not ended at the last look, and the ids of the others, so that only a list of all jobs has to
         # go through all of them. Of the others, the last are in memory.
@@ -134,7 +136,8 @@ class JobRegistry:
             with self._lock:
                 self._check_name_is_free(plan.config.model_name, self._check_room())
                 self._store.folder.check_case_collision(plan.config.model_name)
-                self._check_replacement(job)
+                if (warning := self._check_replacement(job)) is not None:
+                    job.publish_warning(warning)
                 self._active.append(job)
             self._queue(job)
             self._forget_old()
@@ -150,10 +153,15 @@ class JobRegistry:
         :raises DrainingError: If the server is shutting down.
         """
         with self._admission:
+            checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
+            is_own = self._is_own(job)
             with self._lock:
                 active = [other for other in self._check_room() if other is not job]
                 self._check_name_is_free(job.config.model_name, active)
-                job.requeue(reward, self.totals, self.recorder.end, self._checkpoints)
+                warning = None if is_own else self._check_replacement(job)
+                job.requeue(reward, self.totals, self.recorder.end, self._checkpoints, checkpoint)
+                if warning is not None:
+                    job.publish_warning(warning)
                 for ids in (self._ended, self._in_memory):
                     with suppress(ValueError):
                         ids.remove(job.job_id)
@@ -171,14 +179,14 @@ class JobRegistry:
         with suppress(RuntimeError):  # the shutdown that came meanwhile has stopped the job
             self._slots.submit(copy_context().run, self._run, job)
 
-    def _check_replacement(self, job: Job) -> None:
-        """Say that a job's policy will take a model's place, or refuse it."""
+    def _check_replacement(self, job: Job) -> str | None:
+        """Return a warning if a job's policy will take a model's place, or refuse it if that must not be."""
         name = job.config.model_name
         if not self._store.exists(name):
-            return
+            return None
         if not job.config.replace:
             raise ConflictError(f"a model '{name}' already exists; pick another model_name, or send replace=true.")
-        job.publish_warning(f"there is a model '{name}' already; this job's policy will take its place.")
+        return f"there is a model '{name}' already; this job's policy will take its place."
 
     def check_room(self, model_name: str | None = None) -> None:
         """Check that another job could be queued, before it is planned.
@@ -195,12 +203,23 @@ class JobRegistry:
                 self._check_name_is_free(model_name, active)
         self._store.folder.check_space()
 
-    def _check_room(self) -> list[Job]:
+    def check_place(self, n_planned: int) -> None:
+        """Check that there is a place for another job, without a look at the disk.
+
+        :param n_planned: Requests that are being planned, and may soon be jobs.
+        :raises QueueFullError: If too many jobs are active.
+        :raises DrainingError: If the server is shutting down.
+        """
+        with self._lock:
+            self._check_room(n_planned)
+
+    def _check_room(self, n_planned: int = 0) -> list[Job]:
         active = self._list_active()
         if self._draining:
             raise DrainingError("the server is shutting down; submit the job again when it is back.")
-        if len(active) >= self._max_active:
-            raise QueueFullError(f"{len(active)} jobs are running or queued already; try again later.")
+        if len(active) + n_planned >= self._max_active:
+            planned = f", and {n_planned} are being planned" if n_planned else ""
+            raise QueueFullError(f"{len(active)} jobs are running or queued already{planned}; try again later.")
         return active
 
     def get(self, job_id: str) -> Job:
@@ -433,7 +452,10 @@ class JobRegistry:
             name = self._choose_name(job, outcome)
             job.record_saved_model(name, self._store.publish(name, content))
         except TaskDrainedError as error:
-            job.finish(JobStatus.STOPPED, f"{error} Nothing was learned, and nothing is saved.")
+            learned = "Nothing was learned, and nothing is saved."
+            if job.describe().checkpoint is not None:
+                learned = "A resume goes on from the job's checkpoint."
+            job.finish(JobStatus.STOPPED, f"{error} {learned}")
         except (TaskFailedError, ServiceError) as error:
             logger.warning("job %s failed: %s", job.job_id, error)
             job.finish(JobStatus.FAILED, str(error))
@@ -451,9 +473,8 @@ class JobRegistry:
         """
         run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
         while True:
-            taken, init = job.read_checkpoint(), None
-            if taken is None and job.config.init_model is not None:
-                init = self._store.folder.read(job.config.init_model)[1]
+            taken = job.read_checkpoint()
+            init = self._read_init_model(job, is_needed=taken is None)
             task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init)
             run = self._executor.start(task, job)
             while not run.wait(_WATCH_SECONDS):
@@ -477,6 +498,16 @@ class JobRegistry:
                 job.publish_warning(f"the policy was saved but not evaluated: {error}")
                 return content
 
+    def _read_init_model(self, job: Job, is_needed: bool) -> bytes | None:
+        if job.config.init_model is None:
+            return None
+        try:
+            return self._store.folder.read(job.config.init_model)[1]
+        except (NotFoundError, ModelFileError):
+            if is_needed:
+                raise
+            return None
+
     def _find_stall(self, job: Job) -> str | None:
         """Return how long a job has not moved, if that is too long; None otherwise."""
         patience = self._stall_seconds
@@ -489,9 +520,18 @@ class JobRegistry:
     def _choose_name(self, job: Job, outcome: JobStatus) -> str:
         """Return the name to save under: the job's own, but a stopped job never replaces another one's model."""
         name = job.config.model_name
-        if outcome is JobStatus.COMPLETED or name == job.last_saved_name or not self._store.exists(name):
+        if outcome is JobStatus.COMPLETED or not self._store.exists(name) or self._is_own(job):
             return name
         return f"{name[:80]}-stopped-{job.job_id[:8]}"
+
+    def _is_own(self, job: Job) -> bool:
+        """Return whether the model of a job's name is the one that it has saved itself, when it was stopped."""
+        saved = job.last_saved
+        if saved is None or saved[0] != job.config.model_name:
+            return False
+        with suppress(NotFoundError, ModelFileError):
+            return hashlib.sha256(self._store.folder.read(saved[0])[1]).hexdigest() == saved[1]
+        return False
 
     def _list_active(self) -> list[Job]:
         still_active = []

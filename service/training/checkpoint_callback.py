@@ -1,5 +1,6 @@
 """Take checkpoints of a training, so that it can go on after whatever ends it."""
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +9,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from grpo import GRPO
 from grpo_core.checkpoints import checkpoint
-from grpo_core.checkpoints.checkpoint import Checkpoint
+from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
+from service.errors import describe_error
+from service.schemas.training import TrainConfig
 from service.training.evaluation_callback import EvaluationCallback
 from service.training.init_model import Lineage
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
+
+logger = logging.getLogger("grpo.service")
 
 # A stop or an error comes in the middle of a rollout, where no training can go on: what was before it is taken now and
 # then, and kept in memory. That may take this share of the time, and need not be more often than once a second.
@@ -30,7 +35,7 @@ class CheckpointCallback(BaseCallback):
 
     It comes last among the callbacks: what others do between two rollouts is done by then.
 
-    :param every: Simulator steps between two that are published; None goes by the clock.
+    :param config: What is trained. It says how many simulator steps are between two that are published.
     :param judge: The evaluations on the way, if there are any; they go on as well.
     :param stop_rules: Know how much of the job's time is spent.
     :param progress: Receives them.
@@ -39,10 +44,12 @@ class CheckpointCallback(BaseCallback):
     model: GRPO
 
     def __init__(
-        self, every: int | None, judge: EvaluationCallback | None, stop_rules: StopRules, progress: Progress
+        self, config: TrainConfig, judge: EvaluationCallback | None, stop_rules: StopRules, progress: Progress
     ) -> None:
         super().__init__()
-        self._every, self._judge, self._stop_rules, self._progress = every, judge, stop_rules, progress
+        self._config, self._every = config, config.checkpoint_every
+        self._judge, self._stop_rules, self._progress = judge, stop_rules, progress
+        self._can_take = True
         #: The model that the training began from, if any.
         self.lineage: Lineage | None = None
         self._next_timesteps = 0
@@ -86,9 +93,25 @@ class CheckpointCallback(BaseCallback):
         self._unpublished, self._published_at = None, time.monotonic()
 
     def _take(self, attachments: Mapping[str, bytes] | None = None) -> None:
+        if not self._can_take:
+            return
         begun = time.monotonic()
+        try:
+            described, content = self._describe(attachments)
+        except Exception as error:  # the environment's code, which may have lost its wits; the training has not
+            logger.warning("no checkpoint can be taken", exc_info=True)
+            self._can_take = False
+            reason = describe_error(error)
+            self._progress.publish_warning(f"no checkpoint can be taken, so an interruption loses the job: {reason}")
+            return
+        self._unpublished = described, content
+        self._taken_at = time.monotonic()
+        self._cost_seconds = self._taken_at - begun
+
+    def _describe(self, attachments: Mapping[str, bytes] | None) -> tuple[dict[str, Any], bytes]:
+        """Return what the server is told of a checkpoint, and its content."""
         facts: dict[str, Any] = {"seconds": self._stop_rules.spent_seconds, "ended_by": self._stop_rules.ended_by}
-        facts["lineage"] = self.lineage
+        facts |= {"lineage": self.lineage, "config": self._config.model_dump(mode="json")}
         best = {}
         if self._judge is not None:
             facts["judge"], best_content = self._judge.to_state()
@@ -100,32 +123,47 @@ class CheckpointCallback(BaseCallback):
             "note": None if caveat is None else caveat.reason,
             "is_trained": FINISHED in (attachments or {}),
         }
-        self._unpublished = described, content
-        self._taken_at = time.monotonic()
-        self._cost_seconds = self._taken_at - begun
+        return described, content
 
 
 def go_on(
     model: GRPO,
     taken: Checkpoint,
+    config: TrainConfig,
     judge: EvaluationCallback | None,
     stop_rules: StopRules,
     progress: Progress,
 ) -> Lineage | None:
     """Let a new model, its evaluations and its rules go on where a checkpoint was taken.
 
+    :param config: What is trained.
     :param progress: Receives a warning if training goes on otherwise than it would have.
     :return: The model that the training began from, if any.
     :raises CheckpointError: If it is of another training.
     """
+    own = _read_own(taken, config)
     caveat = checkpoint.restore(model, taken)
     if caveat is not None and caveat.is_certain:
         progress.publish_warning(
             f"training went on from step {taken.timesteps:,} with new episodes, and so otherwise than it would have: "
             f"{caveat.reason}."
         )
-    own = taken.facts["own"]
     stop_rules.spent_seconds_before, stop_rules.ended_by = float(own["seconds"]), own["ended_by"]
     if judge is not None and "judge" in own:
         judge.put_state(own["judge"], taken.attachments.get(_BEST))
     return None if own["lineage"] is None else Lineage(*own["lineage"])
+
+
+def _read_own(taken: Checkpoint, config: TrainConfig) -> Mapping[str, Any]:
+    """Return the service's own facts.
+
+    :raises CheckpointError: If they are of a training with another configuration.
+    """
+    own: dict[str, Any] = taken.facts["own"]
+    try:
+        is_same = TrainConfig.model_validate(own["config"]) == config
+    except (KeyError, ValueError) as error:
+        raise CheckpointError("the checkpoint does not say what is trained; another version wrote it.") from error
+    if not is_same:
+        raise CheckpointError("the checkpoint is of a job with another configuration.")
+    return own

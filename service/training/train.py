@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from grpo import GRPO
 from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.checkpoints import checkpoint
-from grpo_core.checkpoints.checkpoint import Checkpoint
+from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
 from grpo_core.saving import model_file
@@ -54,8 +54,18 @@ def train_in_task(
     init: bytes | None,
     progress: Progress,
 ) -> bytes:
-    """Do what ``train_policy`` does, as a task: its progress comes last."""
-    return train_policy(config, reward, run_dir, progress, n_threads, taken, init)
+    """Do what ``train_policy`` does, as a task: its progress comes last. A useless checkpoint costs what it held."""
+    if taken is not None:
+        try:
+            return train_policy(config, reward, run_dir, progress, n_threads, taken)
+        except CheckpointError as error:
+            if config.init_model is not None and init is None:
+                raise CheckpointError(
+                    f"{error} Nor can the job begin again: its init_model '{config.init_model}' is gone; start a new "
+                    "job."
+                ) from error
+            progress.publish_warning(f"training began again: {error}")
+    return train_policy(config, reward, run_dir, progress, n_threads, None, init)
 
 
 def train_policy(
@@ -101,9 +111,9 @@ def train_policy(
             callbacks.append(judge := EvaluationCallback(config, evaluator, stop_rules, progress))
         elif config.n_eval_episodes > 0:
             callbacks.append(BackgroundEvaluation(evaluator, stop_rules, progress, build_seconds))
-        callbacks.append(checkpoints := CheckpointCallback(config.checkpoint_every, judge, stop_rules, progress))
+        callbacks.append(checkpoints := CheckpointCallback(config, judge, stop_rules, progress))
         if before is not None:
-            checkpoints.lineage = go_on(model, before, judge, stop_rules, progress)
+            checkpoints.lineage = go_on(model, before, config, judge, stop_rules, progress)
         elif init is not None:
             checkpoints.lineage = begin_from(model, config, init)
         begun = time.monotonic()

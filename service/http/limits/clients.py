@@ -80,14 +80,25 @@ class ClientLimits:
         wait = _hit(self._requests, self._per_second, client)
         if wait is not None:
             return _refuse(wait, f"{self._per_second.amount} requests per second")
-        if scope["path"] == "/train" and scope.get("method") == "POST":
+        if scope.get("method") == "POST" and _starts_job(scope["path"]):
             wait = _hit(self._slow, self._jobs_per_minute, client)
             return None if wait is None else _refuse(wait, f"{self._jobs_per_minute.amount} jobs per minute")
-        if is_upload(scope):
-            n_bytes = min(int(headers.get(b"content-length", b"0")[:12] or b"0"), self._settings.max_upload_bytes)
-            wait = _hit(self._requests, self._bytes_per_hour, client, max(1, n_bytes))
-            return None if wait is None else _refuse(wait, f"{self._bytes_per_hour.amount} bytes of uploads per hour")
+        if is_upload(scope) and b"content-length" in headers:
+            n_bytes = min(int(headers[b"content-length"][:12] or b"0"), self._settings.max_upload_bytes)
+            return self.count_upload(scope, n_bytes)
         return None
+
+    def count_upload(self, scope: Scope, n_bytes: int) -> Refusal | None:
+        """Count an upload; return a refusal if its client has sent too much.
+
+        :param n_bytes: Its size: what its head says, or what was read if that says nothing.
+        """
+        wait = _hit(self._requests, self._bytes_per_hour, find_client(scope), max(1, n_bytes))
+        return None if wait is None else _refuse(wait, f"{self._bytes_per_hour.amount} bytes of uploads per hour")
+
+
+def _starts_job(path: str) -> bool:
+    return path == "/train" or (path.startswith("/training/") and path.endswith("/resume"))
 
 
 def find_peer(scope: Scope) -> str:

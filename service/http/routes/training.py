@@ -60,6 +60,7 @@ async def start_training(
     request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
 ) -> TrainResponse:
     """Start a training job and return at once; every field, and the body itself, is optional."""
+    service.check_place()
     start = partial(service.start_job, request or TrainRequest(), find_client(http_request.scope))
     job = await to_thread.run_sync(start, limiter=service.planning_limiter)
     return TrainResponse(

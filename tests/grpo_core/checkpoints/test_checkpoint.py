@@ -1,6 +1,9 @@
 """A training that goes on from a checkpoint ends with the weights that it would have had."""
 
+import enum
 import io
+import json
+import random
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,6 +21,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStac
 from grpo import GRPO
 from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
+from grpo_core.checkpoints.objects import Reader, UnknownObjectError, Writer
 
 _TOTAL, _AT = 600, 250
 
@@ -54,6 +59,54 @@ class Step:
 
     def __init__(self, x: float, side: dict[str, float]) -> None:
         self.x, self.side = x, side
+
+
+class Wind(Walk):
+    """A walk with a wind from one of the process's own generators."""
+
+    blow: Callable[[], float]
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, *rest = super().step(action)
+        return observation, reward + self.blow(), *rest
+
+
+class NumpyWind(Wind):
+    blow = staticmethod(np.random.normal)
+
+
+class PythonWind(Wind):
+    blow = staticmethod(random.random)
+
+
+class TorchWind(Wind):
+    @staticmethod
+    def blow() -> float:
+        return float(torch.rand(()))
+
+
+class Unwilling(Walk):
+    """A walk that says it can be captured, and cannot."""
+
+    def capture_state(self) -> Any:
+        raise RuntimeError("not today")
+
+    def restore_state(self, state: Any) -> None:
+        raise AssertionError("nothing was captured")
+
+
+class Mode(enum.Flag):
+    """How to walk."""
+
+    FAST = 1
+    FAR = 2
+
+
+def shrink(items: set[int]) -> set[int]:
+    """Take all but five out of a set: its order is still that of the large one."""
+    for item in list(items)[5:]:
+        items.discard(item)
+    return items
 
 
 class _TakeOne(BaseCallback):
@@ -112,6 +165,47 @@ TRAININGS: dict[str, tuple[Callable[[], VecEnv], dict[str, Any]]] = {
     "unknown, wrapped": (lambda: VecFrameStack(make_vec_env(make_shown), 2), {"group_mode": "branch"}),
     "unknown, episodes": (lambda: make_vec_env(Walk), {"group_mode": "episode", "horizon": None}),
 }
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [(NumpyWind, "branch"), (NumpyWind, "episode"), (PythonWind, "branch"), (TorchWind, "episode")],
+)
+def test_the_processs_own_generators_go_on_too(kind: type[Wind], mode: str) -> None:
+    whole, content = train_and_take(lambda: make_vec_env(kind), group_mode=mode)
+    resumed, caveat = go_on(make_vec_env(kind), content, group_mode=mode)
+    assert caveat is None
+    assert resumed.to_bytes() == whole.to_bytes()
+
+
+def test_an_environment_that_cannot_be_captured_after_all_costs_the_checkpoint_its_simulators_alone() -> None:
+    _, content = train_and_take(lambda: make_vec_env(Unwilling), group_mode="episode", horizon=None)
+    caveat = checkpoint.from_bytes(content).caveat
+    assert caveat is not None
+    assert not caveat.is_certain
+
+
+@pytest.mark.parametrize(
+    ("value", "is_described"),
+    [
+        (Mode.FAST | Mode.FAR, True),
+        (10**4000, True),
+        (10**5000, False),
+        (set(range(300)) - set(range(5, 300)), True),
+        (shrink({*range(300)}), False),
+    ],
+    ids=["flags", "integer", "integer that JSON cannot hold", "set", "set that has shrunk"],
+)
+def test_what_is_described_is_made_again(value: Any, is_described: bool) -> None:
+    writer = Writer({"tests"}, {})
+    if not is_described:
+        with pytest.raises(UnknownObjectError):
+            writer.describe([value])
+        return
+    node = json.loads(json.dumps([writer.describe([value]), writer.objects]))
+    (made,) = Reader(node[1], writer.arrays, {"tests"}, {}).make(node[0])
+    assert made == value
+    assert type(made) is type(value)
 
 
 @pytest.mark.parametrize("name", TRAININGS)

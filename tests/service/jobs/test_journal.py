@@ -242,6 +242,19 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
     recorder.close()
 
 
+def test_a_job_that_cannot_be_written_costs_no_other(path: Path) -> None:
+    recorder = JobRecorder(JobJournal(path))
+    absurd, sound = (Job(make_plan(total_timesteps=100), write_end=recorder.end) for _ in range(2))
+    absurd._current_timesteps = 2**70  # SQLite's integers have 64 bits
+    for job in (absurd, sound):
+        recorder.begin(job)
+        job.start()
+        job.finish(JobStatus.COMPLETED)
+    assert [job.job_id for job in recorder.list_past_jobs()] == [sound.job_id]
+    assert recorder.problem is None
+    recorder.close()
+
+
 def test_what_running_jobs_report_is_written_without_being_asked(path: Path) -> None:
     journal = JobJournal(path)
     recorder = JobRecorder(journal)

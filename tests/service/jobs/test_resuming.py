@@ -201,3 +201,91 @@ def test_a_checkpoint_that_the_disk_refuses_ends_in_one_warning(
         (models_dir / ".kept").rename(folder)
     assert status["status"] == "completed"
     assert sum("no checkpoint can be kept" in warning for warning in status["warnings"]) == 1
+
+
+class TestAModelOfSomebodyElse:
+    @pytest.fixture
+    def stopped(self, register_env: RegisterEnv, processes: TestClient, tmp_path: Path) -> dict[str, Any]:
+        """A job that failed, whose name another job's model has by now."""
+        env_name = make_failing(register_env, tmp_path, 300, raise_error)
+        return train_to_end(processes, **JOB, env_name=env_name, model_name="mine")
+
+    def test_a_job_that_must_not_replace_it_is_not_resumed(
+        self, register_env: RegisterEnv, processes: TestClient, tmp_path: Path, whole: dict[str, Any]
+    ) -> None:
+        env_name = make_failing(register_env, tmp_path, 300, raise_error)
+        name = f"kept-{tmp_path.name}"
+        failed = train_to_end(processes, **JOB, env_name=env_name, model_name=name, replace=False)
+        other = train_to_end(processes, env_name="CartPole-v1", total_timesteps=64, model_name=name)
+        answer = processes.post(f"/training/{failed['job_id']}/resume")
+        assert answer.status_code == 409
+        assert "already exists" in answer.json()["detail"]
+        assert processes.get(f"/models/{name}").json()["sha256"] == other["sha256"]
+
+    def test_one_that_may_says_so(self, stopped: dict[str, Any], processes: TestClient) -> None:
+        train_to_end(processes, env_name="CartPole-v1", total_timesteps=64, model_name="mine")
+        processes.post(f"/training/{stopped['job_id']}/resume")
+        assert any("will take its place" in each for each in wait_for_end(processes, stopped["job_id"])["warnings"])
+
+    def test_a_stopped_job_spares_it_although_the_name_was_its_own_before(self, processes: TestClient) -> None:
+        settings = {**JOB, "total_timesteps": 10_000_000, "env_name": "CartPole-v1", "model_name": "shared"}
+        job_id = train(processes, **settings)
+
+        def stop() -> dict[str, Any]:
+            begun = get_status(processes, job_id)["current_timesteps"]
+            wait_until(lambda: get_status(processes, job_id)["current_timesteps"] > begun + 300)
+            processes.post(f"/training/{job_id}/stop")
+            return wait_for_end(processes, job_id)
+
+        assert stop()["model_name"] == "shared"
+        processes.post(f"/training/{job_id}/resume")
+        assert stop()["model_name"] == "shared"  # its own
+        processes.delete("/models/shared")
+        other = train_to_end(processes, env_name="CartPole-v1", total_timesteps=64, model_name="shared")
+        processes.post(f"/training/{job_id}/resume")
+        assert stop()["model_name"] == f"shared-stopped-{job_id[:8]}"
+        assert processes.get("/models/shared").json()["sha256"] == other["sha256"]
+
+
+def die_at(counter: Path, steps: tuple[int, ...]) -> None:
+    if count_training_steps(counter) in steps:
+        os._exit(3)
+
+
+def test_a_resume_allows_as_many_restarts_again(
+    register_env: RegisterEnv, processes: TestClient, tmp_path: Path
+) -> None:
+    env_name = register_env(partial(LineEnv, on_step=partial(die_at, tmp_path / "steps", (150, 300, 450))))
+    failed = train_to_end(processes, **JOB, env_name=env_name, max_restarts=1)
+    assert (failed["status"], failed["n_restarts"]) == ("failed", 1)
+    processes.post(f"/training/{failed['job_id']}/resume")
+    ended = wait_for_end(processes, failed["job_id"])
+    assert (ended["status"], ended["n_restarts"]) == ("completed", 3)
+
+
+def test_a_checkpoint_that_cannot_be_used_lets_the_job_begin_again(
+    register_env: RegisterEnv, processes: TestClient, models_dir: Path, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    failed = train_to_end(processes, **JOB, env_name=make_failing(register_env, tmp_path, 300, raise_error))
+    path = models_dir / ".checkpoints" / f"{failed['job_id']}.zip"
+    content = path.read_bytes()
+    path.write_bytes(content[:-200])
+    assert processes.post(f"/training/{failed['job_id']}/resume").json()["timesteps"] == 0
+    ended = wait_for_end(processes, failed["job_id"])
+    assert (ended["status"], ended["current_timesteps"]) == ("completed", whole["current_timesteps"])
+    assert any("began again" in warning for warning in ended["warnings"])
+
+
+def test_a_server_that_cannot_read_its_jobs_keeps_their_checkpoints(tmp_path: Path) -> None:
+    folder = tmp_path / ".checkpoints"
+    folder.mkdir()
+    kept = folder / "8f1b1a86-0000-4000-8000-0123456789ab.zip"
+    kept.write_bytes(b"a checkpoint")
+    (tmp_path / ".jobs.sqlite3").mkdir()  # it cannot be opened
+    with make_client(Settings(models_dir=tmp_path)):
+        assert kept.exists()
+    (tmp_path / ".jobs.sqlite3").rmdir()
+    with make_client(Settings(models_dir=tmp_path)):  # a new one begins
+        assert kept.exists()
+    with make_client(Settings(models_dir=tmp_path)):
+        assert not kept.exists()

@@ -133,5 +133,20 @@ def test_the_time_before_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_checkpoint_of_another_job_is_refused() -> None:
     recorder = Recorder()
     run(recorder)
-    with pytest.raises(CheckpointError, match="of another training"):
+    with pytest.raises(CheckpointError, match="of a job with another configuration"):
         run(Recorder(), recorder.checkpoints[0][1], net_arch=[8])
+
+
+def test_code_of_the_environment_that_fails_costs_the_checkpoints_and_not_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr(checkpoint, "take", fail)
+    recorder = Recorder()
+    assert run(recorder)
+    assert recorder.checkpoints == []
+    assert [warning for warning in recorder.warnings if "no checkpoint can be taken" in warning] == [
+        "no checkpoint can be taken, so an interruption loses the job: RuntimeError: not today"
+    ]

@@ -98,6 +98,22 @@ def test_the_shortcut_for_answers_counts_each_request_once(client: TestClient, s
     assert statuses.count(429) >= 8
 
 
+@limit(client_jobs_per_minute=2)
+def test_resumes_count_as_jobs(client: TestClient) -> None:
+    statuses = [client.post("/training/nobody/resume").status_code for _ in range(4)]
+    assert statuses == [404, 404, 429, 429]
+
+
+@limit(client_upload_bytes_per_hour=100_000)
+def test_uploads_that_do_not_say_how_large_they_are_count_as_what_was_read(client: TestClient) -> None:
+    def send() -> int:
+        pieces = iter([b"x" * 20_000, b"x" * 20_000])
+        headers = {"Content-Type": "application/zip"}
+        return client.put("/models/m/file", content=pieces, headers=headers).status_code
+
+    assert [send() for _ in range(4)] == [400, 400, 429, 429]
+
+
 def test_nobody_is_limited_on_this_machine(client: TestClient) -> None:
     assert Settings(host="0.0.0.0").limits_clients
     assert not Settings(host="::1").limits_clients
