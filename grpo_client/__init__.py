@@ -4,6 +4,7 @@ It imports neither the library nor the server, and so not torch.
 """
 
 from grpo_client.answers import (
+    Alias,
     Comparison,
     Deleted,
     Environment,
@@ -19,8 +20,11 @@ from grpo_client.answers import (
     MetricRow,
     ModelCard,
     ModelSummary,
+    ModelVersion,
+    ModelVersions,
     Prediction,
     RewardFunction,
+    RolledBack,
     ServerInfo,
     Stopped,
     TrainingStatus,
@@ -46,6 +50,7 @@ from grpo_client.errors import (
 )
 
 __all__ = [
+    "Alias",
     "ApiError",
     "AsyncClient",
     "AsyncJob",
@@ -75,9 +80,12 @@ __all__ = [
     "MissingPackage",
     "ModelCard",
     "ModelSummary",
+    "ModelVersion",
+    "ModelVersions",
     "NotFound",
     "Prediction",
     "RewardFunction",
+    "RolledBack",
     "ServerInfo",
     "ServerUnreachable",
     "Stopped",
