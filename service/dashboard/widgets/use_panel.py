@@ -36,7 +36,7 @@ class UsePanel:
                         copy = make_button("Copy", None, "tiny quiet", "content_copy", f"Copy: {title}")
                     text = Text(code, "code", "pre")
                 copy.on("click", js_handler=f"() => grpoToasts.copy(getHtmlElement({text.id}))")
-        with make_box("row-flex") as self.controls:
+        with make_box("row-flex").style("flex-wrap: wrap") as self.controls:
             make_link("Model file", f"/models/{name}/file", "button", "download", download=f"{name}.zip")
             for format_name, export_format in EXPORT_FORMATS.items():
                 if find_spec(export_format.package) is not None:

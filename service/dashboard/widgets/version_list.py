@@ -18,6 +18,8 @@ from service.schemas.fields import ALIAS_PATTERN
 from service.schemas.models import ModelVersion, ModelVersions
 
 _ALIAS = re.compile(ALIAS_PATTERN)
+# On a phone.
+_WRAPPED = "flex-wrap: wrap; gap: 4px 8px"
 
 
 class VersionList:
@@ -34,7 +36,7 @@ class VersionList:
             "muted small",
             "p",
         )
-        with make_box("row-flex"):
+        with make_box("row-flex").style(_WRAPPED):
             Text("Promote to", "muted small")
             self._alias = ui.input(value="prod").props('dense outlined aria-label="Alias" autocomplete=off')
         self._rows = make_box("stack", "ul", aria_label="Versions").style("list-style: none; margin: 0; padding: 0")
@@ -54,8 +56,8 @@ class VersionList:
     def _show(self, version: ModelVersion, listed: ModelVersions) -> None:
         title, number = f"Version {version.version}", version.version
         with make_box("stack", "li", aria_label=title).style("gap: 4px"):
-            with make_box("row-flex between"):
-                with make_box("row-flex"):
+            with make_box("row-flex between").style(_WRAPPED):
+                with make_box("row-flex").style(_WRAPPED):
                     Text(title).style("font-weight: 600")
                     if version.is_newest:
                         Text("newest", "chip good")
@@ -64,7 +66,7 @@ class VersionList:
                         make_button(
                             "", self._make_removal(alias), "tiny icon quiet", "close", f"Delete the alias {alias}"
                         )
-                with make_box("row-flex"):
+                with make_box("row-flex").style(_WRAPPED):
                     make_button("Promote", lambda: self._promote(number), "tiny", "label", f"Promote {title}")
                     if not version.is_newest:
                         href = f"{PREFIX}/models/{listed.model_name}@{number}"
