@@ -216,12 +216,16 @@ class ModelFolder:
         What it replaces becomes an earlier version.
 
         :param job_id: The job that trained it.
+        :raises InvalidRequestError: If it is not a model name.
         :raises OSError: If the disk refuses; the old file stays.
         """
+        if not is_model_name(name):
+            raise InvalidRequestError(f"'{printable(name)}' is not a model name.")
+        path = Path(self._path(name))
         self._dir.mkdir(mode=0o700, exist_ok=True)
         self._renew_lock()
         with self.versions.replacing(name, content, job_id):
-            model_file.write_atomic(Path(self._path(name)), content)
+            model_file.write_atomic(path, content)
         return self.get_signature(name)
 
     def delete(self, name: str) -> None:

@@ -187,7 +187,11 @@ class ModelVersions:
                 kept = {version, *self.list_kept(name)}
                 known = {k: v for k, v in jobs.items() if v is not None and k in kept}
                 self._write_notes(name, notes._replace(jobs=known))
-            yield
+            try:
+                yield
+            except OSError:
+                self._undo(name, notes)
+                raise
             self._trim(name)
         self._trim_folder()
 
@@ -207,6 +211,21 @@ class ModelVersions:
         except OSError:
             return False
         return (newest.st_mtime_ns, newest.st_size) == (kept.st_mtime_ns, kept.st_size)
+
+    def _undo(self, name: str, notes: Notes) -> None:
+        """Remove what was kept of a newest version that was not replaced after all.
+
+        :param notes: Those from before.
+        """
+        last = max(self.list_kept(name), default=0)
+        with suppress(OSError):
+            if last and self._is_newest(name, last):
+                os.unlink(self.get_path(name, last))
+            if notes == Notes({}, {}):
+                (self._dir / name / _NOTES).unlink(missing_ok=True)
+            # Where nothing else is left in them.
+            (self._dir / name).rmdir()
+            self._dir.rmdir()
 
     def _keep(self, name: str, path: Path, version: int) -> None:
         kept = Path(self.get_path(name, version))

@@ -54,7 +54,7 @@ def list_recipes(name: str, space: spaces.Space[Any], url: str, needs_key: bool)
     :param name: Name of the model.
     :param space: What it observes.
     :param url: The server's URL.
-    :param needs_key: Whether the server has an API key; they take it from ``GRPO_API_KEY``.
+    :param needs_key: Whether the server has an API key; the shell takes it from ``GRPO_API_KEY``, Python asks for it.
     """
     return {
         "curl": _write_curl(name, space, url, needs_key),
@@ -76,8 +76,8 @@ def _write_curl(name: str, space: spaces.Space[Any], url: str, needs_key: bool) 
 
 
 def _write_client(name: str, space: spaces.Space[Any], url: str, needs_key: bool) -> str:
-    imports = "import os\n\n" if needs_key else ""
-    key = f', api_key=os.environ["{_KEY_VARIABLE}"]' if needs_key else ""
+    imports = "from getpass import getpass\n\n" if needs_key else ""
+    key = ', api_key=getpass("API key: ")' if needs_key else ""
     return (
         f"{imports}import numpy as np\nfrom grpo_client import Client\n\nobservation = {_spell(space)}\n"
         f'with Client("{url}"{key}) as grpo:\n    print(grpo.predict({name!r}, observation).action)'

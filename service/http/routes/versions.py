@@ -4,11 +4,19 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Path
 
+from service.http import examples
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.schemas.fields import ALIAS_PATTERN
 from service.schemas.models import AliasRequest, AliasResponse, ModelVersions, RollbackRequest, RollbackResponse
 
-Alias = Annotated[str, Path(pattern=ALIAS_PATTERN, description="A name for a version, such as `prod` or `best`.")]
+Alias = Annotated[
+    str,
+    Path(
+        pattern=ALIAS_PATTERN,
+        description="A name for a version, such as `prod` or `best`.",
+        openapi_examples=examples.ALIAS,
+    ),
+]
 
 router = APIRouter(tags=["models"])
 
@@ -24,7 +32,7 @@ def set_alias(
     model_name: ModelNameInPath,
     alias: Alias,
     service: CurrentService,
-    request: Annotated[AliasRequest | None, Body()] = None,
+    request: Annotated[AliasRequest | None, Body(openapi_examples=examples.PROMOTE)] = None,
 ) -> AliasResponse:
     """Point an alias at a version: `model_name@alias` means it wherever a model is named."""
     return service.versions.set_alias(model_name, alias, (request or AliasRequest()).version)
@@ -40,7 +48,7 @@ def delete_alias(model_name: ModelNameInPath, alias: Alias, service: CurrentServ
 def roll_back(
     model_name: ModelNameInPath,
     service: CurrentService,
-    request: Annotated[RollbackRequest | None, Body()] = None,
+    request: Annotated[RollbackRequest | None, Body(openapi_examples=examples.ROLL_BACK)] = None,
 ) -> RollbackResponse:
     """Save an earlier version as the newest one; what was the newest stays as a version."""
     return service.roll_back_model(model_name, (request or RollbackRequest()).version)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from service.errors import NotFoundError
+from service.errors import InvalidRequestError, NotFoundError
 from service.models.folder import ModelFolder
 from service.models.versions import MAX_ALIASES
 from service.settings import Settings
@@ -322,6 +322,39 @@ def test_what_a_crash_left_of_a_deleted_model_is_removed(tmp_path: Path, content
     assert not folder.exists("m@1")
     with pytest.raises(NotFoundError):
         folder.read("m@1")
+
+
+@pytest.mark.parametrize("name", ["../m", "m@1", "m@prod", ".versions", "a/b", ""])
+def test_only_a_plain_name_is_written(tmp_path: Path, contents: list[bytes], name: str) -> None:
+    folder = ModelFolder(tmp_path / "models", 0, max_versions=3)
+    with pytest.raises(InvalidRequestError):
+        folder.write(name, contents[0], "a job")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "models"]
+
+
+def test_a_version_that_was_not_replaced_after_all_leaves_nothing(
+    tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder.write("m", contents[0])
+
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("grpo_core.saving.model_file.write_atomic", refuse)
+        with pytest.raises(OSError, match="no space"):
+            folder.write("m", contents[1], "a job")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "m.zip"]
+    folder.write("m", contents[1])
+    assert folder.versions.list_all("m") == [1, 2]
+    folder.versions.set_alias("m", "prod", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("grpo_core.saving.model_file.write_atomic", refuse)
+        with pytest.raises(OSError, match="no space"):
+            folder.write("m", contents[2])
+    assert folder.versions.list_kept("m") == [1]
+    assert folder.read("m@prod")[1] == contents[1]
 
 
 def test_without_links_a_version_is_copied(
