@@ -4,6 +4,7 @@ It imports neither the library nor the server, and so not torch.
 """
 
 from grpo_client.answers import (
+    Alias,
     Comparison,
     Deleted,
     Environment,
@@ -20,8 +21,11 @@ from grpo_client.answers import (
     MetricRow,
     ModelCard,
     ModelSummary,
+    ModelVersion,
+    ModelVersions,
     Prediction,
     RewardFunction,
+    RolledBack,
     ServerInfo,
     Stopped,
     TrainingStatus,
@@ -47,6 +51,7 @@ from grpo_client.errors import (
 )
 
 __all__ = [
+    "Alias",
     "ApiError",
     "AsyncClient",
     "AsyncJob",
@@ -77,9 +82,12 @@ __all__ = [
     "MissingPackage",
     "ModelCard",
     "ModelSummary",
+    "ModelVersion",
+    "ModelVersions",
     "NotFound",
     "Prediction",
     "RewardFunction",
+    "RolledBack",
     "ServerInfo",
     "ServerUnreachable",
     "Stopped",

@@ -522,6 +522,66 @@ class Deleted(Answer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelVersion(Answer):
+    """One version of a model, and who made it from what.
+
+    :param is_newest: Whether the plain name means it.
+    :param job_id: The job that trained it; None if it was uploaded.
+    :param lineage: The model it was trained on from, if any.
+    """
+
+    version: int
+    is_newest: bool
+    aliases: tuple[str, ...]
+    status: str
+    n_bytes: int
+    sha256: str | None
+    created_at: datetime
+    job_id: str | None
+    env_name: str | None
+    num_timesteps: int | None
+    lineage: Mapping[str, Any] | None
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersions(Answer):
+    """The versions of a model, the newest first, and its aliases: versions by alias."""
+
+    model_name: str
+    versions: tuple[ModelVersion, ...]
+    aliases: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alias(Answer):
+    """An alias of a model.
+
+    :param version: The version that it points at; None if it was deleted.
+    :param previous_version: The one that it pointed at before, if any.
+    """
+
+    model_name: str
+    alias: str
+    version: int | None
+    previous_version: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolledBack(Answer):
+    """Confirmation that an earlier version is the newest again.
+
+    :param version: Number of the newest version now.
+    :param restored_version: The version whose file it has.
+    """
+
+    model_name: str
+    message: str
+    version: int
+    restored_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnvironmentSummary(Answer):
     """One line of the environment list."""
 

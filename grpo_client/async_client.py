@@ -403,6 +403,30 @@ class AsyncClient:
         """Delete a model."""
         return await self._ask(answers.Deleted, "DELETE", f"/models/{_quote(model_name)}")
 
+    async def versions(self, model_name: str) -> answers.ModelVersions:
+        """List the versions of a model, the newest first, and its aliases."""
+        return await self._ask(answers.ModelVersions, "GET", f"/models/{_quote(model_name)}/versions")
+
+    async def set_alias(self, model_name: str, alias: str, version: int | None = None) -> answers.Alias:
+        """Point an alias at a version: ``<model_name>@<alias>`` means it wherever a model is named.
+
+        :param version: Its number; None for the newest.
+        """
+        path = f"/models/{_quote(model_name)}/aliases/{_quote(alias)}"
+        return await self._ask(answers.Alias, "PUT", path, json=_leave_out_none(version=version))
+
+    async def delete_alias(self, model_name: str, alias: str) -> answers.Alias:
+        """Delete an alias."""
+        return await self._ask(answers.Alias, "DELETE", f"/models/{_quote(model_name)}/aliases/{_quote(alias)}")
+
+    async def rollback(self, model_name: str, version: int | None = None) -> answers.RolledBack:
+        """Make an earlier version of a model the newest again.
+
+        :param version: Its number; None for the one before the newest.
+        """
+        path = f"/models/{_quote(model_name)}/rollback"
+        return await self._ask(answers.RolledBack, "POST", path, json=_leave_out_none(version=version))
+
     async def environments(self, search: str | None = None) -> list[answers.EnvironmentSummary]:
         """List the environments.
 

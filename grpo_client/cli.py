@@ -172,6 +172,13 @@ def _add_model_commands(commands: Any) -> None:
         acting.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most likely")
     download = _add_for_model(commands, "download", _download, "save a model file")
     download.add_argument("path", nargs="?", type=Path, help="file to save; default: MODEL.zip")
+    _add_for_model(commands, "versions", _list_versions, "list the versions of a model")
+    alias = _add_for_model(commands, "alias", _set_alias, "point an alias at a version of a model")
+    alias.add_argument("alias", help="such as prod: MODEL@prod then means that version")
+    alias.add_argument("--delete", action="store_true", help="delete the alias")
+    rollback = _add_for_model(commands, "rollback", _roll_back, "make an earlier version the newest again")
+    for choosing, default in ((alias, "the newest"), (rollback, "the one before the newest")):
+        choosing.add_argument("--version", type=int, help=f"its number; default: {default}")
     export = _add_for_model(commands, "export", _export, "save a policy as ONNX or TorchScript")
     export.add_argument("path", type=Path, help=f"file to save, ending in {' or '.join(EXPORT_FORMATS)}")
     export.add_argument("--masks", action="store_true", help="have it take action masks beside every observation")
@@ -365,6 +372,27 @@ def _upload(client: Client, options: argparse.Namespace) -> _Reply:
         raise _UsageError(f"{options.path} is not a file; name one that GRPO.save or download wrote.")
     card = client.upload(options.name or options.path.stem, options.path, options.overwrite)
     return _Reply(card.to_json(), f"uploaded {card.name}: {card.n_bytes} bytes, sha256 {card.sha256}")
+
+
+def _list_versions(client: Client, options: argparse.Namespace) -> _Reply:
+    listed = client.versions(options.model)
+    return _Reply(listed.to_json(), reports.list_versions(listed))
+
+
+def _set_alias(client: Client, options: argparse.Namespace) -> _Reply:
+    if options.delete:
+        if options.version is not None:
+            raise _UsageError("--delete and --version exclude each other; leave one out.")
+        deleted = client.delete_alias(options.model, options.alias)
+        return _Reply(deleted.to_json(), f"deleted {deleted.model_name}@{deleted.alias}")
+    alias = client.set_alias(options.model, options.alias, options.version)
+    before = "" if alias.previous_version is None else f", before version {alias.previous_version}"
+    return _Reply(alias.to_json(), f"{alias.model_name}@{alias.alias} is version {alias.version}{before}")
+
+
+def _roll_back(client: Client, options: argparse.Namespace) -> _Reply:
+    done = client.rollback(options.model, options.version)
+    return _Reply(done.to_json(), f"{done.message}, as version {done.version}: {done.model_name}")
 
 
 def _delete(client: Client, options: argparse.Namespace) -> _Reply:

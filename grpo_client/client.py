@@ -403,6 +403,30 @@ class Client:
         """Delete a model."""
         return self._ask(answers.Deleted, "DELETE", f"/models/{_quote(model_name)}")
 
+    def versions(self, model_name: str) -> answers.ModelVersions:
+        """List the versions of a model, the newest first, and its aliases."""
+        return self._ask(answers.ModelVersions, "GET", f"/models/{_quote(model_name)}/versions")
+
+    def set_alias(self, model_name: str, alias: str, version: int | None = None) -> answers.Alias:
+        """Point an alias at a version: ``<model_name>@<alias>`` means it wherever a model is named.
+
+        :param version: Its number; None for the newest.
+        """
+        path = f"/models/{_quote(model_name)}/aliases/{_quote(alias)}"
+        return self._ask(answers.Alias, "PUT", path, json=_leave_out_none(version=version))
+
+    def delete_alias(self, model_name: str, alias: str) -> answers.Alias:
+        """Delete an alias."""
+        return self._ask(answers.Alias, "DELETE", f"/models/{_quote(model_name)}/aliases/{_quote(alias)}")
+
+    def rollback(self, model_name: str, version: int | None = None) -> answers.RolledBack:
+        """Make an earlier version of a model the newest again.
+
+        :param version: Its number; None for the one before the newest.
+        """
+        path = f"/models/{_quote(model_name)}/rollback"
+        return self._ask(answers.RolledBack, "POST", path, json=_leave_out_none(version=version))
+
     def environments(self, search: str | None = None) -> list[answers.EnvironmentSummary]:
         """List the environments.
 

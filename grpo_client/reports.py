@@ -10,6 +10,7 @@ from grpo_client.answers import (
     EpisodeFigures,
     JobSummary,
     ModelSummary,
+    ModelVersions,
     Prediction,
     RewardFunction,
     TrainingStatus,
@@ -122,6 +123,25 @@ def describe_comparison(comparison: Comparison) -> str:
 def list_models(models: Sequence[ModelSummary]) -> str:
     """Format the model list."""
     return _tabulate([{"model": model.name, "status": model.status} for model in models])
+
+
+def list_versions(listed: ModelVersions) -> str:
+    """List the versions of a model, the newest first."""
+    return _tabulate(
+        [
+            {
+                "version": version.version,
+                "aliases": ", ".join(version.aliases) or None,
+                "status": version.status,
+                "created": f"{version.created_at:%Y-%m-%d %H:%M}",
+                "steps": None if version.num_timesteps is None else f"{version.num_timesteps:,}",
+                "reward": None if version.evaluation is None else f"{version.evaluation.mean_reward:.2f}",
+                "job": version.job_id,
+                "sha256": None if version.sha256 is None else version.sha256[:12],
+            }
+            for version in listed.versions
+        ]
+    )
 
 
 def list_environments(environments: Sequence[EnvironmentSummary]) -> str:

@@ -21,10 +21,12 @@ from service.jobs.registry import JobRegistry
 from service.models.exporter import ModelExporter
 from service.models.folder_lock import FolderLock
 from service.models.player import ModelPlayer
+from service.models.registry import ModelRegistry
 from service.models.store import ModelStore, ServedModel
 from service.monitoring.memory import get_available_bytes, get_total_bytes
 from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness
+from service.schemas.models import RollbackResponse
 from service.schemas.training import TrainRequest
 from service.settings import Settings
 from service.training.plan import TrainingPlan
@@ -66,6 +68,7 @@ class Service:
             lock=lock,
             max_files=settings.max_models,
             max_files_bytes=settings.max_models_bytes,
+            max_versions=settings.max_model_versions,
         )
         self.executor = make_executor(settings.executor, settings.log_style)
         self.registry = JobRegistry(
@@ -98,6 +101,7 @@ class Service:
         )
         self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
         self.player = ModelPlayer(self.store, self.short_tasks)
+        self.versions = ModelRegistry(self.store, self.player)
         self.exporter = ModelExporter(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)
@@ -195,6 +199,15 @@ class Service:
                 f"there is no model '{model_name}' yet: job {job.job_id} is {job.status} and saves it when it "
                 "completes."
             ) from error
+
+    def roll_back_model(self, model_name: str, version: int | None) -> RollbackResponse:
+        """Make an earlier version of a model the newest again.
+
+        :raises ConflictError: If an active job or an upload will save under its name.
+        :raises ServiceError: Whatever ``ModelRegistry.roll_back`` raises.
+        """
+        with self.registry.reserve_name(model_name), self._uploads:
+            return self.versions.roll_back(model_name, version)
 
     def save_upload(self, model_name: str, content: bytes, overwrite: bool) -> None:
         """Verify a model file, save it and serve it.

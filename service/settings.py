@@ -49,7 +49,8 @@ class Settings(BaseSettings):
     :param max_cached_bytes: Maximum memory that these models may take.
     :param min_free_bytes: Free space on the models' disk below which jobs are refused with 503.
     :param max_models: Largest number of files in the models folder.
-    :param max_models_bytes: Largest size of all of them together.
+    :param max_models_bytes: Largest size of all of them together; the oldest of their earlier versions make room.
+    :param max_model_versions: Versions kept of each model, the newest included; those with an alias stay besides.
     :param client_limits: Whether the limits for each client below apply: ``auto`` where ``host`` is not a loopback
         address.
     :param client_requests_per_second: Requests that one address may send.
@@ -94,6 +95,7 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(256 * 2**20, ge=0)
     max_models: int = Field(10_000, ge=1)
     max_models_bytes: int = Field(10 * 2**30, ge=1024)
+    max_model_versions: int = Field(5, ge=1, le=1000)
     client_limits: Literal["auto", "on", "off"] = "auto"
     client_requests_per_second: int = Field(600, ge=1)
     client_jobs_per_minute: int = Field(10, ge=1)

@@ -10,6 +10,15 @@ JOB_ID: dict[str, Example] = {"latest": {"summary": "The most recently submitted
 MODEL: dict[str, Example] = {
     MODEL_NAME: {"summary": "The model trained by the first example of POST /train", "value": MODEL_NAME}
 }
+ALIAS: dict[str, Example] = {"prod": {"summary": "The version in use", "value": "prod"}}
+PROMOTE: dict[str, Example] = {
+    "newest": {"summary": "The newest version", "value": {}},
+    "first": {"summary": "The first version", "value": {"version": 1}},
+}
+ROLL_BACK: dict[str, Example] = {
+    "before": {"summary": "The version before the newest", "value": {}},
+    "first": {"summary": "The first version", "value": {"version": 1}},
+}
 ENVIRONMENT: dict[str, Example] = {"CartPole-v1": {"summary": "A pole on a cart", "value": "CartPole-v1"}}
 TRAIN: dict[str, Example] = {
     "cartpole": {

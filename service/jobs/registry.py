@@ -450,7 +450,7 @@ class JobRegistry:
                 return
             outcome = job.settle_outcome()
             name = self._choose_name(job, outcome)
-            job.record_saved_model(name, self._store.publish(name, content))
+            job.record_saved_model(name, self._store.publish(name, content, job.job_id))
         except TaskDrainedError as error:
             learned = "Nothing was learned, and nothing is saved."
             if job.describe().checkpoint is not None:

@@ -20,6 +20,7 @@ from service.errors import (
     printable,
 )
 from service.models.folder_lock import TEMPORARY_PREFIX, FolderInUseError, FolderLock
+from service.models.versions import ModelVersions
 from service.schemas.fields import is_model_name
 from service.suggestions import suggest
 
@@ -40,6 +41,7 @@ class ModelFolder:
     :param lock: Keeps other servers out; None if nothing does.
     :param max_models: Largest number of models.
     :param max_models_bytes: Largest size of all of them.
+    :param max_versions: Versions kept of each model, the newest included.
     :raises OSError: If the folder cannot be created or written to.
     """
 
@@ -50,6 +52,7 @@ class ModelFolder:
         lock: FolderLock | None = None,
         max_models: int = sys.maxsize,
         max_models_bytes: int = sys.maxsize,
+        max_versions: int = 1,
     ) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
@@ -63,6 +66,8 @@ class ModelFolder:
         self._min_free_bytes = min_free_bytes
         self._lock = lock
         self._max_models, self._max_models_bytes = max_models, max_models_bytes
+        #: Earlier versions, and aliases.
+        self.versions = ModelVersions(path, max_versions, max_models_bytes)
 
     @property
     def n_free_bytes(self) -> int | None:
@@ -89,7 +94,12 @@ class ModelFolder:
         sizes.pop(name, None)
         for n, most, unit, setting in (
             (len(sizes) + 1, self._max_models, "models", "GRPO_MAX_MODELS"),
-            (sum(sizes.values()) + n_bytes, self._max_models_bytes, "bytes", "GRPO_MAX_MODELS_BYTES"),
+            (
+                sum(sizes.values()) + self.versions.count_pinned_bytes() + n_bytes,
+                self._max_models_bytes,
+                "bytes",
+                "GRPO_MAX_MODELS_BYTES",
+            ),
         ):
             if n > most:
                 raise StorageLowError(f"the models folder may hold {most} {unit} ({setting}); delete models first.")
@@ -128,7 +138,7 @@ class ModelFolder:
         """
         try:
             status = os.lstat(self._path(name))
-        except OSError:
+        except (OSError, NotFoundError):
             return None
         return _sign(status) if stat.S_ISREG(status.st_mode) else None
 
@@ -145,6 +155,9 @@ class ModelFolder:
 
     def make_not_found(self, name: str) -> NotFoundError:
         """Build the error for a missing model, with similar names as suggestions."""
+        name, sign, _ = (reference := name).partition("@")
+        if sign and self.exists(name):
+            return self.versions.make_not_found(reference)
         hint = ""
         with suppress(NotReadyError):
             hint = suggest(name, self.list_names())
@@ -185,27 +198,54 @@ class ModelFolder:
         except model_file.ModelFileError as error:
             raise ConflictError(f"model '{name}' cannot be read: {error}") from error
 
-    def write(self, name: str, content: bytes) -> FileSignature | None:
+    def canonicalize(self, reference: str) -> str:
+        """Return a name for each version that no other reference to it has: without ``@`` for the newest one.
+
+        :param reference: A model's name, or one with ``@`` and a version or an alias.
+        :raises NotFoundError: If there is no such version or alias.
+        """
+        found = self.versions.resolve(reference) if self.exists(reference.partition("@")[0]) else None
+        if found is None:
+            raise self.make_not_found(reference)
+        name, version = found
+        return name if version is None else f"{name}@{version}"
+
+    def write(self, name: str, content: bytes, job_id: str | None = None) -> FileSignature | None:
         """Save a file atomically; return its signature, or None if it is already gone.
 
+        What it replaces becomes an earlier version.
+
+        :param job_id: The job that trained it.
+        :raises InvalidRequestError: If it is not a model name.
         :raises OSError: If the disk refuses; the old file stays.
         """
+        if not is_model_name(name):
+            raise InvalidRequestError(f"'{printable(name)}' is not a model name.")
+        path = Path(self._path(name))
         self._dir.mkdir(mode=0o700, exist_ok=True)
         self._renew_lock()
-        model_file.write_atomic(Path(self._path(name)), content)
+        with self.versions.replacing(name, content, job_id):
+            model_file.write_atomic(path, content)
         return self.get_signature(name)
 
     def delete(self, name: str) -> None:
-        """Delete a file.
+        """Delete a file, with its earlier versions and aliases.
 
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
+        if "@" in name:
+            self.canonicalize(name)
+            raise ConflictError(
+                f"'{name}' is a version, and only whole models are deleted; versions that no alias names make room for "
+                "newer ones by themselves."
+            )
         if not self.exists(name):
             raise self.make_not_found(name)
         try:
             self._renew_lock()
             os.unlink(self._path(name))
+            self.versions.forget(name)
         except FileNotFoundError as error:
             raise self.make_not_found(name) from error
         except OSError as error:
@@ -224,8 +264,15 @@ class ModelFolder:
             ) from error
 
     def _path(self, name: str) -> str:
+        name, sign, _ = (reference := name).partition("@")
         if not is_model_name(name):
             raise InvalidRequestError(f"'{printable(name)}' is not a model name.")
+        if sign:
+            found = self.versions.resolve(reference)
+            if found is None:
+                raise self.versions.make_not_found(reference)
+            if found[1] is not None:
+                return self.versions.get_path(found[0], found[1])
         return f"{self._dir}{os.sep}{name}{_SUFFIX}"  # listings build a thousand; a Path takes ten times as long
 
     @contextmanager
@@ -235,7 +282,7 @@ class ModelFolder:
         :raises NotFoundError: If there is no such model.
         :raises ModelFileError: If the disk refuses while the caller reads.
         """
-        if not is_model_name(name):
+        if not is_model_name(name.partition("@")[0]):
             raise self.make_not_found(name)
         try:
             descriptor = os.open(self._path(name), _OPEN_FLAGS)

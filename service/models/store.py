@@ -32,6 +32,7 @@ _LISTED_BYTES = 2**17
 _MAX_VALUE_SCALE = 1e12
 # To ask for a file's signature at every request would take longer than the policy's first layer.
 _RECENT_SECONDS = 0.1
+_MAX_RESOLVED = 256
 
 
 class ModelEntry(NamedTuple):
@@ -99,6 +100,7 @@ class ModelStore:
     :param lock: Keeps other servers out of the folder; None if nothing does.
     :param max_files: Largest number of models in the folder.
     :param max_files_bytes: Largest size of all of them.
+    :param max_versions: Versions kept of each model, the newest included.
     :raises OSError: If the folder cannot be created or written to.
     """
 
@@ -113,8 +115,9 @@ class ModelStore:
         lock: FolderLock | None = None,
         max_files: int = sys.maxsize,
         max_files_bytes: int = sys.maxsize,
+        max_versions: int = 1,
     ) -> None:
-        self.folder = ModelFolder(models_dir, min_free_bytes, lock, max_files, max_files_bytes)
+        self.folder = ModelFolder(models_dir, min_free_bytes, lock, max_files, max_files_bytes, max_versions)
         self._max_models = max_models
         self._available_bytes = available_bytes
         self._low_memory_bytes = min(_LOW_MEMORY_BYTES, int(_LOW_MEMORY_FRACTION * total_bytes))
@@ -124,6 +127,8 @@ class ModelStore:
         self._cache = _Cache(max_bytes)
         self._file_statuses: dict[str, tuple[FileSignature, ModelStatus]] = {}
         self._unverified = set(self.folder.list_names())
+        # What references meant at a time; a request's look at them would take as long as the policy.
+        self._resolved: dict[str, tuple[str, float]] = {}
         # One thread for all loads. Clients that ask for the same model share its first load; and the C library keeps
         # what a thread has freed to that thread: loads in many of them took 200 MiB beyond a cache of 512 MiB.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="grpo-load")
@@ -138,11 +143,12 @@ class ModelStore:
         """Number of models dropped from memory, to make room for others or because it ran low."""
         return self._cache.n_evicted
 
-    def publish(self, name: str, content: bytes) -> str:
-        """Save a model atomically and serve it from now on.
+    def publish(self, name: str, content: bytes, job_id: str | None = None) -> str:
+        """Save a model atomically and serve it from now on; what it replaces becomes an earlier version.
 
         The content is parsed by the safe loader first, so that nothing unreadable ever replaces a good file.
 
+        :param job_id: The job that trained it.
         :return: SHA-256 of the file.
         :raises ModelFileError: If it cannot be used; the old file stays.
         :raises StorageError: If the disk refuses; the old file stays, unless it says otherwise.
@@ -150,7 +156,7 @@ class ModelStore:
         parsed = model_file.from_bytes(content)
         actor = parsed.make_actor()
         try:
-            signature = self.folder.write(name, content)
+            signature = self.folder.write(name, content, job_id)
         except model_file.UnconfirmedWriteError as error:
             raise StorageError(
                 f"model '{name}' is in its place, but the disk did not confirm it ({describe_refusal(error)}), so a "
@@ -162,6 +168,7 @@ class ModelStore:
             ) from error
         with self._lock:
             self._cache.checks.pop(name, None)
+            self._resolved.clear()
         if signature is not None:
             self._record_status(name, signature, ModelStatus.SAVED)
             self._add_to_cache(ServedModel(name, actor, parsed.meta, signature))
@@ -170,9 +177,11 @@ class ModelStore:
     def get(self, name: str) -> ServedModel:
         """Return a model, from memory or from its file.
 
-        :raises NotFoundError: If there is no such model.
+        :param name: The model's name, or one with ``@`` and a version or an alias, here and below.
+        :raises NotFoundError: If there is no such model, version or alias.
         :raises ConflictError: If its file is damaged or was not written by GRPO.
         """
+        name = self._canonicalize(name)
         cached = self.get_cached(name)
         if cached is not None:
             return cached
@@ -182,7 +191,11 @@ class ModelStore:
             raise ConflictError(f"model '{name}' cannot be used: {error}") from error
 
     def get_cached(self, name: str) -> ServedModel | None:
-        """Return a model if it is in memory and its file has not changed since."""
+        """Return a model if it is in memory and its file has not changed since.
+
+        :raises NotFoundError: If there is no such version or alias.
+        """
+        name = self._canonicalize(name)
         with self._lock:
             model = self._cache.get(name)
             if model is not None and model.signature != self.folder.get_signature(name):
@@ -209,7 +222,7 @@ class ModelStore:
         :raises ConflictError: If the disk refuses.
         """
         try:
-            return self._loader.submit(self._inspect_file, name).result()
+            return self._loader.submit(self._inspect_file, self._canonicalize(name)).result()
         except model_file.ModelFileError as error:
             raise ConflictError(f"model '{name}' cannot be used: {error}") from error
 
@@ -248,15 +261,37 @@ class ModelStore:
         return True
 
     def delete(self, name: str) -> None:
-        """Remove a model from memory and disk.
+        """Remove a model from memory and disk, with its earlier versions and aliases.
 
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
         with self._lock:
             self.folder.delete(name)
-            self._cache.pop(name, None)
+            for held in [held for held in self._cache if held.partition("@")[0] == name]:
+                del self._cache[held]
             self._file_statuses.pop(name, None)
+            self._resolved.clear()
+
+    def set_alias(self, name: str, alias: str, version: int | None) -> int | None:
+        """Point an alias of a model at a version from now on, or remove it.
+
+        :param version: None removes it.
+        :return: The version that it pointed at before.
+        :raises NotFoundError: If the model has no such version or alias.
+        :raises ConflictError: If the model has too many aliases.
+        :raises StorageError: If the disk refuses.
+        """
+        try:
+            before = self.folder.versions.set_alias(name, alias, version)
+        except OSError as error:
+            raise StorageError(
+                f"alias '{alias}' of model '{name}' cannot be saved ({describe_refusal(error)}); free some space or "
+                "fix the models folder."
+            ) from error
+        with self._lock:
+            self._resolved.clear()
+        return before
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file of that name, usable or not."""
@@ -275,6 +310,21 @@ class ModelStore:
                 self._cache.popitem()
             n_unloaded += 1
         return n_unloaded
+
+    def _canonicalize(self, reference: str) -> str:
+        """Return the name under which a model is in memory; what it was within the last 100 ms counts."""
+        if "@" not in reference:
+            return reference
+        name, until = self._resolved.get(reference, ("", 0.0))
+        if time.monotonic() < until:
+            return name
+        until = time.monotonic() + _RECENT_SECONDS
+        with self._lock:  # as whoever changes aliases
+            name = self.folder.canonicalize(reference)
+            if len(self._resolved) >= _MAX_RESOLVED:
+                self._resolved.clear()
+            self._resolved[reference] = name, until
+        return name
 
     def _is_memory_low(self) -> bool:
         try:
@@ -326,6 +376,8 @@ class ModelStore:
         return model
 
     def _record_status(self, name: str, signature: FileSignature, status: ModelStatus) -> None:
+        if "@" in name:  # listings have no earlier versions
+            return
         with self._lock:
             self._file_statuses[name] = (signature, status)
             self._unverified.discard(name)

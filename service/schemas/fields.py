@@ -43,6 +43,9 @@ MAX_FILM_STEPS = 5000
 # No separator, no leading or trailing dot: a matching name can serve as a file name unchanged.
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"
 _MODEL_NAME = re.compile(MODEL_NAME_PATTERN)
+# An alias is no number and differs from "latest", which always is the newest version.
+ALIAS_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,31}$"
+LATEST_ALIAS = "latest"
 # On Windows these name devices, whatever follows the first dot, so a models folder copied there would break.
 _DEVICE_NAMES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
@@ -58,6 +61,11 @@ def _check_model_name(name: str) -> str:
     if not is_model_name(name):
         raise ValueError("this name is reserved by some operating systems; pick another")
     return name
+
+
+def _check_model_reference(reference: str) -> str:
+    _check_model_name(reference.partition("@")[0])
+    return reference
 
 
 def check_observation(value: Any) -> Any:
@@ -120,6 +128,11 @@ def check_action_masks(value: Any) -> Any:
 
 
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN, max_length=100), AfterValidator(_check_model_name)]
+# ``name@3`` is a version, ``name@prod`` whichever the alias points at.
+MODEL_REFERENCE_PATTERN = MODEL_NAME_PATTERN[:-1] + r"(@([1-9][0-9]{0,8}|[A-Za-z][A-Za-z0-9_-]{0,31}))?$"
+ModelReference = Annotated[
+    str, Field(pattern=MODEL_REFERENCE_PATTERN, max_length=133), AfterValidator(_check_model_reference)
+]
 _OBSERVATION_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "number"}, {"type": "array", "items": {}}, {"type": "object"}]
 }

@@ -4,13 +4,15 @@ from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.schemas.fields import ActionMasks, MaskBatch, ModelName, Observation, ObservationBatch, Request
+from service.schemas.fields import ActionMasks, MaskBatch, ModelReference, Observation, ObservationBatch, Request
+
+MODEL_DESCRIPTION = "Name of a trained model; `name@3` is its third version, `name@prod` the one with that alias."
 
 
 class InferenceRequest(Request):
     """An observation to act on."""
 
-    model_name: ModelName = Field(description="Name of a trained model.")
+    model_name: ModelReference = Field(description=MODEL_DESCRIPTION)
     observation: Observation = Field(
         description="One observation in the shape of the model's observation space; an integer if the space is "
         "Discrete, an object with an entry per key if it is a Dict.",
@@ -40,7 +42,7 @@ class InferenceResponse(BaseModel):
 class BatchRequest(Request):
     """Observations to act on."""
 
-    model_name: ModelName = Field(description="Name of a trained model.")
+    model_name: ModelReference = Field(description=MODEL_DESCRIPTION)
     observations: ObservationBatch = Field(
         description="Observations, each as in `POST /inference`.",
         examples=[[[0.1, 0.0, 0.05, 0.0], [0.0, 0.5, -0.1, -0.5]]],

@@ -98,6 +98,63 @@ class ModelCard(BaseModel):
     versions: dict[str, str] | None = Field(None, description="Versions of the libraries that saved it.")
 
 
+class ModelVersion(BaseModel):
+    """One version of a model, and who made it from what. Facts that its file lacks are null."""
+
+    version: int = Field(description="Its number; they count up from 1.")
+    is_newest: bool = Field(description="Whether the plain name means it.")
+    aliases: list[str] = Field(description="Aliases that point at it.")
+    status: ModelStatus
+    n_bytes: int = Field(description="Size of the file.")
+    sha256: str | None = Field(description="SHA-256 of the file; null if it is too large to be read.")
+    created_at: datetime = Field(description="When the file was saved, in UTC.")
+    job_id: str | None = Field(description="The job of this server that trained it; null if it was uploaded.")
+    env_name: str | None = Field(description="The environment it was trained in.")
+    num_timesteps: int | None = Field(description="Simulator steps it was trained for, its lineage's included.")
+    lineage: ModelLineage | None = Field(description="The model it was trained on from, if any.")
+    evaluation: EpisodeFigures | None = Field(description="As in the card.")
+
+
+class ModelVersions(BaseModel):
+    """The versions of a model, the newest first, and its aliases."""
+
+    model_name: str
+    versions: list[ModelVersion]
+    aliases: dict[str, int] = Field(description="Versions by alias.")
+
+
+class AliasRequest(Request):
+    """The version that an alias is to point at."""
+
+    version: int | None = Field(None, ge=1, le=999_999_999, description="Its number. Default: the newest.")
+
+
+class AliasResponse(BaseModel):
+    """What an alias points at, and what before."""
+
+    model_name: str
+    alias: str
+    version: int | None = Field(description="Null if the alias was deleted.")
+    previous_version: int | None = Field(description="Null if the alias is new.")
+
+
+class RollbackRequest(Request):
+    """The version to go back to."""
+
+    version: int | None = Field(
+        None, ge=1, le=999_999_999, description="Its number. Default: the one before the newest."
+    )
+
+
+class RollbackResponse(BaseModel):
+    """Confirms that an earlier version is the newest again."""
+
+    message: str
+    model_name: str
+    version: int = Field(description="Number of the newest version now.")
+    restored_version: int = Field(description="The version whose file it has.")
+
+
 class EvaluateRequest(Request):
     """How to evaluate a model; every field is optional."""
 

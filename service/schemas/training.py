@@ -8,7 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from grpo_core.environments.making import EnvSetup
 from grpo_core.options.choices import GroupMode
 from grpo_core.options.hyperparameters import HYPERPARAMETERS, Hyperparameters, Row
-from service.schemas.fields import MAX_SEED, EnvKwargs, EnvName, ModelName, Request, RewardName, Wrappers
+from service.schemas.fields import (
+    MAX_SEED,
+    EnvKwargs,
+    EnvName,
+    ModelName,
+    ModelReference,
+    Request,
+    RewardName,
+    Wrappers,
+)
 
 _MAX_REWARD_FUNCTIONS = 16
 
@@ -99,7 +108,7 @@ class TrainRequest(Request):
     )
     model_name: ModelName | None = Field(None, description="Name to save the policy under. Default: a generated one.")
     replace: bool = Field(True, description="Whether the policy may replace a model of that name; `false` refuses.")
-    init_model: ModelName | None = Field(
+    init_model: ModelReference | None = Field(
         None, description="A model to train on: its weights, optimizer and statistics are where training begins."
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Makes the job repeatable. Default: drawn.")

@@ -5,14 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import printable
-from service.schemas.fields import ENV_NAME_PATTERN, MODEL_NAME_PATTERN, REWARD_NAME_PATTERN
+from service.schemas.fields import ENV_NAME_PATTERN, MODEL_NAME_PATTERN, MODEL_REFERENCE_PATTERN, REWARD_NAME_PATTERN
 from service.suggestions import suggest
 
 # A request can break thousands of rules at once; naming ten is help enough.
 MAX_REPORTED_ERRORS = 10
+_NAME_IN_WORDS = (
+    "a model's name consists of letters from a to z, digits, '.', '_' and '-'; it starts with a letter or a digit and "
+    "does not end with a '.'"
+)
 _PATTERNS_IN_WORDS = {
-    MODEL_NAME_PATTERN: "a model's name consists of letters from a to z, digits, '.', '_' and '-'; it starts with a "
-    "letter or a digit and does not end with a '.'",
+    MODEL_NAME_PATTERN: _NAME_IN_WORDS,
+    MODEL_REFERENCE_PATTERN: f"{_NAME_IN_WORDS}, and '@' may follow, with a version or an alias",
     ENV_NAME_PATTERN: "an environment's name consists of letters from a to z, digits, '.', '_', '-' and '/'",
     REWARD_NAME_PATTERN: "a reward function's name consists of letters from a to z, digits, '.', '_' and '-'",
 }

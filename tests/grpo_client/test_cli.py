@@ -192,6 +192,22 @@ def test_a_model_file_is_downloaded_exported_and_uploaded(ask: Any, model: str, 
     assert json.loads(ask("upload", str(file), "--name", "third", "--json")[1])["name"] == "third"
 
 
+def test_versions_are_listed_promoted_and_rolled_back(ask: Any, model: str, tmp_path: Path) -> None:
+    file = tmp_path / "m.zip"
+    make_model("CartPole-v1", 5).save(file)
+    assert ask("upload", str(file), "--overwrite")[0] == 0
+    assert ask("alias", model, "prod", "--version", "1") == (0, "m@prod is version 1\n", "")
+    rows = ask("versions", model)[1].splitlines()
+    assert rows[0].split() == ["version", "aliases", "status", "created", "steps", "reward", "job", "sha256"]
+    assert rows[1].split()[:3] == ["2", "-", "loaded"]
+    assert rows[2].split()[:2] == ["1", "prod"]
+    assert json.loads(ask("versions", model, "--json")[1])["aliases"] == {"prod": 1}
+    assert ask("alias", model, "prod")[1] == "m@prod is version 2, before version 1\n"
+    assert ask("rollback", model)[1] == "Version 1 is the newest again, as version 3: m\n"
+    assert ask("alias", model, "prod", "--delete")[1] == "deleted m@prod\n"
+    assert ask("alias", model, "prod", "--delete", "--version", "1")[0] == 2
+
+
 def test_environments_and_rewards_are_listed(ask: Any) -> None:
     assert "CartPole-v1" in ask("environments", "cartpole")[1]
     assert "restorable               true" in ask("environment", "CartPole-v1")[1]

@@ -257,6 +257,29 @@ def test_a_model_file_is_saved_under_its_name_by_default(
     assert (tmp_path / "m.zip").read_bytes() == content
 
 
+def test_versions_are_listed_promoted_and_rolled_back(grpo: Any, app: FastAPI) -> None:
+    for seed in range(3):
+        app.state.service.store.publish("m", make_model("CartPole-v1", seed).to_bytes(env_name="CartPole-v1"))
+    assert grpo.set_alias("m", "prod", 1).previous_version is None
+    alias = grpo.set_alias("m", "prod")
+    assert (alias.version, alias.previous_version) == (3, 1)
+    listed = grpo.versions("m")
+    assert [(one.version, one.is_newest, one.aliases) for one in listed.versions] == [
+        (3, True, ("prod",)),
+        (2, False, ()),
+        (1, False, ()),
+    ]
+    assert (listed.aliases, listed.versions[0].env_name) == ({"prod": 3}, "CartPole-v1")
+    assert grpo.predict("m@prod", [0.0] * 4) == grpo.predict("m", [0.0] * 4)
+    done = grpo.rollback("m")
+    assert (done.version, done.restored_version) == (4, 2)
+    assert grpo.model("m").sha256 == listed.versions[1].sha256
+    assert grpo.rollback("m", 1).version == 5
+    assert grpo.delete_alias("m", "prod").previous_version == 3
+    with pytest.raises(NotFound):
+        grpo.predict("m@prod", [0.0] * 4)
+
+
 def test_a_policy_is_exported(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
     save_model(app)
     path = grpo.export("m", tmp_path / "new" / "m.pt", action_masks=True)

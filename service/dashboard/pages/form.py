@@ -228,7 +228,11 @@ class _Form:
         name = request.model_name
         if name is not None and request.replace and self._service.store.exists(name):
             question = f"Replace {name}?"
-            if not await confirm(question, "A model of that name is there; the new policy takes its place.", "Train"):
+            if not await confirm(
+                question,
+                "A model of that name is there; the new policy takes its place, and it stays as a version.",
+                "Train",
+            ):
                 return
         set_attributes(self._start, disabled=True)
         try:

@@ -15,6 +15,8 @@ from service.dashboard.widgets.headline import HeadlineText, describe_model
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note, make_pairs
 from service.dashboard.widgets.number_format import format_count, format_size
 from service.dashboard.widgets.observation_sliders import ObservationSliders
+from service.dashboard.widgets.use_panel import UsePanel
+from service.dashboard.widgets.version_list import VersionList
 from service.errors import NotFoundError, ServiceError
 from service.models.card import make_card
 from service.models.store import ModelStore, ServedModel
@@ -52,13 +54,22 @@ async def show_model(name: str) -> None:
                     make_heading("Try an observation")
                     env_name = None if card.wrappers else card.env_name
                     sliders = ObservationSliders(model, env_name, _describe_value(card))
+                with make_box("card stack", "section", aria_label="Versions"):
+                    make_heading("Versions")
+                    versions = VersionList(name.partition("@")[0], service)
+                with make_box("card stack", "section", aria_label="Use it"):
+                    make_heading("Use it")
+                    url = str(ui.context.client.request.base_url.replace(path="")).rstrip("/")
+                    needs_key = service.settings.api_key is not None
+                    use = UsePanel(name, model.actor.observation_space, url, needs_key)
                 with make_box("card stack", "section", aria_label="Policy card"):
                     make_heading("Policy card")
                     _show_facts(card)
-    watch.controls = (download, player.controls, panel.controls)
+    watch.controls = (download, player.controls, panel.controls, use.controls)
     ui.timer(_CHECK_SECONDS, watch.check)
     ui.timer(0, player.show, once=True)
     ui.timer(0, sliders.answer, once=True)
+    ui.timer(0, versions.refresh, once=True)
 
 
 class _FileWatch:

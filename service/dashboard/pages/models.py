@@ -172,7 +172,7 @@ class _ModelCards:
         await self.refresh(anew=True)
 
     async def _delete(self, name: str) -> None:
-        consequence = "This removes its file from the server for good."
+        consequence = "This removes its file, its earlier versions and its aliases from the server for good."
         if not await confirm(f"Delete {name}?", consequence, "Delete the model"):
             return
         try:
@@ -186,7 +186,7 @@ class _ModelCards:
     async def _note_upload(self, event: Any) -> None:
         name, status, detail = event.args["name"], event.args["status"], event.args["detail"]
         if status == 409 and self._service.store.exists(name):
-            consequence = "There is a model of this name. The file that is uploaded takes its place for good."
+            consequence = "There is a model of this name. The new file takes its place; the old one stays as a version."
             if not await confirm(f"Replace {name}?", consequence, "Replace the model"):
                 return
             again = await ui.run_javascript("return grpoUpload(true)", timeout=60)

@@ -11,7 +11,7 @@ from service.http import examples
 from service.http.routes.dependencies import CurrentService, errors
 from service.inference.batch import ARRAY_TYPE, answer_array, answer_json
 from service.inference.single import LARGE_MODEL_BYTES, encode, infer
-from service.schemas.fields import ModelName
+from service.schemas.fields import ModelReference
 from service.schemas.inference import BatchRequest, BatchResponse, InferenceRequest, InferenceResponse
 
 router = APIRouter(tags=["inference"])
@@ -53,7 +53,9 @@ async def predict(
 async def predict_batch(
     request: Request,
     service: CurrentService,
-    model_name: Annotated[ModelName | None, Query(description="Name of a trained model; for an array only.")] = None,
+    model_name: Annotated[
+        ModelReference | None, Query(description="Name of a trained model; for an array only.")
+    ] = None,
     deterministic: Annotated[bool, Query(description="As in JSON; for an array only.")] = True,
 ) -> Response:
     """Choose actions for many observations: JSON, where each gets its own answer, or one array from `numpy.save`.

@@ -504,6 +504,39 @@ def test_models_are_uploaded_and_found_by_name(page: Page, app: FastAPI, tmp_pat
     assert app.state.service.store.exists("brought")
 
 
+def test_what_a_model_can_be_used_with_is_copied(page: Page) -> None:
+    page.open("models/ready")
+    page.click("[aria-label='Use it'] summary", "curl")
+    assert '"model_name": "ready"' in page.find("[aria-label='Use it'] pre").text
+    page.click("[aria-label='Copy: curl']")
+    page.find(".toast", "op")  # "Copied." or, where the browser does not let it, "copy it by hand"
+    exported = page.find("[aria-label='Use it'] a", "TorchScript").get_attribute("href") or ""
+    assert exported.endswith("/models/ready/export?format=torchscript")
+
+
+def test_versions_are_promoted_and_rolled_back(page: Page, app: FastAPI) -> None:
+    store = app.state.service.store
+    for seed in (3, 4):
+        store.publish("versioned", make_model("CartPole-v1", seed=seed).to_bytes(env_name="CartPole-v1"))
+    first = store.get("versioned@1").actor.policy_layers[0][0]
+    page.open("models/versioned")
+    page.click("[aria-label='Promote Version 1']")
+    page.find(".toast.good", "versioned@prod is version 1 now.")
+    page.find("[aria-label='Version 1'] .chip", "prod")
+    page.click("[aria-label='Delete the alias prod']")
+    page.find(".toast.good", "prod is deleted.")
+    page.click("[aria-label='Roll back to Version 1']")
+    page.click(".dialog button", "Roll back")
+    page.find("[aria-label='Version 3'] .chip", "newest")
+    assert (store.get("versioned").actor.policy_layers[0][0] == first).all()
+    page.find(".note", "This model was replaced. Reload the page")
+    page.open("models/versioned@2")
+    page.find("h1", "versioned@2")
+    page.open("models/versioned")
+    page.photograph("versions")
+    store.delete("versioned")
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_a_phone_shows_every_page_without_scrolling_sideways(page: Page, path: str) -> None:
     page.emulate(390, 844)

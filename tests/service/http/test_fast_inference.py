@@ -50,6 +50,8 @@ def served(client: TestClient, settings: Settings) -> TestClient:
         {"model_name": "m", "observation": [0, 0, 0, 0], "action_masks": [0, 1]},
         {"model_name": "m", "observation": [1e-30, -0.0, 3.4e38, 0.1], "deterministic": True, "action_masks": None},
         {"model_name": "p", "observation": [0.6, 0.8, -1.0]},
+        {"model_name": "m@1", "observation": OBSERVATION},
+        {"model_name": "p@latest", "observation": [0.6, 0.8, -1.0]},
     ],
     ids=str,
 )
@@ -147,6 +149,21 @@ def test_models_that_take_turns_are_not_mixed_up(served: TestClient, counter: Ro
     for _ in range(3):
         assert [served.post("/inference", json=request).json() for request in requests] == first
     assert counter.n_calls == 2
+
+
+def test_an_alias_that_is_moved_counts_at_once(served: TestClient, counter: RouteCounter) -> None:
+    content = make_model("CartPole-v1", seed=1).to_bytes()
+    served.put("/models/m/file?overwrite=true", content=content, headers={"content-type": "application/zip"})
+    fields = {"model_name": "m@prod", "observation": OBSERVATION}
+    for version in (1, 2):
+        served.put("/models/m/aliases/prod", json={"version": version})
+        expected = served.post("/inference", json={**fields, "model_name": f"m@{version}"}).content
+        counter.n_calls = 0
+        for _ in range(3):
+            assert served.post("/inference", json=fields).content == expected
+        assert counter.n_calls == 0
+    served.delete("/models/m/aliases/prod")
+    assert served.post("/inference", json=fields).status_code == 404
 
 
 def test_what_the_service_itself_deletes_is_gone_at_once(served: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,140 @@
+"""The versions of models as clients see them: listed, promoted, rolled back."""
+
+import threading
+
+from cachetools import LRUCache
+
+from service.errors import ConflictError, InvalidRequestError, NotFoundError, printable
+from service.models.card import describe_file
+from service.models.folder import FileSignature
+from service.models.player import ModelPlayer
+from service.models.store import ModelStore
+from service.schemas.fields import LATEST_ALIAS
+from service.schemas.models import AliasResponse, ModelCard, ModelVersion, ModelVersions, RollbackResponse
+
+_MAX_DESCRIBED = 1024
+
+
+class ModelRegistry:
+    """Lists the versions of models, and chooses among them. Safe to use from any thread.
+
+    Aliases are moved by clients alone: evaluations differ in seeds and episodes, so that none of them moves one.
+
+    :param store: The models.
+    :param player: Knows evaluations.
+    """
+
+    def __init__(self, store: ModelStore, player: ModelPlayer) -> None:
+        self._store, self._player = store, player
+        self._lock = threading.Lock()
+        # To describe a version its file is read in full.
+        self._cards: LRUCache[FileSignature, ModelCard] = LRUCache(_MAX_DESCRIBED)
+
+    def list_versions(self, name: str) -> ModelVersions:
+        """List the versions of a model, the newest first.
+
+        :raises NotFoundError: If there is no such model.
+        :raises ConflictError: If the disk refuses.
+        """
+        self._check_exists(name)
+        folder = self._store.folder
+        newest, notes = folder.versions.find_newest(name), folder.versions.read_notes(name)
+        versions = []
+        for number in reversed(folder.versions.list_all(name)):
+            try:
+                card = self._describe(f"{name}@{number}")
+            except NotFoundError:  # it has just made room
+                continue
+            versions.append(
+                ModelVersion(
+                    version=number,
+                    is_newest=number == newest,
+                    aliases=sorted(alias for alias, version in notes.aliases.items() if version == number),
+                    created_at=card.modified_at,
+                    job_id=notes.jobs.get(number),
+                    **card.model_dump(include=_SHARED_FACTS),
+                )
+            )
+        return ModelVersions(model_name=name, versions=versions, aliases=dict(sorted(notes.aliases.items())))
+
+    def set_alias(self, name: str, alias: str, version: int | None) -> AliasResponse:
+        """Point an alias at a version.
+
+        :param version: None is the newest.
+        :raises InvalidRequestError: If the alias always is the newest version.
+        :raises ServiceError: Whatever ``ModelStore.set_alias`` raises.
+        """
+        if alias == LATEST_ALIAS:
+            raise InvalidRequestError(
+                f"alias '{LATEST_ALIAS}' always is the newest version; choose another, such as prod."
+            )
+        self._check_exists(name)
+        number = self._store.folder.versions.find_newest(name) if version is None else version
+        before = self._store.set_alias(name, alias, number)
+        return AliasResponse(model_name=name, alias=alias, version=number, previous_version=before)
+
+    def delete_alias(self, name: str, alias: str) -> AliasResponse:
+        """Delete an alias; the version that it kept may make room for newer ones.
+
+        :raises NotFoundError: If there is no such model or alias.
+        :raises StorageError: If the disk refuses.
+        """
+        self._check_exists(name)
+        before = self._store.set_alias(name, alias, None)
+        return AliasResponse(model_name=name, alias=alias, version=None, previous_version=before)
+
+    def roll_back(self, name: str, version: int | None) -> RollbackResponse:
+        """Save an earlier version as the newest one; what was the newest is kept. Call it with the name reserved.
+
+        :param version: None is the one before the newest.
+        :raises NotFoundError: If there is no such model or version.
+        :raises ConflictError: If there is nothing to go back to, or the version cannot be used.
+        :raises StorageError: If the disk refuses.
+        """
+        folder = self._store.folder
+        self._check_exists(name)
+        newest = folder.versions.find_newest(name)
+        earlier = [number for number in folder.versions.list_kept(name) if number != newest]
+        if version is None and not earlier:
+            raise ConflictError(f"model '{name}' has no earlier version to go back to.")
+        restored = earlier[-1] if version is None else version
+        if restored == newest:
+            raise ConflictError(f"version {restored} of model '{name}' is the newest already; choose an earlier one.")
+        reference = f"{name}@{restored}"
+        self._store.get(reference)  # says why a damaged one cannot be used
+        content = folder.read(reference)[1]
+        folder.check_space(len(content), name)
+        self._store.publish(name, content, folder.versions.read_notes(name).jobs.get(restored))
+        return RollbackResponse(
+            message=f"Version {restored} is the newest again",
+            model_name=name,
+            version=folder.versions.find_newest(name),
+            restored_version=restored,
+        )
+
+    def _check_exists(self, name: str) -> None:
+        """Check that there is a model of that name, which is no version of one.
+
+        :raises NotFoundError: If there is none.
+        """
+        if "@" in name:
+            raise NotFoundError(f"'{printable(name)}' is no whole model: leave out '@' and what follows it.")
+        if not self._store.exists(name):
+            raise self._store.folder.make_not_found(name)
+
+    def _describe(self, reference: str) -> ModelCard:
+        signature = self._store.folder.get_signature(reference)
+        if signature is None:
+            raise self._store.folder.make_not_found(reference)
+        with self._lock:
+            card = self._cards.get(signature)
+        if card is None:
+            file = self._store.inspect_file(reference)
+            signature, card = file.signature, describe_file(reference, file)
+            with self._lock:
+                self._cards[signature] = card
+        evaluation = self._player.find_evaluation(signature)
+        return card if evaluation is None else card.model_copy(update={"evaluation": evaluation})
+
+
+_SHARED_FACTS = {"status", "n_bytes", "sha256", "env_name", "num_timesteps", "lineage", "evaluation"}

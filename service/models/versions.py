@@ -1,0 +1,308 @@
+"""Earlier versions of models, in a hidden folder beside them, and the aliases that point at versions.
+
+``models/<name>.zip`` is the newest version of a model, as if there were no others. ``models/.versions/<name>/<n>.zip``
+are earlier ones: what a newer one replaces is linked there first, under its number, and only then replaced, so that a
+crash leaves the old state or the new. The newest version has the number after the last of those, or the same if it is
+the same file, because a crash came in between. ``notes.json`` holds what no file says.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import stat
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_core.saving.model_file import write_atomic
+from service.errors import ConflictError, NotFoundError, printable
+from service.models.folder_lock import TEMPORARY_PREFIX
+from service.schemas.fields import ALIAS_PATTERN, LATEST_ALIAS, is_model_name
+
+logger = logging.getLogger("grpo.service")
+
+_FOLDER = ".versions"
+_NOTES = "notes.json"
+_VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
+_NUMBER = re.compile(r"[1-9]\d{0,8}")
+_ALIAS = re.compile(ALIAS_PATTERN)
+# Each may keep a version beyond the limit of versions.
+MAX_ALIASES = 8
+_N_LOCKS = 64
+
+
+class Notes(NamedTuple):
+    """What is known of a model's versions beside their files.
+
+    :param aliases: Versions by alias.
+    :param jobs: Ids of the jobs that trained them, by version.
+    :param last_removed: The last version whose file was removed, so that numbers are not given twice.
+    """
+
+    aliases: Mapping[str, int]
+    jobs: Mapping[int, str]
+    last_removed: int = 0
+
+
+class ModelVersions:
+    """Keeps the earlier versions of the models of one folder. Safe to use from any thread.
+
+    What belongs to no model, as after a crash during its deletion, is removed.
+
+    :param models_dir: The folder.
+    :param max_versions: Versions kept of each model, the newest included and those with an alias not, at least 1.
+    :param max_bytes: Largest size of all models and versions together; the oldest versions give way.
+    """
+
+    def __init__(self, models_dir: Path, max_versions: int, max_bytes: int) -> None:
+        self._models_dir = models_dir
+        self._dir = models_dir / _FOLDER
+        self._max_versions, self._max_bytes = max_versions, max_bytes
+        # One model's versions are changed by one thread at a time.
+        self._locks = [threading.RLock() for _ in range(_N_LOCKS)]
+        for name in self._list_folders():
+            if not (models_dir / f"{name}.zip").exists():
+                self.forget(name)
+            for leftover in (self._dir / name).glob(f"{TEMPORARY_PREFIX}*"):
+                with suppress(OSError):
+                    leftover.unlink()
+
+    def lock(self, name: str) -> threading.RLock:
+        """Return what guards a model's versions."""
+        return self._locks[hash(name) % _N_LOCKS]
+
+    def find_newest(self, name: str) -> int:
+        """Return the number of a model's newest version."""
+        last = max(self.list_kept(name), default=0)
+        return last if last and self._is_newest(name, last) else max(last, self.read_notes(name).last_removed) + 1
+
+    def list_kept(self, name: str) -> list[int]:
+        """List the numbers of the versions in the hidden folder, in order."""
+        try:
+            matches = map(_VERSION_FILE.fullmatch, os.listdir(self._dir / name))
+        except OSError:
+            return []
+        return sorted(int(match[1]) for match in matches if match)
+
+    def list_all(self, name: str) -> list[int]:
+        """List the numbers of all versions, in order."""
+        return sorted({*self.list_kept(name), self.find_newest(name)})
+
+    def get_path(self, name: str, version: int) -> str:
+        """Return where an earlier version is kept."""
+        return f"{self._dir}{os.sep}{name}{os.sep}{version}.zip"
+
+    def resolve(self, reference: str) -> tuple[str, int | None] | None:
+        """Find what a reference means.
+
+        :param reference: A model's name, or one with ``@`` and a version or an alias.
+        :return: The name, and the number of an earlier version, or None for the newest. None if it is no reference, or
+            there is no such version or alias.
+        """
+        name, sign, selector = reference.partition("@")
+        if not is_model_name(name):
+            return None
+        if not sign or selector == LATEST_ALIAS:
+            return name, None
+        number = int(selector) if _NUMBER.fullmatch(selector) else self.read_notes(name).aliases.get(selector)
+        if number is None:
+            return None
+        if os.path.exists(self.get_path(name, number)):
+            return name, number
+        return (name, None) if number == self.find_newest(name) else None
+
+    def make_not_found(self, reference: str) -> NotFoundError:
+        """Build the error for a version or alias that an existing model lacks."""
+        name, _, selector = reference.partition("@")
+        aliases = ", ".join(sorted(self.read_notes(name).aliases)) or "none"
+        return NotFoundError(
+            f"model '{name}' has no version or alias '{printable(selector)}'; its versions are "
+            f"{', '.join(map(str, self.list_all(name)))}, its aliases {aliases}."
+        )
+
+    def read_notes(self, name: str) -> Notes:
+        """Return what is known of a model's versions; what cannot be read is left out."""
+        try:
+            found = json.loads((self._dir / name / _NOTES).read_bytes())
+            aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
+            jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
+            return Notes(aliases, jobs, int(found["last_removed"]))
+        except FileNotFoundError:
+            return Notes({}, {})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            logger.warning("the notes on the versions of model %s cannot be read", name, exc_info=True)
+            return Notes({}, {})
+
+    def set_alias(self, name: str, alias: str, version: int | None) -> int | None:
+        """Point an alias at a version, which stays as long as it does.
+
+        :param version: None removes the alias.
+        :return: The version that it pointed at before; None if it is new.
+        :raises NotFoundError: If the model has no such version, or no such alias to remove.
+        :raises ConflictError: If it has too many.
+        :raises OSError: If the disk refuses; all stays as it was.
+        """
+        with self.lock(name):
+            notes = self.read_notes(name)
+            before = notes.aliases.get(alias)
+            aliases = {other: pinned for other, pinned in notes.aliases.items() if other != alias}
+            if version is None:
+                if before is None:
+                    raise self.make_not_found(f"{name}@{alias}")
+            elif version not in self.list_all(name):
+                raise self.make_not_found(f"{name}@{version}")
+            elif len(aliases) >= MAX_ALIASES:
+                raise ConflictError(
+                    f"model '{name}' has the aliases {', '.join(sorted(aliases))} already and may have {MAX_ALIASES}; "
+                    "delete one first."
+                )
+            else:
+                aliases[alias] = version
+            self._write_notes(name, notes._replace(aliases=aliases))
+            return before
+
+    @contextmanager
+    def replacing(self, name: str, content: bytes, job_id: str | None) -> Iterator[None]:
+        """Keep the newest version of a model while the caller replaces it.
+
+        :param content: The file that comes in its place; one with the same bytes is no new version.
+        :param job_id: The job that trained that.
+        :raises OSError: If the disk refuses; all stays as it was.
+        """
+        with self.lock(name):
+            path = self._models_dir / f"{name}.zip"
+            version = 1
+            if path.exists() and not path.is_symlink():
+                version = self.find_newest(name)
+                if not _has_content(path, content):
+                    self._keep(name, path, version)
+                    version += 1
+            notes = self.read_notes(name)
+            if notes.jobs.get(version) != job_id:
+                jobs = {**notes.jobs, version: job_id}
+                kept = {version, *self.list_kept(name)}
+                known = {k: v for k, v in jobs.items() if v is not None and k in kept}
+                self._write_notes(name, notes._replace(jobs=known))
+            try:
+                yield
+            except OSError:
+                self._undo(name, notes)
+                raise
+            self._trim(name)
+        self._trim_folder()
+
+    def forget(self, name: str) -> None:
+        """Remove a deleted model's versions and aliases."""
+        with self.lock(name):
+            shutil.rmtree(self._dir / name, ignore_errors=True)
+
+    def count_pinned_bytes(self) -> int:
+        """Return the size of the versions that aliases keep."""
+        return sum(n_bytes for _, n_bytes, name, version in self._list_files() if version in self._list_pinned(name))
+
+    def _is_newest(self, name: str, version: int) -> bool:
+        """Tell whether a version's file is the newest one itself."""
+        try:
+            newest, kept = os.lstat(self._models_dir / f"{name}.zip"), os.lstat(self.get_path(name, version))
+        except OSError:
+            return False
+        return (newest.st_mtime_ns, newest.st_size) == (kept.st_mtime_ns, kept.st_size)
+
+    def _undo(self, name: str, notes: Notes) -> None:
+        """Remove what was kept of a newest version that was not replaced after all.
+
+        :param notes: Those from before.
+        """
+        last = max(self.list_kept(name), default=0)
+        with suppress(OSError):
+            if last and self._is_newest(name, last):
+                os.unlink(self.get_path(name, last))
+            if notes == Notes({}, {}):
+                (self._dir / name / _NOTES).unlink(missing_ok=True)
+            # Where nothing else is left in them.
+            (self._dir / name).rmdir()
+            self._dir.rmdir()
+
+    def _keep(self, name: str, path: Path, version: int) -> None:
+        kept = Path(self.get_path(name, version))
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            os.link(path, kept, follow_symlinks=False)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            temporary = kept.with_name(f"{TEMPORARY_PREFIX}{version}")
+            shutil.copy2(path, temporary, follow_symlinks=False)
+            os.replace(temporary, kept)
+
+    def _write_notes(self, name: str, notes: Notes) -> None:
+        folder = self._dir / name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        written: dict[str, Any] = {"aliases": dict(notes.aliases), "jobs": {str(k): v for k, v in notes.jobs.items()}}
+        written["last_removed"] = notes.last_removed
+        write_atomic(folder / _NOTES, json.dumps(written).encode())
+
+    def _trim(self, name: str) -> None:
+        """Remove the versions beyond the limit."""
+        pinned = self._list_pinned(name)
+        loose = [version for version in self.list_kept(name) if version not in pinned]
+        for version in loose[: max(0, len(loose) - (self._max_versions - 1))]:
+            self._remove(name, version)
+
+    def _trim_folder(self) -> None:
+        """Remove the oldest versions while the folder is larger than it may be."""
+        files = sorted(self._list_files())
+        excess = sum(n_bytes for _, n_bytes, *_ in files) + self._count_newest_bytes() - self._max_bytes
+        for _, n_bytes, name, version in files:
+            if excess <= 0:
+                return
+            with self.lock(name):
+                if version not in self._list_pinned(name):
+                    self._remove(name, version)
+                    excess -= n_bytes
+
+    def _remove(self, name: str, version: int) -> None:
+        notes = self.read_notes(name)
+        with suppress(OSError):
+            if version == max(self.list_kept(name), default=0):
+                self._write_notes(name, notes._replace(last_removed=version))
+            os.unlink(self.get_path(name, version))
+
+    def _list_pinned(self, name: str) -> set[int]:
+        return set(self.read_notes(name).aliases.values())
+
+    def _list_folders(self) -> list[str]:
+        try:
+            return [name for name in os.listdir(self._dir) if is_model_name(name)]
+        except OSError:
+            return []
+
+    def _list_files(self) -> list[tuple[int, int, str, int]]:
+        """List the kept versions: when they were saved, their size, model and number."""
+        files = []
+        for name in self._list_folders():
+            for version in self.list_kept(name):
+                with suppress(OSError):
+                    status = os.lstat(self.get_path(name, version))
+                    if stat.S_ISREG(status.st_mode) and not self._is_newest(name, version):
+                        files.append((status.st_mtime_ns, status.st_size, name, version))
+        return files
+
+    def _count_newest_bytes(self) -> int:
+        n_bytes = 0
+        with suppress(OSError), os.scandir(self._models_dir) as entries:
+            for entry in entries:
+                if entry.name.endswith(".zip"):
+                    with suppress(OSError):
+                        n_bytes += entry.stat(follow_symlinks=False).st_size
+        return n_bytes
+
+
+def _has_content(path: Path, content: bytes) -> bool:
+    with suppress(OSError):
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    return False

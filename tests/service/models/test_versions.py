@@ -1,0 +1,406 @@
+"""Versions of models are kept and found again, aliases point at them, and the newest is where it always was."""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.errors import InvalidRequestError, NotFoundError
+from service.models.folder import ModelFolder
+from service.models.versions import MAX_ALIASES
+from service.settings import Settings
+from tests.service.models.test_uploads import upload
+from tests.support import make_model, train_to_end
+
+N_VERSIONS = 4
+
+
+@pytest.fixture(scope="module")
+def contents() -> list[bytes]:
+    """Files of different policies."""
+    return [make_model("CartPole-v1", seed).to_bytes(env_name="CartPole-v1") for seed in range(N_VERSIONS)]
+
+
+def publish(client: TestClient, contents: list[bytes], name: str = "m") -> None:
+    for content in contents:
+        assert upload(client, content, name, overwrite=True).status_code == 200
+
+
+def list_versions(client: TestClient, name: str = "m") -> list[int]:
+    return [version["version"] for version in client.get(f"/models/{name}/versions").json()["versions"]]
+
+
+def get_file(client: TestClient, reference: str) -> bytes:
+    answer = client.get(f"/models/{reference}/file")
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+class TestKeeping:
+    def test_what_is_replaced_becomes_a_version(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents)
+        assert list_versions(client) == [4, 3, 2, 1]
+        for number, content in enumerate(contents, start=1):
+            assert get_file(client, f"m@{number}") == content
+        assert get_file(client, "m") == get_file(client, "m@latest") == contents[-1]
+        assert client.get("/models").json() == {"models": [{"name": "m", "status": "loaded"}]}
+
+    def test_the_same_bytes_are_no_new_version(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, [contents[0], contents[0], contents[1], contents[1]])
+        assert list_versions(client) == [2, 1]
+
+    def test_a_version_says_who_made_it_from_what(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:1], "seed")
+        request = {"total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
+        first = train_to_end(client, **request)
+        publish(client, contents[:1])
+        second = train_to_end(client, **request, init_model="seed@latest")
+        third, uploaded, oldest = client.get("/models/m/versions").json()["versions"]
+        assert (third["job_id"], uploaded["job_id"], oldest["job_id"]) == (second["job_id"], None, first["job_id"])
+        assert third["lineage"]["sha256"] == client.get("/models/seed").json()["sha256"]
+        assert (oldest["lineage"], oldest["env_name"]) == (None, "CartPole-v1")
+        assert min(third["num_timesteps"], oldest["num_timesteps"]) >= 64
+        assert third["sha256"] == client.get("/models/m").json()["sha256"]
+        assert third["created_at"] >= uploaded["created_at"] >= oldest["created_at"]
+        assert [version["is_newest"] for version in (third, uploaded, oldest)] == [True, False, False]
+
+    @pytest.mark.parametrize("overrides", [{"max_model_versions": 2}], ids=["two"])
+    def test_the_oldest_make_room_and_those_with_an_alias_stay(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:1])
+        assert client.put("/models/m/aliases/first").json()["version"] == 1
+        publish(client, contents[1:])
+        assert list_versions(client) == [4, 3, 1]
+        assert get_file(client, "m@first") == contents[0]
+        assert client.get("/models/m@2/file").status_code == 404
+        client.delete("/models/m/aliases/first")
+        publish(client, contents[:1])
+        assert list_versions(client) == [5, 4]
+
+    @pytest.mark.parametrize("overrides", [{"max_model_versions": 1}], ids=["one"])
+    def test_numbers_are_not_given_twice(self, client: TestClient, contents: list[bytes], settings: Settings) -> None:
+        publish(client, contents[:3])
+        assert list_versions(client) == [3]
+        client.put("/models/m/aliases/prod")
+        publish(client, contents[3:])
+        assert list_versions(client) == [4, 3]
+        client.delete("/models/m/aliases/prod")
+        publish(client, contents[:1])
+        assert list_versions(client) == [5]
+
+    def test_a_full_folder_gives_up_old_versions_of_any_model(self, tmp_path: Path, contents: list[bytes]) -> None:
+        n_bytes = len(contents[0])
+        folder = ModelFolder(tmp_path, 0, max_models_bytes=4 * n_bytes + 2000, max_versions=9)
+        for name in ("a", "b"):
+            for content in contents[:2]:
+                folder.write(name, content)
+        assert [folder.versions.list_all(name) for name in ("a", "b")] == [[1, 2], [1, 2]]
+        folder.versions.set_alias("b", "kept", 1)
+        folder.write("b", contents[2])
+        assert [folder.versions.list_all(name) for name in ("a", "b")] == [[2], [1, 2, 3]]
+
+    def test_deleting_a_model_deletes_its_versions_and_aliases(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/prod", json={"version": 1})
+        assert client.get("/models/m@prod").status_code == 200  # in memory from now on
+        assert client.delete("/models/m@prod").status_code == 409
+        assert client.delete("/models/m").status_code == 200
+        assert client.get("/models/m@prod").status_code == client.get("/models/m@1").status_code == 404
+        assert not list(settings.models_dir.glob(".versions/*"))
+        publish(client, contents[2:3])
+        assert client.get("/models/m/versions").json()["aliases"] == {}
+        assert list_versions(client) == [1]
+
+
+class TestAliases:
+    def test_every_way_to_name_a_model_takes_them(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:2])
+        assert client.put("/models/m/aliases/prod", json={"version": 1}).json() == {
+            "model_name": "m",
+            "alias": "prod",
+            "version": 1,
+            "previous_version": None,
+        }
+        observation = [0.5, -1.0, 0.1, 2.0]
+        publish(client, contents[:1], "first")
+        expected = client.post("/inference", json={"model_name": "first", "observation": observation}).json()
+        newest = client.post("/inference", json={"model_name": "m", "observation": observation}).json()
+        assert newest != expected
+        for reference in ("m@prod", "m@1"):
+            body = {"model_name": reference, "observation": observation}
+            assert client.post("/inference", json=body).json() == expected
+            batch = {"model_name": reference, "observations": [observation]}
+            (answer,) = client.post("/inference/batch", json=batch).json()["answers"]
+            assert answer["action_probs"] == pytest.approx(expected["action_probs"], rel=1e-5)
+            assert client.get(f"/models/{reference}").json()["sha256"] == client.get("/models/first").json()["sha256"]
+            played = client.post(f"/models/{reference}/evaluate", json={"n_episodes": 1}).json()
+            assert (
+                played["evaluation"]
+                == client.post("/models/first/evaluate", json={"n_episodes": 1}).json()["evaluation"]
+            )
+            assert client.get(f"/models/{reference}/export?format=torchscript").status_code == 200
+        assert client.get("/models/m/versions").json()["versions"][1]["evaluation"]["n_episodes"] == 1
+
+    def test_one_that_is_moved_counts_at_once(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:2])
+        body = {"model_name": "m@prod", "observation": [0.5, -1.0, 0.1, 2.0]}
+        answers = []
+        for version in (1, 2, 1):
+            assert client.put("/models/m/aliases/prod", json={"version": version}).status_code == 200
+            answers.append(client.post("/inference", json=body).json())
+        assert answers[0] == answers[2] != answers[1]
+        assert client.delete("/models/m/aliases/prod").json()["previous_version"] == 1
+        assert client.post("/inference", json=body).status_code == 404
+
+    def test_it_stays_at_its_version_when_a_newer_one_comes(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:1])
+        assert client.put("/models/m/aliases/best").json()["version"] == 1
+        body = {"model_name": "m@best", "observation": [0.5, -1.0, 0.1, 2.0]}
+        before = client.post("/inference", json=body).json()
+        publish(client, contents[1:3])
+        assert client.post("/inference", json=body).json() == before
+        assert client.get("/models/m/versions").json()["versions"][2]["aliases"] == ["best"]
+
+    @pytest.mark.parametrize("alias", ["3", "latest", "-x", "a.b", "a@b", "x" * 33, "%2e%2e", "a b", "é"])
+    def test_a_name_that_is_none_is_refused(self, client: TestClient, contents: list[bytes], alias: str) -> None:
+        publish(client, contents[:1])
+        assert client.put(f"/models/m/aliases/{alias}").status_code in (400, 422)
+        assert client.get("/models/m/versions").json()["aliases"] == {}
+
+    @pytest.mark.parametrize(
+        ("method", "path", "said"),
+        [
+            ("put", "/models/gone/aliases/prod", "no model 'gone'"),
+            ("delete", "/models/gone/aliases/prod", "no model 'gone'"),
+            ("delete", "/models/m/aliases/prod", "its versions are 1, its aliases none"),
+            ("get", "/models/m@7", "no version or alias '7'"),
+            ("get", "/models/m@prod/file", "no version or alias 'prod'"),
+            ("get", "/models/gone@1", "no model 'gone'"),
+            ("get", "/models/m@", "no version or alias ''"),
+            ("get", "/models/m@1@1", "no version or alias '1@1'"),
+            ("get", "/models/m@01", "no version or alias '01'"),
+            ("get", "/models/m@..", "no version or alias '..'"),
+            ("get", "/models/..@1", "no model"),
+            ("get", "/models/gone/versions", "no model 'gone'"),
+            ("get", "/models/m@1/versions", "'m@1' is no whole model"),
+            ("put", "/models/m@1/aliases/prod", "is no whole model"),
+            ("post", "/models/gone/rollback", "no model 'gone'"),
+        ],
+    )
+    def test_what_is_not_there_is_said(
+        self, client: TestClient, contents: list[bytes], method: str, path: str, said: str
+    ) -> None:
+        publish(client, contents[:1])
+        answer = client.request(method, path)
+        assert answer.status_code == 404
+        assert said in answer.json()["detail"]
+
+    def test_there_is_an_end_to_them(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:1])
+        for i in range(MAX_ALIASES):
+            assert client.put(f"/models/m/aliases/a{i}").status_code == 200
+        assert client.put("/models/m/aliases/more").status_code == 409
+        assert client.put("/models/m/aliases/a0").status_code == 200
+
+    @pytest.mark.parametrize("reference", ["m@", "m@@1", "m@0", "m@1.0", "../m@1", "m@../m", "con@1", "@1"])
+    def test_inference_refuses_what_is_no_reference(self, client: TestClient, reference: str) -> None:
+        body = {"model_name": reference, "observation": [0.0] * 4}
+        assert client.post("/inference", json=body).status_code == 422
+
+    def test_memory_holds_a_version_once_however_it_is_named(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/old", json={"version": 1})
+        client.put("/models/m/aliases/new", json={"version": 2})
+        for reference in ("m", "m@2", "m@new", "m@latest", "m@1", "m@old"):
+            body = {"model_name": reference, "observation": [0.0] * 4}
+            assert client.post("/inference", json=body).status_code == 200
+        assert client.get("/health").json()["loaded_models"] == 2
+
+
+class TestRollingBack:
+    def test_the_version_before_is_the_newest_again(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:3])
+        assert client.post("/models/m/rollback").json() == {
+            "message": "Version 2 is the newest again",
+            "model_name": "m",
+            "version": 4,
+            "restored_version": 2,
+        }
+        assert get_file(client, "m") == contents[1]
+        assert client.post("/models/m/rollback", json={"version": 1}).json()["version"] == 5
+        assert get_file(client, "m") == contents[0]
+        assert [get_file(client, f"m@{n}") for n in (1, 2, 3, 4, 5)] == [contents[i] for i in (0, 1, 2, 1, 0)]
+
+    def test_without_another_version_it_is_refused(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:1])
+        assert client.post("/models/m/rollback").status_code == 409
+        assert client.post("/models/m/rollback", json={"version": 1}).status_code == 409
+        assert client.post("/models/m/rollback", json={"version": 2}).status_code == 404
+        assert client.post("/models/m/rollback", json={"version": 0}).status_code == 422
+
+    def test_a_damaged_version_does_not_come_back(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        publish(client, contents[:2])
+        kept = settings.models_dir / ".versions" / "m" / "1.zip"
+        kept.write_bytes(kept.read_bytes()[:-9])
+        assert client.post("/models/m/rollback").status_code == 409
+        assert client.get("/models/m/versions").json()["versions"][1]["status"] == "corrupt"
+        assert get_file(client, "m") == contents[1]
+
+
+class _Killed(BaseException):
+    """Ends a write as a kill would: nothing that comes after it is done."""
+
+
+# What a crash can come between: the steps at which something on the disk changes.
+_STEPS: list[tuple[Any, str]] = [(os, "link"), (os, "replace"), (os, "unlink"), (os, "fsync")]
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(
+    tmp_path: Path, contents: list[bytes], step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_folder() -> ModelFolder:
+        return ModelFolder(tmp_path, 0, max_versions=2)
+
+    def read(folder: ModelFolder) -> dict[int, bytes]:
+        return {n: folder.read(f"m@{n}")[1] for n in folder.versions.list_all("m")}
+
+    folder = make_folder()
+    folder.write("m", contents[0], "a")
+    folder.write("m", contents[1], "b")
+    folder.versions.set_alias("m", "prod", 2)
+    n_calls = 0
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls > step:
+                raise _Killed
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for module, name in _STEPS:
+            patch.setattr(module, name, wrap(getattr(module, name)))
+        try:
+            folder.write("m", contents[2], "c")
+        except _Killed:
+            pass
+    folder = make_folder()
+    assert read(folder) in (
+        {1: contents[0], 2: contents[1]},
+        {1: contents[0], 2: contents[1], 3: contents[2]},  # trimmed with the next one
+        {2: contents[1], 3: contents[2]},
+    )
+    assert folder.read("m@prod")[1] == contents[1]
+    # And it goes on as if nothing had been.
+    newest = folder.versions.find_newest("m")
+    folder.write("m", contents[3], "d")
+    assert folder.versions.find_newest("m") == newest + 1
+    assert folder.versions.read_notes("m").jobs[newest + 1] == "d"
+    assert folder.read(f"m@{newest + 1}")[1] == contents[3]
+
+
+def test_what_a_crash_left_of_a_deleted_model_is_removed(tmp_path: Path, contents: list[bytes]) -> None:
+    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    for content in contents[:2]:
+        folder.write("m", content)
+        folder.write("other", content)
+    (tmp_path / "m.zip").unlink()  # the first step of a deletion
+    (tmp_path / ".versions" / "other" / ".tmp-1").write_bytes(b"")
+    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    assert sorted(path.name for path in (tmp_path / ".versions").rglob("*")) == ["1.zip", "other"]
+    assert not folder.exists("m@1")
+    with pytest.raises(NotFoundError):
+        folder.read("m@1")
+
+
+@pytest.mark.parametrize("name", ["../m", "m@1", "m@prod", ".versions", "a/b", ""])
+def test_only_a_plain_name_is_written(tmp_path: Path, contents: list[bytes], name: str) -> None:
+    folder = ModelFolder(tmp_path / "models", 0, max_versions=3)
+    with pytest.raises(InvalidRequestError):
+        folder.write(name, contents[0], "a job")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "models"]
+
+
+def test_a_version_that_was_not_replaced_after_all_leaves_nothing(
+    tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder.write("m", contents[0])
+
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("grpo_core.saving.model_file.write_atomic", refuse)
+        with pytest.raises(OSError, match="no space"):
+            folder.write("m", contents[1], "a job")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "m.zip"]
+    folder.write("m", contents[1])
+    assert folder.versions.list_all("m") == [1, 2]
+    folder.versions.set_alias("m", "prod", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("grpo_core.saving.model_file.write_atomic", refuse)
+        with pytest.raises(OSError, match="no space"):
+            folder.write("m", contents[2])
+    assert folder.versions.list_kept("m") == [1]
+    assert folder.read("m@prod")[1] == contents[1]
+
+
+def test_without_links_a_version_is_copied(
+    tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    for content in contents[:3]:
+        folder.write("m", content)
+    assert [folder.read(f"m@{n}")[1] for n in (1, 2, 3)] == contents[:3]
+
+
+@pytest.mark.parametrize("notes", [b"", b"[]", b'{"aliases": 1}', b'{"aliases": {"../x": 1, "ok": "1"}, "jobs": {}}'])
+def test_notes_that_cannot_be_read_are_left_out(tmp_path: Path, contents: list[bytes], notes: bytes) -> None:
+    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    for content in contents[:2]:
+        folder.write("m", content)
+    (tmp_path / ".versions" / "m" / "notes.json").write_bytes(notes)
+    assert folder.versions.read_notes("m").aliases == {}
+    folder.versions.set_alias("m", "prod", 1)
+    assert folder.canonicalize("m@prod") == "m@1"
+
+
+def test_readers_meet_whole_versions_while_newer_ones_come(tmp_path: Path, contents: list[bytes]) -> None:
+    folder = ModelFolder(tmp_path, 0, max_versions=2)
+    folder.write("m", contents[0])
+    folder.versions.set_alias("m", "prod", 1)
+    is_over, faults = threading.Event(), []
+
+    def read() -> None:
+        while not is_over.is_set():
+            if folder.read("m@prod")[1] != contents[0]:
+                faults.append("prod")
+            if folder.read("m")[1] not in contents:
+                faults.append("newest")
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for i in range(60):
+        folder.write("m", contents[i % 3])
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    assert folder.versions.list_all("m") == [1, 59, 60]
