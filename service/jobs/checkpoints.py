@@ -16,6 +16,8 @@ _FOLDER = ".checkpoints"
 _SUFFIX = ".zip"
 # As service.training.checkpoint_callback names it; the server must not import what imports torch.
 _FINISHED = "attachments/finished"
+# As grpo_core.checkpoints.checkpoint names it, which imports torch.
+_MODEL = "model.zip"
 
 
 class CheckpointFolder:
@@ -59,6 +61,15 @@ class CheckpointFolder:
             return None
         with suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(io.BytesIO(content)) as archive:
             return archive.read(_FINISHED)
+        return None
+
+    def read_model(self, job_id: str) -> bytes | None:
+        """Return the model file in a job's checkpoint; None if there is none that can be read."""
+        content = self.read(job_id)
+        if content is None:
+            return None
+        with suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return archive.read(_MODEL)
         return None
 
     def delete(self, job_id: str) -> None:

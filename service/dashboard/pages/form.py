@@ -231,7 +231,7 @@ class _Form:
                 return
         set_attributes(self._start, disabled=True)
         try:
-            await to_thread.run_sync(
+            job = await to_thread.run_sync(
                 self._service.start_job, self._make_request(), limiter=self._service.planning_limiter
             )
         except ServiceError as error:
@@ -240,7 +240,7 @@ class _Form:
             self._show_problems({field: error.detail}, is_fault=isinstance(error, InvalidRequestError))
             self._go_to(field)
         else:
-            ui.navigate.to("/")
+            ui.navigate.to(f"/runs/{job.job_id}")
 
     def _explain(self, name: str, problem: str) -> str:
         return self._inputs[name].explain(problem) if name in self._inputs else problem
