@@ -14,7 +14,7 @@ from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.runs.actions import RunActions
-from service.dashboard.runs.address import MAX_SHOWN, RunsView, read_view
+from service.dashboard.runs.address import MAX_SHOWN, read_view
 from service.dashboard.runs.curves import describe_curves
 from service.dashboard.runs.table import make_table
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link

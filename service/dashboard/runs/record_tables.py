@@ -63,7 +63,7 @@ def show_evaluations(job: Job) -> None:
                         for text in (
                             format_count(timesteps),
                             format_number(row.mean_reward),
-                            format_interval(row.mean_reward_ci95) or "–",
+                            format_interval(row.mean_reward_ci95) or "-",
                             str(row.n_episodes),
                             format_number(row.mean_length),
                         ):
