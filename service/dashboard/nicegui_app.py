@@ -17,6 +17,7 @@ from service.dashboard.pages.frame import install_styles
 from service.dashboard.pages.model import show_model
 from service.dashboard.pages.models import show_models
 from service.dashboard.pages.server import show_server
+from service.dashboard.pages.side_by_side import show_side_by_side
 from service.dashboard.pages.unknown import show_unknown
 from service.dashboard.runs.page import show_runs
 from service.dashboard.runs.run_page import show_run
@@ -31,6 +32,7 @@ _PAGES: Mapping[str, Callable[..., Any]] = {
     "/new": show_form,
     "/models": show_models,
     "/models/{name}": show_model,
+    "/side-by-side": show_side_by_side,
     "/server": show_server,
     "/{path:path}": show_unknown,  # the last one, since it takes whatever is left
 }

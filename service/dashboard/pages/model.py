@@ -98,6 +98,8 @@ def _show_head(card: ModelCard) -> ui.element:
         with make_box("row-flex"):
             href = f"/models/{card.name}/file"
             download = make_link("Download", href, "button", "download", download=f"{card.name}.zip")
+            beside = f"{PREFIX}/side-by-side?left={card.name}"
+            make_link("Beside another", beside, "button", "compare", aria_label=f"Play {card.name} beside another")
             make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
     return download
 

@@ -181,6 +181,21 @@ def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page
     assert float(handle.get_attribute("aria-valuenow") or 0) == pytest.approx(0.41887903)
 
 
+def test_two_models_play_the_same_seed_beside_each_other(page: Page) -> None:
+    page.open("models/ready")
+    page.click("a", "Beside another")
+    page.find("h1", "Side by side")
+    page.open("side-by-side?left=ready&right=unwanted&seed=3")
+    shown = "return [...document.querySelectorAll('.stage img')].filter((film) => film.naturalWidth > 0).length"
+    wait_until(lambda: page.run(shown) == 2)
+    seeds = (
+        "return [...document.querySelectorAll('.readings > div:last-child .figure')].map((seed) => seed.textContent)"
+    )
+    assert page.run(seeds) == ["3", "3"]
+    assert [link.text for link in page.driver.find_elements(By.CSS_SELECTOR, ".side-name")] == ["ready", "unwanted"]
+    page.photograph("side-by-side")
+
+
 def test_a_policy_is_compared_with_a_random_one(page: Page) -> None:
     page.open("models/ready")
     page.click("button", "Evaluate")
