@@ -409,7 +409,7 @@ def test_who_chose_a_setting_is_said_in_the_form_and_at_the_job(page: Page, regi
     page.find(".record-table", "gamma")
     read = "return [...document.querySelectorAll(`[aria-label=Configuration] ${arguments[0]} tr`)].map((row) => "
     read += "[...row.children].map((cell) => cell.textContent))"
-    own = page.run(read, ":not(details) >")
+    own = page.run(read, "> .record-table")
     assert [row[0] for row in own] == ["env_name", "total_timesteps", "gamma"]
     assert own[2] == ["gamma", "0.9", "yours"]
     settings = page.run(read, "details")
@@ -424,6 +424,8 @@ def test_what_was_deleted_elsewhere_is_no_longer_offered(page: Page, app: FastAP
     fill(page, "model_name", "fleeting")
     page.click("button", "Start training")
     page.find(".job a[aria-label='Play fleeting']")
+    film = "return document.querySelector('.stage img')?.naturalWidth > 0"
+    wait_until(lambda: bool(page.run(film)))
     store = app.state.service.store
     content = (app.state.service.settings.models_dir / "fleeting.zip").read_bytes()
     registry.delete_model("fleeting")
