@@ -19,6 +19,7 @@ from service.dashboard.runs.curves import describe_curves
 from service.dashboard.runs.table import make_table
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
 from service.errors import ServiceError
+from service.jobs.job import Job
 from service.jobs.record import PastJob
 from service.jobs.registry import JobRegistry
 from service.schemas.jobs import JobStatus
@@ -96,7 +97,7 @@ class _RunsPage:
 
     async def refresh(self) -> None:
         """Send the table and the curves, if they have changed."""
-        lines = await run_in_threadpool(self._registry.list_lines)
+        lines = self._registry.list_lines()
         colours = self._choose_colours(lines)
         page = json.dumps(self._make_page(lines, colours))
         if page != self._sent:
@@ -145,11 +146,19 @@ class _RunsPage:
         metric = self._view.metric
         self._sent_curves = {job_id: sent for job_id, sent in self._sent_curves.items() if job_id in colours}
         # A few at a time: the first lines are there soon, and a running job does not wait for those read from the disk.
-        for batch in _batched(list(colours), _BATCH):
+        for batch in _batched([job_id for job_id in colours if self._may_be_new(job_id, metric)], _BATCH):
             news = await run_in_threadpool(self._describe_new, batch, metric)
             if news and metric == self._view.metric:
                 calls = "".join(f"grpoCurves.set({text}, {colours[job_id]});" for job_id, text in news.items())
                 ui.run_javascript(calls)
+
+    def _may_be_new(self, job_id: str, metric: str) -> bool:
+        """Return whether the browser may lack something of a run's curves; the answer never needs the disk."""
+        try:
+            job = self._registry.find_in_memory(job_id)
+        except ServiceError:  # it was deleted just now
+            return False
+        return job is None or self._sent_curves.get(job_id) != _get_state(job, metric)
 
     def _describe_new(self, job_ids: Sequence[str], metric: str) -> dict[str, str]:
         """Describe the curves that the browser does not have, in JSON."""
@@ -159,11 +168,16 @@ class _RunsPage:
                 job = self._registry.get(job_id)
             except ServiceError:  # it was deleted just now
                 continue
-            state = metric, job.history.last_event_id, job.labels.display_name
+            state = _get_state(job, metric)
             if self._sent_curves.get(job_id) != state:
                 self._sent_curves[job_id] = state
                 news[job_id] = json.dumps(describe_curves(job, [metric]))
         return news
+
+
+def _get_state(job: Job, metric: str) -> tuple[str, int, str | None]:
+    """Return what changes when there is something new to draw."""
+    return metric, job.history.last_event_id, job.labels.display_name
 
 
 def _batched(names: list[str], size: int) -> Iterator[list[str]]:
