@@ -20,13 +20,13 @@ from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.models.exporter import ModelExporter
 from service.models.folder_lock import FolderLock
-from service.models.player import ModelPlayer
+from service.models.player import Film, ModelPlayer
 from service.models.registry import ModelRegistry
 from service.models.store import ModelStore, ServedModel
 from service.monitoring.memory import get_available_bytes, get_total_bytes
 from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness
-from service.schemas.models import RollbackResponse
+from service.schemas.models import RollbackResponse, VideoFormat
 from service.schemas.training import TrainRequest
 from service.settings import Settings
 from service.training.plan import TrainingPlan
@@ -208,6 +208,30 @@ class Service:
         """
         with self.registry.reserve_name(model_name), self._uploads:
             return self.versions.roll_back(model_name, version)
+
+    def film_job(
+        self, job_id: str, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int
+    ) -> tuple[Film, int | None]:
+        """Film one episode of the newest policy of a job: the one that it has saved, or else its latest checkpoint's.
+
+        :return: The film, and the simulator steps of the checkpoint; None if the saved policy plays.
+        :raises NotFoundError: If there is no such job.
+        :raises ConflictError: If nothing of it was kept yet, or it cannot be played.
+        :raises ServiceError: Whatever ``ModelPlayer.film`` raises.
+        """
+        job = self.registry.get(job_id)
+        status = job.describe()
+        if status.model_name is not None and self.store.exists(status.model_name):
+            return self.player.film(status.model_name, video_format, seed, deterministic, max_steps), None
+        kept = self.registry.read_checkpoint_model(job)
+        if kept is None:
+            raise ConflictError(
+                f"job {job.job_id} has neither a checkpoint nor a model to film; a running job takes a checkpoint a "
+                "minute, or as often as checkpoint_every says."
+            )
+        content, timesteps = kept
+        setup = job.config.env_setup
+        return self.player.film_content(content, setup, video_format, seed, deterministic, max_steps), timesteps
 
     def save_upload(self, model_name: str, content: bytes, overwrite: bool) -> None:
         """Verify a model file, save it and serve it.

@@ -17,18 +17,22 @@ from service.dashboard.pages.frame import install_styles
 from service.dashboard.pages.model import show_model
 from service.dashboard.pages.models import show_models
 from service.dashboard.pages.server import show_server
-from service.dashboard.pages.training import show_training
+from service.dashboard.pages.side_by_side import show_side_by_side
 from service.dashboard.pages.unknown import show_unknown
+from service.dashboard.runs.page import show_runs
+from service.dashboard.runs.run_page import show_run
 
 # NiceGUI's default of 3 s drops the page of a visitor who changes networks.
 _RECONNECT_SECONDS = 10.0
 # A model waits for its turn while many are read for the first time.
 _RESPONSE_SECONDS = 30.0
 _PAGES: Mapping[str, Callable[..., Any]] = {
-    "/": show_training,
+    "/": show_runs,
+    "/runs/{job_id}": show_run,
     "/new": show_form,
     "/models": show_models,
     "/models/{name}": show_model,
+    "/side-by-side": show_side_by_side,
     "/server": show_server,
     "/{path:path}": show_unknown,  # the last one, since it takes whatever is left
 }

@@ -22,6 +22,8 @@ _FOLDER = ".checkpoints"
 _SUFFIX = ".zip"
 # As service.training.checkpoint_callback names it; the server must not import what imports torch.
 _FINISHED = "attachments/finished"
+# As grpo_core.checkpoints.checkpoint names them, which imports torch.
+_MODEL = "model.zip"
 _FACTS, _FORMAT = "checkpoint.json", "grpo-checkpoint/1"
 _OURS = re.compile(rf"[0-9a-f-]{{36}}{re.escape(_SUFFIX)}|{re.escape(TEMPORARY_PREFIX)}.*")
 # What reading a damaged file ends with.
@@ -77,10 +79,11 @@ class CheckpointFolder:
 
     def read_finished(self, job_id: str) -> bytes | None:
         """Return the model file of a job whose training was over at its checkpoint; None if it was not."""
-        with suppress(*_DAMAGE), self._open(job_id) as file, zipfile.ZipFile(file) as archive:
-            if archive.getinfo(_FINISHED).compress_type == zipfile.ZIP_STORED:
-                return archive.read(_FINISHED)
-        return None
+        return self._read_member(job_id, _FINISHED)
+
+    def read_model(self, job_id: str) -> bytes | None:
+        """Return the model file in a job's checkpoint; None if there is none that can be read."""
+        return self._read_member(job_id, _MODEL)
 
     def delete(self, job_id: str) -> None:
         """Delete a job's checkpoint, if there is one."""
@@ -93,6 +96,12 @@ class CheckpointFolder:
             if name.removesuffix(_SUFFIX) not in job_ids:
                 with suppress(OSError):
                     os.unlink(self._dir / name)
+
+    def _read_member(self, job_id: str, name: str) -> bytes | None:
+        with suppress(*_DAMAGE), self._open(job_id) as file, zipfile.ZipFile(file) as archive:
+            if archive.getinfo(name).compress_type == zipfile.ZIP_STORED:
+                return archive.read(name)
+        return None
 
     def _make_room(self, job_id: str, n_bytes: int) -> None:
         others = [(name, status) for name, status in self._list_files() if name != f"{job_id}{_SUFFIX}"]

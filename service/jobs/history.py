@@ -187,6 +187,27 @@ class JobHistory:
         stride = max(1, -(-len(rows) // max_values))
         return [row.values[row.keys.index(key)] for row in reversed(rows[::-1][::stride])]
 
+    def list_points(self, key: str) -> list[tuple[int, float, float]]:
+        """List a metric's steps, seconds and values, oldest first."""
+        with self._lock:
+            rows = self._list_packed_rows()
+        points, places = [], {keys: keys.index(key) for keys in {row.keys for row in rows} if key in keys}
+        for row in rows:
+            place = places.get(row.keys)
+            if place is not None:
+                points.append((row.timesteps, row.elapsed_seconds, row.values[place]))
+        return points
+
+    def list_keys(self) -> list[str]:
+        """List the keys of all metrics, sorted."""
+        with self._lock:
+            return sorted({key for keys in self._key_tuples for key in keys})
+
+    def list_kept_events(self) -> list[JobEvent]:
+        """List the events that are kept for good, oldest first: all but metrics and progress."""
+        with self._lock:
+            return list(self._kept_events)
+
     def list_evaluations(self) -> list[EvaluationRow]:
         """List the evaluations, oldest first."""
         with self._lock:
@@ -229,6 +250,7 @@ class JobHistory:
         history = cls()
         history._last_event_id, history._stride = part.last_event_id, part.stride
         history._rows = [row for rows in part.rows for row in _unpack_rows(rows)]
+        history._key_tuples = {rows.keys: rows.keys for rows in part.rows}
         history._n_rows_seen = len(history._rows) * part.stride
         history._last_row = history._rows[-1] if history._rows else None
         history._progress = part.progress

@@ -154,6 +154,16 @@ class Job:
         """Time since the job was started, was told to stop, or last took a step or an update."""
         return time.monotonic() - self._last_active
 
+    @property
+    def start_time(self) -> datetime | None:
+        """When it was started; None while it is queued."""
+        return self._start_time
+
+    @property
+    def final_evaluation(self) -> FinalEvaluation | None:
+        """What the saved policy earns; None until that is known."""
+        return self._final_evaluation
+
     def summarize(self) -> JobSummary:
         """Return a short description for lists of jobs."""
         with self._lock:

@@ -286,6 +286,14 @@ class JobRegistry:
             jobs = islice(dropwhile(lambda job: job.job_id != after, jobs), 1, None)
         return list(islice((job for job in jobs if status in (None, job.status)), limit))
 
+    def read_checkpoint_model(self, job: Job) -> tuple[bytes, int] | None:
+        """Return the model file in a job's latest checkpoint, and the steps it was trained for; None without one."""
+        kept = None if self._checkpoints is None else self._checkpoints.describe(job.job_id)
+        if self._checkpoints is None or kept is None:
+            return None
+        content = self._checkpoints.read_model(job.job_id)
+        return None if content is None else (content, kept.timesteps)
+
     def find_id(self, job_id: str) -> str:
         """Return the id of a job that is remembered.
 

@@ -1,5 +1,6 @@
 """Evaluate and film saved models."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 from cachetools import LRUCache
 
+from grpo_core.environments.making import EnvSetup
+from grpo_core.saving import model_file
 from service.environments.catalogue import find_spec
 from service.errors import ConflictError
 from service.models.card import find_env_name, find_env_setup
@@ -46,7 +49,7 @@ class Film(NamedTuple):
 
 
 # A file and how to play it; the same key always gives the same film or evaluation.
-_FilmKey = tuple[FileSignature, VideoFormat, int, bool, int]
+_FilmKey = tuple[FileSignature | bytes, VideoFormat, int, bool, int]
 _EvaluationKey = tuple[FileSignature, int, int, bool]
 
 
@@ -106,7 +109,31 @@ class ModelPlayer:
         :raises ServiceError: If the environment fails or cannot be rendered, and whatever ``ShortTasks.run`` raises.
         """
         model, play = self._prepare(model_name, seed, deterministic)
-        key = (model.signature, video_format, seed, deterministic, max_steps)
+        return self._film(play, (model.signature, video_format, seed, deterministic, max_steps))
+
+    def film_content(
+        self,
+        content: bytes,
+        setup: EnvSetup,
+        video_format: VideoFormat,
+        seed: int,
+        deterministic: bool,
+        max_steps: int,
+    ) -> Film:
+        """Film one episode of a model file that is not among the models.
+
+        :raises ConflictError: If only torch can run it, or it does not fit the environment.
+        :raises ServiceError: If the environment fails or cannot be rendered, and whatever ``ShortTasks.run`` raises.
+        """
+        try:
+            actor = model_file.from_bytes(content).make_actor()
+        except model_file.ModelFileError as error:
+            raise ConflictError(f"this policy cannot be filmed: {error}") from error
+        play = Play(actor, setup, seed, deterministic)
+        return self._film(play, (hashlib.sha256(content).digest(), video_format, seed, deterministic, max_steps))
+
+    def _film(self, play: Play, key: _FilmKey) -> Film:
+        _, video_format, _, _, max_steps = key
         with self._lock:
             film = self._films.get(key)
         if film is not None:

@@ -237,14 +237,14 @@ class _Form:
         set_attributes(self._start, disabled=True)
         try:
             start = partial(self._service.start_job, self._make_request(), get_client())
-            await to_thread.run_sync(start, limiter=self._service.planning_limiter)
+            job = await to_thread.run_sync(start, limiter=self._service.planning_limiter)
         except ServiceError as error:
             set_attributes(self._start, disabled=None)
             field = self._find_field(error.detail)
             self._show_problems({field: error.detail}, is_fault=isinstance(error, InvalidRequestError))
             self._go_to(field)
         else:
-            ui.navigate.to("/")
+            ui.navigate.to(f"/runs/{job.job_id}")
 
     def _explain(self, name: str, problem: str) -> str:
         return self._inputs[name].explain(problem) if name in self._inputs else problem

@@ -11,8 +11,8 @@ from nicegui import ui
 
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.dashboard.widgets.html_elements import Text, make_box
-from service.dashboard.widgets.job_settings import write_setting
 from service.dashboard.widgets.number_format import format_count
+from service.dashboard.widgets.setting_text import write_setting
 
 _CODE = re.compile("`([^`]+)`")
 # Thousands as this page writes them. "0,001" is none: elsewhere that is a decimal fraction.

@@ -106,9 +106,11 @@ def _show_head(card: ModelCard) -> ui.element:
             headline = describe_model(card)
             if headline is not None:
                 HeadlineText().show(headline)
-        with make_box("row-flex"):
+        with make_box("row-flex wrap"):
             href = f"/models/{card.name}/file"
             download = make_link("Download", href, "button", "download", download=f"{card.name}.zip")
+            beside = f"{PREFIX}/side-by-side?left={card.name}"
+            make_link("Beside another", beside, "button", "compare", aria_label=f"Play {card.name} beside another")
             make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
     return download
 

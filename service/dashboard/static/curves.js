@@ -1,117 +1,305 @@
-// Draws the curves of the jobs that are shown. The server sends every point once; they are kept here.
+// Draws the curves of runs. The server sends what the runs have reported; how it is shown is decided here.
 globalThis.grpoCurves = (() => {
-  const jobs = new Map(); // id -> {name, colour, points: {key: [[x, y, low, high]]}}
-  let charts = []; // {id, key}
+  const N_COLOURS = 10; // beyond, lines are dashed
+  const MAX_BANDS = 4, MAX_RAW = 6, N_GRID = 160, LEAST_SMOOTHED = 12;
+  // Half widths of 95 % intervals in standard errors, by degrees of freedom (Student's t).
+  const T95 = [12.71, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.2, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.1];
+  const TRAINING = "rollout/ep_rew_mean";
+  const TITLES = {
+    reward: ["Episode reward", "In the environment's own reward; it should rise, then level off. An evaluation plays whole episodes with the policy's most likely actions; where the shaded 95 % intervals of two runs overlap, their difference may be chance. The training mean is of the episodes and branches of training, with drawn actions."],
+    "train/entropy_loss": ["Entropy", "How undecided the policy is. It should fall slowly: if it drops early, the policy has stopped exploring."],
+    "train/approx_kl": ["KL divergence", "How far an update moves the policy. Small and even is healthy; against peaks, lower the learning rate."],
+    "rollout/zero_std_group_fraction": ["Groups without a signal", "Share of groups whose branches all earned the same; they teach nothing. If it stays near 1, change the reward, the horizon or the group size."],
+  };
+  const NEGATED = new Set(["train/entropy_loss"]);
+  const runs = new Map(); // id -> what the server has sent, and its colour
+  let host = null, fixed = null, panels = [], echarts = null, isDue = false, onMetric = () => {};
+
   const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
+  const paint = (run) => css(`--series-${run.colour % N_COLOURS}`);
   const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
   const write = (value) => (Math.abs(value) >= 100 ? value.toFixed(1) : Number(value.toPrecision(3)).toString());
+  const read = () => ({
+    x: grpoAddress.get("x", "steps"), smooth: Math.min(0.99, Math.max(0, Number(grpoAddress.get("smooth", "0.6")) || 0)),
+    log: grpoAddress.get("log") === "1", metric: grpoAddress.get("y", "reward"), group: grpoAddress.get("group"),
+  });
+  const name = (metric) => TITLES[metric]?.[0] ?? metric;
+  const text = (tag, content, classes = "") => Object.assign(document.createElement(tag), { textContent: content, className: classes });
+  const duration = (seconds) => {
+    const whole = Math.round(seconds), two = (n) => String(n).padStart(2, "0");
+    if (whole < 60) return `${whole} s`;
+    return whole < 3600 ? `${Math.floor(whole / 60)}:${two(whole % 60)}` : `${Math.floor(whole / 3600)}:${two(Math.floor(whole / 60) % 60)} h`;
+  };
+  const writeX = (value, view) =>
+    view.x === "steps" ? `${Math.round(value).toLocaleString("en")} steps`
+      : view.x === "relative" ? duration(value) : new Date(value).toLocaleString("en");
+  const place = (run, steps, seconds, view) =>
+    view.x === "steps" ? steps : view.x === "relative" ? seconds : 1000 * ((run.start ?? 0) + seconds);
 
-  // Noisy lines are drawn pale, with the mean of their surroundings on top.
-  const SMOOTHED = new Set(["entropy", "kl", "silence"]);
-  const smooth = (points) => {
-    const reach = Math.ceil(points.length / 40);
-    return points.map(([x], i) => {
-      const near = points.slice(Math.max(0, i - reach), i + reach + 1);
-      return [x, near.reduce((sum, [, y]) => sum + y, 0) / near.length];
+  const points = (run, metric, view) => {
+    const [steps, seconds, values] = run.lines[metric] ?? [[], [], []];
+    const sign = NEGATED.has(metric) ? -1 : 1;
+    return steps.map((step, i) => [place(run, step, seconds[i], view), values[i] === null ? null : sign * values[i]]);
+  };
+  // Between which values each point of a long line lies.
+  const spread = (run, metric, view) => {
+    const [steps, seconds, , bounds] = run.lines[metric] ?? [[], [], [], []];
+    const known = bounds.map(([low, high], i) => [place(run, steps[i], seconds[i], view), low, high]).filter(([, low]) => low !== null);
+    return NEGATED.has(metric) ? known.map(([x, low, high]) => [x, -high, -low]) : known;
+  };
+  // The exponential mean of the values so far, without the pull of the first one; the weight is per percent of the axis.
+  const smooth = (line, weight) => {
+    if (weight === 0 || line.length < LEAST_SMOOTHED) return line;
+    let sum = 0, mass = 0, before = line[0][0];
+    const percent = (line.at(-1)[0] - line[0][0]) / 100 || 1;
+    return line.map(([x, y]) => {
+      if (y === null) return [x, null];
+      const kept = weight ** ((x - before) / percent);
+      before = x;
+      sum = kept * sum + y;
+      mass = kept * mass + 1;
+      return [x, sum / mass];
     });
   };
-
-  const line = (job, points) => ({
-    type: "line", name: job.name, data: points.map(([x, y]) => [x, y]), symbol: "circle", symbolSize: 5,
-    showSymbol: points.length < 12, lineStyle: { width: 2.2 }, color: css(`--series-${job.colour}`), z: 3,
-  });
-
-  // What the policy earns is drawn thick, what training earned thin.
-  const drawRewards = (id, job) => {
-    const { training = [], evaluation: earlier = [], final = [] } = job.points;
+  const evaluated = (run, view) => {
+    const all = [...run.evaluations];
     // The policy that is kept may be an earlier one than the last that was evaluated.
-    const evaluation = [...earlier, ...final.filter(([steps]) => steps > (earlier.at(-1)?.[0] ?? 0))];
-    const thin = { lineStyle: { width: 1, opacity: 0.6 }, symbol: "none", z: 2 };
-    return [
-      { id: `evaluation-${id}`, ...line(job, evaluation), name: `${job.name}, evaluation` },
-      { id: `training-${id}`, ...line(job, training), ...thin, name: `${job.name}, training mean` },
-      { id: `final-${id}`, ...line(job, final), name: `${job.name}, final evaluation`, symbol: "diamond", symbolSize: 13,
-        showSymbol: true, z: 5 },
-      ...(evaluation.some((point) => point.length > 2) ? band(id, job, evaluation) : []),
-    ];
+    if (run.final && run.final[0] > (all.at(-1)?.[0] ?? 0)) all.push(run.final);
+    return all.map(([steps, seconds, ...rest]) => [place(run, steps, seconds, view), ...rest]);
   };
 
+  const line = (run, id, label, data) => ({
+    id: `${id}-${run.id}`, name: label, type: "line", data: data.map(([x, y]) => [x, y]), symbol: "circle", symbolSize: 5,
+    showSymbol: data.length < 12, lineStyle: { width: 2.2, type: run.colour >= N_COLOURS ? "dashed" : "solid" },
+    color: paint(run), z: 3, connectNulls: false,
+  });
+  const quiet = { symbol: "none", silent: true, tooltip: { show: false }, z: 2 };
+  const thin = (opacity) => ({ ...quiet, lineStyle: { width: 1, opacity } });
   // An area between two lines: an invisible one, and the difference stacked upon it.
-  const band = (id, job, points) => {
-    const known = points.filter((point) => point.length > 2);
-    const base = { type: "line", symbol: "none", silent: true, stack: `band-${id}`, stackStrategy: "all",
-      lineStyle: { opacity: 0 }, tooltip: { show: false }, color: css(`--series-${job.colour}`), z: 2 };
+  const band = (run, id, data) => {
+    const base = { ...quiet, type: "line", stack: `band-${id}-${run.id}`, stackStrategy: "all", lineStyle: { opacity: 0 }, color: paint(run) };
     return [
-      { ...base, name: `${job.name} low`, data: known.map(([x, , low]) => [x, low]) },
-      { ...base, name: `${job.name} high`, data: known.map(([x, , low, high]) => [x, high - low]),
-        areaStyle: { opacity: 0.16 } },
+      { ...base, id: `low-${id}-${run.id}`, name: "low", data: data.map(([x, low]) => [x, low]) },
+      { ...base, id: `high-${id}-${run.id}`, name: "high", data: data.map(([x, low, high]) => [x, high - low]), areaStyle: { opacity: 0.16 } },
+    ];
+  };
+  const drawOne = (run, metric, view, nRuns) => {
+    if (metric !== "reward") {
+      const raw = points(run, metric, view), smoothed = smooth(raw, view.smooth), series = [line(run, "line", run.name, smoothed)];
+      const wide = spread(run, metric, view);
+      if (wide.length && nRuns <= MAX_BANDS && !view.log) series.push(...band(run, "spread", wide));
+      else if (smoothed !== raw && nRuns <= MAX_RAW) series.push({ ...line(run, "raw", "raw", raw), ...thin(nRuns > 1 ? 0.14 : 0.3) });
+      return series;
+    }
+    const evaluations = evaluated(run, view), training = points(run, TRAINING, view);
+    const known = evaluations.filter((point) => point.length > 3);
+    const series = [
+      { ...line(run, "evaluation", `${run.name}, evaluation`, evaluations) },
+      { ...line(run, "training", `${run.name}, training mean`, smooth(training, view.smooth)), symbol: "none", lineStyle: { width: 1, opacity: 0.65 }, z: 2 },
+    ];
+    if (run.final) {
+      const [steps, seconds, mean] = run.final;
+      series.push({ ...line(run, "final", `${run.name}, final evaluation`, [[place(run, steps, seconds, view), mean]]),
+        symbol: "diamond", symbolSize: 12, showSymbol: true, z: 5 });
+    }
+    if (nRuns <= MAX_BANDS && !view.log && known.length) series.push(...band(run, "own", known.map(([x, , low, high]) => [x, low, high])));
+    return series;
+  };
+
+  const interpolate = (data, x) => {
+    if (!data.length || x < data[0][0] || x > data.at(-1)[0]) return null;
+    let low = 0, high = data.length - 1;
+    while (high - low > 1) data[(low + high) >> 1][0] <= x ? (low = (low + high) >> 1) : (high = (low + high) >> 1);
+    const [[x0, y0], [x1, y1]] = [data[low], data[high]];
+    return x1 === x0 ? y1 : y0 + ((y1 - y0) * (x - x0)) / (x1 - x0);
+  };
+  // The mean of a group's runs and its 95 % interval, where two or more of them have something.
+  const average = (lines) => {
+    const known = lines.map((data) => data.filter(([, y]) => y !== null)).filter((data) => data.length);
+    const from = Math.min(...known.map((data) => data[0][0])), to = Math.max(...known.map((data) => data.at(-1)[0]));
+    const mean = [], bounds = [];
+    for (let i = 0; i <= N_GRID; i++) {
+      const x = from + ((to - from) * i) / N_GRID;
+      const values = known.map((data) => interpolate(data, x)).filter((y) => y !== null);
+      if (values.length < 2) continue;
+      const m = values.reduce((sum, y) => sum + y, 0) / values.length;
+      const deviation = Math.sqrt(values.reduce((sum, y) => sum + (y - m) ** 2, 0) / (values.length - 1));
+      const half = ((T95[values.length - 2] ?? 1.96) * deviation) / Math.sqrt(values.length);
+      mean.push([x, m]);
+      bounds.push([x, m - half, m + half]);
+    }
+    return { mean, bounds };
+  };
+  const drawGroup = (members, metric, view) => {
+    const isEvaluated = metric === "reward" && members.every((run) => evaluated(run, view).length > 1);
+    const lines = members.map((run) =>
+      isEvaluated ? evaluated(run, view).map(([x, y]) => [x, y]) : smooth(points(run, metric === "reward" ? TRAINING : metric, view), view.smooth));
+    const { mean, bounds } = average(lines);
+    if (!mean.length) return members.flatMap((run) => drawOne(run, metric, view, members.length));
+    const first = members[0], label = `${first.name}, mean of ${members.length}`;
+    return [
+      { ...line(first, "mean", label, mean), showSymbol: false },
+      ...(view.log ? [] : band(first, "mean", bounds)),
+      ...members.map((run, i) => ({ ...line({ ...run, colour: first.colour }, "seed", "seed", lines[i]), ...thin(0.28) })),
     ];
   };
 
-  const describe = (items) => {
-    const rows = items.filter((item) => item.seriesName && !/ (low|high|raw)$/.test(item.seriesName));
+  const describe = (items, view) => {
+    const rows = items.filter((item) => !["low", "high", "raw", "seed"].includes(item.seriesName) && item.value[1] !== null);
     if (rows.length === 0) return "";
-    const head = `${rows[0].value[0].toLocaleString("en")} steps`;
-    return [head, ...rows.map((row) => `${row.marker} ${row.seriesName} <b>${write(row.value[1])}</b>`)].join("<br>");
+    rows.sort((a, b) => b.value[1] - a.value[1]);
+    const box = text("div", "");
+    box.append(text("div", writeX(rows[0].value[0], view)));
+    for (const row of rows.slice(0, 12)) {
+      const entry = text("div", `${row.seriesName} `);
+      const mark = text("span", "", "tooltip-mark");
+      mark.style.background = row.color;
+      entry.prepend(mark);
+      entry.append(text("b", write(row.value[1])));
+      box.append(entry);
+    }
+    return box;
+  };
+  const fillPanel = (panel, view) => {
+    const members = panel.runs();
+    const groups = new Map();
+    for (const run of members) {
+      const key = view.group ? (view.group === "env_name" ? run.env : run.recipe) : run.id;
+      groups.set(key, [...(groups.get(key) ?? []), run]);
+    }
+    let series = [...groups.values()].flatMap((group) =>
+      group.length > 1 ? drawGroup(group, panel.metric, view) : drawOne(group[0], panel.metric, view, groups.size));
+    if (view.log) series = series.map((one) => ({ ...one, data: one.data.map(([x, y]) => [x, y > 0 ? y : null]) }));
+    const isEmpty = !series.some((one) => one.data.some(([, y]) => y !== null));
+    panel.nothing.textContent = view.log && members.length ? "Nothing above zero, which a log scale could show" : members.length ? "Nothing yet" : "No run is chosen";
+    panel.nothing.classList.toggle("hidden", !isEmpty);
+    const muted = { color: css("--muted"), fontSize: 12 }, rule = { lineStyle: { color: css("--line") } };
+    const axis = { axisLine: rule, axisTick: { show: false }, splitLine: rule };
+    const isShare = panel.metric === "rollout/zero_std_group_fraction" && !view.log && !isEmpty;
+    panel.chart.setOption({
+      animation: false, textStyle: { fontFamily: "Roboto, sans-serif" },
+      grid: { left: 8, right: 16, top: 14, bottom: 4, containLabel: true },
+      tooltip: { trigger: "axis", formatter: (items) => describe(items, view), backgroundColor: css("--surface"),
+        borderColor: css("--line"), textStyle: { color: css("--ink"), fontSize: 13 }, confine: true },
+      xAxis: { type: view.x === "time" ? "time" : "value", min: view.x === "time" ? "dataMin" : 0, ...axis, splitLine: { show: false },
+        axisLabel: { ...muted, hideOverlap: true, ...(view.x === "time" ? {} : { formatter: (value) => (view.x === "steps" ? short.format(value) : duration(value)) }) } },
+      yAxis: { type: view.log ? "log" : "value", scale: true, splitNumber: 4, ...(isShare ? { min: 0, max: 1, interval: 0.25 } : {}), ...axis,
+        axisLabel: { ...muted, formatter: (value) => (Math.abs(value) >= 1e4 ? short.format(value) : Number(value.toPrecision(6))) } },
+      series,
+    }, { notMerge: false, replaceMerge: ["series", "xAxis", "yAxis"] });
   };
 
-  const draw = (chart) => {
-    const instance = getElement(chart.id)?.chart;
-    if (!instance) return setTimeout(() => draw(chart), 50);
-    const series = [];
-    for (const [id, job] of jobs) {
-      if (chart.key === "reward") {
-        series.push(...drawRewards(id, job));
-        continue;
-      }
-      const points = job.points[chart.key] ?? [];
-      const isNoisy = SMOOTHED.has(chart.key) && points.length > 40;
-      series.push({ id: `line-${id}`, ...line(job, isNoisy ? smooth(points) : points) });
-      if (isNoisy) {
-        const pale = { lineStyle: { width: 1, opacity: jobs.size > 1 ? 0.14 : 0.3 }, tooltip: { show: false }, z: 2 };
-        series.push({ id: `raw-${id}`, ...line(job, points), ...pale, name: `${job.name} raw` });
-      }
+  // Panels: one per metric on the page of a run, one per environment elsewhere.
+  const wanted = (view) => {
+    if (fixed) {
+      const metrics = fixed.includes(view.metric) ? fixed : [...fixed, view.metric];
+      return metrics.map((metric) => ({ key: metric, metric, title: name(metric), hint: TITLES[metric]?.[1] ?? "", runs: () => [...runs.values()] }));
     }
-    const axis = { axisLine: { lineStyle: { color: css("--line") } }, axisTick: { show: false },
-      axisLabel: { color: css("--muted"), fontSize: 12 }, splitLine: { lineStyle: { color: css("--line") } } };
-    instance.setOption({
-      animation: false,
-      textStyle: { fontFamily: "Roboto, sans-serif" },
-      grid: { left: 8, right: 16, top: 14, bottom: 4, containLabel: true },
-      tooltip: { trigger: "axis", formatter: describe, backgroundColor: css("--surface"), borderColor: css("--line"),
-        textStyle: { color: css("--ink"), fontSize: 13 }, confine: true },
-      xAxis: { type: "value", min: 0, ...axis, splitLine: { show: false },
-        axisLabel: { ...axis.axisLabel, formatter: (value) => short.format(value), hideOverlap: true } },
-      yAxis: { type: "value", scale: true, splitNumber: 4, ...(chart.key === "silence" ? { min: 0, max: 1, interval: 0.25 } : {}), ...axis,
-        axisLabel: { ...axis.axisLabel, formatter: (value) => (Math.abs(value) >= 1e4 ? short.format(value) : value) } },
-      series,
-    }, { replaceMerge: ["series"] });
-    const hasPoints = [...jobs.values()].some((job) => lines(chart).some((key) => job.points[key]?.length));
-    document.getElementById(`nothing-${chart.key}`)?.classList.toggle("hidden", hasPoints);
+    const envs = [...new Set([...runs.values()].map((run) => run.env))];
+    return (envs.length ? envs : [""]).map((env) => ({
+      key: `${view.metric} ${env}`, metric: view.metric, title: env || name(view.metric), hint: "", runs: () => [...runs.values()].filter((run) => run.env === env),
+    }));
   };
-  const lines = ({ key }) => (key === "reward" ? ["evaluation", "training", "final"] : [key]);
-  const drawAll = () => charts.forEach(draw);
-  new MutationObserver(drawAll).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
+  const build = (list) => {
+    panels.forEach((panel) => { panel.watch.disconnect(); panel.chart.dispose(); });
+    const grid = host.querySelector(".curves");
+    grid.replaceChildren();
+    grid.classList.toggle("single", list.length === 1);
+    panels = list.map((panel) => {
+      const card = text("section", "", "card curve"), plot = text("div", "", "plot"), canvas = text("div", "", "canvas");
+      card.setAttribute("aria-label", panel.title);
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute("aria-label", `Curves: ${panel.title}`);
+      const nothing = text("span", "Nothing yet", "nothing");
+      plot.append(canvas, nothing);
+      card.append(text("h2", panel.title), plot);
+      if (panel.metric === "reward" && fixed) {
+        const key = text("ul", "", "line-key");
+        key.append(...["evaluation", "training mean", "final evaluation"].map((each) => text("li", each, each.replace(" ", "-"))));
+        card.querySelector("h2").after(key);
+      }
+      if (panel.hint) card.append(text("p", panel.hint, "hint"));
+      grid.append(card);
+      const chart = echarts.init(canvas);
+      const watch = new ResizeObserver(() => chart.resize());
+      watch.observe(canvas);
+      return { ...panel, chart, nothing, watch };
+    });
+  };
+  const drawNow = () => {
+    isDue = false;
+    if (!host?.isConnected || !echarts) return;
+    const view = read(), list = wanted(view);
+    if (list.map(({ key }) => key).join("\n") !== panels.map(({ key }) => key).join("\n")) build(list);
+    panels.forEach((panel) => fillPanel(panel, view));
+    listMetrics(view);
+  };
+  const draw = () => {
+    if (isDue) return;
+    isDue = true;
+    requestAnimationFrame(drawNow);
+  };
+
+  const listMetrics = (view) => {
+    const select = host.querySelector("select[name=y]");
+    const keys = ["reward", ...new Set([...runs.values()].flatMap((run) => run.keys))];
+    if (!keys.includes(view.metric)) keys.push(view.metric);
+    if (select.dataset.keys !== keys.join()) {
+      select.dataset.keys = keys.join();
+      select.replaceChildren(...keys.map((key) => Object.assign(text("option", name(key)), { value: key })));
+    }
+    select.value = view.metric;
+  };
+  const makeBar = () => {
+    const view = read(), bar = host.querySelector(".curve-bar");
+    const choose = (label, key, options, value) => {
+      const box = text("label", ""), select = Object.assign(document.createElement("select"), { name: key });
+      select.append(...options.map(([each, shown]) => Object.assign(text("option", shown), { value: each })));
+      if (options.length) select.value = value;
+      box.append(text("span", label, "visually-hidden"), select);
+      return [box, select];
+    };
+    const [metricBox, metric] = choose(fixed ? "Also show" : "Show", "y", [], "");
+    metric.addEventListener("change", () => { grpoAddress.set({ y: metric.value === "reward" ? "" : metric.value }); draw(); onMetric(); });
+    const [xBox, x] = choose("Over", "x", [["steps", "Steps"], ["relative", "Run time"], ["time", "Wall time"]], view.x);
+    x.addEventListener("change", () => { grpoAddress.set({ x: x.value === "steps" ? "" : x.value }); draw(); });
+    const smoothBox = text("label", "Smoothing", "smoothing"), shown = text("output", view.smooth.toFixed(2));
+    const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 0.99, step: 0.01, value: view.smooth });
+    slider.addEventListener("input", () => {
+      shown.textContent = Number(slider.value).toFixed(2);
+      grpoAddress.set({ smooth: slider.value === "0.6" ? "" : slider.value });
+      draw();
+    });
+    smoothBox.append(slider, shown);
+    const logBox = text("label", "", "check"), log = Object.assign(document.createElement("input"), { type: "checkbox", checked: view.log });
+    log.addEventListener("change", () => { grpoAddress.set({ log: log.checked ? "1" : "" }); draw(); });
+    logBox.append(log, "Log scale");
+    bar.replaceChildren(metricBox, xBox, smoothBox, logBox);
+  };
+  new MutationObserver(draw).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
 
   return {
-    start(list) {
-      charts = list;
-      drawAll();
+    // metrics: those of the page of a run, one panel each; null makes a panel per environment.
+    async start(id, metrics, changed) {
+      host = document.getElementById(id);
+      [fixed, onMetric, panels] = [metrics, changed ?? (() => {}), []];
+      runs.clear();
+      makeBar();
+      listMetrics(read());
+      echarts = (await import("nicegui-echart")).echarts;
+      draw();
     },
-    show(id, name, colour) {
-      jobs.set(id, { name, colour, points: {} });
-      drawAll();
+    set(run, colour) {
+      runs.set(run.id, { ...run, colour: colour ?? runs.get(run.id)?.colour ?? 0 });
+      draw();
     },
-    hide(id) {
-      jobs.delete(id);
-      drawAll();
+    keep(colours) {
+      for (const id of [...runs.keys()]) if (!(id in colours)) runs.delete(id);
+      for (const [id, colour] of Object.entries(colours)) if (runs.has(id)) runs.get(id).colour = colour;
+      draw();
     },
-    append(id, points) {
-      const job = jobs.get(id);
-      if (!job) return;
-      for (const [key, added] of Object.entries(points)) (job.points[key] ??= []).push(...added);
-      charts.filter((chart) => lines(chart).some((key) => key in points)).forEach(draw);
-    },
-    read: (key) => [...jobs.values()].map((job) => ({ name: job.name, points: job.points[key] ?? [] })),
+    draw,
+    read: (metric) => [...runs.values()].map((run) => ({ name: run.name, points: points(run, metric, { x: "steps" }), evaluations: run.evaluations })),
+    options: () => panels.map((panel) => panel.chart.getOption()),
   };
 })();

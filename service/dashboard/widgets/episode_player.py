@@ -20,9 +20,10 @@ class EpisodePlayer:
 
     :param model_name: Model that plays.
     :param player: Films its episodes.
+    :param seed: The only one to play; None offers others.
     """
 
-    def __init__(self, model_name: str, player: ModelPlayer) -> None:
+    def __init__(self, model_name: str, player: ModelPlayer, seed: int | None = None) -> None:
         self._model_name = model_name
         self._player = player
         with make_box("stage", aria_live="polite") as self._screen:
@@ -42,7 +43,8 @@ class EpisodePlayer:
                 self._draws = ui.switch("Draw actions")
                 self._draws.on_value_change(self.show)
                 self._another = make_button("Another episode", self._show_another, "primary", "refresh")
-        self._current_seed = _FIRST_SEED
+            self._another.set_visibility(seed is None)
+        self._current_seed = _FIRST_SEED if seed is None else seed
 
     async def show(self) -> None:
         """Film the episode of the current seed, and show it."""

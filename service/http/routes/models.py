@@ -1,17 +1,13 @@
 """Trained models: listing, cards, evaluation, films, deletion."""
 
-import hashlib
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 
 from service.http import examples
-from service.http.problems import Refusal, error_response
-from service.http.ranges import choose_part, is_known
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
+from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
 from service.models.card import make_card
-from service.models.player import MEDIA_TYPES
-from service.schemas.fields import MAX_FILM_STEPS, MAX_PLAY_SEED
 from service.schemas.models import (
     DeleteResponse,
     EvaluateRequest,
@@ -19,10 +15,7 @@ from service.schemas.models import (
     ModelCard,
     ModelList,
     ModelSummary,
-    VideoFormat,
 )
-
-_FILM_CONTENT = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()}
 
 router = APIRouter(tags=["models"])
 
@@ -53,33 +46,20 @@ def evaluate_model(
 @router.get(
     "/models/{model_name}/video",
     response_class=Response,
-    responses={
-        200: {"content": _FILM_CONTENT},
-        206: {"description": "The part that `Range` asks for.", "content": _FILM_CONTENT},
-        304: {"description": "The film still matches `If-None-Match`."},
-        **errors(404, 409, 413, 416),
-    },
+    responses={**FILM_RESPONSES, **errors(404, 409, 413, 416)},
 )
 def film_model(
     model_name: ModelNameInPath,
     service: CurrentService,
     request: Request,
-    video_format: Annotated[VideoFormat, Query(alias="format", description="`gif` loops; `mp4` is smaller.")] = "gif",
-    seed: Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Seed of the episode.")] = 0,
-    deterministic: Annotated[bool, Query(description="Take the most likely actions instead of drawing them.")] = True,
-    max_steps: Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the episode after so many steps.")] = 500,
+    video_format: FilmFormat = "gif",
+    seed: PlaySeed = 0,
+    deterministic: Deterministic = True,
+    max_steps: MaxSteps = 500,
 ) -> Response:
     """Film one episode of a model; the headers `X-Episode-Reward` and `X-Episode-Length` give its reward and length."""
     film = service.player.film(model_name, video_format, seed, deterministic, max_steps)
-    headers = {"X-Episode-Reward": str(film.reward), "X-Episode-Length": str(film.n_steps)}
-    etag = f'"{hashlib.sha256(film.content).hexdigest()}"'
-    if is_known(request, etag):
-        return Response(status_code=304, headers={"ETag": etag, **headers})
-    part = choose_part(request, len(film.content), etag)
-    if isinstance(part, Refusal):
-        return error_response(*part)
-    content = film.content[part.start : part.start + part.n_bytes]
-    return Response(content, part.status_code, {**headers, **part.headers}, film.media_type)
+    return answer_film(request, film)
 
 
 @router.delete("/models/{model_name}", responses=errors(403, 404, 409))

@@ -15,6 +15,7 @@ from service.app import Service
 from service.http import examples
 from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors
+from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
 from service.jobs.job import Job
 from service.jobs.learning_curve import Theme, draw_curve
 from service.jobs.listing import OLDEST_FIRST, JobQuery, choose_page
@@ -134,6 +135,28 @@ async def draw_training_curve(
     draw = partial(draw_curve, await _get_job(service, job_id), metric, theme)
     picture = await to_thread.run_sync(draw, limiter=service.drawing_limiter)
     return Response(picture, media_type="image/png")
+
+
+@router.get(
+    "/training/{job_id}/video",
+    response_class=Response,
+    responses={**FILM_RESPONSES, **errors(404, 409, 413, 416)},
+)
+def film_training(
+    job_id: JobId,
+    service: CurrentService,
+    request: Request,
+    video_format: FilmFormat = "gif",
+    seed: PlaySeed = 0,
+    deterministic: Deterministic = True,
+    max_steps: MaxSteps = 500,
+    of: Annotated[
+        str | None, Query(max_length=100, description="Ignored; another one each time avoids caches.")
+    ] = None,
+) -> Response:
+    """Film one episode of a job's newest policy: its latest checkpoint's while it trains, then the one it saved."""
+    film, timesteps = service.film_job(job_id, video_format, seed, deterministic, max_steps)
+    return answer_film(request, film, {} if timesteps is None else {"X-Checkpoint-Timesteps": str(timesteps)})
 
 
 @router.get("/training/jobs", response_model=JobList, responses=errors(404))

@@ -13,8 +13,6 @@ import pytest
 from fastapi import FastAPI
 from nicegui import core
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -24,6 +22,7 @@ from service.jobs.registry import JobRegistry
 from service.settings import Settings
 from tests.browser import ARTEFACTS, drive, list_addresses, needs_driver
 from tests.conftest import RegisterEnv
+from tests.service.dashboard.page import Page
 from tests.support import PATIENCE_SECONDS, make_model, serve, wait_until
 
 KEY = "a key of 22 characters"
@@ -74,59 +73,6 @@ def driver(origin: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[we
         driver.switch_to.active_element.send_keys(KEY, Keys.ENTER)
         wait_until(lambda: urlsplit(driver.current_url).path == "/dashboard/")
         yield driver
-
-
-class Page:
-    """What the tests do on a page."""
-
-    def __init__(self, driver: webdriver.Chrome, origin: str) -> None:
-        self.driver = driver
-        self._origin = origin
-
-    def open(self, path: str) -> None:
-        """Go to a page below the dashboard, and wait until it talks with the server."""
-        self.driver.get(f"{self._origin}/dashboard/{path}")
-        wait_until(lambda: bool(self.run("return window.did_handshake === true")))
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        """Run JavaScript in the page."""
-        return self.driver.execute_script(script, *arguments)
-
-    def find(self, selector: str, text: str = "") -> WebElement:
-        """Wait for a visible element that holds a text."""
-        found: list[WebElement] = []
-
-        def look() -> bool:
-            try:
-                elements = self.driver.find_elements(By.CSS_SELECTOR, selector)
-                found[:] = [element for element in elements if element.is_displayed() and text in element.text]
-            except StaleElementReferenceException:
-                return False
-            return bool(found)
-
-        wait_until(look)
-        return found[0]
-
-    def click(self, selector: str, text: str = "") -> None:
-        """Click an element as soon as it is there."""
-        element = self.find(selector, text)
-        self.run("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
-
-    def press(self, *keys: str) -> None:
-        """Press keys, whatever has the focus."""
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def photograph(self, name: str) -> None:
-        """Keep a screenshot."""
-        self.driver.save_screenshot(ARTEFACTS / f"dashboard-{name}.png")
-
-    def emulate(self, width: int = 1440, height: int = 1100, is_dark: bool = False) -> None:
-        """Be a screen of another size, or of a system in dark mode."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}]
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
 
 
 @pytest.fixture
@@ -181,15 +127,19 @@ def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page) -> None:
     page.click("button", "Start training")
     page.find(".job .chip", "completed")
     assert page.find(".job .headline").text.splitlines()[-1].startswith("training mean")
-    wait_until(lambda: len(page.run("return grpoCurves.read('training')[0]?.points ?? []")) > 10)
-    (curve,) = page.run("return grpoCurves.read('training')")
+    read = "return grpoCurves.read('rollout/ep_rew_mean')"
+    wait_until(lambda: len((page.run(read) or [{"points": []}])[0]["points"]) > 10)
+    (curve,) = page.run(read)
     rewards = [reward for _, reward in curve["points"]]
     assert curve["name"] == "clicked"
     assert rewards[-1] > 2 * rewards[0]
-    drawn = "return getElement(+document.querySelector('.nicegui-echart').id.slice(1)).chart.getOption().series"
+    slide(page, 0)
+    drawn = "return grpoCurves.options()[0].series"
     lines = {line["name"]: line for line in page.run(drawn)}
     assert lines["clicked, training mean"]["data"] == curve["points"]
     assert lines["clicked, training mean"]["lineStyle"]["width"] < lines["clicked, evaluation"]["lineStyle"]["width"]
+    wait_until(lambda: bool(page.run("return document.querySelector('.stage img')?.naturalWidth > 0")))
+    page.find(".stage + p", "The saved policy: reward")
     page.photograph("curves")
 
     page.click(".job a", "Play")
@@ -231,6 +181,21 @@ def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page
     assert float(handle.get_attribute("aria-valuenow") or 0) == pytest.approx(0.41887903)
 
 
+def test_two_models_play_the_same_seed_beside_each_other(page: Page) -> None:
+    page.open("models/ready")
+    page.click("a", "Beside another")
+    page.find("h1", "Side by side")
+    page.open("side-by-side?left=ready&right=unwanted&seed=3")
+    shown = "return [...document.querySelectorAll('.stage img')].filter((film) => film.naturalWidth > 0).length"
+    wait_until(lambda: page.run(shown) == 2)
+    seeds = (
+        "return [...document.querySelectorAll('.readings > div:last-child .figure')].map((seed) => seed.textContent)"
+    )
+    assert page.run(seeds) == ["3", "3"]
+    assert [link.text for link in page.driver.find_elements(By.CSS_SELECTOR, ".side-name")] == ["ready", "unwanted"]
+    page.photograph("side-by-side")
+
+
 def test_a_policy_is_compared_with_a_random_one(page: Page) -> None:
     page.open("models/ready")
     page.click("button", "Evaluate")
@@ -250,7 +215,7 @@ def test_a_job_is_started_with_the_keyboard_alone_and_stopped_after_a_question(
     ):
         page.press(Keys.TAB)
     page.press("by-keyboard", Keys.ENTER)
-    page.find(".job", "by-keyboard")
+    page.find("h1", "by-keyboard")
     job = registry.get("latest")
     assert job.config.model_name == "by-keyboard"
     assert job.config.total_timesteps == 10_000
@@ -274,10 +239,16 @@ def test_a_running_job_is_stopped_after_a_question_and_resumed(page: Page, regis
     assert job.finished.wait(PATIENCE_SECONDS)
     page.click(".job button[aria-label='Resume endless']")
     page.find(".job .chip", "running")
-    # Its curves are drawn again, which a mark at its name says.
-    wait_until(lambda: bool(page.run("return document.querySelector('.job.shown input').checked")))
+    page.find(".events", "Started")
     job.stop()
     assert job.finished.wait(PATIENCE_SECONDS)
+
+
+def slide(page: Page, value: float) -> None:
+    """Move the slider of the smoothing, and wait until the charts are drawn."""
+    script = "const slider = document.querySelector('.smoothing input'); slider.value = arguments[0]; "
+    page.run(f"{script} slider.dispatchEvent(new Event('input'))", value)
+    page.driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 0))")
 
 
 def list_problems(page: Page) -> list[str]:
@@ -348,7 +319,7 @@ def test_the_environment_that_is_typed_is_trained(page: Page, registry: JobRegis
         assert field.get_attribute("value") == "Pendulum-v1"
         page.find("pre", '"env_name": "Pendulum-v1"')
         page.click("button", "Start training")
-    page.find("h1", "Training")
+    page.find(".job")
     assert registry.get("latest").config.env_name == "Pendulum-v1"
 
 
@@ -435,12 +406,14 @@ def test_who_chose_a_setting_is_said_in_the_form_and_at_the_job(page: Page, regi
     assert {"n_steps", "horizon"} <= set(page.run(marked))
     assert not {"gamma", "batch_size", "total_timesteps"} & set(page.run(marked))
     page.press(Keys.ENTER)
-    page.click(".job summary", "Settings")
-    page.find(".job dt", "gamma")
-    read = "return [...document.querySelector('.job').querySelectorAll('dt')].map((name) => "
-    read += "[name.textContent, ...[...name.nextSibling.children].map((text) => text.textContent)])"
-    wait_until(lambda: ["gamma", "0.9", "yours"] in page.run(read))
-    settings = page.run(read)
+    page.find(".record-table", "gamma")
+    read = "return [...document.querySelectorAll(`[aria-label=Configuration] ${arguments[0]} tr`)].map((row) => "
+    read += "[...row.children].map((cell) => cell.textContent))"
+    own = page.run(read, "> .record-table")
+    assert [row[0] for row in own] == ["env_name", "total_timesteps", "gamma"]
+    assert own[2] == ["gamma", "0.9", "yours"]
+    settings = page.run(read, "details")
+    assert ["gamma", "0.9", "yours"] in settings
     assert ["n_steps", "1,024", "preset"] in settings
     assert ["batch_size", "64", "default"] in settings
 
@@ -451,6 +424,8 @@ def test_what_was_deleted_elsewhere_is_no_longer_offered(page: Page, app: FastAP
     fill(page, "model_name", "fleeting")
     page.click("button", "Start training")
     page.find(".job a[aria-label='Play fleeting']")
+    film = "return document.querySelector('.stage img')?.naturalWidth > 0"
+    wait_until(lambda: bool(page.run(film)))
     store = app.state.service.store
     content = (app.state.service.settings.models_dir / "fleeting.zip").read_bytes()
     registry.delete_model("fleeting")

@@ -1,9 +1,7 @@
-"""One job in the list of jobs."""
+"""How a run stands, and what can be done with it."""
 
 from collections.abc import Callable
 from typing import Any
-
-from nicegui import ui
 
 from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.headline import HeadlineText, describe_job
@@ -14,12 +12,10 @@ from service.dashboard.widgets.html_elements import (
     make_button,
     make_link,
     make_track,
-    set_attributes,
 )
-from service.dashboard.widgets.job_settings import JobSettings
 from service.dashboard.widgets.number_format import format_count, format_duration
 from service.jobs.job import Job
-from service.schemas.jobs import JobStatus, TrainingStatus
+from service.schemas.jobs import JobLabels, JobStatus, TrainingStatus
 
 _CHIP_TONES = {
     JobStatus.RUNNING: "live",
@@ -36,71 +32,65 @@ _VERDICT_TONES = {
 }
 
 
-class JobRow:
-    """A card that follows a job until it ends.
+class RunHead:
+    """A card that follows a run until it ends.
 
-    :param on_select: Called with whether to draw the job's curves.
-    :param on_stop: Called when the visitor wants to stop the job.
-    :param on_resume: Called when the visitor wants a job to go on that was stopped or failed.
+    :param on_act: Called with ``stop``, ``resume``, ``edit`` or ``delete`` when the visitor wants it.
     :param is_saved: Says whether there is a model of a name.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        on_select: Callable[[bool], None],
-        on_stop: Callable[[], Any],
-        on_resume: Callable[[], Any],
-        is_saved: Callable[[str], bool],
-    ) -> None:
+    def __init__(self, job: Job, on_act: Callable[[str], Any], is_saved: Callable[[str], bool]) -> None:
         self.job = job
-        self._is_saved = is_saved
-        self._on_resume = on_resume
+        self._is_saved, self._on_act = is_saved, on_act
         self._saved_name: str | None = None
         self._is_final = False
         self._shown_warnings: list[str] = []
+        self._shown_labels: JobLabels | None = None
         name = job.config.model_name
-        self.element = make_box("card job", "li", aria_label=f"Job {name}")
+        self.element = make_box("card job", "section", aria_label=f"Job {name}")
         with self.element:
-            with make_box("row-flex between"):
-                with make_box("job-name grow", "label"):
-                    self._checkbox = make_box("", "input", type="checkbox", aria_label=f"Show the curves of {name}")
-                    self._checkbox.on("change", lambda event: on_select(event.args), js_handler=_EMIT_CHECKED)
-                    Text(name, "ellipsis").props["title"] = name
-                self._chip = Text("", "chip")
-            self._environment = Text("", "muted small ellipsis")
-            self._headline = HeadlineText()
+            with make_box("job-top"):
+                with make_box("stack job-words"):
+                    with make_box("row-flex wrap"):
+                        self._chip = Text("", "chip")
+                        self._tags = make_box("row-flex tags")
+                    self._environment = Text("", "muted small")
+                    self._note = Text("", "run-note", "p")
+                self._headline = HeadlineText()
             self._track, self._filling = make_track(f"Progress of {name}")
             with make_box("facts"):
                 self._steps, self._time = Text("", "number"), Text("", "number")
             self._verdict = Text("", "verdict", "p")
             self._warnings = make_box("stack")
-            with make_box("job-foot"):
-                JobSettings(job)
-                with make_box("row-flex end") as self._actions:
-                    self._stop = make_button("Stop", on_stop, "tiny danger", "stop", f"Stop {name}")
+            self._actions = make_box("row-flex wrap end")
+            with self._actions:
+                self._make_edit()
+                make_button("Stop", lambda: on_act("stop"), "tiny danger", "stop", f"Stop {name}")
         self.update()
-
-    def mark_shown(self, colour: int | None) -> None:
-        """Show whether the job's curves are drawn, and in which colour.
-
-        :param colour: Index of the colour; None if they are not drawn.
-        """
-        set_attributes(self._checkbox, checked=colour is not None)
-        self.element.classes(add="shown" if colour is not None else "", remove="shown" if colour is None else "")
-        self.element.style(replace="" if colour is None else f"--series: var(--series-{colour})")
 
     @property
     def is_outdated(self) -> bool:
         """Whether it shows the end of a job that has since gone on."""
         return self._is_final and not self.job.status.is_final
 
-    def untick(self) -> None:
-        """Take back a tick of the visitor's that changed nothing."""
-        ui.run_javascript(f"getHtmlElement({self._checkbox.id}).checked = false")
+    def _make_edit(self) -> None:
+        label = f"Write a name, tags or a note on {self.job.config.model_name}"
+        make_button("Name, tags, note", lambda: self._on_act("edit"), "tiny quiet", "edit", label)
+
+    def _show_labels(self) -> None:
+        labels = self.job.labels
+        if labels != self._shown_labels:
+            self._shown_labels = labels
+            self._note.set_text(labels.note)
+            self._note.set_visibility(bool(labels.note))
+            self._tags.clear()
+            with self._tags:
+                for tag in labels.tags:
+                    Text(tag, "tag")
 
     def update(self) -> None:
         """Show the status of the job."""
+        self._show_labels()
         if self._is_final:
             self._check_model()
             return
@@ -134,11 +124,13 @@ class JobRow:
         self.element.classes(f"final {status.status}")
         self._actions.clear()
         with self._actions:
+            self._make_edit()
+            name = status.config.model_name
+            make_button("Delete", lambda: self._on_act("delete"), "tiny quiet", "delete", f"Delete the run {name}")
             again = f"{PREFIX}/new?from={status.job_id}"
             make_link("Repeat", again, "button tiny quiet", "replay", aria_label=f"Repeat {status.config.model_name}")
             if status.status is not JobStatus.COMPLETED:
-                name = status.config.model_name
-                make_button("Resume", self._on_resume, "tiny quiet", "play_circle", f"Resume {name}")
+                make_button("Resume", lambda: self._on_act("resume"), "tiny quiet", "play_circle", f"Resume {name}")
             if status.model_name is not None:
                 self._gone = Text("The model was deleted.", "muted small")
                 onward = f"{again}&init_model={status.model_name}"
@@ -159,9 +151,6 @@ class JobRow:
             self._play.set_visibility(is_there)
             self._onward.set_visibility(is_there)
             self._gone.set_visibility(not is_there)
-
-
-_EMIT_CHECKED = "(event) => emit(event.target.checked)"
 
 
 def _describe_task(status: TrainingStatus) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.dashboard.widgets.job_settings import write_setting
+from service.dashboard.widgets.setting_text import write_setting
 
 
 @pytest.mark.parametrize(

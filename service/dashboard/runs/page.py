@@ -1,0 +1,245 @@
+"""The page of runs: a table, beside the curves of the chosen ones."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.dashboard.current_service import get_service
+from service.dashboard.mount import PREFIX
+from service.dashboard.pages.frame import show_frame
+from service.dashboard.runs.actions import RunActions
+from service.dashboard.runs.address import MAX_SHOWN, read_view
+from service.dashboard.runs.curves import describe_curves
+from service.dashboard.runs.table import make_table
+from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
+from service.errors import ServiceError
+from service.jobs.job import Job
+from service.jobs.record import PastJob
+from service.jobs.registry import JobRegistry
+from service.schemas.jobs import JobStatus
+
+_REFRESH_SECONDS = 1.0
+# Runs that the page shows by itself: the newest one, and those that train.
+_MAX_BY_ITSELF = 6
+# Runs whose curves go to the browser in one message.
+_BATCH = 10
+_GROUPINGS = (("", "No groups"), ("env_name", "By environment"), ("recipe", "By all but the seed"))
+
+
+async def show_runs() -> None:
+    """Show the page of runs, as the address asks for it."""
+    parameters = dict(ui.context.client.request.query_params)
+    with show_frame("Training", "Training"):
+        with make_box("head"), make_box("stack").style("gap: 0"):
+            make_heading("Training", 1)
+            summary = Text("", tag="p")
+        with make_box("training") as content:
+            with make_box("stack runs-side", "section", aria_label="Runs"):
+                _make_bar()
+                table = _make_frame_of_table()
+            with make_box("stack curves-side", "section", aria_label="Curves") as charts:
+                make_box("curve-bar")
+                make_box("curves")
+        empty = _make_empty()
+    page = _RunsPage(get_service().registry, parameters, summary, content, empty)
+    ui.on("runs_view", page.look)
+    ui.on("runs_act", page.act)
+    ui.run_javascript(f"grpoRuns.start('c{table.id}', 'c{charts.id}', {MAX_SHOWN})")
+    await page.refresh()
+    ui.timer(_REFRESH_SECONDS, page.refresh)
+
+
+class _RunsPage:
+    """Sends the browser what an address asks for, and what has changed of it.
+
+    :param parameters: The query of the address.
+    """
+
+    def __init__(
+        self,
+        registry: JobRegistry,
+        parameters: Mapping[str, str],
+        summary: Text,
+        content: ui.element,
+        empty: ui.element,
+    ) -> None:
+        self._registry = registry
+        self._view = read_view(parameters)
+        self._summary, self._content, self._empty = summary, content, empty
+        self._actions = RunActions(get_service(), self.refresh)
+        # Configurations of ended jobs never change.
+        self._configs: dict[str, Mapping[str, Any]] = {}
+        self._by_itself: dict[str, int] = {}
+        self._seen: set[str] = set()
+        self._sent = ""
+        # What was sent of each curve: the metric and the latest event.
+        self._sent_curves: dict[str, tuple[str, int, str | None]] = {}
+        self._is_sending = asyncio.Lock()
+
+    async def look(self, event: Any) -> None:
+        """Take another address."""
+        query = event.args if isinstance(event.args, str) else ""
+        self._view = read_view(dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True)))
+        self._sent = ""
+        await self.refresh()
+
+    async def act(self, event: Any) -> None:
+        """Do what was clicked at a run."""
+        action, job_id = event.args.get("action"), event.args.get("id")
+        if isinstance(action, str) and isinstance(job_id, str):
+            await self._actions.act(action, job_id)
+
+    async def refresh(self) -> None:
+        """Send the table and the curves, if they have changed."""
+        lines = self._registry.list_lines()
+        colours = self._choose_colours(lines)
+        page = json.dumps(self._make_page(lines, colours))
+        if page != self._sent:
+            self._sent = page
+            ui.run_javascript(f"grpoRuns.show({page})")
+        self._summary.set_text(_count_runs(lines))
+        self._content.set_visibility(bool(lines))
+        self._empty.set_visibility(not lines)
+        if not self._is_sending.locked():
+            async with self._is_sending:
+                await self._send_curves(colours)
+
+    def _make_page(self, lines: Sequence[PastJob], colours: Mapping[str, int]) -> dict[str, Any]:
+        table = make_table(lines, self._view, self._list_configs)
+        return {
+            "rows": table.rows,
+            "settings": table.settings,
+            "pages": table.n_pages,
+            "colours": colours,
+            "envs": sorted({line.summary.env_name for line in lines}),
+            "tags": sorted({tag for line in lines for tag in line.summary.tags}),
+            "hidden": sum(line.summary.hidden for line in lines),
+        }
+
+    def _list_configs(self, job_ids: Any) -> dict[str, Mapping[str, Any]]:
+        wanted = list(job_ids)
+        missing = [job_id for job_id in wanted if job_id not in self._configs]
+        self._configs |= self._registry.list_configs(missing) if missing else {}
+        return {job_id: self._configs[job_id] for job_id in wanted if job_id in self._configs}
+
+    def _choose_colours(self, lines: Sequence[PastJob]) -> dict[str, int]:
+        """Return the runs in the charts, and their colours: those of the address, or else the ones worth watching."""
+        if self._view.shown is not None:
+            return _find_runs(lines, self._view.shown)
+        if not self._by_itself and lines:
+            self._by_itself = {lines[-1].job_id: 0}
+        for line in lines:
+            is_new = line.job_id not in self._seen and not line.status.is_final
+            if is_new and line.job_id not in self._by_itself and len(self._by_itself) < _MAX_BY_ITSELF:
+                self._by_itself[line.job_id] = min(set(range(MAX_SHOWN)) - set(self._by_itself.values()))
+        self._seen = {line.job_id for line in lines}
+        self._by_itself = {job_id: colour for job_id, colour in self._by_itself.items() if job_id in self._seen}
+        return dict(self._by_itself)
+
+    async def _send_curves(self, colours: Mapping[str, int]) -> None:
+        metric = self._view.metric
+        self._sent_curves = {job_id: sent for job_id, sent in self._sent_curves.items() if job_id in colours}
+        # A few at a time: the first lines are there soon, and a running job does not wait for those read from the disk.
+        for batch in _batched([job_id for job_id in colours if self._may_be_new(job_id, metric)], _BATCH):
+            news = await run_in_threadpool(self._describe_new, batch, metric)
+            if news and metric == self._view.metric:
+                calls = "".join(f"grpoCurves.set({text}, {colours[job_id]});" for job_id, text in news.items())
+                ui.run_javascript(calls)
+
+    def _may_be_new(self, job_id: str, metric: str) -> bool:
+        """Return whether the browser may lack something of a run's curves; the answer never needs the disk."""
+        try:
+            job = self._registry.find_in_memory(job_id)
+        except ServiceError:  # it was deleted just now
+            return False
+        return job is None or self._sent_curves.get(job_id) != _get_state(job, metric)
+
+    def _describe_new(self, job_ids: Sequence[str], metric: str) -> dict[str, str]:
+        """Describe the curves that the browser does not have, in JSON."""
+        news = {}
+        for job_id in job_ids:
+            try:
+                job = self._registry.get(job_id)
+            except ServiceError:  # it was deleted just now
+                continue
+            state = _get_state(job, metric)
+            if self._sent_curves.get(job_id) != state:
+                self._sent_curves[job_id] = state
+                news[job_id] = json.dumps(describe_curves(job, [metric]))
+        return news
+
+
+def _get_state(job: Job, metric: str) -> tuple[str, int, str | None]:
+    """Return what changes when there is something new to draw."""
+    return metric, job.history.last_event_id, job.labels.display_name
+
+
+def _batched(names: list[str], size: int) -> Iterator[list[str]]:
+    """Yield so many names at a time."""
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
+
+
+def _find_runs(lines: Sequence[PastJob], shown: Mapping[str, int]) -> dict[str, int]:
+    """Return the whole ids of runs of which an address has the beginnings."""
+    lengths = {len(beginning) for beginning in shown}
+    found = {}
+    for line in lines:
+        for n in lengths:
+            if (colour := shown.get(line.job_id[:n])) is not None:
+                found[line.job_id] = colour
+    return found
+
+
+def _make_bar() -> None:
+    with make_box("runs-bar", role="search"):
+        make_box("search-box", "input", type="search", name="q", placeholder="Search", aria_label="Search the runs")
+        for name, label in (("status", "Status"), ("env", "Environment"), ("tag", "Tag")):
+            with make_box("", "label"):
+                Text(label, "visually-hidden")
+                make_box("", "select", name=name)
+        with make_box("", "label"):
+            Text("Groups", "visually-hidden")
+            with make_box("", "select", name="group"):
+                for value, text in _GROUPINGS:
+                    Text(text, tag="option").props["value"] = value
+        with make_box("check hidden-box", "label"):
+            make_box("", "input", type="checkbox", name="hidden")
+            Text("Hidden ones")
+
+
+def _make_frame_of_table() -> ui.element:
+    with make_box("card table-card"):
+        with make_box("table-scroll", tabindex=0, role="region", aria_label="Table of runs"):
+            with make_box("runs-table", "table") as table:
+                make_box("", "thead")
+                make_box("", "tbody")
+        with make_box("runs-empty hidden"):
+            Text("No run is like that.", tag="p")
+            with make_box("button clear", "button", type="button"):
+                Text("Show all")
+    make_box("pager row-flex hidden")
+    return table
+
+
+def _make_empty() -> ui.element:
+    with make_box("empty") as empty:
+        ui.icon("show_chart").props("aria-hidden=true")
+        Text("No runs yet. The defaults learn to balance CartPole within a minute.")
+        make_link("Start the first one", f"{PREFIX}/new", "button primary", "add")
+    return empty
+
+
+def _count_runs(lines: Sequence[PastJob]) -> str:
+    if not lines:
+        return "Nothing has been trained yet"
+    n = Counter(line.status for line in lines)
+    texts = [f"{len(lines):,} {'run' if len(lines) == 1 else 'runs'}"]
+    texts += [f"{n[status]} {status}" for status in (JobStatus.RUNNING, JobStatus.QUEUED) if n[status]]
+    return " · ".join(texts)

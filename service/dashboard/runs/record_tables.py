@@ -1,0 +1,144 @@
+"""What is written down of a run: its configuration, its evaluations, its events, and where it comes from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from service.dashboard.mount import PREFIX
+from service.dashboard.widgets.html_elements import Text, make_box, make_link, make_pairs
+from service.dashboard.widgets.number_format import format_age, format_count, format_interval, format_number
+from service.dashboard.widgets.setting_text import ORIGIN_TONES, ORIGINS, write_setting
+from service.jobs.history import JobEvent
+from service.jobs.job import Job
+from service.models.store import ModelStore
+
+_MAX_EVENTS = 200
+
+
+def show_configuration(job: Job) -> None:
+    """Show what a job trains with: first what its request chose, which the preset or the defaults have otherwise."""
+    origins, config = job.plan.config_origins, job.config.model_dump()
+    own = [name for name in config if origins.get(name) == "request"]
+    preset = job.config.preset
+    based_on = "the defaults" if preset == "none" else f"the preset {preset}"
+    others = "is" if len(own) == 1 else "are"
+    Text(f"{len(own)} of {len(config)} settings {others} its own; the others come from {based_on}.", "muted small", "p")
+    _make_settings(own, config, origins)
+    with make_box("settings", "details"):
+        with make_box("", "summary"):
+            Text(f"All {len(config)} settings")
+        _make_settings(list(config), config, origins)
+
+
+def _make_settings(names: Sequence[str], config: dict[str, Any], origins: Any) -> None:
+    if not names:
+        return
+    with make_box("record-table", "table"), make_box("", "tbody"):
+        for name in names:
+            origin = origins.get(name, "default")
+            with make_box("own" if origin == "request" else "", "tr"):
+                Text(name, "setting-name", "th").props["scope"] = "row"
+                Text(str(config[name]) if name == "seed" else write_setting(config[name]), "number", "td")
+                with make_box("", "td"):
+                    Text(ORIGINS[origin], f"chip {ORIGIN_TONES.get(origin, '')}")
+
+
+def show_evaluations(job: Job) -> None:
+    """Show a job's evaluations, the final one first."""
+    status = job.describe()
+    rows = [(row.timesteps, row, "") for row in reversed(job.history.list_evaluations())]
+    if status.final_evaluation is not None:
+        rows.insert(0, (status.final_evaluation.timesteps, status.final_evaluation, "final"))  # type: ignore[arg-type]
+    if not rows:
+        Text("None yet." if not job.status.is_final else "None was made.", "muted small", "p")
+        return
+    best, final = status.best_evaluation, status.final_evaluation
+    if best is not None and final is not None and final.mean_reward >= best.mean_reward:
+        best = None  # the final one is at least as good
+    with make_box("table-scroll", tabindex=0, role="region", aria_label="Table of evaluations"):
+        with make_box("record-table", "table"):
+            with make_box("", "thead"), make_box("", "tr"):
+                for title in ("Steps", "Mean reward", "95 % interval", "Episodes", "Length", ""):
+                    Text(title, "" if title == "" else "number", "th").props["scope"] = "col"
+            with make_box("", "tbody"):
+                for timesteps, row, name in rows:
+                    with make_box("own" if name else "", "tr"):
+                        for text in (
+                            format_count(timesteps),
+                            format_number(row.mean_reward),
+                            format_interval(row.mean_reward_ci95) or "-",
+                            str(row.n_episodes),
+                            format_number(row.mean_length),
+                        ):
+                            Text(text, "number", "td")
+                        with make_box("", "td"):
+                            if name or row == best:
+                                Text(name or "best", "chip good" if not name else "chip live-quiet")
+
+
+def show_events(events: Sequence[JobEvent]) -> None:
+    """Show what happened to a job, the latest first."""
+    with make_box("events", "ol"):
+        for event in [*reversed(events)][:_MAX_EVENTS]:
+            tone, text = describe_event(event)
+            with make_box(tone, "li"):
+                Text(text)
+
+
+def describe_event(event: JobEvent) -> tuple[str, str]:
+    """Return the tone of an event and a sentence about it."""
+    payload = event.payload
+    match event.name:
+        case "job.warning":
+            warning = str(payload["warning"])
+            return "warn", f"{warning[:1].upper()}{warning[1:]}"
+        case "job.evaluation" | "job.final_evaluation":
+            interval = format_interval(payload["mean_reward_ci95"])
+            kind = "Final evaluation" if event.name == "job.final_evaluation" else "Evaluation"
+            figures = format_number(payload["mean_reward"]) + (f" ({interval})" if interval else "")
+            return "", f"{kind} at step {format_count(payload['timesteps'])}: {figures}"
+        case "job.failed":
+            return "bad", f"Failed at step {format_count(payload['current_timesteps'])}: {payload['error_message']}"
+        case "job.completed" | "job.stopped":
+            word = event.name.removeprefix("job.").capitalize()
+            saved = payload["model_name"]
+            where = "nothing was saved" if saved is None else f"saved as {saved}"
+            more = f". {payload['error_message']}" if payload["error_message"] else ""
+            return "good", f"{word} at step {format_count(payload['current_timesteps'])}, {where}{more}"
+        case "job.status":
+            return "", {"queued": "Queued", "running": "Started"}.get(payload["status"], str(payload["status"]))
+    return "", event.name
+
+
+def show_lineage(job: Job, store: ModelStore) -> None:
+    """Show the model that a job began from, its checkpoint, and the model that it has saved."""
+    status = job.describe()
+    began = job.config.init_model
+    with make_box("lineage", "ol"):
+        with make_box("", "li"):
+            Text("Began from ", "muted")
+            if began is None:
+                Text("drawn weights")
+            else:
+                _link_model(began, store)
+        if status.n_restarts:
+            Text(f"Went on {status.n_restarts} {'time' if status.n_restarts == 1 else 'times'}", tag="li")
+        if (kept := status.checkpoint) is not None:
+            exact = {True: "goes on exactly", False: "goes on otherwise", None: "goes on"}[kept.exact]
+            with make_box("", "li"):
+                Text("Checkpoint ", "muted")
+                Text(f"at step {format_count(kept.timesteps)}, {format_age(kept.created_at)}; a resume {exact}")
+        with make_box("", "li"):
+            Text("Model ", "muted")
+            if status.model_name is None:
+                Text("none yet" if not job.status.is_final else "none was saved")
+            else:
+                _link_model(status.model_name, store)
+    if status.sha256 is not None:
+        make_pairs({"SHA-256": status.sha256})
+
+
+def _link_model(name: str, store: ModelStore) -> None:
+    if store.exists(name):
+        make_link(name, f"{PREFIX}/models/{name}", "")
+    else:
+        Text(f"{name}, which was deleted")

@@ -1,0 +1,70 @@
+"""A run as it plays: an episode of its newest checkpoint, filmed again when there is another."""
+
+import asyncio
+
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.app import Service
+from service.dashboard.widgets.html_elements import Text, make_box, make_heading, set_attributes
+from service.dashboard.widgets.number_format import format_count, format_number
+from service.errors import ServiceError
+from service.jobs.job import Job
+
+_MAX_STEPS = 500
+_SEED = 0
+
+
+class RunFilm:
+    """A film beside the curves; every policy plays the same seed, so that films can be compared."""
+
+    def __init__(self, service: Service, job: Job) -> None:
+        self._service = service
+        # Of the policy in the film: the steps it was trained for, or its hash.
+        self._filmed: object = None
+        self._is_filming = asyncio.Lock()
+        with make_box("card stack", "section", aria_label="Watch it play"):
+            make_heading("Watch it play")
+            with make_box("stage", aria_live="polite") as self._screen:
+                self._image = make_box("", "img", alt=f"An episode of {job.config.model_name}", width=600, height=400)
+                self._problem = Text("", "over")
+                with make_box("over") as self._waiting:
+                    ui.spinner(size="40px").props('aria-label="Rendering an episode"')
+            self._caption = Text("", "muted small", "p")
+        self._image.set_visibility(False)
+        self._waiting.set_visibility(False)
+
+    async def refresh(self, job: Job) -> None:
+        """Film the newest policy, unless the film is of it."""
+        status = job.describe()
+        kept = status.checkpoint
+        newest = status.sha256 or (None if kept is None else kept.timesteps)
+        if newest is None:
+            self._filmed = None
+            self._say("Nothing was saved." if job.status.is_final else "The film begins with the first checkpoint.")
+            return
+        if newest == self._filmed or self._is_filming.locked():
+            return
+        async with self._is_filming:
+            self._waiting.set_visibility(self._filmed is None)
+            try:
+                taken = await run_in_threadpool(self._service.film_job, job.job_id, "gif", _SEED, True, _MAX_STEPS)
+            except ServiceError as error:
+                self._say(error.detail)
+            else:
+                film, timesteps = taken
+                query = f"seed={_SEED}&max_steps={_MAX_STEPS}&of={status.sha256 or timesteps}"
+                set_attributes(self._image, src=f"/training/{job.job_id}/video?{query}")
+                self._image.set_visibility(True)
+                self._problem.set_visibility(False)
+                steps = "The saved policy" if timesteps is None else f"After {format_count(timesteps)} steps"
+                self._caption.set_text(
+                    f"{steps}: reward {format_number(film.reward)} in {format_count(film.n_steps)} steps, seed {_SEED}"
+                )
+            self._filmed = newest
+            self._waiting.set_visibility(False)
+
+    def _say(self, text: str) -> None:
+        self._image.set_visibility(False)
+        self._problem.set_text(text)
+        self._problem.set_visibility(True)

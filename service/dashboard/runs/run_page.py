@@ -1,0 +1,145 @@
+"""The page of one run: how it stands, its curves, what it trained with, and what happened."""
+
+import json
+from functools import partial
+from typing import Any
+
+from nicegui import ui
+from starlette.concurrency import run_in_threadpool
+
+from service.app import Service
+from service.dashboard.current_service import get_service
+from service.dashboard.mount import PREFIX
+from service.dashboard.pages.frame import show_frame
+from service.dashboard.runs.actions import RunActions
+from service.dashboard.runs.address import read_view
+from service.dashboard.runs.curves import REWARD, describe_curves
+from service.dashboard.runs.record_tables import show_configuration, show_evaluations, show_events, show_lineage
+from service.dashboard.runs.run_film import RunFilm
+from service.dashboard.runs.run_head import RunHead
+from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note
+from service.errors import NotFoundError, ServiceError
+from service.jobs.job import Job
+
+_REFRESH_SECONDS = 1.0
+#: What every run's page draws; any other metric can be added.
+METRICS = (REWARD, "train/entropy_loss", "train/approx_kl", "rollout/zero_std_group_fraction")
+
+
+async def show_run(job_id: str) -> None:
+    """Show the page of a run."""
+    service = get_service()
+    try:
+        job = await run_in_threadpool(service.registry.get, job_id)
+    except ServiceError as error:
+        with show_frame("Run", "Training"):
+            is_missing = isinstance(error, NotFoundError)
+            make_note("There is no such run any more." if is_missing else error.detail, "bad", "error")
+            make_link("All runs", f"{PREFIX}/", "button", "arrow_back")
+        ui.context.client.status_code = error.status_code
+        return
+    metric = read_view(dict(ui.context.client.request.query_params)).metric
+    with show_frame(_get_title(job), "Training"):
+        page = _RunPage(service, job, metric)
+    ui.on("runs_view", page.look)
+    ui.run_javascript(f"grpoCurves.start('c{page.charts.id}', {json.dumps(METRICS)}, grpoAskRun)")
+    ui.timer(_REFRESH_SECONDS, page.refresh)
+    ui.timer(_REFRESH_SECONDS, page.film)
+
+
+def _get_title(job: Job) -> str:
+    return job.labels.display_name or job.config.model_name
+
+
+class _RunPage:
+    """Everything on the page that changes.
+
+    :param metric: A metric to draw beside the usual ones.
+    """
+
+    def __init__(self, service: Service, job: Job, metric: str) -> None:
+        self._service, self._job, self._metric = service, job, metric
+        self._actions = RunActions(service, self.refresh)
+        self._sent: tuple[int, str] | None = None
+        self._listed_event = -1
+        with make_box("head"):
+            with make_box("stack").style("gap: 0; min-width: 0"):
+                self._title = Text(_get_title(job), tag="h1").style("overflow-wrap: anywhere")
+                Text(f"{job.config.env_name} · seed {job.config.seed} · {job.job_id}", "muted", "p")
+            make_link("All runs", f"{PREFIX}/", "button", "arrow_back")
+        with make_box("run-page"):
+            with make_box("stack wide run-main"):
+                with make_box("stack", "section", aria_label="Curves") as self.charts:
+                    make_box("curve-bar")
+                    make_box("curves")
+            with make_box("stack wide run-aside"):
+                self._head_place = make_box()
+                self._film = RunFilm(service, job)
+                with make_box("card stack", "section", aria_label="Where it comes from"):
+                    make_heading("Where it comes from, and where it goes")
+                    self._lineage = make_box()
+        with make_box("split"):
+            with make_box("card stack", "section", aria_label="Configuration"):
+                make_heading("Configuration")
+                show_configuration(job)
+            with make_box("stack wide"):
+                with make_box("card stack", "section", aria_label="Evaluations"):
+                    make_heading("Evaluations")
+                    self._evaluations = make_box()
+                with make_box("card stack", "section", aria_label="Events"):
+                    make_heading("What happened")
+                    self._events = make_box()
+        self._make_head()
+        self._list_records()
+
+    async def look(self, event: Any) -> None:
+        """Draw another metric too."""
+        if isinstance(event.args, str):
+            self._metric, self._sent = event.args[:200], None
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Show the run as it is now."""
+        try:
+            self._job = await run_in_threadpool(self._service.registry.get, self._job.job_id)
+        except NotFoundError:  # it was deleted
+            ui.navigate.to("/")
+            return
+        except ServiceError:
+            return
+        self._title.set_text(_get_title(self._job))
+        if self._head.is_outdated or self._head.job is not self._job:
+            self._make_head()
+        self._head.update()
+        last_event_id = self._job.history.last_event_id
+        if self._sent != (last_event_id, self._metric):
+            self._sent = last_event_id, self._metric
+            curves = await run_in_threadpool(partial(describe_curves, self._job, [*METRICS, self._metric]))
+            ui.run_javascript(f"grpoCurves.set({json.dumps(curves)}, 0)")
+        self._list_records()
+
+    async def film(self) -> None:
+        """Film the run's newest policy, if the film is of another one."""
+        await self._film.refresh(self._job)
+
+    def _list_records(self) -> None:
+        """List the evaluations and events again if there are new ones."""
+        events = self._job.history.list_kept_events()
+        if (newest := events[-1].event_id if events else 0) != self._listed_event:
+            self._listed_event = newest
+            for place, show in (
+                (self._evaluations, partial(show_evaluations, self._job)),
+                (self._events, partial(show_events, events)),
+                (self._lineage, partial(show_lineage, self._job, self._service.store)),
+            ):
+                place.clear()
+                with place:
+                    show()
+
+    def _make_head(self) -> None:
+        self._head_place.clear()
+        with self._head_place:
+            self._head = RunHead(self._job, self._act, self._service.store.exists)
+
+    async def _act(self, action: str) -> None:
+        await self._actions.act(action, self._job.job_id)

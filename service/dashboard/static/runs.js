@@ -1,0 +1,254 @@
+// The table of runs. The server sends the page that the address asks for; clicks change the address and ask again.
+globalThis.grpoRuns = (() => {
+  const COLUMNS = [
+    ["name", "Name", "name"], ["status", "Status", "status"], ["env", "Environment", "env_name"],
+    ["reward", "Reward", "mean_reward"], ["steps", "Steps", "current_timesteps"],
+    ["time", "Time", "elapsed_seconds"], ["seed", "Seed", "seed"],
+  ];
+  const CREATED = ["created", "Created", "created_at"];
+  const DESCENDING = new Set(["mean_reward", "current_timesteps", "elapsed_seconds", "created_at"]);
+  const TONES = { running: "live", completed: "good", failed: "bad" };
+  let table = null, latest = null, colours = new Map(), maxShown = 20, isStarted = false;
+
+  const make = (tag, classes = "", content = "", attributes = {}) => {
+    const element = Object.assign(document.createElement(tag), { className: classes, textContent: content });
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  };
+  const icon = (name) => make("i", "q-icon material-icons", name, { "aria-hidden": "true" });
+  const age = (moment) => {
+    const seconds = (Date.now() - Date.parse(moment)) / 1000;
+    if (seconds < 60) return "just now";
+    if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+    if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+    return seconds < 7 * 86400 ? `${Math.floor(seconds / 86400)} d ago` : moment.slice(0, 10);
+  };
+  const short = (id) => id.slice(0, 8);
+  const ask = () => emitEvent("runs_view", location.search);
+  const act = (action, id) => emitEvent("runs_act", { action, id });
+  const go = (changes) => {
+    grpoAddress.set({ page: "", ...changes });
+    ask();
+  };
+
+  // Colours belong to runs: the address keeps each run's beside its id.
+  const keepColours = () => {
+    const written = [...colours].map(([id, colour]) => `${short(id)}.${colour}`).join();
+    grpoAddress.set({ show: written }, true);
+    grpoCurves.keep(Object.fromEntries(colours));
+  };
+  const freeColour = () => {
+    const taken = new Set(colours.values());
+    for (let i = 0; i < maxShown; i++) if (!taken.has(i)) return i;
+  };
+  const show = (ids, isShown) => {
+    for (const id of ids) {
+      if (!isShown) colours.delete(id);
+      else if (!colours.has(id) && colours.size < maxShown) colours.set(id, freeColour());
+    }
+    if (isShown && ids.some((id) => !colours.has(id)))
+      grpoToasts.show({ tone: "bad", text: `The charts show ${maxShown} runs at most; take one away first.` });
+    keepColours();
+    draw();
+    ask();
+  };
+
+  const paint = (box, colour) => box.style.setProperty("--series", `var(--series-${colour % 10})`);
+  const tick = (label, ids) => {
+    const box = make("input", "tick", "", { type: "checkbox", "aria-label": `Show the curves of ${label}` });
+    const own = ids.find((id) => colours.has(id));
+    box.checked = own !== undefined;
+    if (own !== undefined) paint(box, colours.get(own));
+    box.addEventListener("change", () => show(ids, box.checked));
+    return box;
+  };
+  const rewardCell = (row) => {
+    const cell = make("td", "number c-reward");
+    cell.append(make("b", "", row.reward || "–"));
+    if (row.interval) cell.append(make("span", "muted", row.interval));
+    return cell;
+  };
+  const nameCell = (row) => {
+    const cell = make("th", "c-name", "", { scope: "row" }), line = make("div", "run-name");
+    line.append(make("a", "ellipsis", row.name, { href: `runs/${row.id}`, title: row.note || row.name }));
+    if (row.note) line.append(make("span", "q-icon material-icons note-mark", "notes", { title: row.note, role: "img", "aria-label": "has a note" }));
+    for (const tag of row.tags) {
+      const button = make("button", "tag", tag, { type: "button", title: `Only runs tagged ${tag}` });
+      button.addEventListener("click", () => go({ tag }));
+      line.append(button);
+    }
+    cell.append(line, make("span", "muted phone-only", `${row.status} · ${row.env}`));
+    return cell;
+  };
+  const statusCell = (row) => {
+    const cell = make("td", "c-status");
+    cell.append(make("span", `chip ${TONES[row.status] ?? ""}`, row.status === "running" ? `${Math.round(100 * row.progress)} %` : row.status));
+    return cell;
+  };
+  const menuCell = (row) => {
+    const cell = make("td", "c-menu"), details = make("details", "menu"), list = make("div", "menu-list");
+    const summary = make("summary", "", "", { "aria-label": `Actions of ${row.name}` });
+    summary.append(icon("more_horiz"));
+    const isEnded = !["running", "queued"].includes(row.status);
+    const add = (label, name, action) => {
+      const button = make("button", "", "", { type: "button" });
+      button.append(icon(name), label);
+      button.addEventListener("click", () => { details.open = false; action(); });
+      list.append(button);
+    };
+    add("Open", "open_in_full", () => location.assign(`runs/${row.id}`));
+    add("Name, tags, note", "edit", () => act("edit", row.id));
+    add("Repeat", "replay", () => location.assign(`new?from=${row.id}`));
+    add(row.hidden ? "Show again" : "Hide", row.hidden ? "visibility" : "visibility_off", () => act(row.hidden ? "unhide" : "hide", row.id));
+    if (isEnded) add("Delete", "delete", () => act("delete", row.id));
+    else add("Stop", "stop", () => act("stop", row.id));
+    // Fixed, since the table scrolls sideways and would cut it off.
+    details.addEventListener("toggle", () => {
+      const { right, bottom } = summary.getBoundingClientRect(), height = list.offsetHeight;
+      const top = bottom + height + 80 > innerHeight ? bottom - 32 - height : bottom + 4;
+      list.style.cssText = `top: ${Math.max(8, top)}px; right: ${innerWidth - right}px`;
+    });
+    details.append(summary, list);
+    cell.append(details);
+    return cell;
+  };
+  const runRow = (row) => {
+    const line = make("tr", row.member ? "member" : "", "", { "data-id": row.id });
+    const first = make("td", "c-tick");
+    first.append(tick(row.name, [row.id]));
+    line.append(first, nameCell(row), statusCell(row), make("td", "c-env muted", row.env), rewardCell(row),
+      make("td", "number c-steps", row.steps), make("td", "number c-time", row.time), make("td", "number c-seed", row.seed),
+      ...row.settings.map((value) => make("td", "number c-setting", value)), make("td", "c-created muted", age(row.created)), menuCell(row));
+    return line;
+  };
+  const groupRow = (row) => {
+    const line = make("tr", "group-row", "", { "data-group": row.group });
+    const first = make("td", "c-tick"), cell = make("th", "c-name", "", { scope: "row" });
+    first.append(tick(`the ${row.n} runs of ${row.name}`, row.ids.slice(0, maxShown)));
+    const button = make("button", "opener", "", { type: "button", "aria-expanded": row.open });
+    button.append(icon(row.open ? "expand_more" : "chevron_right"), make("span", "ellipsis", row.name), make("span", "muted count", `${row.n} ${row.n === 1 ? "run" : "runs"}`));
+    button.addEventListener("click", () => {
+      const open = new Set(grpoAddress.get("open").split(",").filter(Boolean));
+      open.has(row.group) ? open.delete(row.group) : open.add(row.group);
+      grpoAddress.set({ open: [...open].join() });
+      ask();
+    });
+    cell.append(button);
+    line.append(first, cell, make("td", "c-status"), make("td", "c-env muted", row.env), rewardCell(row),
+      make("td", "number c-steps", row.steps), make("td", "number c-time", row.time), make("td", "number c-seed", row.seed),
+      ...row.settings.map((value) => make("td", "number c-setting", value)), make("td", "c-created"), make("td", "c-menu"));
+    return line;
+  };
+  const headRow = (settings) => {
+    const line = make("tr"), sort = grpoAddress.get("sort", "-created_at");
+    line.append(make("td", "c-tick"));
+    const heads = [...COLUMNS, CREATED].map(([key, title, field]) => {
+      const isOn = sort.replace("-", "") === field, isDown = sort.startsWith("-");
+      const cell = make("th", `c-${key}`, "", { scope: "col", "aria-sort": isOn ? (isDown ? "descending" : "ascending") : "none" });
+      const button = make("button", isOn ? "on" : "", title, { type: "button" });
+      if (isOn) button.append(icon(isDown ? "arrow_downward" : "arrow_upward"));
+      button.addEventListener("click", () => {
+        // As it is now: a second click may come before the answer to the first.
+        const now = grpoAddress.get("sort", "-created_at");
+        const isDescending = now.replace("-", "") === field ? !now.startsWith("-") : DESCENDING.has(field), next = `${isDescending ? "-" : ""}${field}`;
+        go({ sort: next === "-created_at" ? "" : next });
+      });
+      cell.append(button);
+      return cell;
+    });
+    const named = settings.map((name) => make("th", "c-setting", name, { scope: "col", title: name }));
+    line.append(...heads.slice(0, -1), ...named, heads.at(-1), make("td", "c-menu"));
+    return line;
+  };
+  const draw = () => {
+    if (!table?.isConnected || !latest) return;
+    const opened = table.querySelector("details[open]")?.closest("tr")?.dataset.id;
+    const focus = document.activeElement?.closest("tr[data-id]")?.dataset.id, place = document.activeElement?.className;
+    table.querySelector("thead").replaceChildren(headRow(latest.settings));
+    table.querySelector("tbody").replaceChildren(...latest.rows.map((row) => ("group" in row ? groupRow(row) : runRow(row))));
+    if (opened) table.querySelector(`tr[data-id="${opened}"] details`)?.setAttribute("open", "");
+    if (focus && place) table.querySelector(`tr[data-id="${focus}"] .${CSS.escape(place.split(" ")[0])}`)?.focus();
+    document.querySelector(".runs-empty").classList.toggle("hidden", latest.rows.length > 0);
+    table.classList.toggle("hidden", latest.rows.length === 0);
+    table.classList.toggle("one-env", grpoAddress.get("group") === "env_name" || grpoAddress.has("env") || latest.envs.length < 2);
+    drawPager();
+  };
+  const drawPager = () => {
+    const pager = document.querySelector(".pager"), page = Math.min(Number(grpoAddress.get("page", "1")) || 1, latest.pages);
+    pager.classList.toggle("hidden", latest.pages < 2);
+    const turn = (label, name, to) => {
+      const button = make("button", "button quiet icon", "", { type: "button", "aria-label": label });
+      button.append(icon(name));
+      button.disabled = to < 1 || to > latest.pages;
+      button.addEventListener("click", () => { grpoAddress.set({ page: to === 1 ? "" : to }); ask(); });
+      return button;
+    };
+    pager.replaceChildren(turn("Page before", "chevron_left", page - 1), make("span", "muted number", `Page ${page} of ${latest.pages}`), turn("Next page", "chevron_right", page + 1));
+  };
+
+  // The controls above the table.
+  const STATUSES = ["queued", "running", "completed", "failed", "stopped"];
+  const fill = (name, options, value) => {
+    const select = document.querySelector(`.runs-bar [name=${name}]`);
+    if (select.dataset.options !== options.join("\n")) {
+      select.dataset.options = options.join("\n");
+      select.replaceChildren(...options.map((each) => Object.assign(make("option", "", each[1]), { value: each[0] })));
+    }
+    select.value = value;
+  };
+  const drawBar = () => {
+    const env = grpoAddress.get("env"), tag = grpoAddress.get("tag"), status = grpoAddress.get("status");
+    const either = (list, value) => [...new Set([...list, ...(value ? [value] : [])])].map((each) => [each, each]);
+    fill("env", [["", "All environments"], ...either(latest.envs, env)], env);
+    fill("status", [["", "Any status"], ...either(STATUSES, status)], status);
+    fill("tag", [["", "Any tag"], ...either(latest.tags, tag)], tag);
+    document.querySelector(".runs-bar [name=tag]").closest("label").classList.toggle("hidden", latest.tags.length === 0 && !tag);
+    document.querySelector(".runs-bar [name=group]").value = grpoAddress.get("group");
+    document.querySelector(".runs-bar [name=hidden]").checked = grpoAddress.get("hidden") === "1";
+    document.querySelector(".runs-bar .hidden-box").classList.toggle("hidden", latest.hidden === 0 && grpoAddress.get("hidden") !== "1");
+  };
+  const listen = () => {
+    const bar = document.querySelector(".runs-bar"), search = bar.querySelector("[name=q]");
+    search.value = grpoAddress.get("q");
+    let waiting = 0;
+    search.addEventListener("input", () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => go({ q: search.value.trim() }), 120);
+    });
+    for (const select of bar.querySelectorAll("select"))
+      select.addEventListener("change", () => { go({ [select.name]: select.value }); grpoCurves.draw(); });
+    const hidden = bar.querySelector("[name=hidden]");
+    hidden.addEventListener("change", () => go({ hidden: hidden.checked ? "1" : "" }));
+    document.querySelector(".runs-empty .clear").addEventListener("click", () => {
+      search.value = "";
+      go({ q: "", env: "", status: "", tag: "", hidden: "" });
+    });
+    document.addEventListener("click", (event) => {
+      for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+    });
+    document.addEventListener("scroll", () => {
+      for (const menu of document.querySelectorAll("details.menu[open]")) menu.open = false;
+    }, { capture: true, passive: true });
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") for (const menu of document.querySelectorAll("details.menu[open]")) menu.open = false;
+    });
+  };
+
+  return {
+    start(tableId, curvesId, limit) {
+      [table, latest, maxShown, isStarted] = [document.getElementById(tableId), null, limit, true];
+      colours = new Map();
+      grpoCurves.start(curvesId, null, ask);
+      listen();
+    },
+    // page: the rows and what the controls offer; colours: the runs in the charts.
+    show(page) {
+      if (!isStarted) return;
+      latest = page;
+      colours = new Map(Object.entries(page.colours));
+      grpoCurves.keep(page.colours);
+      drawBar();
+      draw();
+    },
+  };
+})();

@@ -1,0 +1,24 @@
+"""Settings as people write them, and who chose them."""
+
+import json
+from typing import Any
+
+from service.dashboard.widgets.number_format import format_count
+
+ORIGINS = {"request": "yours", "preset": "preset", "default": "default"}
+ORIGIN_TONES = {"request": "own", "preset": "preset"}
+
+
+def write_setting(value: Any) -> str:
+    """Write a setting as the form takes it."""
+    if value is None or value in ([], {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return format_count(value)
+    if isinstance(value, list):
+        return ", ".join(part if isinstance(part, str) else json.dumps(part) for part in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {write_setting(part)}" for name, part in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,37 @@
+"""Films as answers: their parameters, and the parts that a player asks for."""
+
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+
+from service.http.problems import Refusal, error_response
+from service.http.ranges import choose_part, is_known
+from service.models.player import MEDIA_TYPES, Film
+from service.schemas.fields import MAX_FILM_STEPS, MAX_PLAY_SEED
+from service.schemas.models import VideoFormat
+
+_CONTENT = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()}
+FILM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": _CONTENT},
+    206: {"description": "The part that `Range` asks for.", "content": _CONTENT},
+    304: {"description": "The film still matches `If-None-Match`."},
+}
+
+FilmFormat = Annotated[VideoFormat, Query(alias="format", description="`gif` loops; `mp4` is smaller.")]
+PlaySeed = Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Seed of the episode.")]
+Deterministic = Annotated[bool, Query(description="Take the most likely actions instead of drawing them.")]
+MaxSteps = Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the episode after so many steps.")]
+
+
+def answer_film(request: Request, film: Film, more_headers: dict[str, str] | None = None) -> Response:
+    """Answer with a film, or with the part of it that was asked for."""
+    headers = {"X-Episode-Reward": str(film.reward), "X-Episode-Length": str(film.n_steps), **(more_headers or {})}
+    etag = f'"{hashlib.sha256(film.content).hexdigest()}"'
+    if is_known(request, etag):
+        return Response(status_code=304, headers={"ETag": etag, **headers})
+    part = choose_part(request, len(film.content), etag)
+    if isinstance(part, Refusal):
+        return error_response(*part)
+    content = film.content[part.start : part.start + part.n_bytes]
+    return Response(content, part.status_code, {**headers, **part.headers}, film.media_type)

@@ -1,0 +1,53 @@
+"""The curves of runs, as the browser gets them."""
+
+import json
+import math
+
+from service.dashboard.runs.curves import MAX_POINTS, describe_curves, read_line
+from service.jobs.job import Job
+from service.schemas.jobs import JobStatus
+from tests.support import make_evaluation, make_final_evaluation, make_plan
+
+
+def test_a_run_brings_its_line_its_evaluations_and_all_keys() -> None:
+    job = Job(make_plan(total_timesteps=100, model_name="m"))
+    job.start()
+    for i in range(1, 4):
+        job.advance(10 * i)
+        job.publish_metrics({"rollout/ep_rew_mean": float(i), "train/approx_kl": math.nan if i == 2 else 0.5})
+    job.publish_evaluation(make_evaluation(20, 3.0).model_dump(exclude={"elapsed_seconds"}))
+    job.publish_final_evaluation(make_final_evaluation(2.5).model_dump())
+    job.finish(JobStatus.COMPLETED)
+    curves = describe_curves(job, ["reward", "train/approx_kl", "no/such"])
+    lines = curves["lines"]
+    assert lines.keys() == {"rollout/ep_rew_mean", "train/approx_kl", "no/such"}
+    assert lines["rollout/ep_rew_mean"][::2] == ([10, 20, 30], [1.0, 2.0, 3.0])
+    assert lines["train/approx_kl"].values == [0.5, None, 0.5]
+    assert lines["no/such"].steps == []
+    assert curves["keys"] == ["rollout/ep_rew_mean", "train/approx_kl"]
+    (evaluation,) = curves["evaluations"]
+    assert (evaluation[0], evaluation[2], evaluation[3:]) == (20, 3.0, [3.0, 3.0])
+    assert curves["final"][2] == 2.5
+    json.dumps(curves, allow_nan=False)
+    record = job.make_record(0, 1)
+    assert describe_curves(Job.restore(record), ["reward"])["keys"] == curves["keys"]
+
+
+def test_a_mean_over_past_episodes_is_no_staircase() -> None:
+    values = [1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 3.0]
+    points = [(i, float(i), value) for i, value in enumerate(values)]
+    assert read_line(points, "rollout/ep_rew_mean")[::2] == ([0, 3, 5, 7], [1.0, 2.0, 3.0, 3.0])
+    assert read_line(points, "train/loss").values == values
+
+
+def test_a_long_line_is_the_mean_of_stretches_with_their_bounds() -> None:
+    points = [(i, i / 2, float(i % 4)) for i in range(4 * MAX_POINTS)]
+    line = read_line(points, "train/loss")
+    assert (line.steps[0], line.steps[-1]) == (3, 4 * MAX_POINTS - 1)
+    assert line.seconds[0] == 1.5
+    assert line.values == [1.5] * MAX_POINTS
+    assert line.bounds == [(0.0, 3.0)] * MAX_POINTS
+    points[1] = (1, 0.5, math.inf)
+    assert read_line(points, "train/loss").values[0] == float(f"{(0 + 2 + 3) / 3:.5g}")
+    short = read_line(points[:MAX_POINTS], "train/loss")
+    assert (len(short.values), short.bounds) == (MAX_POINTS, [])

@@ -1,0 +1,94 @@
+"""The table of runs: its pages, its groups, and the settings in which runs differ."""
+
+import statistics
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from service.dashboard.runs.address import PAGE_SIZE, read_view
+from service.dashboard.runs.table import Configs, compute_interval, find_differences, make_table
+from service.jobs.record import PastJob
+from service.schemas.jobs import JobStatus, JobSummary
+
+
+def make_run(number: int, **fields: Any) -> PastJob:
+    made: dict[str, Any] = {
+        "job_id": f"{number:08x}-0000",
+        "status": JobStatus.COMPLETED,
+        "progress": 1.0,
+        "env_name": "CartPole-v1",
+        "model_name": f"m{number}",
+        "current_timesteps": 1000 + number,
+        "total_timesteps": 1000,
+        "created_at": datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number),
+        "seed": number,
+        "recipe": "r",
+        **fields,
+    }
+    return PastJob(JobSummary(**made))
+
+
+class Source:
+    """Configurations, and which of them were asked for."""
+
+    def __init__(self, **configs: dict[str, Any]) -> None:
+        self.asked: list[str] = []
+        self._configs = configs
+
+    def list_configs(self, job_ids: Iterable[str]) -> Configs:
+        self.asked = list(job_ids)
+        return {job_id: self._configs.get(job_id, {"gamma": 0.9, "seed": 1}) for job_id in self.asked}
+
+
+def test_only_the_page_is_described_and_asked_for() -> None:
+    runs, source = [make_run(i) for i in range(2 * PAGE_SIZE + 1)], Source()
+    table = make_table(runs, read_view({"page": "3"}), source.list_configs)
+    assert (table.n_runs, table.n_pages) == (2 * PAGE_SIZE + 1, 3)
+    assert [row["name"] for row in table.rows] == ["m0"]
+    assert source.asked == [runs[0].job_id]
+    assert make_table(runs, read_view({"page": "4"}), source.list_configs).rows == []
+
+
+def test_a_row_tells_what_is_known() -> None:
+    run = make_run(1, mean_reward=12.34, mean_reward_ci95=(10.0, 14.0), elapsed_seconds=61.0, display_name="best")
+    (row,) = make_table([run], read_view({}), Source().list_configs).rows
+    shown = [row[name] for name in ("name", "status", "reward", "interval", "steps", "time", "seed")]
+    assert shown == ["best", "completed", "12.3", "10 to 14", "1,001", "1:01 min", "1"]
+    (row,) = make_table([make_run(1, status=JobStatus.QUEUED)], read_view({}), Source().list_configs).rows
+    assert (row["reward"], row["interval"], row["time"]) == ("", "", "")
+
+
+def test_only_settings_that_differ_within_an_environment_have_a_column() -> None:
+    runs = [make_run(0), make_run(1), make_run(2, env_name="Pendulum-v1")]
+    configs: Configs = {
+        runs[0].job_id: {"seed": 1, "gamma": 0.9, "n_steps": 32, "net_arch": [8]},
+        runs[1].job_id: {"seed": 2, "gamma": 0.9, "n_steps": 32, "net_arch": [16]},
+        runs[2].job_id: {"seed": 3, "gamma": 0.5, "n_steps": 64, "net_arch": [8]},
+    }
+    assert find_differences(runs, configs) == ["net_arch"]
+    table = make_table(runs, read_view({}), lambda job_ids: configs)
+    assert [row["settings"] for row in table.rows] == [["8"], ["16"], ["8"]]
+
+
+def test_groups_have_the_mean_of_their_runs_and_its_interval() -> None:
+    rewards = [1.0, 2.0, 6.0]
+    runs = [make_run(i, mean_reward=reward, elapsed_seconds=10.0) for i, reward in enumerate(rewards)]
+    runs += [make_run(7, recipe="other", mean_reward=5.0), make_run(8, recipe="other")]
+    first, second = make_table(runs, read_view({"group": "recipe"}), Source().list_configs).rows
+    assert (first["n"], first["reward"], first["interval"]) == (2, "5", "")
+    half = 4.30 * statistics.stdev(rewards) / 3**0.5  # t of two degrees of freedom
+    assert (second["n"], second["reward"]) == (3, "3")
+    assert compute_interval(rewards) == pytest.approx((3 - half, 3 + half))
+    assert (second["time"], second["seed"], second["ids"][0]) == ("30 s", "3 seeds", runs[2].job_id)
+
+
+def test_an_open_group_lists_its_runs() -> None:
+    runs = [make_run(0), make_run(1, env_name="Pendulum-v1"), make_run(2)]
+    source = Source()
+    table = make_table(
+        runs, read_view({"group": "env_name", "open": "CartPole-v1", "sort": "-seed"}), source.list_configs
+    )
+    assert [row["name"] for row in table.rows] == ["CartPole-v1", "m2", "m0", "Pendulum-v1"]
+    assert [row.get("member", False) for row in table.rows] == [False, True, True, False]

@@ -1,0 +1,264 @@
+"""The table of runs and their curves in a browser: all of it is in the address."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from fastapi import FastAPI
+from selenium import webdriver
+from selenium.webdriver.common.keys import Keys
+
+from api import create_app
+from service.jobs.job import Job
+from service.jobs.journal import FILE_NAME, JobJournal
+from service.jobs.registry import JobRegistry
+from service.schemas.jobs import JobStatus
+from service.settings import Settings
+from tests.browser import ARTEFACTS, drive, needs_driver
+from tests.service.dashboard.page import Page
+from tests.support import make_evaluation, make_plan, serve, wait_until
+
+pytestmark = needs_driver
+
+N_RUNS = 60
+
+
+def record_runs(folder: Path) -> list[str]:
+    """Write runs that have ended: in two environments, with two learning rates and three seeds; return their ids."""
+    journal, job_ids = JobJournal(folder / FILE_NAME), []
+    for number in range(N_RUNS):
+        env_name = "Acrobot-v1" if number % 10 == 9 else "CartPole-v1"
+        rate = (0.001, 0.002)[number // 3 % 2]
+        job = Job(make_plan(env_name=env_name, model_name=f"run-{number:02}", seed=number % 3, learning_rate=rate))
+        job.start()
+        for i in range(1, 21):
+            job.advance(100 * i)
+            job.publish_metrics({"rollout/ep_rew_mean": float(number + i), "train/loss": 1.0 / i})
+        for steps in (1000, 2000):
+            job.publish_evaluation(make_evaluation(steps, float(number)).model_dump(exclude={"elapsed_seconds"}))
+        job.finish(JobStatus.FAILED if number == 7 else JobStatus.COMPLETED, "it broke" if number == 7 else None)
+        journal.write([job.make_record(0, 1)])
+        job_ids.append(job.job_id)
+    journal.close()
+    return job_ids
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def job_ids(folder: Path) -> list[str]:
+    return record_runs(folder)
+
+
+@pytest.fixture(scope="module")
+def app(folder: Path, job_ids: list[str]) -> FastAPI:
+    return create_app(Settings(models_dir=folder, executor="thread"))
+
+
+@pytest.fixture(scope="module")
+def origin(app: FastAPI) -> Iterator[str]:
+    with serve(app) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    with drive(tmp_path_factory.mktemp("profile"), 1440, 1100) as driver:
+        ARTEFACTS.mkdir(exist_ok=True)
+        yield driver
+
+
+@pytest.fixture
+def page(driver: webdriver.Chrome, origin: str) -> Iterator[Page]:
+    page = Page(driver, origin)
+    page.emulate()
+    yield page
+    assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def registry(app: FastAPI) -> JobRegistry:
+    registry: JobRegistry = app.state.service.registry
+    return registry
+
+
+def list_names(page: Page) -> list[str]:
+    names: list[str] = page.run("return [...document.querySelectorAll('.run-name a')].map((link) => link.textContent)")
+    return names
+
+
+def wait_for_names(page: Page, *names: str) -> None:
+    wait_until(lambda: list_names(page)[: len(names)] == list(names))
+
+
+def choose(page: Page, name: str, value: str) -> None:
+    script = "const s = document.querySelector(`select[name=${arguments[0]}]`); s.value = arguments[1]; "
+    page.run(f"{script} s.dispatchEvent(new Event('change'))", name, value)
+
+
+def read_address(page: Page) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.driver.current_url).query).items()}
+
+
+def read_lines(page: Page) -> dict[str, Any]:
+    """Read the drawn lines by name, of all panels."""
+    lines = page.run("return grpoCurves.options().flatMap((option) => option.series)")
+    return {line["name"]: line for line in lines}
+
+
+def test_the_table_sorts_filters_and_turns_pages_and_a_second_tab_shows_the_same(page: Page) -> None:
+    page.open("")
+    wait_for_names(page, "run-59", "run-58")
+    assert page.find("h1 + p").text == f"{N_RUNS} runs"
+    page.click("th.c-reward button")
+    wait_until(lambda: read_address(page).get("sort") == "-mean_reward")
+    page.click("th.c-reward button")
+    wait_for_names(page, "run-00", "run-01")
+    page.click(".pager button[aria-label='Next page']")
+    wait_for_names(page, "run-50")
+    page.find("input[type=search]").send_keys("run-0")
+    wait_until(lambda: read_address(page).get("q") == "run-0")
+    wait_for_names(page, "run-00")
+    choose(page, "status", "failed")
+    wait_until(lambda: list_names(page) == ["run-07"])
+    assert read_address(page) == {"sort": "mean_reward", "q": "run-0", "status": "failed"}
+    page.driver.get(page.driver.current_url)
+    wait_until(lambda: list_names(page) == ["run-07"])
+    assert page.find("input[type=search]").get_attribute("value") == "run-0"
+    page.find("input[type=search]").send_keys("nothing")
+    page.click(".runs-empty button", "Show all")
+    wait_until(lambda: len(list_names(page)) == 50)
+
+
+def test_settings_that_differ_have_a_column(page: Page) -> None:
+    page.open("")
+    wait_for_names(page, "run-59")
+    heads = page.run("return [...document.querySelectorAll('th.c-setting')].map((cell) => cell.textContent)")
+    assert heads == ["learning_rate"]
+
+
+def test_a_colour_belongs_to_a_run_whatever_else_is_taken_away(page: Page, job_ids: list[str]) -> None:
+    shown = f"{job_ids[1][:8]}.0,{job_ids[2][:8]}.3"
+    page.open(f"?show={shown}&sort=created_at")
+    wait_until(lambda: {"run-01, evaluation", "run-02, evaluation"} <= read_lines(page).keys())
+    colours = {name: line["color"] for name, line in read_lines(page).items()}
+    page.click("[aria-label='Show the curves of run-01']")
+    page.click("[aria-label='Show the curves of run-00']")
+    wait_until(lambda: "run-00, evaluation" in read_lines(page))
+    lines = read_lines(page)
+    assert "run-01, evaluation" not in lines
+    assert lines["run-02, evaluation"]["color"] == colours["run-02, evaluation"]
+    assert lines["run-00, evaluation"]["color"] == colours["run-01, evaluation"]  # which is free again
+    assert set(read_address(page)["show"].split(",")) == {f"{job_ids[2][:8]}.3", f"{job_ids[0][:8]}.0"}
+    page.photograph("runs")
+
+
+def test_there_is_one_panel_per_environment_and_any_metric(page: Page, job_ids: list[str]) -> None:
+    page.open(f"?show={job_ids[8][:8]}.0,{job_ids[9][:8]}.1")
+    titles = "return [...document.querySelectorAll('.curve h2')].map((title) => title.textContent)"
+    wait_until(lambda: page.run(titles) == ["CartPole-v1", "Acrobot-v1"])
+    choose(page, "y", "train/loss")
+    wait_until(lambda: "run-08" in read_lines(page))
+    choose(page, "x", "relative")
+    page.click(".curve-bar input[type=checkbox]")
+    wait_until(lambda: page.run("return grpoCurves.options()[0].yAxis[0].type") == "log")
+    assert {name: read_address(page)[name] for name in "yx"} == {"y": "train/loss", "x": "relative"}
+    wait_until(lambda: read_lines(page)["run-08"]["data"][-1][0] < 100)  # seconds, where there were 2,000 steps
+    page.photograph("metric")
+
+
+def test_a_group_is_drawn_as_the_mean_of_its_seeds_with_a_band(page: Page, job_ids: list[str]) -> None:
+    page.open(f"?group=recipe&sort=created_at&show={job_ids[0][:8]}.0,{job_ids[1][:8]}.1,{job_ids[2][:8]}.2")
+    wait_until(lambda: "run-00, mean of 3" in read_lines(page))
+    lines = read_lines(page)
+    # At every step the seeds have 0, 1 and 2: mean 1, deviation 1, and t = 4.3 for two degrees of freedom.
+    assert {round(y, 9) for _, y in lines["run-00, mean of 3"]["data"]} == {1.0}
+    assert lines["low"]["data"][0][1] == pytest.approx(1 - 4.3 / 3**0.5)
+    page.click(".group-row .opener")
+    wait_until(lambda: len(list_names(page)) > 3)
+    assert read_address(page)["open"]
+    page.photograph("groups")
+
+
+def test_a_run_is_named_tagged_hidden_and_deleted(page: Page, registry: JobRegistry, job_ids: list[str]) -> None:
+    page.open("?q=run-33")
+    wait_for_names(page, "run-33")
+
+    def act(text: str) -> None:
+        page.click("[aria-label^='Actions of']")
+        page.click(".menu-list button", text)
+
+    act("Name, tags, note")
+    page.find(".dialog input[aria-label='Name']").send_keys("The best run-33")
+    page.find(".dialog input[aria-label^='Tags']").send_keys("paper, b")
+    page.find(".dialog textarea").send_keys("Why?")
+    page.click(".dialog button", "Save")
+    wait_for_names(page, "The best run-33")
+    labels = registry.get(job_ids[33]).labels
+    assert (labels.display_name, labels.tags, labels.note) == ("The best run-33", ["paper", "b"], "Why?")
+    page.click(".tag", "paper")
+    wait_until(lambda: read_address(page).get("tag") == "paper")
+    wait_until(lambda: not page.driver.find_elements("css selector", ".dialog"))
+    act("Hide")
+    page.find(".runs-empty")
+    page.click(".hidden-box input")
+    wait_for_names(page, "The best run-33")
+    act("Delete")
+    page.find(".dialog", "Delete the run The best run-33?")
+    page.press(Keys.ESCAPE)
+    wait_until(lambda: not page.driver.find_elements("css selector", ".dialog"))
+    act("Delete")
+    page.click(".dialog button", "Delete the run")
+    wait_until(lambda: job_ids[33] not in {line.job_id for line in registry.list_lines()})
+
+
+def test_a_run_has_an_address_of_its_own(page: Page, job_ids: list[str]) -> None:
+    page.open(f"runs/{job_ids[7]}")
+    page.find("h1", "run-07")
+    page.find(".job .verdict", "it broke")
+    page.find(".events .bad", "Failed at step 2,000: it broke")
+    page.find("[aria-label=Evaluations]", "best")
+    page.find(".stage", "Nothing was saved")
+    choose(page, "y", "train/loss")
+    wait_until(
+        lambda: "train/loss" in page.run("return [...document.querySelectorAll('.curve h2')].map((h) => h.textContent)")
+    )
+    page.photograph("run")
+    page.click(".job a", "Repeat")
+    page.find("h1", "New job")
+    wait_until(lambda: '"learning_rate": 0.001' in page.find(".aside pre").text)
+    sent = json.loads(page.find(".aside pre").text.split("-d '")[1].rstrip("'"))
+    assert sent == {"env_name": "CartPole-v1", "learning_rate": 0.001}
+
+
+def test_a_run_that_is_gone_is_said_to_be(page: Page) -> None:
+    page.open("runs/none")
+    page.find(".note.bad", "There is no such run any more.")
+    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 404
+
+
+@pytest.mark.parametrize("path", ["", "?group=recipe", "runs/{}"])
+def test_a_phone_shows_the_curve_first_and_nothing_sideways(page: Page, job_ids: list[str], path: str) -> None:
+    page.emulate(390, 844)
+    page.open(path.format(job_ids[5]))
+    curve = page.find(".curve")
+    assert page.run("return document.documentElement.scrollWidth") == 390
+    first = page.run(
+        "return [...document.querySelectorAll('.page .card')].map((card) => card.getBoundingClientRect().top)"
+    )
+    assert min(first) == page.run("return arguments[0].getBoundingClientRect().top", curve)
+    page.photograph(f"phone-{'run' if 'runs' in path else 'runs'}")
+
+
+def test_charts_stay_in_view(page: Page) -> None:
+    page.open("")
+    wait_for_names(page, "run-59")
+    page.find(".curve")
+    page.run("scrollTo(0, 1200)")
+    wait_until(lambda: 0 < page.run("return document.querySelector('.curve').getBoundingClientRect().top") < 300)
