@@ -24,7 +24,7 @@ from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
 from service.http.query_names import check_query_names
 from service.http.request_guard import RequestGuard, RequestRules
-from service.http.routes import catalogue, files, inference, login, models, server, training
+from service.http.routes import catalogue, files, inference, login, models, server, sweeps, training
 from service.http.shutdown import announce_shutdown
 from service.models.folder_lock import FolderLock
 from service.models.store import ModelStore
@@ -99,8 +99,9 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
     app.state.service = service
     app.state.guess_limit = GuessLimit()
     app.state.client_limits = ClientLimits(settings) if settings.limits_clients else None
+    service.sweeps.admission = app.state.client_limits
     app.state.dashboard = LazyDashboard(service)
-    for topic in (server, training, inference, models, files, catalogue):
+    for topic in (server, training, sweeps, inference, models, files, catalogue):
         app.include_router(topic.router, dependencies=[Depends(check_query_names)])
     app.include_router(login.router)
     app.mount(PREFIX, app.state.dashboard)

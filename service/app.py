@@ -22,8 +22,9 @@ from service.models.store import ModelStore, ServedModel
 from service.monitoring.memory import get_available_bytes, get_total_bytes
 from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness
-from service.schemas.training import TrainRequest
+from service.schemas.training import TrainConfig, TrainRequest
 from service.settings import Settings
+from service.sweeps.conductor import Conductor
 from service.training.plan import TrainingPlan
 from service.training.planner import Planner
 from service.workers.executor import make_executor
@@ -65,6 +66,7 @@ class Service:
             max_files_bytes=settings.max_models_bytes,
         )
         self.executor = make_executor(settings.executor, settings.log_style)
+        journal, obstacle = open_journal(settings.models_dir)
         self.registry = JobRegistry(
             self.store,
             self.executor,
@@ -75,7 +77,7 @@ class Service:
             checkpoints=CheckpointFolder(settings.models_dir),
             tensorboard_dir=settings.tensorboard_dir,
             max_kept_days=settings.max_kept_days,
-            recorder=JobRecorder(*open_journal(settings.models_dir)),
+            recorder=JobRecorder(journal, obstacle),
         )
         self.short_tasks = ShortTasks(self.executor, settings.task_seconds, self.closing)
         # Separate from the tasks above, so that plans never wait for evaluations and films, nor these for plans. As
@@ -92,6 +94,7 @@ class Service:
             reward_functions,
         )
         self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
+        self.sweeps = Conductor(journal, self.registry, self.store, self, settings.max_models)
         self.player = ModelPlayer(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)
@@ -102,15 +105,16 @@ class Service:
         self.readiness_limiter = CapacityLimiter(1)
         self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
 
-    def start_job(self, request: TrainRequest) -> Job:
+    def start_job(self, request: TrainRequest, sweep_id: str | None = None) -> Job:
         """Plan a training job and queue it. It may take seconds, so call it in a thread of ``planning_limiter``.
 
+        :param sweep_id: The sweep that it belongs to; None if to none.
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ConflictError: If an active job will save under the same name.
         :raises ServiceError: Whatever ``JobRegistry.submit`` and ``ShortTasks.run`` raise.
         """
         self.registry.check_room(request.model_name)
-        return self.registry.submit(self.plan(request))
+        return self.registry.submit(self.plan(request)._replace(sweep_id=sweep_id))
 
     def resume_job(self, job_id: str) -> Job:
         """Queue a job again that was stopped or failed, perhaps with an earlier server.
@@ -131,6 +135,10 @@ class Service:
         """
         return self._planner.plan(request, self._read_init_meta(request.init_model))
 
+    def plan_config(self, request: TrainRequest) -> TrainConfig:
+        """Do as ``plan``, and return the configuration alone."""
+        return self.plan(request).config
+
     def _read_init_meta(self, name: str | None) -> dict[str, Any] | None:
         """Return what a model says of itself that training is to begin from."""
         if name is None:
@@ -143,12 +151,15 @@ class Service:
     def begin_close(self) -> None:
         """Refuse new work, and have the jobs stop and save; ``close`` waits for them."""
         self.closing.set()
+        # Before the jobs end, so that their sweeps do not take that for a stop by hand.
+        self.sweeps.begin_close()
         self.executor.drain()
         self.registry.stop_all()
 
     def close(self) -> None:
         """Stop the jobs, let them save, and end whatever still runs. A second call does nothing."""
         self.begin_close()
+        self.sweeps.close()
         self.registry.shutdown(self.settings.shutdown_grace_seconds)
         self.executor.close()
 

@@ -612,6 +612,7 @@ class TestFollowingTraining:
             "checkpoint",
             "n_restarts",
             "tensorboard_run",
+            "sweep_id",
             "config",
             "config_origins",
         }

@@ -1,4 +1,4 @@
-"""The jobs' file: what the server knows of its jobs, in one SQLite database beside the models."""
+"""The jobs' file: what the server knows of its jobs and sweeps, in one SQLite database beside the models."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger("grpo.service")
 # A hidden file, and no name that a model can have.
 FILE_NAME = ".jobs.sqlite3"
 # Raise it with every change of the tables, and have _prepare bring older files up to it.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # "GRPO", in the header of the file: whose database it is.
 _APPLICATION_ID = 0x4752504F
 _TABLES = """
@@ -51,6 +51,10 @@ CREATE TABLE metrics (
     numbers BLOB NOT NULL, PRIMARY KEY (number, first_id)
 ) WITHOUT ROWID;
 """
+# What a file of each older version lacks; the tables above are those of version 1.
+_UPGRADES = {
+    1: "CREATE TABLE sweeps (number INTEGER PRIMARY KEY, sweep_id TEXT NOT NULL UNIQUE, record TEXT NOT NULL);",
+}
 _ACTIVE = "('queued', 'running')"
 # To check a larger file in full would hold up the start; its damage shows when it is read.
 _CHECKED_BYTES = 32 * 2**20
@@ -183,6 +187,34 @@ class JobJournal:
                 connection.execute(f"DELETE FROM metrics WHERE number = {number}", (job_id,))
                 connection.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
 
+    def list_sweeps(self) -> list[str]:
+        """List the records of all sweeps, oldest first, in JSON.
+
+        :raises JournalError: If they cannot be read.
+        """
+        with self._lock, _explain():
+            return [record for (record,) in self._connection.execute("SELECT record FROM sweeps ORDER BY number")]
+
+    def write_sweep(self, sweep_id: str, record: str) -> None:
+        """Write the record of a new or of a known sweep; it is on the disk when this returns.
+
+        :raises JournalError: If it fails.
+        """
+        with self._transact() as connection:
+            connection.execute(
+                "INSERT INTO sweeps (sweep_id, record) VALUES (?, ?) "
+                "ON CONFLICT (sweep_id) DO UPDATE SET record = excluded.record",
+                (sweep_id, record),
+            )
+
+    def forget_sweep(self, sweep_id: str) -> None:
+        """Remove a sweep.
+
+        :raises JournalError: If it fails.
+        """
+        with self._transact() as connection:
+            connection.execute("DELETE FROM sweeps WHERE sweep_id = ?", (sweep_id,))
+
     def close(self) -> None:
         """Close the file; what was written is in it."""
         with self._lock:
@@ -272,7 +304,7 @@ def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
     is_new = n_tables == 0 and version == 0
     if not is_new and application != _APPLICATION_ID:
         raise JournalError("another program's database")
-    if not is_new and version != SCHEMA_VERSION:
+    if not is_new and not 1 <= version <= SCHEMA_VERSION:
         raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; upgrade the server")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -281,7 +313,9 @@ def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
         for statement in _TABLES.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    for older in range(max(1, version), SCHEMA_VERSION):
+        connection.execute(_UPGRADES[older])
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
     if n_bytes <= _CHECKED_BYTES:
         (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()

@@ -86,7 +86,7 @@ class ClientLimits:
         wait = _hit(self._requests, self._per_second, client)
         if wait is not None:
             return _refuse(wait, f"{self._per_second.amount} requests per second")
-        if scope["path"] == "/train" and scope.get("method") == "POST":
+        if scope["path"] in ("/train", "/sweeps") and scope.get("method") == "POST":
             wait = _hit(self._slow, self._jobs_per_minute, client)
             return None if wait is None else _refuse(wait, f"{self._jobs_per_minute.amount} jobs per minute")
         if is_upload(scope):
@@ -119,12 +119,29 @@ class ClientLimits:
         :param is_active: Tells whether a job is running or queued, by its id.
         :raises QueueFullError: If it has.
         """
+        self._check_active(find_client(scope), is_active)
+
+    def claim_job(self, client: str, is_active: Callable[[str], bool]) -> None:
+        """Count a job that a sweep of a client starts, or refuse it.
+
+        :param client: What ``find_client`` returned for the request that started the sweep.
+        :param is_active: Tells whether a job is running or queued, by its id.
+        :raises QueueFullError: If it has enough jobs, or has started as many as it may in a minute.
+        """
+        self._check_active(client, is_active)
+        if _hit(self._slow, self._jobs_per_minute, client) is not None:
+            raise QueueFullError(
+                f"one client may start {self._jobs_per_minute.amount} jobs per minute (GRPO_CLIENT_JOBS_PER_MINUTE); "
+                "the sweep goes on by itself."
+            )
+
+    def _check_active(self, client: str, is_active: Callable[[str], bool]) -> None:
         with self._lock:
-            for client, job_ids in list(self._active.items()):
+            for other, job_ids in list(self._active.items()):
                 job_ids -= {job_id for job_id in job_ids if not is_active(job_id)}
                 if not job_ids:
-                    del self._active[client]
-            n_active = len(self._active.get(find_client(scope), ()))
+                    del self._active[other]
+            n_active = len(self._active.get(client, ()))
         if n_active >= self._settings.client_active_jobs:
             raise QueueFullError(
                 f"{n_active} of your jobs are running or queued, as many as one client may have "
@@ -133,8 +150,12 @@ class ClientLimits:
 
     def note_job(self, scope: Scope, job_id: str) -> None:
         """Remember whose job it is."""
+        self.note_client_job(find_client(scope), job_id)
+
+    def note_client_job(self, client: str, job_id: str) -> None:
+        """Remember whose job it is, by what ``find_client`` returned."""
         with self._lock:
-            self._active[find_client(scope)].add(job_id)
+            self._active[client].add(job_id)
 
 
 def find_peer(scope: Scope) -> str:
