@@ -44,11 +44,13 @@ from grpo_client.errors import (
     NotFound,
     ServerUnreachable,
 )
+from grpo_client.sweep_answers import BestSetting, SettingRow, Sweep, SweepStarted, SweepSummary, Trial
 
 __all__ = [
     "ApiError",
     "AsyncClient",
     "AsyncJob",
+    "BestSetting",
     "Busy",
     "Client",
     "Comparison",
@@ -80,8 +82,13 @@ __all__ = [
     "RewardFunction",
     "ServerInfo",
     "ServerUnreachable",
+    "SettingRow",
     "Stopped",
+    "Sweep",
+    "SweepStarted",
+    "SweepSummary",
     "TrainingStatus",
+    "Trial",
     "ValueCheck",
     "Verdict",
     "Video",

@@ -253,7 +253,8 @@ def _draw(dimension: list[Any] | Distribution, rng: random.Random) -> Any:
     if isinstance(dimension, list) or dimension.distribution == "integer":
         return rng.choice(_list_values(dimension))
     if dimension.distribution == "loguniform":
-        # Rounding must not leave the range.
         drawn = math.exp(rng.uniform(math.log(dimension.low), math.log(dimension.high)))
-        return min(dimension.high, max(dimension.low, drawn))
-    return rng.uniform(dimension.low, dimension.high)
+    else:
+        drawn = rng.uniform(dimension.low, dimension.high)
+    # As many digits as make a difference, and none that leave the range.
+    return min(dimension.high, max(dimension.low, float(f"{drawn:.4g}")))
