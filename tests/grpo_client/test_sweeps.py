@@ -51,10 +51,12 @@ def test_a_sweep_is_stopped_and_resumed(grpo: Any) -> None:
     sweep_id = grpo.start_sweep({"gamma": [0.9]}, base=long).sweep_id
     with pytest.raises(JobTimeout, match=f"sweep {sweep_id} is not over"):
         grpo.wait_for_sweep(sweep_id, timeout_seconds=0.01)
-    for change in (grpo.stop_sweep, grpo.resume_sweep, grpo.stop_sweep):
-        assert change(sweep_id).sweep_id == sweep_id
-        if change != grpo.resume_sweep:
-            assert grpo.wait_for_sweep(sweep_id, timeout_seconds=PATIENCE_SECONDS).status == "stopped"
+    grpo.stop_sweep(sweep_id)
+    assert grpo.wait_for_sweep(sweep_id, timeout_seconds=PATIENCE_SECONDS).status == "stopped"
+    assert grpo.resume_sweep(sweep_id).message == "Sweep resumed"
+    assert grpo.sweep(sweep_id).is_active
+    assert grpo.stop_sweep(sweep_id).message == "Sweep stopping"
+    assert grpo.wait_for_sweep(sweep_id, timeout_seconds=PATIENCE_SECONDS).status == "stopped"
 
 
 def test_a_sweep_is_started_and_shown_on_the_command_line(ask: Any) -> None:
