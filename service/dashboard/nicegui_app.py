@@ -17,6 +17,8 @@ from service.dashboard.pages.frame import install_styles
 from service.dashboard.pages.model import show_model
 from service.dashboard.pages.models import show_models
 from service.dashboard.pages.server import show_server
+from service.dashboard.pages.sweep import show_sweep
+from service.dashboard.pages.sweeps import show_sweeps
 from service.dashboard.pages.training import show_training
 from service.dashboard.pages.unknown import show_unknown
 
@@ -27,6 +29,8 @@ _RESPONSE_SECONDS = 30.0
 _PAGES: Mapping[str, Callable[..., Any]] = {
     "/": show_training,
     "/new": show_form,
+    "/sweeps": show_sweeps,
+    "/sweeps/{sweep_id}": show_sweep,
     "/models": show_models,
     "/models/{name}": show_model,
     "/server": show_server,

@@ -12,13 +12,18 @@ from service.dashboard.widgets.html_elements import LOGO, Text, make_box, make_b
 
 _STATIC = Path(__file__).parents[1] / "static"
 _SCRIPTS = ("theme.js", "toasts.js", "connection.js", "suggestions.js", "curves.js")
-_TABS = (("Training", f"{PREFIX}/", "show_chart"), ("Models", f"{PREFIX}/models", "smart_toy"))
+_STYLES = ("style.css", "sweeps.css")
+_TABS = (
+    ("Training", f"{PREFIX}/", "show_chart"),
+    ("Sweeps", f"{PREFIX}/sweeps", "tune"),
+    ("Models", f"{PREFIX}/models", "smart_toy"),
+)
 _SERVER_TAB = ("Server", f"{PREFIX}/server", "dns")
 
 
 def install_styles() -> None:
     """Add styles and scripts to all pages, in the head so that the theme comes before anything is painted."""
-    style = (_STATIC / "style.css").read_text()
+    style = "".join((_STATIC / name).read_text() for name in _STYLES)
     scripts = "".join(f"<script>{(_STATIC / name).read_text()}</script>" for name in _SCRIPTS)
     ui.add_head_html(f"<style>{style}</style>{scripts}", shared=True)
     # Quasar sets its own colours when it starts.
