@@ -7,6 +7,7 @@ import pytest
 from fastapi import FastAPI
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from api import create_app
 from service.schemas.sweeps import SweepDescription, SweepRequest
@@ -95,6 +96,27 @@ def test_all_jobs_are_stopped_after_a_question_and_go_on(driver: webdriver.Chrom
     click(driver, "Resume")
     wait_until(lambda: describe(app, sweep_id).status == "running")
     app.state.service.sweeps.stop(sweep_id)
+
+
+def test_several_values_are_tried_from_the_form(driver: webdriver.Chrome, app: FastAPI, origin: str) -> None:
+    driver.get(f"{origin}/dashboard/new")
+    wait_until(lambda: has(driver, "Try several values"))
+    summary = driver.find_element(By.CSS_SELECTOR, ".sweep-panel summary")
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", summary)
+    summary.click()
+    text = driver.find_element(By.CSS_SELECTOR, ".sweep-panel textarea")
+    text.send_keys("learning_rat = 0.001, 0.003")
+    click(driver, "Start a sweep")
+    wait_until(lambda: has(driver, "did you mean learning_rate?"))
+    text.send_keys(Keys.CONTROL, "a")
+    text.send_keys("learning_rate = 0.001, 0.003\nnet_arch = [8], [8, 8]")
+    driver.save_screenshot(ARTEFACTS / "sweep-form.png")
+    click(driver, "Start a sweep")
+    wait_until(lambda: "/dashboard/sweeps/" in driver.current_url)
+    sweep = describe(app, driver.current_url.rpartition("/")[2])
+    assert sweep.request["space"] == {"learning_rate": [0.001, 0.003], "net_arch": [[8], [8, 8]]}
+    assert sweep.request["seeds"] == [0, 1, 2]
+    app.state.service.sweeps.stop(sweep.sweep_id)
 
 
 def test_an_unknown_sweep_leads_to_the_list(driver: webdriver.Chrome, origin: str) -> None:
