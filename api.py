@@ -24,7 +24,7 @@ from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
 from service.http.query_names import check_query_names
 from service.http.request_guard import RequestGuard, RequestRules
-from service.http.routes import catalogue, files, inference, login, models, server, training, versions
+from service.http.routes import catalogue, files, inference, login, models, server, sweeps, training, versions
 from service.http.shutdown import announce_shutdown
 from service.models.folder_lock import FolderLock
 from service.models.store import ModelStore
@@ -100,7 +100,7 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
     app.state.guess_limit = GuessLimit()
     app.state.client_limits = ClientLimits(settings) if settings.limits_clients else None
     app.state.dashboard = LazyDashboard(service)
-    for topic in (server, training, inference, models, versions, files, catalogue):
+    for topic in (server, training, sweeps, inference, models, versions, files, catalogue):
         app.include_router(topic.router, dependencies=[Depends(check_query_names)])
     app.include_router(login.router)
     app.mount(PREFIX, app.state.dashboard)

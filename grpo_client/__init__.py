@@ -49,12 +49,14 @@ from grpo_client.errors import (
     NotFound,
     ServerUnreachable,
 )
+from grpo_client.sweep_answers import BestSetting, SettingRow, Sweep, SweepStarted, SweepSummary, Trial
 
 __all__ = [
     "Alias",
     "ApiError",
     "AsyncClient",
     "AsyncJob",
+    "BestSetting",
     "Busy",
     "Client",
     "Comparison",
@@ -90,8 +92,13 @@ __all__ = [
     "RolledBack",
     "ServerInfo",
     "ServerUnreachable",
+    "SettingRow",
     "Stopped",
+    "Sweep",
+    "SweepStarted",
+    "SweepSummary",
     "TrainingStatus",
+    "Trial",
     "ValueCheck",
     "Verdict",
     "Video",

@@ -271,6 +271,7 @@ class TrainingStatus(Answer):
     checkpoint: Checkpoint | None = None
     n_restarts: int = 0
     tensorboard_run: str | None
+    sweep_id: str | None = None
     config: Mapping[str, Any]
     config_origins: Mapping[str, str]
     display_name: str | None = None

@@ -6,15 +6,17 @@ Exit status: 0, 1 if the server refused or a job failed, 2 if the command line c
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_client import reports
-from grpo_client.client import DEFAULT_URL, LATEST_JOB, Client
+from grpo_client.client import DEFAULT_URL, LATEST_JOB, LATEST_SWEEP, Client
 from grpo_client.errors import GRPOError, JobFailed
 from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
+from grpo_client.sweep_answers import Sweep
 
 _URL_VARIABLE, _KEY_VARIABLE = "GRPO_URL", "GRPO_API_KEY"
 _REFUSED, _USAGE, _INTERRUPTED = 1, 2, 130
@@ -79,6 +81,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="grpo-client", description="Ask a GRPO server.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_job_commands(commands)
+    _add_sweep_commands(commands)
     _add_model_commands(commands)
     search = _add(commands, "environments", _list_environments, "list the environments")
     search.add_argument("search", nargs="?", help="part of the names")
@@ -153,6 +156,52 @@ def _add_label_command(commands: Any) -> None:
     shown = label.add_mutually_exclusive_group()
     shown.add_argument("--hide", dest="hidden", action="store_true", default=None, help="leave it out of the dashboard")
     shown.add_argument("--show", dest="hidden", action="store_false", help="take it into the dashboard again")
+
+
+def _add_sweep_commands(commands: Any) -> None:
+    text = "try several settings"
+    sweep = commands.add_parser("sweep", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    actions = sweep.add_subparsers(required=True, metavar="ACTION")
+    start = _add(actions, "start", _start_sweep, "start a sweep")
+    start.add_argument(
+        "--try",
+        nargs="+",
+        required=True,
+        dest="space",
+        metavar="KEY=VALUES",
+        help="fields of POST /train and what to try: 0.001,0.003 or uniform(0.9,1) or loguniform(1e-4,1e-2) or "
+        "integer(32,256,32), the last number being a step; or JSON",
+    )
+    start.add_argument("--env", help="id of a Gymnasium environment; default: the server's")
+    start.add_argument("-n", "--total-timesteps", type=int, help="simulator steps of each job")
+    start.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other fields of all jobs")
+    start.add_argument("--name", help="name of the sweep and beginning of its models' names; default: generated")
+    start.add_argument("--method", help="grid, random or halving; default: grid")
+    start.add_argument("--trials", type=int, dest="n_trials", help="number of settings to draw")
+    start.add_argument("--seeds", type=int, nargs="+", help="train each setting with each of these")
+    start.add_argument("--seed", type=int, help="seed of what is drawn")
+    start.add_argument("--max-active", type=int, help="jobs that run or wait at a time")
+    start.add_argument("--budget", type=int, dest="budget_timesteps", help="simulator steps of all jobs together")
+    start.add_argument("--keep", help="best or all: which models are kept; default: best")
+    start.add_argument("--watch", action="store_true", help="wait for the end, and show the table")
+    listed = _add(actions, "list", _list_sweeps, "list the sweeps")
+    listed.add_argument("--limit", type=int, help="the most sweeps to list")
+    listed.add_argument("--after", help="only sweeps before the one with this id")
+    for name, run, text in (
+        ("status", _show_sweep, "show a sweep and its table of settings"),
+        ("wait", _wait_for_sweep, "wait for a sweep to end, and show its table"),
+        ("stop", _change_sweep, "stop all jobs of a sweep; its best model is kept"),
+        ("resume", _change_sweep, "go on with a stopped or interrupted sweep"),
+        ("delete", _change_sweep, "forget a sweep; its jobs and models stay"),
+    ):
+        parser = _add(actions, name, run, text)
+        if name == "delete":
+            parser.add_argument("sweep", help="its id")
+        else:
+            parser.add_argument("sweep", nargs="?", default=LATEST_SWEEP, help="its id; default: the newest one")
+        parser.set_defaults(action=name)
+        if run is _wait_for_sweep:
+            parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then; the sweep goes on")
 
 
 def _add_model_commands(commands: Any) -> None:
@@ -325,6 +374,58 @@ def _save_curve(client: Client, options: argparse.Namespace) -> _Reply:
 
 def _report_saved(path: Path) -> _Reply:
     return _Reply({"path": str(path)}, f"saved {path}")
+
+
+def _start_sweep(client: Client, options: argparse.Namespace) -> _Reply:
+    named = {"env_name": options.env, "total_timesteps": options.total_timesteps}
+    base = {name: value for name, value in named.items() if value is not None}
+    names = ("name", "method", "n_trials", "seeds", "seed", "max_active", "budget_timesteps", "keep")
+    fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    space = dict(map(_parse_dimension, options.space))
+    started = client.start_sweep(space, base={**base, **_parse_settings(options.set, base)}, **fields)
+    if options.watch:
+        return _report_sweep(client.wait_for_sweep(started.sweep_id))
+    text = (
+        f"sweep {started.name} is submitted: {started.n_settings} settings, {started.n_jobs} jobs; see its table with: "
+        f"grpo-client sweep status {started.sweep_id}"
+    )
+    return _Reply(started.to_json(), text)
+
+
+def _parse_dimension(pair: str) -> tuple[str, Any]:
+    """Read what to try of a field: JSON, a range in words, or values between commas."""
+    name, sign, text = pair.partition("=")
+    if not sign or not name.isidentifier() or not text:
+        raise _UsageError(f"--try {pair} is not allowed: write KEY=VALUES, such as --try learning_rate=0.001,0.003.")
+    if text[0] in "[{":
+        return name, _parse_json(f"--try {name}", text)
+    if (found := re.fullmatch(r"(\w+)\((.*)\)", text)) is None:
+        return name, [_parse_value(part) for part in text.split(",")]
+    numbers = dict(zip(("low", "high", "step"), map(_parse_value, found[2].split(",")), strict=False))
+    return name, {"distribution": found[1], **numbers}
+
+
+def _report_sweep(sweep: Sweep) -> _Reply:
+    return _Reply(sweep.to_json(), reports.describe_sweep(sweep))
+
+
+def _list_sweeps(client: Client, options: argparse.Namespace) -> _Reply:
+    sweeps = client.sweeps(options.limit, options.after)
+    return _Reply([sweep.to_json() for sweep in sweeps], reports.list_sweeps(sweeps))
+
+
+def _show_sweep(client: Client, options: argparse.Namespace) -> _Reply:
+    return _report_sweep(client.sweep(options.sweep))
+
+
+def _wait_for_sweep(client: Client, options: argparse.Namespace) -> _Reply:
+    return _report_sweep(client.wait_for_sweep(options.sweep, options.timeout))
+
+
+def _change_sweep(client: Client, options: argparse.Namespace) -> _Reply:
+    change = {"stop": client.stop_sweep, "resume": client.resume_sweep, "delete": client.delete_sweep}
+    changed = change[options.action](options.sweep)
+    return _Reply(changed.to_json(), f"{changed.message}: {changed.name}, {changed.sweep_id}")
 
 
 def _predict(client: Client, options: argparse.Namespace) -> _Reply:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from grpo_client import answers
+from grpo_client import answers, sweep_answers
 from grpo_client.connection import explain_proxy, explain_request, make_options
 from grpo_client.errors import JobFailed, check_response, make_error
 from grpo_client.files import (
@@ -33,7 +33,7 @@ A = TypeVar("A", bound=answers.Answer)
 DEFAULT_URL = "http://localhost:8000"
 DEFAULT_TIMEOUT_SECONDS = 30.0
 DEFAULT_RETRIES = 5
-LATEST_JOB = "latest"
+LATEST_JOB = LATEST_SWEEP = "latest"
 
 # The server plays whole episodes before it answers.
 _PLAYING_TIMEOUT_SECONDS = 600.0
@@ -41,6 +41,8 @@ _PLAYING_TIMEOUT_SECONDS = 600.0
 _SILENCE_SECONDS = 45.0
 # How long a stream may be silent before a deadline is checked.
 _DEADLINE_CHECK_SECONDS = 2.0
+# How often a sweep is looked at that is waited for.
+_SWEEP_SECONDS = 1.0
 _ARRAY_TYPE = "application/octet-stream"
 
 
@@ -278,6 +280,64 @@ class Client:
         if status.status == "failed":
             raise JobFailed(status)
         return status
+
+    def start_sweep(self, space: dict[str, Any], **settings: Any) -> sweep_answers.SweepStarted:
+        """Try several settings, each in jobs of its own.
+
+        :param space: Fields of ``POST /train``, each with a list of values or a range, such as ``{"distribution":
+            "loguniform", "low": 1e-4, "high": 1e-2}``.
+        :param settings: Other fields of ``POST /sweeps``, such as ``base``, ``method``, ``n_trials``, ``seeds``.
+        """
+        body = answers.to_plain({"space": space, **settings})
+        timeout = _PLAYING_TIMEOUT_SECONDS  # settings are tried out before the answer
+        return self._ask(sweep_answers.SweepStarted, "POST", "/sweeps", json=body, timeout=timeout)
+
+    def sweeps(self, limit: int | None = None, after: str | None = None) -> list[sweep_answers.SweepSummary]:
+        """List the sweeps, newest first.
+
+        :param limit: The most to list.
+        :param after: Only sweeps before the one with this id.
+        """
+        return self._list(sweep_answers.SweepSummary, "sweeps", "/sweeps", limit=limit, after=after)
+
+    def sweep(self, sweep_id: str = LATEST_SWEEP) -> sweep_answers.Sweep:
+        """Get a sweep: its settings by what they earned, and which is the best; by default the newest one."""
+        return self._ask(sweep_answers.Sweep, "GET", f"/sweeps/{_quote(sweep_id)}")
+
+    def wait_for_sweep(
+        self,
+        sweep_id: str = LATEST_SWEEP,
+        timeout_seconds: float | None = None,
+        on_look: Callable[[sweep_answers.Sweep], None] | None = None,
+    ) -> sweep_answers.Sweep:
+        """Wait until no job of a sweep is left, and return what came of it.
+
+        :param timeout_seconds: How long to wait; None without a limit.
+        :param on_look: Called with the sweep as it is, about once a second.
+        :raises JobTimeout: If it is not over in time; it goes on.
+        """
+        deadline = Deadline(timeout_seconds)
+        while True:
+            sweep = self.sweep(sweep_id)
+            sweep_id = sweep.sweep_id
+            if on_look is not None:
+                on_look(sweep)
+            if not sweep.is_active:
+                return sweep
+            deadline.check(sweep_id, "sweep")
+            time.sleep(deadline.limit(_SWEEP_SECONDS))
+
+    def stop_sweep(self, sweep_id: str) -> sweep_answers.SweepChanged:
+        """Stop all jobs of a sweep, and start no more; its best model is kept."""
+        return self._ask(sweep_answers.SweepChanged, "POST", f"/sweeps/{_quote(sweep_id)}/stop")
+
+    def resume_sweep(self, sweep_id: str) -> sweep_answers.SweepChanged:
+        """Go on with a sweep that was stopped, or interrupted by the end of the server."""
+        return self._ask(sweep_answers.SweepChanged, "POST", f"/sweeps/{_quote(sweep_id)}/resume")
+
+    def delete_sweep(self, sweep_id: str) -> sweep_answers.SweepChanged:
+        """Forget a sweep that has ended; its jobs and the models that it has kept stay."""
+        return self._ask(sweep_answers.SweepChanged, "DELETE", f"/sweeps/{_quote(sweep_id)}")
 
     def predict(
         self, model_name: str, observation: Any, deterministic: bool = True, action_masks: Any = None

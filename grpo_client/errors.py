@@ -81,15 +81,16 @@ class JobFailed(GRPOError):
 
 
 class JobTimeout(GRPOError):
-    """The job was not over in time; it goes on.
+    """The job, or the sweep, was not over in time; it goes on.
 
-    :param job_id: Id of the job.
+    :param job_id: Its id.
     :param timeout_seconds: How long it was waited for.
+    :param kind: What it is, for the message.
     """
 
-    def __init__(self, job_id: str, timeout_seconds: float) -> None:
+    def __init__(self, job_id: str, timeout_seconds: float, kind: str = "job") -> None:
         super().__init__(
-            f"job {job_id} is not over after {timeout_seconds:g} s; it goes on, and can be waited for again."
+            f"{kind} {job_id} is not over after {timeout_seconds:g} s; it goes on, and can be waited for again."
         )
         self.job_id = job_id
 

@@ -15,6 +15,7 @@ from grpo_client.answers import (
     RewardFunction,
     TrainingStatus,
 )
+from grpo_client.sweep_answers import SettingRow, Sweep, SweepSummary
 
 _NONE = "-"
 
@@ -79,6 +80,55 @@ def describe_status(status: TrainingStatus) -> str:
     if status.model_name is not None:
         lines.append(f"model: {status.model_name}")
     return "\n".join(lines)
+
+
+def list_sweeps(sweeps: Sequence[SweepSummary]) -> str:
+    """Format the list of sweeps."""
+    return _tabulate(
+        [
+            {
+                "sweep": sweep.sweep_id,
+                "name": sweep.name,
+                "status": sweep.status,
+                "environment": sweep.env_name,
+                "settings": sweep.n_settings,
+                "jobs": _format_counts(sweep.counts),
+                "best": None if sweep.best_mean_reward is None else f"{sweep.best_mean_reward:.2f}",
+            }
+            for sweep in sweeps
+        ]
+    )
+
+
+def describe_sweep(sweep: Sweep) -> str:
+    """Format a sweep: its status, a table of its settings, the best first, and how sure that is."""
+    lines = [
+        f"{sweep.status}: {sweep.name} in {sweep.env_name}, {_format_counts(sweep.counts)}, sweep {sweep.sweep_id}"
+    ]
+    if sweep.held_by is not None:
+        lines.append(f"waiting: {sweep.held_by}")
+    lines.append(_tabulate([_describe_setting(row) for row in sweep.settings]))
+    if sweep.best is not None:
+        lines.append(f"best: {sweep.best.text}")
+        lines += [] if sweep.best.model_name is None else [f"model: {sweep.best.model_name}"]
+    errors = {trial.error_message for row in sweep.settings for trial in row.trials if trial.error_message is not None}
+    return "\n".join([*lines, *(f"error: {error}" for error in sorted(errors))])
+
+
+def _describe_setting(row: SettingRow) -> dict[str, Any]:
+    interval = row.mean_reward_ci95
+    return {
+        "setting": row.number,
+        **{name: _format_fact(value) for name, value in row.values.items()},
+        "steps": f"{row.total_timesteps:,}",
+        "reward": None if row.mean_reward is None else f"{row.mean_reward:.2f}",
+        "95 % interval": None if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}, over {row.ci95_over}",
+        "seeds": row.n_seeds,
+    }
+
+
+def _format_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {status}" for status, n in counts.items())
 
 
 def _format_times(status: TrainingStatus) -> str:

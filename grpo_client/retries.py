@@ -86,10 +86,10 @@ class Deadline:
         """Whether it ever passes."""
         return math.isfinite(self._end)
 
-    def check(self, job_id: str) -> None:
+    def check(self, job_id: str, kind: str = "job") -> None:
         """Raise ``JobTimeout`` once it has passed."""
         if time.monotonic() >= self._end:
-            raise JobTimeout(job_id, self._timeout_seconds)
+            raise JobTimeout(job_id, self._timeout_seconds, kind)
 
     def limit(self, seconds: float) -> float:
         """Cut a time to what is left until then, in seconds, above 0."""

@@ -27,8 +27,9 @@ from service.monitoring.memory import get_available_bytes, get_total_bytes
 from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness
 from service.schemas.models import RollbackResponse, VideoFormat
-from service.schemas.training import TrainRequest
+from service.schemas.training import TrainConfig, TrainRequest
 from service.settings import Settings
+from service.sweeps.conductor import Conductor
 from service.training.plan import TrainingPlan
 from service.training.planner import Planner
 from service.workers.executor import make_executor
@@ -71,6 +72,7 @@ class Service:
             max_versions=settings.max_model_versions,
         )
         self.executor = make_executor(settings.executor, settings.log_style)
+        journal, obstacle = open_journal(settings.models_dir)
         self.registry = JobRegistry(
             self.store,
             self.executor,
@@ -81,7 +83,7 @@ class Service:
             checkpoints=CheckpointFolder(settings.models_dir, settings.max_models_bytes),
             tensorboard_dir=settings.tensorboard_dir,
             max_kept_days=settings.max_kept_days,
-            recorder=JobRecorder(*open_journal(settings.models_dir)),
+            recorder=JobRecorder(journal, obstacle),
         )
         limits = JobLimits(settings.client_active_jobs, settings.client_job_timesteps, settings.client_job_seconds)
         self._client_jobs = ClientJobs(limits, self.registry.is_active) if settings.limits_clients else None
@@ -100,6 +102,7 @@ class Service:
             reward_functions,
         )
         self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
+        self.sweeps = Conductor(journal, self.registry, self.store, self, settings.max_models)
         self.player = ModelPlayer(self.store, self.short_tasks)
         self.versions = ModelRegistry(self.store, self.player)
         self.exporter = ModelExporter(self.store, self.short_tasks)
@@ -112,18 +115,19 @@ class Service:
         self.readiness_limiter = CapacityLimiter(1)
         self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
 
-    def start_job(self, request: TrainRequest, client: str | None = None) -> Job:
+    def start_job(self, request: TrainRequest, client: str | None = None, sweep_id: str | None = None) -> Job:
         """Plan a training job and queue it. It may take seconds, so call it in a thread of ``planning_limiter``.
 
         :param client: The address that it is counted for; None for the operator's own, which are not.
+        :param sweep_id: The sweep that it belongs to; None if to none.
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ConflictError: If an active job will save under the same name.
         :raises ServiceError: Whatever ``JobRegistry.submit`` and ``ShortTasks.run`` raise.
         """
         if client is None or self._client_jobs is None:
-            return self._start_job(request)
+            return self._start_job(request, sweep_id)
         request = self._client_jobs.limits.restrict(request)
-        return self._client_jobs.start(client, partial(self._start_job, request))
+        return self._client_jobs.start(client, partial(self._start_job, request, sweep_id))
 
     def check_place(self) -> None:
         """Refuse another job at once if those that run, wait and are being planned are enough.
@@ -133,9 +137,9 @@ class Service:
         planned = self.planning_limiter.statistics()
         self.registry.check_place(planned.borrowed_tokens + planned.tasks_waiting)
 
-    def _start_job(self, request: TrainRequest) -> Job:
+    def _start_job(self, request: TrainRequest, sweep_id: str | None) -> Job:
         self.registry.check_room(request.model_name)
-        return self.registry.submit(self.plan(request))
+        return self.registry.submit(self.plan(request)._replace(sweep_id=sweep_id))
 
     def resume_job(self, job_id: str, client: str | None = None) -> Job:
         """Queue a job again that was stopped or failed, perhaps with an earlier server.
@@ -162,6 +166,15 @@ class Service:
         """
         return self._planner.plan(request, self._read_init_meta(request.init_model))
 
+    def plan_config(self, request: TrainRequest, client: str | None) -> TrainConfig:
+        """Return the configuration that a client's job would have.
+
+        :raises ServiceError: Whatever ``start_job`` raises of a request.
+        """
+        if client is not None and self._client_jobs is not None:
+            request = self._client_jobs.limits.restrict(request)
+        return self.plan(request).config
+
     def _read_init_meta(self, name: str | None) -> dict[str, Any] | None:
         """Return what a model says of itself that training is to begin from."""
         if name is None:
@@ -174,12 +187,15 @@ class Service:
     def begin_close(self) -> None:
         """Refuse new work, and have the jobs stop and save; ``close`` waits for them."""
         self.closing.set()
+        # Before the jobs end, so that their sweeps do not take that for a stop by hand.
+        self.sweeps.begin_close()
         self.executor.drain()
         self.registry.stop_all()
 
     def close(self) -> None:
         """Stop the jobs, let them save, and end whatever still runs. A second call does nothing."""
         self.begin_close()
+        self.sweeps.close()
         self.registry.shutdown(self.settings.shutdown_grace_seconds)
         self.executor.close()
 

@@ -613,6 +613,7 @@ class TestFollowingTraining:
             "checkpoint",
             "n_restarts",
             "tensorboard_run",
+            "sweep_id",
             "config",
             "config_origins",
             "display_name",

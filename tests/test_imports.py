@@ -26,6 +26,7 @@ SERVICE_ORDER = [
     {"training"},
     {"models"},
     {"inference", "jobs"},
+    {"sweeps"},
     {"monitoring"},
     {"app"},
     {"http"},

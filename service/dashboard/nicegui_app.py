@@ -18,6 +18,8 @@ from service.dashboard.pages.model import show_model
 from service.dashboard.pages.models import show_models
 from service.dashboard.pages.server import show_server
 from service.dashboard.pages.side_by_side import show_side_by_side
+from service.dashboard.pages.sweep import show_sweep
+from service.dashboard.pages.sweeps import show_sweeps
 from service.dashboard.pages.unknown import show_unknown
 from service.dashboard.runs.page import show_runs
 from service.dashboard.runs.run_page import show_run
@@ -30,6 +32,8 @@ _PAGES: Mapping[str, Callable[..., Any]] = {
     "/": show_runs,
     "/runs/{job_id}": show_run,
     "/new": show_form,
+    "/sweeps": show_sweeps,
+    "/sweeps/{sweep_id}": show_sweep,
     "/models": show_models,
     "/models/{name}": show_model,
     "/side-by-side": show_side_by_side,

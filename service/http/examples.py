@@ -40,6 +40,30 @@ TRAIN: dict[str, Example] = {
         },
     },
 }
+SWEEP_ID: dict[str, Example] = {"latest": {"summary": "The most recently submitted sweep", "value": "latest"}}
+SWEEP: dict[str, Example] = {
+    "grid": {
+        "summary": "Two learning rates, each with two seeds",
+        "value": {
+            "base": {"env_name": "CartPole-v1", "total_timesteps": 2_000},
+            "space": {"learning_rate": [0.0003, 0.001]},
+            "seeds": [0, 1],
+        },
+    },
+    "halving": {
+        "summary": "Nine drawn settings, of which three and then one get more steps",
+        "value": {
+            "base": {"env_name": "CartPole-v1", "total_timesteps": 9_000},
+            "space": {
+                "learning_rate": {"distribution": "loguniform", "low": 0.0001, "high": 0.01},
+                "group_size": [2, 4, 8],
+            },
+            "method": "halving",
+            "n_trials": 9,
+            "seed": 0,
+        },
+    },
+}
 _OBSERVATION = [0.1, 0.0, 0.05, 0.0]
 INFERENCE: dict[str, Example] = {
     "cartpole": {

@@ -21,7 +21,7 @@ PROBLEM_TYPE = "application/problem+json"
 INTERNAL_ERROR = Problem("internal-error", "The server has a bug")
 #: What the paths of the API begin with.
 API_ROOTS = frozenset(
-    {"train", "training", "inference", "models", "environments", "reward-functions", "health", "metrics"}
+    {"train", "training", "sweeps", "inference", "models", "environments", "reward-functions", "health", "metrics"}
 )
 _NOT_FOUND_PAGE = Path(__file__).with_name("not_found.html").read_text(encoding="utf-8")
 # Starlette's refusals, by status.

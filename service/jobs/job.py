@@ -217,6 +217,7 @@ class Job:
             checkpoint=self._checkpoint,
             n_restarts=self._n_restarts,
             tensorboard_run=self.tensorboard_run,
+            sweep_id=self.plan.sweep_id,
             config=self.config,
             config_origins=self.plan.config_origins,
             **dict(self.labels),

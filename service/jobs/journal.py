@@ -1,4 +1,4 @@
-"""The jobs' file: what the server knows of its jobs, in one SQLite database beside the models."""
+"""The jobs' file: what the server knows of its jobs and sweeps, in one SQLite database beside the models."""
 
 import json
 import logging
@@ -68,6 +68,7 @@ _ADDED_COLUMNS = {
 # Columns of a line in the list that hold JSON.
 _JSON_COLUMNS = ("mean_reward_ci95", "tags")
 _LABELS = tuple(JobLabels.model_fields)
+_SWEEPS_TABLE = "CREATE TABLE sweeps (number INTEGER PRIMARY KEY, sweep_id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)"
 _ACTIVE = "('queued', 'running')"
 # To check a larger file in full would hold up the start; its damage shows when it is read.
 _CHECKED_BYTES = 32 * 2**20
@@ -234,6 +235,34 @@ class JobJournal:
                 connection.execute(f"DELETE FROM metrics WHERE number = {number}", (job_id,))
                 connection.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
 
+    def list_sweeps(self) -> list[str]:
+        """List the records of all sweeps, oldest first, in JSON.
+
+        :raises JournalError: If they cannot be read.
+        """
+        with self._lock, _explain():
+            return [record for (record,) in self._connection.execute("SELECT record FROM sweeps ORDER BY number")]
+
+    def write_sweep(self, sweep_id: str, record: str) -> None:
+        """Write the record of a new or of a known sweep; it is on the disk when this returns.
+
+        :raises JournalError: If it fails.
+        """
+        with self._transact() as connection:
+            connection.execute(
+                "INSERT INTO sweeps (sweep_id, record) VALUES (?, ?) "
+                "ON CONFLICT (sweep_id) DO UPDATE SET record = excluded.record",
+                (sweep_id, record),
+            )
+
+    def forget_sweep(self, sweep_id: str) -> None:
+        """Remove a sweep.
+
+        :raises JournalError: If it fails.
+        """
+        with self._transact() as connection:
+            connection.execute("DELETE FROM sweeps WHERE sweep_id = ?", (sweep_id,))
+
     def close(self) -> None:
         """Close the file; what was written is in it."""
         with self._lock:
@@ -332,6 +361,7 @@ def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
         columns = "".join(f", {name} {kind}" for name, kind in _ADDED_COLUMNS.items())
         for statement in _TABLES.format(columns=columns).split(";"):
             connection.execute(statement)
+        connection.execute(_SWEEPS_TABLE)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
     elif version < SCHEMA_VERSION:
         _migrate(connection)
@@ -345,6 +375,7 @@ def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
 
 def _migrate(connection: sqlite3.Connection) -> None:
     """Bring a file of version 1 up to this one."""
+    connection.execute(_SWEEPS_TABLE)
     for name, kind in _ADDED_COLUMNS.items():
         connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
     for number, plan_json, state_json in connection.execute("SELECT number, plan, state FROM jobs").fetchall():

@@ -35,6 +35,7 @@ class PlanRecord(BaseModel):
     config_origins: ConfigOrigins
     warnings: list[str]
     reward_threshold: float | None
+    sweep_id: str | None = None
 
     @classmethod
     def describe(cls, plan: TrainingPlan) -> "PlanRecord":
@@ -44,12 +45,18 @@ class PlanRecord(BaseModel):
             config_origins=plan.config_origins,
             warnings=list(plan.warnings),
             reward_threshold=plan.reward_threshold,
+            sweep_id=plan.sweep_id,
         )
 
     def make_plan(self) -> TrainingPlan:
         """Make the plan again, but for its rewards: they are code, and looked up by name when they are needed."""
         return TrainingPlan(
-            _read_config(self.config), None, tuple(self.warnings), self.reward_threshold, self.config_origins
+            _read_config(self.config),
+            None,
+            tuple(self.warnings),
+            self.reward_threshold,
+            self.config_origins,
+            self.sweep_id,
         )
 
 

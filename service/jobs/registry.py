@@ -288,7 +288,7 @@ class JobRegistry:
 
     def read_checkpoint_model(self, job: Job) -> tuple[bytes, int] | None:
         """Return the model file in a job's latest checkpoint, and the steps it was trained for; None without one."""
-        kept = None if self._checkpoints is None else self._checkpoints.describe(job.job_id)
+        kept = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
         if self._checkpoints is None or kept is None:
             return None
         content = self._checkpoints.read_model(job.job_id)

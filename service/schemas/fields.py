@@ -194,7 +194,7 @@ def name_known_fields(error: ValidationError, known: Iterable[str]) -> Validatio
 
 def _describe_type(violation: ErrorDetails, known: Iterable[str]) -> PydanticCustomError:
     message = violation["msg"]
-    if violation["type"] == "extra_forbidden":
+    if violation["type"] == "extra_forbidden" and not message.startswith("unknown field"):  # a request's within another
         message = "unknown field"
         if len(violation["loc"]) == 1 and (close := list_close(str(violation["loc"][0]), known, n_most=1)):
             message = f"unknown field; did you mean {close[0]}?"

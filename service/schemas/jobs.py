@@ -28,6 +28,9 @@ class JobStatus(StrEnum):
         return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
+Interval95 = tuple[float, float] | None
+
+
 class EpisodeFigures(BaseModel):
     """Statistics of a policy's whole episodes. Rewards are the environment's own."""
 
@@ -157,6 +160,7 @@ class TrainingStatus(JobLabels):
     checkpoint: JobCheckpoint | None = Field(None, description="Null before the first one.")
     n_restarts: int = Field(0, ge=0, description="How often it went on from a checkpoint, or from the start, again.")
     tensorboard_run: str | None = Field(description="Name of the TensorBoard run; null unless one was requested.")
+    sweep_id: str | None = Field(None, description="The sweep that it belongs to; null if it was started by itself.")
     config: TrainConfig
     config_origins: ConfigOrigins
 

@@ -33,6 +33,7 @@ class TrainingPlan(NamedTuple):
     :param warnings: Warnings for the client.
     :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
     :param config_origins: Who chose each field of the configuration.
+    :param sweep_id: The sweep that the job belongs to; None if it belongs to none.
     """
 
     config: TrainConfig
@@ -40,6 +41,7 @@ class TrainingPlan(NamedTuple):
     warnings: tuple[str, ...]
     reward_threshold: float | None
     config_origins: ConfigOrigins
+    sweep_id: str | None = None
 
     def make_task(
         self, run_dir: Path | None = None, n_threads: int = 1, taken: bytes | None = None, init: bytes | None = None

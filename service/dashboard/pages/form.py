@@ -19,6 +19,7 @@ from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.environment_panel import EnvironmentPanel
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_note, set_attributes
+from service.dashboard.widgets.sweep_panel import SweepPanel
 from service.dashboard.widgets.toasts import show_error
 from service.errors import InvalidRequestError, ServiceError
 from service.schemas.training import TrainRequest
@@ -129,6 +130,7 @@ class _Form:
             self._problem.set_visibility(False)
             self._start = make_button("Start training", None, "primary", "play_arrow", kind="submit")
             self._why = Text(_ENTER, "muted small", "p").props("aria-live=polite")
+        SweepPanel(self._read)
         self._about = EnvironmentPanel(self._service.catalogue)
         with make_box("card stack", "section", aria_label="The same as a command"):
             with make_box("row-flex between"):

@@ -11,9 +11,13 @@ from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.html_elements import LOGO, Text, make_box, make_button, make_link
 
 _STATIC = Path(__file__).parents[1] / "static"
-_STYLES = ("style.css", "runs.css")
+_STYLES = ("style.css", "runs.css", "sweeps.css")
 _SCRIPTS = ("theme.js", "toasts.js", "connection.js", "suggestions.js", "address.js", "curves.js", "runs.js")
-_TABS = (("Training", f"{PREFIX}/", "show_chart"), ("Models", f"{PREFIX}/models", "smart_toy"))
+_TABS = (
+    ("Training", f"{PREFIX}/", "show_chart"),
+    ("Sweeps", f"{PREFIX}/sweeps", "tune"),
+    ("Models", f"{PREFIX}/models", "smart_toy"),
+)
 _SERVER_TAB = ("Server", f"{PREFIX}/server", "dns")
 
 

@@ -41,7 +41,7 @@ NAMED_ROLES = {
 }
 # With values that are shown.
 READY = {"env_name": "CartPole-v1", "value_check": {"is_meaningful": True, "reward_scale": 1.0}}
-PAGES = ["", "new", "models", "models/ready", "server"]
+PAGES = ["", "new", "sweeps", "models", "models/ready", "server"]
 
 pytestmark = needs_driver
 

@@ -186,6 +186,26 @@ def test_a_newer_file_stays_as_it_is(path: Path, caplog: pytest.LogCaptureFixtur
     refuse(path, f"schema version {SCHEMA_VERSION + 1}", caplog)
 
 
+def test_a_file_of_the_first_version_keeps_its_jobs_and_takes_sweeps(path: Path) -> None:
+    write(path, make_job())
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE sweeps")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    journal, obstacle = open_journal(path.parent)
+    assert obstacle is None
+    assert len(journal.list_jobs()) == 1
+    journal.write_sweep("s", "first")
+    journal.write_sweep("t", "other")
+    journal.write_sweep("s", "second")
+    journal.close()
+    journal, _ = open_journal(path.parent)
+    assert journal.list_sweeps() == ["second", "other"]
+    journal.forget_sweep("s")
+    assert journal.list_sweeps() == ["other"]
+    journal.close()
+
+
 def test_another_programs_database_stays_as_it_is(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE jobs (id)")

@@ -1,0 +1,60 @@
+"""The table of a sweep's settings, in one piece of HTML: hundreds of rows would be thousands of elements."""
+
+import json
+from collections import Counter
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+from service.dashboard.mount import PREFIX
+from service.dashboard.widgets.number_format import format_count, format_interval, format_number
+from service.schemas.sweeps import SettingRow, SweepDescription, Trial, TrialStatus
+
+_NONE = "-"
+
+
+def write_sweep_table(sweep: SweepDescription) -> str:
+    """Write the rows as HTML, the best first."""
+    fields = list(sweep.settings[0].values) if sweep.settings else []
+    names = ["Setting", *fields, "Steps", "Evaluated reward", "95 % interval", "Jobs", "Model"]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    body = "".join(_write_row(row, sweep) for row in sweep.settings)
+    return f'<table class="settings-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _write_row(row: SettingRow, sweep: SweepDescription) -> str:
+    is_best = sweep.best is not None and sweep.best.setting == row.number
+    interval = format_interval(row.mean_reward_ci95)
+    cells = [
+        *(escape(spell_value(value)) for value in row.values.values()),
+        format_count(row.total_timesteps),
+        _NONE if row.mean_reward is None else f"<b>{format_number(row.mean_reward)}</b>",
+        f'{interval} <span class="muted small">over {row.ci95_over}</span>' if interval else _NONE,
+        _describe_jobs(row.trials),
+        " ".join(_link_model(trial) for trial in row.trials if trial.model_name is not None) or _NONE,
+    ]
+    columns = "".join(f"<td>{cell}</td>" for cell in cells)
+    chip = ' <span class="chip good">best</span>' if is_best else ""
+    return f'<tr class="{"best" if is_best else ""}"><th scope="row">{row.number}{chip}</th>{columns}</tr>'
+
+
+def _describe_jobs(trials: list[Trial]) -> str:
+    """Say how the jobs are, and why some have failed."""
+    counts = Counter(trial.status for trial in trials)
+    parts = [str(status) if len(trials) == 1 else f"{n} {status}" for status, n in counts.items()]
+    errors = sorted({trial.error_message for trial in trials if trial.error_message})
+    hint = f' title="{escape("; ".join(errors))}"' if errors else ""
+    tone = "bad" if counts[TrialStatus.FAILED] else ""
+    return f'<span class="jobs-of {tone}"{hint}>{escape(", ".join(parts))}</span>'
+
+
+def _link_model(trial: Trial) -> str:
+    name = trial.model_name or ""
+    return f'<a href="{PREFIX}/models/{quote(name)}">{escape(name)}</a>'
+
+
+def spell_value(value: Any) -> str:
+    """Write a field's value for people."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)

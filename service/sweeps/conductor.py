@@ -1,0 +1,428 @@
+"""The conductor, which keeps all sweeps, and starts their jobs as places come free."""
+
+import logging
+import threading
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from pydantic import ValidationError
+
+from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError, ServiceError, printable
+from service.jobs.job import Job
+from service.jobs.journal import JobJournal, JournalError
+from service.jobs.registry import LATEST, JobRegistry
+from service.models.store import ModelStore
+from service.schemas.jobs import JobStatus
+from service.schemas.sweeps import SweepDescription, SweepRequest, SweepStatus, SweepSummary, Trial, TrialStatus
+from service.schemas.training import TrainConfig, TrainRequest
+from service.sweeps.planning import PlannedSweep, plan_sweep
+from service.sweeps.sweep import Sweep, SweepRecord, name_model
+
+logger = logging.getLogger("grpo.service")
+
+# How often jobs are looked at while a sweep is active.
+_LOOK_SECONDS = 0.1
+# Pause before a refused job is tried again.
+_RETRY_SECONDS = 1.0
+_CLOSE_SECONDS = 5.0
+# Sweeps that are remembered; the oldest that have ended go first.
+_MAX_KEPT = 200
+_MAX_ACTIVE, _MAX_ACTIVE_OF_CLIENT = 16, 4
+# A refusal with one of these says that there is no room now.
+_BUSY_STATUSES = frozenset({429, 503, 507})
+
+
+class Starter(Protocol):
+    """Starts jobs, as the service does."""
+
+    def plan_config(self, request: TrainRequest, client: str | None) -> TrainConfig:
+        """Check a client's request and fill it in."""
+
+    def start_job(self, request: TrainRequest, client: str | None, sweep_id: str | None) -> Job:
+        """Queue a job of a client."""
+
+    def resume_job(self, job_id: str, client: str | None) -> Job:
+        """Queue a job again that was stopped or failed."""
+
+
+class SweepPage(NamedTuple):
+    """Some of the sweeps, the newest first.
+
+    :param n_total: Number of all.
+    """
+
+    sweeps: list[SweepSummary]
+    n_total: int
+
+
+class Conductor:
+    """All sweeps by id, and the thread that starts their jobs. Safe to use from any thread.
+
+    At most one job of all sweeps waits in the queue; the rest of it is left to other clients. Sweeps take turns.
+
+    :param journal: The jobs' file; it is not closed here.
+    :param registry: Where jobs are looked up.
+    :param store: Where their models are.
+    :param starter: Starts them.
+    :param max_models: Largest number of models in the store.
+    """
+
+    def __init__(
+        self, journal: JobJournal, registry: JobRegistry, store: ModelStore, starter: Starter, max_models: int
+    ) -> None:
+        self._journal, self._registry, self._store, self._starter = journal, registry, store, starter
+        self._max_models = max_models
+        # Guards everything below, and all sweeps; never held while a job is planned.
+        self._changed = threading.Condition()
+        self._sweeps: dict[str, Sweep] = {}
+        # Active sweeps in the order of their turns.
+        self._turns: list[str] = []
+        self._unwritten: set[str] = set()
+        self._is_closing = False
+        self._could_write = True
+        self._thread: threading.Thread | None = None
+        self._restore()
+
+    def create(self, request: SweepRequest, client: str | None = None) -> PlannedSweep:
+        """Plan a sweep and start it. It may take seconds.
+
+        :param client: Whose it is, as an address; None for the operator's own.
+        :raises InvalidRequestError: If a setting fits no job, or the sweep is too large.
+        :raises ConflictError: If its name is taken.
+        :raises QueueFullError: If too many sweeps are active.
+        :raises ServiceError: Whatever planning a job raises.
+        """
+        with self._changed:
+            self._check_room(request.name, client)
+        planned = plan_sweep(
+            request, client, self._registry.max_running, partial(self._starter.plan_config, client=client)
+        )
+        self._check_models(planned)
+        with self._changed:
+            self._check_room(planned.record.name, client)
+            self._forget_old()
+            self._add(Sweep(planned.record))
+        return planned
+
+    def list_page(self, limit: int, after: str | None = None) -> SweepPage:
+        """List sweeps, the newest first.
+
+        :param after: Id of a sweep; list only those before it.
+        :raises NotFoundError: If there is none with this id.
+        """
+        with self._changed:
+            sweeps = list(reversed(self._sweeps.values()))
+            n_total = len(sweeps)
+            if after is not None:
+                sweeps = sweeps[sweeps.index(self._get(after)) + 1 :]
+            return SweepPage([sweep.summarize() for sweep in sweeps[:limit]], n_total)
+
+    def describe(self, sweep_id: str) -> SweepDescription:
+        """Describe a sweep.
+
+        :param sweep_id: Its id, or ``LATEST``.
+        :raises NotFoundError: If there is none.
+        """
+        with self._changed:
+            return self._get(sweep_id).describe()
+
+    def stop(self, sweep_id: str) -> SweepSummary:
+        """Start no more jobs of a sweep, and stop those that run, which save what they have learnt.
+
+        A second stop skips their evaluations.
+
+        :raises NotFoundError: If there is none.
+        :raises ConflictError: If it has ended.
+        """
+        with self._changed:
+            sweep = self._get(sweep_id)
+            if not sweep.status.is_active:
+                raise ConflictError(
+                    f"sweep '{sweep.record.name}' is {sweep.status} already; only running sweeps can be stopped."
+                )
+            sweep.stop()
+            self._note_change(sweep)
+            job_ids = [trial.job_id for trial in sweep.list_active()]
+        for job_id in job_ids:
+            if job_id is not None:
+                self._stop_job(job_id)
+        with self._changed:
+            return sweep.summarize()
+
+    def resume(self, sweep_id: str) -> SweepSummary:
+        """Go on with a sweep that was stopped, or interrupted by the end of the server.
+
+        :raises NotFoundError: If there is none.
+        :raises ConflictError: If it has not ended, or is complete.
+        :raises QueueFullError: If too many sweeps are active.
+        """
+        with self._changed:
+            sweep = self._get(sweep_id)
+            if sweep.status not in (SweepStatus.STOPPED, SweepStatus.INTERRUPTED):
+                raise ConflictError(
+                    f"sweep '{sweep.record.name}' is {sweep.status}; only stopped and interrupted sweeps can be "
+                    "resumed."
+                )
+            self._check_n_active(sweep.record.client)
+            sweep.resume()
+            self._activate(sweep)
+            return sweep.summarize()
+
+    def delete(self, sweep_id: str) -> SweepSummary:
+        """Forget a sweep; its jobs and its models stay.
+
+        :raises NotFoundError: If there is none.
+        :raises ConflictError: If it is active.
+        """
+        with self._changed:
+            sweep = self._get(sweep_id)
+            if sweep.status.is_active:
+                raise ConflictError(
+                    f"sweep '{sweep.record.name}' is {sweep.status}; stop it first with POST "
+                    f"/sweeps/{sweep.sweep_id}/stop."
+                )
+            self._forget(sweep)
+            return sweep.summarize()
+
+    def begin_close(self) -> None:
+        """Leave all sweeps as they are; the next server finds them interrupted."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread."""
+        self.begin_close()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_SECONDS)
+
+    def _restore(self) -> None:
+        """Read the sweeps of earlier servers; those that were active are interrupted."""
+        try:
+            records = self._journal.list_sweeps()
+        except JournalError as error:
+            logger.warning("the sweeps cannot be read (%s); there are none until they can", error.reason)
+            return
+        for text in records:
+            try:
+                sweep = Sweep(SweepRecord.model_validate_json(text))
+            except ValidationError:
+                logger.warning("the record of a sweep cannot be read, and is left out")
+                continue
+            self._sweeps[sweep.sweep_id] = sweep
+            if sweep.status.is_active:
+                self._interrupt(sweep)
+
+    def _interrupt(self, sweep: Sweep) -> None:
+        for trial in sweep.list_active():
+            job = self._find_job(trial)
+            if job is not None and job.status.is_final:
+                sweep.observe(trial, job)
+            if trial.status is not TrialStatus.COMPLETED:
+                trial.status = TrialStatus.INTERRUPTED
+        sweep.interrupt()
+        self._write(sweep)
+
+    def _check_room(self, name: str | None, client: str | None) -> None:
+        if self._is_closing:
+            raise DrainingError("the server is shutting down; submit the sweep again when it is back.")
+        self._check_n_active(client)
+        for sweep in self._sweeps.values():
+            if name is not None and sweep.record.name.casefold() == name.casefold():
+                raise ConflictError(
+                    f"there is a sweep '{sweep.record.name}' already; pick another name, or delete it with DELETE "
+                    f"/sweeps/{sweep.sweep_id}."
+                )
+
+    def _check_n_active(self, client: str | None) -> None:
+        n_own = sum(self._sweeps[sweep_id].record.client == client for sweep_id in self._turns)
+        if client is not None and n_own >= _MAX_ACTIVE_OF_CLIENT:
+            raise QueueFullError(f"{n_own} of your sweeps are running, as many as one client's may; stop one, or wait.")
+        if len(self._turns) >= _MAX_ACTIVE:
+            raise QueueFullError(f"{_MAX_ACTIVE} sweeps are running, as many as may; stop one, or try again later.")
+
+    def _check_models(self, planned: PlannedSweep) -> None:
+        """Refuse a sweep whose models would replace others, or find no room."""
+        record = planned.record
+        taken = {name.casefold(): name for name in self._store.folder.list_names()}
+        for number in range(1, planned.n_jobs + 1):
+            own = name_model(record.name, number, planned.n_jobs)
+            if own.casefold() in taken:
+                raise ConflictError(
+                    f"the sweep '{record.name}' would save a model as '{own}', and there is one; pick another name."
+                )
+        n_most = len(taken) + planned.n_jobs
+        if record.request.get("keep") == "all" and n_most > self._max_models:
+            raise ConflictError(
+                f"with the sweep's {planned.n_jobs} models there would be {n_most}, more than the {self._max_models} "
+                "that GRPO_MAX_MODELS allows; send keep='best', try fewer settings, or delete models."
+            )
+
+    def _add(self, sweep: Sweep) -> None:
+        self._sweeps[sweep.sweep_id] = sweep
+        self._activate(sweep)
+
+    def _activate(self, sweep: Sweep) -> None:
+        self._turns.append(sweep.sweep_id)
+        self._note_change(sweep)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._conduct, name="grpo-sweeps", daemon=True)
+            self._thread.start()
+
+    def _note_change(self, sweep: Sweep) -> None:
+        """Write a sweep down, and have the thread look."""
+        self._write(sweep)
+        self._changed.notify_all()
+
+    def _forget_old(self) -> None:
+        ended = [sweep for sweep in self._sweeps.values() if not sweep.status.is_active]
+        for sweep in ended[: max(0, len(self._sweeps) + 1 - _MAX_KEPT)]:
+            self._forget(sweep)
+
+    def _forget(self, sweep: Sweep) -> None:
+        del self._sweeps[sweep.sweep_id]
+        self._unwritten.discard(sweep.sweep_id)
+        with suppress(JournalError):  # it comes back with the next server, and can be deleted then
+            self._journal.forget_sweep(sweep.sweep_id)
+
+    def _get(self, sweep_id: str) -> Sweep:
+        if sweep_id == LATEST and self._sweeps:
+            return next(reversed(self._sweeps.values()))
+        if sweep_id not in self._sweeps:
+            what = "no sweep yet" if sweep_id == LATEST else f"no sweep '{printable(sweep_id)}'"
+            raise NotFoundError(f"there is {what}; GET /sweeps lists them, and POST /sweeps starts one.")
+        return self._sweeps[sweep_id]
+
+    def _write(self, sweep: Sweep) -> None:
+        try:
+            self._journal.write_sweep(sweep.sweep_id, sweep.record.model_dump_json())
+        except JournalError as error:
+            self._unwritten.add(sweep.sweep_id)
+            if self._could_write and not self._is_closing:
+                logger.warning("a sweep cannot be written down (%s): it goes on, and is written later", error.reason)
+            self._could_write = False
+        else:
+            self._unwritten.discard(sweep.sweep_id)
+            self._could_write = True
+
+    def _conduct(self) -> None:
+        pause_seconds: float | None = 0.0
+        while True:
+            with self._changed:
+                if pause_seconds != 0.0:
+                    self._changed.wait(pause_seconds)
+                if self._is_closing:
+                    return
+                changed = self._look()
+                turn = self._choose_turn()
+            for sweep in changed:
+                self._remove_surplus(sweep)
+            pause_seconds = _LOOK_SECONDS if self._turns else None
+            if turn is not None:
+                pause_seconds = 0.0 if self._start(*turn) else _RETRY_SECONDS
+
+    def _look(self) -> list[Sweep]:
+        """Note how all jobs are, and what follows; return the sweeps in which something has changed."""
+        changed = []
+        for sweep_id in list(self._turns):
+            sweep = self._sweeps[sweep_id]
+            news = [sweep.observe(trial, self._find_job(trial)) for trial in sweep.list_active()]
+            if sweep.advance() or any(news):
+                changed.append(sweep)
+            if not sweep.status.is_active:
+                self._turns.remove(sweep_id)
+                logger.info("sweep %s", sweep.status, extra={"sweep_id": sweep_id, "sweep": sweep.record.name})
+        for sweep in changed:
+            self._write(sweep)
+        for sweep_id in list(self._unwritten):
+            self._write(self._sweeps[sweep_id])
+        return changed
+
+    def _find_job(self, trial: Trial) -> Job | None:
+        if trial.job_id is None:
+            return None
+        try:
+            return self._registry.get(trial.job_id)
+        except NotFoundError:
+            return None
+
+    def _choose_turn(self) -> tuple[Sweep, Trial] | None:
+        """Return the sweep whose turn it is, and its next job; None while another job of a sweep waits."""
+        sweeps = [self._sweeps[sweep_id] for sweep_id in self._turns]
+        if any(trial.status is TrialStatus.QUEUED for sweep in sweeps for trial in sweep.list_active()):
+            return None
+        for sweep in sweeps:
+            trial = sweep.choose_next()
+            if trial is not None:
+                self._turns.remove(sweep.sweep_id)
+                self._turns.append(sweep.sweep_id)
+                return sweep, trial
+        return None
+
+    def _start(self, sweep: Sweep, trial: Trial) -> bool:
+        """Make a job of a trial; return False if there is no room for one now."""
+        try:
+            job = self._start_job(sweep, trial)
+        except (ServiceError, ValidationError) as error:
+            detail = error.detail if isinstance(error, ServiceError) else "its settings are of another version"
+            is_busy = isinstance(error, ServiceError) and error.status_code in _BUSY_STATUSES
+            with self._changed:
+                if is_busy:
+                    sweep.held_by = detail
+                else:
+                    sweep.note_refusal(trial, detail)
+                    self._write(sweep)
+            return not is_busy
+        with self._changed:
+            sweep.held_by = None
+            sweep.note_job(trial, job)
+            sweep.observe(trial, job)
+            self._write(sweep)
+            must_stop = sweep.status is SweepStatus.STOPPING  # a stop came while the job was planned
+        if must_stop:
+            self._stop_job(job.job_id)
+        return True
+
+    def _start_job(self, sweep: Sweep, trial: Trial) -> Job:
+        job = self._resume_job(trial, sweep.record.client)
+        if job is not None:
+            return job
+        return self._starter.start_job(sweep.make_request(trial), sweep.record.client, sweep.sweep_id)
+
+    def _resume_job(self, trial: Trial, client: str | None) -> Job | None:
+        """Let a trial's interrupted job go on; None if it has none that can."""
+        job = self._find_job(trial)
+        if job is None or job.status not in (JobStatus.STOPPED, JobStatus.FAILED):
+            return job
+        try:
+            return self._starter.resume_job(job.job_id, client)
+        except (ConflictError, NotFoundError):
+            return None
+
+    def _stop_job(self, job_id: str) -> None:
+        with suppress(NotFoundError, ConflictError):  # it has ended in the meantime
+            self._registry.get(job_id).stop()
+
+    def _remove_surplus(self, sweep: Sweep) -> None:
+        """Delete the models that are not to be kept, unless somebody has put others in their places."""
+        with self._changed:
+            surplus = [(trial, trial.model_name, trial.sha256) for trial in sweep.list_surplus_models()]
+        removed = [trial for trial, name, sha256 in surplus if name is not None and self._remove_model(name, sha256)]
+        if removed:
+            with self._changed:
+                for trial in removed:
+                    trial.model_name = None
+                self._write(sweep)
+
+    def _remove_model(self, name: str, sha256: str | None) -> bool:
+        """Delete a model; return whether it is gone."""
+        try:
+            if self._store.inspect_file(name).sha256 != sha256:
+                return False
+            self._registry.delete_model(name)
+        except NotFoundError:
+            return True
+        except ServiceError:  # such as a disk that refuses: it stays, and the next look tries again
+            return False
+        return True

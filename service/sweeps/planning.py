@@ -1,0 +1,141 @@
+"""Plan a sweep: from a request to the jobs that it will make, each of which could be trained."""
+
+import json
+import secrets
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from service.errors import InvalidRequestError, printable
+from service.schemas.fields import MAX_SEED
+from service.schemas.sweeps import MAX_JOBS, SweepRequest
+from service.schemas.training import TrainConfig, TrainRequest
+from service.sweeps.halving import DEFAULT_FACTOR, Rung, plan_rungs
+from service.sweeps.space import Setting, Space, Violation, make_train_request, refuse
+from service.sweeps.sweep import SweepRecord, make_trials
+
+# Settings that are planned like jobs before a sweep is accepted; each takes some hundredths of a second.
+_MAX_PLANNED = 32
+
+
+class PlannedSweep(NamedTuple):
+    """A sweep that is ready to start.
+
+    :param seed: Seed of what was drawn.
+    :param n_jobs: How many jobs it may make.
+    :param timesteps: Simulator steps that all of them would take.
+    """
+
+    record: SweepRecord
+    seed: int
+    n_jobs: int
+    timesteps: int
+
+
+def plan_sweep(
+    request: SweepRequest, client: str | None, max_active: int, plan: Callable[[TrainRequest], TrainConfig]
+) -> PlannedSweep:
+    """Plan a sweep.
+
+    :param client: Whose it is; None if clients are not limited.
+    :param max_active: Jobs at a time where the request does not say.
+    :param plan: Checks a request as for a job, and fills it in.
+    :raises InvalidFieldsError: If a part of the request is wrong by itself.
+    :raises InvalidRequestError: If the parts do not fit together, or a setting fits no job.
+    :raises ServiceError: Whatever ``plan`` raises.
+    """
+    space = Space(request)
+    seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
+    base = request.base
+    seeds = request.seeds or [base.seed or 0]
+    settings = space.choose_settings(request.n_trials, seed)
+    total = _check_settings(base, settings, plan)
+    steps = [setting.get("total_timesteps") or total for setting in settings]
+    rungs = _plan_rungs(request, len(settings), total)
+    if request.method == "halving":
+        steps = [rungs[0].total_timesteps or total] * len(settings)
+        plan(make_train_request(base, {**settings[0], "total_timesteps": steps[0]}))
+    n_jobs = len(seeds) * sum(rung.n_settings for rung in rungs)
+    timesteps = len(seeds) * (sum(steps) + sum(rung.n_settings * (rung.total_timesteps or 0) for rung in rungs[1:]))
+    _check_size(request, n_jobs, timesteps, min(steps))
+    name = request.name or f"sweep-{secrets.token_hex(4)}"
+    sent = request.model_dump(mode="json", exclude_unset=True) | {"name": name, "seeds": seeds, "seed": seed}
+    # With the space in its own order, and the seed in one place.
+    sent["space"], sent["base"] = request.space, base.model_dump(mode="json", exclude_unset=True, exclude={"seed"})
+    record = SweepRecord(
+        sweep_id=str(uuid.uuid4()),
+        name=name,
+        request=sent,
+        method=request.method,
+        env_name=base.env_name,
+        client=client,
+        seeds=seeds,
+        max_active=request.max_active or max_active,
+        budget_timesteps=request.budget_timesteps,
+        settings=settings,
+        rungs=rungs,
+        trials=make_trials(range(1, len(settings) + 1), seeds, 0, steps),
+        created_at=datetime.now(UTC),
+    )
+    return PlannedSweep(record, seed, n_jobs, timesteps)
+
+
+def _plan_rungs(request: SweepRequest, n_settings: int, total_timesteps: int) -> list[Rung]:
+    if request.method != "halving":
+        return [Rung(n_settings=n_settings)]
+    factor = request.reduction_factor or DEFAULT_FACTOR
+    if n_settings < factor:
+        message = f"of {n_settings} settings, halving by {factor} leaves none; try more, or a smaller factor"
+        raise refuse([Violation(("reduction_factor",), message)])
+    return plan_rungs(n_settings, total_timesteps, factor, request.min_timesteps or 1)
+
+
+def _check_settings(
+    base: TrainRequest, settings: Sequence[Setting], plan: Callable[[TrainRequest], TrainConfig]
+) -> int:
+    """Plan the first setting, and those with a value that none before had; return the steps of the first.
+
+    :raises InvalidRequestError: If one does not fit.
+    """
+    seen: set[str] = set()
+    total_timesteps, n_planned = 0, 0
+    for number, setting in enumerate(settings, 1):
+        # A drawn number is always new, and hardly ever what does not fit.
+        values = {json.dumps([name, value]) for name, value in setting.items() if not isinstance(value, float)}
+        if total_timesteps and (values <= seen or n_planned >= _MAX_PLANNED):
+            continue
+        seen |= values
+        n_planned += 1
+        try:
+            config = plan(make_train_request(base, setting))
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"setting {number}, {_spell(setting)}, does not fit: {error.detail}") from error
+        total_timesteps = total_timesteps or config.total_timesteps
+    return total_timesteps
+
+
+def _check_size(request: SweepRequest, n_jobs: int, timesteps: int, fewest: int) -> None:
+    """Refuse a sweep with too many jobs, or with a budget that allows nothing."""
+    if n_jobs > MAX_JOBS:
+        raise InvalidRequestError(
+            f"these settings and seeds make {n_jobs:,} jobs, and a sweep may have {MAX_JOBS}; send fewer values, "
+            "trials or seeds."
+        )
+    budget = request.budget_timesteps
+    if budget is None:
+        return
+    if request.method == "halving" and budget < timesteps:
+        raise InvalidRequestError(
+            f"budget_timesteps {budget:,} is less than the {timesteps:,} that all rounds of halving take; send fewer "
+            "trials or seeds, a smaller total_timesteps in 'base', or a larger budget."
+        )
+    if budget < fewest:
+        raise InvalidRequestError(
+            f"budget_timesteps {budget:,} is less than the {fewest:,} steps of a single job; send more, or a smaller "
+            "total_timesteps in 'base'."
+        )
+
+
+def _spell(setting: dict[str, Any]) -> str:
+    return printable(", ".join(f"{name}={json.dumps(value)}" for name, value in setting.items()), 200)

@@ -1,0 +1,168 @@
+"""What settings earned, which is the best, and how sure that is."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.schemas.jobs import Interval95
+from service.schemas.sweeps import BestSetting, SettingRow, Trial, TrialStatus
+
+# The 97.5 % quantiles of Student's t distribution with 1, 2, 3, ... degrees of freedom.
+_T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def rank_settings(settings: Sequence[Mapping[str, Any]], trials: Sequence[Trial]) -> list[SettingRow]:
+    """Return a row per setting, the best first.
+
+    A setting counts on the last rung on which all its seeds were evaluated. Settings that lack one come after the
+    others, and those without any figure last.
+    """
+    by_setting: dict[int, list[Trial]] = {number: [] for number in range(1, len(settings) + 1)}
+    for trial in trials:
+        by_setting[trial.setting].append(trial)
+    rows = [_make_row(number, dict(settings[number - 1]), own) for number, own in by_setting.items()]
+    return sorted(rows, key=_get_place)
+
+
+def choose_best(rows: Sequence[SettingRow]) -> BestSetting | None:
+    """Describe the first row, and how sure it is that it is the best; None if nothing was measured.
+
+    :param rows: What ``rank_settings`` returned.
+    """
+    if not rows or (best := rows[0]).mean_reward is None:
+        return None
+    others = [row for row in rows[1:] if row.mean_reward is not None and row.rung == best.rung]
+    runner_up = others[0] if others else None
+    lead_ci95 = None if runner_up is None else compute_lead_interval(_list_rewards(best), _list_rewards(runner_up))
+    lead = None if runner_up is None else best.mean_reward - (runner_up.mean_reward or 0.0)
+    is_clear = lead_ci95 is not None and lead_ci95[0] > 0.0
+    return BestSetting(
+        setting=best.number,
+        values=best.values,
+        mean_reward=best.mean_reward,
+        mean_reward_ci95=best.mean_reward_ci95,
+        model_name=_find_best_model(best),
+        runner_up=None if runner_up is None else runner_up.number,
+        lead=lead,
+        lead_ci95=lead_ci95,
+        is_clear=is_clear,
+        text=_describe(best, runner_up, lead, lead_ci95, sum(row.mean_reward is not None for row in rows)),
+    )
+
+
+def is_measured(trial: Trial) -> bool:
+    """Return whether a trial has a figure that can be compared: that of a training which was not cut short by hand."""
+    return trial.status is TrialStatus.COMPLETED and trial.mean_reward is not None
+
+
+def compute_mean_interval(rewards: Sequence[float]) -> Interval95:
+    """Return Student's 95 % interval of a mean; None with fewer than two numbers."""
+    n = len(rewards)
+    if n < 2:
+        return None
+    half = _get_t_quantile(n - 1) * statistics.stdev(rewards) / math.sqrt(n)
+    return _put_around(statistics.fmean(rewards), half)
+
+
+def compute_lead_interval(rewards: Sequence[float], others: Sequence[float]) -> Interval95:
+    """Return Welch's 95 % interval of the difference of two means; None with fewer than two numbers in either."""
+    if min(len(rewards), len(others)) < 2:
+        return None
+    shares = [statistics.variance(numbers) / len(numbers) for numbers in (rewards, others)]
+    lead = statistics.fmean(rewards) - statistics.fmean(others)
+    if sum(shares) == 0.0:
+        return lead, lead
+    n_free = sum(shares) ** 2 / sum(
+        share**2 / (len(numbers) - 1) for share, numbers in zip(shares, (rewards, others), strict=True)
+    )
+    return _put_around(lead, _get_t_quantile(max(1, math.floor(n_free + 1e-9))) * math.sqrt(sum(shares)))
+
+
+def _put_around(mean: float, half: float) -> tuple[float, float]:
+    return mean - half, mean + half
+
+
+def _get_t_quantile(n_free: int) -> float:
+    """Return the quantile for so many degrees of freedom; beyond the table its last one, which is a little wider."""
+    return _T_QUANTILES[min(n_free, len(_T_QUANTILES)) - 1]
+
+
+def _make_row(number: int, values: dict[str, Any], trials: list[Trial]) -> SettingRow:
+    rung = _find_rung(trials)
+    shown = [trial for trial in trials if trial.rung == rung]
+    measured = [trial for trial in shown if is_measured(trial)]
+    rewards = [trial.mean_reward for trial in measured if trial.mean_reward is not None]
+    interval: Interval95 = compute_mean_interval(rewards)
+    if len(rewards) == 1:
+        interval = measured[0].mean_reward_ci95
+    return SettingRow(
+        number=number,
+        values=values,
+        rung=rung,
+        total_timesteps=shown[0].total_timesteps,
+        n_seeds=len(rewards),
+        mean_reward=statistics.fmean(rewards) if rewards else None,
+        mean_reward_ci95=interval,
+        ci95_over=None if interval is None else "episodes" if len(rewards) == 1 else "seeds",
+        trials=trials,
+    )
+
+
+def _find_rung(trials: Sequence[Trial]) -> int:
+    """Return the last rung with figures of all seeds, or else with any."""
+    for must_be_whole in (True, False):
+        for rung in range(max(trial.rung for trial in trials), -1, -1):
+            measured = [is_measured(trial) for trial in trials if trial.rung == rung]
+            if all(measured) if must_be_whole else any(measured):
+                return rung
+    return 0
+
+
+def _get_place(row: SettingRow) -> tuple[bool, bool, int, float, int]:
+    if row.mean_reward is None:
+        return True, True, 0, 0.0, row.number
+    is_whole = all(is_measured(trial) for trial in row.trials if trial.rung == row.rung)
+    return False, not is_whole, -row.rung, -row.mean_reward, row.number
+
+
+def _list_rewards(row: SettingRow) -> list[float]:
+    return [
+        trial.mean_reward
+        for trial in row.trials
+        if trial.rung == row.rung and is_measured(trial) and trial.mean_reward is not None
+    ]
+
+
+def find_best_trial(row: SettingRow) -> Trial | None:
+    """Return the trial of a setting's rung that was evaluated best; None if none was."""
+    measured = [trial for trial in row.trials if trial.rung == row.rung and is_measured(trial)]
+    return max(measured, key=lambda trial: (trial.mean_reward or 0.0, -trial.number), default=None)
+
+
+def _find_best_model(row: SettingRow) -> str | None:
+    trial = find_best_trial(row)
+    return None if trial is None else trial.model_name
+
+
+def _describe(
+    best: SettingRow, runner_up: SettingRow | None, lead: float | None, lead_ci95: Interval95, n_measured: int
+) -> str:
+    if n_measured > 1 and (runner_up is None or lead is None):
+        return f"Setting {best.number} alone has got to {best.total_timesteps:,} steps; the others ended with fewer."
+    if runner_up is None or lead is None:
+        return f"Setting {best.number} is the only one with an evaluation so far."
+    text = f"Setting {best.number} is ahead of the next one, setting {runner_up.number}, by {lead:.4g}"
+    if lead_ci95 is None:
+        return (
+            f"{text}. That rests on a single seed, and another one may turn it round: send two or more seeds to learn "
+            "how sure it is."
+        )
+    text += f" (95 % interval {lead_ci95[0]:.4g} to {lead_ci95[1]:.4g}, over seeds)"
+    if lead_ci95[0] <= 0.0:
+        return f"{text}, which may be chance; more seeds may tell them apart."
+    return f"{text}. As the best of {n_measured} it has some luck in its figure: with new seeds, expect a little less."

@@ -1,0 +1,298 @@
+"""One sweep: its settings and jobs, which of them is next, and when it is over."""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from service.jobs.job import Job
+from service.schemas.jobs import JobStatus
+from service.schemas.sweeps import (
+    SettingRow,
+    SweepDescription,
+    SweepMethod,
+    SweepRequest,
+    SweepStatus,
+    SweepSummary,
+    Trial,
+    TrialStatus,
+)
+from service.schemas.training import TrainRequest
+from service.sweeps.halving import Rung, choose_promoted
+from service.sweeps.ranking import choose_best, find_best_trial, rank_settings
+from service.sweeps.space import make_train_request
+
+EndedBy = Literal["all", "budget", "no_evaluation", "stop", "restart"]
+
+
+class SweepRecord(BaseModel):
+    """All of a sweep, as it is written down.
+
+    :param request: What was sent, without what was left out.
+    :param client: Whose it is; None if clients are not limited.
+    :param trials: All jobs, past and planned ones.
+    """
+
+    sweep_id: str
+    name: str
+    request: dict[str, Any]
+    method: SweepMethod
+    env_name: str
+    client: str | None
+    seeds: list[int]
+    max_active: int
+    budget_timesteps: int | None
+    settings: list[dict[str, Any]]
+    rungs: list[Rung]
+    trials: list[Trial]
+    created_at: datetime
+    status: SweepStatus = SweepStatus.RUNNING
+    ended_by: EndedBy | None = None
+    end_time: datetime | None = None
+
+
+class Sweep:
+    """A sweep. Its conductor guards it.
+
+    :param record: What is known of it.
+    """
+
+    def __init__(self, record: SweepRecord) -> None:
+        self.record = record
+        #: What the next job waits for.
+        self.held_by: str | None = None
+
+    @property
+    def sweep_id(self) -> str:
+        """Its id."""
+        return self.record.sweep_id
+
+    @property
+    def status(self) -> SweepStatus:
+        """Its status."""
+        return self.record.status
+
+    def list_active(self) -> list[Trial]:
+        """List the trials that are jobs which have not ended."""
+        return [trial for trial in self.record.trials if trial.status.is_active]
+
+    def choose_next(self) -> Trial | None:
+        """Return the trial to start next; None if none may start now."""
+        if self.status is not SweepStatus.RUNNING or len(self.list_active()) >= self.record.max_active:
+            return None
+        waiting = (trial for trial in self.record.trials if trial.status is TrialStatus.WAITING)
+        return next((trial for trial in waiting if self._fits_budget(trial)), None)
+
+    def make_request(self, trial: Trial) -> TrainRequest:
+        """Return the request for a trial's job.
+
+        :raises ValidationError: If the sweep was written by a version with other fields.
+        """
+        fields = {
+            **self.record.settings[trial.setting - 1],
+            "seed": trial.seed,
+            "total_timesteps": trial.total_timesteps,
+            "model_name": self.name_model(trial),
+            # Only what an interrupted job of this trial has saved may be replaced.
+            "replace": trial.model_name is not None,
+        }
+        return make_train_request(SweepRequest.model_validate(self.record.request).base, fields)
+
+    def name_model(self, trial: Trial) -> str:
+        """Return the name that a trial saves its model under."""
+        return name_model(self.record.name, trial.number, self._count_jobs())
+
+    def note_job(self, trial: Trial, job: Job) -> None:
+        """Note that a trial has become a job, or goes on."""
+        trial.job_id, trial.status, trial.error_message = job.job_id, TrialStatus(job.status), None
+
+    def note_refusal(self, trial: Trial, detail: str) -> None:
+        """Note that a trial cannot become a job."""
+        trial.status, trial.error_message = TrialStatus.FAILED, detail
+
+    def observe(self, trial: Trial, job: Job | None) -> bool:
+        """Note how a trial's job is; return whether its status has changed.
+
+        :param job: None if it is forgotten.
+        """
+        before = trial.status
+        if job is None:
+            self.note_refusal(trial, "the server has forgotten its job")
+        elif not job.status.is_final:
+            trial.status, trial.current_timesteps = TrialStatus(job.status), job.summarize().current_timesteps
+        else:
+            self._note_end(trial, job)
+        return trial.status is not before
+
+    def _note_end(self, trial: Trial, job: Job) -> None:
+        end = job.describe()
+        trial.current_timesteps, trial.error_message = end.current_timesteps, end.error_message
+        trial.model_name, trial.sha256 = end.model_name, end.sha256
+        if end.final_evaluation is not None:
+            trial.mean_reward = end.final_evaluation.mean_reward
+            trial.mean_reward_ci95 = end.final_evaluation.mean_reward_ci95
+            trial.n_episodes = end.final_evaluation.n_episodes
+        trial.status = TrialStatus(end.status)
+        if end.status is JobStatus.STOPPED and self.status is not SweepStatus.RUNNING:
+            trial.status = TrialStatus.INTERRUPTED
+
+    def advance(self) -> bool:
+        """Go on to the next rung, or end, if no job is left to wait for; return whether anything has changed."""
+        if not self.status.is_active or self.list_active():
+            return False
+        if self.status is SweepStatus.STOPPING:
+            self._end(SweepStatus.STOPPED, "stop")
+            return True
+        waiting = [trial for trial in self.record.trials if trial.status is TrialStatus.WAITING]
+        if any(map(self._fits_budget, waiting)):
+            return False
+        for trial in waiting:
+            trial.status = TrialStatus.SKIPPED
+        if waiting:
+            self._end(SweepStatus.COMPLETED, "budget")
+        elif self._get_rung() == len(self.record.rungs) - 1:
+            self._end(SweepStatus.COMPLETED, "all")
+        else:
+            self._promote()
+        return True
+
+    def stop(self) -> None:
+        """Start no more jobs."""
+        self.record.status, self.held_by = SweepStatus.STOPPING, None
+
+    def interrupt(self) -> None:
+        """Note that the server which ran it has ended."""
+        was_stopping = self.status is SweepStatus.STOPPING
+        status = SweepStatus.STOPPED if was_stopping else SweepStatus.INTERRUPTED
+        self._end(status, "stop" if was_stopping else "restart")
+        for trial in self.list_active():
+            trial.status = TrialStatus.INTERRUPTED
+
+    def resume(self) -> None:
+        """Go on with what was not done."""
+        for trial in self.record.trials:
+            if trial.status is TrialStatus.INTERRUPTED:
+                trial.status = TrialStatus.WAITING
+        self.record.status, self.record.ended_by, self.record.end_time = SweepStatus.RUNNING, None, None
+
+    def rank(self) -> list[SettingRow]:
+        """Return a row per setting, the best first."""
+        return rank_settings(self.record.settings, self.record.trials)
+
+    def list_surplus_models(self) -> list[Trial]:
+        """List the trials whose models are not to be kept.
+
+        While it runs, a setting keeps its models until all its seeds are evaluated, since it may turn out best.
+        """
+        rows = self.rank()
+        best = find_best_trial(rows[0]) if rows and rows[0].mean_reward is not None else None
+        if best is None or self.record.request.get("keep", "best") != "best":
+            return []
+        return [
+            trial
+            for row in rows
+            for trial in row.trials
+            if trial.model_name is not None
+            and trial is not best
+            and not trial.status.is_active
+            and (not self.status.is_active or _is_whole(row, trial))
+        ]
+
+    def summarize(self, rows: Sequence[SettingRow] | None = None) -> SweepSummary:
+        """Return its line in the list of sweeps."""
+        record, rows = self.record, self.rank() if rows is None else rows
+        return SweepSummary(
+            sweep_id=record.sweep_id,
+            name=record.name,
+            status=record.status,
+            method=record.method,
+            env_name=record.env_name,
+            created_at=record.created_at,
+            end_time=record.end_time,
+            n_settings=len(record.settings),
+            counts=dict(Counter(trial.status for trial in record.trials)),
+            timesteps=sum(trial.current_timesteps for trial in record.trials),
+            best_mean_reward=rows[0].mean_reward if rows else None,
+        )
+
+    def describe(self) -> SweepDescription:
+        """Return all that is known of it."""
+        # Copies, since the trials go on changing.
+        rows = [row.model_copy(deep=True) for row in self.rank()]
+        return SweepDescription(
+            **self.summarize(rows).model_dump(),
+            request=self.record.request,
+            ended_by=self.record.ended_by,
+            held_by=self.held_by,
+            settings=rows,
+            best=choose_best(rows),
+        )
+
+    def _fits_budget(self, trial: Trial) -> bool:
+        if self.record.budget_timesteps is None:
+            return True
+        taken = sum(
+            other.total_timesteps if other.status.is_active else other.current_timesteps
+            for other in self.record.trials
+            if other is not trial
+        )
+        return taken + trial.total_timesteps <= self.record.budget_timesteps
+
+    def _get_rung(self) -> int:
+        return max((trial.rung for trial in self.record.trials), default=0)
+
+    def _promote(self) -> None:
+        rung = self._get_rung() + 1
+        numbers = choose_promoted(self.rank(), rung - 1, self.record.rungs[rung].n_settings)
+        if not numbers:
+            self._end(SweepStatus.COMPLETED, "no_evaluation")
+        self.record.trials += make_trials(
+            numbers,
+            self.record.seeds,
+            rung,
+            [self.record.rungs[rung].total_timesteps or 1] * len(numbers),
+            self.record.trials,
+        )
+
+    def _count_jobs(self) -> int:
+        return len(self.record.seeds) * sum(rung.n_settings for rung in self.record.rungs)
+
+    def _end(self, status: SweepStatus, ended_by: EndedBy) -> None:
+        self.record.status, self.record.ended_by, self.held_by = status, ended_by, None
+        self.record.end_time = datetime.now(UTC)
+
+
+def make_trials(
+    settings: Sequence[int], seeds: Sequence[int], rung: int, timesteps: Sequence[int], before: Sequence[Trial] = ()
+) -> list[Trial]:
+    """Make the trials of a rung, those of a setting one after the other.
+
+    :param settings: Numbers of the settings.
+    :param timesteps: Steps of each setting's jobs.
+    :param before: The trials of the sweep so far.
+    """
+    pairs = [(number, n, seed) for number, n in zip(settings, timesteps, strict=True) for seed in seeds]
+    return [
+        Trial(number=len(before) + place, setting=number, rung=rung, seed=seed, total_timesteps=n)
+        for place, (number, n, seed) in enumerate(pairs, 1)
+    ]
+
+
+def name_model(sweep_name: str, number: int, n_jobs: int) -> str:
+    """Return the name of a job's model.
+
+    :param number: The job's number in the sweep.
+    :param n_jobs: How many the sweep has.
+    """
+    return f"{sweep_name}-{number:0{max(2, len(str(n_jobs)))}}"
+
+
+def _is_whole(row: SettingRow, trial: Trial) -> bool:
+    """Return whether nothing more can come of a setting on a trial's rung."""
+    return all(
+        other.status in (TrialStatus.COMPLETED, TrialStatus.FAILED, TrialStatus.STOPPED)
+        for other in row.trials
+        if other.rung == trial.rung
+    )

@@ -1,0 +1,273 @@
+"""Sweeps over HTTP: tiny trainings, from the first job to the best model."""
+
+import itertools
+from functools import partial
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from service.settings import Settings
+from tests.conftest import RegisterEnv
+from tests.support import Gate, LineEnv, get_status, make_client, train_to_end, wait_until
+
+BASE: dict[str, Any] = {"total_timesteps": 64, "n_eval_episodes": 2}
+SPACE = {"learning_rate": [0.001, 0.003]}
+
+
+def start(client: TestClient, **fields: Any) -> dict[str, Any]:
+    response = client.post("/sweeps", json={"base": BASE, "space": SPACE, **fields})
+    assert response.status_code == 200, response.text
+    started: dict[str, Any] = response.json()
+    return started
+
+
+def describe(client: TestClient, sweep_id: str = "latest") -> dict[str, Any]:
+    sweep: dict[str, Any] = client.get(f"/sweeps/{sweep_id}").json()
+    return sweep
+
+
+def wait_for_sweep(client: TestClient) -> dict[str, Any]:
+    wait_until(lambda: describe(client)["status"] not in ("running", "stopping"))
+    return describe(client)
+
+
+def list_trials(sweep: dict[str, Any]) -> list[dict[str, Any]]:
+    """List the jobs in the order of the sweep."""
+    trials = [trial for row in sweep["settings"] for trial in row["trials"]]
+    return sorted(trials, key=lambda trial: int(trial["number"]))
+
+
+def list_models(client: TestClient) -> list[str]:
+    return [model["name"] for model in client.get("/models").json()["models"]]
+
+
+def test_a_grid_is_trained_with_every_seed_and_the_best_model_is_kept(client: TestClient) -> None:
+    started = start(client, name="first", seeds=[0, 1])
+    assert (started["n_settings"], started["n_jobs"], started["timesteps"]) == (2, 4, 256)
+    sweep = wait_for_sweep(client)
+    assert (sweep["status"], sweep["ended_by"], sweep["counts"]) == ("completed", "all", {"completed": 4})
+    trials = list_trials(sweep)
+    assert [(trial["setting"], trial["seed"]) for trial in trials] == list(itertools.product((1, 2), (0, 1)))
+    for trial in trials:
+        job = get_status(client, trial["job_id"])
+        assert job["sweep_id"] == started["sweep_id"]
+        assert job["config"]["model_name"] == f"first-{trial['number']:02}"
+        assert job["config"]["learning_rate"] == SPACE["learning_rate"][trial["setting"] - 1]
+        assert trial["mean_reward"] == job["final_evaluation"]["mean_reward"]
+    for row in sweep["settings"]:
+        assert row["mean_reward"] == pytest.approx(sum(trial["mean_reward"] for trial in row["trials"]) / 2)
+    best = sweep["best"]
+    assert best["mean_reward"] == max(row["mean_reward"] for row in sweep["settings"])
+    wait_until(lambda: list_models(client) == [best["model_name"]])
+    assert sweep["timesteps"] == sum(trial["current_timesteps"] for trial in trials)
+
+
+def test_all_models_are_kept_on_request(client: TestClient) -> None:
+    start(client, name="kept", keep="all")
+    wait_for_sweep(client)
+    assert list_models(client) == ["kept-01", "kept-02"]
+
+
+def test_a_model_that_somebody_else_put_there_is_never_deleted(client: TestClient, app: FastAPI) -> None:
+    start(client, name="first", keep="all")
+    sweep = wait_for_sweep(client)
+    (worse,) = {"first-01", "first-02"} - {sweep["best"]["model_name"]}
+    other = train_to_end(client, **BASE, seed=9, model_name=worse)
+    service = app.state.service
+    record = service.sweeps._sweeps[sweep["sweep_id"]].record
+    record.request["keep"] = "best"
+    service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    assert client.get(f"/models/{worse}").json()["sha256"] == other["sha256"]
+
+
+def test_halving_gives_the_best_more_steps(client: TestClient) -> None:
+    learning_rate = {"distribution": "loguniform", "low": 1e-4, "high": 1e-2}
+    fields = {
+        "method": "halving",
+        "n_trials": 4,
+        "reduction_factor": 2,
+        "seed": 5,
+        "base": {**BASE, "total_timesteps": 256},
+    }
+    started = start(client, space={"learning_rate": learning_rate}, **fields)
+    # Four with 64 steps, two with 128, one with 256.
+    assert (started["n_jobs"], started["timesteps"]) == (7, 4 * 64 + 2 * 128 + 256)
+    sweep = wait_for_sweep(client)
+    trials = list_trials(sweep)
+    assert [(trial["rung"], trial["total_timesteps"]) for trial in trials] == [
+        *[(0, 64)] * 4,
+        *[(1, 128)] * 2,
+        (2, 256),
+    ]
+    rewards = {trial["setting"]: trial["mean_reward"] for trial in trials[:4]}
+    assert [trial["setting"] for trial in trials[4:6]] == sorted(rewards, key=lambda n: -rewards[n])[:2]
+    assert sweep["best"]["setting"] == trials[6]["setting"]
+
+    again = start(client, space={"learning_rate": learning_rate}, **fields)
+    assert again["seed"] == 5
+    settings = [
+        sorted((row["number"], row["values"]["learning_rate"]) for row in one["settings"])
+        for one in (sweep, describe(client))
+    ]
+    assert settings[0] == settings[1]
+    client.post("/sweeps/latest/stop")
+
+
+def test_a_budget_ends_it(client: TestClient) -> None:
+    start(client, space={"learning_rate": [0.001, 0.002, 0.003]}, budget_timesteps=130)
+    sweep = wait_for_sweep(client)
+    assert (sweep["ended_by"], sweep["counts"]) == ("budget", {"completed": 2, "skipped": 1})
+
+
+@pytest.fixture
+def held(client: TestClient, register_env: RegisterEnv, gate: Gate) -> dict[str, Any]:
+    """What all jobs have in common that wait in their first step."""
+    return {**BASE, "env_name": register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)}
+
+
+def count(client: TestClient) -> dict[str, int]:
+    counts: dict[str, int] = describe(client)["counts"]
+    return counts
+
+
+def test_it_leaves_the_queue_to_others(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
+    rates = [0.001, 0.002, 0.003, 0.004, 0.005]
+    start(client, base=held, space={"learning_rate": rates}, max_active=5)
+    # Two slots, and one job that waits for the next.
+    wait_until(lambda: count(client) == {"running": 2, "queued": 1, "waiting": 2})
+    assert client.get("/health").json()["active_jobs"] == 3
+    gate.admit()
+    assert wait_for_sweep(client)["counts"] == {"completed": 5}
+
+
+def test_no_more_jobs_run_than_it_asks_for(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
+    start(client, base=held, max_active=1)
+    wait_until(lambda: gate.n_arrived > 0)
+    assert count(client) == {"running": 1, "waiting": 1}
+    gate.admit()
+    assert wait_for_sweep(client)["counts"] == {"completed": 2}
+
+
+@pytest.mark.parametrize("overrides", [{"client_limits": "on", "client_active_jobs": 1}], ids=["limited"])
+def test_a_clients_limits_hold_for_its_sweeps(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
+    start(client, base=held)
+    wait_until(lambda: describe(client)["held_by"] is not None)
+    assert "GRPO_CLIENT_ACTIVE_JOBS" in describe(client)["held_by"]
+    assert count(client) == {"running": 1, "waiting": 1}
+    assert client.post("/train", json=BASE).status_code == 429
+    gate.admit()
+    assert wait_for_sweep(client)["counts"] == {"completed": 2}
+
+
+@pytest.mark.parametrize("overrides", [{"client_limits": "on", "client_job_timesteps": 100}], ids=["limited"])
+def test_a_job_that_takes_too_long_for_a_client_is_refused_with_its_setting(client: TestClient) -> None:
+    response = client.post("/sweeps", json={"base": {**BASE, "total_timesteps": 101}, "space": SPACE})
+    assert response.status_code == 400
+    assert "setting 1, learning_rate=0.001" in response.json()["detail"]
+    assert "GRPO_CLIENT_JOB_TIMESTEPS" in response.json()["detail"]
+
+
+def test_a_stopped_sweep_can_go_on(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
+    start(client, name="halted", base=held, max_active=1)
+    wait_until(lambda: gate.n_arrived > 0)
+    assert client.delete("/sweeps/latest").status_code == 409
+    assert client.post("/sweeps/latest/stop").json()["message"] == "Sweep stopping"
+    gate.admit()
+    sweep = wait_for_sweep(client)
+    assert (sweep["status"], sweep["ended_by"]) == ("stopped", "stop")
+    assert sweep["counts"] == {"interrupted": 1, "waiting": 1}
+    assert client.post("/sweeps/latest/stop").status_code == 409
+    (first, _) = list_trials(sweep)
+
+    assert client.post("/sweeps/latest/resume").json()["message"] == "Sweep resumed"
+    sweep = wait_for_sweep(client)
+    assert (sweep["status"], sweep["counts"]) == ("completed", {"completed": 2})
+    assert list_trials(sweep)[0]["job_id"] == first["job_id"], "the job itself goes on"
+    assert get_status(client, first["job_id"])["n_restarts"] == 1
+    assert client.post("/sweeps/latest/resume").status_code == 409
+
+
+def test_a_job_that_was_stopped_by_hand_has_no_say(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
+    start(client, base=held, max_active=1, space={"learning_rate": [0.001]})
+    wait_until(lambda: gate.n_arrived > 0)
+    client.post("/training/latest/stop")
+    gate.admit()
+    sweep = wait_for_sweep(client)
+    assert (sweep["counts"], sweep["best"], sweep["ended_by"]) == ({"stopped": 1}, None, "all")
+
+
+def test_a_setting_that_fits_no_job_is_refused_at_once(client: TestClient) -> None:
+    response = client.post("/sweeps", json={"base": BASE, "space": {"n_steps": [32, 33]}})
+    assert response.status_code == 400
+    assert "setting 2, n_steps=33, does not fit" in response.json()["detail"]
+    assert client.get("/sweeps").json() == {"sweeps": [], "n_total": 0}
+
+
+def test_a_wrong_value_is_named_with_its_place(client: TestClient) -> None:
+    response = client.post("/sweeps", json={"base": BASE, "space": {"gamma": [0.9, 2], "n_step": [32]}})
+    assert response.status_code == 422
+    assert [part["field"] for part in response.json()["errors"]] == ["space.n_step", "space.gamma.1"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"budget_timesteps": 63}, "less than the 64 steps of a single job"),
+        ({"space": {"n_epochs": list(range(1, 65))}, "seeds": list(range(9))}, "576 jobs"),
+        ({"method": "halving", "reduction_factor": 2, "budget_timesteps": 100}, "all rounds of halving"),
+    ],
+)
+def test_a_sweep_that_is_too_large_is_refused(client: TestClient, fields: dict[str, Any], message: str) -> None:
+    response = client.post("/sweeps", json={"base": BASE, "space": SPACE, **fields})
+    assert response.status_code == 400
+    assert message in response.json()["detail"]
+
+
+def test_a_name_that_is_taken_is_refused(client: TestClient) -> None:
+    train_to_end(client, **BASE, model_name="Mine-02")
+    response = client.post("/sweeps", json={"name": "mine", "base": BASE, "space": SPACE})
+    assert response.status_code == 409
+    assert "'mine-02'" in response.json()["detail"]
+    start(client, name="other")
+    wait_for_sweep(client)
+    response = client.post("/sweeps", json={"name": "OTHER", "base": BASE, "space": SPACE})
+    assert response.status_code == 409
+
+
+def test_the_list_comes_in_pages_newest_first(client: TestClient) -> None:
+    for name in ("a1", "b1", "c1"):
+        start(client, name=name, space={"gamma": [0.9]})
+        wait_for_sweep(client)
+    page = client.get("/sweeps?limit=2").json()
+    assert ([sweep["name"] for sweep in page["sweeps"]], page["n_total"]) == (["c1", "b1"], 3)
+    rest = client.get(f"/sweeps?after={page['sweeps'][-1]['sweep_id']}").json()
+    assert [sweep["name"] for sweep in rest["sweeps"]] == ["a1"]
+    assert client.get("/sweeps?after=unknown").status_code == 404
+    assert client.delete("/sweeps/latest").json()["name"] == "c1"
+    assert client.get("/sweeps").json()["n_total"] == 2
+    assert "GET /sweeps" in client.get("/sweeps/unknown").json()["detail"]
+
+
+def test_a_sweep_survives_the_server(settings: Settings, register_env: RegisterEnv) -> None:
+    gate = Gate()
+    env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
+    with make_client(settings.model_copy(update={"shutdown_grace_seconds": 0.1})) as client:
+        start(client, name="long", base={**BASE, "env_name": env_name}, max_active=1, seeds=[3])
+        wait_until(lambda: gate.n_arrived > 0)
+        before = describe(client)
+    gate.admit()
+    with make_client(settings) as client:
+        sweep = describe(client)
+        assert (sweep["status"], sweep["ended_by"]) == ("interrupted", "restart")
+        assert sweep["request"] == before["request"]
+        assert sweep["counts"] == {"interrupted": 1, "waiting": 1}
+        assert client.post("/sweeps/latest/resume").status_code == 200
+        sweep = wait_for_sweep(client)
+        assert (sweep["status"], sweep["counts"]) == ("completed", {"completed": 2})
+        assert list_trials(sweep)[0]["job_id"] == list_trials(before)[0]["job_id"]
+
+
+def test_a_job_that_was_started_by_itself_says_so(client: TestClient) -> None:
+    assert train_to_end(client, **BASE)["sweep_id"] is None

@@ -1,0 +1,117 @@
+"""What settings earned, against arithmetic by hand."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from service.schemas.sweeps import SettingRow, Trial, TrialStatus
+from service.sweeps.halving import choose_promoted, plan_rungs
+from service.sweeps.ranking import choose_best, compute_lead_interval, compute_mean_interval, rank_settings
+
+
+def make_trials(rewards: Sequence[Sequence[float | None]], rung: int = 0, numbers: Sequence[int] = ()) -> list[Trial]:
+    """Make a setting's trials of each list of rewards; None has not been measured."""
+    return [
+        Trial(
+            number=0,
+            setting=number,
+            rung=rung,
+            seed=seed,
+            total_timesteps=100 * (rung + 1),
+            status=TrialStatus.RUNNING if reward is None else TrialStatus.COMPLETED,
+            mean_reward=reward,
+            mean_reward_ci95=None if reward is None else (reward - 1, reward + 1),
+            model_name=f"m-{number}-{seed}",
+        )
+        for number, row in zip(numbers or range(1, len(rewards) + 1), rewards, strict=True)
+        for seed, reward in enumerate(row)
+    ]
+
+
+def rank(trials: list[Trial]) -> list[SettingRow]:
+    n_settings = max(trial.setting for trial in trials)
+    return rank_settings([{"gamma": number / 10} for number in range(n_settings)], trials)
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    # The mean is 2, the standard deviation 1, and t(0.975, 2) = 4.303: 4.303 / sqrt(3) = 2.48434.
+    assert compute_mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.48434, 2 + 2.48434), abs=1e-4)
+    assert compute_mean_interval([1.0]) is None
+
+
+def test_the_interval_of_a_lead_is_welchs() -> None:
+    # Variances 2 and 8, so 1 + 4 = 5 of the difference; (1 + 4)² / (1² / 1 + 4² / 1) = 1.47 degrees of freedom, taken
+    # as 1: t(0.975, 1) = 12.706.
+    half = 12.706 * 5**0.5
+    assert compute_lead_interval([9.0, 11.0], [4.0, 8.0]) == pytest.approx((4 - half, 4 + half))
+    # Alike, so that there are 2 (n - 1) = 4 degrees of freedom: t(0.975, 4) = 2.776.
+    half = 2.776 * (2 / 3) ** 0.5
+    assert compute_lead_interval([10.0, 11.0, 12.0], [1.0, 2.0, 3.0]) == pytest.approx((9 - half, 9 + half))
+    assert compute_lead_interval([1.0, 2.0], [3.0]) is None
+
+
+def test_the_settings_come_by_their_mean_over_seeds() -> None:
+    rows = rank(make_trials([[1.0, 3.0], [4.0, 2.0], [None, None], [9.0, None]]))
+    # The fourth lacks a seed, the third has no figure at all.
+    assert [(row.number, row.mean_reward, row.n_seeds) for row in rows] == [
+        (2, 3.0, 2),
+        (1, 2.0, 2),
+        (4, 9.0, 1),
+        (3, None, 0),
+    ]
+    assert [row.ci95_over for row in rows] == ["seeds", "seeds", "episodes", None]
+    assert rows[2].mean_reward_ci95 == (8.0, 10.0)
+
+
+def test_a_lead_that_may_be_chance_is_not_clear() -> None:
+    best = choose_best(rank(make_trials([[1.0, 3.0], [2.0, 4.0]])))
+    assert best is not None
+    assert (best.setting, best.runner_up, best.lead, best.is_clear) == (2, 1, 1.0, False)
+    assert best.model_name == "m-2-1"
+    assert "may be chance" in best.text
+
+
+def test_a_lead_beyond_its_interval_is_clear() -> None:
+    best = choose_best(rank(make_trials([[1.0, 2.0, 3.0], [10.0, 11.0, 12.0]])))
+    assert best is not None
+    assert best.is_clear
+    assert "the best of 2" in best.text
+
+
+def test_a_single_seed_is_never_sure() -> None:
+    best = choose_best(rank(make_trials([[1.0], [100.0]])))
+    assert best is not None
+    assert (best.lead, best.lead_ci95, best.is_clear) == (99.0, None, False)
+    assert "single seed" in best.text
+
+
+def test_without_a_figure_there_is_no_best() -> None:
+    assert choose_best(rank(make_trials([[None]]))) is None
+
+
+def test_a_rung_counts_once_all_its_seeds_are_measured() -> None:
+    first = make_trials([[5.0, 5.0], [4.0, 4.0], [3.0, 3.0]])
+    rows = rank([*first, *make_trials([[1.0, None]], rung=1, numbers=[2])])
+    assert [(row.number, row.rung) for row in rows] == [(1, 0), (2, 0), (3, 0)]
+    rows = rank([*first, *make_trials([[1.0, 1.0]], rung=1, numbers=[2])])
+    assert [(row.number, row.rung, row.mean_reward) for row in rows] == [(2, 1, 1.0), (1, 0, 5.0), (3, 0, 3.0)]
+    best = choose_best(rows)
+    assert best is not None
+    assert "alone has got to 200 steps" in best.text
+
+
+def test_the_rungs_of_halving() -> None:
+    def plan(*arguments: int) -> list[tuple[int, int | None]]:
+        return [(rung.n_settings, rung.total_timesteps) for rung in plan_rungs(*arguments)]
+
+    assert plan(9, 900, 3, 1) == [(9, 100), (3, 300), (1, 900)]
+    assert plan(10, 900, 3, 1) == [(10, 100), (3, 300), (1, 900)]
+    assert plan(9, 900, 3, 200) == [(9, 300), (3, 900)]
+    assert plan(5, 8, 2, 1) == [(5, 2), (2, 4), (1, 8)]
+    assert plan(2, 900, 3, 1) == [(2, 900)]
+
+
+def test_the_best_of_a_rung_go_on() -> None:
+    rows = rank(make_trials([[1.0], [3.0], [None], [2.0]]))
+    assert choose_promoted(rows, 0, 2) == [2, 4]
+    assert choose_promoted(rows, 0, 9) == [2, 4, 1]
