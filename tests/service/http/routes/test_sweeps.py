@@ -134,12 +134,18 @@ def count(client: TestClient) -> dict[str, int]:
 
 def test_it_leaves_the_queue_to_others(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
     rates = [0.001, 0.002, 0.003, 0.004, 0.005]
-    start(client, base=held, space={"learning_rate": rates}, max_active=5)
+    first = start(client, base=held, space={"learning_rate": rates}, max_active=5)["sweep_id"]
     # Two slots, and one job that waits for the next.
-    wait_until(lambda: count(client) == {"running": 2, "queued": 1, "waiting": 2})
+    steady = {"running": 2, "queued": 1, "waiting": 2}
+    wait_until(lambda: describe(client, first)["counts"] == steady)
+    for _ in range(3):  # each stop is noticed only after all sweeps were looked at
+        start(client)
+        client.post("/sweeps/latest/stop")
+        assert wait_for_sweep(client)["counts"] == {"waiting": 2}
+    assert describe(client, first)["counts"] == steady
     assert client.get("/health").json()["active_jobs"] == 3
     gate.admit()
-    assert wait_for_sweep(client)["counts"] == {"completed": 5}
+    wait_until(lambda: describe(client, first)["counts"] == {"completed": 5})
 
 
 def test_no_more_jobs_run_than_it_asks_for(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
