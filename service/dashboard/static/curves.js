@@ -130,7 +130,8 @@ globalThis.grpoCurves = (() => {
     }
     return { mean, bounds };
   };
-  const drawGroup = (members, metric, view) => {
+  const drawGroup = (unordered, metric, view) => {
+    const members = [...unordered].sort((a, b) => a.colour - b.colour);
     const isEvaluated = metric === "reward" && members.every((run) => evaluated(run, view).length > 1);
     const lines = members.map((run) =>
       isEvaluated ? evaluated(run, view).map(([x, y]) => [x, y]) : smooth(points(run, metric === "reward" ? TRAINING : metric, view), view.smooth));
@@ -175,6 +176,13 @@ globalThis.grpoCurves = (() => {
     panel.nothing.classList.toggle("hidden", !isEmpty);
     const muted = { color: css("--muted"), fontSize: 12 }, rule = { lineStyle: { color: css("--line") } };
     const axis = { axisLine: rule, axisTick: { show: false }, splitLine: rule };
+    // The interval of two seeds may be far wider than anything that was measured; it is cut off at the frame.
+    const limits = {};
+    if (series.some(({ id }) => id.startsWith("low-mean"))) {
+      const measured = series.filter(({ name }) => name !== "low" && name !== "high").flatMap((one) => one.data.map(([, y]) => y)).filter((y) => y !== null);
+      const low = Math.min(...measured), high = Math.max(...measured), margin = 0.2 * (high - low) || 1;
+      Object.assign(limits, { min: Number((low - margin).toPrecision(2)), max: Number((high + margin).toPrecision(2)) });
+    }
     const isShare = panel.metric === "rollout/zero_std_group_fraction" && !view.log && !isEmpty;
     panel.chart.setOption({
       animation: false, textStyle: { fontFamily: "Roboto, sans-serif" },
@@ -183,7 +191,7 @@ globalThis.grpoCurves = (() => {
         borderColor: css("--line"), textStyle: { color: css("--ink"), fontSize: 13 }, confine: true },
       xAxis: { type: view.x === "time" ? "time" : "value", min: view.x === "time" ? "dataMin" : 0, ...axis, splitLine: { show: false },
         axisLabel: { ...muted, hideOverlap: true, ...(view.x === "time" ? {} : { formatter: (value) => (view.x === "steps" ? short.format(value) : duration(value)) }) } },
-      yAxis: { type: view.log ? "log" : "value", scale: true, splitNumber: 4, ...(isShare ? { min: 0, max: 1, interval: 0.25 } : {}), ...axis,
+      yAxis: { type: view.log ? "log" : "value", scale: true, splitNumber: 4, ...limits, ...(isShare ? { min: 0, max: 1, interval: 0.25 } : {}), ...axis,
         axisLabel: { ...muted, formatter: (value) => (Math.abs(value) >= 1e4 ? short.format(value) : Number(value.toPrecision(6))) } },
       series,
     }, { notMerge: false, replaceMerge: ["series", "xAxis", "yAxis"] });

@@ -56,9 +56,9 @@ globalThis.grpoRuns = (() => {
   const paint = (box, colour) => box.style.setProperty("--series", `var(--series-${colour % 10})`);
   const tick = (label, ids) => {
     const box = make("input", "tick", "", { type: "checkbox", "aria-label": `Show the curves of ${label}` });
-    const own = ids.find((id) => colours.has(id));
-    box.checked = own !== undefined;
-    if (own !== undefined) paint(box, colours.get(own));
+    const own = ids.filter((id) => colours.has(id)).map((id) => colours.get(id));
+    box.checked = own.length > 0;
+    if (own.length) paint(box, Math.min(...own)); // as the mean of a group is drawn
     box.addEventListener("change", () => show(ids, box.checked));
     return box;
   };
