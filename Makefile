@@ -10,6 +10,7 @@ PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt
+	@echo "Installing what the server needs into $(VENV): about a minute, and no further output if all is well."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -r requirements.txt
 	touch $@
@@ -18,8 +19,10 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(PIP) install -r requirements-dev.txt
 	touch $@
 
+# GRPO_PORT=9000 make serve takes another port.
 serve: install
-	$(VENV)/bin/python run_api.py
+	@echo "Starting the server on this machine. It says below where its dashboard is; Ctrl-C ends it."
+	@$(VENV)/bin/python run_api.py
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(SHARED)
