@@ -5,11 +5,12 @@ PYTHON ?= python3
 SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: install serve test test-fast test-chaos test-fuzz test-load test-soak test-zoo lint type format tables bench-cartpole bench-speed bench-suite bench-ablation environments clean
+.PHONY: install serve test test-fast test-chaos test-fuzz test-load test-soak test-zoo lint type format tables notebook bench-cartpole bench-speed bench-suite bench-ablation environments clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt
+	@echo "Installing what the server needs into $(VENV): about a minute, and no further output if all is well."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -r requirements.txt
 	touch $@
@@ -18,8 +19,10 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(PIP) install -r requirements-dev.txt
 	touch $@
 
+# GRPO_PORT=9000 make serve takes another port.
 serve: install
-	$(VENV)/bin/python run_api.py
+	@echo "Starting the server on this machine. It says below where its dashboard is; Ctrl-C ends it."
+	@$(VENV)/bin/python run_api.py
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(SHARED)
@@ -54,9 +57,14 @@ lint: $(VENV)/.installed-dev
 type: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
-# The hyperparameters in README.md and API.md.
+# The hyperparameters in docs/arguments.md and API.md, and the index of API.md's fields.
 tables: install
 	$(VENV)/bin/python -m docs.argument_tables
+
+# docs/notebook.ipynb needs what make install brings; this adds JupyterLab to read it in.
+notebook: install
+	$(PIP) install jupyterlab
+	$(VENV)/bin/jupyter lab docs/notebook.ipynb
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.grpo_client.generate

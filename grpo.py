@@ -1,5 +1,12 @@
 """GRPO for Stable-Baselines3: group relative policy optimisation with groups that branch from one simulator state."""
 
+if __name__ == "__main__":
+    # Before torch is imported, which takes seconds and which most commands do without. It also keeps a second GRPO from
+    # being made, called __main__.GRPO, which nobody could import again.
+    from grpo_cli import main
+
+    raise SystemExit(main())
+
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -821,10 +828,3 @@ def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, floa
     """Average each metric over the minibatches; empty if there was none."""
     names = rows[0] if rows else ()
     return {name: torch.stack([row[name] for row in rows]).mean().item() for name in names}
-
-
-if __name__ == "__main__":
-    # The class imported there is grpo.GRPO; the one above is __main__.GRPO, which nobody could import again.
-    from grpo_cli import main
-
-    raise SystemExit(main())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.resources import files
 
-from grpo import GRPO
+from grpo_terminal import end_well
 
 _SCRIPTS = ("train", "enjoy")
 
@@ -24,6 +24,8 @@ def register() -> None:
         zoo = import_module("rl_zoo3")
     except ImportError as error:
         raise ImportError(f"RL Baselines3 Zoo cannot be imported ({error}); pip install rl_zoo3.") from error
+    from grpo import GRPO  # torch takes seconds, in which Ctrl-C would end in a traceback
+
     zoo.ALGOS["grpo"] = GRPO
 
 
@@ -31,8 +33,11 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
     """Fill in what a command line leaves out: the script, the algorithm and the file of its presets.
 
     :param arguments: Name of the zoo's script, which may be left out for ``train``, and its options.
+    :raises ValueError: If it is another name.
     """
     options = list(arguments)
+    if options and not options[0].startswith("-") and options[0] not in _SCRIPTS:
+        raise ValueError(f"{options[0]!r} is no script of the zoo that is run here; choose {' or '.join(_SCRIPTS)}.")
     script = options.pop(0) if options and options[0] in _SCRIPTS else "train"
     words = [word for option in options for word in option.split("=", 1)]
     if "--algo" not in words:
@@ -43,16 +48,26 @@ def complete_arguments(arguments: Sequence[str]) -> list[str]:
     return [script, *options]
 
 
-def main() -> None:
-    """Run one of the zoo's scripts."""
+def main() -> int:
+    """Run one of the zoo's scripts.
+
+    :return: The exit status: 0, 1 without the zoo, 2 if the command line cannot work, 130 after Ctrl-C.
+    """
+    return end_well(_run)
+
+
+def _run() -> int:
     try:
+        script, *options = complete_arguments(sys.argv[1:])
         register()
-    except ImportError as error:
-        sys.exit(str(error))
-    script, *sys.argv[1:] = complete_arguments(sys.argv[1:])
+    except (ImportError, ValueError) as error:
+        sys.stderr.write(f"grpo_zoo: {error}\n")
+        return 1 if isinstance(error, ImportError) else 2
+    sys.argv[1:] = options
     # rl_zoo3.cli would import packages that only the zoo's plots need.
     getattr(import_module(f"rl_zoo3.{script}"), script)()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,13 +1,19 @@
 """Start the web service: ``python run_api.py --host 127.0.0.1 --port 8000 --models-dir models``."""
 
-import argparse
+import errno
 import gc
 import logging
 import os
+import signal
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports. The server handles it by itself as soon as it runs.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 # Read when NumPy is imported, and torch by tasks in threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +23,8 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from api import create_app
+from grpo_cli.server_options import add_server_options, get_server_options
+from grpo_terminal import Parser
 from service.extensions import ExtensionError
 from service.http.limits.connections import Connection
 from service.http.shutdown import Server
@@ -43,6 +51,7 @@ def main() -> int:
             lock = held.enter_context(lock_folder(settings.models_dir))
             configure_logs(settings.log_style)
             app = create_app(settings, lock)
+            _check_address(settings.host, settings.port)
         except ValidationError as error:
             # A violation that concerns two settings has no location.
             problems = (": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors(include_input=False))
@@ -58,7 +67,7 @@ def _serve(app: FastAPI, settings: Settings) -> int:
     # What the imports have made is there to stay; to search it for garbage would hold all requests up for 60 ms.
     gc.freeze()
     service = app.state.service
-    server = Server(
+    server = _AnnouncedServer(
         uvicorn.Config(
             app,
             host=settings.host,
@@ -88,19 +97,52 @@ def _serve(app: FastAPI, settings: Settings) -> int:
     return status
 
 
+class _AnnouncedServer(Server):
+    """Says where its dashboard is."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        shown = {"127.0.0.1": "localhost", "::1": "localhost", "0.0.0.0": "localhost", "::": "localhost"}.get(
+            host, host
+        )
+        where = f"[{shown}]" if ":" in shown else shown
+        logger.info(f"the dashboard is at http://{where}:{port}/dashboard")
+
+
+class _AddressError(OSError):
+    """Nothing can listen on an address; the message names it, the reason and the remedy."""
+
+
+def _check_address(host: str, port: int) -> None:
+    """Find out whether a port is free: uvicorn would only log that it is not.
+
+    :raises _AddressError: If nothing can listen there.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                if os.name == "posix":  # elsewhere it would let two servers share a port
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+                probe.listen()
+    except OSError as error:
+        reason = "address already in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
+        raise _AddressError(
+            f"nothing can listen on port {port} of {host} ({reason}); choose another port with --port or GRPO_PORT, "
+            "such as --port 8001, or another address with --host."
+        ) from error
+
+
 def _parse_flags() -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description="Train and serve policies over HTTP.", allow_abbrev=False)
-    parser.add_argument("--host", help="address to listen on (GRPO_HOST, default 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="TCP port (GRPO_PORT, default 8000)")
-    parser.add_argument("--models-dir", type=Path, help="folder of the model files (GRPO_MODELS_DIR, default models)")
-    parser.add_argument(
-        "--env-module",
-        action="append",
-        dest="env_modules",
-        metavar="MODULE",
-        help="your own module that registers environments or reward functions; may be repeated (GRPO_ENV_MODULES)",
-    )
-    return {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    # Where it is installed, "grpo serve" starts this file.
+    program = "grpo serve" if Path(__file__).parent.name == "server" else None
+    parser = Parser(prog=program, description="Train and serve policies over HTTP.")
+    add_server_options(parser)
+    return get_server_options(parser.read())
 
 
 def _refuse(reason: str) -> int:

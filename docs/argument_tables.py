@@ -1,7 +1,8 @@
-"""Write the tables of hyperparameters in README.md and API.md anew: ``python -m docs.argument_tables``.
+"""Write what is generated in docs/arguments.md and API.md anew: ``python -m docs.argument_tables``.
 
-They stand between ``<!-- hyperparameters -->`` and ``<!-- end -->``, and come from the table in
-``grpo_core/options/hyperparameters.py`` and, in API.md, from the fields of ``TrainRequest``.
+The tables of hyperparameters stand between ``<!-- hyperparameters -->`` and ``<!-- end -->``, and come from the table
+in ``grpo_core/options/hyperparameters.py`` and, in API.md, from the fields of ``TrainRequest``. The index of fields
+stands between ``<!-- fields -->`` and ``<!-- end -->``, and comes from the other tables of API.md.
 """
 
 import math
@@ -13,11 +14,12 @@ from grpo_core.options.hyperparameters import HYPERPARAMETERS, OWN_HYPERPARAMETE
 from service.schemas.training import DEFAULTS_IN_WORDS, TrainRequest
 
 ROOT = Path(__file__).parent.parent
-_BLOCK = re.compile("(?<=<!-- hyperparameters -->\n\n).*(?=\n<!-- end -->)", flags=re.DOTALL)
+_HEADING = re.compile(r"^#+ (.+)$", flags=re.MULTILINE)
+_FIELD_TABLE = re.compile(r"^\| (?:request|response) field .*\n\|[-|]+\n((?:\|.*\n)+)", flags=re.MULTILINE)
 
 
 def make_library_table() -> str:
-    """List GRPO's own hyperparameters, as README.md does."""
+    """List GRPO's own hyperparameters, as docs/arguments.md does."""
     lines = ["| argument | default | meaning |", "|---|---|---|"]
     for row in OWN_HYPERPARAMETERS.values():
         default = f'"{row.default}"' if row.choices else row.default
@@ -61,15 +63,49 @@ def _spell(value: bool | float | str) -> str:
     return value if isinstance(value, str) else f"{value:,.10g}"
 
 
-PAGES: dict[str, Callable[[], str]] = {"README.md": make_library_table, "API.md": make_request_table}
+def make_field_index(page: str) -> str:
+    """List every field that a page describes, and the sections that do.
+
+    :param page: Text of the page; sections begin at their headings, and list fields in tables.
+    """
+    sections: dict[str, list[str]] = {}
+    parts = _HEADING.split(page)[1:]
+    for heading, text in zip(parts[::2], parts[1::2], strict=True):
+        for table in _FIELD_TABLE.findall(text):
+            for row in table.splitlines():
+                places = sections.setdefault(row.split("|")[1].strip(" `"), [])
+                link = f"[{heading.replace('`', '')}](#{_make_anchor(heading)})"
+                if link not in places:
+                    places.append(link)
+    lines = ["| field | where |", "|---|---|"]
+    lines += [f"| `{name}` | {', '.join(places)} |" for name, places in sorted(sections.items())]
+    return "\n".join(lines) + "\n"
 
 
-def fill(page: str, table: str) -> str:
-    """Put a table in the place of the one that a page has."""
-    return _BLOCK.sub(lambda match: table, page)
+def _make_anchor(heading: str) -> str:
+    """Spell a heading as GitHub does in links to it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-if __name__ == "__main__":
+PAGES: dict[str, Callable[[], str]] = {"docs/arguments.md": make_library_table, "API.md": make_request_table}
+INDEXED_PAGE = "API.md"
+
+
+def fill(page: str, table: str, mark: str = "hyperparameters") -> str:
+    """Put a table in the place of the one that a page has after a mark."""
+    block = rf"(?<=<!-- {mark} -->\n\n).*?(?=\n<!-- end -->)"
+    return re.sub(block, lambda match: table, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the pages."""
     for name, make_table in PAGES.items():
         path = ROOT / name
         path.write_text(fill(path.read_text(), make_table()))
+    path = ROOT / INDEXED_PAGE
+    page = path.read_text()
+    path.write_text(fill(page, make_field_index(page), "fields"))
+
+
+if __name__ == "__main__":
+    main()

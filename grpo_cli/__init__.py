@@ -4,14 +4,9 @@
 that rl-baselines3-zoo has too go by its names.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 
-from grpo_cli import evaluate, export, info, play, train
-from grpo_cli.options import UsageError
-
-_USAGE_ERROR, _INTERRUPTED = 2, 130
+from grpo_terminal import end_well
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,20 +15,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: The words after the program's name; None takes them from the command line.
     :return: The exit status: 0, 2 if the command line cannot work, 130 after Ctrl-C.
     """
-    options = _make_parser().parse_args(arguments)
-    try:
-        status: int = options.run(options)
-        return status
-    except UsageError as error:
-        sys.stderr.write(f"grpo: {error}\n")
-        return _USAGE_ERROR
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    return end_well(lambda: _run(arguments))
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="grpo", description="GRPO without a server.", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, evaluate, play, info, export):
-        module.add_command(commands)
-    return parser
+def _run(arguments: Sequence[str] | None) -> int:
+    # Not above, where Ctrl-C would end in a traceback.
+    from grpo_cli.commands import run
+
+    return run(arguments)

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from grpo_cli.model import find_model_file, read_model
-from grpo_cli.options import add_model_option, add_parser, write
+from grpo_cli.options import add_model_option, add_parser, get_model_path, write
 from grpo_core.options.rewards import ENVIRONMENT_REWARD
 
 
@@ -17,8 +17,9 @@ def add_command(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    content = read_model(options.model)
-    file = find_model_file(options.model)
+    path = get_model_path(options)
+    content = read_model(path)
+    file = find_model_file(path)
     meta = dict(content.meta)
     hyperparameters = meta.get("hyperparameters", {})
     # JSON escapes the control characters that a file from elsewhere may hold.

@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from grpo_cli.options import UsageError, import_env_modules, parse_env_kwargs, parse_wrapper_options
+from grpo_cli.options import UsageError, get_model_path, import_env_modules, parse_env_kwargs, parse_wrapper_options
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.env_kwargs import check_env_kwargs
 from grpo_core.environments.making import EnvSetup, make_env
@@ -22,7 +22,7 @@ _PLAIN_ENV_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
 
 def find_model_file(path: Path) -> Path:
     """Add ``.zip`` to a path without a suffix, unless there is such a file."""
-    return path if path.is_file() or path.suffix else path.with_name(f"{path.name}.zip")
+    return path if path.is_file() or path.suffix or not path.name else path.with_name(f"{path.name}.zip")
 
 
 def read_model(path: Path) -> ModelContent:
@@ -37,16 +37,17 @@ def read_model(path: Path) -> ModelContent:
 
 
 def open_model(options: argparse.Namespace) -> tuple[ModelContent, EnvSetup]:
-    """Read the model of ``--model``, and find the environment to play it in.
+    """Read the model that a command names, and find the environment to play it in.
 
     :return: The content of the file, and the environment with its arguments and wrappers.
     :raises UsageError: If the file cannot be read, or neither it nor ``--env`` names an environment.
     """
     import_env_modules(options.env_module)
-    content = read_model(options.model)
+    path = get_model_path(options)
+    content = read_model(path)
     env_name = options.env or content.meta.get("env_name")
     if options.env is None and (not isinstance(env_name, str) or not _PLAIN_ENV_NAME.fullmatch(env_name)):
-        raise UsageError(f"{options.model} does not name a registered environment; say which with --env.")
+        raise UsageError(f"{path} does not name a registered environment; say which with --env.")
     env_kwargs, wrappers = parse_env_kwargs(options.env_kwargs), parse_wrapper_options(options.wrapper)
     try:
         if not env_kwargs:
@@ -56,9 +57,7 @@ def open_model(options: argparse.Namespace) -> tuple[ModelContent, EnvSetup]:
         if not wrappers:
             wrappers = parse_wrappers(content.meta.get("wrappers") or [])
     except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{options.model} does not say how to make its environment: {error}; give --env-kwargs."
-        ) from error
+        raise UsageError(f"{path} does not say how to make its environment: {error}; give --env-kwargs.") from error
     return content, EnvSetup(str(env_name), env_kwargs, wrappers)
 
 

@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -34,14 +35,43 @@ def add_parser(commands: Any, name: str, run: Callable[[argparse.Namespace], int
     :param text: One line of help.
     :param more: Arguments of argparse's ``add_parser``.
     """
-    parser = commands.add_parser(name, help=text, description=text.capitalize() + ".", allow_abbrev=False, **more)
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", **more)
     parser.set_defaults(run=run)
     return parser
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--model``."""
-    parser.add_argument("--model", type=Path, required=True, help="model file")
+    """Add the model file: a word of its own, or ``--model``; ``get_model_path`` reads it."""
+    parser.add_argument("file", nargs="?", type=Path, metavar="MODEL", help="model file")
+    parser.add_argument("--model", type=Path, metavar="MODEL", help="the same")
+
+
+def get_model_path(options: argparse.Namespace) -> Path:
+    """Return the path of the model file that a command names.
+
+    :raises UsageError: If it names none, or two.
+    """
+    paths: list[Path] = [path for path in (options.file, options.model) if path is not None]
+    if not paths:
+        raise UsageError("no model file is named; write its path after the command, or after --model.")
+    if len(paths) > 1:
+        raise UsageError(f"two model files are named, {paths[0]} and {paths[1]}; leave one out.")
+    return paths[0]
+
+
+def prepare_output(option: str, path: Path) -> None:
+    """Make the folder of a file that a command writes at its end, when much would be lost.
+
+    :raises UsageError: If the file cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option} {path} cannot be written ({error.strerror}); name another place.") from error
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder; name a file in it.")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{option} {path} cannot be written: its folder is read-only; name another place.")
 
 
 def add_env_module_option(parser: argparse.ArgumentParser) -> None:

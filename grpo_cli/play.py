@@ -1,6 +1,8 @@
 """``grpo play``, or ``grpo enjoy``: watch an episode in a window, or film it."""
 
 import argparse
+import os
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from grpo_cli.model import make_playable_env, open_model
-from grpo_cli.options import UsageError, add_parser, add_playing_options, has_packages, make_int_parser, write
+from grpo_cli.options import (
+    UsageError,
+    add_parser,
+    add_playing_options,
+    has_packages,
+    make_int_parser,
+    prepare_output,
+    write,
+)
 from grpo_core.evaluation import make_policy, play_episode
 from grpo_core.film import FILM_SUFFIXES, FilmRecorder
 
@@ -33,8 +43,12 @@ def add_command(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.output is not None:
         _check_film(options.output)
+    else:
+        _check_display()
     content, setup = open_model(options)
     actor = content.make_actor()
+    if options.output is not None:
+        prepare_output("--output", options.output)
     with closing(make_playable_env(setup, actor, "human" if options.output is None else "rgb_array")) as env:
         policy = make_policy(actor, not options.stochastic, np.random.default_rng(options.seed))
         recorder = FilmRecorder(env.metadata.get("render_fps"))
@@ -43,7 +57,6 @@ def _run(options: argparse.Namespace) -> int:
         episode = play_episode(env, policy, options.seed, options.max_steps, on_step)
         if options.output is not None:
             recorder.record_last_step(env.render)
-            options.output.parent.mkdir(parents=True, exist_ok=True)
             recorder.save(options.output, _MAX_FILM_BYTES)
     write(f"{setup.env_name}, seed {options.seed}: {episode.n_steps} steps, reward {episode.reward:.2f}")
     if options.output is not None:
@@ -56,3 +69,10 @@ def _check_film(path: Path) -> None:
         raise UsageError(f"--output {path} is not a film; end its name in {' or '.join(FILM_SUFFIXES)}.")
     if not has_packages("PIL", "imageio", "imageio_ffmpeg"):
         raise UsageError("--output needs Pillow, imageio and imageio-ffmpeg: pip install 'sb3-grpo[film]', or watch.")
+
+
+def _check_display() -> None:
+    """Look for a screen: without one, simulators draw where nobody sees it, or end the process."""
+    names = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    if sys.platform == "linux" and not any(map(os.environ.get, names)):
+        raise UsageError("there is no display to show a window on; film the episode instead: --output episode.gif.")

@@ -30,6 +30,7 @@ from grpo_cli.options import (
     make_int_parser,
     parse_env_kwargs,
     parse_wrapper_options,
+    prepare_output,
     require_packages,
     write,
 )
@@ -40,13 +41,12 @@ from grpo_core.options.hyperparameters import HYPERPARAMETERS, Group, list_group
 from grpo_core.options.presets import list_general_presets
 from grpo_core.options.rewards import ENVIRONMENT_REWARD, REWARD_FUNCTIONS
 from grpo_core.spaces import UnsupportedSpaceError, check_spaces
+from grpo_terminal import INTERRUPTED
 
 if TYPE_CHECKING:  # importing torch takes seconds, and only "train" needs it
     from stable_baselines3.common.vec_env import VecEnv
 
     from grpo import GRPO
-
-_INTERRUPTED = 130
 
 
 def add_command(commands: Any) -> None:
@@ -116,26 +116,33 @@ def _parse_device(text: str) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from grpo_core.saving.model_state import write_model
+
     import_env_modules(options.env_module)
     shows_progress = _wants_progress(options)
     if options.tensorboard_log is not None:
         require_packages("--tensorboard-log", "tensorboard")
     setup = EnvSetup(options.env, parse_env_kwargs(options.env_kwargs), parse_wrapper_options(options.wrapper))
     settings = choose_settings(options, lambda: _choose_preset(setup))
-    output = options.output or options.log_folder / f"{options.env.replace('/', '-').replace(':', '-')}.zip"
+    output = _add_suffix(
+        options.output or options.log_folder / f"{options.env.replace('/', '-').replace(':', '-')}.zip"
+    )
     seed = secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
     with closing(_make_envs(setup, settings)) as env:
         model = _build_model(options, settings, env, seed)
+        prepare_output("--output", output)
+        if options.tensorboard_log is not None:
+            prepare_output("--tensorboard-log", options.tensorboard_log / "GRPO")
         preset = _describe_preset(settings.preset_name)
         write(f"training on {options.env} for {settings.n_timesteps:,} steps with {preset}, seed {seed}")
         begun = time.monotonic()
         with _stop_on_interrupt(model) as interrupted:
             model.learn(settings.n_timesteps, callback=lambda *_: not interrupted.is_set(), progress_bar=shows_progress)
-        saved = _save(model, output, setup)
-        write(f"trained {model.num_timesteps:,} steps in {time.monotonic() - begun:.1f} s, saved {saved}")
+        write_model(output, model.to_bytes(**setup._asdict()))
+        write(f"trained {model.num_timesteps:,} steps in {time.monotonic() - begun:.1f} s, saved {output}")
         if interrupted.is_set():
             write("interrupted: the file holds the policy so far")
-            return _INTERRUPTED
+            return INTERRUPTED
         actor = model.make_actor()
     if options.eval_episodes > 0:
         print_evaluation(actor, setup, options.eval_episodes, seed=0, deterministic=True)
@@ -246,9 +253,7 @@ def _stop_on_interrupt(model: "GRPO") -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _save(model: "GRPO", path: Path, setup: EnvSetup) -> Path:
-    from grpo_core.saving.model_state import write_model
-
-    path = path if path.suffix else path.with_name(f"{path.name}.zip")
-    write_model(path, model.to_bytes(**setup._asdict()))
-    return path
+def _add_suffix(path: Path) -> Path:
+    if not path.name:
+        raise UsageError(f"--output {path} is a folder; name a file in it.")
+    return path if path.suffix else path.with_name(f"{path.name}.zip")

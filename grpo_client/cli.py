@@ -17,9 +17,10 @@ from grpo_client.client import DEFAULT_URL, LATEST_JOB, LATEST_SWEEP, Client
 from grpo_client.errors import GRPOError, JobFailed
 from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
 from grpo_client.sweep_answers import Sweep
+from grpo_terminal import INTERRUPTED, Parser, end_well
 
 _URL_VARIABLE, _KEY_VARIABLE = "GRPO_URL", "GRPO_API_KEY"
-_REFUSED, _USAGE, _INTERRUPTED = 1, 2, 130
+_REFUSED, _USAGE = 1, 2
 # People at a terminal should learn within seconds that no server is there.
 _MAX_RETRIES = 3
 
@@ -49,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :param arguments: The words after the program's name; None takes them from the command line.
     """
-    options = _make_parser().parse_args(arguments)
+    return end_well(lambda: _run(_make_parser().read(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         with _open_client(options) as client:
             reply: _Reply = options.run(client, options)
@@ -58,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (GRPOError, OSError) as error:
         return _complain(str(error), _REFUSED)
     except KeyboardInterrupt:
-        return _complain("interrupted; submitted jobs go on, and grpo-client jobs lists them.", _INTERRUPTED)
+        return _complain("interrupted; submitted jobs go on, and grpo-client jobs lists them.", INTERRUPTED)
     text = json.dumps(reply.content, indent=2) if options.json else reports.clean(reply.text)
     sys.stdout.write(f"{text}\n" if text else "")
     return reply.exit_status
@@ -77,9 +81,9 @@ def _complain(text: str, exit_status: int) -> int:
     return exit_status
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="grpo-client", description="Ask a GRPO server.", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _make_parser() -> Parser:
+    parser = Parser(prog="grpo-client", description="Ask a GRPO server.")
+    commands = parser.add_commands()
     _add_job_commands(commands)
     _add_sweep_commands(commands)
     _add_model_commands(commands)
@@ -92,9 +96,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _add(commands: Any, name: str, run: _Command, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text.capitalize() + ".", allow_abbrev=False
-    )
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.add_argument("--url", help=f"URL of the server; default: ${_URL_VARIABLE}, or else {DEFAULT_URL}")
     parser.add_argument("--api-key", help=f"its key; ${_KEY_VARIABLE} keeps it out of the list of processes")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -160,8 +162,8 @@ def _add_label_command(commands: Any) -> None:
 
 def _add_sweep_commands(commands: Any) -> None:
     text = "try several settings"
-    sweep = commands.add_parser("sweep", help=text, description=text.capitalize() + ".", allow_abbrev=False)
-    actions = sweep.add_subparsers(required=True, metavar="ACTION")
+    sweep = commands.add_parser("sweep", help=text, description=f"{text.capitalize()}.")
+    actions = sweep.add_commands()
     start = _add(actions, "start", _start_sweep, "start a sweep")
     start.add_argument(
         "--try",
@@ -231,9 +233,9 @@ def _add_model_commands(commands: Any) -> None:
     export = _add_for_model(commands, "export", _export, "save a policy as ONNX or TorchScript")
     export.add_argument("path", type=Path, help=f"file to save, ending in {' or '.join(EXPORT_FORMATS)}")
     export.add_argument("--masks", action="store_true", help="have it take action masks beside every observation")
-    upload = _add(commands, "upload", _upload, "put a model file on the server")
-    upload.add_argument("path", type=Path, help="the file")
-    upload.add_argument("--name", help="name of the model; default: that of the file")
+    upload = _add_for_model(commands, "upload", _upload, "put a model file on the server")
+    upload.add_argument("path", nargs="?", type=Path, help="the file; default: MODEL.zip")
+    upload.add_argument("--name", help=argparse.SUPPRESS)  # as it was written before MODEL came first
     upload.add_argument("--overwrite", action="store_true", help="replace a model of that name")
     _add_for_model(commands, "delete", _delete, "delete a model")
 
@@ -304,7 +306,7 @@ def _follow(client: Client, job_id: str, timeout_seconds: float | None, progress
         _complain(
             f"the job goes on; grpo-client watch {job_id} watches it again, grpo-client stop {job_id} stops it.", 0
         )
-        return _Reply({"job_id": job_id}, "", _INTERRUPTED)
+        return _Reply({"job_id": job_id}, "", INTERRUPTED)
     exit_status = _REFUSED if status.status == "failed" else 0
     return _Reply(status.to_json(), reports.describe_status(status), exit_status)
 
@@ -469,10 +471,22 @@ def _export(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _upload(client: Client, options: argparse.Namespace) -> _Reply:
-    if not options.path.is_file():
-        raise _UsageError(f"{options.path} is not a file; name one that GRPO.save or download wrote.")
-    card = client.upload(options.name or options.path.stem, options.path, options.overwrite)
+    name, path = _name_upload(options.model, options.path)
+    if not path.is_file():
+        raise _UsageError(
+            f"{path} is not a file; name one that GRPO.save or download wrote: grpo-client upload MODEL FILE."
+        )
+    card = client.upload(options.name or name, path, options.overwrite)
     return _Reply(card.to_json(), f"uploaded {card.name}: {card.n_bytes} bytes, sha256 {card.sha256}")
+
+
+def _name_upload(model: str, path: Path | None) -> tuple[str, Path]:
+    """Return the name and the file of an upload; a file alone gives the model its name."""
+    if path is not None:
+        return model, path
+    if Path(model).suffix or Path(model).is_file():
+        return Path(model).stem, Path(model)
+    return model, Path(f"{model}.zip")
 
 
 def _list_versions(client: Client, options: argparse.Namespace) -> _Reply:

@@ -27,6 +27,7 @@ SLOW_TESTS = (
     "tests/docs/test_documents.py::test_a_tutorial_runs",
     "tests/docs/test_documents.py::test_the_notebook_runs",
     "tests/test_run_api.py",
+    "tests/test_wheel.py",
     "tests/chaos",
     "tests/service/workers",
     "tests/soak",

@@ -4,7 +4,15 @@ from collections.abc import Callable
 
 import pytest
 
-from docs.argument_tables import PAGES, ROOT, fill, make_library_table, make_request_table
+from docs.argument_tables import (
+    INDEXED_PAGE,
+    PAGES,
+    ROOT,
+    fill,
+    make_field_index,
+    make_library_table,
+    make_request_table,
+)
 
 
 @pytest.mark.parametrize(("name", "make_table"), PAGES.items())
@@ -14,9 +22,28 @@ def test_a_page_has_the_table_as_it_is_written_now(name: str, make_table: Callab
     assert fill(page, make_table()) == page, "run make tables"
 
 
+def test_the_index_names_every_field_as_it_is_written_now() -> None:
+    page = (ROOT / INDEXED_PAGE).read_text()
+    assert fill(page, make_field_index(page), "fields") == page, "run make tables"
+    assert "| `total_timesteps` | [POST /train](#post-train)," in page
+
+
+def test_an_index_lists_the_sections_of_a_field() -> None:
+    table = "| {} field | meaning |\n|---|---|\n| `{}` | |\n| `both` | |\n"
+    page = f"# A\n\n### `GET /a/{{b}}`\n\n{table.format('response', 'z')}\n#### Why\n\n{table.format('request', 'a')}"
+    get, why = "[GET /a/{b}](#get-ab)", "[Why](#why)"
+    assert make_field_index(page).splitlines()[2:] == [
+        f"| `a` | {why} |",
+        f"| `both` | {get}, {why} |",
+        f"| `z` | {get} |",
+    ]
+
+
 def test_a_table_is_put_between_its_marks() -> None:
     page = "a\n<!-- hyperparameters -->\n\n| old |\n\n<!-- end -->\nb\n"
     assert fill(page, "| new |\n") == page.replace("old", "new")
+    other = page.replace("hyperparameters", "fields").replace("old", "other")
+    assert fill(page + other, "| new |\n", "fields") == page + other.replace("other", "new")
 
 
 def test_rows_say_name_default_range_and_meaning() -> None:

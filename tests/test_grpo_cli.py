@@ -182,7 +182,7 @@ def test_a_usage_error_names_a_remedy(
         (["--device", "gpu"], "'gpu' is none of auto, cpu, cuda and cuda:N"),
         (["--reward-function", "mine"], "choose from"),
         (["--baseline", "mean"], "invalid choice: 'mean'"),
-        (["--total", "5"], "unrecognized arguments"),
+        (["--total", "5"], "unrecognized arguments: --total; did you mean"),
     ],
 )
 def test_an_option_outside_its_range_is_a_usage_error(
@@ -268,6 +268,56 @@ def test_control_characters_of_a_file_are_escaped(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     assert json.dumps("\x1b]0;title\x07") in said
     assert "\x1b" not in said
+
+
+def test_a_model_file_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "m.zip")
+    make_model("CartPole-v1").save(path)
+    assert main(["info", path]) == main(["--model", path, "info"]) == 0
+    first, second = capsys.readouterr().out.split("file  ")[1:]
+    assert first == second
+    assert main(["info"]) == main(["info", path, "--model", path]) == main(["info", "."]) == 2
+    none, two, folder = capsys.readouterr().err.splitlines()
+    assert "no model file is named; write its path after the command" in none
+    assert "two model files are named" in two
+    assert "--model . cannot be read" in folder
+
+
+def test_describing_a_model_imports_nothing_that_trains(tmp_path: Path) -> None:
+    make_model("CartPole-v1").save(tmp_path / "m.zip")
+    command = [sys.executable, "-X", "importtime", str(ROOT / "grpo.py"), "info", str(tmp_path / "m.zip")]
+    described = subprocess.run(command, capture_output=True, text=True)
+    assert described.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in described.stderr.splitlines()}
+    assert "gymnasium" in imported
+    assert not {"torch", "stable_baselines3", "pandas", "matplotlib"} & imported
+
+
+def test_a_window_needs_a_display(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model("CartPole-v1").save(tmp_path / "m.zip")
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    command = ["play", str(tmp_path / "m.zip"), "--env", "CartPole-v1", "--max-steps", "2"]
+    assert main(command) == 2
+    assert "film the episode instead: --output episode.gif" in capsys.readouterr().err
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    assert main(command) == 0
+
+
+@pytest.mark.parametrize("place", ["taken.txt/m.zip", "folder.zip", "."])
+def test_a_place_that_cannot_be_written_is_named_before_training(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.txt").touch()
+    (tmp_path / "folder.zip").mkdir()
+    assert main(["train", "--env", "CartPole-v1", "-n", "1", "--output", place]) == 2
+    said, complaint = capsys.readouterr()
+    assert said == ""
+    assert complaint.startswith(f"grpo: --output {place} ")
 
 
 def test_a_film_of_an_unknown_kind_is_refused_before_it_is_played(

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -320,7 +321,7 @@ def test_a_second_server_on_the_same_folder_is_refused(start_server: StartServer
     output, errors = second.communicate(timeout=60)
     assert (second.returncode, output) == (2, "")
     assert errors.count("\n") == 1
-    for part in (str(models_dir), f"process id {first.pid}", "GRPO_MODELS_DIR"):
+    for part in (str(models_dir), f"process id {first.pid}", "GRPO_MODELS_DIR", "--port"):
         assert part in errors
     # The end of a server, however sudden, opens the folder to the next one.
     first.kill()
@@ -544,5 +545,16 @@ def test_a_port_that_is_taken_ends_it_with_an_error(port: int, tmp_path: Path) -
     with socket.create_server(("127.0.0.1", port)):
         process = run_script("--port", str(port), "--models-dir", str(tmp_path / "models"))
         _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "address already in use" in errors
+    assert process.returncode == 2
+    assert errors.count("\n") == 1
+    for part in (f"port {port} of 127.0.0.1", "address already in use", "--port", "GRPO_PORT"):
+        assert part in errors
+
+
+def test_it_says_where_the_dashboard_is(start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server("--port", "0", "--models_dir", str(tmp_path / "models"), GRPO_LOG_LEVEL="info")
+    assert server.stderr is not None
+    line = next(line for line in server.stderr if "dashboard" in line)
+    (url,) = re.findall(r"http://localhost:\d+/dashboard", line)
+    with urlopen(url) as page:
+        assert page.status == 200

@@ -2,8 +2,8 @@
 
 A row is one annotation, ``name: Annotated[type, Row(default, group, meaning, ...)]``. The rows determine the checks,
 what a model file keeps, the fields of a training request and a job's configuration, the options of the command line,
-the form that starts a job, and the tables of README.md and API.md. Tests compare ``GRPO``'s signature and docstring
-with them.
+the form that starts a job, and the tables of docs/arguments.md and API.md. Tests compare ``GRPO``'s signature and
+docstring with them.
 
 Nothing here imports torch, since the server reads the table too.
 """

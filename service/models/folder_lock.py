@@ -98,7 +98,7 @@ def _lock(descriptor: int, models_dir: Path) -> bool:
         holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
         raise FolderInUseError(
             f"models_dir {models_dir} is in use by the server with process id {holder}; stop that server, or choose "
-            "another folder with --models-dir or GRPO_MODELS_DIR."
+            "another folder with --models-dir or GRPO_MODELS_DIR, and another --port."
         ) from error
     except OSError:  # the file system has no locks
         return False

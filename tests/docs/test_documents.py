@@ -34,7 +34,7 @@ from service.errors import ServiceError
 from service.schemas.jobs import VerdictState
 from service.schemas.training import TrainRequest
 from service.settings import Settings
-from tests.docs.tutorial import DOCUMENTED_URL, make_strict
+from tests.docs.tutorial import DOCUMENTED_PORT, make_strict
 from tests.support import make_plan, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +42,7 @@ TUTORIALS = sorted(ROOT.glob("docs/*.md"))
 PAGES = [*sorted(ROOT.glob("*.md")), *TUTORIALS, *sorted(ROOT.glob("benchmarks/*.md"))]
 # What a reader's checkout holds and a tutorial has no use for, or makes anew.
 NOT_LINKED = {"models", "tests"}
+DOCUMENTED_URL = "http://localhost:8000"
 HTTP_METHODS = {"get", "post", "put", "patch", "delete"}
 # Examples in the language "py" need what is optional.
 NEEDS_ONNX = pytest.mark.skipif(
@@ -121,8 +122,23 @@ def test_a_tutorial_runs_as_written_from_top_to_bottom(page: Path, python: str, 
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     programs = os.pathsep.join([str(Path(python).parent), os.environ["PATH"]])
     command = [python, "-m", "tests.docs.tutorial", str(page), port]
-    server = {"GRPO_PORT": port, "GRPO_URL": f"http://localhost:{port}", "GRPO_EXECUTOR": "thread"}
+    server = {"GRPO_URL": f"http://localhost:{port}", "GRPO_EXECUTOR": "thread"}
     run(command, tmp_path, PYTHONPATH=path, PATH=programs, MPLBACKEND="Agg", **server)
+
+
+def test_the_server_of_a_tutorial_does_not_meet_the_one_that_readme_has_started() -> None:
+    servers = [block.code for page in TUTORIALS for block in list_blocks(page.read_text()) if block.is_server]
+    assert servers
+    for command in servers:
+        assert f"--port {DOCUMENTED_PORT} --models-dir models/guide" in command
+    for page in TUTORIALS:
+        if any(block.is_server for block in list_blocks(page.read_text())):
+            code = "".join(block.code for block in list_blocks(page.read_text()) if block.language != "console")
+            assert DOCUMENTED_URL not in code, page.name
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 1_250
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)

@@ -4,6 +4,7 @@ The working folder stands for the reader's checkout. Python blocks share their n
 CONTRIBUTING.md says what else a block can be. A block that fails ends the run with its error.
 """
 
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from urllib.request import urlopen
 
 from benchmarks.lib.pages import Block, list_blocks
 
-DOCUMENTED_URL = "http://localhost:8000"
+# A page's server leaves port 8000 to the one that README has started.
+DOCUMENTED_PORT = "8001"
 _START_SECONDS = 300.0
 _POLL_SECONDS = 0.05
 
@@ -51,15 +53,18 @@ def _wait_for_answer(server: "subprocess.Popen[bytes]", url: str) -> None:
             time.sleep(_POLL_SECONDS)
 
 
-def run_page(page: Path, url: str) -> None:
+def run_page(page: Path, port: str) -> None:
     """Run all blocks of a page.
 
-    :param url: What the page's server is called here; its blocks name ``DOCUMENTED_URL``.
+    :param port: Port of the page's server here; its blocks name ``DOCUMENTED_PORT``.
     """
+    url = f"http://localhost:{port}"
     names: dict[str, Any] = {"__name__": "__main__"}
     with ExitStack() as servers:
         for block in list_blocks(page.read_text()):
-            block = block._replace(code=block.code.replace(DOCUMENTED_URL, url))
+            block = block._replace(
+                code=re.sub(rf"(localhost:|--port ){DOCUMENTED_PORT}\b", rf"\g<1>{port}", block.code)
+            )
             if block.is_server:
                 servers.close()
                 servers.enter_context(_run_server(block.code, url))
@@ -78,4 +83,4 @@ def _run_block(block: Block, page: Path, names: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_page(Path(sys.argv[1]), f"http://localhost:{sys.argv[2]}")
+    run_page(Path(sys.argv[1]), sys.argv[2])

@@ -190,6 +190,24 @@ def test_a_model_file_is_downloaded_exported_and_uploaded(ask: Any, model: str, 
     assert "(HTTP 409)" in complaint
     assert ask("upload", str(file), "--overwrite")[0] == 0
     assert json.loads(ask("upload", str(file), "--name", "third", "--json")[1])["name"] == "third"
+    assert json.loads(ask("upload", "fourth", str(file), "--json")[1])["name"] == "fourth"
+
+
+def test_an_upload_and_a_download_of_a_name_alone_meet_in_the_same_file(
+    ask: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ask("download", model)[1] == "saved m.zip\n"
+    assert ask("upload", model, "--overwrite")[1].startswith("uploaded m: ")
+
+
+def test_options_stand_before_the_command_or_after_it(server_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (
+        ["--url", server_url, "--json", "environments", "cartpole"],
+        ["environments", "cartpole", "--json", f"--url={server_url}"],
+    ):
+        assert main(command) == 0
+        assert "CartPole-v1" in str(json.loads(capsys.readouterr().out))
 
 
 def test_versions_are_listed_promoted_and_rolled_back(ask: Any, model: str, tmp_path: Path) -> None:
@@ -225,6 +243,11 @@ def test_environments_and_rewards_are_listed(ask: Any) -> None:
         (["video", "m", "film.avi"], "end its name in .gif or .mp4"),
         (["export", "m", "policy.zip"], "end its name in .onnx (onnx) or .pt (torchscript)"),
         (["upload", "gone.zip"], "gone.zip is not a file"),
+        (["upload", "gone"], "gone.zip is not a file"),
+        (
+            ["upload", "m.zip", "m"],
+            "m is not a file; name one that GRPO.save or download wrote: grpo-client upload MODEL",
+        ),
     ],
 )
 def test_a_command_line_that_cannot_work_is_a_usage_error(ask: Any, arguments: list[str], said: str) -> None:

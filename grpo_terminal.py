@@ -1,0 +1,151 @@
+"""What all command lines share: how they are read, and how they end."""
+
+import argparse
+import difflib
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+INTERRUPTED = 130  # as shells report a program that SIGINT ended
+_FAILED = 1
+_PIPE_CLOSED = 141  # and one that SIGPIPE ended
+_LONG_OPTION = re.compile(r"(--[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads a command line the way people write it.
+
+    Options of a command may stand before it, hyphens and underscores mean the same in their names, and what is misspelt
+    is answered by what is close to it.
+
+    :param options: Arguments of ``ArgumentParser``. Abbreviations are off: they change their meaning with every new
+        option.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+        self._commands: Mapping[str, Parser] = {}
+
+    def add_commands(self) -> "argparse._SubParsersAction[Parser]":
+        """Add the place of a command; ``add_parser`` of what is returned adds one."""
+        commands: argparse._SubParsersAction[Parser] = self.add_subparsers(required=True, metavar="COMMAND")
+        self._commands = commands.choices
+        self.epilog = f"Options go before or after the command; '{self.prog} COMMAND --help' lists them."
+        return commands
+
+    def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Read a command line.
+
+        :param arguments: The words after the program's name; None takes them from the command line.
+        :raises SystemExit: With 2 if it cannot be read, after saying why; with 0 after ``--help``.
+        """
+        words = _write_with_hyphens(sys.argv[1:] if arguments is None else arguments)
+        words, parser = self._put_commands_first(words)
+        _check_option_names(words, parser)
+        return self.parse_args(words)
+
+    def _put_commands_first(self, words: list[str]) -> "tuple[list[str], Parser]":
+        """Put the command, and the command of that if it has some, before all options; return its parser too."""
+        if not self._commands or not words or words[0] in ("-h", "--help"):
+            return words, self
+        command = self._find_command(words)
+        rest, parser = self._commands[command]._put_commands_first(words[1:])
+        return [command, *rest], parser
+
+    def _find_command(self, words: list[str]) -> str:
+        """Put the command before its options, and return its name."""
+        if words[0].startswith("-"):
+            for i, word in enumerate(words):
+                if word in self._commands and not _takes_value(self._commands[word], words[i - 1]):
+                    words.insert(0, words.pop(i))
+                    break
+        if words[0] not in self._commands:
+            self._refuse_command(words)
+        return words[0]
+
+    def _refuse_command(self, words: Sequence[str]) -> NoReturn:
+        known = ", ".join(self._commands)
+        # After options, what is meant to be the command may be anywhere.
+        others = [word for word in words if not word.startswith("-") and _suggest(word, self._commands)]
+        word = others[0] if others and words[0].startswith("-") else words[0]
+        if word.startswith("-"):
+            self.error(f"no command is given; choose one of {known}.")
+        self.error(f"{word!r} is no command; {_suggest(word, self._commands)}choose one of {known}.")
+
+
+def _write_with_hyphens(words: Sequence[str]) -> list[str]:
+    """Spell the names of options with hyphens; what follows ``--`` are none."""
+    end = words.index("--") if "--" in words else len(words)
+    found = [_LONG_OPTION.fullmatch(word) for word in words[:end]]
+    written = [
+        match[1].replace("_", "-") + (match[2] or "") if match else word
+        for match, word in zip(found, words, strict=False)
+    ]
+    return [*written, *words[end:]]
+
+
+def _list_options(parser: argparse.ArgumentParser) -> list[str]:
+    return list(parser._option_string_actions)
+
+
+def _takes_value(parser: argparse.ArgumentParser, word: str) -> bool:
+    action = parser._option_string_actions.get(word)
+    return action is not None and action.nargs != 0
+
+
+def _check_option_names(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Refuse options that there are not; argparse would first miss what they were meant to be."""
+    known = _list_options(parser)
+    for word in words:
+        if word == "--":
+            break
+        found = _LONG_OPTION.fullmatch(word)
+        if found is not None and found[1] not in known:
+            hint = _suggest(found[1], known)
+            parser.error(f"unrecognized arguments: {word}; {hint}see '{parser.prog} --help'.")
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(word.lower(), names, n=1) or [name for name in names if name.startswith(word)]
+    return f"did you mean {close[0]!r}? If not, " if close else ""
+
+
+def end_well(main: Callable[[], int | None]) -> int:
+    """Call a program's main function, and turn Ctrl-C and output that cannot be written into an exit status.
+
+    A reader that has seen enough, such as ``head``, closes the pipe: that is worth neither words nor a traceback.
+
+    :param main: Best imports what takes long itself, for Ctrl-C comes during imports too.
+    :return: What it returns, or 130 after Ctrl-C, 141 if the pipe is closed, 1 if the disk is full.
+    """
+    if sys.stdout is None:  # whoever started the program closed it
+        sys.stdout = open(os.devnull, "w")
+    try:
+        try:
+            return main() or 0
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _give_output_up()
+        return _PIPE_CLOSED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _give_output_up()
+        sys.stderr.write(f"the output cannot be written: {error.strerror}.\n")
+        return _FAILED
+
+
+def _give_output_up() -> None:
+    """Keep Python from writing what is left at its end, and from complaining that it cannot."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

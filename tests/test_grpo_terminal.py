@@ -1,0 +1,118 @@
+"""How all command lines are read, and how they end."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_terminal import Parser
+
+ROOT = Path(__file__).parent.parent
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="cook")
+    commands = parser.add_commands()
+    bake = commands.add_parser("bake")
+    bake.add_argument("dish")
+    bake.add_argument("--oven-heat", type=int, default=180)
+    bake.add_argument("--with", nargs="+", default=[])
+    bake.add_argument("--quietly", action="store_true")
+    commands.add_parser("boil").add_argument("--lid", action="store_true")
+    return parser
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bake", "pie", "--oven-heat", "200", "--quietly"],
+        ["bake", "--oven_heat", "200", "--quietly", "pie"],
+        ["--oven_heat=200", "--quietly", "bake", "pie"],
+        ["--oven-heat", "200", "bake", "--quietly", "pie"],
+        ["--quietly", "bake", "--oven_heat=200", "--", "pie"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_is_read_in_any_order_and_spelling(words: list[str]) -> None:
+    options = make_parser().read(words)
+    assert (options.dish, options.oven_heat, options.quietly) == ("pie", 200, True)
+
+
+def test_a_value_is_no_command_and_keeps_its_underscores() -> None:
+    # The first "bake" is what is baked with.
+    options = make_parser().read(["--with", "bake", "--quietly", "bake", "my_pie"])
+    assert (options.dish, vars(options)["with"]) == ("my_pie", ["bake"])
+    assert make_parser().read(["bake", "--", "--my_pie"]).dish == "--my_pie"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bakke", "pie"], "'bakke' is no command; did you mean 'bake'? If not, choose one of bake, boil."),
+        (["--oven-heat", "200", "bakke", "pie"], "'bakke' is no command; did you mean 'bake'?"),
+        (["fry"], "'fry' is no command; choose one of bake, boil."),
+        (["--lid"], "no command is given; choose one of bake, boil."),
+        ([], "the following arguments are required: COMMAND"),
+        (
+            ["bake", "--oven-heet", "200"],
+            "cook bake: error: unrecognized arguments: --oven-heet; did you mean '--oven-h",
+        ),
+        (["bake", "pie", "--oven"], "unrecognized arguments: --oven; did you mean '--oven-heat'?"),
+        (
+            ["--oven-heat", "1", "boil"],
+            "cook boil: error: unrecognized arguments: --oven-heat; see 'cook boil --help'.",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_misspelt_is_answered_by_what_is_close(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        make_parser().read(words)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_says_where_options_go(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        make_parser().read(["--help"])
+    assert ended.value.code == 0
+    assert "'cook COMMAND --help' lists them" in " ".join(capsys.readouterr().out.split())
+
+
+def run_main(body: str, *, stdout: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """Run a program whose main function has this body."""
+    code = (
+        f"import os, signal, sys\nfrom grpo_terminal import end_well\ndef main():\n    {body}\nsys.exit(end_well(main))"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def test_an_exit_status_is_kept() -> None:
+    assert [run_main(f"return {status}").returncode for status in (None, 0, 3)] == [0, 0, 3]
+
+
+def test_an_interrupt_ends_a_program_without_a_traceback() -> None:
+    ended = run_main("os.kill(os.getpid(), signal.SIGINT)")
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGINT, "")
+
+
+def test_a_pipe_that_nobody_reads_ends_a_program_without_a_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = run_main("print('x' * 100_000)", stdout=writing)
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full disk to write to")
+def test_a_full_disk_is_reported_in_a_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = run_main("print('x')", stdout=full.fileno())
+    assert (ended.returncode, ended.stderr) == (1, "the output cannot be written: No space left on device.\n")
