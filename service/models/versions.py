@@ -70,6 +70,7 @@ class ModelVersions:
             for leftover in (self._dir / name).glob(f"{TEMPORARY_PREFIX}*"):
                 with suppress(OSError):
                     leftover.unlink()
+            self._trim(name)
 
     def lock(self, name: str) -> threading.RLock:
         """Return what guards a model's versions."""
@@ -249,7 +250,8 @@ class ModelVersions:
     def _trim(self, name: str) -> None:
         """Remove the versions beyond the limit."""
         pinned = self._list_pinned(name)
-        loose = [version for version in self.list_kept(name) if version not in pinned]
+        kept = self.list_kept(name)
+        loose = [version for version in kept if version not in pinned and not self._is_newest(name, version)]
         for version in loose[: max(0, len(loose) - (self._max_versions - 1))]:
             self._remove(name, version)
 
