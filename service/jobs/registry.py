@@ -454,7 +454,7 @@ class JobRegistry:
         job.log("started")
         try:
             content = self._train(job)
-            if content is None:
+            if content is None or job.finished.is_set():  # a shutdown may have given up on it in the meantime
                 return
             outcome = job.settle_outcome()
             name = self._choose_name(job, outcome)

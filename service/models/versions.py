@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_core.saving.model_file import write_atomic
+from grpo_core.saving.model_file import UnconfirmedWriteError, write_atomic
 from service.errors import ConflictError, NotFoundError, printable
 from service.models.folder_lock import TEMPORARY_PREFIX
 from service.schemas.fields import ALIAS_PATTERN, LATEST_ALIAS, is_model_name
@@ -190,6 +190,8 @@ class ModelVersions:
                 self._write_notes(name, notes._replace(jobs=known))
             try:
                 yield
+            except UnconfirmedWriteError:  # the model is in its place
+                raise
             except OSError:
                 self._undo(name, notes)
                 raise
@@ -245,7 +247,8 @@ class ModelVersions:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         written: dict[str, Any] = {"aliases": dict(notes.aliases), "jobs": {str(k): v for k, v in notes.jobs.items()}}
         written["last_removed"] = notes.last_removed
-        write_atomic(folder / _NOTES, json.dumps(written).encode())
+        with suppress(UnconfirmedWriteError):  # they are there, and a model that follows them is confirmed itself
+            write_atomic(folder / _NOTES, json.dumps(written).encode())
 
     def _trim(self, name: str) -> None:
         """Remove the versions beyond the limit."""

@@ -101,6 +101,8 @@ def test_a_page_asks_no_other_host(
     origin: str, path: str, shown: str, driver: webdriver.Chrome, request: pytest.FixtureRequest
 ) -> None:
     url = request.getfixturevalue(f"{origin}_origin")
+    driver.get("about:blank")
+    list_addresses(driver)  # what the page before was still asking for
     driver.get(f"{url}{path}")
     wait_until(lambda: bool(driver.find_elements(By.CSS_SELECTOR, shown)))
     assert list_addresses(driver) == {urlsplit(url).netloc}

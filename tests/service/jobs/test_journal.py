@@ -119,6 +119,7 @@ def make_older(path: Path) -> None:
         connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
     for name in JobLabels.model_fields:
         connection.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
+    connection.execute("DROP TABLE sweeps")
     connection.execute("PRAGMA user_version = 1")
     connection.commit()
     connection.close()
@@ -188,10 +189,7 @@ def test_a_newer_file_stays_as_it_is(path: Path, caplog: pytest.LogCaptureFixtur
 
 def test_a_file_of_the_first_version_keeps_its_jobs_and_takes_sweeps(path: Path) -> None:
     write(path, make_job())
-    connection = sqlite3.connect(path)
-    connection.execute("DROP TABLE sweeps")
-    connection.execute("PRAGMA user_version = 1")
-    connection.close()
+    make_older(path)
     journal, obstacle = open_journal(path.parent)
     assert obstacle is None
     assert len(journal.list_jobs()) == 1
