@@ -151,6 +151,7 @@ class Service:
         """
         if client is None or self._client_jobs is None:
             return self._resume_job(job_id)
+        self._client_jobs.limits.check(self.registry.get(job_id).config)
         return self._client_jobs.start(client, partial(self._resume_job, job_id))
 
     def _resume_job(self, job_id: str) -> Job:
@@ -237,9 +238,14 @@ class Service:
         """
         job = self.registry.get(job_id)
         status = job.describe()
-        if status.model_name is not None and self.store.exists(status.model_name):
+        if status.model_name is not None and self.registry.has_its_model(job):
             return self.player.film(status.model_name, video_format, seed, deterministic, max_steps), None
         kept = self.registry.read_checkpoint_model(job)
+        if kept is None and status.model_name is not None:
+            raise ConflictError(
+                f"what job {job.job_id} has saved as '{status.model_name}' was deleted or replaced since; GET "
+                f"/models/{status.model_name}/versions lists the versions that are there."
+            )
         if kept is None:
             raise ConflictError(
                 f"job {job.job_id} has neither a checkpoint nor a model to film; a running job takes a checkpoint a "

@@ -1,12 +1,13 @@
 """The checkpoints of jobs, in a hidden folder beside the models."""
 
+import errno
 import json
 import os
 import re
 import stat
 import sys
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,18 +36,20 @@ class CheckpointFolder:
     """Keeps the latest checkpoint of each job. Safe to use from any thread.
 
     :param models_dir: The folder of the models.
-    :param max_bytes: What all checkpoints may take; those of jobs that ended longest ago make room for others.
+    :param max_bytes: What all checkpoints may take; those of ended jobs, the oldest first, make room for others.
     """
 
     def __init__(self, models_dir: Path, max_bytes: int = sys.maxsize) -> None:
         self._dir = models_dir / _FOLDER
         self._max_bytes = max_bytes
+        #: Tells whether a job runs or waits, by its id: its checkpoint makes no room for others.
+        self.is_active: Callable[[str], bool] = lambda job_id: False
 
     def write(self, job_id: str, content: bytes) -> None:
         """Keep a checkpoint in the place of the job's earlier one.
 
-        :raises OSError: If the disk refuses, or something else is in the folder's place; an earlier checkpoint is then
-            as it was.
+        :raises OSError: If the disk refuses, there is no room, or something else is in the folder's place; an earlier
+            checkpoint is then as it was.
         """
         self._dir.mkdir(mode=0o700, exist_ok=True)
         if not stat.S_ISDIR(os.lstat(self._dir).st_mode):
@@ -90,7 +93,7 @@ class CheckpointFolder:
         with suppress(OSError):
             self._path(job_id).unlink()
 
-    def sweep(self, job_ids: Collection[str]) -> None:
+    def remove_orphans(self, job_ids: Collection[str]) -> None:
         """Delete what belongs to none of these jobs."""
         for name, _ in self._list_files():
             if name.removesuffix(_SUFFIX) not in job_ids:
@@ -103,14 +106,20 @@ class CheckpointFolder:
                 return archive.read(name)
         return None
 
-    def _make_room(self, job_id: str, n_bytes: int) -> None:
-        others = [(name, status) for name, status in self._list_files() if name != f"{job_id}{_SUFFIX}"]
+    def _make_room(self, own_id: str, n_bytes: int) -> None:
+        files = [(name.removesuffix(_SUFFIX), status) for name, status in self._list_files()]
+        others = [(job_id, status) for job_id, status in files if job_id != own_id]
         excess = sum(status.st_size for _, status in others) + n_bytes - self._max_bytes
-        for name, status in sorted(others, key=lambda file: file[1].st_mtime_ns):
+        if excess <= 0:
+            return
+        loose = [file for file in others if not file[0].startswith(TEMPORARY_PREFIX) and not self.is_active(file[0])]
+        if sum(status.st_size for _, status in loose) < excess:
+            raise OSError(errno.EDQUOT, "the checkpoints of running jobs have their fill of GRPO_MAX_MODELS_BYTES")
+        for job_id, status in sorted(loose, key=lambda file: file[1].st_mtime_ns):
             if excess <= 0:
                 return
             with suppress(OSError):
-                os.unlink(self._dir / name)
+                os.unlink(self._path(job_id))
             excess -= status.st_size
 
     def _list_files(self) -> list[tuple[str, os.stat_result]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from service.errors import InvalidRequestError, QueueFullError
 from service.jobs.job import Job
-from service.schemas.training import TrainRequest
+from service.schemas.training import TrainConfig, TrainRequest
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,14 @@ class JobLimits:
 
         :raises InvalidRequestError: If it asks for more.
         """
+        self.check(request)
+        return request if request.max_seconds is not None else request.model_copy(update={"max_seconds": self.seconds})
+
+    def check(self, request: TrainRequest | TrainConfig) -> None:
+        """Refuse what takes longer than one job may.
+
+        :raises InvalidRequestError: If it asks for more.
+        """
         if request.total_timesteps > self.timesteps:
             raise InvalidRequestError(
                 f"total_timesteps {request.total_timesteps} is more than the {self.timesteps} that a job may take here "
@@ -38,7 +46,6 @@ class JobLimits:
                 f"max_seconds {request.max_seconds:g} is more than the {self.seconds:g} that a job may take here "
                 "(GRPO_CLIENT_JOB_SECONDS); ask for fewer."
             )
-        return request if request.max_seconds is not None else request.model_copy(update={"max_seconds": self.seconds})
 
 
 class ClientJobs:

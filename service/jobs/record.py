@@ -25,7 +25,9 @@ from service.schemas.training import ConfigOrigins, TrainConfig
 from service.training.plan import TrainingPlan
 
 # What of a configuration does not change what is learnt, or only by chance.
-_NOT_OF_RECIPE = frozenset({"seed", "model_name", "replace", "tensorboard_log", "checkpoint_every", "max_restarts"})
+_NOT_OF_RECIPE = frozenset(
+    {"seed", "model_name", "replace", "tensorboard_log", "device", "checkpoint_every", "max_restarts"}
+)
 
 
 class PlanRecord(BaseModel):

@@ -110,8 +110,10 @@ class JobRegistry:
         self._lock = threading.Lock()
         past_jobs = self.recorder.list_past_jobs()
         self._jobs: dict[str, Job | PastJob] = {job.job_id: job for job in past_jobs}
-        if checkpoints is not None and self.recorder.knows_all_jobs:
-            checkpoints.sweep(self._jobs)
+        if checkpoints is not None:
+            checkpoints.is_active = self.is_active
+            if self.recorder.knows_all_jobs:
+                checkpoints.remove_orphans(self._jobs)
         # Jobs that had not ended at the last look, and the ids of the others, so that only a list of all jobs has to
         # go through all of them. Of the others, the last are in memory.
         self._active: list[Job] = []
@@ -535,7 +537,11 @@ class JobRegistry:
     def _is_own(self, job: Job) -> bool:
         """Return whether the model of a job's name is the one that it has saved itself, when it was stopped."""
         saved = job.last_saved
-        if saved is None or saved[0] != job.config.model_name:
+        return saved is not None and saved[0] == job.config.model_name and self.has_its_model(job)
+
+    def has_its_model(self, job: Job) -> bool:
+        """Return whether the model that a job has saved last is there, and is still the newest of its name."""
+        if (saved := job.last_saved) is None:
             return False
         with suppress(NotFoundError, ModelFileError):
             return hashlib.sha256(self._store.folder.read(saved[0])[1]).hexdigest() == saved[1]

@@ -79,7 +79,7 @@ class ModelExporter:
                 make_masks_input(actor)
             except UnsupportedSpaceError as error:
                 raise InvalidRequestError(f"action_masks does not fit model '{model_name}': {error}") from error
-        card = describe_file(model_name, file)
+        card = describe_file(model_name.partition("@")[0], file)  # whichever of its names was asked for
         facts = card.model_dump(mode="json", exclude=_PASSING_FACTS, exclude_none=True)
         arguments = actor, facts, export_format, with_masks
         task = Task("service.models.exporter:write_policy", arguments, card.env_name or "")

@@ -97,6 +97,10 @@ class ModelVersions:
         """Return where an earlier version is kept."""
         return f"{self._dir}{os.sep}{name}{os.sep}{version}.zip"
 
+    def is_in_use(self, name: str) -> bool:
+        """Return whether somebody has pointed an alias at a model, or it has earlier versions."""
+        return bool(self.list_kept(name) or self.read_notes(name).aliases)
+
     def resolve(self, reference: str) -> tuple[str, int | None] | None:
         """Find what a reference means.
 
@@ -128,14 +132,25 @@ class ModelVersions:
     def read_notes(self, name: str) -> Notes:
         """Return what is known of a model's versions; what cannot be read is left out."""
         try:
+            return self._read_notes_or_fail(name)
+        except OSError:
+            logger.warning("the notes on the versions of model %s cannot be read", name, exc_info=True)
+            return Notes({}, {})
+
+    def _read_notes_or_fail(self, name: str) -> Notes:
+        """Return what is known of a model's versions, to change it: aliases that the disk hides must not be lost.
+
+        :raises OSError: If the disk does not give it.
+        """
+        try:
             found = json.loads((self._dir / name / _NOTES).read_bytes())
             aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
             jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
             return Notes(aliases, jobs, int(found["last_removed"]))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Notes({}, {})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            logger.warning("the notes on the versions of model %s cannot be read", name, exc_info=True)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            logger.warning("the notes on the versions of model %s are damaged", name, exc_info=True)
             return Notes({}, {})
 
     def set_alias(self, name: str, alias: str, version: int | None) -> int | None:
@@ -148,7 +163,7 @@ class ModelVersions:
         :raises OSError: If the disk refuses; all stays as it was.
         """
         with self.lock(name):
-            notes = self.read_notes(name)
+            notes = self._read_notes_or_fail(name)
             before = notes.aliases.get(alias)
             aliases = {other: pinned for other, pinned in notes.aliases.items() if other != alias}
             if version is None:
@@ -182,7 +197,7 @@ class ModelVersions:
                 if not _has_content(path, content):
                     self._keep(name, path, version)
                     version += 1
-            notes = self.read_notes(name)
+            notes = self._read_notes_or_fail(name)
             if notes.jobs.get(version) != job_id:
                 jobs = {**notes.jobs, version: job_id}
                 kept = {version, *self.list_kept(name)}
@@ -195,8 +210,10 @@ class ModelVersions:
             except OSError:
                 self._undo(name, notes)
                 raise
-            self._trim(name)
-        self._trim_folder()
+            with suppress(OSError):  # the next save trims
+                self._trim(name)
+        with suppress(OSError):
+            self._trim_folder()
 
     def forget(self, name: str) -> None:
         """Remove a deleted model's versions and aliases."""
@@ -204,8 +221,10 @@ class ModelVersions:
             shutil.rmtree(self._dir / name, ignore_errors=True)
 
     def count_pinned_bytes(self) -> int:
-        """Return the size of the versions that aliases keep."""
-        return sum(n_bytes for _, n_bytes, name, version in self._list_files() if version in self._list_pinned(name))
+        """Return the size of the versions that aliases keep, as far as the disk says which."""
+        files = self._list_files()
+        pinned = {name: set(self.read_notes(name).aliases.values()) for _, _, name, _ in files}
+        return sum(n_bytes for _, n_bytes, name, version in files if version in pinned[name])
 
     def _is_newest(self, name: str, version: int) -> bool:
         """Tell whether a version's file is the newest one itself."""
@@ -271,14 +290,18 @@ class ModelVersions:
                     excess -= n_bytes
 
     def _remove(self, name: str, version: int) -> None:
-        notes = self.read_notes(name)
+        notes = self._read_notes_or_fail(name)
         with suppress(OSError):
             if version == max(self.list_kept(name), default=0):
                 self._write_notes(name, notes._replace(last_removed=version))
             os.unlink(self.get_path(name, version))
 
     def _list_pinned(self, name: str) -> set[int]:
-        return set(self.read_notes(name).aliases.values())
+        """List the versions that aliases keep.
+
+        :raises OSError: If the disk does not say which.
+        """
+        return set(self._read_notes_or_fail(name).aliases.values())
 
     def _list_folders(self) -> list[str]:
         try:

@@ -54,9 +54,7 @@ class SweepRequest(Request):
         description="`grid`: every combination of the values. `random`: `n_trials` settings that are drawn. `halving`: "
         "these too, first with few steps; the best of them begin again with more, until one has `total_timesteps`.",
     )
-    n_trials: int | None = Field(
-        None, ge=1, le=MAX_JOBS, description="Settings to draw; all combinations of a grid have no such number."
-    )
+    n_trials: int | None = Field(None, ge=1, le=MAX_JOBS, description="Settings to draw; not for a grid.")
     seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] | None = Field(
         None,
         min_length=1,

@@ -238,9 +238,11 @@ class Conductor:
     def _check_n_active(self, client: str | None) -> None:
         n_own = sum(self._sweeps[sweep_id].record.client == client for sweep_id in self._turns)
         if client is not None and n_own >= _MAX_ACTIVE_OF_CLIENT:
-            raise QueueFullError(f"{n_own} of your sweeps are running, as many as one client's may; stop one, or wait.")
+            raise QueueFullError(
+                f"{n_own} of your sweeps are running, the most that one client may have; stop one, or wait."
+            )
         if len(self._turns) >= _MAX_ACTIVE:
-            raise QueueFullError(f"{_MAX_ACTIVE} sweeps are running, as many as may; stop one, or try again later.")
+            raise QueueFullError(f"{_MAX_ACTIVE} sweeps are running, the most that may; stop one, or try again later.")
 
     def _check_models(self, planned: PlannedSweep) -> None:
         """Refuse a sweep whose models would replace others, or find no room."""
@@ -307,20 +309,30 @@ class Conductor:
             self._could_write = True
 
     def _conduct(self) -> None:
-        pause_seconds: float | None = 0.0
+        pause_seconds = 0.0
         while True:
             with self._changed:
-                if pause_seconds != 0.0:
-                    self._changed.wait(pause_seconds)
+                if pause_seconds:
+                    has_work = self._turns or self._unwritten
+                    self._changed.wait(pause_seconds if has_work else None)
                 if self._is_closing:
                     return
-                changed = self._look()
-                turn = self._choose_turn()
-            for sweep in changed:
-                self._remove_surplus(sweep)
-            pause_seconds = _LOOK_SECONDS if self._turns else None
-            if turn is not None:
-                pause_seconds = 0.0 if self._start(*turn) else _RETRY_SECONDS
+            try:
+                pause_seconds = self._go_round()
+            except Exception:  # this thread is the only one that starts jobs of sweeps: it must survive all of them
+                logger.exception("a round through the sweeps failed")
+                pause_seconds = _RETRY_SECONDS
+
+    def _go_round(self) -> float:
+        """Note what is new, and start the next job; return after how many seconds to look again."""
+        with self._changed:
+            changed = self._look()
+            turn = self._choose_turn()
+        for sweep in changed:
+            self._remove_surplus(sweep)
+        if turn is None:
+            return _LOOK_SECONDS
+        return 0.0 if self._start(*turn) else _RETRY_SECONDS
 
     def _look(self) -> list[Sweep]:
         """Note how all jobs are, and what follows; return the sweeps in which something has changed."""
@@ -418,11 +430,11 @@ class Conductor:
     def _remove_model(self, name: str, sha256: str | None) -> bool:
         """Delete a model; return whether it is gone."""
         try:
-            if self._store.inspect_file(name).sha256 != sha256:
+            if self._store.inspect_file(name).sha256 != sha256 or self._store.folder.versions.is_in_use(name):
                 return False
             self._registry.delete_model(name)
         except NotFoundError:
             return True
-        except ServiceError:  # such as a disk that refuses: it stays, and the next look tries again
+        except ServiceError:  # such as a disk that refuses: it stays
             return False
         return True

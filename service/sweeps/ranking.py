@@ -70,16 +70,18 @@ def compute_mean_interval(rewards: Sequence[float]) -> Interval95:
 
 
 def compute_lead_interval(rewards: Sequence[float], others: Sequence[float]) -> Interval95:
-    """Return Welch's 95 % interval of the difference of two means; None with fewer than two numbers in either."""
+    """Return Welch's 95 % interval of the difference of two means.
+
+    None with fewer than two numbers in either, or if neither has any spread, which says nothing of other seeds.
+    """
     if min(len(rewards), len(others)) < 2:
         return None
     shares = [statistics.variance(numbers) / len(numbers) for numbers in (rewards, others)]
     lead = statistics.fmean(rewards) - statistics.fmean(others)
     if sum(shares) == 0.0:
-        return lead, lead
-    n_free = sum(shares) ** 2 / sum(
-        share**2 / (len(numbers) - 1) for share, numbers in zip(shares, (rewards, others), strict=True)
-    )
+        return None
+    parts = [share / sum(shares) for share in shares]
+    n_free = 1.0 / sum(part**2 / (len(numbers) - 1) for part, numbers in zip(parts, (rewards, others), strict=True))
     return _put_around(lead, _get_t_quantile(max(1, math.floor(n_free + 1e-9))) * math.sqrt(sum(shares)))
 
 
@@ -153,13 +155,20 @@ def _describe(
     best: SettingRow, runner_up: SettingRow | None, lead: float | None, lead_ci95: Interval95, n_measured: int
 ) -> str:
     if n_measured > 1 and (runner_up is None or lead is None):
-        return f"Setting {best.number} alone has got to {best.total_timesteps:,} steps; the others ended with fewer."
+        return (
+            f"Setting {best.number} is the only one to reach {best.total_timesteps:,} steps; the others ended with "
+            "fewer."
+        )
     if runner_up is None or lead is None:
         return f"Setting {best.number} is the only one with an evaluation so far."
+    if lead == 0.0:
+        return f"Settings {best.number} and {runner_up.number} earned the same."
     text = f"Setting {best.number} is ahead of the next one, setting {runner_up.number}, by {lead:.4g}"
+    if lead_ci95 is None and min(best.n_seeds, runner_up.n_seeds) > 1:
+        return f"{text}. Their seeds show no spread, so how sure that is cannot be told; more seeds may."
     if lead_ci95 is None:
         return (
-            f"{text}. That rests on a single seed, and another one may turn it round: send two or more seeds to learn "
+            f"{text}. That rests on a single seed, and another seed may reverse it: send two or more seeds to learn "
             "how sure it is."
         )
     text += f" (95 % interval {lead_ci95[0]:.4g} to {lead_ci95[1]:.4g}, over seeds)"

@@ -16,6 +16,8 @@ from service.schemas.sweeps import MAX_JOBS, MAX_VALUES, Distribution, SweepRequ
 from service.schemas.training import TrainRequest
 from service.suggestions import list_close
 
+# Draws until there are as many different settings as are asked for: narrow ranges have few values.
+_MAX_DRAWS_PER_TRIAL = 100
 Setting = dict[str, Any]
 
 # Why a sweep cannot try several values of a field.
@@ -74,11 +76,14 @@ class Space:
             return [dict(zip(self._dimensions, values, strict=True)) for values in itertools.product(*lists)]
         rng = random.Random(seed)
         drawn: dict[str, Setting] = {}
-        while len(drawn) < n_trials:
+        for _ in range(_MAX_DRAWS_PER_TRIAL * n_trials):
             # By name, so that the order in which fields are sent changes nothing.
             setting = {name: _draw(self._dimensions[name], rng) for name in sorted(self._dimensions)}
             drawn.setdefault(json.dumps(setting), {name: setting[name] for name in self._dimensions})
-        return list(drawn.values())
+            if len(drawn) == n_trials:
+                return list(drawn.values())
+        message = f"only {len(drawn)} different settings were drawn of these ranges; send fewer, or wider ranges"
+        raise refuse([Violation(("n_trials",), message)])
 
     def _check_size(self, n_trials: int | None) -> list[Violation]:
         n_combinations = math.prod(map(_count_values, self._dimensions.values()))
@@ -256,5 +261,6 @@ def _draw(dimension: list[Any] | Distribution, rng: random.Random) -> Any:
         drawn = math.exp(rng.uniform(math.log(dimension.low), math.log(dimension.high)))
     else:
         drawn = rng.uniform(dimension.low, dimension.high)
-    # As many digits as make a difference, and none that leave the range.
-    return min(dimension.high, max(dimension.low, float(f"{drawn:.4g}")))
+    # As many digits as tell four of the range apart, and none that leave the range.
+    n_digits = 3 - math.floor(math.log10(min(dimension.high - dimension.low, abs(drawn) or 1.0)))
+    return min(dimension.high, max(dimension.low, round(drawn, n_digits)))

@@ -14,7 +14,7 @@ from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.runs.actions import RunActions
-from service.dashboard.runs.address import MAX_SHOWN, read_view
+from service.dashboard.runs.address import MAX_SHOWN, RunsView, read_view
 from service.dashboard.runs.curves import describe_curves
 from service.dashboard.runs.table import make_table
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
@@ -76,6 +76,7 @@ class _RunsPage:
         # Configurations of ended jobs never change.
         self._configs: dict[str, Mapping[str, Any]] = {}
         self._by_itself: dict[str, int] = {}
+        self._colours: Mapping[str, int] = {}
         self._seen: set[str] = set()
         self._sent = ""
         # What was sent of each curve: the metric and the latest event.
@@ -97,9 +98,13 @@ class _RunsPage:
 
     async def refresh(self) -> None:
         """Send the table and the curves, if they have changed."""
-        lines = self._registry.list_lines()
-        colours = self._choose_colours(lines)
-        page = json.dumps(self._make_page(lines, colours))
+        lines, view = self._registry.list_lines(), self._view
+        colours = self._colours = self._choose_colours(lines)
+        # A curve that is taken out has to be sent again when it comes back.
+        self._sent_curves = {job_id: sent for job_id, sent in self._sent_curves.items() if job_id in colours}
+        page = await run_in_threadpool(self._write_page, view, lines, colours)  # which may read the disk
+        if view is not self._view:  # the visitor went on meanwhile
+            return
         if page != self._sent:
             self._sent = page
             ui.run_javascript(f"grpoRuns.show({page})")
@@ -110,9 +115,10 @@ class _RunsPage:
             async with self._is_sending:
                 await self._send_curves(colours)
 
-    def _make_page(self, lines: Sequence[PastJob], colours: Mapping[str, int]) -> dict[str, Any]:
-        table = make_table(lines, self._view, self._list_configs)
-        return {
+    def _write_page(self, view: RunsView, lines: Sequence[PastJob], colours: Mapping[str, int]) -> str:
+        """Return the table in JSON."""
+        table = make_table(lines, view, self._list_configs)
+        page = {
             "rows": table.rows,
             "settings": table.settings,
             "pages": table.n_pages,
@@ -121,6 +127,7 @@ class _RunsPage:
             "tags": sorted({tag for line in lines for tag in line.summary.tags}),
             "hidden": sum(line.summary.hidden for line in lines),
         }
+        return json.dumps(page)
 
     def _list_configs(self, job_ids: Any) -> dict[str, Mapping[str, Any]]:
         wanted = list(job_ids)
@@ -144,13 +151,15 @@ class _RunsPage:
 
     async def _send_curves(self, colours: Mapping[str, int]) -> None:
         metric = self._view.metric
-        self._sent_curves = {job_id: sent for job_id, sent in self._sent_curves.items() if job_id in colours}
         # A few at a time: the first lines are there soon, and a running job does not wait for those read from the disk.
         for batch in _batched([job_id for job_id in colours if self._may_be_new(job_id, metric)], _BATCH):
             news = await run_in_threadpool(self._describe_new, batch, metric)
-            if news and metric == self._view.metric:
-                calls = "".join(f"grpoCurves.set({text}, {colours[job_id]});" for job_id, text in news.items())
-                ui.run_javascript(calls)
+            if metric != self._view.metric:
+                continue
+            shown = self._colours  # some may have been taken out meanwhile
+            calls = [f"grpoCurves.set({text}, {shown[job_id]});" for job_id, text in news.items() if job_id in shown]
+            if calls:
+                ui.run_javascript("".join(calls))
 
     def _may_be_new(self, job_id: str, metric: str) -> bool:
         """Return whether the browser may lack something of a run's curves; the answer never needs the disk."""
@@ -211,7 +220,7 @@ def _make_bar() -> None:
                     Text(text, tag="option").props["value"] = value
         with make_box("check hidden-box", "label"):
             make_box("", "input", type="checkbox", name="hidden")
-            Text("Hidden ones")
+            Text("Hidden runs")
 
 
 def _make_frame_of_table() -> ui.element:
@@ -221,7 +230,7 @@ def _make_frame_of_table() -> ui.element:
                 make_box("", "thead")
                 make_box("", "tbody")
         with make_box("runs-empty hidden"):
-            Text("No run is like that.", tag="p")
+            Text("No runs match.", tag="p")
             with make_box("button clear", "button", type="button"):
                 Text("Show all")
     make_box("pager row-flex hidden")

@@ -11,6 +11,8 @@ from service.dashboard.widgets.number_format import format_count, format_number
 from service.errors import ServiceError
 from service.jobs.job import Job
 
+# The server has too much to do just now.
+_BUSY_STATUSES = (429, 503)
 _MAX_STEPS = 500
 _SEED = 0
 
@@ -51,7 +53,10 @@ class RunFilm:
                 taken = await run_in_threadpool(self._service.film_job, job.job_id, "gif", _SEED, True, _MAX_STEPS)
             except ServiceError as error:
                 self._say(error.detail)
+                if error.status_code not in _BUSY_STATUSES:  # otherwise the next look tries again
+                    self._filmed = newest
             else:
+                self._filmed = newest
                 film, timesteps = taken
                 query = f"seed={_SEED}&max_steps={_MAX_STEPS}&of={status.sha256 or timesteps}"
                 set_attributes(self._image, src=f"/training/{job.job_id}/video?{query}")
@@ -61,7 +66,6 @@ class RunFilm:
                 self._caption.set_text(
                     f"{steps}: reward {format_number(film.reward)} in {format_count(film.n_steps)} steps, seed {_SEED}"
                 )
-            self._filmed = newest
             self._waiting.set_visibility(False)
 
     def _say(self, text: str) -> None:

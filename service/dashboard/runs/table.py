@@ -15,6 +15,7 @@ from service.dashboard.widgets.setting_text import write_setting
 from service.jobs.listing import choose_page
 from service.jobs.record import PastJob
 from service.schemas.jobs import JobStatus
+from service.sweeps.ranking import compute_mean_interval
 
 # Columns of their own have these, or no column: they do not change what is learnt.
 _OTHER = frozenset(
@@ -22,8 +23,12 @@ _OTHER = frozenset(
 )
 _MAX_SETTINGS = 8
 _MAX_MEMBERS = 100
-# Half widths of 95 % intervals of a mean in standard errors, by degrees of freedom (Student's t).
-_T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
+# What a group is sorted by: the figure in its row.
+_GROUP_FIGURES: Mapping[str, Callable[[Sequence[PastJob]], float | None]] = {
+    "mean_reward": lambda members: _compute_mean(members),
+    "current_timesteps": lambda members: max(job.summary.current_timesteps for job in members),
+    "elapsed_seconds": lambda members: sum(job.summary.elapsed_seconds for job in members),
+}
 
 Configs = Mapping[str, Mapping[str, Any]]
 
@@ -50,16 +55,18 @@ def make_table(lines: Sequence[PastJob], view: RunsView, list_configs: Callable[
     :param list_configs: Returns the configurations of the jobs with these ids; only the page's are asked for.
     """
     if not view.grouping:
-        page = choose_page(lines, view.query, offset=PAGE_SIZE * (view.page - 1), limit=PAGE_SIZE)
+        n_pages = _count_pages(choose_page(lines, view.query, limit=0).n_jobs)
+        page = choose_page(lines, view.query, offset=PAGE_SIZE * (min(view.page, n_pages) - 1), limit=PAGE_SIZE)
         configs = list_configs([job.job_id for job in page.jobs])
         settings = find_differences(page.jobs, configs)
         rows = [_describe(job, configs, settings) for job in page.jobs]
-        return RunsTable(rows, settings, page.n_jobs, _count_pages(page.n_jobs))
+        return RunsTable(rows, settings, page.n_jobs, n_pages)
     jobs = choose_page(lines, view.query).jobs
     groups: dict[str, list[PastJob]] = {}
     for job in jobs:
         groups.setdefault(str(getattr(job.summary, view.grouping)), []).append(job)
-    listed = list(groups.items())[PAGE_SIZE * (view.page - 1) :][:PAGE_SIZE]
+    n_pages = _count_pages(len(groups))
+    listed = _sort_groups(groups, view.query.sort)[PAGE_SIZE * (min(view.page, n_pages) - 1) :][:PAGE_SIZE]
     opened = [job for key, members in listed if key in view.opened for job in members[:_MAX_MEMBERS]]
     first = [members[0] for _, members in listed]
     configs = list_configs({job.job_id for job in [*first, *opened]})
@@ -69,7 +76,17 @@ def make_table(lines: Sequence[PastJob], view: RunsView, list_configs: Callable[
         rows.append(_describe_group(key, members, view, configs, settings))
         if key in view.opened:
             rows += [{**_describe(job, configs, settings), "member": True} for job in members[:_MAX_MEMBERS]]
-    return RunsTable(rows, settings, len(jobs), _count_pages(len(groups)))
+    return RunsTable(rows, settings, len(jobs), n_pages)
+
+
+def _sort_groups(groups: Mapping[str, list[PastJob]], sort: str) -> list[tuple[str, list[PastJob]]]:
+    """Sort groups by what their rows show; those without a figure come last."""
+    figure = _GROUP_FIGURES.get(sort.removeprefix("-"))
+    if figure is None:  # in the order of their first members
+        return list(groups.items())
+    figures = {key: figure(members) for key, members in groups.items()}
+    sign = -1.0 if sort.startswith("-") else 1.0
+    return sorted(groups.items(), key=lambda group: (figures[group[0]] is None, sign * (figures[group[0]] or 0.0)))
 
 
 def find_differences(jobs: Iterable[PastJob], configs: Configs) -> list[str]:
@@ -84,15 +101,15 @@ def find_differences(jobs: Iterable[PastJob], configs: Configs) -> list[str]:
     return sorted(differing, key=lambda name: -n_values[name])[:_MAX_SETTINGS]
 
 
-def compute_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Compute the 95 % interval of a mean by Student's t; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    n_free = len(values) - 1
-    factor = _T95[n_free - 1] if n_free <= len(_T95) else 1.96
-    half = factor * statistics.stdev(values) / len(values) ** 0.5
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
+def _list_rewards(members: Sequence[PastJob]) -> list[float]:
+    """List what the completed runs of a group were evaluated at: those under way would pull the mean down."""
+    lines = [job.summary for job in members if job.status is JobStatus.COMPLETED]
+    return [line.mean_reward for line in lines if line.mean_reward is not None]
+
+
+def _compute_mean(members: Sequence[PastJob]) -> float | None:
+    rewards = _list_rewards(members)
+    return statistics.fmean(rewards) if rewards else None
 
 
 def _count_pages(n_rows: int) -> int:
@@ -126,7 +143,9 @@ def _describe_group(
 ) -> dict[str, Any]:
     lines = [job.summary for job in members]
     first = lines[0]
-    rewards = [line.mean_reward for line in lines if line.mean_reward is not None]
+    rewards = _list_rewards(members)
+    counted = "" if len(rewards) == len(lines) else f"{len(rewards)} of {len(lines)} completed"
+    interval = format_interval(compute_mean_interval(rewards))
     config = configs.get(first.job_id, {})
     is_recipe = view.grouping == "recipe"
     return {
@@ -137,7 +156,7 @@ def _describe_group(
         "ids": [line.job_id for line in lines],
         "env": first.env_name if is_recipe else "",
         "reward": format_number(statistics.fmean(rewards)) if rewards and is_recipe else "",
-        "interval": format_interval(compute_interval(rewards)) if is_recipe else "",
+        "interval": ", ".join(filter(None, (interval, counted))) if is_recipe else "",
         "steps": format_count(max(line.current_timesteps for line in lines)),
         "time": format_duration(sum(line.elapsed_seconds for line in lines)),
         "seed": f"{len({line.seed for line in lines})} seeds" if is_recipe else "",

@@ -3,7 +3,8 @@ globalThis.grpoCurves = (() => {
   const N_COLOURS = 10; // beyond, lines are dashed
   const MAX_BANDS = 4, MAX_RAW = 6, N_GRID = 160, LEAST_SMOOTHED = 12;
   // Half widths of 95 % intervals in standard errors, by degrees of freedom (Student's t).
-  const T95 = [12.71, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.2, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.1];
+  const T95 = [12.71, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.2, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.1, 2.09, 2.09,
+    2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04];
   const TRAINING = "rollout/ep_rew_mean";
   const TITLES = {
     reward: ["Episode reward", "In the environment's own reward; it should rise, then level off. An evaluation plays whole episodes with the policy's most likely actions; where the shaded 95 % intervals of two runs overlap, their difference may be chance. The training mean is of the episodes and branches of training, with drawn actions."],
@@ -137,7 +138,8 @@ globalThis.grpoCurves = (() => {
       isEvaluated ? evaluated(run, view).map(([x, y]) => [x, y]) : smooth(points(run, metric === "reward" ? TRAINING : metric, view), view.smooth));
     const { mean, bounds } = average(lines);
     if (!mean.length) return members.flatMap((run) => drawOne(run, metric, view, members.length));
-    const first = members[0], label = `${first.name}, mean of ${members.length}`;
+    const what = metric === "reward" ? (isEvaluated ? ", evaluation" : ", training mean") : "";
+    const first = members[0], label = `${first.name}${what}, mean of ${members.length}`;
     return [
       { ...line(first, "mean", label, mean), showSymbol: false },
       ...(view.log ? [] : band(first, "mean", bounds)),
@@ -146,7 +148,7 @@ globalThis.grpoCurves = (() => {
   };
 
   const describe = (items, view) => {
-    const rows = items.filter((item) => !["low", "high", "raw", "seed"].includes(item.seriesName) && item.value[1] !== null);
+    const rows = items.filter((item) => !/^(low|high|raw|seed)-/.test(item.seriesId) && item.value[1] !== null);
     if (rows.length === 0) return "";
     rows.sort((a, b) => b.value[1] - a.value[1]);
     const box = text("div", "");
@@ -165,7 +167,7 @@ globalThis.grpoCurves = (() => {
     const members = panel.runs();
     const groups = new Map();
     for (const run of members) {
-      const key = view.group ? (view.group === "env_name" ? run.env : run.recipe) : run.id;
+      const key = view.group === "recipe" ? run.recipe : run.id; // a mean of other settings would be of nothing
       groups.set(key, [...(groups.get(key) ?? []), run]);
     }
     let series = [...groups.values()].flatMap((group) =>
@@ -179,7 +181,7 @@ globalThis.grpoCurves = (() => {
     // The interval of two seeds may be far wider than anything that was measured; it is cut off at the frame.
     const limits = {};
     if (series.some(({ id }) => id.startsWith("low-mean"))) {
-      const measured = series.filter(({ name }) => name !== "low" && name !== "high").flatMap((one) => one.data.map(([, y]) => y)).filter((y) => y !== null);
+      const measured = series.filter(({ id }) => !/^(low|high)-/.test(id)).flatMap((one) => one.data.map(([, y]) => y)).filter((y) => y !== null);
       const low = Math.min(...measured), high = Math.max(...measured), margin = 0.2 * (high - low) || 1;
       Object.assign(limits, { min: Number((low - margin).toPrecision(2)), max: Number((high + margin).toPrecision(2)) });
     }

@@ -444,6 +444,7 @@ def test_what_was_deleted_elsewhere_is_no_longer_offered(page: Page, app: FastAP
     # So it is with an image that comes too late.
     page.run("document.querySelector('.stage img').dispatchEvent(new Event('error'))")
     page.find(".stage .over", "The film cannot be shown")
+    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # a film may have been asked for as its model went
 
 
 def test_a_model_is_deleted_after_a_question(page: Page, app: FastAPI) -> None:

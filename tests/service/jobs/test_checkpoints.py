@@ -94,7 +94,7 @@ def test_a_link_in_the_folders_place_is_not_followed(tmp_path: Path, config: Tra
     (elsewhere / f"{JOB_ID}.zip").write_bytes(b"precious")
     (models_dir / ".checkpoints").symlink_to(elsewhere)
     folder = CheckpointFolder(models_dir)
-    folder.sweep([])
+    folder.remove_orphans([])
     with pytest.raises(OSError, match="is no folder"):
         folder.write(JOB_ID, make_file(config))
     assert (elsewhere / f"{JOB_ID}.zip").read_bytes() == b"precious"
@@ -105,7 +105,7 @@ def test_only_what_was_written_here_is_swept(tmp_path: Path, folder: CheckpointF
         folder.write(job_id, make_file(config))
     (tmp_path / ".checkpoints" / ".tmp-1").touch()
     (tmp_path / ".checkpoints" / "notes.txt").touch()
-    folder.sweep([JOB_ID])
+    folder.remove_orphans([JOB_ID])
     assert {path.name for path in (tmp_path / ".checkpoints").iterdir()} == {f"{JOB_ID}.zip", "notes.txt"}
 
 
@@ -120,3 +120,13 @@ def test_those_that_were_written_longest_ago_make_room(tmp_path: Path, config: T
     assert folder.read(job_ids[0]) is not None
     folder.write(job_ids[2], content)
     assert [folder.read(job_id) is not None for job_id in job_ids] == [False, True, True]
+
+
+def test_those_of_running_jobs_make_no_room(tmp_path: Path, config: TrainConfig) -> None:
+    content = make_file(config)
+    folder = CheckpointFolder(tmp_path, max_bytes=len(content) + 10)
+    folder.write(JOB_ID, content)
+    folder.is_active = {JOB_ID}.__contains__
+    with pytest.raises(OSError, match="have their fill"):
+        folder.write(JOB_ID.replace("8", "9"), content)
+    assert folder.read(JOB_ID) == content

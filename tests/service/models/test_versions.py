@@ -403,3 +403,19 @@ def test_readers_meet_whole_versions_while_newer_ones_come(tmp_path: Path, conte
         thread.join()
     assert faults == []
     assert folder.versions.list_all("m") == [1, 59, 60]
+
+
+def test_aliases_that_the_disk_hides_are_not_lost(
+    client: TestClient, contents: list[bytes], settings: Settings
+) -> None:
+    publish(client, contents[:2])
+    client.put("/models/m/aliases/prod", json={"version": 1})
+    notes = next((settings.models_dir / ".versions" / "m").glob("*.json"))
+    aside = notes.rename(notes.with_name("aside"))
+    notes.mkdir()  # which cannot be read
+    answer = upload(client, contents[2], "m", overwrite=True)
+    assert answer.status_code == 507, answer.text
+    notes.rmdir()
+    aside.rename(notes)
+    publish(client, contents[2:])
+    assert get_file(client, "m@prod") == contents[0]

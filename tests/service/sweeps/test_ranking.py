@@ -97,7 +97,7 @@ def test_a_rung_counts_once_all_its_seeds_are_measured() -> None:
     assert [(row.number, row.rung, row.mean_reward) for row in rows] == [(2, 1, 1.0), (1, 0, 5.0), (3, 0, 3.0)]
     best = choose_best(rows)
     assert best is not None
-    assert "alone has got to 200 steps" in best.text
+    assert "is the only one to reach 200 steps" in best.text
 
 
 def test_the_rungs_of_halving() -> None:

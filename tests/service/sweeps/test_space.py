@@ -62,6 +62,14 @@ def test_loguniform_draws_every_power_of_ten_as_often() -> None:
     assert all(abs(count - 100) < 44 for count in counts)
 
 
+def test_a_narrow_range_is_drawn_as_finely_as_a_wide_one_and_never_without_end() -> None:
+    narrow = {"distribution": "uniform", "low": 0.999, "high": 0.9999}
+    assert len({setting["gamma"] for setting in choose({"gamma": narrow}, 200)}) == 200
+    with pytest.raises(InvalidFieldsError) as refusal:
+        choose({"gamma": {"distribution": "uniform", "low": 0.5, "high": math.nextafter(0.5, 1)}}, 20)
+    assert "only 2 different settings were drawn" in summarize_violations(refusal.value.violations)[0]
+
+
 def test_drawn_settings_differ() -> None:
     drawn = choose({"group_size": [2, 4], "n_epochs": [1, 2, 3]}, 6)
     assert len({json.dumps(setting, sort_keys=True) for setting in drawn}) == 6

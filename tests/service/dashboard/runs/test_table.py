@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from service.dashboard.runs.address import PAGE_SIZE, read_view
-from service.dashboard.runs.table import Configs, compute_interval, find_differences, make_table
+from service.dashboard.runs.table import Configs, find_differences, make_table
 from service.jobs.record import PastJob
 from service.schemas.jobs import JobStatus, JobSummary
+from service.sweeps.ranking import compute_mean_interval
 
 
 def make_run(number: int, **fields: Any) -> PastJob:
@@ -48,7 +49,18 @@ def test_only_the_page_is_described_and_asked_for() -> None:
     assert (table.n_runs, table.n_pages) == (2 * PAGE_SIZE + 1, 3)
     assert [row["name"] for row in table.rows] == ["m0"]
     assert source.asked == [runs[0].job_id]
-    assert make_table(runs, read_view({"page": "4"}), source.list_configs).rows == []
+    # A page that is gone, such as that of runs which were deleted: the last one is there instead.
+    assert make_table(runs, read_view({"page": "4"}), source.list_configs).rows == table.rows
+
+
+def test_groups_are_sorted_by_what_their_rows_show() -> None:
+    rewards = {"mixed": (500.0, 100.0), "steady": (400.0, 400.0)}
+    pairs = [(recipe, reward) for recipe, each in rewards.items() for reward in each]
+    runs = [make_run(i, recipe=recipe, mean_reward=reward) for i, (recipe, reward) in enumerate(pairs)]
+    runs.append(make_run(9, recipe="steady", mean_reward=1.0, status=JobStatus.RUNNING))
+    for sort, expected in (("-mean_reward", ["steady", "mixed"]), ("mean_reward", ["mixed", "steady"])):
+        rows = make_table(runs, read_view({"group": "recipe", "sort": sort}), Source().list_configs).rows
+        assert [row["group"] for row in rows] == expected
 
 
 def test_a_row_tells_what_is_known() -> None:
@@ -77,10 +89,10 @@ def test_groups_have_the_mean_of_their_runs_and_its_interval() -> None:
     runs = [make_run(i, mean_reward=reward, elapsed_seconds=10.0) for i, reward in enumerate(rewards)]
     runs += [make_run(7, recipe="other", mean_reward=5.0), make_run(8, recipe="other")]
     first, second = make_table(runs, read_view({"group": "recipe"}), Source().list_configs).rows
-    assert (first["n"], first["reward"], first["interval"]) == (2, "5", "")
-    half = 4.30 * statistics.stdev(rewards) / 3**0.5  # t of two degrees of freedom
+    assert (first["n"], first["reward"], first["interval"]) == (2, "5", "1 of 2 completed")
+    half = 4.303 * statistics.stdev(rewards) / 3**0.5  # t of two degrees of freedom
     assert (second["n"], second["reward"]) == (3, "3")
-    assert compute_interval(rewards) == pytest.approx((3 - half, 3 + half))
+    assert compute_mean_interval(rewards) == pytest.approx((3 - half, 3 + half), rel=1e-3)
     assert (second["time"], second["seed"], second["ids"][0]) == ("30 s", "3 seeds", runs[2].job_id)
 
 

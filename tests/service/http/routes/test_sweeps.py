@@ -82,6 +82,17 @@ def test_a_model_that_somebody_else_put_there_is_never_deleted(client: TestClien
     assert client.get(f"/models/{worse}").json()["sha256"] == other["sha256"]
 
 
+def test_a_model_that_somebody_has_promoted_is_never_deleted(client: TestClient, app: FastAPI) -> None:
+    start(client, name="first", keep="all")
+    sweep = wait_for_sweep(client)
+    (worse,) = {"first-01", "first-02"} - {sweep["best"]["model_name"]}
+    assert client.put(f"/models/{worse}/aliases/prod").status_code == 200
+    service = app.state.service
+    service.sweeps._sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
+    service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    assert client.get(f"/models/{worse}@prod").status_code == 200
+
+
 def test_halving_gives_the_best_more_steps(client: TestClient) -> None:
     learning_rate = {"distribution": "loguniform", "low": 1e-4, "high": 1e-2}
     fields = {
