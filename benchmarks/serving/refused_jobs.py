@@ -1,0 +1,109 @@
+"""Send 1,000 training requests at once: which are accepted, whether these end, and how soon the rest is refused.
+
+``python -m benchmarks.serving.refused_jobs`` prints JSON. A quarter as many connections are open: beyond 256 requests
+under way, the server answers 503 to whatever comes.
+"""
+
+import http.client
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from socket import create_server
+from typing import Any, NamedTuple
+
+_ROOT = Path(__file__).parents[2]
+_N_REQUESTS, _N_CONNECTIONS = 1_000, 250
+_START_SECONDS, _END_SECONDS = 60.0, 300.0
+_BODY = json.dumps({"total_timesteps": 256, "n_eval_episodes": 0})
+
+
+class Answer(NamedTuple):
+    """What came of one request, and after how many milliseconds."""
+
+    status: int
+    job_id: str | None
+    milliseconds: float
+
+
+def send(port: int, n_requests: int) -> list[Answer]:
+    """Send requests one after another over one connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    answers = []
+    for _ in range(n_requests):
+        begun = time.perf_counter()
+        connection.request("POST", "/train", _BODY, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        content = json.loads(response.read())
+        answers.append(Answer(response.status, content.get("job_id"), 1000 * (time.perf_counter() - begun)))
+    connection.close()
+    return answers
+
+
+def get(port: int, path: str) -> Any:
+    """Return what the JSON of an answer says."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", path)
+    content = json.loads(connection.getresponse().read())
+    connection.close()
+    return content
+
+
+def wait(port: int, job_ids: list[str]) -> Counter[str]:
+    """Wait for all jobs to end, and count how they have."""
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline:
+        states = {job["job_id"]: job["status"] for job in get(port, "/training/jobs")["jobs"]}
+        counts = Counter(str(states[job_id]) for job_id in job_ids)
+        if not counts.keys() & {"queued", "running"}:
+            break
+        time.sleep(0.2)
+    return counts
+
+
+def measure(port: int) -> dict[str, Any]:
+    """Send all of them, and describe the answers."""
+    with ThreadPoolExecutor(_N_CONNECTIONS) as pool:
+        parts = pool.map(send, [port] * _N_CONNECTIONS, [_N_REQUESTS // _N_CONNECTIONS] * _N_CONNECTIONS)
+        answers = [answer for part in parts for answer in part]
+    accepted = [answer.job_id for answer in answers if answer.job_id is not None]
+    refused = [answer.milliseconds for answer in answers if answer.job_id is None]
+    singly = [answer.milliseconds for answer in send(port, 20) if answer.status == 429] or [math.nan]
+    return {
+        "answers": Counter(answer.status for answer in answers),
+        "accepted": len(accepted),
+        "refused after ms, at once, median and most": [round(find(refused), 1) for find in (statistics.median, max)],
+        "one by one": [round(find(singly), 1) for find in (statistics.median, max)],
+        "ended": wait(port, accepted),
+    }
+
+
+def main() -> None:
+    """Start a server, measure, and print JSON."""
+    with create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "run_api.py", "--port", str(port), "--models-dir", folder]
+        server = subprocess.Popen(command, cwd=_ROOT, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while time.monotonic() < deadline:
+                try:
+                    get(port, "/health")
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            sys.stdout.write(json.dumps(measure(port), indent=2) + "\n")
+        finally:
+            server.terminate()
+            server.wait()
+
+
+if __name__ == "__main__":
+    main()
