@@ -2,5 +2,8 @@
 
 from grpo_core.saving import model_file
 
+FORMAT = "grpo-checkpoint/1"
+# Members of the file, which the service reads without torch.
+FACTS_MEMBER, MODEL_MEMBER, ATTACHED = "checkpoint.json", "model.zip", "attachments/"
 # More than the model, its reference, its best one and the largest state that is described.
 MAX_FILE_BYTES = 4 * model_file.MAX_FILE_BYTES

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, unwrap_vec_normalize
 
-from grpo_core.checkpoints import MAX_FILE_BYTES
+from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_FILE_BYTES, MODEL_MEMBER
 from grpo_core.checkpoints.objects import Node, Reader, UnknownObjectError, Writer, list_packages
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.archive import AnchorArchive
@@ -35,8 +35,6 @@ from grpo_core.saving.model_state import get_weights, restore_normalization
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
 
-FORMAT = "grpo-checkpoint/1"
-_FACTS_MEMBER, _MODEL_MEMBER, _ATTACHED = "checkpoint.json", "model.zip", "attachments/"
 # Objects looked at in each environment: nearest first, so that a large table does not make each checkpoint slow.
 _MAX_SEARCHED = 2_000
 # What a state always holds itself.
@@ -121,10 +119,10 @@ def take(
         "caveat": caveat,
         "own": dict(facts or {}),
     }
-    members = {_FACTS_MEMBER: json.dumps(described, default=_to_number).encode(), _MODEL_MEMBER: model.to_bytes()}
+    members = {FACTS_MEMBER: json.dumps(described, default=_to_number).encode(), MODEL_MEMBER: model.to_bytes()}
     members |= {f"arrays/{i}.npy": _to_npy(array) for i, array in enumerate(arrays)}
     members |= {f"reference/{i}.npy": _to_npy(array) for i, array in enumerate(reference.values())}
-    members |= {f"{_ATTACHED}{name}": content for name, content in (attachments or {}).items()}
+    members |= {f"{ATTACHED}{name}": content for name, content in (attachments or {}).items()}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
@@ -142,12 +140,12 @@ def from_bytes(content: bytes) -> Checkpoint:
             infos = archive.infolist()
             if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or len(content) > MAX_FILE_BYTES:
                 raise CheckpointError("the checkpoint is compressed or too large; it was not written here.")
-            facts = json.loads(archive.read(_FACTS_MEMBER))
+            facts = json.loads(archive.read(FACTS_MEMBER))
             if facts["format"] != FORMAT:
                 raise CheckpointError(f"the checkpoint's format is not {FORMAT}; another version wrote it.")
             if not 0 <= int(facts["num_timesteps"]) < _MAX_TIMESTEPS:
                 raise CheckpointError(f"the checkpoint counts {facts['num_timesteps']} steps; it was not written here.")
-            model = model_file.from_bytes(archive.read(_MODEL_MEMBER), with_optimizer=True, with_own_parts=True)
+            model = model_file.from_bytes(archive.read(MODEL_MEMBER), with_optimizer=True, with_own_parts=True)
             names = [info.filename for info in infos]
             arrays = [_read_npy(archive.read(f"arrays/{i}.npy")) for i in range(len(_list_names(names, "arrays/")))]
             reference = [
@@ -155,9 +153,7 @@ def from_bytes(content: bytes) -> Checkpoint:
             ]
             facts["reference"] = [facts["reference"][0], dict(zip(facts["reference"][1], reference, strict=True))]
             attachments = {
-                name.removeprefix("attachments/"): archive.read(name)
-                for name in names
-                if name.startswith("attachments/")
+                name.removeprefix(ATTACHED): archive.read(name) for name in names if name.startswith(ATTACHED)
             }
     except (CheckpointError, ModelFileError) as error:
         raise CheckpointError(str(error)) from error

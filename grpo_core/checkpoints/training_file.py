@@ -52,7 +52,7 @@ class KeepCheckpoint(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        # Not at the very start: there is nothing to lose yet, and the file may be what training goes on from.
+        # At the start, nothing can be lost yet, and the file may be the one that training continues from.
         if self.model.num_timesteps == self._taken_timesteps:
             return
         if self._every_steps is None:

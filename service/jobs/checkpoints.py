@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from grpo_core.checkpoints import MAX_FILE_BYTES
+from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_FILE_BYTES, MODEL_MEMBER
 from grpo_core.saving.model_file import write_atomic
 from service.models.folder_lock import TEMPORARY_PREFIX
 from service.schemas.jobs import JobCheckpoint
@@ -22,10 +22,7 @@ from service.schemas.training import TrainConfig
 _FOLDER = ".checkpoints"
 _SUFFIX = ".zip"
 # As service.training.checkpoint_callback names it; the server must not import what imports torch.
-_FINISHED = "attachments/finished"
-# As grpo_core.checkpoints.checkpoint names them, which imports torch.
-_MODEL = "model.zip"
-_FACTS, _FORMAT = "checkpoint.json", "grpo-checkpoint/1"
+_FINISHED = f"{ATTACHED}finished"
 _OURS = re.compile(rf"[0-9a-f-]{{36}}{re.escape(_SUFFIX)}|{re.escape(TEMPORARY_PREFIX)}.*")
 # What reading a damaged file ends with.
 _DAMAGE = (OSError, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
@@ -71,8 +68,8 @@ class CheckpointFolder:
         with suppress(*_DAMAGE), self._open(job_id) as file, zipfile.ZipFile(file) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()) or archive.testzip():
                 return None  # none is compressed, and what such members unpack to has no bound
-            facts = json.loads(archive.read(_FACTS))
-            if facts["format"] != _FORMAT or TrainConfig.model_validate(facts["own"]["config"]) != config:
+            facts = json.loads(archive.read(FACTS_MEMBER))
+            if facts["format"] != FORMAT or TrainConfig.model_validate(facts["own"]["config"]) != config:
                 return None
             note, is_certain = facts["caveat"] or (None, None)
             exact = True if note is None else False if is_certain else None
@@ -86,7 +83,7 @@ class CheckpointFolder:
 
     def read_model(self, job_id: str) -> bytes | None:
         """Return the model file in a job's checkpoint; None if there is none that can be read."""
-        return self._read_member(job_id, _MODEL)
+        return self._read_member(job_id, MODEL_MEMBER)
 
     def delete(self, job_id: str) -> None:
         """Delete a job's checkpoint, if there is one."""

@@ -88,7 +88,7 @@ class ModelRegistry:
 
         :param version: None is the one before the newest.
         :raises NotFoundError: If there is no such model or version.
-        :raises ConflictError: If there is nothing to go back to, or the version cannot be used.
+        :raises ConflictError: If the model has no earlier version, or the version cannot be used.
         :raises StorageError: If the disk refuses.
         """
         folder = self._store.folder

@@ -54,14 +54,14 @@ def make_table(lines: Sequence[PastJob], view: RunsView, list_configs: Callable[
     :param lines: The lines of all jobs, oldest first.
     :param list_configs: Returns the configurations of the jobs with these ids; only the page's are asked for.
     """
-    if not view.grouping:
-        n_pages = _count_pages(choose_page(lines, view.query, limit=0).n_jobs)
-        page = choose_page(lines, view.query, offset=PAGE_SIZE * (min(view.page, n_pages) - 1), limit=PAGE_SIZE)
-        configs = list_configs([job.job_id for job in page.jobs])
-        settings = find_differences(page.jobs, configs)
-        rows = [_describe(job, configs, settings) for job in page.jobs]
-        return RunsTable(rows, settings, page.n_jobs, n_pages)
     jobs = choose_page(lines, view.query).jobs
+    if not view.grouping:
+        n_pages = _count_pages(len(jobs))
+        shown = jobs[PAGE_SIZE * (min(view.page, n_pages) - 1) :][:PAGE_SIZE]
+        configs = list_configs([job.job_id for job in shown])
+        settings = find_differences(shown, configs)
+        rows = [_describe(job, configs, settings) for job in shown]
+        return RunsTable(rows, settings, len(jobs), n_pages)
     groups: dict[str, list[PastJob]] = {}
     for job in jobs:
         groups.setdefault(str(getattr(job.summary, view.grouping)), []).append(job)
