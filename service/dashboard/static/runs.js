@@ -106,7 +106,7 @@ globalThis.grpoRuns = (() => {
     details.addEventListener("toggle", () => {
       const { right, bottom } = summary.getBoundingClientRect(), height = list.offsetHeight;
       const top = bottom + height + 80 > innerHeight ? bottom - 32 - height : bottom + 4;
-      list.style.cssText = `top: ${Math.max(8, top)}px; right: ${innerWidth - right}px`;
+      list.style.cssText = `top: ${Math.max(8, top)}px; right: ${Math.max(8, innerWidth - right)}px`;
     });
     details.append(summary, list);
     cell.append(details);
