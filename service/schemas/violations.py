@@ -1,5 +1,6 @@
 """Pydantic's errors in words for a client."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,15 +22,36 @@ _PATTERNS_IN_WORDS = {
     REWARD_NAME_PATTERN: "a reward function's name consists of letters from a to z, digits, '.', '_' and '-'",
 }
 
+# The commonest of pydantic's errors, in words that name the rule, by type; the names in braces are of their context.
+_RULES = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "dataclass_type": "must be an object",
+    "enum": "must be {expected}",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+}
+_MAX_NUMBER_CHARS = 40
+
 
 def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
     if error["type"] == "json_invalid" and not error["loc"]:  # pydantic's own parser names the place in its message
         return {"field": "", "message": f"the body is not valid JSON: {error['ctx']['error']}"}
     if error["type"] == "json_invalid":
         return {"field": "", "message": f"the body is not valid JSON, see character {error['loc'][-1]}"}
-    # "body" means nothing to a client; input and context are left out, since they echo the request.
+    # "body" means nothing to a client; texts are left out, since an answer must not repeat what may be a secret.
     location = [str(part) for part in error["loc"] if part != "body"]
-    message = _describe_pattern(error) or str(error["msg"]).removeprefix("Value error, ") + _suggest_choice(error)
+    message = _describe_pattern(error) or _describe_rule(error) or str(error["msg"]).removeprefix("Value error, ")
+    message += _suggest_choice(error)
     return {"field": printable(".".join(location)), "message": printable(message, 300)}
 
 
@@ -40,9 +62,29 @@ def _describe_pattern(error: Mapping[str, Any]) -> str:
     return _PATTERNS_IN_WORDS.get(error["ctx"]["pattern"], "this text has characters that are not allowed here")
 
 
+def _describe_rule(error: Mapping[str, Any]) -> str:
+    """Name the rule, and the number that breaks it; of anything else the kind, so that nothing private is repeated.
+
+    Empty for a rule without words here.
+    """
+    if (rule := _RULES.get(error["type"])) is None:
+        return ""
+    rule = rule.format_map(error.get("ctx", {}))
+    match error.get("input"):
+        case None | bool() | int() | float() as number if len(written := json.dumps(number)) <= _MAX_NUMBER_CHARS:
+            return f"{rule}, not {written}"
+        case str() if not _is_choice(error):
+            return f"{rule}, not a text"
+    return rule
+
+
+def _is_choice(error: Mapping[str, Any]) -> bool:
+    return error["type"] in ("enum", "literal_error")
+
+
 def _suggest_choice(error: Mapping[str, Any]) -> str:
     """Suggest the allowed value that resembles the one that was sent; empty if none does."""
-    if error["type"] not in ("enum", "literal_error") or not isinstance(error["input"], str):
+    if not _is_choice(error) or not isinstance(error["input"], str):
         return ""
     hint = suggest(error["input"], re.findall("'([^']*)'", error["ctx"]["expected"]))
     return f"; {hint}" if hint else ""

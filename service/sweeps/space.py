@@ -179,8 +179,8 @@ def _read_dimension(name: str, given: Any, violations: list[Violation]) -> list[
     wrong = [Violation((*place, part), text) for part, text in _check_range(dimension)]
     for part, value in [] if wrong else _list_probes(dimension):
         wrong += [
-            Violation((*place, *part, *inner), message + _add_remedy(dimension, message), error)
-            for inner, message, error in _check_value(name, value)[1]
+            _add_remedy(dimension, found._replace(place=(*place, *part, *found.place)))
+            for found in _check_value(name, value)[1]
         ]
     violations += wrong
     return dimension
@@ -236,8 +236,10 @@ def _list_probes(dimension: Distribution) -> list[tuple[tuple[str, ...], Any]]:
     return [((), between), (("low",), dimension.low), (("high",), dimension.high)]
 
 
-def _add_remedy(dimension: Distribution, message: str) -> str:
-    return "; send distribution 'integer'" if dimension.distribution != "integer" and "integer" in message else ""
+def _add_remedy(dimension: Distribution, violation: Violation) -> Violation:
+    if dimension.distribution == "integer" or violation.error["type"] not in ("int_type", "int_from_float"):
+        return violation
+    return Violation(violation.place, "must be a whole number; send distribution 'integer'")
 
 
 def _count_values(dimension: list[Any] | Distribution) -> float:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from service.schemas.training import TrainRequest
 from service.suggestions import list_close, suggest
 
 KNOWN = ["CartPole-v0", "CartPole-v1", "Pendulum-v1"]
@@ -23,6 +24,29 @@ KNOWN = ["CartPole-v0", "CartPole-v1", "Pendulum-v1"]
 )
 def test_the_closest_come_first_whatever_their_case(name: str, question: str) -> None:
     assert suggest(name, KNOWN) == question
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("env", "env_name"),
+        ("steps", "total_timesteps"),
+        ("state", "observation"),
+        ("LR", "learning_rate"),
+        ("gpu", "cuda"),
+    ],
+)
+def test_another_word_for_a_name_is_known(name: str, field: str) -> None:
+    assert list_close(name, ["n_envs", "n_steps", "net_arch", "cpu", field]) == [field]
+    assert field not in list_close(name, ["n_envs", "n_steps", "net_arch", "cpu"])
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("lr", "learning_rate"), ("hidden_sizes", "net_arch"), ("reward", "reward_functions"), ("beta", "kl_coef")],
+)
+def test_the_words_of_other_libraries_lead_to_fields_that_exist(name: str, field: str) -> None:
+    assert list_close(name, TrainRequest.model_fields, n_most=1) == [field]
 
 
 def test_three_are_named_at_most() -> None:

@@ -267,7 +267,7 @@ MISTAKES = [
     ("preset", "Acrobt-v1", "did you mean 'Acrobot-v1'"),
     ("model_name", "my model", "letters from a to z, digits, '.', '_' and '-'"),
     ("total_timesteps", "1e", "“1e” cannot be read: this takes a whole number"),
-    ("total_timesteps", "0", "greater than or equal to 1"),
+    ("total_timesteps", "0", "must be at least 1, not 0"),
     ("learning_rate", "0,001", "“0,001” cannot be read"),
     ("net_arch", "64 64", "whole numbers with commas between them"),
     ("n_steps", "33", "n_steps=33 does not hold whole groups"),
