@@ -43,9 +43,9 @@ def add_command(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.output is not None:
         _check_film(options.output)
-    else:
-        _check_display()
     content, setup = open_model(options)
+    if options.output is None:
+        _check_display()
     actor = content.make_actor()
     if options.output is not None:
         prepare_output("--output", options.output)

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 from grpo_client import reports
 from grpo_client.client import DEFAULT_URL, LATEST_JOB, LATEST_SWEEP, Client
-from grpo_client.errors import GRPOError, JobFailed
+from grpo_client.errors import GRPOError, JobFailed, ServerUnreachable
 from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
 from grpo_client.sweep_answers import Sweep
 from grpo_terminal import INTERRUPTED, Parser, end_well
 
 _URL_VARIABLE, _KEY_VARIABLE = "GRPO_URL", "GRPO_API_KEY"
 _REFUSED, _USAGE = 1, 2
+# How people called it, so that the commands it tells them of work as they are.
+_PROGRAM = "python -m grpo_client" if Path(sys.argv[0]).parts[-2:] == ("grpo_client", "__main__.py") else "grpo-client"
 # People at a terminal should learn within seconds that no server is there.
 _MAX_RETRIES = 3
 
@@ -59,10 +61,12 @@ def _run(options: argparse.Namespace) -> int:
             reply: _Reply = options.run(client, options)
     except _UsageError as error:
         return _complain(str(error), _USAGE)
+    except ServerUnreachable as error:
+        return _complain(f"{error} For another address, use --url or {_URL_VARIABLE}.", _REFUSED)
     except (GRPOError, OSError) as error:
         return _complain(str(error), _REFUSED)
     except KeyboardInterrupt:
-        return _complain("interrupted; submitted jobs go on, and grpo-client jobs lists them.", INTERRUPTED)
+        return _complain(f"interrupted; submitted jobs go on, and {_PROGRAM} jobs lists them.", INTERRUPTED)
     text = json.dumps(reply.content, indent=2) if options.json else reports.clean(reply.text)
     sys.stdout.write(f"{text}\n" if text else "")
     return reply.exit_status
@@ -77,12 +81,12 @@ def _open_client(options: argparse.Namespace) -> Client:
 
 
 def _complain(text: str, exit_status: int) -> int:
-    sys.stderr.write(f"grpo-client: {reports.clean(text)}\n")
+    sys.stderr.write(f"{_PROGRAM}: {reports.clean(text)}\n")
     return exit_status
 
 
 def _make_parser() -> Parser:
-    parser = Parser(prog="grpo-client", description="Ask a GRPO server.")
+    parser = Parser(prog=_PROGRAM, description="Talk to a GRPO server.")
     commands = parser.add_commands()
     _add_job_commands(commands)
     _add_sweep_commands(commands)
@@ -168,10 +172,11 @@ def _add_sweep_commands(commands: Any) -> None:
     start.add_argument(
         "--try",
         nargs="+",
-        required=True,
+        default=[],
         dest="space",
         metavar="KEY=VALUES",
-        help="fields of POST /train and what to try: 0.001,0.003 or uniform(0.9,1) or loguniform(1e-4,1e-2) or "
+        help="fields of POST /train and what to try; without any, --seeds alone: 0.001,0.003 or uniform(0.9,1) or "
+        "loguniform(1e-4,1e-2) or "
         "integer(32,256,32), the last number being a step; or JSON",
     )
     start.add_argument("--env", help="id of a Gymnasium environment; default: the server's")
@@ -257,7 +262,7 @@ def _train(client: Client, options: argparse.Namespace) -> _Reply:
     job = client.train(**settings, **_parse_settings(options.set, settings))
     if options.watch:
         return _follow(client, job.job_id, None, progress=not options.json)
-    text = f"job {job.job_id} is submitted; watch it with: grpo-client watch {job.job_id}"
+    text = f"submitted job {job.job_id}; watch it with: {_PROGRAM} watch {job.job_id}"
     return _Reply({"job_id": job.job_id, "config": job.config}, text)
 
 
@@ -303,9 +308,7 @@ def _follow(client: Client, job_id: str, timeout_seconds: float | None, progress
     except JobFailed as failure:
         status = failure.status
     except KeyboardInterrupt:
-        _complain(
-            f"the job goes on; grpo-client watch {job_id} watches it again, grpo-client stop {job_id} stops it.", 0
-        )
+        _complain(f"the job goes on; {_PROGRAM} watch {job_id} watches it again, {_PROGRAM} stop {job_id} stops it.", 0)
         return _Reply({"job_id": job_id}, "", INTERRUPTED)
     exit_status = _REFUSED if status.status == "failed" else 0
     return _Reply(status.to_json(), reports.describe_status(status), exit_status)
@@ -388,8 +391,8 @@ def _start_sweep(client: Client, options: argparse.Namespace) -> _Reply:
     if options.watch:
         return _report_sweep(client.wait_for_sweep(started.sweep_id))
     text = (
-        f"sweep {started.name} is submitted: {started.n_settings} settings, {started.n_jobs} jobs; see its table with: "
-        f"grpo-client sweep status {started.sweep_id}"
+        f"submitted sweep {started.name}: {started.n_settings} settings, {started.n_jobs} jobs; see its table with: "
+        f"{_PROGRAM} sweep status {started.sweep_id}"
     )
     return _Reply(started.to_json(), text)
 
@@ -474,7 +477,7 @@ def _upload(client: Client, options: argparse.Namespace) -> _Reply:
     name, path = _name_upload(options.model, options.path)
     if not path.is_file():
         raise _UsageError(
-            f"{path} is not a file; name one that GRPO.save or download wrote: grpo-client upload MODEL FILE."
+            f"{path} is not a file; name one that GRPO.save or download wrote: {_PROGRAM} upload MODEL FILE."
         )
     card = client.upload(options.name or name, path, options.overwrite)
     return _Reply(card.to_json(), f"uploaded {card.name}: {card.n_bytes} bytes, sha256 {card.sha256}")

@@ -281,14 +281,14 @@ class Client:
             raise JobFailed(status)
         return status
 
-    def start_sweep(self, space: dict[str, Any], **settings: Any) -> sweep_answers.SweepStarted:
+    def start_sweep(self, space: dict[str, Any] | None = None, **settings: Any) -> sweep_answers.SweepStarted:
         """Try several settings, each in jobs of its own.
 
         :param space: Fields of ``POST /train``, each with a list of values or a range, such as ``{"distribution":
             "loguniform", "low": 1e-4, "high": 1e-2}``.
         :param settings: Other fields of ``POST /sweeps``, such as ``base``, ``method``, ``n_trials``, ``seeds``.
         """
-        body = answers.to_plain({"space": space, **settings})
+        body = answers.to_plain({"space": space or {}, **settings})
         timeout = _PLAYING_TIMEOUT_SECONDS  # settings are tried out before the answer
         return self._ask(sweep_answers.SweepStarted, "POST", "/sweeps", json=body, timeout=timeout)
 

@@ -128,9 +128,19 @@ def make_error(outcome: object) -> GRPOError:
         return _make_api_error(outcome)
     if isinstance(outcome, httpx2.RequestError):
         return ServerUnreachable(
-            f"no answer ({type(outcome).__name__}: {outcome}); is the server running?{describe_proxy(outcome)}"
+            f"no answer{_name_server(outcome)} ({type(outcome).__name__}: {outcome}); is the server running "
+            f"there?{describe_proxy(outcome)}"
         )
     return ServerUnreachable("the stream of events ended early, again and again; is the server shutting down?")
+
+
+def _name_server(error: httpx2.RequestError) -> str:
+    """Name the server that was asked, without a password in its address; empty if none was asked yet."""
+    try:
+        url = error.request.url
+    except RuntimeError:  # it was never sent
+        return ""
+    return f" from {url.scheme}://{url.host}" + ("" if url.port is None else f":{url.port}")
 
 
 def _make_api_error(response: httpx2.Response) -> ApiError:

@@ -33,9 +33,7 @@ class ExportFormat(NamedTuple):
 
 EXPORT_FORMATS: Mapping[str, ExportFormat] = MappingProxyType(
     {
-        "onnx": ExportFormat(
-            ".onnx", "onnx", "pip install onnx (or pip install 'sb3-grpo[export]')", ("onnx_file", "to_onnx")
-        ),
+        "onnx": ExportFormat(".onnx", "onnx", "pip install onnx", ("onnx_file", "to_onnx")),
         "torchscript": ExportFormat(".pt", "torch", "pip install torch", ("torchscript_file", "to_torchscript")),
     }
 )

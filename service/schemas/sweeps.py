@@ -44,9 +44,10 @@ class SweepRequest(Request):
         default_factory=TrainRequest, description="What all jobs have in common: a request for `POST /train`."
     )
     space: dict[str, Any] = Field(
-        min_length=1,
+        default_factory=dict,
         max_length=_MAX_FIELDS,
-        description="Fields of `POST /train`, each with a list of values or with a range: `distribution` (`uniform`, "
+        description="What to vary; without it, `seeds` alone. "
+        "Fields of `POST /train`, each with a list of values or with a range: `distribution` (`uniform`, "
         "`loguniform` or `integer`), `low`, `high`, and for integers a `step`.",
     )
     method: SweepMethod = Field(

@@ -131,6 +131,10 @@ def _check_fields(request: SweepRequest) -> list[Violation]:
         violations.append(Violation(("base", "seed"), "'seeds' of the sweep names the seeds already; leave one out"))
     if request.seeds is not None and len(set(request.seeds)) < len(request.seeds):
         violations.append(Violation(("seeds",), "every seed may be given only once"))
+    if not request.space and len(request.seeds or []) <= 1:
+        violations.append(
+            Violation(("space",), "there is nothing to compare; send fields to vary, or at least two 'seeds'")
+        )
     for name in request.space:
         if (obstacle := _find_obstacle(name, request)) is not None:
             violations.append(Violation(("space", name), obstacle))

@@ -119,7 +119,8 @@ def test_an_interrupt_leaves_the_job_and_says_how_to_stop_it(tmp_path: Path) -> 
                 process.kill()
         released.set()
     assert process.returncode == 130
-    assert "the job goes on; grpo-client watch j watches it again, grpo-client stop j stops it." in complaint
+    program = "python -m grpo_client"
+    assert f"the job goes on; {program} watch j watches it again, {program} stop j stops it." in complaint
     assert [request.path for request in server.received] == ["/train", "/training/j/events"]
 
 

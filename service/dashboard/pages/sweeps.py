@@ -72,4 +72,4 @@ def _show_empty() -> None:
     with make_box("empty", "li"):
         ui.icon("tune").props("aria-hidden=true")
         Text("No sweeps yet. The form of a new job starts one, and so does a command:")
-        Text("grpo-client sweep start --try learning_rate=0.0003,0.001 --seeds 0 1 2", tag="code")
+        Text("python -m grpo_client sweep start --try learning_rate=0.0003,0.001 --seeds 0 1 2", tag="code")

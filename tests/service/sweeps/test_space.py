@@ -70,6 +70,15 @@ def test_a_narrow_range_is_drawn_as_finely_as_a_wide_one_and_never_without_end()
     assert "only 2 different settings were drawn" in summarize_violations(refusal.value.violations)[0]
 
 
+def test_seeds_alone_are_one_setting() -> None:
+    assert Space(make_request({}, seeds=[0, 1])).choose_settings(None, 0) == [{}]
+    assert (
+        refuse({}, seeds=[0])
+        == refuse({})
+        == {"space": "there is nothing to compare; send fields to vary, or at least two 'seeds'"}
+    )
+
+
 def test_drawn_settings_differ() -> None:
     drawn = choose({"group_size": [2, 4], "n_epochs": [1, 2, 3]}, 6)
     assert len({json.dumps(setting, sort_keys=True) for setting in drawn}) == 6
