@@ -80,8 +80,25 @@ def _vary_baselines() -> dict[str, Settings]:
     }
 
 
+def _vary_starts() -> dict[str, Settings]:
+    """Make a row of each combination of where groups start, what is subtracted, and how fast the value network learns.
+
+    Groups that all start at a reset need no simulator put back in mid-episode, only one that repeats its reset.
+    """
+    starts: dict[str, Settings] = {"reset": {"restart_probability": 1.0}, "mid-episode": {"restart_probability": 0.0}}
+    value_steps: dict[str, Settings] = {"10": {"vf_lr_factor": 10.0}, "1": {"vf_lr_factor": 1.0}}
+    return {
+        f"{baseline}, starts {start}, value step x {factor}": {"baseline": baseline, **starts[start], **settings}
+        for (factor, settings), start, baseline in product(
+            value_steps.items(), starts, ("value", "residual", "adaptive")
+        )
+        if factor == "10" or baseline != "adaptive"
+    }
+
+
 ABLATIONS = {
     "baseline": Ablation("what is subtracted, and where groups start", _vary_baselines()),
+    "starts": Ablation("where groups start, what is subtracted, how fast the value network learns", _vary_starts()),
     "group_size": Ablation("group size, the same steps per rollout", _vary("group_size", (2, 4, 8, 16))),
     "horizon": Ablation("horizon, the same steps per rollout", _vary("horizon", (8, 16, 32, 64, 128, 256))),
     "constant_rate": Ablation(
@@ -98,7 +115,7 @@ ABLATIONS = {
         base=_CONSTANT_RATE,
     ),
 }
-_CURRENT_TABLES = ("baseline", "group_size", "horizon")
+_CURRENT_TABLES = ("baseline", "starts", "group_size", "horizon")
 
 
 def make_rows(task: Task, ablation: Ablation) -> dict[str, list[RunSpec]]:

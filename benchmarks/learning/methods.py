@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
+
+from stable_baselines3 import PPO
 
 from benchmarks.learning.grpo_settings import get_action_settings, get_general_settings, get_grpo_settings
 from benchmarks.learning.peer_settings import ARS_ZOO, PPO_NORMALIZED, PPO_ZOO, TRPO_ZOO
@@ -37,6 +40,17 @@ def _get_episode_settings(task: Task) -> Settings | None:
     return settings and settings | {"group_mode": "episode", "horizon": None}
 
 
+def _get_shared_settings(task: Task) -> Settings | None:
+    """Return what PPO shares with GRPO's preset, where the preset's groups are branches."""
+    settings = get_grpo_settings(task.env_name) if task.env_name in _SMALL_ENVS else None
+    if settings is None or "group_mode" in settings:
+        return None
+    shared = {
+        name: value for name, value in settings.items() if name in (*signature(PPO).parameters, "normalize", "n_envs")
+    }
+    return {"source": "GRPO's preset"} | shared
+
+
 METHODS = {
     "grpo": Method("GRPO, preset", "GRPO", lambda task: get_grpo_settings(task.env_name)),
     "grpo_general": Method("GRPO, general preset", "GRPO", get_general_settings),
@@ -45,6 +59,7 @@ METHODS = {
     "ppo_zoo": Method("SB3 PPO, zoo settings", "PPO", _list(PPO_ZOO)),
     "ppo_default": Method("SB3 PPO, defaults", "PPO", lambda task: {"source": "SB3's defaults"}),
     "ppo_normalized": Method("SB3 PPO, defaults, falling rate, normalised", "PPO", _list(PPO_NORMALIZED)),
+    "ppo_shared": Method("SB3 PPO, what it shares with GRPO's preset", "PPO", _get_shared_settings),
     "trpo_zoo": Method("sb3-contrib TRPO, zoo settings", "TRPO", _list(TRPO_ZOO)),
     "ars_zoo": Method("sb3-contrib ARS, zoo settings", "ARS", _list(ARS_ZOO)),
     "linear_search": Method(
@@ -54,7 +69,7 @@ METHODS = {
     ),
     "zero_advantage": Method("zero-advantage port", "zero_advantage", _list(ZERO_ADVANTAGE)),
 }
-PPO_METHODS = ("ppo_zoo", "ppo_default", "ppo_normalized")
+PPO_METHODS = ("ppo_zoo", "ppo_default", "ppo_normalized", "ppo_shared")
 
 
 def make_specs(task: Task, method: str, n_seeds: int) -> list[RunSpec]:
@@ -67,5 +82,6 @@ def make_specs(task: Task, method: str, n_seeds: int) -> list[RunSpec]:
         return []
     algorithm = METHODS[method].algorithm
     return [
-        RunSpec(task.env_name, method, algorithm, seed, task.total_timesteps, settings) for seed in task.seeds[:n_seeds]
+        RunSpec(task.env_name, method, algorithm, seed, task.total_timesteps, settings)
+        for seed in (task.own_seeds if algorithm == "GRPO" else task.seeds)[:n_seeds]
     ]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-FIRST_SEED = 3000  # never used while a method was tuned
+FIRST_SEED = 3000  # none from here on was used while a method was tuned
 N_CURVE_POINTS = 10
 
 
@@ -15,6 +15,8 @@ class Task:
     :param aim: Interquartile mean that GRPO should reach; None asks for no less than PPO's alone.
     :param worst_aim: Score that every seed of GRPO should reach.
     :param n_seeds: Runs per method, seeded from ``FIRST_SEED`` upwards.
+    :param first_own_seed: First seed of this project's methods: another one where a preset was changed after it had
+        been run on the others' seeds.
     :param n_episodes: Episodes per final score.
     :param n_curve_episodes: Episodes per earlier point of the learning curve.
     :param n_decimals: Decimals of a score in the tables.
@@ -25,14 +27,20 @@ class Task:
     aim: float | None = None
     worst_aim: float | None = None
     n_seeds: int = 10
+    first_own_seed: int = FIRST_SEED
     n_episodes: int = 100
     n_curve_episodes: int = 20
     n_decimals: int = 1
 
     @property
     def seeds(self) -> range:
-        """The seeds of the comparison."""
+        """The seeds of the methods that the project is compared with."""
         return range(FIRST_SEED, FIRST_SEED + self.n_seeds)
+
+    @property
+    def own_seeds(self) -> range:
+        """The seeds of the project's own methods."""
+        return range(self.first_own_seed, self.first_own_seed + self.n_seeds)
 
     @property
     def title(self) -> str:
@@ -49,8 +57,8 @@ class Task:
 _MILLION = {"total_timesteps": 1_000_000, "n_seeds": 5, "n_episodes": 30, "n_curve_episodes": 5}
 
 TASKS = (
-    Task("CartPole-v1", 20_000, aim=499, worst_aim=499, n_seeds=20),
-    Task("Acrobot-v1", 15_000, aim=-82),
+    Task("CartPole-v1", 20_000, aim=499, worst_aim=499, n_seeds=20, first_own_seed=6000),
+    Task("Acrobot-v1", 15_000, aim=-82, first_own_seed=6000),
     Task("Pendulum-v1", 30_000, aim=-155, worst_aim=-180),
     Task("MountainCar-v0", 120_000, aim=-108),
     Task("MountainCarContinuous-v0", 60_000, aim=93),
@@ -58,9 +66,9 @@ TASKS = (
     Task("FrozenLake-v1", 50_000, aim=0.73, n_episodes=1000, n_curve_episodes=200, n_decimals=3),
     Task("LunarLander-v3", 300_000, aim=220, n_episodes=50, n_curve_episodes=5),
     Task("InvertedDoublePendulum-v5", 100_000, aim=9_000, n_episodes=50, n_curve_episodes=5),
-    Task("Hopper-v5", 300_000, aim=2_000, n_episodes=30, n_curve_episodes=5),
+    Task("Hopper-v5", 300_000, aim=2_000, n_seeds=5, first_own_seed=6000, n_episodes=30, n_curve_episodes=5),
     # No seed below 60 % of the aim.
-    Task("Hopper-v5", aim=2_600, worst_aim=1_560, **_MILLION),
+    Task("Hopper-v5", aim=2_600, worst_aim=1_560, first_own_seed=6000, **_MILLION),
     Task("Walker2d-v5", aim=3_000, worst_aim=1_800, **_MILLION),
     Task("HalfCheetah-v5", aim=4_500, worst_aim=2_700, **_MILLION),
     Task("Ant-v5", **_MILLION),
