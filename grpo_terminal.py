@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         word = others[0] if others and words[0].startswith("-") else words[0]
         if word.startswith("-"):
             self.error(f"no command is given; choose one of {known}.")
-        self.error(f"{word!r} is no command; {_suggest(word, self._commands)}choose one of {known}.")
+        self.error(f"{word!r} is not a command; {_suggest(word, self._commands)}choose one of {known}.")
 
 
 def _write_with_hyphens(words: Sequence[str]) -> list[str]:

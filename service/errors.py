@@ -35,12 +35,12 @@ class ServiceError(Exception):
 
 
 class InvalidFieldsError(ServiceError):
-    """The request breaks the schema.
+    """The request has invalid fields.
 
     :param violations: What is wrong, in the form of pydantic's errors.
     """
 
-    problem = Problem("invalid-fields", "The request breaks the schema")
+    problem = Problem("invalid-fields", "The request has invalid fields")
     status_code = 422
 
     def __init__(self, violations: Sequence[Mapping[str, Any]]) -> None:

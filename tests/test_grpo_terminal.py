@@ -51,9 +51,9 @@ def test_a_value_is_no_command_and_keeps_its_underscores() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["bakke", "pie"], "'bakke' is no command; did you mean 'bake'? If not, choose one of bake, boil."),
-        (["--oven-heat", "200", "bakke", "pie"], "'bakke' is no command; did you mean 'bake'?"),
-        (["fry"], "'fry' is no command; choose one of bake, boil."),
+        (["bakke", "pie"], "'bakke' is not a command; did you mean 'bake'? If not, choose one of bake, boil."),
+        (["--oven-heat", "200", "bakke", "pie"], "'bakke' is not a command; did you mean 'bake'?"),
+        (["fry"], "'fry' is not a command; choose one of bake, boil."),
         (["--lid"], "no command is given; choose one of bake, boil."),
         ([], "the following arguments are required: COMMAND"),
         (

@@ -62,7 +62,7 @@ class SweepRequest(Request):
         max_length=MAX_SEEDS,
         description="Each setting is trained with each of these. Default: the seed of `base`, or else 0.",
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of what is drawn. Default: drawn itself.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of what is drawn. Default: random.")
     max_active: int | None = Field(
         None, ge=1, le=64, description="Jobs of the sweep that run or wait at a time. Default: the server's slots."
     )

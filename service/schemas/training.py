@@ -111,7 +111,7 @@ class TrainRequest(Request):
     init_model: ModelReference | None = Field(
         None, description="A model to train on: its weights, optimizer and statistics are where training begins."
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Makes the job repeatable. Default: drawn.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Makes the job repeatable. Default: random.")
     n_envs: int = Field(1, ge=1, le=64, description="Environments whose groups fill one rollout.")
     normalize: bool | Normalization | None = Field(
         None, description="Whether observations and rewards are normalised by running statistics, or which of them."

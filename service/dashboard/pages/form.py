@@ -64,7 +64,7 @@ def show_form() -> None:
     with show_frame("New job", "Training"):
         with make_box("head"), make_box("stack").style("gap: 0"):
             make_heading("New job", 1)
-            Text("Every field may be left as it is.", tag="p")
+            Text("Every field is optional.", tag="p")
         form = _Form()
     ui.timer(0, form.refresh, once=True)
     source = ui.context.client.request.query_params.get("from")
@@ -275,7 +275,7 @@ class _Form:
         set_attributes(self._start, disabled=True if is_off else None)
         titles = [self._inputs[name].title for name in problems if name in self._inputs]
         fields = "field" if len(titles) == 1 else "fields"
-        self._why.set_text(f"Mend the marked {fields} first: {', '.join(titles)}." if is_off and titles else _ENTER)
+        self._why.set_text(f"Fix the marked {fields} first: {', '.join(titles)}." if is_off and titles else _ENTER)
 
     def _go_to(self, name: str) -> None:
         if name in self._inputs:

@@ -110,7 +110,7 @@ def _show_head(card: ModelCard) -> ui.element:
             href = f"/models/{card.name}/file"
             download = make_link("Download", href, "button", "download", download=f"{card.name}.zip")
             beside = f"{PREFIX}/side-by-side?left={card.name}"
-            make_link("Beside another", beside, "button", "compare", aria_label=f"Play {card.name} beside another")
+            make_link("Compare with another", beside, "button", "compare", aria_label=f"Play {card.name} beside another")
             make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
     return download
 
@@ -144,4 +144,4 @@ def _name_reward(card: ModelCard) -> str | None:
 def _describe_value(card: ModelCard) -> str:
     """Say which reward and which discount the values of a model are of."""
     discount = "" if card.value_check is None else f", discounted by {card.value_check.gamma:g} per step"
-    return f"value: what {_name_reward(card) or 'the environment'} is expected to pay from here{discount}"
+    return f"value: what {_name_reward(card) or 'the environment'} is expected to pay in all from here{discount}"

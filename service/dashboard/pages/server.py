@@ -99,7 +99,7 @@ def _show_settings(settings: Settings) -> None:
     make_pairs(
         {
             "Models folder": str(settings.models_dir.name),
-            "Jobs train in": settings.executor,
+            "Job executor": settings.executor,
             "Stalled after": format_duration(settings.stall_seconds),
             "Jobs remembered": str(settings.max_kept_jobs),
             "API key": "needed" if settings.api_key is not None else "not needed",

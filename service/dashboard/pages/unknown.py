@@ -12,6 +12,6 @@ def show_unknown() -> None:
     with show_frame("No such page", ""), make_box("empty"):
         ui.icon("explore_off").props("aria-hidden=true")
         make_heading("There is no such page", 1)
-        Text("The address may be misspelt, or what it showed is gone.")
+        Text("The address may be wrong, or the page was removed.")
         make_link("Start page", f"{PREFIX}/", "button primary", "home")
     ui.context.client.status_code = 404

@@ -29,7 +29,7 @@ _REFRESH_SECONDS = 1.0
 _MAX_BY_ITSELF = 6
 # Runs whose curves go to the browser in one message.
 _BATCH = 10
-_GROUPINGS = (("", "No groups"), ("env_name", "By environment"), ("recipe", "By all but the seed"))
+_GROUPINGS = (("", "No groups"), ("env_name", "By environment"), ("recipe", "Same settings, any seed"))
 
 
 async def show_runs() -> None:

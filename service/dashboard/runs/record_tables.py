@@ -117,11 +117,11 @@ def show_lineage(job: Job, store: ModelStore) -> None:
         with make_box("", "li"):
             Text("Began from ", "muted")
             if began is None:
-                Text("drawn weights")
+                Text("random weights")
             else:
                 _link_model(began, store)
         if status.n_restarts:
-            Text(f"Went on {status.n_restarts} {'time' if status.n_restarts == 1 else 'times'}", tag="li")
+            Text(f"Resumed {status.n_restarts} {'time' if status.n_restarts == 1 else 'times'}", tag="li")
         if (kept := status.checkpoint) is not None:
             exact = {True: "goes on exactly", False: "goes on otherwise", None: "goes on"}[kept.exact]
             with make_box("", "li"):

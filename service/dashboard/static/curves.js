@@ -9,7 +9,7 @@ globalThis.grpoCurves = (() => {
   const TITLES = {
     reward: ["Episode reward", "In the environment's own reward; it should rise, then level off. An evaluation plays whole episodes with the policy's most likely actions; where the shaded 95 % intervals of two runs overlap, their difference may be chance. The training mean is of the episodes and branches of training, with drawn actions."],
     "train/entropy_loss": ["Entropy", "How undecided the policy is. It should fall slowly: if it drops early, the policy has stopped exploring."],
-    "train/approx_kl": ["KL divergence", "How far an update moves the policy. Small and even is healthy; against peaks, lower the learning rate."],
+    "train/approx_kl": ["KL divergence", "How far an update moves the policy. Small and even is healthy; if it spikes, lower the learning rate."],
     "rollout/zero_std_group_fraction": ["Groups without a signal", "Share of groups whose branches all earned the same; they teach nothing. If it stays near 1, change the reward, the horizon or the group size."],
   };
   const NEGATED = new Set(["train/entropy_loss"]);

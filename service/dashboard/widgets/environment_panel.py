@@ -36,7 +36,7 @@ class EnvironmentPanel:
         self._title.set_text("Environment")
         self._facts.clear()
         with self._facts:
-            Text("There is none of this name.", "muted small", "p")
+            Text("No environment has this name.", "muted small", "p")
 
     async def show(self, env_name: str) -> None:
         """Describe an environment, unless another one is chosen meanwhile."""

@@ -183,7 +183,7 @@ def test_sliders_show_at_once_what_the_policy_makes_of_an_observation(page: Page
 
 def test_two_models_play_the_same_seed_beside_each_other(page: Page) -> None:
     page.open("models/ready")
-    page.click("a", "Beside another")
+    page.click("a", "Compare with another")
     page.find("h1", "Side by side")
     page.open("side-by-side?left=ready&right=unwanted&seed=3")
     shown = "return [...document.querySelectorAll('.stage img')].filter((film) => film.naturalWidth > 0).length"
@@ -285,7 +285,7 @@ def test_what_cannot_be_trained_is_said_once_and_disables_the_start(page: Page, 
         (said,) = list_problems(page)
         assert problem in said
         assert "[A-Z" not in said
-        page.find(".aside", "Mend the marked field first")
+        page.find(".aside", "Fix the marked field first")
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(Keys.BACKSPACE)
         page.find(".aside", "Enter starts it too")
