@@ -142,7 +142,7 @@ class GRPO(SavedAlgorithm):
         cuts one as a time limit does, with a warning.
     :param supervision: ``"process"``: a step is credited with what follows it. ``"outcome"``: with what its whole
         branch earned.
-    :param baseline: What a step's return is compared with. ``"group"``: the group's mean at the same step, plain GRPO.
+    :param baseline: What a step's return is compared with. ``"group"``: the group's mean at the same step, as GRPO does.
         ``"leave_one_out"``: that of the others of the group (RLOO). ``"residual"``: GAE minus the group's mean GAE.
         ``"adaptive"``: GAE minus as much of the others' mean GAE as earlier rollouts show to help, from none to all.
         ``"value"``: GAE alone, PPO's advantage on branches. For ablations: ``"timestep"``, the mean over all groups at
@@ -622,7 +622,8 @@ class GRPO(SavedAlgorithm):
         """Take PPO's clipped steps on the rollout just collected, and fit the value network to it.
 
         ``loss = mean(weights * surrogate) - ent_coef * mean(entropy) + vf_coef * mean((values - value_targets)^2)
-        + kl_coef * mean(weights * KL(reference || policy))``
+        + kl_coef * mean(weights * kl)``, where ``kl`` estimates KL(policy || reference) from the rollout's actions and
+        has the gradient of KL(reference || policy).
         """
         networks = self._parameter_groups.follow(self.policy)
         self._update_learning_rate(self.policy.optimizer)

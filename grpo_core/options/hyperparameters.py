@@ -208,7 +208,7 @@ class Hyperparameters(SharedHyperparameters):
         Row(
             "residual",
             "Credit",
-            "what a step's return is compared with. `group`: the group's mean, plain GRPO. `leave_one_out`: the mean "
+            "what a step's return is compared with. `group`: the group's mean, as GRPO does. `leave_one_out`: the mean "
             "of the others. `residual`: GAE minus the group's mean GAE, with a value network. `adaptive`: GAE minus "
             "as much of the others' mean as rollouts show to help. `value`: GAE alone, as in PPO. For ablations: "
             "`timestep`, `batch`, `none`",

@@ -110,7 +110,9 @@ def _show_head(card: ModelCard) -> ui.element:
             href = f"/models/{card.name}/file"
             download = make_link("Download", href, "button", "download", download=f"{card.name}.zip")
             beside = f"{PREFIX}/side-by-side?left={card.name}"
-            make_link("Compare with another", beside, "button", "compare", aria_label=f"Play {card.name} beside another")
+            make_link(
+                "Compare with another", beside, "button", "compare", aria_label=f"Play {card.name} beside another"
+            )
             make_link("All models", f"{PREFIX}/models", "button", "arrow_back")
     return download
 
