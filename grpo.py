@@ -142,7 +142,7 @@ class GRPO(SavedAlgorithm):
         cuts one as a time limit does, with a warning.
     :param supervision: ``"process"``: a step is credited with what follows it. ``"outcome"``: with what its whole
         branch earned.
-    :param baseline: What a step's return is compared with. ``"group"``: the group's mean at the same step, as GRPO does.
+    :param baseline: What a step's return is compared with. ``"group"``: the group's mean at the same step, as in GRPO.
         ``"leave_one_out"``: that of the others of the group (RLOO). ``"residual"``: GAE minus the group's mean GAE.
         ``"adaptive"``: GAE minus as much of the others' mean GAE as earlier rollouts show to help, from none to all.
         ``"value"``: GAE alone, PPO's advantage on branches. For ablations: ``"timestep"``, the mean over all groups at
