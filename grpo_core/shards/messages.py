@@ -28,6 +28,10 @@ from grpo_core.simulators.episode_rows import SampledWriter
 MakeCollector = Callable[[SimulatorBank, spaces.Space[Any], GroupPlan], GroupCollector | None]
 
 
+# With the next one, arrays would come back as views of the message's bytes, which a simulator's state must not be.
+_PROTOCOL = 4
+
+
 class NotSendableError(ValueError):
     """Something cannot be sent to another process."""
 
@@ -140,12 +144,12 @@ def pack(message: Any, what: str) -> bytes:
     """
     file = BytesIO()
     try:
-        _Pickler(file).dump(message)
+        _Pickler(file, _PROTOCOL).dump(message)
     except Exception as error:  # pickling calls foreign code
         raise NotSendableError(
             f"{what} cannot be sent to rollout workers ({type(error).__name__}: {str(error)[:200]}); let its class "
-            "hold no locks, open files or sockets, or derive it from gymnasium.utils.EzPickle, which makes it anew from "
-            "its arguments. n_rollout_workers=1 and n_rollout_shards=1 send nothing."
+            "hold no locks, open files or sockets, or derive it from gymnasium.utils.EzPickle, which makes it anew "
+            "from its arguments. n_rollout_workers=1 and n_rollout_shards=1 send nothing."
         ) from error
     return file.getvalue()
 

@@ -36,10 +36,11 @@ class Worker(ABC):
     """One worker. All but ``kill`` are called by one thread at a time."""
 
     @abstractmethod
-    def play(self, policy: bytes, order: bytes) -> bytes:
+    def play(self, setup: bytes, policy: bytes, order: bytes) -> bytes:
         """Let it play a shard, see ``ShardPlayer``.
 
-        :param policy: The same object for all shards of a rollout, so that it need not be sent again.
+        :param setup: The same object for all rollouts of a training, so that it need not be sent again.
+        :param policy: The same object for all shards of a rollout.
         :raises WorkerDiedError: If it dies.
         """
 
@@ -53,7 +54,9 @@ class Worker(ABC):
 
 
 class RolloutPool(ABC):
-    """Workers that play shards. They start with the first rollout inside ``open``, and end with it.
+    """Workers that play shards, and start with the first rollout.
+
+    They end with the training, or serve several of them one after the other inside ``with pool:``.
 
     :param n_workers: Workers at once, at least 1.
     """
@@ -66,28 +69,35 @@ class RolloutPool(ABC):
         # Guards the workers, which threads start while another may end them.
         self._lock = threading.Lock()
         self._workers: dict[int, Worker] = {}
-        self._is_closed = True
+        self._is_kept = False
+
+    def __enter__(self) -> Self:
+        self._is_kept = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_kept = False
+        self._end()
 
     @abstractmethod
-    def _start(self, setup: bytes) -> Worker:
+    def _start(self) -> Worker:
         """Start a worker.
 
-        :param setup: What every worker is told once.
         :raises WorkerDiedError: If it does not start.
         """
 
     @contextmanager
     def open(self, setup: bytes) -> Iterator[Self]:
-        """Let workers play shards inside the block, and end them all after it.
+        """Let workers play the shards of one training inside the block.
 
         :param setup: A packed ``ShardSetup``.
         """
-        self._setup, self._is_closed = setup, False
+        self._setup = setup
         try:
             yield self
         finally:
-            self._is_closed = True
-            self._end_workers(Worker.close)
+            if not self._is_kept:
+                self._end()
 
     def play(self, policy: bytes, orders: Sequence[bytes], should_stop: Callable[[], bool]) -> Replies:
         """Yield what the shards come to, in their order, each as soon as it and those before it are there.
@@ -117,8 +127,8 @@ class RolloutPool(ABC):
         sent: Worker | None = None
         while (number := rollout.take()) is not None:
             try:
-                worker = self._get_worker(slot)
-                reply = worker.play(policy, rollout.orders[number])
+                worker = self._get_worker(slot, rollout)
+                reply = worker.play(self._setup, policy, rollout.orders[number])
                 self._count(0 if sent is worker else len(policy), len(rollout.orders[number]), len(reply))
                 sent = worker
                 rollout.finish(number, reply)
@@ -131,21 +141,24 @@ class RolloutPool(ABC):
             except BaseException as error:  # for the thread that waits
                 rollout.fail(error)
 
-    def _get_worker(self, slot: int) -> Worker:
+    def _get_worker(self, slot: int, rollout: "_Rollout") -> Worker:
         worker = self._workers.get(slot)
         if worker is None:
-            worker = self._start(self._setup)
-            self._count(len(self._setup), 0, 0)
+            worker = self._start()
             with self._lock:
                 self._workers[slot] = worker
-        if self._is_closed:
-            raise WorkerDiedError("the pool was closed")
+            if rollout.is_closed:  # meanwhile, by one who did not see this worker
+                raise WorkerDiedError("it was ended")
         return worker
 
     def _count(self, *n_bytes: int) -> None:
         with self._lock:
             self.n_bytes_sent += sum(n_bytes[:2])
             self.n_bytes_received += n_bytes[2]
+
+    def _end(self) -> None:
+        """End all workers, which have nothing to do."""
+        self._end_workers(Worker.close)
 
     def _end_workers(self, end: Callable[[Worker], None]) -> None:
         with self._lock:
@@ -165,15 +178,15 @@ class _Rollout:
         self._n_deaths: Counter[int] = Counter()
         self._n_under_way = 0
         self._failure: BaseException | None = None
-        self._is_closed = False
+        self.is_closed = False
 
     def take(self) -> int | None:
         """Return the number of a shard to play; None once all have been played, or none is wanted any more."""
         with self._changed:
             # What another worker has in hand may come back.
-            while not self._waiting and self._n_under_way and not self._is_closed:
+            while not self._waiting and self._n_under_way and not self.is_closed:
                 self._changed.wait()
-            if self._is_closed or not self._waiting:
+            if self.is_closed or not self._waiting:
                 return None
             self._n_under_way += 1
             return self._waiting.popleft()
@@ -197,13 +210,13 @@ class _Rollout:
                     "environment, a reward function or one of their libraries may crash, or memory be short: lower "
                     "n_rollout_workers or n_envs, or train with n_rollout_workers=1 and n_rollout_shards=1 to see it."
                 )
-                self._is_closed = True
+                self.is_closed = True
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
         """Let the thread that waits raise an error."""
         with self._changed:
-            self._failure, self._is_closed = self._failure or error, True
+            self._failure, self.is_closed = self._failure or error, True
             self._changed.notify_all()
 
     def list_replies(self, should_stop: Callable[[], bool]) -> Iterator[bytes]:
@@ -225,7 +238,7 @@ class _Rollout:
     def close(self) -> bool:
         """Want no more shards; return whether none is waiting or under way."""
         with self._changed:
-            self._is_closed = True
+            self.is_closed = True
             self._changed.notify_all()
             return not self._waiting and not self._n_under_way
 
@@ -251,7 +264,7 @@ class InProcessPool(RolloutPool):
                 return
             yield self._player.play(order)
 
-    def _start(self, setup: bytes) -> Worker:
+    def _start(self) -> Worker:
         raise NotImplementedError("it has no workers")
 
 

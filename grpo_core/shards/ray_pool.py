@@ -32,33 +32,39 @@ class RayPool(RolloutPool):
     def __init__(self, n_workers: int, num_cpus: float = 1, actor_options: Mapping[str, Any] | None = None) -> None:
         super().__init__(n_workers)
         self._options = {"num_cpus": num_cpus, "max_restarts": 0, **(actor_options or {})}
-        self._policy: tuple[bytes, Any] | None = None
+        # The setup and the policy in use, and where they are in the object store.
+        self._shared: list[tuple[bytes, Any]] = []
 
-    def _start(self, setup: bytes) -> "_RayWorker":
-        return _RayWorker(self, ray.remote(_ShardActor).options(**self._options).remote(setup))
+    def _start(self) -> "_RayWorker":
+        return _RayWorker(self, ray.remote(_ShardActor).options(**self._options).remote())
 
-    def share_policy(self, policy: bytes) -> Any:
-        """Put a rollout's policy into the object store, unless it is there."""
+    def share(self, *messages: bytes) -> list[Any]:
+        """Put messages into the object store, unless they are there, and take earlier ones out."""
         with self._lock:
-            if self._policy is None or self._policy[0] is not policy:
-                self._policy = policy, ray.put(policy)
-            return self._policy[1]
+            known = self._shared
+            self._shared = [
+                next((one for one in known if one[0] is message), None) or (message, ray.put(message))
+                for message in messages
+            ]
+            return [reference for _, reference in self._shared]
 
 
 class _ShardActor:
     """A ``ShardPlayer`` in a process of Ray's."""
 
-    def __init__(self, setup: bytes) -> None:
+    def __init__(self) -> None:
         torch.set_num_threads(1)
-        self._player = ShardPlayer(setup)
-        self._policy: bytes | None = None
+        self._setup = self._policy = b""
+        self._player: ShardPlayer
 
     def is_there(self) -> bool:
         """Answer once it has been placed."""
         return True
 
-    def play(self, policy: bytes, order: bytes) -> bytes:
-        """Play a shard; Ray has fetched the policy."""
+    def play(self, setup: bytes, policy: bytes, order: bytes) -> bytes:
+        """Play a shard; Ray has fetched the rest."""
+        if setup != self._setup:
+            self._player, self._setup, self._policy = ShardPlayer(setup), setup, b""
         if policy != self._policy:
             self._player.set_policy(policy)
             self._policy = policy
@@ -71,11 +77,11 @@ class _RayWorker(Worker):
         self._is_killed = False
         self._is_placed = False
 
-    def play(self, policy: bytes, order: bytes) -> bytes:
+    def play(self, setup: bytes, policy: bytes, order: bytes) -> bytes:
         if not self._is_placed:
             self._get(self._actor.is_there.remote(), _PLACE_SECONDS)
             self._is_placed = True
-        reply: bytes = self._get(self._actor.play.remote(self._pool.share_policy(policy), order))
+        reply: bytes = self._get(self._actor.play.remote(*self._pool.share(setup, policy), order))
         return reply
 
     def close(self) -> None:
