@@ -176,7 +176,7 @@ class GRPO(SavedAlgorithm):
         come back. Where this process is connected to Ray, they are Ray's actors.
     :param n_rollout_shards: Parts that a rollout is cut into, each with random generators of its own: 1, or a multiple
         of the number of environments. The weights depend on it, and not on the number of workers. None: 1 with one
-        worker, else about 8, and with whole episodes one per environment.
+        worker, else about 4, and with whole episodes one per environment.
     :raises ValueError: If an argument is outside its range or does not fit another; the message says how to fix it.
 
     Where ``grpo_core.fast`` gives the same, rollouts to the bit and weights to rounding, it collects rollouts and takes

@@ -343,7 +343,7 @@ class Hyperparameters(SharedHyperparameters):
             title="Rollout shards",
             at_least=1,
             request_most=1024,
-            none="1 with one worker, else about 8, and in episodes one per environment",
+            none="1 with one worker, else about 4, and in episodes one per environment",
         ),
     ]
 

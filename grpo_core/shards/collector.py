@@ -20,14 +20,25 @@ from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import refuse
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.copies import unwrap_env
-from grpo_core.shards.messages import MakeCollector, ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, unpack
+from grpo_core.shards.messages import (
+    MakeCollector,
+    ShardFailure,
+    ShardOrder,
+    ShardSetup,
+    ShardSteps,
+    pack,
+    pack_setup,
+    unpack,
+    unpack_infos,
+)
 from grpo_core.shards.pool import RolloutPool
 from grpo_core.simulators.bank import SimulatorBank
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.torch_actor import TorchActor
 
-# Shards of a rollout unless the user says how many: enough for four workers to end at about the same time.
-_N_SHARDS = 8
+# Shards of a rollout unless the user says how many. Each costs what a step costs however many branches take it at once,
+# so that more would slow down what a few workers play.
+_N_SHARDS = 4
 
 
 class _Shard(NamedTuple):
@@ -51,6 +62,7 @@ class _Played(NamedTuple):
 
     env_index: int
     steps: ShardSteps
+    infos: list[dict[str, Any]]
     places: list[tuple[int, int, int]]
     dones: list[bool]
     rewards: list[float]
@@ -136,7 +148,7 @@ class ShardedCollector(GroupCollector):
             reward_weights,
         )
         self._rewarded_by = reward_function, reward_weights
-        with pool.open(pack(setup, "the environment or a reward function")):
+        with pool.open(pack_setup(setup)):
             self._pool = pool
             try:
                 yield
@@ -245,7 +257,8 @@ class ShardedCollector(GroupCollector):
         rollout.put(tuple(places.T), steps.columns)
         is_over = steps.columns["terminated"] | steps.columns["truncated"]
         rewards = steps.columns["rewards"].tolist()
-        played = _Played(shard.env_index, steps, list(map(tuple, places.tolist())), is_over.tolist(), rewards)
+        at, infos = list(map(tuple, places.tolist())), unpack_infos(steps.infos)
+        played = _Played(shard.env_index, steps, infos, at, is_over.tolist(), rewards)
         self._played.append(played)
         return played
 
@@ -259,7 +272,7 @@ class ShardedCollector(GroupCollector):
             for shard in part:
                 if step < len(shard.places):
                     i = shard.env_index
-                    infos[i] = shard.steps.infos.get(step) or infos[i]
+                    infos[i] = shard.infos[step]
                     dones[i], rewards[i] = shard.dones[step], shard.rewards[step]
                     self._latest.append((i, shard.places[step]))
                     self._count_step(i, infos[i])

@@ -30,6 +30,7 @@ MakeCollector = Callable[[SimulatorBank, spaces.Space[Any], GroupPlan], GroupCol
 
 # With the next one, arrays would come back as views of the message's bytes, which a simulator's state must not be.
 _PROTOCOL = 4
+_FLOATS = (float, np.float64)
 
 
 class NotSendableError(ValueError):
@@ -76,12 +77,16 @@ class ShardOrder(NamedTuple):
     anchors: Sequence[AnchorState | None]
 
 
+# The keys and columns of infos that hold nothing but floats, ``(n_steps, n_keys)``, and the others, by step.
+PackedInfos = tuple[tuple[str, ...], npt.NDArray[np.float64], Mapping[int, dict[str, Any]]]
+
+
 class ShardSteps(NamedTuple):
     """The steps of a shard, in the order in which they were taken.
 
     :param places: Time, group and branch of each, ``(n_steps, 3)``; groups are counted from 0 in the shard.
     :param columns: What ``GroupRollout.gather`` returns of them, with the environment's own rewards.
-    :param infos: Those that are not empty, by step.
+    :param infos: As ``pack_infos`` returns them.
     :param groups: The groups, and what is kept of each. The anchor is left out where the order has it.
     :param rewards: What the reward functions made of the steps, ``(n_steps,)``; None without any.
     :param reward_means: The mean of each function over the steps, by name.
@@ -89,7 +94,7 @@ class ShardSteps(NamedTuple):
 
     places: npt.NDArray[np.int32]
     columns: Mapping[str, npt.NDArray[Any]]
-    infos: Mapping[int, dict[str, Any]]
+    infos: PackedInfos
     groups: Sequence[Group]
     rewards: npt.NDArray[np.float64] | None
     reward_means: Mapping[str, float]
@@ -127,6 +132,25 @@ class ShardFailure(NamedTuple):
         raise error from cause
 
 
+def pack_infos(infos: Sequence[dict[str, Any]]) -> PackedInfos:
+    """Lay the infos of steps out so that they travel fast: simulators tell a handful of floats in every step.
+
+    :param infos: One per step.
+    """
+    keys = tuple(infos[0])
+    is_plain = [tuple(info) == keys and all(type(value) in _FLOATS for value in info.values()) for info in infos]
+    columns = np.full((len(infos), len(keys)), np.nan)
+    plain_rows = [[*info.values()] for info, plain in zip(infos, is_plain, strict=True) if plain]
+    columns[is_plain] = np.array(plain_rows, np.float64).reshape(len(plain_rows), len(keys))
+    return keys, columns, {i: info for i, (info, plain) in enumerate(zip(infos, is_plain, strict=True)) if not plain}
+
+
+def unpack_infos(packed: PackedInfos) -> list[dict[str, Any]]:
+    """Return the infos, one per step; a float is NumPy's."""
+    keys, columns, others = packed
+    return [others[i] if i in others else dict(zip(keys, row, strict=True)) for i, row in enumerate(columns)]
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Leaves out the files that monitors write: the trainer goes on writing them."""
 
@@ -136,22 +160,40 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         return super().reducer_override(value)
 
 
+def pack_setup(setup: ShardSetup) -> bytes:
+    """Pickle what every worker knows; functions and classes of the user's script are sent along.
+
+    :raises NotSendableError: If something in it cannot be pickled.
+    """
+    file = BytesIO()
+    try:
+        _Pickler(file, _PROTOCOL).dump(setup)
+    except Exception as error:  # pickling calls foreign code
+        raise _refuse("the environment or a reward function", error) from error
+    return file.getvalue()
+
+
 def pack(message: Any, what: str) -> bytes:
     """Pickle a message.
 
     :param what: Names it in the error.
     :raises NotSendableError: If something in it cannot be pickled.
     """
-    file = BytesIO()
     try:
-        _Pickler(file, _PROTOCOL).dump(message)
-    except Exception as error:  # pickling calls foreign code
-        raise NotSendableError(
-            f"{what} cannot be sent to rollout workers ({type(error).__name__}: {str(error)[:200]}); let its class "
-            "hold no locks, open files or sockets, or derive it from gymnasium.utils.EzPickle, which makes it anew "
-            "from its arguments. n_rollout_workers=1 and n_rollout_shards=1 send nothing."
-        ) from error
-    return file.getvalue()
+        return pickle.dumps(message, _PROTOCOL)
+    except Exception:  # cloudpickle, which is slower, knows more: functions without a name, classes of a script
+        try:
+            return bytes(cloudpickle.dumps(message, _PROTOCOL))
+        except Exception as error:  # pickling calls foreign code
+            raise _refuse(what, error) from error
+
+
+def _refuse(what: str, error: Exception) -> NotSendableError:
+    return NotSendableError(
+        f"{what} cannot be sent to rollout workers ({type(error).__name__}: {str(error)[:200]}); let its class hold no "
+        "locks, open files or sockets, or derive it from gymnasium.utils.EzPickle, which makes it anew from its "
+        "arguments. n_rollout_workers=1 and n_rollout_shards=1 send nothing."
+    )
 
 
 def unpack(message: bytes) -> Any:

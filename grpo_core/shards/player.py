@@ -17,7 +17,7 @@ from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.restoring.contents import Noise
 from grpo_core.restoring.state import is_known
 from grpo_core.saving.copies import wrap_env
-from grpo_core.shards.messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, unpack
+from grpo_core.shards.messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, pack_infos, unpack
 from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.update.seeding import borrow_torch_generator
 
@@ -29,9 +29,12 @@ class ShardPlayer:
     """Plays shards in environments of its own. What it yields does not depend on what it has played before.
 
     :param setup: A packed ``ShardSetup``.
+    :param has_company: Whether others draw from the random generators of this process, which must then go on after each
+        shard as if there had been none.
     """
 
-    def __init__(self, setup: bytes) -> None:
+    def __init__(self, setup: bytes, has_company: bool = False) -> None:
+        self._has_company = has_company
         self._setup: ShardSetup | ShardFailure
         try:
             self._setup = unpack(setup)
@@ -67,7 +70,7 @@ class ShardPlayer:
     def _play(self, setup: ShardSetup, order: ShardOrder) -> ShardSteps:
         rng = np.random.default_rng(order.seed)
         bank = self._get_bank(setup, order.env_index)
-        with _reseed(setup.envs[order.env_index], rng):
+        with _reseed(setup.envs[order.env_index], rng, self._has_company):
             # Whatever the environment has been through, it begins with this.
             bank.reset({0: int(rng.integers(2**31))})
             collector = self._get_collector(setup, order, bank)
@@ -83,7 +86,7 @@ class ShardPlayer:
                     means = collector.apply_reward_functions(rollout, setup.reward_function, setup.reward_weights)
                 rewards = rollout.rewards[at]
         groups = [_cut_short(group, order) for group in collector.groups]
-        return ShardSteps(recorder.get_places(), columns, recorder.infos, groups, rewards, means)
+        return ShardSteps(recorder.get_places(), columns, pack_infos(recorder.infos), groups, rewards, means)
 
     def _get_bank(self, setup: ShardSetup, env_index: int) -> SimulatorBank:
         if env_index not in self._banks:
@@ -118,11 +121,10 @@ class _Recorder:
     def __init__(self, collector: GroupCollector) -> None:
         self._collector = collector
         self._places: list[tuple[int, int, int]] = []
-        self.infos: dict[int, dict[str, Any]] = {}
+        self.infos: list[dict[str, Any]] = []
 
     def on_sweep(self, infos: list[dict[str, Any]], *_: Any) -> bool:
-        if infos[0]:
-            self.infos[len(self._places)] = infos[0]
+        self.infos.append(infos[0])
         # One environment, and so one step.
         self._places.append(self._collector.list_places()[0][1])
         return True
@@ -132,16 +134,20 @@ class _Recorder:
 
 
 @contextmanager
-def _reseed(env: Any, rng: np.random.Generator) -> Iterator[None]:
-    """Seed all generators that the steps of an environment may draw from; afterwards they go on as before."""
+def _reseed(env: Any, rng: np.random.Generator, puts_back: bool) -> Iterator[None]:
+    """Seed all generators that the steps of an environment may draw from.
+
+    :param puts_back: Whether they go on as before afterwards.
+    """
     layers = list_nested_envs(env)
     noise = Noise(layers, [layer for layer in layers if is_known(layer)])
-    states = noise.capture()
+    states = noise.capture() if puts_back else None
     noise.reseed(rng)
     try:
         yield
     finally:
-        noise.restore(states)
+        if states is not None:
+            noise.restore(states)
 
 
 def _make_rollout(setup: ShardSetup, order: ShardOrder) -> GroupRollout:

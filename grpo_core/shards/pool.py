@@ -251,7 +251,7 @@ class InProcessPool(RolloutPool):
 
     @contextmanager
     def open(self, setup: bytes) -> Iterator[Self]:
-        self._player = ShardPlayer(setup)
+        self._player = ShardPlayer(setup, has_company=True)
         try:
             yield self
         finally:

@@ -276,7 +276,7 @@ def test_what_cannot_be_cut_or_sent_is_refused_in_words() -> None:
     [
         (None, 1, 3, "branch", 1),
         (None, 2, 1, "branch", 4),
-        (None, 3, 3, "branch", 9),
+        (None, 3, 3, "branch", 6),
         (None, 2, 2, "episode", 2),
         (6, 1, 3, "branch", 6),
     ],
