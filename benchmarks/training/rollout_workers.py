@@ -35,7 +35,7 @@ class SlowCartPole(CartPoleEnv):
     def step(self, action: Any) -> Any:
         for _ in range(_LOOPS_PER_MS):
             pass
-        return super().step(action)
+        return super().step(action)  # type: ignore[no-untyped-call]  # Gymnasium has no types here
 
 
 def _make_env(name: str) -> Any:

@@ -125,6 +125,8 @@ class TestResolvingTheConfiguration:
             "target_kl": 1.0,
             "kl_coef": 1.0,
             "ref_sync_steps": 1,
+            "n_rollout_workers": 2,
+            "n_rollout_shards": 3,
             "restart_probability": 1.0,
             "common_random_numbers": True,
             "filter_zero_std_groups": True,
