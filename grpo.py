@@ -418,8 +418,10 @@ class GRPO(SavedAlgorithm):
         :param progress_bar: Show progress with tqdm and rich. SB3's bar counts one step per environment and sweep, also
             where the branch has ended.
         :return: The trained model itself.
-        :raises ValueError: If there is no environment, if a reward, an observation or the loss is not finite, or if
-            the model was loaded without the reward function that it was trained with.
+        :raises ValueError: If there is no environment, if a reward, an observation or the loss is not finite, if the
+            model was loaded without the reward function that it was trained with, or if something cannot be sent to
+            rollout workers.
+        :raises grpo_core.shards.pool.RolloutWorkersError: If rollout workers keep dying.
         """
         if self.env is None:
             raise ValueError("there is no environment to train in; call set_env(env), or GRPO.load(path, env=env).")
@@ -440,6 +442,8 @@ class GRPO(SavedAlgorithm):
             self._collector.restart()
             self._ref_policy = None
             self._group_correlation = GroupCorrelation()
+        if self.rollout_pool is not None and self._collector.n_shards == 1:
+            raise ValueError("rollout_pool would be idle: rollouts are not cut; build the model with n_rollout_shards.")
         pool = self.rollout_pool or choose_pool(self.n_rollout_workers)
         with self._collector.open_workers(self.reward_function, self.reward_weights, pool):
             return super().learn(

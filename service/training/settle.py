@@ -149,11 +149,11 @@ def _settle(
 
 
 def _check_shards(config: TrainConfig) -> None:
-    """Check that a job's rollouts can be cut as it says, if its other settings make rollouts at all."""
+    """Check that a job's rollouts can be cut as it says, if its other settings make whole groups at all."""
     mode = config.group_mode
-    horizon = get_horizon(config.horizon, mode) if mode != "auto" else None
-    if mode == "auto" or (mode != "episode" and config.n_steps % (config.group_size * (horizon or 1)) != 0):
-        return  # which is refused on its own
+    horizon = get_horizon(config.horizon, mode)
+    if mode != "episode" and config.n_steps % (config.group_size * (horizon or 1)) != 0:
+        return
     plan = GroupPlan(mode, config.group_size, horizon, config.n_steps)
     count_shards(config.n_rollout_shards, config.n_rollout_workers, config.n_envs, plan)
 

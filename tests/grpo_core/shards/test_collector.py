@@ -205,6 +205,13 @@ def test_what_cannot_be_cut_or_sent_is_refused_in_words() -> None:
         make_model(unsendable, group_mode="episode", n_shards=2).learn(1)
 
 
+def test_a_pool_for_rollouts_that_are_not_cut_is_refused(pool: ProcessPool) -> None:
+    model = make_model(n_shards=None)
+    model.rollout_pool = pool
+    with pytest.raises(ValueError, match=r"would be idle.*with n_rollout_shards"):
+        model.learn(1)
+
+
 @pytest.mark.parametrize(
     ("n_shards", "n_workers", "n_envs", "mode", "expected"),
     [
