@@ -26,7 +26,7 @@ from grpo_core.shards.processes import ProcessPool
 _ALONE, _CUT = "one process", "one process, 8 shards"
 _N_WORKERS = (1, 2, 4)
 _ROLLOUT: dict[str, Any] = {"n_steps": 2048, "group_size": 4, "horizon": 64, "seed": 0, "device": "cpu"}
-_LOOPS_PER_MS = 30_000
+_LOOPS_PER_MS = 50_000
 
 
 class SlowCartPole(CartPoleEnv):
