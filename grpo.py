@@ -33,7 +33,6 @@ from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.collector import GroupCollector, GroupPlan
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.normalization import Normalizer
-from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
 from grpo_core.groups.sweep import Sweep, share_locals
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
@@ -61,6 +60,8 @@ from grpo_core.saving import model_file
 from grpo_core.saving.copies import reduce_model, restore_model
 from grpo_core.saving.model_state import wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
+from grpo_core.shards.collector import ShardedCollector, count_shards
+from grpo_core.shards.pool import RolloutPool, choose_pool
 from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
@@ -170,6 +171,12 @@ class GRPO(SavedAlgorithm):
         the constant ``"horizon"`` (Dr. GRPO).
     :param kl_coef: Weight of the KL divergence from the reference policy, the one that ``learn`` began anew with.
     :param ref_sync_steps: Simulator steps after which the policy becomes the reference anew; None never.
+    :param n_rollout_workers: Processes that play rollouts while ``learn`` runs, each with copies of the environments
+        and of the reward functions; 1 for this one alone. With several, callbacks see the steps of a shard once it has
+        come back. Where this process is connected to Ray, they are Ray's actors.
+    :param n_rollout_shards: Parts that a rollout is cut into, each with random generators of its own: 1, or a multiple
+        of the number of environments. The weights depend on it, and not on the number of workers. None: 1 with one
+        worker, else about 4, and with whole episodes one per environment.
     :raises ValueError: If an argument is outside its range or does not fit another; the message says how to fix it.
 
     Where ``grpo_core.fast`` gives the same, rollouts to the bit and weights to rounding, it collects rollouts and takes
@@ -228,6 +235,8 @@ class GRPO(SavedAlgorithm):
         loss_normalization: LossNormalization = "step",
         kl_coef: float = 0.0,
         ref_sync_steps: int | None = None,
+        n_rollout_workers: int = 1,
+        n_rollout_shards: int | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -273,11 +282,17 @@ class GRPO(SavedAlgorithm):
         self.loss_normalization: LossNormalization = loss_normalization
         self.kl_coef = kl_coef
         self.ref_sync_steps = ref_sync_steps
-        #: Called after every minibatch, which SB3's callbacks do not see: a sign of life in a long update.
+        self.n_rollout_workers = n_rollout_workers
+        self.n_rollout_shards = n_rollout_shards
+        #: Called after every minibatch, and while rollout workers play, which SB3's callbacks do not see: a sign of
+        #: life.
         self.after_minibatch: Callable[[], None] | None = None
         #: Threads that step the simulators of a rollout, where their physics allows it (MuJoCo's does). None: one per
         #: core that the process may use, but no more than ``torch.get_num_threads()``. Rollouts are the same with any.
         self.n_simulator_threads: int | None = None
+        #: Who plays rollouts in place of ``n_rollout_workers`` processes of this machine, such as a
+        #: ``grpo_core.shards.ray_pool.RayPool``; None chooses. It is started and ended by ``learn``.
+        self.rollout_pool: RolloutPool | None = None
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0
         self._group_correlation = GroupCorrelation()
@@ -347,6 +362,12 @@ class GRPO(SavedAlgorithm):
         if self._uses_fast_path:
             fast_collector = fast.make_batched_collector(bank, self.observation_space, plan)
         self._collector = fast_collector or GroupCollector(bank, self.observation_space, plan)
+        n_shards = count_shards(self.n_rollout_shards, self.n_rollout_workers, bank.n_envs, plan)
+        if n_shards > 1:
+            make_collector = fast.make_batched_collector if fast_collector else GroupCollector
+            self._collector = ShardedCollector(
+                bank, env, self.observation_space, self.action_space, plan, n_shards, make_collector
+            )
         # Episodes are as long as they are: for them the storage starts small and grows.
         first_horizon = horizon or min(_FIRST_EPISODE_STEPS, self.n_steps)
         n_anchors = bank.n_envs * max(1, self.n_steps // (self.group_size * first_horizon))
@@ -397,8 +418,10 @@ class GRPO(SavedAlgorithm):
         :param progress_bar: Show progress with tqdm and rich. SB3's bar counts one step per environment and sweep, also
             where the branch has ended.
         :return: The trained model itself.
-        :raises ValueError: If there is no environment, if a reward, an observation or the loss is not finite, or if
-            the model was loaded without the reward function that it was trained with.
+        :raises ValueError: If there is no environment, if a reward, an observation or the loss is not finite, if the
+            model was loaded without the reward function that it was trained with, or if something cannot be sent to
+            rollout workers.
+        :raises grpo_core.shards.pool.RolloutWorkersError: If rollout workers keep dying.
         """
         if self.env is None:
             raise ValueError("there is no environment to train in; call set_env(env), or GRPO.load(path, env=env).")
@@ -419,7 +442,13 @@ class GRPO(SavedAlgorithm):
             self._collector.restart()
             self._ref_policy = None
             self._group_correlation = GroupCorrelation()
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if self.rollout_pool is not None and self._collector.n_shards == 1:
+            raise ValueError("rollout_pool would be idle: rollouts are not cut; build the model with n_rollout_shards.")
+        pool = self.rollout_pool or choose_pool(self.n_rollout_workers)
+        with self._collector.open_workers(self.reward_function, self.reward_weights, pool):
+            return super().learn(
+                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+            )
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """Begin a run as SB3 does, and say which method is at fault if a first reset returns what it must not."""
@@ -499,7 +528,7 @@ class GRPO(SavedAlgorithm):
             self._last_episode_starts, self._is_sweep_over = dones, True
             return True
 
-        if not self._collector.collect(rollout, self._actor, self.rng, on_sweep, lambda: self._stop_requested):
+        if not self._collector.collect(rollout, self._actor, self.rng, on_sweep, self._should_stop):
             return False
 
         # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
@@ -536,6 +565,12 @@ class GRPO(SavedAlgorithm):
         callback.on_rollout_end()
         return True
 
+    def _should_stop(self) -> bool:
+        """Tell whether ``stop`` was called; while rollout workers play, no callback is asked."""
+        if self.after_minibatch is not None and self._collector.n_shards > 1:
+            self.after_minibatch()
+        return self._stop_requested
+
     def _describe_ends(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
         """Say in the infos of a sweep what SB3's vectorised environments say of episodes that ended."""
         for i, place in self._collector.list_places():
@@ -561,7 +596,7 @@ class GRPO(SavedAlgorithm):
         :raises ValueError: If a reward or an observation is not finite.
         """
         if self.reward_function is not None:
-            means = apply_reward_functions(rollout, self.reward_function, self.reward_weights)
+            means = self._collector.apply_reward_functions(rollout, self.reward_function, self.reward_weights)
             for name, mean in means.items():
                 self.logger.record(f"rewards/{name}_mean", mean)
         rollout.check_finite()
@@ -789,6 +824,7 @@ class GRPO(SavedAlgorithm):
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         starts = restore_model(self, state)
+        self.rollout_pool = None
         self._custom_logger = False
         if self.env is None:
             return

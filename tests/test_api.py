@@ -72,6 +72,7 @@ NULLABLE_CONFIG = {
     "clip_range_high",
     "target_kl",
     "ref_sync_steps",
+    "n_rollout_shards",
     "eval_freq",
     "checkpoint_every",
     "init_model",

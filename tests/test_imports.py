@@ -43,6 +43,7 @@ LIBRARY_ORDER = [
     "groups",
     "update",
     "saving",
+    "shards",
     "export",
     "checkpoints",
     "success",

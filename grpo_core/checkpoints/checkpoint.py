@@ -115,6 +115,7 @@ def take(
         "predict_rng_state": model._predict_rng.bit_generator.state,
         "group_correlation": model._group_correlation.to_json(),
         "reference": [model._ref_timesteps, list(reference)],
+        "n_shards": model._collector.n_shards,
         "simulators": simulators,
         "caveat": caveat,
         "own": dict(facts or {}),
@@ -173,6 +174,11 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
     :raises CheckpointError: If it is of another training.
     """
     facts = checkpoint.facts
+    if (n_shards := facts.get("n_shards", 1)) != model._collector.n_shards:
+        raise CheckpointError(
+            f"the checkpoint is of a training whose rollouts are cut into {n_shards} shards, but here it would be "
+            f"{model._collector.n_shards}; set n_rollout_shards={n_shards}. The number of workers may differ."
+        )
     first_obs = model.env.reset()  # before all that a reset changes is put back
     try:
         model._load_arrays(checkpoint.model)

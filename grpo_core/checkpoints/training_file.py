@@ -15,7 +15,8 @@ from grpo_core.options.hyperparameters_json import hyperparameters_to_json
 from grpo_core.saving.model_file import write_atomic
 
 # Of the arguments: what does not change a training under way, whose random generators are in its checkpoint.
-_WITHOUT_EFFECT = {"seed", "verbose", "tensorboard_log"}
+# Of the shards of rollouts their number counts, which ``restore`` checks, and not what it was given as.
+_WITHOUT_EFFECT = {"seed", "verbose", "tensorboard_log", "n_rollout_workers", "n_rollout_shards"}
 
 
 class KeepCheckpoint(BaseCallback):

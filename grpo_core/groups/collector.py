@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
@@ -13,10 +14,12 @@ from gymnasium import spaces
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.advantage import Floats
 from grpo_core.groups.archive import ARCHIVE_SHARE, AnchorArchive, AnchorState
+from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.choices import AnchorSelection, GroupMode
+from grpo_core.options.rewards import RewardFunction
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
 from grpo_core.spaces import pack
@@ -27,7 +30,7 @@ SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArr
 
 
 @dataclass(slots=True)
-class _Group:
+class Group:
     """A group under way.
 
     :param index: Its place in the rollout.
@@ -56,7 +59,7 @@ class _Branch:
     :param first_action: Action to take at the first step instead of a drawn one.
     """
 
-    group: _Group
+    group: Group
     index: int
     observed: Observed
     state: SimulatorState | None = None
@@ -97,18 +100,21 @@ class GroupCollector:
     :param plan: How the groups are played.
     """
 
+    #: Parts that a rollout is cut into, each with random generators of its own.
+    n_shards = 1
+
     def __init__(self, bank: SimulatorBank, observation_space: spaces.Space[Any], plan: GroupPlan) -> None:
         self._bank = bank
         self._observation_space = observation_space
         self._plan = plan
         self._advances_in_step = bank.is_cheap and plan.mode != "episode"
-        #: The states that the next rollout goes on from; empty if it begins with new episodes.
-        self.anchors: list[AnchorState] = []
+        #: The states that the next rollout goes on from, None for a new episode; empty if it begins with those alone.
+        self.anchors: list[AnchorState | None] = []
         #: Most threads that may step simulators at once, if they are stepped in batches; None lets the process decide.
         self.n_threads: int | None = None
         #: Earlier anchor states that groups may start from again; None if they never do.
         self.archive = AnchorArchive(bank.n_envs) if plan.anchor_selection == "archive" else None
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         self._n_steps_taken = [0] * bank.n_envs
         self._has_cut = False
         self._stepped: list[_Branch] = []
@@ -118,6 +124,24 @@ class GroupCollector:
         self.anchors = []
         if self.archive is not None:
             self.archive = AnchorArchive(self._bank.n_envs)
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The groups of the latest rollout, by index."""
+        return self._groups
+
+    def open_workers(self, reward_function: Any, reward_weights: Any, pool: Any) -> AbstractContextManager[None]:
+        """Make what plays the groups ready for several rollouts; here nothing, since the caller's thread does."""
+        return nullcontext()
+
+    def apply_reward_functions(
+        self,
+        rollout: GroupRollout,
+        reward_function: RewardFunction | Sequence[RewardFunction | None],
+        weights: Sequence[float] | None,
+    ) -> dict[str, float]:
+        """Replace the environment's rewards in the rollout just collected, see ``rewards.apply_reward_functions``."""
+        return apply_reward_functions(rollout, reward_function, weights)
 
     @property
     def start_returns(self) -> npt.NDArray[np.float64]:
@@ -145,7 +169,7 @@ class GroupCollector:
         self._n_steps_taken = [0] * self._bank.n_envs
         if self._plan.mode != "episode" and not self._ensure_anchors(rng, should_stop):
             return False
-        self._groups = [_Group(i, i % self._bank.n_envs, anchor) for i, anchor in enumerate(self.anchors)]
+        self._groups = [Group(i, i % self._bank.n_envs, anchor) for i, anchor in enumerate(self.anchors)]
         if not self._play(rollout, actor, rng, on_sweep):
             return False
         rollout.trim(len(self._groups), self._plan.horizon)
@@ -194,6 +218,10 @@ class GroupCollector:
         assert self._plan.horizon is not None
         if self.archive is not None and not self.anchors:
             self.archive.share = 0.0
+        for i, anchor in enumerate(self.anchors):
+            if anchor is None:
+                env_index = i % self._bank.n_envs
+                self.anchors[i] = self._reset({env_index: self._draw_seed(rng)})[env_index]
         n_per_env = self._plan.n_steps // (self._plan.group_size * self._plan.horizon)
         while len(self.anchors) < n_per_env * self._bank.n_envs:
             if should_stop():
@@ -220,7 +248,7 @@ class GroupCollector:
 
     def _start_episodes(self, env_index: int, rng: np.random.Generator) -> Iterator[_Branch]:
         while self._n_steps_taken[env_index] < self._plan.n_steps:
-            group = _Group(len(self._groups), env_index)
+            group = Group(len(self._groups), env_index)
             self._groups.append(group)
             seed = int(rng.integers(2**31))
             for index in range(self._plan.group_size):
@@ -228,7 +256,7 @@ class GroupCollector:
                 yield _Branch(group, index, observed)
 
     def _start_actions(
-        self, group: _Group, anchor: AnchorState, actor: PolicyActor, rng: np.random.Generator
+        self, group: Group, anchor: AnchorState, actor: PolicyActor, rng: np.random.Generator
     ) -> Iterator[_Branch]:
         """Yield one branch for every legal action."""
         observations, masks = self._to_batch([anchor.observed])
@@ -357,10 +385,14 @@ class GroupCollector:
                 if should_stop():
                     self.anchors = []
                     return
-                anchor = self._reset({group.env_index: self._draw_seed(rng)})[group.env_index]
+                anchor = self._begin_episode(group.env_index, rng)
             self.anchors.append(anchor)
 
-    def _make_anchor(self, group: _Group, discounted_returns: npt.NDArray[np.float64] | None) -> AnchorState | None:
+    def _begin_episode(self, env_index: int, rng: np.random.Generator) -> AnchorState | None:
+        """Start a new episode in one environment; None leaves that to whoever plays the group."""
+        return self._reset({env_index: self._draw_seed(rng)})[env_index]
+
+    def _make_anchor(self, group: Group, discounted_returns: npt.NDArray[np.float64] | None) -> AnchorState | None:
         """Make the anchor state that a group's kept step led to; None if that ended the episode."""
         if group.kept is None:
             return None

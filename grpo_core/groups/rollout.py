@@ -1,6 +1,6 @@
 """Storage of one rollout of whole groups, and how it is cut into minibatches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,6 +182,26 @@ class GroupRollout:
         """
         self.next_observations[at], self.rewards[at] = next_observations, rewards
         self.terminated[at], self.truncated[at] = terminated, truncated > terminated
+
+    def gather(self, at: Place) -> dict[str, Array]:
+        """Return what is stored of some steps, ``(n_steps, ...)`` each, as ``put`` takes it.
+
+        :param at: Their places, three integer arrays ``(n_steps,)``.
+        """
+        return {name: array[at] for name, array in self._arrays() if name != "step_mask"}
+
+    def put(self, at: Place, columns: Mapping[str, Array]) -> None:
+        """Store steps that another rollout gathered, and make room for them.
+
+        :param at: Their places here, three integer arrays ``(n_steps,)``.
+        :param columns: What ``gather`` returned.
+        """
+        self._make_room(int(at[0].max()), int(at[1].max()))
+        if (masks := columns.get("action_masks")) is not None and self.action_masks is None:
+            self.action_masks = np.ones((*self.shape, masks.shape[1]), np.bool_)
+        for name, column in columns.items():
+            getattr(self, name)[at] = column
+        self.step_mask[at] = True
 
     def _make_room(self, t: int, group: int) -> None:
         horizon, n_anchors, _ = self.shape

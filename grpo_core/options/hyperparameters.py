@@ -322,6 +322,30 @@ class Hyperparameters(SharedHyperparameters):
             none="no renewal",
         ),
     ]
+    n_rollout_workers: Annotated[
+        int,
+        Row(
+            1,
+            "Groups and rollouts",
+            "processes that play rollouts, at most one per shard; several pay where the simulator is slow",
+            title="Rollout workers",
+            at_least=1,
+            request_most=64,
+        ),
+    ]
+    n_rollout_shards: Annotated[
+        int | None,
+        Row(
+            None,
+            "Groups and rollouts",
+            "parts that a rollout is cut into, each with random generators of its own: 1, or a multiple of `n_envs`. "
+            "The policy depends on it, not on the number of workers",
+            title="Rollout shards",
+            at_least=1,
+            request_most=1024,
+            none="1 with one worker, else about 4, and in episodes one per environment",
+        ),
+    ]
 
 
 def _read_rows(table: type[SharedHyperparameters]) -> Mapping[str, Row]:

@@ -85,6 +85,18 @@ class Noise:
         for name, (_, put) in self._process_wide.items():
             put(states[name])
 
+    def reseed(self, rng: np.random.Generator) -> None:
+        """Begin new sequences in all of them, drawn from ``rng`` in the order of where they are."""
+        for _, generator in sorted(self._find().items()):
+            seed = int(rng.integers(2**32))
+            if isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = type(generator.bit_generator)(seed).state
+            else:
+                generator.seed(seed)
+        if self._process_wide:
+            np.random.seed(int(rng.integers(2**32)))  # environments draw from it, though they should not
+            random.seed(int(rng.integers(2**32)))
+
     def _find(self) -> dict[str, Any]:
         found = walk(self._envs, self._known, _MAX_SEARCHED)
         return {path: value for path, value in found if is_restorable_generator(value)}

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 # Simulators and their storage are made anew. A logger holds open files, and a copy should not write into them.
 _LEFT_OUT = frozenset(
     {"_collector", "_vec_monitor", "_grouped_env", "_actor", "_batch", "_sweep", "rollout_buffer"}
-    | {"_logger", "_custom_logger"}
+    | {"_logger", "_custom_logger", "rollout_pool"}
 )
 # Attributes of a VecEnvWrapper that SB3 makes from others, and that cannot be pickled.
 _OF_WRAPPERS = ("venv", "class_attributes")
@@ -30,7 +30,7 @@ def reduce_model(model: Any) -> dict[str, Any]:
     state = {name: value for name, value in vars(model).items() if name not in _LEFT_OUT}
     if model.env is not None:
         state["_starts"] = _pickle_starts(model._collector)
-        state["env"], state["_wrappers"] = _unwrap(model.env)
+        state["env"], state["_wrappers"] = unwrap_env(model.env)
     return {**state, "_vec_normalize_env": None}
 
 
@@ -44,13 +44,13 @@ def restore_model(model: Any, state: Mapping[str, Any]) -> Any:
     wrappers, starts = attributes.pop("_wrappers", ()), attributes.pop("_starts", None)
     vars(model).update(attributes)
     if model.env is not None:
-        model.env = _wrap(model.env, wrappers)
+        model.env = wrap_env(model.env, wrappers)
         model._vec_normalize_env = unwrap_vec_normalize(model.env)
     # These bytes were made by ``reduce_model`` and are a part of a pickle that is read already.
     return None if starts is None else pickle.loads(starts)
 
 
-def _unwrap(env: VecEnv) -> tuple[VecEnv, list[_Wrapper]]:
+def unwrap_env(env: VecEnv) -> tuple[VecEnv, list[_Wrapper]]:
     """Separate a vectorised environment from its wrappers, the outermost first, which SB3 cannot pickle."""
     wrappers: list[_Wrapper] = []
     while isinstance(env, VecEnvWrapper):
@@ -65,7 +65,7 @@ def _unwrap(env: VecEnv) -> tuple[VecEnv, list[_Wrapper]]:
     return env, wrappers
 
 
-def _wrap(env: VecEnv, wrappers: list[_Wrapper]) -> VecEnv:
+def wrap_env(env: VecEnv, wrappers: list[_Wrapper]) -> VecEnv:
     for kind, attributes in reversed(wrappers):
         wrapper = kind.__new__(kind)
         vars(wrapper).update(attributes, venv=env, class_attributes=dict(inspect.getmembers(kind)))

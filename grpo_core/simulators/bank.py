@@ -101,7 +101,12 @@ class SimulatorBank(ABC):
 
 
 def make_bank(
-    env: VecEnv, *, needs_restore: bool, common_random_numbers: bool = False, must_pay: bool = False
+    env: VecEnv,
+    *,
+    needs_restore: bool,
+    common_random_numbers: bool = False,
+    must_pay: bool = False,
+    is_cheap: bool | None = None,
 ) -> SimulatorBank:
     """Make a bank of the environments behind a vectorised environment.
 
@@ -117,6 +122,7 @@ def make_bank(
         state see the same noise.
     :param must_pay: Whether an environment that takes much longer to restore than to step counts as one that cannot be
         restored.
+    :param is_cheap: What another bank of the same environments, wherever it is, has found out; None tries them out.
     :raises NotBranchableError: If ``needs_restore`` is set and an environment cannot be restored; the message says why.
     :raises ValueError: If the vectorised environment or one of its wrappers is not supported.
     :raises RuntimeError: If an environment in a worker fails.
@@ -124,7 +130,7 @@ def make_bank(
     base, transform = read_vec_wrappers(env)
     bank: SimulatorBank
     if isinstance(base, DummyVecEnv):
-        bank = _LocalBank(base, transform, needs_restore, common_random_numbers)
+        bank = _LocalBank(base, transform, needs_restore, common_random_numbers, is_cheap)
     elif not isinstance(base, SubprocVecEnv):
         raise ValueError(
             f"GRPO steps the single environments of a DummyVecEnv or SubprocVecEnv, not of a {type(base).__name__}; "
@@ -166,13 +172,19 @@ class _LocalBank(SimulatorBank):
     """Environments in this process."""
 
     def __init__(
-        self, base: DummyVecEnv, transform: ObservationTransform, needs_restore: bool, common_random_numbers: bool
+        self,
+        base: DummyVecEnv,
+        transform: ObservationTransform,
+        needs_restore: bool,
+        common_random_numbers: bool,
+        is_cheap: bool | None,
     ) -> None:
         envs = [env.env if isinstance(env, RestorableWrapper) else env for env in base.envs]
         simulators = [Simulator(env, common_random_numbers) for env in envs] if needs_restore else []
-        reports = _prove_all(simulators)
+        reports = _prove_all(simulators) if is_cheap is None else []
         self._single_envs = [SingleEnv(env, simulators[i] if needs_restore else None) for i, env in enumerate(envs)]
-        is_cheap = needs_restore and all(simulator.is_cheap for simulator in simulators)
+        if is_cheap is None:
+            is_cheap = needs_restore and all(simulator.is_cheap for simulator in simulators)
         super().__init__(len(envs), transform, needs_restore, is_cheap)
         self.reports = reports
         if transform.is_empty:

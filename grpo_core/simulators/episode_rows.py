@@ -43,7 +43,7 @@ class EpisodeRows:
         self._waiting = None
 
 
-class _SampledWriter:
+class SampledWriter:
     """Stands where a ``Monitor`` has its writer, and hands on the rows that ``EpisodeRows`` chooses."""
 
     def __init__(self, monitor: Monitor) -> None:
@@ -65,8 +65,8 @@ class _SampledWriter:
 def sample_rows(env: Env) -> None:
     """Let the ``Monitor`` around an environment whose branches share steps write no more of them than were taken."""
     for layer in list_nested_envs(env):
-        if isinstance(layer, Monitor) and layer.results_writer and not isinstance(layer.results_writer, _SampledWriter):
-            layer.results_writer = _SampledWriter(layer)  # type: ignore[assignment]  # it has what a monitor calls
+        if isinstance(layer, Monitor) and layer.results_writer and not isinstance(layer.results_writer, SampledWriter):
+            layer.results_writer = SampledWriter(layer)  # type: ignore[assignment]  # it has what a monitor calls
 
 
 class VecMonitorFeed:

@@ -36,7 +36,7 @@ class TorchActor:
 
     def __init__(self, policy: ActorCriticPolicy, normalization: ObservationStatistics | None = None) -> None:
         policy.set_training_mode(False)
-        self._policy = policy
+        self.policy = policy
         self.normalization = normalization
         self.observation_space: spaces.Space[Any] = policy.observation_space
         self.action_space: spaces.Space[Any] = policy.action_space
@@ -63,9 +63,9 @@ class TorchActor:
     ) -> tuple[Any, FloatArray]:
         """Draw one action per observation, and return their log probabilities too."""
         inputs = self._to_inputs(observations)
-        with borrow_torch_generator(rng, self._policy.device):
+        with borrow_torch_generator(rng, self.policy.device):
             if action_masks is None:
-                actions, _, log_probs = self._policy(inputs)  # what SB3's algorithms call, a user's own included
+                actions, _, log_probs = self.policy(inputs)  # what SB3's algorithms call, a user's own included
             else:
                 distribution = self._get_distribution(inputs, action_masks)
                 actions = distribution.get_actions()
@@ -82,8 +82,8 @@ class TorchActor:
         """Clip Box actions to their bounds; integers pass through."""
         if not isinstance(self.action_space, spaces.Box):
             return actions
-        if self._policy.squash_output:
-            return self._policy.unscale_action(actions)
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
         return np.clip(actions, self.action_space.low, self.action_space.high)
 
     @torch.no_grad()
@@ -115,12 +115,12 @@ class TorchActor:
     @torch.no_grad()
     def values(self, observations: Observations) -> FloatArray:
         """Return the estimated discounted return from each observation, ``(batch_size,)``."""
-        return _to_array(self._policy.predict_values(self._to_inputs(observations))).reshape(-1)
+        return _to_array(self.policy.predict_values(self._to_inputs(observations))).reshape(-1)
 
     @property
     def n_parameters(self) -> int:
         """Number of weights held."""
-        return sum(p.numel() for p in self._policy.parameters())
+        return sum(p.numel() for p in self.policy.parameters())
 
     def _to_inputs(self, observations: Observations) -> Any:
         shown = unpack(observations) if self.normalization is None else self.normalization.apply(observations)
@@ -128,14 +128,14 @@ class TorchActor:
             shown = {key: np.require(array, requirements="W") for key, array in shown.items()}
         else:
             shown = np.require(shown, requirements="W")
-        return to_tensors(shown, self._policy.device)
+        return to_tensors(shown, self.policy.device)
 
     def _get_distribution(self, inputs: Any, action_masks: Any) -> Distribution:
         if action_masks is None:
-            return get_distribution(self._policy, inputs, None)
+            return get_distribution(self.policy, inputs, None)
         batch_size = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
         masks = check_action_masks(self.action_space, action_masks, batch_size)
-        return get_distribution(self._policy, inputs, torch.as_tensor(masks, device=self._policy.device))
+        return get_distribution(self.policy, inputs, torch.as_tensor(masks, device=self.policy.device))
 
     def _to_actions(self, actions: torch.Tensor) -> npt.NDArray[Any]:
         array = actions.cpu().numpy().reshape(-1, *(self.action_space.shape or ()))

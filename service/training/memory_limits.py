@@ -17,6 +17,10 @@ from service.schemas.training import TrainConfig
 _MAX_ROLLOUT_BYTES = 256 * 2**20
 _MAX_MINIBATCH_BYTES = 256 * 2**20
 _LEAST_STEPS = 32
+# Limit of all rollout workers, and what one takes before it plays: what it does not share with the process it is forked
+# from, which itself takes five times that.
+_MAX_WORKERS_BYTES = 2 * 2**30
+_BYTES_PER_WORKER, _BYTES_OF_IMPORTS = 40 * 2**20, 200 * 2**20
 # Python objects of one branch: captured states, anchors and bookkeeping.
 _BYTES_PER_BRANCH = 1024
 # Rewards, flags, advantages and other numbers of one step.
@@ -99,6 +103,19 @@ def _check_rollout(
             f"n_envs * n_steps = {config.n_envs} * {config.n_steps} steps of {config.env_name} in branches of "
             f"{longest:.0f} take {rollout_bytes / 2**20:.0f} MiB per rollout, more than the "
             f"limit of {_MAX_ROLLOUT_BYTES // 2**20} MiB; {remedy}"
+        )
+    _check_workers(config, rollout_bytes)
+
+
+def _check_workers(config: TrainConfig, rollout_bytes: float) -> None:
+    """Count what rollout workers take: themselves, and among them the rollout, once played and once packed."""
+    if config.n_rollout_workers == 1:
+        return
+    n_bytes = _BYTES_OF_IMPORTS + config.n_rollout_workers * _BYTES_PER_WORKER + 2 * rollout_bytes
+    if n_bytes > _MAX_WORKERS_BYTES:
+        raise InvalidRequestError(
+            f"n_rollout_workers={config.n_rollout_workers} take {n_bytes / 2**20:.0f} MiB beside the job itself, more "
+            f"than the limit of {_MAX_WORKERS_BYTES // 2**20} MiB; lower n_rollout_workers, n_envs or n_steps."
         )
 
 

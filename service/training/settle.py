@@ -11,7 +11,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.making import EnvSetup
-from grpo_core.options.checks import DEFAULT_HORIZON
+from grpo_core.groups.collector import GroupPlan
+from grpo_core.options.checks import DEFAULT_HORIZON, get_horizon
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
@@ -23,6 +24,7 @@ from grpo_core.options.presets import (
     list_general_presets,
     shorten_rollouts,
 )
+from grpo_core.shards.collector import count_shards
 from grpo_core.simulators.bank import find_obstacle
 from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, hide_paths, printable
@@ -146,6 +148,16 @@ def _settle(
     return SettledRequest(settings=settings, warnings=warnings, reward_threshold=threshold)
 
 
+def _check_shards(config: TrainConfig) -> None:
+    """Check that a job's rollouts can be cut as it says, if its other settings make whole groups at all."""
+    mode = config.group_mode
+    horizon = get_horizon(config.horizon, mode)
+    if mode != "episode" and config.n_steps % (config.group_size * (horizon or 1)) != 0:
+        return
+    plan = GroupPlan(mode, config.group_size, horizon, config.n_steps)
+    count_shards(config.n_rollout_shards, config.n_rollout_workers, config.n_envs, plan)
+
+
 def _find_time_limit(env: DummyVecEnv) -> int | None:
     spec = env.envs[0].spec
     return None if spec is None else spec.max_episode_steps
@@ -172,6 +184,9 @@ def _try_out(
     """Build the model without training it, since only the algorithm itself knows everything it refuses."""
     config = config.model_copy(update={"device": "cpu"})
     check_memory(config, build_model(config, env, reward, _init_setup_model=False), max_episode_steps)
+    # The one environment here cannot be shared out as the job's can be.
+    _check_shards(config)
+    config = config.model_copy(update={"n_rollout_workers": 1, "n_rollout_shards": None})
     # Without orthogonal weights, which take up to half a second and are not used here.
     model = build_model(config, env, reward, policy_kwargs={"ortho_init": False})
     if init_meta is not None:

@@ -25,6 +25,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "group_size": (2, 256),
     "horizon": (1, 16_384),
     "ref_sync_steps": (1, 10_000_000),
+    "n_rollout_workers": (1, 64),
+    "n_rollout_shards": (1, 1024),
 }
 # The same for real numbers.
 REAL_RANGES: dict[str, tuple[float, float]] = {

@@ -53,6 +53,13 @@ def test_an_archive_of_anchor_states_takes_what_it_may_grow_to(register_env: Reg
     assert resolve(env_name=env_name, n_steps=1024, anchor_selection="archive").anchor_selection == "archive"
 
 
+def test_rollout_workers_count() -> None:
+    shape: dict[str, Any] = {"n_steps": 4096, "horizon": 32, "n_rollout_shards": 64}
+    resolve(**shape, n_rollout_workers=40)
+    # Each takes 40 MiB, beside the 200 MiB that they share.
+    assert "n_rollout_workers=64 take 27" in refuse(**shape, n_rollout_workers=64)
+
+
 def test_a_dict_takes_as_much_as_its_parts(register_env: RegisterEnv) -> None:
     space = spaces.Dict({"left": SCREEN, "right": SCREEN})
     env_name = register_env(lambda: SpaceEnv(space, spaces.Discrete(4)))

@@ -125,6 +125,8 @@ class TestResolvingTheConfiguration:
             "target_kl": 1.0,
             "kl_coef": 1.0,
             "ref_sync_steps": 1,
+            "n_rollout_workers": 2,
+            "n_rollout_shards": 3,
             "restart_probability": 1.0,
             "common_random_numbers": True,
             "filter_zero_std_groups": True,
@@ -564,6 +566,8 @@ class TestWhatTheAlgorithmRefuses:
         ("request_", "said"),
         [
             ({"ref_sync_steps": 5}, "ref_sync_steps=5 is not allowed: with kl_coef=0"),
+            ({"n_rollout_shards": 3, "n_envs": 2}, "a multiple of the 2 environments up to"),
+            ({"n_rollout_workers": 9, "n_envs": 2}, "n_rollout_workers=9 is not allowed: a rollout is cut into 2"),
             ({"baseline": "residual", "bootstrap_value": False}, "use bootstrap_value=True or baseline='group'"),
             ({"baseline": "residual", "supervision": "outcome"}, "use supervision='process' or baseline='group'"),
             ({"env_name": "Pendulum-v1", "group_mode": "action"}, "only a Discrete action space"),

@@ -1,0 +1,319 @@
+"""Cut rollouts into shards, let workers play them, and put them together again."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
+
+from grpo_core.actor.actor import PolicyActor
+from grpo_core.environments.nested import list_nested_envs
+from grpo_core.groups.archive import AnchorState
+from grpo_core.groups.collector import Group, GroupCollector, GroupPlan, SweepCallback
+from grpo_core.groups.rollout import GroupRollout
+from grpo_core.groups.sweep import SteppedPlace
+from grpo_core.options.checks import refuse
+from grpo_core.options.rewards import RewardFunction
+from grpo_core.saving.copies import unwrap_env
+from grpo_core.shards.messages import (
+    MakeCollector,
+    ShardFailure,
+    ShardOrder,
+    ShardSetup,
+    ShardSteps,
+    pack,
+    pack_setup,
+    unpack,
+    unpack_infos,
+)
+from grpo_core.shards.pool import RolloutPool
+from grpo_core.simulators.bank import SimulatorBank
+from grpo_core.update.policies import copy_policy
+from grpo_core.update.torch_actor import TorchActor
+
+# Shards of a rollout unless the user says how many. Each costs what a step costs however many branches take it at once,
+# so that more would slow down what a few workers play.
+_N_SHARDS = 4
+
+
+class _Shard(NamedTuple):
+    """A part of a rollout.
+
+    :param env_index: The environment that it is played in.
+    :param n_steps: Simulator steps, as ``GroupPlan.n_steps``.
+    :param groups: Which groups of the rollout it plays; empty for whole episodes, whose number is not known before.
+    """
+
+    env_index: int
+    n_steps: int
+    groups: range
+
+
+class _Played(NamedTuple):
+    """A shard that has come back, as it lies in the rollout.
+
+    :param places: Time, group and branch of each step.
+    """
+
+    env_index: int
+    steps: ShardSteps
+    infos: list[dict[str, Any]]
+    places: list[tuple[int, int, int]]
+    dones: list[bool]
+    rewards: list[float]
+
+
+def count_shards(n_shards: int | None, n_workers: int, n_envs: int, plan: GroupPlan) -> int:
+    """Return how many shards a rollout is cut into: what was asked for, or what suits several workers.
+
+    :raises ValueError: If a rollout cannot be cut into so many, or some workers would have none.
+    """
+    most = plan.n_steps
+    if plan.mode != "episode":
+        assert plan.horizon is not None
+        most = plan.n_steps // (plan.group_size * plan.horizon)
+    if n_shards is None:
+        per_env = -(-_N_SHARDS // n_envs) if plan.mode != "episode" else 1
+        n_shards = n_envs * min(most, per_env) if n_workers > 1 else 1
+    elif n_shards != 1 and (n_shards % n_envs != 0 or n_shards > n_envs * most):
+        refuse(
+            "n_rollout_shards",
+            n_shards,
+            f"a shard is some groups of one environment, so it must be 1 for none, or a multiple of the {n_envs} "
+            f"environments up to their {n_envs * most} groups of a rollout.",
+        )
+    if n_workers > n_shards:
+        refuse(
+            "n_rollout_workers",
+            n_workers,
+            f"a rollout is cut into {n_shards} shard{'s' * (n_shards > 1)}, and each is played by one worker; use at "
+            f"most {n_shards}, or set n_rollout_shards up to {n_envs * most}.",
+        )
+    return n_shards
+
+
+class ShardedCollector(GroupCollector):
+    """Collects rollouts that are cut into shards, and lets workers play these.
+
+    Callbacks see the steps of a shard once it has come back, in the order in which they were taken; shards of
+    different environments advance side by side. The environments of ``env`` itself are only looked at: workers have
+    copies.
+
+    :param bank: The simulators of ``env``.
+    :param env: The vectorised environment.
+    :param action_space: Where the policy acts.
+    :param plan: How the groups are played.
+    :param n_shards: Shards of a rollout, a multiple of the number of environments.
+    :param make_collector: Makes what plays the groups of a shard.
+    :raises ValueError: If the environments are in processes of their own.
+    """
+
+    def __init__(
+        self,
+        bank: SimulatorBank,
+        env: VecEnv,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        plan: GroupPlan,
+        n_shards: int,
+        make_collector: MakeCollector,
+    ) -> None:
+        super().__init__(bank, observation_space, plan)
+        base, self._vec_wrappers = _read_env(env)
+        self._envs = base.envs
+        self._monitors = [_find_monitor(env) for env in base.envs]
+        self._action_space, self._make_collector = action_space, make_collector
+        self.n_shards = n_shards
+        self._pool: RolloutPool | None = None
+        self._rewarded_by: tuple[Any, Any] = (None, None)
+        self._played: list[_Played] = []
+        self._latest: list[SteppedPlace] = []
+
+    @contextmanager
+    def open_workers(self, reward_function: Any, reward_weights: Any, pool: RolloutPool) -> Iterator[None]:
+        setup = ShardSetup(
+            self._envs,
+            self._vec_wrappers,
+            self._observation_space,
+            self._action_space,
+            self._plan,
+            self._bank.is_cheap,
+            self._make_collector,
+            reward_function,
+            reward_weights,
+        )
+        self._rewarded_by = reward_function, reward_weights
+        with pool.open(pack_setup(setup)):
+            self._pool = pool
+            try:
+                yield
+            finally:
+                self._pool = None
+
+    def list_places(self) -> list[SteppedPlace]:
+        return self._latest
+
+    def collect(
+        self,
+        rollout: GroupRollout,
+        actor: PolicyActor,
+        rng: np.random.Generator,
+        on_sweep: SweepCallback,
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        if self._pool is None:
+            raise RuntimeError("a rollout of shards is collected inside learn(), which starts and ends its workers.")
+        rollout.clear()
+        self._played, self._latest = [], []
+        shards, seed = self._cut(), int(rng.integers(2**63))
+        if not self.anchors and self._plan.mode != "episode":
+            self._begin_anew()
+        self._groups = [Group(i, i % self._bank.n_envs, anchor) for i, anchor in enumerate(self.anchors)]
+        orders = [
+            ShardOrder(shard.env_index, shard.n_steps, (seed, i), [self.anchors[group] for group in shard.groups])
+            for i, shard in enumerate(shards)
+        ]
+        packed = [pack(order, "a captured state of the environment") for order in orders]
+        policy = pack(_move_to_cpu(actor), "the policy")
+        with closing(self._pool.play(policy, packed, should_stop)) as replies:
+            # Those of one part of all environments advance side by side.
+            for start in range(0, len(shards), self._bank.n_envs):
+                part = [
+                    self._put(rollout, shard, reply)
+                    for shard, reply in zip(shards[start : start + self._bank.n_envs], replies, strict=False)
+                ]
+                if len(part) < self._bank.n_envs or not self._show(part, on_sweep):
+                    return False
+        rollout.trim(len(self._groups), self._plan.horizon)
+        return True
+
+    def apply_reward_functions(
+        self,
+        rollout: GroupRollout,
+        reward_function: RewardFunction | Sequence[RewardFunction | None],
+        weights: Sequence[float] | None,
+    ) -> dict[str, float]:
+        if self._rewarded_by[0] is not reward_function or self._rewarded_by[1] is not weights:
+            # A callback has put another one in place.
+            return super().apply_reward_functions(rollout, reward_function, weights)
+        sums: dict[str, float] = {}
+        for shard in self._played:
+            rollout.rewards[tuple(np.array(shard.places).T)] = shard.steps.rewards
+            for name, mean in shard.steps.reward_means.items():
+                sums[name] = sums.get(name, 0.0) + mean * len(shard.places)
+        n_steps = sum(len(shard.places) for shard in self._played)
+        return {name: total / n_steps for name, total in sums.items()}
+
+    def _begin_anew(self) -> None:
+        assert self._plan.horizon is not None
+        n_per_env = self._plan.n_steps // (self._plan.group_size * self._plan.horizon)
+        self.anchors = [None] * (n_per_env * self._bank.n_envs)
+        if self.archive is not None:
+            self.archive.share = 0.0
+
+    def _begin_episode(self, env_index: int, rng: np.random.Generator) -> AnchorState | None:
+        return None
+
+    def _cut(self) -> list[_Shard]:
+        """Cut a rollout into shards: the first part of each environment, the second of each, and so on."""
+        n_envs, plan = self._bank.n_envs, self._plan
+        n_parts = self.n_shards // n_envs
+        if plan.mode == "episode":
+            n_steps = -(-plan.n_steps // n_parts)
+            return [_Shard(env_index, n_steps, range(0)) for _ in range(n_parts) for env_index in range(n_envs)]
+        assert plan.horizon is not None
+        group_steps = plan.group_size * plan.horizon
+        n_groups = plan.n_steps // group_steps
+        bounds = [n_groups * part // n_parts for part in range(n_parts + 1)]
+        return [
+            _Shard(env_index, group_steps * (end - start), range(env_index + start * n_envs, end * n_envs, n_envs))
+            for start, end in pairwise(bounds)
+            for env_index in range(n_envs)
+        ]
+
+    def _put(self, rollout: GroupRollout, shard: _Shard, reply: bytes) -> _Played:
+        """Store a shard that has come back.
+
+        :raises Exception: The error of the environment or of a reward function that failed in it.
+        """
+        steps: ShardSteps | ShardFailure = unpack(reply)
+        if isinstance(steps, ShardFailure):
+            steps.reraise()
+            raise AssertionError  # it does
+        indices = shard.groups or range(len(self._groups), len(self._groups) + len(steps.groups))
+        for index, group in zip(indices, steps.groups, strict=True):
+            group.index, group.env_index = index, shard.env_index
+            if index == len(self._groups):
+                self._groups.append(group)
+            group.anchor = group.anchor or self._groups[index].anchor
+            self._groups[index] = group
+        places = steps.places.astype(np.int64)
+        places[:, 1] = np.array(indices)[places[:, 1]]
+        rollout.put(tuple(places.T), steps.columns)
+        is_over = steps.columns["terminated"] | steps.columns["truncated"]
+        rewards = steps.columns["rewards"].tolist()
+        at, infos = list(map(tuple, places.tolist())), unpack_infos(steps.infos)
+        played = _Played(shard.env_index, steps, infos, at, is_over.tolist(), rewards)
+        self._played.append(played)
+        return played
+
+    def _show(self, part: Sequence[_Played], on_sweep: SweepCallback) -> bool:
+        """Show callbacks the steps of shards of different environments; return False if one ends the rollout."""
+        n_envs = self._bank.n_envs
+        for step in range(max(len(shard.places) for shard in part)):
+            infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
+            dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
+            self._latest = []
+            for shard in part:
+                if step < len(shard.places):
+                    i = shard.env_index
+                    infos[i] = shard.infos[step]
+                    dones[i], rewards[i] = shard.dones[step], shard.rewards[step]
+                    self._latest.append((i, shard.places[step]))
+                    self._count_step(i, infos[i])
+            if not on_sweep(infos, dones, rewards, len(self._latest)):
+                return False
+        return True
+
+    def _count_step(self, env_index: int, info: Mapping[str, Any]) -> None:
+        """Let the ``Monitor`` of the trainer's environment, which no worker writes to, know of a step."""
+        if (monitor := self._monitors[env_index]) is None:
+            return
+        if (row := info.get("episode")) is not None:
+            monitor.episode_returns.append(row["r"])
+            monitor.episode_lengths.append(row["l"])
+            monitor.episode_times.append(row["t"])
+            if monitor.results_writer:
+                monitor.results_writer.write_row(row)
+        monitor.total_steps += 1
+
+
+def _find_monitor(env: gym.Env[Any, Any]) -> Monitor | None:
+    return next((layer for layer in list_nested_envs(env) if isinstance(layer, Monitor)), None)
+
+
+def _move_to_cpu(actor: PolicyActor) -> PolicyActor:
+    """Return an actor that acts in any process: of layers of the user's own, without what only training needs."""
+    if not isinstance(actor, TorchActor):
+        return actor
+    return TorchActor(copy_policy(actor.policy).cpu(), actor.normalization)
+
+
+def _read_env(env: VecEnv) -> tuple[DummyVecEnv, list[Any]]:
+    """Return the vectorised environment inside its wrappers, and those of them that change observations."""
+    try:
+        base, wrappers = unwrap_env(env)
+    except TypeError:
+        base, wrappers = None, []
+    if not isinstance(base, DummyVecEnv):
+        raise ValueError(
+            "rollouts are cut into shards whose environments are in rollout workers, so those of a SubprocVecEnv would "
+            "be idle; use a DummyVecEnv, or n_rollout_workers=1 and n_rollout_shards=1."
+        )
+    # Normalisation is the trainer's, and what only looks on stays with it.
+    return base, [wrapper for wrapper in wrappers if issubclass(wrapper[0], VecFrameStack | VecTransposeImage)]

@@ -1,0 +1,244 @@
+"""Rollout workers in processes of this machine.
+
+One process, the *nursery*, imports what workers need and forks them, so that the second costs milliseconds and all
+share its memory. It is an interpreter of its own: the trainer may have threads, which make forking unsafe, and
+``multiprocessing`` would run the user's script again. A worker has one thread for torch and BLAS. All of them end
+within a second of the trainer, whatever ended that.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+
+import torch
+
+from grpo_core.shards.player import ShardPlayer
+from grpo_core.shards.pool import RolloutPool, Worker, WorkerDiedError
+
+# How often a wait for a worker looks at whether it lives, and a process at whether the one that it serves does.
+_LOOK_SECONDS = 0.5
+# Longest wait for a process that was told to end.
+_END_SECONDS = 2.0
+# What the trainer asks of the nursery: a letter, and a process id or 0. The answer is one number.
+_REQUEST, _ANSWER = struct.Struct("<cq"), struct.Struct("<q")
+_FORK, _WAIT = b"f", b"w"
+# Before anything is imported: a key that interrupts the trainer is not for its workers, and libraries count the threads
+# they may use when they are loaded.
+_PREPARE = """
+import json, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.putenv(name, "1")
+sys.path[:] = json.loads(sys.argv[3])
+from grpo_core.shards.processes import serve
+serve(int(sys.argv[1]), int(sys.argv[2]))
+"""
+
+
+class ProcessPool(RolloutPool):
+    """Workers in processes of this machine, which needs no package beside the library.
+
+    :param n_workers: Processes, at least 1; more than there are cores gain nothing.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        super().__init__(n_workers)
+        self._nursery: _Nursery | None = None
+        # Guards its start, which every worker's thread may be the first to need.
+        self._start_lock = threading.Lock()
+
+    def _start(self) -> "_ProcessWorker":
+        with self._start_lock:
+            if self._nursery is None or self._nursery.has_ended:
+                self._nursery = _Nursery()
+            return _ProcessWorker(self._nursery)
+
+    def _end(self) -> None:
+        super()._end()
+        if self._nursery is not None:
+            self._nursery.close()
+            self._nursery = None
+
+
+class _Nursery:
+    """The trainer's side of the process that forks workers. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._control, theirs = socket.socketpair()
+        paths = json.dumps([path or os.getcwd() for path in sys.path])
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PREPARE, str(theirs.fileno()), str(os.getpid()), paths],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def fork(self, theirs: "Connection[bytes, bytes]") -> int:
+        """Fork a worker, and return its process id.
+
+        :param theirs: The worker's end of its connection.
+        :raises WorkerDiedError: If the nursery has ended.
+        """
+        return self._ask(_FORK, 0, [theirs.fileno()])
+
+    def wait(self, pid: int) -> int:
+        """Wait for the end of a worker, and return its exit status, or the negative number of the signal.
+
+        :raises WorkerDiedError: If the nursery has ended, and its workers with it.
+        """
+        return self._ask(_WAIT, pid, [])
+
+    def _ask(self, letter: bytes, pid: int, fds: list[int]) -> int:
+        try:
+            with self._lock:
+                socket.send_fds(self._control, [_REQUEST.pack(letter, pid)], fds)
+                answer: int = _ANSWER.unpack(self._control.recv(_ANSWER.size))[0]
+                return answer
+        except (OSError, struct.error):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_SECONDS)
+            self.close()
+            raise WorkerDiedError(
+                f"the process that starts workers {_describe(self._process.wait())}; its stderr may say why"
+            ) from None
+
+    def close(self) -> None:
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+
+
+class _ProcessWorker(Worker):
+    def __init__(self, nursery: _Nursery) -> None:
+        self._nursery = nursery
+        self._connection, theirs = Pipe()
+        with theirs:
+            self._pid = nursery.fork(theirs)
+        self._known: tuple[bytes, bytes] = (b"", b"")
+        # Guards the two below: once somebody has waited for its end, the process id may be another's.
+        self._lock = threading.Lock()
+        self._status: int | None = None
+
+    def play(self, setup: bytes, policy: bytes, order: bytes) -> bytes:
+        try:
+            for known, message in zip(self._known, (setup, policy), strict=True):
+                self._connection.send_bytes(b"" if message is known else message)
+            self._known = setup, policy
+            self._connection.send_bytes(order)
+            # Its pipe ends with it, unless a process that the environment has started holds that open.
+            while not self._connection.poll(_LOOK_SECONDS):
+                if self._nursery.has_ended or not _is_running(self._pid):
+                    raise EOFError
+            return self._connection.recv_bytes()
+        except (OSError, EOFError):
+            deadline = time.monotonic() + _END_SECONDS
+            while _is_running(self._pid) and time.monotonic() < deadline:
+                time.sleep(0.01)  # the pipe ends before the process does
+            self.kill()
+            raise WorkerDiedError(f"the process {_describe(self._status or 0)}") from None
+
+    def close(self) -> None:
+        self._connection.close()
+        deadline = time.monotonic() + _END_SECONDS
+        while _is_running(self._pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.kill()
+
+    def kill(self) -> None:
+        with self._lock:
+            if self._status is not None:
+                return
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            try:
+                self._status = self._nursery.wait(self._pid)
+            except WorkerDiedError:
+                self._status = -signal.SIGKILL
+
+
+def _is_running(pid: int) -> bool:
+    """Tell whether a process has not ended; one that has stays known until the nursery has waited for it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return not os.path.exists("/proc/self/stat")  # where there is none, its pipe alone tells
+
+
+def _describe(status: int) -> str:
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+
+
+def serve(control_fd: int, trainer_pid: int) -> None:
+    """Fork workers as the trainer asks for them, until it ends.
+
+    :param control_fd: Where it asks.
+    """
+    torch.set_num_threads(1)
+    with socket.socket(fileno=control_fd) as control:
+        while os.getppid() == trainer_pid:
+            if not select.select([control], [], [], _LOOK_SECONDS)[0]:
+                continue
+            request, fds, _, _ = socket.recv_fds(control, _REQUEST.size, 1)
+            if not request:
+                return
+            letter, pid = _REQUEST.unpack(request)
+            if letter == _WAIT:
+                answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            elif (answer := os.fork()) == 0:
+                control.close()
+                _run(work, Connection(fds[0]))
+            for fd in fds:
+                os.close(fd)
+            control.sendall(_ANSWER.pack(answer))
+
+
+def _run(task: Callable[["Connection[bytes, bytes]"], None], connection: "Connection[bytes, bytes]") -> None:
+    """Do a forked worker's task, and end its process."""
+    status = 1
+    try:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        task(connection)
+        status = 0
+    except BaseException:  # it must not go on where the nursery would
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def work(connection: "Connection[bytes, bytes]") -> None:
+    """Play shards until the connection ends."""
+    with ExitStack() as opened, suppress(EOFError, OSError):  # the trainer has ended, or wants no more
+        while True:
+            if setup := connection.recv_bytes():
+                opened.close()
+                player = ShardPlayer(setup)
+                opened.callback(player.close)
+            if policy := connection.recv_bytes():
+                player.set_policy(policy)
+            connection.send_bytes(player.play(connection.recv_bytes()))
+
+
+def _end_with(nursery_pid: int) -> None:
+    """End this process once the nursery has ended, which ends with the trainer."""
+    while os.getppid() == nursery_pid:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)

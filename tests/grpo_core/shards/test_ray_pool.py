@@ -1,0 +1,57 @@
+"""Rollout workers on Ray, where it is installed."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo_core.shards.pool import InProcessPool, choose_pool
+from grpo_core.shards.processes import ProcessPool
+from tests.grpo_core.shards.models import DyingCartPole, learn, make_model, wrap
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A cluster on loopback."""
+    ray = pytest.importorskip("ray")
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+    )
+    yield ray
+    ray.shutdown()
+
+
+def test_a_pool_is_chosen_by_where_the_training_runs() -> None:
+    assert isinstance(choose_pool(1), InProcessPool)
+    assert isinstance(choose_pool(2), ProcessPool) or "ray" in sys.modules
+
+
+def test_the_weights_are_those_of_one_process_also_where_an_actor_dies(ray: Any, tmp_path: Path) -> None:
+    from grpo_core.shards.ray_pool import RayPool
+
+    assert isinstance(choose_pool(2), RayPool)
+    with RayPool(2) as pool:
+        alone = learn(make_model(), 1, pool)
+        assert learn(make_model(), 2, pool) == alone
+        note = tmp_path / "died"
+        died = learn(make_model(wrap(lambda: DyingCartPole(note))), 2, pool)
+        assert note.exists()
+        assert died == learn(make_model(wrap(lambda: DyingCartPole(None))), 1, pool)
+        assert learn(make_model("Pendulum-v1"), 2, pool) == learn(make_model("Pendulum-v1"), 1, pool)
+
+
+def test_a_cluster_without_a_free_place_says_so(ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grpo_core.shards import ray_pool
+
+    monkeypatch.setattr(ray_pool, "_PLACE_SECONDS", 0.1)
+    with pytest.raises(RuntimeError, match=r"no free place for a rollout worker in .* lower n_rollout_workers, or add"):
+        learn(make_model(), 2, ray_pool.RayPool(2, num_cpus=5))
