@@ -81,6 +81,19 @@ class MetricRows(NamedTuple):
     numbers: npt.NDArray[np.float64]
 
 
+class MetricColumn(NamedTuple):
+    """One metric over time, each part of shape ``(n_points,)``.
+
+    :param timesteps: Simulator steps.
+    :param seconds: Time since the job started.
+    :param values: The metric's.
+    """
+
+    timesteps: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64]
+
+
 class HistoryPart(NamedTuple):
     """What of a history is new since a look at it.
 
@@ -187,16 +200,17 @@ class JobHistory:
         stride = max(1, -(-len(rows) // max_values))
         return [row.values[row.keys.index(key)] for row in reversed(rows[::-1][::stride])]
 
-    def list_points(self, key: str) -> list[tuple[int, float, float]]:
-        """List a metric's steps, seconds and values, oldest first."""
+    def get_column(self, key: str) -> MetricColumn:
+        """Return a metric over time, oldest first."""
         with self._lock:
             rows = self._list_packed_rows()
-        points, places = [], {keys: keys.index(key) for keys in {row.keys for row in rows} if key in keys}
-        for row in rows:
-            place = places.get(row.keys)
-            if place is not None:
-                points.append((row.timesteps, row.elapsed_seconds, row.values[place]))
-        return points
+        places = {keys: keys.index(key) for keys in self._key_tuples if key in keys}
+        known = [row for row in rows if row.keys in places]
+        return MetricColumn(
+            np.array([row.timesteps for row in known], np.int64),
+            np.array([row.elapsed_seconds for row in known], np.float64),
+            np.array([row.values[places[row.keys]] for row in known], np.float64),
+        )
 
     def list_keys(self) -> list[str]:
         """List the keys of all metrics, sorted."""

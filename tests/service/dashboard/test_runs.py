@@ -173,6 +173,28 @@ def test_there_is_one_panel_per_environment_and_any_metric(page: Page, job_ids: 
     page.photograph("metric")
 
 
+def test_nothing_is_drawn_or_sent_twice(page: Page, job_ids: list[str]) -> None:
+    page.open(f"?show={job_ids[8][:8]}.0,{job_ids[6][:8]}.1")
+    wait_until(lambda: {"run-08, evaluation", "run-06, evaluation"} <= read_lines(page).keys())
+    page.run(
+        "globalThis.seen = {drawn: 0, sent: 0}; const [frame, set] = [requestAnimationFrame, grpoCurves.set];"
+        "globalThis.requestAnimationFrame = (f) => { seen.drawn += f.name === 'drawNow'; return frame(f); };"
+        "grpoCurves.set = (...run) => { seen.sent += 1; set(...run); };"
+    )
+    page.click("th.c-reward button")
+    wait_for_names(page, "run-59", "run-58", "run-57")
+    page.find("input[type=search]").send_keys("run-0")
+    wait_for_names(page, "run-09", "run-08")
+    assert page.run("return seen") == {"drawn": 0, "sent": 0}
+    choose(page, "y", "train/loss")
+    wait_until(lambda: {"run-08", "run-06"} <= read_lines(page).keys())
+    choose(page, "y", "reward")  # which the browser has still
+    wait_until(lambda: {"run-08, evaluation", "run-06, evaluation"} <= read_lines(page).keys())
+    choose(page, "status", "failed")
+    wait_until(lambda: list_names(page) == ["run-07"])
+    assert page.run("return seen.sent") == 2
+
+
 def test_a_group_is_drawn_as_the_mean_of_its_seeds_with_a_band(page: Page, job_ids: list[str]) -> None:
     page.open(f"?group=recipe&sort=created_at&show={job_ids[0][:8]}.0,{job_ids[1][:8]}.1,{job_ids[2][:8]}.2")
     wait_until(lambda: "run-00, evaluation, mean of 3" in read_lines(page))
