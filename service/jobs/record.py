@@ -84,6 +84,7 @@ class JobState(BaseModel):
     final_evaluation: FinalEvaluation | None
     checkpoint: JobCheckpoint | None = None
     n_restarts: int = 0
+    repeated_timesteps: int = 0
     last_saved: tuple[str, str] | None = None
     n_silent_rollouts: int
     last_signal_timesteps: int

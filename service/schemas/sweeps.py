@@ -17,6 +17,8 @@ MAX_VALUES = 64
 MAX_SEEDS = 16
 # Jobs of one sweep: of more, nobody could look through the table.
 MAX_JOBS = 512
+# As POST /train allows.
+_MAX_TIMESTEPS = 10_000_000
 
 SweepMethod = Literal["grid", "random", "halving"]
 Keep = Literal["best", "all"]
@@ -31,7 +33,7 @@ class Distribution(BaseModel):
     distribution: Literal["uniform", "loguniform", "integer"]
     low: float = Field(description="Smallest value.")
     high: float = Field(description="Largest value.")
-    step: int = Field(1, ge=1, description="Only every so many integers from `low` on.")
+    step: int = Field(1, ge=1, le=_MAX_TIMESTEPS, description="Only every so many integers from `low` on.")
 
 
 class SweepRequest(Request):
@@ -66,13 +68,17 @@ class SweepRequest(Request):
         None, ge=1, le=64, description="Jobs of the sweep that run or wait at a time. Default: the server's slots."
     )
     budget_timesteps: int | None = Field(
-        None, ge=1, description="Simulator steps of all jobs together; a job that would exceed it is not started."
+        None,
+        ge=1,
+        le=MAX_JOBS * _MAX_TIMESTEPS,
+        description="Simulator steps that all jobs may take together, with those that are taken again after a restart. "
+        "A job starts only if its steps, in whole rollouts, fit beside those that other jobs have taken or will take.",
     )
     reduction_factor: int | None = Field(
         None, ge=2, le=16, description="Of so many settings, `halving` keeps one each time. Default: 3."
     )
     min_timesteps: int | None = Field(
-        None, ge=1, le=10_000_000, description="Fewest steps that `halving` begins with. Default: no limit."
+        None, ge=1, le=_MAX_TIMESTEPS, description="Fewest steps that `halving` begins with. Default: no limit."
     )
     keep: Keep = Field("best", description="Which models are kept: only the `best` one so far, or `all`.")
 
@@ -174,7 +180,9 @@ class SweepSummary(BaseModel):
     end_time: datetime | None
     n_settings: int
     counts: dict[TrialStatus, int] = Field(description="Numbers of jobs by status.")
-    timesteps: int = Field(description="Simulator steps of all its jobs so far.")
+    timesteps: int = Field(
+        description="Simulator steps that all its jobs have taken so far, with those taken again after a restart."
+    )
     best_mean_reward: float | None = Field(description="Evaluated reward of the best setting so far.")
 
 

@@ -386,6 +386,8 @@ class Conductor:
                     sweep.note_refusal(trial, detail)
                     self._write(sweep)
             return not is_busy
+        if job is None:
+            return True
         with self._changed:
             sweep.held_by = None
             sweep.note_job(trial, job)
@@ -396,10 +398,16 @@ class Conductor:
             self._stop_job(job.job_id)
         return True
 
-    def _start_job(self, sweep: Sweep, trial: Trial) -> Job:
+    def _start_job(self, sweep: Sweep, trial: Trial) -> Job | None:
+        """Return a trial's job; None if the budget does not allow it."""
         job = self._resume_job(trial, sweep.record.client)
         if job is not None:
             return job
+        if sweep.record.budget_timesteps is not None:
+            config = self._starter.plan_config(sweep.make_request(trial), sweep.record.client)
+            with self._changed:
+                if not sweep.plan_steps(trial, config):
+                    return None
         return self._starter.start_job(sweep.make_request(trial), sweep.record.client, sweep.sweep_id)
 
     def _resume_job(self, trial: Trial, client: str | None) -> Job | None:

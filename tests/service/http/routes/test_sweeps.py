@@ -132,6 +132,18 @@ def test_a_budget_ends_it(client: TestClient) -> None:
     assert (sweep["ended_by"], sweep["counts"]) == ("budget", {"completed": 2, "skipped": 1})
 
 
+def test_a_budget_counts_whole_rollouts(client: TestClient) -> None:
+    # A job of 65 steps in rollouts of 64 takes 128.
+    base = {**BASE, "total_timesteps": 65, "n_steps": 64, "group_size": 8, "horizon": 8}
+    response = client.post("/sweeps", json={"base": base, "space": SPACE, "budget_timesteps": 127})
+    assert response.status_code == 400
+    assert "less than the 128 steps of a single job" in response.json()["detail"]
+    start(client, base=base, budget_timesteps=255)
+    sweep = wait_for_sweep(client)
+    assert (sweep["ended_by"], sweep["counts"]) == ("budget", {"completed": 1, "skipped": 1})
+    assert sweep["timesteps"] == 128
+
+
 @pytest.fixture
 def held(client: TestClient, register_env: RegisterEnv, gate: Gate) -> dict[str, Any]:
     """What all jobs have in common that wait in their first step."""
