@@ -115,6 +115,11 @@ class TrialStatus(StrEnum):
         """Whether it is a job that has not ended."""
         return self in (TrialStatus.QUEUED, TrialStatus.RUNNING)
 
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self in (TrialStatus.COMPLETED, TrialStatus.FAILED, TrialStatus.STOPPED, TrialStatus.SKIPPED)
+
 
 class Trial(BaseModel):
     """One job of a sweep: a setting with a seed."""

@@ -66,6 +66,8 @@ class Sweep:
         self.record = record
         #: What the next job waits for.
         self.held_by: str | None = None
+        # The ranking, and what it was made of.
+        self._ranking: tuple[list[tuple[TrialStatus, float | None]], list[SettingRow]] | None = None
 
     @property
     def sweep_id(self) -> str:
@@ -200,7 +202,10 @@ class Sweep:
 
     def rank(self) -> list[SettingRow]:
         """Return a row per setting, the best first."""
-        return rank_settings(self.record.settings, self.record.trials)
+        figures = [(trial.status, trial.mean_reward) for trial in self.record.trials]
+        if self._ranking is None or self._ranking[0] != figures:
+            self._ranking = figures, rank_settings(self.record.settings, self.record.trials)
+        return self._ranking[1]
 
     def list_surplus_models(self) -> list[Trial]:
         """List the trials whose models are not to be kept.
