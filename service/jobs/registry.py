@@ -509,14 +509,16 @@ class JobRegistry:
                 return content
 
     def _read_init_model(self, job: Job, is_needed: bool) -> bytes | None:
-        if job.config.init_model is None:
+        """Return the file that a job's ``init_model`` named when it was accepted, wherever it is now."""
+        if (reference := job.config.init_model) is None:
             return None
-        try:
-            return self._store.folder.read(job.config.init_model)[1]
-        except (NotFoundError, ModelFileError):
-            if is_needed:
-                raise
-            return None
+        content = self._store.folder.find_content(reference, job.plan.init_sha256)
+        if content is None and is_needed:
+            raise NotFoundError(
+                f"init_model '{reference}' was deleted or replaced since the job was accepted, and no version of it "
+                "is that file; submit the job again with a model that is there."
+            )
+        return content
 
     def _find_stall(self, job: Job) -> str | None:
         """Return how long a job has not moved, if that is too long; None otherwise."""
