@@ -6,6 +6,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from heapq import merge
 from itertools import groupby
 from operator import attrgetter
@@ -43,11 +44,13 @@ class JobEvent(NamedTuple):
     :param event_id: Grows with every event of a job, from 1 on.
     :param name: Such as ``job.metrics``.
     :param payload: JSON values.
+    :param created_at: When it happened; None where that is not known, as of metrics and of what older servers wrote.
     """
 
     event_id: int
     name: str
     payload: dict[str, Any]
+    created_at: datetime | None = None
 
 
 class _PackedRow(NamedTuple):
@@ -142,16 +145,20 @@ class JobHistory:
         """Id of the latest event; 0 before the first."""
         return self._last_event_id
 
-    def append(self, name: str, payload: dict[str, Any]) -> None:
-        """Keep an event for good."""
+    def append(self, name: str, payload: dict[str, Any], created_at: datetime | None = None) -> None:
+        """Keep an event for good.
+
+        :param created_at: When it happened; None is now.
+        """
         with self._lock:
-            self._kept_events.append(JobEvent(self._next_id(), name, payload))
+            self._kept_events.append(JobEvent(self._next_id(), name, payload, created_at or datetime.now(UTC)))
 
     def append_evaluation(self, row: EvaluationRow) -> None:
         """Keep an evaluation and its event for good."""
         with self._lock:
             self._evaluations.append(row)
-            self._kept_events.append(JobEvent(self._next_id(), _EVALUATION, row.model_dump(mode="json")))
+            payload = row.model_dump(mode="json")
+            self._kept_events.append(JobEvent(self._next_id(), _EVALUATION, payload, datetime.now(UTC)))
 
     def replace_progress(self, payload: dict[str, Any]) -> None:
         """Keep the latest progress in place of the previous one."""

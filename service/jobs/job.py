@@ -287,6 +287,11 @@ class Job:
             self._warn(f"{reason} The job went on from step {self._current_timesteps:,}.")
             return True
 
+    def wake(self) -> None:
+        """Count as active again, after a pause that was not the training's."""
+        with self._lock:
+            self._last_active = time.monotonic()
+
     def requeue(
         self,
         reward: Reward,
@@ -373,7 +378,7 @@ class Job:
         self.finished.set()
 
     def _append_end(self) -> None:
-        self.history.append(f"job.{self._status}", self._describe().model_dump(mode="json"))
+        self.history.append(f"job.{self._status}", self._describe().model_dump(mode="json"), self._end_time)
 
     def make_record(self, after: int, stride: int) -> JobRecord:
         """Write down the job as it is, and what of its history is new.

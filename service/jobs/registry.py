@@ -55,6 +55,10 @@ _MAX_LOADED = 32
 _FORGET_SECONDS = 3600.0
 # How often a running job is checked for stalls.
 _WATCH_SECONDS = 0.25
+# Pauses before the second restart of a worker and before a later one; the first restart comes at once.
+_FIRST_PAUSE_SECONDS = 1.0
+_MAX_PAUSE_SECONDS = 60.0
+_POLL_SECONDS = 0.05
 # A stopped training ends at its next step or minibatch; without either for this long, it hangs.
 _STOP_PATIENCE_SECONDS = 5.0
 
@@ -482,7 +486,9 @@ class JobRegistry:
         :raises Exception: Whatever the task raises.
         """
         run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
+        pause_seconds = 0.0
         while True:
+            began = time.monotonic()
             taken = job.read_checkpoint()
             init = self._read_init_model(job, is_needed=taken is None)
             task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init)
@@ -502,6 +508,10 @@ class JobRegistry:
             except WorkerLostError as error:
                 logger.warning("the worker of job %s was lost: %s", job.job_id, error)
                 if job.restart(str(error)):
+                    if time.monotonic() - began > _MAX_PAUSE_SECONDS:  # this one had gone on for a while
+                        pause_seconds = 0.0
+                    _pause(job, pause_seconds)
+                    pause_seconds = min(_MAX_PAUSE_SECONDS, max(_FIRST_PAUSE_SECONDS, 2 * pause_seconds))
                     continue
                 if (content := job.read_finished_model()) is None:
                     raise
@@ -605,6 +615,14 @@ class JobRegistry:
             self.recorder.forget([job_id], is_urgent)
             if self._checkpoints is not None:
                 self._checkpoints.delete(job_id)
+
+
+def _pause(job: Job, seconds: float) -> None:
+    """Wait before a worker that has died is replaced again, unless the job is stopped."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not job.is_stopping and not job.finished.wait(_POLL_SECONDS):
+        pass
+    job.wake()
 
 
 def _give_up(job: Job, stall: str) -> None:

@@ -81,6 +81,10 @@ def show_events(events: Sequence[JobEvent]) -> None:
         for event in [*reversed(events)][:_MAX_EVENTS]:
             tone, text = describe_event(event)
             with make_box(tone, "li"):
+                if event.created_at is not None:
+                    moment = event.created_at
+                    when = Text(f"{moment:%Y-%m-%d %H:%M:%S} UTC", "event-time muted", "time")
+                    when.props["datetime"] = moment.isoformat(timespec="seconds")
                 Text(text)
 
 

@@ -1,6 +1,7 @@
 """The table of runs and their curves in a browser: all of it is in the address."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,9 @@ def test_a_run_has_an_address_of_its_own(page: Page, job_ids: list[str]) -> None
     page.find("h1", "run-07")
     page.find(".job .verdict", "it broke")
     page.find(".events .bad", "Failed at step 2,000: it broke")
+    moments = page.run("return [...document.querySelectorAll('.events li time')].map((time) => time.textContent)")
+    assert len(moments) == len(page.driver.find_elements("css selector", ".events li"))
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", moment) for moment in moments)
     page.find("[aria-label=Evaluations]", "best")
     page.find(".stage", "Nothing was saved")
     choose(page, "y", "train/loss")
