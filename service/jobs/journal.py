@@ -190,6 +190,17 @@ class JobJournal:
                 configs[job_id] = json.loads(plan)["config"]
         return configs
 
+    def list_trained_on(self, sha256: str) -> list[str]:
+        """List the ids of the jobs that began from a model's file, oldest first.
+
+        :param sha256: The file's.
+        :raises JournalError: If they cannot be read.
+        """
+        query = "SELECT job_id FROM jobs WHERE instr(plan, ?) ORDER BY number"
+        with self._lock, _explain():
+            written = f'"init_sha256":{json.dumps(sha256)}'
+            return [job_id for (job_id,) in self._connection.execute(query, (written,))]
+
     def write_labels(self, job_id: str, labels: JobLabels) -> None:
         """Write down what people have written on a job.
 

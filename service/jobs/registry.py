@@ -559,6 +559,28 @@ class JobRegistry:
             return hashlib.sha256(self._store.folder.read(saved[0])[1]).hexdigest() == saved[1]
         return False
 
+    def find_its_model(self, job: Job) -> str | None:
+        """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
+        if (saved := job.last_saved) is None:
+            return None
+        name, sha256 = saved
+        versions = self._store.folder.versions
+        for reference in (name, *(f"{name}@{version}" for version in reversed(versions.list_kept(name)))):
+            with suppress(NotFoundError, ModelFileError):
+                if hashlib.sha256(self._store.folder.read(reference)[1]).hexdigest() == sha256:
+                    return reference
+        return None
+
+    def list_trained_on(self, job: Job) -> list[Job]:
+        """List the jobs that began from the model which a job has saved last, oldest first."""
+        if job.last_saved is None:
+            return []
+        found = []
+        for job_id in self.recorder.list_trained_on(job.last_saved[1]):
+            with suppress(NotFoundError):  # it was deleted just now
+                found.append(self.get(job_id))
+        return found
+
     def _list_active(self) -> list[Job]:
         still_active = []
         for job in self._active:

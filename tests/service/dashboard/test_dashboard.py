@@ -429,7 +429,7 @@ def test_what_was_deleted_elsewhere_is_no_longer_offered(page: Page, app: FastAP
     store = app.state.service.store
     content = (app.state.service.settings.models_dir / "fleeting.zip").read_bytes()
     registry.delete_model("fleeting")
-    page.find(".job", "The model was deleted.")
+    page.find(".job", "The model is gone: it was deleted.")
     assert not page.driver.find_element(By.CSS_SELECTOR, ".job a[aria-label='Play fleeting']").is_displayed()
 
     store.publish("fleeting", content)
