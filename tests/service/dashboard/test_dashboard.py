@@ -510,6 +510,7 @@ def test_versions_are_promoted_and_rolled_back(page: Page, app: FastAPI) -> None
     page.find("h1", "versioned@2")
     page.open("models/versioned")
     page.photograph("versions")
+    wait_until(lambda: bool(page.run("return document.querySelector('.stage img')?.naturalWidth > 0")))
     store.delete("versioned")
 
 
