@@ -53,19 +53,27 @@ class SweepRequest(Request):
     )
     method: SweepMethod = Field(
         "grid",
-        description="`grid`: every combination of the values. `random`: `n_trials` settings that are drawn. `halving`: "
-        "these too, first with few steps; the best of them begin again with more, until one has `total_timesteps`.",
+        description="`grid`: every combination of the values. `random`: `n_trials` random settings. `halving`: random "
+        "settings too, all trained for a few steps at first; then the best of them are trained anew with more steps, "
+        "round by round, up to `total_timesteps`.",
     )
-    n_trials: int | None = Field(None, ge=1, le=MAX_JOBS, description="Settings to draw; not for a grid.")
+    n_trials: int | None = Field(
+        None, ge=1, le=MAX_JOBS, description="How many random settings to try; not for a grid."
+    )
     seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] | None = Field(
         None,
         min_length=1,
         max_length=MAX_SEEDS,
         description="Each setting is trained with each of these. Default: the seed of `base`, or else 0.",
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of what is drawn. Default: drawn itself.")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Seed for choosing random settings. Default: a random one."
+    )
     max_active: int | None = Field(
-        None, ge=1, le=64, description="Jobs of the sweep that run or wait at a time. Default: the server's slots."
+        None,
+        ge=1,
+        le=64,
+        description="How many jobs of the sweep may run or wait at the same time. Default: as many as the server runs.",
     )
     budget_timesteps: int | None = Field(
         None,
@@ -75,10 +83,13 @@ class SweepRequest(Request):
         "A job starts only if its steps, in whole rollouts, fit beside those that other jobs have taken or will take.",
     )
     reduction_factor: int | None = Field(
-        None, ge=2, le=16, description="Of so many settings, `halving` keeps one each time. Default: 3."
+        None, ge=2, le=16, description="`halving` keeps one setting in this many for the next round. Default: 3."
     )
     min_timesteps: int | None = Field(
-        None, ge=1, le=_MAX_TIMESTEPS, description="Fewest steps that `halving` begins with. Default: no limit."
+        None,
+        ge=1,
+        le=_MAX_TIMESTEPS,
+        description="Fewest steps of a job in the first round of `halving`. Default: no limit.",
     )
     keep: Keep = Field("best", description="Which models are kept: only the `best` one so far, or `all`.")
 
@@ -225,7 +236,7 @@ class SweepMessage(BaseModel):
 class SweepStarted(SweepMessage):
     """A sweep was accepted."""
 
-    seed: int = Field(description="Seed of what was drawn.")
+    seed: int = Field(description="Seed that the random settings were chosen with.")
     n_settings: int
     n_jobs: int = Field(description="How many jobs it may make.")
     timesteps: int = Field(description="Simulator steps that all of them would take.")

@@ -205,8 +205,8 @@ class TestAliases:
             ("get", "/models/m@..", "no version or alias '..'"),
             ("get", "/models/..@1", "no model"),
             ("get", "/models/gone/versions", "no model 'gone'"),
-            ("get", "/models/m@1/versions", "'m@1' is no whole model"),
-            ("put", "/models/m@1/aliases/prod", "is no whole model"),
+            ("get", "/models/m@1/versions", "'m@1' names one version"),
+            ("put", "/models/m@1/aliases/prod", "names one version"),
             ("post", "/models/gone/rollback", "no model 'gone'"),
         ],
     )
