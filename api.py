@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
+from starlette.routing import Route
 
 from grpo_core import __version__
 from grpo_core.options import rewards
@@ -22,7 +23,7 @@ from service.http.limits.bodies import UploadLimit
 from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
-from service.http.query_names import check_query_names
+from service.http.query_names import check_query_names, refuse_queries
 from service.http.request_guard import RequestGuard, RequestRules
 from service.http.routes import catalogue, files, inference, login, models, server, sweeps, training, versions
 from service.http.shutdown import announce_shutdown
@@ -38,6 +39,8 @@ REWARD_FUNCTIONS = dict(rewards.REWARD_FUNCTIONS)
 _UPKEEP_SECONDS = 5.0
 # Verifying a file takes 1 or 2 ms; the pause after it leaves requests most of the processor.
 _VERIFICATION_PAUSE_SECONDS = 0.005
+# Pages that FastAPI makes itself.
+_WITHOUT_QUERY = frozenset({"/docs", "/redoc", "/openapi.json"})
 
 
 @asynccontextmanager
@@ -102,6 +105,9 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
     app.state.dashboard = LazyDashboard(service)
     for topic in (server, training, sweeps, inference, models, versions, files, catalogue):
         app.include_router(topic.router, dependencies=[Depends(check_query_names)])
+    for route in app.routes:
+        if isinstance(route, Route) and route.path in _WITHOUT_QUERY:
+            refuse_queries(route)
     app.include_router(login.router)
     app.mount(PREFIX, app.state.dashboard)
     install_error_handlers(app)

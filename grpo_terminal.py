@@ -5,6 +5,7 @@ import difflib
 import errno
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 INTERRUPTED = 130  # as shells report a program that SIGINT ended
 _FAILED = 1
 _PIPE_CLOSED = 141  # and one that SIGPIPE ended
+_PAIR = re.compile(r"[A-Za-z_]\w*=")
 _LONG_OPTION = re.compile(r"(--[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
 
@@ -29,6 +31,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
         self._commands: Mapping[str, Parser] = {}
+        self._pair_options: set[str] = set()
+
+    def add_pairs(self, name: str, text: str) -> None:
+        """Add an option that takes pairs ``NAME=VALUE``, one or more; a word that is none ends them.
+
+        :param name: The option's.
+        :param text: Its help.
+        """
+        self._pair_options.add(name)
+        metavar = "NAME=VALUE [NAME=VALUE ...]"
+        self.add_argument(name, nargs=1, action="extend", default=[], type=_read_pair, metavar=metavar, help=text)
 
     def add_commands(self) -> "argparse._SubParsersAction[Parser]":
         """Add the place of a command; ``add_parser`` of what is returned adds one."""
@@ -46,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         words = _write_with_hyphens(sys.argv[1:] if arguments is None else arguments)
         words, parser = self._put_commands_first(words)
         _check_option_names(words, parser)
-        return self.parse_args(words)
+        return self.parse_args(_name_every_pair(words, parser._pair_options))
 
     def _put_commands_first(self, words: list[str]) -> "tuple[list[str], Parser]":
         """Put the command, and the command of that if it has some, before all options; return its parser too."""
@@ -88,6 +101,26 @@ def _write_with_hyphens(words: Sequence[str]) -> list[str]:
     return [*written, *words[end:]]
 
 
+def _read_pair(word: str) -> str:
+    if not _PAIR.match(word):
+        raise argparse.ArgumentTypeError(f"{word} is not written NAME=VALUE, such as map_name=8x8.")
+    return word
+
+
+def _name_every_pair(words: Sequence[str], options: set[str]) -> list[str]:
+    """Write an option again before each of its pairs: argparse would take any word after them for one."""
+    named: list[str] = []
+    option = None
+    for i, word in enumerate(words):
+        if word.partition("=")[0] in options:
+            option = word.partition("=")[0]
+        elif option is not None and words[i - 1] != option:
+            option = option if _PAIR.match(word) else None
+            named += [] if option is None else [option]
+        named.append(word)
+    return named
+
+
 def _list_options(parser: argparse.ArgumentParser) -> list[str]:
     return list(parser._option_string_actions)
 
@@ -121,7 +154,8 @@ def end_well(main: Callable[[], int | None]) -> int:
     A reader that has seen enough, such as ``head``, closes the pipe: that is worth neither words nor a traceback.
 
     :param main: Best imports what takes long itself, for Ctrl-C comes during imports too.
-    :return: What it returns, or 130 after Ctrl-C, 141 if the pipe is closed, 1 if the disk is full.
+    :return: What it returns, or 130 after Ctrl-C, 141 if the output's pipe is closed, 1 if another one is or the disk
+        is full.
     """
     if sys.stdout is None:  # whoever started the program closed it
         sys.stdout = open(os.devnull, "w")
@@ -132,7 +166,11 @@ def end_well(main: Callable[[], int | None]) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if _is_output_read():  # it was another pipe, or a connection
+            with suppress(OSError):
+                sys.stderr.write(f"a pipe or a connection was closed at its other end: {error.strerror}; try again.\n")
+            return _FAILED
         _give_output_up()
         return _PIPE_CLOSED
     except OSError as error:
@@ -141,6 +179,21 @@ def end_well(main: Callable[[], int | None]) -> int:
         _give_output_up()
         sys.stderr.write(f"the output cannot be written: {error.strerror}.\n")
         return _FAILED
+
+
+def _is_output_read() -> bool:
+    """Return whether the output can still be written."""
+    try:
+        sys.stdout.flush()
+        if not hasattr(select, "poll"):  # on Windows
+            return True
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), select.POLLOUT)
+        return not any(events & select.POLLERR for _, events in watch.poll(0))
+    except BrokenPipeError:
+        return False
+    except (OSError, ValueError):  # it is no file, as in a test
+        return True
 
 
 def _give_output_up() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from grpo_core.environments.packages import describe_missing_package
 from grpo_core.environments.wrappers import WRAPPERS, Wrapper, parse_wrappers
+from grpo_terminal import Parser
 
 MAX_SEED = 2**32 - 1
 DEFAULT_EPISODES = 20
@@ -79,7 +80,7 @@ def add_env_module_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env-module", action="append", default=[], help="module that registers environments")
 
 
-def add_playing_options(parser: argparse.ArgumentParser) -> None:
+def add_playing_options(parser: Parser) -> None:
     """Add the options of commands that play with a model."""
     add_model_option(parser)
     parser.add_argument("--env", help="default: the environment that the file names")
@@ -91,15 +92,9 @@ def add_playing_options(parser: argparse.ArgumentParser) -> None:
     add_env_module_option(parser)
 
 
-def add_env_setup_options(parser: argparse.ArgumentParser) -> None:
+def add_env_setup_options(parser: Parser) -> None:
     """Add ``--env-kwargs`` and ``--wrapper``."""
-    parser.add_argument(
-        "--env-kwargs",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="arguments of the environment's constructor; values as Python writes them",
-    )
+    parser.add_pairs("--env-kwargs", "arguments of the environment's constructor; values as Python writes them")
     parser.add_argument(
         "--wrapper",
         action="append",

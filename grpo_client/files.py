@@ -96,5 +96,5 @@ def get_export_format(path: FilePath) -> str:
     export_format = EXPORT_FORMATS.get(Path(path).suffix.lower())
     if export_format is None:
         suffixes = " or ".join(f"{suffix} ({name})" for suffix, name in EXPORT_FORMATS.items())
-        raise InvalidArgument(f"path='{path}' is not an export format; end its name in {suffixes}.")
+        raise InvalidArgument(f"path='{path}' does not say which format to export to; end its name in {suffixes}.")
     return export_format

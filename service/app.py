@@ -165,7 +165,8 @@ class Service:
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ServiceError: Whatever ``ShortTasks.run`` raises.
         """
-        return self._planner.plan(request, self._read_init_meta(request.init_model))
+        meta, sha256 = self._read_init_model(request.init_model)
+        return self._planner.plan(request, meta)._replace(init_sha256=sha256)
 
     def plan_config(self, request: TrainRequest, client: str | None) -> TrainConfig:
         """Return the configuration that a client's job would have.
@@ -176,12 +177,13 @@ class Service:
             request = self._client_jobs.limits.restrict(request)
         return self.plan(request).config
 
-    def _read_init_meta(self, name: str | None) -> dict[str, Any] | None:
-        """Return what a model says of itself that training is to begin from."""
+    def _read_init_model(self, name: str | None) -> tuple[dict[str, Any] | None, str | None]:
+        """Return what a model says of itself that training is to begin from, and the SHA-256 of its file."""
         if name is None:
-            return None
+            return None, None
         try:
-            return self.store.get(name).meta
+            file = self.store.inspect_file(name)
+            return (file.model or self.store.get(name)).meta, file.sha256
         except (NotFoundError, ConflictError) as error:
             raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
 

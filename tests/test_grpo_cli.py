@@ -376,7 +376,11 @@ def test_a_policy_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("env_id", "options", "complaint"),
     [
-        ("CartPole-v1", ["--output", "m.zip"], "--output m.zip cannot be used: 'm.zip' is no exported policy"),
+        (
+            "CartPole-v1",
+            ["--output", "m.zip"],
+            "--output m.zip cannot be used: 'm.zip' does not say which format to export to",
+        ),
         ("Pendulum-v1", ["--output", "m.pt", "--masks"], "--masks cannot be used: action space Box"),
     ],
 )

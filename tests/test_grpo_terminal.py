@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def make_parser() -> Parser:
     bake.add_argument("--oven-heat", type=int, default=180)
     bake.add_argument("--with", nargs="+", default=[])
     bake.add_argument("--quietly", action="store_true")
+    bake.add_pairs("--spices", "what to add")
     commands.add_parser("boil").add_argument("--lid", action="store_true")
     return parser
 
@@ -49,6 +51,23 @@ def test_a_value_is_no_command_and_keeps_its_underscores() -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["bake", "--spices", "salt=1", "oil=a=b", "pie"],
+        ["bake", "pie", "--spices", "salt=1", "oil=a=b"],
+        ["bake", "--spices=salt=1", "oil=a=b", "pie", "--quietly"],
+        ["bake", "--spices", "salt=1", "--spices", "oil=a=b", "--", "pie"],
+        ["--spices", "salt=1", "oil=a=b", "bake", "./pie"],
+    ],
+    ids=" ".join,
+)
+def test_pairs_end_with_a_word_that_is_none(words: list[str]) -> None:
+    options = make_parser().read(words)
+    assert (options.dish.removeprefix("./"), options.spices) == ("pie", ["salt=1", "oil=a=b"])
+    assert make_parser().read(["bake", "pie"]).spices == []
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["bakke", "pie"], "'bakke' is not a command; did you mean 'bake'? If not, choose one of bake, boil."),
@@ -56,6 +75,7 @@ def test_a_value_is_no_command_and_keeps_its_underscores() -> None:
         (["fry"], "'fry' is not a command; choose one of bake, boil."),
         (["--lid"], "no command is given; choose one of bake, boil."),
         ([], "the following arguments are required: COMMAND"),
+        (["bake", "--spices", "pie"], "argument --spices: pie is not written NAME=VALUE, such as map_name=8x8."),
         (
             ["bake", "--oven-heet", "200"],
             "cook bake: error: unrecognized arguments: --oven-heet; did you mean '--oven-h",
@@ -84,12 +104,15 @@ def test_help_says_where_options_go(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'cook COMMAND --help' lists them" in " ".join(capsys.readouterr().out.split())
 
 
-def run_main(body: str, *, stdout: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+def run_main(
+    body: str, *, stdout: int | None = subprocess.PIPE, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run a program whose main function has this body."""
     code = (
         f"import os, signal, sys\nfrom grpo_terminal import end_well\ndef main():\n    {body}\nsys.exit(end_well(main))"
     )
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, *options, "-c", code]
+    return subprocess.run(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
 def test_an_exit_status_is_kept() -> None:
@@ -101,14 +124,22 @@ def test_an_interrupt_ends_a_program_without_a_traceback() -> None:
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGINT, "")
 
 
-def test_a_pipe_that_nobody_reads_ends_a_program_without_a_traceback() -> None:
+@pytest.mark.parametrize("options", [[], ["-u"]], ids=["buffered", "unbuffered"])
+def test_a_pipe_that_nobody_reads_ends_a_program_without_a_traceback(options: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        ended = run_main("print('x' * 100_000)", stdout=writing)
+        ended = run_main("print('x' * 100_000)", stdout=writing, options=options)
     finally:
         os.close(writing)
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("options", [[], ["-u"]], ids=["buffered", "unbuffered"])
+def test_another_pipe_that_is_closed_is_not_taken_for_the_output(options: list[str]) -> None:
+    ended = run_main("print('x'); a, b = os.pipe(); os.close(a); os.write(b, b'x')", options=options)
+    assert (ended.returncode, ended.stdout) == (1, "x\n")
+    assert ended.stderr == "a pipe or a connection was closed at its other end: Broken pipe; try again.\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full disk to write to")

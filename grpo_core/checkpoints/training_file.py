@@ -85,7 +85,7 @@ def go_on(model: Any, path: str | os.PathLike[str]) -> int:
     caveat = checkpoint.restore(model, taken)
     if caveat is not None and caveat.is_certain:
         warnings.warn(
-            f"training goes on from step {taken.timesteps:,} with new episodes, and so otherwise than it would have: "
+            f"training goes on from step {taken.timesteps:,} with new episodes, and so not exactly as before: "
             f"{caveat.reason}.",
             stacklevel=2,
         )

@@ -65,7 +65,7 @@ def find_format(path: PurePath) -> str:
         if path.suffix.lower() == export_format.suffix:
             return name
     suffixes = " or ".join(f"{export_format.suffix} ({name})" for name, export_format in EXPORT_FORMATS.items())
-    raise ValueError(f"'{path}' is not an export format; end its name in {suffixes}.")
+    raise ValueError(f"'{path}' does not say which format to export to; end its name in {suffixes}.")
 
 
 def check_installed(name: str) -> None:

@@ -6,6 +6,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from heapq import merge
 from itertools import groupby
 from operator import attrgetter
@@ -43,11 +44,13 @@ class JobEvent(NamedTuple):
     :param event_id: Grows with every event of a job, from 1 on.
     :param name: Such as ``job.metrics``.
     :param payload: JSON values.
+    :param created_at: When it happened; None where that is not known, as of metrics and of what older servers wrote.
     """
 
     event_id: int
     name: str
     payload: dict[str, Any]
+    created_at: datetime | None = None
 
 
 class _PackedRow(NamedTuple):
@@ -79,6 +82,19 @@ class MetricRows(NamedTuple):
     ids: npt.NDArray[np.int64]
     timesteps: npt.NDArray[np.int64]
     numbers: npt.NDArray[np.float64]
+
+
+class MetricColumn(NamedTuple):
+    """One metric over time, each part of shape ``(n_points,)``.
+
+    :param timesteps: Simulator steps.
+    :param seconds: Time since the job started.
+    :param values: The metric's.
+    """
+
+    timesteps: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64]
 
 
 class HistoryPart(NamedTuple):
@@ -129,16 +145,20 @@ class JobHistory:
         """Id of the latest event; 0 before the first."""
         return self._last_event_id
 
-    def append(self, name: str, payload: dict[str, Any]) -> None:
-        """Keep an event for good."""
+    def append(self, name: str, payload: dict[str, Any], created_at: datetime | None = None) -> None:
+        """Keep an event for good.
+
+        :param created_at: When it happened; None is now.
+        """
         with self._lock:
-            self._kept_events.append(JobEvent(self._next_id(), name, payload))
+            self._kept_events.append(JobEvent(self._next_id(), name, payload, created_at or datetime.now(UTC)))
 
     def append_evaluation(self, row: EvaluationRow) -> None:
         """Keep an evaluation and its event for good."""
         with self._lock:
             self._evaluations.append(row)
-            self._kept_events.append(JobEvent(self._next_id(), _EVALUATION, row.model_dump(mode="json")))
+            payload = row.model_dump(mode="json")
+            self._kept_events.append(JobEvent(self._next_id(), _EVALUATION, payload, datetime.now(UTC)))
 
     def replace_progress(self, payload: dict[str, Any]) -> None:
         """Keep the latest progress in place of the previous one."""
@@ -187,16 +207,17 @@ class JobHistory:
         stride = max(1, -(-len(rows) // max_values))
         return [row.values[row.keys.index(key)] for row in reversed(rows[::-1][::stride])]
 
-    def list_points(self, key: str) -> list[tuple[int, float, float]]:
-        """List a metric's steps, seconds and values, oldest first."""
+    def get_column(self, key: str) -> MetricColumn:
+        """Return a metric over time, oldest first."""
         with self._lock:
             rows = self._list_packed_rows()
-        points, places = [], {keys: keys.index(key) for keys in {row.keys for row in rows} if key in keys}
-        for row in rows:
-            place = places.get(row.keys)
-            if place is not None:
-                points.append((row.timesteps, row.elapsed_seconds, row.values[place]))
-        return points
+        places = {keys: keys.index(key) for keys in self._key_tuples if key in keys}
+        known = [row for row in rows if row.keys in places]
+        return MetricColumn(
+            np.array([row.timesteps for row in known], np.int64),
+            np.array([row.elapsed_seconds for row in known], np.float64),
+            np.array([row.values[places[row.keys]] for row in known], np.float64),
+        )
 
     def list_keys(self) -> list[str]:
         """List the keys of all metrics, sorted."""

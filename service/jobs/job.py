@@ -108,6 +108,8 @@ class Job:
         self._checkpoint: JobCheckpoint | None = None
         self._could_keep_checkpoints = True
         self._n_restarts = 0
+        #: Simulator steps that were lost with a worker or the server, and were or will be taken again.
+        self.repeated_timesteps = 0
         # Workers that died since the job was queued or last resumed.
         self._n_lost_workers = 0
         self._warnings = list(plan.warnings)
@@ -285,6 +287,11 @@ class Job:
             self._warn(f"{reason} The job went on from step {self._current_timesteps:,}.")
             return True
 
+    def wake(self) -> None:
+        """Count as active again, after a pause that was not the training's."""
+        with self._lock:
+            self._last_active = time.monotonic()
+
     def requeue(
         self,
         reward: Reward,
@@ -323,6 +330,7 @@ class Job:
         """Go back to where the checkpoint was taken, or to the start."""
         self._n_restarts += 1
         timesteps = 0 if self._checkpoint is None else self._checkpoint.timesteps
+        self.repeated_timesteps += max(0, self._current_timesteps - timesteps)
         self._current_timesteps = timesteps
         self.history.rewind(timesteps)
         self._seconds_before = self._elapsed_seconds
@@ -370,7 +378,7 @@ class Job:
         self.finished.set()
 
     def _append_end(self) -> None:
-        self.history.append(f"job.{self._status}", self._describe().model_dump(mode="json"))
+        self.history.append(f"job.{self._status}", self._describe().model_dump(mode="json"), self._end_time)
 
     def make_record(self, after: int, stride: int) -> JobRecord:
         """Write down the job as it is, and what of its history is new.
@@ -402,6 +410,7 @@ class Job:
             # Once the job has completed, nothing is left to go on from.
             checkpoint=None if end is not None and end.status is JobStatus.COMPLETED else self._checkpoint,
             n_restarts=self._n_restarts,
+            repeated_timesteps=self.repeated_timesteps,
             last_saved=self.last_saved,
             n_silent_rollouts=self._no_signal.n_rollouts,
             last_signal_timesteps=self._no_signal.since_timesteps,
@@ -427,6 +436,7 @@ class Job:
         job._evaluation, job._best_evaluation = state.evaluation, state.best_evaluation
         job._final_evaluation, job._checkpoint = state.final_evaluation, state.checkpoint
         job._n_restarts, job.last_saved = state.n_restarts, state.last_saved
+        job.repeated_timesteps = state.repeated_timesteps
         job._no_signal = _NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
         end_time = state.end_time or state.created_at
         job._end = _End(state.status, state.error_message, end_time, state.elapsed_seconds, state.ended_by)

@@ -69,6 +69,8 @@ _ADDED_COLUMNS = {
 _JSON_COLUMNS = ("mean_reward_ci95", "tags")
 _LABELS = tuple(JobLabels.model_fields)
 _SWEEPS_TABLE = "CREATE TABLE sweeps (number INTEGER PRIMARY KEY, sweep_id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)"
+# Beside an event's payload, where older servers expect it alone.
+_EVENT_TIME = "event_time"
 _ACTIVE = "('queued', 'running')"
 # To check a larger file in full would hold up the start; its damage shows when it is read.
 _CHECKED_BYTES = 32 * 2**20
@@ -164,7 +166,7 @@ class JobJournal:
             part = HistoryPart(
                 last_event_id,
                 stride,
-                [JobEvent(event_id, name, json.loads(payload)) for event_id, name, payload in events],
+                [_read_event(*event) for event in events],
                 [_unpack(*packed) for packed in metrics],
                 replaces_rows=True,
                 progress=None if progress is None else JobEvent(*progress),
@@ -187,6 +189,17 @@ class JobJournal:
             with suppress(ValueError, KeyError):
                 configs[job_id] = json.loads(plan)["config"]
         return configs
+
+    def list_trained_on(self, sha256: str) -> list[str]:
+        """List the ids of the jobs that began from a model's file, oldest first.
+
+        :param sha256: The file's.
+        :raises JournalError: If they cannot be read.
+        """
+        query = "SELECT job_id FROM jobs WHERE instr(plan, ?) ORDER BY number"
+        with self._lock, _explain():
+            written = f'"init_sha256":{json.dumps(sha256)}'
+            return [job_id for (job_id,) in self._connection.execute(query, (written,))]
 
     def write_labels(self, job_id: str, labels: JobLabels) -> None:
         """Write down what people have written on a job.
@@ -470,13 +483,24 @@ def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
         connection.execute("DELETE FROM events WHERE number = ?", (number,))
     connection.executemany(
         "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?)",
-        [(number, event.event_id, event.name, json.dumps(event.payload)) for event in history.events],
+        [(number, event.event_id, event.name, _write_payload(event)) for event in history.events],
     )
     if history.replaces_rows:
         connection.execute("DELETE FROM metrics WHERE number = ?", (number,))
     connection.executemany(
         "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?)", [(number, *_pack(rows)) for rows in history.rows]
     )
+
+
+def _write_payload(event: JobEvent) -> str:
+    time_of_event = {} if event.created_at is None else {_EVENT_TIME: event.created_at.isoformat()}
+    return json.dumps({**event.payload, **time_of_event})
+
+
+def _read_event(event_id: int, name: str, payload_json: str) -> JobEvent:
+    payload = json.loads(payload_json)
+    created_at = payload.pop(_EVENT_TIME, None)
+    return JobEvent(event_id, name, payload, None if created_at is None else datetime.fromisoformat(created_at))
 
 
 def _compute_progress(record: JobRecord) -> float:

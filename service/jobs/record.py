@@ -38,6 +38,7 @@ class PlanRecord(BaseModel):
     warnings: list[str]
     reward_threshold: float | None
     sweep_id: str | None = None
+    init_sha256: str | None = None
 
     @classmethod
     def describe(cls, plan: TrainingPlan) -> "PlanRecord":
@@ -48,6 +49,7 @@ class PlanRecord(BaseModel):
             warnings=list(plan.warnings),
             reward_threshold=plan.reward_threshold,
             sweep_id=plan.sweep_id,
+            init_sha256=plan.init_sha256,
         )
 
     def make_plan(self) -> TrainingPlan:
@@ -59,6 +61,7 @@ class PlanRecord(BaseModel):
             self.reward_threshold,
             self.config_origins,
             self.sweep_id,
+            self.init_sha256,
         )
 
 
@@ -84,6 +87,7 @@ class JobState(BaseModel):
     final_evaluation: FinalEvaluation | None
     checkpoint: JobCheckpoint | None = None
     n_restarts: int = 0
+    repeated_timesteps: int = 0
     last_saved: tuple[str, str] | None = None
     n_silent_rollouts: int
     last_signal_timesteps: int

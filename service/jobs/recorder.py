@@ -91,6 +91,13 @@ class JobRecorder:
         except JournalError:
             return {}
 
+    def list_trained_on(self, sha256: str) -> list[str]:
+        """List the ids of the jobs that began from a model's file, oldest first; none if the disk does not say."""
+        try:
+            return self._journal.list_trained_on(sha256)
+        except JournalError:
+            return []
+
     def write_labels(self, job_id: str, labels: JobLabels) -> None:
         """Write down what people have written on a job; it is on the disk when this returns.
 

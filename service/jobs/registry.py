@@ -55,6 +55,10 @@ _MAX_LOADED = 32
 _FORGET_SECONDS = 3600.0
 # How often a running job is checked for stalls.
 _WATCH_SECONDS = 0.25
+# Pauses before the second restart of a worker and before a later one; the first restart comes at once.
+_FIRST_PAUSE_SECONDS = 1.0
+_MAX_PAUSE_SECONDS = 60.0
+_POLL_SECONDS = 0.05
 # A stopped training ends at its next step or minibatch; without either for this long, it hangs.
 _STOP_PATIENCE_SECONDS = 5.0
 
@@ -482,7 +486,9 @@ class JobRegistry:
         :raises Exception: Whatever the task raises.
         """
         run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
+        pause_seconds = 0.0
         while True:
+            began = time.monotonic()
             taken = job.read_checkpoint()
             init = self._read_init_model(job, is_needed=taken is None)
             task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init)
@@ -502,6 +508,10 @@ class JobRegistry:
             except WorkerLostError as error:
                 logger.warning("the worker of job %s was lost: %s", job.job_id, error)
                 if job.restart(str(error)):
+                    if time.monotonic() - began > _MAX_PAUSE_SECONDS:  # this one had gone on for a while
+                        pause_seconds = 0.0
+                    _pause(job, pause_seconds)
+                    pause_seconds = min(_MAX_PAUSE_SECONDS, max(_FIRST_PAUSE_SECONDS, 2 * pause_seconds))
                     continue
                 if (content := job.read_finished_model()) is None:
                     raise
@@ -509,14 +519,16 @@ class JobRegistry:
                 return content
 
     def _read_init_model(self, job: Job, is_needed: bool) -> bytes | None:
-        if job.config.init_model is None:
+        """Return the file that a job's ``init_model`` named when it was accepted, wherever it is now."""
+        if (reference := job.config.init_model) is None:
             return None
-        try:
-            return self._store.folder.read(job.config.init_model)[1]
-        except (NotFoundError, ModelFileError):
-            if is_needed:
-                raise
-            return None
+        content = self._store.folder.find_content(reference, job.plan.init_sha256)
+        if content is None and is_needed:
+            raise NotFoundError(
+                f"init_model '{reference}' was deleted or replaced since the job was accepted, and no version of it "
+                "is that file; submit the job again with a model that is there."
+            )
+        return content
 
     def _find_stall(self, job: Job) -> str | None:
         """Return how long a job has not moved, if that is too long; None otherwise."""
@@ -546,6 +558,28 @@ class JobRegistry:
         with suppress(NotFoundError, ModelFileError):
             return hashlib.sha256(self._store.folder.read(saved[0])[1]).hexdigest() == saved[1]
         return False
+
+    def find_its_model(self, job: Job) -> str | None:
+        """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
+        if (saved := job.last_saved) is None:
+            return None
+        name, sha256 = saved
+        versions = self._store.folder.versions
+        for reference in (name, *(f"{name}@{version}" for version in reversed(versions.list_kept(name)))):
+            with suppress(NotFoundError, ModelFileError):
+                if hashlib.sha256(self._store.folder.read(reference)[1]).hexdigest() == sha256:
+                    return reference
+        return None
+
+    def list_trained_on(self, job: Job) -> list[Job]:
+        """List the jobs that began from the model which a job has saved last, oldest first."""
+        if job.last_saved is None:
+            return []
+        found = []
+        for job_id in self.recorder.list_trained_on(job.last_saved[1]):
+            with suppress(NotFoundError):  # it was deleted just now
+                found.append(self.get(job_id))
+        return found
 
     def _list_active(self) -> list[Job]:
         still_active = []
@@ -603,6 +637,14 @@ class JobRegistry:
             self.recorder.forget([job_id], is_urgent)
             if self._checkpoints is not None:
                 self._checkpoints.delete(job_id)
+
+
+def _pause(job: Job, seconds: float) -> None:
+    """Wait before a worker that has died is replaced again, unless the job is stopped."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not job.is_stopping and not job.finished.wait(_POLL_SECONDS):
+        pass
+    job.wake()
 
 
 def _give_up(job: Job, stall: str) -> None:

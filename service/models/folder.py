@@ -1,5 +1,6 @@
 """The folder of model files: names, reading, writing and free space."""
 
+import hashlib
 import os
 import shutil
 import stat
@@ -172,6 +173,21 @@ class ModelFolder:
         """
         with self._open(name) as (descriptor, status), open(descriptor, "rb", closefd=False) as file:
             return _sign(status), file.read(model_file.MAX_FILE_BYTES + 1)
+
+    def find_content(self, reference: str, sha256: str | None) -> bytes | None:
+        """Return a model's file, which may have become an earlier version of it since; None if there is none.
+
+        :param reference: What named it.
+        :param sha256: What its SHA-256 is; None takes any.
+        """
+        name = reference.partition("@")[0]
+        kept = [f"{name}@{version}" for version in reversed(self.versions.list_kept(name))]
+        for candidate in dict.fromkeys([reference, name, *kept] if sha256 is not None else [reference]):
+            with suppress(NotFoundError, model_file.ModelFileError):
+                content = self.read(candidate)[1]
+                if sha256 in (None, hashlib.sha256(content).hexdigest()):
+                    return content
+        return None
 
     def check_ends(self, name: str) -> tuple[FileSignature, bool]:
         """Return whether a file begins and ends like one that GRPO wrote, without reading the rest.

@@ -66,7 +66,7 @@ class ModelRegistry:
         """
         if alias == LATEST_ALIAS:
             raise InvalidRequestError(
-                f"alias '{LATEST_ALIAS}' always is the newest version; choose another, such as prod."
+                f"'{LATEST_ALIAS}' always means the newest version; choose another alias, such as prod."
             )
         self._check_exists(name)
         number = self._store.folder.versions.find_newest(name) if version is None else version
@@ -118,7 +118,9 @@ class ModelRegistry:
         :raises NotFoundError: If there is none.
         """
         if "@" in name:
-            raise NotFoundError(f"'{printable(name)}' is no whole model: leave out '@' and what follows it.")
+            raise NotFoundError(
+                f"'{printable(name)}' names one version; name the model itself, without '@' and what follows it."
+            )
         if not self._store.exists(name):
             raise self._store.folder.make_not_found(name)
 

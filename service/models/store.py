@@ -20,6 +20,7 @@ from grpo_core.saving import model_file
 from service.errors import ConflictError, NotFoundError, StorageError
 from service.models.folder import FileSignature, ModelFolder, describe_refusal
 from service.models.folder_lock import FolderLock
+from service.schemas.fields import is_model_name
 from service.schemas.models import ModelStatus
 
 logger = logging.getLogger("grpo.service")
@@ -128,7 +129,7 @@ class ModelStore:
         self._file_statuses: dict[str, tuple[FileSignature, ModelStatus]] = {}
         self._unverified = set(self.folder.list_names())
         # What references meant at a time; a request's look at them would take as long as the policy.
-        self._resolved: dict[str, tuple[str, float]] = {}
+        self._resolved: dict[str, _Meaning] = {}
         # One thread for all loads. Clients that ask for the same model share its first load; and the C library keeps
         # what a thread has freed to that thread: loads in many of them took 200 MiB beyond a cache of 512 MiB.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="grpo-load")
@@ -181,28 +182,34 @@ class ModelStore:
         :raises NotFoundError: If there is no such model, version or alias.
         :raises ConflictError: If its file is damaged or was not written by GRPO.
         """
-        name = self._canonicalize(name)
-        cached = self.get_cached(name)
-        if cached is not None:
-            return cached
-        try:
-            return self._loader.submit(self._get_or_load, name).result()
-        except model_file.ModelFileError as error:
-            raise ConflictError(f"model '{name}' cannot be used: {error}") from error
+        while True:
+            meaning = self._resolve(name)
+            model = self.get_cached(meaning.name)
+            if model is None:
+                try:
+                    model = self._loader.submit(self._get_or_load, meaning.name).result()
+                except model_file.ModelFileError as error:
+                    raise ConflictError(f"model '{name}' cannot be used: {error}") from error
+            if meaning.is_of(model.signature):
+                return model
+            self._forget_meaning(name)
 
     def get_cached(self, name: str) -> ServedModel | None:
         """Return a model if it is in memory and its file has not changed since.
 
         :raises NotFoundError: If there is no such version or alias.
         """
-        name = self._canonicalize(name)
+        meaning = self._resolve(name)
         with self._lock:
-            model = self._cache.get(name)
-            if model is not None and model.signature != self.folder.get_signature(name):
-                del self._cache[name]
+            model = self._cache.get(meaning.name)
+            if model is not None and model.signature != self.folder.get_signature(meaning.name):
+                del self._cache[meaning.name]
+                return None
+            if model is not None and not meaning.is_of(model.signature):
+                self._resolved.pop(name, None)
                 return None
             if model is not None:
-                self._cache.checks[name] = model, time.monotonic() + _RECENT_SECONDS
+                self._cache.checks[meaning.name] = model, time.monotonic() + _RECENT_SECONDS
         return model
 
     def get_recently_checked(self, name: str) -> ServedModel | None:
@@ -221,10 +228,15 @@ class ModelStore:
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
-        try:
-            return self._loader.submit(self._inspect_file, self._canonicalize(name)).result()
-        except model_file.ModelFileError as error:
-            raise ConflictError(f"model '{name}' cannot be used: {error}") from error
+        while True:
+            meaning = self._resolve(name)
+            try:
+                file = self._loader.submit(self._inspect_file, meaning.name).result()
+            except model_file.ModelFileError as error:
+                raise ConflictError(f"model '{name}' cannot be used: {error}") from error
+            if meaning.is_of(file.signature):
+                return file
+            self._forget_meaning(name)
 
     def list_models(self) -> list[ModelEntry]:
         """List the models by name.
@@ -311,20 +323,32 @@ class ModelStore:
             n_unloaded += 1
         return n_unloaded
 
-    def _canonicalize(self, reference: str) -> str:
-        """Return the name under which a model is in memory; what it was within the last 100 ms counts."""
-        if "@" not in reference:
-            return reference
-        name, until = self._resolved.get(reference, ("", 0.0))
-        if time.monotonic() < until:
-            return name
+    def _resolve(self, reference: str) -> "_Meaning":
+        """Return what a reference means, or did within the last 100 ms.
+
+        A version that is the newest has another name as soon as it is replaced: whoever reads a file by this meaning
+        has to check that it is the same file.
+        """
+        base, sign, _ = reference.partition("@")
+        if not sign:
+            return _Meaning(reference)
+        known = self._resolved.get(reference)
+        if known is not None and time.monotonic() < known.until:
+            return known
         until = time.monotonic() + _RECENT_SECONDS
         with self._lock:  # as whoever changes aliases
+            # Before the look at the versions: if the file is still this one afterwards, it is what they meant.
+            signature = self.folder.get_signature(base) if is_model_name(base) else None
             name = self.folder.canonicalize(reference)
             if len(self._resolved) >= _MAX_RESOLVED:
                 self._resolved.clear()
-            self._resolved[reference] = name, until
-        return name
+            meaning = _Meaning(name, signature if name == base else None, until)
+            self._resolved[reference] = meaning
+        return meaning
+
+    def _forget_meaning(self, reference: str) -> None:
+        with self._lock:
+            self._resolved.pop(reference, None)
 
     def _is_memory_low(self) -> bool:
         try:
@@ -415,6 +439,24 @@ class ModelStore:
                 self._file_statuses[name] = (signature, ModelStatus.SAVED)
                 self._unverified.add(name)
         return is_intact
+
+
+class _Meaning(NamedTuple):
+    """What a reference to a model means.
+
+    :param name: The name under which it is in memory.
+    :param signature: Of the file, if it is the newest version that is asked for by its number or an alias; None if
+        any file of that name is meant, or it is one that is never replaced.
+    :param until: Until when that counts.
+    """
+
+    name: str
+    signature: FileSignature | None = None
+    until: float = 0.0
+
+    def is_of(self, signature: FileSignature) -> bool:
+        """Return whether a file is the one that was meant."""
+        return self.signature in (None, signature)
 
 
 class _Cache(LRUCache[str, ServedModel]):

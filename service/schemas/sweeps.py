@@ -17,6 +17,8 @@ MAX_VALUES = 64
 MAX_SEEDS = 16
 # Jobs of one sweep: of more, nobody could look through the table.
 MAX_JOBS = 512
+# As POST /train allows.
+_MAX_TIMESTEPS = 10_000_000
 
 SweepMethod = Literal["grid", "random", "halving"]
 Keep = Literal["best", "all"]
@@ -31,7 +33,7 @@ class Distribution(BaseModel):
     distribution: Literal["uniform", "loguniform", "integer"]
     low: float = Field(description="Smallest value.")
     high: float = Field(description="Largest value.")
-    step: int = Field(1, ge=1, description="Only every so many integers from `low` on.")
+    step: int = Field(1, ge=1, le=_MAX_TIMESTEPS, description="Only every so many integers from `low` on.")
 
 
 class SweepRequest(Request):
@@ -52,28 +54,43 @@ class SweepRequest(Request):
     )
     method: SweepMethod = Field(
         "grid",
-        description="`grid`: every combination of the values. `random`: `n_trials` settings that are drawn. `halving`: "
-        "these too, first with few steps; the best of them begin again with more, until one has `total_timesteps`.",
+        description="`grid`: every combination of the values. `random`: `n_trials` random settings. `halving`: random "
+        "settings too, all trained for a few steps at first; then the best of them are trained anew with more steps, "
+        "round by round, up to `total_timesteps`.",
     )
-    n_trials: int | None = Field(None, ge=1, le=MAX_JOBS, description="Settings to draw; not for a grid.")
+    n_trials: int | None = Field(
+        None, ge=1, le=MAX_JOBS, description="How many random settings to try; not for a grid."
+    )
     seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] | None = Field(
         None,
         min_length=1,
         max_length=MAX_SEEDS,
         description="Each setting is trained with each of these. Default: the seed of `base`, or else 0.",
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Seed of what is drawn. Default: random.")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Seed for choosing random settings. Default: a random one."
+    )
     max_active: int | None = Field(
-        None, ge=1, le=64, description="Jobs of the sweep that run or wait at a time. Default: the server's slots."
+        None,
+        ge=1,
+        le=64,
+        description="How many jobs of the sweep may run or wait at the same time. Default: as many as the server runs.",
     )
     budget_timesteps: int | None = Field(
-        None, ge=1, description="Simulator steps of all jobs together; a job that would exceed it is not started."
+        None,
+        ge=1,
+        le=MAX_JOBS * _MAX_TIMESTEPS,
+        description="Simulator steps that all jobs may take together, with those that are taken again after a restart. "
+        "A job starts only if its steps, in whole rollouts, fit beside those that other jobs have taken or will take.",
     )
     reduction_factor: int | None = Field(
-        None, ge=2, le=16, description="Of so many settings, `halving` keeps one each time. Default: 3."
+        None, ge=2, le=16, description="`halving` keeps one setting in this many for the next round. Default: 3."
     )
     min_timesteps: int | None = Field(
-        None, ge=1, le=10_000_000, description="Fewest steps that `halving` begins with. Default: no limit."
+        None,
+        ge=1,
+        le=_MAX_TIMESTEPS,
+        description="Fewest steps of a job in the first round of `halving`. Default: no limit.",
     )
     keep: Keep = Field("best", description="Which models are kept: only the `best` one so far, or `all`.")
 
@@ -109,6 +126,11 @@ class TrialStatus(StrEnum):
     def is_active(self) -> bool:
         """Whether it is a job that has not ended."""
         return self in (TrialStatus.QUEUED, TrialStatus.RUNNING)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self in (TrialStatus.COMPLETED, TrialStatus.FAILED, TrialStatus.STOPPED, TrialStatus.SKIPPED)
 
 
 class Trial(BaseModel):
@@ -175,7 +197,9 @@ class SweepSummary(BaseModel):
     end_time: datetime | None
     n_settings: int
     counts: dict[TrialStatus, int] = Field(description="Numbers of jobs by status.")
-    timesteps: int = Field(description="Simulator steps of all its jobs so far.")
+    timesteps: int = Field(
+        description="Simulator steps that all its jobs have taken so far, with those taken again after a restart."
+    )
     best_mean_reward: float | None = Field(description="Evaluated reward of the best setting so far.")
 
 
@@ -213,7 +237,7 @@ class SweepMessage(BaseModel):
 class SweepStarted(SweepMessage):
     """A sweep was accepted."""
 
-    seed: int = Field(description="Seed of what was drawn.")
+    seed: int = Field(description="Seed that the random settings were chosen with.")
     n_settings: int
     n_jobs: int = Field(description="How many jobs it may make.")
     timesteps: int = Field(description="Simulator steps that all of them would take.")

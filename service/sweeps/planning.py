@@ -11,12 +11,15 @@ from service.errors import InvalidRequestError, printable
 from service.schemas.fields import MAX_SEED
 from service.schemas.sweeps import MAX_JOBS, SweepRequest
 from service.schemas.training import TrainConfig, TrainRequest
+from service.sweeps.budget import count_planned
 from service.sweeps.halving import DEFAULT_FACTOR, Rung, plan_rungs
 from service.sweeps.space import Setting, Space, Violation, make_train_request, refuse
 from service.sweeps.sweep import SweepRecord, make_trials
 
 # Settings that are planned like jobs before a sweep is accepted; each takes some hundredths of a second.
 _MAX_PLANNED = 32
+# Fields on which the number of steps in a job's whole rollouts depends.
+_SIZES = frozenset({"total_timesteps", "n_steps", "n_envs", "group_size", "horizon", "preset"})
 
 
 class PlannedSweep(NamedTuple):
@@ -50,15 +53,30 @@ def plan_sweep(
     base = request.base
     seeds = request.seeds or [base.seed or 0]
     settings = space.choose_settings(request.n_trials, seed)
-    total = _check_settings(base, settings, plan)
+    first = _check_settings(base, settings, plan)
+    total = first.total_timesteps
     steps = [setting.get("total_timesteps") or total for setting in settings]
     rungs = _plan_rungs(request, len(settings), total)
     if request.method == "halving":
         steps = [rungs[0].total_timesteps or total] * len(settings)
-        plan(make_train_request(base, {**settings[0], "total_timesteps": steps[0]}))
+        plan(_make_request(base, settings[0], steps[0]))
     n_jobs = len(seeds) * sum(rung.n_settings for rung in rungs)
     timesteps = len(seeds) * (sum(steps) + sum(rung.n_settings * (rung.total_timesteps or 0) for rung in rungs[1:]))
-    _check_size(request, n_jobs, timesteps, min(steps))
+    if n_jobs > MAX_JOBS:
+        raise InvalidRequestError(
+            f"these settings and seeds make {n_jobs:,} jobs, and a sweep may have {MAX_JOBS}; send fewer values, "
+            "trials or seeds."
+        )
+    if request.budget_timesteps is not None and request.method == "halving":
+        whole = [
+            rung.n_settings * count_planned(plan(_make_request(base, settings[0], rung.total_timesteps or total)))
+            for rung in rungs
+        ]
+        _check_halving_budget(request.budget_timesteps, len(seeds) * sum(whole))
+    elif request.budget_timesteps is not None:
+        whole_steps = count_planned(first)
+        others = [n if _SIZES & setting.keys() else whole_steps for setting, n in zip(settings, steps, strict=True)]
+        _check_budget(request.budget_timesteps, min([whole_steps, *others[1:]]))
     name = request.name or f"sweep-{secrets.token_hex(4)}"
     sent = request.model_dump(mode="json", exclude_unset=True) | {"name": name, "seeds": seeds, "seed": seed}
     # With the space in its own order, and the seed in one place.
@@ -93,17 +111,18 @@ def _plan_rungs(request: SweepRequest, n_settings: int, total_timesteps: int) ->
 
 def _check_settings(
     base: TrainRequest, settings: Sequence[Setting], plan: Callable[[TrainRequest], TrainConfig]
-) -> int:
-    """Plan the first setting, and those with a value that none before had; return the steps of the first.
+) -> TrainConfig:
+    """Plan the first setting, and those with a value that none before had; return how the first is trained.
 
     :raises InvalidRequestError: If one does not fit.
     """
     seen: set[str] = set()
-    total_timesteps, n_planned = 0, 0
+    first: TrainConfig | None = None
+    n_planned = 0
     for number, setting in enumerate(settings, 1):
         # A drawn number is always new, and hardly ever what does not fit.
         values = {json.dumps([name, value]) for name, value in setting.items() if not isinstance(value, float)}
-        if total_timesteps and (values <= seen or n_planned >= _MAX_PLANNED):
+        if first is not None and (values <= seen or n_planned >= _MAX_PLANNED):
             continue
         seen |= values
         n_planned += 1
@@ -111,25 +130,28 @@ def _check_settings(
             config = plan(make_train_request(base, setting))
         except InvalidRequestError as error:
             raise InvalidRequestError(f"setting {number}, {_spell(setting)}, does not fit: {error.detail}") from error
-        total_timesteps = total_timesteps or config.total_timesteps
-    return total_timesteps
+        first = first or config
+    assert first is not None, "a space has at least one setting"
+    return first
 
 
-def _check_size(request: SweepRequest, n_jobs: int, timesteps: int, fewest: int) -> None:
-    """Refuse a sweep with too many jobs, or with a budget that allows nothing."""
-    if n_jobs > MAX_JOBS:
-        raise InvalidRequestError(
-            f"these settings and seeds make {n_jobs:,} jobs, and a sweep may have {MAX_JOBS}; send fewer values, "
-            "trials or seeds."
-        )
-    budget = request.budget_timesteps
-    if budget is None:
-        return
-    if request.method == "halving" and budget < timesteps:
+def _make_request(base: TrainRequest, setting: Setting, total_timesteps: int) -> TrainRequest:
+    return make_train_request(base, {**setting, "total_timesteps": total_timesteps})
+
+
+def _check_halving_budget(budget: int, timesteps: int) -> None:
+    if budget < timesteps:
         raise InvalidRequestError(
             f"budget_timesteps {budget:,} is less than the {timesteps:,} that all rounds of halving take; send fewer "
             "trials or seeds, a smaller total_timesteps in 'base', or a larger budget."
         )
+
+
+def _check_budget(budget: int, fewest: int) -> None:
+    """Refuse a budget that allows nothing.
+
+    :param fewest: Simulator steps of the shortest job.
+    """
     if budget < fewest:
         raise InvalidRequestError(
             f"budget_timesteps {budget:,} is less than the {fewest:,} steps of a single job; send more, or a smaller "

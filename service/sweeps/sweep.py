@@ -19,7 +19,8 @@ from service.schemas.sweeps import (
     Trial,
     TrialStatus,
 )
-from service.schemas.training import TrainRequest
+from service.schemas.training import TrainConfig, TrainRequest
+from service.sweeps.budget import TrialSteps, count_expected, count_planned, count_taken
 from service.sweeps.halving import Rung, choose_promoted
 from service.sweeps.ranking import choose_best, find_best_trial, rank_settings
 from service.sweeps.space import make_train_request
@@ -33,6 +34,7 @@ class SweepRecord(BaseModel):
     :param request: What was sent, without what was left out.
     :param client: Whose it is; None if clients are not limited.
     :param trials: All jobs, past and planned ones.
+    :param steps: What trials have taken or will take, by number, for the budget.
     """
 
     sweep_id: str
@@ -51,6 +53,7 @@ class SweepRecord(BaseModel):
     status: SweepStatus = SweepStatus.RUNNING
     ended_by: EndedBy | None = None
     end_time: datetime | None = None
+    steps: dict[int, TrialSteps] = {}
 
 
 class Sweep:
@@ -63,6 +66,8 @@ class Sweep:
         self.record = record
         #: What the next job waits for.
         self.held_by: str | None = None
+        # The ranking, and what it was made of.
+        self._ranking: tuple[list[tuple[TrialStatus, float | None]], list[SettingRow]] | None = None
 
     @property
     def sweep_id(self) -> str:
@@ -85,6 +90,16 @@ class Sweep:
         waiting = (trial for trial in self.record.trials if trial.status is TrialStatus.WAITING)
         return next((trial for trial in waiting if self._fits_budget(trial)), None)
 
+    def get_steps(self, trial: Trial) -> TrialSteps:
+        """Return what is known of a trial's steps beside those that its job shows."""
+        return self.record.steps.get(trial.number, TrialSteps())
+
+    def plan_steps(self, trial: Trial, config: TrainConfig) -> bool:
+        """Note what a trial's job will take; return whether the budget allows it."""
+        planned = {"planned": count_planned(config)}
+        self.record.steps[trial.number] = self.get_steps(trial).model_copy(update=planned)
+        return self._fits_budget(trial)
+
     def make_request(self, trial: Trial) -> TrainRequest:
         """Return the request for a trial's job.
 
@@ -106,6 +121,10 @@ class Sweep:
 
     def note_job(self, trial: Trial, job: Job) -> None:
         """Note that a trial has become a job, or goes on."""
+        if trial.job_id not in (None, job.job_id):  # its earlier job could not go on
+            before = self.get_steps(trial)
+            self.record.steps[trial.number] = TrialSteps(planned=before.planned, earlier=count_taken(trial, before))
+            trial.current_timesteps = 0
         trial.job_id, trial.status, trial.error_message = job.job_id, TrialStatus(job.status), None
 
     def note_refusal(self, trial: Trial, detail: str) -> None:
@@ -118,6 +137,10 @@ class Sweep:
         :param job: None if it is forgotten.
         """
         before = trial.status
+        if job is not None:
+            self.record.steps[trial.number] = self.get_steps(trial).model_copy(
+                update={"planned": count_planned(job.config), "repeated": job.repeated_timesteps}
+            )
         if job is None:
             self.note_refusal(trial, "the server has forgotten its job")
         elif not job.status.is_final:
@@ -179,7 +202,10 @@ class Sweep:
 
     def rank(self) -> list[SettingRow]:
         """Return a row per setting, the best first."""
-        return rank_settings(self.record.settings, self.record.trials)
+        figures = [(trial.status, trial.mean_reward) for trial in self.record.trials]
+        if self._ranking is None or self._ranking[0] != figures:
+            self._ranking = figures, rank_settings(self.record.settings, self.record.trials)
+        return self._ranking[1]
 
     def list_surplus_models(self) -> list[Trial]:
         """List the trials whose models are not to be kept.
@@ -213,7 +239,7 @@ class Sweep:
             end_time=record.end_time,
             n_settings=len(record.settings),
             counts=dict(Counter(trial.status for trial in record.trials)),
-            timesteps=sum(trial.current_timesteps for trial in record.trials),
+            timesteps=sum(count_taken(trial, self.get_steps(trial)) for trial in record.trials),
             best_mean_reward=rows[0].mean_reward if rows else None,
         )
 
@@ -233,12 +259,11 @@ class Sweep:
     def _fits_budget(self, trial: Trial) -> bool:
         if self.record.budget_timesteps is None:
             return True
-        taken = sum(
-            other.total_timesteps if other.status.is_active else other.current_timesteps
+        counted = (
+            (count_expected if other is trial or other.status.is_active else count_taken)(other, self.get_steps(other))
             for other in self.record.trials
-            if other is not trial
         )
-        return taken + trial.total_timesteps <= self.record.budget_timesteps
+        return sum(counted) <= self.record.budget_timesteps
 
     def _get_rung(self) -> int:
         return max((trial.rung for trial in self.record.trials), default=0)

@@ -137,7 +137,7 @@ def go_on(
     """Let a new model, its evaluations and its rules go on where a checkpoint was taken.
 
     :param config: What is trained.
-    :param progress: Receives a warning if training goes on otherwise than it would have.
+    :param progress: Receives a warning if training does not go on exactly as it would have.
     :return: The model that the training began from, if any.
     :raises CheckpointError: If it is of another training.
     """
@@ -145,7 +145,7 @@ def go_on(
     caveat = checkpoint.restore(model, taken)
     if caveat is not None and caveat.is_certain:
         progress.publish_warning(
-            f"training went on from step {taken.timesteps:,} with new episodes, and so otherwise than it would have: "
+            f"training went on from step {taken.timesteps:,} with new episodes, and so not exactly as before: "
             f"{caveat.reason}."
         )
     stop_rules.spent_seconds_before, stop_rules.ended_by = float(own["seconds"]), own["ended_by"]

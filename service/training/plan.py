@@ -34,6 +34,7 @@ class TrainingPlan(NamedTuple):
     :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
     :param config_origins: Who chose each field of the configuration.
     :param sweep_id: The sweep that the job belongs to; None if it belongs to none.
+    :param init_sha256: SHA-256 of the file that ``init_model`` named when the job was accepted; None without one.
     """
 
     config: TrainConfig
@@ -42,6 +43,7 @@ class TrainingPlan(NamedTuple):
     reward_threshold: float | None
     config_origins: ConfigOrigins
     sweep_id: str | None = None
+    init_sha256: str | None = None
 
     def make_task(
         self, run_dir: Path | None = None, n_threads: int = 1, taken: bytes | None = None, init: bytes | None = None

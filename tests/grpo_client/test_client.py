@@ -433,7 +433,7 @@ def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) 
         (lambda client: client.predict_array("m", np.array([object()])), InvalidArgument, "[Oo]bject arrays"),
         (lambda client: client.status("\ud800"), NotFound, "no training job"),
         (lambda client: client.video("m", "m.png"), InvalidArgument, "not a film"),
-        (lambda client: client.export("m", "m.png"), InvalidArgument, "no exported policy"),
+        (lambda client: client.export("m", "m.png"), InvalidArgument, "which format to export to"),
     ],
 )
 def test_every_error_is_one_of_this_package(grpo: Any, ask: Any, kind: type[GRPOError], said: str) -> None:

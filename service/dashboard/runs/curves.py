@@ -1,10 +1,14 @@
 """The curves of runs, as the browser draws them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from service.jobs.history import MetricColumn
 from service.jobs.job import Job
 
 #: Stands for the evaluations with their intervals, beside what training itself earned.
@@ -22,19 +26,22 @@ class Line(NamedTuple):
     :param steps: Simulator steps.
     :param seconds: Time since the run started.
     :param values: Each the mean of a stretch if there are many; None where it is not finite, which is a gap.
-    :param bounds: The lowest and the highest value of each stretch; empty if every value is there.
+    :param lows: The lowest value of each stretch; empty if every value is there, or nobody has asked.
+    :param highs: Likewise the highest.
     """
 
     steps: list[int]
     seconds: list[float]
     values: list[float | None]
-    bounds: list[tuple[float | None, float | None]]
+    lows: list[float | None]
+    highs: list[float | None]
 
 
-def describe_curves(job: Job, metrics: Iterable[str]) -> dict[str, Any]:
+def describe_curves(job: Job, metrics: Iterable[str], has_bounds: bool = True) -> dict[str, Any]:
     """Describe some of a job's curves: for each metric its steps, seconds and values.
 
     :param metrics: ``REWARD`` or log keys.
+    :param has_bounds: Whether the bounds of long lines are wanted, which double what is sent.
     """
     line, final = job.summarize(), job.final_evaluation
     wanted = {TRAINING_KEY if metric == REWARD else metric for metric in metrics}
@@ -45,7 +52,7 @@ def describe_curves(job: Job, metrics: Iterable[str]) -> dict[str, Any]:
         "recipe": line.recipe,
         "start": _to_epoch(job.start_time),
         "keys": job.history.list_keys(),
-        "lines": {metric: read_line(job.history.list_points(metric), metric) for metric in wanted},
+        "lines": {metric: read_line(job.history.get_column(metric), metric, has_bounds) for metric in wanted},
         "evaluations": [
             [row.timesteps, round(row.elapsed_seconds, 2), row.mean_reward, *(row.mean_reward_ci95 or ())]
             for row in job.history.list_evaluations()
@@ -56,31 +63,43 @@ def describe_curves(job: Job, metrics: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def read_line(points: Sequence[tuple[int, float, float]], key: str) -> Line:
-    """Write the points of a metric as a line.
+def read_line(column: MetricColumn, key: str, has_bounds: bool = True) -> Line:
+    """Write a metric as a line of at most ``MAX_POINTS`` points.
 
     A mean over past episodes is taken only where it has changed, and at last.
-
-    :param points: Steps, seconds and values, oldest first.
     """
-    if key.startswith(_OF_EPISODES):
-        points = [point for i, point in enumerate(points) if i in (0, len(points) - 1) or point[2] != points[i - 1][2]]
-    if len(points) <= MAX_POINTS:
-        steps, seconds = [point[0] for point in points], [round(point[1], 2) for point in points]
-        return Line(steps, seconds, [_round(point[2]) for point in points], [])
-    line = Line([], [], [], [])
-    for i in range(MAX_POINTS):
-        stretch = points[len(points) * i // MAX_POINTS : len(points) * (i + 1) // MAX_POINTS]
-        finite = [value for _, _, value in stretch if math.isfinite(value)]
-        line.steps.append(stretch[-1][0])
-        line.seconds.append(round(stretch[-1][1], 2))
-        line.values.append(_round(sum(finite) / len(finite)) if finite else None)
-        line.bounds.append((_round(min(finite)), _round(max(finite))) if finite else (None, None))
-    return line
+    if key.startswith(_OF_EPISODES) and len(column.values):
+        is_news = np.append(True, column.values[1:] != column.values[:-1])
+        is_news[-1] = True
+        column = MetricColumn(*(part[is_news] for part in column))
+    n_points = len(column.values)
+    if n_points <= MAX_POINTS:
+        return Line(column.timesteps.tolist(), _list_seconds(column.seconds), _round_all(column.values), [], [])
+    ends = n_points * np.arange(MAX_POINTS + 1) // MAX_POINTS
+    starts, lasts = ends[:-1], ends[1:] - 1
+    is_finite = np.isfinite(column.values)
+    counts = np.add.reduceat(is_finite.astype(np.float64), starts)
+    # A stretch without a finite value is a gap, and so is one whose sum is not finite.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        means = np.add.reduceat(np.where(is_finite, column.values, 0.0), starts) / counts
+    lows = np.minimum.reduceat(np.where(is_finite, column.values, np.inf), starts)
+    highs = np.maximum.reduceat(np.where(is_finite, column.values, -np.inf), starts)
+    return Line(
+        column.timesteps[lasts].tolist(),
+        _list_seconds(column.seconds[lasts]),
+        _round_all(means),
+        _round_all(lows) if has_bounds else [],
+        _round_all(highs) if has_bounds else [],
+    )
 
 
-def _round(value: float) -> float | None:
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+def _list_seconds(seconds: npt.NDArray[np.float64]) -> list[float]:
+    return [round(value, 2) for value in seconds.tolist()]
+
+
+def _round_all(values: npt.NDArray[np.float64]) -> list[float | None]:
+    """Round to five digits, which are more than a chart shows; None stands for what is not finite."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _to_epoch(moment: datetime | None) -> float | None:

@@ -4,7 +4,8 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from nicegui import ui
@@ -15,7 +16,7 @@ from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.runs.actions import RunActions
 from service.dashboard.runs.address import MAX_SHOWN, RunsView, read_view
-from service.dashboard.runs.curves import describe_curves
+from service.dashboard.runs.curves import REWARD, describe_curves
 from service.dashboard.runs.table import make_table
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
 from service.errors import ServiceError
@@ -27,8 +28,10 @@ from service.schemas.jobs import JobStatus
 _REFRESH_SECONDS = 1.0
 # Runs that the page shows by itself: the newest one, and those that train.
 _MAX_BY_ITSELF = 6
-# Runs whose curves go to the browser in one message.
+# Runs whose curves are read from the disk before they go to the browser together.
 _BATCH = 10
+# As many runs of an environment are drawn with the bounds of their lines; see MAX_BANDS in curves.js.
+_MAX_BOUNDED = 4
 _GROUPINGS = (("", "No groups"), ("env_name", "By environment"), ("recipe", "Same settings, any seed"))
 
 
@@ -78,16 +81,21 @@ class _RunsPage:
         self._by_itself: dict[str, int] = {}
         self._colours: Mapping[str, int] = {}
         self._seen: set[str] = set()
+        # What the table was last made of, and the table that was sent.
+        self._asked: _Asked | None = None
         self._sent = ""
-        # What was sent of each curve: the metric and the latest event.
-        self._sent_curves: dict[str, tuple[str, int, str | None]] = {}
+        # What was sent of each run's curves, by metric; the browser keeps them all.
+        self._sent_curves: dict[str, dict[str, _CurveState]] = {}
+        # How the runs in the charts are drawn.
+        self._styles: Mapping[str, _Style] = {}
         self._is_sending = asyncio.Lock()
 
     async def look(self, event: Any) -> None:
         """Take another address."""
         query = event.args if isinstance(event.args, str) else ""
-        self._view = read_view(dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True)))
-        self._sent = ""
+        before, self._view = self._view, read_view(dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True)))
+        if self._view._replace(metric="") != before._replace(metric=""):
+            self._sent = ""  # what was clicked is answered, even if the table is the same
         await self.refresh()
 
     async def act(self, event: Any) -> None:
@@ -100,20 +108,31 @@ class _RunsPage:
         """Send the table and the curves, if they have changed."""
         lines, view = self._registry.list_lines(), self._view
         colours = self._colours = self._choose_colours(lines)
+        self._styles = _choose_styles(lines, colours)
         # A curve that is taken out has to be sent again when it comes back.
         self._sent_curves = {job_id: sent for job_id, sent in self._sent_curves.items() if job_id in colours}
-        page = await run_in_threadpool(self._write_page, view, lines, colours)  # which may read the disk
-        if view is not self._view:  # the visitor went on meanwhile
-            return
+        asked = _Asked(lines, view._replace(metric=""), colours)
+        if not self._sent or asked != self._asked:
+            page = await run_in_threadpool(self._write_page, view, lines, colours)  # which may read the disk
+            if view is not self._view:  # the visitor went on meanwhile
+                return
+            self._show_table(asked, page)
+        if not self._is_sending.locked():
+            async with self._is_sending:
+                sent: tuple[str, Mapping[str, int]] | None = None
+                while sent != (self._view.metric, self._colours):  # another one may be chosen meanwhile
+                    sent = self._view.metric, self._colours
+                    await self._send_curves(*sent)
+
+    def _show_table(self, asked: "_Asked", page: str) -> None:
+        """Send the table if it has changed, and count its runs."""
+        self._asked = asked
         if page != self._sent:
             self._sent = page
             ui.run_javascript(f"grpoRuns.show({page})")
-        self._summary.set_text(_count_runs(lines))
-        self._content.set_visibility(bool(lines))
-        self._empty.set_visibility(not lines)
-        if not self._is_sending.locked():
-            async with self._is_sending:
-                await self._send_curves(colours)
+        self._summary.set_text(_count_runs(asked.lines))
+        self._content.set_visibility(bool(asked.lines))
+        self._empty.set_visibility(not asked.lines)
 
     def _write_page(self, view: RunsView, lines: Sequence[PastJob], colours: Mapping[str, int]) -> str:
         """Return the table in JSON."""
@@ -149,27 +168,38 @@ class _RunsPage:
         self._by_itself = {job_id: colour for job_id, colour in self._by_itself.items() if job_id in self._seen}
         return dict(self._by_itself)
 
-    async def _send_curves(self, colours: Mapping[str, int]) -> None:
-        metric = self._view.metric
-        # A few at a time: the first lines are there soon, and a running job does not wait for those read from the disk.
-        for batch in _batched([job_id for job_id in colours if self._may_be_new(job_id, metric)], _BATCH):
+    async def _send_curves(self, metric: str, colours: Mapping[str, int]) -> None:
+        outdated = [job_id for job_id in colours if self._may_be_new(job_id, metric)]
+        at_hand = [job_id for job_id in outdated if self._find_in_memory(job_id) is not None]
+        on_disk = [job_id for job_id in outdated if job_id not in at_hand]
+        # Those read from the disk a few at a time: the first lines are there soon, and no running job waits for them.
+        for batch in filter(None, (at_hand, *_batched(on_disk, _BATCH))):
             news = await run_in_threadpool(self._describe_new, batch, metric)
             if metric != self._view.metric:
-                continue
+                return
             shown = self._colours  # some may have been taken out meanwhile
-            calls = [f"grpoCurves.set({text}, {shown[job_id]});" for job_id, text in news.items() if job_id in shown]
+            calls = []
+            for job_id, (state, text) in news.items():
+                if job_id in shown:
+                    self._sent_curves.setdefault(job_id, {})[metric] = state
+                    calls.append(f"grpoCurves.set({text}, {shown[job_id]});")
             if calls:
                 ui.run_javascript("".join(calls))
 
+    def _find_in_memory(self, job_id: str) -> Job | None:
+        with suppress(ServiceError):  # it was deleted just now
+            return self._registry.find_in_memory(job_id)
+        return None
+
     def _may_be_new(self, job_id: str, metric: str) -> bool:
         """Return whether the browser may lack something of a run's curves; the answer never needs the disk."""
-        try:
-            job = self._registry.find_in_memory(job_id)
-        except ServiceError:  # it was deleted just now
-            return False
-        return job is None or self._sent_curves.get(job_id) != _get_state(job, metric)
+        sent = self._sent_curves.get(job_id, {}).get(metric)
+        job = self._find_in_memory(job_id)
+        # The lines of a run that is not in memory stay as they are.
+        n_events = job.history.last_event_id if job is not None else 0 if sent is None else sent.last_event_id
+        return sent != self._get_state(job_id, n_events, metric)
 
-    def _describe_new(self, job_ids: Sequence[str], metric: str) -> dict[str, str]:
+    def _describe_new(self, job_ids: Sequence[str], metric: str) -> "dict[str, tuple[_CurveState, str]]":
         """Describe the curves that the browser does not have, in JSON."""
         news = {}
         for job_id in job_ids:
@@ -177,16 +207,45 @@ class _RunsPage:
                 job = self._registry.get(job_id)
             except ServiceError:  # it was deleted just now
                 continue
-            state = _get_state(job, metric)
-            if self._sent_curves.get(job_id) != state:
-                self._sent_curves[job_id] = state
-                news[job_id] = json.dumps(describe_curves(job, [metric]))
+            state = self._get_state(job_id, job.history.last_event_id, metric)
+            news[job_id] = state, json.dumps(describe_curves(job, [metric], state.has_bounds))
         return news
 
+    def _get_state(self, job_id: str, last_event_id: int, metric: str) -> "_CurveState":
+        style = self._styles.get(job_id, _Style(None, False))
+        return _CurveState(last_event_id, style.display_name, style.has_bounds and metric != REWARD)
 
-def _get_state(job: Job, metric: str) -> tuple[str, int, str | None]:
-    """Return what changes when there is something new to draw."""
-    return metric, job.history.last_event_id, job.labels.display_name
+
+class _Asked(NamedTuple):
+    """All that the table is made of."""
+
+    lines: Sequence[PastJob]
+    view: RunsView
+    colours: Mapping[str, int]
+
+
+class _Style(NamedTuple):
+    """How a run is drawn.
+
+    :param has_bounds: Whether its chart has room for the bounds of its lines.
+    """
+
+    display_name: str | None
+    has_bounds: bool
+
+
+class _CurveState(NamedTuple):
+    """What changes when there is something new to draw of a line."""
+
+    last_event_id: int
+    display_name: str | None
+    has_bounds: bool
+
+
+def _choose_styles(lines: Sequence[PastJob], colours: Mapping[str, int]) -> dict[str, _Style]:
+    shown = [line.summary for line in lines if line.job_id in colours]
+    n_shown = Counter(line.env_name for line in shown)
+    return {line.job_id: _Style(line.display_name, n_shown[line.env_name] <= _MAX_BOUNDED) for line in shown}
 
 
 def _batched(names: list[str], size: int) -> Iterator[list[str]]:

@@ -1,15 +1,13 @@
-"""What is written down of a run: its configuration, its evaluations, its events, and where it comes from."""
+"""What is written down of a run: its configuration, its evaluations and its events."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from service.dashboard.mount import PREFIX
-from service.dashboard.widgets.html_elements import Text, make_box, make_link, make_pairs
-from service.dashboard.widgets.number_format import format_age, format_count, format_interval, format_number
+from service.dashboard.widgets.html_elements import Text, make_box
+from service.dashboard.widgets.number_format import format_count, format_interval, format_number
 from service.dashboard.widgets.setting_text import ORIGIN_TONES, ORIGINS, write_setting
 from service.jobs.history import JobEvent
 from service.jobs.job import Job
-from service.models.store import ModelStore
 
 _MAX_EVENTS = 200
 
@@ -81,6 +79,10 @@ def show_events(events: Sequence[JobEvent]) -> None:
         for event in [*reversed(events)][:_MAX_EVENTS]:
             tone, text = describe_event(event)
             with make_box(tone, "li"):
+                if event.created_at is not None:
+                    moment = event.created_at
+                    when = Text(f"{moment:%Y-%m-%d %H:%M:%S} UTC", "event-time muted", "time")
+                    when.props["datetime"] = moment.isoformat(timespec="seconds")
                 Text(text)
 
 
@@ -107,38 +109,3 @@ def describe_event(event: JobEvent) -> tuple[str, str]:
         case "job.status":
             return "", {"queued": "Queued", "running": "Started"}.get(payload["status"], str(payload["status"]))
     return "", event.name
-
-
-def show_lineage(job: Job, store: ModelStore) -> None:
-    """Show the model that a job began from, its checkpoint, and the model that it has saved."""
-    status = job.describe()
-    began = job.config.init_model
-    with make_box("lineage", "ol"):
-        with make_box("", "li"):
-            Text("Began from ", "muted")
-            if began is None:
-                Text("random weights")
-            else:
-                _link_model(began, store)
-        if status.n_restarts:
-            Text(f"Resumed {status.n_restarts} {'time' if status.n_restarts == 1 else 'times'}", tag="li")
-        if (kept := status.checkpoint) is not None:
-            exact = {True: "goes on exactly", False: "goes on otherwise", None: "goes on"}[kept.exact]
-            with make_box("", "li"):
-                Text("Checkpoint ", "muted")
-                Text(f"at step {format_count(kept.timesteps)}, {format_age(kept.created_at)}; a resume {exact}")
-        with make_box("", "li"):
-            Text("Model ", "muted")
-            if status.model_name is None:
-                Text("none yet" if not job.status.is_final else "none was saved")
-            else:
-                _link_model(status.model_name, store)
-    if status.sha256 is not None:
-        make_pairs({"SHA-256": status.sha256})
-
-
-def _link_model(name: str, store: ModelStore) -> None:
-    if store.exists(name):
-        make_link(name, f"{PREFIX}/models/{name}", "")
-    else:
-        Text(f"{name}, which was deleted")

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from nicegui import ui
+
 from service.dashboard.mount import PREFIX
 from service.dashboard.widgets.headline import HeadlineText, describe_job
 from service.dashboard.widgets.html_elements import (
@@ -12,6 +14,7 @@ from service.dashboard.widgets.html_elements import (
     make_button,
     make_link,
     make_track,
+    set_attributes,
 )
 from service.dashboard.widgets.number_format import format_count, format_duration
 from service.jobs.job import Job
@@ -36,13 +39,13 @@ class RunHead:
     """A card that follows a run until it ends.
 
     :param on_act: Called with ``stop``, ``resume``, ``edit`` or ``delete`` when the visitor wants it.
-    :param is_saved: Says whether there is a model of a name.
     """
 
-    def __init__(self, job: Job, on_act: Callable[[str], Any], is_saved: Callable[[str], bool]) -> None:
+    def __init__(self, job: Job, on_act: Callable[[str], Any]) -> None:
         self.job = job
-        self._is_saved, self._on_act = is_saved, on_act
-        self._saved_name: str | None = None
+        self._on_act = on_act
+        # Links to the job's model; None before it has ended with one.
+        self._links: tuple[ui.element, ui.element] | None = None
         self._is_final = False
         self._shown_warnings: list[str] = []
         self._shown_labels: JobLabels | None = None
@@ -92,7 +95,6 @@ class RunHead:
         """Show the status of the job."""
         self._show_labels()
         if self._is_final:
-            self._check_model()
             return
         status = self.job.describe()
         self._show_state(status)
@@ -132,25 +134,30 @@ class RunHead:
             if status.status is not JobStatus.COMPLETED:
                 make_button("Resume", lambda: self._on_act("resume"), "tiny quiet", "play_circle", f"Resume {name}")
             if status.model_name is not None:
-                self._gone = Text("The model was deleted.", "muted small")
-                onward = f"{again}&init_model={status.model_name}"
-                self._onward = make_link(
-                    "Train on", onward, "button tiny quiet", "trending_up", aria_label=f"Train {status.model_name} on"
-                )
-                href = f"{PREFIX}/models/{status.model_name}"
-                self._play = make_link(
-                    "Play", href, "button tiny", "play_arrow", aria_label=f"Play {status.model_name}"
-                )
-        self._saved_name = status.model_name
-        self._check_model()
+                self._gone = Text("", "muted small")
+                label = f"Train {status.model_name} on"
+                onward = make_link("Train on", "", "button tiny quiet", "trending_up", aria_label=label)
+                play = make_link("Play", "", "button tiny", "play_arrow", aria_label=f"Play {status.model_name}")
+                self._links = onward, play
+                for link in (self._gone, *self._links):  # until it is known where it is
+                    link.set_visibility(False)
 
-    def _check_model(self) -> None:
-        """Offer to play the model only while there is one."""
-        if self._saved_name is not None:
-            is_there = self._is_saved(self._saved_name)
-            self._play.set_visibility(is_there)
-            self._onward.set_visibility(is_there)
-            self._gone.set_visibility(not is_there)
+    def show_model(self, reference: str | None, loss: str) -> None:
+        """Offer to play the job's model, and to train it on, while it is there.
+
+        :param reference: What names it; None if it is gone.
+        :param loss: Why it is gone.
+        """
+        if self._links is None:
+            return
+        onward, play = self._links
+        if reference is not None:
+            set_attributes(onward, href=f"{PREFIX}/new?from={self.job.job_id}&init_model={reference}")
+            set_attributes(play, href=f"{PREFIX}/models/{reference}")
+        for link in self._links:
+            link.set_visibility(reference is not None)
+        self._gone.set_text(f"The model is gone: {loss}.")
+        self._gone.set_visibility(reference is None)
 
 
 def _describe_task(status: TrainingStatus) -> str:

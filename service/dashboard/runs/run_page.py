@@ -1,6 +1,7 @@
 """The page of one run: how it stands, its curves, what it trained with, and what happened."""
 
 import json
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ from service.dashboard.pages.frame import show_frame
 from service.dashboard.runs.actions import RunActions
 from service.dashboard.runs.address import read_view
 from service.dashboard.runs.curves import REWARD, describe_curves
-from service.dashboard.runs.record_tables import show_configuration, show_evaluations, show_events, show_lineage
+from service.dashboard.runs.lineage import Family, describe_loss, find_family, show_lineage
+from service.dashboard.runs.record_tables import show_configuration, show_evaluations, show_events
 from service.dashboard.runs.run_film import RunFilm
 from service.dashboard.runs.run_head import RunHead
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note
@@ -62,6 +64,10 @@ class _RunPage:
         self._actions = RunActions(service, self.refresh)
         self._sent: tuple[int, str] | None = None
         self._listed_event = -1
+        # What was last looked at of the model's family, what was found, and up to which event it is shown.
+        self._family_state: object = None
+        self._family: Family | None = None
+        self._lineage_event = -1
         with make_box("head"):
             with make_box("stack").style("gap: 0; min-width: 0"):
                 self._title = Text(_get_title(job), tag="h1").style("overflow-wrap: anywhere")
@@ -117,6 +123,7 @@ class _RunPage:
             curves = await run_in_threadpool(partial(describe_curves, self._job, [*METRICS, self._metric]))
             ui.run_javascript(f"grpoCurves.set({json.dumps(curves)}, 0)")
         self._list_records()
+        await self._show_family()
 
     async def film(self) -> None:
         """Film the run's newest policy, if the film is of another one."""
@@ -130,16 +137,33 @@ class _RunPage:
             for place, show in (
                 (self._evaluations, partial(show_evaluations, self._job)),
                 (self._events, partial(show_events, events)),
-                (self._lineage, partial(show_lineage, self._job, self._service.store)),
             ):
                 place.clear()
                 with place:
                     show()
 
+    async def _show_family(self) -> None:
+        """Show where the run comes from and what became of its model, if that may have changed."""
+        registry, store = self._service.registry, self._service.store
+        name = "" if self._job.last_saved is None else self._job.last_saved[0]
+        n_jobs = Counter(line.status.is_final for line in registry.list_lines())
+        signature = store.folder.get_signature(name) if name else None
+        state = self._job.last_saved, self._job.status, signature, n_jobs, self._head
+        if state == self._family_state:
+            return
+        self._family_state = state
+        family = await run_in_threadpool(find_family, registry, self._job)
+        self._head.show_model(family.model, describe_loss(name, store) if name else "")
+        if family != self._family or self._listed_event != self._lineage_event:
+            self._family, self._lineage_event = family, self._listed_event
+            self._lineage.clear()
+            with self._lineage:
+                show_lineage(self._job, store, family)
+
     def _make_head(self) -> None:
         self._head_place.clear()
         with self._head_place:
-            self._head = RunHead(self._job, self._act, self._service.store.exists)
+            self._head = RunHead(self._job, self._act)
 
     async def _act(self, action: str) -> None:
         await self._actions.act(action, self._job.job_id)

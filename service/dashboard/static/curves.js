@@ -44,8 +44,8 @@ globalThis.grpoCurves = (() => {
   };
   // Between which values each point of a long line lies.
   const spread = (run, metric, view) => {
-    const [steps, seconds, , bounds] = run.lines[metric] ?? [[], [], [], []];
-    const known = bounds.map(([low, high], i) => [place(run, steps[i], seconds[i], view), low, high]).filter(([, low]) => low !== null);
+    const [steps, seconds, , lows, highs] = run.lines[metric] ?? [[], [], [], [], []];
+    const known = lows.map((low, i) => [place(run, steps[i], seconds[i], view), low, highs[i]]).filter(([, low]) => low !== null);
     return NEGATED.has(metric) ? known.map(([x, low, high]) => [x, -high, -low]) : known;
   };
   // The exponential mean of the values so far, without the pull of the first one; the weight is per percent of the axis.
@@ -207,7 +207,7 @@ globalThis.grpoCurves = (() => {
     }
     const envs = [...new Set([...runs.values()].map((run) => run.env))];
     return (envs.length ? envs : [""]).map((env) => ({
-      key: `${view.metric} ${env}`, metric: view.metric, title: env || name(view.metric), hint: "", runs: () => [...runs.values()].filter((run) => run.env === env),
+      key: env || view.metric, metric: view.metric, title: env || name(view.metric), hint: "", runs: () => [...runs.values()].filter((run) => run.env === env),
     }));
   };
   const build = (list) => {
@@ -241,7 +241,7 @@ globalThis.grpoCurves = (() => {
     if (!host?.isConnected || !echarts) return;
     const view = read(), list = wanted(view);
     if (list.map(({ key }) => key).join("\n") !== panels.map(({ key }) => key).join("\n")) build(list);
-    panels.forEach((panel) => fillPanel(panel, view));
+    panels.forEach((panel, i) => fillPanel(Object.assign(panel, { metric: list[i].metric, runs: list[i].runs }), view));
     listMetrics(view);
   };
   const draw = () => {
@@ -270,7 +270,12 @@ globalThis.grpoCurves = (() => {
       return [box, select];
     };
     const [metricBox, metric] = choose(fixed ? "Also show" : "Show", "y", [], "");
-    metric.addEventListener("change", () => { grpoAddress.set({ y: metric.value === "reward" ? "" : metric.value }); draw(); onMetric(); });
+    metric.addEventListener("change", () => {
+      grpoAddress.set({ y: metric.value === "reward" ? "" : metric.value });
+      const key = metric.value === "reward" ? TRAINING : metric.value;
+      if ([...runs.values()].every(({ lines }) => key in lines)) draw(); // otherwise it is drawn when they come
+      onMetric();
+    });
     const [xBox, x] = choose("Over", "x", [["steps", "Steps"], ["relative", "Run time"], ["time", "Wall time"]], view.x);
     x.addEventListener("change", () => { grpoAddress.set({ x: x.value === "steps" ? "" : x.value }); draw(); });
     const smoothBox = text("label", "Smoothing", "smoothing"), shown = text("output", view.smooth.toFixed(2));
@@ -299,14 +304,21 @@ globalThis.grpoCurves = (() => {
       echarts = (await import("nicegui-echart")).echarts;
       draw();
     },
+    // The lines of other metrics stay, so that they are there at once when they are chosen again.
     set(run, colour) {
-      runs.set(run.id, { ...run, colour: colour ?? runs.get(run.id)?.colour ?? 0 });
+      const before = runs.get(run.id);
+      runs.set(run.id, { ...run, lines: { ...before?.lines, ...run.lines }, colour: colour ?? before?.colour ?? 0 });
       draw();
     },
     keep(colours) {
-      for (const id of [...runs.keys()]) if (!(id in colours)) runs.delete(id);
-      for (const [id, colour] of Object.entries(colours)) if (runs.has(id)) runs.get(id).colour = colour;
-      draw();
+      let isChanged = false;
+      for (const [id, run] of [...runs]) {
+        if (run.colour === colours[id]) continue;
+        isChanged = true;
+        if (id in colours) run.colour = colours[id];
+        else runs.delete(id);
+      }
+      if (isChanged) draw();
     },
     draw,
     read: (metric) => [...runs.values()].map((run) => ({ name: run.name, points: points(run, metric, { x: "steps" }), evaluations: run.evaluations })),

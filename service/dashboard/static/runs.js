@@ -85,11 +85,9 @@ globalThis.grpoRuns = (() => {
     cell.append(make("span", `chip ${TONES[row.status] ?? ""}`, row.status === "running" ? `${Math.round(100 * row.progress)} %` : row.status));
     return cell;
   };
-  const menuCell = (row) => {
-    const cell = make("td", "c-menu"), details = make("details", "menu"), list = make("div", "menu-list");
-    const summary = make("summary", "", "", { "aria-label": `Actions of ${row.name}` });
-    summary.append(icon("more_horiz"));
-    const isEnded = !["running", "queued"].includes(row.status);
+  // What can be done with a run. It is made when its menu opens: fifty of them would be a third of the table.
+  const menuList = (row, details) => {
+    const list = make("div", "menu-list"), isEnded = !["running", "queued"].includes(row.status);
     const add = (label, name, action) => {
       const button = make("button", "", "", { type: "button" });
       button.append(icon(name), label);
@@ -102,13 +100,22 @@ globalThis.grpoRuns = (() => {
     add(row.hidden ? "Show again" : "Hide", row.hidden ? "visibility" : "visibility_off", () => act(row.hidden ? "unhide" : "hide", row.id));
     if (isEnded) add("Delete", "delete", () => act("delete", row.id));
     else add("Stop", "stop", () => act("stop", row.id));
+    return list;
+  };
+  const menuCell = (row) => {
+    const cell = make("td", "c-menu"), details = make("details", "menu");
+    const summary = make("summary", "", "", { "aria-label": `Actions of ${row.name}` });
+    summary.append(icon("more_horiz"));
     // Fixed, since the table scrolls sideways and would cut it off.
     details.addEventListener("toggle", () => {
+      if (!details.open) return details.querySelector(".menu-list")?.remove();
+      const list = menuList(row, details);
+      details.append(list);
       const { right, bottom } = summary.getBoundingClientRect(), height = list.offsetHeight;
       const top = bottom + height + 80 > innerHeight ? bottom - 32 - height : bottom + 4;
       list.style.cssText = `top: ${Math.max(8, top)}px; right: ${Math.max(8, innerWidth - right)}px`;
     });
-    details.append(summary, list);
+    details.append(summary);
     cell.append(details);
     return cell;
   };
@@ -210,13 +217,15 @@ globalThis.grpoRuns = (() => {
   const listen = () => {
     const bar = document.querySelector(".runs-bar"), search = bar.querySelector("[name=q]");
     search.value = grpoAddress.get("q");
-    let waiting = 0;
+    // Every letter asks: the server drops what is no longer asked for.
     search.addEventListener("input", () => {
-      clearTimeout(waiting);
-      waiting = setTimeout(() => go({ q: search.value.trim() }), 120);
+      if (search.value.trim() !== grpoAddress.get("q")) go({ q: search.value.trim() });
     });
     for (const select of bar.querySelectorAll("select"))
-      select.addEventListener("change", () => { go({ [select.name]: select.value }); grpoCurves.draw(); });
+      select.addEventListener("change", () => {
+        go({ [select.name]: select.value });
+        if (select.name === "group") grpoCurves.draw(); // as means of groups, or one by one
+      });
     const hidden = bar.querySelector("[name=hidden]");
     hidden.addEventListener("change", () => go({ hidden: hidden.checked ? "1" : "" }));
     document.querySelector(".runs-empty .clear").addEventListener("click", () => {

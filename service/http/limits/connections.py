@@ -6,6 +6,7 @@ where a body is refused, it closes so early that the client never sees why.
 
 import asyncio
 import logging
+import re
 import sys
 from collections.abc import Collection
 from typing import Any, cast
@@ -40,7 +41,11 @@ _SHARE_OF_DESCRIPTORS = 0.75
 _HEAD_TOO_LARGE = Problem("head-too-large", "The head of the request is too large")
 _PATH_TOO_LONG = Problem("path-too-long", "The path is too long")
 _HEAD_TIMEOUT = Problem("head-timeout", "The head of the request arrives too slowly")
+_EXPECTATION = Problem("expectation-failed", "The expectation cannot be met")
 _NOT_HTTP = Problem("not-http", "The request is not valid HTTP")
+
+
+_ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#@]+)((?:[/?].*)?)", re.IGNORECASE | re.DOTALL)
 
 
 class Connection(HttpToolsProtocol):
@@ -111,9 +116,28 @@ class Connection(HttpToolsProtocol):
         if len(self.url) > _MAX_TARGET_BYTES:
             self._refuse(414, _PATH_TOO_LONG, f"the path has more than {_MAX_TARGET_BYTES} bytes with its query.")
             return
+        if any(name == b"expect" and value.lower() != b"100-continue" for name, value in self.headers):
+            self._refuse(417, _EXPECTATION, "of the header Expect only '100-continue' can be met; leave it out.")
+            return
+        if not self.url.startswith((b"/", b"*")) and not self._read_absolute_target():
+            self._refuse(400, _NOT_HTTP, "the target of the request is neither a path nor an http:// address.")
+            return
         super().on_headers_complete()
         if self.expect_100_continue:  # nobody knows whether a client that is refused will send the body after all
             self.cycle.keep_alive = False
+
+    def _read_absolute_target(self) -> bool:
+        """Take the host and the path from a target in absolute form, as RFC 9112 (3.2.2) has it; False if it is none.
+
+        What it names comes before the header Host.
+        """
+        found = _ABSOLUTE_TARGET.fullmatch(self.url)
+        if found is None:
+            return False
+        host, target = found.groups()
+        self.headers[:] = [(b"host", host), *(header for header in self.headers if header[0] != b"host")]
+        self.url = target if target.startswith(b"/") else b"/" + target
+        return True
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""

@@ -71,7 +71,7 @@ def resume_sweep(sweep_id: SweepId, service: CurrentService) -> SweepMessage:
     return _confirm("Sweep resumed", service.sweeps.resume(sweep_id))
 
 
-@router.delete("/sweeps/{sweep_id}", responses=errors(403, 404, 409))
+@router.delete("/sweeps/{sweep_id}", responses=errors(403, 404, 409, 507))
 def delete_sweep(sweep_id: SweepId, service: CurrentService) -> SweepMessage:
     """Forget a sweep that has ended; its jobs and the models that it has kept stay."""
     return _confirm("Sweep deleted", service.sweeps.delete(sweep_id))

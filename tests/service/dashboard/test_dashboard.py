@@ -429,7 +429,7 @@ def test_what_was_deleted_elsewhere_is_no_longer_offered(page: Page, app: FastAP
     store = app.state.service.store
     content = (app.state.service.settings.models_dir / "fleeting.zip").read_bytes()
     registry.delete_model("fleeting")
-    page.find(".job", "The model was deleted.")
+    page.find(".job", "The model is gone: it was deleted.")
     assert not page.driver.find_element(By.CSS_SELECTOR, ".job a[aria-label='Play fleeting']").is_displayed()
 
     store.publish("fleeting", content)
@@ -510,6 +510,7 @@ def test_versions_are_promoted_and_rolled_back(page: Page, app: FastAPI) -> None
     page.find("h1", "versioned@2")
     page.open("models/versioned")
     page.photograph("versions")
+    wait_until(lambda: bool(page.run("return document.querySelector('.stage img')?.naturalWidth > 0")))
     store.delete("versioned")
 
 

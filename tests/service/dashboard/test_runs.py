@@ -1,6 +1,7 @@
 """The table of runs and their curves in a browser: all of it is in the address."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,28 @@ def test_there_is_one_panel_per_environment_and_any_metric(page: Page, job_ids: 
     page.photograph("metric")
 
 
+def test_nothing_is_drawn_or_sent_twice(page: Page, job_ids: list[str]) -> None:
+    page.open(f"?show={job_ids[8][:8]}.0,{job_ids[6][:8]}.1")
+    wait_until(lambda: {"run-08, evaluation", "run-06, evaluation"} <= read_lines(page).keys())
+    page.run(
+        "globalThis.seen = {drawn: 0, sent: 0}; const [frame, set] = [requestAnimationFrame, grpoCurves.set];"
+        "globalThis.requestAnimationFrame = (f) => { seen.drawn += f.name === 'drawNow'; return frame(f); };"
+        "grpoCurves.set = (...run) => { seen.sent += 1; set(...run); };"
+    )
+    page.click("th.c-reward button")
+    wait_for_names(page, "run-59", "run-58", "run-57")
+    page.find("input[type=search]").send_keys("run-0")
+    wait_for_names(page, "run-09", "run-08")
+    assert page.run("return seen") == {"drawn": 0, "sent": 0}
+    choose(page, "y", "train/loss")
+    wait_until(lambda: {"run-08", "run-06"} <= read_lines(page).keys())
+    choose(page, "y", "reward")  # which the browser has still
+    wait_until(lambda: {"run-08, evaluation", "run-06, evaluation"} <= read_lines(page).keys())
+    choose(page, "status", "failed")
+    wait_until(lambda: list_names(page) == ["run-07"])
+    assert page.run("return seen.sent") == 2
+
+
 def test_a_group_is_drawn_as_the_mean_of_its_seeds_with_a_band(page: Page, job_ids: list[str]) -> None:
     page.open(f"?group=recipe&sort=created_at&show={job_ids[0][:8]}.0,{job_ids[1][:8]}.1,{job_ids[2][:8]}.2")
     wait_until(lambda: "run-00, evaluation, mean of 3" in read_lines(page))
@@ -223,6 +246,9 @@ def test_a_run_has_an_address_of_its_own(page: Page, job_ids: list[str]) -> None
     page.find("h1", "run-07")
     page.find(".job .verdict", "it broke")
     page.find(".events .bad", "Failed at step 2,000: it broke")
+    moments = page.run("return [...document.querySelectorAll('.events li time')].map((time) => time.textContent)")
+    assert len(moments) == len(page.driver.find_elements("css selector", ".events li"))
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", moment) for moment in moments)
     page.find("[aria-label=Evaluations]", "best")
     page.find(".stage", "Nothing was saved")
     choose(page, "y", "train/loss")

@@ -1,5 +1,6 @@
 """Versions of models are kept and found again, aliases point at them, and the newest is where it always was."""
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -166,6 +167,23 @@ class TestAliases:
         assert client.post("/inference", json=body).json() == before
         assert client.get("/models/m/versions").json()["versions"][2]["aliases"] == ["best"]
 
+    def test_it_never_answers_for_another_version(
+        self, client: TestClient, settings: Settings, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("service.models.store._RECENT_SECONDS", 3600.0)
+        publish(client, contents[:1])
+        client.put("/models/m/aliases/prod")
+        body = {"model_name": "m@prod", "observation": [0.5, -1.0, 0.1, 2.0]}
+        before = client.post("/inference", json=body).json()
+        # As another program does, of which the server hears nothing.
+        ModelFolder(settings.models_dir, 0, max_versions=5).write("m", contents[1])
+        newest = {"model_name": "m", "observations": [body["observation"]]}
+        assert client.post("/inference/batch", json=newest).status_code == 200  # it is in memory from now on
+        assert client.post("/inference", json=body).json() == before
+        ModelFolder(settings.models_dir, 0, max_versions=5).write("m", contents[2])
+        assert client.get("/models/m@2").json()["sha256"] == hashlib.sha256(contents[1]).hexdigest()
+        assert client.get("/models/m@prod").json()["sha256"] == hashlib.sha256(contents[0]).hexdigest()
+
     @pytest.mark.parametrize("alias", ["3", "latest", "-x", "a.b", "a@b", "x" * 33, "%2e%2e", "a b", "é"])
     def test_a_name_that_is_none_is_refused(self, client: TestClient, contents: list[bytes], alias: str) -> None:
         publish(client, contents[:1])
@@ -187,8 +205,8 @@ class TestAliases:
             ("get", "/models/m@..", "no version or alias '..'"),
             ("get", "/models/..@1", "no model"),
             ("get", "/models/gone/versions", "no model 'gone'"),
-            ("get", "/models/m@1/versions", "'m@1' is no whole model"),
-            ("put", "/models/m@1/aliases/prod", "is no whole model"),
+            ("get", "/models/m@1/versions", "'m@1' names one version"),
+            ("put", "/models/m@1/aliases/prod", "names one version"),
             ("post", "/models/gone/rollback", "no model 'gone'"),
         ],
     )

@@ -1,5 +1,6 @@
 """Training goes on from a model that was trained before."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from fastapi.testclient import TestClient
 
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
+from tests.conftest import RegisterEnv
+from tests.service.models.test_uploads import upload
 from tests.service.training.jobs import assert_trained_alike
-from tests.support import train_to_end
+from tests.support import Gate, LineEnv, get_status, make_model, train, train_to_end, wait_until
 
 BASE = {"env_name": "CartPole-v1", "total_timesteps": 256, "n_steps": 64, "n_eval_episodes": 0, "seed": 1}
 
@@ -60,6 +63,35 @@ def test_the_card_tells_what_it_comes_from_and_all_steps(client: TestClient, bas
     third = client.get("/models/third").json()
     assert third["lineage"]["num_timesteps"] == card["num_timesteps"]
     assert third["num_timesteps"] > card["num_timesteps"]
+
+
+@pytest.fixture
+def gate(client: TestClient, register_env: RegisterEnv) -> Gate:
+    """What two jobs wait for, which run; further ones are queued."""
+    gate = Gate()
+    env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
+    for name in ("a1", "a2"):
+        train(client, env_name=env_name, model_name=name, total_timesteps=64, n_eval_episodes=0)
+    wait_until(lambda: gate.n_arrived == 2)
+    return gate
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+def test_it_begins_from_the_model_that_it_was_accepted_with(
+    client: TestClient, base: dict[str, Any], gate: Gate, change: str
+) -> None:
+    job_id = train(client, **{**BASE, "init_model": "base@latest", "model_name": "onward"})
+    if change == "deleted":
+        client.delete("/models/base")
+    other = make_model("CartPole-v1", 3).to_bytes(env_name="CartPole-v1")
+    assert upload(client, other, "base", overwrite=True).status_code == 200
+    gate.admit()
+    wait_until(lambda: get_status(client, job_id)["status"] in ("completed", "failed"))
+    if change == "replaced":
+        assert client.get("/models/onward").json()["lineage"]["sha256"] == base["sha256"]
+    else:
+        message = get_status(client, job_id)["error_message"]
+        assert message.startswith("init_model 'base@latest' was deleted or replaced since the job was accepted")
 
 
 def test_it_goes_on_from_a_checkpoint_with_its_lineage(client: TestClient, app: FastAPI, base: dict[str, Any]) -> None:

@@ -3,7 +3,10 @@
 import json
 import math
 
+import numpy as np
+
 from service.dashboard.runs.curves import MAX_POINTS, describe_curves, read_line
+from service.jobs.history import MetricColumn
 from service.jobs.job import Job
 from service.schemas.jobs import JobStatus
 from tests.support import make_evaluation, make_final_evaluation, make_plan
@@ -21,7 +24,7 @@ def test_a_run_brings_its_line_its_evaluations_and_all_keys() -> None:
     curves = describe_curves(job, ["reward", "train/approx_kl", "no/such"])
     lines = curves["lines"]
     assert lines.keys() == {"rollout/ep_rew_mean", "train/approx_kl", "no/such"}
-    assert lines["rollout/ep_rew_mean"][::2] == ([10, 20, 30], [1.0, 2.0, 3.0])
+    assert lines["rollout/ep_rew_mean"][::2] == ([10, 20, 30], [1.0, 2.0, 3.0], [])
     assert lines["train/approx_kl"].values == [0.5, None, 0.5]
     assert lines["no/such"].steps == []
     assert curves["keys"] == ["rollout/ep_rew_mean", "train/approx_kl"]
@@ -33,21 +36,31 @@ def test_a_run_brings_its_line_its_evaluations_and_all_keys() -> None:
     assert describe_curves(Job.restore(record), ["reward"])["keys"] == curves["keys"]
 
 
+def make_column(values: list[float]) -> MetricColumn:
+    """Make a metric of which a value was reported at every step, and every half second."""
+    steps = np.arange(len(values))
+    return MetricColumn(steps, steps / 2, np.array(values))
+
+
 def test_a_mean_over_past_episodes_is_no_staircase() -> None:
     values = [1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 3.0]
-    points = [(i, float(i), value) for i, value in enumerate(values)]
-    assert read_line(points, "rollout/ep_rew_mean")[::2] == ([0, 3, 5, 7], [1.0, 2.0, 3.0, 3.0])
-    assert read_line(points, "train/loss").values == values
+    assert read_line(make_column(values), "rollout/ep_rew_mean")[::2] == ([0, 3, 5, 7], [1.0, 2.0, 3.0, 3.0], [])
+    assert read_line(make_column(values), "train/loss").values == values
+    assert read_line(make_column([]), "rollout/ep_rew_mean") == ([], [], [], [], [])
 
 
 def test_a_long_line_is_the_mean_of_stretches_with_their_bounds() -> None:
-    points = [(i, i / 2, float(i % 4)) for i in range(4 * MAX_POINTS)]
-    line = read_line(points, "train/loss")
+    values = [float(i % 4) for i in range(4 * MAX_POINTS)]
+    line = read_line(make_column(values), "train/loss")
     assert (line.steps[0], line.steps[-1]) == (3, 4 * MAX_POINTS - 1)
     assert line.seconds[0] == 1.5
     assert line.values == [1.5] * MAX_POINTS
-    assert line.bounds == [(0.0, 3.0)] * MAX_POINTS
-    points[1] = (1, 0.5, math.inf)
-    assert read_line(points, "train/loss").values[0] == float(f"{(0 + 2 + 3) / 3:.5g}")
-    short = read_line(points[:MAX_POINTS], "train/loss")
-    assert (len(short.values), short.bounds) == (MAX_POINTS, [])
+    assert (line.lows, line.highs) == ([0.0] * MAX_POINTS, [3.0] * MAX_POINTS)
+    assert read_line(make_column(values), "train/loss", has_bounds=False) == (*line[:3], [], [])
+    values[1], values[4:8] = math.inf, [math.nan] * 4
+    values[8:10] = [1.7e308] * 2
+    broken = read_line(make_column(values), "train/loss")
+    assert broken.values[:4] == [float(f"{(0 + 2 + 3) / 3:.5g}"), None, None, 1.5]
+    assert broken.lows[:2] == [0.0, None]
+    short = read_line(make_column(values[:MAX_POINTS]), "train/loss")
+    assert (len(short.values), short.lows, short.highs) == (MAX_POINTS, [], [])

@@ -97,6 +97,36 @@ class TestHeads:
         assert (status, problem["type"]) == (414, "urn:grpo:problem:path-too-long")
 
     @pytest.mark.parametrize(
+        ("target", "path"),
+        [
+            ("http://localhost/health", "/health"),
+            ("HTTP://localhost:80/health", "/health"),
+            ("https://localhost/health", "/health"),
+            ("http://localhost", "/"),
+            ("http://localhost?", "/"),
+        ],
+    )
+    def test_a_target_may_have_its_absolute_form(self, port: int, target: str, path: str) -> None:
+        # Its host counts, and not the header's; an answer shows none, so a page that asks across origins does.
+        origin = b"Origin: http://" + target.partition("//")[2].split("/")[0].rstrip("?").encode()
+        with connect(port, b"GET %s HTTP/1.1\r\nHost: elsewhere\r\n%s\r\n\r\n" % (target.encode(), origin)) as one:
+            found = read_answer(one)
+        with connect(port, b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode()) as one:
+            expected = read_answer(one)
+        assert (found[0], found[1].keys()) == (expected[0], expected[1].keys()) == (200, found[1].keys())
+
+    @pytest.mark.parametrize("target", [b"ftp://localhost/health", b"http://u@localhost/health", b"http://?x"])
+    def test_another_target_is_refused(self, port: int, target: bytes) -> None:
+        with connect(port, b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % target) as connection:
+            assert read_answer(connection)[0] == 400
+
+    @pytest.mark.parametrize("expectation", [b"200-ok", b"x, 100-continue", b""])
+    def test_an_expectation_that_cannot_be_met_is_refused(self, port: int, expectation: bytes) -> None:
+        with connect(port, START + b"Expect: " + expectation + b"\r\n\r\n") as connection:
+            status, problem = read_answer(connection)
+        assert (status, problem["type"]) == (417, "urn:grpo:problem:expectation-failed")
+
+    @pytest.mark.parametrize(
         "sent", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", START + b"\x00"]
     )
     def test_what_is_not_http_is_refused_in_json(self, port: int, sent: bytes) -> None:

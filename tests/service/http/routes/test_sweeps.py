@@ -1,6 +1,9 @@
 """Sweeps over HTTP: tiny trainings, from the first job to the best model."""
 
 import itertools
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from service.jobs.journal import FILE_NAME, JobJournal
 from service.settings import Settings
 from tests.conftest import RegisterEnv
 from tests.support import Gate, LineEnv, get_status, make_client, train_to_end, wait_until
@@ -130,6 +134,18 @@ def test_a_budget_ends_it(client: TestClient) -> None:
     start(client, space={"learning_rate": [0.001, 0.002, 0.003]}, budget_timesteps=130)
     sweep = wait_for_sweep(client)
     assert (sweep["ended_by"], sweep["counts"]) == ("budget", {"completed": 2, "skipped": 1})
+
+
+def test_a_budget_counts_whole_rollouts(client: TestClient) -> None:
+    # A job of 65 steps in rollouts of 64 takes 128.
+    base = {**BASE, "total_timesteps": 65, "n_steps": 64, "group_size": 8, "horizon": 8}
+    response = client.post("/sweeps", json={"base": base, "space": SPACE, "budget_timesteps": 127})
+    assert response.status_code == 400
+    assert "less than the 128 steps of a single job" in response.json()["detail"]
+    start(client, base=base, budget_timesteps=255)
+    sweep = wait_for_sweep(client)
+    assert (sweep["ended_by"], sweep["counts"]) == ("budget", {"completed": 1, "skipped": 1})
+    assert sweep["timesteps"] == 128
 
 
 @pytest.fixture
@@ -284,6 +300,81 @@ def test_a_sweep_survives_the_server(settings: Settings, register_env: RegisterE
         sweep = wait_for_sweep(client)
         assert (sweep["status"], sweep["counts"]) == ("completed", {"completed": 2})
         assert list_trials(sweep)[0]["job_id"] == list_trials(before)[0]["job_id"]
+
+
+def test_a_job_that_was_started_last_is_found_again(settings: Settings, register_env: RegisterEnv) -> None:
+    gate = Gate()
+    env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
+    with make_client(settings.model_copy(update={"shutdown_grace_seconds": 0.1})) as client:
+        start(client, name="long", base={**BASE, "env_name": env_name}, max_active=1)
+        wait_until(lambda: gate.n_arrived > 0)
+        before = describe(client)
+    gate.admit()
+    # As if the server had been killed after the job was started, and before its sweep was written.
+    journal = JobJournal(settings.models_dir / FILE_NAME)
+    record = json.loads(journal.list_sweeps()[0])
+    record["trials"][0] |= {"job_id": None, "status": "waiting"}
+    journal.write_sweep(before["sweep_id"], json.dumps(record))
+    journal.close()
+    with make_client(settings) as client:
+        assert describe(client)["counts"] == {"interrupted": 1, "waiting": 1}
+        assert list_trials(describe(client))[0]["job_id"] == list_trials(before)[0]["job_id"]
+        client.post("/sweeps/latest/resume")
+        assert wait_for_sweep(client)["counts"] == {"completed": 2}
+        assert len(client.get("/training/jobs").json()["jobs"]) == 2
+
+
+def test_a_disk_that_hangs_holds_up_nobody_who_reads(
+    client: TestClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun, may_end, write = threading.Event(), threading.Event(), JobJournal.write_sweep
+
+    def write_slowly(journal: JobJournal, sweep_id: str, record: str) -> None:
+        has_begun.set()
+        may_end.wait()
+        write(journal, sweep_id, record)
+
+    sweeps = app.state.service.sweeps
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            monkeypatch.setattr(JobJournal, "write_sweep", write_slowly)
+            created = threads.submit(start, client, name="slow")
+            assert has_begun.wait(30)
+            assert threads.submit(sweeps.list_page, 10).result(30).n_total == 1
+            assert threads.submit(sweeps.describe, "latest").result(30).name == "slow"
+            assert not created.done()
+        finally:
+            may_end.set()
+    assert wait_for_sweep(client)["counts"] == {"completed": 2}
+
+
+def test_a_sweep_that_the_disk_does_not_forget_stays(client: TestClient, settings: Settings) -> None:
+    start(client)
+    wait_for_sweep(client)
+    (settings.models_dir / FILE_NAME).unlink()
+    response = client.delete("/sweeps/latest")
+    assert response.status_code == 507
+    assert "is not deleted" in response.json()["detail"]
+    assert client.get("/sweeps").json()["n_total"] == 1
+
+
+def test_models_that_could_not_be_deleted_are_deleted_later(settings: Settings) -> None:
+    with make_client(settings) as client:
+        start(client, name="first", keep="all", space={"learning_rate": [0.001, 0.002, 0.003]})
+        sweep = wait_for_sweep(client)
+        best = sweep["best"]["model_name"]
+        first, second = sorted({*list_models(client)} - {best})
+        service = client.app.state.service  # type: ignore[attr-defined]
+        one = service.sweeps._sweeps[sweep["sweep_id"]]
+        one.record.request["keep"] = "best"
+        with service.registry.reserve_name(first), service.registry.reserve_name(second):
+            service.sweeps._remove_surplus(one)
+            assert list_models(client) == sorted([best, first, second])
+        with service.registry.reserve_name(second):
+            service.sweeps._do_chores()
+            assert list_models(client) == sorted([best, second])
+    with make_client(settings) as client:
+        wait_until(lambda: list_models(client) == [best])
 
 
 def test_a_job_that_was_started_by_itself_says_so(client: TestClient) -> None:

@@ -1,0 +1,82 @@
+"""Where a run comes from, and what came of it."""
+
+from typing import NamedTuple
+
+from service.dashboard.mount import PREFIX
+from service.dashboard.widgets.html_elements import Text, make_box, make_link, make_pairs
+from service.dashboard.widgets.number_format import format_age, format_count
+from service.jobs.job import Job
+from service.jobs.registry import JobRegistry
+from service.models.store import ModelStore
+
+# Of more runs, nobody reads the names.
+_MAX_LISTED = 20
+
+
+class Family(NamedTuple):
+    """What became of the model that a run has saved.
+
+    :param model: What names it now, perhaps as an earlier version; None if it is gone.
+    :param runs: The runs that were trained on from it, and what names their models; None of those without one.
+    """
+
+    model: str | None
+    runs: list[tuple[Job, str | None]]
+
+
+def find_family(registry: JobRegistry, job: Job) -> Family:
+    """Look for what became of a run's model; this reads the disk."""
+    onward = [(other, registry.find_its_model(other)) for other in registry.list_trained_on(job)[:_MAX_LISTED]]
+    return Family(registry.find_its_model(job), onward)
+
+
+def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
+    """Show the model that a job began from, its checkpoint, the model that it has saved, and who was trained on it."""
+    status = job.describe()
+    with make_box("lineage", "ol"):
+        with make_box("", "li"):
+            Text("Began from ", "muted")
+            _link_beginning(job.config.init_model, store)
+        if status.n_restarts:
+            Text(f"Went on {status.n_restarts} {'time' if status.n_restarts == 1 else 'times'}", tag="li")
+        if (kept := status.checkpoint) is not None:
+            exact = {
+                True: "goes on exactly as if it had not stopped",
+                False: "goes on, but not exactly as before",
+                None: "goes on",
+            }[kept.exact]
+            with make_box("", "li"):
+                Text("Checkpoint ", "muted")
+                Text(f"at step {format_count(kept.timesteps)}, {format_age(kept.created_at)}; a resume {exact}")
+        with make_box("", "li"):
+            Text("Model ", "muted")
+            if status.model_name is None:
+                Text("none yet" if not job.status.is_final else "none was saved")
+            elif family.model is not None:
+                make_link(family.model, f"{PREFIX}/models/{family.model}", "")
+            else:
+                Text(f"{status.model_name} is gone: {describe_loss(status.model_name, store)}")
+        for other, model in family.runs:
+            with make_box("onward", "li"):
+                Text("Trained on by ", "muted")
+                name = other.labels.display_name or other.config.model_name
+                make_link(name, f"{PREFIX}/runs/{other.job_id}", "")
+                if model is not None:
+                    Text(", model ", "muted")
+                    make_link(model, f"{PREFIX}/models/{model}", "")
+    if status.sha256 is not None:
+        make_pairs({"SHA-256": status.sha256})
+
+
+def describe_loss(name: str, store: ModelStore) -> str:
+    """Say why the model that a run has saved is not there."""
+    return "another one has taken its place" if store.exists(name) else "it was deleted"
+
+
+def _link_beginning(name: str | None, store: ModelStore) -> None:
+    if name is None:
+        Text("random weights")
+    elif store.exists(name):
+        make_link(name, f"{PREFIX}/models/{name}", "")
+    else:
+        Text(f"{name}, which was deleted")

@@ -1,0 +1,70 @@
+"""What a sweep's jobs take, and what its budget allows."""
+
+from datetime import UTC, datetime
+
+from service.jobs.job import Job
+from service.schemas.jobs import JobStatus
+from service.schemas.sweeps import SweepStatus
+from service.sweeps.halving import Rung
+from service.sweeps.sweep import Sweep, SweepRecord, make_trials
+from tests.support import make_plan
+
+
+def make_sweep(budget_timesteps: int) -> Sweep:
+    """Make a sweep of a setting with two seeds, of 128 steps each."""
+    record = SweepRecord(
+        sweep_id="s",
+        name="s",
+        request={},
+        method="grid",
+        env_name="CartPole-v1",
+        client=None,
+        seeds=[0, 1],
+        max_active=2,
+        budget_timesteps=budget_timesteps,
+        settings=[{"gamma": 0.9}],
+        rungs=[Rung(n_settings=1)],
+        trials=make_trials([1], [0, 1], 0, [128]),
+        created_at=datetime.now(UTC),
+    )
+    return Sweep(record)
+
+
+def make_job() -> Job:
+    job = Job(make_plan(total_timesteps=128, n_steps=64, group_size=8, horizon=8, max_restarts=1))
+    job.start()
+    return job
+
+
+def test_steps_that_are_taken_again_count() -> None:
+    sweep, job = make_sweep(300), make_job()
+    first, second = sweep.record.trials
+    sweep.note_job(first, job)
+    sweep.observe(first, job)
+    assert sweep.choose_next() is second  # 128 and 128
+    job.advance(64)
+    assert job.restart("its worker died.")  # without a checkpoint, so that 64 steps are taken again
+    sweep.observe(first, job)
+    assert sweep.choose_next() is None  # 64 + 128 and 128
+    job.advance(128)
+    assert job.settle_outcome() is JobStatus.COMPLETED
+    job.finish(JobStatus.COMPLETED)
+    sweep.observe(first, Job.restore(job.make_record(0, 1)))
+    assert sweep.summarize().timesteps == 192
+    sweep.advance()
+    assert (sweep.status, sweep.record.ended_by) == (SweepStatus.COMPLETED, "budget")
+
+
+def test_steps_of_a_job_that_could_not_go_on_count() -> None:
+    sweep, job = make_sweep(300), make_job()
+    first, second = sweep.record.trials
+    sweep.note_job(first, job)
+    job.advance(100)
+    sweep.observe(first, job)
+    sweep.note_job(first, make_job())
+    sweep.observe(first, make_job())
+    assert sweep.summarize().timesteps == 100
+    assert sweep.choose_next() is None  # 100 + 128 and 128
+    assert Sweep(SweepRecord.model_validate_json(sweep.record.model_dump_json())).summarize().timesteps == 100
+    sweep.record.budget_timesteps = 356
+    assert sweep.choose_next() is second
