@@ -44,6 +44,8 @@ _VERIFICATION_PAUSE_SECONDS = 0.005
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     _build_routes(app)
+    if service.mirror is not None:
+        service.mirror.start()
     if service.settings.preload:
         service.executor.warm_up()
     upkeep = asyncio.create_task(_keep_store(service.store))

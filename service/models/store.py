@@ -35,6 +35,24 @@ _RECENT_SECONDS = 0.1
 _MAX_RESOLVED = 256
 
 
+class _Meaning(NamedTuple):
+    """What a reference to a model means.
+
+    :param name: The name under which the model is in memory.
+    :param until: When it is to be looked up again.
+    :param newest: Signature of the newest version if it means that by number or alias: once another process replaces
+        the file, the name stands for another version. None if that cannot be.
+    """
+
+    name: str
+    until: float = 0.0
+    newest: FileSignature | None = None
+
+    def is_of(self, signature: FileSignature) -> bool:
+        """Tell whether a file is the one that was meant."""
+        return self.newest is None or self.newest == signature
+
+
 class ModelEntry(NamedTuple):
     """One line of the listing."""
 
@@ -101,6 +119,7 @@ class ModelStore:
     :param max_files: Largest number of models in the folder.
     :param max_files_bytes: Largest size of all of them.
     :param max_versions: Versions kept of each model, the newest included.
+    :param is_read_only: Whether another server writes to the folder, which may then be missing for a while.
     :raises OSError: If the folder cannot be created or written to.
     """
 
@@ -116,8 +135,11 @@ class ModelStore:
         max_files: int = sys.maxsize,
         max_files_bytes: int = sys.maxsize,
         max_versions: int = 1,
+        is_read_only: bool = False,
     ) -> None:
-        self.folder = ModelFolder(models_dir, min_free_bytes, lock, max_files, max_files_bytes, max_versions)
+        self.folder = ModelFolder(
+            models_dir, min_free_bytes, lock, max_files, max_files_bytes, max_versions, is_read_only
+        )
         self._max_models = max_models
         self._available_bytes = available_bytes
         self._low_memory_bytes = min(_LOW_MEMORY_BYTES, int(_LOW_MEMORY_FRACTION * total_bytes))
@@ -128,7 +150,7 @@ class ModelStore:
         self._file_statuses: dict[str, tuple[FileSignature, ModelStatus]] = {}
         self._unverified = set(self.folder.list_names())
         # What references meant at a time; a request's look at them would take as long as the policy.
-        self._resolved: dict[str, tuple[str, float]] = {}
+        self._resolved: dict[str, _Meaning] = {}
         # One thread for all loads. Clients that ask for the same model share its first load; and the C library keeps
         # what a thread has freed to that thread: loads in many of them took 200 MiB beyond a cache of 512 MiB.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="grpo-load")
@@ -181,21 +203,26 @@ class ModelStore:
         :raises NotFoundError: If there is no such model, version or alias.
         :raises ConflictError: If its file is damaged or was not written by GRPO.
         """
-        name = self._canonicalize(name)
-        cached = self.get_cached(name)
-        if cached is not None:
-            return cached
+        meaning = self._resolve(name)
+        model = self._get_cached(meaning.name)
         try:
-            return self._loader.submit(self._get_or_load, name).result()
+            model = model or self._loader.submit(self._get_or_load, meaning.name).result()
         except model_file.ModelFileError as error:
-            raise ConflictError(f"model '{name}' cannot be used: {error}") from error
+            raise ConflictError(f"model '{meaning.name}' cannot be used: {error}") from error
+        return model if meaning.is_of(model.signature) else self.get(self._forget_meaning(name))
 
     def get_cached(self, name: str) -> ServedModel | None:
         """Return a model if it is in memory and its file has not changed since.
 
         :raises NotFoundError: If there is no such version or alias.
         """
-        name = self._canonicalize(name)
+        meaning = self._resolve(name)
+        model = self._get_cached(meaning.name)
+        if model is None or meaning.is_of(model.signature):
+            return model
+        return self.get_cached(self._forget_meaning(name))
+
+    def _get_cached(self, name: str) -> ServedModel | None:
         with self._lock:
             model = self._cache.get(name)
             if model is not None and model.signature != self.folder.get_signature(name):
@@ -221,10 +248,12 @@ class ModelStore:
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
+        meaning = self._resolve(name)
         try:
-            return self._loader.submit(self._inspect_file, self._canonicalize(name)).result()
+            file = self._loader.submit(self._inspect_file, meaning.name).result()
         except model_file.ModelFileError as error:
             raise ConflictError(f"model '{name}' cannot be used: {error}") from error
+        return file if meaning.is_of(file.signature) else self.inspect_file(self._forget_meaning(name))
 
     def list_models(self) -> list[ModelEntry]:
         """List the models by name.
@@ -311,20 +340,30 @@ class ModelStore:
             n_unloaded += 1
         return n_unloaded
 
-    def _canonicalize(self, reference: str) -> str:
-        """Return the name under which a model is in memory; what it was within the last 100 ms counts."""
+    def _resolve(self, reference: str) -> "_Meaning":
+        """Return what a reference means; what it was within the last 100 ms counts."""
         if "@" not in reference:
-            return reference
-        name, until = self._resolved.get(reference, ("", 0.0))
-        if time.monotonic() < until:
-            return name
+            return _Meaning(reference)
+        known = self._resolved.get(reference)
+        if known is not None and time.monotonic() < known.until:
+            return known
         until = time.monotonic() + _RECENT_SECONDS
         with self._lock:  # as whoever changes aliases
+            newest = self._find_newest(reference)
             name = self.folder.canonicalize(reference)
             if len(self._resolved) >= _MAX_RESOLVED:
                 self._resolved.clear()
-            self._resolved[reference] = name, until
-        return name
+            meaning = self._resolved[reference] = _Meaning(name, until, None if "@" in name else newest)
+        return meaning
+
+    def _find_newest(self, reference: str) -> FileSignature | None:
+        name = reference.partition("@")[0]
+        return self.folder.get_signature(name) if self.folder.exists(name) else None
+
+    def _forget_meaning(self, reference: str) -> str:
+        """Have a reference looked up again: another process has replaced the newest version, which it meant."""
+        self._resolved.pop(reference, None)
+        return reference
 
     def _is_memory_low(self) -> bool:
         try:
