@@ -107,7 +107,10 @@ def _serve(app: FastAPI, settings: Settings, listeners: list[socket.socket] | No
     )
     status = 1
     try:
-        server.run(listeners)
+        if listeners is None:
+            server.run()
+        else:
+            server.run(listeners)
         status = 0 if server.started else 1
     except Exception:
         logger.critical("the server ends because of an error", exc_info=True)
