@@ -47,6 +47,8 @@ _WITHOUT_QUERY = frozenset({"/docs", "/redoc", "/openapi.json"})
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     _build_routes(app)
+    if service.mirror is not None:
+        service.mirror.start()
     if service.settings.preload:
         service.executor.warm_up()
     upkeep = asyncio.create_task(_keep_store(service.store))

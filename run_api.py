@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from service.http.limits.connections import Connection
 from service.http.shutdown import Server
 from service.logs import configure_logs
 from service.models.folder_lock import lock_folder
+from service.replicas.supervisor import Supervisor
 from service.settings import Settings, UnsafeSettingsError
 
 logger = logging.getLogger("grpo.service")
@@ -48,20 +50,38 @@ def main() -> int:
         try:
             settings = Settings.model_validate(_parse_flags())
             settings.check_exposure()
-            lock = held.enter_context(lock_folder(settings.models_dir))
             configure_logs(settings.log_style)
+            if settings.replicas > 1:
+                return _supervise(settings)
+            # A replica writes nothing there, and shares its port.
+            lock = None if settings.is_replica else held.enter_context(lock_folder(settings.models_dir))
             app = create_app(settings, lock)
-            _check_address(settings.host, settings.port)
+            listeners = _open_listeners(settings)
+            if not settings.is_replica:  # uvicorn opens its own; it would only log that the port is taken
+                for listener in listeners:
+                    listener.close()
         except ValidationError as error:
             # A violation that concerns two settings has no location.
             problems = (": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors(include_input=False))
             return _refuse("; ".join(problems))
         except (UnsafeSettingsError, ExtensionError, OSError) as error:
             return _refuse(str(error))
-        return _serve(app, settings)
+        return _serve(app, settings, listeners if settings.is_replica else None)
 
 
-def _serve(app: FastAPI, settings: Settings) -> int:
+def _supervise(settings: Settings) -> int:
+    """Start replicas with the same options as this process."""
+
+    def make_command(number: int) -> list[str]:
+        command = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--replicas=1"]
+        if settings.metrics_port is not None:
+            command.append(f"--metrics-port={settings.metrics_port + number}")
+        return command
+
+    return Supervisor(make_command, settings.replicas).run()
+
+
+def _serve(app: FastAPI, settings: Settings, listeners: list[socket.socket] | None) -> int:
     # A request then waits a tenth of the default time for a training thread to release the interpreter.
     sys.setswitchinterval(_SWITCH_SECONDS)
     # What the imports have made is there to stay; to search it for garbage would hold all requests up for 60 ms.
@@ -82,10 +102,15 @@ def _serve(app: FastAPI, settings: Settings) -> int:
             access_log=False,  # AccessLog says more, and leaves out what comes by the thousand
         ),
         service.begin_close,
+        "replica answers" if settings.is_replica else "dashboard is",
+        "" if settings.is_replica else "/dashboard",
     )
     status = 1
     try:
-        server.run()
+        if listeners is None:
+            server.run()
+        else:
+            server.run(listeners)
         status = 0 if server.started else 1
     except Exception:
         logger.critical("the server ends because of an error", exc_info=True)
@@ -98,7 +123,15 @@ def _serve(app: FastAPI, settings: Settings) -> int:
 
 
 class _AnnouncedServer(Server):
-    """Says where its dashboard is."""
+    """Says where it is.
+
+    :param what: What of it is there.
+    :param path: The path of that.
+    """
+
+    def __init__(self, config: uvicorn.Config, begin_end: Callable[[], None], what: str, path: str) -> None:
+        super().__init__(config, begin_end)
+        self._what, self._path = what, path
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -107,29 +140,49 @@ class _AnnouncedServer(Server):
             host, host
         )
         where = f"[{shown}]" if ":" in shown else shown
-        logger.info(f"the dashboard is at http://{where}:{port}/dashboard")
+        logger.info(f"the {self._what} at http://{where}:{port}{self._path}")
 
 
 class _AddressError(OSError):
     """Nothing can listen on an address; the message names it, the reason and the remedy."""
 
 
-def _check_address(host: str, port: int) -> None:
-    """Find out whether a port is free: uvicorn would only log that it is not.
+def _open_listeners(settings: Settings) -> list[socket.socket]:
+    """Listen on the server's port, and on the one that a replica has for itself.
 
     :raises _AddressError: If nothing can listen there.
     """
+    listeners = _listen(settings.host, settings.port, settings.is_replica)
+    if settings.metrics_port is not None:
+        listeners += _listen(settings.host, settings.metrics_port, False)
+    return listeners
+
+
+def _listen(host: str, port: int, is_shared: bool) -> list[socket.socket]:
+    """Listen on all addresses of a host.
+
+    :param is_shared: Whether other processes of this user may listen there too; the system spreads connections.
+    :raises _AddressError: If nothing can listen there.
+    """
+    listeners = []
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in found:
-            with socket.socket(family, kind, protocol) as probe:
-                if os.name == "posix":  # elsewhere it would let two servers share a port
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(address)
-                probe.listen()
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            if os.name == "posix":  # elsewhere it would let two servers share a port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if is_shared and sys.platform != "win32":
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            if not is_shared:  # what arrives at a shared port before the server is ready would wait in vain
+                listener.listen()
+        return listeners
     except OSError as error:
+        for listener in listeners:
+            listener.close()
         reason = "address already in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
         raise _AddressError(
             f"nothing can listen on port {port} of {host} ({reason}); choose another port with --port or GRPO_PORT, "

@@ -37,11 +37,16 @@ PARTS = {
     "concurrency": Part("Two jobs at once", ("serving.concurrency",)),
     "serving": Part("Answering", ("serving.compare_servers",)),
     "batches": Part("Answering many at once", ("serving.batches",)),
+    "replicas": Part("Replicas on one port", ("serving.replicas",)),
     "load": Part("Answering under load, jobs in processes", ("serving.load", "--executor", "process")),
     "load_threads": Part("Answering under load, jobs in threads", ("serving.load", "--executor", "thread")),
     "startup": Part("Starting", ("serving.startup",)),
     "growth": Part("Large folders", ("serving.growth",)),
 }
+
+
+# Those that ask servers which are not in requirements.txt.
+_WITH_PEERS = frozenset({"serving", "replicas"})
 
 
 def measure(name: str, peer_python: str | None) -> None:
@@ -52,7 +57,7 @@ def measure(name: str, peer_python: str | None) -> None:
     module, *arguments = PARTS[name].arguments
     shown = [f"benchmarks.{module}", *arguments]
     given = list(shown)
-    if name == "serving" and peer_python is not None:
+    if name in _WITH_PEERS and peer_python is not None:
         shown += ["--peer-python", "PATH"]
         given += ["--peer-python", peer_python]
     sys.stderr.write(f"{name} ...\n")

@@ -145,6 +145,7 @@ class Health(Answer):
     timestamp: datetime
     active_jobs: int
     loaded_models: int
+    role: str = "all"
 
 
 @dataclass(frozen=True, kw_only=True)

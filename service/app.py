@@ -15,7 +15,7 @@ from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.client_jobs import ClientJobs, JobLimits
 from service.jobs.events import EventStreams
 from service.jobs.job import Job
-from service.jobs.journal import open_journal
+from service.jobs.journal import JobJournal, open_journal
 from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.models.exporter import ModelExporter
@@ -26,13 +26,16 @@ from service.models.store import ModelStore, ServedModel
 from service.monitoring.memory import get_available_bytes, get_total_bytes
 from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness
+from service.replicas.mirror import Mirror
+from service.replicas.read_only import ReadOnlyRule
 from service.schemas.models import RollbackResponse, VideoFormat
 from service.schemas.training import TrainConfig, TrainRequest
 from service.settings import Settings
 from service.sweeps.conductor import Conductor
 from service.training.plan import TrainingPlan
 from service.training.planner import Planner
-from service.workers.executor import make_executor
+from service.workers.executor import Executor, make_executor
+from service.workers.none import NoExecutor
 from service.workers.short_tasks import ShortTasks
 
 # Batches answered at the same time; each now and then keeps the event loop waiting for the interpreter.
@@ -59,8 +62,10 @@ class Service:
         self.reward_functions = reward_functions
         #: Set when the server begins to shut down.
         self.closing = threading.Event()
+        #: Copies the models from an object store; None if they are in the folder already.
+        self.mirror = None if settings.models_url is None else Mirror(settings.models_url, settings.models_dir)
         self.store = ModelStore(
-            settings.models_dir,
+            settings.models_dir if self.mirror is None else self.mirror.folder,
             max_models=settings.max_cached_models,
             max_bytes=settings.max_cached_bytes,
             available_bytes=get_available_bytes,
@@ -70,9 +75,15 @@ class Service:
             max_files=settings.max_models,
             max_files_bytes=settings.max_models_bytes,
             max_versions=settings.max_model_versions,
+            is_read_only=settings.is_replica,
         )
-        self.executor = make_executor(settings.executor, settings.log_style)
-        journal, obstacle = open_journal(settings.models_dir)
+        self.executor: Executor
+        if settings.is_replica:  # it has no jobs, and the jobs' file is the trainer's
+            self.executor = NoExecutor(ReadOnlyRule(settings).describe())
+            journal, obstacle = JobJournal(), None
+        else:
+            self.executor = make_executor(settings.executor, settings.log_style)
+            journal, obstacle = open_journal(settings.models_dir)
         self.registry = JobRegistry(
             self.store,
             self.executor,
@@ -80,7 +91,9 @@ class Service:
             max_queued=settings.max_queued_jobs,
             max_kept=settings.max_kept_jobs,
             stall_seconds=settings.stall_seconds,
-            checkpoints=CheckpointFolder(settings.models_dir, settings.max_models_bytes),
+            checkpoints=(
+                None if settings.is_replica else CheckpointFolder(settings.models_dir, settings.max_models_bytes)
+            ),
             tensorboard_dir=settings.tensorboard_dir,
             max_kept_days=settings.max_kept_days,
             recorder=JobRecorder(journal, obstacle),
@@ -108,8 +121,8 @@ class Service:
         self.exporter = ModelExporter(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)
-        self.readiness = Readiness(self.store, self.closing)
-        self.metrics = Metrics(self.store, self.registry, self.readiness)
+        self.readiness = Readiness(self.store, self.closing, self.mirror)
+        self.metrics = Metrics(self.store, self.registry, self.readiness, settings.role)
         self.batch_limiter = CapacityLimiter(_MAX_RUNNING_BATCHES)
         self.drawing_limiter = CapacityLimiter(1)
         self.readiness_limiter = CapacityLimiter(1)
@@ -201,6 +214,8 @@ class Service:
         self.sweeps.close()
         self.registry.shutdown(self.settings.shutdown_grace_seconds)
         self.executor.close()
+        if self.mirror is not None:
+            self.mirror.close()
 
     def load_model(self, model_name: str) -> ServedModel:
         """Return a model that is ready for inference, from memory or from its file.

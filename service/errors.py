@@ -75,6 +75,13 @@ class TooLargeError(ServiceError):
     status_code = 413
 
 
+class ReadOnlyError(ServiceError):
+    """The server only serves, and the request would train, write or run an environment."""
+
+    problem = Problem("read-only", "This server is a read-only replica")
+    status_code = 403
+
+
 class QueueFullError(ServiceError):
     """All slots and the queue are taken."""
 

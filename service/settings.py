@@ -4,7 +4,7 @@ import ipaddress
 import keyword
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -24,6 +24,12 @@ class Settings(BaseSettings):
 
     :param host: Address to listen on. Anything but a loopback address needs ``api_key`` or ``allow_insecure``.
     :param port: TCP port.
+    :param role: ``all`` trains and serves. ``serve`` is a read-only replica: it answers from models that another server
+        trains, and any number of them may listen on one port.
+    :param replicas: Number of replicas that one start begins.
+    :param metrics_port: Port of each replica's own, besides the shared one: the first of them if there are several.
+    :param trainer_url: The server that trains, which replicas name when they refuse a request.
+    :param models_url: Folder of an object store, as fsspec writes it, that replicas copy the models from.
     :param models_dir: Folder of the model files, created if absent.
     :param tensorboard_dir: Folder of the jobs' TensorBoard runs, created with the first run.
     :param api_key: Key that clients send as ``Authorization: Bearer`` or ``X-API-Key``; at least 16 characters.
@@ -72,6 +78,11 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    role: Literal["all", "serve"] = "all"
+    replicas: int = Field(1, ge=1, le=1024)
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    trainer_url: str | None = Field(None, pattern=r"^https?://[!-~]+$", max_length=256)
+    models_url: str | None = Field(None, pattern=r"^[a-z][a-z0-9+.-]*://[ -~]*$", max_length=1024)
     models_dir: Path = Path("models")
     tensorboard_dir: Path = Path("runs")
     api_key: SecretStr | None = None
@@ -125,6 +136,24 @@ class Settings(BaseSettings):
                 f"api_key_file {file} cannot be read ({reason}); fix the path or its permissions"
             ) from error
 
+    @model_validator(mode="after")
+    def _check_role(self) -> Self:
+        if not self.is_replica:
+            given = [name for name in ("metrics_port", "trainer_url", "models_url") if getattr(self, name) is not None]
+            given += ["replicas"] * (self.replicas > 1)
+            if given:
+                raise ValueError(f"{', '.join(given)}: only replicas have this; add --role serve or GRPO_ROLE=serve")
+        elif self.replicas > 1 and self.port == 0:
+            raise ValueError(f"{self.replicas} replicas share one port, and port 0 gives each another; choose a port")
+        elif self.metrics_port is not None and self.metrics_port <= self.port < self.metrics_port + self.replicas:
+            raise ValueError(
+                f"metrics_port {self.metrics_port} takes {self.replicas} ports, and port {self.port} is among them; "
+                "choose another metrics_port"
+            )
+        elif self.metrics_port is not None and self.metrics_port + self.replicas > 65_536:
+            raise ValueError(f"metrics_port {self.metrics_port} has no {self.replicas} ports from there to 65535")
+        return self
+
     @field_validator("allowed_hosts", "cors_origins", "env_modules", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
@@ -135,7 +164,7 @@ class Settings(BaseSettings):
     def _strip_slashes(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(origin.rstrip("/") for origin in origins)  # browsers send origins without a path
 
-    @field_validator("log_format", "log_level", "client_limits", mode="before")
+    @field_validator("log_format", "log_level", "client_limits", "role", mode="before")
     @classmethod
     def _lowercase(cls, word: object) -> object:
         return word.lower() if isinstance(word, str) else word
@@ -171,6 +200,11 @@ class Settings(BaseSettings):
     def log_style(self) -> LogStyle:
         """How the service's processes write their logs."""
         return LogStyle(self.log_format, self.log_level)
+
+    @property
+    def is_replica(self) -> bool:
+        """Whether this server only serves what another one trains."""
+        return self.role == "serve"
 
     @property
     def limits_clients(self) -> bool:

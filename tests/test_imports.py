@@ -25,7 +25,7 @@ SERVICE_ORDER = [
     {"environments"},
     {"training"},
     {"models"},
-    {"inference", "jobs"},
+    {"inference", "jobs", "replicas"},
     {"sweeps"},
     {"monitoring"},
     {"app"},

@@ -13,12 +13,13 @@ from anyio import BrokenResourceError, ClosedResourceError, move_on_after
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Problem
+from service.errors import Problem, ReadOnlyError
 from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
 from service.http.limits.bodies import BodyReader, BodyRule, has_body, is_upload, replay
 from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.problems import Refusal, error_response, report_bug
 from service.http.sessions import COOKIE_NAME, Sessions
+from service.replicas.read_only import ReadOnlyRule
 from service.settings import Settings
 
 _LOCAL_ORIGIN = re.compile(LOCAL_ORIGIN_PATTERN.encode())
@@ -53,6 +54,7 @@ class RequestRules:
     def __init__(self, settings: Settings, guesses: GuessLimit, limits: ClientLimits | None) -> None:
         self._guesses = guesses
         self._limits = limits
+        self._read_only = ReadOnlyRule(settings) if settings.is_replica else None
         # A client sends the same again and again.
         self._is_known_host = lru_cache(_MAX_KNOWN_HOSTS)(self._match_host)
         self._allowed_hosts = {host.strip("[]").casefold().encode() for host in settings.allowed_hosts}
@@ -113,6 +115,10 @@ class RequestRules:
             refusal = self._limits.check(scope, headers)
             if refusal is not None:
                 return refusal
+        if self._read_only is not None:
+            reason = self._read_only.find_refusal(scope.get("method", "GET"), scope["path"])
+            if reason is not None:
+                return Refusal(ReadOnlyError.problem, ReadOnlyError.status_code, reason)
         return self.get_body_rule(scope).check(headers) if has_body(headers) else None
 
     def count_body(self, scope: Scope, headers: Mapping[bytes, bytes], n_bytes: int) -> Refusal | None:

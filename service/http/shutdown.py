@@ -24,7 +24,15 @@ _POLL_SECONDS = 0.02
 _ACCEPT_SECONDS = 0.1
 # From Linux' asm-generic/socket.h and bpf_common.h.
 _SO_ATTACH_FILTER = 26
-_BPF_RETURN = 0x06
+_BPF_RETURN, _BPF_LOAD_BYTE, _BPF_JUMP_IF_SET = 0x06, 0x30, 0x45
+# Where a TCP header has its flags, and the flag of whoever wants to connect.
+_TCP_FLAGS, _TCP_SYN = 13, 0x02
+_BPF_INSTRUCTIONS = (
+    (_BPF_LOAD_BYTE, 0, 0, _TCP_FLAGS),
+    (_BPF_JUMP_IF_SET, 0, 1, _TCP_SYN),
+    (_BPF_RETURN, 0, 0, 0),
+    (_BPF_RETURN, 0, 0, 0xFFFFFFFF),
+)
 
 
 class Server(uvicorn.Server):
@@ -96,11 +104,14 @@ def _is_answering(connection: object) -> bool:
 def _stop_connecting(listener: socket.socket) -> None:
     """Let nobody connect any more, but keep those who have and wait to be accepted, whom closing would reset.
 
-    On Linux a filter drops what arrives at the listening socket; a client that tries again finds it closed.
+    On Linux a filter drops requests for a connection that arrive at the listening socket, and lets those that have been
+    granted be completed. A client that is not answered tries again a second later, and finds another server that
+    listens there, or none.
     """
     if sys.platform == "linux":
-        drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
-        program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+        code = b"".join(struct.pack("HBBI", *instruction) for instruction in _BPF_INSTRUCTIONS)
+        instructions = ctypes.create_string_buffer(code)
+        program = struct.pack("HP", len(_BPF_INSTRUCTIONS), ctypes.addressof(instructions))
         with suppress(OSError):  # as in a sandbox: then whoever connects at this very moment is reset
             listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 

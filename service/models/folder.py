@@ -43,6 +43,8 @@ class ModelFolder:
     :param max_models: Largest number of models.
     :param max_models_bytes: Largest size of all of them.
     :param max_versions: Versions kept of each model, the newest included.
+    :param is_read_only: Whether another server writes to the folder. Then nothing is created or removed, and the folder
+        may be missing for a while.
     :raises OSError: If the folder cannot be created or written to.
     """
 
@@ -54,21 +56,17 @@ class ModelFolder:
         max_models: int = sys.maxsize,
         max_models_bytes: int = sys.maxsize,
         max_versions: int = 1,
+        is_read_only: bool = False,
     ) -> None:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(f"the models folder {path} is not writable")
-        for leftover in path.glob(f"{TEMPORARY_PREFIX}*"):
-            with suppress(OSError):
-                # A younger one may be another server's save in progress.
-                if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                    leftover.unlink()
+        if not is_read_only:
+            _prepare(path)
         self._dir = path
+        self._is_read_only = is_read_only
         self._min_free_bytes = min_free_bytes
         self._lock = lock
         self._max_models, self._max_models_bytes = max_models, max_models_bytes
         #: Earlier versions, and aliases.
-        self.versions = ModelVersions(path, max_versions, max_models_bytes)
+        self.versions = ModelVersions(path, max_versions, max_models_bytes, is_read_only)
 
     @property
     def n_free_bytes(self) -> int | None:
@@ -106,9 +104,11 @@ class ModelFolder:
                 raise StorageLowError(f"the models folder may hold {most} {unit} ({setting}); delete models first.")
 
     def find_problem(self) -> str | None:
-        """Return why no model could be saved now; None if one could."""
+        """Return why no model could be saved now, or read if that is all there is to do; None if one could."""
         if not self._dir.is_dir():
             return "the models folder is missing or is not a folder"
+        if self._is_read_only:
+            return None if os.access(self._dir, os.R_OK | os.X_OK) else "the models folder is not readable"
         if not os.access(self._dir, os.W_OK | os.X_OK):
             return "the models folder is not writable"
         try:
@@ -315,6 +315,18 @@ class ModelFolder:
             raise model_file.ModelFileError(f"the file cannot be read ({describe_refusal(error)}).") from error
         finally:
             os.close(descriptor)
+
+
+def _prepare(path: Path) -> None:
+    """Create the folder if it is absent, and remove what a crash has left in it."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(f"the models folder {path} is not writable")
+    for leftover in path.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):
+            # A younger one may be another server's save in progress.
+            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                leftover.unlink()
 
 
 def describe_refusal(error: OSError) -> str:

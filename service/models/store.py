@@ -102,6 +102,7 @@ class ModelStore:
     :param max_files: Largest number of models in the folder.
     :param max_files_bytes: Largest size of all of them.
     :param max_versions: Versions kept of each model, the newest included.
+    :param is_read_only: Whether another server writes to the folder, which may then be missing for a while.
     :raises OSError: If the folder cannot be created or written to.
     """
 
@@ -117,8 +118,11 @@ class ModelStore:
         max_files: int = sys.maxsize,
         max_files_bytes: int = sys.maxsize,
         max_versions: int = 1,
+        is_read_only: bool = False,
     ) -> None:
-        self.folder = ModelFolder(models_dir, min_free_bytes, lock, max_files, max_files_bytes, max_versions)
+        self.folder = ModelFolder(
+            models_dir, min_free_bytes, lock, max_files, max_files_bytes, max_versions, is_read_only
+        )
         self._max_models = max_models
         self._available_bytes = available_bytes
         self._low_memory_bytes = min(_LOW_MEMORY_BYTES, int(_LOW_MEMORY_FRACTION * total_bytes))

@@ -56,15 +56,16 @@ class ModelVersions:
     :param models_dir: The folder.
     :param max_versions: Versions kept of each model, the newest included and those with an alias not, at least 1.
     :param max_bytes: Largest size of all models and versions together; the oldest versions give way.
+    :param is_read_only: Whether another server keeps them; then nothing is removed.
     """
 
-    def __init__(self, models_dir: Path, max_versions: int, max_bytes: int) -> None:
+    def __init__(self, models_dir: Path, max_versions: int, max_bytes: int, is_read_only: bool = False) -> None:
         self._models_dir = models_dir
         self._dir = models_dir / _FOLDER
         self._max_versions, self._max_bytes = max_versions, max_bytes
         # One model's versions are changed by one thread at a time.
         self._locks = [threading.RLock() for _ in range(_N_LOCKS)]
-        for name in self._list_folders():
+        for name in [] if is_read_only else self._list_folders():
             if not (models_dir / f"{name}.zip").exists():
                 self.forget(name)
             for leftover in (self._dir / name).glob(f"{TEMPORARY_PREFIX}*"):

@@ -4,6 +4,7 @@ Labels are routes, methods and states, so their number is bounded; never a name 
 """
 
 import collections
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -50,9 +51,10 @@ class Metrics:
     :param store: The models.
     :param jobs: The training jobs.
     :param readiness: Tells whether the server can take work.
+    :param role: What the server does, as in the settings.
     """
 
-    def __init__(self, store: ModelStore, jobs: JobRegistry, readiness: Readiness) -> None:
+    def __init__(self, store: ModelStore, jobs: JobRegistry, readiness: Readiness, role: str = "all") -> None:
         # Its own registry, so that two services in one process do not share counters.
         self._registry = registry = CollectorRegistry()
         labels = ("method", "route")
@@ -80,6 +82,8 @@ class Metrics:
         )
         build = Gauge("grpo_build_info", "Versions; always 1.", ("version", "python"), registry=registry)
         build.labels(__version__, platform.python_version()).set(1)
+        replica = Gauge("grpo_replica_info", "Which process answers; always 1.", ("role", "replica"), registry=registry)
+        replica.labels(role, f"{platform.node()}:{os.getpid()}").set(1)
         ProcessCollector(registry=registry)
         registry.register(_StateCollector(store, jobs, readiness))
         self._noted: collections.deque[tuple[float, float]] = collections.deque()

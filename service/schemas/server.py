@@ -13,6 +13,9 @@ class Health(BaseModel):
     timestamp: datetime = Field(examples=["2026-11-25T10:00:00Z"])
     active_jobs: int = Field(description="Number of queued and running jobs.", examples=[1])
     loaded_models: int = Field(description="Number of models in memory.", examples=[2])
+    role: Literal["all", "serve"] = Field(
+        "all", description="`serve` on a read-only replica; absent where the server trains too.", examples=["serve"]
+    )
 
 
 class Liveness(BaseModel):

@@ -11,6 +11,7 @@ KEY = "0123456789abcdef"
 CASES: list[tuple[str, str, object]] = [
     ("host", "0.0.0.0", "0.0.0.0"),
     ("port", "8123", 8123),
+    ("role", "SERVE", "serve"),
     ("models_dir", "some/folder", Path("some/folder")),
     ("tensorboard_dir", "some/runs", Path("some/runs")),
     ("api_key", KEY, SecretStr(KEY)),
@@ -49,6 +50,13 @@ CASES: list[tuple[str, str, object]] = [
     ("log_level", "WARNING", "warning"),
     ("access_log", "true", True),
 ]
+# Of read-only replicas alone.
+REPLICA_CASES: list[tuple[str, str, object]] = [
+    ("replicas", "4", 4),
+    ("metrics_port", "9100", 9100),
+    ("trainer_url", "https://train.example:8443", "https://train.example:8443"),
+    ("models_url", "s3://bucket/models", "s3://bucket/models"),
+]
 
 
 def test_by_default_only_this_machine_is_served() -> None:
@@ -74,7 +82,37 @@ def test_every_setting_is_read_from_its_variable(
 
 def test_no_setting_is_without_a_case() -> None:
     others = {"api_key_file"}  # which has tests of its own below
-    assert {name for name, _, _ in CASES} | others == set(Settings.model_fields)
+    cases = {name for name, *_ in (*CASES, *REPLICA_CASES)}
+    assert cases | others == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), REPLICA_CASES)
+def test_what_only_replicas_have_needs_their_role(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, expected: object
+) -> None:
+    monkeypatch.setenv(f"GRPO_{name.upper()}", text)
+    with pytest.raises(ValidationError, match=f"{name}: only replicas have this; add --role serve"):
+        Settings()
+    assert getattr(Settings(role="serve"), name) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"replicas": 2, "port": 0}, "2 replicas share one port, and port 0"),
+        ({"replicas": 2, "port": 9001, "metrics_port": 9000}, "port 9001 is among them"),
+        ({"port": 9000, "metrics_port": 9000}, "port 9000 is among them"),
+        ({"replicas": 3, "metrics_port": 65_534}, "has no 3 ports from there"),
+    ],
+)
+def test_ports_that_replicas_cannot_share_are_refused(given: dict[str, int], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        Settings.model_validate({"role": "serve", **given})
+
+
+def test_ports_beside_each_other_are_fine() -> None:
+    assert Settings(role="serve", replicas=2, port=9002, metrics_port=9000).metrics_port == 9000
+    assert Settings(role="serve", replicas=2, port=8999, metrics_port=65_534).metrics_port == 65_534
 
 
 def test_a_value_given_in_the_call_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +139,11 @@ def test_a_value_given_in_the_call_goes_before_the_variable(monkeypatch: pytest.
         ("max_cached_bytes", "0"),
         ("min_free_bytes", "-1"),
         ("shutdown_grace_seconds", "0"),
+        ("role", "train"),
+        ("replicas", "0"),
+        ("metrics_port", "0"),
+        ("trainer_url", "train.example"),
+        ("models_url", "/models"),
         ("log_format", "xml"),
         ("log_level", "loud"),
         ("api_key", "0123456789abcde"),

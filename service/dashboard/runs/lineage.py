@@ -38,7 +38,7 @@ def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
             Text("Began from ", "muted")
             _link_beginning(job.config.init_model, store)
         if status.n_restarts:
-            Text(f"Went on {status.n_restarts} {'time' if status.n_restarts == 1 else 'times'}", tag="li")
+            Text(f"Resumed {status.n_restarts} {'time' if status.n_restarts == 1 else 'times'}", tag="li")
         if (kept := status.checkpoint) is not None:
             exact = {
                 True: "goes on exactly as if it had not stopped",

@@ -10,12 +10,15 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
+from service.app import Service
 from service.http.limits.clients import GuessLimit
 from service.http.routes.dependencies import CurrentService
 from service.http.sessions import COOKIE_NAME, SESSION_SECONDS, Sessions
 
 _PAGE = Template(Path(__file__).with_name("login.html").read_text(encoding="utf-8"))
 _HOME = "/dashboard"
+# Of a replica, which has no dashboard.
+_REPLICA_HOME = "/docs"
 # A login may only lead to pages of this server.
 _TARGET = re.compile(r"/(dashboard(/[A-Za-z0-9._-]+)*/?|docs|redoc)")
 _WRONG_KEY = "That is not this server's key. Use the value of GRPO_API_KEY that the server was started with."
@@ -33,7 +36,7 @@ async def get_guess_limit(request: Request) -> GuessLimit:
 @router.get("/login")
 async def show_login(request: Request, service: CurrentService) -> Response:
     """Show the login page; redirect if the server has no key."""
-    target = _choose_target(request.query_params.get("next", _HOME))
+    target = _choose_target(request.query_params.get("next", ""), service)
     if service.settings.api_key is None:
         return RedirectResponse(target, 303)
     return _render(target)
@@ -45,7 +48,7 @@ async def log_in(
 ) -> Response:
     """Set a session cookie if the key is right."""
     form = parse_qs((await request.body()).decode("utf-8", "replace"))
-    target = _choose_target(form.get("next", [_HOME])[-1])
+    target = _choose_target(form.get("next", [""])[-1], service)
     api_key = service.settings.api_key
     if api_key is None:
         return RedirectResponse(target, 303)
@@ -67,8 +70,10 @@ async def log_out() -> Response:
     return response
 
 
-def _choose_target(wanted: str) -> str:
-    return wanted if _TARGET.fullmatch(wanted) else _HOME
+def _choose_target(wanted: str, service: Service) -> str:
+    if _TARGET.fullmatch(wanted) and not (service.settings.is_replica and wanted.startswith(_HOME)):
+        return wanted
+    return _REPLICA_HOME if service.settings.is_replica else _HOME
 
 
 def _render(target: str, problem: str = "", status_code: int = 200, wait_seconds: int | None = None) -> HTMLResponse:

@@ -17,7 +17,7 @@ router = APIRouter(tags=["server"])
 
 
 @router.get("/", responses=errors())
-async def describe_server() -> ServerInfo:
+async def describe_server(service: CurrentService) -> ServerInfo:
     """List the main endpoints."""
     endpoints = {
         "train": "POST /train",
@@ -25,10 +25,12 @@ async def describe_server() -> ServerInfo:
         "health": "GET /health",
         "models": "GET /models",
     }
+    if service.settings.is_replica:
+        del endpoints["train"]
     return ServerInfo(message="GRPO API Server", version=__version__, endpoints=endpoints)
 
 
-@router.get("/health", responses=health_errors())
+@router.get("/health", response_model_exclude_defaults=True, responses=health_errors())
 async def check_health(service: CurrentService) -> Health:
     """Report that the server is running, with its jobs and models. Needs no API key."""
     return Health(
@@ -36,6 +38,7 @@ async def check_health(service: CurrentService) -> Health:
         timestamp=datetime.now(UTC),
         active_jobs=service.registry.count_active(),
         loaded_models=service.store.n_loaded,
+        role=service.settings.role,
     )
 
 
@@ -53,7 +56,7 @@ async def check_readiness(request: Request, service: CurrentService) -> ReadySta
     """
     # Not in the threads of the other routes, all of which may be busy.
     obstacles = await to_thread.run_sync(service.readiness.list_obstacles, limiter=service.readiness_limiter)
-    problem = service.registry.recorder.problem
+    problem = service.registry.recorder.problem or (service.mirror and service.mirror.problem)
     api_key = service.settings.api_key
     headers = dict(reversed(request.scope["headers"]))  # the first of each name
     is_trusted = api_key is None or has_key(headers, api_key.get_secret_value().encode())

@@ -1,0 +1,257 @@
+"""Copies the models of an object store to a folder, and keeps the folder in step with it.
+
+Serving from a folder is what the store of models does already: one look at a file tells whether it has changed. So
+nothing else has to know where the models come from.
+"""
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_core.saving import model_file
+from service.errors import describe_error, printable
+from service.models.folder_lock import TEMPORARY_PREFIX, FolderInUseError, FolderLock
+from service.schemas.fields import is_model_name
+
+logger = logging.getLogger("grpo.service")
+
+# In the models folder, so that no model that lies there already is taken for one that has been deleted elsewhere.
+_FOLDER = ".mirror"
+_STATE_FILE = ".state.json"
+_LOOK_SECONDS = 1.0
+_CLOSE_SECONDS = 5.0
+_MAX_NOTES_BYTES = 2**20
+# A model's newest version, an earlier one, or what is known of them; see service.models.versions.
+_PATH = re.compile(r"(?P<newest>[^/]+)\.zip|\.versions/(?P<name>[^/]+)/(?P<file>[1-9]\d{0,8}\.zip|notes\.json)")
+# What changes with a file, as the file systems of fsspec call it.
+_MARKS = ("size", "ETag", "etag", "md5Hash", "LastModified", "updated", "last_modified", "mtime", "ino", "created")
+
+
+class MirrorError(OSError):
+    """An object store cannot be read; the message says why, and the remedy."""
+
+
+class _RemoteFile(NamedTuple):
+    """A file of the store.
+
+    :param mark: Changes with its content.
+    :param modified_at: Unix time; None if the store does not say.
+    """
+
+    path: str
+    n_bytes: int
+    mark: str
+    modified_at: float | None
+
+
+class Mirror:
+    """Keeps a folder in step with an object store, looking once a second. Safe to use from any thread.
+
+    Replicas with the same folder take turns: one of them copies, and another goes on if it ends. A file is verified
+    before it replaces another, and the files of one model replace theirs together.
+
+    :param url: The models folder in the store, as fsspec writes it: ``s3://bucket/models``.
+    :param models_dir: Where the copies go, into a hidden folder.
+    :raises MirrorError: If fsspec, or its part for such stores, is not installed, or it does not know the URL.
+    :raises OSError: If the folder cannot be created.
+    """
+
+    def __init__(self, url: str, models_dir: Path) -> None:
+        self._files, self._root = _open_store(url)
+        self._url = url
+        #: Where the copies are.
+        self.folder = models_dir / _FOLDER
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        #: Why the last look failed, or what of the store cannot be used; None if all is well.
+        self.problem: str | None = None
+        #: Whether everything that was there at a look has been copied since.
+        self.is_complete = False
+        # Marks of the copied files, and of those that cannot be used, by path.
+        self._copied: dict[str, str] = {}
+        self._refused: dict[str, tuple[str, str]] = {}
+        self._lock: FolderLock | None = None
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to copy, in a thread."""
+        self._thread = threading.Thread(target=self._run, name="grpo-mirror", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop copying, and let another replica go on."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_SECONDS)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def look(self) -> None:
+        """Look at the store once, and copy what has changed; what fails is in ``problem``."""
+        try:
+            if self._lock is None and not self._take_turn():
+                return
+            self._copy_changes(self._list_files())
+            self.is_complete = True
+            problem = "; ".join(reason for _, reason in self._refused.values()) or None
+        except Exception as error:  # foreign code: every kind of store has errors of its own
+            problem = f"the models at {self._files.protocol} cannot be copied: {describe_error(error)}"
+        if problem != self.problem and problem is not None:
+            logger.warning("%s", problem)
+        self.problem = problem
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            begun = time.monotonic()
+            self.look()
+            self._closing.wait(max(0.0, begun + _LOOK_SECONDS - time.monotonic()))
+
+    def _take_turn(self) -> bool:
+        """Become the one that copies; return False if another replica is."""
+        try:
+            self._lock = FolderLock(self.folder)
+        except FolderInUseError:
+            state = self._read_state()
+            is_other = state is not None and state["url"] != self._url
+            self.problem = "another replica copies another models_url to this models_dir" if is_other else None
+            self.is_complete = state is not None and not is_other
+            return False
+        state = self._read_state()
+        if state is not None and state["url"] == self._url:
+            copied = state["copied"].items()
+            self._copied = {path: mark for path, mark in copied if (self.folder / path).exists()}
+        return True
+
+    def _read_state(self) -> dict[str, Any] | None:
+        with suppress(OSError, ValueError):
+            state: dict[str, Any] = json.loads((self.folder / _STATE_FILE).read_bytes())
+            return state
+        return None
+
+    def _list_files(self) -> dict[str, _RemoteFile]:
+        """List the models of the store by path.
+
+        :raises MirrorError: If there is no such folder.
+        """
+        self._files.invalidate_cache()
+        root = self._root.rstrip("/")
+        found = self._files.find(root, detail=True)
+        if not found and not self._files.exists(root):
+            raise MirrorError("there is no such folder; what was copied before stays")
+        files = {}
+        for full_path, facts in found.items():
+            path = full_path.removeprefix(root).lstrip("/")
+            if _find_model(path) is not None:
+                files[path] = _RemoteFile(full_path, facts["size"], _mark(facts), _find_time(facts))
+        return files
+
+    def _copy_changes(self, files: Mapping[str, _RemoteFile]) -> None:
+        changed: defaultdict[str, list[str]] = defaultdict(list)
+        self._refused = {path: refused for path, refused in self._refused.items() if path in files}
+        for path, file in files.items():
+            if file.mark not in (self._copied.get(path), self._refused.get(path, ("",))[0]):
+                changed[_find_model(path) or ""].append(path)
+        for paths in changed.values():
+            self._copy_model({path: files[path] for path in sorted(paths, key=_order)})
+        gone = sorted(self._list_copies() - files.keys(), key=_order, reverse=True)
+        for path in gone:
+            (self.folder / path).unlink(missing_ok=True)
+            self._copied.pop(path, None)
+        if changed or gone or not self.is_complete:
+            state = {"url": self._url, "copied": self._copied}
+            _write(self.folder / _STATE_FILE, json.dumps(state).encode(), None).replace(self.folder / _STATE_FILE)
+
+    def _copy_model(self, files: Mapping[str, _RemoteFile]) -> None:
+        """Replace files of one model together, unless one of them cannot be used."""
+        staged: dict[str, Path] = {}
+        try:
+            for path, file in files.items():
+                target = self.folder / path
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                staged[path] = _write(target, self._read(path, file), file.modified_at)
+            for path, temporary in staged.items():
+                temporary.replace(self.folder / path)
+                self._copied[path] = files[path].mark
+                self._refused.pop(path, None)
+        except model_file.ModelFileError as error:
+            self._refused[path] = file.mark, f"{printable(path)} is not copied: {error}"
+        finally:
+            for temporary in staged.values():
+                temporary.unlink(missing_ok=True)
+
+    def _read(self, path: str, file: _RemoteFile) -> bytes:
+        """Read and verify a file.
+
+        :raises ModelFileError: If it cannot be used.
+        """
+        is_model = path.endswith(".zip")
+        max_bytes = model_file.MAX_FILE_BYTES if is_model else _MAX_NOTES_BYTES
+        if file.n_bytes > max_bytes:
+            raise model_file.ModelFileError(f"it has {file.n_bytes} bytes, more than the limit of {max_bytes}.")
+        content: bytes = self._files.cat_file(file.path)
+        if is_model:
+            model_file.from_bytes(content).make_actor()
+        return content
+
+    def _list_copies(self) -> set[str]:
+        paths = (path.relative_to(self.folder).as_posix() for path in _list_zips_and_notes(self.folder))
+        return {path for path in paths if _find_model(path) is not None}
+
+
+def _open_store(url: str) -> tuple[Any, str]:
+    try:
+        from fsspec.core import url_to_fs  # only here, since most servers do without
+    except ImportError as error:
+        raise MirrorError("models_url needs fsspec: pip install fsspec and the package for your store.") from error
+    try:
+        files, root = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise MirrorError(f"models_url cannot be opened: {error}") from error
+    return files, root
+
+
+def _list_zips_and_notes(folder: Path) -> Iterable[Path]:
+    yield from folder.glob("*.zip")
+    yield from (folder / ".versions").glob("*/*")
+
+
+def _find_model(path: str) -> str | None:
+    """Return the model that a path belongs to; None if it is no model's."""
+    match = _PATH.fullmatch(path)
+    name = match and (match["newest"] or match["name"])
+    return name if name and is_model_name(name) else None
+
+
+def _order(path: str) -> tuple[bool, str]:
+    """Sort earlier versions before the newest, so that none is missing at any instant."""
+    return not path.startswith(".versions/"), path
+
+
+def _mark(facts: Mapping[str, Any]) -> str:
+    return "|".join(str(facts[name]) for name in _MARKS if facts.get(name) is not None)
+
+
+def _find_time(facts: Mapping[str, Any]) -> float | None:
+    times = (facts.get(name) for name in ("mtime", "LastModified", "last_modified", "updated", "created"))
+    found = next((moment for moment in times if isinstance(moment, float | datetime)), None)
+    return found.timestamp() if isinstance(found, datetime) else found
+
+
+def _write(target: Path, content: bytes, modified_at: float | None) -> Path:
+    """Write a file beside the one that it will replace, and return where."""
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    temporary.write_bytes(content)
+    if modified_at is not None:
+        os.utime(temporary, (modified_at, modified_at))
+    return temporary

@@ -1,0 +1,192 @@
+"""A folder is kept in step with an object store, and no bad file replaces a good one."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from service.replicas.mirror import Mirror, MirrorError
+from service.settings import Settings
+from tests.service.models.test_uploads import upload
+from tests.support import make_client, make_model, wait_until
+
+
+@pytest.fixture(scope="module")
+def contents() -> list[bytes]:
+    """Files of different policies, of the same size."""
+    return [make_model("CartPole-v1", seed).to_bytes(env_name="CartPole-v1") for seed in range(2)]
+
+
+@pytest.fixture(params=["file", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A folder in a store."""
+    if request.param == "file":
+        (tmp_path / "store").mkdir()
+        yield f"file://{tmp_path}/store"
+        return
+    store = fsspec.filesystem("memory")
+    store.mkdir("/models")
+    yield "memory://models"
+    store.rm("/models", recursive=True)
+
+
+@pytest.fixture
+def open_mirror(tmp_path: Path) -> Iterator[Callable[[str], Mirror]]:
+    """Open mirrors of stores in one folder, and close them afterwards."""
+    opened: list[Mirror] = []
+
+    def open_one(url: str) -> Mirror:
+        opened.append(Mirror(url, tmp_path / "models"))
+        return opened[-1]
+
+    yield open_one
+    for mirror in opened:
+        mirror.close()
+
+
+def put(url: str, path: str, content: bytes) -> None:
+    store, root = fsspec.core.url_to_fs(url)
+    store.makedirs(f"{root}/{path}".rpartition("/")[0], exist_ok=True)
+    store.pipe_file(f"{root}/{path}", content)
+
+
+def remove(url: str, path: str) -> None:
+    store, root = fsspec.core.url_to_fs(url)
+    store.rm(f"{root}/{path}")
+
+
+def list_copies(mirror: Mirror) -> list[str]:
+    files = (path.relative_to(mirror.folder).as_posix() for path in mirror.folder.rglob("*") if path.is_file())
+    return sorted(path for path in files if path not in (".state.json", ".lock"))
+
+
+def test_models_are_copied_replaced_and_removed(
+    url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
+) -> None:
+    mirror = open_mirror(url)
+    for name in ("a.zip", "b.zip", ".versions/a/1.zip", ".versions/a/notes.json"):
+        put(url, name, contents[0] if name.endswith("zip") else b"{}")
+    put(url, "README.md", b"not a model")
+    put(url, ".checkpoints/x.zip", b"not a model")
+    mirror.look()
+    assert (mirror.problem, mirror.is_complete) == (None, True)
+    assert list_copies(mirror) == [".versions/a/1.zip", ".versions/a/notes.json", "a.zip", "b.zip"]
+    unchanged = os.lstat(mirror.folder / "b.zip")
+    put(url, "a.zip", contents[1])
+    mirror.look()
+    assert (mirror.folder / "a.zip").read_bytes() == contents[1]
+    assert os.lstat(mirror.folder / "b.zip") == unchanged
+    for name in ("a.zip", ".versions/a/1.zip", ".versions/a/notes.json"):
+        remove(url, name)
+    mirror.look()
+    assert list_copies(mirror) == ["b.zip"]
+
+
+def test_a_file_that_cannot_be_used_replaces_nothing(
+    url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
+) -> None:
+    mirror = open_mirror(url)
+    put(url, "m.zip", contents[0])
+    mirror.look()
+    damaged = bytearray(contents[1])
+    damaged[len(damaged) // 2] ^= 1
+    put(url, "m.zip", bytes(damaged))
+    put(url, ".versions/m/1.zip", contents[0])
+    mirror.look()
+    assert mirror.problem is not None
+    assert "m.zip is not copied" in mirror.problem
+    assert (mirror.folder / "m.zip").read_bytes() == contents[0]
+    assert list_copies(mirror) == ["m.zip"]
+    put(url, "m.zip", contents[1])
+    mirror.look()
+    assert mirror.problem is None
+    assert (mirror.folder / "m.zip").read_bytes() == contents[1]
+    assert list_copies(mirror) == [".versions/m/1.zip", "m.zip"]
+
+
+def test_what_was_copied_before_is_not_copied_again(
+    url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
+) -> None:
+    put(url, "m.zip", contents[0])
+    first = open_mirror(url)
+    first.look()
+    copied = os.lstat(first.folder / "m.zip")
+    first.close()
+    second = open_mirror(url)
+    second.look()
+    assert second.is_complete
+    assert os.lstat(second.folder / "m.zip") == copied
+
+
+def test_a_store_that_is_gone_takes_no_model_along(
+    tmp_path: Path, contents: list[bytes], open_mirror: Callable[[str], Mirror]
+) -> None:
+    url = f"file://{tmp_path}/store"
+    put(url, "m.zip", contents[0])
+    mirror = open_mirror(url)
+    mirror.look()
+    shutil.rmtree(tmp_path / "store")
+    mirror.look()
+    assert mirror.problem is not None
+    assert "there is no such folder" in mirror.problem
+    assert list_copies(mirror) == ["m.zip"]
+    (tmp_path / "store").mkdir()  # there, and empty
+    mirror.look()
+    assert mirror.is_complete
+    assert list_copies(mirror) == []
+
+
+def test_models_that_lie_in_the_folder_are_left_alone(
+    url: str, contents: list[bytes], tmp_path: Path, open_mirror: Callable[[str], Mirror]
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "own.zip").write_bytes(contents[0])
+    open_mirror(url).look()
+    assert (tmp_path / "models" / "own.zip").read_bytes() == contents[0]
+
+
+def test_replicas_of_one_folder_take_turns(
+    url: str, contents: list[bytes], tmp_path: Path, open_mirror: Callable[[str], Mirror]
+) -> None:
+    put(url, "m.zip", contents[0])
+    mirror = open_mirror(url)
+    hold = f"import fcntl, sys; f = open({str(mirror.folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX)"
+    hold += "; print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-S", "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        mirror.look()
+        assert (list_copies(mirror), mirror.is_complete) == ([], False)
+        holder.communicate(b"")
+    mirror.look()
+    assert (list_copies(mirror), mirror.is_complete) == (["m.zip"], True)
+
+
+@pytest.mark.parametrize("url", ["nosuchstore://models", "http+nosuch://x"])
+def test_an_unknown_store_is_refused_at_the_start(url: str, tmp_path: Path) -> None:
+    with pytest.raises(MirrorError, match="models_url cannot be opened"):
+        Mirror(url, tmp_path)
+
+
+def test_a_replica_serves_what_the_store_holds(tmp_path: Path, contents: list[bytes]) -> None:
+    url = f"file://{tmp_path}/trained"
+    settings = Settings(models_dir=tmp_path / "copies", role="serve", models_url=url)
+    with make_client(settings) as replica:
+        assert replica.get("/health/ready").status_code == 503
+        with make_client(Settings(models_dir=tmp_path / "trained", executor="thread")) as trainer:
+            for content in contents:
+                assert upload(trainer, content, "m", overwrite=True).status_code == 200
+            trainer.put("/models/m/aliases/prod", json={"version": 1})
+            wait_until(lambda: replica.get("/models/m@prod/file").content == contents[0])
+            assert replica.get("/health/ready").json() == {"status": "ready"}
+            assert replica.get("/models/m/file").content == contents[1]
+            body = {"model_name": "m@prod", "observation": [0.1, 0.0, 0.05, 0.0]}
+            assert replica.post("/inference", json=body).json() == trainer.post("/inference", json=body).json()
+            trainer.delete("/models/m")
+            wait_until(lambda: replica.get("/models").json() == {"models": []})
