@@ -94,7 +94,7 @@ def test_a_file_that_cannot_be_used_replaces_nothing(
     put(url, "m.zip", contents[0])
     mirror.look()
     damaged = bytearray(contents[1])
-    damaged[len(damaged) // 2] ^= 1
+    damaged[damaged.rindex(b"\x93NUMPY") + 130] ^= 1  # among the weights of the last array
     put(url, "m.zip", bytes(damaged))
     put(url, ".versions/m/1.zip", contents[0])
     mirror.look()
