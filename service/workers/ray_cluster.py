@@ -180,7 +180,7 @@ class RayExecutor:
         ray = self.connect()
         while (slot := self._take_idle(needs)) is not None:
             with suppress(ray.exceptions.RayError):
-                ray.get(slot.actor.describe.remote(), timeout=_KILL_SECONDS)
+                ray.get(slot.actor.release.remote(), timeout=_KILL_SECONDS)
                 return slot
             self.discard(slot)  # its node is gone
         actor = self._make_actor(needs)
@@ -222,7 +222,7 @@ class RayExecutor:
 
     def _make_actor(self, needs: _Needs) -> Any:
         options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": _N_THREADS}
-        return self._ray.remote(ray_slot.Slot).options(**needs._asdict(), **options).remote(False)
+        return self._ray.remote(ray_slot.Slot).options(**needs._asdict(), **options).remote()
 
     def _wait_for(
         self, answer: Any, needs: _Needs, wait_seconds: float, warn: Any, is_stopped: threading.Event

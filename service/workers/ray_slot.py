@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -18,8 +17,6 @@ from typing import Any, NamedTuple
 _WATCH_SECONDS = 0.5
 # Longest wait for a killed process to end.
 _KILL_SECONDS = 5.0
-# A server that starts again needs seconds; one that stays away wants its jobs no longer.
-_UNCLAIMED_SECONDS = 300.0
 
 
 class Entry(NamedTuple):
@@ -37,37 +34,18 @@ class Entry(NamedTuple):
     content: bytes
 
 
-class Claim(NamedTuple):
-    """What a slot does.
-
-    :param job_id: The job that it runs, or has run without that a server has taken all of it; None for none.
-    :param n_seen: Number of the last message that was taken.
-    """
-
-    job_id: str | None
-    n_seen: int
-
-
 class Slot:
-    """Runs one task after the other. A Ray actor with several threads: a call may come while another one waits.
+    """Runs one task after the other. A Ray actor with several threads: a call may come while another one waits."""
 
-    :param ends_unclaimed: Whether its process ends if no server asks for its messages for five minutes.
-    """
-
-    def __init__(self, ends_unclaimed: bool) -> None:
+    def __init__(self) -> None:
         self._executor: Any = None
         self._watcher: threading.Thread | None = None
         # Guards everything below, and announces messages.
         self._news = threading.Condition()
         self._run: Any = None
-        self._job_id: str | None = None
         self._entries: deque[Entry] = deque()
         self._n_entries = 0
-        self._n_seen = 0
         self._n_stops = 0
-        self._asked_at = time.monotonic()
-        if ends_unclaimed:
-            threading.Thread(target=self._end_unclaimed, daemon=True).start()
 
     def prepare(
         self, paths: Sequence[str], folder: str | None, versions: Mapping[str, str], log_style: Sequence[Any]
@@ -112,8 +90,7 @@ class Slot:
         context.REQUEST_ID.set(request_id)
         with self._news:
             self._entries.clear()
-            self._n_seen, self._n_stops, self._job_id = self._n_entries, 0, job_id
-            self._asked_at = time.monotonic()
+            self._n_stops = 0
             n_before = self._n_entries
         try:
             run = self._executor.start_packed(packed, self._add)
@@ -129,12 +106,9 @@ class Slot:
     def poll(self, n_seen: int, seconds: float) -> list[Entry]:
         """Forget the messages up to a number, and return those after it, once there are any or the time is over."""
         with self._news:
-            self._n_seen = max(self._n_seen, n_seen)
             while self._entries and self._entries[0].number <= n_seen:
                 self._entries.popleft()
-            self._asked_at = time.monotonic()
             self._news.wait_for(lambda: self._entries, seconds)
-            self._asked_at = time.monotonic()
             return list(self._entries)
 
     def stop(self, n_stops: int) -> None:
@@ -156,15 +130,10 @@ class Slot:
         return watcher is None or not watcher.is_alive()
 
     def release(self) -> None:
-        """Note that a server has taken all of the task."""
+        """Note that the server has taken all of the task."""
         with self._news:
-            self._run, self._job_id = None, None
+            self._run = None
             self._entries.clear()
-
-    def describe(self) -> Claim:
-        """Say which job the slot runs."""
-        with self._news:
-            return Claim(self._job_id, self._n_seen)
 
     def _add(self, kind: str, value: Any, content: bytes) -> None:
         with self._news:
@@ -186,13 +155,6 @@ class Slot:
             status_code = getattr(error, "status_code", None)
             entry = ("failure", str(error), b"") if status_code is None else ("refusal", [status_code, str(error)], b"")
         self._add(*entry)
-
-    def _end_unclaimed(self) -> None:
-        while True:
-            time.sleep(_UNCLAIMED_SECONDS / 10)
-            with self._news:
-                if time.monotonic() - self._asked_at > _UNCLAIMED_SECONDS:
-                    os._exit(0)  # its workers end with it
 
 
 def _cut_build(version: str) -> str:
