@@ -41,6 +41,8 @@ _PROBE_SECONDS = 5.0
 _WATCH_SECONDS = 0.1
 _POLL_SECONDS = 5.0
 _KILL_SECONDS = 10.0
+# Ray may take a minute to say that a node is gone; a job that waited for that would count as stalled.
+_SILENCE_SECONDS = 30.0
 # A slot of which nobody needs anything keeps its processor from other users of the cluster.
 _IDLE_SECONDS = 30.0
 # From when a job says that it waits.
@@ -309,7 +311,8 @@ class _RayRun:
         self._executor, self._progress, self._packed = executor, progress, packed
         self._outcome: Outcome | None = None
         self._n_seen = 0
-        # The messages that Ray is asked for now.
+        # The messages that Ray is asked for now, and since when.
+        self._asked_at = 0.0
         self._asked: Any = None
         self._has_begun = False
         self._is_stopped = threading.Event()
@@ -344,6 +347,7 @@ class _RayRun:
             self._has_begun = True
             self._send_stops()
         self._asked = slot.actor.poll.remote(self._n_seen, _POLL_SECONDS)
+        self._asked_at = time.monotonic()
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the task has ended, at most for a time; return whether it has."""
@@ -353,7 +357,10 @@ class _RayRun:
             assert slot is not None, "without one there is an outcome"
             try:
                 if not ray.wait([self._asked], timeout=max(0.0, deadline - time.monotonic()))[0]:
-                    return False
+                    if time.monotonic() - self._asked_at < _SILENCE_SECONDS:
+                        return False
+                    self._lose(slot, TimeoutError("it does not answer"))
+                    break
                 self._take(ray.get(self._asked), slot)
             except ray.exceptions.RayError as error:
                 self._lose(slot, error)
@@ -404,6 +411,7 @@ class _RayRun:
                 deliver(self._progress, kind, value, content)
         if self._outcome is None:
             self._asked = slot.actor.poll.remote(self._n_seen, _POLL_SECONDS)
+            self._asked_at = time.monotonic()
 
     def _place(self, outcome: Outcome | None, slot: _SlotHandle) -> Outcome | None:
         """Say of an error where it happened, if that may be why."""
