@@ -303,7 +303,7 @@ class RayExecutor:
         with suppress(self._ray.exceptions.RayError):
             if not any(node["Alive"] for node in self._ray.nodes() if node["NodeID"] == slot.node_id):
                 return f"the node {slot.node} was lost while it worked on this."
-        return f"the process on the node {slot.node} that starts workers was lost."
+        return f"the node {slot.node}, or the process on it that starts workers, was lost."
 
 
 class _RayRun:
