@@ -5,7 +5,7 @@ PYTHON ?= python3
 SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: install serve test test-fast test-chaos test-fuzz test-load test-soak test-zoo lint type format tables notebook bench-cartpole bench-speed bench-suite bench-ablation environments clean
+.PHONY: install serve test test-fast test-chaos test-fuzz test-load test-soak test-zoo test-ray lint type format tables notebook bench-cartpole bench-speed bench-suite bench-ablation environments clean
 
 install: $(VENV)/.installed
 
@@ -49,6 +49,11 @@ test-soak: $(VENV)/.installed-dev
 test-zoo: $(VENV)/.installed-dev
 	$(PIP) install rl_zoo3==2.9.2
 	$(VENV)/bin/python -m pytest tests/sb3/test_zoo.py
+
+# Jobs on a Ray cluster of several nodes on this machine. Where Ray is installed, make test runs them as well.
+test-ray: $(VENV)/.installed-dev
+	$(PIP) install -r requirements-ray.txt
+	$(VENV)/bin/python -m pytest tests/service/workers tests/service/jobs/test_resuming.py tests/chaos/test_ray_kills.py -k "ray"
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -36,6 +36,7 @@ from service.training.plan import TrainingPlan
 from service.training.planner import Planner
 from service.workers.executor import Executor, make_executor
 from service.workers.none import NoExecutor
+from service.workers.ray_cluster import RayOptions
 from service.workers.short_tasks import ShortTasks
 
 # Batches answered at the same time; each now and then keeps the event loop waiting for the interpreter.
@@ -82,7 +83,10 @@ class Service:
             self.executor = NoExecutor(ReadOnlyRule(settings).describe())
             journal, obstacle = JobJournal(), None
         else:
-            self.executor = make_executor(settings.executor, settings.log_style)
+            ray_options = RayOptions(
+                settings.ray_address, settings.ray_gpus_per_job, settings.ray_wait_seconds, settings.env_modules
+            )
+            self.executor = make_executor(settings.executor, settings.log_style, ray_options)
             journal, obstacle = open_journal(settings.models_dir)
         self.registry = JobRegistry(
             self.store,
@@ -97,6 +101,8 @@ class Service:
             tensorboard_dir=settings.tensorboard_dir,
             max_kept_days=settings.max_kept_days,
             recorder=JobRecorder(journal, obstacle),
+            # On a cluster, each declares one processor; here they share the machine's.
+            n_threads_per_job=1 if settings.executor == "ray" else None,
         )
         limits = JobLimits(settings.client_active_jobs, settings.client_job_timesteps, settings.client_job_seconds)
         self._client_jobs = ClientJobs(limits, self.registry.is_active) if settings.limits_clients else None

@@ -3,6 +3,7 @@
 import ipaddress
 import keyword
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -40,8 +41,12 @@ class Settings(BaseSettings):
         localhost always may.
     :param env_modules: Your own modules that register environments or reward functions, imported at the start; the
         current folder is searched too.
-    :param executor: Where jobs and other tasks run: in a ``thread`` of the server, in a ``process`` each, or ``auto``:
-        in processes on Linux, in threads elsewhere.
+    :param executor: Where jobs and other tasks run: in a ``thread`` of the server, in a ``process`` each, on a ``ray``
+        cluster, or ``auto``: in processes on Linux, in threads elsewhere.
+    :param ray_address: ``host:port`` of a running Ray cluster; None starts one on this machine that ends with the
+        server.
+    :param ray_gpus_per_job: GPUs of the cluster that a job on ``cuda`` asks for; with a part, several share one.
+    :param ray_wait_seconds: Longest time that a job waits for a node of the cluster with room.
     :param stall_seconds: A running job that takes no simulator step and no update for this long has failed.
     :param task_seconds: Time limit for planning a job, evaluating or filming a policy, or describing an environment.
     :param max_running_jobs: Maximum number of jobs training at the same time.
@@ -91,7 +96,10 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "::1")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     env_modules: Annotated[tuple[str, ...], NoDecode] = ()
-    executor: Literal["auto", "thread", "process"] = "auto"
+    executor: Literal["auto", "thread", "process", "ray"] = "auto"
+    ray_address: str | None = Field(None, pattern=r"^[^\s/]+:\d{1,5}$")
+    ray_gpus_per_job: float = Field(1.0, gt=0)
+    ray_wait_seconds: float = Field(600.0, gt=0)
     stall_seconds: float = Field(60.0, gt=0)
     task_seconds: float = Field(60.0, gt=0)
     max_running_jobs: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1)
@@ -179,9 +187,11 @@ class Settings(BaseSettings):
 
     @field_validator("executor")
     @classmethod
-    def _can_fork(cls, executor: str) -> str:
+    def _can_run(cls, executor: str) -> str:
         if executor == "process" and not hasattr(os, "fork"):
             raise ValueError("this system cannot fork processes; use 'thread'")
+        if executor == "ray" and find_spec("ray") is None:
+            raise ValueError("Ray is not installed; pip install -r requirements-ray.txt, or use 'process'")
         return executor
 
     @field_validator("api_key", mode="before")

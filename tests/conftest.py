@@ -115,6 +115,23 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(program)
 
 
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray cluster of one node on this machine, with more processors to hand out than there are."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as service.workers.ray_cluster does
+    ray = pytest.importorskip("ray")
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        configure_logging=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
 def overrides() -> dict[str, Any]:
     """Settings that a test changes, by parametrizing this name."""

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium as gym
@@ -43,6 +44,13 @@ PATIENCE_SECONDS = 300.0
 FINAL_STATUSES = {"completed", "failed", "stopped"}
 PROBLEM_FIELDS = {"type", "title", "status", "detail", "instance"}
 
+#: The executor of a test that runs only where Ray is installed; the fixture ``ray_cluster`` has to be there.
+RAY = pytest.param(
+    "ray",
+    marks=pytest.mark.skipif(
+        find_spec("ray") is None, reason="Ray is not installed: pip install -r requirements-ray.txt"
+    ),
+)
 FloatArray = npt.NDArray[np.float32]
 
 

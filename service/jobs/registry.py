@@ -76,6 +76,7 @@ class JobRegistry:
     :param stall_seconds: A job without a step or an update for this long fails.
     :param checkpoints: Where the jobs' checkpoints are kept; None keeps none.
     :param tensorboard_dir: Folder for TensorBoard logs, created when a job first writes one.
+    :param n_threads_per_job: Threads that may step a job's simulators; None gives each job its share of the cores.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class JobRegistry:
         tensorboard_dir: Path = Path("runs"),
         max_kept_days: float = math.inf,
         recorder: JobRecorder | None = None,
+        n_threads_per_job: int | None = None,
     ) -> None:
         self.totals = JobTotals()
         self.recorder = recorder or JobRecorder(JobJournal())
@@ -102,8 +104,7 @@ class JobRegistry:
         self._stall_seconds = stall_seconds
         self._checkpoints = checkpoints
         self._tensorboard_dir = tensorboard_dir.absolute()
-        # Of the machine's cores, each running job has its share.
-        self._n_threads_per_job = max(1, _count_cores() // max_running)
+        self._n_threads_per_job = n_threads_per_job or max(1, _count_cores() // max_running)
         # A slot is a thread that starts a training and watches it.
         self._slots = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
         # Held while a job is written down, so that jobs are listed in the order of the file.

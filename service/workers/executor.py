@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 
 from service.logs import LogStyle
 from service.workers.processes import ProcessExecutor
+from service.workers.ray_cluster import RayExecutor, RayOptions
 from service.workers.task import Progress, Run, Task
 from service.workers.threads import ThreadExecutor
 
@@ -35,12 +36,19 @@ class Executor(Protocol):
         """Kill the running tasks if possible."""
 
 
-def make_executor(kind: Literal["auto", "thread", "process"], log_style: LogStyle) -> Executor:
+def make_executor(
+    kind: Literal["auto", "thread", "process", "ray"],
+    log_style: LogStyle,
+    ray_options: RayOptions = RayOptions(),  # noqa: B008  # it never changes
+) -> Executor:
     """Make an executor of the given kind.
 
     :param kind: ``"auto"`` means processes on Linux and threads elsewhere.
     :param log_style: How worker processes write their logs.
+    :param ray_options: Which cluster ``"ray"`` uses, and how.
     """
+    if kind == "ray":
+        return RayExecutor(log_style, ray_options)
     if kind == "thread" or (kind == "auto" and sys.platform != "linux"):
         return ThreadExecutor()
     return ProcessExecutor(log_style)

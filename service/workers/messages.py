@@ -4,6 +4,13 @@ A worker runs code of environments and reward functions, so the server unpickles
 """
 
 from enum import StrEnum
+from typing import Any
+
+from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError
+from service.workers.task import Progress, TaskFailedError, WorkerLostError
+
+# Errors that a worker may refuse with, by the status code it sends; others become InvalidRequestError.
+_REFUSALS: dict[int, type[ServiceError]] = {error.status_code: error for error in (ConflictError, TooLargeError)}
 
 
 class Message(StrEnum):
@@ -27,3 +34,45 @@ class Message(StrEnum):
     FAILURE = "failure"
     #: The task refused the request: the status code and the detail for the client.
     REFUSAL = "refusal"
+    #: The process that ran the task has died: what is known of it.
+    LOST = "lost"
+
+
+#: Messages that bytes follow.
+WITH_CONTENT = (Message.RESULT, Message.CHECKPOINT)
+_ENDS = (Message.RESULT, Message.FAILURE, Message.REFUSAL, Message.LOST)
+
+Outcome = bytes | ServiceError | TaskFailedError
+
+
+def deliver(progress: Progress, kind: str, value: Any, content: bytes) -> None:
+    """Report to a task's progress what a worker has sent, unless it is the end.
+
+    :param content: The bytes that followed; empty if none do.
+    """
+    if kind == Message.PROGRESS:
+        for timesteps, metrics in value:
+            progress.advance(timesteps)
+            progress.publish_metrics(metrics)
+    elif kind == Message.EVALUATION:
+        progress.publish_evaluation(value)
+    elif kind == Message.FINAL_EVALUATION:
+        progress.publish_final_evaluation(value)
+    elif kind == Message.CHECKPOINT:
+        progress.publish_checkpoint(value, content)
+    elif kind == Message.WARNING:
+        progress.publish_warning(value)
+    elif kind == Message.ENDED_BY:
+        progress.publish_ended_by(value)
+
+
+def read_outcome(kind: str, value: Any, content: bytes) -> Outcome | None:
+    """Return how a task has ended if a message says so: its bytes, or the error to raise; None if it says nothing."""
+    if kind not in _ENDS:
+        return None
+    if kind == Message.RESULT:
+        return content
+    if kind == Message.REFUSAL:
+        status_code, detail = value
+        return _REFUSALS.get(status_code, InvalidRequestError)(detail)
+    return WorkerLostError(value) if kind == Message.LOST else TaskFailedError(value)

@@ -14,8 +14,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import Pipe, forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import get_temp_dir
@@ -26,9 +27,9 @@ import cloudpickle
 import gymnasium as gym
 
 from service.context import JOB_ID, REQUEST_ID
-from service.errors import ConflictError, InvalidRequestError, ServiceError, TooLargeError, printable
+from service.errors import InvalidRequestError, printable
 from service.logs import LogStyle
-from service.workers.messages import Message
+from service.workers.messages import WITH_CONTENT, Outcome, deliver, read_outcome
 from service.workers.task import Progress, Task, TaskDrainedError, TaskFailedError, WorkerLostError
 
 logger = logging.getLogger("grpo.service")
@@ -41,7 +42,6 @@ _END_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
 END_SIGNALS = tuple(signal.Signals[name] for name in _END_NAMES if hasattr(signal, name))
 _PRELOAD = "service.workers.preload"
 _WORK = "service.workers.worker:work"
-_WITH_CONTENT = (Message.RESULT, Message.CHECKPOINT)
 # A second stop skips what follows the first one.
 _MAX_STOPS = 2
 _WATCH_SECONDS = 0.1
@@ -51,8 +51,8 @@ _LOST = (
     "the worker process was lost because the process that starts workers has ended; the server's log may say why. Send "
     "the request again."
 )
-# Errors that a worker may refuse with, by the status code it sends; others become InvalidRequestError.
-_REFUSALS: dict[int, type[ServiceError]] = {error.status_code: error for error in (ConflictError, TooLargeError)}
+# Takes a message of a worker: its kind, its value, and the bytes that followed.
+Receiver = Callable[[str, Any, bytes], None]
 # Guards the start of the forkserver, which all services of a process share.
 _START_LOCK = threading.Lock()
 
@@ -67,7 +67,7 @@ class ProcessExecutor:
         self._log_style = log_style
         # Guards the two below.
         self._lock = threading.Lock()
-        self._runs: WeakSet[_ProcessRun] = WeakSet()
+        self._runs: WeakSet[ProcessRun] = WeakSet()
         self._is_closed = False
         self._draining = threading.Event()
 
@@ -82,9 +82,18 @@ class ProcessExecutor:
         with _prepare_forkserver():
             forkserver.ensure_running()
 
-    def start(self, task: Task, progress: Progress) -> "_ProcessRun":
+    def start(self, task: Task, progress: Progress) -> "ProcessRun":
         """Start a task in a new process."""
-        run = _ProcessRun(_pack(task), self._log_style, progress, self._draining)
+        run = self.start_packed(pack(task), partial(deliver, progress))
+        progress.attach_stop(run.stop)
+        return run
+
+    def start_packed(self, packed: bytes, receive: Receiver) -> "ProcessRun":
+        """Start a task that ``pack`` has packed.
+
+        :param receive: Takes the worker's messages but the last; called by ``ProcessRun.wait``.
+        """
+        run = ProcessRun(packed, self._log_style, receive, self._draining)
         with self._lock:
             self._runs.add(run)
             if self._is_closed:
@@ -103,10 +112,19 @@ class ProcessExecutor:
                 run.send_kill()
 
 
-class _ProcessRun:
-    def __init__(self, packed: bytes, log_style: LogStyle, progress: Progress, draining: threading.Event) -> None:
-        self._progress = progress
-        self._outcome: bytes | TaskFailedError | ServiceError | None = None
+class ProcessRun:
+    """A task in a process of its own.
+
+    :param packed: The task, packed.
+    :param receive: Takes the worker's messages but the last.
+    :param draining: Set when nobody is to wait for a worker any longer.
+    :raises TaskFailedError: If no worker can be started.
+    :raises TaskDrainedError: If ``draining`` is set before one is ready.
+    """
+
+    def __init__(self, packed: bytes, log_style: LogStyle, receive: Receiver, draining: threading.Event) -> None:
+        self._receive_message = receive
+        self._outcome: Outcome | None = None
         # Guards the two below, and closing: a stop or a kill may come at the same time.
         self._lock = threading.Lock()
         self._n_stops = 0
@@ -134,9 +152,9 @@ class _ProcessRun:
         # What may still be read. Both show that the worker has ended, and either may fail to: processes that the
         # environment started may hold the connection open, and the forkserver, which writes the status, may be gone.
         self._sources: list[Connection[Any, Any] | int] = [self._connection, self._status_fd]
-        progress.attach_stop(self._stop)
 
     def wait(self, timeout_seconds: float) -> bool:
+        """Wait until the task has ended, at most for a time; return whether it has."""
         deadline = time.monotonic() + timeout_seconds
         while self._outcome is None:
             ready = wait(self._sources, max(0.0, deadline - time.monotonic()))
@@ -151,6 +169,7 @@ class _ProcessRun:
         return True
 
     def get_content(self) -> bytes:
+        """Return what the ended task returned, or raise what it raised."""
         assert self._outcome is not None, "called after the end"
         self._close()
         if isinstance(self._outcome, Exception):
@@ -158,6 +177,7 @@ class _ProcessRun:
         return self._outcome
 
     def kill(self) -> None:
+        """End the process without a result."""
         self.send_kill()
         if self._status_fd in self._sources:
             wait([self._status_fd], _KILL_SECONDS)
@@ -177,29 +197,13 @@ class _ProcessRun:
     def _receive(self) -> None:
         try:
             kind, value = json.loads(self._connection.recv_bytes())
-            content = self._connection.recv_bytes() if kind in _WITH_CONTENT else b""
+            content = self._connection.recv_bytes() if kind in WITH_CONTENT else b""
         except (EOFError, OSError):
             self._sources.remove(self._connection)
             return
-        if kind == Message.PROGRESS:
-            for timesteps, metrics in value:
-                self._progress.advance(timesteps)
-                self._progress.publish_metrics(metrics)
-        elif kind == Message.EVALUATION:
-            self._progress.publish_evaluation(value)
-        elif kind == Message.FINAL_EVALUATION:
-            self._progress.publish_final_evaluation(value)
-        elif kind == Message.CHECKPOINT:
-            self._progress.publish_checkpoint(value, content)
-        elif kind == Message.WARNING:
-            self._progress.publish_warning(value)
-        elif kind == Message.ENDED_BY:
-            self._progress.publish_ended_by(value)
-        elif kind == Message.REFUSAL:
-            status_code, detail = value
-            self._outcome = _REFUSALS.get(status_code, InvalidRequestError)(detail)
-        else:
-            self._outcome = TaskFailedError(value) if kind == Message.FAILURE else content
+        self._outcome = read_outcome(kind, value, content)
+        if self._outcome is None:
+            self._receive_message(kind, value, content)
 
     def _read_status(self) -> None:
         """Read from the forkserver how the worker ended, or notice that the forkserver is gone."""
@@ -208,7 +212,8 @@ class _ProcessRun:
         except EOFError:
             self._sources.remove(self._status_fd)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ask the task to stop, from any thread; a second time, to skip what would follow."""
         with self._lock:
             if self._n_stops == _MAX_STOPS:  # a worker that hangs reads nothing, and more messages would fill the pipe
                 return
@@ -241,7 +246,7 @@ def _describe_start() -> bytes:
     ``multiprocessing.Process`` would make it import the server's start script again, and a script without ``if
     __name__ == "__main__"`` would start another server. Cloudpickle sends what a task needs of that script.
     """
-    return pickle.dumps({"name": "grpo-worker", "sys_path": _list_paths(), "dir": os.getcwd()}) + pickle.dumps(_Start())
+    return pickle.dumps({"name": "grpo-worker", "sys_path": list_paths(), "dir": os.getcwd()}) + pickle.dumps(_Start())
 
 
 def _fork(connection: "Connection[object, object]") -> tuple[int, int]:
@@ -261,7 +266,7 @@ def _prepare_forkserver() -> Iterator[None]:
 
     It imports them before it learns the server's ``sys.path``, and is silent if it finds none.
     """
-    variables = {"PYTHONPATH": os.pathsep.join(_list_paths()), "PYTHONSAFEPATH": "1"}
+    variables = {"PYTHONPATH": os.pathsep.join(list_paths()), "PYTHONSAFEPATH": "1"}
     with _START_LOCK:
         before = {name: os.environ.get(name) for name in variables}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -285,11 +290,12 @@ def _prepare_forkserver() -> Iterator[None]:
                     os.putenv(name, old)
 
 
-def _list_paths() -> list[str]:
+def list_paths() -> list[str]:
+    """List the folders of ``sys.path``, as another process can use them."""
     return [path or os.getcwd() for path in sys.path]
 
 
-def _pack(task: Task) -> bytes:
+def pack(task: Task) -> bytes:
     """Pickle a task together with the registration of its environment.
 
     :raises InvalidRequestError: If they cannot be pickled.

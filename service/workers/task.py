@@ -61,11 +61,14 @@ class Task(NamedTuple):
         bytes.
     :param arguments: The arguments; cloudpickle must be able to pickle them.
     :param env_name: The registered environment that the function builds.
+    :param device: What a job trains on, ``"cpu"`` or ``"cuda"``, for which a cluster looks for room; None for a short
+        task, which is run at once.
     """
 
     function: str
     arguments: tuple[Any, ...]
     env_name: str
+    device: str | None = None
 
     def run(self, progress: Progress) -> bytes:
         """Import the function, call it and return what it returns."""

@@ -21,6 +21,9 @@ CASES: list[tuple[str, str, object]] = [
     ("cors_origins", "https://a.example,https://b.example:8443", ("https://a.example", "https://b.example:8443")),
     ("cors_origins", "", ()),
     ("executor", "process", "process"),
+    ("ray_address", "head:6379", "head:6379"),
+    ("ray_gpus_per_job", "0.25", 0.25),
+    ("ray_wait_seconds", "30", 30.0),
     ("stall_seconds", "2.5", 2.5),
     ("max_running_jobs", "3", 3),
     ("max_queued_jobs", "0", 0),
@@ -127,6 +130,9 @@ def test_a_value_given_in_the_call_goes_before_the_variable(monkeypatch: pytest.
         ("port", "-1"),
         ("port", "eighty"),
         ("executor", "coroutine"),
+        ("ray_address", "http://head:6379"),
+        ("ray_gpus_per_job", "0"),
+        ("ray_wait_seconds", "0"),
         ("stall_seconds", "0"),
         ("max_running_jobs", "0"),
         ("max_queued_jobs", "-1"),
@@ -162,6 +168,12 @@ def test_processes_are_refused_where_they_cannot_be_forked(monkeypatch: pytest.M
     with pytest.raises(ValidationError, match="use 'thread'"):
         Settings(executor="process")
     assert Settings().executor == "auto"
+
+
+def test_a_cluster_is_refused_where_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.settings.find_spec", lambda name: None)
+    with pytest.raises(ValidationError, match=r"pip install -r requirements-ray\.txt"):
+        Settings(executor="ray")
 
 
 def test_the_key_is_not_shown_with_the_settings() -> None:

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from service.settings import Settings
 from tests.conftest import RegisterEnv
-from tests.support import LineEnv, get_status, make_client, train, train_to_end, wait_for_end, wait_until
+from tests.support import RAY, LineEnv, get_status, make_client, train, train_to_end, wait_for_end, wait_until
 
 # Eight rollouts; a checkpoint after the second, the fourth and so on.
 JOB = {"total_timesteps": 512, "n_steps": 64, "checkpoint_every": 128, "seed": 4, "n_eval_episodes": 2}
@@ -26,10 +26,12 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(scope="module")
-def processes(models_dir: Path) -> Iterator[TestClient]:
-    """A service that trains in processes."""
-    with make_client(Settings(models_dir=models_dir, executor="process")) as client:
+@pytest.fixture(scope="module", params=["process", RAY])
+def processes(models_dir: Path, request: pytest.FixtureRequest) -> Iterator[TestClient]:
+    """A service that trains in processes, here or on a cluster."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+    with make_client(Settings(models_dir=models_dir, executor=request.param)) as client:
         yield client
 
 

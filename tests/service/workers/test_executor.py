@@ -1,4 +1,4 @@
-"""Trainings give the same results in threads and processes, and a process that dies or hangs harms nothing else."""
+"""Trainings end alike in threads, in processes and on a cluster, and a process that dies harms nothing else."""
 
 import ctypes
 import functools
@@ -28,10 +28,11 @@ from service.schemas.jobs import EvaluationRow, JobStatus
 from service.workers.executor import Executor, make_executor
 from service.workers.processes import ProcessExecutor
 from service.workers.threads import ThreadExecutor
-from tests.support import FloatArray, LineEnv, find_forkserver, is_alive, list_workers, make_plan, wait_until
+from tests.support import RAY, FloatArray, LineEnv, find_forkserver, is_alive, list_workers, make_plan, wait_until
 
 ROOT = Path(__file__).parents[3]
-EXECUTORS = ["thread", "process"]
+EXECUTORS = ["thread", "process", RAY]
+FORKING = ["process", RAY]
 RegisterLine = Callable[..., str]
 
 
@@ -77,11 +78,15 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 @pytest.fixture
-def open_registry(store: ModelStore) -> Iterator[Callable[..., JobRegistry]]:
+def open_registry(store: ModelStore, request: pytest.FixtureRequest) -> Iterator[Callable[..., JobRegistry]]:
     """Build registries, and end them when the test is over."""
     opened: list[tuple[JobRegistry, Executor]] = []
 
-    def build(kind: Literal["thread", "process"] = "process", max_running: int = 2, **limits: float) -> JobRegistry:
+    def build(
+        kind: Literal["thread", "process", "ray"] = "process", max_running: int = 2, **limits: float
+    ) -> JobRegistry:
+        if kind == "ray":
+            request.getfixturevalue("ray_cluster")
         executor = make_executor(kind, LogStyle())
         registry = JobRegistry(
             store,
@@ -132,13 +137,14 @@ def is_stall_message(message: str | None) -> bool:
     return message is not None and message.startswith("stalled: no simulator step") and "GRPO_STALL_SECONDS" in message
 
 
-class TestBothAlike:
-    def test_a_job_gives_the_same_file_in_a_thread_in_a_process_and_next_to_others(
-        self, open_registry: Callable[..., JobRegistry]
+class TestAllAlike:
+    @pytest.mark.parametrize("others", ["process", RAY])
+    def test_a_job_gives_the_same_file_in_a_thread_elsewhere_and_next_to_others(
+        self, open_registry: Callable[..., JobRegistry], others: str
     ) -> None:
         request = {"total_timesteps": 300, "seed": 3, "model_name": "m"}
         hashes = []
-        for executor in EXECUTORS:
+        for executor in ("thread", others):
             registry = open_registry(executor, max_running=2)
             hashes.append(run(registry, **request).describe().sha256)
             other = submit(registry, total_timesteps=10_000_000)
@@ -237,22 +243,28 @@ class TestBothAlike:
 
 
 class TestWhatReachesAWorker:
+    @pytest.mark.parametrize("executor", FORKING)
     def test_an_environment_that_only_the_server_has_registered(
-        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, store: ModelStore
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_line: RegisterLine,
+        store: ModelStore,
+        executor: str,
     ) -> None:
         env_name = register_line(observation_size=5)
-        assert run(open_registry(), env_name=env_name, model_name="m").status is JobStatus.COMPLETED
+        assert run(open_registry(executor), env_name=env_name, model_name="m").status is JobStatus.COMPLETED
         assert store.get("m").meta["env_name"] == env_name
 
+    @pytest.mark.parametrize("executor", FORKING)
     def test_lambdas_and_classes_of_a_function(
-        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, executor: str
     ) -> None:
         class Mine(LineEnv):
             pass
 
         known = {"mine": lambda state, action, next_state: torch.full((len(state), 1), 3.0)}
         env_name = register_line(entry_point=lambda: Mine(on_step=lambda: None))
-        registry = open_registry()
+        registry = open_registry(executor)
         job = registry.submit(make_plan(known, env_name=env_name, total_timesteps=32, reward_function_type="mine"))
         assert job.finished.wait(60)
         assert job.status is JobStatus.COMPLETED
@@ -269,6 +281,7 @@ class TestWhatReachesAWorker:
 
 
 class TestAProcess:
+    @pytest.mark.parametrize("executor", FORKING)
     @pytest.mark.parametrize(
         ("fault", "message"),
         [
@@ -287,8 +300,9 @@ class TestAProcess:
         store: ModelStore,
         fault: Callable[[], None],
         message: str,
+        executor: str,
     ) -> None:
-        registry = open_registry()
+        registry = open_registry(executor)
         other = submit(registry, total_timesteps=10_000_000)
         wait_until(lambda: other.describe().current_timesteps > 0)
         job = run(registry, env_name=register_line(on_step=fault), model_name="m")
@@ -351,10 +365,11 @@ class TestAProcess:
 
 
 class TestAHang:
+    @pytest.mark.parametrize("executor", FORKING)
     def test_a_process_that_hangs_is_killed(
-        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, executor: str
     ) -> None:
-        registry = open_registry(max_running=1, stall_seconds=1.0)
+        registry = open_registry(executor, max_running=1, stall_seconds=1.0)
         job = run(registry, env_name=register_line(entry_point=make_tiring_line), total_timesteps=1000)
         status = job.describe()
         assert status.status is JobStatus.FAILED
@@ -362,15 +377,17 @@ class TestAHang:
         assert is_stall_message(status.error_message)
         wait_until(lambda: run(registry).status is JobStatus.COMPLETED)  # afterwards the forkserver is ready
 
+    @pytest.mark.parametrize("executor", FORKING)
     def test_stopping_a_process_that_hangs_kills_it(
         self,
+        executor: str,
         open_registry: Callable[..., JobRegistry],
         register_line: RegisterLine,
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
     ) -> None:
         monkeypatch.setattr(jobs, "_STOP_PATIENCE_SECONDS", 0.5)
-        registry = open_registry(max_running=1)
+        registry = open_registry(executor, max_running=1)
         is_hanging = tmp_path / "hanging"
         job = submit(registry, env_name=register_line(on_step=functools.partial(touch_and_hang, str(is_hanging))))
         wait_until(is_hanging.exists)
