@@ -34,6 +34,7 @@ from grpo_core.saving.model_file import ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_weights, restore_normalization
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
+from grpo_core.update.seeding import lock_torch_generator
 
 # Objects looked at in each environment: nearest first, so that a large table does not make each checkpoint slow.
 _MAX_SEARCHED = 2_000
@@ -278,7 +279,8 @@ def _capture_process_wide() -> dict[str, Any]:
 
 
 def _restore_process_wide(states: dict[str, Any]) -> None:
-    torch.random.set_rng_state(torch.from_numpy(states.pop("torch")))
+    with lock_torch_generator():
+        torch.random.set_rng_state(torch.from_numpy(states.pop("torch")))
     Noise(()).restore(states)
 
 

@@ -20,6 +20,7 @@ from grpo_core.actor.distributions import check_action_masks
 from grpo_core.groups.rollout import StepBatch, select, to_tensors
 from grpo_core.options.policy_kwargs import POLICIES
 from grpo_core.spaces import Observations, count_inputs
+from grpo_core.update.seeding import lock_torch_generator
 from grpo_core.update.structure import unwrap_compiled
 
 # A masked logit: far below any other, and still a number that entropy can be computed with.
@@ -54,7 +55,7 @@ def _find_value_parameters(policy: ActorCriticPolicy) -> list[torch.nn.Parameter
     was_training = policy.training
     policy.set_training_mode(False)
     # Hooks that watch the policy see this pass too; torch's generator must not, in case a layer draws from it.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with lock_torch_generator(), torch.random.fork_rng(devices=[]), torch.enable_grad():
         observations = policy.obs_to_tensor(_make_observations(policy.observation_space))[0]
         actions = torch.zeros((1, *(policy.action_space.shape or ())), device=policy.device)
         if isinstance(policy.action_space, spaces.Box):

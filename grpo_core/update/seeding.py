@@ -12,6 +12,16 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
+def lock_torch_generator() -> Iterator[None]:
+    """Let no other thread borrow torch's generator inside the block.
+
+    Whoever puts its state back has to wait until it is not borrowed, or would change what the borrower draws.
+    """
+    with _LOCK:
+        yield
+
+
+@contextmanager
 def borrow_torch_generator(rng: np.random.Generator, device: torch.device | None = None) -> Iterator[None]:
     """Seed torch's generator from a model's own inside the block, and put it back afterwards.
 
@@ -22,7 +32,7 @@ def borrow_torch_generator(rng: np.random.Generator, device: torch.device | None
     :param device: A CUDA device whose generator is borrowed, too.
     """
     devices = [device] if device is not None and device.type == "cuda" else []
-    with _LOCK, torch.random.fork_rng(devices=devices):
+    with lock_torch_generator(), torch.random.fork_rng(devices=devices):
         seed = int(rng.integers(2**63))
         torch.default_generator.manual_seed(seed)
         if devices:

@@ -16,6 +16,7 @@ from grpo import GRPO
 from grpo_core import fast
 from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import Episode, make_policy, step_episode
+from grpo_core.update.seeding import lock_torch_generator
 from service.environments.build import build_env
 from service.schemas.training import TrainConfig
 
@@ -158,4 +159,5 @@ def _keep_shared_generators() -> Iterator[None]:
     finally:
         np.random.set_state(of_numpy)
         random.setstate(of_python)
-        torch.set_rng_state(of_torch)
+        with lock_torch_generator():
+            torch.set_rng_state(of_torch)

@@ -1,0 +1,28 @@
+"""Trainings in threads of one process do not disturb each other's draws from torch's generator."""
+
+import threading
+
+import numpy as np
+import torch
+
+from grpo_core.update.seeding import borrow_torch_generator, lock_torch_generator
+
+
+def test_a_state_put_back_by_another_thread_waits_until_the_generator_is_not_borrowed() -> None:
+    before = torch.get_rng_state()
+    other = torch.Generator().manual_seed(1).get_state()
+
+    def put_back() -> None:
+        with lock_torch_generator():
+            torch.set_rng_state(other)
+
+    thread = threading.Thread(target=put_back)
+    with borrow_torch_generator(np.random.default_rng(0)):
+        thread.start()
+        thread.join(0.05)
+        drawn = torch.rand(3)
+    thread.join()
+    assert torch.equal(torch.get_rng_state(), other)
+    with borrow_torch_generator(np.random.default_rng(0)):
+        assert torch.equal(torch.rand(3), drawn)
+    torch.set_rng_state(before)
