@@ -29,14 +29,16 @@ curve and versions. `make bench-suite` makes the missing ones and writes the pag
 - **Score.** The mean of 100 episodes (InvertedDoublePendulum and LunarLander 50, MuJoCo's others 30, FrozenLake 1,000)
   of the final deterministic policy, in fresh environments with seeds of their own. For FrozenLake it is the success
   rate.
-- **Seeds.** From {FIRST_SEED} on, the same for every method, none used in tuning.
+- **Seeds.** From {FIRST_SEED} on, none used in tuning. Our own methods on CartPole, Acrobot and Hopper have seeds from 6000
+  on: their presets were changed after earlier ones had been run on the others.
 - **IQM.** Interquartile mean over seeds, with the 95 % interval of a percentile bootstrap over seeds, as rliable
-  defines them (arXiv 2108.13264). With 3 seeds it is the mean, and the interval is only a hint.
+  defines them (arXiv 2108.13264); no interval for fewer than five seeds. With 3 seeds the IQM is the mean.
 - **Ours.** "Preset" is the environment's own in `grpo_core/options/presets.yml`. "General preset" is what a user gets
   who tunes nothing and whose environment has none: set it beside PPO's defaults.
 - **Peers.** "Zoo settings" are those of rl-baselines3-zoo 2.9.2, most of them tuned for more steps than here; schedules
   run over the budget here. `learning/peer_settings.py` names the entry of each, also where an older version of the
-  environment lends its own. The zoo has none for FrozenLake-v1. "Defaults, falling rate, normalised" is what the usual
+  environment lends its own. The zoo has none for FrozenLake-v1. "What it shares" has every setting of our preset that
+  PPO knows, too. "Defaults, falling rate, normalised" is what the usual
   advice comes to: the learning rate falls from 3e-4 to 0, and VecNormalize is around the environment.
 - **Published.** One training each from [benchmark.md](https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md)
   of rl-baselines3-zoo, for orientation: of SAC where actions are continuous, of DQN elsewhere.

@@ -12,6 +12,8 @@ Scores = npt.NDArray[np.float64]
 
 _N_RESAMPLES = 10_000
 _CONFIDENCE = 0.95
+# The bootstrap over fewer seeds gives intervals that are too narrow, and over two, the two.
+_MIN_SEEDS_OF_INTERVAL = 5
 _HEADER = "| method | seeds | IQM [95 % interval] | mean | worst | steps taken | scores, sorted |"
 _RULE = "|---|---|---|---|---|---|---|"
 
@@ -64,23 +66,23 @@ def format_score(runs: Sequence[Run], n_decimals: int) -> str:
     """Format the interquartile mean, its 95 % interval and the number of seeds; a dash without runs."""
     if not runs:
         return "-"
-    scores = get_scores(runs)
-    if len(runs) == 1:
-        return f"{scores[0]:,.{n_decimals}f}, 1 seed"
-    lower, upper = compute_interval(scores)
-    iqm, low, high = (f"{value:,.{n_decimals}f}" for value in (compute_iqm(scores), lower, upper))
-    return f"{iqm} [{low}, {high}], {len(runs)} seeds"
+    return f"{_format_iqm(get_scores(runs), n_decimals)}, {len(runs)} seed{'' if len(runs) == 1 else 's'}"
+
+
+def _format_iqm(scores: Scores, n_decimals: int) -> str:
+    iqm = f"{compute_iqm(scores):,.{n_decimals}f}"
+    if len(scores) < _MIN_SEEDS_OF_INTERVAL:
+        return iqm
+    low, high = (f"{value:,.{n_decimals}f}" for value in compute_interval(scores))
+    return f"{iqm} [{low}, {high}]"
 
 
 def _format_row(label: str, runs: Sequence[Run], n_decimals: int) -> str:
     scores = get_scores(runs)
-    lower, upper = compute_interval(scores)
-    iqm, low, high, mean, worst = (
-        f"{value:.{n_decimals}f}" for value in (compute_iqm(scores), lower, upper, scores.mean(), scores.min())
-    )
+    mean, worst = (f"{value:,.{n_decimals}f}" for value in (scores.mean(), scores.min()))
     steps = f"{np.mean([run.total_timesteps for run in runs]):,.0f}"
     listed = ", ".join(f"{score:.{n_decimals - 1}f}" for score in np.sort(scores))
-    return f"| {label} | {len(runs)} | {iqm} [{low}, {high}] | {mean} | {worst} | {steps} | {listed} |"
+    return f"| {label} | {len(runs)} | {_format_iqm(scores, n_decimals)} | {mean} | {worst} | {steps} | {listed} |"
 
 
 def list_aims(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -> dict[str, bool]:
@@ -108,4 +110,5 @@ def format_aims(task: Task, grpo: Sequence[Run], ppo: Sequence[Sequence[Run]]) -
     listed = [
         f"{aim}: **{'reached' if is_reached else 'missed'}**" if grpo else aim for aim, is_reached in aims.items()
     ]
-    return f"Aims for GRPO: {'; '.join(listed)}."
+    few = f", judged by {len(grpo)} of {task.n_seeds} seeds" if 0 < len(grpo) < task.n_seeds else ""
+    return f"Aims for GRPO{few}: {'; '.join(listed)}."
