@@ -1,4 +1,4 @@
-"""Write ``benchmarks/RESULTS.md``, its curves and the figures in ``docs/method.md`` from the finished runs.
+"""Write ``benchmarks/RESULTS.md``, its curves and the figures in ``docs/figures.md`` from the finished runs.
 
 Runs with other settings than today's are left out: after a change of settings, make the missing runs first.
 """
@@ -142,9 +142,9 @@ def main() -> None:
         speed.insert(0, _SPEED_INTRO)
     path = _FOLDER / "RESULTS.md"
     path.write_text("\n".join(text for text in (_INTRO, *comparisons, *ablations, *speed) if text))
-    method = _FOLDER.parent / "docs" / "method.md"
-    method.write_text(_FIGURES.sub(lambda match: make_summary(), method.read_text()))
-    print(f"wrote {path.name} and its curves, and the figures of {method.name}")
+    page = _FOLDER.parent / "docs" / "figures.md"
+    page.write_text(_FIGURES.sub(lambda match: make_summary(), page.read_text()))
+    print(f"wrote {path.name} and its curves, and the table of {page.name}")
 
 
 if __name__ == "__main__":
