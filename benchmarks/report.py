@@ -29,8 +29,8 @@ curve and versions. `make bench-suite` makes the missing ones and writes the pag
 - **Score.** The mean of 100 episodes (InvertedDoublePendulum and LunarLander 50, MuJoCo's others 30, FrozenLake 1,000)
   of the final deterministic policy, in fresh environments with seeds of their own. For FrozenLake it is the success
   rate.
-- **Seeds.** From {FIRST_SEED} on, none used in tuning. Our own methods on CartPole, Acrobot and Hopper have seeds from 6000
-  on: their presets were changed after earlier ones had been run on the others.
+- **Seeds.** From {FIRST_SEED} on, none used in tuning. Our own methods on CartPole, Acrobot and Hopper have seeds from
+  6000 on: their presets were changed after earlier ones had been run on the others.
 - **IQM.** Interquartile mean over seeds, with the 95 % interval of a percentile bootstrap over seeds, as rliable
   defines them (arXiv 2108.13264); no interval for fewer than five seeds. With 3 seeds the IQM is the mean.
 - **Ours.** "Preset" is the environment's own in `grpo_core/options/presets.yml`. "General preset" is what a user gets

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     :param port: TCP port.
     :param role: ``all`` trains and serves. ``serve`` is a read-only replica: it answers from models that another server
         trains, and any number of them may listen on one port.
-    :param replicas: Number of replicas that one start begins.
+    :param replicas: Number of replicas to start.
     :param metrics_port: Port of each replica's own, besides the shared one: the first of them if there are several.
     :param trainer_url: The server that trains, which replicas name when they refuse a request.
     :param models_url: Folder of an object store, as fsspec writes it, that replicas copy the models from.
@@ -190,9 +190,13 @@ class Settings(BaseSettings):
     def _can_run(cls, executor: str) -> str:
         if executor == "process" and not hasattr(os, "fork"):
             raise ValueError("this system cannot fork processes; use 'thread'")
-        if executor == "ray" and find_spec("ray") is None:
-            raise ValueError("Ray is not installed; pip install -r requirements-ray.txt, or use 'process'")
         return executor
+
+    @model_validator(mode="after")
+    def _check_ray(self) -> Self:
+        if self.executor == "ray" and self.role == "all" and find_spec("ray") is None:
+            raise ValueError("Ray is not installed; pip install -r requirements-ray.txt, or use 'process'")
+        return self
 
     @field_validator("api_key", mode="before")
     @classmethod

@@ -120,7 +120,7 @@ def test_what_is_installed_runs_where_no_checkout_is(installed: Path, tmp_path: 
     served = run(installed, tmp_path, "grpo_cli", "serve", "--help")
     assert served.stdout.startswith("usage: grpo serve"), served.stderr
     asked = run(installed, tmp_path, "grpo_client", "--help")
-    assert asked.stdout.startswith("usage: grpo-client"), asked.stderr
+    assert asked.stdout.startswith("usage: python -m grpo_client"), asked.stderr
     # Settings that cannot work get as far as the server itself, which no process here has to wait for.
     refused = run(installed, tmp_path, "grpo_cli", "serve", "--host", "0.0.0.0")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr

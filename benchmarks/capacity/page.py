@@ -35,7 +35,7 @@ def write_page(figures: Figures) -> str:
     n_batch_cores = math.ceil(1e6 / read_batch_rate() / _REPLICA_UTILISATION)
     return f"""# Capacity
 
-What a number of cores does, from one to a thousand workers and a million inferences a second. The figures were
+What a given number of cores can do, from one to a thousand workers and a million inferences a second. The figures were
 measured on {figures.machine}; everything beyond that is reckoned from them, as said beside each table.
 `python -m benchmarks.capacity` writes this page, `python -m benchmarks.capacity measure` measures anew, and
 `python -m benchmarks.capacity check` fails if the simulation is more than {TOLERANCE:.0%} from what was measured.

@@ -327,7 +327,7 @@ class Hyperparameters(SharedHyperparameters):
         Row(
             1,
             "Groups and rollouts",
-            "processes that play rollouts, at most one per shard; several pay where the simulator is slow",
+            "processes that play rollouts, at most one per shard; more than one pays off where the simulator is slow",
             title="Rollout workers",
             at_least=1,
             request_most=64,

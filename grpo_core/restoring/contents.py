@@ -7,6 +7,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import gymnasium as gym
 import numpy as np
@@ -86,16 +87,21 @@ class Noise:
             put(states[name])
 
     def reseed(self, rng: np.random.Generator) -> None:
-        """Begin new sequences in all of them, drawn from ``rng`` in the order of where they are."""
-        for _, generator in sorted(self._find().items()):
-            seed = int(rng.integers(2**32))
+        """Begin new sequences in all of them; each depends on one draw from ``rng`` and on where it is.
+
+        So it makes no difference to the others, nor to ``rng``, whether a generator has been made yet.
+        """
+        base = int(rng.integers(2**63))
+        for path, generator in self._find().items():
+            seed = int(np.random.SeedSequence([base, crc32(path.encode())]).generate_state(1)[0])
             if isinstance(generator, np.random.Generator):
                 generator.bit_generator.state = type(generator.bit_generator)(seed).state
             else:
                 generator.seed(seed)
         if self._process_wide:
-            np.random.seed(int(rng.integers(2**32)))  # environments draw from it, though they should not
-            random.seed(int(rng.integers(2**32)))
+            of_numpy, of_python = map(int, np.random.SeedSequence(base).generate_state(2))
+            np.random.seed(of_numpy)  # environments draw from it, though they should not
+            random.seed(of_python)
 
     def _find(self) -> dict[str, Any]:
         found = walk(self._envs, self._known, _MAX_SEARCHED)

@@ -6,6 +6,7 @@ All of it is pickled by this library's processes for each other; none of it is r
 import pickle
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -179,13 +180,14 @@ def pack(message: Any, what: str) -> bytes:
     :param what: Names it in the error.
     :raises NotSendableError: If something in it cannot be pickled.
     """
-    try:
-        return pickle.dumps(message, _PROTOCOL)
-    except Exception:  # cloudpickle, which is slower, knows more: functions without a name, classes of a script
-        try:
-            return bytes(cloudpickle.dumps(message, _PROTOCOL))
-        except Exception as error:  # pickling calls foreign code
-            raise _refuse(what, error) from error
+    with suppress(Exception):  # pickling calls foreign code
+        packed = pickle.dumps(message, _PROTOCOL)
+        if b"__main__" not in packed:  # a worker's __main__ is another script
+            return packed
+    try:  # cloudpickle, which is slower, knows more: functions without a name, classes of a script
+        return bytes(cloudpickle.dumps(message, _PROTOCOL))
+    except Exception as error:  # pickling calls foreign code
+        raise _refuse(what, error) from error
 
 
 def _refuse(what: str, error: Exception) -> NotSendableError:

@@ -77,7 +77,9 @@ class ShardPlayer:
             collector.anchors = list(order.anchors)
             recorder = _Recorder(collector)
             rollout = _make_rollout(setup, order)
-            collector.collect(rollout, self._actor, rng, recorder.on_sweep, lambda: False)
+            # Environments may draw from torch's generator, though they should not.
+            with borrow_torch_generator(rng):
+                collector.collect(rollout, self._actor, rng, recorder.on_sweep, lambda: False)
             at = tuple(recorder.get_places().T)
             columns = rollout.gather(at)  # before reward functions replace the environment's rewards
             rewards, means = None, dict[str, float]()
@@ -95,7 +97,7 @@ class ShardPlayer:
                 env,
                 needs_restore=setup.plan.mode != "episode",
                 common_random_numbers=setup.plan.common_random_numbers,
-                # Measured anew, it might be played otherwise here than elsewhere.
+                # Measured again, it might be played differently here than elsewhere.
                 is_cheap=setup.is_cheap,
             )
         return self._banks[env_index]
@@ -107,7 +109,7 @@ class ShardPlayer:
             collector = setup.make_collector(bank, setup.observation_space, plan)
             if collector is None:
                 raise RuntimeError(
-                    "a rollout worker's processor rounds otherwise than the trainer's, so that its steps would differ; "
+                    "a rollout worker's processor rounds differently from the trainer's, so its steps would differ; "
                     "use machines of one kind, or set GRPO.use_fast_path = False before building the model."
                 )
             collector.n_threads = 1

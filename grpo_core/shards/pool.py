@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from grpo_core.shards.player import ShardPlayer
 
-# Workers that one shard may cost: it is not the worker's fault then.
+# After this many dead workers the shard is to blame.
 _MAX_DEATHS = 3
 # How often a wait looks at whether it is still wanted.
 _LOOK_SECONDS = 0.1

@@ -6,6 +6,7 @@ share its memory. It is an interpreter of its own: the trainer may have threads,
 within a second of the trainer, whatever ended that.
 """
 
+import ctypes
 import json
 import os
 import select
@@ -31,6 +32,8 @@ _LOOK_SECONDS = 0.5
 # Longest wait for a process that was told to end.
 _END_SECONDS = 2.0
 # What the trainer asks of the nursery: a letter, and a process id or 0. The answer is one number.
+# Linux: a signal for a process whose parent has died.
+_PR_SET_PDEATHSIG = 1
 _REQUEST, _ANSWER = struct.Struct("<cq"), struct.Struct("<q")
 _FORK, _WAIT = b"f", b"w"
 # Before anything is imported: a key that interrupts the trainer is not for its workers, and libraries count the threads
@@ -213,7 +216,10 @@ def _run(task: Callable[["Connection[bytes, bytes]"], None], connection: "Connec
     """Do a forked worker's task, and end its process."""
     status = 1
     try:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        nursery_pid = os.getppid()
+        if sys.platform == "linux":  # a thread is not enough where native code holds the interpreter's lock for ever
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        threading.Thread(target=_end_with, args=(nursery_pid,), daemon=True).start()
         task(connection)
         status = 0
     except BaseException:  # it must not go on where the nursery would

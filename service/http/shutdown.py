@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from service.workers.processes import END_SIGNALS
+from service.workers.processes import END_SIGNALS, list_end_signals
 
 # How long connections that wait for their client's next request stay open, so that it is not lost on its way.
 _LINGER_SECONDS = 0.5
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
         kill. So what comes before or after it only says that the server is to end.
         """
         in_main_thread = threading.current_thread() is threading.main_thread()  # only there may handlers be set
-        handled = [number for number in END_SIGNALS if in_main_thread and _is_handled(number)]
+        handled = list_end_signals() if in_main_thread else []
         _handle(handled, self._note_early)
         with super().capture_signals():
             _handle(handled, self.handle_exit)
@@ -119,12 +119,6 @@ def _stop_connecting(listener: socket.socket) -> None:
 def _handle(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> None:
     for number in numbers:
         signal.signal(number, handler)
-
-
-def _is_handled(number: signal.Signals) -> bool:
-    # `nohup` has SIGHUP ignored. A shell that starts something in the background has SIGINT ignored too, but uvicorn
-    # takes it all the same.
-    return number.name not in ("SIGHUP", "SIGQUIT") or signal.getsignal(number) is not signal.SIG_IGN
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from service.schemas.jobs import JobLabels, JobStatus
 from service.training.names import Reward
 from service.training.plan import TrainingPlan
 from service.workers.executor import Executor
-from service.workers.task import TaskDrainedError, TaskFailedError, WorkerLostError
+from service.workers.task import Run, TaskDrainedError, TaskFailedError, WorkerLostError
 
 logger = logging.getLogger("grpo.service")
 
@@ -494,18 +494,9 @@ class JobRegistry:
             init = self._read_init_model(job, is_needed=taken is None)
             task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init)
             run = self._executor.start(task, job)
-            while not run.wait(_WATCH_SECONDS):
-                if (stall := self._find_stall(job)) is not None:
-                    if (content := job.read_finished_model()) is not None:
-                        run.kill()
-                        job.publish_warning(f"the policy was saved but not evaluated: its evaluation {stall}.")
-                        return content
-                    _give_up(job, stall)
-                if job.finished.is_set():
-                    run.kill()
-                    return None
+            job.wake()  # a cluster may have had no room for it until now
             try:
-                return run.get_content()
+                return self._follow(run, job)
             except WorkerLostError as error:
                 logger.warning("the worker of job %s was lost: %s", job.job_id, error)
                 if job.restart(str(error)):
@@ -518,6 +509,24 @@ class JobRegistry:
                     raise
                 job.publish_warning(f"the policy was saved but not evaluated: {error}")
                 return content
+
+    def _follow(self, run: Run, job: Job) -> bytes | None:
+        """Wait for the end of a training, see ``_train``."""
+        try:
+            while not run.wait(_WATCH_SECONDS):
+                if (stall := self._find_stall(job)) is not None:
+                    if (content := job.read_finished_model()) is not None:
+                        run.kill()
+                        job.publish_warning(f"the policy was saved but not evaluated: its evaluation {stall}.")
+                        return content
+                    _give_up(job, stall)
+                if job.finished.is_set():
+                    run.kill()
+                    return None
+        except Exception:  # a stall, or foreign code in a worker has written what is no message
+            run.kill()
+            raise
+        return run.get_content()
 
     def _read_init_model(self, job: Job, is_needed: bool) -> bytes | None:
         """Return the file that a job's ``init_model`` named when it was accepted, wherever it is now."""

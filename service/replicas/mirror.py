@@ -79,6 +79,8 @@ class Mirror:
         # Marks of the copied files, and of those that cannot be used, by path.
         self._copied: dict[str, str] = {}
         self._refused: dict[str, tuple[str, str]] = {}
+        # Why models could not be read at the last look, by name; the next one tries again.
+        self._failed: dict[str, str] = {}
         self._lock: FolderLock | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -104,9 +106,9 @@ class Mirror:
                 return
             self._copy_changes(self._list_files())
             self.is_complete = True
-            problem = "; ".join(reason for _, reason in self._refused.values()) or None
+            problem = "; ".join([*(reason for _, reason in self._refused.values()), *self._failed.values()]) or None
         except Exception as error:  # foreign code: every kind of store has errors of its own
-            problem = f"the models at {self._files.protocol} cannot be copied: {describe_error(error)}"
+            problem = f"the models at {self._url.partition(':')[0]}: cannot be copied: {describe_error(error)}"
         if problem != self.problem and problem is not None:
             logger.warning("%s", problem)
         self.problem = problem
@@ -142,18 +144,21 @@ class Mirror:
     def _list_files(self) -> dict[str, _RemoteFile]:
         """List the models of the store by path.
 
-        :raises MirrorError: If there is no such folder.
+        :raises MirrorError: If there is no model, although some were copied: a folder whose disk is not mounted looks
+            empty.
+        :raises Exception: If a folder cannot be listed.
         """
         self._files.invalidate_cache()
         root = self._root.rstrip("/")
-        found = self._files.find(root, detail=True)
-        if not found and not self._files.exists(root):
-            raise MirrorError("there is no such folder; what was copied before stays")
         files = {}
-        for full_path, facts in found.items():
-            path = full_path.removeprefix(root).lstrip("/")
-            if _find_model(path) is not None:
-                files[path] = _RemoteFile(full_path, facts["size"], _mark(facts), _find_time(facts))
+        # Not find(), which leaves out what it cannot list: that would look as if it were deleted.
+        for _, _, found in self._files.walk(root, detail=True, on_error="raise"):
+            for facts in found.values():
+                path = facts["name"].removeprefix(root).lstrip("/")
+                if _find_model(path) is not None:
+                    files[path] = _RemoteFile(facts["name"], facts["size"], _mark(facts), _find_time(facts))
+        if self._copied and not files:
+            raise MirrorError("there is no model any more; what was copied before stays")
         return files
 
     def _copy_changes(self, files: Mapping[str, _RemoteFile]) -> None:
@@ -162,8 +167,12 @@ class Mirror:
         for path, file in files.items():
             if file.mark not in (self._copied.get(path), self._refused.get(path, ("",))[0]):
                 changed[_find_model(path) or ""].append(path)
-        for paths in changed.values():
-            self._copy_model({path: files[path] for path in sorted(paths, key=_order)})
+        self._failed = {}
+        for model_name, paths in changed.items():
+            try:
+                self._copy_model({path: files[path] for path in sorted(paths, key=_order)})
+            except Exception as error:  # foreign code; one file that cannot be read must not keep the others away
+                self._failed[model_name] = f"model '{model_name}' cannot be copied: {describe_error(error)}"
         gone = sorted(self._list_copies() - files.keys(), key=_order, reverse=True)
         for path in gone:
             (self.folder / path).unlink(missing_ok=True)
@@ -202,11 +211,20 @@ class Mirror:
         content: bytes = self._files.cat_file(file.path)
         if is_model:
             model_file.from_bytes(content).make_actor()
+        else:
+            _check_notes(content)
         return content
 
     def _list_copies(self) -> set[str]:
         paths = (path.relative_to(self.folder).as_posix() for path in _list_zips_and_notes(self.folder))
         return {path for path in paths if _find_model(path) is not None}
+
+
+def _check_notes(content: bytes) -> None:
+    try:
+        json.loads(content)
+    except ValueError as error:
+        raise model_file.ModelFileError(f"it is not JSON: {error}") from error
 
 
 def _open_store(url: str) -> tuple[Any, str]:
@@ -251,7 +269,11 @@ def _find_time(facts: Mapping[str, Any]) -> float | None:
 def _write(target: Path, content: bytes, modified_at: float | None) -> Path:
     """Write a file beside the one that it will replace, and return where."""
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    temporary.write_bytes(content)
-    if modified_at is not None:
-        os.utime(temporary, (modified_at, modified_at))
+    try:
+        temporary.write_bytes(content)
+        if modified_at is not None:
+            os.utime(temporary, (modified_at, modified_at))
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary

@@ -1,21 +1,26 @@
 """Starts several replicas, starts those again that crash, and ends them together."""
 
+import ctypes
 import logging
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from service.workers.processes import END_SIGNALS
+from service.workers.processes import list_end_signals
 
 logger = logging.getLogger("grpo.service")
 
 _LOOK_SECONDS = 0.05
-# So that a replica that cannot start does not take a core.
-_RESTART_SECONDS = 1.0
-# A start with this status can never succeed: its settings are invalid.
-_NEVER = 2
+# Pause before a replica that has crashed is started again, doubled each time up to a minute: one that cannot start
+# would import for seconds, again and again.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
+# From a first start with this status the settings are known to be invalid.
+_INVALID = 2
+# Linux: a signal for a process whose parent has died.
+_PR_SET_PDEATHSIG = 1
 
 
 class Supervisor:
@@ -30,6 +35,7 @@ class Supervisor:
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         # When those that have crashed are started again, on the monotonic clock.
         self._due: dict[int, float] = dict.fromkeys(range(n_replicas), 0.0)
+        self._n_crashes = dict.fromkeys(range(n_replicas), 0)
         self._is_ending = False
         self._status = 0
 
@@ -38,13 +44,14 @@ class Supervisor:
 
         :return: The exit status: 0, 1 if a replica did not end well, or 2 if their settings are invalid.
         """
-        previous = {number: signal.signal(number, self._end) for number in END_SIGNALS}
+        previous = {number: signal.signal(number, self._end) for number in list_end_signals()}
         try:
             while self._running or (self._due and not self._is_ending):
                 self._start_due()
                 time.sleep(_LOOK_SECONDS)
                 self._look()
         finally:
+            self._end(signal.SIGTERM, None)  # nothing runs by now, unless an error ended the loop
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return self._status
@@ -56,12 +63,26 @@ class Supervisor:
 
     def _start_due(self) -> None:
         for number, moment in list(self._due.items()):
-            if not self._is_ending and time.monotonic() >= moment:
+            if self._is_ending or time.monotonic() < moment:
+                continue
+            try:
                 # In a session of its own: Ctrl-C in a terminal would reach it twice, which ends it at once.
-                self._running[number] = subprocess.Popen(self._make_command(number), start_new_session=True)
-                del self._due[number]
-                if self._is_ending:  # since just now
-                    self._running[number].terminate()
+                replica = subprocess.Popen(
+                    self._make_command(number), start_new_session=True, preexec_fn=_end_with_parent
+                )
+            except OSError as error:  # too many processes, or too little memory
+                logger.warning("replica %d cannot be started: %s", number, error)
+                self._wait(number)
+                continue
+            self._running[number] = replica
+            del self._due[number]
+            if self._is_ending:  # since just now
+                replica.terminate()
+
+    def _wait(self, number: int) -> None:
+        pause = min(_FIRST_PAUSE_SECONDS * 2 ** self._n_crashes[number], _LONGEST_PAUSE_SECONDS)
+        self._n_crashes[number] += 1
+        self._due[number] = time.monotonic() + pause
 
     def _look(self) -> None:
         for number, replica in list(self._running.items()):
@@ -69,10 +90,18 @@ class Supervisor:
             if status is None:
                 continue
             del self._running[number]
-            if self._is_ending or status == _NEVER:
-                self._status = max(self._status, _NEVER if status == _NEVER else int(status != 0))
+            # After the first start, a file may be in the middle of a change.
+            is_invalid = status == _INVALID and self._n_crashes[number] == 0
+            if self._is_ending or is_invalid:
+                self._status = max(self._status, _INVALID if is_invalid else int(status != 0))
                 if not self._is_ending:
                     self._end(signal.SIGTERM, None)
             else:
                 logger.warning("replica %d ended with status %d and starts again", number, status)
-                self._due[number] = time.monotonic() + _RESTART_SECONDS
+                self._wait(number)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end a replica whose supervisor was killed; the next one's would share their port with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -28,7 +28,7 @@ _RULES = {
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
-    "string_type": "must be a text",
+    "string_type": "must be a string",
     "list_type": "must be a list",
     "dict_type": "must be an object",
     "model_type": "must be an object",
@@ -74,7 +74,7 @@ def _describe_rule(error: Mapping[str, Any]) -> str:
         case None | bool() | int() | float() as number if len(written := json.dumps(number)) <= _MAX_NUMBER_CHARS:
             return f"{rule}, not {written}"
         case str() if not _is_choice(error):
-            return f"{rule}, not a text"
+            return f"{rule}, not a string"
     return rule
 
 

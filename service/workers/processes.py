@@ -57,6 +57,19 @@ Receiver = Callable[[str, Any, bytes], None]
 _START_LOCK = threading.Lock()
 
 
+def list_end_signals() -> list[signal.Signals]:
+    """List the signals that end this process: not those that whoever started it has had ignored.
+
+    `nohup` has SIGHUP ignored. A shell that starts something in the background has SIGINT ignored too, but uvicorn
+    takes it all the same.
+    """
+    return [
+        number
+        for number in END_SIGNALS
+        if number.name not in ("SIGHUP", "SIGQUIT") or signal.getsignal(number) is not signal.SIG_IGN
+    ]
+
+
 class ProcessExecutor:
     """Runs every task in a process of its own, so that a crash or a hang harms only this task.
 

@@ -43,9 +43,9 @@ _POLL_SECONDS = 5.0
 _KILL_SECONDS = 10.0
 # Ray may take a minute to say that a node is gone; a job that waited for that would count as stalled.
 _SILENCE_SECONDS = 30.0
-# A slot of which nobody needs anything keeps its processor from other users of the cluster.
+# An idle slot keeps its processor from other users of the cluster.
 _IDLE_SECONDS = 30.0
-# From when a job says that it waits.
+# After this long a job says that it is waiting.
 _SILENT_SECONDS = 10.0
 # Longest time that a task which asks for nothing may wait for a node.
 _SHORT_SECONDS = 60.0
@@ -218,6 +218,7 @@ class RayExecutor:
                 self._idle.remove(fitting[-1])
                 return fitting[-1][0]
             others = [] if needs.num_cpus == 0 else [slot for slot, _ in self._idle if slot.needs.num_cpus > 0]
+            self._idle = [one for one in self._idle if one[0] not in others]
         for slot in others:  # they may have what is missing
             self.discard(slot)
         return None
@@ -256,8 +257,6 @@ class RayExecutor:
 
     def release(self, slot: _SlotHandle) -> None:
         """Keep a slot for the next task, for a while."""
-        with suppress(self._ray.exceptions.RayError):
-            slot.actor.release.remote()
         with self._lock:
             self._idle.append((slot, time.monotonic()))
         timer = threading.Timer(_IDLE_SECONDS, self._retire)
@@ -266,7 +265,10 @@ class RayExecutor:
 
     def _retire(self) -> None:
         with self._lock:
-            old = [slot for slot, since in self._idle if time.monotonic() - since >= _IDLE_SECONDS]
+            now = time.monotonic()
+            old = [slot for slot, since in self._idle if now - since >= _IDLE_SECONDS]
+            # Before they are killed: a job might take one in between.
+            self._idle = [one for one in self._idle if one[0] not in old]
         for slot in old:
             self.discard(slot)
 
@@ -440,6 +442,8 @@ def _connect(user: RayExecutor, options: RayOptions) -> Any:
     with _RAY_LOCK:
         if options.address is None or options.address.rpartition(":")[0] in _LOOPBACK_HOSTS:
             os.environ.setdefault(_LOOPBACK_VARIABLE, "0")  # Ray reads it when it is imported
+        # Else a job's thread that ends after the server has left the cluster would start another one.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         ray = importlib.import_module("ray")
         logging.getLogger("ray").setLevel(logging.ERROR)  # it warns of much that is as it should be
         if not ray.is_initialized():

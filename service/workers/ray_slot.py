@@ -144,10 +144,10 @@ class Slot:
             self._news.notify_all()
 
     def _watch(self, run: Any, lost: type[Exception]) -> None:
-        while not run.wait(_WATCH_SECONDS):
-            pass
         entry: tuple[str, Any, bytes]
         try:
+            while not run.wait(_WATCH_SECONDS):
+                pass
             entry = "result", None, run.get_content()
         except lost as error:
             entry = "lost", str(error), b""

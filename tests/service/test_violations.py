@@ -12,14 +12,14 @@ from service.schemas.violations import summarize_violations
 @pytest.mark.parametrize(
     ("request_body", "detail"),
     [
-        ({"total_timesteps": "100"}, "total_timesteps: must be a whole number, not a text"),
+        ({"total_timesteps": "100"}, "total_timesteps: must be a whole number, not a string"),
         ({"total_timesteps": 1e4}, "total_timesteps: must be a whole number, not 10000.0"),
         ({"seed": -3}, "seed: must be at least 0, not -3"),
         ({"gamma": 2.0}, "gamma: must be at most 1.0, not 2.0"),
         ({"gamma": [0.9]}, "gamma: must be a number"),
         ({"bootstrap_value": 1}, "bootstrap_value: must be true or false, not 1"),
         ({"device": "gpu"}, "device: must be 'auto', 'cpu' or 'cuda'; did you mean 'cuda'?"),
-        ({"gamma": "9" * 100}, "gamma: must be a number, not a text"),
+        ({"gamma": "9" * 100}, "gamma: must be a number, not a string"),
         ({"steps": 100}, "steps: unknown field; did you mean total_timesteps?"),
     ],
 )

@@ -117,7 +117,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(414, _PATH_TOO_LONG, f"the path has more than {_MAX_TARGET_BYTES} bytes with its query.")
             return
         if any(name == b"expect" and value.lower() != b"100-continue" for name, value in self.headers):
-            self._refuse(417, _EXPECTATION, "of the header Expect only '100-continue' can be met; leave it out.")
+            self._refuse(417, _EXPECTATION, "the only Expect header supported is '100-continue'; leave it out.")
             return
         if not self.url.startswith((b"/", b"*")) and not self._read_absolute_target():
             self._refuse(400, _NOT_HTTP, "the target of the request is neither a path nor an http:// address.")

@@ -161,8 +161,8 @@ def test_interval_matches_a_slow_bootstrap_and_repeats() -> None:
 
 
 def test_table() -> None:
-    # Of five seeds the middle three count. 181 of 3125 resamples hold three 4s or more, 21 of them four: all three are 4s
-    # in the latter, and two in the former, whose mean is 10 / 3; the upper 2.5 % are among these.
+    # Of five seeds the middle three count. 181 of 3125 resamples hold three 4s or more, 21 of them four: all three are
+    # 4s in the latter, and two in the former, whose mean is 10 / 3; the upper 2.5 % are among these.
     table = format_table({"one": make_runs(4.0, 2.0, 2.0, 2.0, 2.0), "none": []}, n_decimals=1)
     assert table.splitlines()[2:] == ["| one | 5 | 2.0 [2.0, 3.3] | 2.4 | 2.0 | 64 | 2, 2, 2, 2, 4 |"]
 

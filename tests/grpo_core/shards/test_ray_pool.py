@@ -1,7 +1,6 @@
 """Rollout workers on Ray, where it is installed."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,10 @@ from tests.grpo_core.shards.models import DyingCartPole, learn, make_model, wrap
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    """A cluster on loopback."""
-    ray = pytest.importorskip("ray")
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-    )
-    yield ray
-    ray.shutdown()
+@pytest.fixture
+def ray(ray_cluster: None) -> Any:
+    """The module, connected to a cluster on loopback."""
+    return pytest.importorskip("ray")
 
 
 def test_a_pool_is_chosen_by_where_the_training_runs() -> None:

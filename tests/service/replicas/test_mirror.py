@@ -133,12 +133,39 @@ def test_a_store_that_is_gone_takes_no_model_along(
     shutil.rmtree(tmp_path / "store")
     mirror.look()
     assert mirror.problem is not None
-    assert "there is no such folder" in mirror.problem
     assert list_copies(mirror) == ["m.zip"]
-    (tmp_path / "store").mkdir()  # there, and empty
+    (tmp_path / "store").mkdir()  # as the folder of a disk that is not mounted
     mirror.look()
-    assert mirror.is_complete
-    assert list_copies(mirror) == []
+    assert "there is no model any more" in mirror.problem
+    assert list_copies(mirror) == ["m.zip"]
+
+
+def test_what_cannot_be_read_keeps_no_other_model_away(
+    tmp_path: Path, contents: list[bytes], open_mirror: Callable[[str], Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/store"
+    put(url, "a.zip", contents[0])
+    put(url, "b.zip", contents[1])
+    put(url, ".versions/b/notes.json", b'{"aliases": ')
+    mirror = open_mirror(url)
+    read = mirror._files.cat_file
+
+    def refuse_one(path: str) -> bytes:
+        if path.endswith("a.zip"):
+            raise PermissionError("this one is locked")
+        content: bytes = read(path)
+        return content
+
+    monkeypatch.setattr(mirror._files, "cat_file", refuse_one)
+    mirror.look()
+    assert mirror.problem is not None
+    assert "model 'a' cannot be copied" in mirror.problem
+    assert "notes.json is not copied: it is not JSON" in mirror.problem
+    monkeypatch.undo()
+    put(url, ".versions/b/notes.json", b"{}")
+    mirror.look()
+    assert mirror.problem is None
+    assert {"a.zip", "b.zip"} <= set(list_copies(mirror))
 
 
 def test_models_that_lie_in_the_folder_are_left_alone(
@@ -183,10 +210,12 @@ def test_a_replica_serves_what_the_store_holds(tmp_path: Path, contents: list[by
             for content in contents:
                 assert upload(trainer, content, "m", overwrite=True).status_code == 200
             trainer.put("/models/m/aliases/prod", json={"version": 1})
+            assert upload(trainer, contents[0], "stays").status_code == 200
             wait_until(lambda: replica.get("/models/m@prod/file").content == contents[0])
             assert replica.get("/health/ready").json() == {"status": "ready"}
             assert replica.get("/models/m/file").content == contents[1]
             body = {"model_name": "m@prod", "observation": [0.1, 0.0, 0.05, 0.0]}
             assert replica.post("/inference", json=body).json() == trainer.post("/inference", json=body).json()
             trainer.delete("/models/m")
-            wait_until(lambda: replica.get("/models").json() == {"models": []})
+            wait_until(lambda: replica.get("/models/m").status_code == 404)
+            assert replica.get("/models/stays").status_code == 200
