@@ -1,6 +1,6 @@
 """Play the shards of rollouts, in a worker or in the trainer's own process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -48,16 +48,17 @@ class ShardPlayer:
         """Take the policy that acts from now on, a packed actor."""
         self._actor = unpack(policy)
 
-    def play(self, order: bytes) -> bytes:
+    def play(self, order: bytes, should_stop: Callable[[], bool] = lambda: False) -> bytes:
         """Play a shard.
 
         :param order: A packed ``ShardOrder``.
+        :param should_stop: Asked after every step; True ends the shard early, and then the answer is worth nothing.
         :return: Packed ``ShardSteps``, or a ``ShardFailure``.
         """
         if isinstance(self._setup, ShardFailure):
             return pack(self._setup, "an error")
         try:
-            return pack(self._play(self._setup, unpack(order)), "a captured state of the environment")
+            return pack(self._play(self._setup, unpack(order), should_stop), "a captured state of the environment")
         except Exception as error:  # code of the environment and of reward functions
             return pack(ShardFailure.of(error), "an error")
 
@@ -67,7 +68,7 @@ class ShardPlayer:
             for env in self._setup.envs:
                 env.close()
 
-    def _play(self, setup: ShardSetup, order: ShardOrder) -> ShardSteps:
+    def _play(self, setup: ShardSetup, order: ShardOrder, should_stop: Callable[[], bool]) -> ShardSteps:
         rng = np.random.default_rng(order.seed)
         bank = self._get_bank(setup, order.env_index)
         with _reseed(setup.envs[order.env_index], rng, self._has_company):
@@ -75,11 +76,11 @@ class ShardPlayer:
             bank.reset({0: int(rng.integers(2**31))})
             collector = self._get_collector(setup, order, bank)
             collector.anchors = list(order.anchors)
-            recorder = _Recorder(collector)
+            recorder = _Recorder(collector, should_stop)
             rollout = _make_rollout(setup, order)
             # Environments may draw from torch's generator, though they should not.
             with borrow_torch_generator(rng):
-                collector.collect(rollout, self._actor, rng, recorder.on_sweep, lambda: False)
+                collector.collect(rollout, self._actor, rng, recorder.on_sweep, should_stop)
             at = tuple(recorder.get_places().T)
             columns = rollout.gather(at)  # before reward functions replace the environment's rewards
             rewards, means = None, dict[str, float]()
@@ -120,8 +121,9 @@ class ShardPlayer:
 class _Recorder:
     """Notes down where steps were taken, and their infos."""
 
-    def __init__(self, collector: GroupCollector) -> None:
+    def __init__(self, collector: GroupCollector, should_stop: Callable[[], bool]) -> None:
         self._collector = collector
+        self._should_stop = should_stop
         self._places: list[tuple[int, int, int]] = []
         self.infos: list[dict[str, Any]] = []
 
@@ -129,7 +131,7 @@ class _Recorder:
         self.infos.append(infos[0])
         # One environment, and so one step.
         self._places.append(self._collector.list_places()[0][1])
-        return True
+        return not self._should_stop()
 
     def get_places(self) -> npt.NDArray[np.int32]:
         return np.array(self._places, np.int32)

@@ -260,9 +260,10 @@ class InProcessPool(RolloutPool):
     def play(self, policy: bytes, orders: Sequence[bytes], should_stop: Callable[[], bool]) -> Replies:
         self._player.set_policy(policy)
         for order in orders:
+            reply = self._player.play(order, should_stop)
             if should_stop():
                 return
-            yield self._player.play(order)
+            yield reply
 
     def _start(self) -> Worker:
         raise NotImplementedError("it has no workers")

@@ -18,7 +18,7 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.groups.collector import GroupPlan
 from grpo_core.shards.collector import count_shards
-from grpo_core.shards.pool import RolloutWorkersError
+from grpo_core.shards.pool import InProcessPool, RolloutWorkersError
 from grpo_core.shards.processes import ProcessPool
 from tests.grpo_core.shards.models import (
     TOTAL,
@@ -146,6 +146,22 @@ def test_an_error_of_the_environment_is_raised_here_and_the_workers_go_on(pool: 
         learn(make_model(wrap(BrokenCartPole), group_mode="episode", horizon=8), 2, pool)
     assert "in step" in str(caught.value.__cause__), "the traceback of the worker"
     assert learn(make_model(), 2, pool) == learn(make_model(), 1, pool)
+
+
+def test_stop_ends_a_shard_that_this_process_plays() -> None:
+    model = make_model()
+    n_asked = 0
+
+    def count() -> None:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked == 5:
+            model.stop()
+
+    model.after_minibatch = count  # called after every step, as where nothing is cut
+    learn(model, 1, InProcessPool(), total=10**9)
+    assert n_asked < 10
+    assert model.num_timesteps == 0
 
 
 def test_stop_ends_a_rollout_that_workers_play(pool: ProcessPool) -> None:
