@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks.lib.runs import Run
-from benchmarks.lib.tables import compute_interval, compute_iqm
+from benchmarks.lib.tables import MIN_SEEDS_OF_INTERVAL, compute_interval, compute_iqm
 from benchmarks.lib.tasks import Task
 
 matplotlib.use("Agg")
@@ -32,6 +32,7 @@ STYLES = {
     "ppo_zoo": Style("#0072B2", "-", 2.0),
     "ppo_default": Style("#56B4E9", "-"),
     "ppo_normalized": Style("#0072B2", "--"),
+    "ppo_shared": Style("#56B4E9", "--"),
     "trpo_zoo": Style("#009E73", "--"),
     "ars_zoo": Style("#000000", "--"),
     "linear_search": Style("#808080", ":"),
@@ -57,7 +58,8 @@ def plot_curves(
         steps, scores = curves[..., 0].mean(axis=0), curves[..., 1]
         style = STYLES[method]
         axes.plot(steps, compute_iqm(scores), style.line, color=style.color, linewidth=style.width, label=label)
-        axes.fill_between(steps, *compute_interval(scores), color=style.color, alpha=0.13, linewidth=0)
+        if len(runs) >= MIN_SEEDS_OF_INTERVAL:
+            axes.fill_between(steps, *compute_interval(scores), color=style.color, alpha=0.13, linewidth=0)
     for (label, score), line in zip(marks.items(), ((0, (1, 3)), (0, (5, 5))), strict=False):
         axes.axhline(score, color="#404040", linewidth=0.8, linestyle=line, label=label)
     axes.set(

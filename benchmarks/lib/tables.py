@@ -13,7 +13,7 @@ Scores = npt.NDArray[np.float64]
 _N_RESAMPLES = 10_000
 _CONFIDENCE = 0.95
 # The bootstrap over fewer seeds gives intervals that are too narrow, and over two, the two.
-_MIN_SEEDS_OF_INTERVAL = 5
+MIN_SEEDS_OF_INTERVAL = 5
 _HEADER = "| method | seeds | IQM [95 % interval] | mean | worst | steps taken | scores, sorted |"
 _RULE = "|---|---|---|---|---|---|---|"
 
@@ -71,7 +71,7 @@ def format_score(runs: Sequence[Run], n_decimals: int) -> str:
 
 def _format_iqm(scores: Scores, n_decimals: int) -> str:
     iqm = f"{compute_iqm(scores):,.{n_decimals}f}"
-    if len(scores) < _MIN_SEEDS_OF_INTERVAL:
+    if len(scores) < MIN_SEEDS_OF_INTERVAL:
         return iqm
     low, high = (f"{value:,.{n_decimals}f}" for value in compute_interval(scores))
     return f"{iqm} [{low}, {high}]"
