@@ -141,7 +141,7 @@ def _tabulate_training(figures: Figures, rates: dict[str, float]) -> str:
         load = per_second * figures.job_server_ms / 1e3 + busy * figures.running_server_ms / 1e3
         too_much = " **too much**" if load > 1 else ""
         lines.append(
-            f"| {n_workers:,} | {n_workers * rates['CartPole-v1']:,.0f} | {n_workers * rates['HalfCheetah-v5']:,.0f} | "
+            f"| {n_workers:,} | {busy * rates['CartPole-v1']:,.0f} | {busy * rates['HalfCheetah-v5']:,.0f} | "
             f"{3600 * per_second:,.0f} | {_simulate_wait(n_workers, job_seconds):.2f} | {load:.0%}{too_much} | "
             f"{busy * figures.checkpoint_bytes * _CHECKPOINTS_PER_SECOND / 1e6:.3f} |"
         )
