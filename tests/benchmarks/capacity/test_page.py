@@ -15,3 +15,9 @@ def test_the_page_is_up_to_date() -> None:
 def test_a_deviation_is_a_share_of_what_was_measured() -> None:
     assert Check("", measured=10.0, simulated=8.0).deviation == pytest.approx(-0.2)
     assert Check("", measured=8.0, simulated=10.0).deviation == pytest.approx(0.25)
+
+
+def test_the_simulation_that_the_page_shows_was_near_what_was_measured() -> None:
+    assert {
+        check.what: check.deviation for check in figures.read().checks if abs(check.deviation) > page.TOLERANCE
+    } == {}
