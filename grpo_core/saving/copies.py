@@ -47,7 +47,7 @@ def restore_model(model: Any, state: Mapping[str, Any]) -> Any:
         model.env = wrap_env(model.env, wrappers)
         model._vec_normalize_env = unwrap_vec_normalize(model.env)
     # These bytes were made by ``reduce_model`` and are a part of a pickle that is read already.
-    return None if starts is None else pickle.loads(starts)
+    return None if starts is None else pickle.loads(starts)  # no file of a model or a checkpoint comes here
 
 
 def unwrap_env(env: VecEnv) -> tuple[VecEnv, list[_Wrapper]]:

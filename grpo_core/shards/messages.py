@@ -127,6 +127,7 @@ class ShardFailure(NamedTuple):
         """
         cause = RuntimeError(f"in a rollout worker:\n{self.trace}")
         try:
+            # A worker of this very training packed it; it never touched a disk.
             error = pickle.loads(self.error)
         except Exception:  # foreign errors may not be made again from their arguments
             raise RuntimeError(f"a rollout worker failed:\n{self.trace}") from None
@@ -200,4 +201,4 @@ def _refuse(what: str, error: Exception) -> NotSendableError:
 
 def unpack(message: bytes) -> Any:
     """Read a message that another process of this training has packed."""
-    return pickle.loads(message)
+    return pickle.loads(message)  # between processes of one training, over sockets or Ray that nobody else writes to

@@ -86,7 +86,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         try:
             if order.restore is not None:
                 # This worker made the bytes in an earlier order; they never touch a disk or a network.
-                order = order._replace(restore=pickle.loads(order.restore))
+                order = order._replace(restore=pickle.loads(order.restore))  # its own bytes, see above
             outcome = self._get_single_env(common_random_numbers).step(order)
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
         except Exception:

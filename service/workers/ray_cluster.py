@@ -36,7 +36,6 @@ _OWN_MODULES = ("grpo", "grpo_core", "service")
 _SAME_VERSIONS = ("torch", "stable-baselines3", "gymnasium", "numpy")
 # On one machine, the memory that objects on their way between processes may take.
 _LOCAL_STORE_BYTES = 256 * 2**20
-_CONNECT_SECONDS = 60.0
 _PROBE_SECONDS = 5.0
 _WATCH_SECONDS = 0.1
 _POLL_SECONDS = 5.0
