@@ -24,8 +24,10 @@ serve: install
 	@echo "Starting the server on this machine. It says below where its dashboard is; Ctrl-C ends it."
 	@$(VENV)/bin/python run_api.py
 
+# A test that fails runs once more, and both outcomes are shown: a busy machine is late once, a fault fails twice.
+# ARGS=--fail-on-flaky makes the first failure count too.
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest $(SHARED)
+	$(VENV)/bin/python -m pytest $(SHARED) --reruns 1 --rerun-show-tracebacks -rfER $(ARGS)
 
 # Without browsers, programs and long trainings: for every few minutes of work.
 test-fast: $(VENV)/.installed-dev
