@@ -128,7 +128,7 @@ def test_what_is_fast_is_imported_in_two_places() -> None:
         for file in list_files(room)
         if "fast" in set(list_library_imports(file)) and "grpo_core/fast" not in file.as_posix()
     }
-    assert importers == {"grpo.py", "service/training/evaluator.py"}
+    assert importers == {"grpo.py", "service/training/evaluation/evaluator.py"}
 
 
 def test_every_room_of_the_service_imports_only_from_the_rooms_behind_it() -> None:

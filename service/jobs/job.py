@@ -26,8 +26,8 @@ from service.schemas.jobs import (
     JobSummary,
     TrainingStatus,
 )
-from service.training.names import Reward
-from service.training.plan import TrainingPlan
+from service.training.planning.names import Reward
+from service.training.planning.plan import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
 

@@ -37,8 +37,8 @@ from service.jobs.recorder import JobRecorder
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobLabels, JobStatus
-from service.training.names import Reward
-from service.training.plan import TrainingPlan
+from service.training.planning.names import Reward
+from service.training.planning.plan import TrainingPlan
 from service.workers.executor import Executor
 from service.workers.task import Run, TaskDrainedError, TaskFailedError, WorkerLostError
 

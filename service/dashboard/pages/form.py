@@ -24,8 +24,8 @@ from service.dashboard.widgets.toasts import show_error
 from service.errors import InvalidRequestError, ServiceError
 from service.schemas.training import TrainRequest
 from service.schemas.violations import summarize_violations
-from service.training.names import resolve_names
-from service.training.plan import TrainingPlan
+from service.training.planning.names import resolve_names
+from service.training.planning.plan import TrainingPlan
 
 _COMMON = ("env_name", "reward_function_type", "preset", "total_timesteps", "model_name", "seed", "init_model")
 _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from grpo_core.evaluation import make_policy, play_episodes
-from service.training.evaluator import FINAL_SEED, SEED_ON_THE_WAY
+from service.training.evaluation.evaluator import FINAL_SEED, SEED_ON_THE_WAY
 from tests.conftest import RegisterEnv
 from tests.service.training.jobs import Clock, assert_trained_alike, run_job
 from tests.support import FloatArray, LineEnv, Recorder, make_model
@@ -48,7 +48,7 @@ class BrokenLaterEnv(LineEnv):
 def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let evaluations take as long as they like, however busy the machine is."""
     for name in ("_LEAST_SECONDS", "_FIRST_SECONDS"):
-        monkeypatch.setattr(f"service.training.background_evaluation.{name}", 1e6)
+        monkeypatch.setattr(f"service.training.evaluation.background_evaluation.{name}", 1e6)
 
 
 @pytest.mark.usefixtures("ample_time")
@@ -116,8 +116,8 @@ def test_episodes_that_fail_end_it_with_one_warning_and_the_job_goes_on(register
 def test_it_takes_a_small_share_of_the_time(register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in steps of an environment whose every step takes one second of a clock of its own."""
     clock, evaluated = Clock(), list[float]()
-    monkeypatch.setattr("service.training.background_evaluation.time", clock)
-    monkeypatch.setattr("service.training.evaluator.time", clock)
+    monkeypatch.setattr("service.training.evaluation.background_evaluation.time", clock)
+    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
     env_name = register_env(lambda: TickingEnv(clock, evaluated), max_episode_steps=20)
     run_job(env_name=env_name, total_timesteps=12_800, n_eval_episodes=5)
     assert 0.04 * clock.seconds < len(evaluated) < 0.055 * clock.seconds
@@ -130,8 +130,8 @@ def test_a_short_job_has_points_from_its_start_to_its_end(
 ) -> None:
     """A step takes a millisecond: evaluations may take 0.2 s besides the first, which is 10 of the 20 ms."""
     clock, evaluated = Clock(), list[float]()
-    monkeypatch.setattr("service.training.background_evaluation.time", clock)
-    monkeypatch.setattr("service.training.evaluator.time", clock)
+    monkeypatch.setattr("service.training.evaluation.background_evaluation.time", clock)
+    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
     env_name = register_env(lambda: TickingEnv(clock, evaluated, 0.001), max_episode_steps=4)
     _, recorder = run_job(env_name=env_name, total_timesteps=2_560, n_eval_episodes=5)
     timesteps = [row["timesteps"] for row in recorder.evaluations]
@@ -145,8 +145,8 @@ def test_slow_episodes_are_fewer_but_the_curve_has_a_start(
 ) -> None:
     """An episode of the untrained policy takes 0.15 s, and a third one would exceed the 0.4 s of the first point."""
     clock, evaluated = Clock(), list[float]()
-    monkeypatch.setattr("service.training.background_evaluation.time", clock)
-    monkeypatch.setattr("service.training.evaluator.time", clock)
+    monkeypatch.setattr("service.training.evaluation.background_evaluation.time", clock)
+    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
     env_name = register_env(lambda: TickingEnv(clock, evaluated, 0.0075), max_episode_steps=20)
     _, recorder = run_job(env_name=env_name, total_timesteps=640)
     assert [(row["timesteps"], row["n_episodes"]) for row in recorder.evaluations] == [(0, 2)]

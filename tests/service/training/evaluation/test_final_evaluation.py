@@ -9,8 +9,8 @@ import pytest
 
 from grpo_core.evaluation import make_policy, play_episodes, summarize_episodes
 from service.schemas.jobs import FinalEvaluation
-from service.training.evaluator import MAX_STEPS_WITHOUT_LIMIT, Evaluator
-from service.training.final_evaluation import evaluate_finally
+from service.training.evaluation.evaluator import MAX_STEPS_WITHOUT_LIMIT, Evaluator
+from service.training.evaluation.final_evaluation import evaluate_finally
 from service.training.stop_rules import StopRules
 from tests.conftest import RegisterEnv
 from tests.service.training.jobs import Clock, run_job
@@ -48,7 +48,7 @@ class LastEnv(LineEnv):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("service.training.evaluator.time", clock)
+    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
     return clock
 
 

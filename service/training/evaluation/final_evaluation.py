@@ -6,7 +6,7 @@ from typing import Any
 from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
-from service.training.evaluator import FINAL_SEED, EvaluationRun, Evaluator
+from service.training.evaluation.evaluator import FINAL_SEED, EvaluationRun, Evaluator
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 

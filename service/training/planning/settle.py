@@ -31,9 +31,9 @@ from service.errors import InvalidRequestError, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
 from service.schemas.training import ConfigOrigin, Normalization, TrainConfig, TrainRequest
 from service.training.init_model import check_init, read_init_settings
-from service.training.memory_limits import check_memory, count_observed_numbers, shrink
-from service.training.names import NO_PRESET, NamedRequest, Reward, Rewards
-from service.training.plan import SettledRequest
+from service.training.planning.memory_limits import check_memory, count_observed_numbers, shrink
+from service.training.planning.names import NO_PRESET, NamedRequest, Reward, Rewards
+from service.training.planning.plan import SettledRequest
 from service.training.train import build_model, list_normalizable
 from service.workers.task import Progress
 

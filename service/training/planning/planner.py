@@ -14,8 +14,8 @@ from grpo_core.options.rewards import ENVIRONMENT_REWARD, RewardFunction
 from service.errors import ConflictError, InvalidRequestError, TooLargeError
 from service.schemas.fields import MAX_SEED
 from service.schemas.training import ConfigOrigins, TrainConfig, TrainRequest
-from service.training.names import NamedRequest, Reward, resolve_names
-from service.training.plan import SettledRequest, TrainingPlan
+from service.training.planning.names import NamedRequest, Reward, resolve_names
+from service.training.planning.plan import SettledRequest, TrainingPlan
 from service.workers.short_tasks import ShortTasks
 from service.workers.task import Task
 
@@ -99,7 +99,7 @@ class Planner:
             return cached.settled
         try:
             content = self._short_tasks.run(
-                Task("service.training.settle:settle_request", (named,), env_name),
+                Task("service.training.planning.settle:settle_request", (named,), env_name),
                 "the environment may hang while it is built; fix its constructor.",
             )
         except TooLargeError as error:  # the environment is slow; the request itself is not too large

@@ -8,7 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo import GRPO
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
-from service.training.evaluator import SEED_ON_THE_WAY, EvaluationRun, Evaluator
+from service.training.evaluation.evaluator import SEED_ON_THE_WAY, EvaluationRun, Evaluator
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 

@@ -13,9 +13,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
 from service.schemas.training import TrainConfig
-from service.training.evaluator import Evaluator
+from service.training.evaluation.evaluator import Evaluator
+from service.training.evaluation.value_check import settle_values
 from service.training.stop_rules import StopRules
-from service.training.value_check import settle_values
 from tests.grpo_core.values.test_fit import Line
 from tests.support import Recorder, make_plan
 

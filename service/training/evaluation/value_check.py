@@ -18,8 +18,8 @@ from grpo_core.values.fit import ValueCheck, check_values, fit_values
 from grpo_core.values.trajectories import Trajectory, TrajectoryPlayer
 from service.environments.build import build_env
 from service.errors import describe_error
-from service.training.evaluator import CHECKED_SEED, FITTED_SEED, MAX_STEPS_WITHOUT_LIMIT, Evaluator
-from service.training.memory_limits import count_observed_numbers
+from service.training.evaluation.evaluator import CHECKED_SEED, FITTED_SEED, MAX_STEPS_WITHOUT_LIMIT, Evaluator
+from service.training.planning.memory_limits import count_observed_numbers
 from service.training.stop_rules import StopRules
 
 logger = logging.getLogger("grpo.service")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from service.schemas.training import ConfigOrigins, TrainConfig
-from service.training.names import Reward
+from service.training.planning.names import Reward
 from service.workers.task import Task
 
 

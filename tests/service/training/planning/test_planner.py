@@ -10,7 +10,7 @@ import pytest
 from grpo_core.options.rewards import RewardFunction
 from service.errors import InvalidRequestError
 from service.schemas.training import TrainRequest
-from service.training.planner import Planner
+from service.training.planning.planner import Planner
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv

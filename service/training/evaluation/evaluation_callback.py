@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo import GRPO
 from grpo_core.evaluation import Evaluation, summarize_episodes
 from service.schemas.training import TrainConfig
-from service.training.evaluator import SEED_ON_THE_WAY, Evaluator
+from service.training.evaluation.evaluator import SEED_ON_THE_WAY, Evaluator
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 

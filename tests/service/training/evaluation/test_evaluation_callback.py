@@ -13,7 +13,7 @@ from grpo_core.evaluation import make_policy, play_episodes
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving import model_file
 from service.schemas.training import TrainConfig
-from service.training.evaluator import MAX_STEPS_WITHOUT_LIMIT
+from service.training.evaluation.evaluator import MAX_STEPS_WITHOUT_LIMIT
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
 from tests.service.training.jobs import assert_trained_alike
