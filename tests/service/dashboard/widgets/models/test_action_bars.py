@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from service.dashboard.widgets.action_bars import list_bars
+from service.dashboard.widgets.models.action_bars import list_bars
 from service.inference.single import Answer
 
 PENDULUM = spaces.Box(-2, 2, (1,), np.float32)

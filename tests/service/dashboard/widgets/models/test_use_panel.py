@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from gymnasium import spaces
 
 from grpo import GRPO
-from service.dashboard.widgets.use_panel import list_recipes
+from service.dashboard.widgets.models.use_panel import list_recipes
 from tests.support import SpaceEnv, serve
 
 # One that a shell and a string could misread.

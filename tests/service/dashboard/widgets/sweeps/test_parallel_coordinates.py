@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from service.dashboard.widgets.parallel_coordinates import draw_parallel_coordinates, make_axis
+from service.dashboard.widgets.sweeps.parallel_coordinates import draw_parallel_coordinates, make_axis
 from service.schemas.sweeps import SettingRow
 
 

@@ -1,6 +1,6 @@
 """How the form's fields and lines of values become a sweep."""
 
-from service.dashboard.widgets.sweep_panel import make_body
+from service.dashboard.widgets.sweeps.sweep_panel import make_body
 
 
 def test_lines_of_values_become_the_space() -> None:

@@ -9,7 +9,6 @@ from gymnasium import spaces
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from service.dashboard.widgets.action_bars import Bar, list_bars
 from service.dashboard.widgets.html_elements import (
     Text,
     fill_track,
@@ -19,9 +18,10 @@ from service.dashboard.widgets.html_elements import (
     make_track,
     set_attributes,
 )
+from service.dashboard.widgets.models.action_bars import Bar, list_bars
+from service.dashboard.widgets.models.slider_ranges import Range, count_numbers, join_numbers, list_ranges
+from service.dashboard.widgets.models.space_labels import list_action_names, list_observation_names
 from service.dashboard.widgets.number_format import format_number, write_exactly
-from service.dashboard.widgets.slider_ranges import Range, count_numbers, join_numbers, list_ranges
-from service.dashboard.widgets.space_labels import list_action_names, list_observation_names
 from service.errors import ServiceError
 from service.inference.single import LARGE_MODEL_BYTES, infer
 from service.models.store import ServedModel
