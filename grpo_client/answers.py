@@ -281,7 +281,7 @@ class TrainingStatus(Answer):
     hidden: bool = False
 
     def __str__(self) -> str:
-        from grpo_client.reports import clean, describe_status  # which describes these classes
+        from grpo_client.terminal.reports import clean, describe_status  # which describes these classes
 
         return clean(describe_status(self))
 

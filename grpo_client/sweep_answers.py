@@ -145,6 +145,6 @@ class Sweep(SweepSummary):
     best: BestSetting | None
 
     def __str__(self) -> str:
-        from grpo_client.reports import clean, describe_sweep  # which describes these classes
+        from grpo_client.terminal.reports import clean, describe_sweep  # which describes these classes
 
         return clean(describe_sweep(self))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from grpo_client import JobTimeout, NotFound, Sweep
-from grpo_client.cli import main
+from grpo_client.terminal.cli import main
 from tests.support import PATIENCE_SECONDS
 
 BASE = {"total_timesteps": 64, "n_eval_episodes": 2}

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from grpo_client.cli import main
-from grpo_client.reports import clean
+from grpo_client.terminal.cli import main
+from grpo_client.terminal.reports import clean
 from tests.conftest import RegisterEnv
 from tests.grpo_client.scripted_server import Answer, serve_script
 from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 JOB = ["--env", "CartPole-v1", "-n", "64", "--seed", "0", "--name", "m"]
 
 
