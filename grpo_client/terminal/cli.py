@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from grpo_client.answers import Sweep
 from grpo_client.client import DEFAULT_URL, LATEST_JOB, LATEST_SWEEP, Client
 from grpo_client.errors import GRPOError, JobFailed, ServerUnreachable
 from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
-from grpo_client.sweep_answers import Sweep
 from grpo_client.terminal import reports
 from grpo_terminal import INTERRUPTED, Parser, end_well
 

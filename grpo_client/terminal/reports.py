@@ -13,9 +13,11 @@ from grpo_client.answers import (
     ModelVersions,
     Prediction,
     RewardFunction,
+    SettingRow,
+    Sweep,
+    SweepSummary,
     TrainingStatus,
 )
-from grpo_client.sweep_answers import SettingRow, Sweep, SweepSummary
 
 _NONE = "-"
 

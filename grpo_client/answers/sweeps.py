@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from grpo_client.answers import Answer, Interval
+from grpo_client.answers.reading import Answer, Interval
 
 
 @dataclass(frozen=True, kw_only=True)
