@@ -85,3 +85,14 @@ class Comparison(Answer):
     random: Evaluation
     better_than_random: bool
     seconds: float
+
+
+def describe_evaluation(evaluation: EpisodeFigures) -> str:
+    """Format an evaluation in one line."""
+    interval = evaluation.mean_reward_ci95
+    spread = "" if interval is None else f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
+    success = "" if evaluation.success_rate is None else f", success {evaluation.success_rate:.0%}"
+    return (
+        f"mean reward {evaluation.mean_reward:.2f}{spread}, standard deviation {evaluation.std_reward:.2f}, "
+        f"{evaluation.n_episodes} episodes{success}"
+    )

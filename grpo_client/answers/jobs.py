@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from grpo_client.answers.evaluations import Evaluation, FinalEvaluation
+from grpo_client.answers.evaluations import Evaluation, FinalEvaluation, describe_evaluation
 from grpo_client.answers.reading import Answer, Interval
+from grpo_client.answers.text import clean
 
 FINAL_STATUSES = frozenset({"completed", "failed", "stopped"})
 
@@ -100,9 +101,7 @@ class TrainingStatus(Answer):
     hidden: bool = False
 
     def __str__(self) -> str:
-        from grpo_client.terminal.reports import clean, describe_status  # which describes these classes
-
-        return clean(describe_status(self))
+        return clean(_describe_status(self))
 
     @property
     def is_final(self) -> bool:
@@ -171,3 +170,31 @@ class MetricHistory(Answer):
     keys: tuple[str, ...]
     rows: tuple[MetricRow, ...]
     evaluations: tuple[Evaluation, ...]
+
+
+def _describe_status(status: TrainingStatus) -> str:
+    """Format the status of a job."""
+    steps = f"{status.current_timesteps:,} of {status.total_timesteps:,} steps"
+    lines = [f"{status.status}: {steps}{_format_times(status)}, job {status.job_id}"]
+    if status.error_message is not None:
+        lines.append(f"error: {status.error_message}")
+    if status.final_evaluation is not None:
+        cut = "" if status.final_evaluation.complete else "; time ran out before there were more"
+        lines.append(f"the saved policy: {describe_evaluation(status.final_evaluation)}{cut}")
+    lines.append(f"verdict: {status.verdict.text}")
+    if status.final_evaluation is None and status.evaluation is not None:
+        lines.append(f"latest evaluation: {describe_evaluation(status.evaluation)}")
+    if status.best_evaluation is not None and status.config.get("keep_best"):
+        lines.append(f"best evaluation: {describe_evaluation(status.best_evaluation)}")
+    if "rollout/ep_rew_mean" in status.metrics:
+        lines.append(f"mean reward while training: {status.metrics['rollout/ep_rew_mean']:.1f}")
+    lines += [f"warning: {warning}" for warning in status.warnings]
+    if status.model_name is not None:
+        lines.append(f"model: {status.model_name}")
+    return "\n".join(lines)
+
+
+def _format_times(status: TrainingStatus) -> str:
+    return f" in {status.elapsed_seconds:.1f} s" + (
+        "" if status.eta_seconds is None else f", {status.eta_seconds:.0f} s left"
+    )

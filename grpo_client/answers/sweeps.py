@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from grpo_client.answers.reading import Answer, Interval
+from grpo_client.answers.text import clean, format_counts, format_fact, tabulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,29 @@ class Sweep(SweepSummary):
     best: BestSetting | None
 
     def __str__(self) -> str:
-        from grpo_client.terminal.reports import clean, describe_sweep  # which describes these classes
+        return clean(_describe_sweep(self))
 
-        return clean(describe_sweep(self))
+
+def _describe_sweep(sweep: Sweep) -> str:
+    """Format a sweep: its status, a table of its settings, the best first, and how sure that is."""
+    lines = [f"{sweep.status}: {sweep.name} in {sweep.env_name}, {format_counts(sweep.counts)}, sweep {sweep.sweep_id}"]
+    if sweep.held_by is not None:
+        lines.append(f"waiting: {sweep.held_by}")
+    lines.append(tabulate([_describe_setting(row) for row in sweep.settings]))
+    if sweep.best is not None:
+        lines.append(f"best: {sweep.best.text}")
+        lines += [] if sweep.best.model_name is None else [f"model: {sweep.best.model_name}"]
+    errors = {trial.error_message for row in sweep.settings for trial in row.trials if trial.error_message is not None}
+    return "\n".join([*lines, *(f"error: {error}" for error in sorted(errors))])
+
+
+def _describe_setting(row: SettingRow) -> dict[str, Any]:
+    interval = row.mean_reward_ci95
+    return {
+        "setting": row.number,
+        **{name: format_fact(value) for name, value in row.values.items()},
+        "steps": f"{row.total_timesteps:,}",
+        "reward": None if row.mean_reward is None else f"{row.mean_reward:.2f}",
+        "95 % interval": None if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}, over {row.ci95_over}",
+        "seeds": row.n_seeds,
+    }

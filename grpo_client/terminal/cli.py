@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_client.answers import Sweep
+from grpo_client.answers.text import clean, describe_facts
 from grpo_client.client import DEFAULT_URL, LATEST_JOB, LATEST_SWEEP, Client
 from grpo_client.errors import GRPOError, JobFailed, ServerUnreachable
 from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
@@ -67,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         return _complain(str(error), _REFUSED)
     except KeyboardInterrupt:
         return _complain(f"interrupted; submitted jobs go on, and {_PROGRAM} jobs lists them.", INTERRUPTED)
-    text = json.dumps(reply.content, indent=2) if options.json else reports.clean(reply.text)
+    text = json.dumps(reply.content, indent=2) if options.json else clean(reply.text)
     sys.stdout.write(f"{text}\n" if text else "")
     return reply.exit_status
 
@@ -81,7 +82,7 @@ def _open_client(options: argparse.Namespace) -> Client:
 
 
 def _complain(text: str, exit_status: int) -> int:
-    sys.stderr.write(f"{_PROGRAM}: {reports.clean(text)}\n")
+    sys.stderr.write(f"{_PROGRAM}: {clean(text)}\n")
     return exit_status
 
 
@@ -311,7 +312,7 @@ def _follow(client: Client, job_id: str, timeout_seconds: float | None, progress
         _complain(f"the job goes on; {_PROGRAM} watch {job_id} watches it again, {_PROGRAM} stop {job_id} stops it.", 0)
         return _Reply({"job_id": job_id}, "", INTERRUPTED)
     exit_status = _REFUSED if status.status == "failed" else 0
-    return _Reply(status.to_json(), reports.describe_status(status), exit_status)
+    return _Reply(status.to_json(), str(status), exit_status)
 
 
 def _watch(client: Client, options: argparse.Namespace) -> _Reply:
@@ -338,7 +339,7 @@ def _list_jobs(client: Client, options: argparse.Namespace) -> _Reply:
 
 def _show_status(client: Client, options: argparse.Namespace) -> _Reply:
     status = client.status(options.job)
-    return _Reply(status.to_json(), reports.describe_status(status))
+    return _Reply(status.to_json(), str(status))
 
 
 def _stop(client: Client, options: argparse.Namespace) -> _Reply:
@@ -411,7 +412,7 @@ def _parse_dimension(pair: str) -> tuple[str, Any]:
 
 
 def _report_sweep(sweep: Sweep) -> _Reply:
-    return _Reply(sweep.to_json(), reports.describe_sweep(sweep))
+    return _Reply(sweep.to_json(), str(sweep))
 
 
 def _list_sweeps(client: Client, options: argparse.Namespace) -> _Reply:
@@ -446,7 +447,7 @@ def _list_models(client: Client, options: argparse.Namespace) -> _Reply:
 
 def _show_card(client: Client, options: argparse.Namespace) -> _Reply:
     card = client.model(options.model)
-    return _Reply(card.to_json(), reports.describe_facts(card.to_json()))
+    return _Reply(card.to_json(), describe_facts(card.to_json()))
 
 
 def _evaluate(client: Client, options: argparse.Namespace) -> _Reply:
@@ -525,7 +526,7 @@ def _list_environments(client: Client, options: argparse.Namespace) -> _Reply:
 
 def _show_environment(client: Client, options: argparse.Namespace) -> _Reply:
     environment = client.environment(options.env).to_json()
-    return _Reply(environment, reports.describe_facts(environment))
+    return _Reply(environment, describe_facts(environment))
 
 
 def _list_rewards(client: Client, options: argparse.Namespace) -> _Reply:

@@ -1,46 +1,24 @@
-"""Answers as text for a terminal."""
+"""Lists and comparisons as text for a terminal."""
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from grpo_client.answers import (
     Comparison,
     EnvironmentSummary,
-    EpisodeFigures,
     JobSummary,
     ModelSummary,
     ModelVersions,
     Prediction,
     RewardFunction,
-    SettingRow,
-    Sweep,
     SweepSummary,
-    TrainingStatus,
 )
-
-_NONE = "-"
-
-
-def clean(text: str) -> str:
-    """Escape control characters, with which a server could steer the terminal; keep newlines and tabs."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-
-
-def _tabulate(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Align rows below their keys; no rows make an empty text."""
-    if not rows:
-        return ""
-    lines = [list(rows[0]), *([_NONE if cell is None else str(cell) for cell in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+from grpo_client.answers.evaluations import describe_evaluation
+from grpo_client.answers.text import describe_facts, format_counts, tabulate
 
 
 def list_jobs(jobs: Sequence[JobSummary]) -> str:
     """Format the job list."""
-    return _tabulate(
+    return tabulate(
         [
             {
                 "job": job.job_id,
@@ -62,31 +40,9 @@ def describe_labels(job: JobSummary) -> str:
     return "\n".join([*lines, job.note] if job.note else lines)
 
 
-def describe_status(status: TrainingStatus) -> str:
-    """Format the status of a job."""
-    steps = f"{status.current_timesteps:,} of {status.total_timesteps:,} steps"
-    lines = [f"{status.status}: {steps}{_format_times(status)}, job {status.job_id}"]
-    if status.error_message is not None:
-        lines.append(f"error: {status.error_message}")
-    if status.final_evaluation is not None:
-        cut = "" if status.final_evaluation.complete else "; time ran out before there were more"
-        lines.append(f"the saved policy: {_describe_evaluation(status.final_evaluation)}{cut}")
-    lines.append(f"verdict: {status.verdict.text}")
-    if status.final_evaluation is None and status.evaluation is not None:
-        lines.append(f"latest evaluation: {_describe_evaluation(status.evaluation)}")
-    if status.best_evaluation is not None and status.config.get("keep_best"):
-        lines.append(f"best evaluation: {_describe_evaluation(status.best_evaluation)}")
-    if "rollout/ep_rew_mean" in status.metrics:
-        lines.append(f"mean reward while training: {status.metrics['rollout/ep_rew_mean']:.1f}")
-    lines += [f"warning: {warning}" for warning in status.warnings]
-    if status.model_name is not None:
-        lines.append(f"model: {status.model_name}")
-    return "\n".join(lines)
-
-
 def list_sweeps(sweeps: Sequence[SweepSummary]) -> str:
     """Format the list of sweeps."""
-    return _tabulate(
+    return tabulate(
         [
             {
                 "sweep": sweep.sweep_id,
@@ -94,58 +50,11 @@ def list_sweeps(sweeps: Sequence[SweepSummary]) -> str:
                 "status": sweep.status,
                 "environment": sweep.env_name,
                 "settings": sweep.n_settings,
-                "jobs": _format_counts(sweep.counts),
+                "jobs": format_counts(sweep.counts),
                 "best": None if sweep.best_mean_reward is None else f"{sweep.best_mean_reward:.2f}",
             }
             for sweep in sweeps
         ]
-    )
-
-
-def describe_sweep(sweep: Sweep) -> str:
-    """Format a sweep: its status, a table of its settings, the best first, and how sure that is."""
-    lines = [
-        f"{sweep.status}: {sweep.name} in {sweep.env_name}, {_format_counts(sweep.counts)}, sweep {sweep.sweep_id}"
-    ]
-    if sweep.held_by is not None:
-        lines.append(f"waiting: {sweep.held_by}")
-    lines.append(_tabulate([_describe_setting(row) for row in sweep.settings]))
-    if sweep.best is not None:
-        lines.append(f"best: {sweep.best.text}")
-        lines += [] if sweep.best.model_name is None else [f"model: {sweep.best.model_name}"]
-    errors = {trial.error_message for row in sweep.settings for trial in row.trials if trial.error_message is not None}
-    return "\n".join([*lines, *(f"error: {error}" for error in sorted(errors))])
-
-
-def _describe_setting(row: SettingRow) -> dict[str, Any]:
-    interval = row.mean_reward_ci95
-    return {
-        "setting": row.number,
-        **{name: _format_fact(value) for name, value in row.values.items()},
-        "steps": f"{row.total_timesteps:,}",
-        "reward": None if row.mean_reward is None else f"{row.mean_reward:.2f}",
-        "95 % interval": None if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}, over {row.ci95_over}",
-        "seeds": row.n_seeds,
-    }
-
-
-def _format_counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{n} {status}" for status, n in counts.items())
-
-
-def _format_times(status: TrainingStatus) -> str:
-    return f" in {status.elapsed_seconds:.1f} s" + (
-        "" if status.eta_seconds is None else f", {status.eta_seconds:.0f} s left"
-    )
-
-
-def _describe_evaluation(evaluation: EpisodeFigures) -> str:
-    interval = evaluation.mean_reward_ci95
-    spread = "" if interval is None else f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
-    success = "" if evaluation.success_rate is None else f", success {evaluation.success_rate:.0%}"
-    return (
-        f"mean reward {evaluation.mean_reward:.2f}{spread}, standard deviation {evaluation.std_reward:.2f}, "
-        f"{evaluation.n_episodes} episodes{success}"
     )
 
 
@@ -166,20 +75,20 @@ def describe_comparison(comparison: Comparison) -> str:
     return "\n".join(
         [
             f"{comparison.model_name} in {comparison.env_name}: {verdict}",
-            f"policy: {_describe_evaluation(comparison.evaluation)}",
-            f"random actions: {_describe_evaluation(comparison.random)}",
+            f"policy: {describe_evaluation(comparison.evaluation)}",
+            f"random actions: {describe_evaluation(comparison.random)}",
         ]
     )
 
 
 def list_models(models: Sequence[ModelSummary]) -> str:
     """Format the model list."""
-    return _tabulate([{"model": model.name, "status": model.status} for model in models])
+    return tabulate([{"model": model.name, "status": model.status} for model in models])
 
 
 def list_versions(listed: ModelVersions) -> str:
     """List the versions of a model, the newest first."""
-    return _tabulate(
+    return tabulate(
         [
             {
                 "version": version.version,
@@ -198,7 +107,7 @@ def list_versions(listed: ModelVersions) -> str:
 
 def list_environments(environments: Sequence[EnvironmentSummary]) -> str:
     """Format the environment list."""
-    return _tabulate(
+    return tabulate(
         [
             {
                 "environment": one.env_name,
@@ -213,7 +122,7 @@ def list_environments(environments: Sequence[EnvironmentSummary]) -> str:
 
 def list_rewards(rewards: Sequence[RewardFunction]) -> str:
     """Format the list of reward functions."""
-    return _tabulate(
+    return tabulate(
         [
             {
                 "name": reward.name,
@@ -223,15 +132,3 @@ def list_rewards(rewards: Sequence[RewardFunction]) -> str:
             for reward in rewards
         ]
     )
-
-
-def describe_facts(facts: Mapping[str, Any]) -> str:
-    """Format names and values one per line, nested values as JSON."""
-    width = max(map(len, facts))
-    return "\n".join(f"{name:{width}}  {_format_fact(fact)}" for name, fact in facts.items())
-
-
-def _format_fact(fact: Any) -> str:
-    if fact is None:
-        return _NONE
-    return fact if isinstance(fact, str) else json.dumps(fact)

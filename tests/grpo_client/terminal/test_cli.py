@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from grpo_client.answers.text import clean
 from grpo_client.terminal.cli import main
-from grpo_client.terminal.reports import clean
 from tests.conftest import RegisterEnv
 from tests.grpo_client.scripted_server import Answer, serve_script
 from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
