@@ -1,4 +1,4 @@
-"""The policy in LitServe, for ``compare_servers``: ``python -m benchmarks.serving.litserve_app FOLDER PORT``."""
+"""The policy in LitServe, for ``compare_servers``: ``python -m benchmarks.serving.apps.litserve_app FOLDER PORT``."""
 
 import os
 import sys

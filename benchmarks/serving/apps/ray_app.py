@@ -1,4 +1,4 @@
-"""The policy in Ray Serve, for ``compare_servers``: ``python -m benchmarks.serving.ray_app FOLDER PORT``."""
+"""The policy in Ray Serve, for ``compare_servers``: ``python -m benchmarks.serving.apps.ray_app FOLDER PORT``."""
 
 import os
 import sys

@@ -1,6 +1,6 @@
 """The applications that ``benchmarks.serving.compare_servers`` compares, each on a port of one process.
 
-``python -m benchmarks.serving.asgi_apps FOLDER`` saves a CartPole policy there, serves it, and prints the ports as
+``python -m benchmarks.serving.apps.asgi_apps FOLDER`` saves a CartPole policy there, serves it, and prints the ports as
 JSON.
 """
 

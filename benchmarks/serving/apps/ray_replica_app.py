@@ -1,4 +1,4 @@
-"""A read-only replica as a deployment of Ray Serve: ``python -m benchmarks.serving.ray_replica_app FOLDER PORT``."""
+"""A read-only replica in Ray Serve: ``python -m benchmarks.serving.apps.ray_replica_app FOLDER PORT``."""
 
 import os
 import sys
