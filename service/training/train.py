@@ -21,6 +21,7 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
+from grpo_core.options.rewards import Reward
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_weights, to_parameters
@@ -34,7 +35,6 @@ from service.training.evaluation.evaluator import Evaluator
 from service.training.evaluation.final_evaluation import evaluate_finally
 from service.training.evaluation.value_check import settle_values
 from service.training.init_model import begin_from
-from service.training.planning.names import Reward
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 

@@ -18,8 +18,8 @@ from grpo_core.values.fit import ValueCheck, check_values, fit_values
 from grpo_core.values.trajectories import Trajectory, TrajectoryPlayer
 from service.environments.build import build_env
 from service.errors import describe_error
+from service.spaces import count_numbers
 from service.training.evaluation.evaluator import CHECKED_SEED, FITTED_SEED, MAX_STEPS_WITHOUT_LIMIT, Evaluator
-from service.training.planning.memory_limits import count_observed_numbers
 from service.training.stop_rules import StopRules
 
 logger = logging.getLogger("grpo.service")
@@ -124,7 +124,7 @@ def _check(actor: Actor, checked: list[Trajectory], gamma: float, scale: float) 
 
 
 def _can_be_fitted(model: GRPO, n_steps: int) -> bool:
-    return model.gamma < 1.0 and n_steps * count_observed_numbers(model.observation_space) <= _MAX_FITTED_NUMBERS
+    return model.gamma < 1.0 and n_steps * count_numbers(model.observation_space) <= _MAX_FITTED_NUMBERS
 
 
 def _get_reward_scale(model: GRPO) -> float:

@@ -173,9 +173,3 @@ def _check_model(
             f"more than the limit of {MAX_FILE_BYTES // 2**20 - 2} MiB; use smaller layers or smaller observations: "
             "the wrappers atari and resize shrink images."
         )
-
-
-def count_observed_numbers(space: spaces.Space[Any]) -> int:
-    """Count the numbers of one observation in a request."""
-    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-    return sum(math.prod(part.shape or ()) for part in parts)

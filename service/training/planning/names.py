@@ -11,6 +11,7 @@ from grpo_core.options.presets import GENERAL_PRESET, get_preset, list_general_p
 from grpo_core.options.rewards import (
     CARTPOLE_ENVIRONMENTS,
     ENVIRONMENT_REWARD,
+    Reward,
     RewardFunction,
     can_score,
     get_default_reward,
@@ -22,9 +23,6 @@ from service.suggestions import suggest
 
 # The preset that fills in nothing.
 NO_PRESET = "none"
-
-# One reward function, or a list of them; None is the environment's own reward.
-Reward = RewardFunction | Sequence[RewardFunction | None] | None
 
 
 class Rewards(NamedTuple):

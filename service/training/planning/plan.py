@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from grpo_core.options.rewards import Reward
 from service.schemas.training import ConfigOrigins, TrainConfig
-from service.training.planning.names import Reward
 from service.workers.task import Task
 
 

@@ -10,11 +10,11 @@ import gymnasium as gym
 from cachetools import LRUCache
 from gymnasium.envs.registration import EnvSpec
 
-from grpo_core.options.rewards import ENVIRONMENT_REWARD, RewardFunction
+from grpo_core.options.rewards import ENVIRONMENT_REWARD, Reward, RewardFunction
 from service.errors import ConflictError, InvalidRequestError, TooLargeError
 from service.schemas.fields import MAX_SEED
 from service.schemas.training import ConfigOrigins, TrainConfig, TrainRequest
-from service.training.planning.names import NamedRequest, Reward, resolve_names
+from service.training.planning.names import NamedRequest, resolve_names
 from service.training.planning.plan import SettledRequest, TrainingPlan
 from service.workers.short_tasks import ShortTasks
 from service.workers.task import Task

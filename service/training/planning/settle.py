@@ -24,15 +24,17 @@ from grpo_core.options.presets import (
     list_general_presets,
     shorten_rollouts,
 )
+from grpo_core.options.rewards import Reward
 from grpo_core.shards.collector import count_shards
 from grpo_core.simulators.bank import find_obstacle
 from service.environments.build import build_vec_env, try_methods
 from service.errors import InvalidRequestError, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
 from service.schemas.training import ConfigOrigin, Normalization, TrainConfig, TrainRequest
+from service.spaces import count_numbers
 from service.training.init_model import check_init, read_init_settings
-from service.training.planning.memory_limits import check_memory, count_observed_numbers, shrink
-from service.training.planning.names import NO_PRESET, NamedRequest, Reward, Rewards
+from service.training.planning.memory_limits import check_memory, shrink
+from service.training.planning.names import NO_PRESET, NamedRequest, Rewards
 from service.training.planning.plan import SettledRequest
 from service.training.train import build_model, list_normalizable
 from service.workers.task import Progress
@@ -137,7 +139,7 @@ def _settle(
         settings["net_arch"] = [] if choose_policy(env.observation_space) == "CnnPolicy" else [64, 64]
     config = TrainConfig(**{name: settings[name] for name in TrainConfig.model_fields})
     _try_out(config, env, reward_functions, max_episode_steps, init_meta)
-    n_numbers = count_observed_numbers(env.observation_space)
+    n_numbers = count_numbers(env.observation_space)
     if n_numbers > MAX_OBSERVATION_NUMBERS:
         warnings.append(
             f"observations have {n_numbers} numbers, and POST /inference takes at most {MAX_OBSERVATION_NUMBERS}: the "

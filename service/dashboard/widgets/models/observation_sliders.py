@@ -19,12 +19,13 @@ from service.dashboard.widgets.html_elements import (
     set_attributes,
 )
 from service.dashboard.widgets.models.action_bars import Bar, list_bars
-from service.dashboard.widgets.models.slider_ranges import Range, count_numbers, join_numbers, list_ranges
+from service.dashboard.widgets.models.slider_ranges import Range, join_numbers, list_ranges
 from service.dashboard.widgets.models.space_labels import list_action_names, list_observation_names
 from service.dashboard.widgets.number_format import format_number, write_exactly
 from service.errors import ServiceError
 from service.inference.single import LARGE_MODEL_BYTES, infer
 from service.models.store import ServedModel
+from service.spaces import count_numbers
 
 _MAX_SLIDERS = 64
 _N_STOPS = 200

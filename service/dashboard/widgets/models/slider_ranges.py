@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from service.dashboard.widgets.number_format import write_exactly
+from service.spaces import count_numbers
 
 # For spaces without bounds, or with bounds that no observation comes near.
 _REACH = 3.0
@@ -59,11 +60,6 @@ class Range(NamedTuple):
         if self.is_whole:
             return int(rng.integers(int(self.low), int(self.high) + 1))
         return float(rng.uniform(self.low, self.high))
-
-
-def count_numbers(space: spaces.Space[Any]) -> int:
-    """Count the numbers of an observation without keys."""
-    return math.prod(space.shape or ())
 
 
 def list_ranges(space: spaces.Space[Any]) -> Iterator[Range]:

@@ -1,7 +1,6 @@
 """Ways to use a model outside the dashboard: commands and programs to copy, and files to take away."""
 
 import json
-import math
 import shlex
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from gymnasium import spaces
 
 from grpo_core.export.policy_file import EXPORT_FORMATS
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_link, make_note
+from service.spaces import count_numbers
 
 # Longer observations, such as images, are not written out.
 _MAX_NUMBERS = 32
@@ -69,7 +69,7 @@ def _write_curl(name: str, space: spaces.Space[Any], url: str, needs_key: bool) 
     key = f' -H "Authorization: Bearer ${_KEY_VARIABLE}"' if needs_key else ""
     head = f'curl -X POST {url}/inference -H "Content-Type: application/json"{key} -d'
     # A Dict's keys are whatever the file's author chose, and a shell would run some of it.
-    if _count(space) > _MAX_NUMBERS:
+    if count_numbers(space) > _MAX_NUMBERS:
         program = f"import json; print(json.dumps({{'model_name': {name!r}, 'observation': {_spell_lists(space)}}}))"
         return f"python3 -c {shlex.quote(program)} > observation.json\n{head} @observation.json"
     return f"{head} {shlex.quote(json.dumps({'model_name': name, 'observation': _sample(space)}))}"
@@ -116,12 +116,6 @@ def _write_docker(name: str) -> str:
         f"curl -X PUT http://localhost:8080/models/{name}/file "
         f'-H "Authorization: Bearer ${_KEY_VARIABLE}" -H "Content-Type: application/zip" --data-binary @{name}.zip'
     )
-
-
-def _count(space: spaces.Space[Any]) -> int:
-    if isinstance(space, spaces.Dict):
-        return sum(map(_count, space.spaces.values()))
-    return math.prod(space.shape or ())
 
 
 def _sample(space: spaces.Space[Any]) -> Any:

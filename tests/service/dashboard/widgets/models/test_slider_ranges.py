@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from service.dashboard.widgets.models.slider_ranges import Range, count_numbers, join_numbers, list_ranges
+from service.dashboard.widgets.models.slider_ranges import Range, join_numbers, list_ranges
+from service.spaces import count_numbers
 
 BOUNDED = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 4], np.float32))
 HALF_OPEN = spaces.Box(np.array([5, -np.inf], np.float32), np.array([np.inf, -5], np.float32))
