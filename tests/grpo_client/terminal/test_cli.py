@@ -33,17 +33,6 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def ask(server_url: str, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command in this process, and return its exit status, its output and its errors."""
-
-    def ask(*arguments: str) -> tuple[int, str, str]:
-        exit_status = main([*arguments, "--url", server_url])
-        return exit_status, *capsys.readouterr()
-
-    return ask
-
-
-@pytest.fixture
 def model(app: FastAPI) -> str:
     """An untrained model on the server."""
     content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
