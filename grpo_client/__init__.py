@@ -5,6 +5,7 @@ It imports neither the library nor the server, and so not torch.
 
 from grpo_client.answers import (
     Alias,
+    BestSetting,
     Comparison,
     Deleted,
     Environment,
@@ -27,8 +28,13 @@ from grpo_client.answers import (
     RewardFunction,
     RolledBack,
     ServerInfo,
+    SettingRow,
     Stopped,
+    Sweep,
+    SweepStarted,
+    SweepSummary,
     TrainingStatus,
+    Trial,
     ValueCheck,
     Verdict,
     Video,
@@ -49,7 +55,6 @@ from grpo_client.errors import (
     NotFound,
     ServerUnreachable,
 )
-from grpo_client.sweep_answers import BestSetting, SettingRow, Sweep, SweepStarted, SweepSummary, Trial
 
 __all__ = [
     "Alias",

@@ -2,6 +2,6 @@
 
 import sys
 
-from grpo_client.cli import main
+from grpo_client.terminal.cli import main
 
 sys.exit(main())

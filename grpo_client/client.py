@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from grpo_client import answers, sweep_answers
+from grpo_client import answers
 from grpo_client.connection import explain_proxy, explain_request, make_options
 from grpo_client.errors import JobFailed, check_response, make_error
 from grpo_client.files import (
@@ -281,7 +281,7 @@ class Client:
             raise JobFailed(status)
         return status
 
-    def start_sweep(self, space: dict[str, Any] | None = None, **settings: Any) -> sweep_answers.SweepStarted:
+    def start_sweep(self, space: dict[str, Any] | None = None, **settings: Any) -> answers.SweepStarted:
         """Try several settings, each in jobs of its own.
 
         :param space: Fields of ``POST /train``, each with a list of values or a range, such as ``{"distribution":
@@ -290,26 +290,26 @@ class Client:
         """
         body = answers.to_plain({"space": space or {}, **settings})
         timeout = _PLAYING_TIMEOUT_SECONDS  # settings are tried out before the answer
-        return self._ask(sweep_answers.SweepStarted, "POST", "/sweeps", json=body, timeout=timeout)
+        return self._ask(answers.SweepStarted, "POST", "/sweeps", json=body, timeout=timeout)
 
-    def sweeps(self, limit: int | None = None, after: str | None = None) -> list[sweep_answers.SweepSummary]:
+    def sweeps(self, limit: int | None = None, after: str | None = None) -> list[answers.SweepSummary]:
         """List the sweeps, newest first.
 
         :param limit: The most to list.
         :param after: Only sweeps before the one with this id.
         """
-        return self._list(sweep_answers.SweepSummary, "sweeps", "/sweeps", limit=limit, after=after)
+        return self._list(answers.SweepSummary, "sweeps", "/sweeps", limit=limit, after=after)
 
-    def sweep(self, sweep_id: str = LATEST_SWEEP) -> sweep_answers.Sweep:
+    def sweep(self, sweep_id: str = LATEST_SWEEP) -> answers.Sweep:
         """Get a sweep: its settings by what they earned, and which is the best; by default the newest one."""
-        return self._ask(sweep_answers.Sweep, "GET", f"/sweeps/{_quote(sweep_id)}")
+        return self._ask(answers.Sweep, "GET", f"/sweeps/{_quote(sweep_id)}")
 
     def wait_for_sweep(
         self,
         sweep_id: str = LATEST_SWEEP,
         timeout_seconds: float | None = None,
-        on_look: Callable[[sweep_answers.Sweep], None] | None = None,
-    ) -> sweep_answers.Sweep:
+        on_look: Callable[[answers.Sweep], None] | None = None,
+    ) -> answers.Sweep:
         """Wait until no job of a sweep is left, and return what came of it.
 
         :param timeout_seconds: How long to wait; None without a limit.
@@ -327,17 +327,17 @@ class Client:
             deadline.check(sweep_id, "sweep")
             time.sleep(deadline.limit(_SWEEP_SECONDS))
 
-    def stop_sweep(self, sweep_id: str) -> sweep_answers.SweepChanged:
+    def stop_sweep(self, sweep_id: str) -> answers.SweepChanged:
         """Stop all jobs of a sweep, and start no more; its best model is kept."""
-        return self._ask(sweep_answers.SweepChanged, "POST", f"/sweeps/{_quote(sweep_id)}/stop")
+        return self._ask(answers.SweepChanged, "POST", f"/sweeps/{_quote(sweep_id)}/stop")
 
-    def resume_sweep(self, sweep_id: str) -> sweep_answers.SweepChanged:
+    def resume_sweep(self, sweep_id: str) -> answers.SweepChanged:
         """Go on with a sweep that was stopped, or interrupted by the end of the server."""
-        return self._ask(sweep_answers.SweepChanged, "POST", f"/sweeps/{_quote(sweep_id)}/resume")
+        return self._ask(answers.SweepChanged, "POST", f"/sweeps/{_quote(sweep_id)}/resume")
 
-    def delete_sweep(self, sweep_id: str) -> sweep_answers.SweepChanged:
+    def delete_sweep(self, sweep_id: str) -> answers.SweepChanged:
         """Forget a sweep that has ended; its jobs and the models that it has kept stay."""
-        return self._ask(sweep_answers.SweepChanged, "DELETE", f"/sweeps/{_quote(sweep_id)}")
+        return self._ask(answers.SweepChanged, "DELETE", f"/sweeps/{_quote(sweep_id)}")
 
     def predict(
         self, model_name: str, observation: Any, deterministic: bool = True, action_masks: Any = None

@@ -32,8 +32,8 @@ from service.schemas.models import RollbackResponse, VideoFormat
 from service.schemas.training import TrainConfig, TrainRequest
 from service.settings import Settings
 from service.sweeps.conductor import Conductor
-from service.training.plan import TrainingPlan
-from service.training.planner import Planner
+from service.training.planning.plan import TrainingPlan
+from service.training.planning.planner import Planner
 from service.workers.executor import Executor, make_executor
 from service.workers.none import NoExecutor
 from service.workers.ray_cluster import RayOptions

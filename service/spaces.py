@@ -1,4 +1,4 @@
-"""Descriptions of spaces for clients: numbers for programs, Gymnasium's own words for people."""
+"""Spaces as clients see them: numbers for programs, Gymnasium's own words for people."""
 
 import math
 from typing import Any
@@ -35,6 +35,13 @@ def describe_space(space: spaces.Space[Any]) -> SpaceDescription:
         dtype=None if space.dtype is None else str(space.dtype),
         **described,
     )
+
+
+def count_numbers(space: spaces.Space[Any]) -> int:
+    """Count the numbers of one observation in a request."""
+    if isinstance(space, spaces.Dict):
+        return sum(map(count_numbers, space.spaces.values()))
+    return math.prod(space.shape or ())
 
 
 def _list_bounds(bounds: npt.NDArray[Any]) -> list[float | None] | None:

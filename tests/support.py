@@ -34,8 +34,8 @@ from service.http.limits.connections import Connection
 from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
 from service.schemas.training import TrainRequest
 from service.settings import Settings
-from service.training.plan import TrainingPlan
-from service.training.planner import Planner
+from service.training.planning.plan import TrainingPlan
+from service.training.planning.planner import Planner
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 

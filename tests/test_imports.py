@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import gymnasium as gym
@@ -128,7 +129,7 @@ def test_what_is_fast_is_imported_in_two_places() -> None:
         for file in list_files(room)
         if "fast" in set(list_library_imports(file)) and "grpo_core/fast" not in file.as_posix()
     }
-    assert importers == {"grpo.py", "service/training/evaluator.py"}
+    assert importers == {"grpo.py", "service/training/evaluation/evaluator.py"}
 
 
 def test_every_room_of_the_service_imports_only_from_the_rooms_behind_it() -> None:
@@ -145,6 +146,32 @@ def list_rooms(file: Path, package: str) -> set[str]:
     """List the rooms of a package that a module imports from, at once or later."""
     names = [node.module for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
     return {name.split(".")[1] for name in names if name and name.startswith(f"{package}.")}
+
+
+@pytest.mark.parametrize("package", ["benchmarks", "grpo_cli", "grpo_client", "grpo_core", "service"])
+def test_in_no_folder_do_files_and_folders_import_each_other_in_a_circle(package: str) -> None:
+    modules = {file: set(list_modules(file)) for file in list_files(package)}
+    # A pool of workers is chosen by its address, by what all of them are made of.
+    for folder in {file.parent for file in modules} - {ROOT / "grpo_core" / "shards"}:
+        within = {file: names for file, names in modules.items() if file.is_relative_to(folder)}
+        graph: dict[str, set[str]] = {}
+        for file, names in within.items():
+            own = file.relative_to(folder).parts[0].removesuffix(".py")
+            prefix = ".".join(folder.relative_to(ROOT).parts) + "."
+            inner = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
+            graph.setdefault(own, set()).update(inner - {own})
+        TopologicalSorter({name: inner for name, inner in graph.items() if name != "__init__"}).prepare()
+
+
+def list_modules(file: Path) -> Iterator[str]:
+    """List what a module imports, at once or later, by whole names; what only types need does not count."""
+    nodes: list[ast.AST] = [ast.parse(file.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            nodes += ast.iter_child_nodes(node)
 
 
 def test_the_table_of_hyperparameters_is_read_without_torch() -> None:

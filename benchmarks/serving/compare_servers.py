@@ -71,7 +71,8 @@ def start_peers(stack: ExitStack, python: str, folder: Path) -> dict[str, int]:
             continue
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-        process = stack.enter_context(start([python, "-m", f"benchmarks.serving.{name}_app", str(folder), str(port)]))
+        command = [python, "-m", f"benchmarks.serving.apps.{name}_app", str(folder), str(port)]
+        process = stack.enter_context(start(command))
         if _answers(port, process):
             ports[name] = port
     return ports
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.7)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        apps = stack.enter_context(start([sys.executable, "-m", "benchmarks.serving.asgi_apps", name]))
+        apps = stack.enter_context(start([sys.executable, "-m", "benchmarks.serving.apps.asgi_apps", name]))
         assert apps.stdout is not None
         ports = json.loads(apps.stdout.readline()) | start_peers(stack, arguments.peer_python, Path(name))
         for n_connections in _N_CONNECTIONS:

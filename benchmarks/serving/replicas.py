@@ -86,7 +86,7 @@ def serve_replicas(folder: Path, n_replicas: int) -> Iterator[Group]:
 def serve_on_ray(folder: Path, python: str) -> Iterator[Group]:
     """Start one replica on Ray Serve."""
     port = _find_ports(1)
-    with start([python, "-m", "benchmarks.serving.ray_replica_app", str(folder), str(port)]) as process:
+    with start([python, "-m", "benchmarks.serving.apps.ray_replica_app", str(folder), str(port)]) as process:
         _wait(port, process.pid)
         children = psutil.Process(process.pid).children(recursive=True)
         yield Group(port, [child for child in children if any(name in _name(child) for name in _RAY_PROCESSES)])

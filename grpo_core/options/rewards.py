@@ -4,7 +4,7 @@ A reward function maps a batch of steps to one reward each: tensors ``state (B, 
 ``next_state (B, n)`` to ``(B, 1)``. States are the environment's own observations, never normalised.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # the server lists the functions without torch
     from torch import Tensor
 
 RewardFunction = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
+# One reward function, or a list of them; None is the environment's own reward.
+Reward = RewardFunction | Sequence[RewardFunction | None] | None
 # Name of the environment's own reward.
 ENVIRONMENT_REWARD = "environment"
 

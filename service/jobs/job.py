@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from grpo_core.options.rewards import Reward
 from service.errors import ConflictError
 from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.history import JobHistory
@@ -26,8 +27,7 @@ from service.schemas.jobs import (
     JobSummary,
     TrainingStatus,
 )
-from service.training.names import Reward
-from service.training.plan import TrainingPlan
+from service.training.planning.plan import TrainingPlan
 
 logger = logging.getLogger("grpo.service")
 

@@ -22,7 +22,7 @@ from service.schemas.jobs import (
     JobSummary,
 )
 from service.schemas.training import ConfigOrigins, TrainConfig
-from service.training.plan import TrainingPlan
+from service.training.planning.plan import TrainingPlan
 
 # What of a configuration does not change what is learnt, or only by chance.
 _NOT_OF_RECIPE = frozenset(

@@ -17,6 +17,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from grpo_core.options.rewards import Reward
 from grpo_core.saving.model_file import ModelFileError
 from service.context import JOB_ID
 from service.errors import (
@@ -37,8 +38,7 @@ from service.jobs.recorder import JobRecorder
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobLabels, JobStatus
-from service.training.names import Reward
-from service.training.plan import TrainingPlan
+from service.training.planning.plan import TrainingPlan
 from service.workers.executor import Executor
 from service.workers.task import Run, TaskDrainedError, TaskFailedError, WorkerLostError
 

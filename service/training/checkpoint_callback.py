@@ -12,7 +12,7 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from service.errors import describe_error
 from service.schemas.training import TrainConfig
-from service.training.evaluation_callback import EvaluationCallback
+from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.init_model import Lineage
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress

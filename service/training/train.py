@@ -21,21 +21,21 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from grpo_core.options.policy_kwargs import choose_policy
+from grpo_core.options.rewards import Reward
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_weights, to_parameters
 from grpo_core.spaces import is_image_space
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
-from service.training.background_evaluation import BackgroundEvaluation
 from service.training.checkpoint_callback import FINISHED, CheckpointCallback, go_on
-from service.training.evaluation_callback import EvaluationCallback
-from service.training.evaluator import Evaluator
-from service.training.final_evaluation import evaluate_finally
+from service.training.evaluation.background_evaluation import BackgroundEvaluation
+from service.training.evaluation.evaluation_callback import EvaluationCallback
+from service.training.evaluation.evaluator import Evaluator
+from service.training.evaluation.final_evaluation import evaluate_finally
+from service.training.evaluation.value_check import settle_values
 from service.training.init_model import begin_from
-from service.training.names import Reward
 from service.training.stop_rules import StopRules
-from service.training.value_check import settle_values
 from service.workers.task import Progress
 
 # Starting a second thread costs more than it saves on such small networks, and jobs would compete for cores.

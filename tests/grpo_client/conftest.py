@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from grpo_client.terminal.cli import main
 from tests.grpo_client.blocking import open_client
 from tests.support import serve
 
@@ -22,3 +23,14 @@ def grpo(request: pytest.FixtureRequest, server_url: str) -> Iterator[Any]:
     """A client of the server: one that blocks, then one that awaits."""
     with open_client(request.param, server_url) as client:
         yield client
+
+
+@pytest.fixture
+def ask(server_url: str, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command in this process, and return its exit status, its output and its errors."""
+
+    def ask(*arguments: str) -> tuple[int, str, str]:
+        exit_status = main([*arguments, "--url", server_url])
+        return exit_status, *capsys.readouterr()
+
+    return ask

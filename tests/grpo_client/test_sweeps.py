@@ -6,22 +6,10 @@ from typing import Any
 import pytest
 
 from grpo_client import JobTimeout, NotFound, Sweep
-from grpo_client.cli import main
 from tests.support import PATIENCE_SECONDS
 
 BASE = {"total_timesteps": 64, "n_eval_episodes": 2}
 SPACE = {"learning_rate": [0.001, 0.003]}
-
-
-@pytest.fixture
-def ask(server_url: str, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command in this process, and return its exit status, its output and its errors."""
-
-    def ask(*arguments: str) -> tuple[int, str, str]:
-        exit_status = main([*arguments, "--url", server_url])
-        return exit_status, *capsys.readouterr()
-
-    return ask
 
 
 def test_a_sweep_is_started_waited_for_and_deleted(grpo: Any) -> None:

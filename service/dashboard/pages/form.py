@@ -19,13 +19,13 @@ from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.environment_panel import EnvironmentPanel
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_note, set_attributes
-from service.dashboard.widgets.sweep_panel import SweepPanel
+from service.dashboard.widgets.sweeps.sweep_panel import SweepPanel
 from service.dashboard.widgets.toasts import show_error
 from service.errors import InvalidRequestError, ServiceError
 from service.schemas.training import TrainRequest
 from service.schemas.violations import summarize_violations
-from service.training.names import resolve_names
-from service.training.plan import TrainingPlan
+from service.training.planning.names import resolve_names
+from service.training.planning.plan import TrainingPlan
 
 _COMMON = ("env_name", "reward_function_type", "preset", "total_timesteps", "model_name", "seed", "init_model")
 _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {

@@ -9,14 +9,14 @@ from starlette.concurrency import run_in_threadpool
 from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
-from service.dashboard.widgets.episode_player import EpisodePlayer
-from service.dashboard.widgets.evaluation_panel import EvaluationPanel
 from service.dashboard.widgets.headline import HeadlineText, describe_model
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_note, make_pairs
+from service.dashboard.widgets.models.episode_player import EpisodePlayer
+from service.dashboard.widgets.models.evaluation_panel import EvaluationPanel
+from service.dashboard.widgets.models.observation_sliders import ObservationSliders
+from service.dashboard.widgets.models.use_panel import UsePanel
+from service.dashboard.widgets.models.version_list import VersionList
 from service.dashboard.widgets.number_format import format_count, format_size
-from service.dashboard.widgets.observation_sliders import ObservationSliders
-from service.dashboard.widgets.use_panel import UsePanel
-from service.dashboard.widgets.version_list import VersionList
 from service.errors import NotFoundError, ServiceError
 from service.models.card import make_card
 from service.models.store import ModelStore, ServedModel

@@ -11,7 +11,6 @@ from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
-from service.dashboard.widgets.evaluation_panel import EVALUATION_SEED, N_EPISODES
 from service.dashboard.widgets.headline import Headline, HeadlineText, describe_figures, describe_model
 from service.dashboard.widgets.html_elements import (
     Text,
@@ -22,6 +21,7 @@ from service.dashboard.widgets.html_elements import (
     make_pairs,
     set_attributes,
 )
+from service.dashboard.widgets.models.evaluation_panel import EVALUATION_SEED, N_EPISODES
 from service.dashboard.widgets.number_format import format_age, format_count, format_size
 from service.dashboard.widgets.toasts import show_error, show_success
 from service.errors import NotFoundError, ServiceError

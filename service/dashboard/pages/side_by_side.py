@@ -5,8 +5,8 @@ from nicegui import ui
 from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
-from service.dashboard.widgets.episode_player import EpisodePlayer
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link, make_note
+from service.dashboard.widgets.models.episode_player import EpisodePlayer
 from service.models.player import ModelPlayer
 
 _MAX_SEED = 10_000

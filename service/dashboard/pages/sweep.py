@@ -12,8 +12,8 @@ from service.dashboard.pages.sweeps import TONES, describe_counts
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link, make_note
 from service.dashboard.widgets.number_format import format_count, format_interval, format_number
-from service.dashboard.widgets.parallel_coordinates import draw_parallel_coordinates
-from service.dashboard.widgets.sweep_table import spell_value, write_sweep_table
+from service.dashboard.widgets.sweeps.parallel_coordinates import draw_parallel_coordinates
+from service.dashboard.widgets.sweeps.sweep_table import spell_value, write_sweep_table
 from service.dashboard.widgets.toasts import show_error
 from service.errors import NotFoundError, ServiceError
 from service.schemas.sweeps import BestSetting, SettingRow, SweepDescription, SweepStatus

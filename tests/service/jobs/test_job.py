@@ -13,7 +13,7 @@ import torch
 from service.errors import ConflictError
 from service.jobs.job import Job
 from service.schemas.jobs import FinalEvaluation, JobStatus
-from service.training.plan import TrainingPlan
+from service.training.planning.plan import TrainingPlan
 from service.training.train import train_policy
 from tests.support import make_evaluation, make_final_evaluation, make_plan, wait_until
 

@@ -20,7 +20,7 @@ from service.jobs.record import PastJob
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
-from service.training.plan import TrainingPlan
+from service.training.planning.plan import TrainingPlan
 from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv
 from tests.support import FloatArray, Gate, LineEnv, make_plan, wait_until

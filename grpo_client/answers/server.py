@@ -1,0 +1,27 @@
+"""What the server says of itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from grpo_client.answers.reading import Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo(Answer):
+    """The server's version and endpoints."""
+
+    message: str
+    version: str
+    endpoints: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health(Answer):
+    """Proof that the server is alive, and how many jobs and models it holds."""
+
+    status: str
+    timestamp: datetime
+    active_jobs: int
+    loaded_models: int
+    role: str = "all"

@@ -1,0 +1,1 @@
+"""The client in a terminal: its commands, and lists as tables."""

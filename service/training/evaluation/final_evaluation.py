@@ -1,0 +1,81 @@
+"""Evaluate the policy that a job saves, within a time that suits the job."""
+
+from dataclasses import asdict
+from typing import Any
+
+from grpo_core.actor.actor import Actor
+from grpo_core.evaluation import summarize_episodes
+from service.errors import describe_error
+from service.training.evaluation.evaluator import FINAL_SEED, EvaluationRun, Evaluator
+from service.training.stop_rules import StopRules
+from service.workers.task import Progress
+
+# An evaluation may take this share of the training's time, but always some seconds and never longer than anybody waits.
+_SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.1, 2.0, 30.0
+# Who stops a job wants an answer soon; who stops it twice, or shuts the server down, wants none.
+_SECONDS_AFTER_STOPS = (1.0, 0.0)
+
+
+def evaluate_finally(
+    evaluator: Evaluator,
+    actor: Actor,
+    timesteps: int,
+    training_seconds: float,
+    stop_rules: StopRules,
+    progress: Progress,
+) -> dict[str, Any] | None:
+    """Evaluate a policy after its training, and report the evaluation; a failure only ends in a warning.
+
+    :param actor: The policy that will be saved.
+    :param timesteps: Simulator steps that it was trained for.
+    :param training_seconds: Time that the training took.
+    :param stop_rules: Tells of stops, which shorten the evaluation.
+    :return: The fields of ``FinalEvaluation`` but the time it took, so that jobs of one seed save the same file; None
+        if no episode ended in time, or one failed.
+    """
+    run = evaluator.start(actor, FINAL_SEED)
+    try:
+        _play(run, min(_MOST_SECONDS, max(_LEAST_SECONDS, _SHARE * training_seconds)), stop_rules)
+    except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
+        progress.publish_warning(
+            f"the policy was saved but not evaluated, since its episodes failed ({describe_error(error)})."
+        )
+        return None
+    if not run.episodes:
+        if stop_rules.n_stops == 0:
+            progress.publish_warning(
+                f"the policy was saved but not evaluated, since no episode ended within {run.seconds:.0f} s; evaluate "
+                "it with POST /models/{model_name}/evaluate."
+            )
+        return None
+    n_cut = sum(episode.n_steps >= evaluator.max_steps for episode in run.episodes)
+    if n_cut > 0:
+        progress.publish_warning(
+            f"{n_cut} of {len(run.episodes)} episodes of the final evaluation were cut after {evaluator.max_steps:,} "
+            "steps, since the environment has no time limit, and its figures are of what came before; send "
+            '"env_kwargs": {"max_episode_steps": n} for a limit.'
+        )
+    evaluation = {
+        "timesteps": timesteps,
+        **asdict(summarize_episodes(run.episodes)),
+        "complete": run.is_complete,
+    }
+    progress.publish_final_evaluation({**evaluation, "seconds": run.seconds})
+    return evaluation
+
+
+def _play(run: EvaluationRun, most_seconds: float, stop_rules: StopRules) -> None:
+    def get_limit() -> float:
+        n_stops = stop_rules.n_stops
+        return most_seconds if n_stops == 0 else _SECONDS_AFTER_STOPS[min(n_stops, len(_SECONDS_AFTER_STOPS)) - 1]
+
+    def may_go_on() -> bool:
+        stop_rules.report()
+        return run.seconds < get_limit()
+
+    def is_enough() -> bool:
+        # Another episode as long as the others would be cut, and a long one sooner than a short one.
+        return run.seconds * (1 + 1 / len(run.episodes)) > get_limit()
+
+    if get_limit() > 0.0:
+        run.advance(may_go_on, is_enough)

@@ -1,0 +1,1 @@
+"""From a request to a plan: its names looked up, its settings filled in, its memory bounded, all of it tried out."""

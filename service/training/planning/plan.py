@@ -1,0 +1,59 @@
+"""A training job, planned: its settings, its rewards, and what the client should know of it."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from grpo_core.options.rewards import Reward
+from service.schemas.training import ConfigOrigins, TrainConfig
+from service.workers.task import Task
+
+
+class SettledRequest(BaseModel):
+    """A request with every default filled in, checked by a worker.
+
+    :param settings: The fields of ``TrainConfig`` but ``model_name`` and ``seed``, on which nothing else depends.
+    :param warnings: Warnings for the client.
+    :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
+    :param config_origins: Who chose each of the settings.
+    """
+
+    settings: dict[str, Any]
+    warnings: list[str]
+    reward_threshold: float | None
+    config_origins: ConfigOrigins = {}
+
+
+class TrainingPlan(NamedTuple):
+    """A job that is ready to start.
+
+    :param config: The settings to train with.
+    :param reward: The reward functions that the configuration names.
+    :param warnings: Warnings for the client.
+    :param reward_threshold: Reward per episode from which the environment counts as solved; None if it names none.
+    :param config_origins: Who chose each field of the configuration.
+    :param sweep_id: The sweep that the job belongs to; None if it belongs to none.
+    :param init_sha256: SHA-256 of the file that ``init_model`` named when the job was accepted; None without one.
+    """
+
+    config: TrainConfig
+    reward: Reward
+    warnings: tuple[str, ...]
+    reward_threshold: float | None
+    config_origins: ConfigOrigins
+    sweep_id: str | None = None
+    init_sha256: str | None = None
+
+    def make_task(
+        self, run_dir: Path | None = None, n_threads: int = 1, taken: bytes | None = None, init: bytes | None = None
+    ) -> Task:
+        """Return the task that trains the policy.
+
+        :param run_dir: Folder for the TensorBoard log; None writes none.
+        :param n_threads: Threads that may step its simulators.
+        :param taken: A checkpoint to go on from; None begins the training.
+        :param init: The model file that it begins from; None draws first weights.
+        """
+        arguments = (self.config, self.reward, run_dir, n_threads, taken, init)
+        return Task("service.training.train:train_in_task", arguments, self.config.env_name, self.config.device)

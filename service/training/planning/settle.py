@@ -1,0 +1,393 @@
+"""Fill in and check a training request before its job is queued: a task for a worker."""
+
+import math
+import re
+from collections.abc import Mapping, Set
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from grpo_core.environments.making import EnvSetup
+from grpo_core.groups.collector import GroupPlan
+from grpo_core.options.checks import DEFAULT_HORIZON, get_horizon
+from grpo_core.options.choices import NEEDS_VALUES
+from grpo_core.options.hyperparameters import HYPERPARAMETERS
+from grpo_core.options.policy_kwargs import choose_policy
+from grpo_core.options.presets import (
+    GENERAL_PRESET,
+    Preset,
+    choose_general_preset,
+    get_preset,
+    list_general_presets,
+    shorten_rollouts,
+)
+from grpo_core.options.rewards import Reward
+from grpo_core.shards.collector import count_shards
+from grpo_core.simulators.bank import find_obstacle
+from service.environments.build import build_vec_env, try_methods
+from service.errors import InvalidRequestError, hide_paths, printable
+from service.schemas.fields import MAX_OBSERVATION_NUMBERS
+from service.schemas.training import ConfigOrigin, Normalization, TrainConfig, TrainRequest
+from service.spaces import count_numbers
+from service.training.init_model import check_init, read_init_settings
+from service.training.planning.memory_limits import check_memory, shrink
+from service.training.planning.names import NO_PRESET, NamedRequest, Rewards
+from service.training.planning.plan import SettledRequest
+from service.training.train import build_model, list_normalizable
+from service.workers.task import Progress
+
+# Long enough for an action on CartPole to show in position and angle, short enough to keep the noise of returns low.
+_PREFERRED_HORIZON = 16
+_MAX_STEPS = HYPERPARAMETERS["n_steps"].request_most
+_MAX_GROUP_SIZE = HYPERPARAMETERS["group_size"].request_most
+_MAX_REASON_CHARS = 1000
+# Evaluations of a job that needs them and does not say how often.
+_N_EVALUATIONS = 20
+_MAX_EVALUATIONS = 1000
+_NEED_EVALUATIONS = ("eval_freq", "keep_best", "stop_reward", "patience")
+# Nothing depends on the two fields that the server fills in, but a configuration that is tried out has them.
+_UNSETTLED = {"model_name": "any", "seed": 0}
+
+Settings = dict[str, Any]
+
+
+def settle_request(named: NamedRequest, progress: Progress) -> bytes:
+    """Fill in every default and check everything that can be checked before training.
+
+    :return: A ``SettledRequest`` in JSON.
+    :raises InvalidRequestError: If the request combines what does not fit, or the environment cannot be trained.
+    """
+    request, rewards = named.request, named.rewards
+    # A null means the same as leaving the field out.
+    given = {name: value for name in request.model_fields_set if (value := getattr(request, name)) is not None}
+    given |= _separate_normalization(given)
+    identity = {
+        "reward_function_type": rewards.reward_function_type,
+        "reward_functions": rewards.reward_functions,
+        **_UNSETTLED,
+        "device": _resolve_device(request.device),
+    }
+    preset_name, defaults = named.preset, Settings()
+    env = build_vec_env(EnvSetup(request.env_name, given.get("env_kwargs", {}), given.get("wrappers", [])), 1)
+    try:
+        try_methods(request.env_name, env.envs[0])
+        obstacle = _find_obstacle(request.env_name, env, given.get("group_mode", "auto"))
+        if named.preset == GENERAL_PRESET:
+            is_restorable = obstacle is None and given.get("group_mode") != "episode"
+            preset_name = choose_general_preset(env.observation_space, env.action_space, is_restorable)
+        defaults = _list_defaults(rewards, preset_name, given, env, obstacle)
+        if named.init_meta is not None:
+            defaults |= read_init_settings(named.init_meta)
+        settings = {**defaults, **given, **identity, "preset": preset_name}
+        settled = _settle(env, settings, given, defaults, rewards.functions, obstacle, named.init_meta)
+    except (InvalidRequestError, ValueError) as error:
+        filled_in = {name for name, value in defaults.items() if value is not None} - given.keys()
+        from_preset = set() if preset_name == NO_PRESET else filled_in
+        raise InvalidRequestError(_explain(str(error), preset_name, from_preset)) from error
+    finally:
+        env.close()
+    preset = None if preset_name == NO_PRESET else get_preset(preset_name)
+    choices = {} if preset is None else {name: defaults[name] for name in _list_preset_choices(preset)}
+    settled.config_origins = {
+        name: _find_origin(name, value, given, choices) for name, value in settled.settings.items()
+    }
+    return settled.model_dump_json().encode()
+
+
+def _separate_normalization(given: Settings) -> Settings:
+    """Turn a wrapper ``normalize`` into the setting of that name, since statistics belong to all environments of a job.
+
+    :raises InvalidRequestError: If both are there.
+    """
+    wrappers = given.get("wrappers", [])
+    if not wrappers or wrappers[-1]["name"] != "normalize":
+        return {}
+    if "normalize" in given:
+        raise InvalidRequestError("wrappers ends with 'normalize' and normalize is there too; send one of them.")
+    options = {name: value for name, value in wrappers[-1].items() if name != "name"}
+    return {"wrappers": wrappers[:-1], "normalize": Normalization(**options)}
+
+
+def _settle(
+    env: DummyVecEnv,
+    settings: Settings,
+    given: Settings,
+    defaults: Settings,
+    reward_functions: Reward,
+    obstacle: str | None,
+    init_meta: Mapping[str, Any] | None,
+) -> SettledRequest:
+    """Choose the settings that were left out to suit the given ones and the environment, and try them out.
+
+    :param obstacle: Why groups cannot branch in the environment; None if they can, or need not.
+    :raises ValueError: If the algorithm refuses them.
+    """
+    warnings = _settle_mode(settings, given, obstacle)
+    _fit_credit(settings, given)
+    _fit_groups(settings, given, defaults, env.action_space)
+    _fit_evaluations(settings)
+    spec, max_episode_steps = env.envs[0].spec, _find_time_limit(env)
+    if settings["group_mode"] == "episode" and settings["horizon"] is None and max_episode_steps is None:
+        raise InvalidRequestError(
+            f"env_name '{settings['env_name']}' has no time limit, so a whole episode might never end; register it "
+            f"with max_episode_steps, or send horizon. {' '.join(warnings)}".rstrip()
+        )
+    if settings["net_arch"] is None:
+        settings["net_arch"] = [] if choose_policy(env.observation_space) == "CnnPolicy" else [64, 64]
+    config = TrainConfig(**{name: settings[name] for name in TrainConfig.model_fields})
+    _try_out(config, env, reward_functions, max_episode_steps, init_meta)
+    n_numbers = count_numbers(env.observation_space)
+    if n_numbers > MAX_OBSERVATION_NUMBERS:
+        warnings.append(
+            f"observations have {n_numbers} numbers, and POST /inference takes at most {MAX_OBSERVATION_NUMBERS}: the "
+            "model file can only be used with GRPO.load."
+        )
+    threshold = None if spec is None else spec.reward_threshold
+    settings = config.model_dump(exclude=set(_UNSETTLED))
+    return SettledRequest(settings=settings, warnings=warnings, reward_threshold=threshold)
+
+
+def _check_shards(config: TrainConfig) -> None:
+    """Check that a job's rollouts can be cut as it says, if its other settings make whole groups at all."""
+    mode = config.group_mode
+    horizon = get_horizon(config.horizon, mode)
+    if mode != "episode" and config.n_steps % (config.group_size * (horizon or 1)) != 0:
+        return
+    plan = GroupPlan(mode, config.group_size, horizon, config.n_steps)
+    count_shards(config.n_rollout_shards, config.n_rollout_workers, config.n_envs, plan)
+
+
+def _find_time_limit(env: DummyVecEnv) -> int | None:
+    spec = env.envs[0].spec
+    return None if spec is None else spec.max_episode_steps
+
+
+def _find_origin(name: str, value: Any, given: Settings, choices: Settings) -> ConfigOrigin:
+    """Say who chose a setting; what a preset chose may have been changed to suit what the request gives."""
+    if name in given:
+        return "request"
+    return "preset" if name in choices and _to_plain(choices[name]) == value else "default"
+
+
+def _to_plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, Normalization) else value
+
+
+def _try_out(
+    config: TrainConfig,
+    env: DummyVecEnv,
+    reward: Reward,
+    max_episode_steps: int | None,
+    init_meta: Mapping[str, Any] | None,
+) -> None:
+    """Build the model without training it, since only the algorithm itself knows everything it refuses."""
+    config = config.model_copy(update={"device": "cpu"})
+    check_memory(config, build_model(config, env, reward, _init_setup_model=False), max_episode_steps)
+    # The one environment here cannot be shared out as the job's can be.
+    _check_shards(config)
+    config = config.model_copy(update={"n_rollout_workers": 1, "n_rollout_shards": None})
+    # Without orthogonal weights, which take up to half a second and are not used here.
+    model = build_model(config, env, reward, policy_kwargs={"ortho_init": False})
+    if init_meta is not None:
+        check_init(model, config, init_meta)
+
+
+def _explain(detail: str, preset_name: str, from_preset: Set[str]) -> str:
+    """Add to an error which of the settings in it came from a preset."""
+    names = [name for name in sorted(from_preset) if re.search(rf"\b{name}\b", detail)]
+    detail = printable(hide_paths(detail), _MAX_REASON_CHARS)
+    if not names:
+        return detail
+    return f'{detail} Preset \'{preset_name}\' chose {", ".join(names)}; send your own, or "preset": "{NO_PRESET}".'
+
+
+def _list_defaults(
+    rewards: Rewards, preset_name: str, given: Settings, env: DummyVecEnv, obstacle: str | None
+) -> Settings:
+    """List what is filled in, with or without a preset."""
+    preset = None if preset_name == NO_PRESET else get_preset(preset_name)
+    if preset is None:
+        return _list_plain_defaults(rewards)
+    defaults = _list_preset_defaults(preset)
+    if preset_name in list_general_presets():
+        n_timesteps: int = {**defaults, **given}["total_timesteps"]
+        defaults["n_steps"] = shorten_rollouts(defaults["n_steps"], n_timesteps)
+        sizes = {**defaults, **given}
+        is_episodic = sizes["group_mode"] == "episode" or obstacle is not None
+        shrink(sizes, env.observation_space, _find_time_limit(env), is_episodic)
+        defaults |= {name: sizes[name] for name in ("n_steps", "batch_size") if name not in given}
+        if defaults["normalize"] and not list_normalizable(env.observation_space):
+            defaults["normalize"] = Normalization(norm_obs=False)
+    return defaults
+
+
+def _list_plain_defaults(rewards: Rewards) -> Settings:
+    """List the defaults without a preset; the horizon is only a target."""
+    # A dense reward judges every step, so a branch's own rewards are enough; otherwise the value network must estimate
+    # what a truncated branch would still have earned.
+    credit = {"baseline": "group", "bootstrap_value": False} if rewards.is_dense else {}
+    # The rate falls to 0, so that the last updates settle the policy instead of disturbing it. With it, every seed
+    # reached 475 on CartPole; see benchmarks/README.md.
+    rate = {"lr_schedule": "linear"}
+    return {**_list_library_defaults(), **_list_request_defaults(), **rate, **credit, "horizon": _PREFERRED_HORIZON}
+
+
+def _list_preset_defaults(preset: Preset) -> Settings:
+    """List the defaults with a preset: what the preset leaves out gets the algorithm's own default."""
+    return {
+        **_list_request_defaults(),
+        **_list_library_defaults(),
+        "horizon": DEFAULT_HORIZON if preset.arguments.get("group_mode") != "episode" else None,
+        **_list_preset_choices(preset),
+    }
+
+
+def _list_preset_choices(preset: Preset) -> Settings:
+    """List what a preset says itself."""
+    choices = preset.make_arguments()
+    if isinstance(choices.get("learning_rate"), LinearSchedule):
+        choices |= {"learning_rate": choices["learning_rate"].start, "lr_schedule": "linear"}
+    choices |= {**choices.pop("policy_kwargs", {}), "total_timesteps": preset.n_timesteps}
+    if preset.n_envs != 1:
+        choices["n_envs"] = preset.n_envs
+    if preset.normalize is not None:
+        choices["normalize"] = Normalization(**preset.normalize)
+    return choices
+
+
+def _list_library_defaults() -> Settings:
+    arguments = {name: row.default for name, row in HYPERPARAMETERS.items()}
+    others = {"lr_schedule": "constant", "normalize": False, "activation": "tanh", "log_std_init": 0.0}
+    others |= {"env_kwargs": {}, "wrappers": []}
+    rules = dict.fromkeys(
+        ("eval_freq", "keep_best", "stop_reward", "patience", "max_seconds", "checkpoint_every", "init_model")
+    )
+    return {**arguments, **others, **rules, "tensorboard_log": False}
+
+
+def _list_request_defaults() -> Settings:
+    defaults = {name: value for name, value in TrainRequest().model_dump().items() if value is not None}
+    return {**defaults, "net_arch": None}  # chosen later, since it depends on the observations
+
+
+def _find_obstacle(env_name: str, env: DummyVecEnv, mode: str) -> str | None:
+    if mode == "episode":
+        return None
+    try:
+        return find_obstacle(env, must_pay=mode == "auto")
+    except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
+        raise InvalidRequestError(
+            f"env_name '{env_name}' failed while its steps were tried out ({type(error).__name__}); fix the "
+            "environment, or send group_mode 'episode'."
+        ) from error
+
+
+def _settle_mode(settings: Settings, given: Settings, obstacle: str | None) -> list[str]:
+    """Settle the group mode.
+
+    :return: A warning if groups cannot branch and are whole episodes instead.
+    """
+    env_name, mode = settings["env_name"], settings["group_mode"]
+    settings["normalize"] = Normalization() if settings["normalize"] is True else settings["normalize"]
+    is_general = settings["preset"] in list_general_presets()
+    if mode == "auto":
+        settings["group_mode"] = "branch" if obstacle is None else "episode"
+    elif mode != "episode" and obstacle is not None:
+        raise InvalidRequestError(f"env_name '{env_name}' cannot be trained with group_mode '{mode}': {obstacle}")
+    if obstacle is None or (mode == "episode" and not (is_general and "group_mode" not in given)):
+        return []
+    return [f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode 'episode'."]
+
+
+def _fit_credit(settings: Settings, given: Settings) -> None:
+    """Choose the credit settings that were left out to suit the given ones."""
+    without_values = given.get("supervision") == "outcome" or given.get("bootstrap_value") is False
+    if without_values and "baseline" not in given and settings["baseline"] in NEEDS_VALUES:
+        settings["baseline"] = "group"
+    if settings["baseline"] in NEEDS_VALUES:
+        needed = {"bootstrap_value": True, "supervision": "process"}
+        settings |= {name: value for name, value in needed.items() if name not in given}
+
+
+def _fit_groups(settings: Settings, given: Settings, defaults: Settings, action_space: spaces.Space[Any]) -> None:
+    """Choose sizes that fit each other for those that were left out."""
+    mode, horizon = settings["group_mode"], given.get("horizon")
+    if mode == "episode":
+        settings["horizon"] = horizon or (defaults["horizon"] if defaults["group_mode"] == "episode" else None)
+        return
+    if mode == "action" and isinstance(action_space, spaces.Discrete) and "group_size" not in given:
+        settings["group_size"] = int(action_space.n)
+    if settings["group_size"] > _MAX_GROUP_SIZE:
+        raise InvalidRequestError(
+            f"group_mode 'action' plays all {settings['group_size']} actions of env_name '{settings['env_name']}', and "
+            f"a group has at most {_MAX_GROUP_SIZE} branches; send group_mode 'branch'."
+        )
+    group_size, target = settings["group_size"], defaults["horizon"] or DEFAULT_HORIZON
+    if "n_steps" not in given and settings["n_steps"] % (group_size * (horizon or 1)):
+        group_steps = group_size * (horizon or target)
+        nearest = max(1, round(settings["n_steps"] / group_steps)) * group_steps
+        settings["n_steps"] = nearest if nearest <= _MAX_STEPS else settings["n_steps"]
+    settings["horizon"] = _fit_horizon(settings["n_steps"], group_size, horizon, target)
+
+
+def _fit_evaluations(settings: Settings) -> None:
+    """Choose how often to evaluate the policy if a rule needs it, and whether to keep the best one."""
+    total_timesteps, eval_freq = settings["total_timesteps"], settings["eval_freq"]
+    rules = [name for name in _NEED_EVALUATIONS if settings[name] is not None and settings[name] is not False]
+    if rules and settings["n_eval_episodes"] == 0:
+        raise InvalidRequestError(
+            f"n_eval_episodes=0 makes no evaluations, but {rules[0]} needs them; send at least 1, or leave {rules[0]} "
+            "out."
+        )
+    if eval_freq is None and rules:
+        # The policy changes only after a whole rollout.
+        at_least = settings["n_steps"] * settings["n_envs"]
+        eval_freq = min(total_timesteps, max(total_timesteps // _N_EVALUATIONS, at_least))
+    settings["eval_freq"] = eval_freq
+    if settings["keep_best"] is None:
+        settings["keep_best"] = eval_freq is not None
+    if eval_freq is None:
+        return
+    if eval_freq > total_timesteps:
+        raise InvalidRequestError(
+            f"eval_freq={eval_freq} is more than total_timesteps={total_timesteps}, so no evaluation would come before "
+            f"the end; send at most {total_timesteps}."
+        )
+    if total_timesteps > eval_freq * _MAX_EVALUATIONS:
+        raise InvalidRequestError(
+            f"eval_freq={eval_freq} evaluates the policy {total_timesteps // eval_freq} times, and a job may have at "
+            f"most {_MAX_EVALUATIONS} evaluations; send at least {math.ceil(total_timesteps / _MAX_EVALUATIONS)}."
+        )
+
+
+def _fit_horizon(n_steps: int, group_size: int, horizon: int | None, target: int) -> int:
+    """Return a horizon with which groups fill a rollout: the given one, or the closest to ``target`` if it is None."""
+    branch_steps, remainder = divmod(n_steps, group_size)
+    if remainder or branch_steps == 0:
+        nearest = max(1, round(n_steps / group_size)) * group_size
+        raise InvalidRequestError(
+            f"n_steps={n_steps} does not hold whole groups of group_size={group_size} branches; send "
+            f"n_steps={nearest} or another group_size."
+        )
+    if horizon is None:
+        divisors = [n for n in range(1, branch_steps + 1) if branch_steps % n == 0]
+        return min(divisors, key=lambda n: abs(math.log(n / target)))
+    if branch_steps % horizon:
+        group_steps = group_size * horizon
+        nearest = max(1, round(n_steps / group_steps)) * group_steps
+        change = f"send n_steps={nearest}, or " if nearest <= _MAX_STEPS else ""
+        raise InvalidRequestError(
+            f"n_steps={n_steps} does not hold whole groups of group_size * horizon = {group_size} * {horizon} = "
+            f"{group_steps} steps; {change}leave horizon out."
+        )
+    return horizon
+
+
+def _resolve_device(device: str) -> Literal["cpu", "cuda"]:
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise InvalidRequestError("device 'cuda' is not available on this server; send 'auto' or 'cpu'.")
+    return "cuda" if has_cuda and device != "cpu" else "cpu"

@@ -1,0 +1,279 @@
+"""The client's commands, against a real server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from grpo_client.answers.text import clean
+from grpo_client.terminal.cli import main
+from tests.conftest import RegisterEnv
+from tests.grpo_client.scripted_server import Answer, serve_script
+from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
+
+ROOT = Path(__file__).parents[3]
+JOB = ["--env", "CartPole-v1", "-n", "64", "--seed", "0", "--name", "m"]
+
+
+def make_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return ``python -m grpo_client`` with arguments, and its process environment."""
+    return [sys.executable, "-m", "grpo_client", *arguments], {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command, environment = make_command(*arguments)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def model(app: FastAPI) -> str:
+    """An untrained model on the server."""
+    content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
+    (app.state.service.settings.models_dir / "m.zip").write_bytes(content)
+    return "m"
+
+
+def test_a_job_is_watched_to_its_end(server_url: str, tmp_path: Path) -> None:
+    done = run("train", *JOB, "--watch", "--url", server_url, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    bar, report = done.stderr, done.stdout.splitlines()
+    assert "completed" in bar
+    assert "100%" in bar
+    assert report[0].startswith("completed: ")
+    assert "the saved policy: mean reward" in done.stdout
+    assert "mean reward while training" in done.stdout
+    assert any(line.startswith("verdict: ") for line in report)
+    assert report[-1] == "model: m"
+
+
+def test_a_script_reads_json_and_no_bar(server_url: str, tmp_path: Path) -> None:
+    done = run(
+        "train", *JOB, "--set", "gamma=0.9", "net_arch=[8]", "--watch", "--json", "--url", server_url, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    status = json.loads(done.stdout)
+    assert (status["status"], status["config"]["gamma"], status["config"]["net_arch"]) == ("completed", 0.9, [8])
+
+
+def test_a_job_is_followed_by_id_or_as_the_latest(ask: Any) -> None:
+    exit_status, said, _ = ask("train", *JOB, "--json")
+    job_id = json.loads(said)["job_id"]
+    assert exit_status == 0
+    assert ask("wait", job_id, "--timeout", str(PATIENCE_SECONDS))[1].startswith("completed: ")
+    assert ask("watch")[1] == ask("status", job_id)[1]
+    assert json.loads(ask("jobs", "--json")[1])[0]["job_id"] == job_id
+    assert ask("jobs", "--status", "running")[1] == ""
+    header, row = ask("jobs")[1].splitlines()
+    assert header.split() == ["job", "status", "done", "environment", "reward", "model"]
+    first, *middle, last = row.split()
+    assert (first, middle[:3], last) == (job_id, ["completed", "100%", "CartPole-v1"], "m")
+    assert float(middle[3]) >= 1
+    assert ask("metrics")[1].startswith("timesteps,elapsed_seconds,")
+    assert json.loads(ask("metrics", "--json")[1])["job_id"] == job_id
+
+
+def test_a_job_is_labelled_found_and_forgotten(ask: Any) -> None:
+    job_id = json.loads(ask("train", *JOB, "--json")[1])["job_id"]
+    ask("wait")
+    said = ask("label", "--name", "The first", "--tags", "paper", "b", "--note", "Why not?", "--hide")[1]
+    assert said == f"The first (hidden), job {job_id}\ntags: paper, b\nWhy not?\n"
+    for found in (["--hidden"], ["--tag", "b", "--sort=-mean_reward"], ["--search", "why first"]):
+        assert [job["job_id"] for job in json.loads(ask("jobs", "--json", *found)[1])] == [job_id]
+    assert ask("jobs", "--shown")[1] == ask("jobs", "--env", "Pendulum-v1")[1] == ""
+    assert ask("label", job_id, "--name", "", "--tags", "--note", "", "--show")[1] == f"m, job {job_id}\n"
+    assert ask("label")[0] == 2
+    assert ask("forget")[1] == f"Training job deleted: {job_id}\n"
+    assert ask("jobs")[1] == ""
+
+
+def test_an_interrupt_leaves_the_job_and_says_how_to_stop_it(tmp_path: Path) -> None:
+    released = threading.Event()
+    accepted = Answer(200, '{"job_id": "j", "message": "Training started", "config": {}, "config_origins": {}}')
+    stream = Answer(200, headers=(("Content-Type", "text/event-stream"),), n_missing_bytes=1, hold=released)
+    with serve_script(accepted, stream) as server:
+        command, environment = make_command("train", "--watch", "--url", server.url)
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                wait_until(lambda: len(server.received) == 2)
+                process.send_signal(signal.SIGINT)
+                _, complaint = process.communicate()
+            finally:
+                process.kill()
+        released.set()
+    assert process.returncode == 130
+    program = "python -m grpo_client"
+    assert f"the job goes on; {program} watch j watches it again, {program} stop j stops it." in complaint
+    assert [request.path for request in server.received] == ["/train", "/training/j/events"]
+
+
+def test_a_job_that_fails_is_reported_and_ends_in_failure(ask: Any, register_env: RegisterEnv) -> None:
+    n_steps = iter(range(10**9))
+
+    def fail() -> None:
+        if next(n_steps) > 300:
+            raise RuntimeError("the motor broke")
+
+    env_name = register_env(lambda: LineEnv(on_step=fail), max_episode_steps=5)
+    exit_status, said, _ = ask("train", "--env", env_name, "--set", "group_mode=episode", "n_steps=64", "--watch")
+    assert exit_status == 1
+    assert "error: RuntimeError: the motor broke" in said
+
+
+def test_a_wait_that_takes_too_long_ends_in_failure(ask: Any, register_env: RegisterEnv) -> None:
+    gate = Gate()
+    env_name = register_env(lambda: LineEnv(on_step=gate.pass_through), max_episode_steps=5)
+    gate.admit(100)
+    try:
+        assert ask("train", "--env", env_name, "--set", "group_mode=episode", "n_steps=64", "n_eval_episodes=0")[0] == 0
+        exit_status, _, complaint = ask("wait", "--timeout", "0.2")
+    finally:
+        gate.admit()
+    assert exit_status == 1
+    assert "it goes on" in complaint
+    ask("stop")
+
+
+def test_a_policy_is_asked(ask: Any, model: str) -> None:
+    exit_status, said, _ = ask("predict", model, "[0.1, 0, 0.05, 0]", "--masks", "[false, true]")
+    assert exit_status == 0
+    assert said.splitlines()[:2] == ["action         1", "probabilities  [0.0, 1.0]"]
+    assert json.loads(ask("predict", model, "[0.1, 0, 0.05, 0]", "--json")[1])["action"] in (0, 1)
+
+
+def test_a_policy_is_evaluated_and_filmed(ask: Any, model: str, tmp_path: Path) -> None:
+    exit_status, said, _ = ask("evaluate", model, "-n", "3")
+    assert exit_status == 0
+    assert said.startswith("m in CartPole-v1: ")
+    assert said.count("3 episodes") == 2
+    assert json.loads(ask("evaluate", model, "-n", "3", "--json")[1])["evaluation"]["n_episodes"] == 3
+    film = tmp_path / "film.gif"
+    assert ask("video", model, str(film), "--max-steps", "4")[1] == f"saved {film}: 4 steps, reward 4.0\n"
+    assert film.read_bytes().startswith(b"GIF89a")
+
+
+def test_models_are_listed_described_and_deleted(ask: Any, model: str) -> None:
+    assert ask("models")[1].splitlines()[1].split() == ["m", "saved"]
+    assert "env_name           CartPole-v1" in ask("card", model)[1]
+    assert ask("delete", model)[1] == "Model deleted: m\n"
+    assert ask("models")[1] == ""
+    exit_status, said, complaint = ask("card", model)
+    assert (exit_status, said) == (1, "")
+    assert complaint.startswith("grpo-client: there is no model")
+
+
+def test_a_model_file_is_downloaded_exported_and_uploaded(ask: Any, model: str, tmp_path: Path) -> None:
+    file = tmp_path / "again.zip"
+    assert ask("download", model, str(file)) == (0, f"saved {file}\n", "")
+    policy = tmp_path / "again.pt"
+    assert ask("export", model, str(policy), "--masks") == (0, f"saved {policy}\n", "")
+    assert policy.read_bytes().startswith(b"PK")
+    assert ask("upload", str(file))[1].startswith(f"uploaded again: {file.stat().st_size} bytes, sha256 ")
+    exit_status, _, complaint = ask("upload", str(file))
+    assert exit_status == 1
+    assert "(HTTP 409)" in complaint
+    assert ask("upload", str(file), "--overwrite")[0] == 0
+    assert json.loads(ask("upload", str(file), "--name", "third", "--json")[1])["name"] == "third"
+    assert json.loads(ask("upload", "fourth", str(file), "--json")[1])["name"] == "fourth"
+
+
+def test_an_upload_and_a_download_of_a_name_alone_meet_in_the_same_file(
+    ask: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ask("download", model)[1] == "saved m.zip\n"
+    assert ask("upload", model, "--overwrite")[1].startswith("uploaded m: ")
+
+
+def test_options_stand_before_the_command_or_after_it(server_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (
+        ["--url", server_url, "--json", "environments", "cartpole"],
+        ["environments", "cartpole", "--json", f"--url={server_url}"],
+    ):
+        assert main(command) == 0
+        assert "CartPole-v1" in str(json.loads(capsys.readouterr().out))
+
+
+def test_versions_are_listed_promoted_and_rolled_back(ask: Any, model: str, tmp_path: Path) -> None:
+    file = tmp_path / "m.zip"
+    make_model("CartPole-v1", 5).save(file)
+    assert ask("upload", str(file), "--overwrite")[0] == 0
+    assert ask("alias", model, "prod", "--version", "1") == (0, "m@prod is version 1\n", "")
+    rows = ask("versions", model)[1].splitlines()
+    assert rows[0].split() == ["version", "aliases", "status", "created", "steps", "reward", "job", "sha256"]
+    assert rows[1].split()[:3] == ["2", "-", "loaded"]
+    assert rows[2].split()[:2] == ["1", "prod"]
+    assert json.loads(ask("versions", model, "--json")[1])["aliases"] == {"prod": 1}
+    assert ask("alias", model, "prod")[1] == "m@prod is version 2, before version 1\n"
+    assert ask("rollback", model)[1] == "Version 1 is the newest again, as version 3: m\n"
+    assert ask("alias", model, "prod", "--delete")[1] == "deleted m@prod\n"
+    assert ask("alias", model, "prod", "--delete", "--version", "1")[0] == 2
+
+
+def test_environments_and_rewards_are_listed(ask: Any) -> None:
+    assert "CartPole-v1" in ask("environments", "cartpole")[1]
+    assert "restorable               true" in ask("environment", "CartPole-v1")[1]
+    assert "optimized_cartpole" in ask("rewards")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["predict", "m", "[0.1"], "observation [0.1 is not JSON"),
+        (["predict", "m", "NaN"], "observation NaN is not JSON"),
+        (["predict", "m", "1", "--masks", "x"], "--masks x is not JSON"),
+        (["train", "--set", "gamma"], "--set gamma is not allowed: write KEY=VALUE"),
+        (["train", "--seed", "1", "--set", "seed=2"], "another option already sets seed to 1; leave one out"),
+        (["video", "m", "film.avi"], "end its name in .gif or .mp4"),
+        (["export", "m", "policy.zip"], "end its name in .onnx (onnx) or .pt (torchscript)"),
+        (["upload", "gone.zip"], "gone.zip is not a file"),
+        (["upload", "gone"], "gone.zip is not a file"),
+        (
+            ["upload", "m.zip", "m"],
+            "m is not a file; name one that GRPO.save or download wrote: grpo-client upload MODEL",
+        ),
+    ],
+)
+def test_a_command_line_that_cannot_work_is_a_usage_error(ask: Any, arguments: list[str], said: str) -> None:
+    exit_status, _, complaint = ask(*arguments)
+    assert exit_status == 2
+    assert said in complaint
+
+
+def test_a_malformed_url_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--url", "localhost:8000"]) == 2
+    assert "write it as http://HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_refusal_is_reported_in_the_words_of_the_server(ask: Any) -> None:
+    exit_status, said, complaint = ask("train", "--set", "n_step=64")
+    assert (exit_status, said) == (1, "")
+    assert complaint == "grpo-client: n_step: unknown field; did you mean n_steps? (HTTP 422)\n"
+
+
+@pytest.mark.parametrize("overrides", [{"api_key": "0123456789abcdef"}], ids=["with a key"])
+def test_the_key_and_the_server_come_from_an_option_or_a_variable(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(app) as port:
+        command = ["models", "--url", f"http://127.0.0.1:{port}"]
+        assert main(command) == 1
+        assert main([*command, "--api-key", "0123456789abcdef"]) == 0
+        monkeypatch.setenv("GRPO_API_KEY", "0123456789abcdef")
+        assert main(command) == 0
+        monkeypatch.setenv("GRPO_URL", f"http://127.0.0.1:{port}")
+        assert main(["models"]) == 0
+
+
+def test_a_server_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = json.dumps({"models": [{"name": "\x1b]0;title\x07", "status": "saved"}]})
+    with serve_script(Answer(200, listed)) as server:
+        assert main(["models", "--url", server.url]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["\\x1b]0;title\\x07", "saved"]
+    assert clean("a\n\tb\r\x7f") == "a\n\tb\\r\\x7f"

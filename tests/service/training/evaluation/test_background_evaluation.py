@@ -1,0 +1,173 @@
+"""Without an eval_freq, policies are evaluated for a small share of the time, and training continues as if not."""
+
+import random
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from grpo_core.evaluation import make_policy, play_episodes
+from service.training.evaluation.evaluator import FINAL_SEED, SEED_ON_THE_WAY
+from tests.conftest import RegisterEnv
+from tests.service.training.jobs import Clock, assert_trained_alike, run_job
+from tests.support import FloatArray, LineEnv, Recorder, make_model
+
+
+class LuckyEnv(gym.Env[FloatArray, Any]):
+    """Pays by all three generators that the whole process shares."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        luck = np.random.random() + random.random() + float(torch.rand(()))
+        return np.full(1, luck / 3, np.float32), luck * (1 + int(action)), False, False, {}
+
+
+class BrokenLaterEnv(LineEnv):
+    """Breaks when it is reset with a seed of evaluations."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        if seed is not None and seed >= SEED_ON_THE_WAY:
+            raise RuntimeError("out of order")
+        return super().reset(seed=seed)
+
+
+@pytest.fixture
+def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let evaluations take as long as they like, however busy the machine is."""
+    for name in ("_LEAST_SECONDS", "_FIRST_SECONDS"):
+        monkeypatch.setattr(f"service.training.evaluation.background_evaluation.{name}", 1e6)
+
+
+@pytest.mark.usefixtures("ample_time")
+@pytest.mark.parametrize("request_", [{}, {"env_name": "Pendulum-v1"}, {"n_envs": 2, "normalize": True}], ids=str)
+def test_training_continues_as_without_it(request_: dict[str, Any]) -> None:
+    without, silent = run_job(**request_, n_eval_episodes=0)
+    with_it, recorder = run_job(**request_, n_eval_episodes=1)
+    assert silent.evaluations == silent.final_evaluations == []
+    assert recorder.evaluations
+    assert_trained_alike(without, with_it)
+    assert without.meta["rng_state"] == with_it.meta["rng_state"]
+
+
+@pytest.mark.usefixtures("ample_time")
+def test_not_even_the_generators_of_the_whole_process_notice(register_env: RegisterEnv) -> None:
+    env_name = register_env(LuckyEnv, max_episode_steps=8)
+
+    def train(n_eval_episodes: int) -> tuple[Any, Recorder]:
+        np.random.seed(1)
+        random.seed(1)
+        torch.manual_seed(1)
+        return run_job(env_name=env_name, group_mode="episode", total_timesteps=256, n_eval_episodes=n_eval_episodes)
+
+    (without, _), (with_it, recorder) = train(0), train(3)
+    assert recorder.evaluations
+    assert_trained_alike(without, with_it)
+
+
+@pytest.mark.usefixtures("ample_time")
+def test_the_first_is_of_the_untrained_policy() -> None:
+    content, recorder = run_job(env_name="CartPole-v1", n_eval_episodes=8)
+    first = recorder.evaluations[0]
+    env = gym.make("CartPole-v1")
+    untrained = make_policy(make_model("CartPole-v1").make_actor(), True, np.random.default_rng(0))
+    rewards = [episode.reward for episode in play_episodes(env, untrained, 8, SEED_ON_THE_WAY)]
+    assert first["timesteps"] == 0
+    assert 5 <= first["n_episodes"] <= 8
+    assert first["mean_reward"] == np.mean(rewards[: first["n_episodes"]])
+    assert "evaluation" not in content.meta
+    assert [row["timesteps"] for row in recorder.evaluations] == sorted(
+        {row["timesteps"] for row in recorder.evaluations}
+    )
+
+
+def test_nothing_is_kept_or_ended_by_it() -> None:
+    # Such large steps destroy what was learnt.
+    content, recorder = run_job(learning_rate=0.05, lr_schedule="constant", seed=3)
+    assert content.meta["num_timesteps"] >= 640
+    assert content.meta["config"]["keep_best"] is False
+    assert recorder.ended_by == []
+
+
+@pytest.mark.usefixtures("ample_time")
+def test_episodes_that_fail_end_it_with_one_warning_and_the_job_goes_on(register_env: RegisterEnv) -> None:
+    content, recorder = run_job(env_name=register_env(BrokenLaterEnv))
+    assert content.meta["num_timesteps"] >= 640
+    assert recorder.evaluations == recorder.final_evaluations == []
+    during, afterwards = recorder.warnings
+    assert "not evaluated during training" in during
+    assert "RuntimeError: out of order" in during
+    assert "saved but not evaluated" in afterwards
+    assert content.meta["final_evaluation"] is None
+
+
+def test_it_takes_a_small_share_of_the_time(register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in steps of an environment whose every step takes one second of a clock of its own."""
+    clock, evaluated = Clock(), list[float]()
+    monkeypatch.setattr("service.training.evaluation.background_evaluation.time", clock)
+    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
+    env_name = register_env(lambda: TickingEnv(clock, evaluated), max_episode_steps=20)
+    run_job(env_name=env_name, total_timesteps=12_800, n_eval_episodes=5)
+    assert 0.04 * clock.seconds < len(evaluated) < 0.055 * clock.seconds
+    # Not all at once, either: what has been earned by then is never exceeded by more than the step that notices.
+    assert all(n <= 0.05 * seconds + 2 for n, seconds in enumerate(evaluated, 1))
+
+
+def test_a_short_job_has_points_from_its_start_to_its_end(
+    register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a millisecond: evaluations may take 0.2 s besides the first, which is 10 of the 20 ms."""
+    clock, evaluated = Clock(), list[float]()
+    monkeypatch.setattr("service.training.evaluation.background_evaluation.time", clock)
+    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
+    env_name = register_env(lambda: TickingEnv(clock, evaluated, 0.001), max_episode_steps=4)
+    _, recorder = run_job(env_name=env_name, total_timesteps=2_560, n_eval_episodes=5)
+    timesteps = [row["timesteps"] for row in recorder.evaluations]
+    assert timesteps[0] == 0
+    assert max(np.diff([*timesteps, 2_560])) <= 512
+    assert len(evaluated) <= 200 + 20
+
+
+def test_slow_episodes_are_fewer_but_the_curve_has_a_start(
+    register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An episode of the untrained policy takes 0.15 s, and a third one would exceed the 0.4 s of the first point."""
+    clock, evaluated = Clock(), list[float]()
+    monkeypatch.setattr("service.training.evaluation.background_evaluation.time", clock)
+    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
+    env_name = register_env(lambda: TickingEnv(clock, evaluated, 0.0075), max_episode_steps=20)
+    _, recorder = run_job(env_name=env_name, total_timesteps=640)
+    assert [(row["timesteps"], row["n_episodes"]) for row in recorder.evaluations] == [(0, 2)]
+
+
+class TickingEnv(LineEnv):
+    """Takes some seconds for every step, and notes those of episodes with a seed of evaluations on the way."""
+
+    def __init__(self, clock: Clock, evaluated: list[float], step_seconds: float = 1.0) -> None:
+        super().__init__()
+        self._clock, self._evaluated, self._step_seconds = clock, evaluated, step_seconds
+        self._is_evaluated = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        self._is_evaluated = seed is not None and SEED_ON_THE_WAY <= seed < FINAL_SEED
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        self._clock.seconds += self._step_seconds
+        if self._is_evaluated:
+            self._evaluated.append(self._clock.seconds)
+        return super().step(action)

@@ -1,0 +1,138 @@
+"""What a finished policy's values are made of, and what is said about them."""
+
+import math
+import time
+from itertools import count
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from grpo import GRPO
+from service.schemas.training import TrainConfig
+from service.training.evaluation.evaluator import Evaluator
+from service.training.evaluation.value_check import settle_values
+from service.training.stop_rules import StopRules
+from tests.grpo_core.values.test_fit import Line
+from tests.support import Recorder, make_plan
+
+# Without a value network in training, as the named rewards of CartPole are trained.
+UNTRAINED: dict[str, Any] = {"baseline": "group", "bootstrap_value": False, "gamma": 0.9}
+
+
+def make_model(env: Any = None, **arguments: Any) -> GRPO:
+    arguments = {"n_steps": 64, "seed": 0, "group_mode": "episode", **UNTRAINED, **arguments}
+    return GRPO("MlpPolicy", Line() if env is None else env, **arguments)
+
+
+def make_config(model: GRPO) -> TrainConfig:
+    changes = {"baseline": model.baseline, "gamma": model.gamma, "total_timesteps": 64, "seed": 0}
+    return make_plan().config.model_copy(update=changes)
+
+
+def settle(model: GRPO, env: gym.Env[Any, Any] | None = None, stop_after: float = math.inf) -> dict[str, Any] | None:
+    evaluator = Evaluator(make_config(model))
+    vars(evaluator)["env"] = env or Line()
+    stop_rules = StopRules(Recorder(stop_after=stop_after), None)
+    stop_rules.begin(model)
+    return settle_values(model, model.make_numpy_actor(), evaluator, 1.0, stop_rules)
+
+
+def get_values(model: GRPO) -> list[float]:
+    observations = np.array([[900.0, 50.0], [300.0, 50.0]], np.float32)
+    values: list[float] = model.make_numpy_actor().values(observations).tolist()
+    return values
+
+
+def test_values_that_training_did_not_use_are_fitted_and_said_to_be_meaningful() -> None:
+    model = make_model()
+    check = settle(model)
+    assert check is not None
+    assert check["is_meaningful"] is True
+    assert check["gamma"] == 0.9
+    assert check["reward_scale"] == 1.0
+    assert check["correlation"] > 0.9
+    far, near = get_values(model)
+    assert far < 2 * near < 0
+
+
+def test_values_that_training_made_meaningful_stay_as_they_are() -> None:
+    model = make_model()
+    settle(model)
+    before = get_values(model)
+    model.baseline, model.bootstrap_value = "residual", True
+    check = settle(model)
+    assert check is not None
+    assert check["is_meaningful"] is True
+    assert get_values(model) == before
+
+
+def test_the_policy_stays_as_it_is() -> None:
+    model = make_model()
+    before = [parameter.clone() for parameter in model.policy.action_net.parameters()]
+    settle(model)
+    assert all(map(torch.equal, before, model.policy.action_net.parameters()))
+
+
+def test_the_same_job_gets_the_same_values() -> None:
+    models = [make_model(), make_model()]
+    for model in models:
+        settle(model)
+    assert get_values(models[0]) == get_values(models[1])
+
+
+def test_values_of_normalised_rewards_come_with_the_scale_that_undoes_it() -> None:
+    env = VecNormalize(DummyVecEnv([Line]), norm_obs=False, gamma=0.9)
+    env.ret_rms.var = np.array(100.0**2)
+    model = make_model(env)
+    check = settle(model)
+    assert check is not None
+    assert check["reward_scale"] == pytest.approx(100.0)
+    assert check["is_meaningful"] is True
+
+
+def test_a_stop_ends_it_and_nothing_is_claimed() -> None:
+    model = make_model()
+    before = get_values(model)
+    assert settle(model, stop_after=0) is None
+    assert get_values(model) == before
+
+
+def test_an_environment_that_is_too_slow_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()
+    model = make_model()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    assert settle(model) is None
+    assert next(clock) < 20
+
+
+def test_an_environment_that_fails_is_given_up() -> None:
+    class Failing(Line):
+        def step(self, action: Any) -> Any:
+            raise OSError("the robot is gone")
+
+    assert settle(make_model(), Failing()) is None
+
+
+def test_rewards_that_are_not_finite_spoil_nothing() -> None:
+    class Broken(Line):
+        def step(self, action: Any) -> Any:
+            observation, _, terminated, truncated, info = super().step(action)
+            return observation, math.nan, terminated, truncated, info
+
+    model = make_model()
+    before = get_values(model)
+    assert settle(model, Broken()) is None
+    assert get_values(model) == before
+
+
+def test_a_discount_of_one_is_only_checked() -> None:
+    model = make_model(gamma=1.0)
+    before = get_values(model)
+    check = settle(model)
+    assert check is not None
+    assert check["is_meaningful"] is False
+    assert get_values(model) == before
