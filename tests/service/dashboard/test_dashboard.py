@@ -54,7 +54,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     folder = tmp_path_factory.mktemp("models")
     (folder / "ready.zip").write_bytes(make_model("CartPole-v1").to_bytes(**READY))
     (folder / "unwanted.zip").write_bytes(make_model("CartPole-v1", seed=1).to_bytes(env_name="CartPole-v1"))
-    return create_app(Settings(models_dir=folder, max_running_jobs=2, executor="thread", api_key=KEY))
+    settings: dict[str, Any] = {"max_running_jobs": 2, "executor": "thread", "task_seconds": PATIENCE_SECONDS}
+    return create_app(Settings(models_dir=folder, api_key=KEY, **settings))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from service.schemas.jobs import JobStatus
 from service.settings import Settings
 from tests.browser import ARTEFACTS, drive, needs_driver
 from tests.service.dashboard.page import Page, be_patient
-from tests.support import make_evaluation, make_plan, serve, wait_until
+from tests.support import PATIENCE_SECONDS, make_evaluation, make_plan, serve, wait_until
 
 pytestmark = needs_driver
 
@@ -59,7 +59,7 @@ def job_ids(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def app(folder: Path, job_ids: list[str]) -> FastAPI:
-    return create_app(Settings(models_dir=folder, executor="thread"))
+    return create_app(Settings(models_dir=folder, executor="thread", task_seconds=PATIENCE_SECONDS))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from service.schemas.sweeps import SweepDescription, SweepRequest
 from service.settings import Settings
 from tests.browser import ARTEFACTS, drive, list_addresses, needs_driver
 from tests.service.dashboard.page import Page, be_patient
-from tests.support import serve, wait_until
+from tests.support import PATIENCE_SECONDS, serve, wait_until
 
 BASE = {"total_timesteps": 64, "n_eval_episodes": 2}
 
@@ -23,7 +23,8 @@ pytestmark = needs_driver
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """A service with two slots."""
-    return create_app(Settings(models_dir=tmp_path_factory.mktemp("models"), max_running_jobs=2, executor="thread"))
+    settings: dict[str, Any] = {"max_running_jobs": 2, "executor": "thread", "task_seconds": PATIENCE_SECONDS}
+    return create_app(Settings(models_dir=tmp_path_factory.mktemp("models"), **settings))
 
 
 @pytest.fixture(scope="module")
