@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from nicegui import core
 from selenium import webdriver
 from selenium.common.exceptions import (
     ElementClickInterceptedException,
@@ -13,6 +14,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from service.dashboard import nicegui_app
 from tests.browser import ARTEFACTS
 from tests.support import PATIENCE_SECONDS, wait_until
 
@@ -33,6 +35,8 @@ new MutationObserver((changes) => {{
     for (const node of addedNodes) if (node.classList?.contains("toast")) node.dispatchEvent(new Event("mouseenter"));
 }}).observe(document, {{ childList: true, subtree: true }});
 """
+# A browser that says nothing for 0.4 times as long is cut off; a page that was left goes on for all of it.
+_RECONNECT_SECONDS = 60.0
 # Menus close when something scrolls, of which they hear with the next frame.
 _SCROLL_TO = "arguments[0].scrollIntoView({block: 'center'}); requestAnimationFrame(() => setTimeout(arguments[1]))"
 # The page is drawing it again, or something lies above it still.
@@ -45,7 +49,9 @@ _NOT_YET = (
 
 
 def be_patient(driver: webdriver.Chrome) -> None:
-    """Let pages, from the next one on, take nothing for lost because it is slow."""
+    """Let pages, and the server of the first one, take nothing for lost because it is slow."""
+    assert not nicegui_app.is_open(), "it reads its settings when the first visitor comes"
+    core.app.config.reconnect_timeout = _RECONNECT_SECONDS
     driver.set_script_timeout(PATIENCE_SECONDS)
     driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": _PATIENT})
 
