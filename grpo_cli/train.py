@@ -134,9 +134,9 @@ def _run(options: argparse.Namespace) -> int:
         if options.tensorboard_log is not None:
             prepare_output("--tensorboard-log", options.tensorboard_log / "GRPO")
         preset = _describe_preset(settings.preset_name)
-        write(f"training on {options.env} for {settings.n_timesteps:,} steps with {preset}, seed {seed}")
-        begun = time.monotonic()
         with _stop_on_interrupt(model) as interrupted:
+            write(f"training on {options.env} for {settings.n_timesteps:,} steps with {preset}, seed {seed}")
+            begun = time.monotonic()
             model.learn(settings.n_timesteps, callback=lambda *_: not interrupted.is_set(), progress_bar=shows_progress)
         write_model(output, model.to_bytes(**setup._asdict()))
         write(f"trained {model.num_timesteps:,} steps in {time.monotonic() - begun:.1f} s, saved {output}")

@@ -11,6 +11,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+from tests.support import PATIENCE_SECONDS
+
 ARTEFACTS = Path(__file__).parent / "artefacts"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _SCHEMES = {"http", "https", "ws", "wss"}  # the browser's own pages have another
@@ -44,6 +46,8 @@ def drive(profile: Path, width: int, height: int) -> Iterator[webdriver.Chrome]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with webdriver.Chrome(options, Service(DRIVER)) as driver:
+        # Two minutes by default, less than pages and scripts may take.
+        driver.command_executor.client_config.timeout = 2 * PATIENCE_SECONDS  # type: ignore[union-attr]
         yield driver
 
 

@@ -75,6 +75,8 @@ def preload(folder: Path) -> Iterator[Path]:
 
 def _call(address: str, arguments: list[str]) -> int:
     """Have the server run a program in the place of this one, and return its exit status."""
+    handed_on = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, handed_on)  # until there is a process to hand them on to
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         socket.send_fds(connection, [b"."], [0, 1, 2])
@@ -88,8 +90,9 @@ def _call(address: str, arguments: list[str]) -> int:
         connection.shutdown(socket.SHUT_WR)
         answers = connection.makefile()
         pid = int(answers.readline())
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in handed_on:
             signal.signal(number, lambda number, _: os.kill(pid, number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handed_on)
         status = int(answers.readline())
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)

@@ -4,6 +4,7 @@ import functools
 import inspect
 import io
 import json
+import math
 import pickle
 import random
 import subprocess
@@ -44,7 +45,7 @@ from grpo_core.restoring.simulator import NotBranchableError
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError
 from grpo_core.saving.model_state import restore_normalization
-from tests.support import PlainGRPO, wait_until, with_either_path
+from tests.support import PATIENCE_SECONDS, PlainGRPO, wait_until, with_either_path
 from tests.walk import StepLog, collect, walk_model
 
 ROOT = Path(__file__).parent.parent
@@ -693,35 +694,58 @@ def test_stop_between_rollout_and_update_leaves_the_policy_as_it_was(algorithm: 
 
 
 def test_stop_from_another_thread_ends_the_rollout_phase() -> None:
-    # One rollout that takes many seconds, so that stop comes while it is under way.
-    model = build(Stateless(spaces.Discrete(2)), n_steps=200_000, horizon=50_000)
+    has_stepped, is_stopped = threading.Event(), threading.Event()
 
-    def stop_soon() -> None:
-        wait_until(lambda: model.num_timesteps > 100)
+    class Waiting(Stateless):
+        """Takes a hundred steps, and the next one when the training was told to stop."""
+
+        n_steps = -math.inf  # for it is tried out first
+
+        def step(self, action: Any) -> Any:
+            self.n_steps += 1
+            if self.n_steps > 100:
+                has_stepped.set()
+                assert is_stopped.wait(PATIENCE_SECONDS)
+            return super().step(action)
+
+    env = Waiting(spaces.Discrete(2))
+    model = build(env, n_steps=200_000, horizon=50_000)
+    env.n_steps = 0
+
+    def stop() -> None:
+        assert has_stepped.wait(PATIENCE_SECONDS)
         model.stop()
+        is_stopped.set()
 
-    thread = threading.Thread(target=stop_soon, daemon=True)
+    thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     model.learn(200_000)
-    thread.join(30)
-    assert 100 < model.num_timesteps < 190_000
+    thread.join()
+    assert 100 <= model.num_timesteps <= 101, "at most one step more"
     assert model._n_updates == 0
 
 
 @with_either_path
 def test_stop_from_another_thread_ends_the_update_phase(algorithm: type[GRPO]) -> None:
-    n_epochs = 20_000
-    model = build("Pendulum-v1", algorithm, n_epochs=n_epochs)
+    model = build("Pendulum-v1", algorithm, n_epochs=20_000)
+    has_updated, is_stopped = threading.Event(), threading.Event()
 
-    def stop_soon() -> None:
-        wait_until(lambda: model._n_updates > 10)
+    def wait_after_some() -> None:
+        if model._n_updates > 10:
+            has_updated.set()
+            assert is_stopped.wait(PATIENCE_SECONDS)
+
+    def stop() -> None:
+        assert has_updated.wait(PATIENCE_SECONDS)
         model.stop()
+        is_stopped.set()
 
-    thread = threading.Thread(target=stop_soon, daemon=True)
+    model.after_minibatch = wait_after_some
+    thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     model.learn(64)
-    thread.join(30)
-    assert 10 < model._n_updates < n_epochs
+    thread.join()
+    assert 11 <= model._n_updates <= 12, "at most one pass more"
     assert 32 <= model.num_timesteps <= 33, "at most one sweep more"
 
 
@@ -781,7 +805,7 @@ def test_the_same_seed_gives_the_same_weights_while_another_model_trains() -> No
         wait_until(lambda: n_trained[0] > 2)
     finally:
         is_over.set()
-        thread.join(30)
+        thread.join()  # else it would draw from the generators that other tests look at
 
 
 @pytest.fixture

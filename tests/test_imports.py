@@ -12,7 +12,7 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
-from tests.support import make_model
+from tests.support import PATIENCE_SECONDS, make_model
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["grpo_terminal", "grpo_core", "grpo", "grpo_cli", "grpo_zoo", "service", "api", "run_api"]
@@ -223,7 +223,7 @@ from service.settings import Settings
 sys.path.append({str(tmp_path)!r})
 gymnasium.register("Own-v0", entry_point="own_env:OwnEnv", max_episode_steps=20)
 REWARD_FUNCTIONS["my_reward"] = lambda state, action, next_state: next_state[:, :1]
-settings = Settings(models_dir=Path({str(tmp_path)!r}) / "models", executor="process")
+settings = Settings(models_dir=Path({str(tmp_path)!r}) / "models", executor="process", task_seconds={PATIENCE_SECONDS})
 with TestClient(create_app(settings), base_url="http://localhost") as client:
     {statements}
     print([name for name in {[*TRAINING_PACKAGES, "own_env"]} if name in sys.modules])
@@ -231,7 +231,7 @@ with TestClient(create_app(settings), base_url="http://localhost") as client:
     (tmp_path / "own_env.py").write_text(
         "from gymnasium.envs.classic_control import CartPoleEnv\n\nclass OwnEnv(CartPoleEnv):\n    pass\n"
     )
-    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     imported: list[str] = ast.literal_eval(process.stdout)
     return imported

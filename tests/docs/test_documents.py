@@ -35,7 +35,7 @@ from service.schemas.jobs import VerdictState
 from service.schemas.training import TrainRequest
 from service.settings import Settings
 from tests.docs.tutorial import DOCUMENTED_PORT, make_strict
-from tests.support import make_plan, wait_until
+from tests.support import PATIENCE_SECONDS, make_plan, wait_until
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = sorted(ROOT.glob("docs/*.md"))
@@ -69,7 +69,8 @@ def list_examples() -> list[Any]:
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # In threads: worker processes go behind all else, so that on a busy machine their jobs would take minutes.
-    app = create_app(Settings(models_dir=tmp_path_factory.mktemp("models"), executor="thread"))
+    folder = tmp_path_factory.mktemp("models")
+    app = create_app(Settings(models_dir=folder, executor="thread", task_seconds=PATIENCE_SECONDS))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -123,6 +124,7 @@ def test_a_tutorial_runs_as_written_from_top_to_bottom(page: Path, python: str, 
     programs = os.pathsep.join([str(Path(python).parent), os.environ["PATH"]])
     command = [python, "-m", "tests.docs.tutorial", str(page), port]
     server = {"GRPO_URL": f"http://localhost:{port}", "GRPO_EXECUTOR": "thread"}
+    server["GRPO_TASK_SECONDS"] = str(PATIENCE_SECONDS)
     run(command, tmp_path, PYTHONPATH=path, PATH=programs, MPLBACKEND="Agg", **server)
 
 

@@ -451,18 +451,20 @@ def test_noise_that_all_share_is_no_obstacle() -> None:
     assert str(np.random.get_state()) != before, "training restores no generator that others use too"
 
 
-def test_slow_environments_are_tried_out_for_a_limited_time() -> None:
-    class Watched(Endless):
-        n_steps = 0
+def test_slow_environments_are_tried_out_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Endless):
+        seconds: ClassVar[float] = 0.0
 
         def push(self, action: int) -> float:
-            Watched.n_steps += 1
-            sum(range(100_000))
+            Slow.seconds += 0.125
             return 0.0
 
-    report = check_branchable(Watched(), max_seconds=0.3)
+    monkeypatch.setattr("grpo_core.restoring.proof.time", types.SimpleNamespace(perf_counter=lambda: Slow.seconds))
+    report = check_branchable(Slow(), max_seconds=30.0)
     assert report.is_shortened
+    assert report.step_us == 125_000.0
     assert 4 <= report.n_steps < 64
+    assert 15.0 <= report.seconds <= 45.0
     assert "Fewer steps were tried than wanted" in str(report)
 
 

@@ -107,7 +107,7 @@ with TestClient(app, base_url="http://localhost") as client:
 """
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = subprocess.run(
-            [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert (process.returncode, process.stdout) == (0, ""), process.stderr
         assert os.listdir(tmp_path) == ["models"]

@@ -19,8 +19,8 @@ from service.jobs.registry import JobRegistry
 from service.schemas.jobs import JobStatus
 from service.settings import Settings
 from tests.browser import ARTEFACTS, drive, needs_driver
-from tests.service.dashboard.page import Page
-from tests.support import make_evaluation, make_plan, serve, wait_until
+from tests.service.dashboard.page import Page, be_patient
+from tests.support import PATIENCE_SECONDS, make_evaluation, make_plan, serve, wait_until
 
 pytestmark = needs_driver
 
@@ -59,7 +59,7 @@ def job_ids(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def app(folder: Path, job_ids: list[str]) -> FastAPI:
-    return create_app(Settings(models_dir=folder, executor="thread"))
+    return create_app(Settings(models_dir=folder, executor="thread", task_seconds=PATIENCE_SECONDS))
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def origin(app: FastAPI) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     with drive(tmp_path_factory.mktemp("profile"), 1440, 1100) as driver:
+        be_patient(driver)
         ARTEFACTS.mkdir(exist_ok=True)
         yield driver
 
@@ -99,8 +100,14 @@ def wait_for_names(page: Page, *names: str) -> None:
 
 
 def choose(page: Page, name: str, value: str) -> None:
-    script = "const s = document.querySelector(`select[name=${arguments[0]}]`); s.value = arguments[1]; "
-    page.run(f"{script} s.dispatchEvent(new Event('change'))", name, value)
+    """Choose an option once it is offered."""
+    page.wait(
+        "const select = document.querySelector(`select[name=${arguments[0]}]`), [, value] = arguments;"
+        "if (![...select.options].some((option) => option.value === value)) return false;"
+        "select.value = value; select.dispatchEvent(new Event('change')); return true",
+        name,
+        value,
+    )
 
 
 def read_address(page: Page) -> dict[str, str]:
@@ -109,14 +116,14 @@ def read_address(page: Page) -> dict[str, str]:
 
 def read_lines(page: Page) -> dict[str, Any]:
     """Read the drawn lines by name, of all panels."""
-    lines = page.run("return grpoCurves.options().flatMap((option) => option.series)")
+    lines = page.run("return grpoCurves.options().flatMap((option) => option?.series ?? [])")
     return {line["name"]: line for line in lines}
 
 
 def test_the_table_sorts_filters_and_turns_pages_and_a_second_tab_shows_the_same(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59", "run-58")
-    assert page.find("h1 + p").text == f"{N_RUNS} runs"
+    assert page.read("h1 + p") == f"{N_RUNS} runs"
     page.click("th.c-reward button")
     wait_until(lambda: read_address(page).get("sort") == "-mean_reward")
     page.click("th.c-reward button")
@@ -168,7 +175,7 @@ def test_there_is_one_panel_per_environment_and_any_metric(page: Page, job_ids: 
     wait_until(lambda: "run-08" in read_lines(page))
     choose(page, "x", "relative")
     page.click(".curve-bar input[type=checkbox]")
-    wait_until(lambda: page.run("return grpoCurves.options()[0].yAxis[0].type") == "log")
+    page.wait("return grpoCurves.options()[0].yAxis[0].type === 'log'")
     assert {name: read_address(page)[name] for name in "yx"} == {"y": "train/loss", "x": "relative"}
     wait_until(lambda: read_lines(page)["run-08"]["data"][-1][0] < 100)  # seconds, where there were 2,000 steps
     page.photograph("metric")
@@ -227,7 +234,7 @@ def test_a_run_is_named_tagged_hidden_and_deleted(page: Page, registry: JobRegis
     assert (labels.display_name, labels.tags, labels.note) == ("The best run-33", ["paper", "b"], "Why?")
     page.click(".tag", "paper")
     wait_until(lambda: read_address(page).get("tag") == "paper")
-    wait_until(lambda: not page.driver.find_elements("css selector", ".dialog"))
+    wait_until(lambda: not page.shows(".dialog"))
     act("Hide")
     page.find(".runs-empty")
     page.click(".hidden-box input")
@@ -235,7 +242,7 @@ def test_a_run_is_named_tagged_hidden_and_deleted(page: Page, registry: JobRegis
     act("Delete")
     page.find(".dialog", "Delete the run The best run-33?")
     page.press(Keys.ESCAPE)
-    wait_until(lambda: not page.driver.find_elements("css selector", ".dialog"))
+    wait_until(lambda: not page.shows(".dialog"))
     act("Delete")
     page.click(".dialog button", "Delete the run")
     wait_until(lambda: job_ids[33] not in {line.job_id for line in registry.list_lines()})
@@ -246,20 +253,18 @@ def test_a_run_has_an_address_of_its_own(page: Page, job_ids: list[str]) -> None
     page.find("h1", "run-07")
     page.find(".job .verdict", "it broke")
     page.find(".events .bad", "Failed at step 2,000: it broke")
-    moments = page.run("return [...document.querySelectorAll('.events li time')].map((time) => time.textContent)")
-    assert len(moments) == len(page.driver.find_elements("css selector", ".events li"))
+    moments = page.run(
+        "return [...document.querySelectorAll('.events li')].map((line) => line.querySelector('time').textContent)"
+    )
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", moment) for moment in moments)
     page.find("[aria-label=Evaluations]", "best")
     page.find(".stage", "Nothing was saved")
     choose(page, "y", "train/loss")
-    wait_until(
-        lambda: "train/loss" in page.run("return [...document.querySelectorAll('.curve h2')].map((h) => h.textContent)")
-    )
+    page.wait("return [...document.querySelectorAll('.curve h2')].some((title) => title.textContent === 'train/loss')")
     page.photograph("run")
     page.click(".job a", "Repeat")
     page.find("h1", "New job")
-    wait_until(lambda: '"learning_rate": 0.001' in page.find(".aside pre").text)
-    sent = json.loads(page.find(".aside pre").text.split("-d '")[1].rstrip("'"))
+    sent = json.loads(page.read(".aside pre", '"learning_rate": 0.001').split("-d '")[1].rstrip("'"))
     assert sent == {"env_name": "CartPole-v1", "learning_rate": 0.001}
 
 
@@ -273,18 +278,21 @@ def test_a_run_that_is_gone_is_said_to_be(page: Page) -> None:
 def test_a_phone_shows_the_curve_first_and_nothing_sideways(page: Page, job_ids: list[str], path: str) -> None:
     page.emulate(390, 844)
     page.open(path.format(job_ids[5]))
-    curve = page.find(".curve")
-    assert page.run("return document.documentElement.scrollWidth") == 390
-    first = page.run(
-        "return [...document.querySelectorAll('.page .card')].map((card) => card.getBoundingClientRect().top)"
+    wait_until(lambda: bool(read_lines(page)))
+    # In one script: the panels are made anew when other runs come.
+    first, curve, width = page.run(
+        "const top = (card) => card.getBoundingClientRect().top;"
+        "return [Math.min(...[...document.querySelectorAll('.page .card')].map(top)),"
+        "top(document.querySelector('.curve')), document.documentElement.scrollWidth]"
     )
-    assert min(first) == page.run("return arguments[0].getBoundingClientRect().top", curve)
+    assert first == curve
+    assert width == 390
     page.photograph(f"phone-{'run' if 'runs' in path else 'runs'}")
 
 
 def test_charts_stay_in_view(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59")
-    page.find(".curve")
+    wait_until(lambda: bool(read_lines(page)))
     page.run("scrollTo(0, 1200)")
-    wait_until(lambda: 0 < page.run("return document.querySelector('.curve').getBoundingClientRect().top") < 300)
+    page.wait("const { top } = document.querySelector('.curve').getBoundingClientRect(); return 0 < top && top < 300")

@@ -68,7 +68,7 @@ class EpisodePlayer:
         self._wait(False)
 
     async def _show_another(self) -> None:
-        self._current_seed = secrets.randbelow(_MAX_SEED)
+        self._current_seed = (self._current_seed + 1 + secrets.randbelow(_MAX_SEED - 1)) % _MAX_SEED
         await self.show()
 
     def _show_problem(self, problem: str) -> None:
