@@ -35,6 +35,7 @@ SERVICE_ORDER = [
 # The rooms of the library, each of which imports only from those before it.
 LIBRARY_ORDER = [
     "spaces",
+    "parent_process",
     "actor",
     "options",
     "environments",

@@ -492,7 +492,7 @@ class JobRegistry:
             began = time.monotonic()
             taken = job.read_checkpoint()
             init = self._read_init_model(job, is_needed=taken is None)
-            task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init)
+            task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init, self._stall_seconds)
             run = self._executor.start(task, job)
             job.wake()  # a cluster may have had no room for it until now
             try:

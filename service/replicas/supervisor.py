@@ -1,14 +1,13 @@
 """Starts several replicas, starts those again that crash, and ends them together."""
 
-import ctypes
 import logging
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from grpo_core.parent_process import end_with_parent
 from service.workers.processes import list_end_signals
 
 logger = logging.getLogger("grpo.service")
@@ -19,8 +18,6 @@ _LOOK_SECONDS = 0.05
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 # From a first start with this status the settings are known to be invalid.
 _INVALID = 2
-# Linux: a signal for a process whose parent has died.
-_PR_SET_PDEATHSIG = 1
 
 
 class Supervisor:
@@ -103,5 +100,4 @@ class Supervisor:
 
 def _end_with_parent() -> None:
     """Have the kernel end a replica whose supervisor was killed; the next one's would share their port with it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
