@@ -2,8 +2,10 @@
 
 One process, the *nursery*, imports what workers need and forks them, so that the second costs milliseconds and all
 share its memory. It is an interpreter of its own: the trainer may have threads, which make forking unsafe, and
-``multiprocessing`` would run the user's script again. A worker has one thread for torch and BLAS. All of them end
-within a second of the trainer, whatever ended that.
+``multiprocessing`` would run the user's script again. Nor would Python's forkserver do: a process has one, and whoever
+used it first, a ``SubprocVecEnv`` perhaps, has settled what it imports and how many threads its libraries take.
+
+A worker has one thread for torch and BLAS. All of them end within a second of the trainer, whatever ended that.
 """
 
 import json
