@@ -293,6 +293,9 @@ class GRPO(SavedAlgorithm):
         #: Who plays rollouts in place of ``n_rollout_workers`` processes of this machine, such as a
         #: ``grpo_core.shards.ray_pool.RayPool``; None chooses. It is started and ended by ``learn``.
         self.rollout_pool: RolloutPool | None = None
+        #: Longest time without a step of the environment, in seconds, after which a rollout worker counts as dead, and
+        #: another one plays its shard again. A ``rollout_pool`` has its own.
+        self.rollout_stall_seconds = 300.0
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0
         self._group_correlation = GroupCorrelation()
@@ -444,7 +447,7 @@ class GRPO(SavedAlgorithm):
             self._group_correlation = GroupCorrelation()
         if self.rollout_pool is not None and self._collector.n_shards == 1:
             raise ValueError("rollout_pool would be idle: rollouts are not cut; build the model with n_rollout_shards.")
-        pool = self.rollout_pool or choose_pool(self.n_rollout_workers)
+        pool = self.rollout_pool or choose_pool(self.n_rollout_workers, self.rollout_stall_seconds)
         with self._collector.open_workers(self.reward_function, self.reward_weights, pool):
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar

@@ -31,6 +31,7 @@ from service.http.limits.connections import Connection
 from service.http.shutdown import Server
 from service.logs import configure_logs
 from service.models.folder_lock import lock_folder
+from service.replicas.shared_port import join_port
 from service.replicas.supervisor import Supervisor
 from service.settings import Settings, UnsafeSettingsError
 
@@ -53,8 +54,11 @@ def main() -> int:
             configure_logs(settings.log_style)
             if settings.replicas > 1:
                 return _supervise(settings)
-            # A replica writes nothing there, and shares its port.
-            lock = None if settings.is_replica else held.enter_context(lock_folder(settings.models_dir))
+            lock = None
+            if settings.is_replica:  # writes nothing there, and shares its port
+                held.enter_context(join_port(settings))
+            else:
+                lock = held.enter_context(lock_folder(settings.models_dir))
             app = create_app(settings, lock)
             listeners = _open_listeners(settings)
             if not settings.is_replica:  # uvicorn opens its own; it would only log that the port is taken

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = ["grpo_terminal", "grpo_core", "grpo", "grpo_cli", "grpo_zoo", "service", "api", "run_api"]
 # The rooms of the service, those in front last; rooms of one line do not know each other.
 SERVICE_ORDER = [
-    {"suggestions", "context"},
+    {"suggestions", "context", "pauses"},
     {"errors", "logs"},
     {"settings", "extensions", "schemas"},
     {"spaces"},
@@ -36,6 +36,7 @@ SERVICE_ORDER = [
 # The rooms of the library, each of which imports only from those before it.
 LIBRARY_ORDER = [
     "spaces",
+    "parent_process",
     "actor",
     "options",
     "environments",

@@ -1,11 +1,11 @@
 """Play groups: where branches start, which simulator steps them, and where the next groups start."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,26 @@ from grpo_core.spaces import pack
 # Called after every sweep over the environments with infos, done flags and rewards, one per environment, and the number
 # of simulator steps taken. It returns False to end the rollout.
 SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
+
+
+class WorkerPool(Protocol):
+    """Who plays parts of rollouts in place of the caller's thread; see ``grpo_core.shards.pool.RolloutPool``."""
+
+    def open(self, setup: bytes) -> AbstractContextManager[Any]:
+        """Let workers play the parts of one training inside the block.
+
+        :param setup: What all of them are to know.
+        """
+
+    def play(
+        self, policy: bytes, orders: Sequence[bytes], should_stop: Callable[[], bool]
+    ) -> Generator[bytes, None, None]:
+        """Yield what the parts of a rollout come to, in their order.
+
+        :param policy: Who acts.
+        :param orders: The parts.
+        :param should_stop: Asked while waiting; True ends it early.
+        """
 
 
 @dataclass(slots=True)
@@ -130,8 +150,18 @@ class GroupCollector:
         """The groups of the latest rollout, by index."""
         return self._groups
 
-    def open_workers(self, reward_function: Any, reward_weights: Any, pool: Any) -> AbstractContextManager[None]:
-        """Make what plays the groups ready for several rollouts; here nothing, since the caller's thread does."""
+    def open_workers(
+        self,
+        reward_function: RewardFunction | Sequence[RewardFunction | None] | None,
+        reward_weights: Sequence[float] | None,
+        pool: WorkerPool,
+    ) -> AbstractContextManager[None]:
+        """Make what plays the groups ready for several rollouts; here nothing, since the caller's thread does.
+
+        :param reward_function: What replaces the environment's rewards; None leaves them.
+        :param reward_weights: Weights of several reward functions.
+        :param pool: Who plays the groups, if others do.
+        """
         return nullcontext()
 
     def apply_reward_functions(

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.archive import AnchorState
-from grpo_core.groups.collector import Group, GroupCollector, GroupPlan, SweepCallback
+from grpo_core.groups.collector import Group, GroupCollector, GroupPlan, SweepCallback, WorkerPool
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import refuse
@@ -31,7 +31,6 @@ from grpo_core.shards.messages import (
     unpack,
     unpack_infos,
 )
-from grpo_core.shards.pool import RolloutPool
 from grpo_core.simulators.bank import SimulatorBank
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.torch_actor import TorchActor
@@ -129,13 +128,18 @@ class ShardedCollector(GroupCollector):
         self._monitors = [_find_monitor(env) for env in base.envs]
         self._action_space, self._make_collector = action_space, make_collector
         self.n_shards = n_shards
-        self._pool: RolloutPool | None = None
+        self._pool: WorkerPool | None = None
         self._rewarded_by: tuple[Any, Any] = (None, None)
         self._played: list[_Played] = []
         self._latest: list[SteppedPlace] = []
 
     @contextmanager
-    def open_workers(self, reward_function: Any, reward_weights: Any, pool: RolloutPool) -> Iterator[None]:
+    def open_workers(
+        self,
+        reward_function: RewardFunction | Sequence[RewardFunction | None] | None,
+        reward_weights: Sequence[float] | None,
+        pool: WorkerPool,
+    ) -> Iterator[None]:
         setup = ShardSetup(
             self._envs,
             self._vec_wrappers,

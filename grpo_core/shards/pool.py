@@ -4,6 +4,7 @@
 worker dies is played again by another, with the same steps.
 """
 
+import math
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -32,16 +33,22 @@ class RolloutWorkersError(RuntimeError):
     """The workers of a rollout cannot be kept alive."""
 
 
+def describe_stall(stall_seconds: float) -> str:
+    """Say of a worker why it was given up."""
+    return f"it took no step of the environment for {stall_seconds:g} s, and was killed"
+
+
 class Worker(ABC):
     """One worker. All but ``kill`` are called by one thread at a time."""
 
     @abstractmethod
-    def play(self, setup: bytes, policy: bytes, order: bytes) -> bytes:
+    def play(self, setup: bytes, policy: bytes, order: bytes, stall_seconds: float) -> bytes:
         """Let it play a shard, see ``ShardPlayer``.
 
         :param setup: The same object for all rollouts of a training, so that it need not be sent again.
         :param policy: The same object for all shards of a rollout.
-        :raises WorkerDiedError: If it dies.
+        :param stall_seconds: Longest time without a step.
+        :raises WorkerDiedError: If it dies, or takes no step for so long.
         """
 
     @abstractmethod
@@ -60,6 +67,10 @@ class RolloutPool(ABC):
 
     :param n_workers: Workers at once, at least 1.
     """
+
+    #: A worker that takes no step for so long, in seconds, hangs: it is killed, and counts as one that died. The first
+    #: step includes making the environments, and the last one the reward functions.
+    stall_seconds = math.inf
 
     def __init__(self, n_workers: int) -> None:
         self.n_workers = n_workers
@@ -118,7 +129,7 @@ class RolloutPool(ABC):
             yield from rollout.list_replies(should_stop)
         finally:
             if not rollout.close():
-                self._end_workers(Worker.kill)
+                self._give_up()
             for thread in threads:
                 thread.join()
 
@@ -128,7 +139,7 @@ class RolloutPool(ABC):
         while (number := rollout.take()) is not None:
             try:
                 worker = self._get_worker(slot, rollout)
-                reply = worker.play(self._setup, policy, rollout.orders[number])
+                reply = worker.play(self._setup, policy, rollout.orders[number], self.stall_seconds)
                 self._count(0 if sent is worker else len(policy), len(rollout.orders[number]), len(reply))
                 sent = worker
                 rollout.finish(number, reply)
@@ -156,15 +167,20 @@ class RolloutPool(ABC):
             self.n_bytes_sent += sum(n_bytes[:2])
             self.n_bytes_received += n_bytes[2]
 
+    def _give_up(self) -> None:
+        """End all workers at once, whatever they do, and let nobody wait for one to start."""
+        for worker in self._take_workers():
+            worker.kill()
+
     def _end(self) -> None:
         """End all workers, which have nothing to do."""
-        self._end_workers(Worker.close)
+        for worker in self._take_workers():
+            worker.close()
 
-    def _end_workers(self, end: Callable[[Worker], None]) -> None:
+    def _take_workers(self) -> list[Worker]:
         with self._lock:
             workers, self._workers = list(self._workers.values()), {}
-        for worker in workers:
-            end(worker)
+        return workers
 
 
 class _Rollout:
@@ -207,8 +223,9 @@ class _Rollout:
             if self._n_deaths[number] == _MAX_DEATHS and self._failure is None:
                 self._failure = RolloutWorkersError(
                     f"shard {number} of a rollout has ended {_MAX_DEATHS} rollout workers; of the last, {error}. The "
-                    "environment, a reward function or one of their libraries may crash, or memory be short: lower "
-                    "n_rollout_workers or n_envs, or train with n_rollout_workers=1 and n_rollout_shards=1 to see it."
+                    "environment, a reward function or one of their libraries may crash or hang, or memory be short: "
+                    "lower n_rollout_workers or n_envs, or train with n_rollout_workers=1 and n_rollout_shards=1 to "
+                    "see it."
                 )
                 self.is_closed = True
             self._changed.notify_all()
@@ -269,8 +286,17 @@ class InProcessPool(RolloutPool):
         raise NotImplementedError("it has no workers")
 
 
-def choose_pool(n_workers: int) -> RolloutPool:
-    """Make the pool that fits where the training runs: on Ray where this process is connected to it, else processes."""
+def choose_pool(n_workers: int, stall_seconds: float = math.inf) -> RolloutPool:
+    """Make the pool that fits where the training runs: on Ray where this process is connected to it, else processes.
+
+    :param stall_seconds: See ``RolloutPool.stall_seconds``.
+    """
+    pool = _make_pool(n_workers)
+    pool.stall_seconds = stall_seconds
+    return pool
+
+
+def _make_pool(n_workers: int) -> RolloutPool:
     if n_workers == 1:
         return InProcessPool()
     ray: Any = sys.modules.get("ray")

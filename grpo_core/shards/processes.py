@@ -2,11 +2,12 @@
 
 One process, the *nursery*, imports what workers need and forks them, so that the second costs milliseconds and all
 share its memory. It is an interpreter of its own: the trainer may have threads, which make forking unsafe, and
-``multiprocessing`` would run the user's script again. A worker has one thread for torch and BLAS. All of them end
-within a second of the trainer, whatever ended that.
+``multiprocessing`` would run the user's script again. Nor would Python's forkserver do: a process has one, and whoever
+used it first, a ``SubprocVecEnv`` perhaps, has settled what it imports and how many threads its libraries take.
+
+A worker has one thread for torch and BLAS. All of them end within a second of the trainer, whatever ended that.
 """
 
-import ctypes
 import json
 import os
 import select
@@ -24,16 +25,21 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from grpo_core.parent_process import end_with_parent
 from grpo_core.shards.player import ShardPlayer
-from grpo_core.shards.pool import RolloutPool, Worker, WorkerDiedError
+from grpo_core.shards.pool import RolloutPool, Worker, WorkerDiedError, describe_stall
 
 # How often a wait for a worker looks at whether it lives, and a process at whether the one that it serves does.
 _LOOK_SECONDS = 0.5
 # Longest wait for a process that was told to end.
 _END_SECONDS = 2.0
+# Longest wait for the nursery to fork, as it may be importing on a busy machine, and to tell of an end.
+_FORK_SECONDS, _WAIT_SECONDS = 300.0, 10.0
+# How often a worker at most says that it has taken a step.
+_SIGN_SECONDS = 0.1
+# What bounds a message that is stuck half way where nothing else does.
+_MAX_STUCK_SECONDS = 86400.0
 # What the trainer asks of the nursery: a letter, and a process id or 0. The answer is one number.
-# Linux: a signal for a process whose parent has died.
-_PR_SET_PDEATHSIG = 1
 _REQUEST, _ANSWER = struct.Struct("<cq"), struct.Struct("<q")
 _FORK, _WAIT = b"f", b"w"
 # Before anything is imported: a key that interrupts the trainer is not for its workers, and libraries count the threads
@@ -65,7 +71,13 @@ class ProcessPool(RolloutPool):
         with self._start_lock:
             if self._nursery is None or self._nursery.has_ended:
                 self._nursery = _Nursery()
-            return _ProcessWorker(self._nursery)
+            nursery = self._nursery
+        return _ProcessWorker(nursery)
+
+    def _give_up(self) -> None:
+        if self._nursery is not None:
+            self._nursery.interrupt()
+        super()._give_up()
 
     def _end(self) -> None:
         super()._end()
@@ -98,18 +110,24 @@ class _Nursery:
         :param theirs: The worker's end of its connection.
         :raises WorkerDiedError: If the nursery has ended.
         """
-        return self._ask(_FORK, 0, [theirs.fileno()])
+        return self._ask(_FORK, 0, [theirs.fileno()], _FORK_SECONDS)
 
     def wait(self, pid: int) -> int:
         """Wait for the end of a worker, and return its exit status, or the negative number of the signal.
 
         :raises WorkerDiedError: If the nursery has ended, and its workers with it.
         """
-        return self._ask(_WAIT, pid, [])
+        return self._ask(_WAIT, pid, [], _WAIT_SECONDS)
 
-    def _ask(self, letter: bytes, pid: int, fds: list[int]) -> int:
+    def interrupt(self) -> None:
+        """End it if anybody waits for it: it may be importing for seconds yet."""
+        if self._lock.locked():
+            self._process.kill()
+
+    def _ask(self, letter: bytes, pid: int, fds: list[int], max_seconds: float) -> int:
         try:
             with self._lock:
+                self._control.settimeout(max_seconds)
                 socket.send_fds(self._control, [_REQUEST.pack(letter, pid)], fds)
                 answer: int = _ANSWER.unpack(self._control.recv(_ANSWER.size))[0]
                 return answer
@@ -138,23 +156,47 @@ class _ProcessWorker(Worker):
         self._lock = threading.Lock()
         self._status: int | None = None
 
-    def play(self, setup: bytes, policy: bytes, order: bytes) -> bytes:
+    def play(self, setup: bytes, policy: bytes, order: bytes, stall_seconds: float) -> bytes:
         try:
+            self._limit_waits(stall_seconds)
             for known, message in zip(self._known, (setup, policy), strict=True):
                 self._connection.send_bytes(b"" if message is known else message)
             self._known = setup, policy
             self._connection.send_bytes(order)
-            # Its pipe ends with it, unless a process that the environment has started holds that open.
-            while not self._connection.poll(_LOOK_SECONDS):
-                if self._nursery.has_ended or not _is_running(self._pid):
-                    raise EOFError
-            return self._connection.recv_bytes()
+            while not (reply := self._wait(stall_seconds)):
+                pass  # a sign of life
+            return reply
+        except (BlockingIOError, TimeoutError):
+            self.kill()
+            raise WorkerDiedError(describe_stall(stall_seconds)) from None
         except (OSError, EOFError):
             deadline = time.monotonic() + _END_SECONDS
             while _is_running(self._pid) and time.monotonic() < deadline:
                 time.sleep(0.01)  # the pipe ends before the process does
             self.kill()
             raise WorkerDiedError(f"the process {_describe(self._status or 0)}") from None
+
+    def _limit_waits(self, stall_seconds: float) -> None:
+        """Bound how long a message may be stuck half way, to a worker that is stopped or from it."""
+        seconds = min(max(stall_seconds, 1e-3), _MAX_STUCK_SECONDS)  # 0 would be for ever
+        with socket.socket(fileno=os.dup(self._connection.fileno())) as ours:
+            for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
+
+    def _wait(self, stall_seconds: float) -> bytes:
+        """Wait for the worker's next message: the steps, or nothing where it only says that it has taken one.
+
+        :raises TimeoutError: If none comes in time.
+        :raises EOFError: If the worker has ended.
+        """
+        deadline = time.monotonic() + stall_seconds
+        while not self._connection.poll(min(_LOOK_SECONDS, stall_seconds)):
+            # Its pipe ends with it, unless a process that the environment has started holds that open.
+            if self._nursery.has_ended or not _is_running(self._pid):
+                raise EOFError
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+        return self._connection.recv_bytes()
 
     def close(self) -> None:
         self._connection.close()
@@ -217,8 +259,7 @@ def _run(task: Callable[["Connection[bytes, bytes]"], None], connection: "Connec
     status = 1
     try:
         nursery_pid = os.getppid()
-        if sys.platform == "linux":  # a thread is not enough where native code holds the interpreter's lock for ever
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(signal.SIGKILL)
         threading.Thread(target=_end_with, args=(nursery_pid,), daemon=True).start()
         task(connection)
         status = 0
@@ -233,14 +274,32 @@ def _run(task: Callable[["Connection[bytes, bytes]"], None], connection: "Connec
 def work(connection: "Connection[bytes, bytes]") -> None:
     """Play shards until the connection ends."""
     with ExitStack() as opened, suppress(EOFError, OSError):  # the trainer has ended, or wants no more
+        signs = _Signs(connection)
         while True:
-            if setup := connection.recv_bytes():
+            # First all of it, so that the trainer never waits to send while the environment is made.
+            setup, policy, order = [connection.recv_bytes() for _ in range(3)]
+            if setup:
                 opened.close()
                 player = ShardPlayer(setup)
                 opened.callback(player.close)
-            if policy := connection.recv_bytes():
+            if policy:
                 player.set_policy(policy)
-            connection.send_bytes(player.play(connection.recv_bytes()))
+            connection.send_bytes(player.play(order, signs.send))
+
+
+class _Signs:
+    """Tells the trainer now and then that the environment goes on."""
+
+    def __init__(self, connection: "Connection[bytes, bytes]") -> None:
+        self._connection = connection
+        self._sent_at = 0.0
+
+    def send(self) -> bool:
+        """Say that a step was taken, unless that was said just now; return False, as what asks whether to stop."""
+        if time.monotonic() - self._sent_at >= _SIGN_SECONDS:
+            self._connection.send_bytes(b"")
+            self._sent_at = time.monotonic()
+        return False
 
 
 def _end_with(nursery_pid: int) -> None:

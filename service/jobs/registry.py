@@ -37,6 +37,7 @@ from service.jobs.record import PastJob
 from service.jobs.recorder import JobRecorder
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
+from service.pauses import RestartPause
 from service.schemas.jobs import JobLabels, JobStatus
 from service.training.planning.plan import TrainingPlan
 from service.workers.executor import Executor
@@ -55,9 +56,6 @@ _MAX_LOADED = 32
 _FORGET_SECONDS = 3600.0
 # How often a running job is checked for stalls.
 _WATCH_SECONDS = 0.25
-# Pauses before the second restart of a worker and before a later one; the first restart comes at once.
-_FIRST_PAUSE_SECONDS = 1.0
-_MAX_PAUSE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 # A stopped training ends at its next step or minibatch; without either for this long, it hangs.
 _STOP_PATIENCE_SECONDS = 5.0
@@ -487,12 +485,12 @@ class JobRegistry:
         :raises Exception: Whatever the task raises.
         """
         run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
-        pause_seconds = 0.0
+        pause = RestartPause(is_first_at_once=True)
         while True:
             began = time.monotonic()
             taken = job.read_checkpoint()
             init = self._read_init_model(job, is_needed=taken is None)
-            task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init)
+            task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init, self._stall_seconds)
             run = self._executor.start(task, job)
             job.wake()  # a cluster may have had no room for it until now
             try:
@@ -500,10 +498,7 @@ class JobRegistry:
             except WorkerLostError as error:
                 logger.warning("the worker of job %s was lost: %s", job.job_id, error)
                 if job.restart(str(error)):
-                    if time.monotonic() - began > _MAX_PAUSE_SECONDS:  # this one had gone on for a while
-                        pause_seconds = 0.0
-                    _pause(job, pause_seconds)
-                    pause_seconds = min(_MAX_PAUSE_SECONDS, max(_FIRST_PAUSE_SECONDS, 2 * pause_seconds))
+                    _pause(job, pause.choose(time.monotonic() - began))
                     continue
                 if (content := job.read_finished_model()) is None:
                     raise

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from cachetools import Cache, LRUCache
@@ -84,6 +84,10 @@ class InspectedFile(NamedTuple):
     signature: FileSignature
     sha256: str | None
     model: ServedModel | None
+
+
+# What is read of a file, with its signature.
+_Signed = TypeVar("_Signed", ServedModel, InspectedFile)
 
 
 class ModelStore:
@@ -186,17 +190,9 @@ class ModelStore:
         :raises NotFoundError: If there is no such model, version or alias.
         :raises ConflictError: If its file is damaged or was not written by GRPO.
         """
-        while True:
-            meaning = self._resolve(name)
-            model = self.get_cached(meaning.name)
-            if model is None:
-                try:
-                    model = self._loader.submit(self._get_or_load, meaning.name).result()
-                except model_file.ModelFileError as error:
-                    raise ConflictError(f"model '{name}' cannot be used: {error}") from error
-            if meaning.is_of(model.signature):
-                return model
-            self._forget_meaning(name)
+        return self._read_meant(
+            name, lambda meant: self.get_cached(meant) or self._loader.submit(self._get_or_load, meant).result()
+        )
 
     def get_cached(self, name: str) -> ServedModel | None:
         """Return a model if it is in memory and its file has not changed since.
@@ -232,15 +228,7 @@ class ModelStore:
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
-        while True:
-            meaning = self._resolve(name)
-            try:
-                file = self._loader.submit(self._inspect_file, meaning.name).result()
-            except model_file.ModelFileError as error:
-                raise ConflictError(f"model '{name}' cannot be used: {error}") from error
-            if meaning.is_of(file.signature):
-                return file
-            self._forget_meaning(name)
+        return self._read_meant(name, lambda meant: self._loader.submit(self._inspect_file, meant).result())
 
     def list_models(self) -> list[ModelEntry]:
         """List the models by name.
@@ -350,9 +338,22 @@ class ModelStore:
             self._resolved[reference] = meaning
         return meaning
 
-    def _forget_meaning(self, reference: str) -> None:
-        with self._lock:
-            self._resolved.pop(reference, None)
+    def _read_meant(self, reference: str, read: Callable[[str], _Signed]) -> _Signed:
+        """Read what a reference means, again if its file is replaced meanwhile.
+
+        :param read: Reads what has a name in memory.
+        :raises ConflictError: If its file cannot be used.
+        """
+        while True:
+            meaning = self._resolve(reference)
+            try:
+                found = read(meaning.name)
+            except model_file.ModelFileError as error:
+                raise ConflictError(f"model '{reference}' cannot be used: {error}") from error
+            if meaning.is_of(found.signature):
+                return found
+            with self._lock:
+                self._resolved.pop(reference, None)
 
     def _is_memory_low(self) -> bool:
         try:

@@ -132,13 +132,20 @@ class Mirror:
         state = self._read_state()
         if state is not None and state["url"] == self._url:
             copied = state["copied"].items()
-            self._copied = {path: mark for path, mark in copied if (self.folder / path).exists()}
+            # A crash or a full disk may have cut a copy short, and somebody may have put another file in its place.
+            self._copied = {path: mark for path, mark in copied if self._get_size(path) == state["sizes"].get(path)}
         return True
 
     def _read_state(self) -> dict[str, Any] | None:
         with suppress(OSError, ValueError):
-            state: dict[str, Any] = json.loads((self.folder / _STATE_FILE).read_bytes())
-            return state
+            state = json.loads((self.folder / _STATE_FILE).read_bytes())
+            if isinstance(state, dict) and all(isinstance(state.get(name), dict) for name in ("copied", "sizes")):
+                return {"url": None, **state}
+        return None
+
+    def _get_size(self, path: str) -> int | None:
+        with suppress(OSError):
+            return (self.folder / path).stat().st_size
         return None
 
     def _list_files(self) -> dict[str, _RemoteFile]:
@@ -178,7 +185,8 @@ class Mirror:
             (self.folder / path).unlink(missing_ok=True)
             self._copied.pop(path, None)
         if changed or gone or not self.is_complete:
-            state = {"url": self._url, "copied": self._copied}
+            sizes = {path: self._get_size(path) for path in self._copied}
+            state = {"url": self._url, "copied": self._copied, "sizes": sizes}
             _write(self.folder / _STATE_FILE, json.dumps(state).encode(), None).replace(self.folder / _STATE_FILE)
 
     def _copy_model(self, files: Mapping[str, _RemoteFile]) -> None:
@@ -189,6 +197,7 @@ class Mirror:
                 target = self.folder / path
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 staged[path] = _write(target, self._read(path, file), file.modified_at)
+            self._mark_newest(staged)
             for path, temporary in staged.items():
                 temporary.replace(self.folder / path)
                 self._copied[path] = files[path].mark
@@ -198,6 +207,18 @@ class Mirror:
         finally:
             for temporary in staged.values():
                 temporary.unlink(missing_ok=True)
+
+    def _mark_newest(self, staged: Mapping[str, Path]) -> None:
+        """Give a version with the newest one's content its time, as the trainer's link has it.
+
+        By that it is known to be the newest itself: stores have a time of their own for each.
+        """
+        for path, temporary in staged.items():
+            newest = self.folder / f"{_find_model(path)}.zip"
+            with suppress(OSError):
+                if _is_version(path) and temporary.read_bytes() == newest.read_bytes():
+                    times = newest.stat()
+                    os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
 
     def _read(self, path: str, file: _RemoteFile) -> bytes:
         """Read and verify a file.
@@ -249,6 +270,11 @@ def _find_model(path: str) -> str | None:
     match = _PATH.fullmatch(path)
     name = match and (match["newest"] or match["name"])
     return name if name and is_model_name(name) else None
+
+
+def _is_version(path: str) -> bool:
+    """Tell whether a path is an earlier version's."""
+    return path.startswith(".versions/") and path.endswith(".zip")
 
 
 def _order(path: str) -> tuple[bool, str]:

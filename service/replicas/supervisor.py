@@ -1,26 +1,21 @@
 """Starts several replicas, starts those again that crash, and ends them together."""
 
-import ctypes
 import logging
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from grpo_core.parent_process import end_with_parent
+from service.pauses import RestartPause
 from service.workers.processes import list_end_signals
 
 logger = logging.getLogger("grpo.service")
 
 _LOOK_SECONDS = 0.05
-# Pause before a replica that has crashed is started again, doubled each time up to a minute: one that cannot start
-# would import for seconds, again and again.
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 # From a first start with this status the settings are known to be invalid.
 _INVALID = 2
-# Linux: a signal for a process whose parent has died.
-_PR_SET_PDEATHSIG = 1
 
 
 class Supervisor:
@@ -33,9 +28,11 @@ class Supervisor:
     def __init__(self, make_command: Callable[[int], Sequence[str]], n_replicas: int) -> None:
         self._make_command = make_command
         self._running: dict[int, subprocess.Popen[bytes]] = {}
-        # When those that have crashed are started again, on the monotonic clock.
+        # When those that have crashed are started again, and when each was started, on the monotonic clock.
         self._due: dict[int, float] = dict.fromkeys(range(n_replicas), 0.0)
-        self._n_crashes = dict.fromkeys(range(n_replicas), 0)
+        self._started = dict.fromkeys(range(n_replicas), 0.0)
+        # Of those that have crashed.
+        self._pauses: dict[int, RestartPause] = {}
         self._is_ending = False
         self._status = 0
 
@@ -65,6 +62,7 @@ class Supervisor:
         for number, moment in list(self._due.items()):
             if self._is_ending or time.monotonic() < moment:
                 continue
+            self._started[number] = time.monotonic()
             try:
                 # In a session of its own: Ctrl-C in a terminal would reach it twice, which ends it at once.
                 replica = subprocess.Popen(
@@ -80,9 +78,9 @@ class Supervisor:
                 replica.terminate()
 
     def _wait(self, number: int) -> None:
-        pause = min(_FIRST_PAUSE_SECONDS * 2 ** self._n_crashes[number], _LONGEST_PAUSE_SECONDS)
-        self._n_crashes[number] += 1
-        self._due[number] = time.monotonic() + pause
+        now = time.monotonic()
+        pause = self._pauses.setdefault(number, RestartPause())
+        self._due[number] = now + pause.choose(now - self._started[number])
 
     def _look(self) -> None:
         for number, replica in list(self._running.items()):
@@ -91,7 +89,7 @@ class Supervisor:
                 continue
             del self._running[number]
             # After the first start, a file may be in the middle of a change.
-            is_invalid = status == _INVALID and self._n_crashes[number] == 0
+            is_invalid = status == _INVALID and number not in self._pauses
             if self._is_ending or is_invalid:
                 self._status = max(self._status, _INVALID if is_invalid else int(status != 0))
                 if not self._is_ending:
@@ -103,5 +101,4 @@ class Supervisor:
 
 def _end_with_parent() -> None:
     """Have the kernel end a replica whose supervisor was killed; the next one's would share their port with it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)

@@ -52,12 +52,13 @@ def train_in_task(
     n_threads: int,
     taken: bytes | None,
     init: bytes | None,
+    stall_seconds: float,
     progress: Progress,
 ) -> bytes:
     """Do what ``train_policy`` does, as a task: its progress comes last. A useless checkpoint costs what it held."""
     if taken is not None:
         try:
-            return train_policy(config, reward, run_dir, progress, n_threads, taken)
+            return train_policy(config, reward, run_dir, progress, n_threads, taken, None, stall_seconds)
         except CheckpointError as error:
             if config.init_model is not None and init is None:
                 raise CheckpointError(
@@ -65,7 +66,7 @@ def train_in_task(
                     "job."
                 ) from error
             progress.publish_warning(f"training began again: {error}")
-    return train_policy(config, reward, run_dir, progress, n_threads, None, init)
+    return train_policy(config, reward, run_dir, progress, n_threads, None, init, stall_seconds)
 
 
 def train_policy(
@@ -76,6 +77,7 @@ def train_policy(
     n_threads: int = 1,
     taken: bytes | None = None,
     init: bytes | None = None,
+    stall_seconds: float = math.inf,
 ) -> bytes:
     """Train a policy and return its model file; a stop makes it return early, with the policy so far.
 
@@ -86,6 +88,7 @@ def train_policy(
     :param n_threads: Threads that may step simulators; the policy is the same with any.
     :param taken: A checkpoint of this training to go on from; None begins it.
     :param init: The file of ``init_model``, if the configuration names one and the training begins.
+    :param stall_seconds: A rollout worker that takes no step for so long counts as dead.
     :raises CheckpointError: If the checkpoint is damaged or of another training.
     :raises Exception: Whatever the environment or the reward function raises.
     """
@@ -96,7 +99,7 @@ def train_policy(
         build_seconds = (time.monotonic() - begun) / config.n_envs
         opened.callback(env.close)
         model = build_model(config, env, reward)
-        model.n_simulator_threads = n_threads
+        model.n_simulator_threads, model.rollout_stall_seconds = n_threads, stall_seconds
         # SB3's own logger would create a folder per training.
         formats = [_MetricsWriter(progress), *([] if run_dir is None else [TensorBoardOutputFormat(str(run_dir))])]
         model.set_logger(Logger(folder=None, output_formats=formats))

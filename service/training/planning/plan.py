@@ -1,5 +1,6 @@
 """A training job, planned: its settings, its rewards, and what the client should know of it."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,12 @@ class TrainingPlan(NamedTuple):
     init_sha256: str | None = None
 
     def make_task(
-        self, run_dir: Path | None = None, n_threads: int = 1, taken: bytes | None = None, init: bytes | None = None
+        self,
+        run_dir: Path | None = None,
+        n_threads: int = 1,
+        taken: bytes | None = None,
+        init: bytes | None = None,
+        stall_seconds: float = math.inf,
     ) -> Task:
         """Return the task that trains the policy.
 
@@ -54,6 +60,7 @@ class TrainingPlan(NamedTuple):
         :param n_threads: Threads that may step its simulators.
         :param taken: A checkpoint to go on from; None begins the training.
         :param init: The model file that it begins from; None draws first weights.
+        :param stall_seconds: A rollout worker that takes no step for so long counts as dead.
         """
-        arguments = (self.config, self.reward, run_dir, n_threads, taken, init)
+        arguments = (self.config, self.reward, run_dir, n_threads, taken, init, stall_seconds)
         return Task("service.training.train:train_in_task", arguments, self.config.env_name, self.config.device)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,25 @@ class DyingCartPole(CartPoleEnv):
             if self.note is not None:
                 self.note.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)  # type: ignore[no-untyped-call]  # Gymnasium has no types here
+
+
+class HangingCartPole(CartPoleEnv):
+    """Hangs at its tenth step in a process, unless that is the trainer: in the one that makes a file, or in all.
+
+    :param note: The file.
+    :param is_catching: Whether all hang.
+    """
+
+    def __init__(self, note: Path, is_catching: bool) -> None:
+        super().__init__()
+        self.note, self.is_catching, self.trainer_pid, self.n_steps = note, is_catching, os.getpid(), 0
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        if self.n_steps > 10 and os.getpid() != self.trainer_pid and (self.is_catching or not self.note.exists()):
+            self.note.touch()
+            threading.Event().wait()
         return super().step(action)  # type: ignore[no-untyped-call]  # Gymnasium has no types here
 
 

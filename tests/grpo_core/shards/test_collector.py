@@ -1,6 +1,7 @@
 """Rollouts that are cut into shards: the same weights with any number of workers."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.grpo_core.shards.models import (
     TOTAL,
     BrokenCartPole,
     DyingCartPole,
+    HangingCartPole,
     NoisyCartPole,
     OwnNoise,
     learn,
@@ -139,6 +141,60 @@ def test_an_environment_that_ends_every_worker_is_reported_and_none_is_left() ->
     with pytest.raises(RolloutWorkersError, match=r"shard \d of a rollout has ended 3 rollout workers.*SIGKILL"):
         learn(make_model(wrap(lambda: DyingCartPole(None))), 2, ProcessPool(2))
     assert psutil.Process().children(recursive=True) == before
+
+
+def test_a_shard_whose_worker_hangs_is_played_again_with_the_same_steps(tmp_path: Path, pool: ProcessPool) -> None:
+    note = tmp_path / "hangs"
+    pool.stall_seconds = 2.0  # a worker that is only slow loses nothing: its shard comes to the same
+    hanging = learn(make_model(wrap(lambda: HangingCartPole(note, is_catching=False))), 2, pool)
+    pool.stall_seconds = math.inf
+    assert note.exists()
+    assert hanging == learn(make_model(wrap(lambda: HangingCartPole(note, is_catching=False))), 1, pool)
+
+
+def test_an_environment_that_hangs_in_every_worker_is_reported(tmp_path: Path) -> None:
+    before = psutil.Process().children(recursive=True)
+    model = make_model(wrap(lambda: HangingCartPole(tmp_path / "hangs", is_catching=True)), n_rollout_workers=2)
+    model.rollout_stall_seconds = 0.3
+    with pytest.raises(RolloutWorkersError, match=r"ended 3 rollout workers.*no step of the environment for 0.3 s"):
+        model.learn(1)
+    assert psutil.Process().children(recursive=True) == before
+
+
+def test_stop_ends_workers_that_hang(tmp_path: Path) -> None:
+    before = psutil.Process().children(recursive=True)
+    note = tmp_path / "hangs"
+    model = make_model(wrap(lambda: HangingCartPole(note, is_catching=True)), n_rollout_workers=2)
+    model.after_minibatch = lambda: model.stop() if note.exists() else None
+    model.learn(10**9)
+    assert psutil.Process().children(recursive=True) == before
+
+
+def test_workers_that_are_frozen_between_rollouts_are_replaced(pool: ProcessPool) -> None:
+    before = set(psutil.Process().children())
+
+    class Freeze(BaseCallback):
+        frozen: Sequence[psutil.Process] = ()
+
+        def _on_rollout_end(self) -> None:
+            if not self.frozen:
+                nurseries = set(psutil.Process().children()) - before
+                self.frozen = [worker for nursery in nurseries for worker in nursery.children()]
+                for worker in self.frozen:
+                    worker.suspend()
+
+        def _on_step(self) -> bool:
+            return True
+
+    # More than a pipe holds, so that not even the policy can be sent.
+    frozen, plain = (make_model(policy_kwargs={"net_arch": [512, 512]}) for _ in range(2))
+    freeze = Freeze()
+    with ProcessPool(2) as frozen.rollout_pool:
+        frozen.rollout_pool.stall_seconds = 2.0
+        frozen.learn(TOTAL, freeze)
+    assert len(freeze.frozen) > 0
+    assert not any(worker.is_running() for worker in freeze.frozen)
+    assert to_bytes(frozen) == learn(plain, 1, pool)
 
 
 def test_an_error_of_the_environment_is_raised_here_and_the_workers_go_on(pool: ProcessPool) -> None:

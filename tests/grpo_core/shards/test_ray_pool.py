@@ -8,7 +8,7 @@ import pytest
 
 from grpo_core.shards.pool import InProcessPool, choose_pool
 from grpo_core.shards.processes import ProcessPool
-from tests.grpo_core.shards.models import DyingCartPole, learn, make_model, wrap
+from tests.grpo_core.shards.models import DyingCartPole, HangingCartPole, learn, make_model, wrap
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 
@@ -24,7 +24,7 @@ def test_a_pool_is_chosen_by_where_the_training_runs() -> None:
     assert isinstance(choose_pool(2), ProcessPool) or "ray" in sys.modules
 
 
-def test_the_weights_are_those_of_one_process_also_where_an_actor_dies(ray: Any, tmp_path: Path) -> None:
+def test_the_weights_are_those_of_one_process_also_where_an_actor_dies_or_hangs(ray: Any, tmp_path: Path) -> None:
     from grpo_core.shards.ray_pool import RayPool
 
     assert isinstance(choose_pool(2), RayPool)
@@ -35,6 +35,11 @@ def test_the_weights_are_those_of_one_process_also_where_an_actor_dies(ray: Any,
         died = learn(make_model(wrap(lambda: DyingCartPole(note))), 2, pool)
         assert note.exists()
         assert died == learn(make_model(wrap(lambda: DyingCartPole(None))), 1, pool)
+        note = tmp_path / "hangs"
+        pool.stall_seconds = 4.0
+        hung = learn(make_model(wrap(lambda: HangingCartPole(note, is_catching=False))), 2, pool)
+        assert note.exists()
+        assert hung == died
         assert learn(make_model("Pendulum-v1"), 2, pool) == learn(make_model("Pendulum-v1"), 1, pool)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from service.models.versions import ModelVersions
 from service.replicas.mirror import Mirror, MirrorError
 from service.settings import Settings
 from tests.service.models.test_uploads import upload
@@ -121,6 +122,37 @@ def test_what_was_copied_before_is_not_copied_again(
     second.look()
     assert second.is_complete
     assert os.lstat(second.folder / "m.zip") == copied
+
+
+@pytest.mark.parametrize("state", [None, b"[]", b'{"url": "u", "copied": {}}', b'{"copied": [], "sizes": {}}'])
+def test_a_copy_that_was_cut_short_is_copied_again(
+    state: bytes | None, url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
+) -> None:
+    put(url, "m.zip", contents[0])
+    first = open_mirror(url)
+    first.look()
+    first.close()
+    (first.folder / "m.zip").write_bytes(contents[0][:1000])
+    if state is not None:  # of another version, or damaged
+        (first.folder / ".state.json").write_bytes(state)
+    second = open_mirror(url)
+    second.look()
+    assert (second.problem, (second.folder / "m.zip").read_bytes()) == (None, contents[0])
+
+
+def test_versions_that_come_before_the_newest_give_no_number_to_another_model(
+    url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
+) -> None:
+    mirror = open_mirror(url)
+    put(url, "m.zip", contents[0])
+    mirror.look()
+    versions = ModelVersions(mirror.folder, max_versions=5, max_bytes=2**30, is_read_only=True)
+    put(url, ".versions/m/1.zip", contents[0])
+    mirror.look()
+    assert (versions.find_newest("m"), versions.resolve("m@2")) == (1, None)
+    put(url, "m.zip", contents[1])
+    mirror.look()
+    assert (versions.find_newest("m"), versions.resolve("m@1")) == (2, ("m", 1))
 
 
 def test_a_store_that_is_gone_takes_no_model_along(

@@ -137,10 +137,29 @@ def test_one_of_two_replicas_ends_and_nobody_notices(supervisor: "subprocess.Pop
     assert supervisor.wait(END_SECONDS) == 0
 
 
-def test_a_replica_imports_nothing_that_trains_and_starts_no_process(tmp_path: Path) -> None:
-    (tmp_path / "m.zip").write_bytes(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))
+def test_a_replica_imports_nothing_that_trains_starts_no_process_and_writes_nothing_to_the_folder(
+    tmp_path: Path,
+) -> None:
+    content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
+    (tmp_path / ".versions" / "m").mkdir(parents=True)
+    for name in ("m.zip", ".versions/m/1.zip", ".tmp-left", ".versions/m/.tmp-left", ".versions/gone.zip"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / ".versions" / "m" / "notes.json").write_text('{"aliases": ')  # damaged
+    (tmp_path / "damaged.zip").write_bytes(content[:1000])
+    before = sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*"))
     script = f"""
-import sys
+import os, sys
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+NAMES = "remove rename mkdir rmdir link symlink truncate utime chmod"
+CHANGES = ["os." + name for name in NAMES.split()]
+written = []
+
+def note(event, arguments):
+    paths = [os.fspath(one) for one in arguments[:2] if isinstance(one, (str, os.PathLike))]
+    if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
+        written.extend((event, path) for path in paths if os.path.abspath(path).startswith({str(tmp_path)!r}))
+
+sys.addaudithook(note)
 from pathlib import Path
 from fastapi.testclient import TestClient
 from api import create_app
@@ -153,7 +172,16 @@ with TestClient(create_app(settings), base_url="http://localhost") as client:
         assert client.get(path).status_code == 200, path
     import psutil
     assert not psutil.Process().children()
+    for path in ("/models/m/versions/1", "/models/damaged", "/models/damaged/file", "/health/ready"):
+        client.get(path)
+    for method, path in (("DELETE", "/models/m"), ("PUT", "/models/m/file"), ("PUT", "/models/m/aliases/a")):
+        assert client.request(method, path, content=b"{{}}").status_code == 403, path
     assert not {{"torch", "stable_baselines3", "pandas", "matplotlib", "nicegui"}} & set(sys.modules)
+assert written == []
+open({str(tmp_path / "probe")!r}, "w").close()
+os.remove({str(tmp_path / "probe")!r})
+assert [event for event, _ in written] == ["open", "os.remove"], written
 """
     process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+    assert sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*")) == before

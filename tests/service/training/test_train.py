@@ -1,5 +1,6 @@
 """Train policies as configurations say."""
 
+import os
 import random
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from gymnasium import spaces
 from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
+from grpo_core.shards.pool import RolloutWorkersError
 from service.schemas.training import Activation, TrainConfig
 from service.training.train import train_policy
 from tests.conftest import RegisterEnv
@@ -164,6 +166,18 @@ class TestTraining:
     def test_a_reward_function_that_returns_nonsense_ends_the_training(self, returned: torch.Tensor) -> None:
         with pytest.raises(ValueError, match=r"reward"):
             train_policy(resolve(total_timesteps=64), lambda state, action, next_state: returned, None, Recorder())
+
+    def test_what_hangs_in_rollout_workers_ends_the_training_after_the_limit(self) -> None:
+        trainer_pid = os.getpid()
+
+        def reward(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+            if os.getpid() != trainer_pid:
+                threading.Event().wait()
+            return action.float()
+
+        task = make_plan(n_steps=256, n_rollout_workers=2)._replace(reward=reward).make_task(stall_seconds=0.5)
+        with pytest.raises(RolloutWorkersError, match=r"no step of the environment for 0.5 s"):
+            task.run(Recorder())
 
     def test_dense_rewards_do_without_the_value_network(self) -> None:
         dense, _ = train(resolve(total_timesteps=32), REWARD_FUNCTIONS["simple_cartpole"])
