@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_TIMEOUT_SECONDS = 10.0
+_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
