@@ -36,6 +36,7 @@ from service.schemas.training import TrainRequest
 from service.settings import Settings
 from service.training.plan import TrainingPlan
 from service.training.planner import Planner
+from service.workers import threads
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 
@@ -55,6 +56,11 @@ RAY = pytest.param(
     ),
 )
 FloatArray = npt.NDArray[np.float32]
+
+# Jobs in threads give way to requests, and so to whatever runs beside a test: they would starve, and the test with them
+# whenever one of them holds the interpreter's lock.
+let_requests_go_first = threads._let_requests_go_first
+vars(threads)["_let_requests_go_first"] = lambda: None
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float = PATIENCE_SECONDS) -> None:

@@ -23,7 +23,15 @@ from service.schemas.jobs import JobStatus
 from service.training.plan import TrainingPlan
 from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv
-from tests.support import PATIENCE_SECONDS, FloatArray, Gate, LineEnv, make_plan, wait_until
+from tests.support import (
+    PATIENCE_SECONDS,
+    FloatArray,
+    Gate,
+    LineEnv,
+    let_requests_go_first,
+    make_plan,
+    wait_until,
+)
 
 pytestmark = pytest.mark.usefixtures("ample_time")
 
@@ -537,8 +545,9 @@ class TestFailing:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the whole process's")
 def test_training_threads_have_a_lower_priority_than_requests(
-    open_registry: Callable[..., JobRegistry], register_env: RegisterEnv
+    open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.workers.threads._let_requests_go_first", let_requests_go_first)
     niceness = []
 
     def note_niceness() -> None:
