@@ -43,7 +43,9 @@ from service.workers.threads import ThreadExecutor
 # What takes milliseconds may take minutes where much else runs; pytest's own limit is longer still.
 PATIENCE_SECONDS = 300.0
 #: Limits of a service under test that nothing reaches but what hangs; the same for a server in its own process.
-PATIENT = {name: PATIENCE_SECONDS for name in ("task_seconds", "stall_seconds", "shutdown_grace_seconds")}
+PATIENT: dict[str, Any] = {
+    name: PATIENCE_SECONDS for name in ("task_seconds", "stall_seconds", "shutdown_grace_seconds")
+}
 PATIENT_VARIABLES = {f"GRPO_{name.upper()}": str(seconds) for name, seconds in PATIENT.items()}
 FINAL_STATUSES = {"completed", "failed", "stopped"}
 PROBLEM_FIELDS = {"type", "title", "status", "detail", "instance"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import PATIENCE_SECONDS, is_alive, wait_until
+from tests.support import PATIENCE_SECONDS, PATIENT_VARIABLES, is_alive, wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -106,7 +106,7 @@ def start_script(tmp_path: Path) -> Iterator[StartScript]:
             subprocess.Popen(
                 [sys.executable, *flags, str(script)],
                 cwd=tmp_path,
-                env={**environment, "TMPDIR": str(tmp_path)},
+                env={**environment, **PATIENT_VARIABLES, "TMPDIR": str(tmp_path)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
