@@ -3,12 +3,13 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import SessionNotCreatedException
 from selenium.webdriver.chrome.service import Service
 
 from tests.support import PATIENCE_SECONDS
@@ -45,10 +46,18 @@ def drive(profile: Path, width: int, height: int) -> Iterator[webdriver.Chrome]:
     ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with webdriver.Chrome(options, Service(DRIVER)) as driver:
+    with _start(options) as driver:
         # Two minutes by default, less than pages and scripts may take.
         driver.command_executor.client_config.timeout = 2 * PATIENCE_SECONDS  # type: ignore[union-attr]
         yield driver
+
+
+def _start(options: webdriver.ChromeOptions) -> webdriver.Chrome:
+    """Start a browser, and again if a busy machine does not do so in the minute that its driver waits."""
+    for _ in range(4):
+        with suppress(SessionNotCreatedException):
+            return webdriver.Chrome(options, Service(DRIVER))
+    return webdriver.Chrome(options, Service(DRIVER))
 
 
 def list_urls(driver: webdriver.Chrome) -> list[str]:

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from api import create_app
 from service.settings import Settings
 from tests.preloaded import preload
-from tests.support import Gate
+from tests.support import PATIENCE_SECONDS, PATIENT, Gate
 
 RegisterEnv = Callable[..., str]
 
@@ -139,13 +139,29 @@ def overrides() -> dict[str, Any]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, overrides: dict[str, Any]) -> Settings:
+def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be cut short or given up because the machine is busy: it would look, or end, another way."""
+    for name in (
+        "http.limits.bodies._BODY_DEADLINE_SECONDS",
+        "http.limits.connections.PATIENCE_SECONDS",
+        "jobs.recorder._PATIENCE_SECONDS",
+        "jobs.registry._STOP_PATIENCE_SECONDS",
+        "training.evaluation.final_evaluation._LEAST_SECONDS",
+        "training.evaluation.final_evaluation._MOST_SECONDS",
+        "training.evaluation.value_check._MAX_SECONDS",
+        "training.evaluation.value_check._MIN_SECONDS",
+    ):
+        monkeypatch.setattr(f"service.{name}", PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, overrides: dict[str, Any], ample_time: None) -> Settings:
     """Settings of a service with a models folder of its own."""
     # Two slots whatever the machine: some tests hold one job back while another runs.
     # And threads, for the environments and rewards of tests are not to be imported from anywhere.
     fields: dict[str, Any] = {"models_dir": tmp_path / "models", "max_running_jobs": 2, "executor": "thread"}
     fields["tensorboard_dir"] = tmp_path / "runs"
-    return Settings(**fields | overrides)
+    return Settings(**fields | PATIENT | overrides)
 
 
 @pytest.fixture

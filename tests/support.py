@@ -36,11 +36,17 @@ from service.schemas.training import TrainRequest
 from service.settings import Settings
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
+from service.workers import threads
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 
 # What takes milliseconds may take minutes where much else runs; pytest's own limit is longer still.
 PATIENCE_SECONDS = 300.0
+#: Limits of a service under test that nothing reaches but what hangs; the same for a server in its own process.
+PATIENT: dict[str, Any] = {
+    name: PATIENCE_SECONDS for name in ("task_seconds", "stall_seconds", "shutdown_grace_seconds")
+}
+PATIENT_VARIABLES = {f"GRPO_{name.upper()}": str(seconds) for name, seconds in PATIENT.items()}
 FINAL_STATUSES = {"completed", "failed", "stopped"}
 PROBLEM_FIELDS = {"type", "title", "status", "detail", "instance"}
 
@@ -52,6 +58,11 @@ RAY = pytest.param(
     ),
 )
 FloatArray = npt.NDArray[np.float32]
+
+# Jobs in threads give way to requests, and so to whatever runs beside a test: they would starve, and the test with them
+# whenever one of them holds the interpreter's lock.
+let_requests_go_first = threads._let_requests_go_first
+vars(threads)["_let_requests_go_first"] = lambda: None
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float = PATIENCE_SECONDS) -> None:
@@ -80,7 +91,10 @@ def make_client(settings: Settings) -> TestClient:
 def serve(app: FastAPI) -> Iterator[int]:
     """Serve an application over real sockets on loopback, and yield the port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_level="critical", lifespan="on"))
+    config = uvicorn.Config(
+        app, http=Connection, log_level="critical", lifespan="on", timeout_keep_alive=int(PATIENCE_SECONDS)
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
@@ -123,7 +137,7 @@ def train_to_end(client: TestClient, **request: Any) -> dict[str, Any]:
 
 def make_plan(known: Mapping[str, RewardFunction] = REWARD_FUNCTIONS, /, **request: Any) -> TrainingPlan:
     """Plan a job as a service with threads does, and with the reward functions that are known by name."""
-    short_tasks = ShortTasks(ThreadExecutor(), 60.0, threading.Event())
+    short_tasks = ShortTasks(ThreadExecutor(), PATIENCE_SECONDS, threading.Event())
     return Planner(short_tasks, known).plan(TrainRequest.model_validate(request))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 # A server on a busy machine may be slow; this finds one that does not answer.
-_TIMEOUT_SECONDS = 60.0
+_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent.parent
 _POLL_SECONDS = 0.005
-_START_SECONDS = 60.0
+_PATIENCE_SECONDS = 300.0
 
 
 class Client:
@@ -28,7 +28,7 @@ class Client:
     """
 
     def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Send a request, and return the JSON of the answer.
@@ -90,14 +90,56 @@ class Server:
 
 
 @contextmanager
+def hold_port(n_ports: int = 1) -> Iterator[int]:
+    """Find a free port on loopback, or the first of some in a row, which nobody is given who asks for any port.
+
+    A server that is told its number can listen there, as often as it likes.
+    """
+    held = None
+    while held is None:
+        held = _try_to_hold(n_ports)
+    if sys.platform != "linux":  # elsewhere nobody else could listen there
+        held.close()
+    with held:
+        yield held.first
+
+
+class _Held(ExitStack):
+    first = 0
+
+
+def _try_to_hold(n_ports: int) -> _Held | None:
+    held = _Held()
+    try:
+        held.first = _bind(held, 0)
+        for port in range(held.first + 1, held.first + n_ports):
+            _bind(held, port)
+    except (OSError, OverflowError):  # the next one is taken, or the last there is
+        held.close()
+        return None
+    return held
+
+
+def _bind(held: ExitStack, port: int) -> int:
+    """Take a port without listening there: on Linux whoever sets SO_REUSEADDR as well may then listen."""
+    holder = held.enter_context(socket.socket())
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", port))
+    return int(holder.getsockname()[1])
+
+
+@contextmanager
 def serve(models_dir: Path, **variables: str) -> Iterator[Server]:
     """Start a server, wait until ``/health`` answers, and end it afterwards.
 
     :param variables: Settings, such as ``GRPO_MAX_CACHED_MODELS="8"``.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPO_")} | variables
+    with hold_port() as port:
+        yield from _serve(models_dir, port, variables)
+
+
+def _serve(models_dir: Path, port: int, variables: Mapping[str, str]) -> Iterator[Server]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPO_")} | dict(variables)
     command = [sys.executable, "run_api.py", "--port", str(port), "--models-dir", str(models_dir)]
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -108,13 +150,13 @@ def serve(models_dir: Path, **variables: str) -> Iterator[Server]:
                     client.call("GET", "/health")
                 break
             except OSError:
-                if process.poll() is not None or time.perf_counter() > started + _START_SECONDS:
+                if process.poll() is not None or time.perf_counter() > started + _PATIENCE_SECONDS:
                     raise
                 time.sleep(_POLL_SECONDS)
         yield Server(process, port, time.perf_counter() - started)
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(_PATIENCE_SECONDS)
 
 
 def get_percentile(numbers: Sequence[float], percent: float) -> float:

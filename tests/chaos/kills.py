@@ -13,7 +13,6 @@ import os
 import platform
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -31,11 +30,11 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from benchmarks.lib.server import hold_port
 from grpo_core import __version__
 
 _ROOT = Path(__file__).parents[2]
-_ORPHAN_SECONDS = 5.0
-_START_SECONDS = 60.0
+_PATIENCE_SECONDS = 300.0
 # Of four kills, one is of a worker, one of the forkserver, and two are of the server.
 _TARGETS = ("server", "worker", "server", "forkserver")
 # Mostly while workers start and train their first steps, at times when there are checkpoints.
@@ -43,7 +42,6 @@ _MAX_PAUSE_SECONDS = (2.0, 2.0, 2.0, 8.0)
 # The last ones are of one to some seconds, most of which are killed under way.
 LENGTHS = (64, 256, 1024, 16_384, 65_536)
 _N_SEEDS = 3
-_RESUME_SECONDS = 300.0
 
 
 class Ledger:
@@ -82,7 +80,9 @@ class Clients:
     def call(self, path: str, body: bytes | None = None, method: str | None = None) -> Any:
         """Send a request, and return what the JSON of its answer says."""
         kind = "application/zip" if method == "PUT" else "application/json"
-        with urlopen(Request(self._url + path, body, {"Content-Type": kind}, method=method), timeout=30) as response:
+        with urlopen(
+            Request(self._url + path, body, {"Content-Type": kind}, method=method), timeout=_PATIENCE_SECONDS
+        ) as response:
             return json.load(response)
 
     def _train(self) -> None:
@@ -124,12 +124,16 @@ def serve(models_dir: Path, port: int) -> Iterator[psutil.Popen]:
     """Start a server, wait until it answers, and kill it in the end."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPO_")}
     variables = {"GRPO_EXECUTOR": "process", "GRPO_MAX_RUNNING_JOBS": "2", "GRPO_PRELOAD": "1"}
+    variables |= {name: str(_PATIENCE_SECONDS) for name in ("GRPO_TASK_SECONDS", "GRPO_STALL_SECONDS")}
     command = [sys.executable, "run_api.py", "--port", str(port), "--models-dir", str(models_dir)]
     process = psutil.Popen(command, cwd=_ROOT, env={**environment, **variables}, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            with suppress(OSError, HTTPException), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            with (
+                suppress(OSError, HTTPException),
+                urlopen(f"http://127.0.0.1:{port}/health", timeout=_PATIENCE_SECONDS),
+            ):
                 break
             time.sleep(0.02)
         yield process
@@ -180,7 +184,7 @@ def resume_all(clients: Clients, ledger: Ledger) -> Counter[str]:
         path = f"/training/{job['job_id']}"
         ledger.n_resumed_midway += clients.call(f"{path}/status")["checkpoint"] is not None
         clients.call(f"{path}/resume", b"")
-        deadline = time.monotonic() + _RESUME_SECONDS
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while clients.call(f"{path}/status")["status"] in ("queued", "running") and time.monotonic() < deadline:
             time.sleep(0.02)
         losses["interrupted jobs that resume to no end"] += clients.call(f"{path}/status")["status"] != "completed"
@@ -205,8 +209,8 @@ def _hash_but_for_name(file: Path, name: str) -> str:
 
 
 def count_orphans(processes: list[psutil.Process]) -> int:
-    """Count the processes of a dead server that outlive it by five seconds."""
-    _, alive = psutil.wait_procs(processes, _ORPHAN_SECONDS)
+    """Count the processes of a dead server that do not end either."""
+    _, alive = psutil.wait_procs(processes, _PATIENCE_SECONDS)
     return sum(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in alive)
 
 
@@ -222,8 +226,8 @@ def run(n_kills: int, seed: int, loses: bool = False, lengths: Sequence[int] = L
     with tempfile.TemporaryDirectory() as folder:
         models_dir = Path(folder) / "models"
         while sum(kills.values()) < n_kills:
-            port, start = _find_port(), time.time()
-            with serve(models_dir, port) as server:
+            start = time.time()
+            with hold_port() as port, serve(models_dir, port) as server:
                 clients = Clients(port, ledger, models_dir)
                 losses |= find_losses(clients, ledger, models_dir, start)
                 with clients:
@@ -231,8 +235,8 @@ def run(n_kills: int, seed: int, loses: bool = False, lengths: Sequence[int] = L
                     _kill(server, draw, kills, losses, n_kills)
             if loses:
                 _lose(models_dir)
-        port, start = _find_port(), time.time()
-        with serve(models_dir, port):
+        start = time.time()
+        with hold_port() as port, serve(models_dir, port):
             clients = Clients(port, ledger, models_dir)
             losses |= find_losses(clients, ledger, models_dir, start)
             losses |= resume_all(clients, ledger) | compare_outcomes(clients, ledger, models_dir)
@@ -277,7 +281,7 @@ def _wait_for(server: psutil.Popen, target: str) -> None:
 
 
 def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + _PATIENCE_SECONDS
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -287,12 +291,6 @@ def _lose(models_dir: Path) -> None:
         file.unlink()
     for file in sorted(models_dir.glob("CartPole*.zip"))[:1]:
         file.write_bytes(file.read_bytes()[:-100])
-
-
-def _find_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def main() -> int:

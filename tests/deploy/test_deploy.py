@@ -7,9 +7,9 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from benchmarks.lib.server import hold_port
 from tests.support import make_model, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -75,10 +76,9 @@ class TestImage:
         assert "curl" not in DOCKERFILE
 
     @pytest.fixture
-    def port(self) -> int:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            free: int = listener.getsockname()[1]
-        return free
+    def port(self) -> Iterator[int]:
+        with hold_port() as port:
+            yield port
 
     def run_healthcheck(self, folder: Path, port: int) -> int:
         environment = {**os.environ, "GRPO_PORT": str(port)}

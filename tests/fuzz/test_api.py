@@ -13,7 +13,7 @@ import pytest
 from benchmarks.lib.server import serve
 from service.http import examples
 from tests.suites import IS_LONG, SEED, Report, choose
-from tests.support import make_model
+from tests.support import PATIENT_VARIABLES, make_model
 
 KEY = "a key of 22 characters"
 CONFIG = Path(__file__).parent.parent / "service" / "http" / "schemathesis.toml"
@@ -28,7 +28,11 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
     for name in (examples.MODEL_NAME, "gone"):
         (folder / f"{name}.zip").write_bytes(content)
-    settings = {"GRPO_TENSORBOARD_DIR": str(tmp_path_factory.mktemp("runs")), "GRPO_MAX_RUNNING_JOBS": "1"}
+    settings = {
+        **PATIENT_VARIABLES,
+        "GRPO_TENSORBOARD_DIR": str(tmp_path_factory.mktemp("runs")),
+        "GRPO_MAX_RUNNING_JOBS": "1",
+    }
     with serve(folder, GRPO_API_KEY=KEY, GRPO_MAX_QUEUED_JOBS="1000", GRPO_EXECUTOR="thread", **settings) as server:
         yield f"http://127.0.0.1:{server.port}"
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from grpo_client.terminal.cli import main
 from tests.grpo_client.blocking import open_client
-from tests.support import serve
+from tests.support import PATIENCE_SECONDS, serve
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def server_url(app: FastAPI) -> Iterator[str]:
 @pytest.fixture(params=["sync", "async"])
 def grpo(request: pytest.FixtureRequest, server_url: str) -> Iterator[Any]:
     """A client of the server: one that blocks, then one that awaits."""
-    with open_client(request.param, server_url) as client:
+    with open_client(request.param, server_url, timeout_seconds=PATIENCE_SECONDS) as client:
         yield client
 
 

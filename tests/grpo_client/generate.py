@@ -32,7 +32,7 @@ def generate_client() -> str:
     text = HEADER + text.split("\n", 1)[1]
     for command in (["check", "--select", "I", "--fix", "--quiet"], ["format"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", str(TARGET), "-"]
-        text = subprocess.run(ruff, input=text, capture_output=True, text=True, check=True, timeout=60).stdout
+        text = subprocess.run(ruff, input=text, capture_output=True, text=True, check=True, timeout=300).stdout
     return text
 
 

@@ -60,7 +60,7 @@ def test_a_sweep_is_started_and_shown_on_the_command_line(ask: Any) -> None:
     assert {row.split()[2] for row in rows[:4]} == {"[8]", "[16]"}
     assert rows[-1].startswith("model: rates-0")
     assert ask("sweep", "list")[1].splitlines()[1].split()[1:4] == ["rates", "completed", "CartPole-v1"]
-    assert ask("sweep", "status")[1] == ask("sweep", "wait", "--timeout", "60")[1] == said
+    assert ask("sweep", "status")[1] == ask("sweep", "wait", "--timeout", str(PATIENCE_SECONDS))[1] == said
     assert ask("sweep", "stop")[0] == 1
     sweep_id = json.loads(ask("sweep", "status", "--json")[1])["sweep_id"]
     assert ask("sweep", "delete", sweep_id)[1] == f"Sweep deleted: rates, {sweep_id}\n"

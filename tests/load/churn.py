@@ -3,8 +3,11 @@
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import requests
+
+from tests.support import PATIENCE_SECONDS
 
 _TYPE = {"Content-Type": "application/zip"}
 
@@ -30,15 +33,17 @@ class Churn:
         name, (content, expected) = f"churn-{self._round}", list(self._files.items())[self._round % len(self._files)]
         for target in ("swap", name):
             path = f"/models/{target}/file?overwrite=true"
-            self._expect(self._session.put(self._url + path, content, headers=_TYPE, timeout=60), 200, '"loaded"')
+            self._expect(self._send("PUT", path, data=content, headers=_TYPE), 200, '"loaded"')
             self._expect(self._ask(target), 200, expected)
-        self._expect(self._session.delete(f"{self._url}/models/{name}", timeout=60), 200, "deleted")
+        self._expect(self._send("DELETE", f"/models/{name}"), 200, "deleted")
         self._expect(self._ask(name), 404, "no model")
-        self._expect(self._session.get(f"{self._url}/models", timeout=60), 200, '"swap"')
+        self._expect(self._send("GET", "/models"), 200, '"swap"')
 
     def _ask(self, name: str) -> requests.Response:
-        body = {"model_name": name, "observation": self._observation}
-        return self._session.post(f"{self._url}/inference", json=body, timeout=60)
+        return self._send("POST", "/inference", json={"model_name": name, "observation": self._observation})
+
+    def _send(self, method: str, path: str, **arguments: Any) -> requests.Response:
+        return self._session.request(method, self._url + path, timeout=PATIENCE_SECONDS, **arguments)
 
     def _expect(self, response: requests.Response, status: int, text: str) -> None:
         self.n_answers += 1

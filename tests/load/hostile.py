@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from tests.support import PATIENCE_SECONDS
+
 _PAUSE_SECONDS = 0.2
 _HEAD = b"GET /models HTTP/1.1\r\nHost: localhost\r\nX: "
 _BODY = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
@@ -28,7 +30,7 @@ class Crowd:
             self._open(beginning)
 
     def _open(self, beginning: bytes) -> None:
-        connection = socket.create_connection(("127.0.0.1", self._port), timeout=60)
+        connection = socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE_SECONDS)
         connection.sendall(beginning)
         connection.setblocking(False)
         self._selector.register(connection, selectors.EVENT_READ, beginning)

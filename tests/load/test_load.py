@@ -13,7 +13,7 @@ from grpo_core.saving import model_file
 from tests.load.churn import churn
 from tests.load.hostile import crowd
 from tests.suites import IS_LONG, SEED, Report, choose
-from tests.support import make_model, wait_until
+from tests.support import PATIENT_VARIABLES, make_model, wait_until
 
 N_CLIENTS = 64
 SECONDS = choose(1.0, 60.0)
@@ -32,7 +32,7 @@ def contents() -> list[bytes]:
 def server(tmp_path_factory: pytest.TempPathFactory, contents: list[bytes]) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     (folder / "steady.zip").write_bytes(contents[0])
-    with serve(folder, GRPO_TENSORBOARD_DIR=str(tmp_path_factory.mktemp("runs"))) as server:
+    with serve(folder, **PATIENT_VARIABLES, GRPO_TENSORBOARD_DIR=str(tmp_path_factory.mktemp("runs"))) as server:
         yield server
 
 

@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from api import create_app
 from service.settings import Settings
 from tests.browser import ARTEFACTS, drive, list_addresses, list_urls, needs_driver
-from tests.support import FINAL_STATUSES, PATIENCE_SECONDS, serve, wait_until
+from tests.support import FINAL_STATUSES, PATIENCE_SECONDS, PATIENT, serve, wait_until
 
 ROOT = Path(__file__).parents[3]
 KEY = "a key of 22 characters"
@@ -29,7 +29,9 @@ OPERATIONS = ["/train", "/inference", "/training/{job_id}/status", "/models/{mod
 def open_origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service that asks for no key."""
     # In threads: worker processes go behind all else, so that on a busy machine their jobs would take minutes.
-    with serve(create_app(Settings(models_dir=tmp_path_factory.mktemp("models"), executor="thread"))) as port:
+    with serve(
+        create_app(Settings(models_dir=tmp_path_factory.mktemp("models"), executor="thread", **PATIENT))
+    ) as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from benchmarks.lib.server import serve
 from grpo import GRPO
 from service.http import examples
-from tests.support import FINAL_STATUSES, wait_until
+from tests.support import FINAL_STATUSES, PATIENT_VARIABLES, wait_until
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 # Methods whose requests have a body.
@@ -28,7 +28,12 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name in (examples.MODEL_NAME, "gone"):
         (folder / f"{name}.zip").write_bytes(model)
     runs = str(tmp_path_factory.mktemp("runs"))
-    settings = {"GRPO_MAX_RUNNING_JOBS": "1", "GRPO_MAX_QUEUED_JOBS": "1000", "GRPO_TENSORBOARD_DIR": runs}
+    settings = {
+        **PATIENT_VARIABLES,
+        "GRPO_MAX_RUNNING_JOBS": "1",
+        "GRPO_MAX_QUEUED_JOBS": "1000",
+        "GRPO_TENSORBOARD_DIR": runs,
+    }
     with serve(folder, GRPO_EXECUTOR="thread", **settings) as server:
         yield f"http://127.0.0.1:{server.port}"
 

@@ -13,7 +13,17 @@ from fastapi.testclient import TestClient
 
 from service.jobs.events import EventStreams
 from tests.conftest import RegisterEnv
-from tests.support import Gate, LineEnv, get_status, serve, train, train_to_end, wait_for_end, wait_until
+from tests.support import (
+    PATIENCE_SECONDS,
+    Gate,
+    LineEnv,
+    get_status,
+    serve,
+    train,
+    train_to_end,
+    wait_for_end,
+    wait_until,
+)
 
 SHORT: dict[str, Any] = {"total_timesteps": 128, "seed": 0}
 
@@ -41,7 +51,7 @@ class Listener:
     """An open stream over a real socket."""
 
     def __init__(self, port: int, job_id: str) -> None:
-        self._connection = http.client.HTTPConnection("localhost", port, timeout=30)
+        self._connection = http.client.HTTPConnection("localhost", port, timeout=PATIENCE_SECONDS)
         self._connection.request("GET", f"/training/{job_id}/events")
         self.response = self._connection.getresponse()
 

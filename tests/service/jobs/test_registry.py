@@ -23,7 +23,17 @@ from service.schemas.jobs import JobStatus
 from service.training.planning.plan import TrainingPlan
 from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv
-from tests.support import FloatArray, Gate, LineEnv, make_plan, wait_until
+from tests.support import (
+    PATIENCE_SECONDS,
+    FloatArray,
+    Gate,
+    LineEnv,
+    let_requests_go_first,
+    make_plan,
+    wait_until,
+)
+
+pytestmark = pytest.mark.usefixtures("ample_time")
 
 
 def plan(**request: Any) -> TrainingPlan:
@@ -48,7 +58,7 @@ def open_registry(store: ModelStore, gate: Gate) -> Iterator[Callable[..., JobRe
     registries = []
 
     def build(
-        max_running: int = 2, max_queued: int = 8, max_kept: int = 100, stall_seconds: float = 60.0
+        max_running: int = 2, max_queued: int = 8, max_kept: int = 100, stall_seconds: float = PATIENCE_SECONDS
     ) -> JobRegistry:
         registries.append(
             JobRegistry(
@@ -75,7 +85,7 @@ def submit(registry: JobRegistry, **request: Any) -> Job:
 
 def run(registry: JobRegistry, **request: Any) -> Job:
     job = submit(registry, **request)
-    assert job.finished.wait(60)
+    assert job.finished.wait(PATIENCE_SECONDS)
     return job
 
 
@@ -146,7 +156,7 @@ class TestTheRegistry:
         with pytest.raises(QueueFullError, match="4 jobs"):
             registry.check_room()
         gate.admit()
-        assert all(job.finished.wait(60) for job in jobs)
+        assert all(job.finished.wait(PATIENCE_SECONDS) for job in jobs)
         registry.check_room()
         assert registry.count_active() == 0
         assert {job.status for job in jobs} == {JobStatus.COMPLETED}
@@ -173,7 +183,7 @@ class TestTheRegistry:
             submit(registry, model_name=other_name)
         assert registry.find_active(other_name) is job
         gate.admit()
-        assert job.finished.wait(60)
+        assert job.finished.wait(PATIENCE_SECONDS)
         assert registry.find_active("m") is None
         assert run(registry, model_name="m").status is JobStatus.COMPLETED
 
@@ -279,7 +289,7 @@ class TestTheRegistry:
             registry.delete_model("m")
         assert store.exists("m")
         gate.admit()
-        assert job.finished.wait(60)
+        assert job.finished.wait(PATIENCE_SECONDS)
         registry.delete_model("m")
         assert not store.exists("m")
 
@@ -294,7 +304,7 @@ class TestStopping:
         wait_until(lambda: gate.n_arrived == 71)
         job.stop()
         gate.admit(1)
-        assert job.finished.wait(60)
+        assert job.finished.wait(PATIENCE_SECONDS)
         status = job.describe()
         assert (status.status, status.model_name, status.current_timesteps) == (JobStatus.STOPPED, "m", 71)
         assert store.get("m").meta["num_timesteps"] == 71
@@ -316,7 +326,7 @@ class TestStopping:
         wait_until(lambda: gate.n_arrived == 1)
         job.stop()
         gate.admit()
-        assert job.finished.wait(60)
+        assert job.finished.wait(PATIENCE_SECONDS)
         kept = job.describe().model_name
         assert kept is not None
         assert kept.startswith("m-stopped-")
@@ -334,7 +344,7 @@ class TestStopping:
         wait_until(lambda: gate.n_arrived == 1)
         job.stop()
         gate.admit()
-        assert job.finished.wait(60)
+        assert job.finished.wait(PATIENCE_SECONDS)
         assert job.status is JobStatus.STOPPED
         kept = job.describe().model_name
         assert kept is not None
@@ -357,7 +367,7 @@ class TestStopping:
         queued.stop()
         assert queued.status is JobStatus.STOPPED
         gate.admit()
-        assert all(job.finished.wait(60) for job in (running, following))
+        assert all(job.finished.wait(PATIENCE_SECONDS) for job in (running, following))
         assert (queued.status, n_resets) == (JobStatus.STOPPED, 0)
         assert queued.describe().model_name is None
         assert not store.exists(queued.config.model_name)
@@ -380,7 +390,7 @@ class TestStopping:
         queued = submit(registry)
         wait_until(lambda: gate.n_arrived == 1)
         gate.admit()
-        registry.shutdown(grace_seconds=60)
+        registry.shutdown(grace_seconds=PATIENCE_SECONDS)
         assert {running.status, queued.status} == {JobStatus.STOPPED}
         assert store.exists("m")
         with pytest.raises(DrainingError):
@@ -496,7 +506,7 @@ class TestFailing:
         registry = open_registry(max_running=2)
         failing = register_env(lambda: LineEnv(on_step=fail))
         jobs = [submit(registry, **({"env_name": failing} if i % 2 else {})) for i in range(6)]
-        assert all(job.finished.wait(60) for job in jobs)
+        assert all(job.finished.wait(PATIENCE_SECONDS) for job in jobs)
         assert [job.status for job in jobs] == [JobStatus.COMPLETED, JobStatus.FAILED] * 3
 
     def test_a_policy_that_cannot_be_saved_fails_the_job_without_its_path(
@@ -508,7 +518,7 @@ class TestFailing:
         shutil.rmtree(tmp_path / "models")
         (tmp_path / "models").write_text("a file in the folder's place")
         gate.admit()
-        assert job.finished.wait(60)
+        assert job.finished.wait(PATIENCE_SECONDS)
         status = job.describe()
         assert status.status is JobStatus.FAILED
         assert status.error_message is not None
@@ -535,8 +545,9 @@ class TestFailing:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the whole process's")
 def test_training_threads_have_a_lower_priority_than_requests(
-    open_registry: Callable[..., JobRegistry], register_env: RegisterEnv
+    open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.workers.threads._let_requests_go_first", let_requests_go_first)
     niceness = []
 
     def note_niceness() -> None:
@@ -544,6 +555,6 @@ def test_training_threads_have_a_lower_priority_than_requests(
 
     before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     job = submit(open_registry(), env_name=register_env(lambda: LineEnv(note_niceness)))
-    assert job.finished.wait(60)
+    assert job.finished.wait(PATIENCE_SECONDS)
     assert niceness[-1] > before
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

@@ -4,18 +4,32 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import gymnasium as gym
 import pytest
 from fastapi.testclient import TestClient
 
 from service.settings import Settings
+from service.training.evaluation import final_evaluation, value_check
 from tests.conftest import RegisterEnv
-from tests.support import RAY, LineEnv, get_status, make_client, train, train_to_end, wait_for_end, wait_until
+from tests.support import (
+    FINAL_STATUSES,
+    PATIENCE_SECONDS,
+    PATIENT,
+    RAY,
+    LineEnv,
+    get_status,
+    make_client,
+    train,
+    train_to_end,
+    wait_for_end,
+    wait_until,
+)
 
 # Eight rollouts; a checkpoint after the second, the fourth and so on.
 JOB = {"total_timesteps": 512, "n_steps": 64, "checkpoint_every": 128, "seed": 4, "n_eval_episodes": 2}
@@ -31,8 +45,19 @@ def processes(models_dir: Path, request: pytest.FixtureRequest) -> Iterator[Test
     """A service that trains in processes, here or on a cluster."""
     if request.param == "ray":
         request.getfixturevalue("ray_cluster")
-    with make_client(Settings(models_dir=models_dir, executor=request.param)) as client:
+    with make_client(Settings(models_dir=models_dir, executor=request.param, **PATIENT)) as client:
         yield client
+
+
+def make_patient(make_env: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+    """Build an environment in a worker, where no evaluation is to be cut short because the machine is busy."""
+    final_evaluation._LEAST_SECONDS = final_evaluation._MOST_SECONDS = PATIENCE_SECONDS
+    value_check._MIN_SECONDS = value_check._MAX_SECONDS = PATIENCE_SECONDS
+    return make_env()
+
+
+def make_bare(env_name: str) -> gym.Env[Any, Any]:
+    return gym.make(env_name).unwrapped
 
 
 def is_called_by(name: str) -> bool:
@@ -66,13 +91,13 @@ def raise_error() -> None:
 def make_failing(register_env: RegisterEnv, folder: Path, step: int, fail: Any) -> str:
     """Register a line whose step fails once."""
     on_step = partial(fail_once, folder / "failed", step, folder / "steps", fail)
-    return register_env(partial(LineEnv, on_step=on_step), "Failing-v0")
+    return register_env(partial(make_patient, partial(LineEnv, on_step=on_step)), "Failing-v0")
 
 
 @pytest.fixture
 def whole(register_env: RegisterEnv, processes: TestClient) -> dict[str, Any]:
     """A job that nothing interrupts."""
-    return train_to_end(processes, **JOB, env_name=register_env(LineEnv))
+    return train_to_end(processes, **JOB, env_name=register_env(partial(make_patient, LineEnv)))
 
 
 class TestAWorkerThatDies:
@@ -151,29 +176,51 @@ def test_a_failed_job_goes_on_where_its_environment_failed(
     assert wait_for_end(processes, failed["job_id"])["status"] == "completed"
 
 
-MODES: list[dict[str, Any]] = [
-    {"env_name": "CartPole-v1", "normalize": True, "n_envs": 2, "baseline": "adaptive"},
-    {"env_name": "CartPole-v1", "group_mode": "episode", "horizon": None},
-    {"env_name": "FrozenLake-v1", "eval_freq": 300, "keep_best": True, "patience": 50},
+MODES: list[tuple[str, dict[str, Any]]] = [
+    ("CartPole-v1", {"normalize": True, "n_envs": 2, "baseline": "adaptive"}),
+    ("CartPole-v1", {"group_mode": "episode", "horizon": None}),
+    ("FrozenLake-v1", {"eval_freq": 300, "keep_best": True, "patience": 50}),
 ]
 
 
-@pytest.mark.parametrize("request_", MODES, ids=str)
+def stop_midway(client: TestClient, **request: Any) -> dict[str, Any]:
+    """Stop a job that has a checkpoint, and return its final status; again if it was over by then."""
+    ended: dict[str, Any] = {}
+
+    def is_stopped() -> bool:
+        nonlocal ended
+        job_id = train(client, **request)
+
+        def has_come_far_enough() -> bool:
+            status = get_status(client, job_id)
+            return status["checkpoint"] is not None or status["status"] in FINAL_STATUSES
+
+        wait_until(has_come_far_enough)
+        client.post(f"/training/{job_id}/stop")
+        ended = wait_for_end(client, job_id)
+        return bool(ended["status"] != "completed")
+
+    wait_until(is_stopped)
+    return ended
+
+
+@pytest.mark.parametrize(("env_name", "request_"), MODES, ids=str)
 def test_a_stopped_job_ends_with_the_same_file_as_one_that_nobody_stops(
-    processes: TestClient, models_dir: Path, request_: dict[str, Any]
+    processes: TestClient, register_env: RegisterEnv, env_name: str, request_: dict[str, Any]
 ) -> None:
-    settings = {**JOB, "total_timesteps": 4_000, "checkpoint_every": 300, "model_name": f"resumed-{id(request_)}"}
-    job_id = train(processes, **settings, **request_)
-    wait_until(lambda: get_status(processes, job_id)["checkpoint"] is not None)
-    processes.post(f"/training/{job_id}/stop")
-    stopped = wait_for_end(processes, job_id)
+    limit = gym.spec(env_name).max_episode_steps
+    patient = register_env(partial(make_patient, partial(make_bare, env_name)), f"Patient-{env_name}", limit)
+    settings = {**JOB, "env_name": patient, "total_timesteps": 4_000, "checkpoint_every": 300, **request_}
+    settings["model_name"] = f"resumed-{id(request_)}"
+    stopped = stop_midway(processes, **settings)
+    job_id = stopped["job_id"]
     assert stopped["status"] == "stopped"
     assert stopped["current_timesteps"] < 4_000
     answer = processes.post(f"/training/{job_id}/resume")
     assert answer.json()["timesteps"] == stopped["checkpoint"]["timesteps"] >= 300
     resumed = wait_for_end(processes, job_id)
     assert (resumed["status"], resumed["warnings"]) == ("completed", stopped["warnings"])
-    whole = train_to_end(processes, **settings, **request_)
+    whole = train_to_end(processes, **settings)
     assert whole["n_restarts"] == 0
     assert resumed["sha256"] == whole["sha256"]
     assert resumed["final_evaluation"] | {"seconds": 0} == whole["final_evaluation"] | {"seconds": 0}

@@ -44,7 +44,7 @@ def test_another_process_keeps_the_folder_until_it_leaves(tmp_path: Path) -> Non
         # The refusal leaves the holder's id in the file.
         assert (tmp_path / ".lock").read_text() == f"{holder.pid}\n"
         holder.stdin.close()
-        holder.wait(60)
+        holder.wait()
     with lock_folder(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import select
 import socket
 import sys
 import threading
@@ -25,7 +26,17 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from grpo import GRPO
 from grpo_core.saving import model_file
 from service.settings import Settings
-from tests.support import Gate, LineEnv, forge, get_status, make_model, serve, train, wait_until
+from tests.support import (
+    PATIENCE_SECONDS,
+    Gate,
+    LineEnv,
+    forge,
+    get_status,
+    make_model,
+    serve,
+    train,
+    wait_until,
+)
 
 RegisterEnv = Callable[..., str]
 ZIP = {"Content-Type": "application/zip"}
@@ -218,18 +229,14 @@ class TestUploading:
             b"Content-Type: application/zip\r\nContent-Length: 9\r\n\r\n"
         )
         with serve(app) as port:
-            connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
-            refusals = []
+            connections = [socket.create_connection(("127.0.0.1", port), PATIENCE_SECONDS) for _ in range(5)]
             for connection in connections:
                 connection.sendall(head)
-                connection.settimeout(0.5)
-                try:
-                    refusals.append(connection.recv(4096))
-                except TimeoutError:
-                    continue
-            assert len(refusals) == 1
-            assert refusals[0].startswith(b"HTTP/1.1 429")
-            assert b"retry-after" in refusals[0].lower()
+            (refused, *others), _, _ = select.select(connections, [], [], PATIENCE_SECONDS)
+            assert others == []
+            refusal = refused.recv(4096)
+            assert refusal.startswith(b"HTTP/1.1 429")
+            assert b"retry-after" in refusal.lower()
             for connection in connections:
                 connection.close()
             # Disconnected clients free their places.

@@ -15,7 +15,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from grpo_core import __version__
 from service.http.routes import inference
 from tests.conftest import RegisterEnv
-from tests.support import Gate, LineEnv, make_client, make_model, serve, train, train_to_end, wait_until
+from tests.support import (
+    PATIENCE_SECONDS,
+    Gate,
+    LineEnv,
+    make_client,
+    make_model,
+    serve,
+    train,
+    train_to_end,
+    wait_until,
+)
 
 OBSERVATION = [0.1, 0.0, 0.05, 0.0]
 Labels = frozenset[tuple[str, str]]
@@ -92,7 +102,7 @@ def test_requests_are_counted_by_route_and_status(served: TestClient) -> None:
     name = "grpo_http_request_duration_seconds"
     assert get(samples, f"{name}_count", method="POST", route="/inference") == 2
     assert get(samples, f"{name}_bucket", method="POST", route="/inference", le="+Inf") == 2
-    assert 0 < get(samples, f"{name}_sum", method="POST", route="/inference") < 60
+    assert 0 < get(samples, f"{name}_sum", method="POST", route="/inference") < PATIENCE_SECONDS
     served.get("/metrics")
     assert get(scrape(served), "grpo_http_requests_total", method="GET", route="/metrics", status="200") == 2
 

@@ -243,9 +243,10 @@ def test_a_replica_serves_what_the_store_holds(tmp_path: Path, contents: list[by
                 assert upload(trainer, content, "m", overwrite=True).status_code == 200
             trainer.put("/models/m/aliases/prod", json={"version": 1})
             assert upload(trainer, contents[0], "stays").status_code == 200
+            wait_until(lambda: replica.get("/models/m/file").content == contents[1])
             wait_until(lambda: replica.get("/models/m@prod/file").content == contents[0])
-            assert replica.get("/health/ready").json() == {"status": "ready"}
-            assert replica.get("/models/m/file").content == contents[1]
+            wait_until(lambda: replica.get("/models/stays").status_code == 200)
+            wait_until(lambda: bool(replica.get("/health/ready").json() == {"status": "ready"}))
             body = {"model_name": "m@prod", "observation": [0.1, 0.0, 0.05, 0.0]}
             assert replica.post("/inference", json=body).json() == trainer.post("/inference", json=body).json()
             trainer.delete("/models/m")

@@ -4,10 +4,10 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,34 +15,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import make_model, wait_until
+from benchmarks.lib.server import hold_port
+from service.http.shutdown import _LINGER_SECONDS
+from tests.support import PATIENCE_SECONDS, make_model, wait_until
 
 ROOT = Path(__file__).parent.parent.parent.parent
 BODY = json.dumps({"model_name": "m", "observation": [0.1, 0.0, 0.05, 0.0]})
 HEADERS = {"Content-Type": "application/json"}
-END_SECONDS = 60.0
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not spread connections")
 
 
-def find_ports(n_ports: int) -> int:
-    """Find some free ports in a row, and return the first."""
-    for first in range(20_000, 30_000, 7):
-        probes = []
-        try:
-            for port in range(first, first + n_ports):
-                probes.append(socket.create_server(("127.0.0.1", port)))
-            return first
-        except OSError:
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-    raise OSError("no free ports")
-
-
 def call(port: int, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -78,15 +63,19 @@ class Load:
             thread.join()
 
     def _ask(self, is_kept: bool) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_SECONDS)
+        asked = time.monotonic()
         while not self._is_ending.is_set():
             try:
+                asked, asked_before = time.monotonic(), asked
                 connection.request("POST", "/inference", BODY, HEADERS)
                 answer = connection.getresponse()
                 answer.read()
                 self.outcomes[str(answer.status)] += 1
             except (OSError, http.client.HTTPException) as error:
-                self.outcomes[repr(error)] += 1
+                # A busy machine may keep this thread from its connection for longer than a server that ends waits.
+                if not is_kept or time.monotonic() - asked_before < _LINGER_SECONDS:
+                    self.outcomes[repr(error)] += 1
                 connection.close()
             if not is_kept:
                 connection.close()
@@ -94,9 +83,10 @@ class Load:
 
 
 @pytest.fixture
-def port() -> int:
+def port() -> Iterator[int]:
     """A shared port, followed by one for each of two replicas."""
-    return find_ports(3)
+    with hold_port(3) as port:
+        yield port
 
 
 @pytest.fixture
@@ -127,14 +117,14 @@ def test_one_of_two_replicas_ends_and_nobody_notices(supervisor: "subprocess.Pop
         wait_until(lambda: load.outcomes["200"] > 200)
         ended = replicas[0]
         ended.terminate()
-        ended.wait(END_SECONDS)
+        ended.wait(PATIENCE_SECONDS)
         n_before = load.outcomes["200"]
         wait_until(lambda: load.outcomes["200"] > n_before + 200)
         wait_until(lambda: len(psutil.Process(supervisor.pid).children()) == 2)  # it starts again
         wait_until(lambda: all(map(answers, own_ports)))
     assert set(load.outcomes) == {"200"}, load.outcomes
     supervisor.send_signal(signal.SIGINT)
-    assert supervisor.wait(END_SECONDS) == 0
+    assert supervisor.wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_replica_imports_nothing_that_trains_starts_no_process_and_writes_nothing_to_the_folder(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving import model_file
@@ -30,10 +31,16 @@ def assert_trained_alike(one: model_file.ModelContent, other: model_file.ModelCo
 
 
 class Clock:
-    """A clock that an environment moves on, for modules that read ``time.monotonic``."""
+    """A clock that an environment moves on, for modules that read ``time.monotonic``.
 
-    def __init__(self) -> None:
+    :param monkeypatch: Lets modules of ``service.training`` read it.
+    :param modules: Their names.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
         self.seconds = 0.0
+        for module in modules:
+            monkeypatch.setattr(f"service.training.{module}.time", self)
 
     def monotonic(self) -> float:
         """Return the time."""

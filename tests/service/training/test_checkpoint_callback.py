@@ -12,6 +12,8 @@ from service.training.train import train_policy
 from tests.service.training.jobs import Clock
 from tests.support import Recorder, make_plan
 
+pytestmark = pytest.mark.usefixtures("ample_time")
+
 REQUEST = {"total_timesteps": 640, "n_steps": 64, "seed": 0, "n_eval_episodes": 2, "checkpoint_every": 128}
 
 
@@ -60,8 +62,7 @@ def test_a_stop_within_an_update_leaves_the_checkpoint_before_it() -> None:
 
 
 def test_an_error_publishes_what_was_taken_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr("service.training.checkpoint_callback.time", clock)
+    clock = Clock(monkeypatch, "checkpoint_callback")
 
     class Ticks(FailsAt):
         def publish_metrics(self, metrics: Any) -> None:
@@ -76,8 +77,7 @@ def test_an_error_publishes_what_was_taken_before_it(monkeypatch: pytest.MonkeyP
 
 
 def test_by_the_clock_one_a_minute_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr("service.training.checkpoint_callback.time", clock)
+    clock = Clock(monkeypatch, "checkpoint_callback")
 
     class Ticks(Recorder):
         def publish_metrics(self, metrics: Any) -> None:
@@ -114,8 +114,7 @@ def test_the_best_policy_and_the_rules_go_on() -> None:
 
 
 def test_the_time_before_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr("service.training.stop_rules.time", clock)
+    clock = Clock(monkeypatch, "stop_rules")
 
     class Ticks(Recorder):
         def publish_metrics(self, metrics: Any) -> None:

@@ -21,6 +21,8 @@ from service.training.train import train_policy
 from tests.conftest import RegisterEnv
 from tests.support import LineEnv, Recorder, SpaceEnv, change_hyperparameters, make_plan
 
+pytestmark = pytest.mark.usefixtures("ample_time")
+
 REQUIRED_METRICS = {
     "rollout/ep_rew_mean",
     "rollout/ep_len_mean",

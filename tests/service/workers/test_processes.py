@@ -11,10 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import is_alive, wait_until
+from tests.support import PATIENCE_SECONDS, PATIENT_VARIABLES, is_alive, wait_until
 
 ROOT = Path(__file__).parents[3]
-END_SECONDS = 5.0
 
 # Without a guard: importing it runs it.
 _START_SCRIPT = """
@@ -107,7 +106,7 @@ def start_script(tmp_path: Path) -> Iterator[StartScript]:
             subprocess.Popen(
                 [sys.executable, *flags, str(script)],
                 cwd=tmp_path,
-                env={**environment, "TMPDIR": str(tmp_path)},
+                env={**environment, **PATIENT_VARIABLES, "TMPDIR": str(tmp_path)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
@@ -130,7 +129,7 @@ def test_workers_know_the_definitions_of_the_start_script_without_running_it_aga
     start_script: StartScript, tmp_path: Path
 ) -> None:
     script = start_script(_START_SCRIPT)
-    output, _ = script.communicate(timeout=120)
+    output, _ = script.communicate(timeout=PATIENCE_SECONDS)
     assert (script.returncode, output) == (0, "done\n")
     assert (tmp_path / "runs.txt").read_text() == "run "
 
@@ -173,7 +172,7 @@ def kill_and_check(server: subprocess.Popen[str]) -> None:
     assert children
     server.send_signal(signal.SIGKILL)
     try:
-        wait_until(lambda: not any(map(is_alive, children)), END_SECONDS)
+        wait_until(lambda: not any(map(is_alive, children)))
     finally:
         for child in filter(is_alive, children):
             child.kill()

@@ -22,10 +22,9 @@ from service.workers.processes import ProcessExecutor
 from service.workers.short_tasks import ShortTasks
 from service.workers.task import Progress, Task
 from service.workers.threads import ThreadExecutor
-from tests.support import list_workers, wait_until
+from tests.support import PATIENCE_SECONDS, list_workers, wait_until
 
 ENV_NAME = "CartPole-v1"
-LONG_SECONDS = 60.0
 
 
 def answer(progress: Progress) -> bytes:
@@ -49,7 +48,7 @@ def hang(progress: Progress) -> bytes:
     return b""
 
 
-def make_short_tasks(executor: Executor, limit_seconds: float = LONG_SECONDS, **bounds: int) -> ShortTasks:
+def make_short_tasks(executor: Executor, limit_seconds: float = PATIENCE_SECONDS, **bounds: int) -> ShortTasks:
     return ShortTasks(executor, limit_seconds, threading.Event(), **bounds)
 
 
@@ -126,21 +125,26 @@ def test_a_process_that_takes_too_long_is_killed_and_the_error_names_a_remedy(pr
     short_tasks.run(make_task(answer), "")  # afterwards workers start at once
     with pytest.raises(TooLargeError, match=r"0\.5 s.*GRPO_TASK_SECONDS.*ask for less"):
         make_short_tasks(processes, 0.5).run(make_task(hang), "ask for less.")
-    assert list_workers() == []
+    wait_until(lambda: list_workers() == [])
 
 
-def test_a_thread_that_takes_too_long_is_told_to_stop(callers: ThreadPoolExecutor) -> None:
-    short_tasks = make_short_tasks(ThreadExecutor(), 0.2, max_running=1)
+def test_a_thread_that_takes_too_long_is_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_tasks, task = make_short_tasks(ThreadExecutor(), 0.2, max_running=1), Waiting(listens=True)
     with pytest.raises(TooLargeError):
-        short_tasks.run(make_task(Waiting(listens=True)), "")
+        short_tasks.run(make_task(task), "")
+    assert task.let_go.wait(PATIENCE_SECONDS)
+    monkeypatch.setattr(short_tasks, "_limit_seconds", PATIENCE_SECONDS)
     assert short_tasks.run(make_task(answer), "") == b"content"
 
 
-def test_a_thread_that_does_not_stop_is_abandoned_and_frees_its_place(waiting: Waiting) -> None:
+def test_a_thread_that_does_not_stop_is_abandoned_and_frees_its_place(
+    waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     executor = ThreadExecutor()
     short_tasks = make_short_tasks(executor, 0.2, max_running=1)
     with pytest.raises(TooLargeError):
         short_tasks.run(make_task(waiting), "")
+    monkeypatch.setattr(short_tasks, "_limit_seconds", PATIENCE_SECONDS)
     assert short_tasks.run(make_task(answer), "") == b"content"
     assert executor.is_busy
     waiting.let_go.set()
@@ -158,10 +162,11 @@ def test_callers_are_limited_and_all_accepted_ones_are_answered(callers: ThreadP
     first = [call(callers, short_tasks, waiting) for _ in range(2)]
     wait_until(lambda: waiting.n_begun == 2)
     third = call(callers, short_tasks, waiting)
-    wait_until(lambda: is_full(short_tasks))
+    wait_until(lambda: short_tasks._n_callers == 3)
+    assert is_full(short_tasks)
     assert waiting.n_begun == 2
     waiting.let_go.set()
-    assert [future.result(LONG_SECONDS) for future in (*first, third)] == [b"done"] * 3
+    assert [future.result(PATIENCE_SECONDS) for future in (*first, third)] == [b"done"] * 3
     assert not is_full(short_tasks)
 
 
@@ -177,13 +182,13 @@ def test_running_and_waiting_callers_are_refused_when_the_server_shuts_down(
     callers: ThreadPoolExecutor, waiting: Waiting
 ) -> None:
     closing = threading.Event()
-    short_tasks = ShortTasks(ThreadExecutor(), LONG_SECONDS, closing, max_running=1)
+    short_tasks = ShortTasks(ThreadExecutor(), PATIENCE_SECONDS, closing, max_running=1)
     futures = [call(callers, short_tasks, waiting) for _ in range(3)]
     wait_until(lambda: waiting.n_begun == 1)
     closing.set()
     for future in futures:
         with pytest.raises(DrainingError):
-            future.result(LONG_SECONDS)
+            future.result(PATIENCE_SECONDS)
     with pytest.raises(DrainingError):
         short_tasks.run(make_task(answer), "")
     assert waiting.n_begun == 1

@@ -13,8 +13,9 @@ from fastapi.testclient import TestClient
 
 from service.jobs.journal import FILE_NAME, JobJournal
 from service.settings import Settings
+from service.sweeps.conductor import Conductor
 from tests.conftest import RegisterEnv
-from tests.support import Gate, LineEnv, get_status, make_client, train_to_end, wait_until
+from tests.support import PATIENCE_SECONDS, Gate, LineEnv, get_status, make_client, train_to_end, wait_until
 
 BASE: dict[str, Any] = {"total_timesteps": 64, "n_eval_episodes": 2}
 SPACE = {"learning_rate": [0.001, 0.003]}
@@ -35,6 +36,11 @@ def describe(client: TestClient, sweep_id: str = "latest") -> dict[str, Any]:
 def wait_for_sweep(client: TestClient) -> dict[str, Any]:
     wait_until(lambda: describe(client)["status"] not in ("running", "stopping"))
     return describe(client)
+
+
+def wait_for_rest(sweeps: Conductor) -> None:
+    """Wait until the thread that looks after the sweeps has nothing left to do."""
+    wait_until(lambda: bool(sweeps._changed._waiters))  # type: ignore[attr-defined]
 
 
 def list_trials(sweep: dict[str, Any]) -> list[dict[str, Any]]:
@@ -80,6 +86,7 @@ def test_a_model_that_somebody_else_put_there_is_never_deleted(client: TestClien
     (worse,) = {"first-01", "first-02"} - {sweep["best"]["model_name"]}
     other = train_to_end(client, **BASE, seed=9, model_name=worse)
     service = app.state.service
+    wait_for_rest(service.sweeps)
     record = service.sweeps._sweeps[sweep["sweep_id"]].record
     record.request["keep"] = "best"
     service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
@@ -92,6 +99,7 @@ def test_a_model_that_somebody_has_promoted_is_never_deleted(client: TestClient,
     (worse,) = {"first-01", "first-02"} - {sweep["best"]["model_name"]}
     assert client.put(f"/models/{worse}/aliases/prod").status_code == 200
     service = app.state.service
+    wait_for_rest(service.sweeps)
     service.sweeps._sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
     service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
     assert client.get(f"/models/{worse}@prod").status_code == 200
@@ -154,9 +162,9 @@ def held(client: TestClient, register_env: RegisterEnv, gate: Gate) -> dict[str,
     return {**BASE, "env_name": register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)}
 
 
-def count(client: TestClient) -> dict[str, int]:
-    counts: dict[str, int] = describe(client)["counts"]
-    return counts
+def wait_for_counts(client: TestClient, **counts: int) -> None:
+    """Wait until the sweep has noted how its jobs are."""
+    wait_until(lambda: describe(client)["counts"] == counts)
 
 
 def test_it_leaves_the_queue_to_others(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
@@ -177,8 +185,7 @@ def test_it_leaves_the_queue_to_others(client: TestClient, held: dict[str, Any],
 
 def test_no_more_jobs_run_than_it_asks_for(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
     start(client, base=held, max_active=1)
-    wait_until(lambda: gate.n_arrived > 0)
-    assert count(client) == {"running": 1, "waiting": 1}
+    wait_for_counts(client, running=1, waiting=1)
     gate.admit()
     assert wait_for_sweep(client)["counts"] == {"completed": 2}
 
@@ -188,7 +195,7 @@ def test_a_clients_limits_hold_for_its_sweeps(client: TestClient, held: dict[str
     start(client, base=held)
     wait_until(lambda: describe(client)["held_by"] is not None)
     assert "GRPO_CLIENT_ACTIVE_JOBS" in describe(client)["held_by"]
-    assert count(client) == {"running": 1, "waiting": 1}
+    wait_for_counts(client, running=1, waiting=1)
     assert client.post("/train", json=BASE).status_code == 429
     gate.admit()
     assert wait_for_sweep(client)["counts"] == {"completed": 2}
@@ -204,7 +211,7 @@ def test_a_job_that_takes_too_long_for_a_client_is_refused_with_its_setting(clie
 
 def test_a_stopped_sweep_can_go_on(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
     start(client, name="halted", base=held, max_active=1)
-    wait_until(lambda: gate.n_arrived > 0)
+    wait_for_counts(client, running=1, waiting=1)
     assert client.delete("/sweeps/latest").status_code == 409
     assert client.post("/sweeps/latest/stop").json()["message"] == "Sweep stopping"
     gate.admit()
@@ -288,6 +295,7 @@ def test_a_sweep_survives_the_server(settings: Settings, register_env: RegisterE
     env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
     with make_client(settings.model_copy(update={"shutdown_grace_seconds": 0.1})) as client:
         start(client, name="long", base={**BASE, "env_name": env_name}, max_active=1, seeds=[3])
+        wait_for_counts(client, running=1, waiting=1)
         wait_until(lambda: gate.n_arrived > 0)
         before = describe(client)
     gate.admit()
@@ -307,6 +315,7 @@ def test_a_job_that_was_started_last_is_found_again(settings: Settings, register
     env_name = register_env(partial(LineEnv, on_step=gate.pass_through), max_episode_steps=20)
     with make_client(settings.model_copy(update={"shutdown_grace_seconds": 0.1})) as client:
         start(client, name="long", base={**BASE, "env_name": env_name}, max_active=1)
+        wait_for_counts(client, running=1, waiting=1)
         wait_until(lambda: gate.n_arrived > 0)
         before = describe(client)
     gate.admit()
@@ -339,9 +348,9 @@ def test_a_disk_that_hangs_holds_up_nobody_who_reads(
         try:
             monkeypatch.setattr(JobJournal, "write_sweep", write_slowly)
             created = threads.submit(start, client, name="slow")
-            assert has_begun.wait(30)
-            assert threads.submit(sweeps.list_page, 10).result(30).n_total == 1
-            assert threads.submit(sweeps.describe, "latest").result(30).name == "slow"
+            assert has_begun.wait(PATIENCE_SECONDS)
+            assert threads.submit(sweeps.list_page, 10).result(PATIENCE_SECONDS).n_total == 1
+            assert threads.submit(sweeps.describe, "latest").result(PATIENCE_SECONDS).name == "slow"
             assert not created.done()
         finally:
             may_end.set()
@@ -365,6 +374,7 @@ def test_models_that_could_not_be_deleted_are_deleted_later(settings: Settings) 
         best = sweep["best"]["model_name"]
         first, second = sorted({*list_models(client)} - {best})
         service = client.app.state.service  # type: ignore[attr-defined]
+        wait_for_rest(service.sweeps)
         one = service.sweeps._sweeps[sweep["sweep_id"]]
         one.record.request["keep"] = "best"
         with service.registry.reserve_name(first), service.registry.reserve_name(second):

@@ -45,8 +45,8 @@ class BrokenLaterEnv(LineEnv):
 
 
 @pytest.fixture
-def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let evaluations take as long as they like, however busy the machine is."""
+def ample_time(ample_time: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let evaluations on the way take as long as they like, too."""
     for name in ("_LEAST_SECONDS", "_FIRST_SECONDS"):
         monkeypatch.setattr(f"service.training.evaluation.background_evaluation.{name}", 1e6)
 
@@ -113,11 +113,13 @@ def test_episodes_that_fail_end_it_with_one_warning_and_the_job_goes_on(register
     assert content.meta["final_evaluation"] is None
 
 
+def make_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch, "evaluation.background_evaluation", "evaluation.evaluator", "train")
+
+
 def test_it_takes_a_small_share_of_the_time(register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in steps of an environment whose every step takes one second of a clock of its own."""
-    clock, evaluated = Clock(), list[float]()
-    monkeypatch.setattr("service.training.evaluation.background_evaluation.time", clock)
-    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
+    clock, evaluated = make_clock(monkeypatch), list[float]()
     env_name = register_env(lambda: TickingEnv(clock, evaluated), max_episode_steps=20)
     run_job(env_name=env_name, total_timesteps=12_800, n_eval_episodes=5)
     assert 0.04 * clock.seconds < len(evaluated) < 0.055 * clock.seconds
@@ -129,9 +131,7 @@ def test_a_short_job_has_points_from_its_start_to_its_end(
     register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes a millisecond: evaluations may take 0.2 s besides the first, which is 10 of the 20 ms."""
-    clock, evaluated = Clock(), list[float]()
-    monkeypatch.setattr("service.training.evaluation.background_evaluation.time", clock)
-    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
+    clock, evaluated = make_clock(monkeypatch), list[float]()
     env_name = register_env(lambda: TickingEnv(clock, evaluated, 0.001), max_episode_steps=4)
     _, recorder = run_job(env_name=env_name, total_timesteps=2_560, n_eval_episodes=5)
     timesteps = [row["timesteps"] for row in recorder.evaluations]
@@ -144,9 +144,7 @@ def test_slow_episodes_are_fewer_but_the_curve_has_a_start(
     register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An episode of the untrained policy takes 0.15 s, and a third one would exceed the 0.4 s of the first point."""
-    clock, evaluated = Clock(), list[float]()
-    monkeypatch.setattr("service.training.evaluation.background_evaluation.time", clock)
-    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
+    clock, evaluated = make_clock(monkeypatch), list[float]()
     env_name = register_env(lambda: TickingEnv(clock, evaluated, 0.0075), max_episode_steps=20)
     _, recorder = run_job(env_name=env_name, total_timesteps=640)
     assert [(row["timesteps"], row["n_episodes"]) for row in recorder.evaluations] == [(0, 2)]

@@ -47,9 +47,7 @@ class LastEnv(LineEnv):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("service.training.evaluation.evaluator.time", clock)
-    return clock
+    return Clock(monkeypatch, "evaluation.evaluator", "train")
 
 
 def take(clock: Clock, seconds: float) -> Callable[[], None]:
@@ -61,6 +59,7 @@ def take(clock: Clock, seconds: float) -> Callable[[], None]:
     return do
 
 
+@pytest.mark.usefixtures("ample_time")
 @pytest.mark.parametrize("request_", [{}, {"eval_freq": 64, "learning_rate": 0.05, "seed": 3}], ids=str)
 def test_it_is_of_the_policy_that_is_saved(request_: dict[str, Any]) -> None:
     content, recorder = run_job(**request_, n_eval_episodes=4)
@@ -75,6 +74,7 @@ def test_it_is_of_the_policy_that_is_saved(request_: dict[str, Any]) -> None:
     assert FinalEvaluation(**content.meta["final_evaluation"]) == FinalEvaluation(**{**evaluation, "seconds": None})
 
 
+@pytest.mark.usefixtures("ample_time")
 def test_the_best_policy_is_not_judged_by_the_episodes_that_chose_it() -> None:
     content, recorder = run_job(eval_freq=64, learning_rate=0.05, lr_schedule="constant", seed=3, n_eval_episodes=3)
     best = max(row["mean_reward"] for row in recorder.evaluations)
@@ -89,6 +89,7 @@ def test_it_can_be_left_out() -> None:
     assert "final_evaluation" not in content.meta
 
 
+@pytest.mark.usefixtures("ample_time")
 def test_an_episode_without_an_end_is_cut_after_many_steps(register_env: RegisterEnv) -> None:
     _, recorder = run_job(env_name=register_env(lambda: LastEnv(lambda: None, ends=False)), n_eval_episodes=2)
     (evaluation,) = recorder.final_evaluations
@@ -170,6 +171,7 @@ def test_it_may_take_longer_after_a_long_training(register_env: RegisterEnv, clo
         assert clock.seconds == pytest.approx(limit_seconds)
 
 
+@pytest.mark.usefixtures("ample_time")
 def test_episodes_that_nothing_else_ends_are_said_to_be_cut(register_env: RegisterEnv) -> None:
     env_name = register_env(lambda: LastEnv(lambda: None, ends=False))
     content, recorder = run_job(env_name=env_name, group_mode="episode", horizon=16, n_eval_episodes=2)

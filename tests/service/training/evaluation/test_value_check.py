@@ -19,6 +19,8 @@ from service.training.stop_rules import StopRules
 from tests.grpo_core.values.test_fit import Line
 from tests.support import Recorder, make_plan
 
+pytestmark = pytest.mark.usefixtures("ample_time")
+
 # Without a value network in training, as the named rewards of CartPole are trained.
 UNTRAINED: dict[str, Any] = {"baseline": "group", "bootstrap_value": False, "gamma": 0.9}
 
@@ -104,6 +106,8 @@ def test_a_stop_ends_it_and_nothing_is_claimed() -> None:
 def test_an_environment_that_is_too_slow_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = count()
     model = make_model()
+    monkeypatch.setattr("service.training.evaluation.value_check._MIN_SECONDS", 5.0)
+    monkeypatch.setattr("service.training.evaluation.value_check._MAX_SECONDS", 5.0)
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     assert settle(model) is None
     assert next(clock) < 20

@@ -14,7 +14,7 @@ from service.training.planning.planner import Planner
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv
-from tests.support import Gate, LineEnv
+from tests.support import PATIENCE_SECONDS, Gate, LineEnv
 
 RewardFunctions = dict[str, RewardFunction]
 
@@ -35,7 +35,7 @@ def note(built: list[bool]) -> LineEnv:
     return LineEnv()
 
 
-def make_planner(limit_seconds: float = 60.0) -> Planner:
+def make_planner(limit_seconds: float = PATIENCE_SECONDS) -> Planner:
     return Planner(ShortTasks(ThreadExecutor(), limit_seconds, threading.Event()), {})
 
 
@@ -77,7 +77,7 @@ def test_a_reward_function_registered_again_is_planned_again(env_name: str, buil
         {"env_name": env_name, field: "mine" if field == "reward_function_type" else {"mine": 2.0, "environment": 1.0}}
     )
     functions: RewardFunctions = {"mine": lambda state, action, next_state: action}
-    planner = Planner(ShortTasks(ThreadExecutor(), 60.0, threading.Event()), functions)
+    planner = Planner(ShortTasks(ThreadExecutor(), PATIENCE_SECONDS, threading.Event()), functions)
     for _ in range(2):
         planner.plan(request)
     assert len(built) == 1
