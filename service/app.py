@@ -19,6 +19,7 @@ from service.jobs.journal import JobJournal, open_journal
 from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.models.exporter import ModelExporter
+from service.models.folder_id import read_folder_id
 from service.models.folder_lock import FolderLock
 from service.models.player import Film, ModelPlayer
 from service.models.registry import ModelRegistry
@@ -34,10 +35,12 @@ from service.settings import Settings
 from service.sweeps.conductor import Conductor
 from service.training.plan import TrainingPlan
 from service.training.planner import Planner
+from service.workers.cluster.ray_connection import RayOptions
+from service.workers.cluster.ray_executor import RayExecutor
 from service.workers.executor import Executor, make_executor
 from service.workers.none import NoExecutor
-from service.workers.ray_cluster import RayOptions
 from service.workers.short_tasks import ShortTasks
+from service.workers.task import Keeper
 
 # Batches answered at the same time; each now and then keeps the event loop waiting for the interpreter.
 _MAX_RUNNING_BATCHES = 2
@@ -79,15 +82,15 @@ class Service:
             is_read_only=settings.is_replica,
         )
         self.executor: Executor
+        keeper: Keeper | None = None
         if settings.is_replica:  # it has no jobs, and the jobs' file is the trainer's
             self.executor = NoExecutor(ReadOnlyRule(settings).describe())
             journal, obstacle = JobJournal(), None
         else:
-            ray_options = RayOptions(
-                settings.ray_address, settings.ray_gpus_per_job, settings.ray_wait_seconds, settings.env_modules
-            )
-            self.executor = make_executor(settings.executor, settings.log_style, ray_options)
-            journal, obstacle = open_journal(settings.models_dir)
+            self.executor = make_executor(settings.executor, settings.log_style, _make_ray_options(settings))
+            if isinstance(self.executor, RayExecutor) and settings.ray_address is not None:
+                keeper = self.executor
+            journal, obstacle = open_journal(settings.models_dir, keeps_running=keeper is not None)
         self.registry = JobRegistry(
             self.store,
             self.executor,
@@ -103,6 +106,7 @@ class Service:
             recorder=JobRecorder(journal, obstacle),
             # On a cluster, each declares one processor; here they share the machine's.
             n_threads_per_job=1 if settings.executor == "ray" else None,
+            keeper=keeper,
         )
         limits = JobLimits(settings.client_active_jobs, settings.client_job_timesteps, settings.client_job_seconds)
         self._client_jobs = ClientJobs(limits, self.registry.is_active) if settings.limits_clients else None
@@ -206,6 +210,12 @@ class Service:
         except (NotFoundError, ConflictError) as error:
             raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
 
+    def begin(self) -> None:
+        """Follow the jobs again that went on without their server, and get ready for others."""
+        self.registry.rejoin(self._planner.find_rewards)
+        if self.settings.preload:
+            self.executor.warm_up()
+
     def begin_close(self) -> None:
         """Refuse new work, and have the jobs stop and save; ``close`` waits for them."""
         self.closing.set()
@@ -298,3 +308,15 @@ class Service:
                     self.store.publish(model_name, content)
             except ModelFileError as error:
                 raise InvalidRequestError(f"this model file cannot be used: {error}") from error
+
+
+def _make_ray_options(settings: Settings) -> RayOptions:
+    is_shared = settings.executor == "ray" and settings.ray_address is not None
+    return RayOptions(
+        settings.ray_address,
+        settings.ray_gpus_per_job,
+        settings.ray_wait_seconds,
+        settings.env_modules,
+        settings.ray_lease_seconds,
+        read_folder_id(settings.models_dir) if is_shared else "",
+    )

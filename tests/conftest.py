@@ -118,7 +118,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray cluster of one node on this machine, with more processors to hand out than there are."""
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as service.workers.ray_cluster does
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as service.workers.cluster does
     ray = pytest.importorskip("ray")
     ray.init(
         address="local",

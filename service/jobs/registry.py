@@ -7,10 +7,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
+from functools import partial
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,17 @@ from service.errors import (
 )
 from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.job import Job
-from service.jobs.journal import JobJournal, JournalError
+from service.jobs.journal import INTERRUPTED, JobJournal, JournalError
 from service.jobs.record import PastJob
 from service.jobs.recorder import JobRecorder
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobLabels, JobStatus
+from service.schemas.training import TrainConfig
 from service.training.names import Reward
 from service.training.plan import TrainingPlan
 from service.workers.executor import Executor
-from service.workers.task import Run, TaskDrainedError, TaskFailedError, WorkerLostError
+from service.workers.task import Keeper, Run, TaskDrainedError, TaskFailedError, WorkerLostError
 
 logger = logging.getLogger("grpo.service")
 
@@ -77,6 +79,7 @@ class JobRegistry:
     :param checkpoints: Where the jobs' checkpoints are kept; None keeps none.
     :param tensorboard_dir: Folder for TensorBoard logs, created when a job first writes one.
     :param n_threads_per_job: Threads that may step a job's simulators; None gives each job its share of the cores.
+    :param keeper: The executor, where its jobs outlive the server; None if they end with it.
     """
 
     def __init__(
@@ -93,11 +96,12 @@ class JobRegistry:
         max_kept_days: float = math.inf,
         recorder: JobRecorder | None = None,
         n_threads_per_job: int | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.totals = JobTotals()
         self.recorder = recorder or JobRecorder(JobJournal())
         self._store = store
-        self._executor = executor
+        self._executor, self._keeper = executor, keeper
         self._max_running = max_running
         self._max_active = max_running + max_queued
         self._max_kept, self._max_kept_days = max_kept, max_kept_days
@@ -114,15 +118,17 @@ class JobRegistry:
         # Guards everything below and makes "check the name, then take it" one step.
         self._lock = threading.Lock()
         past_jobs = self.recorder.list_past_jobs()
-        self._jobs: dict[str, Job | PastJob] = {job.job_id: job for job in past_jobs}
+        self._jobs: dict[str, Job | PastJob] = {job.job_id: self._revive(job) for job in past_jobs}
+        # Jobs that go on without their server, and are to be followed again.
+        self._left = [job for job in self._jobs.values() if isinstance(job, Job)]
         if checkpoints is not None:
             checkpoints.is_active = self.is_active
             if self.recorder.knows_all_jobs:
                 checkpoints.remove_orphans(self._jobs)
         # Jobs that had not ended at the last look, and the ids of the others, so that only a list of all jobs has to
         # go through all of them. Of the others, the last are in memory.
-        self._active: list[Job] = []
-        self._ended: deque[str] = deque(self._jobs)
+        self._active = list(self._left)
+        self._ended: deque[str] = deque(job.job_id for job in self._jobs.values() if isinstance(job, PastJob))
         self._in_memory: deque[str] = deque()
         self._loaded: LRUCache[str, Job] = LRUCache(_MAX_LOADED)
         self._next_look = 0.0
@@ -130,6 +136,32 @@ class JobRegistry:
         # Names reserved by uploads, folded.
         self._reserved: set[str] = set()
         self._draining = False
+
+    def _revive(self, past: PastJob) -> Job | PastJob:
+        """Return a job that had not ended as one that goes on."""
+        if past.status.is_final:
+            return past
+        with suppress(JournalError, TypeError, ValueError):
+            record = self.recorder.load_record(past.job_id)
+            if record is not None:
+                job = Job.revive(record, self.totals, self.recorder.end, self._checkpoints)
+                self.recorder.follow(job, record.history.stride)
+                return job
+        logger.warning("job %s cannot be read, so that nobody can follow it", past.job_id)
+        return PastJob(past.summary.model_copy(update={"status": JobStatus.FAILED}))
+
+    def rejoin(self, find_rewards: Callable[[TrainConfig], Reward]) -> None:
+        """Follow the jobs again that went on without their server.
+
+        :param find_rewards: Returns the reward functions that a configuration names, or refuses.
+        """
+        for job in list(self._left):
+            try:
+                job.set_reward(find_rewards(job.config))
+            except ServiceError as error:
+                job.publish_warning(f"if its worker dies, the job cannot go on: {error}")
+                job.forbid_restarts()
+            self._slots.submit(self._rejoin, job)
 
     def submit(self, plan: TrainingPlan) -> Job:
         """Queue a job.
@@ -430,7 +462,7 @@ class JobRegistry:
             if self._draining:
                 return
             self._draining = True
-            active = self._list_active()
+            active = self._list_followed()
         for job in active:
             try:
                 job.stop()
@@ -445,7 +477,7 @@ class JobRegistry:
         """
         self.stop_all()
         with self._lock:
-            active = self._list_active()
+            active = self._list_followed()
         deadline = time.monotonic() + grace_seconds
         for job in active:
             if not job.finished.wait(max(0.0, deadline - time.monotonic())):
@@ -453,14 +485,58 @@ class JobRegistry:
         self._slots.shutdown(wait=False, cancel_futures=True)
         self.recorder.close()
 
+    def _list_followed(self) -> list[Job]:
+        """List the active jobs but for those that nobody has found yet: the next server will."""
+        return [job for job in self._list_active() if job not in self._left]
+
     def _run(self, job: Job) -> None:
         JOB_ID.set(job.job_id)
         if not job.start():
             return
-        self.recorder.note_start()
+        if self._keeper is None:
+            self.recorder.note_start()
+        else:  # before its worker begins, which the next server would not look for
+            self.recorder.begin(job)
         job.log("started")
+        with ExitStack() as held:
+            self._see_through(job, partial(self._train, job, held))
+
+    def _rejoin(self, job: Job) -> None:
+        JOB_ID.set(job.job_id)
+        assert self._keeper is not None, "otherwise no job goes on without its server"
+        with ExitStack() as held:
+            try:
+                run = self._keeper.adopt(job.job_id, job, job.receipts)
+            except TaskDrainedError as error:
+                if job.is_stopping:
+                    self._note_found(job)
+                    job.finish(JobStatus.STOPPED, f"{error} What it does is lost.")
+                return
+            except TaskFailedError as error:
+                self._note_found(job)
+                job.finish(JobStatus.FAILED, f"interrupted by restart: {error}")
+                return
+            must_stop = self._note_found(job)
+            if run is None:
+                job.finish(JobStatus.FAILED, INTERRUPTED.format(status=JobStatus.RUNNING, job_id=job.job_id))
+                return
+            held.callback(run.release)
+            job.log("found again")
+            with suppress(ConflictError):  # it has ended
+                for _ in range(2 if must_stop else run.n_earlier_stops):
+                    job.stop()
+            self._see_through(job, partial(self._train, job, held, run))
+
+    def _note_found(self, job: Job) -> bool:
+        """Note that it is known what a job does, or that it is gone; return whether the server ends."""
+        with self._lock:
+            self._left.remove(job)
+            return self._draining
+
+    def _see_through(self, job: Job, train: Callable[[], bytes | None]) -> None:
+        """Train a job's policy, publish it, and end the job."""
         try:
-            content = self._train(job)
+            content = train()
             if content is None or job.finished.is_set():  # a shutdown may have given up on it in the meantime
                 return
             outcome = job.settle_outcome()
@@ -480,35 +556,48 @@ class JobRegistry:
         else:
             job.finish(outcome)
 
-    def _train(self, job: Job) -> bytes | None:
+    def _train(self, job: Job, held: ExitStack, run: Run | None = None) -> bytes | None:
         """Train a job's policy, and go on from its checkpoint if the worker dies.
 
+        :param held: Ended when the policy is published.
+        :param run: What trains it already; None if nothing does.
         :return: The model file; None if the job has ended in the meantime.
         :raises Exception: Whatever the task raises.
         """
-        run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
         pause_seconds = 0.0
         while True:
             began = time.monotonic()
-            taken = job.read_checkpoint()
-            init = self._read_init_model(job, is_needed=taken is None)
-            task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init)
-            run = self._executor.start(task, job)
+            run = self._start(job, held) if run is None else run
             job.wake()  # a cluster may have had no room for it until now
             try:
                 return self._follow(run, job)
             except WorkerLostError as error:
                 logger.warning("the worker of job %s was lost: %s", job.job_id, error)
                 if job.restart(str(error)):
+                    if self._keeper is not None:
+                        self.recorder.begin(job)
                     if time.monotonic() - began > _MAX_PAUSE_SECONDS:  # this one had gone on for a while
                         pause_seconds = 0.0
                     _pause(job, pause_seconds)
                     pause_seconds = min(_MAX_PAUSE_SECONDS, max(_FIRST_PAUSE_SECONDS, 2 * pause_seconds))
+                    run = None
                     continue
                 if (content := job.read_finished_model()) is None:
                     raise
                 job.publish_warning(f"the policy was saved but not evaluated: {error}")
                 return content
+
+    def _start(self, job: Job, held: ExitStack) -> Run:
+        """Start a job's training, from its checkpoint if there is one, see ``_train``."""
+        run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
+        taken = job.read_checkpoint()
+        init = self._read_init_model(job, is_needed=taken is None)
+        task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init)
+        if self._keeper is None:
+            return self._executor.start(task, job)
+        run = self._keeper.start_lasting(task, job, job.receipts)
+        held.callback(run.release)
+        return run
 
     def _follow(self, run: Run, job: Job) -> bytes | None:
         """Wait for the end of a training, see ``_train``."""

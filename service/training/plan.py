@@ -56,4 +56,5 @@ class TrainingPlan(NamedTuple):
         :param init: The model file that it begins from; None draws first weights.
         """
         arguments = (self.config, self.reward, run_dir, n_threads, taken, init)
-        return Task("service.training.train:train_in_task", arguments, self.config.env_name, self.config.device)
+        function, n_cpus = "service.training.train:train_in_task", max(1, self.config.n_rollout_workers)
+        return Task(function, arguments, self.config.env_name, self.config.device, n_cpus)

@@ -30,7 +30,8 @@ from service.jobs.registry import JobRegistry
 from service.logs import LogStyle
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
-from service.workers.ray_cluster import RayExecutor, RayOptions
+from service.workers.cluster.ray_connection import RayOptions
+from service.workers.cluster.ray_executor import RayExecutor
 from tests.support import make_plan, wait_until
 
 # Of six kills, three are of a worker, two of the actor that starts workers, and one is of a node.
