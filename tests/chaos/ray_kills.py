@@ -28,6 +28,7 @@ from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
 from service.logs import LogStyle
+from service.models.folder_id import read_folder_id
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 from service.workers.cluster.ray_connection import RayOptions
@@ -104,7 +105,8 @@ def find_workers(cluster: LocalCluster) -> list[psutil.Process]:
 def open_registry(cluster: LocalCluster, models_dir: Path, max_queued: int = 8) -> Iterator[JobRegistry]:
     """Open a registry of jobs that train on the cluster."""
     store = ModelStore(models_dir, 64, 2**29, lambda: 2**40, 2**34)
-    executor = RayExecutor(LogStyle(), RayOptions(cluster.address, wait_seconds=_HANG_SECONDS))
+    options = RayOptions(cluster.address, wait_seconds=_HANG_SECONDS, server_id=read_folder_id(models_dir))
+    executor = RayExecutor(LogStyle(), options)
     registry = JobRegistry(
         store,
         executor,
@@ -114,6 +116,7 @@ def open_registry(cluster: LocalCluster, models_dir: Path, max_queued: int = 8) 
         stall_seconds=60.0,
         checkpoints=CheckpointFolder(models_dir),
         n_threads_per_job=1,
+        keeper=executor,
     )
     try:
         yield registry

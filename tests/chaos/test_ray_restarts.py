@@ -27,8 +27,8 @@ from tests.support import Recorder, make_plan, wait_until
 ROOT = Path(__file__).parents[2]
 # Processes that import torch, on a machine where others do too.
 PATIENCE_SECONDS = 300.0
-JOB = {"env_name": "CartPole-v1", "total_timesteps": 40_000, "seed": 2, "checkpoint_every": 8192}
-JOB |= {"eval_freq": 8192, "n_eval_episodes": 5}
+LONG = {"env_name": "CartPole-v1", "total_timesteps": 10_000_000, "seed": 2, "checkpoint_every": 8192}
+JOB = {**LONG, "total_timesteps": 40_000, "eval_freq": 8192, "n_eval_episodes": 5}
 
 # Not by importing it, which LocalCluster does when it has told Ray to stay on loopback.
 pytestmark = [
@@ -67,10 +67,11 @@ class Server:
         self.process.send_signal(number)
         return self.process.wait(PATIENCE_SECONDS)
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
         """Send a request, and return what the JSON of its answer says."""
         content = None if body is None else json.dumps(body).encode()
-        request = Request(f"http://127.0.0.1:{self._port}{path}", content, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        request = Request(f"http://127.0.0.1:{self._port}{path}", content, headers, method=method)
         with urlopen(request, timeout=PATIENCE_SECONDS) as answer:
             return json.load(answer)
 
@@ -155,14 +156,14 @@ def test_a_server_that_is_ended_takes_its_jobs_with_it_and_one_that_lost_a_slot_
     start_server: Callable[[str], Server], cluster: LocalCluster, tmp_path: Path
 ) -> None:
     server = start_server("models")
-    stopped = server.call("/train", {**JOB, "total_timesteps": 10_000_000, "model_name": "stopped"})["job_id"]
+    stopped = server.call("/train", {**LONG, "model_name": "stopped"})["job_id"]
     server.wait_for(stopped, is_under_way)
     assert server.end(signal.SIGTERM) == 0
     assert (tmp_path / "models" / "stopped.zip").exists()
     wait_until(lambda: not find_slots(cluster))
     server.start()
     assert server.call(f"/training/{stopped}/status")["status"] == "stopped"
-    lost = server.call("/train", {**JOB, "total_timesteps": 10_000_000, "model_name": "lost"})["job_id"]
+    lost = server.call("/train", {**LONG, "model_name": "lost"})["job_id"]
     server.wait_for(lost, is_under_way)
     server.end(signal.SIGKILL)
     for slot in find_slots(cluster):
@@ -172,9 +173,9 @@ def test_a_server_that_is_ended_takes_its_jobs_with_it_and_one_that_lost_a_slot_
     failed = server.wait_for(lost, has_ended)
     assert failed["status"] == "failed"
     assert failed["error_message"].startswith("interrupted by restart: the server ended while the job was running;")
-    server.call(f"/training/{lost}/resume", {})
+    server.call(f"/training/{lost}/resume", method="POST")
     server.wait_for(lost, is_under_way)
-    server.call(f"/training/{lost}/stop", {})
+    server.call(f"/training/{lost}/stop", method="POST")
     assert server.wait_for(lost, has_ended)["status"] == "stopped"
 
 
