@@ -52,6 +52,7 @@ class LocalCluster:
 
     def __init__(self, n_nodes: int = _N_NODES, cpus_per_node: int = _CPUS_PER_NODE) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_raylet_start_wait_time_s"] = "300"  # on a machine where all cores are busy
         from ray.cluster_utils import Cluster
 
         self._fixed = {"node_ip_address": "127.0.0.1", "object_store_memory": _STORE_BYTES, "include_dashboard": False}

@@ -111,6 +111,8 @@ def _connect(user: RayConnection, options: RayOptions) -> Any:
             os.environ.setdefault(_LOOPBACK_VARIABLE, "0")  # Ray reads it when it is imported
         # Else a job's thread that ends after the server has left the cluster would start another one.
         os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+        # Ray would print a trace when a signal ends the server, as if that were a crash.
+        os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
         ray = importlib.import_module("ray")
         logging.getLogger("ray").setLevel(logging.ERROR)  # it warns of much that is as it should be
         if not ray.is_initialized():
