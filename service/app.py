@@ -18,11 +18,12 @@ from service.jobs.job import Job
 from service.jobs.journal import JobJournal, open_journal
 from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
+from service.jobs.saved_model import has_its_model
 from service.models.exporter import ModelExporter
 from service.models.folder_id import read_folder_id
 from service.models.folder_lock import FolderLock
 from service.models.player import Film, ModelPlayer
-from service.models.registry import ModelRegistry
+from service.models.promotion import ModelPromotion
 from service.models.store import ModelStore, ServedModel
 from service.monitoring.memory import get_available_bytes, get_total_bytes
 from service.monitoring.prometheus import Metrics
@@ -127,7 +128,7 @@ class Service:
         self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
         self.sweeps = Conductor(journal, self.registry, self.store, self, settings.max_models)
         self.player = ModelPlayer(self.store, self.short_tasks)
-        self.versions = ModelRegistry(self.store, self.player)
+        self.versions = ModelPromotion(self.store, self.player)
         self.exporter = ModelExporter(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)
@@ -254,7 +255,7 @@ class Service:
         """Make an earlier version of a model the newest again.
 
         :raises ConflictError: If an active job or an upload will save under its name.
-        :raises ServiceError: Whatever ``ModelRegistry.roll_back`` raises.
+        :raises ServiceError: Whatever ``ModelPromotion.roll_back`` raises.
         """
         with self.registry.reserve_name(model_name), self._uploads:
             return self.versions.roll_back(model_name, version)
@@ -271,7 +272,7 @@ class Service:
         """
         job = self.registry.get(job_id)
         status = job.describe()
-        if status.model_name is not None and self.registry.has_its_model(job):
+        if status.model_name is not None and has_its_model(self.store, job):
             return self.player.film(status.model_name, video_format, seed, deterministic, max_steps), None
         kept = self.registry.read_checkpoint_model(job)
         if kept is None and status.model_name is not None:

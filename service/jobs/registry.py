@@ -1,25 +1,18 @@
 """The registry, which remembers all training jobs and runs them."""
 
-import hashlib
 import logging
 import math
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from contextvars import copy_context
-from functools import partial
+from contextlib import contextmanager, suppress
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
 from cachetools import LRUCache
 
-from grpo_core.saving.model_file import ModelFileError
-from service.context import JOB_ID
 from service.errors import (
     ConflictError,
     DrainingError,
@@ -27,14 +20,15 @@ from service.errors import (
     QueueFullError,
     ServiceError,
     StorageError,
-    describe_error,
     printable,
 )
 from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.job import Job
-from service.jobs.journal import INTERRUPTED, JobJournal, JournalError
+from service.jobs.journal import JobJournal, JournalError
 from service.jobs.record import PastJob
 from service.jobs.recorder import JobRecorder
+from service.jobs.runner import JobRunner
+from service.jobs.saved_model import find_its_model, is_own_model
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobLabels, JobStatus
@@ -42,7 +36,7 @@ from service.schemas.training import TrainConfig
 from service.training.names import Reward
 from service.training.plan import TrainingPlan
 from service.workers.executor import Executor
-from service.workers.task import Keeper, Run, TaskDrainedError, TaskFailedError, WorkerLostError
+from service.workers.task import Keeper
 
 logger = logging.getLogger("grpo.service")
 
@@ -55,14 +49,6 @@ _MAX_UNWRITTEN = 1000
 # Ended jobs that somebody looks at.
 _MAX_LOADED = 32
 _FORGET_SECONDS = 3600.0
-# How often a running job is checked for stalls.
-_WATCH_SECONDS = 0.25
-# Pauses before the second restart of a worker and before a later one; the first restart comes at once.
-_FIRST_PAUSE_SECONDS = 1.0
-_MAX_PAUSE_SECONDS = 60.0
-_POLL_SECONDS = 0.05
-# A stopped training ends at its next step or minibatch; without either for this long, it hangs.
-_STOP_PATIENCE_SECONDS = 5.0
 
 
 class JobRegistry:
@@ -101,16 +87,20 @@ class JobRegistry:
         self.totals = JobTotals()
         self.recorder = recorder or JobRecorder(JobJournal())
         self._store = store
-        self._executor, self._keeper = executor, keeper
         self._max_running = max_running
         self._max_active = max_running + max_queued
         self._max_kept, self._max_kept_days = max_kept, max_kept_days
-        self._stall_seconds = stall_seconds
         self._checkpoints = checkpoints
-        self._tensorboard_dir = tensorboard_dir.absolute()
-        self._n_threads_per_job = n_threads_per_job or max(1, _count_cores() // max_running)
-        # A slot is a thread that starts a training and watches it.
-        self._slots = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
+        self._runner = JobRunner(
+            store,
+            executor,
+            self.recorder,
+            max_running=max_running,
+            stall_seconds=stall_seconds,
+            tensorboard_dir=tensorboard_dir,
+            n_threads_per_job=n_threads_per_job,
+            keeper=keeper,
+        )
         # Held while a job is written down, so that jobs are listed in the order of the file.
         self._admission = threading.Lock()
         # Held while something is written on a job, so that the last to write is the one that is remembered.
@@ -161,7 +151,7 @@ class JobRegistry:
             except ServiceError as error:
                 job.publish_warning(f"if its worker dies, the job cannot go on: {error}")
                 job.forbid_restarts()
-            self._slots.submit(self._rejoin, job)
+            self._runner.rejoin(job, self._note_found)
 
     def submit(self, plan: TrainingPlan) -> Job:
         """Queue a job.
@@ -193,7 +183,7 @@ class JobRegistry:
         """
         with self._admission:
             checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
-            is_own = self._is_own(job)
+            is_own = is_own_model(self._store, job)
             with self._lock:
                 active = [other for other in self._check_room() if other is not job]
                 self._check_name_is_free(job.config.model_name, active)
@@ -214,9 +204,7 @@ class JobRegistry:
         with self._lock:
             self._jobs[job.job_id] = job
         job.log("queued")
-        # In the request's context, so that the job's log lines carry the request's id.
-        with suppress(RuntimeError):  # the shutdown that came meanwhile has stopped the job
-            self._slots.submit(copy_context().run, self._run, job)
+        self._runner.submit(job)
 
     def _check_replacement(self, job: Job) -> str | None:
         """Return a warning if a job's policy will take a model's place, or refuse it if that must not be."""
@@ -482,50 +470,12 @@ class JobRegistry:
         for job in active:
             if not job.finished.wait(max(0.0, deadline - time.monotonic())):
                 job.finish(JobStatus.STOPPED, f"it did not end within {grace_seconds:g} s of the server's shutdown.")
-        self._slots.shutdown(wait=False, cancel_futures=True)
+        self._runner.close()
         self.recorder.close()
 
     def _list_followed(self) -> list[Job]:
         """List the active jobs but for those that nobody has found yet: the next server will."""
         return [job for job in self._list_active() if job not in self._left]
-
-    def _run(self, job: Job) -> None:
-        JOB_ID.set(job.job_id)
-        if not job.start():
-            return
-        if self._keeper is None:
-            self.recorder.note_start()
-        else:  # before its worker begins, which the next server would not look for
-            self.recorder.begin(job)
-        job.log("started")
-        with ExitStack() as held:
-            self._see_through(job, partial(self._train, job, held))
-
-    def _rejoin(self, job: Job) -> None:
-        JOB_ID.set(job.job_id)
-        assert self._keeper is not None, "otherwise no job goes on without its server"
-        with ExitStack() as held:
-            try:
-                run = self._keeper.adopt(job.job_id, job, job.receipts)
-            except TaskDrainedError as error:
-                if job.is_stopping:
-                    self._note_found(job)
-                    job.finish(JobStatus.STOPPED, f"{error} What it does is lost.")
-                return
-            except TaskFailedError as error:
-                self._note_found(job)
-                job.finish(JobStatus.FAILED, f"interrupted by restart: {error}")
-                return
-            must_stop = self._note_found(job)
-            if run is None:
-                job.finish(JobStatus.FAILED, INTERRUPTED.format(status=JobStatus.RUNNING, job_id=job.job_id))
-                return
-            held.callback(run.release)
-            job.log("found again")
-            with suppress(ConflictError):  # it has ended
-                for _ in range(2 if must_stop else run.n_earlier_stops):
-                    job.stop()
-            self._see_through(job, partial(self._train, job, held, run))
 
     def _note_found(self, job: Job) -> bool:
         """Note that it is known what a job does, or that it is gone; return whether the server ends."""
@@ -533,142 +483,9 @@ class JobRegistry:
             self._left.remove(job)
             return self._draining
 
-    def _see_through(self, job: Job, train: Callable[[], bytes | None]) -> None:
-        """Train a job's policy, publish it, and end the job."""
-        try:
-            content = train()
-            if content is None or job.finished.is_set():  # a shutdown may have given up on it in the meantime
-                return
-            outcome = job.settle_outcome()
-            name = self._choose_name(job, outcome)
-            job.record_saved_model(name, self._store.publish(name, content, job.job_id))
-        except TaskDrainedError as error:
-            learned = "Nothing was learned, and nothing is saved."
-            if job.describe().checkpoint is not None:
-                learned = "A resume goes on from the job's checkpoint."
-            job.finish(JobStatus.STOPPED, f"{error} {learned}")
-        except (TaskFailedError, ServiceError) as error:
-            logger.warning("job %s failed: %s", job.job_id, error)
-            job.finish(JobStatus.FAILED, str(error))
-        except BaseException as error:  # the job boundary: whatever an environment raises ends only its own job
-            logger.warning("job %s failed", job.job_id, exc_info=True)
-            job.finish(JobStatus.FAILED, describe_error(error))
-        else:
-            job.finish(outcome)
-
-    def _train(self, job: Job, held: ExitStack, run: Run | None = None) -> bytes | None:
-        """Train a job's policy, and go on from its checkpoint if the worker dies.
-
-        :param held: Ended when the policy is published.
-        :param run: What trains it already; None if nothing does.
-        :return: The model file; None if the job has ended in the meantime.
-        :raises Exception: Whatever the task raises.
-        """
-        pause_seconds = 0.0
-        while True:
-            began = time.monotonic()
-            run = self._start(job, held) if run is None else run
-            job.wake()  # a cluster may have had no room for it until now
-            try:
-                return self._follow(run, job)
-            except WorkerLostError as error:
-                logger.warning("the worker of job %s was lost: %s", job.job_id, error)
-                if job.restart(str(error)):
-                    if self._keeper is not None:
-                        self.recorder.begin(job)
-                    if time.monotonic() - began > _MAX_PAUSE_SECONDS:  # this one had gone on for a while
-                        pause_seconds = 0.0
-                    _pause(job, pause_seconds)
-                    pause_seconds = min(_MAX_PAUSE_SECONDS, max(_FIRST_PAUSE_SECONDS, 2 * pause_seconds))
-                    run = None
-                    continue
-                if (content := job.read_finished_model()) is None:
-                    raise
-                job.publish_warning(f"the policy was saved but not evaluated: {error}")
-                return content
-
-    def _start(self, job: Job, held: ExitStack) -> Run:
-        """Start a job's training, from its checkpoint if there is one, see ``_train``."""
-        run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
-        taken = job.read_checkpoint()
-        init = self._read_init_model(job, is_needed=taken is None)
-        task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init)
-        if self._keeper is None:
-            return self._executor.start(task, job)
-        run = self._keeper.start_lasting(task, job, job.receipts)
-        held.callback(run.release)
-        return run
-
-    def _follow(self, run: Run, job: Job) -> bytes | None:
-        """Wait for the end of a training, see ``_train``."""
-        try:
-            while not run.wait(_WATCH_SECONDS):
-                if (stall := self._find_stall(job)) is not None:
-                    if (content := job.read_finished_model()) is not None:
-                        run.kill()
-                        job.publish_warning(f"the policy was saved but not evaluated: its evaluation {stall}.")
-                        return content
-                    _give_up(job, stall)
-                if job.finished.is_set():
-                    run.kill()
-                    return None
-        except Exception:  # a stall, or foreign code in a worker has written what is no message
-            run.kill()
-            raise
-        return run.get_content()
-
-    def _read_init_model(self, job: Job, is_needed: bool) -> bytes | None:
-        """Return the file that a job's ``init_model`` named when it was accepted, wherever it is now."""
-        if (reference := job.config.init_model) is None:
-            return None
-        content = self._store.folder.find_content(reference, job.plan.init_sha256)
-        if content is None and is_needed:
-            raise NotFoundError(
-                f"init_model '{reference}' was deleted or replaced since the job was accepted, and no version of it "
-                "is that file; submit the job again with a model that is there."
-            )
-        return content
-
-    def _find_stall(self, job: Job) -> str | None:
-        """Return how long a job has not moved, if that is too long; None otherwise."""
-        patience = self._stall_seconds
-        if job.is_stopping:
-            patience = min(patience, _STOP_PATIENCE_SECONDS)
-        if job.finished.is_set() or job.inactive_seconds < patience:
-            return None
-        return f"stalled: no simulator step and no update for {patience:g} s"
-
-    def _choose_name(self, job: Job, outcome: JobStatus) -> str:
-        """Return the name to save under: the job's own, but a stopped job never replaces another one's model."""
-        name = job.config.model_name
-        if outcome is JobStatus.COMPLETED or not self._store.exists(name) or self._is_own(job):
-            return name
-        return f"{name[:80]}-stopped-{job.job_id[:8]}"
-
-    def _is_own(self, job: Job) -> bool:
-        """Return whether the model of a job's name is the one that it has saved itself, when it was stopped."""
-        saved = job.last_saved
-        return saved is not None and saved[0] == job.config.model_name and self.has_its_model(job)
-
-    def has_its_model(self, job: Job) -> bool:
-        """Return whether the model that a job has saved last is there, and is still the newest of its name."""
-        if (saved := job.last_saved) is None:
-            return False
-        with suppress(NotFoundError, ModelFileError):
-            return hashlib.sha256(self._store.folder.read(saved[0])[1]).hexdigest() == saved[1]
-        return False
-
     def find_its_model(self, job: Job) -> str | None:
         """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
-        if (saved := job.last_saved) is None:
-            return None
-        name, sha256 = saved
-        versions = self._store.folder.versions
-        for reference in (name, *(f"{name}@{version}" for version in reversed(versions.list_kept(name)))):
-            with suppress(NotFoundError, ModelFileError):
-                if hashlib.sha256(self._store.folder.read(reference)[1]).hexdigest() == sha256:
-                    return reference
-        return None
+        return find_its_model(self._store, job)
 
     def list_trained_on(self, job: Job) -> list[Job]:
         """List the jobs that began from the model which a job has saved last, oldest first."""
@@ -738,32 +555,8 @@ class JobRegistry:
                 self._checkpoints.delete(job_id)
 
 
-def _pause(job: Job, seconds: float) -> None:
-    """Wait before a worker that has died is replaced again, unless the job is stopped."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not job.is_stopping and not job.finished.wait(_POLL_SECONDS):
-        pass
-    job.wake()
-
-
-def _give_up(job: Job, stall: str) -> None:
-    if job.is_stopping:
-        job.give_up(JobStatus.STOPPED, f"{stall} after the stop, so nothing could be saved.")
-        return
-    job.give_up(
-        JobStatus.FAILED,
-        f"{stall}, the limit that GRPO_STALL_SECONDS sets; fix the environment '{job.config.env_name}', or raise the "
-        "setting if a step or an update may take longer.",
-    )
-
-
 def _make_not_found(job_id: str) -> NotFoundError:
     return NotFoundError(f"there is no training job '{printable(job_id)}'; GET /training/jobs lists them.")
-
-
-def _count_cores() -> int:
-    # Not on macOS and Windows.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _same_name(job: Job, model_name: str) -> bool:

@@ -85,6 +85,7 @@ class Elsewhere(ThreadExecutor):
 
     def start_lasting(self, task: Task, progress: Progress, receipts: Receipts) -> LastingRun:
         self.n_started += 1
+        assert self.run is None or self.run.was_written_at_release is False, "it would have no room"
         raise TaskFailedError("no more of this")
 
     def adopt(self, job_id: str, progress: Progress, receipts: Receipts) -> LastingRun | None:
