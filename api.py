@@ -49,8 +49,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     _build_routes(app)
     if service.mirror is not None:
         service.mirror.start()
-    if service.settings.preload:
-        service.executor.warm_up()
+    service.begin()
     upkeep = asyncio.create_task(_keep_store(service.store))
     try:
         with announce_shutdown(service.closing):

@@ -18,10 +18,12 @@ from service.jobs.job import Job
 from service.jobs.journal import JobJournal, open_journal
 from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
+from service.jobs.saved_model import has_its_model
 from service.models.exporter import ModelExporter
+from service.models.folder_id import read_folder_id
 from service.models.folder_lock import FolderLock
 from service.models.player import Film, ModelPlayer
-from service.models.registry import ModelRegistry
+from service.models.promotion import ModelPromotion
 from service.models.store import ModelStore, ServedModel
 from service.monitoring.memory import get_available_bytes, get_total_bytes
 from service.monitoring.prometheus import Metrics
@@ -34,10 +36,12 @@ from service.settings import Settings
 from service.sweeps.conductor import Conductor
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
+from service.workers.cluster.ray_connection import RayOptions
+from service.workers.cluster.ray_executor import RayExecutor
 from service.workers.executor import Executor, make_executor
 from service.workers.none import NoExecutor
-from service.workers.ray_cluster import RayOptions
 from service.workers.short_tasks import ShortTasks
+from service.workers.task import Keeper
 
 # Batches answered at the same time; each now and then keeps the event loop waiting for the interpreter.
 _MAX_RUNNING_BATCHES = 2
@@ -79,15 +83,15 @@ class Service:
             is_read_only=settings.is_replica,
         )
         self.executor: Executor
+        keeper: Keeper | None = None
         if settings.is_replica:  # it has no jobs, and the jobs' file is the trainer's
             self.executor = NoExecutor(ReadOnlyRule(settings).describe())
             journal, obstacle = JobJournal(), None
         else:
-            ray_options = RayOptions(
-                settings.ray_address, settings.ray_gpus_per_job, settings.ray_wait_seconds, settings.env_modules
-            )
-            self.executor = make_executor(settings.executor, settings.log_style, ray_options)
-            journal, obstacle = open_journal(settings.models_dir)
+            self.executor = make_executor(settings.executor, settings.log_style, _make_ray_options(settings))
+            if isinstance(self.executor, RayExecutor) and settings.ray_address is not None:
+                keeper = self.executor
+            journal, obstacle = open_journal(settings.models_dir, keeps_running=keeper is not None)
         self.registry = JobRegistry(
             self.store,
             self.executor,
@@ -103,6 +107,7 @@ class Service:
             recorder=JobRecorder(journal, obstacle),
             # On a cluster, each declares one processor; here they share the machine's.
             n_threads_per_job=1 if settings.executor == "ray" else None,
+            keeper=keeper,
         )
         limits = JobLimits(settings.client_active_jobs, settings.client_job_timesteps, settings.client_job_seconds)
         self._client_jobs = ClientJobs(limits, self.registry.is_active) if settings.limits_clients else None
@@ -123,7 +128,7 @@ class Service:
         self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
         self.sweeps = Conductor(journal, self.registry, self.store, self, settings.max_models)
         self.player = ModelPlayer(self.store, self.short_tasks)
-        self.versions = ModelRegistry(self.store, self.player)
+        self.versions = ModelPromotion(self.store, self.player)
         self.exporter = ModelExporter(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)
@@ -206,6 +211,12 @@ class Service:
         except (NotFoundError, ConflictError) as error:
             raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
 
+    def begin(self) -> None:
+        """Follow the jobs again that went on without their server, and get ready for others."""
+        self.registry.rejoin(self._planner.find_rewards)
+        if self.settings.preload:
+            self.executor.warm_up()
+
     def begin_close(self) -> None:
         """Refuse new work, and have the jobs stop and save; ``close`` waits for them."""
         self.closing.set()
@@ -244,7 +255,7 @@ class Service:
         """Make an earlier version of a model the newest again.
 
         :raises ConflictError: If an active job or an upload will save under its name.
-        :raises ServiceError: Whatever ``ModelRegistry.roll_back`` raises.
+        :raises ServiceError: Whatever ``ModelPromotion.roll_back`` raises.
         """
         with self.registry.reserve_name(model_name), self._uploads:
             return self.versions.roll_back(model_name, version)
@@ -261,7 +272,7 @@ class Service:
         """
         job = self.registry.get(job_id)
         status = job.describe()
-        if status.model_name is not None and self.registry.has_its_model(job):
+        if status.model_name is not None and has_its_model(self.store, job):
             return self.player.film(status.model_name, video_format, seed, deterministic, max_steps), None
         kept = self.registry.read_checkpoint_model(job)
         if kept is None and status.model_name is not None:
@@ -298,3 +309,15 @@ class Service:
                     self.store.publish(model_name, content)
             except ModelFileError as error:
                 raise InvalidRequestError(f"this model file cannot be used: {error}") from error
+
+
+def _make_ray_options(settings: Settings) -> RayOptions:
+    is_shared = settings.executor == "ray" and settings.ray_address is not None
+    return RayOptions(
+        settings.ray_address,
+        settings.ray_gpus_per_job,
+        settings.ray_wait_seconds,
+        settings.env_modules,
+        settings.ray_lease_seconds,
+        read_folder_id(settings.models_dir) if is_shared else "",
+    )

@@ -128,6 +128,14 @@ class StorageLowError(ServiceError):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "60"}
 
 
+class ClusterUnavailableError(ServiceError):
+    """The machines that run tasks cannot be reached, or one was lost under a task."""
+
+    problem = Problem("cluster-unavailable", "The cluster cannot be reached")
+    status_code = 503
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "10"}
+
+
 class NotReadyError(ServiceError):
     """The server cannot save models or run jobs."""
 

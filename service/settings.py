@@ -47,6 +47,7 @@ class Settings(BaseSettings):
         server.
     :param ray_gpus_per_job: GPUs of the cluster that a job on ``cuda`` asks for; with a part, several share one.
     :param ray_wait_seconds: Longest time that a job waits for a node of the cluster with room.
+    :param ray_lease_seconds: How long jobs go on in a running cluster after their server was killed.
     :param stall_seconds: A running job that takes no simulator step and no update for this long has failed.
     :param task_seconds: Time limit for planning a job, evaluating or filming a policy, or describing an environment.
     :param max_running_jobs: Maximum number of jobs training at the same time.
@@ -100,6 +101,7 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(None, pattern=r"^[^\s/]+:\d{1,5}$")
     ray_gpus_per_job: float = Field(1.0, gt=0)
     ray_wait_seconds: float = Field(600.0, gt=0)
+    ray_lease_seconds: float = Field(3600.0, ge=60)
     stall_seconds: float = Field(60.0, gt=0)
     task_seconds: float = Field(60.0, gt=0)
     max_running_jobs: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1)

@@ -118,7 +118,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray cluster of one node on this machine, with more processors to hand out than there are."""
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as service.workers.ray_cluster does
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as service.workers.cluster does
     ray = pytest.importorskip("ray")
     ray.init(
         address="local",
@@ -145,7 +145,7 @@ def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
         "http.limits.bodies._BODY_DEADLINE_SECONDS",
         "http.limits.connections.PATIENCE_SECONDS",
         "jobs.recorder._PATIENCE_SECONDS",
-        "jobs.registry._STOP_PATIENCE_SECONDS",
+        "jobs.runner._STOP_PATIENCE_SECONDS",
         "training.evaluation.final_evaluation._LEAST_SECONDS",
         "training.evaluation.final_evaluation._MOST_SECONDS",
         "training.evaluation.value_check._MAX_SECONDS",

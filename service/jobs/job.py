@@ -28,6 +28,7 @@ from service.schemas.jobs import (
     TrainingStatus,
 )
 from service.training.planning.plan import TrainingPlan
+from service.workers.receipts import Receipts
 
 logger = logging.getLogger("grpo.service")
 
@@ -87,6 +88,8 @@ class Job:
         self.labels = JobLabels()
         self.history = JobHistory()
         self.finished = threading.Event()
+        #: Which reports of its worker are taken, where that may outlive the server.
+        self.receipts = Receipts()
         # Guards everything below.
         self._lock = threading.Lock()
         self._status = JobStatus.QUEUED
@@ -314,7 +317,7 @@ class Job:
                 raise ConflictError(
                     f"job {self.job_id} is {self._status}; only stopped and failed jobs can be resumed, {remedy}."
                 )
-            self.plan = self.plan._replace(reward=reward)
+            self.set_reward(reward)
             self._totals, self._write_end, self._checkpoints = totals, write_end, checkpoints
             if checkpoint is None and self._checkpoint is not None:
                 self._warn("its checkpoint is gone or cannot be used here, so the job began again.")
@@ -329,6 +332,7 @@ class Job:
     def _rewind(self) -> None:
         """Go back to where the checkpoint was taken, or to the start."""
         self._n_restarts += 1
+        self.receipts = Receipts(self._n_restarts)
         timesteps = 0 if self._checkpoint is None else self._checkpoint.timesteps
         self.repeated_timesteps += max(0, self._current_timesteps - timesteps)
         self._current_timesteps = timesteps
@@ -386,7 +390,7 @@ class Job:
         :param after: ``last_event_id`` of the history in the record before; 0 without one.
         :param stride: Its ``stride``.
         """
-        with self._lock:
+        with self.receipts.hold(), self._lock:
             return self._make_record(after, stride)
 
     def _make_record(self, after: int, stride: int) -> JobRecord:
@@ -411,6 +415,7 @@ class Job:
             checkpoint=None if end is not None and end.status is JobStatus.COMPLETED else self._checkpoint,
             n_restarts=self._n_restarts,
             repeated_timesteps=self.repeated_timesteps,
+            n_reports=self.receipts.n_taken,
             last_saved=self.last_saved,
             n_silent_rollouts=self._no_signal.n_rollouts,
             last_signal_timesteps=self._no_signal.since_timesteps,
@@ -424,26 +429,61 @@ class Job:
 
         Its plan lacks the rewards, see ``PlanRecord.make_plan``.
         """
-        state = record.state
-        job = cls(record.plan.make_plan())
-        job.job_id, job.labels, job.history = record.job_id, record.labels, JobHistory.restore(record.history)
-        job._status = job._outcome = state.status
-        job._created_at, job._start_time, job._end_time = state.created_at, state.start_time, state.end_time
-        job._started = None if state.start_time is None else 0.0
-        job._current_timesteps, job._metrics, job._warnings = state.current_timesteps, state.metrics, state.warnings
-        job._error_message, job._ended_by = state.error_message, state.ended_by
-        job._model_name, job._sha256 = state.model_name, state.sha256
-        job._evaluation, job._best_evaluation = state.evaluation, state.best_evaluation
-        job._final_evaluation, job._checkpoint = state.final_evaluation, state.checkpoint
-        job._n_restarts, job.last_saved = state.n_restarts, state.last_saved
-        job.repeated_timesteps = state.repeated_timesteps
-        job._no_signal = _NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
+        state, job = record.state, cls(record.plan.make_plan())
+        job._restore(record)
+        job._end_time, job._outcome = state.end_time, state.status
         end_time = state.end_time or state.created_at
         job._end = _End(state.status, state.error_message, end_time, state.elapsed_seconds, state.ended_by)
+        job._started = None if state.start_time is None else 0.0
         if all(event.name != f"job.{state.status}" for event in record.history.events):  # as before the end was seen
             job._append_end()
         job.finished.set()
         return job
+
+    @classmethod
+    def revive(
+        cls,
+        record: JobRecord,
+        totals: JobTotals,
+        write_end: Callable[[JobRecord], None],
+        checkpoints: CheckpointFolder | None,
+    ) -> "Job":
+        """Build a job again from its record that goes on without its server; the rest is as for a new job.
+
+        Its plan lacks the rewards, as in ``restore``.
+        """
+        job = cls(record.plan.make_plan(), totals, write_end, checkpoints)
+        job._restore(record)
+        if checkpoints is not None:  # which may be newer than the record
+            job._checkpoint = checkpoints.describe(job.job_id, job.config)
+        away = datetime.now(UTC) - (record.written_at or datetime.now(UTC))
+        job._seconds_before = record.state.elapsed_seconds + max(0.0, away.total_seconds())
+        job._started = job._last_active = time.monotonic()
+        job.receipts = Receipts(record.state.n_restarts, record.state.n_reports)
+        return job
+
+    def set_reward(self, reward: Reward) -> None:
+        """Take the reward functions that the configuration names, as they are in this server."""
+        self.plan = self.plan._replace(reward=reward)
+
+    def forbid_restarts(self) -> None:
+        """Have the job end if its worker dies: what it was trained with is not there."""
+        self._n_lost_workers = self.config.max_restarts
+
+    def _restore(self, record: JobRecord) -> None:
+        """Take all that a record says but for the end."""
+        state = record.state
+        self.job_id, self.labels, self.history = record.job_id, record.labels, JobHistory.restore(record.history)
+        self._status = state.status
+        self._created_at, self._start_time = state.created_at, state.start_time
+        self._current_timesteps, self._metrics, self._warnings = state.current_timesteps, state.metrics, state.warnings
+        self._error_message, self._ended_by = state.error_message, state.ended_by
+        self._model_name, self._sha256 = state.model_name, state.sha256
+        self._evaluation, self._best_evaluation = state.evaluation, state.best_evaluation
+        self._final_evaluation, self._checkpoint = state.final_evaluation, state.checkpoint
+        self._n_restarts, self.last_saved = state.n_restarts, state.last_saved
+        self.repeated_timesteps = state.repeated_timesteps
+        self._no_signal = _NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
 
     def log(self, event: str, **fields: float) -> None:
         """Log an event of the job, with the names that identify it."""
@@ -489,7 +529,8 @@ class Job:
             if self._end is not None or not metrics:
                 return
             self._metrics = {**self._metrics, **metrics}
-            self.history.append_metrics(self._current_timesteps, self._elapsed_seconds, metrics)
+            elapsed_seconds = self._elapsed_seconds - self.receipts.age_seconds
+            self.history.append_metrics(self._current_timesteps, elapsed_seconds, metrics)
             if _ZERO_STD_KEY not in metrics:  # metrics of the last update come without a rollout
                 return
             warning = self._no_signal.count_rollout(metrics[_ZERO_STD_KEY], self._current_timesteps)
@@ -501,7 +542,8 @@ class Job:
         with self._lock:
             if self._end is not None:
                 return
-            row = EvaluationRow(**evaluation, elapsed_seconds=self._elapsed_seconds)
+            elapsed_seconds = self._elapsed_seconds - self.receipts.age_seconds
+            row = EvaluationRow(**evaluation, elapsed_seconds=elapsed_seconds)
             self._evaluation = row
             if self._best_evaluation is None or row.mean_reward > self._best_evaluation.mean_reward:
                 self._best_evaluation = row

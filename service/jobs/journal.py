@@ -76,7 +76,7 @@ _ACTIVE = "('queued', 'running')"
 _CHECKED_BYTES = 32 * 2**20
 # Another program may hold the file for a moment.
 _BUSY_SECONDS = 1.0
-_INTERRUPTED = (
+INTERRUPTED = (
     "interrupted by restart: the server ended while the job was {status}; POST /training/{job_id}/resume goes on with "
     "it."
 )
@@ -116,18 +116,23 @@ class JobJournal:
         self._inode = None if path is None else path.stat().st_ino
         self._close = weakref.finalize(self, self._connection.close)
 
-    def interrupt_active(self) -> int:
-        """Note that the jobs which had not ended have failed with the server that ran them; return how many."""
+    def interrupt_active(self, keeps_running: bool = False) -> int:
+        """Note that the jobs which had not ended have failed with the server that ran them; return how many.
+
+        :param keeps_running: Whether those that ran may go on elsewhere, and only those that waited have failed.
+        """
         with self._transact() as connection:
             query = f"SELECT number, job_id, state, written_at FROM jobs WHERE status IN {_ACTIVE}"
             rows = connection.execute(query).fetchall()
+            if keeps_running:
+                rows = [row for row in rows if not _has_started(row[2])]
             for number, job_id, state_json, written_at in rows:
                 connection.execute("UPDATE jobs SET status = ? WHERE number = ?", (JobStatus.FAILED, number))
                 try:
                     state = JobState.model_validate_json(state_json)
                 except ValueError:  # it stays in the list, and whoever asks for more of it is told
                     continue
-                message = _INTERRUPTED.format(status=state.status, job_id=job_id)
+                message = INTERRUPTED.format(status=state.status, job_id=job_id)
                 ended = {
                     "status": JobStatus.FAILED,
                     "error_message": message,
@@ -151,7 +156,7 @@ class JobJournal:
         :raises JournalError: If it cannot be read.
         """
         with self._lock, _explain():
-            query = f"SELECT number, plan, state, history, {', '.join(_LABELS)} FROM jobs WHERE job_id = ?"
+            query = f"SELECT number, plan, state, history, written_at, {', '.join(_LABELS)} FROM jobs WHERE job_id = ?"
             row = self._connection.execute(query, (job_id,)).fetchone()
             if row is None:
                 return None
@@ -160,7 +165,7 @@ class JobJournal:
             query = "SELECT keys, n_rows, numbers FROM metrics WHERE number = ? ORDER BY first_id"
             metrics = self._connection.execute(query, row[:1]).fetchall()
         with _explain():
-            _, plan, state, history, *written = row
+            _, plan, state, history, written_at, *written = row
             labels = _read_json_columns(dict(zip(_LABELS, written, strict=True)))
             last_event_id, stride, progress = json.loads(history)
             part = HistoryPart(
@@ -177,6 +182,7 @@ class JobJournal:
                 JobState.model_validate_json(state),
                 part,
                 JobLabels.model_validate(labels),
+                datetime.fromtimestamp(written_at, UTC),
             )
 
     def load_configs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -300,31 +306,32 @@ class JobJournal:
             raise JournalError("it has been replaced; restart the server")
 
 
-def open_journal(models_dir: Path) -> tuple[JobJournal, str | None]:
+def open_journal(models_dir: Path, keeps_running: bool = False) -> tuple[JobJournal, str | None]:
     """Open the jobs' file of a models folder, and end what a server was doing that has written it.
 
     A file that is damaged is moved aside.
 
+    :param keeps_running: Whether jobs that ran may go on elsewhere.
     :return: The journal, and why it is in memory only; None if it is not.
     """
     path = models_dir / FILE_NAME
     try:
         try:
-            return _open(path), None
+            return _open(path, keeps_running), None
         except _DamagedError as error:
             aside = _move_aside(path)
             logger.warning("%s is damaged (%s): it is now %s, and a new one begins", FILE_NAME, error, aside)
-            return _open(path), None
+            return _open(path, keeps_running), None
     except (JournalError, OSError) as error:
         reason = error.reason if isinstance(error, JournalError) else error.strerror or "unknown reason"
         logger.warning("%s cannot be used (%s): jobs are remembered only until the server ends", FILE_NAME, reason)
         return JobJournal(), reason
 
 
-def _open(path: Path) -> JobJournal:
+def _open(path: Path, keeps_running: bool) -> JobJournal:
     journal = JobJournal(path)
     try:
-        n_interrupted = journal.interrupt_active()
+        n_interrupted = journal.interrupt_active(keeps_running)
         if n_interrupted:
             logger.warning("%d jobs were interrupted when the last server ended", n_interrupted)
         journal.list_jobs()  # which must not fail later
@@ -425,6 +432,13 @@ def _move_aside(path: Path) -> str:
         with suppress(FileNotFoundError):
             os.rename(f"{path}{ending}", f"{aside}{ending}")
     return aside.name
+
+
+def _has_started(state_json: str) -> bool:
+    try:
+        return JobState.model_validate_json(state_json).status is JobStatus.RUNNING
+    except ValueError:
+        return False
 
 
 def _read_line(columns: dict[str, Any]) -> JobSummary:

@@ -88,6 +88,7 @@ class JobState(BaseModel):
     checkpoint: JobCheckpoint | None = None
     n_restarts: int = 0
     repeated_timesteps: int = 0
+    n_reports: int = 0
     last_saved: tuple[str, str] | None = None
     n_silent_rollouts: int
     last_signal_timesteps: int
@@ -97,6 +98,7 @@ class JobRecord(NamedTuple):
     """A job as it is written down.
 
     :param history: All of its history, or what is new since the last record.
+    :param written_at: When it was written; None before.
     """
 
     job_id: str
@@ -104,6 +106,7 @@ class JobRecord(NamedTuple):
     state: JobState
     history: HistoryPart
     labels: JobLabels = JobLabels()
+    written_at: datetime | None = None
 
 
 @dataclass(eq=True)

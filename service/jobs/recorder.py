@@ -76,12 +76,19 @@ class JobRecorder:
         """List the jobs in the file, oldest first."""
         return self._journal.list_jobs()
 
+    def load_record(self, job_id: str) -> JobRecord | None:
+        """Read the record of a job; None if the file does not have it.
+
+        :raises JournalError: If it cannot be read.
+        """
+        return self._journal.load(job_id)
+
     def load(self, job_id: str) -> Job | None:
         """Read a job that has ended; None if the file does not have it.
 
         :raises JournalError: If it cannot be read.
         """
-        record = self._journal.load(job_id)
+        record = self.load_record(job_id)
         return None if record is None else Job.restore(record)
 
     def load_configs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -111,6 +118,15 @@ class JobRecorder:
         self._write_now(record)
         with self._news:
             self._running[job] = record.history.last_event_id, record.history.stride
+
+    def follow(self, job: Job, stride: int) -> None:
+        """Write down what a job reports that is in the file already.
+
+        :param stride: The ``stride`` of its history there.
+        """
+        with self._news:
+            self._running[job] = job.history.last_event_id, stride
+            self._wake()
 
     def note_start(self) -> None:
         """Write soon what has changed."""
@@ -219,6 +235,8 @@ class JobRecorder:
                     self._running.pop(job, None)
                 elif job in self._running:
                     self._running[job] = record.history.last_event_id, record.history.stride
+                    if job.receipts.attempt == record.state.n_restarts:
+                        job.receipts.note_written(record.state.n_reports)
         for order in orders:
             order.done.set()
         self._note_success()

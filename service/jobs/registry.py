@@ -1,16 +1,12 @@
 """The registry, which remembers all training jobs and runs them."""
 
-import hashlib
 import logging
 import math
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,6 @@ from typing import Any
 from cachetools import LRUCache
 
 from grpo_core.options.rewards import Reward
-from grpo_core.saving.model_file import ModelFileError
-from service.context import JOB_ID
 from service.errors import (
     ConflictError,
     DrainingError,
@@ -27,7 +21,6 @@ from service.errors import (
     QueueFullError,
     ServiceError,
     StorageError,
-    describe_error,
     printable,
 )
 from service.jobs.checkpoints import CheckpointFolder
@@ -35,13 +28,15 @@ from service.jobs.job import Job
 from service.jobs.journal import JobJournal, JournalError
 from service.jobs.record import PastJob
 from service.jobs.recorder import JobRecorder
+from service.jobs.runner import JobRunner
+from service.jobs.saved_model import find_its_model, is_own_model
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
-from service.pauses import RestartPause
 from service.schemas.jobs import JobLabels, JobStatus
+from service.schemas.training import TrainConfig
 from service.training.planning.plan import TrainingPlan
 from service.workers.executor import Executor
-from service.workers.task import Run, TaskDrainedError, TaskFailedError, WorkerLostError
+from service.workers.task import Keeper
 
 logger = logging.getLogger("grpo.service")
 
@@ -54,11 +49,6 @@ _MAX_UNWRITTEN = 1000
 # Ended jobs that somebody looks at.
 _MAX_LOADED = 32
 _FORGET_SECONDS = 3600.0
-# How often a running job is checked for stalls.
-_WATCH_SECONDS = 0.25
-_POLL_SECONDS = 0.05
-# A stopped training ends at its next step or minibatch; without either for this long, it hangs.
-_STOP_PATIENCE_SECONDS = 5.0
 
 
 class JobRegistry:
@@ -75,6 +65,7 @@ class JobRegistry:
     :param checkpoints: Where the jobs' checkpoints are kept; None keeps none.
     :param tensorboard_dir: Folder for TensorBoard logs, created when a job first writes one.
     :param n_threads_per_job: Threads that may step a job's simulators; None gives each job its share of the cores.
+    :param keeper: The executor, where its jobs outlive the server; None if they end with it.
     """
 
     def __init__(
@@ -91,20 +82,25 @@ class JobRegistry:
         max_kept_days: float = math.inf,
         recorder: JobRecorder | None = None,
         n_threads_per_job: int | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.totals = JobTotals()
         self.recorder = recorder or JobRecorder(JobJournal())
         self._store = store
-        self._executor = executor
         self._max_running = max_running
         self._max_active = max_running + max_queued
         self._max_kept, self._max_kept_days = max_kept, max_kept_days
-        self._stall_seconds = stall_seconds
         self._checkpoints = checkpoints
-        self._tensorboard_dir = tensorboard_dir.absolute()
-        self._n_threads_per_job = n_threads_per_job or max(1, _count_cores() // max_running)
-        # A slot is a thread that starts a training and watches it.
-        self._slots = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
+        self._runner = JobRunner(
+            store,
+            executor,
+            self.recorder,
+            max_running=max_running,
+            stall_seconds=stall_seconds,
+            tensorboard_dir=tensorboard_dir,
+            n_threads_per_job=n_threads_per_job,
+            keeper=keeper,
+        )
         # Held while a job is written down, so that jobs are listed in the order of the file.
         self._admission = threading.Lock()
         # Held while something is written on a job, so that the last to write is the one that is remembered.
@@ -112,15 +108,17 @@ class JobRegistry:
         # Guards everything below and makes "check the name, then take it" one step.
         self._lock = threading.Lock()
         past_jobs = self.recorder.list_past_jobs()
-        self._jobs: dict[str, Job | PastJob] = {job.job_id: job for job in past_jobs}
+        self._jobs: dict[str, Job | PastJob] = {job.job_id: self._revive(job) for job in past_jobs}
+        # Jobs that go on without their server, and are to be followed again.
+        self._left = [job for job in self._jobs.values() if isinstance(job, Job)]
         if checkpoints is not None:
             checkpoints.is_active = self.is_active
             if self.recorder.knows_all_jobs:
                 checkpoints.remove_orphans(self._jobs)
         # Jobs that had not ended at the last look, and the ids of the others, so that only a list of all jobs has to
         # go through all of them. Of the others, the last are in memory.
-        self._active: list[Job] = []
-        self._ended: deque[str] = deque(self._jobs)
+        self._active = list(self._left)
+        self._ended: deque[str] = deque(job.job_id for job in self._jobs.values() if isinstance(job, PastJob))
         self._in_memory: deque[str] = deque()
         self._loaded: LRUCache[str, Job] = LRUCache(_MAX_LOADED)
         self._next_look = 0.0
@@ -128,6 +126,32 @@ class JobRegistry:
         # Names reserved by uploads, folded.
         self._reserved: set[str] = set()
         self._draining = False
+
+    def _revive(self, past: PastJob) -> Job | PastJob:
+        """Return a job that had not ended as one that goes on."""
+        if past.status.is_final:
+            return past
+        with suppress(JournalError, TypeError, ValueError):
+            record = self.recorder.load_record(past.job_id)
+            if record is not None:
+                job = Job.revive(record, self.totals, self.recorder.end, self._checkpoints)
+                self.recorder.follow(job, record.history.stride)
+                return job
+        logger.warning("job %s cannot be read, so that nobody can follow it", past.job_id)
+        return PastJob(past.summary.model_copy(update={"status": JobStatus.FAILED}))
+
+    def rejoin(self, find_rewards: Callable[[TrainConfig], Reward]) -> None:
+        """Follow the jobs again that went on without their server.
+
+        :param find_rewards: Returns the reward functions that a configuration names, or refuses.
+        """
+        for job in list(self._left):
+            try:
+                job.set_reward(find_rewards(job.config))
+            except ServiceError as error:
+                job.publish_warning(f"if its worker dies, the job cannot go on: {error}")
+                job.forbid_restarts()
+            self._runner.rejoin(job, self._note_found)
 
     def submit(self, plan: TrainingPlan) -> Job:
         """Queue a job.
@@ -159,7 +183,7 @@ class JobRegistry:
         """
         with self._admission:
             checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
-            is_own = self._is_own(job)
+            is_own = is_own_model(self._store, job)
             with self._lock:
                 active = [other for other in self._check_room() if other is not job]
                 self._check_name_is_free(job.config.model_name, active)
@@ -180,9 +204,7 @@ class JobRegistry:
         with self._lock:
             self._jobs[job.job_id] = job
         job.log("queued")
-        # In the request's context, so that the job's log lines carry the request's id.
-        with suppress(RuntimeError):  # the shutdown that came meanwhile has stopped the job
-            self._slots.submit(copy_context().run, self._run, job)
+        self._runner.submit(job)
 
     def _check_replacement(self, job: Job) -> str | None:
         """Return a warning if a job's policy will take a model's place, or refuse it if that must not be."""
@@ -428,7 +450,7 @@ class JobRegistry:
             if self._draining:
                 return
             self._draining = True
-            active = self._list_active()
+            active = self._list_followed()
         for job in active:
             try:
                 job.stop()
@@ -443,138 +465,27 @@ class JobRegistry:
         """
         self.stop_all()
         with self._lock:
-            active = self._list_active()
+            active = self._list_followed()
         deadline = time.monotonic() + grace_seconds
         for job in active:
             if not job.finished.wait(max(0.0, deadline - time.monotonic())):
                 job.finish(JobStatus.STOPPED, f"it did not end within {grace_seconds:g} s of the server's shutdown.")
-        self._slots.shutdown(wait=False, cancel_futures=True)
+        self._runner.close()
         self.recorder.close()
 
-    def _run(self, job: Job) -> None:
-        JOB_ID.set(job.job_id)
-        if not job.start():
-            return
-        self.recorder.note_start()
-        job.log("started")
-        try:
-            content = self._train(job)
-            if content is None or job.finished.is_set():  # a shutdown may have given up on it in the meantime
-                return
-            outcome = job.settle_outcome()
-            name = self._choose_name(job, outcome)
-            job.record_saved_model(name, self._store.publish(name, content, job.job_id))
-        except TaskDrainedError as error:
-            learned = "Nothing was learned, and nothing is saved."
-            if job.describe().checkpoint is not None:
-                learned = "A resume goes on from the job's checkpoint."
-            job.finish(JobStatus.STOPPED, f"{error} {learned}")
-        except (TaskFailedError, ServiceError) as error:
-            logger.warning("job %s failed: %s", job.job_id, error)
-            job.finish(JobStatus.FAILED, str(error))
-        except BaseException as error:  # the job boundary: whatever an environment raises ends only its own job
-            logger.warning("job %s failed", job.job_id, exc_info=True)
-            job.finish(JobStatus.FAILED, describe_error(error))
-        else:
-            job.finish(outcome)
+    def _list_followed(self) -> list[Job]:
+        """List the active jobs but for those that nobody has found yet: the next server will."""
+        return [job for job in self._list_active() if job not in self._left]
 
-    def _train(self, job: Job) -> bytes | None:
-        """Train a job's policy, and go on from its checkpoint if the worker dies.
-
-        :return: The model file; None if the job has ended in the meantime.
-        :raises Exception: Whatever the task raises.
-        """
-        run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
-        pause = RestartPause(is_first_at_once=True)
-        while True:
-            began = time.monotonic()
-            taken = job.read_checkpoint()
-            init = self._read_init_model(job, is_needed=taken is None)
-            task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init, self._stall_seconds)
-            run = self._executor.start(task, job)
-            job.wake()  # a cluster may have had no room for it until now
-            try:
-                return self._follow(run, job)
-            except WorkerLostError as error:
-                logger.warning("the worker of job %s was lost: %s", job.job_id, error)
-                if job.restart(str(error)):
-                    _pause(job, pause.choose(time.monotonic() - began))
-                    continue
-                if (content := job.read_finished_model()) is None:
-                    raise
-                job.publish_warning(f"the policy was saved but not evaluated: {error}")
-                return content
-
-    def _follow(self, run: Run, job: Job) -> bytes | None:
-        """Wait for the end of a training, see ``_train``."""
-        try:
-            while not run.wait(_WATCH_SECONDS):
-                if (stall := self._find_stall(job)) is not None:
-                    if (content := job.read_finished_model()) is not None:
-                        run.kill()
-                        job.publish_warning(f"the policy was saved but not evaluated: its evaluation {stall}.")
-                        return content
-                    _give_up(job, stall)
-                if job.finished.is_set():
-                    run.kill()
-                    return None
-        except Exception:  # a stall, or foreign code in a worker has written what is no message
-            run.kill()
-            raise
-        return run.get_content()
-
-    def _read_init_model(self, job: Job, is_needed: bool) -> bytes | None:
-        """Return the file that a job's ``init_model`` named when it was accepted, wherever it is now."""
-        if (reference := job.config.init_model) is None:
-            return None
-        content = self._store.folder.find_content(reference, job.plan.init_sha256)
-        if content is None and is_needed:
-            raise NotFoundError(
-                f"init_model '{reference}' was deleted or replaced since the job was accepted, and no version of it "
-                "is that file; submit the job again with a model that is there."
-            )
-        return content
-
-    def _find_stall(self, job: Job) -> str | None:
-        """Return how long a job has not moved, if that is too long; None otherwise."""
-        patience = self._stall_seconds
-        if job.is_stopping:
-            patience = min(patience, _STOP_PATIENCE_SECONDS)
-        if job.finished.is_set() or job.inactive_seconds < patience:
-            return None
-        return f"stalled: no simulator step and no update for {patience:g} s"
-
-    def _choose_name(self, job: Job, outcome: JobStatus) -> str:
-        """Return the name to save under: the job's own, but a stopped job never replaces another one's model."""
-        name = job.config.model_name
-        if outcome is JobStatus.COMPLETED or not self._store.exists(name) or self._is_own(job):
-            return name
-        return f"{name[:80]}-stopped-{job.job_id[:8]}"
-
-    def _is_own(self, job: Job) -> bool:
-        """Return whether the model of a job's name is the one that it has saved itself, when it was stopped."""
-        saved = job.last_saved
-        return saved is not None and saved[0] == job.config.model_name and self.has_its_model(job)
-
-    def has_its_model(self, job: Job) -> bool:
-        """Return whether the model that a job has saved last is there, and is still the newest of its name."""
-        if (saved := job.last_saved) is None:
-            return False
-        with suppress(NotFoundError, ModelFileError):
-            return hashlib.sha256(self._store.folder.read(saved[0])[1]).hexdigest() == saved[1]
-        return False
+    def _note_found(self, job: Job) -> bool:
+        """Note that it is known what a job does, or that it is gone; return whether the server ends."""
+        with self._lock:
+            self._left.remove(job)
+            return self._draining
 
     def find_its_model(self, job: Job) -> str | None:
         """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
-        if (saved := job.last_saved) is None:
-            return None
-        name, sha256 = saved
-        versions = self._store.folder.versions
-        for reference in (name, *(f"{name}@{version}" for version in reversed(versions.list_kept(name)))):
-            with suppress(NotFoundError, ModelFileError):
-                if hashlib.sha256(self._store.folder.read(reference)[1]).hexdigest() == sha256:
-                    return reference
-        return None
+        return find_its_model(self._store, job)
 
     def list_trained_on(self, job: Job) -> list[Job]:
         """List the jobs that began from the model which a job has saved last, oldest first."""
@@ -644,32 +555,8 @@ class JobRegistry:
                 self._checkpoints.delete(job_id)
 
 
-def _pause(job: Job, seconds: float) -> None:
-    """Wait before a worker that has died is replaced again, unless the job is stopped."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not job.is_stopping and not job.finished.wait(_POLL_SECONDS):
-        pass
-    job.wake()
-
-
-def _give_up(job: Job, stall: str) -> None:
-    if job.is_stopping:
-        job.give_up(JobStatus.STOPPED, f"{stall} after the stop, so nothing could be saved.")
-        return
-    job.give_up(
-        JobStatus.FAILED,
-        f"{stall}, the limit that GRPO_STALL_SECONDS sets; fix the environment '{job.config.env_name}', or raise the "
-        "setting if a step or an update may take longer.",
-    )
-
-
 def _make_not_found(job_id: str) -> NotFoundError:
     return NotFoundError(f"there is no training job '{printable(job_id)}'; GET /training/jobs lists them.")
-
-
-def _count_cores() -> int:
-    # Not on macOS and Windows.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _same_name(job: Job, model_name: str) -> bool:

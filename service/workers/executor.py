@@ -4,8 +4,9 @@ import sys
 from typing import Literal, Protocol
 
 from service.logs import LogStyle
+from service.workers.cluster.ray_connection import RayOptions
+from service.workers.cluster.ray_executor import RayExecutor
 from service.workers.processes import ProcessExecutor
-from service.workers.ray_cluster import RayExecutor, RayOptions
 from service.workers.task import Progress, Run, Task
 from service.workers.threads import ThreadExecutor
 

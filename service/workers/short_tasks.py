@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from service.errors import (
+    ClusterUnavailableError,
     DrainingError,
     InvalidRequestError,
     QueueFullError,
@@ -16,7 +17,7 @@ from service.errors import (
 )
 from service.schemas.jobs import EndedBy
 from service.workers.executor import Executor
-from service.workers.task import Task, TaskDrainedError, TaskFailedError
+from service.workers.task import ClusterLostError, NodeLostError, Task, TaskDrainedError, TaskFailedError
 
 _WATCH_SECONDS = 0.1
 _DRAINING = "the server is shutting down; send the request again when it is back."
@@ -58,6 +59,7 @@ class ShortTasks:
         :raises QueueFullError: If too many callers wait already, or no task ends in time.
         :raises TooLargeError: If the task takes longer than the limit.
         :raises DrainingError: If the server is shutting down.
+        :raises ClusterUnavailableError: If no machine can be reached that would run it.
         :raises InvalidRequestError: If foreign code fails in it, such as the environment's.
         :raises ServiceError: Whatever the task itself refuses.
         """
@@ -76,6 +78,8 @@ class ShortTasks:
                 raise
             except TaskDrainedError as error:
                 raise DrainingError(_DRAINING) from error
+            except (ClusterLostError, NodeLostError) as error:
+                raise ClusterUnavailableError(f"{error} Try again later.") from error
             except TaskFailedError as error:
                 reason = str(error)
             except BaseException as error:  # the task's boundary: whatever an environment raises ends only its task

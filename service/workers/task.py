@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from service.schemas.jobs import EndedBy
+from service.workers.receipts import Receipts
 
 
 class TaskFailedError(Exception):
@@ -13,6 +14,14 @@ class TaskFailedError(Exception):
 
 class WorkerLostError(TaskFailedError):
     """The process that ran a task has died, which may not happen again."""
+
+
+class NodeLostError(WorkerLostError):
+    """The machine that ran a task, or what starts workers there, is gone or does not answer."""
+
+
+class ClusterLostError(TaskFailedError):
+    """The machines that run tasks cannot be reached, or have no room now; later they may."""
 
 
 class TaskDrainedError(TaskFailedError):
@@ -63,12 +72,14 @@ class Task(NamedTuple):
     :param env_name: The registered environment that the function builds.
     :param device: What a job trains on, ``"cpu"`` or ``"cuda"``, for which a cluster looks for room; None for a short
         task, which is run at once.
+    :param n_cpus: Processors that a job keeps busy.
     """
 
     function: str
     arguments: tuple[Any, ...]
     env_name: str
     device: str | None = None
+    n_cpus: int = 1
 
     def run(self, progress: Progress) -> bytes:
         """Import the function, call it and return what it returns."""
@@ -90,3 +101,29 @@ class Run(Protocol):
 
     def kill(self) -> None:
         """End the task without a result; a thread cannot be killed and is abandoned."""
+
+
+class LastingRun(Run, Protocol):
+    """A started task that outlives the server.
+
+    :ivar n_earlier_stops: How often an earlier server has asked it to stop.
+    """
+
+    n_earlier_stops: int
+
+    def release(self) -> None:
+        """Let go of what the task has returned, once that is safe; until then another server can ask for it."""
+
+
+class Keeper(Protocol):
+    """An executor whose tasks can outlive the server, and are found again by the next one."""
+
+    def start_lasting(self, task: Task, progress: Progress, receipts: Receipts) -> LastingRun:
+        """Start a job's task, as ``Executor.start`` does; the job is the one of the context."""
+
+    def adopt(self, job_id: str, progress: Progress, receipts: Receipts) -> LastingRun | None:
+        """Go on following a task that an earlier server has started; None if it is gone.
+
+        :raises ClusterLostError: If nobody can tell.
+        :raises TaskDrainedError: If the server ends, or the job is stopped, before it is found.
+        """

@@ -28,9 +28,11 @@ from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
 from service.logs import LogStyle
+from service.models.folder_id import read_folder_id
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
-from service.workers.ray_cluster import RayExecutor, RayOptions
+from service.workers.cluster.ray_connection import RayOptions
+from service.workers.cluster.ray_executor import RayExecutor
 from tests.support import make_plan, wait_until
 
 # Of six kills, three are of a worker, two of the actor that starts workers, and one is of a node.
@@ -50,6 +52,7 @@ class LocalCluster:
 
     def __init__(self, n_nodes: int = _N_NODES, cpus_per_node: int = _CPUS_PER_NODE) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_raylet_start_wait_time_s"] = "300"  # on a machine where all cores are busy
         from ray.cluster_utils import Cluster
 
         self._fixed = {"node_ip_address": "127.0.0.1", "object_store_memory": _STORE_BYTES, "include_dashboard": False}
@@ -103,7 +106,8 @@ def find_workers(cluster: LocalCluster) -> list[psutil.Process]:
 def open_registry(cluster: LocalCluster, models_dir: Path, max_queued: int = 8) -> Iterator[JobRegistry]:
     """Open a registry of jobs that train on the cluster."""
     store = ModelStore(models_dir, 64, 2**29, lambda: 2**40, 2**34)
-    executor = RayExecutor(LogStyle(), RayOptions(cluster.address, wait_seconds=_HANG_SECONDS))
+    options = RayOptions(cluster.address, wait_seconds=_HANG_SECONDS, server_id=read_folder_id(models_dir))
+    executor = RayExecutor(LogStyle(), options)
     registry = JobRegistry(
         store,
         executor,
@@ -113,6 +117,7 @@ def open_registry(cluster: LocalCluster, models_dir: Path, max_queued: int = 8) 
         stall_seconds=60.0,
         checkpoints=CheckpointFolder(models_dir),
         n_threads_per_job=1,
+        keeper=executor,
     )
     try:
         yield registry

@@ -11,7 +11,8 @@ from service.errors import InvalidRequestError
 from service.jobs.job import Job
 from service.logs import LogStyle
 from service.schemas.jobs import JobStatus
-from service.workers.ray_cluster import RayExecutor, RayOptions
+from service.workers.cluster.ray_connection import RayOptions
+from service.workers.cluster.ray_executor import RayExecutor
 from service.workers.task import Task, TaskFailedError
 from tests.chaos.ray_kills import LocalCluster, find_workers, hash_model, open_registry, submit
 from tests.support import Recorder, make_plan, wait_until

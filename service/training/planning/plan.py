@@ -63,4 +63,5 @@ class TrainingPlan(NamedTuple):
         :param stall_seconds: A rollout worker that takes no step for so long counts as dead.
         """
         arguments = (self.config, self.reward, run_dir, n_threads, taken, init, stall_seconds)
-        return Task("service.training.train:train_in_task", arguments, self.config.env_name, self.config.device)
+        function, n_cpus = "service.training.train:train_in_task", max(1, self.config.n_rollout_workers)
+        return Task(function, arguments, self.config.env_name, self.config.device, n_cpus)

@@ -19,7 +19,7 @@ import torch
 
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from service.context import REQUEST_ID
-from service.jobs import registry as jobs
+from service.jobs import runner as jobs
 from service.jobs.job import Job
 from service.jobs.registry import JobRegistry
 from service.logs import LogStyle

@@ -15,7 +15,7 @@ from service.schemas.models import AliasResponse, ModelCard, ModelVersion, Model
 _MAX_DESCRIBED = 1024
 
 
-class ModelRegistry:
+class ModelPromotion:
     """Lists the versions of models, and chooses among them. Safe to use from any thread.
 
     Aliases are moved by clients alone: evaluations differ in seeds and episodes, so that none of them moves one.

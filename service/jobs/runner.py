@@ -1,0 +1,255 @@
+"""The runner, which trains jobs in threads of the server that watch their workers, and publishes what they end with."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from contextvars import copy_context
+from functools import partial
+from pathlib import Path
+
+from service.context import JOB_ID
+from service.errors import ConflictError, NotFoundError, ServiceError, describe_error
+from service.jobs.job import Job
+from service.jobs.journal import INTERRUPTED
+from service.jobs.recorder import JobRecorder
+from service.jobs.saved_model import is_own_model
+from service.models.store import ModelStore
+from service.pauses import RestartPause
+from service.schemas.jobs import JobStatus
+from service.workers.executor import Executor
+from service.workers.task import Keeper, Run, TaskDrainedError, TaskFailedError, WorkerLostError
+
+logger = logging.getLogger("grpo.service")
+
+# How often a running job is checked for stalls.
+_WATCH_SECONDS = 0.25
+_POLL_SECONDS = 0.05
+# A stopped training ends at its next step or minibatch; without either for this long, it hangs.
+_STOP_PATIENCE_SECONDS = 5.0
+
+
+class JobRunner:
+    """Runs jobs, as many at a time as it has threads. Safe to use from any thread.
+
+    :param store: Where trained policies are saved.
+    :param executor: Runs the trainings; it is not closed here.
+    :param recorder: Writes the jobs down; it is not closed here.
+    :param max_running: Largest number of running jobs.
+    :param stall_seconds: A job without a step or an update for this long fails.
+    :param tensorboard_dir: Folder for TensorBoard logs, created when a job first writes one.
+    :param n_threads_per_job: Threads that may step a job's simulators; None gives each job its share of the cores.
+    :param keeper: The executor, where its jobs outlive the server; None if they end with it.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        executor: Executor,
+        recorder: JobRecorder,
+        *,
+        max_running: int,
+        stall_seconds: float,
+        tensorboard_dir: Path,
+        n_threads_per_job: int | None,
+        keeper: Keeper | None,
+    ) -> None:
+        self._store, self._recorder = store, recorder
+        self._executor, self._keeper = executor, keeper
+        self._stall_seconds = stall_seconds
+        self._tensorboard_dir = tensorboard_dir.absolute()
+        self._n_threads_per_job = n_threads_per_job or max(1, _count_cores() // max_running)
+        # Each starts a training and watches it.
+        self._threads = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
+
+    def submit(self, job: Job) -> None:
+        """Run a queued job as soon as a thread is free."""
+        # In the request's context, so that the job's log lines carry the request's id.
+        with suppress(RuntimeError):  # the shutdown that came meanwhile has stopped the job
+            self._threads.submit(copy_context().run, self._run, job)
+
+    def rejoin(self, job: Job, note_found: Callable[[Job], bool]) -> None:
+        """Follow a job again that went on without its server.
+
+        :param note_found: Called once it is known what the job does, or that it is gone; returns whether the server
+            ends.
+        """
+        self._threads.submit(self._rejoin, job, note_found)
+
+    def close(self) -> None:
+        """Start no more jobs."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, job: Job) -> None:
+        JOB_ID.set(job.job_id)
+        if not job.start():
+            return
+        if self._keeper is None:
+            self._recorder.note_start()
+        else:  # before its worker begins, which the next server would not look for
+            self._recorder.begin(job)
+        job.log("started")
+        with ExitStack() as held:
+            self._see_through(job, partial(self._train, job, held))
+
+    def _rejoin(self, job: Job, note_found: Callable[[Job], bool]) -> None:
+        JOB_ID.set(job.job_id)
+        assert self._keeper is not None, "otherwise no job goes on without its server"
+        with ExitStack() as held:
+            try:
+                run = self._keeper.adopt(job.job_id, job, job.receipts)
+            except TaskDrainedError as error:
+                if job.is_stopping:
+                    note_found(job)
+                    job.finish(JobStatus.STOPPED, f"{error} What it does is lost.")
+                return
+            except TaskFailedError as error:
+                note_found(job)
+                job.finish(JobStatus.FAILED, f"interrupted by restart: {error}")
+                return
+            must_stop = note_found(job)
+            if run is None:
+                job.finish(JobStatus.FAILED, INTERRUPTED.format(status=JobStatus.RUNNING, job_id=job.job_id))
+                return
+            held.callback(run.release)
+            job.log("found again")
+            with suppress(ConflictError):  # it has ended
+                for _ in range(2 if must_stop else run.n_earlier_stops):
+                    job.stop()
+            self._see_through(job, partial(self._train, job, held, run))
+
+    def _see_through(self, job: Job, train: Callable[[], bytes | None]) -> None:
+        """Train a job's policy, publish it, and end the job."""
+        try:
+            content = train()
+            if content is None or job.finished.is_set():  # a shutdown may have given up on it in the meantime
+                return
+            outcome = job.settle_outcome()
+            name = self._choose_name(job, outcome)
+            job.record_saved_model(name, self._store.publish(name, content, job.job_id))
+        except TaskDrainedError as error:
+            learned = "Nothing was learned, and nothing is saved."
+            if job.describe().checkpoint is not None:
+                learned = "A resume goes on from the job's checkpoint."
+            job.finish(JobStatus.STOPPED, f"{error} {learned}")
+        except (TaskFailedError, ServiceError) as error:
+            logger.warning("job %s failed: %s", job.job_id, error)
+            job.finish(JobStatus.FAILED, str(error))
+        except BaseException as error:  # the job boundary: whatever an environment raises ends only its own job
+            logger.warning("job %s failed", job.job_id, exc_info=True)
+            job.finish(JobStatus.FAILED, describe_error(error))
+        else:
+            job.finish(outcome)
+
+    def _train(self, job: Job, held: ExitStack, run: Run | None = None) -> bytes | None:
+        """Train a job's policy, and go on from its checkpoint if the worker dies.
+
+        :param held: Ended when the policy is published, or the training begins again.
+        :param run: What trains it already; None if nothing does.
+        :return: The model file; None if the job has ended in the meantime.
+        :raises Exception: Whatever the task raises.
+        """
+        pause = RestartPause(is_first_at_once=True)
+        while True:
+            began = time.monotonic()
+            run = self._start(job, held) if run is None else run
+            job.wake()  # a cluster may have had no room for it until now
+            try:
+                return self._follow(run, job)
+            except WorkerLostError as error:
+                logger.warning("the worker of job %s was lost: %s", job.job_id, error)
+                if job.restart(str(error)):
+                    if self._keeper is not None:
+                        self._recorder.begin(job)
+                    held.close()  # what it has left makes room for the next worker
+                    _pause(job, pause.choose(time.monotonic() - began))
+                    run = None
+                    continue
+                if (content := job.read_finished_model()) is None:
+                    raise
+                job.publish_warning(f"the policy was saved but not evaluated: {error}")
+                return content
+
+    def _start(self, job: Job, held: ExitStack) -> Run:
+        """Start a job's training, from its checkpoint if there is one, see ``_train``."""
+        run_dir = None if job.tensorboard_run is None else self._tensorboard_dir / job.tensorboard_run
+        taken = job.read_checkpoint()
+        init = self._read_init_model(job, is_needed=taken is None)
+        task = job.plan.make_task(run_dir, self._n_threads_per_job, taken, init, self._stall_seconds)
+        if self._keeper is None:
+            return self._executor.start(task, job)
+        run = self._keeper.start_lasting(task, job, job.receipts)
+        held.callback(run.release)
+        return run
+
+    def _follow(self, run: Run, job: Job) -> bytes | None:
+        """Wait for the end of a training, see ``_train``."""
+        try:
+            while not run.wait(_WATCH_SECONDS):
+                if (stall := self._find_stall(job)) is not None:
+                    if (content := job.read_finished_model()) is not None:
+                        run.kill()
+                        job.publish_warning(f"the policy was saved but not evaluated: its evaluation {stall}.")
+                        return content
+                    _give_up(job, stall)
+                if job.finished.is_set():
+                    run.kill()
+                    return None
+        except Exception:  # a stall, or foreign code in a worker has written what is no message
+            run.kill()
+            raise
+        return run.get_content()
+
+    def _read_init_model(self, job: Job, is_needed: bool) -> bytes | None:
+        """Return the file that a job's ``init_model`` named when it was accepted, wherever it is now."""
+        if (reference := job.config.init_model) is None:
+            return None
+        content = self._store.folder.find_content(reference, job.plan.init_sha256)
+        if content is None and is_needed:
+            raise NotFoundError(
+                f"init_model '{reference}' was deleted or replaced since the job was accepted, and no version of it "
+                "is that file; submit the job again with a model that is there."
+            )
+        return content
+
+    def _find_stall(self, job: Job) -> str | None:
+        """Return how long a job has not moved, if that is too long; None otherwise."""
+        patience = self._stall_seconds
+        if job.is_stopping:
+            patience = min(patience, _STOP_PATIENCE_SECONDS)
+        if job.finished.is_set() or job.inactive_seconds < patience:
+            return None
+        return f"stalled: no simulator step and no update for {patience:g} s"
+
+    def _choose_name(self, job: Job, outcome: JobStatus) -> str:
+        """Return the name to save under: the job's own, but a stopped job never replaces another one's model."""
+        name = job.config.model_name
+        if outcome is JobStatus.COMPLETED or not self._store.exists(name) or is_own_model(self._store, job):
+            return name
+        return f"{name[:80]}-stopped-{job.job_id[:8]}"
+
+
+def _pause(job: Job, seconds: float) -> None:
+    """Wait before a worker that has died is replaced again, unless the job is stopped."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not job.is_stopping and not job.finished.wait(_POLL_SECONDS):
+        pass
+    job.wake()
+
+
+def _give_up(job: Job, stall: str) -> None:
+    if job.is_stopping:
+        job.give_up(JobStatus.STOPPED, f"{stall} after the stop, so nothing could be saved.")
+        return
+    job.give_up(
+        JobStatus.FAILED,
+        f"{stall}, the limit that GRPO_STALL_SECONDS sets; fix the environment '{job.config.env_name}', or raise the "
+        "setting if a step or an update may take longer.",
+    )
+
+
+def _count_cores() -> int:
+    # Not on macOS and Windows.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,35 @@
+"""What a job has saved last, and where that is now."""
+
+import hashlib
+from contextlib import suppress
+
+from grpo_core.saving.model_file import ModelFileError
+from service.errors import NotFoundError
+from service.jobs.job import Job
+from service.models.store import ModelStore
+
+
+def is_own_model(store: ModelStore, job: Job) -> bool:
+    """Return whether the model of a job's name is the one that it has saved itself, when it was stopped."""
+    saved = job.last_saved
+    return saved is not None and saved[0] == job.config.model_name and has_its_model(store, job)
+
+
+def has_its_model(store: ModelStore, job: Job) -> bool:
+    """Return whether the model that a job has saved last is there, and is still the newest of its name."""
+    return job.last_saved is not None and _hash(store, job.last_saved[0]) == job.last_saved[1]
+
+
+def find_its_model(store: ModelStore, job: Job) -> str | None:
+    """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
+    if (saved := job.last_saved) is None:
+        return None
+    name, sha256 = saved
+    kept = (f"{name}@{version}" for version in reversed(store.folder.versions.list_kept(name)))
+    return next((reference for reference in (name, *kept) if _hash(store, reference) == sha256), None)
+
+
+def _hash(store: ModelStore, reference: str) -> str | None:
+    with suppress(NotFoundError, ModelFileError):
+        return hashlib.sha256(store.folder.read(reference)[1]).hexdigest()
+    return None

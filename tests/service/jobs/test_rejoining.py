@@ -1,0 +1,265 @@
+"""Jobs that went on without their server are followed again by the next one."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from grpo_core.options.rewards import Reward
+from service.errors import NotFoundError
+from service.jobs.job import Job
+from service.jobs.journal import FILE_NAME, JobJournal, open_journal
+from service.jobs.recorder import JobRecorder
+from service.jobs.registry import JobRegistry
+from service.models.store import ModelStore
+from service.schemas.jobs import JobStatus
+from service.workers.receipts import Receipts
+from service.workers.task import (
+    ClusterLostError,
+    LastingRun,
+    NodeLostError,
+    Progress,
+    Task,
+    TaskDrainedError,
+    TaskFailedError,
+)
+from service.workers.threads import ThreadExecutor
+from tests.support import make_model, make_plan, wait_until
+
+# Seconds that a report has waited for a server.
+AGE_SECONDS = 1000.0
+
+
+class KeptRun:
+    """A task elsewhere that has reported twice since its first server was killed, and then ended.
+
+    :param n_earlier_stops: How often that server has asked it to stop.
+    """
+
+    def __init__(
+        self, progress: Progress, receipts: Receipts, outcome: bytes | Exception, n_earlier_stops: int
+    ) -> None:
+        self._progress, self._receipts, self._outcome = progress, receipts, outcome
+        self.n_earlier_stops = n_earlier_stops
+        self.n_stops = 0
+        self.was_written_at_release: bool | None = None
+        progress.attach_stop(self.stop)
+
+    def stop(self) -> None:
+        self.n_stops += 1
+
+    def wait(self, timeout_seconds: float) -> bool:
+        for number, age_seconds in ((8, AGE_SECONDS), (9, 0.0)):
+            with self._receipts.take(number, age_seconds):
+                self._progress.advance(10 * (number - 2))
+                self._progress.publish_metrics({"rollout/ep_rew_mean": float(number)})
+        return True
+
+    def get_content(self) -> bytes:
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    def kill(self) -> None:
+        pass
+
+    def release(self) -> None:
+        assert isinstance(self._progress, Job)
+        self.was_written_at_release = self._progress.status.is_final
+
+
+class Elsewhere(ThreadExecutor):
+    """Threads, but for what an earlier server has left.
+
+    :param outcome: What has become of that; None if nobody knows it, an error if it cannot be asked for.
+    """
+
+    def __init__(self, outcome: bytes | Exception | None, n_earlier_stops: int = 0) -> None:
+        super().__init__()
+        self._outcome, self._n_earlier_stops = outcome, n_earlier_stops
+        self.asked: list[tuple[str, int, int]] = []
+        self.run: KeptRun | None = None
+        self.n_started = 0
+
+    def start_lasting(self, task: Task, progress: Progress, receipts: Receipts) -> LastingRun:
+        self.n_started += 1
+        assert self.run is None or self.run.was_written_at_release is False, "it would have no room"
+        raise TaskFailedError("no more of this")
+
+    def adopt(self, job_id: str, progress: Progress, receipts: Receipts) -> LastingRun | None:
+        self.asked.append((job_id, receipts.attempt, receipts.n_taken))
+        if isinstance(self._outcome, TaskDrainedError | ClusterLostError):
+            raise self._outcome
+        if self._outcome is None:
+            return None
+        self.run = KeptRun(progress, receipts, self._outcome, self._n_earlier_stops)
+        return self.run
+
+
+Reopen = Callable[..., AbstractContextManager[JobRegistry]]
+
+
+@pytest.fixture
+def reopen(tmp_path: Path) -> Reopen:
+    """Open a registry as a server does that starts again, and close it."""
+    store = ModelStore(tmp_path / "models", 64, 2**29, lambda: 2**40, 2**34)
+
+    @contextmanager
+    def open_again(
+        keeper: Elsewhere, find_rewards: Callable[[object], Reward] = lambda config: None
+    ) -> Iterator[JobRegistry]:
+        journal, obstacle = open_journal(tmp_path, keeps_running=True)
+        recorder = JobRecorder(journal, obstacle)
+        registry = JobRegistry(
+            store,
+            keeper,
+            max_running=2,
+            max_queued=8,
+            max_kept=100,
+            stall_seconds=60.0,
+            recorder=recorder,
+            keeper=keeper,
+        )
+        registry.rejoin(find_rewards)
+        yield registry
+        registry.shutdown(grace_seconds=10)
+
+    return open_again
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Job:
+    """A job that ran when its server was killed, and one that waited. The first had taken seven reports."""
+    journal = JobJournal(tmp_path / FILE_NAME)
+    plan = make_plan(env_name="CartPole-v1", total_timesteps=100, model_name="m")._replace(reward=None)
+    job, waiting = Job(plan), Job(plan)
+    assert job.start()
+    for i in range(1, 6):
+        job.advance(10 * i)
+        job.publish_metrics({"rollout/ep_rew_mean": float(i)})
+    with job.receipts.take(7, 0.0):
+        pass
+    journal.write([job.make_record(0, 1), waiting.make_record(0, 1)])
+    journal.close()
+    return job
+
+
+@pytest.fixture(scope="module")
+def model() -> bytes:
+    return make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
+
+
+def test_it_ends_under_its_id_with_its_model_and_without_a_gap(reopen: Reopen, killed: Job, model: bytes) -> None:
+    keeper = Elsewhere(model)
+    with reopen(keeper) as registry:
+        first, waiting = registry.list_jobs()
+        assert first.job_id == killed.job_id
+        assert isinstance(first, Job)
+        assert first.finished.wait(60)
+        status = first.describe()
+        assert (status.status, status.model_name, status.n_restarts) == (JobStatus.COMPLETED, "m", 0)
+        rows = first.history.list_rows()
+        assert [row.timesteps for row in rows] == [10, 20, 30, 40, 50, 60, 70]
+        assert [row.metrics["rollout/ep_rew_mean"] for row in rows] == [1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 9.0]
+        # Each at the time at which it was made.
+        assert rows[-1].elapsed_seconds - rows[-2].elapsed_seconds == pytest.approx(AGE_SECONDS, abs=60.0)
+        assert keeper.asked == [(killed.job_id, 0, 7)]
+        assert waiting.status is JobStatus.FAILED
+        wait_until(lambda: keeper.run is not None and keeper.run.was_written_at_release is not None)
+        assert keeper.run is not None
+        assert keeper.run.was_written_at_release, "the next server could not have asked for it any more"
+    with reopen(Elsewhere(None)) as registry:
+        assert [job.status for job in registry.list_jobs()] == [JobStatus.COMPLETED, JobStatus.FAILED]
+
+
+def test_one_whose_worker_dies_after_that_begins_again_with_reports_of_its_own(reopen: Reopen, killed: Job) -> None:
+    keeper = Elsewhere(NodeLostError("the node is gone."))
+    with reopen(keeper) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+    assert (job.receipts.attempt, job.receipts.n_taken) == (1, 0)
+    assert keeper.n_started == 1
+    assert job.describe().error_message == "no more of this"
+
+
+def test_reports_count_as_written_once_they_are_on_the_disk(killed: Job, tmp_path: Path) -> None:
+    recorder = JobRecorder(JobJournal(tmp_path / "other"))
+    recorder.begin(killed)
+    assert killed.receipts.n_written == 0
+    with killed.receipts.take(8, 0.0):
+        killed.publish_metrics({"rollout/ep_rew_mean": 6.0})
+    wait_until(lambda: killed.receipts.n_written == 8)
+    recorder.close()
+    journal = JobJournal(tmp_path / "other")
+    record = journal.load(killed.job_id)
+    journal.close()
+    assert record is not None
+    assert record.state.n_reports == 8
+    assert record.state.metrics == {"rollout/ep_rew_mean": 6.0}
+
+
+def test_one_that_is_gone_was_interrupted_and_can_be_resumed(reopen: Reopen, killed: Job) -> None:
+    with reopen(Elsewhere(None)) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        message = job.describe().error_message
+        assert job.status is JobStatus.FAILED
+        assert message is not None
+        assert message.startswith("interrupted by restart: the server ended while the job was running;")
+        registry.resume(job, None)
+        assert job.describe().n_restarts == 1
+
+
+def test_a_stop_that_the_killed_server_had_passed_on_is_known(reopen: Reopen, killed: Job, model: bytes) -> None:
+    keeper = Elsewhere(model, n_earlier_stops=1)
+    with reopen(keeper) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        assert job.status is JobStatus.STOPPED
+    assert keeper.run is not None
+    assert keeper.run.n_stops == 1
+
+
+def test_one_that_was_not_found_before_the_server_ends_is_left_to_the_next_one(
+    reopen: Reopen, killed: Job, model: bytes
+) -> None:
+    keeper = Elsewhere(TaskDrainedError("the server ended."))
+    with reopen(keeper) as registry:
+        wait_until(lambda: bool(keeper.asked))
+        assert registry.get(killed.job_id).status is JobStatus.RUNNING
+    with reopen(Elsewhere(model)) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        assert job.status is JobStatus.COMPLETED
+
+
+def test_without_its_rewards_it_goes_on_but_not_again(reopen: Reopen, killed: Job) -> None:
+    def find_nothing(config: object) -> Reward:
+        raise NotFoundError("there is no reward function 'mine'.")
+
+    keeper = Elsewhere(NodeLostError("the node is gone."))
+    with reopen(keeper, find_nothing) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        status = job.describe()
+    assert (status.status, status.error_message, keeper.n_started) == (JobStatus.FAILED, "the node is gone.", 0)
+    assert "there is no reward function 'mine'" in status.warnings[0]
+
+
+def test_nothing_is_written_down_between_a_report_and_its_number(killed: Job) -> None:
+    written = threading.Event()
+
+    def write() -> None:
+        killed.make_record(0, 1)
+        written.set()
+
+    with killed.receipts.take(8, 0.0):
+        thread = threading.Thread(target=write)
+        thread.start()
+        killed.advance(60)
+        assert not written.is_set()
+    thread.join(60)
+    record = killed.make_record(0, 1)
+    assert (record.state.n_reports, record.state.current_timesteps) == (8, 60)
