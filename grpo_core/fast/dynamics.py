@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,8 @@ class Dynamics(ABC):
     observation_dtype: type[np.floating[Any]] = np.float32
     #: Numbers that make up a state.
     size: int
+    #: Whether a step of many states takes hardly longer than one of a single state.
+    steps_as_one: ClassVar[bool] = True
 
     def __init__(self, env: Any) -> None:
         self._env = env

@@ -65,6 +65,7 @@ class MujocoDynamics(Dynamics):
     """
 
     observation_dtype = np.float64
+    steps_as_one = False
     #: Numbers that lag.
     n_lagging: ClassVar[int] = 0
     #: Whether the task reads forces between bodies, which MuJoCo computes on request.

@@ -76,6 +76,11 @@ class BatchedSimulator:
         self._clocks = slice(dynamics.size, dynamics.size + 2)
         self.state_size = dynamics.size + 4
 
+    @property
+    def steps_as_one(self) -> bool:
+        """Whether a step of many states takes hardly longer than one of a single state."""
+        return self._dynamics.steps_as_one
+
     def capture(self) -> FloatArray:
         """Return the state that the environment is in, shape ``(state_size,)``; it must have been reset before."""
         n_elapsed = 0 if self._time_limit is None else self._time_limit._elapsed_steps

@@ -12,6 +12,7 @@ from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from service.errors import describe_error
 from service.schemas.training import TrainConfig
+from service.training.evaluation.background_evaluation import BackgroundEvaluation
 from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.init_model import Lineage
 from service.training.stop_rules import StopRules
@@ -26,6 +27,8 @@ _LEAST_SECONDS = 1.0
 # How often one is published where the job does not say so.
 _PUBLISH_SECONDS = 60.0
 _BEST = "best"
+#: What evaluates policies on the way.
+OnTheWay = EvaluationCallback | BackgroundEvaluation
 #: Name of the attachment that holds the model file of a training that is over.
 FINISHED = "finished"
 
@@ -43,9 +46,7 @@ class CheckpointCallback(BaseCallback):
 
     model: GRPO
 
-    def __init__(
-        self, config: TrainConfig, judge: EvaluationCallback | None, stop_rules: StopRules, progress: Progress
-    ) -> None:
+    def __init__(self, config: TrainConfig, judge: OnTheWay | None, stop_rules: StopRules, progress: Progress) -> None:
         super().__init__()
         self._config, self._every = config, config.checkpoint_every
         self._judge, self._stop_rules, self._progress = judge, stop_rules, progress
@@ -130,7 +131,7 @@ def go_on(
     model: GRPO,
     taken: Checkpoint,
     config: TrainConfig,
-    judge: EvaluationCallback | None,
+    judge: OnTheWay | None,
     stop_rules: StopRules,
     progress: Progress,
 ) -> Lineage | None:

@@ -28,7 +28,7 @@ from grpo_core.saving.model_state import get_weights, to_parameters
 from grpo_core.spaces import is_image_space
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
-from service.training.checkpoint_callback import FINISHED, CheckpointCallback, go_on
+from service.training.checkpoint_callback import FINISHED, CheckpointCallback, OnTheWay, go_on
 from service.training.evaluation.background_evaluation import BackgroundEvaluation
 from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.evaluator import Evaluator
@@ -109,14 +109,17 @@ def train_policy(
         evaluator = Evaluator(config, n_threads)
         opened.callback(evaluator.close)
         callbacks: list[BaseCallback] = [_ProgressCallback(stop_rules)]
-        judge = None
+        judge: EvaluationCallback | None = None
+        on_the_way: OnTheWay | None = None
         if config.eval_freq is not None:
-            callbacks.append(judge := EvaluationCallback(config, evaluator, stop_rules, progress))
+            on_the_way = judge = EvaluationCallback(config, evaluator, stop_rules, progress)
         elif config.n_eval_episodes > 0:
-            callbacks.append(BackgroundEvaluation(evaluator, stop_rules, progress, build_seconds))
-        callbacks.append(checkpoints := CheckpointCallback(config, judge, stop_rules, progress))
+            on_the_way = BackgroundEvaluation(evaluator, stop_rules, progress, build_seconds)
+        if on_the_way is not None:
+            callbacks.append(on_the_way)
+        callbacks.append(checkpoints := CheckpointCallback(config, on_the_way, stop_rules, progress))
         if before is not None:
-            checkpoints.lineage = go_on(model, before, config, judge, stop_rules, progress)
+            checkpoints.lineage = go_on(model, before, config, on_the_way, stop_rules, progress)
         elif init is not None:
             checkpoints.lineage = begin_from(model, config, init)
         begun = time.monotonic()

@@ -1,7 +1,8 @@
-"""Evaluate a policy now and then, where the job did not say how often, for a small share of its time."""
+"""Evaluate a policy now and then, where the job did not say how often, for a small share of its steps and its time."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -12,28 +13,32 @@ from service.training.evaluation.evaluator import SEED_ON_THE_WAY, EvaluationRun
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
-# Share of a training's time that its evaluations may take.
-_SHARE = 0.05
-# What short trainings may spend over their whole course, so that they too have a curve.
-_LEAST_SECONDS = 0.2
-# What the evaluation of the untrained policy may take besides: without it, a curve has no start.
-_FIRST_SECONDS = 0.4
-# Points of the curve, if time allows; a screen shows no more.
-_N_POINTS = 40
+# Points of the curve, that of the untrained policy among them; the final evaluation is its end.
+_N_POINTS = 20
+# What evaluations may play, as a share of the training's steps: short trainings need more of it for a curve.
+_STEP_SHARE, _SHORT_STEP_SHARE, _SHORT_STEPS = 0.1, 0.3, 6_000
+# Share of all that which one point may take with more than the fewest episodes.
+_POINT_SHARE = 0.25
 # The fewest episodes of a point, unless the job asks for fewer, and what is left of them where they take long.
 _MIN_EPISODES, _FEWEST_EPISODES = 5, 2
-# Points that the time has to suffice for: so much of it may one of more than the fewest episodes take.
-_N_LEAST_POINTS = 4
+# Share of a training's time that its evaluations may take; of a short one's, up to so many seconds.
+_SHARE, _SHORT_SHARE, _SHORT_SECONDS = 0.05, 0.2, 1.0
+# What the evaluation of the untrained policy may take besides: without it, a curve has no start.
+_FIRST_SECONDS = 0.4
+# Time is that of the processor, which other programs on the machine do not make longer, but at least this share of the
+# clock's: environments may wait.
+_LEAST_PROCESSOR_SHARE = 0.1
 # Pausing more often would cost more than what is played in between.
 _MIN_SLICE_SECONDS = 0.004
 
 
 class BackgroundEvaluation(BaseCallback):
-    """Evaluates policies between rollouts for at most 5 % of the time (or 0.2 s), and at first the untrained one.
+    """Evaluates the untrained policy, and others after every twentieth of the steps as far as steps and time allow.
 
-    Each is frozen, and its episodes are played whenever some of the time has been earned. They are as many as fit into
-    a fortieth of it, from 5 to ``n_eval_episodes``, and down to 2 where they take long. When they end depends on the
-    clock, but training does not depend on them: its weights stay the same, and no rule sees them.
+    At which steps, and how many episodes, depends on steps alone, so that jobs of one seed draw one curve. The clock
+    says only when a point is played: its policy is frozen, and its episodes go on between rollouts whenever there is
+    time for it, 5 % in all. Points that come meanwhile are left out, and a warning says how many. Training does not
+    depend on any of it: its weights stay the same, and no rule sees an evaluation.
 
     :param evaluator: Plays the episodes.
     :param stop_rules: Pauses an evaluation when the training ends.
@@ -47,18 +52,30 @@ class BackgroundEvaluation(BaseCallback):
         super().__init__()
         self._evaluator, self._stop_rules, self._progress = evaluator, stop_rules, progress
         self._build_seconds = build_seconds
-        self._begun = 0.0
+        self._begun = _Moment.now()
         self._spent_seconds = 0.0
-        self._next_timesteps = 0.0
-        # What the latest evaluation took.
-        self._run_seconds = 0.0
-        self._has_started = False
+        self._points = _Points(evaluator.config.total_timesteps)
         # The evaluation under way, and the steps that its policy had been trained for.
         self._run: tuple[EvaluationRun, int] | None = None
         self._has_failed = False
 
+    def to_state(self) -> tuple[dict[str, Any], None]:
+        """Return what a checkpoint keeps of it: JSON values, and no model file."""
+        state = asdict(self._points)
+        if self._run is not None:
+            # A policy of these steps is there again after the checkpoint; older ones are gone.
+            if self._run[1] == self.model.num_timesteps:
+                state["latest"] -= 1
+            else:
+                state["n_left_out"] += 1
+        return state, None
+
+    def put_state(self, state: dict[str, Any], best: bytes | None) -> None:
+        """Go on from what ``to_state`` returned."""
+        self._points = _Points(**state)
+
     def _on_training_start(self) -> None:
-        self._begun = time.monotonic()
+        self._begun = _Moment.now()
 
     def _on_step(self) -> bool:
         return True
@@ -66,53 +83,128 @@ class BackgroundEvaluation(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self._has_failed:
             return
-        begun = time.monotonic()
-        slice_seconds, had_started = self._earn(begun) - self._spent_seconds, self._has_started
-        # Not before half of it can be played at once: a policy that waits for the rest is an old one by then.
-        is_due = self.model.num_timesteps >= self._next_timesteps and slice_seconds >= self._run_seconds / 2
-        if self._run is None and is_due:
+        begun = _Moment.now()
+        if self._points.reach(self.model.num_timesteps, self._run is not None):
             run = self._evaluator.start(self.model.make_numpy_actor(), SEED_ON_THE_WAY)
             self._run = run, self.model.num_timesteps
+        self._go_on(begun)
+
+    def _on_training_end(self) -> None:
+        if self._has_failed:
+            return
+        if self._stop_rules.ended_by is None:
+            self._go_on(_Moment.now())
+            self._points.n_left_out += self._run is not None
+        if n_left_out := self._points.n_left_out:
+            self._progress.publish_warning(
+                f"{n_left_out} of the evaluations on the way were left out, because they may "
+                f"take {_SHARE * 100:g} % of a training's time: another run of the same seed may draw the curve "
+                "through other points. With eval_freq all of them are made, however long they take."
+            )
+
+    def _go_on(self, begun: "_Moment") -> None:
+        """Play on, as long as there is time for it, since a moment before."""
+        is_first = self._run is not None and self._run[1] == 0
+        elapsed = begun.count_seconds(self._begun)
+        earned_seconds = max(_SHARE * elapsed, min(_SHORT_SHARE * elapsed, _SHORT_SECONDS)) + _FIRST_SECONDS * is_first
+        slice_seconds = earned_seconds - self._spent_seconds
         if self._run is not None and slice_seconds >= max(self._build_seconds, _MIN_SLICE_SECONDS):
             try:
-                self._play(*self._run, begun + slice_seconds)
+                self._play(*self._run, begun, slice_seconds)
             except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
                 self._has_failed = True
                 self._progress.publish_warning(
                     f"the policy is not evaluated during training, since its episodes failed ({describe_error(error)})."
                 )
             self._build_seconds = 0.0  # it is built by now
-        self._spent_seconds += time.monotonic() - begun
-        if self._has_started and not had_started:
+        self._spent_seconds += _Moment.now().count_seconds(begun)
+        if is_first and self._run is None:
             self._spent_seconds = max(0.0, self._spent_seconds - _FIRST_SECONDS)
 
-    def _play(self, run: EvaluationRun, timesteps: int, deadline: float) -> None:
-        whole_seconds = self._estimate_whole()
-        share_seconds, n_least = whole_seconds / _N_POINTS, min(_MIN_EPISODES, self._evaluator.config.n_eval_episodes)
-        most_seconds = max(_LEAST_SECONDS, whole_seconds) / _N_LEAST_POINTS if self._has_started else _FIRST_SECONDS
-
+    def _play(self, run: EvaluationRun, timesteps: int, begun: "_Moment", slice_seconds: float) -> None:
         def may_go_on() -> bool:
             self._stop_rules.tick()
-            return self._stop_rules.ended_by is None and time.monotonic() < deadline
+            return self._stop_rules.ended_by is None and _Moment.now().count_seconds(begun) < slice_seconds
 
         def is_enough() -> bool:
-            n_episodes = len(run.episodes)
-            if n_episodes >= n_least and run.seconds >= share_seconds:
+            n_episodes, n_steps = len(run.episodes), self._evaluator.count_steps(run.episodes)
+            if n_episodes >= min(_MIN_EPISODES, self._evaluator.config.n_eval_episodes):
                 return True
-            return n_episodes >= _FEWEST_EPISODES and run.seconds * (1 + 1 / n_episodes) > most_seconds
+            return n_episodes >= _FEWEST_EPISODES and n_steps * (1 + 1 / n_episodes) > self._points.n_most_steps
 
         run.advance(may_go_on, is_enough)
         if run.is_over:
             self._progress.publish_evaluation({"timesteps": timesteps, **asdict(summarize_episodes(run.episodes))})
-            self._run, self._run_seconds, self._has_started = None, run.seconds, True
-            self._next_timesteps = timesteps + self._evaluator.config.total_timesteps / _N_POINTS
+            self._points.end(self._evaluator.count_steps(run.episodes))
+            self._run = None
 
-    def _earn(self, now: float) -> float:
-        """Return the time that all evaluations together may have taken by now."""
-        least_seconds = _LEAST_SECONDS * self.model.num_timesteps / self._evaluator.config.total_timesteps
-        return _FIRST_SECONDS * (not self._has_started) + max(least_seconds, _SHARE * (now - self._begun))
 
-    def _estimate_whole(self) -> float:
-        """Estimate the time that all evaluations together may take."""
-        progress = max(self.model.num_timesteps, 1) / self._evaluator.config.total_timesteps
-        return _SHARE * (time.monotonic() - self._begun) / progress
+class _Moment(NamedTuple):
+    """A point in time, by the processor and by the clock, in seconds."""
+
+    processor: float
+    clock: float
+
+    @classmethod
+    def now(cls) -> "_Moment":
+        """Return this moment."""
+        return cls(time.thread_time(), time.monotonic())
+
+    def count_seconds(self, since: "_Moment") -> float:
+        """Return how much time lies between an earlier moment and this one."""
+        return max(self.processor - since.processor, _LEAST_PROCESSOR_SHARE * (self.clock - since.clock))
+
+
+@dataclass
+class _Points:
+    """Which points of a curve are made, by steps; the time decides only about those that come during another.
+
+    :param total_timesteps: Steps of the training.
+    :param latest: Number of the latest point that was reached: 0 is before the training, 20 would be its end.
+    :param started: Number of the latest point that was begun.
+    :param stride: One of so many points in a row is made, 1, 2, 4, ...: more where the time has not sufficed.
+    :param n_steps: Steps that have been played, but for the first point's.
+    :param n_latest_steps: Steps of the latest point.
+    :param n_left_out: Points that were left out for want of time.
+    """
+
+    total_timesteps: int
+    latest: int = -1
+    started: int = -1
+    stride: int = 1
+    n_steps: int = 0
+    n_latest_steps: int = 0
+    n_left_out: int = 0
+
+    @property
+    def n_most_steps(self) -> float:
+        """Steps that a point with more than the fewest episodes may take."""
+        return _POINT_SHARE * self._share * self.total_timesteps
+
+    @property
+    def _share(self) -> float:
+        return max(_STEP_SHARE, min(_SHORT_STEP_SHARE, _SHORT_STEPS / self.total_timesteps))
+
+    def reach(self, timesteps: int, is_busy: bool) -> bool:
+        """Return whether a point begins after these steps.
+
+        :param is_busy: Whether another is being made.
+        """
+        number = timesteps * _N_POINTS // self.total_timesteps
+        if number <= self.latest:
+            return False
+        self.latest = number
+        if number > 0 and self.n_steps + self.n_latest_steps > self._share * timesteps:
+            return False
+        if is_busy or (self.started >= 0 and number // self.stride == self.started // self.stride):
+            self.n_left_out += 1
+            return False
+        self.started = number
+        return True
+
+    def end(self, n_steps: int) -> None:
+        """Note the steps that the point has taken which was begun last."""
+        self.n_steps += n_steps if self.started > 0 else 0
+        self.n_latest_steps = n_steps
+        while self.latest - self.started >= self.stride:
+            self.stride *= 2

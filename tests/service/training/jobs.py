@@ -11,12 +11,15 @@ from service.training.train import train_policy
 from tests.support import Recorder, make_plan
 
 
-def run_job(recorder: Recorder | None = None, **request: Any) -> tuple[model_file.ModelContent, Recorder]:
-    """Train a few rollouts, and return the model file and what was reported."""
+def run_job(
+    recorder: Recorder | None = None, taken: bytes | None = None, **request: Any
+) -> tuple[model_file.ModelContent, Recorder]:
+    """Train a few rollouts, perhaps from a checkpoint on, and return the model file and what was reported."""
     recorder = recorder or Recorder()
     config = make_plan(**{"total_timesteps": 640, "n_steps": 64, "seed": 0} | request).config
     reward = REWARD_FUNCTIONS.get(config.reward_function_type or "")
-    return model_file.from_bytes(train_policy(config, reward, None, recorder), with_optimizer=True), recorder
+    content = train_policy(config, reward, None, recorder, taken=taken)
+    return model_file.from_bytes(content, with_optimizer=True), recorder
 
 
 def assert_trained_alike(one: model_file.ModelContent, other: model_file.ModelContent) -> None:
@@ -31,7 +34,7 @@ def assert_trained_alike(one: model_file.ModelContent, other: model_file.ModelCo
 
 
 class Clock:
-    """A clock that an environment moves on, for modules that read ``time.monotonic``.
+    """A clock that an environment moves on, for modules that read the time, that of the processor included.
 
     :param monkeypatch: Lets modules of ``service.training`` read it.
     :param modules: Their names.
@@ -45,3 +48,5 @@ class Clock:
     def monotonic(self) -> float:
         """Return the time."""
         return self.seconds
+
+    thread_time = monotonic

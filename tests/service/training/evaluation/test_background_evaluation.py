@@ -47,8 +47,8 @@ class BrokenLaterEnv(LineEnv):
 @pytest.fixture
 def ample_time(ample_time: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let evaluations on the way take as long as they like, too."""
-    for name in ("_LEAST_SECONDS", "_FIRST_SECONDS"):
-        monkeypatch.setattr(f"service.training.evaluation.background_evaluation.{name}", 1e6)
+    for name in ("_SHORT_SHARE", "_SHORT_SECONDS", "_FIRST_SECONDS"):
+        monkeypatch.setattr(f"service.training.evaluation.background_evaluation.{name}", 1e9)
 
 
 @pytest.mark.usefixtures("ample_time")
@@ -113,49 +113,86 @@ def test_episodes_that_fail_end_it_with_one_warning_and_the_job_goes_on(register
     assert content.meta["final_evaluation"] is None
 
 
-def make_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch, "evaluation.background_evaluation", "evaluation.evaluator", "train")
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Give evaluations a clock that only the environment's steps move on."""
+    return Clock(monkeypatch, "evaluation.background_evaluation")
 
 
-def test_it_takes_a_small_share_of_the_time(register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted in steps of an environment whose every step takes one second of a clock of its own."""
-    clock, evaluated = make_clock(monkeypatch), list[float]()
+def test_it_takes_a_small_share_of_the_time(register_env: RegisterEnv, clock: Clock) -> None:
+    """Counted in steps of an environment whose every step takes one second."""
+    evaluated = list[float]()
     env_name = register_env(lambda: TickingEnv(clock, evaluated), max_episode_steps=20)
-    run_job(env_name=env_name, total_timesteps=12_800, n_eval_episodes=5)
-    assert 0.04 * clock.seconds < len(evaluated) < 0.055 * clock.seconds
+    _, recorder = run_job(env_name=env_name, total_timesteps=12_800, n_eval_episodes=5)
+    assert 0.03 * clock.seconds < len(evaluated) < 0.055 * clock.seconds
     # Not all at once, either: what has been earned by then is never exceeded by more than the step that notices.
     assert all(n <= 0.05 * seconds + 2 for n, seconds in enumerate(evaluated, 1))
+    (warning,) = recorder.warnings
+    # A point in four takes 100 s of the 32 s that each has earned.
+    assert len(recorder.evaluations) <= 20 / 3
+    assert int(warning.split()[0]) == 20 - len(recorder.evaluations)
+    assert "another run of the same seed may draw the curve through other points" in warning
 
 
-def test_a_short_job_has_points_from_its_start_to_its_end(
+def test_the_curve_does_not_depend_on_the_clock(register_env: RegisterEnv, clock: Clock) -> None:
+    """A machine of a quarter of the speed draws the same curve; one without time for it all leaves points out."""
+
+    def draw(step_seconds: float, evaluated_seconds: float) -> list[Any]:
+        name = f"Ticking{1e5 * step_seconds:.0f}x{1e5 * evaluated_seconds:.0f}-v0"
+        env_name = register_env(lambda: TickingEnv(clock, [], step_seconds, evaluated_seconds), name, 7)
+        return run_job(env_name=env_name, total_timesteps=2_560)[1].evaluations
+
+    whole = draw(0.001, 0.00025)
+    assert len(whole) >= 15
+    assert {row["n_episodes"] for row in whole} == {5}
+    assert draw(0.004, 0.001) == whole
+    part = draw(0.001, 0.005)
+    assert 2 <= len(part) < 15
+    assert all(row in whole for row in part)
+
+
+@pytest.mark.usefixtures("ample_time")
+def test_long_episodes_are_fewer_and_so_are_the_points(
     register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step takes a millisecond: evaluations may take 0.2 s besides the first, which is 10 of the 20 ms."""
-    clock, evaluated = make_clock(monkeypatch), list[float]()
-    env_name = register_env(lambda: TickingEnv(clock, evaluated, 0.001), max_episode_steps=4)
-    _, recorder = run_job(env_name=env_name, total_timesteps=2_560, n_eval_episodes=5)
-    timesteps = [row["timesteps"] for row in recorder.evaluations]
-    assert timesteps[0] == 0
-    assert max(np.diff([*timesteps, 2_560])) <= 512
-    assert len(evaluated) <= 200 + 20
+    """Three tenths of 640 steps are 192. A quarter of them is too little for a third episode of 20 steps.
+
+    So a point takes 40 steps, the first of which are free: the n-th comes where 3/10 of the steps are at least 40 n.
+    """
+    env_name = register_env(lambda: TickingEnv(Clock(monkeypatch), []), max_episode_steps=20)
+    _, recorder = run_job(env_name=env_name, total_timesteps=640, n_steps=32, group_size=2)
+    assert {row["n_episodes"] for row in recorder.evaluations} == {2}
+    first, *others = [row["timesteps"] for row in recorder.evaluations]
+    assert first == 0
+    assert len(others) == 4
+    for n, timesteps in enumerate(others, 1):
+        assert 0.3 * timesteps >= 40 * n
 
 
-def test_slow_episodes_are_fewer_but_the_curve_has_a_start(
-    register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An episode of the untrained policy takes 0.15 s, and a third one would exceed the 0.4 s of the first point."""
-    clock, evaluated = make_clock(monkeypatch), list[float]()
-    env_name = register_env(lambda: TickingEnv(clock, evaluated, 0.0075), max_episode_steps=20)
-    _, recorder = run_job(env_name=env_name, total_timesteps=640)
-    assert [(row["timesteps"], row["n_episodes"]) for row in recorder.evaluations] == [(0, 2)]
+@pytest.mark.usefixtures("ample_time")
+def test_a_resumed_job_draws_the_rest_of_the_curve() -> None:
+    request: dict[str, Any] = {"n_eval_episodes": 2, "checkpoint_every": 300, "model_name": "m"}
+    _, whole = run_job(**request)
+    (described, content), resumed = whole.checkpoints[0], Recorder()
+    run_job(resumed, content, **request)
+    assert 0 < described["timesteps"] < 640
+    assert resumed.evaluations == [row for row in whole.evaluations if row["timesteps"] > described["timesteps"]] != []
 
 
 class TickingEnv(LineEnv):
     """Takes some seconds for every step, and notes those of episodes with a seed of evaluations on the way."""
 
-    def __init__(self, clock: Clock, evaluated: list[float], step_seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        evaluated: list[float],
+        step_seconds: float = 1.0,
+        evaluated_seconds: float | None = None,
+    ) -> None:
         super().__init__()
-        self._clock, self._evaluated, self._step_seconds = clock, evaluated, step_seconds
+        self._clock, self._evaluated = clock, evaluated
+        self._step_seconds = step_seconds
+        self._evaluated_seconds = step_seconds if evaluated_seconds is None else evaluated_seconds
         self._is_evaluated = False
 
     def reset(
@@ -165,7 +202,7 @@ class TickingEnv(LineEnv):
         return super().reset(seed=seed)
 
     def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        self._clock.seconds += self._step_seconds
+        self._clock.seconds += self._evaluated_seconds if self._is_evaluated else self._step_seconds
         if self._is_evaluated:
             self._evaluated.append(self._clock.seconds)
         return super().step(action)
