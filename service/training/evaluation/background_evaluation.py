@@ -37,8 +37,8 @@ class BackgroundEvaluation(BaseCallback):
 
     At which steps, and how many episodes, depends on steps alone, so that jobs of one seed draw one curve. The clock
     says only when a point is played: its policy is frozen, and its episodes go on between rollouts whenever there is
-    time for it, 5 % in all. Points that come meanwhile are left out, and a warning says how many. Training does not
-    depend on any of it: its weights stay the same, and no rule sees an evaluation.
+    time for it, 5 % in all. Points that come meanwhile are left out; if most of them are, a warning says so. Training
+    does not depend on any of it: its weights stay the same, and no rule sees an evaluation.
 
     :param evaluator: Plays the episodes.
     :param stop_rules: Pauses an evaluation when the training ends.
@@ -95,7 +95,7 @@ class BackgroundEvaluation(BaseCallback):
         if self._stop_rules.ended_by is None:
             self._go_on(_Moment.now())
             self._points.n_left_out += self._run is not None
-        if n_left_out := self._points.n_left_out:
+        if (n_left_out := self._points.n_left_out) > _N_POINTS / 2:  # a few make a curve no worse to read
             self._progress.publish_warning(
                 f"{n_left_out} of the evaluations on the way were left out, because they may "
                 f"take {_SHARE * 100:g} % of a training's time: another run of the same seed may draw the curve "

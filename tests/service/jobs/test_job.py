@@ -358,4 +358,4 @@ class TestTheNoSignalWarning:
         # With one step per branch and equal rewards, there is nothing to learn.
         job = Job(plan(total_timesteps=11 * 256, n_steps=256, horizon=1, gamma=0.0, seed=0))
         train_policy(job.config, reward_nothing, None, job)
-        assert "the last 11 rollouts" in job.describe().warnings[0]
+        assert any("the last 11 rollouts" in warning for warning in job.describe().warnings)
