@@ -1,10 +1,10 @@
 """Measure what rollout workers bring: steps per second with 1, 2 and 4 of them beside one process alone.
 
 ``python -m benchmarks.training.rollout_workers`` prints Markdown tables within four minutes, of Hopper-v5, where
-physics takes the time, of CartPole-v1, where nothing takes long, and of an environment that computes for a millisecond per
-step. Ways that are compared take turns, and each worker has a core at most: trust the ratios more than the rates, and
-no ratio beyond the number of cores. What does not depend on their number is how many steps a second of processor time
-brings, over all processes. Starting the workers, seconds once per training, is not counted.
+physics takes the time, of CartPole-v1, where nothing takes long, and of an environment that computes for a millisecond
+per step. Ways that are compared take turns, and each worker has a core at most: trust the ratios more than the rates,
+and no ratio beyond the number of cores. What does not depend on their number is how many steps a second of processor
+time brings, over all processes. Starting the workers, seconds once per training, is not counted.
 """
 
 import argparse
