@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,13 +27,18 @@ class Comparison(NamedTuple):
     n_decimals: int = 1
 
 
-def take_turns(cases: Mapping[str, Case], n_repetitions: int) -> dict[str, list[float]]:
+def take_turns(cases: Mapping[str, Case], n_repetitions: int, max_seconds: float = math.inf) -> dict[str, list[float]]:
     """Measure every case once per repetition, so that a slow moment of the machine affects all of them.
 
     The first round is thrown away: it fills caches and imports modules.
+
+    :param max_seconds: After this long no more rounds begin, but for one that counts.
     """
-    rounds = [{label: case() for label, case in cases.items()} for _ in range(1 + n_repetitions)][1:]
-    return {label: [measured[label] for measured in rounds] for label in cases}
+    rounds: list[dict[str, float]] = []
+    deadline = time.perf_counter() + max_seconds
+    while len(rounds) < 2 or (len(rounds) <= n_repetitions and time.perf_counter() < deadline):
+        rounds.append({label: case() for label, case in cases.items()})
+    return {label: [measured[label] for measured in rounds[1:]] for label in cases}
 
 
 def format_comparison(comparison: Comparison) -> str:

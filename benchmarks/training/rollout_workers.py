@@ -1,20 +1,22 @@
 """Measure what rollout workers bring: steps per second with 1, 2 and 4 of them beside one process alone.
 
-``python -m benchmarks.training.rollout_workers`` prints Markdown tables in some minutes, of Hopper-v5, where physics
-takes the time, of CartPole-v1, where nothing takes long, and of an environment that computes for a millisecond per
-step. Ways that are compared take turns, and each worker has a core at most: trust the ratios more than the rates, and
-no ratio beyond the number of cores. Starting the workers, seconds once per training, is not counted.
+``python -m benchmarks.training.rollout_workers`` prints Markdown tables within four minutes, of Hopper-v5, where
+physics takes the time, of CartPole-v1, where nothing takes long, and of an environment that computes for a millisecond
+per step. Ways that are compared take turns, and each worker has a core at most: trust the ratios more than the rates,
+and no ratio beyond the number of cores. What does not depend on their number is how many steps a second of processor
+time brings, over all processes. Starting the workers, seconds once per training, is not counted.
 """
 
 import argparse
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gymnasium as gym
+import psutil
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 
@@ -42,41 +44,80 @@ def _make_env(name: str) -> Any:
     return gym.wrappers.TimeLimit(SlowCartPole(), 500) if name == "1 ms per step" else gym.make(name)
 
 
-def _make_case(model: GRPO, n_steps: int, is_whole: bool) -> Case:
+class _CpuTimer(_RolloutTimer):
+    """Adds up the processor time of rollouts as well, of all processes."""
+
+    cpu_seconds = 0.0
+
+    def _on_rollout_start(self) -> None:
+        self._cpu_before = _measure_cpu()
+        super()._on_rollout_start()
+
+    def _on_rollout_end(self) -> None:
+        super()._on_rollout_end()
+        self.cpu_seconds += _measure_cpu() - self._cpu_before
+
+
+def _measure_cpu() -> float:
+    """Return the processor time of this process and of its workers, in seconds."""
+    own = psutil.Process()
+    seconds = 0.0
+    for process in [own, *own.children(recursive=True)]:
+        with suppress(psutil.Error):  # it has just ended
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds
+
+
+def _make_case(model: GRPO, n_steps: int, is_whole: bool, per_cpu_second: list[float]) -> Case:
+    """Make what measures steps per second.
+
+    :param is_whole: Whether learning counts, or collecting alone.
+    :param per_cpu_second: Receives steps per second of processor time.
+    """
+
     def run() -> float:
-        timer, n_before, began = _RolloutTimer(), model.num_timesteps, time.perf_counter()
+        timer, n_before = _CpuTimer(), model.num_timesteps
+        began, cpu_before = time.perf_counter(), _measure_cpu()
         model.learn(n_steps, callback=timer, reset_num_timesteps=False)
-        seconds = time.perf_counter() - began if is_whole else timer.seconds
-        return float((model.num_timesteps - n_before) / seconds)
+        seconds, cpu_seconds = timer.seconds, timer.cpu_seconds
+        if is_whole:
+            seconds, cpu_seconds = time.perf_counter() - began, _measure_cpu() - cpu_before
+        n_taken = model.num_timesteps - n_before
+        per_cpu_second.append(n_taken / cpu_seconds)
+        return float(n_taken / seconds)
 
     return run
 
 
-def _compare(name: str, n_repetitions: int, n_steps: int, is_whole: bool) -> str:
-    """Measure one environment, and return its table and what travelled."""
+def _compare(
+    name: str, pools: dict[str, ProcessPool], n_repetitions: int, n_steps: int, is_whole: bool, max_seconds: float
+) -> str:
+    """Measure one environment, and return its tables and what travelled."""
     # Policies that only collect stay untrained, so that episodes stay as long as they are.
     learning: dict[str, Any] = {} if is_whole else {"learning_rate": 1e-9, "n_epochs": 1}
-    cases, pools = dict[str, Case](), dict[str, ProcessPool]()
-    with ExitStack() as opened:
-        for label, n_shards in ((_ALONE, 1), (_CUT, 8)):
-            model = GRPO("MlpPolicy", _make_env(name), n_rollout_shards=n_shards, **_ROLLOUT, **learning)
-            cases[label] = _make_case(model, n_steps, is_whole)
-        for n_workers in _N_WORKERS:
-            label = f"{n_workers} worker{'s' * (n_workers > 1)}"
-            model = GRPO("MlpPolicy", _make_env(name), n_rollout_shards=8, **_ROLLOUT, **learning)
-            model.rollout_pool = pools[label] = opened.enter_context(ProcessPool(n_workers))
-            cases[label] = _make_case(model, n_steps, is_whole)
-        measured = take_turns(cases, n_repetitions)
-    title = f"{name}: steps per second, {'collecting and learning' if is_whole else 'collecting'}"
-    table = format_comparison(Comparison(title, measured, [_ALONE, _CUT], is_rate=True, n_decimals=0))
-    n_rollouts = (1 + n_repetitions) * -(-n_steps // int(_ROLLOUT["n_steps"]))
-    return f"{table}\n\n{_describe_bytes(pools, n_rollouts)}"
+    cases, per_cpu_second = dict[str, Case](), dict[str, list[float]]()
+    for label in (_ALONE, _CUT, *pools):
+        n_shards = 1 if label == _ALONE else 8
+        model = GRPO("MlpPolicy", _make_env(name), n_rollout_shards=n_shards, **_ROLLOUT, **learning)
+        model.rollout_pool = pools.get(label)
+        per_cpu_second[label] = []
+        cases[label] = _make_case(model, n_steps, is_whole, per_cpu_second[label])
+    before = {label: (pool.n_bytes_sent, pool.n_bytes_received) for label, pool in pools.items()}
+    measured = take_turns(cases, n_repetitions, max_seconds)
+    n_rollouts = len(per_cpu_second[_ALONE]) * -(-n_steps // int(_ROLLOUT["n_steps"]))
+    of_cpu = {label: rates[1:] for label, rates in per_cpu_second.items()}  # the first round warms up
+    tables = []
+    for what, rates in (("second", measured), ("CPU second", of_cpu)):
+        title = f"{name}: steps per {what}, {'collecting and learning' if is_whole else 'collecting'}"
+        tables.append(format_comparison(Comparison(title, rates, [_ALONE, _CUT], is_rate=True, n_decimals=0)))
+    return "\n\n".join([*tables, _describe_bytes(pools, before, n_rollouts)])
 
 
-def _describe_bytes(pools: dict[str, ProcessPool], n_rollouts: int) -> str:
+def _describe_bytes(pools: dict[str, ProcessPool], before: dict[str, tuple[int, int]], n_rollouts: int) -> str:
     parts = [
-        f"{label} {pool.n_bytes_sent / n_rollouts / 1024:,.0f} KiB out and "
-        f"{pool.n_bytes_received / n_rollouts / 1024:,.0f} KiB back"
+        f"{label} {(pool.n_bytes_sent - before[label][0]) / n_rollouts / 1024:,.0f} KiB out and "
+        f"{(pool.n_bytes_received - before[label][1]) / n_rollouts / 1024:,.0f} KiB back"
         for label, pool in pools.items()
     ]
     return f"Per rollout of {_ROLLOUT['n_steps']} steps: {'; '.join(parts)}."
@@ -87,12 +128,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-repetitions", type=int, default=5)
     parser.add_argument("--n-timesteps", type=int, default=4096, help="per measurement")
+    parser.add_argument("--seconds", type=float, default=150.0, help="no more rounds begin after so long, all in all")
     parser.add_argument("--environments", nargs="+", default=["Hopper-v5", "CartPole-v1", "1 ms per step"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name in arguments.environments:
-        for is_whole in (False, True):
-            print(_compare(name, arguments.n_repetitions, arguments.n_timesteps, is_whole) + "\n", flush=True)
+    kinds = [(name, is_whole) for name in arguments.environments for is_whole in (False, True)]
+    deadline = time.perf_counter() + arguments.seconds
+    with ExitStack() as opened:
+        pools = {f"{n} worker{'s' * (n > 1)}": opened.enter_context(ProcessPool(n)) for n in _N_WORKERS}
+        for i, (name, is_whole) in enumerate(kinds):
+            max_seconds = (deadline - time.perf_counter()) / (len(kinds) - i)  # what one leaves is for the others
+            table = _compare(name, pools, arguments.n_repetitions, arguments.n_timesteps, is_whole, max_seconds)
+            print(table + "\n", flush=True)
 
 
 if __name__ == "__main__":

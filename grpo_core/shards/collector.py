@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
@@ -54,17 +55,29 @@ class _Shard(NamedTuple):
 
 
 class _Played(NamedTuple):
-    """A shard that has come back, as it lies in the rollout.
+    """A shard that has come back, for callbacks.
 
-    :param places: Time, group and branch of each step.
+    :param places: Time, group and branch of each step in the rollout.
     """
 
     env_index: int
-    steps: ShardSteps
     infos: list[dict[str, Any]]
     places: list[tuple[int, int, int]]
     dones: list[bool]
     rewards: list[float]
+
+
+class _Scored(NamedTuple):
+    """What reward functions made of a shard.
+
+    :param places: Time, group and branch of each step in the rollout, ``(n_steps, 3)``.
+    :param rewards: Shape ``(n_steps,)``.
+    :param means: The mean of each function, by name.
+    """
+
+    places: npt.NDArray[np.int64]
+    rewards: npt.NDArray[np.float64]
+    means: Mapping[str, float]
 
 
 def count_shards(n_shards: int | None, n_workers: int, n_envs: int, plan: GroupPlan) -> int:
@@ -130,7 +143,7 @@ class ShardedCollector(GroupCollector):
         self.n_shards = n_shards
         self._pool: WorkerPool | None = None
         self._rewarded_by: tuple[Any, Any] = (None, None)
-        self._played: list[_Played] = []
+        self._scored: list[_Scored] = []
         self._latest: list[SteppedPlace] = []
 
     @contextmanager
@@ -173,7 +186,7 @@ class ShardedCollector(GroupCollector):
         if self._pool is None:
             raise RuntimeError("a rollout of shards is collected inside learn(), which starts and ends its workers.")
         rollout.clear()
-        self._played, self._latest = [], []
+        self._scored, self._latest = [], []
         shards, seed = self._cut(), int(rng.integers(2**63))
         if not self.anchors and self._plan.mode != "episode":
             self._begin_anew()
@@ -206,11 +219,11 @@ class ShardedCollector(GroupCollector):
             # A callback has put another one in place.
             return super().apply_reward_functions(rollout, reward_function, weights)
         sums: dict[str, float] = {}
-        for shard in self._played:
-            rollout.rewards[tuple(np.array(shard.places).T)] = shard.steps.rewards
-            for name, mean in shard.steps.reward_means.items():
+        for shard in self._scored:
+            rollout.rewards[tuple(shard.places.T)] = shard.rewards
+            for name, mean in shard.means.items():
                 sums[name] = sums.get(name, 0.0) + mean * len(shard.places)
-        n_steps = sum(len(shard.places) for shard in self._played)
+        n_steps = sum(len(shard.places) for shard in self._scored)
         return {name: total / n_steps for name, total in sums.items()}
 
     def _begin_anew(self) -> None:
@@ -262,9 +275,9 @@ class ShardedCollector(GroupCollector):
         is_over = steps.columns["terminated"] | steps.columns["truncated"]
         rewards = steps.columns["rewards"].tolist()
         at, infos = list(map(tuple, places.tolist())), unpack_infos(steps.infos)
-        played = _Played(shard.env_index, steps, infos, at, is_over.tolist(), rewards)
-        self._played.append(played)
-        return played
+        if steps.rewards is not None:
+            self._scored.append(_Scored(places, steps.rewards, steps.reward_means))
+        return _Played(shard.env_index, infos, at, is_over.tolist(), rewards)
 
     def _show(self, part: Sequence[_Played], on_sweep: SweepCallback) -> bool:
         """Show callbacks the steps of shards of different environments; return False if one ends the rollout."""

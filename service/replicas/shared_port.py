@@ -115,8 +115,8 @@ def _compare(own: dict[str, str], theirs: dict[str, str], settings: Settings) ->
         shown = ", ".join(f"{name}={getattr(settings, name)}" for name in models)
         raise SharedPortError(
             f"replicas of other models listen on port {settings.port} of {settings.host}, and clients would be "
-            f"answered by these and those: {shown} is not theirs; choose another port with --port or GRPO_PORT, or "
-            "end them."
+            f"answered by these and those: {shown} is not theirs; choose another port with --port or "
+            "GRPO_PORT, or end them."
         )
     if different:
         logger.warning(

@@ -29,7 +29,11 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
         serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
-        replica = serve.deployment(serve.ingress(make_builder(sys.argv[1]))(), max_ongoing_requests=64)
+        # A replica without Ray writes no line per request either.
+        silent = {"enable_access_log": False}
+        replica = serve.deployment(
+            serve.ingress(make_builder(sys.argv[1]))(), max_ongoing_requests=64, logging_config=silent
+        )
         serve.run(replica.bind(), route_prefix="/")
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
         serve.shutdown()
