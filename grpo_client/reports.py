@@ -116,15 +116,23 @@ def describe_sweep(sweep: Sweep) -> str:
 
 
 def _describe_setting(row: SettingRow) -> dict[str, Any]:
-    interval = row.mean_reward_ci95
     return {
         "setting": row.number,
         **{name: _format_fact(value) for name, value in row.values.items()},
         "steps": f"{row.total_timesteps:,}",
         "reward": None if row.mean_reward is None else f"{row.mean_reward:.2f}",
-        "95 % interval": None if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}, over {row.ci95_over}",
+        "spread": _describe_spread(row),
         "seeds": row.n_seeds,
     }
+
+
+def _describe_spread(row: SettingRow) -> str | None:
+    """Format the interval of a setting's reward, or what its seeds have earned where these are too few for one."""
+    if (interval := row.mean_reward_ci95) is not None:
+        return f"95 % interval {interval[0]:.2f} to {interval[1]:.2f}, over {row.ci95_over}"
+    if len(row.rewards) < 2:
+        return None
+    return f"seeds from {min(row.rewards):.2f} to {max(row.rewards):.2f}"
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:

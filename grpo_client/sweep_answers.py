@@ -67,6 +67,8 @@ class SettingRow(Answer):
 
     :param values: The fields in which settings differ.
     :param n_seeds: How many evaluated jobs the figures rest on.
+    :param rewards: What each of these was evaluated at.
+    :param mean_reward_ci95: None with two to four seeds, whose spread says too little.
     :param ci95_over: What the interval is over: ``"seeds"``, or of a single seed its ``"episodes"``.
     """
 
@@ -79,6 +81,7 @@ class SettingRow(Answer):
     mean_reward_ci95: Interval | None
     ci95_over: str | None
     trials: tuple[Trial, ...]
+    rewards: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ class BestSetting(Answer):
     """The setting with the highest evaluated reward, and how sure that is.
 
     :param lead: By how much it is ahead of ``runner_up``.
-    :param lead_ci95: 95 % interval of that over seeds; None with fewer than two seeds each.
+    :param lead_ci95: 95 % interval of that over seeds; None with fewer than five seeds each.
     :param is_clear: Whether that interval lies above 0.
     """
 
