@@ -135,6 +135,8 @@ class ServerInfo(Answer):
     message: str
     version: str
     endpoints: Mapping[str, str]
+    dashboard: str | None = None
+    docs: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,6 +354,7 @@ class MetricHistory(Answer):
     keys: tuple[str, ...]
     rows: tuple[MetricRow, ...]
     evaluations: tuple[Evaluation, ...]
+    final_evaluation: FinalEvaluation | None = None
 
 
 @dataclass(frozen=True)
