@@ -139,19 +139,26 @@ class Service:
         self.readiness_limiter = CapacityLimiter(1)
         self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
 
-    def start_job(self, request: TrainRequest, client: str | None = None, sweep_id: str | None = None) -> Job:
+    def start_job(
+        self,
+        request: TrainRequest,
+        client: str | None = None,
+        sweep_id: str | None = None,
+        init_sha256: str | None = None,
+    ) -> Job:
         """Plan a training job and queue it. It may take seconds, so call it in a thread of ``planning_limiter``.
 
         :param client: The address that it is counted for; None for the operator's own, which are not.
         :param sweep_id: The sweep that it belongs to; None if to none.
+        :param init_sha256: The file that ``init_model`` named for the sweep; None takes what it names now.
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ConflictError: If an active job will save under the same name.
         :raises ServiceError: Whatever ``JobRegistry.submit`` and ``ShortTasks.run`` raise.
         """
         if client is None or self._client_jobs is None:
-            return self._start_job(request, sweep_id)
+            return self._start_job(request, sweep_id, init_sha256)
         request = self._client_jobs.limits.restrict(request)
-        return self._client_jobs.start(client, partial(self._start_job, request, sweep_id))
+        return self._client_jobs.start(client, partial(self._start_job, request, sweep_id, init_sha256))
 
     def check_place(self) -> None:
         """Refuse another job at once if those that run, wait and are being planned are enough.
@@ -161,9 +168,9 @@ class Service:
         planned = self.planning_limiter.statistics()
         self.registry.check_place(planned.borrowed_tokens + planned.tasks_waiting)
 
-    def _start_job(self, request: TrainRequest, sweep_id: str | None) -> Job:
+    def _start_job(self, request: TrainRequest, sweep_id: str | None, init_sha256: str | None) -> Job:
         self.registry.check_room(request.model_name)
-        return self.registry.submit(self.plan(request)._replace(sweep_id=sweep_id))
+        return self.registry.submit(self.plan(request, init_sha256)._replace(sweep_id=sweep_id))
 
     def resume_job(self, job_id: str, client: str | None = None) -> Job:
         """Queue a job again that was stopped or failed, perhaps with an earlier server.
@@ -183,31 +190,41 @@ class Service:
         self.registry.resume(job, self._planner.find_rewards(job.config))
         return job
 
-    def plan(self, request: TrainRequest) -> TrainingPlan:
+    def plan(self, request: TrainRequest, init_sha256: str | None = None) -> TrainingPlan:
         """Fill in and check a request without starting its job. It may take seconds, as ``start_job`` may.
+
+        :param init_sha256: As in ``start_job``.
 
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ServiceError: Whatever ``ShortTasks.run`` raises.
         """
-        meta, sha256 = self._read_init_model(request.init_model)
+        meta, sha256 = self._read_init_model(request.init_model, init_sha256)
         return self._planner.plan(request, meta)._replace(init_sha256=sha256)
 
-    def plan_config(self, request: TrainRequest, client: str | None) -> TrainConfig:
+    def plan_config(self, request: TrainRequest, client: str | None, init_sha256: str | None = None) -> TrainConfig:
         """Return the configuration that a client's job would have.
+
+        :param init_sha256: As in ``start_job``.
 
         :raises ServiceError: Whatever ``start_job`` raises of a request.
         """
         if client is not None and self._client_jobs is not None:
             request = self._client_jobs.limits.restrict(request)
-        return self.plan(request).config
+        return self.plan(request, init_sha256).config
 
-    def _read_init_model(self, name: str | None) -> tuple[dict[str, Any] | None, str | None]:
+    def _read_init_model(self, name: str | None, sha256: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
         """Return what a model says of itself that training is to begin from, and the SHA-256 of its file."""
         if name is None:
             return None, None
+        reference = name if sha256 is None else self.store.folder.find_reference(name, sha256)
+        if reference is None:
+            raise InvalidRequestError(
+                f"init_model '{name}' was deleted or replaced since the sweep was accepted, and no version of it is "
+                "that file; start a new sweep with a model that is there."
+            )
         try:
-            file = self.store.inspect_file(name)
-            return (file.model or self.store.get(name)).meta, file.sha256
+            file = self.store.inspect_file(reference)
+            return (file.model or self.store.get(reference)).meta, file.sha256
         except (NotFoundError, ConflictError) as error:
             raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
 

@@ -177,6 +177,8 @@ class TestServer:
                 "health": "GET /health",
                 "models": "GET /models",
             },
+            "dashboard": "/dashboard",
+            "docs": "/docs",
         }
 
     def test_health_counts_jobs_and_models(self, client: TestClient, register_env: RegisterEnv, gate: Gate) -> None:

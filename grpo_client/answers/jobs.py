@@ -170,6 +170,7 @@ class MetricHistory(Answer):
     keys: tuple[str, ...]
     rows: tuple[MetricRow, ...]
     evaluations: tuple[Evaluation, ...]
+    final_evaluation: FinalEvaluation | None = None
 
 
 def _describe_status(status: TrainingStatus) -> str:

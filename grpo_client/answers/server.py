@@ -14,6 +14,8 @@ class ServerInfo(Answer):
     message: str
     version: str
     endpoints: Mapping[str, str]
+    dashboard: str | None = None
+    docs: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

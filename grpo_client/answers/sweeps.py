@@ -68,6 +68,8 @@ class SettingRow(Answer):
 
     :param values: The fields in which settings differ.
     :param n_seeds: How many evaluated jobs the figures rest on.
+    :param rewards: What each of these was evaluated at.
+    :param mean_reward_ci95: None with two to four seeds, whose spread says too little.
     :param ci95_over: What the interval is over: ``"seeds"``, or of a single seed its ``"episodes"``.
     """
 
@@ -80,6 +82,7 @@ class SettingRow(Answer):
     mean_reward_ci95: Interval | None
     ci95_over: str | None
     trials: tuple[Trial, ...]
+    rewards: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +90,7 @@ class BestSetting(Answer):
     """The setting with the highest evaluated reward, and how sure that is.
 
     :param lead: By how much it is ahead of ``runner_up``.
-    :param lead_ci95: 95 % interval of that over seeds; None with fewer than two seeds each.
+    :param lead_ci95: 95 % interval of that over seeds; None with fewer than five seeds each.
     :param is_clear: Whether that interval lies above 0.
     """
 
@@ -163,12 +166,20 @@ def _describe_sweep(sweep: Sweep) -> str:
 
 
 def _describe_setting(row: SettingRow) -> dict[str, Any]:
-    interval = row.mean_reward_ci95
     return {
         "setting": row.number,
         **{name: format_fact(value) for name, value in row.values.items()},
         "steps": f"{row.total_timesteps:,}",
         "reward": None if row.mean_reward is None else f"{row.mean_reward:.2f}",
-        "95 % interval": None if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}, over {row.ci95_over}",
+        "spread": _describe_spread(row),
         "seeds": row.n_seeds,
     }
+
+
+def _describe_spread(row: SettingRow) -> str | None:
+    """Format the interval of a setting's reward, or what its seeds have earned where these are too few for one."""
+    if (interval := row.mean_reward_ci95) is not None:
+        return f"95 % interval {interval[0]:.2f} to {interval[1]:.2f}, over {row.ci95_over}"
+    if len(row.rewards) < 2:
+        return None
+    return f"seeds from {min(row.rewards):.2f} to {max(row.rewards):.2f}"

@@ -487,6 +487,12 @@ class JobRegistry:
         """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
         return find_its_model(self._store, job)
 
+    def find_init_model(self, job: Job) -> str | None:
+        """Return what names the file that a job began from, perhaps an earlier version by now; None if none does."""
+        if job.config.init_model is None:
+            return None
+        return self._store.folder.find_reference(job.config.init_model, job.plan.init_sha256)
+
     def list_trained_on(self, job: Job) -> list[Job]:
         """List the jobs that began from the model which a job has saved last, oldest first."""
         if job.last_saved is None:

@@ -180,13 +180,24 @@ class ModelFolder:
         :param reference: What named it.
         :param sha256: What its SHA-256 is; None takes any.
         """
+        candidate = self.find_reference(reference, sha256)
+        with suppress(NotFoundError, model_file.ModelFileError):
+            return None if candidate is None else self.read(candidate)[1]
+        return None
+
+    def find_reference(self, reference: str, sha256: str | None) -> str | None:
+        """Return what names a model's file now, which may have become an earlier version of it; None if it is gone.
+
+        :param reference: What named it.
+        :param sha256: What its SHA-256 is; None takes any.
+        """
         name = reference.partition("@")[0]
         kept = [f"{name}@{version}" for version in reversed(self.versions.list_kept(name))]
         for candidate in dict.fromkeys([reference, name, *kept] if sha256 is not None else [reference]):
             with suppress(NotFoundError, model_file.ModelFileError):
                 content = self.read(candidate)[1]
                 if sha256 in (None, hashlib.sha256(content).hexdigest()):
-                    return content
+                    return candidate
         return None
 
     def check_ends(self, name: str) -> tuple[FileSignature, bool]:

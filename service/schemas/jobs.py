@@ -232,6 +232,9 @@ class JobMetrics(BaseModel):
     keys: list[str] = Field(description="All keys of the rows' metrics, sorted.")
     rows: list[HistoryRow] = Field(description="Oldest first; for a long job, every second, fourth, ... row.")
     evaluations: list[EvaluationRow]
+    final_evaluation: FinalEvaluation | None = Field(
+        None, description="That of the policy that was saved; null until it is there, and where there is none."
+    )
 
 
 class ResumeResponse(BaseModel):

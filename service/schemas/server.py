@@ -41,3 +41,5 @@ class ServerInfo(BaseModel):
     message: str = Field(examples=["GRPO API Server"])
     version: str = Field(examples=["1.0.0"])
     endpoints: dict[str, str] = Field(examples=[{"train": "POST /train", "inference": "POST /inference"}])
+    dashboard: str | None = Field(description="Path of the dashboard; null on a replica.", examples=["/dashboard"])
+    docs: str = Field(description="Path of the documentation of all endpoints.", examples=["/docs"])

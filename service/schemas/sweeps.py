@@ -163,7 +163,10 @@ class SettingRow(BaseModel):
     total_timesteps: int = Field(description="Simulator steps of each of its jobs on that rung.")
     n_seeds: int = Field(description="Completed jobs on that rung that were evaluated: what the figures rest on.")
     mean_reward: float | None = Field(description="Mean over these of their evaluated rewards; null without any.")
-    mean_reward_ci95: Interval95 = Field(description="95 % confidence interval of it.")
+    rewards: list[float] = Field(description="What each of these was evaluated at, in the order of its seeds.")
+    mean_reward_ci95: Interval95 = Field(
+        description="95 % confidence interval of it; null with two to four seeds, whose spread says too little."
+    )
     ci95_over: Literal["seeds", "episodes"] | None = Field(
         description="What the interval is over: `seeds`, or where there is one seed only, its `episodes`."
     )
@@ -180,7 +183,9 @@ class BestSetting(BaseModel):
     model_name: str | None = Field(description="The model of it that was evaluated best.")
     runner_up: int | None = Field(description="Number of the next one; null if it is the only one.")
     lead: float | None = Field(description="By how much it is ahead of that.")
-    lead_ci95: Interval95 = Field(description="Welch's interval of the lead over seeds; null with fewer than two each.")
+    lead_ci95: Interval95 = Field(
+        description="Welch's interval of the lead over seeds; null with fewer than five each."
+    )
     is_clear: bool = Field(description="Whether that interval lies above 0.")
     text: str = Field(description="The same in words, and what to try.")
 

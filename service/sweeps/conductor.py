@@ -28,7 +28,7 @@ from service.schemas.sweeps import SweepDescription, SweepRequest, SweepStatus, 
 from service.schemas.training import TrainConfig, TrainRequest
 from service.sweeps.planning import PlannedSweep, plan_sweep
 from service.sweeps.recorder import SweepRecorder
-from service.sweeps.sweep import Sweep, name_model
+from service.sweeps.sweep import Sweep, SweepRecord, name_model
 
 logger = logging.getLogger("grpo.service")
 
@@ -49,10 +49,12 @@ _BUSY_STATUSES = frozenset({429, 503, 507})
 class Starter(Protocol):
     """Starts jobs, as the service does."""
 
-    def plan_config(self, request: TrainRequest, client: str | None) -> TrainConfig:
+    def plan_config(self, request: TrainRequest, client: str | None, init_sha256: str | None = None) -> TrainConfig:
         """Check a client's request and fill it in."""
 
-    def start_job(self, request: TrainRequest, client: str | None, sweep_id: str | None) -> Job:
+    def start_job(
+        self, request: TrainRequest, client: str | None, sweep_id: str | None, init_sha256: str | None
+    ) -> Job:
         """Queue a job of a client."""
 
     def resume_job(self, job_id: str, client: str | None) -> Job:
@@ -92,6 +94,8 @@ class Conductor:
         self._sweeps: dict[str, Sweep] = {}
         # Active sweeps in the order of their turns.
         self._turns: list[str] = []
+        # Ids of sweeps that are being deleted. Written once more, they would come back with the next server.
+        self._leaving: set[str] = set()
         # Sweeps some of whose models should be deleted.
         self._untidy: set[str] = set()
         self._next_tidying = 0.0
@@ -114,6 +118,7 @@ class Conductor:
             request, client, self._registry.max_running, partial(self._starter.plan_config, client=client)
         )
         self._check_models(planned)
+        self._pin_init_models(planned.record)
         sweep = Sweep(planned.record)
         with self._changed:
             self._check_room(planned.record.name, client)
@@ -203,11 +208,15 @@ class Conductor:
         with self._changed:
             sweep = self._get(sweep_id)
             self._check_is_ended(sweep)
+            self._leaving.add(sweep.sweep_id)
         try:
             self._recorder.forget(sweep.sweep_id)
         except JournalError as error:
+            with self._changed:
+                self._leaving.discard(sweep.sweep_id)
             raise StorageError(f"sweep '{sweep.record.name}' is not deleted: {error.reason}.") from error
         with self._changed:
+            self._leaving.discard(sweep.sweep_id)
             was_resumed = sweep.status.is_active
             if not was_resumed:
                 self._sweeps.pop(sweep.sweep_id, None)
@@ -314,6 +323,14 @@ class Conductor:
                 "that GRPO_MAX_MODELS allows; send keep='best', try fewer settings, or delete models."
             )
 
+    def _pin_init_models(self, record: SweepRecord) -> None:
+        """Note which files the jobs begin from, so that all begin alike if one is replaced meanwhile."""
+        requests = [record.request.get("base", {}), *record.settings]
+        for name in {request["init_model"] for request in requests if request.get("init_model")}:
+            with suppress(NotFoundError):  # it was deleted just now, which the first job will say
+                if (sha256 := self._store.inspect_file(name).sha256) is not None:
+                    record.init_sha256[name] = sha256
+
     def _activate(self, sweep: Sweep) -> None:
         self._turns.append(sweep.sweep_id)
         self._changed.notify_all()
@@ -335,7 +352,7 @@ class Conductor:
     def _read(self, sweep_id: str) -> str | None:
         """Return a sweep's record in JSON; None if it is forgotten."""
         with self._changed:
-            sweep = self._sweeps.get(sweep_id)
+            sweep = None if sweep_id in self._leaving else self._sweeps.get(sweep_id)
             return None if sweep is None else sweep.record.model_dump_json()
 
     def _summarize(self, sweep: Sweep) -> SweepSummary:
@@ -459,12 +476,14 @@ class Conductor:
         job = self._resume_job(trial, sweep.record.client)
         if job is not None:
             return job
+        request = sweep.make_request(trial)
+        init_sha256 = sweep.record.init_sha256.get(request.init_model or "")
         if sweep.record.budget_timesteps is not None:
-            config = self._starter.plan_config(sweep.make_request(trial), sweep.record.client)
+            config = self._starter.plan_config(request, sweep.record.client, init_sha256)
             with self._changed:
                 if not sweep.plan_steps(trial, config):
                     return None
-        return self._starter.start_job(sweep.make_request(trial), sweep.record.client, sweep.sweep_id)
+        return self._starter.start_job(request, sweep.record.client, sweep.sweep_id, init_sha256)
 
     def _resume_job(self, trial: Trial, client: str | None) -> Job | None:
         """Let a trial's interrupted job go on; None if it has none that can."""

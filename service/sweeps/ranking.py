@@ -8,6 +8,8 @@ from typing import Any
 from service.schemas.jobs import Interval95
 from service.schemas.sweeps import BestSetting, SettingRow, Trial, TrialStatus
 
+#: Fewer seeds say too little of their spread for an interval: that of two can reach far beyond what is possible.
+MIN_SEEDS_OF_INTERVAL = 5
 # The 97.5 % quantiles of Student's t distribution with 1, 2, 3, ... degrees of freedom.
 _T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -61,9 +63,9 @@ def is_measured(trial: Trial) -> bool:
 
 
 def compute_mean_interval(rewards: Sequence[float]) -> Interval95:
-    """Return Student's 95 % interval of a mean; None with fewer than two numbers."""
+    """Return Student's 95 % interval of a mean over seeds; None with fewer than ``MIN_SEEDS_OF_INTERVAL``."""
     n = len(rewards)
-    if n < 2:
+    if n < MIN_SEEDS_OF_INTERVAL:
         return None
     half = _get_t_quantile(n - 1) * statistics.stdev(rewards) / math.sqrt(n)
     return _put_around(statistics.fmean(rewards), half)
@@ -72,9 +74,10 @@ def compute_mean_interval(rewards: Sequence[float]) -> Interval95:
 def compute_lead_interval(rewards: Sequence[float], others: Sequence[float]) -> Interval95:
     """Return Welch's 95 % interval of the difference of two means.
 
-    None with fewer than two numbers in either, or if neither has any spread, which says nothing of other seeds.
+    None with fewer than ``MIN_SEEDS_OF_INTERVAL`` in either, or if neither has any spread, which says nothing of other
+    seeds.
     """
-    if min(len(rewards), len(others)) < 2:
+    if min(len(rewards), len(others)) < MIN_SEEDS_OF_INTERVAL:
         return None
     shares = [statistics.variance(numbers) / len(numbers) for numbers in (rewards, others)]
     lead = statistics.fmean(rewards) - statistics.fmean(others)
@@ -104,6 +107,7 @@ def _make_row(number: int, values: dict[str, Any], trials: list[Trial]) -> Setti
         interval = measured[0].mean_reward_ci95
     return SettingRow(
         number=number,
+        rewards=rewards,
         values=values,
         rung=rung,
         total_timesteps=shown[0].total_timesteps,
@@ -160,16 +164,17 @@ def _describe(
             "fewer."
         )
     if runner_up is None or lead is None:
-        return f"Setting {best.number} is the only one with an evaluation so far."
+        return f"Setting {best.number} is the only one with an evaluation."
     if lead == 0.0:
         return f"Settings {best.number} and {runner_up.number} earned the same."
     text = f"Setting {best.number} is ahead of the next one, setting {runner_up.number}, by {lead:.4g}"
-    if lead_ci95 is None and min(best.n_seeds, runner_up.n_seeds) > 1:
+    if lead_ci95 is None and min(best.n_seeds, runner_up.n_seeds) >= MIN_SEEDS_OF_INTERVAL:
         return f"{text}. Their seeds show no spread, so how sure that is cannot be told; more seeds may."
     if lead_ci95 is None:
+        n_seeds = min(best.n_seeds, runner_up.n_seeds)
         return (
-            f"{text}. That rests on a single seed, and another seed may reverse it: send two or more seeds to learn "
-            "how sure it is."
+            f"{text}. That rests on {'a single seed' if n_seeds == 1 else f'{n_seeds} seeds'}, and others may reverse "
+            f"it: send {MIN_SEEDS_OF_INTERVAL} or more seeds to learn how sure it is."
         )
     text += f" (95 % interval {lead_ci95[0]:.4g} to {lead_ci95[1]:.4g}, over seeds)"
     if lead_ci95[0] <= 0.0:

@@ -34,6 +34,7 @@ class SweepRecord(BaseModel):
     :param request: What was sent, without what was left out.
     :param client: Whose it is; None if clients are not limited.
     :param trials: All jobs, past and planned ones.
+    :param init_sha256: SHA-256 of the files that jobs begin from, by the names they had when it was accepted.
     :param steps: What trials have taken or will take, by number, for the budget.
     """
 
@@ -54,6 +55,7 @@ class SweepRecord(BaseModel):
     ended_by: EndedBy | None = None
     end_time: datetime | None = None
     steps: dict[int, TrialSteps] = {}
+    init_sha256: dict[str, str] = {}
 
 
 class Sweep:

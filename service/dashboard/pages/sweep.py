@@ -1,5 +1,6 @@
 """The page of one sweep: which setting is best and how sure that is, parallel coordinates, the table."""
 
+from collections.abc import Container
 from typing import Any
 
 from nicegui import ui
@@ -11,7 +12,7 @@ from service.dashboard.pages.frame import show_frame
 from service.dashboard.pages.sweeps import TONES, describe_counts
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link, make_note
-from service.dashboard.widgets.number_format import format_count, format_interval, format_number
+from service.dashboard.widgets.number_format import format_count, format_interval, format_number, format_range
 from service.dashboard.widgets.sweeps.parallel_coordinates import draw_parallel_coordinates
 from service.dashboard.widgets.sweeps.sweep_table import spell_value, write_sweep_table
 from service.dashboard.widgets.toasts import show_error
@@ -76,7 +77,7 @@ class _Sweep:
         self._resume.set_visibility(sweep.status in (SweepStatus.STOPPED, SweepStatus.INTERRUPTED))
         self._content.clear()
         with self._content:
-            _show_content(sweep)
+            _show_content(sweep, frozenset(get_service().store.folder.list_names()))
 
     async def _ask_and_stop(self) -> None:
         consequence = "Those that run save what they have learnt; the best model so far is kept. It can be resumed."
@@ -94,13 +95,13 @@ class _Sweep:
         self.refresh()
 
 
-def _show_content(sweep: SweepDescription) -> None:
+def _show_content(sweep: SweepDescription, models: Container[str]) -> None:
     if sweep.held_by is not None:
         make_note(f"The next job waits: {sweep.held_by}", "warn", "hourglass_empty")
     if sweep.ended_by == "budget":
         make_note("It ended because the budget did not allow another job.", "", "savings")
     if sweep.best is not None:
-        _show_best(sweep.best, sweep.settings[0])
+        _show_best(sweep.best, sweep.settings[0], models)
     drawing = draw_parallel_coordinates(sweep.settings)
     if drawing:
         with make_box("card coordinates-card", "section", aria_label="Parallel coordinates"):
@@ -109,17 +110,19 @@ def _show_content(sweep: SweepDescription) -> None:
             with make_box("scroll", tabindex=0, role="group", aria_label="The drawing, which scrolls"):
                 ui.html(drawing, sanitize=False)
     with make_box("card scroll", "section", aria_label="Settings", tabindex=0):
-        ui.html(write_sweep_table(sweep), sanitize=False)
+        ui.html(write_sweep_table(sweep, models), sanitize=False)
 
 
-def _show_best(best: BestSetting, row: SettingRow) -> None:
+def _show_best(best: BestSetting, row: SettingRow, models: Container[str]) -> None:
     with make_box("card best-setting", "section", aria_label="Best setting"):
         with make_box("row-flex baseline"):
             Text(format_number(best.mean_reward), "figure")
             Text(f"mean evaluated reward, {row.n_seeds} seed{'s' if row.n_seeds > 1 else ''}", "muted small")
             if interval := format_interval(best.mean_reward_ci95):
                 Text(f"95 % interval over {row.ci95_over}: {interval}", "muted small")
+            elif spread := format_range(row.rewards):
+                Text(spread, "muted small")
         Text(", ".join(f"{name} {spell_value(value)}" for name, value in best.values.items()), "number")
         Text(best.text, f"verdict {'good' if best.is_clear else 'warn'}", "p")
-        if best.model_name is not None:
+        if best.model_name is not None and best.model_name in models:
             make_link("Play its best policy", f"{PREFIX}/models/{best.model_name}", "button tiny primary", "play_arrow")

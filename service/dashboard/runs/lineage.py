@@ -14,20 +14,22 @@ _MAX_LISTED = 20
 
 
 class Family(NamedTuple):
-    """What became of the model that a run has saved.
+    """What became of the model that a run began from, and of the one that it has saved.
 
-    :param model: What names it now, perhaps as an earlier version; None if it is gone.
+    :param beginning: What names the first now, perhaps as an earlier version; None if it is gone, or there was none.
+    :param model: Likewise the second.
     :param runs: The runs that were trained on from it, and what names their models; None of those without one.
     """
 
+    beginning: str | None
     model: str | None
     runs: list[tuple[Job, str | None]]
 
 
 def find_family(registry: JobRegistry, job: Job) -> Family:
-    """Look for what became of a run's model; this reads the disk."""
+    """Look for what became of a run's models; this reads the disk."""
     onward = [(other, registry.find_its_model(other)) for other in registry.list_trained_on(job)[:_MAX_LISTED]]
-    return Family(registry.find_its_model(job), onward)
+    return Family(registry.find_init_model(job), registry.find_its_model(job), onward)
 
 
 def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
@@ -36,7 +38,7 @@ def show_lineage(job: Job, store: ModelStore, family: Family) -> None:
     with make_box("lineage", "ol"):
         with make_box("", "li"):
             Text("Began from ", "muted")
-            _link_beginning(job.config.init_model, store)
+            _link_beginning(job.config.init_model, family.beginning, store)
         if status.n_restarts:
             Text(f"Resumed {status.n_restarts} {'time' if status.n_restarts == 1 else 'times'}", tag="li")
         if (kept := status.checkpoint) is not None:
@@ -73,10 +75,10 @@ def describe_loss(name: str, store: ModelStore) -> str:
     return "another one has taken its place" if store.exists(name) else "it was deleted"
 
 
-def _link_beginning(name: str | None, store: ModelStore) -> None:
+def _link_beginning(name: str | None, found: str | None, store: ModelStore) -> None:
     if name is None:
         Text("random weights")
-    elif store.exists(name):
-        make_link(name, f"{PREFIX}/models/{name}", "")
+    elif found is not None:
+        make_link(found, f"{PREFIX}/models/{found}", "")
     else:
-        Text(f"{name}, which was deleted")
+        Text(f"{name}, which is gone: {describe_loss(name, store)}")

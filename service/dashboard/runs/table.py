@@ -10,6 +10,7 @@ from service.dashboard.widgets.number_format import (
     format_duration,
     format_interval,
     format_number,
+    format_range,
 )
 from service.dashboard.widgets.setting_text import write_setting
 from service.jobs.listing import choose_page
@@ -145,7 +146,7 @@ def _describe_group(
     first = lines[0]
     rewards = _list_rewards(members)
     counted = "" if len(rewards) == len(lines) else f"{len(rewards)} of {len(lines)} completed"
-    interval = format_interval(compute_mean_interval(rewards))
+    interval = format_interval(compute_mean_interval(rewards)) or format_range(rewards)
     config = configs.get(first.job_id, {})
     is_recipe = view.grouping == "recipe"
     return {

@@ -1,6 +1,7 @@
 // Draws the curves of runs. The server sends what the runs have reported; how it is shown is decided here.
 globalThis.grpoCurves = (() => {
   const N_COLOURS = 10; // beyond, lines are dashed
+  const MIN_SEEDS = 5; // of an interval over seeds, as in tables
   const MAX_BANDS = 4, MAX_RAW = 6, N_GRID = 160, LEAST_SMOOTHED = 12;
   // Half widths of 95 % intervals in standard errors, by degrees of freedom (Student's t).
   const T95 = [12.71, 4.3, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.2, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.1, 2.09, 2.09,
@@ -114,7 +115,8 @@ globalThis.grpoCurves = (() => {
     const [[x0, y0], [x1, y1]] = [data[low], data[high]];
     return x1 === x0 ? y1 : y0 + ((y1 - y0) * (x - x0)) / (x1 - x0);
   };
-  // The mean of a group's runs and its 95 % interval, where two or more of them have something.
+  // The mean of a group's runs where two or more of them have something, and its 95 % interval; of fewer than five runs
+  // the least and the greatest.
   const average = (lines) => {
     const known = lines.map((data) => data.filter(([, y]) => y !== null)).filter((data) => data.length);
     const from = Math.min(...known.map((data) => data[0][0])), to = Math.max(...known.map((data) => data.at(-1)[0]));
@@ -124,22 +126,24 @@ globalThis.grpoCurves = (() => {
       const values = known.map((data) => interpolate(data, x)).filter((y) => y !== null);
       if (values.length < 2) continue;
       const m = values.reduce((sum, y) => sum + y, 0) / values.length;
+      mean.push([x, m]);
+      if (known.length < MIN_SEEDS) bounds.push([x, Math.min(...values), Math.max(...values)]);
+      if (values.length < MIN_SEEDS) continue;
       const deviation = Math.sqrt(values.reduce((sum, y) => sum + (y - m) ** 2, 0) / (values.length - 1));
       const half = ((T95[values.length - 2] ?? 1.96) * deviation) / Math.sqrt(values.length);
-      mean.push([x, m]);
       bounds.push([x, m - half, m + half]);
     }
-    return { mean, bounds };
+    return { mean, bounds, shade: known.length < MIN_SEEDS ? "least to greatest" : "95 % interval" };
   };
   const drawGroup = (unordered, metric, view) => {
     const members = [...unordered].sort((a, b) => a.colour - b.colour);
     const isEvaluated = metric === "reward" && members.every((run) => evaluated(run, view).length > 1);
     const lines = members.map((run) =>
       isEvaluated ? evaluated(run, view).map(([x, y]) => [x, y]) : smooth(points(run, metric === "reward" ? TRAINING : metric, view), view.smooth));
-    const { mean, bounds } = average(lines);
+    const { mean, bounds, shade } = average(lines);
     if (!mean.length) return members.flatMap((run) => drawOne(run, metric, view, members.length));
     const what = metric === "reward" ? (isEvaluated ? ", evaluation" : ", training mean") : "";
-    const first = members[0], label = `${first.name}${what}, mean of ${members.length}`;
+    const first = members[0], label = `${first.name}${what}, mean of ${members.length} (shaded: ${shade})`;
     return [
       { ...line(first, "mean", label, mean), showSymbol: false },
       ...(view.log ? [] : band(first, "mean", bounds)),
@@ -178,7 +182,7 @@ globalThis.grpoCurves = (() => {
     panel.nothing.classList.toggle("hidden", !isEmpty);
     const muted = { color: css("--muted"), fontSize: 12 }, rule = { lineStyle: { color: css("--line") } };
     const axis = { axisLine: rule, axisTick: { show: false }, splitLine: rule };
-    // The interval of two seeds may be far wider than anything that was measured; it is cut off at the frame.
+    // An interval may be far wider than anything that was measured; it is cut off at the frame.
     const limits = {};
     if (series.some(({ id }) => id.startsWith("low-mean"))) {
       const measured = series.filter(({ id }) => !/^(low|high)-/.test(id)).flatMap((one) => one.data.map(([, y]) => y)).filter((y) => y !== null);

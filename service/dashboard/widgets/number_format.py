@@ -1,5 +1,6 @@
 """Numbers, durations, sizes and ages as people read them."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
@@ -50,6 +51,13 @@ def format_age(moment: datetime) -> str:
             n_units = int(seconds // length)
             return f"{n_units} {unit}{'s' if n_units > 1 else ''} ago"
     return "just now" if seconds < _MINUTE else f"{moment:%Y-%m-%d}"
+
+
+def format_range(rewards: Sequence[float]) -> str:
+    """Format what seeds have earned that are too few for an interval; the text is empty for fewer than two."""
+    if len(rewards) < 2:
+        return ""
+    return f"seeds from {format_number(min(rewards))} to {format_number(max(rewards))}"
 
 
 def format_interval(interval: tuple[float, float] | None) -> str:

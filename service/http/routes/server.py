@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from grpo_core import __version__
 from service.errors import NotReadyError
 from service.http import examples
+from service.http.browser_rules import DASHBOARD_PATH
 from service.http.request_guard import has_key
 from service.http.routes.dependencies import CurrentService, errors, health_errors
 from service.monitoring.prometheus import MEDIA_TYPE
@@ -27,7 +28,13 @@ async def describe_server(service: CurrentService) -> ServerInfo:
     }
     if service.settings.is_replica:
         del endpoints["train"]
-    return ServerInfo(message="GRPO API Server", version=__version__, endpoints=endpoints)
+    return ServerInfo(
+        message="GRPO API Server",
+        version=__version__,
+        endpoints=endpoints,
+        dashboard=None if service.settings.is_replica else DASHBOARD_PATH,
+        docs="/docs",
+    )
 
 
 @router.get("/health", response_model_exclude_defaults=True, responses=health_errors())

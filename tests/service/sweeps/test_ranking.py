@@ -34,20 +34,23 @@ def rank(trials: list[Trial]) -> list[SettingRow]:
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
-    # The mean is 2, the standard deviation 1, and t(0.975, 2) = 4.303: 4.303 / sqrt(3) = 2.48434.
-    assert compute_mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.48434, 2 + 2.48434), abs=1e-4)
-    assert compute_mean_interval([1.0]) is None
+    # The mean is 3, the variance 10 / 4, and t(0.975, 4) = 2.776: 2.776 sqrt(2.5 / 5) = 1.96293.
+    assert compute_mean_interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((3 - 1.96293, 3 + 1.96293), abs=1e-4)
+    # CartPole pays 500 at most, and Student's interval of these two would end at 564.
+    assert compute_mean_interval([490.0, 500.0]) is None
+    assert compute_mean_interval([1.0, 2.0, 3.0, 4.0]) is None
 
 
 def test_the_interval_of_a_lead_is_welchs() -> None:
-    # Variances 2 and 8, so 1 + 4 = 5 of the difference; (1 + 4)² / (1² / 1 + 4² / 1) = 1.47 degrees of freedom, taken
-    # as 1: t(0.975, 1) = 12.706.
-    half = 12.706 * 5**0.5
-    assert compute_lead_interval([9.0, 11.0], [4.0, 8.0]) == pytest.approx((4 - half, 4 + half))
-    # Alike, so that there are 2 (n - 1) = 4 degrees of freedom: t(0.975, 4) = 2.776.
-    half = 2.776 * (2 / 3) ** 0.5
-    assert compute_lead_interval([10.0, 11.0, 12.0], [1.0, 2.0, 3.0]) == pytest.approx((9 - half, 9 + half))
-    assert compute_lead_interval([1.0, 2.0], [3.0]) is None
+    # Variances 2.5 and 10, so 0.5 + 2 = 2.5 of the difference; 2.5² / (0.5² / 4 + 2² / 4) = 5.88 degrees of freedom,
+    # taken as 5: t(0.975, 5) = 2.571.
+    few, wide = [1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 4.0, 6.0, 8.0, 10.0]
+    half = 2.571 * 2.5**0.5
+    assert compute_lead_interval(wide, few) == pytest.approx((3 - half, 3 + half))
+    # Alike, so that there are 2 (n - 1) = 8 degrees of freedom: t(0.975, 8) = 2.306.
+    half = 2.306 * 1.0**0.5
+    assert compute_lead_interval([reward + 9 for reward in few], few) == pytest.approx((9 - half, 9 + half))
+    assert compute_lead_interval(few, wide[:4]) is None
 
 
 def test_the_settings_come_by_their_mean_over_seeds() -> None:
@@ -59,12 +62,13 @@ def test_the_settings_come_by_their_mean_over_seeds() -> None:
         (4, 9.0, 1),
         (3, None, 0),
     ]
-    assert [row.ci95_over for row in rows] == ["seeds", "seeds", "episodes", None]
+    assert [row.ci95_over for row in rows] == [None, None, "episodes", None]
+    assert [row.rewards for row in rows] == [[4.0, 2.0], [1.0, 3.0], [9.0], []]
     assert rows[2].mean_reward_ci95 == (8.0, 10.0)
 
 
 def test_a_lead_that_may_be_chance_is_not_clear() -> None:
-    best = choose_best(rank(make_trials([[1.0, 3.0], [2.0, 4.0]])))
+    best = choose_best(rank(make_trials([[1.0, 3.0, 2.0, 2.0, 2.0], [2.0, 4.0, 3.0, 3.0, 3.0]])))
     assert best is not None
     assert (best.setting, best.runner_up, best.lead, best.is_clear) == (2, 1, 1.0, False)
     assert best.model_name == "m-2-1"
@@ -72,7 +76,7 @@ def test_a_lead_that_may_be_chance_is_not_clear() -> None:
 
 
 def test_a_lead_beyond_its_interval_is_clear() -> None:
-    best = choose_best(rank(make_trials([[1.0, 2.0, 3.0], [10.0, 11.0, 12.0]])))
+    best = choose_best(rank(make_trials([[1.0, 2.0, 3.0, 2.0, 2.0], [10.0, 11.0, 12.0, 11.0, 11.0]])))
     assert best is not None
     assert best.is_clear
     assert "the best of 2" in best.text
@@ -83,6 +87,13 @@ def test_a_single_seed_is_never_sure() -> None:
     assert best is not None
     assert (best.lead, best.lead_ci95, best.is_clear) == (99.0, None, False)
     assert "single seed" in best.text
+
+
+def test_a_few_seeds_are_not_sure_either() -> None:
+    best = choose_best(rank(make_trials([[1.0, 2.0], [10.0, 11.0]])))
+    assert best is not None
+    assert (best.mean_reward_ci95, best.lead, best.lead_ci95, best.is_clear) == (None, 9.0, None, False)
+    assert "rests on 2 seeds, and others may reverse it: send 5 or more" in best.text
 
 
 def test_without_a_figure_there_is_no_best() -> None:

@@ -2,36 +2,42 @@
 
 import json
 from collections import Counter
+from collections.abc import Container
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
 from service.dashboard.mount import PREFIX
-from service.dashboard.widgets.number_format import format_count, format_interval, format_number
+from service.dashboard.widgets.number_format import format_count, format_interval, format_number, format_range
 from service.schemas.sweeps import SettingRow, SweepDescription, Trial, TrialStatus
 
 _NONE = "-"
 
 
-def write_sweep_table(sweep: SweepDescription) -> str:
-    """Write the rows as HTML, the best first."""
+def write_sweep_table(sweep: SweepDescription, models: Container[str]) -> str:
+    """Write the rows as HTML, the best first.
+
+    :param models: Names of the models that are there; the others have been deleted.
+    """
     fields = list(sweep.settings[0].values) if sweep.settings else []
-    names = ["Setting", *fields, "Steps", "Evaluated reward", "95 % interval", "Jobs", "Model"]
+    names = ["Setting", *fields, "Steps", "Evaluated reward", "Spread", "Jobs", "Model"]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    body = "".join(_write_row(row, sweep) for row in sweep.settings)
+    body = "".join(_write_row(row, sweep, models) for row in sweep.settings)
     return f'<table class="settings-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _write_row(row: SettingRow, sweep: SweepDescription) -> str:
+def _write_row(row: SettingRow, sweep: SweepDescription, models: Container[str]) -> str:
     is_best = sweep.best is not None and sweep.best.setting == row.number
     interval = format_interval(row.mean_reward_ci95)
+    spread = f"95 % interval {interval} over {row.ci95_over}" if interval else format_range(row.rewards)
     cells = [
         *(escape(spell_value(value)) for value in row.values.values()),
         format_count(row.total_timesteps),
         _NONE if row.mean_reward is None else f"<b>{format_number(row.mean_reward)}</b>",
-        f'{interval} <span class="muted small">over {row.ci95_over}</span>' if interval else _NONE,
+        f'<span class="small">{spread}</span>' if spread else _NONE,
         _describe_jobs(row.trials),
-        " ".join(_link_model(trial) for trial in row.trials if trial.model_name is not None) or _NONE,
+        " ".join(_link_model(trial.model_name, models) for trial in row.trials if trial.model_name is not None)
+        or _NONE,
     ]
     columns = "".join(f"<td>{cell}</td>" for cell in cells)
     chip = ' <span class="chip good">best</span>' if is_best else ""
@@ -48,8 +54,9 @@ def _describe_jobs(trials: list[Trial]) -> str:
     return f'<span class="jobs-of {tone}"{hint}>{escape(", ".join(parts))}</span>'
 
 
-def _link_model(trial: Trial) -> str:
-    name = trial.model_name or ""
+def _link_model(name: str, models: Container[str]) -> str:
+    if name not in models:
+        return f'<span class="muted">{escape(name)}, deleted</span>'
     return f'<a href="{PREFIX}/models/{quote(name)}">{escape(name)}</a>'
 
 

@@ -1,17 +1,13 @@
 """The table of runs: its pages, its groups, and the settings in which runs differ."""
 
-import statistics
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-
-import pytest
 
 from service.dashboard.runs.address import PAGE_SIZE, read_view
 from service.dashboard.runs.table import Configs, find_differences, make_table
 from service.jobs.record import PastJob
 from service.schemas.jobs import JobStatus, JobSummary
-from service.sweeps.ranking import compute_mean_interval
 
 
 def make_run(number: int, **fields: Any) -> PastJob:
@@ -84,16 +80,17 @@ def test_only_settings_that_differ_within_an_environment_have_a_column() -> None
     assert [row["settings"] for row in table.rows] == [["8"], ["16"], ["8"]]
 
 
-def test_groups_have_the_mean_of_their_runs_and_its_interval() -> None:
+def test_groups_have_the_mean_of_their_runs_and_its_spread() -> None:
     rewards = [1.0, 2.0, 6.0]
     runs = [make_run(i, mean_reward=reward, elapsed_seconds=10.0) for i, reward in enumerate(rewards)]
     runs += [make_run(7, recipe="other", mean_reward=5.0), make_run(8, recipe="other")]
     first, second = make_table(runs, read_view({"group": "recipe"}), Source().list_configs).rows
     assert (first["n"], first["reward"], first["interval"]) == (2, "5", "1 of 2 completed")
-    half = 4.303 * statistics.stdev(rewards) / 3**0.5  # t of two degrees of freedom
-    assert (second["n"], second["reward"]) == (3, "3")
-    assert compute_mean_interval(rewards) == pytest.approx((3 - half, 3 + half), rel=1e-3)
+    assert (second["n"], second["reward"], second["interval"]) == (3, "3", "seeds from 1 to 6")
     assert (second["time"], second["seed"], second["ids"][0]) == ("30 s", "3 seeds", runs[2].job_id)
+    five = [make_run(i, mean_reward=float(i)) for i in range(1, 6)]
+    (row,) = make_table(five, read_view({"group": "recipe"}), Source().list_configs).rows
+    assert row["interval"] == "1.04 to 4.96"  # 3 -+ 2.776 sqrt(2.5 / 5), by t of four degrees of freedom
 
 
 def test_an_open_group_lists_its_runs() -> None:

@@ -15,7 +15,8 @@ from service.jobs.journal import FILE_NAME, JobJournal
 from service.settings import Settings
 from service.sweeps.conductor import Conductor
 from tests.conftest import RegisterEnv
-from tests.support import PATIENCE_SECONDS, Gate, LineEnv, get_status, make_client, train_to_end, wait_until
+from tests.service.models.test_uploads import upload
+from tests.support import PATIENCE_SECONDS, Gate, LineEnv, get_status, make_client, make_model, train_to_end, wait_until
 
 BASE: dict[str, Any] = {"total_timesteps": 64, "n_eval_episodes": 2}
 SPACE = {"learning_rate": [0.001, 0.003]}
@@ -365,6 +366,39 @@ def test_a_sweep_that_the_disk_does_not_forget_stays(client: TestClient, setting
     assert response.status_code == 507
     assert "is not deleted" in response.json()["detail"]
     assert client.get("/sweeps").json()["n_total"] == 1
+
+
+def test_a_sweep_that_is_written_while_it_is_deleted_does_not_come_back(settings: Settings) -> None:
+    with make_client(settings) as client:
+        sweep_id = start(client)["sweep_id"]
+        wait_for_sweep(client)
+        conductor = client.app.state.service.sweeps  # type: ignore[attr-defined]
+        forget = conductor._recorder.forget
+
+        def forget_and_write(sweep_id: str) -> None:
+            forget(sweep_id)
+            assert conductor._recorder.write(sweep_id)
+
+        conductor._recorder.forget = forget_and_write
+        assert client.delete(f"/sweeps/{sweep_id}").status_code == 200
+    with make_client(settings) as client:
+        assert client.get("/sweeps").json()["n_total"] == 0
+
+
+def test_all_jobs_begin_from_the_file_that_was_there_when_it_was_accepted(
+    client: TestClient, held: dict[str, Any], gate: Gate
+) -> None:
+    first = train_to_end(client, **BASE, model_name="base")
+    for _ in range(2):  # which take both places
+        client.post("/train", json=held)
+    start(client, base={**BASE, "init_model": "base"}, space={"gamma": [0.9, 0.99]}, keep="all")
+    wait_until(lambda: count(client) == {"queued": 1, "waiting": 1})
+    upload(client, make_model("CartPole-v1", 5).to_bytes(env_name="CartPole-v1"), "base", overwrite=True)
+    gate.admit()
+    sweep = wait_for_sweep(client)
+    assert sweep["counts"] == {"completed": 2}, sweep
+    cards = [client.get(f"/models/{trial['model_name']}").json() for trial in list_trials(sweep)]
+    assert {card["lineage"]["sha256"] for card in cards} == {first["sha256"]}
 
 
 def test_models_that_could_not_be_deleted_are_deleted_later(settings: Settings) -> None:

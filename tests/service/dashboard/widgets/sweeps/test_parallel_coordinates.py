@@ -19,6 +19,7 @@ def make_row(number: int, mean_reward: float | None, **values: Any) -> SettingRo
         mean_reward=mean_reward,
         mean_reward_ci95=None,
         ci95_over=None,
+        rewards=[],
         trials=[],
     )
 
