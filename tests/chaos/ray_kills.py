@@ -43,6 +43,7 @@ _N_NODES = 2
 _CPUS_PER_NODE = 2
 _STORE_BYTES = 100 * 2**20
 _MAX_PAUSE_SECONDS = 3.0
+_MAX_TRIES = 4
 # A job that has not ended by then hangs.
 _HANG_SECONDS = 600.0
 
@@ -52,7 +53,6 @@ class LocalCluster:
 
     def __init__(self, n_nodes: int = _N_NODES, cpus_per_node: int = _CPUS_PER_NODE) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ["RAY_raylet_start_wait_time_s"] = "300"  # on a machine where all cores are busy
         from ray.cluster_utils import Cluster
 
         self._fixed = {"node_ip_address": "127.0.0.1", "object_store_memory": _STORE_BYTES, "include_dashboard": False}
@@ -69,6 +69,13 @@ class LocalCluster:
 
     def add_node(self) -> None:
         """Start a node."""
+        for _ in range(_MAX_TRIES - 1):
+            with suppress(Exception):  # Ray gives a node 30 s to start, whatever else the machine does
+                self._add_node()
+                return
+        self._add_node()
+
+    def _add_node(self) -> None:
         self.nodes.append(self._cluster.add_node(num_cpus=self._cpus_per_node, **self._fixed))
 
     def kill_node(self, node: Any) -> None:
