@@ -392,7 +392,7 @@ def test_all_jobs_begin_from_the_file_that_was_there_when_it_was_accepted(
     for _ in range(2):  # which take both places
         client.post("/train", json=held)
     start(client, base={**BASE, "init_model": "base"}, space={"gamma": [0.9, 0.99]}, keep="all")
-    wait_until(lambda: count(client) == {"queued": 1, "waiting": 1})
+    wait_for_counts(client, queued=1, waiting=1)
     upload(client, make_model("CartPole-v1", 5).to_bytes(env_name="CartPole-v1"), "base", overwrite=True)
     gate.admit()
     sweep = wait_for_sweep(client)
