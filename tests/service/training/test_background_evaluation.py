@@ -154,11 +154,14 @@ def test_the_curve_does_not_depend_on_the_clock(register_env: RegisterEnv, clock
 
 
 @pytest.mark.usefixtures("ample_time")
-def test_long_episodes_are_fewer_and_so_are_the_points(register_env: RegisterEnv) -> None:
+def test_long_episodes_are_fewer_and_so_are_the_points(
+    register_env: RegisterEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three tenths of 640 steps are 192. A quarter of them is too little for a third episode of 20 steps.
 
     So a point takes 40 steps, the first of which are free: the n-th comes where 3/10 of the steps are at least 40 n.
     """
+    monkeypatch.setattr("service.training.background_evaluation._SHORT_STEP_SHARE", 0.3)
     env_name = register_env(lambda: TickingEnv(Clock(), []), max_episode_steps=20)
     _, recorder = run_job(env_name=env_name, total_timesteps=640, n_steps=32, group_size=2)
     assert {row["n_episodes"] for row in recorder.evaluations} == {2}
