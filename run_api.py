@@ -33,6 +33,7 @@ from service.logs import configure_logs
 from service.models.folder_lock import lock_folder
 from service.replicas.shared_port import join_port
 from service.replicas.supervisor import Supervisor
+from service.schemas.violations import summarize_violations
 from service.settings import Settings, UnsafeSettingsError
 
 logger = logging.getLogger("grpo.service")
@@ -65,12 +66,16 @@ def main() -> int:
                 for listener in listeners:
                     listener.close()
         except ValidationError as error:
-            # A violation that concerns two settings has no location.
-            problems = (": ".join([*map(str, e["loc"]), e["msg"]]) for e in error.errors(include_input=False))
-            return _refuse("; ".join(problems))
+            _, violations = summarize_violations(error.errors(include_url=False))
+            return _refuse("; ".join(_describe_violation(**violation) for violation in violations))
         except (UnsafeSettingsError, ExtensionError, OSError) as error:
             return _refuse(str(error))
         return _serve(app, settings, listeners if settings.is_replica else None)
+
+
+def _describe_violation(field: str, message: str) -> str:
+    """Name the setting with its variable; a violation that concerns two settings names them itself."""
+    return f"{field} (GRPO_{field.upper()}) {message}" if field else message
 
 
 def _supervise(settings: Settings) -> int:

@@ -79,7 +79,7 @@ def _compute_rewards(reward_function: RewardFunction, arguments: Sequence[Any], 
     """Call a reward function and check what it returns; shape ``(n_steps,)``."""
     name = get_reward_name(reward_function)
     returned = reward_function(*arguments)
-    rule = f"it must return one reward per step, shape ({n_steps}, 1)."
+    rule = f"it must return one reward per step, shape ({n_steps}, 1) or ({n_steps},)."
     if returned is None:
         raise ValueError(f"reward function '{name}' returned None; {rule}")
     rewards = torch.as_tensor(returned)

@@ -1,7 +1,7 @@
 """Named reward functions of the next state.
 
 A reward function maps a batch of steps to one reward each: tensors ``state (B, n)``, ``action (B, m)`` and
-``next_state (B, n)`` to ``(B, 1)``. States are the environment's own observations, never normalised.
+``next_state (B, n)`` to ``(B, 1)`` or ``(B,)``. States are the environment's own observations, never normalised.
 """
 
 from collections.abc import Callable, Mapping, Sequence

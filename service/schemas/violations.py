@@ -25,6 +25,7 @@ _PATTERNS_IN_WORDS = {
 # The commonest of pydantic's errors, in words that name the rule, by type; the names in braces are of their context.
 _RULES = {
     "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
@@ -73,7 +74,8 @@ def _describe_rule(error: Mapping[str, Any]) -> str:
     match error.get("input"):
         case None | bool() | int() | float() as number if len(written := json.dumps(number)) <= _MAX_NUMBER_CHARS:
             return f"{rule}, not {written}"
-        case str() if not _is_choice(error):
+        # What is parsed is always a text, in an address or a variable.
+        case str() if not _is_choice(error) and not error["type"].endswith("_parsing"):
             return f"{rule}, not a string"
     return rule
 

@@ -72,7 +72,9 @@ class TestImage:
         assert re.findall(r"^USER (.*)$", DOCKERFILE, flags=re.MULTILINE) == ["10001:10001"]
         assert re.search(r"^torch==2\.13\.0$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)
         assert len(re.findall(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)) == 2
-        assert {"VARIANT", "TORCH_INDEX_URL"} <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, flags=re.MULTILINE))
+        assert {"VARIANT", "TORCH_INDEX_URL", "EXTRA_PACKAGES"} <= set(
+            re.findall(r"^ARG (\w+)", DOCKERFILE, flags=re.MULTILINE)
+        )
         assert "curl" not in DOCKERFILE
 
     @pytest.fixture

@@ -16,13 +16,13 @@ from service.workers.task import Progress
 # Points of the curve, that of the untrained policy among them; the final evaluation is its end.
 _N_POINTS = 20
 # What evaluations may play, as a share of the training's steps: short trainings need more of it for a curve.
-_STEP_SHARE, _SHORT_STEP_SHARE, _SHORT_STEPS = 0.1, 0.3, 6_000
+_STEP_SHARE, _SHORT_STEP_SHARE, _SHORT_STEPS = 0.1, 1.0, 6_000
 # Share of all that which one point may take with more than the fewest episodes.
 _POINT_SHARE = 0.25
 # The fewest episodes of a point, unless the job asks for fewer, and what is left of them where they take long.
 _MIN_EPISODES, _FEWEST_EPISODES = 5, 2
 # Share of a training's time that its evaluations may take; of a short one's, up to so many seconds.
-_SHARE, _SHORT_SHARE, _SHORT_SECONDS = 0.05, 0.2, 1.0
+_SHARE, _SHORT_SHARE, _SHORT_SECONDS = 0.05, 0.5, 1.0
 # What the evaluation of the untrained policy may take besides: without it, a curve has no start.
 _FIRST_SECONDS = 0.4
 # Time is that of the processor, which other programs on the machine do not make longer, but at least this share of the

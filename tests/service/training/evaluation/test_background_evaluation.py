@@ -159,6 +159,7 @@ def test_long_episodes_are_fewer_and_so_are_the_points(
 
     So a point takes 40 steps, the first of which are free: the n-th comes where 3/10 of the steps are at least 40 n.
     """
+    monkeypatch.setattr("service.training.evaluation.background_evaluation._SHORT_STEP_SHARE", 0.3)
     env_name = register_env(lambda: TickingEnv(Clock(monkeypatch), []), max_episode_steps=20)
     _, recorder = run_job(env_name=env_name, total_timesteps=640, n_steps=32, group_size=2)
     assert {row["n_episodes"] for row in recorder.evaluations} == {2}
