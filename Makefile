@@ -55,7 +55,7 @@ test-zoo: $(VENV)/.installed-dev
 # Jobs on a Ray cluster of several nodes on this machine. Where Ray is installed, make test runs them as well.
 test-ray: $(VENV)/.installed-dev
 	$(PIP) install -r requirements-ray.txt
-	$(VENV)/bin/python -m pytest tests/service/workers tests/service/jobs/test_resuming.py tests/chaos/test_ray_kills.py tests/chaos/test_ray_restarts.py tests/grpo_core/shards/test_ray_pool.py -k "ray"
+	$(VENV)/bin/python -m pytest tests/service/workers tests/service/jobs/test_resuming.py tests/chaos/test_ray_kills.py tests/chaos/test_ray_restarts.py tests/service/sweeps tests/grpo_core/shards/test_ray_pool.py -k "ray"
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
