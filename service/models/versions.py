@@ -117,9 +117,13 @@ class ModelVersions:
         number = int(selector) if _NUMBER.fullmatch(selector) else self.read_notes(name).aliases.get(selector)
         if number is None:
             return None
-        if os.path.exists(self.get_path(name, number)):
+        path = self.get_path(name, number)
+        if os.path.exists(path):
             return name, number
-        return (name, None) if number == self.find_newest(name) else None
+        if number == self.find_newest(name):
+            return name, None
+        # It may have been the newest until now, and be kept because another one has just come.
+        return (name, number) if os.path.exists(path) else None
 
     def make_not_found(self, reference: str) -> NotFoundError:
         """Build the error for a version or alias that an existing model lacks."""

@@ -398,6 +398,23 @@ def test_notes_that_cannot_be_read_are_left_out(tmp_path: Path, contents: list[b
     assert folder.canonicalize("m@prod") == "m@1"
 
 
+def test_a_version_is_found_that_stops_being_the_newest_while_it_is_looked_for(
+    tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ModelFolder(tmp_path, 0, max_versions=2)
+    folder.write("m", contents[0])
+    find_newest = folder.versions.find_newest
+
+    def find_newest_later(name: str) -> int:
+        monkeypatch.setattr(folder.versions, "find_newest", find_newest)
+        folder.write("m", contents[1])
+        return find_newest(name)
+
+    monkeypatch.setattr(folder.versions, "find_newest", find_newest_later)
+    assert folder.versions.resolve("m@1") == ("m", 1)
+    assert folder.read("m@1")[1] == contents[0]
+
+
 def test_readers_meet_whole_versions_while_newer_ones_come(tmp_path: Path, contents: list[bytes]) -> None:
     folder = ModelFolder(tmp_path, 0, max_versions=2)
     folder.write("m", contents[0])
