@@ -1,7 +1,7 @@
 """Evaluate a policy now and then, where the job did not say how often, for a small share of its steps and its time."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -22,7 +22,7 @@ _POINT_SHARE = 0.25
 # The fewest episodes of a point, unless the job asks for fewer, and what is left of them where they take long.
 _MIN_EPISODES, _FEWEST_EPISODES = 5, 2
 # Share of a training's time that its evaluations may take; of a short one's, up to so many seconds.
-_SHARE, _SHORT_SHARE, _SHORT_SECONDS = 0.05, 0.5, 1.0
+_TIME_SHARE, _SHORT_TIME_SHARE, _SHORT_SECONDS = 0.05, 0.5, 1.0
 # What the evaluation of the untrained policy may take besides: without it, a curve has no start.
 _FIRST_SECONDS = 0.4
 # Time is that of the processor, which other programs on the machine do not make longer, but at least this share of the
@@ -52,7 +52,8 @@ class BackgroundEvaluation(BaseCallback):
         super().__init__()
         self._evaluator, self._stop_rules, self._progress = evaluator, stop_rules, progress
         self._build_seconds = build_seconds
-        self._begun = _Moment.now()
+        self._trains_elsewhere = evaluator.config.n_rollout_workers > 1
+        self._begun = self._look_up()
         self._spent_seconds = 0.0
         self._points = _Points(evaluator.config.total_timesteps)
         # The evaluation under way, and the steps that its policy had been trained for.
@@ -61,21 +62,21 @@ class BackgroundEvaluation(BaseCallback):
 
     def to_state(self) -> tuple[dict[str, Any], None]:
         """Return what a checkpoint keeps of it: JSON values, and no model file."""
-        state = asdict(self._points)
+        points = replace(self._points)
         if self._run is not None:
             # A policy of these steps is there again after the checkpoint; older ones are gone.
             if self._run[1] == self.model.num_timesteps:
-                state["latest"] -= 1
+                points.take_back()
             else:
-                state["n_left_out"] += 1
-        return state, None
+                points.n_left_out += 1
+        return asdict(points), None
 
     def put_state(self, state: dict[str, Any], best: bytes | None) -> None:
         """Go on from what ``to_state`` returned."""
         self._points = _Points(**state)
 
     def _on_training_start(self) -> None:
-        self._begun = _Moment.now()
+        self._begun = self._look_up()
 
     def _on_step(self) -> bool:
         return True
@@ -83,7 +84,7 @@ class BackgroundEvaluation(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self._has_failed:
             return
-        begun = _Moment.now()
+        begun = self._look_up()
         if self._points.reach(self.model.num_timesteps, self._run is not None):
             run = self._evaluator.start(self.model.make_numpy_actor(), SEED_ON_THE_WAY)
             self._run = run, self.model.num_timesteps
@@ -93,21 +94,24 @@ class BackgroundEvaluation(BaseCallback):
         if self._has_failed:
             return
         if self._stop_rules.ended_by is None:
-            self._go_on(_Moment.now())
+            self._go_on(self._look_up())
             self._points.n_left_out += self._run is not None
         if (n_left_out := self._points.n_left_out) > _N_POINTS / 2:  # a few make a curve no worse to read
             self._progress.publish_warning(
                 f"{n_left_out} of the evaluations on the way were left out, because they may "
-                f"take {_SHARE * 100:g} % of a training's time: another run of the same seed may draw the curve "
+                f"take {_TIME_SHARE * 100:g} % of a training's time: another run of the same seed may draw the curve "
                 "through other points. With eval_freq all of them are made, however long they take."
             )
+
+    def _look_up(self) -> "_Moment":
+        return _Moment.now(self._trains_elsewhere)
 
     def _go_on(self, begun: "_Moment") -> None:
         """Play on, as long as there is time for it, since a moment before."""
         is_first = self._run is not None and self._run[1] == 0
-        elapsed = begun.count_seconds(self._begun)
-        earned_seconds = max(_SHARE * elapsed, min(_SHORT_SHARE * elapsed, _SHORT_SECONDS)) + _FIRST_SECONDS * is_first
-        slice_seconds = earned_seconds - self._spent_seconds
+        elapsed = begun.since(self._begun)
+        earned_seconds = max(_TIME_SHARE * elapsed, min(_SHORT_TIME_SHARE * elapsed, _SHORT_SECONDS))
+        slice_seconds = earned_seconds + _FIRST_SECONDS * is_first - self._spent_seconds
         if self._run is not None and slice_seconds >= max(self._build_seconds, _MIN_SLICE_SECONDS):
             try:
                 self._play(*self._run, begun, slice_seconds)
@@ -117,14 +121,14 @@ class BackgroundEvaluation(BaseCallback):
                     f"the policy is not evaluated during training, since its episodes failed ({describe_error(error)})."
                 )
             self._build_seconds = 0.0  # it is built by now
-        self._spent_seconds += _Moment.now().count_seconds(begun)
+        self._spent_seconds += self._look_up().since(begun)
         if is_first and self._run is None:
             self._spent_seconds = max(0.0, self._spent_seconds - _FIRST_SECONDS)
 
     def _play(self, run: EvaluationRun, timesteps: int, begun: "_Moment", slice_seconds: float) -> None:
         def may_go_on() -> bool:
             self._stop_rules.tick()
-            return self._stop_rules.ended_by is None and _Moment.now().count_seconds(begun) < slice_seconds
+            return self._stop_rules.ended_by is None and self._look_up().since(begun) < slice_seconds
 
         def is_enough() -> bool:
             n_episodes, n_steps = len(run.episodes), self._evaluator.count_steps(run.episodes)
@@ -146,13 +150,17 @@ class _Moment(NamedTuple):
     clock: float
 
     @classmethod
-    def now(cls) -> "_Moment":
-        """Return this moment."""
-        return cls(time.thread_time(), time.monotonic())
+    def now(cls, trains_elsewhere: bool) -> "_Moment":
+        """Return this moment.
 
-    def count_seconds(self, since: "_Moment") -> float:
-        """Return how much time lies between an earlier moment and this one."""
-        return max(self.processor - since.processor, _LEAST_PROCESSOR_SHARE * (self.clock - since.clock))
+        :param trains_elsewhere: Whether this thread only waits for others that train; then the clock counts alone.
+        """
+        clock = time.monotonic()
+        return cls(clock if trains_elsewhere else time.thread_time(), clock)
+
+    def since(self, earlier: "_Moment") -> float:
+        """Return how many seconds have gone by since an earlier moment."""
+        return max(self.processor - earlier.processor, _LEAST_PROCESSOR_SHARE * (self.clock - earlier.clock))
 
 
 @dataclass
@@ -201,6 +209,11 @@ class _Points:
             return False
         self.started = number
         return True
+
+    def take_back(self) -> None:
+        """Begin the latest point once more when its steps are reached again."""
+        self.latest -= 1
+        self.started -= self.stride
 
     def end(self, n_steps: int) -> None:
         """Note the steps that the point has taken which was begun last."""

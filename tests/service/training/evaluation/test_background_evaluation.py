@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 from grpo_core.evaluation import make_policy, play_episodes
+from service.training.evaluation.background_evaluation import _Points as Points
 from service.training.evaluation.evaluator import FINAL_SEED, SEED_ON_THE_WAY
 from tests.conftest import RegisterEnv
 from tests.service.training.jobs import Clock, assert_trained_alike, run_job
@@ -47,7 +48,7 @@ class BrokenLaterEnv(LineEnv):
 @pytest.fixture
 def ample_time(ample_time: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let evaluations on the way take as long as they like, too."""
-    for name in ("_SHORT_SHARE", "_SHORT_SECONDS", "_FIRST_SECONDS"):
+    for name in ("_SHORT_TIME_SHARE", "_SHORT_SECONDS", "_FIRST_SECONDS"):
         monkeypatch.setattr(f"service.training.evaluation.background_evaluation.{name}", 1e9)
 
 
@@ -168,6 +169,16 @@ def test_long_episodes_are_fewer_and_so_are_the_points(
     assert len(others) == 4
     for n, timesteps in enumerate(others, 1):
         assert 0.3 * timesteps >= 40 * n
+
+
+def test_an_evaluation_that_a_checkpoint_interrupts_is_made_again() -> None:
+    points = Points(total_timesteps=2000, stride=2)
+    assert points.reach(0, is_busy=False)
+    points.end(10)
+    assert points.reach(400, is_busy=False)
+    points.take_back()
+    assert points.reach(400, is_busy=False)
+    assert points.n_left_out == 0
 
 
 @pytest.mark.usefixtures("ample_time")
