@@ -294,7 +294,8 @@ class GRPO(SavedAlgorithm):
         #: ``grpo_core.shards.ray_pool.RayPool``; None chooses. It is started and ended by ``learn``.
         self.rollout_pool: RolloutPool | None = None
         #: Longest time without a step of the environment, in seconds, after which a rollout worker counts as dead, and
-        #: another one plays its shard again. A ``rollout_pool`` has its own.
+        #: another one plays its shard again; ``math.inf`` waits for ever. A ``rollout_pool`` has its own
+        #: ``stall_seconds``.
         self.rollout_stall_seconds = 300.0
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0

@@ -75,7 +75,7 @@ def main() -> int:
 
 def _describe_violation(field: str, message: str) -> str:
     """Name the setting with its variable; a violation that concerns two settings names them itself."""
-    return f"{field} (GRPO_{field.upper()}) {message}" if field else message
+    return f"{field} (GRPO_{field.partition('.')[0].upper()}) {message}" if field else message
 
 
 def _supervise(settings: Settings) -> int:

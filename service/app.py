@@ -194,7 +194,6 @@ class Service:
         """Fill in and check a request without starting its job. It may take seconds, as ``start_job`` may.
 
         :param init_sha256: As in ``start_job``.
-
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ServiceError: Whatever ``ShortTasks.run`` raises.
         """
@@ -216,17 +215,23 @@ class Service:
         """Return what a model says of itself that training is to begin from, and the SHA-256 of its file."""
         if name is None:
             return None, None
-        reference = name if sha256 is None else self.store.folder.find_reference(name, sha256)
-        if reference is None:
-            raise InvalidRequestError(
-                f"init_model '{name}' was deleted or replaced since the sweep was accepted, and no version of it is "
-                "that file; start a new sweep with a model that is there."
-            )
-        try:
-            file = self.store.inspect_file(reference)
-            return (file.model or self.store.get(reference)).meta, file.sha256
-        except (NotFoundError, ConflictError) as error:
-            raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
+        reference: str | None = name
+        # Once more, as it may be replaced between the two looks, and its file then be an earlier version's.
+        for _ in range(2):
+            if sha256 is not None:
+                reference = self.store.folder.find_reference(name, sha256)
+            if reference is None:
+                break
+            try:
+                file = self.store.inspect_file(reference)
+                if sha256 in (None, file.sha256):
+                    return (file.model or self.store.get(reference)).meta, file.sha256
+            except (NotFoundError, ConflictError) as error:
+                raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
+        raise InvalidRequestError(
+            f"init_model '{name}' was deleted or replaced since the sweep was accepted, and no version of it is "
+            "that file; start a new sweep with a model that is there."
+        )
 
     def begin(self) -> None:
         """Follow the jobs again that went on without their server, and get ready for others."""

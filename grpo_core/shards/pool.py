@@ -4,7 +4,6 @@
 worker dies is played again by another, with the same steps.
 """
 
-import math
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -35,7 +34,10 @@ class RolloutWorkersError(RuntimeError):
 
 def describe_stall(stall_seconds: float) -> str:
     """Say of a worker why it was given up."""
-    return f"it took no step of the environment for {stall_seconds:g} s, and was killed"
+    return (
+        f"it took no step of the environment for {stall_seconds:g} s, the limit that rollout_stall_seconds sets "
+        "(GRPO_STALL_SECONDS on a server), and was killed; reward functions count as part of the last step"
+    )
 
 
 class Worker(ABC):
@@ -69,8 +71,8 @@ class RolloutPool(ABC):
     """
 
     #: A worker that takes no step for so long, in seconds, hangs: it is killed, and counts as one that died. The first
-    #: step includes making the environments, and the last one the reward functions.
-    stall_seconds = math.inf
+    #: step includes making the environments, and the last one the reward functions. ``math.inf`` waits for ever.
+    stall_seconds = 300.0
 
     def __init__(self, n_workers: int) -> None:
         self.n_workers = n_workers
@@ -286,7 +288,7 @@ class InProcessPool(RolloutPool):
         raise NotImplementedError("it has no workers")
 
 
-def choose_pool(n_workers: int, stall_seconds: float = math.inf) -> RolloutPool:
+def choose_pool(n_workers: int, stall_seconds: float = RolloutPool.stall_seconds) -> RolloutPool:
     """Make the pool that fits where the training runs: on Ray where this process is connected to it, else processes.
 
     :param stall_seconds: See ``RolloutPool.stall_seconds``.

@@ -125,16 +125,17 @@ class _Nursery:
             self._process.kill()
 
     def _ask(self, letter: bytes, pid: int, fds: list[int], max_seconds: float) -> int:
-        try:
-            with self._lock:
+        with self._lock:
+            try:
                 self._control.settimeout(max_seconds)
                 socket.send_fds(self._control, [_REQUEST.pack(letter, pid)], fds)
                 answer: int = _ANSWER.unpack(self._control.recv(_ANSWER.size))[0]
                 return answer
-        except (OSError, struct.error):
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_END_SECONDS)
-            self.close()
+            except (OSError, struct.error):
+                # Before the lock is free: a late answer would be taken for that to the next request.
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_END_SECONDS)
+                self.close()
             raise WorkerDiedError(
                 f"the process that starts workers {_describe(self._process.wait())}; its stderr may say why"
             ) from None

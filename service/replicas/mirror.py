@@ -133,7 +133,11 @@ class Mirror:
         if state is not None and state["url"] == self._url:
             copied = state["copied"].items()
             # A crash or a full disk may have cut a copy short, and somebody may have put another file in its place.
-            self._copied = {path: mark for path, mark in copied if self._get_size(path) == state["sizes"].get(path)}
+            self._copied = {
+                path: mark
+                for path, mark in copied
+                if (size := self._get_size(path)) is not None and size == state["sizes"].get(path)
+            }
         return True
 
     def _read_state(self) -> dict[str, Any] | None:
@@ -214,7 +218,7 @@ class Mirror:
         By that it is known to be the newest itself: stores have a time of their own for each.
         """
         for path, temporary in staged.items():
-            newest = self.folder / f"{_find_model(path)}.zip"
+            newest = staged.get(name := f"{_find_model(path)}.zip", self.folder / name)
             with suppress(OSError):
                 if _is_version(path) and temporary.read_bytes() == newest.read_bytes():
                     times = newest.stat()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -35,16 +36,18 @@ class SharedPortError(OSError):
 def join_port(settings: Settings) -> Iterator[None]:
     """Share the port with replicas of the same models alone, until the context ends.
 
-    The kernel lets all processes of one user share a port (``SO_REUSEPORT``), and spreads connections. So all that do
-    hold a file in the folder for temporary files, which says what they serve. Those who differ in other settings, as
-    while a setting is changed one replica after the other, only get a warning in the log. Without file locks, or
-    where such a file cannot be written, this has no effect.
+    The kernel lets all processes of one user share a port (``SO_REUSEPORT``), and spreads connections. Each replica
+    therefore locks a file in the folder for temporary files, which says what they serve. Those that differ in other
+    settings, as while a setting is changed one replica after the other, only get a warning in the log. Without file
+    locks, or where such a file cannot be used, this has no effect.
 
     :raises SharedPortError: If replicas of other models listen there.
     """
     descriptor = None
-    with suppress(_UnusableError):
+    try:
         descriptor = _join(settings)
+    except _UnusableError:
+        logger.info("nothing keeps replicas of other models away from port %d: there is no file for it", settings.port)
     try:
         yield
     finally:
@@ -65,7 +68,9 @@ def _join(settings: Settings) -> int:
     except OSError as error:
         raise _UnusableError from error
     try:
-        if os.fstat(descriptor).st_uid != os.geteuid():
+        status = os.fstat(descriptor)
+        # Whoever may write in that folder could have linked any other file of this user there, to have it overwritten.
+        if status.st_uid != os.geteuid() or status.st_nlink != 1 or not stat.S_ISREG(status.st_mode):
             raise _UnusableError
         _agree(descriptor, settings)
     except OSError as error:
@@ -112,15 +117,14 @@ def _read(descriptor: int) -> dict[str, str]:
 def _compare(own: dict[str, str], theirs: dict[str, str], settings: Settings) -> None:
     different = sorted(name for name in own if own[name] != theirs.get(name))
     if models := [name for name in different if name in _MODELS]:
-        shown = ", ".join(f"{name}={getattr(settings, name)}" for name in models)
         raise SharedPortError(
-            f"replicas of other models listen on port {settings.port} of {settings.host}, and clients would be "
-            f"answered by these and those: {shown} is not theirs; choose another port with --port or "
-            "GRPO_PORT, or end them."
+            f"replicas of other models listen on port {settings.port} of {settings.host}, so clients would get answers "
+            f"from both: {', '.join(models)} is not theirs; choose another port with --port or GRPO_PORT, or end them."
         )
     if different:
         logger.warning(
-            "the replicas that listen on port %d have other settings: %s; clients are answered by either",
+            "the replicas on port %d were begun with other settings: %s; if some still have them, clients get answers "
+            "from both",
             settings.port,
             ", ".join(different),
         )

@@ -74,8 +74,8 @@ def _describe_rule(error: Mapping[str, Any]) -> str:
     match error.get("input"):
         case None | bool() | int() | float() as number if len(written := json.dumps(number)) <= _MAX_NUMBER_CHARS:
             return f"{rule}, not {written}"
-        # What is parsed is always a text, in an address or a variable.
-        case str() if not _is_choice(error) and not error["type"].endswith("_parsing"):
+        # In an address or a variable, everything is a text.
+        case str() if error["type"].endswith("_type"):
             return f"{rule}, not a string"
     return rule
 

@@ -212,11 +212,11 @@ class Conductor:
         try:
             self._recorder.forget(sweep.sweep_id)
         except JournalError as error:
+            raise StorageError(f"sweep '{sweep.record.name}' is not deleted: {error.reason}.") from error
+        finally:
             with self._changed:
                 self._leaving.discard(sweep.sweep_id)
-            raise StorageError(f"sweep '{sweep.record.name}' is not deleted: {error.reason}.") from error
         with self._changed:
-            self._leaving.discard(sweep.sweep_id)
             was_resumed = sweep.status.is_active
             if not was_resumed:
                 self._sweeps.pop(sweep.sweep_id, None)

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from service.schemas.training import TrainRequest
 from service.schemas.violations import summarize_violations
+from service.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,9 @@ def test_the_rule_and_the_value_are_named(request_body: dict[str, Any], detail: 
     with pytest.raises(ValidationError) as caught:
         TrainRequest.model_validate(request_body)
     assert summarize_violations(caught.value.errors())[0] == detail
+
+
+def test_a_number_out_of_range_in_a_variable_is_no_wrong_kind_of_value() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"port": "70000"})
+    assert summarize_violations(caught.value.errors())[0] == "port: must be at most 65535"

@@ -70,6 +70,7 @@ class _Sweep:
         look = (sweep.status, sweep.held_by, sweep.counts, [(row.number, row.mean_reward) for row in sweep.settings])
         if look == self._shown:
             return
+        models = frozenset(get_service().store.folder.list_names())
         self._shown = look
         self._status.set_text(str(sweep.status))
         self._status.classes(replace=f"chip {TONES.get(sweep.status, '')}")
@@ -77,7 +78,7 @@ class _Sweep:
         self._resume.set_visibility(sweep.status in (SweepStatus.STOPPED, SweepStatus.INTERRUPTED))
         self._content.clear()
         with self._content:
-            _show_content(sweep, frozenset(get_service().store.folder.list_names()))
+            _show_content(sweep, models)
 
     async def _ask_and_stop(self) -> None:
         consequence = "Those that run save what they have learnt; the best model so far is kept. It can be resumed."
