@@ -15,7 +15,7 @@ from service.dashboard.widgets.number_format import (
 from service.dashboard.widgets.setting_text import write_setting
 from service.jobs.listing import choose_page
 from service.jobs.record import PastJob
-from service.schemas.jobs import JobStatus
+from service.schemas.jobs import JobStatus, JobSummary
 from service.sweeps.ranking import compute_mean_interval
 
 # Columns of their own have these, or no column: they do not change what is learnt.
@@ -102,10 +102,15 @@ def find_differences(jobs: Iterable[PastJob], configs: Configs) -> list[str]:
     return sorted(differing, key=lambda name: -n_values[name])[:_MAX_SETTINGS]
 
 
+def _list_measured(members: Sequence[PastJob]) -> list[JobSummary]:
+    """List the completed runs of a group that were evaluated: those under way would pull the mean down."""
+    return [job.summary for job in members if job.status is JobStatus.COMPLETED and job.summary.mean_reward is not None]
+
+
 def _list_rewards(members: Sequence[PastJob]) -> list[float]:
-    """List what the completed runs of a group were evaluated at: those under way would pull the mean down."""
-    lines = [job.summary for job in members if job.status is JobStatus.COMPLETED]
-    return [line.mean_reward for line in lines if line.mean_reward is not None]
+    """List what these were evaluated at, each seed once: a repetition tells nothing new."""
+    rewards = {(line.env_name, line.seed): line.mean_reward for line in _list_measured(members)}
+    return [reward for reward in rewards.values() if reward is not None]
 
 
 def _compute_mean(members: Sequence[PastJob]) -> float | None:
@@ -145,7 +150,8 @@ def _describe_group(
     lines = [job.summary for job in members]
     first = lines[0]
     rewards = _list_rewards(members)
-    counted = "" if len(rewards) == len(lines) else f"{len(rewards)} of {len(lines)} completed"
+    n_measured = len(_list_measured(members))
+    counted = "" if n_measured == len(lines) else f"{n_measured} of {len(lines)} completed"
     interval = format_interval(compute_mean_interval(rewards)) or format_range(rewards)
     config = configs.get(first.job_id, {})
     is_recipe = view.grouping == "recipe"

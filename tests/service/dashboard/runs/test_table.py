@@ -91,6 +91,9 @@ def test_groups_have_the_mean_of_their_runs_and_its_spread() -> None:
     five = [make_run(i, mean_reward=float(i)) for i in range(1, 6)]
     (row,) = make_table(five, read_view({"group": "recipe"}), Source().list_configs).rows
     assert row["interval"] == "1.04 to 4.96"  # 3 -+ 2.776 sqrt(2.5 / 5), by t of four degrees of freedom
+    repeated = [make_run(i, seed=i % 2, mean_reward=float(i % 2)) for i in range(6)]
+    (row,) = make_table(repeated, read_view({"group": "recipe"}), Source().list_configs).rows
+    assert (row["interval"], row["seed"]) == ("seeds from 0 to 1", "2 seeds")
 
 
 def test_an_open_group_lists_its_runs() -> None:
