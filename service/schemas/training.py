@@ -135,7 +135,7 @@ class TrainRequest(Request):
         ge=1,
         le=10_000_000,
         description="Simulator steps between two evaluations of the policy. Default: about 20 over the job where "
-        "`stop_reward`, `patience` or `keep_best` needs them, else up to 20, for a small share of its steps and its time.",
+        "`stop_reward`, `patience` or `keep_best` needs them, else up to 20, for a small share of its steps and time.",
     )
     n_eval_episodes: int = Field(
         10, ge=0, le=1000, description="Whole episodes of an evaluation; 0 makes none, not even at the end."
