@@ -412,7 +412,7 @@ class TestAHang:
         assert status.status is JobStatus.FAILED
         assert status.current_timesteps < 100
         assert is_stall_message(status.error_message)
-        monkeypatch.setattr(registry, "_stall_seconds", PATIENCE_SECONDS)
+        monkeypatch.setattr(registry._runner, "_stall_seconds", PATIENCE_SECONDS)
         assert run(registry).status is JobStatus.COMPLETED
 
     @pytest.mark.parametrize("executor", FORKING)
@@ -447,7 +447,7 @@ class TestAHang:
         failed = job.describe()
         assert failed.status is JobStatus.FAILED
         assert is_stall_message(failed.error_message)
-        monkeypatch.setattr(registry, "_stall_seconds", PATIENCE_SECONDS)
+        monkeypatch.setattr(registry._runner, "_stall_seconds", PATIENCE_SECONDS)
         assert run(registry).status is JobStatus.COMPLETED
         assert executor.is_busy
         event.set()

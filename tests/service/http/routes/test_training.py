@@ -25,7 +25,7 @@ class TestTheHistory:
     def test_every_rollout_has_a_row(self, client: TestClient) -> None:
         status = train_to_end(client, **SHORT)
         history = client.get(f"/training/{status['job_id']}/metrics").json()
-        assert history.keys() == {"job_id", "keys", "rows", "evaluations"}
+        assert history.keys() == {"job_id", "keys", "rows", "evaluations", "final_evaluation"}
         assert history["job_id"] == status["job_id"]
         # Whether time allows any on the way depends on the machine.
         assert [None, *history["evaluations"]][-1] == status["evaluation"]
