@@ -150,7 +150,7 @@ def _describe_group(
     lines = [job.summary for job in members]
     first = lines[0]
     rewards = _list_rewards(members)
-    n_measured = len(_list_measured(members))
+    n_measured, n_seeds = len(_list_measured(members)), len({line.seed for line in lines})
     counted = "" if n_measured == len(lines) else f"{n_measured} of {len(lines)} completed"
     interval = format_interval(compute_mean_interval(rewards)) or format_range(rewards)
     config = configs.get(first.job_id, {})
@@ -166,6 +166,6 @@ def _describe_group(
         "interval": ", ".join(filter(None, (interval, counted))) if is_recipe else "",
         "steps": format_count(max(line.current_timesteps for line in lines)),
         "time": format_duration(sum(line.elapsed_seconds for line in lines)),
-        "seed": f"{len({line.seed for line in lines})} seeds" if is_recipe else "",
+        "seed": f"{n_seeds} seed{'s' * (n_seeds > 1)}" if is_recipe else "",
         "settings": [write_setting(config.get(name)) if config and is_recipe else "" for name in settings],
     }

@@ -94,6 +94,8 @@ def test_groups_have_the_mean_of_their_runs_and_its_spread() -> None:
     repeated = [make_run(i, seed=i % 2, mean_reward=float(i % 2)) for i in range(6)]
     (row,) = make_table(repeated, read_view({"group": "recipe"}), Source().list_configs).rows
     assert (row["interval"], row["seed"]) == ("seeds from 0 to 1", "2 seeds")
+    (row,) = make_table([make_run(1)], read_view({"group": "recipe"}), Source().list_configs).rows
+    assert row["seed"] == "1 seed"
 
 
 def test_an_open_group_lists_its_runs() -> None:
