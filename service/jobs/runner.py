@@ -2,8 +2,9 @@
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from contextvars import copy_context
@@ -20,7 +21,7 @@ from service.models.store import ModelStore
 from service.pauses import RestartPause
 from service.schemas.jobs import JobStatus
 from service.workers.executor import Executor
-from service.workers.task import Keeper, Run, TaskDrainedError, TaskFailedError, WorkerLostError
+from service.workers.task import Keeper, LastingRun, Run, TaskDrainedError, TaskFailedError, WorkerLostError
 
 logger = logging.getLogger("grpo.service")
 
@@ -58,7 +59,7 @@ class JobRunner:
     ) -> None:
         self._store, self._recorder = store, recorder
         self._executor, self._keeper = executor, keeper
-        self._stall_seconds = stall_seconds
+        self._stall_seconds, self._max_running = stall_seconds, max_running
         self._tensorboard_dir = tensorboard_dir.absolute()
         self._n_threads_per_job = n_threads_per_job or max(1, _count_cores() // max_running)
         # Each starts a training and watches it.
@@ -70,13 +71,17 @@ class JobRunner:
         with suppress(RuntimeError):  # the shutdown that came meanwhile has stopped the job
             self._threads.submit(copy_context().run, self._run, job)
 
-    def rejoin(self, job: Job, note_found: Callable[[Job], bool]) -> None:
-        """Follow a job again that went on without its server.
+    def rejoin(self, jobs: Sequence[Job], note_found: Callable[[Job], bool]) -> None:
+        """Follow jobs again that went on without their server, all at once even if they are more than may run.
 
-        :param note_found: Called once it is known what the job does, or that it is gone; returns whether the server
-            ends.
+        :param note_found: Called once it is known what the job does, or that it is gone; returns whether this server
+            goes on with it, and does not end.
         """
-        self._threads.submit(self._rejoin, job, note_found)
+        n_more = max(0, len(jobs) - self._max_running)
+        for job in jobs[:n_more]:
+            threading.Thread(target=self._rejoin, args=(job, note_found), name="grpo-job", daemon=True).start()
+        for job in jobs[n_more:]:
+            self._threads.submit(self._rejoin, job, note_found)
 
     def close(self) -> None:
         """Start no more jobs."""
@@ -96,29 +101,39 @@ class JobRunner:
 
     def _rejoin(self, job: Job, note_found: Callable[[Job], bool]) -> None:
         JOB_ID.set(job.job_id)
-        assert self._keeper is not None, "otherwise no job goes on without its server"
         with ExitStack() as held:
-            try:
-                run = self._keeper.adopt(job.job_id, job, job.receipts)
-            except TaskDrainedError as error:
-                if job.is_stopping:
-                    note_found(job)
-                    job.finish(JobStatus.STOPPED, f"{error} What it does is lost.")
-                return
-            except TaskFailedError as error:
-                note_found(job)
-                job.finish(JobStatus.FAILED, f"interrupted by restart: {error}")
-                return
-            must_stop = note_found(job)
+            run = self._find(job, note_found, held)
+            if run is not None:
+                self._see_through(job, partial(self._train, job, held, run))
+
+    def _find(self, job: Job, note_found: Callable[[Job], bool], held: ExitStack) -> Run | None:
+        """Find a job's task again; None if the job has ended, or is left to the next server."""
+        assert self._keeper is not None, "otherwise no job goes on without its server"
+        run: LastingRun | None = None
+        try:
+            run, error_message = self._keeper.adopt(job.job_id, job, job.receipts), ""
             if run is None:
-                job.finish(JobStatus.FAILED, INTERRUPTED.format(status=JobStatus.RUNNING, job_id=job.job_id))
-                return
-            held.callback(run.release)
-            job.log("found again")
-            with suppress(ConflictError):  # it has ended
-                for _ in range(2 if must_stop else run.n_earlier_stops):
-                    job.stop()
-            self._see_through(job, partial(self._train, job, held, run))
+                error_message = INTERRUPTED.format(status=JobStatus.RUNNING, job_id=job.job_id)
+        except TaskDrainedError:
+            return None
+        except TaskFailedError as error:
+            error_message = f"interrupted by restart: {error}"
+        except BaseException as error:  # the job boundary: a job that nobody follows would run for ever
+            logger.warning("job %s cannot be found again", job.job_id, exc_info=True)
+            error_message = f"interrupted by restart: {describe_error(error)}"
+        if not note_found(job):
+            if run is not None:
+                run.leave()
+            return None
+        if run is None:
+            job.finish(JobStatus.FAILED, error_message)
+            return None
+        held.callback(run.release)
+        job.log("found again")
+        with suppress(ConflictError):  # it has ended
+            for _ in range(run.n_earlier_stops):
+                job.stop()
+        return run
 
     def _see_through(self, job: Job, train: Callable[[], bytes | None]) -> None:
         """Train a job's policy, publish it, and end the job."""

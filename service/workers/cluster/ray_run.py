@@ -137,6 +137,10 @@ class RayRun:
         """Let go of what the task has returned; until then another server can ask for it."""
         self._leave(is_free=self._outcome is not None)
 
+    def leave(self) -> None:
+        """Leave the task, which goes on, to the next server."""
+        self._leave(is_free=False, is_ours=False)
+
     def kill(self) -> None:
         """End the task without a result."""
         with self._lock:

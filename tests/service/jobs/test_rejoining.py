@@ -45,6 +45,7 @@ class KeptRun:
         self.n_earlier_stops = n_earlier_stops
         self.n_stops = 0
         self.was_written_at_release: bool | None = None
+        self.was_left = False
         progress.attach_stop(self.stop)
 
     def stop(self) -> None:
@@ -65,6 +66,9 @@ class KeptRun:
     def kill(self) -> None:
         pass
 
+    def leave(self) -> None:
+        self.was_left = True
+
     def release(self) -> None:
         assert isinstance(self._progress, Job)
         self.was_written_at_release = self._progress.status.is_final
@@ -82,6 +86,8 @@ class Elsewhere(ThreadExecutor):
         self.asked: list[tuple[str, int, int]] = []
         self.run: KeptRun | None = None
         self.n_started = 0
+        #: Called when a task is asked for, with what it is for.
+        self.while_searching: Callable[[Progress], None] = lambda progress: None
 
     def start_lasting(self, task: Task, progress: Progress, receipts: Receipts) -> LastingRun:
         self.n_started += 1
@@ -90,7 +96,8 @@ class Elsewhere(ThreadExecutor):
 
     def adopt(self, job_id: str, progress: Progress, receipts: Receipts) -> LastingRun | None:
         self.asked.append((job_id, receipts.attempt, receipts.n_taken))
-        if isinstance(self._outcome, TaskDrainedError | ClusterLostError):
+        self.while_searching(progress)
+        if isinstance(self._outcome, TaskDrainedError | ClusterLostError | ZeroDivisionError):
             raise self._outcome
         if self._outcome is None:
             return None
@@ -233,6 +240,66 @@ def test_one_that_was_not_found_before_the_server_ends_is_left_to_the_next_one(
         job = registry.get(killed.job_id)
         assert job.finished.wait(60)
         assert job.status is JobStatus.COMPLETED
+
+
+def test_one_that_is_found_while_the_server_ends_is_left_to_the_next_one(
+    reopen: Reopen, killed: Job, model: bytes
+) -> None:
+    keeper, is_ending = Elsewhere(model), threading.Event()
+    keeper.while_searching = lambda progress: wait_until(is_ending.is_set)
+    with reopen(keeper) as registry:
+        wait_until(lambda: bool(keeper.asked))
+        registry.stop_all()
+        is_ending.set()
+        wait_until(lambda: keeper.run is not None and keeper.run.was_left)
+        assert registry.get(killed.job_id).status is JobStatus.RUNNING
+    assert keeper.run is not None
+    assert (keeper.run.n_stops, keeper.run.was_written_at_release) == (0, None)
+    with reopen(Elsewhere(model)) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        assert job.status is JobStatus.COMPLETED
+
+
+def test_a_search_that_fails_ends_the_job(reopen: Reopen, killed: Job) -> None:
+    with reopen(Elsewhere(ZeroDivisionError("a fault"))) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        status = job.describe()
+    assert status.status is JobStatus.FAILED
+    assert status.error_message is not None
+    assert status.error_message.startswith("interrupted by restart: ")
+    assert "a fault" in status.error_message
+
+
+def test_a_stop_during_the_search_is_passed_on_once_it_is_found(reopen: Reopen, killed: Job, model: bytes) -> None:
+    keeper = Elsewhere(model)
+    keeper.while_searching = lambda progress: progress.stop() if isinstance(progress, Job) else None
+    with reopen(keeper) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        status = job.describe()
+    assert (status.status, status.model_name) == (JobStatus.STOPPED, "m")
+    assert keeper.run is not None
+    assert keeper.run.n_stops == 1
+
+
+def test_all_are_looked_for_at_once_even_if_they_are_more_than_may_run(
+    reopen: Reopen, killed: Job, tmp_path: Path
+) -> None:
+    journal = JobJournal(tmp_path / FILE_NAME)
+    others = [Job(killed.plan) for _ in range(3)]
+    for job in others:
+        job.start()
+    journal.write([job.make_record(0, 1) for job in others])
+    journal.close()
+    keeper = Elsewhere(None)
+    keeper.while_searching = lambda progress: wait_until(lambda: len(keeper.asked) == 4)
+    with reopen(keeper) as registry:
+        for job_id in (killed.job_id, *(job.job_id for job in others)):
+            job = registry.get(job_id)
+            assert job.finished.wait(60)
+            assert (job.describe().error_message or "").startswith("interrupted by restart: the server ended")
 
 
 def test_without_its_rewards_it_goes_on_but_not_again(reopen: Reopen, killed: Job) -> None:
