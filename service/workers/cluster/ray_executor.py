@@ -49,7 +49,8 @@ _IDLE_SECONDS = 30.0
 _SILENT_SECONDS = 10.0
 # Longest time that a task which asks for nothing may wait for a node.
 _SHORT_SECONDS = 60.0
-# How long a slot may still take another server for alive, and pauses before it or the cluster is asked again.
+# Shortest time in which a slot may still take another server for alive, and pauses before it or the cluster is asked
+# again.
 _CLAIM_SECONDS = 30.0
 _CLAIM_PAUSE_SECONDS = 1.0
 _RETRY_SECONDS = 5.0
@@ -96,7 +97,8 @@ class RayExecutor:
         self.owner = uuid.uuid4().hex
         # Held while the slots of an earlier server are asked what they run.
         self._searching = threading.Lock()
-        self._abandoned: dict[tuple[str | None, int], tuple[Any, ray_slot.Described]] | None = None
+        self._abandoned: dict[tuple[str | None, int], tuple[Any, ray_slot.Described]] = {}
+        self._has_asked_all = False
         # Guards everything below, and announces idle slots.
         self._changed = threading.Condition()
         self._idle: list[tuple[SlotHandle, float]] = []
@@ -131,18 +133,23 @@ class RayExecutor:
     def adopt(self, job_id: str, progress: Progress, receipts: Receipts) -> RayRun | None:
         """Go on following a job's task that an earlier server has started; None if it is gone.
 
-        :raises ClusterLostError: If the cluster cannot be reached for as long as a job may wait for a node.
-        :raises TaskDrainedError: If the server ends, or the job is stopped, before the task is found.
+        A stop of the job does not end the search, and is sent once the task is found.
+
+        :raises ClusterLostError: If the cluster or the task's slot does not answer for as long as a job may wait for a
+            node.
+        :raises TaskDrainedError: If the server ends before the task is found.
         """
         run = RayRun(self, progress, receipts)
         progress.attach_stop(run.stop)
-        found = self._find_abandoned(job_id, receipts.attempt, run, progress.publish_warning)
+        deadline = time.monotonic() + self._options.wait_seconds
+        found = self._find_abandoned(job_id, receipts.attempt, deadline, progress.publish_warning)
         if found is None:
             return None
         actor, described = found
-        n_stops = self._claim(actor, job_id, receipts.attempt)
+        n_stops = self._claim(actor, job_id, receipts.attempt, deadline)
         if n_stops is None:
             return None
+        self.check()  # the next server finds it
         slot = SlotHandle(actor, Needs(0.0, 0.0, True), described.node_id, described.node, is_adopted=True)
         self._note(slot)
         run.follow(slot, n_stops)
@@ -295,26 +302,31 @@ class RayExecutor:
         return f"it needs {wanted}"
 
     def _find_abandoned(
-        self, job_id: str, attempt: int, run: RayRun, warn: Callable[[str], None]
+        self, job_id: str, attempt: int, deadline: float, warn: Callable[[str], None]
     ) -> tuple[Any, ray_slot.Described] | None:
         """Return the slot that runs a job for an earlier server; None if there is none."""
-        begun, has_warned = time.monotonic(), False
+        has_warned = False
         while True:
             try:
                 with self._searching:
-                    if self._abandoned is None:
-                        self._abandoned = self._list_abandoned(self.connect(run.check))
+                    if (job_id, attempt) not in self._abandoned and not self._has_asked_all:
+                        self._ask_abandoned(self.connect(self.check))
                 return self._abandoned.get((job_id, attempt))
             except ClusterLostError as error:
-                if time.monotonic() - begun > self._options.wait_seconds:
+                if (job_id, attempt) in self._abandoned:
+                    continue
+                if time.monotonic() > deadline:
                     raise
                 if not has_warned:
                     has_warned = True
                     warn(f"nobody knows how the job is, until the cluster answers: {error}")
-                _pause(_RETRY_SECONDS, run.check)
+                _pause(_RETRY_SECONDS, self.check)
 
-    def _list_abandoned(self, ray: Any) -> dict[tuple[str | None, int], tuple[Any, ray_slot.Described]]:
-        """Ask the slots that this server has left behind what they run."""
+    def _ask_abandoned(self, ray: Any) -> None:
+        """Ask the slots that this server has left behind what they run.
+
+        :raises ClusterLostError: If not all of them answer, or say that they are gone.
+        """
         prefix = f"{self._options.server_id}-"
         asked = {}
         try:
@@ -326,26 +338,48 @@ class RayExecutor:
             ready = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)[0] if asked else []
         except Exception as error:  # Ray raises what it likes
             raise ClusterLostError(f"the Ray cluster does not say what runs there ({cut(error)}).") from error
-        found = {}
+        n_silent = len(asked) - len(ready)
         for answer in ready:
-            with suppress(ray.exceptions.RayError):  # it, or its node, is gone
-                described = ray.get(answer)
-                found[described.job_id, described.attempt] = asked[answer], described
-        return found
-
-    def _claim(self, actor: Any, job_id: str, attempt: int) -> int | None:
-        """Have a slot answer this server, once it takes the one before for gone; return how often it was stopped."""
-        deadline = time.monotonic() + _CLAIM_SECONDS
-        while True:
             try:
-                n_stops: int | None = self._ray.get(
-                    actor.attach.remote(self.owner, job_id, attempt), timeout=_ANSWER_SECONDS
-                )
-            except self._ray.exceptions.RayError:
+                described = ray.get(answer)
+            except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):  # it may be there again
+                n_silent += 1
+            except ray.exceptions.RayError:  # it, or its node, is gone
+                continue
+            else:
+                self._abandoned[described.job_id, described.attempt] = asked[answer], described
+        if n_silent:
+            raise ClusterLostError(
+                f"{n_silent} of the server's {len(asked)} processes on the Ray cluster do not answer; their nodes may "
+                "be busy, cut off or without room."
+            )
+        self._has_asked_all = True
+
+    def _claim(self, actor: Any, job_id: str, attempt: int, deadline: float) -> int | None:
+        """Have a slot answer this server, once it takes the one before for gone.
+
+        :return: How often the task was stopped; None if the slot is gone, or has another task.
+        :raises ClusterLostError: If the slot does not answer, or another server follows the task until the deadline.
+        """
+        deadline = max(deadline, time.monotonic() + _CLAIM_SECONDS)
+        exceptions = self._ray.exceptions
+        reason = "another server follows it"
+        while time.monotonic() < deadline:
+            try:
+                answer = actor.attach.remote(self.owner, job_id, attempt)
+                n_stops: int | None = self._ray.get(answer, timeout=_ANSWER_SECONDS)
+                if n_stops is not None:
+                    return n_stops
+                described = self._ray.get(actor.describe.remote(), timeout=_ANSWER_SECONDS)
+                if (described.job_id, described.attempt) != (job_id, attempt):
+                    return None
+                reason = "another server follows it"
+            except (exceptions.ActorUnavailableError, exceptions.GetTimeoutError) as error:
+                reason = f"its process on the Ray cluster does not answer ({cut(error)})"
+            except exceptions.RayError:  # it, or its node, is gone
                 return None
-            if n_stops is not None or time.monotonic() > deadline:
-                return n_stops
             _pause(_CLAIM_PAUSE_SECONDS, self.check)
+        raise ClusterLostError(f"the job may go on, but {reason}.")
 
     def release(self, slot: SlotHandle) -> None:
         """Keep a slot for the next task, for a while."""
