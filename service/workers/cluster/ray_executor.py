@@ -41,8 +41,6 @@ NAMESPACE = "grpo"
 _SAME_VERSIONS = ("torch", "stable-baselines3", "gymnasium", "numpy")
 _WATCH_SECONDS = 0.1
 _ANSWER_SECONDS = 10.0
-# A forkserver imports torch before it forks the first worker, which may take long on a busy node.
-_START_SECONDS = 300.0
 # An idle slot keeps its processor from other users of the cluster.
 _IDLE_SECONDS = 30.0
 # After this long a job says that it is waiting.
@@ -209,7 +207,7 @@ class RayExecutor:
         ray = self.connect(check)
         while (slot := self._take_idle(needs)) is not None:
             with suppress(ray.exceptions.RayError):
-                if self._has_answered(slot.actor.release.remote(), _ANSWER_SECONDS, check):
+                if self._has_answered(slot.actor.release.remote(self.owner), _ANSWER_SECONDS, check):
                     return slot
             self.discard(slot)  # its node is gone
         actor = self._make_actor(needs)
@@ -384,10 +382,13 @@ class RayExecutor:
     def release(self, slot: SlotHandle) -> None:
         """Keep a slot for the next task, for a while."""
         if slot.is_adopted:
-            self.discard(slot)
+            is_ours = True
+            with suppress(Exception):  # it may be gone
+                is_ours = self._ray.get(slot.actor.release.remote(self.owner), timeout=_ANSWER_SECONDS)
+            (self.discard if is_ours else self.forget)(slot)
             return
         with suppress(Exception):  # its loss shows when it is used again
-            slot.actor.release.remote()
+            slot.actor.release.remote(self.owner)
         with self._changed:
             self._idle.append((slot, time.monotonic()))
             if self._retiring is None:
@@ -430,8 +431,8 @@ class RayExecutor:
         :raises TaskFailedError: If the slot fails.
         """
         try:
-            if not self._has_answered(begun, _START_SECONDS, check):
-                raise WorkerLostError(f"no worker process was ready within {_START_SECONDS:g} s.")
+            if not self._has_answered(begun, ray_slot.START_SECONDS, check):
+                raise WorkerLostError(f"no worker process was ready within {ray_slot.START_SECONDS:g} s.")
         except self._ray.exceptions.RayTaskError as error:
             raise TaskFailedError(f"a node failed to start it ({cut(error)}); see the server's log.") from error
         except self._ray.exceptions.RayError as error:
