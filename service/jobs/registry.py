@@ -131,13 +131,14 @@ class JobRegistry:
         """Return a job that had not ended as one that goes on."""
         if past.status.is_final:
             return past
-        with suppress(JournalError, TypeError, ValueError):
+        with suppress(JournalError, LookupError, TypeError, ValueError):
             record = self.recorder.load_record(past.job_id)
             if record is not None:
                 job = Job.revive(record, self.totals, self.recorder.end, self._checkpoints)
                 self.recorder.follow(job, record.history.stride)
                 return job
         logger.warning("job %s cannot be read, so that nobody can follow it", past.job_id)
+        self.recorder.interrupt(past.job_id)
         return PastJob(past.summary.model_copy(update={"status": JobStatus.FAILED}))
 
     def rejoin(self, find_rewards: Callable[[TrainConfig], Reward]) -> None:
@@ -150,8 +151,7 @@ class JobRegistry:
             try:
                 job.set_reward(find_rewards(job.config))
             except ServiceError as error:
-                job.publish_warning(f"if its worker dies, the job cannot go on: {error}")
-                job.forbid_restarts()
+                job.forbid_restarts(str(error))
         self._runner.rejoin(jobs, self._note_found)
 
     def submit(self, plan: TrainingPlan) -> Job:

@@ -16,7 +16,7 @@ from service.errors import ConflictError, NotFoundError, ServiceError, describe_
 from service.jobs.job import Job
 from service.jobs.journal import INTERRUPTED
 from service.jobs.recorder import JobRecorder
-from service.jobs.saved_model import is_own_model
+from service.jobs.saved_model import holds_content, is_own_model
 from service.models.store import ModelStore
 from service.pauses import RestartPause
 from service.schemas.jobs import JobStatus
@@ -142,7 +142,7 @@ class JobRunner:
             if content is None or job.finished.is_set():  # a shutdown may have given up on it in the meantime
                 return
             outcome = job.settle_outcome()
-            name = self._choose_name(job, outcome)
+            name = self._choose_name(job, outcome, content)
             job.record_saved_model(name, self._store.publish(name, content, job.job_id))
         except TaskDrainedError as error:
             learned = "Nothing was learned, and nothing is saved."
@@ -238,10 +238,13 @@ class JobRunner:
             return None
         return f"stalled: no simulator step and no update for {patience:g} s"
 
-    def _choose_name(self, job: Job, outcome: JobStatus) -> str:
+    def _choose_name(self, job: Job, outcome: JobStatus, content: bytes) -> str:
         """Return the name to save under: the job's own, but a stopped job never replaces another one's model."""
         name = job.config.model_name
         if outcome is JobStatus.COMPLETED or not self._store.exists(name) or is_own_model(self._store, job):
+            return name
+        # A server that was killed may have saved it just before.
+        if holds_content(self._store, name, content):
             return name
         return f"{name[:80]}-stopped-{job.job_id[:8]}"
 

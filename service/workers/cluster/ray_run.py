@@ -179,6 +179,8 @@ class RayRun:
         for number, kind, value, content, age_seconds in answer:
             self._outcome = self._place(read_outcome(kind, value, content), slot)
             if self._outcome is not None:
+                if self._receipts is not None:
+                    self._receipts.end_age_seconds = age_seconds
                 return
             self._take_report(number, kind, value, content, age_seconds)
         self._ask(slot)

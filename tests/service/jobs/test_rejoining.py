@@ -1,8 +1,10 @@
 """Jobs that went on without their server are followed again by the next one."""
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from service.jobs.job import Job
 from service.jobs.journal import FILE_NAME, JobJournal, open_journal
 from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
+from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 from service.workers.receipts import Receipts
@@ -56,6 +59,7 @@ class KeptRun:
             with self._receipts.take(number, age_seconds):
                 self._progress.advance(10 * (number - 2))
                 self._progress.publish_metrics({"rollout/ep_rew_mean": float(number)})
+        self._receipts.end_age_seconds = AGE_SECONDS
         return True
 
     def get_content(self) -> bytes:
@@ -172,6 +176,9 @@ def test_it_ends_under_its_id_with_its_model_and_without_a_gap(reopen: Reopen, k
         assert [row.metrics["rollout/ep_rew_mean"] for row in rows] == [1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 9.0]
         # Each at the time at which it was made.
         assert rows[-1].elapsed_seconds - rows[-2].elapsed_seconds == pytest.approx(AGE_SECONDS, abs=60.0)
+        assert status.end_time is not None
+        seconds_since_end = (datetime.now(UTC) - status.end_time).total_seconds()
+        assert seconds_since_end == pytest.approx(AGE_SECONDS, abs=60.0), "it ended before anybody looked"
         assert keeper.asked == [(killed.job_id, 0, 7)]
         assert waiting.status is JobStatus.FAILED
         wait_until(lambda: keeper.run is not None and keeper.run.was_written_at_release is not None)
@@ -300,6 +307,39 @@ def test_all_are_looked_for_at_once_even_if_they_are_more_than_may_run(
             job = registry.get(job_id)
             assert job.finished.wait(60)
             assert (job.describe().error_message or "").startswith("interrupted by restart: the server ended")
+
+
+def test_what_a_killed_server_had_published_of_a_stopped_job_is_the_jobs_own(
+    reopen: Reopen, killed: Job, model: bytes, tmp_path: Path
+) -> None:
+    folder = ModelStore(tmp_path / "models", 64, 2**29, lambda: 2**40, 2**34).folder
+    folder.write("m", model)
+    with reopen(Elsewhere(model, n_earlier_stops=1)) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        assert (job.status, job.describe().model_name) == (JobStatus.STOPPED, "m")
+    assert folder.list_names() == ["m"]
+
+
+def test_one_that_cannot_be_read_has_failed_for_good(reopen: Reopen, killed: Job, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection, connection:
+        connection.execute("UPDATE jobs SET plan = '[' WHERE job_id = ?", (killed.job_id,))
+    with reopen(Elsewhere(None)) as registry:
+        assert registry.list_jobs()[0].status is JobStatus.FAILED
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        query = "SELECT status, json_extract(state, '$.status') FROM jobs WHERE job_id = ?"
+        assert connection.execute(query, (killed.job_id,)).fetchone() == ("failed", "failed")
+
+
+def test_a_restart_of_the_server_gives_no_more_workers_than_it_may_have(killed: Job, tmp_path: Path) -> None:
+    n_restarts = killed.config.max_restarts
+    job = killed
+    for i in range(n_restarts):
+        assert job.restart("it died."), i
+        job.forbid_restarts("its rewards are gone")
+        job = Job.revive(job.make_record(0, 1), JobTotals(), lambda record: None, None)
+    assert not job.restart("it died.")
+    assert len([warning for warning in job.warnings if "its rewards are gone" in warning]) == 1
 
 
 def test_without_its_rewards_it_goes_on_but_not_again(reopen: Reopen, killed: Job) -> None:
