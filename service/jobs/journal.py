@@ -324,6 +324,8 @@ def open_journal(models_dir: Path, keeps_running: bool = False) -> tuple[JobJour
         except _DamagedError as error:
             aside = _move_aside(path)
             logger.warning("%s is damaged (%s): it is now %s, and a new one begins", FILE_NAME, error, aside)
+            if keeps_running:
+                logger.warning("jobs that went on without the server are not known any more, and are ended")
             return _open(path, keeps_running), None
     except (JournalError, OSError) as error:
         reason = error.reason if isinstance(error, JournalError) else error.strerror or "unknown reason"

@@ -153,6 +153,8 @@ class JobRegistry:
             except ServiceError as error:
                 job.forbid_restarts(str(error))
         self._runner.rejoin(jobs, self._note_found)
+        if not jobs:
+            self._runner.end_left()
 
     def submit(self, plan: TrainingPlan) -> Job:
         """Queue a job.
@@ -484,7 +486,10 @@ class JobRegistry:
             if self._draining:
                 return False
             self._unfollowed.remove(job)
-            return True
+            is_last = not self._unfollowed
+        if is_last:
+            self._runner.end_left()
+        return True
 
     def find_its_model(self, job: Job) -> str | None:
         """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""

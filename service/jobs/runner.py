@@ -83,6 +83,11 @@ class JobRunner:
         for job in jobs[n_more:]:
             self._threads.submit(self._rejoin, job, note_found)
 
+    def end_left(self) -> None:
+        """End what goes on elsewhere and nobody follows, as all jobs that went on are followed again."""
+        if self._keeper is not None:
+            self._keeper.end_left()
+
     def close(self) -> None:
         """Start no more jobs."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -132,3 +132,6 @@ class Keeper(Protocol):
         :raises ClusterLostError: If nobody can tell.
         :raises TaskDrainedError: If the server ends before it is found; the next one can find it.
         """
+
+    def end_left(self) -> None:
+        """End what earlier servers have left behind and no server follows, in the background."""

@@ -109,6 +109,11 @@ class RayExecutor:
         """Whether any task is running."""
         return self._n_running > 0
 
+    @property
+    def can_keep(self) -> bool:
+        """Whether jobs can outlive the server, and be found again by the next one."""
+        return self._options.address is not None and bool(self._options.server_id)
+
     def warm_up(self) -> None:
         """Connect to the cluster in the background, and make a slot for short tasks ready."""
         threading.Thread(target=self._warm_up, name="grpo-ray", daemon=True).start()
@@ -152,6 +157,21 @@ class RayExecutor:
         self._note(slot)
         run.follow(slot, n_stops)
         return run
+
+    def end_left(self) -> None:
+        """End the slots, in the background, that earlier servers have left behind and no server follows."""
+        threading.Thread(target=self._end_left, name="grpo-ray-slots", daemon=True).start()
+
+    def _end_left(self) -> None:
+        try:
+            ray = self.connect(self.check)
+            _pause(ray_slot.OWNER_SECONDS, self.check)  # until then a slot may take a killed server for alive
+            for actor in self._list_own(ray):
+                actor.end_if_left.remote(self.owner)
+        except TaskDrainedError:
+            return
+        except TaskFailedError as error:
+            logger.warning("what earlier servers have left on the cluster ends with its lease: %s", error)
 
     def drain(self) -> None:
         """Start no more tasks; whoever waits for a node is told."""
@@ -325,14 +345,8 @@ class RayExecutor:
 
         :raises ClusterLostError: If not all of them answer, or say that they are gone.
         """
-        prefix = f"{self._options.server_id}-"
-        asked = {}
         try:
-            for named in ray.util.list_named_actors(all_namespaces=True):
-                if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
-                    with suppress(ValueError):  # it has ended just now
-                        actor = ray.get_actor(named["name"], namespace=NAMESPACE)
-                        asked[actor.describe.remote()] = actor
+            asked = {actor.describe.remote(): actor for actor in self._list_own(ray)}
             ready = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)[0] if asked else []
         except Exception as error:  # Ray raises what it likes
             raise ClusterLostError(f"the Ray cluster does not say what runs there ({cut(error)}).") from error
@@ -352,6 +366,21 @@ class RayExecutor:
                 "be busy, cut off or without room."
             )
         self._has_asked_all = True
+
+    def _list_own(self, ray: Any) -> list[Any]:
+        """List the slots of this server and of those before it that outlive them.
+
+        :raises ClusterLostError: If the cluster does not say.
+        """
+        prefix, found = f"{self._options.server_id}-", []
+        try:
+            for named in ray.util.list_named_actors(all_namespaces=True):
+                if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
+                    with suppress(ValueError):  # it has ended just now
+                        found.append(ray.get_actor(named["name"], namespace=NAMESPACE))
+        except Exception as error:  # Ray raises what it likes
+            raise ClusterLostError(f"the Ray cluster does not say what runs there ({cut(error)}).") from error
+        return found
 
     def _claim(self, actor: Any, job_id: str, attempt: int, deadline: float) -> int | None:
         """Have a slot answer this server, once it takes the one before for gone.

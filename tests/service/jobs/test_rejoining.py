@@ -89,7 +89,7 @@ class Elsewhere(ThreadExecutor):
         self._outcome, self._n_earlier_stops = outcome, n_earlier_stops
         self.asked: list[tuple[str, int, int]] = []
         self.run: KeptRun | None = None
-        self.n_started = 0
+        self.n_started = self.n_endings = 0
         #: Called when a task is asked for, with what it is for.
         self.while_searching: Callable[[Progress], None] = lambda progress: None
 
@@ -107,6 +107,9 @@ class Elsewhere(ThreadExecutor):
             return None
         self.run = KeptRun(progress, receipts, self._outcome, self._n_earlier_stops)
         return self.run
+
+    def end_left(self) -> None:
+        self.n_endings += 1
 
 
 Reopen = Callable[..., AbstractContextManager[JobRegistry]]
@@ -181,11 +184,14 @@ def test_it_ends_under_its_id_with_its_model_and_without_a_gap(reopen: Reopen, k
         assert seconds_since_end == pytest.approx(AGE_SECONDS, abs=60.0), "it ended before anybody looked"
         assert keeper.asked == [(killed.job_id, 0, 7)]
         assert waiting.status is JobStatus.FAILED
+        assert keeper.n_endings == 1, "what no job of this server is"
         wait_until(lambda: keeper.run is not None and keeper.run.was_written_at_release is not None)
         assert keeper.run is not None
         assert keeper.run.was_written_at_release, "the next server could not have asked for it any more"
-    with reopen(Elsewhere(None)) as registry:
+    keeper = Elsewhere(None)
+    with reopen(keeper) as registry:
         assert [job.status for job in registry.list_jobs()] == [JobStatus.COMPLETED, JobStatus.FAILED]
+    assert keeper.n_endings == 1
 
 
 def test_one_whose_worker_dies_after_that_begins_again_with_reports_of_its_own(reopen: Reopen, killed: Job) -> None:
