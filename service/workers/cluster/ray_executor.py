@@ -97,6 +97,8 @@ class RayExecutor:
         self._searching = threading.Lock()
         self._abandoned: dict[tuple[str | None, int], tuple[Any, ray_slot.Described]] = {}
         self._has_asked_all = False
+        # Names of slots that this process has made.
+        self._own_names: set[str] = set()
         # Guards everything below, and announces idle slots.
         self._changed = threading.Condition()
         self._idle: list[tuple[SlotHandle, float]] = []
@@ -166,7 +168,7 @@ class RayExecutor:
         try:
             ray = self.connect(self.check)
             _pause(ray_slot.OWNER_SECONDS, self.check)  # until then a slot may take a killed server for alive
-            for actor in self._list_own(ray):
+            for actor in self._list_left(ray):
                 actor.end_if_left.remote(self.owner)
         except TaskDrainedError:
             return
@@ -305,6 +307,7 @@ class RayExecutor:
         if needs.is_lasting:
             lease_seconds = self._options.lease_seconds
             name = f"{self._options.server_id}-{uuid.uuid4().hex}"
+            self._own_names.add(name)
             options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
         remote = self._ray.remote(ray_slot.Slot)
         actor = remote.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus, **options)
@@ -345,12 +348,19 @@ class RayExecutor:
 
         :raises ClusterLostError: If not all of them answer, or say that they are gone.
         """
+        actors = self._list_left(ray)
         try:
-            asked = {actor.describe.remote(): actor for actor in self._list_own(ray)}
+            asked = {actor.describe.remote(): actor for actor in actors}
             ready = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)[0] if asked else []
         except Exception as error:  # Ray raises what it likes
             raise ClusterLostError(f"the Ray cluster does not say what runs there ({cut(error)}).") from error
-        n_silent = len(asked) - len(ready)
+        n_silent = 0
+        for answer in asked.keys() - set(ready):
+            if _waits_for_room(ray, asked[answer]):  # its server was killed before it could begin anything
+                with suppress(Exception):  # it is gone
+                    ray.kill(asked[answer])
+            else:
+                n_silent += 1
         for answer in ready:
             try:
                 described = ray.get(answer)
@@ -363,21 +373,22 @@ class RayExecutor:
         if n_silent:
             raise ClusterLostError(
                 f"{n_silent} of the server's {len(asked)} processes on the Ray cluster do not answer; their nodes may "
-                "be busy, cut off or without room."
+                "be busy or cut off."
             )
         self._has_asked_all = True
 
-    def _list_own(self, ray: Any) -> list[Any]:
-        """List the slots of this server and of those before it that outlive them.
+    def _list_left(self, ray: Any) -> list[Any]:
+        """List the slots that earlier servers have made and that have outlived them.
 
         :raises ClusterLostError: If the cluster does not say.
         """
         prefix, found = f"{self._options.server_id}-", []
         try:
             for named in ray.util.list_named_actors(all_namespaces=True):
-                if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
+                name = named["name"]
+                if named["namespace"] == NAMESPACE and name.startswith(prefix) and name not in self._own_names:
                     with suppress(ValueError):  # it has ended just now
-                        found.append(ray.get_actor(named["name"], namespace=NAMESPACE))
+                        found.append(ray.get_actor(name, namespace=NAMESPACE))
         except Exception as error:  # Ray raises what it likes
             raise ClusterLostError(f"the Ray cluster does not say what runs there ({cut(error)}).") from error
         return found
@@ -478,6 +489,13 @@ class RayExecutor:
             if not any(node["Alive"] for node in self._ray.nodes() if node["NodeID"] == slot.node_id):
                 return f"the node {slot.node} was lost while it worked on this."
         return f"the node {slot.node}, or the process on it that starts workers, was lost."
+
+
+def _waits_for_room(ray: Any, actor: Any) -> bool:
+    """Return whether Ray has found no node for a slot yet, so that nothing runs in it."""
+    with suppress(Exception):  # Ray promises nobody that it can be asked
+        return ray._private.state.actors(actor._actor_id.hex())["State"] in ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
+    return False
 
 
 def _pause(seconds: float, check: Callable[[], None]) -> None:

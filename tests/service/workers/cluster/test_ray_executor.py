@@ -76,13 +76,21 @@ class ForeignCluster:
     def __init__(self, answers: dict[str, list[Any]]) -> None:
         self._answers = answers
         self.util = SimpleNamespace(list_named_actors=self._list_named_actors)
+        #: Of all slots.
+        self.state = "ALIVE"
+        self._private = SimpleNamespace(state=SimpleNamespace(actors=lambda actor_id: {"State": self.state}))
+        self.killed: list[str] = []
 
     def _list_named_actors(self, all_namespaces: bool) -> list[dict[str, str]]:
         return [{"namespace": "grpo", "name": name} for name in self._answers]
 
     def get_actor(self, name: str, namespace: str) -> Any:
         call = SimpleNamespace(remote=lambda *arguments: (name, len(self._answers[name])))
-        return SimpleNamespace(name=name, describe=call, attach=call)
+        actor_id = SimpleNamespace(hex=lambda: name)
+        return SimpleNamespace(name=name, describe=call, attach=call, _actor_id=actor_id)
+
+    def kill(self, actor: Any) -> None:
+        self.killed.append(actor.name)
 
     def wait(self, asked: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         silent = [each for each in asked if isinstance(self._answers[each[0]][0], TimeoutError)]
@@ -125,6 +133,10 @@ def test_a_slot_that_does_not_answer_is_not_taken_for_gone(monkeypatch: pytest.M
     with pytest.raises(ClusterLostError, match="do not answer"):
         silent._find_abandoned("there", 0, 0.0, warnings.append)
     assert join({"me-1": [EXCEPTIONS.RayError()]}, monkeypatch)._find_abandoned("x", 0, 0.0, warnings.append) is None
+    waiting = join({"me-1": [TimeoutError()] * 2, "you-1": [there]}, monkeypatch)
+    waiting._ray.state = "PENDING_CREATION"
+    assert waiting._find_abandoned("there", 0, 0.0, warnings.append) is None
+    assert waiting._ray.killed == ["me-1"], "nobody would use it"
 
 
 def test_a_slot_is_waited_for_while_it_takes_the_server_before_for_alive(monkeypatch: pytest.MonkeyPatch) -> None:
