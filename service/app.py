@@ -89,9 +89,11 @@ class Service:
             journal, obstacle = JobJournal(), None
         else:
             self.executor = make_executor(settings.executor, settings.log_style, _make_ray_options(settings))
-            if isinstance(self.executor, RayExecutor) and settings.ray_address is not None:
+            if isinstance(self.executor, RayExecutor) and self.executor.can_keep:
                 keeper = self.executor
             journal, obstacle = open_journal(settings.models_dir, keeps_running=keeper is not None)
+            if obstacle is not None:  # the next server would know of no job
+                keeper = None
         self.registry = JobRegistry(
             self.store,
             self.executor,
@@ -341,5 +343,5 @@ def _make_ray_options(settings: Settings) -> RayOptions:
         settings.ray_wait_seconds,
         settings.env_modules,
         settings.ray_lease_seconds,
-        read_folder_id(settings.models_dir) if is_shared else "",
+        (read_folder_id(settings.models_dir) if is_shared else None) or "",
     )

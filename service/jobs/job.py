@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from grpo_core.options.rewards import Reward
@@ -115,6 +115,8 @@ class Job:
         self.repeated_timesteps = 0
         # Workers that died since the job was queued or last resumed.
         self._n_lost_workers = 0
+        # Whether all is there that another worker would need.
+        self._may_restart = True
         self._warnings = list(plan.warnings)
         self._error_message: str | None = None
         self._model_name: str | None = None
@@ -282,7 +284,7 @@ class Job:
         """
         with self._lock:
             may = self._status is JobStatus.RUNNING and self._outcome is None and self._end is None
-            if not may or self._n_lost_workers >= self.config.max_restarts:
+            if not may or not self._may_restart or self._n_lost_workers >= self.config.max_restarts:
                 return False
             self._n_lost_workers += 1
             self._rewind()
@@ -321,7 +323,7 @@ class Job:
             self._totals, self._write_end, self._checkpoints = totals, write_end, checkpoints
             if checkpoint is None and self._checkpoint is not None:
                 self._warn("its checkpoint is gone or cannot be used here, so the job began again.")
-            self._checkpoint, self._n_lost_workers = checkpoint, 0
+            self._checkpoint, self._n_lost_workers, self._may_restart = checkpoint, 0, True
             self._rewind()
             self._status, self._outcome, self._n_stops, self._ended_by = JobStatus.QUEUED, None, 0, None
             self._error_message = self._end_time = self._end = self._started = None
@@ -357,7 +359,9 @@ class Job:
                 return
             self._outcome = status
             ended_by = _choose_ended_by(status, self._ended_by)
-            self._end = end = _End(status, error_message, datetime.now(UTC), time.monotonic(), ended_by)
+            age_seconds = self.receipts.end_age_seconds
+            end_time, ended = datetime.now(UTC) - timedelta(seconds=age_seconds), time.monotonic() - age_seconds
+            self._end = end = _End(status, error_message, end_time, ended, ended_by)
             record = self._make_record(0, 1)
         self._write_end(record)  # without the lock, since a disk may be slow
         with self._lock:
@@ -414,6 +418,7 @@ class Job:
             # Once the job has completed, nothing is left to go on from.
             checkpoint=None if end is not None and end.status is JobStatus.COMPLETED else self._checkpoint,
             n_restarts=self._n_restarts,
+            n_lost_workers=self._n_lost_workers,
             repeated_timesteps=self.repeated_timesteps,
             n_reports=self.receipts.n_taken,
             last_saved=self.last_saved,
@@ -466,9 +471,12 @@ class Job:
         """Take the reward functions that the configuration names, as they are in this server."""
         self.plan = self.plan._replace(reward=reward)
 
-    def forbid_restarts(self) -> None:
+    def forbid_restarts(self, reason: str) -> None:
         """Have the job end if its worker dies: what it was trained with is not there."""
-        self._n_lost_workers = self.config.max_restarts
+        self._may_restart = False
+        warning = f"if its worker dies, the job cannot go on: {reason}"
+        if warning not in self.warnings:  # an earlier server may have said so
+            self.publish_warning(warning)
 
     def _restore(self, record: JobRecord) -> None:
         """Take all that a record says but for the end."""
@@ -481,7 +489,8 @@ class Job:
         self._model_name, self._sha256 = state.model_name, state.sha256
         self._evaluation, self._best_evaluation = state.evaluation, state.best_evaluation
         self._final_evaluation, self._checkpoint = state.final_evaluation, state.checkpoint
-        self._n_restarts, self.last_saved = state.n_restarts, state.last_saved
+        self._n_restarts, self._n_lost_workers = state.n_restarts, state.n_lost_workers
+        self.last_saved = state.last_saved
         self.repeated_timesteps = state.repeated_timesteps
         self._no_signal = _NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
 
@@ -621,7 +630,8 @@ class Job:
     def _elapsed_seconds(self) -> float:
         if self._started is None:
             return self._seconds_before
-        return self._seconds_before + (time.monotonic() if self._end is None else self._end.ended) - self._started
+        ended = time.monotonic() if self._end is None else self._end.ended
+        return max(0.0, self._seconds_before + ended - self._started)
 
     def _compute_eta(self, elapsed_seconds: float) -> float | None:
         if self._status is not JobStatus.RUNNING or self._current_timesteps == 0:

@@ -116,14 +116,17 @@ class JobJournal:
         self._inode = None if path is None else path.stat().st_ino
         self._close = weakref.finalize(self, self._connection.close)
 
-    def interrupt_active(self, keeps_running: bool = False) -> int:
+    def interrupt_active(self, job_ids: Sequence[str] | None = None, keeps_running: bool = False) -> int:
         """Note that the jobs which had not ended have failed with the server that ran them; return how many.
 
+        :param job_ids: Those that may have failed; None means all.
         :param keeps_running: Whether those that ran may go on elsewhere, and only those that waited have failed.
         """
         with self._transact() as connection:
             query = f"SELECT number, job_id, state, written_at FROM jobs WHERE status IN {_ACTIVE}"
             rows = connection.execute(query).fetchall()
+            if job_ids is not None:
+                rows = [row for row in rows if row[1] in job_ids]
             if keeps_running:
                 rows = [row for row in rows if not _has_started(row[2])]
             for number, job_id, state_json, written_at in rows:
@@ -321,6 +324,8 @@ def open_journal(models_dir: Path, keeps_running: bool = False) -> tuple[JobJour
         except _DamagedError as error:
             aside = _move_aside(path)
             logger.warning("%s is damaged (%s): it is now %s, and a new one begins", FILE_NAME, error, aside)
+            if keeps_running:
+                logger.warning("jobs that went on without the server are not known any more, and are ended")
             return _open(path, keeps_running), None
     except (JournalError, OSError) as error:
         reason = error.reason if isinstance(error, JournalError) else error.strerror or "unknown reason"
@@ -331,7 +336,7 @@ def open_journal(models_dir: Path, keeps_running: bool = False) -> tuple[JobJour
 def _open(path: Path, keeps_running: bool) -> JobJournal:
     journal = JobJournal(path)
     try:
-        n_interrupted = journal.interrupt_active(keeps_running)
+        n_interrupted = journal.interrupt_active(keeps_running=keeps_running)
         if n_interrupted:
             logger.warning("%d jobs were interrupted when the last server ended", n_interrupted)
         journal.list_jobs()  # which must not fail later

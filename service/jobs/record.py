@@ -87,6 +87,7 @@ class JobState(BaseModel):
     final_evaluation: FinalEvaluation | None
     checkpoint: JobCheckpoint | None = None
     n_restarts: int = 0
+    n_lost_workers: int = 0
     repeated_timesteps: int = 0
     n_reports: int = 0
     last_saved: tuple[str, str] | None = None

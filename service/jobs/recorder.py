@@ -91,6 +91,13 @@ class JobRecorder:
         record = self.load_record(job_id)
         return None if record is None else Job.restore(record)
 
+    def interrupt(self, job_id: str) -> None:
+        """Note in the file that a job has failed which cannot be read."""
+        try:
+            self._journal.interrupt_active([job_id])
+        except JournalError as error:
+            self._note_trouble(error.reason)
+
     def load_configs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Read the configurations of jobs; those that cannot be read are left out."""
         try:

@@ -110,14 +110,14 @@ class JobRegistry:
         past_jobs = self.recorder.list_past_jobs()
         self._jobs: dict[str, Job | PastJob] = {job.job_id: self._revive(job) for job in past_jobs}
         # Jobs that go on without their server, and are to be followed again.
-        self._left = [job for job in self._jobs.values() if isinstance(job, Job)]
+        self._unfollowed = [job for job in self._jobs.values() if isinstance(job, Job)]
         if checkpoints is not None:
             checkpoints.is_active = self.is_active
             if self.recorder.knows_all_jobs:
                 checkpoints.remove_orphans(self._jobs)
         # Jobs that had not ended at the last look, and the ids of the others, so that only a list of all jobs has to
         # go through all of them. Of the others, the last are in memory.
-        self._active = list(self._left)
+        self._active = list(self._unfollowed)
         self._ended: deque[str] = deque(job.job_id for job in self._jobs.values() if isinstance(job, PastJob))
         self._in_memory: deque[str] = deque()
         self._loaded: LRUCache[str, Job] = LRUCache(_MAX_LOADED)
@@ -131,13 +131,14 @@ class JobRegistry:
         """Return a job that had not ended as one that goes on."""
         if past.status.is_final:
             return past
-        with suppress(JournalError, TypeError, ValueError):
+        with suppress(JournalError, LookupError, TypeError, ValueError):
             record = self.recorder.load_record(past.job_id)
             if record is not None:
                 job = Job.revive(record, self.totals, self.recorder.end, self._checkpoints)
                 self.recorder.follow(job, record.history.stride)
                 return job
         logger.warning("job %s cannot be read, so that nobody can follow it", past.job_id)
+        self.recorder.interrupt(past.job_id)
         return PastJob(past.summary.model_copy(update={"status": JobStatus.FAILED}))
 
     def rejoin(self, find_rewards: Callable[[TrainConfig], Reward]) -> None:
@@ -145,13 +146,15 @@ class JobRegistry:
 
         :param find_rewards: Returns the reward functions that a configuration names, or refuses.
         """
-        for job in list(self._left):
+        jobs = list(self._unfollowed)
+        for job in jobs:
             try:
                 job.set_reward(find_rewards(job.config))
             except ServiceError as error:
-                job.publish_warning(f"if its worker dies, the job cannot go on: {error}")
-                job.forbid_restarts()
-            self._runner.rejoin(job, self._note_found)
+                job.forbid_restarts(str(error))
+        self._runner.rejoin(jobs, self._note_found)
+        if not jobs:
+            self._runner.end_left()
 
     def submit(self, plan: TrainingPlan) -> Job:
         """Queue a job.
@@ -475,13 +478,18 @@ class JobRegistry:
 
     def _list_followed(self) -> list[Job]:
         """List the active jobs but for those that nobody has found yet: the next server will."""
-        return [job for job in self._list_active() if job not in self._left]
+        return [job for job in self._list_active() if job not in self._unfollowed]
 
     def _note_found(self, job: Job) -> bool:
-        """Note that it is known what a job does, or that it is gone; return whether the server ends."""
+        """Note that it is known what a job does, or that it is gone; False if the server ends, which leaves it."""
         with self._lock:
-            self._left.remove(job)
-            return self._draining
+            if self._draining:
+                return False
+            self._unfollowed.remove(job)
+            is_last = not self._unfollowed
+        if is_last:
+            self._runner.end_left()
+        return True
 
     def find_its_model(self, job: Job) -> str | None:
         """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""

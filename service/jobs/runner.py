@@ -2,8 +2,9 @@
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from contextvars import copy_context
@@ -15,12 +16,12 @@ from service.errors import ConflictError, NotFoundError, ServiceError, describe_
 from service.jobs.job import Job
 from service.jobs.journal import INTERRUPTED
 from service.jobs.recorder import JobRecorder
-from service.jobs.saved_model import is_own_model
+from service.jobs.saved_model import holds_content, is_own_model
 from service.models.store import ModelStore
 from service.pauses import RestartPause
 from service.schemas.jobs import JobStatus
 from service.workers.executor import Executor
-from service.workers.task import Keeper, Run, TaskDrainedError, TaskFailedError, WorkerLostError
+from service.workers.task import Keeper, LastingRun, Run, TaskDrainedError, TaskFailedError, WorkerLostError
 
 logger = logging.getLogger("grpo.service")
 
@@ -58,7 +59,7 @@ class JobRunner:
     ) -> None:
         self._store, self._recorder = store, recorder
         self._executor, self._keeper = executor, keeper
-        self._stall_seconds = stall_seconds
+        self._stall_seconds, self._max_running = stall_seconds, max_running
         self._tensorboard_dir = tensorboard_dir.absolute()
         self._n_threads_per_job = n_threads_per_job or max(1, _count_cores() // max_running)
         # Each starts a training and watches it.
@@ -70,13 +71,22 @@ class JobRunner:
         with suppress(RuntimeError):  # the shutdown that came meanwhile has stopped the job
             self._threads.submit(copy_context().run, self._run, job)
 
-    def rejoin(self, job: Job, note_found: Callable[[Job], bool]) -> None:
-        """Follow a job again that went on without its server.
+    def rejoin(self, jobs: Sequence[Job], note_found: Callable[[Job], bool]) -> None:
+        """Follow jobs again that went on without their server, all at once even if they are more than may run.
 
-        :param note_found: Called once it is known what the job does, or that it is gone; returns whether the server
-            ends.
+        :param note_found: Called once it is known what the job does, or that it is gone; returns whether this server
+            goes on with it, and does not end.
         """
-        self._threads.submit(self._rejoin, job, note_found)
+        n_more = max(0, len(jobs) - self._max_running)
+        for job in jobs[:n_more]:
+            threading.Thread(target=self._rejoin, args=(job, note_found), name="grpo-job", daemon=True).start()
+        for job in jobs[n_more:]:
+            self._threads.submit(self._rejoin, job, note_found)
+
+    def end_left(self) -> None:
+        """End what goes on elsewhere and nobody follows, as all jobs that went on are followed again."""
+        if self._keeper is not None:
+            self._keeper.end_left()
 
     def close(self) -> None:
         """Start no more jobs."""
@@ -96,29 +106,39 @@ class JobRunner:
 
     def _rejoin(self, job: Job, note_found: Callable[[Job], bool]) -> None:
         JOB_ID.set(job.job_id)
-        assert self._keeper is not None, "otherwise no job goes on without its server"
         with ExitStack() as held:
-            try:
-                run = self._keeper.adopt(job.job_id, job, job.receipts)
-            except TaskDrainedError as error:
-                if job.is_stopping:
-                    note_found(job)
-                    job.finish(JobStatus.STOPPED, f"{error} What it does is lost.")
-                return
-            except TaskFailedError as error:
-                note_found(job)
-                job.finish(JobStatus.FAILED, f"interrupted by restart: {error}")
-                return
-            must_stop = note_found(job)
+            run = self._find(job, note_found, held)
+            if run is not None:
+                self._see_through(job, partial(self._train, job, held, run))
+
+    def _find(self, job: Job, note_found: Callable[[Job], bool], held: ExitStack) -> Run | None:
+        """Find a job's task again; None if the job has ended, or is left to the next server."""
+        assert self._keeper is not None, "otherwise no job goes on without its server"
+        run: LastingRun | None = None
+        try:
+            run, error_message = self._keeper.adopt(job.job_id, job, job.receipts), ""
             if run is None:
-                job.finish(JobStatus.FAILED, INTERRUPTED.format(status=JobStatus.RUNNING, job_id=job.job_id))
-                return
-            held.callback(run.release)
-            job.log("found again")
-            with suppress(ConflictError):  # it has ended
-                for _ in range(2 if must_stop else run.n_earlier_stops):
-                    job.stop()
-            self._see_through(job, partial(self._train, job, held, run))
+                error_message = INTERRUPTED.format(status=JobStatus.RUNNING, job_id=job.job_id)
+        except TaskDrainedError:
+            return None
+        except TaskFailedError as error:
+            error_message = f"interrupted by restart: {error}"
+        except BaseException as error:  # the job boundary: a job that nobody follows would run for ever
+            logger.warning("job %s cannot be found again", job.job_id, exc_info=True)
+            error_message = f"interrupted by restart: {describe_error(error)}"
+        if not note_found(job):
+            if run is not None:
+                run.leave()
+            return None
+        if run is None:
+            job.finish(JobStatus.FAILED, error_message)
+            return None
+        held.callback(run.release)
+        job.log("found again")
+        with suppress(ConflictError):  # it has ended
+            for _ in range(run.n_earlier_stops):
+                job.stop()
+        return run
 
     def _see_through(self, job: Job, train: Callable[[], bytes | None]) -> None:
         """Train a job's policy, publish it, and end the job."""
@@ -127,7 +147,7 @@ class JobRunner:
             if content is None or job.finished.is_set():  # a shutdown may have given up on it in the meantime
                 return
             outcome = job.settle_outcome()
-            name = self._choose_name(job, outcome)
+            name = self._choose_name(job, outcome, content)
             job.record_saved_model(name, self._store.publish(name, content, job.job_id))
         except TaskDrainedError as error:
             learned = "Nothing was learned, and nothing is saved."
@@ -223,10 +243,13 @@ class JobRunner:
             return None
         return f"stalled: no simulator step and no update for {patience:g} s"
 
-    def _choose_name(self, job: Job, outcome: JobStatus) -> str:
+    def _choose_name(self, job: Job, outcome: JobStatus, content: bytes) -> str:
         """Return the name to save under: the job's own, but a stopped job never replaces another one's model."""
         name = job.config.model_name
         if outcome is JobStatus.COMPLETED or not self._store.exists(name) or is_own_model(self._store, job):
+            return name
+        # A server that was killed may have saved it just before.
+        if holds_content(self._store, name, content):
             return name
         return f"{name[:80]}-stopped-{job.job_id[:8]}"
 

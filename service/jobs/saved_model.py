@@ -20,6 +20,11 @@ def has_its_model(store: ModelStore, job: Job) -> bool:
     return job.last_saved is not None and _hash(store, job.last_saved[0]) == job.last_saved[1]
 
 
+def holds_content(store: ModelStore, name: str, content: bytes) -> bool:
+    """Return whether the newest model of a name is this file."""
+    return _hash(store, name) == hashlib.sha256(content).hexdigest()
+
+
 def find_its_model(store: ModelStore, job: Job) -> str | None:
     """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
     if (saved := job.last_saved) is None:

@@ -180,10 +180,8 @@ class ModelFolder:
         :param reference: What named it.
         :param sha256: What its SHA-256 is; None takes any.
         """
-        candidate = self.find_reference(reference, sha256)
-        with suppress(NotFoundError, model_file.ModelFileError):
-            return None if candidate is None else self.read(candidate)[1]
-        return None
+        found = self._find(reference, sha256)
+        return None if found is None else found[1]
 
     def find_reference(self, reference: str, sha256: str | None) -> str | None:
         """Return what names a model's file now, which may have become an earlier version of it; None if it is gone.
@@ -191,14 +189,26 @@ class ModelFolder:
         :param reference: What named it.
         :param sha256: What its SHA-256 is; None takes any.
         """
-        name = reference.partition("@")[0]
-        kept = [f"{name}@{version}" for version in reversed(self.versions.list_kept(name))]
-        for candidate in dict.fromkeys([reference, name, *kept] if sha256 is not None else [reference]):
+        found = self._find(reference, sha256)
+        return None if found is None else found[0]
+
+    def _find(self, reference: str, sha256: str | None) -> tuple[str, bytes] | None:
+        """Find a model's file: what names it now, and its content, which may be another one's in a moment."""
+        for candidate in [reference] if sha256 is None else self._list_candidates(reference):
             with suppress(NotFoundError, model_file.ModelFileError):
                 content = self.read(candidate)[1]
                 if sha256 in (None, hashlib.sha256(content).hexdigest()):
-                    return candidate
+                    return candidate, content
         return None
+
+    def _list_candidates(self, reference: str) -> Iterator[str]:
+        """List what may name a file now that a reference has named, the likeliest first."""
+        yield reference
+        name = reference.partition("@")[0]
+        if name != reference:
+            yield name
+        # Listed last: if it is replaced meanwhile, it is among them.
+        yield from (f"{name}@{version}" for version in reversed(self.versions.list_kept(name)))
 
     def check_ends(self, name: str) -> tuple[FileSignature, bool]:
         """Return whether a file begins and ends like one that GRPO wrote, without reading the rest.

@@ -14,21 +14,22 @@ _N_BYTES = 16
 _ID = re.compile(rf"[0-9a-f]{{{2 * _N_BYTES}}}")
 
 
-def read_folder_id(models_dir: Path) -> str:
+def read_folder_id(models_dir: Path) -> str | None:
     """Return the folder's name, 32 hexadecimal digits; the first call draws it.
 
-    A folder that takes no file gets another name each time.
+    None if it cannot be read or kept: another one would be drawn at the next start.
     """
     path = models_dir / _ID_FILE
     try:
-        kept = path.read_text().strip() if path.is_file() else ""
+        try:
+            kept = path.read_bytes().decode(errors="replace").strip()
+        except FileNotFoundError:
+            kept = ""
         if _ID.fullmatch(kept):
             return kept
-    except (OSError, ValueError):
-        logger.warning("%s cannot be read, and is written anew", _ID_FILE)
-    drawn = secrets.token_hex(_N_BYTES)
-    try:
+        drawn = secrets.token_hex(_N_BYTES)
         write_atomic(path, f"{drawn}\n".encode())
     except OSError as error:
-        logger.warning("%s cannot be written (%s): jobs will not be found again", _ID_FILE, error.strerror)
+        logger.warning("%s cannot be used (%s): no job goes on without this server", _ID_FILE, error.strerror)
+        return None
     return drawn

@@ -20,6 +20,8 @@ class Receipts:
         self._n_taken = self._n_written = n_taken
         #: How old the report is that is being taken, in seconds; 0 while none is.
         self.age_seconds = 0.0
+        #: How long the task had ended when that became known, in seconds: no server may have been there to see it.
+        self.end_age_seconds = 0.0
         # Held while a report is taken, and while what was taken is read to be written down.
         self._lock = threading.Lock()
 

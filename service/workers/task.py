@@ -114,6 +114,9 @@ class LastingRun(Run, Protocol):
     def release(self) -> None:
         """Let go of what the task has returned, once that is safe; until then another server can ask for it."""
 
+    def leave(self) -> None:
+        """Leave the task, which goes on, to the next server."""
+
 
 class Keeper(Protocol):
     """An executor whose tasks can outlive the server, and are found again by the next one."""
@@ -124,6 +127,11 @@ class Keeper(Protocol):
     def adopt(self, job_id: str, progress: Progress, receipts: Receipts) -> LastingRun | None:
         """Go on following a task that an earlier server has started; None if it is gone.
 
+        A stop of the job does not end the search, and is sent once the task is found.
+
         :raises ClusterLostError: If nobody can tell.
-        :raises TaskDrainedError: If the server ends, or the job is stopped, before it is found.
+        :raises TaskDrainedError: If the server ends before it is found; the next one can find it.
         """
+
+    def end_left(self) -> None:
+        """End what earlier servers have left behind and no server follows, in the background."""

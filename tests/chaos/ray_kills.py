@@ -113,7 +113,7 @@ def find_workers(cluster: LocalCluster) -> list[psutil.Process]:
 def open_registry(cluster: LocalCluster, models_dir: Path, max_queued: int = 8) -> Iterator[JobRegistry]:
     """Open a registry of jobs that train on the cluster."""
     store = ModelStore(models_dir, 64, 2**29, lambda: 2**40, 2**34)
-    options = RayOptions(cluster.address, wait_seconds=_HANG_SECONDS, server_id=read_folder_id(models_dir))
+    options = RayOptions(cluster.address, wait_seconds=_HANG_SECONDS, server_id=read_folder_id(models_dir) or "")
     executor = RayExecutor(LogStyle(), options)
     registry = JobRegistry(
         store,

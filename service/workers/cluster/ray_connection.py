@@ -42,7 +42,7 @@ class RayOptions(NamedTuple):
     :param wait_seconds: Longest time that a job waits for a node with room.
     :param env_modules: The operator's modules, which travel to the nodes unless they are installed packages.
     :param lease_seconds: How long jobs go on in a running cluster without a server that asks for them.
-    :param server_id: Tells the jobs of this server from those of others in the cluster.
+    :param server_id: Tells the jobs of this server from those of others in the cluster; without it none outlives it.
     """
 
     address: str | None = None

@@ -41,15 +41,14 @@ NAMESPACE = "grpo"
 _SAME_VERSIONS = ("torch", "stable-baselines3", "gymnasium", "numpy")
 _WATCH_SECONDS = 0.1
 _ANSWER_SECONDS = 10.0
-# A forkserver imports torch before it forks the first worker, which may take long on a busy node.
-_START_SECONDS = 300.0
 # An idle slot keeps its processor from other users of the cluster.
 _IDLE_SECONDS = 30.0
 # After this long a job says that it is waiting.
 _SILENT_SECONDS = 10.0
 # Longest time that a task which asks for nothing may wait for a node.
 _SHORT_SECONDS = 60.0
-# How long a slot may still take another server for alive, and pauses before it or the cluster is asked again.
+# Shortest time in which a slot may still take another server for alive, and pauses before it or the cluster is asked
+# again.
 _CLAIM_SECONDS = 30.0
 _CLAIM_PAUSE_SECONDS = 1.0
 _RETRY_SECONDS = 5.0
@@ -96,7 +95,10 @@ class RayExecutor:
         self.owner = uuid.uuid4().hex
         # Held while the slots of an earlier server are asked what they run.
         self._searching = threading.Lock()
-        self._abandoned: dict[tuple[str | None, int], tuple[Any, ray_slot.Described]] | None = None
+        self._abandoned: dict[tuple[str | None, int], tuple[Any, ray_slot.Described]] = {}
+        self._has_asked_all = False
+        # Names of slots that this process has made.
+        self._own_names: set[str] = set()
         # Guards everything below, and announces idle slots.
         self._changed = threading.Condition()
         self._idle: list[tuple[SlotHandle, float]] = []
@@ -108,6 +110,11 @@ class RayExecutor:
     def is_busy(self) -> bool:
         """Whether any task is running."""
         return self._n_running > 0
+
+    @property
+    def can_keep(self) -> bool:
+        """Whether jobs can outlive the server, and be found again by the next one."""
+        return self._options.address is not None and bool(self._options.server_id)
 
     def warm_up(self) -> None:
         """Connect to the cluster in the background, and make a slot for short tasks ready."""
@@ -131,22 +138,42 @@ class RayExecutor:
     def adopt(self, job_id: str, progress: Progress, receipts: Receipts) -> RayRun | None:
         """Go on following a job's task that an earlier server has started; None if it is gone.
 
-        :raises ClusterLostError: If the cluster cannot be reached for as long as a job may wait for a node.
-        :raises TaskDrainedError: If the server ends, or the job is stopped, before the task is found.
+        A stop of the job does not end the search, and is sent once the task is found.
+
+        :raises ClusterLostError: If the cluster or the task's slot does not answer for as long as a job may wait for a
+            node.
+        :raises TaskDrainedError: If the server ends before the task is found.
         """
         run = RayRun(self, progress, receipts)
         progress.attach_stop(run.stop)
-        found = self._find_abandoned(job_id, receipts.attempt, run, progress.publish_warning)
+        deadline = time.monotonic() + self._options.wait_seconds
+        found = self._find_abandoned(job_id, receipts.attempt, deadline, progress.publish_warning)
         if found is None:
             return None
         actor, described = found
-        n_stops = self._claim(actor, job_id, receipts.attempt)
+        n_stops = self._claim(actor, job_id, receipts.attempt, deadline)
         if n_stops is None:
             return None
+        self.check()  # the next server finds it
         slot = SlotHandle(actor, Needs(0.0, 0.0, True), described.node_id, described.node, is_adopted=True)
         self._note(slot)
         run.follow(slot, n_stops)
         return run
+
+    def end_left(self) -> None:
+        """End the slots, in the background, that earlier servers have left behind and no server follows."""
+        threading.Thread(target=self._end_left, name="grpo-ray-slots", daemon=True).start()
+
+    def _end_left(self) -> None:
+        try:
+            ray = self.connect(self.check)
+            _pause(ray_slot.OWNER_SECONDS, self.check)  # until then a slot may take a killed server for alive
+            for actor in self._list_left(ray):
+                actor.end_if_left.remote(self.owner)
+        except TaskDrainedError:
+            return
+        except TaskFailedError as error:
+            logger.warning("what earlier servers have left on the cluster ends with its lease: %s", error)
 
     def drain(self) -> None:
         """Start no more tasks; whoever waits for a node is told."""
@@ -202,7 +229,7 @@ class RayExecutor:
         ray = self.connect(check)
         while (slot := self._take_idle(needs)) is not None:
             with suppress(ray.exceptions.RayError):
-                if self._has_answered(slot.actor.release.remote(), _ANSWER_SECONDS, check):
+                if self._has_answered(slot.actor.release.remote(self.owner), _ANSWER_SECONDS, check):
                     return slot
             self.discard(slot)  # its node is gone
         actor = self._make_actor(needs)
@@ -280,6 +307,7 @@ class RayExecutor:
         if needs.is_lasting:
             lease_seconds = self._options.lease_seconds
             name = f"{self._options.server_id}-{uuid.uuid4().hex}"
+            self._own_names.add(name)
             options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
         remote = self._ray.remote(ray_slot.Slot)
         actor = remote.options(num_cpus=needs.num_cpus, num_gpus=needs.num_gpus, **options)
@@ -295,65 +323,112 @@ class RayExecutor:
         return f"it needs {wanted}"
 
     def _find_abandoned(
-        self, job_id: str, attempt: int, run: RayRun, warn: Callable[[str], None]
+        self, job_id: str, attempt: int, deadline: float, warn: Callable[[str], None]
     ) -> tuple[Any, ray_slot.Described] | None:
         """Return the slot that runs a job for an earlier server; None if there is none."""
-        begun, has_warned = time.monotonic(), False
+        has_warned = False
         while True:
             try:
                 with self._searching:
-                    if self._abandoned is None:
-                        self._abandoned = self._list_abandoned(self.connect(run.check))
+                    if (job_id, attempt) not in self._abandoned and not self._has_asked_all:
+                        self._ask_abandoned(self.connect(self.check))
                 return self._abandoned.get((job_id, attempt))
             except ClusterLostError as error:
-                if time.monotonic() - begun > self._options.wait_seconds:
+                if (job_id, attempt) in self._abandoned:
+                    continue
+                if time.monotonic() > deadline:
                     raise
                 if not has_warned:
                     has_warned = True
                     warn(f"nobody knows how the job is, until the cluster answers: {error}")
-                _pause(_RETRY_SECONDS, run.check)
+                _pause(_RETRY_SECONDS, self.check)
 
-    def _list_abandoned(self, ray: Any) -> dict[tuple[str | None, int], tuple[Any, ray_slot.Described]]:
-        """Ask the slots that this server has left behind what they run."""
-        prefix = f"{self._options.server_id}-"
-        asked = {}
+    def _ask_abandoned(self, ray: Any) -> None:
+        """Ask the slots that this server has left behind what they run.
+
+        :raises ClusterLostError: If not all of them answer, or say that they are gone.
+        """
+        actors = self._list_left(ray)
         try:
-            for named in ray.util.list_named_actors(all_namespaces=True):
-                if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
-                    with suppress(ValueError):  # it has ended just now
-                        actor = ray.get_actor(named["name"], namespace=NAMESPACE)
-                        asked[actor.describe.remote()] = actor
+            asked = {actor.describe.remote(): actor for actor in actors}
             ready = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)[0] if asked else []
         except Exception as error:  # Ray raises what it likes
             raise ClusterLostError(f"the Ray cluster does not say what runs there ({cut(error)}).") from error
-        found = {}
+        n_silent = 0
+        for answer in asked.keys() - set(ready):
+            if _waits_for_room(ray, asked[answer]):  # its server was killed before it could begin anything
+                with suppress(Exception):  # it is gone
+                    ray.kill(asked[answer])
+            else:
+                n_silent += 1
         for answer in ready:
-            with suppress(ray.exceptions.RayError):  # it, or its node, is gone
+            try:
                 described = ray.get(answer)
-                found[described.job_id, described.attempt] = asked[answer], described
+            except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):  # it may be there again
+                n_silent += 1
+            except ray.exceptions.RayError:  # it, or its node, is gone
+                continue
+            else:
+                self._abandoned[described.job_id, described.attempt] = asked[answer], described
+        if n_silent:
+            raise ClusterLostError(
+                f"{n_silent} of the server's {len(asked)} processes on the Ray cluster do not answer; their nodes may "
+                "be busy or cut off."
+            )
+        self._has_asked_all = True
+
+    def _list_left(self, ray: Any) -> list[Any]:
+        """List the slots that earlier servers have made and that have outlived them.
+
+        :raises ClusterLostError: If the cluster does not say.
+        """
+        prefix, found = f"{self._options.server_id}-", []
+        try:
+            for named in ray.util.list_named_actors(all_namespaces=True):
+                name = named["name"]
+                if named["namespace"] == NAMESPACE and name.startswith(prefix) and name not in self._own_names:
+                    with suppress(ValueError):  # it has ended just now
+                        found.append(ray.get_actor(name, namespace=NAMESPACE))
+        except Exception as error:  # Ray raises what it likes
+            raise ClusterLostError(f"the Ray cluster does not say what runs there ({cut(error)}).") from error
         return found
 
-    def _claim(self, actor: Any, job_id: str, attempt: int) -> int | None:
-        """Have a slot answer this server, once it takes the one before for gone; return how often it was stopped."""
-        deadline = time.monotonic() + _CLAIM_SECONDS
-        while True:
+    def _claim(self, actor: Any, job_id: str, attempt: int, deadline: float) -> int | None:
+        """Have a slot answer this server, once it takes the one before for gone.
+
+        :return: How often the task was stopped; None if the slot is gone, or has another task.
+        :raises ClusterLostError: If the slot does not answer, or another server follows the task until the deadline.
+        """
+        deadline = max(deadline, time.monotonic() + _CLAIM_SECONDS)
+        exceptions = self._ray.exceptions
+        reason = "another server follows it"
+        while time.monotonic() < deadline:
             try:
-                n_stops: int | None = self._ray.get(
-                    actor.attach.remote(self.owner, job_id, attempt), timeout=_ANSWER_SECONDS
-                )
-            except self._ray.exceptions.RayError:
+                answer = actor.attach.remote(self.owner, job_id, attempt)
+                n_stops: int | None = self._ray.get(answer, timeout=_ANSWER_SECONDS)
+                if n_stops is not None:
+                    return n_stops
+                described = self._ray.get(actor.describe.remote(), timeout=_ANSWER_SECONDS)
+                if (described.job_id, described.attempt) != (job_id, attempt):
+                    return None
+                reason = "another server follows it"
+            except (exceptions.ActorUnavailableError, exceptions.GetTimeoutError) as error:
+                reason = f"its process on the Ray cluster does not answer ({cut(error)})"
+            except exceptions.RayError:  # it, or its node, is gone
                 return None
-            if n_stops is not None or time.monotonic() > deadline:
-                return n_stops
             _pause(_CLAIM_PAUSE_SECONDS, self.check)
+        raise ClusterLostError(f"the job may go on, but {reason}.")
 
     def release(self, slot: SlotHandle) -> None:
         """Keep a slot for the next task, for a while."""
         if slot.is_adopted:
-            self.discard(slot)
+            is_ours = True
+            with suppress(Exception):  # it may be gone
+                is_ours = self._ray.get(slot.actor.release.remote(self.owner), timeout=_ANSWER_SECONDS)
+            (self.discard if is_ours else self.forget)(slot)
             return
         with suppress(Exception):  # its loss shows when it is used again
-            slot.actor.release.remote()
+            slot.actor.release.remote(self.owner)
         with self._changed:
             self._idle.append((slot, time.monotonic()))
             if self._retiring is None:
@@ -396,8 +471,8 @@ class RayExecutor:
         :raises TaskFailedError: If the slot fails.
         """
         try:
-            if not self._has_answered(begun, _START_SECONDS, check):
-                raise WorkerLostError(f"no worker process was ready within {_START_SECONDS:g} s.")
+            if not self._has_answered(begun, ray_slot.START_SECONDS, check):
+                raise WorkerLostError(f"no worker process was ready within {ray_slot.START_SECONDS:g} s.")
         except self._ray.exceptions.RayTaskError as error:
             raise TaskFailedError(f"a node failed to start it ({cut(error)}); see the server's log.") from error
         except self._ray.exceptions.RayError as error:
@@ -414,6 +489,13 @@ class RayExecutor:
             if not any(node["Alive"] for node in self._ray.nodes() if node["NodeID"] == slot.node_id):
                 return f"the node {slot.node} was lost while it worked on this."
         return f"the node {slot.node}, or the process on it that starts workers, was lost."
+
+
+def _waits_for_room(ray: Any, actor: Any) -> bool:
+    """Return whether Ray has found no node for a slot yet, so that nothing runs in it."""
+    with suppress(Exception):  # Ray promises nobody that it can be asked
+        return ray._private.state.actors(actor._actor_id.hex())["State"] in ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
+    return False
 
 
 def _pause(seconds: float, check: Callable[[], None]) -> None:

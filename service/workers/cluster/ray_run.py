@@ -67,13 +67,14 @@ class RayRun:
         self._take_slot(slot)
         # Its first worker waits for imports, which must not count as a stall of the task.
         attempt = 0 if self._receipts is None else self._receipts.attempt
-        begun = slot.actor.begin.remote(JOB_ID.get(), REQUEST_ID.get(), attempt, packed)
         try:
-            self._executor.wait_for_start(begun, self.check)
+            begun = slot.actor.begin.remote(JOB_ID.get(), REQUEST_ID.get(), attempt, packed)
+            # A stop is sent when it has started: a job that goes on from a checkpoint has something to save.
+            self._executor.wait_for_start(begun, self._executor.check)
         except WorkerLostError as error:
             self._lose(slot, error)
             return
-        except TaskFailedError:
+        except BaseException:
             self._leave(is_free=False)
             raise
         self._follow(slot)
@@ -137,6 +138,10 @@ class RayRun:
         """Let go of what the task has returned; until then another server can ask for it."""
         self._leave(is_free=self._outcome is not None)
 
+    def leave(self) -> None:
+        """Leave the task, which goes on, to the next server."""
+        self._leave(is_free=False, is_ours=False)
+
     def kill(self) -> None:
         """End the task without a result."""
         with self._lock:
@@ -144,10 +149,10 @@ class RayRun:
         if slot is None:
             return
         ray = self._executor.connect(lambda: None)
-        is_free = False
+        is_free: bool | None = False
         with suppress(ray.exceptions.RayError):  # a node that does not answer loses the slot
-            is_free = ray.get(slot.actor.kill.remote(), timeout=_KILL_SECONDS)
-        self._leave(is_free)
+            is_free = ray.get(slot.actor.kill.remote(self._executor.owner), timeout=_KILL_SECONDS)
+        self._leave(bool(is_free), is_ours=is_free is not None)
 
     def stop(self) -> None:
         """Ask the task to stop, from any thread; a second time, to skip what would follow."""
@@ -159,7 +164,7 @@ class RayRun:
     def _send_stops(self) -> None:
         if self._slot is not None and self._has_begun and self._n_stops:
             with suppress(Exception):  # its loss shows elsewhere
-                self._slot.actor.stop.remote(self._n_stops)
+                self._slot.actor.stop.remote(self._executor.owner, self._n_stops)
 
     def _lose(self, slot: "SlotHandle", error: Exception) -> None:
         logger.warning("a slot on the node %s was lost: %s", slot.node, cut(error))
@@ -174,6 +179,8 @@ class RayRun:
         for number, kind, value, content, age_seconds in answer:
             self._outcome = self._place(read_outcome(kind, value, content), slot)
             if self._outcome is not None:
+                if self._receipts is not None:
+                    self._receipts.end_age_seconds = age_seconds
                 return
             self._take_report(number, kind, value, content, age_seconds)
         self._ask(slot)

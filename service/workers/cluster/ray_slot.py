@@ -8,7 +8,6 @@ down, and ends by itself if no server asks for it in time.
 """
 
 import importlib
-import math
 import os
 import re
 import sys
@@ -20,11 +19,14 @@ from importlib import metadata
 from itertools import islice
 from typing import Any, NamedTuple
 
+#: Longest time that a server waits for a worker: a forkserver imports torch before it forks the first one, which may
+#: take long on a busy node.
+START_SECONDS = 300.0
 _WATCH_SECONDS = 0.5
 # Longest wait for a killed process to end.
 _KILL_SECONDS = 5.0
-# A server asks every few seconds. Another one may take the slot of one that has been silent for this long.
-_OWNER_SECONDS = 15.0
+#: A server asks every few seconds. Another one may take the slot of one that has been silent for this long.
+OWNER_SECONDS = 15.0
 # How long a slot without a task waits for a server.
 _IDLE_SECONDS = 60.0
 # What one answer holds at most, and what is kept for a server that does not come.
@@ -39,14 +41,27 @@ class Entry(NamedTuple):
     :param kind: One of ``Message``.
     :param value: What can be written in JSON.
     :param content: The bytes that followed; empty if none did.
-    :param clock: When it came, in seconds; as an answer, how old it is then.
+    :param came: When it came, on the monotonic clock of the node.
     """
 
     number: int
     kind: str
     value: Any
     content: bytes
-    clock: float
+    came: float
+
+
+class Report(NamedTuple):
+    """A message of the worker as a server is told it; the rest is as in ``Entry``.
+
+    :param age_seconds: How long ago it came.
+    """
+
+    number: int
+    kind: str
+    value: Any
+    content: bytes
+    age_seconds: float
 
 
 class Described(NamedTuple):
@@ -99,9 +114,11 @@ class Slot:
         :param versions: The packages of the server whose versions the node must have.
         :param log_style: How workers write their logs, ``LogStyle``.
         """
-        self._heard = math.inf  # imports may take long
-        self._lack = self._find_lack(paths, folder, versions, log_style)
-        self._heard = time.monotonic()
+        self._heard = time.monotonic() + START_SECONDS  # imports may take long
+        try:
+            self._lack = self._find_lack(paths, folder, versions, log_style)
+        finally:
+            self._heard = time.monotonic()
         return self.describe()
 
     def _find_lack(
@@ -148,7 +165,8 @@ class Slot:
         with self._news:
             self._entries.clear()
             self._n_entries = self._n_told = self._n_stops = 0
-            self._job, self._heard = (job_id, attempt), math.inf  # a worker may have to wait for imports
+            # A worker may have to wait for imports.
+            self._job, self._heard = (job_id, attempt), time.monotonic() + START_SECONDS
         try:
             run = self._executor.start_packed(packed, self._add)
         except tasks.TaskFailedError as error:
@@ -167,13 +185,13 @@ class Slot:
         :return: How often the task was asked to stop; None if it is not this one, or another server follows it.
         """
         with self._news:
-            is_free = owner == self._owner or time.monotonic() - self._heard > _OWNER_SECONDS
+            is_free = owner == self._owner or self._is_left
             if self._job != (job_id, attempt) or not is_free:
                 return None
             self._owner, self._heard = owner, time.monotonic()
             return self._n_stops
 
-    def poll(self, owner: str, n_taken: int, n_written: int, seconds: float) -> list[Entry] | None:
+    def poll(self, owner: str, n_taken: int, n_written: int, seconds: float) -> list[Report] | None:
         """Return messages, once there are any or the time is over; None if another server follows the task now.
 
         :param n_taken: Return those after this number.
@@ -190,31 +208,50 @@ class Slot:
             if new:
                 self._n_told = max(self._n_told, new[-1].number)
             now = time.monotonic()
-            return [entry._replace(clock=now - entry.clock) for entry in new]
+            return [Report(*entry[:-1], now - entry.came) for entry in new]
 
-    def stop(self, n_stops: int) -> None:
-        """Ask the task to stop so many times in all."""
+    def stop(self, owner: str, n_stops: int) -> None:
+        """Ask the task to stop so many times in all, unless another server follows it now."""
         with self._news:
-            while self._run is not None and self._n_stops < n_stops:
+            while owner == self._owner and self._run is not None and self._n_stops < n_stops:
                 self._n_stops += 1
                 self._run.stop()
 
-    def kill(self) -> bool:
-        """Kill the task's process; return whether the slot is free for another one."""
+    def kill(self, owner: str) -> bool | None:
+        """Kill the task's process.
+
+        :return: Whether the slot is free for another one; None if another server follows the task now.
+        """
         with self._news:
+            if owner != self._owner:
+                return None
             run, watcher = self._run, self._watcher
         if run is not None:
             run.send_kill()
         if watcher is not None:
             watcher.join(_KILL_SECONDS)
-        self.release()
+        self.release(owner)
         return watcher is None or not watcher.is_alive()
 
-    def release(self) -> None:
-        """Note that the server has taken all of the task."""
+    def release(self, owner: str) -> bool:
+        """Note that the server has taken all of the task; return False if another one follows it now."""
         with self._news:
+            if owner != self._owner:
+                return False
             self._run, self._job, self._heard = None, (None, 0), time.monotonic()
             self._entries.clear()
+            return True
+
+    def end_if_left(self, owner: str, end: Callable[[int], object] = os._exit) -> None:
+        """End this process, and its worker with it, if an earlier server than the owner has left it behind."""
+        with self._news:
+            if owner != self._owner and self._is_left:
+                end(0)
+
+    @property
+    def _is_left(self) -> bool:
+        """Whether the server that has asked last may be taken for gone."""
+        return time.monotonic() - self._heard > OWNER_SECONDS
 
     def _add(self, kind: str, value: Any, content: bytes) -> None:
         with self._news:

@@ -1,8 +1,10 @@
 """Jobs that went on without their server are followed again by the next one."""
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from service.jobs.job import Job
 from service.jobs.journal import FILE_NAME, JobJournal, open_journal
 from service.jobs.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
+from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 from service.workers.receipts import Receipts
@@ -45,6 +48,7 @@ class KeptRun:
         self.n_earlier_stops = n_earlier_stops
         self.n_stops = 0
         self.was_written_at_release: bool | None = None
+        self.was_left = False
         progress.attach_stop(self.stop)
 
     def stop(self) -> None:
@@ -55,6 +59,7 @@ class KeptRun:
             with self._receipts.take(number, age_seconds):
                 self._progress.advance(10 * (number - 2))
                 self._progress.publish_metrics({"rollout/ep_rew_mean": float(number)})
+        self._receipts.end_age_seconds = AGE_SECONDS
         return True
 
     def get_content(self) -> bytes:
@@ -64,6 +69,9 @@ class KeptRun:
 
     def kill(self) -> None:
         pass
+
+    def leave(self) -> None:
+        self.was_left = True
 
     def release(self) -> None:
         assert isinstance(self._progress, Job)
@@ -81,7 +89,9 @@ class Elsewhere(ThreadExecutor):
         self._outcome, self._n_earlier_stops = outcome, n_earlier_stops
         self.asked: list[tuple[str, int, int]] = []
         self.run: KeptRun | None = None
-        self.n_started = 0
+        self.n_started = self.n_endings = 0
+        #: Called when a task is asked for, with what it is for.
+        self.while_searching: Callable[[Progress], None] = lambda progress: None
 
     def start_lasting(self, task: Task, progress: Progress, receipts: Receipts) -> LastingRun:
         self.n_started += 1
@@ -90,12 +100,16 @@ class Elsewhere(ThreadExecutor):
 
     def adopt(self, job_id: str, progress: Progress, receipts: Receipts) -> LastingRun | None:
         self.asked.append((job_id, receipts.attempt, receipts.n_taken))
-        if isinstance(self._outcome, TaskDrainedError | ClusterLostError):
+        self.while_searching(progress)
+        if isinstance(self._outcome, TaskDrainedError | ClusterLostError | ZeroDivisionError):
             raise self._outcome
         if self._outcome is None:
             return None
         self.run = KeptRun(progress, receipts, self._outcome, self._n_earlier_stops)
         return self.run
+
+    def end_left(self) -> None:
+        self.n_endings += 1
 
 
 Reopen = Callable[..., AbstractContextManager[JobRegistry]]
@@ -165,13 +179,19 @@ def test_it_ends_under_its_id_with_its_model_and_without_a_gap(reopen: Reopen, k
         assert [row.metrics["rollout/ep_rew_mean"] for row in rows] == [1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 9.0]
         # Each at the time at which it was made.
         assert rows[-1].elapsed_seconds - rows[-2].elapsed_seconds == pytest.approx(AGE_SECONDS, abs=60.0)
+        assert status.end_time is not None
+        seconds_since_end = (datetime.now(UTC) - status.end_time).total_seconds()
+        assert seconds_since_end == pytest.approx(AGE_SECONDS, abs=60.0), "it ended before anybody looked"
         assert keeper.asked == [(killed.job_id, 0, 7)]
         assert waiting.status is JobStatus.FAILED
+        assert keeper.n_endings == 1, "what no job of this server is"
         wait_until(lambda: keeper.run is not None and keeper.run.was_written_at_release is not None)
         assert keeper.run is not None
         assert keeper.run.was_written_at_release, "the next server could not have asked for it any more"
-    with reopen(Elsewhere(None)) as registry:
+    keeper = Elsewhere(None)
+    with reopen(keeper) as registry:
         assert [job.status for job in registry.list_jobs()] == [JobStatus.COMPLETED, JobStatus.FAILED]
+    assert keeper.n_endings == 1
 
 
 def test_one_whose_worker_dies_after_that_begins_again_with_reports_of_its_own(reopen: Reopen, killed: Job) -> None:
@@ -233,6 +253,99 @@ def test_one_that_was_not_found_before_the_server_ends_is_left_to_the_next_one(
         job = registry.get(killed.job_id)
         assert job.finished.wait(60)
         assert job.status is JobStatus.COMPLETED
+
+
+def test_one_that_is_found_while_the_server_ends_is_left_to_the_next_one(
+    reopen: Reopen, killed: Job, model: bytes
+) -> None:
+    keeper, is_ending = Elsewhere(model), threading.Event()
+    keeper.while_searching = lambda progress: wait_until(is_ending.is_set)
+    with reopen(keeper) as registry:
+        wait_until(lambda: bool(keeper.asked))
+        registry.stop_all()
+        is_ending.set()
+        wait_until(lambda: keeper.run is not None and keeper.run.was_left)
+        assert registry.get(killed.job_id).status is JobStatus.RUNNING
+    assert keeper.run is not None
+    assert (keeper.run.n_stops, keeper.run.was_written_at_release) == (0, None)
+    with reopen(Elsewhere(model)) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        assert job.status is JobStatus.COMPLETED
+
+
+def test_a_search_that_fails_ends_the_job(reopen: Reopen, killed: Job) -> None:
+    with reopen(Elsewhere(ZeroDivisionError("a fault"))) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        status = job.describe()
+    assert status.status is JobStatus.FAILED
+    assert status.error_message is not None
+    assert status.error_message.startswith("interrupted by restart: ")
+    assert "a fault" in status.error_message
+
+
+def test_a_stop_during_the_search_is_passed_on_once_it_is_found(reopen: Reopen, killed: Job, model: bytes) -> None:
+    keeper = Elsewhere(model)
+    keeper.while_searching = lambda progress: progress.stop() if isinstance(progress, Job) else None
+    with reopen(keeper) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        status = job.describe()
+    assert (status.status, status.model_name) == (JobStatus.STOPPED, "m")
+    assert keeper.run is not None
+    assert keeper.run.n_stops == 1
+
+
+def test_all_are_looked_for_at_once_even_if_they_are_more_than_may_run(
+    reopen: Reopen, killed: Job, tmp_path: Path
+) -> None:
+    journal = JobJournal(tmp_path / FILE_NAME)
+    others = [Job(killed.plan) for _ in range(3)]
+    for job in others:
+        job.start()
+    journal.write([job.make_record(0, 1) for job in others])
+    journal.close()
+    keeper = Elsewhere(None)
+    keeper.while_searching = lambda progress: wait_until(lambda: len(keeper.asked) == 4)
+    with reopen(keeper) as registry:
+        for job_id in (killed.job_id, *(job.job_id for job in others)):
+            job = registry.get(job_id)
+            assert job.finished.wait(60)
+            assert (job.describe().error_message or "").startswith("interrupted by restart: the server ended")
+
+
+def test_what_a_killed_server_had_published_of_a_stopped_job_is_the_jobs_own(
+    reopen: Reopen, killed: Job, model: bytes, tmp_path: Path
+) -> None:
+    folder = ModelStore(tmp_path / "models", 64, 2**29, lambda: 2**40, 2**34).folder
+    folder.write("m", model)
+    with reopen(Elsewhere(model, n_earlier_stops=1)) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        assert (job.status, job.describe().model_name) == (JobStatus.STOPPED, "m")
+    assert folder.list_names() == ["m"]
+
+
+def test_one_that_cannot_be_read_has_failed_for_good(reopen: Reopen, killed: Job, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection, connection:
+        connection.execute("UPDATE jobs SET plan = '[' WHERE job_id = ?", (killed.job_id,))
+    with reopen(Elsewhere(None)) as registry:
+        assert registry.list_jobs()[0].status is JobStatus.FAILED
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        query = "SELECT status, json_extract(state, '$.status') FROM jobs WHERE job_id = ?"
+        assert connection.execute(query, (killed.job_id,)).fetchone() == ("failed", "failed")
+
+
+def test_a_restart_of_the_server_gives_no_more_workers_than_it_may_have(killed: Job, tmp_path: Path) -> None:
+    n_restarts = killed.config.max_restarts
+    job = killed
+    for i in range(n_restarts):
+        assert job.restart("it died."), i
+        job.forbid_restarts("its rewards are gone")
+        job = Job.revive(job.make_record(0, 1), JobTotals(), lambda record: None, None)
+    assert not job.restart("it died.")
+    assert len([warning for warning in job.warnings if "its rewards are gone" in warning]) == 1
 
 
 def test_without_its_rewards_it_goes_on_but_not_again(reopen: Reopen, killed: Job) -> None:

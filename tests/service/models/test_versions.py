@@ -454,3 +454,28 @@ def test_aliases_that_the_disk_hides_are_not_lost(
     aside.rename(notes)
     publish(client, contents[2:])
     assert get_file(client, "m@prod") == contents[0]
+
+
+def test_a_file_is_the_one_that_was_looked_for_even_if_it_is_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder.write("m", b"old")
+    read = folder.read
+    sha256 = hashlib.sha256(b"old").hexdigest()
+
+    def replace_after(name: str) -> tuple[tuple[int, int, int], bytes]:
+        found = read(name)
+        if found[1] == b"old":
+            folder.write("m", b"new")
+        return found
+
+    def replace_before(name: str) -> tuple[tuple[int, int, int], bytes]:
+        if name == "m":
+            folder.write("m", b"new")
+        return read(name)
+
+    for disturbed in (replace_before, replace_after):
+        monkeypatch.setattr(folder, "read", disturbed)
+        assert folder.find_content("m", sha256) == b"old"
+        folder.write("m", b"old")

@@ -8,7 +8,7 @@ import pytest
 
 from service.logs import LogStyle
 from service.workers.cluster import ray_slot
-from service.workers.cluster.ray_slot import Described, Entry, Slot
+from service.workers.cluster.ray_slot import Described, Report, Slot
 from service.workers.processes import pack
 from tests.support import make_plan, wait_until
 
@@ -29,13 +29,13 @@ def slot(ray_cluster: None) -> Iterator[Slot]:
     slot.begin("a job", None, 3, pack(make_plan(**REQUEST, total_timesteps=512).make_task()))
     wait_until(lambda: poll(slot)[-1].kind == "result")
     yield slot
-    slot.kill()
+    slot.kill(slot._owner)
 
 
-def poll(slot: Slot, owner: str = "one", n_taken: int = 0, n_written: int = 0) -> list[Entry]:
+def poll(slot: Slot, owner: str = "one", n_taken: int = 0, n_written: int = 0) -> list[Report]:
     entries = slot.poll(owner, n_taken, n_written, 60.0)
     assert entries is not None
-    return [entry._replace(clock=0.0) for entry in entries]
+    return [entry._replace(age_seconds=0.0) for entry in entries]
 
 
 def test_reports_are_kept_until_they_are_written_down(slot: Slot) -> None:
@@ -49,7 +49,9 @@ def test_reports_are_kept_until_they_are_written_down(slot: Slot) -> None:
     assert poll(slot) == entries
     assert poll(slot, n_taken=numbers[0], n_written=numbers[0]) == entries[1:]
     assert poll(slot) == entries[1:]
-    slot.release()
+    assert not slot.release("other")
+    assert poll(slot) == entries[1:]
+    assert slot.release("one")
     assert slot.poll("one", 0, 0, 0.0) == []
     assert slot.describe().job_id is None
 
@@ -57,7 +59,7 @@ def test_reports_are_kept_until_they_are_written_down(slot: Slot) -> None:
 def test_a_report_says_how_old_it_is(slot: Slot) -> None:
     entries = slot.poll("one", 0, 0, 0.0)
     assert entries is not None
-    ages = [entry.clock for entry in entries]
+    ages = [entry.age_seconds for entry in entries]
     assert ages == sorted(ages, reverse=True)
     assert 0.0 <= ages[-1] <= ages[0] < 900.0
 
@@ -68,11 +70,21 @@ def test_a_slot_follows_one_server_at_a_time(slot: Slot, monkeypatch: pytest.Mon
     assert (described.job_id, described.attempt) == ("a job", 3)
     assert slot.attach("other", "a job", 3) is None, "its server has asked just now"
     assert slot.attach("one", "a job", 2) is None, "that was another attempt"
-    slot.stop(1)
-    monkeypatch.setattr(ray_slot, "_OWNER_SECONDS", -1.0)
+    slot.stop("one", 1)
+    slot.stop("other", 2)
+    ends: list[int] = []
+    slot.end_if_left("other", ends.append)
+    assert ends == []
+    monkeypatch.setattr(ray_slot, "OWNER_SECONDS", -1.0)
+    slot.end_if_left("one", ends.append)
+    assert ends == [], "its own server uses it"
+    slot.end_if_left("other", ends.append)
+    assert ends == [0]
     assert slot.attach("other", "another job", 3) is None
     assert slot.attach("other", "a job", 3) == 1
     assert slot.poll("one", 0, 0, 0.0) is None
+    assert slot.kill("one") is None
+    assert not slot.release("one")
     assert poll(slot, "other")[-1].kind == "result"
 
 
@@ -81,10 +93,16 @@ def test_a_slot_ends_when_no_server_has_asked_for_it_in_time(monkeypatch: pytest
     ends: list[int] = []
     slot = Slot("one", None)
     ending = threading.Thread(target=slot._end_without_server, args=(0.5, ends.append), daemon=True)
-    slot._heard = float("inf")  # as while it prepares
-    ending.start()
-    ending.join(1.0)
-    assert ends == []
-    slot.poll("one", 0, 0, 0.0)
+    with monkeypatch.context() as imports:
+
+        def fail(*arguments: object) -> None:
+            ending.start()
+            ending.join(1.0)
+            assert ends == [], "it prepares"
+            raise ZeroDivisionError
+
+        imports.setattr(slot, "_find_lack", fail)
+        with pytest.raises(ZeroDivisionError):
+            slot.prepare([], None, {}, [])
     ending.join(60.0)
     assert ends == [0]
