@@ -95,8 +95,14 @@ def find_slots(cluster: LocalCluster) -> list[psutil.Process]:
         for entry in node.all_processes.get("raylet", []):
             with suppress(psutil.Error):
                 children = psutil.Process(entry.process.pid).children(recursive=True)
-                found += [child for child in children if child.cmdline()[:1] and "ray::Slot" in child.cmdline()[0]]
+                found += [child for child in children if _is_slot(child)]
     return found
+
+
+def _is_slot(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):  # it has just ended, which must not hide the others
+        return "ray::Slot" in next(iter(process.cmdline()), "")
+    return False
 
 
 def find_workers(cluster: LocalCluster) -> list[psutil.Process]:
