@@ -34,6 +34,7 @@ PARTS = {
     "training": Part("Training", ("training.speed",)),
     "physics": Part("Physics of many states at once", ("training.batched_physics",)),
     "mujoco": Part("MuJoCo", ("training.mujoco_speed",)),
+    "rollout_workers": Part("Rollout workers", ("training.rollout_workers",)),
     "concurrency": Part("Two jobs at once", ("serving.concurrency",)),
     "serving": Part("Answering", ("serving.compare_servers",)),
     "batches": Part("Answering many at once", ("serving.batches",)),
