@@ -29,7 +29,7 @@ from service.jobs.journal import JobJournal, JournalError
 from service.jobs.record import PastJob
 from service.jobs.recorder import JobRecorder
 from service.jobs.runner import JobRunner
-from service.jobs.saved_model import find_its_model, is_own_model
+from service.jobs.saved_model import is_own_model
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobLabels, JobStatus
@@ -493,7 +493,7 @@ class JobRegistry:
 
     def find_its_model(self, job: Job) -> str | None:
         """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
-        return find_its_model(self._store, job)
+        return None if job.last_saved is None else self._store.folder.find_reference(*job.last_saved)
 
     def find_init_model(self, job: Job) -> str | None:
         """Return what names the file that a job began from, perhaps an earlier version by now; None if none does."""

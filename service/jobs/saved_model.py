@@ -1,4 +1,4 @@
-"""What a job has saved last, and where that is now."""
+"""Whether the model of a name is what a job has saved last."""
 
 import hashlib
 from contextlib import suppress
@@ -23,15 +23,6 @@ def has_its_model(store: ModelStore, job: Job) -> bool:
 def holds_content(store: ModelStore, name: str, content: bytes) -> bool:
     """Return whether the newest model of a name is this file."""
     return _hash(store, name) == hashlib.sha256(content).hexdigest()
-
-
-def find_its_model(store: ModelStore, job: Job) -> str | None:
-    """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
-    if (saved := job.last_saved) is None:
-        return None
-    name, sha256 = saved
-    kept = (f"{name}@{version}" for version in reversed(store.folder.versions.list_kept(name)))
-    return next((reference for reference in (name, *kept) if _hash(store, reference) == sha256), None)
 
 
 def _hash(store: ModelStore, reference: str) -> str | None:
