@@ -11,14 +11,14 @@ from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.model_file import ModelFileError
 from service.environments.catalogue import Catalogue
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
-from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.client_jobs import ClientJobs, JobLimits
-from service.jobs.events import EventStreams
 from service.jobs.job import Job
-from service.jobs.journal import JobJournal, open_journal
 from service.jobs.recorder import JobRecorder
+from service.jobs.records.checkpoints import CheckpointFolder
+from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.registry import JobRegistry
 from service.jobs.saved_model import has_its_model
+from service.jobs.views.events import EventStreams
 from service.models.exporter import ModelExporter
 from service.models.folder_id import read_folder_id
 from service.models.folder_lock import FolderLock

@@ -46,7 +46,7 @@ SLOW_TESTS = (
     "tests/service/dashboard/test_mount.py::TestOpening",
     "tests/service/http/routes/test_training.py",
     "tests/service/http/test_request_guard.py",
-    "tests/service/jobs/test_events.py::TestALiveStream",
+    "tests/service/jobs/views/test_events.py::TestALiveStream",
     "tests/service/monitoring/test_prometheus.py",
     "tests/test_grpo.py::test_it_learns",
     "tests/test_grpo.py::test_the_same_seed_gives_the_same_weights_while",

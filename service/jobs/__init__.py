@@ -1,1 +1,1 @@
-"""Training jobs: their queue, state, metrics and events."""
+"""Training jobs: what one is and how it runs. ``records`` remembers, ``judging`` judges and ``views`` shows them."""

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from grpo_core.options.rewards import Reward
 from service.errors import ConflictError
-from service.jobs.checkpoints import CheckpointFolder
-from service.jobs.history import JobHistory
-from service.jobs.record import JobRecord, JobState, PlanRecord, choose_evaluation, compute_recipe
+from service.jobs.judging.verdict import Evidence, judge
+from service.jobs.records.checkpoints import CheckpointFolder
+from service.jobs.records.history import JobHistory
+from service.jobs.records.record import JobRecord, JobState, PlanRecord, choose_evaluation, compute_recipe
 from service.jobs.totals import JobTotals
-from service.jobs.verdict import Evidence, judge
 from service.schemas.jobs import (
     EndedBy,
     EvaluationRow,

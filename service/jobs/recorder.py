@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from service.jobs.job import Job
-from service.jobs.journal import JobJournal, JournalError
-from service.jobs.record import JobRecord, PastJob
+from service.jobs.records.journal import JobJournal, JournalError
+from service.jobs.records.record import JobRecord, PastJob
 from service.schemas.jobs import JobLabels
 
 logger = logging.getLogger("grpo.service")

@@ -23,11 +23,11 @@ from service.errors import (
     StorageError,
     printable,
 )
-from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.job import Job
-from service.jobs.journal import JobJournal, JournalError
-from service.jobs.record import PastJob
 from service.jobs.recorder import JobRecorder
+from service.jobs.records.checkpoints import CheckpointFolder
+from service.jobs.records.journal import JobJournal, JournalError
+from service.jobs.records.record import PastJob
 from service.jobs.runner import JobRunner
 from service.jobs.saved_model import is_own_model
 from service.jobs.totals import JobTotals

@@ -20,7 +20,7 @@ from service.errors import (
     printable,
 )
 from service.jobs.job import Job
-from service.jobs.journal import JobJournal, JournalError
+from service.jobs.records.journal import JobJournal, JournalError
 from service.jobs.registry import LATEST, JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from service.jobs.journal import JobJournal, JournalError
+from service.jobs.records.journal import JobJournal, JournalError
 from service.sweeps.sweep import SweepRecord
 
 logger = logging.getLogger("grpo.service")

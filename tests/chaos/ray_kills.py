@@ -24,8 +24,8 @@ from typing import Any
 
 import psutil
 
-from service.jobs.checkpoints import CheckpointFolder
 from service.jobs.job import Job
+from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.registry import JobRegistry
 from service.logs import LogStyle
 from service.models.folder_id import read_folder_id

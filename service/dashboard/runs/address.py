@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, cast, get_args
 
-from service.jobs.listing import NEWEST_FIRST, JobQuery
+from service.jobs.views.listing import NEWEST_FIRST, JobQuery
 from service.schemas.jobs import JobSort, JobStatus
 
 Grouping = Literal["", "env_name", "recipe"]

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from service.jobs.history import MetricColumn
 from service.jobs.job import Job
+from service.jobs.records.history import MetricColumn
 
 #: Stands for the evaluations with their intervals, beside what training itself earned.
 REWARD = "reward"

@@ -21,7 +21,7 @@ from service.dashboard.runs.table import make_table
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
 from service.errors import ServiceError
 from service.jobs.job import Job
-from service.jobs.record import PastJob
+from service.jobs.records.record import PastJob
 from service.jobs.registry import JobRegistry
 from service.schemas.jobs import JobStatus
 

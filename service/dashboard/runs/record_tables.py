@@ -6,8 +6,8 @@ from typing import Any
 from service.dashboard.widgets.html_elements import Text, make_box
 from service.dashboard.widgets.number_format import format_count, format_interval, format_number
 from service.dashboard.widgets.setting_text import ORIGIN_TONES, ORIGINS, write_setting
-from service.jobs.history import JobEvent
 from service.jobs.job import Job
+from service.jobs.records.history import JobEvent
 
 _MAX_EVENTS = 200
 

@@ -13,8 +13,8 @@ from service.dashboard.widgets.number_format import (
     format_range,
 )
 from service.dashboard.widgets.setting_text import write_setting
-from service.jobs.listing import choose_page
-from service.jobs.record import PastJob
+from service.jobs.records.record import PastJob
+from service.jobs.views.listing import choose_page
 from service.schemas.jobs import JobStatus, JobSummary
 from service.sweeps.ranking import compute_mean_interval
 

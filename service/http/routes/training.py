@@ -17,9 +17,9 @@ from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors
 from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
 from service.jobs.job import Job
-from service.jobs.learning_curve import Theme, draw_curve
-from service.jobs.listing import OLDEST_FIRST, JobQuery, choose_page
-from service.jobs.metrics_table import describe_metrics, write_csv
+from service.jobs.views.learning_curve import Theme, draw_curve
+from service.jobs.views.listing import OLDEST_FIRST, JobQuery, choose_page
+from service.jobs.views.metrics_table import describe_metrics, write_csv
 from service.schemas.jobs import (
     JobDeleteResponse,
     JobList,

@@ -16,7 +16,7 @@ import pytest
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError
 from service.jobs import registry as registry_module
 from service.jobs.job import Job
-from service.jobs.record import PastJob
+from service.jobs.records.record import PastJob
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus

@@ -3,7 +3,7 @@
 import pytest
 
 from service.dashboard.runs.address import MAX_SHOWN, read_view
-from service.jobs.listing import JobQuery
+from service.jobs.views.listing import JobQuery
 from service.schemas.jobs import JobStatus
 
 

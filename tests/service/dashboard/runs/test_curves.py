@@ -6,8 +6,8 @@ import math
 import numpy as np
 
 from service.dashboard.runs.curves import MAX_POINTS, describe_curves, read_line
-from service.jobs.history import MetricColumn
 from service.jobs.job import Job
+from service.jobs.records.history import MetricColumn
 from service.schemas.jobs import JobStatus
 from tests.support import make_evaluation, make_final_evaluation, make_plan
 

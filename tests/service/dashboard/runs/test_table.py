@@ -6,7 +6,7 @@ from typing import Any
 
 from service.dashboard.runs.address import PAGE_SIZE, read_view
 from service.dashboard.runs.table import Configs, find_differences, make_table
-from service.jobs.record import PastJob
+from service.jobs.records.record import PastJob
 from service.schemas.jobs import JobStatus, JobSummary
 
 

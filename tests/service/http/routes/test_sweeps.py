@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.jobs.journal import FILE_NAME, JobJournal
+from service.jobs.records.journal import FILE_NAME, JobJournal
 from service.settings import Settings
 from service.sweeps.conductor import Conductor
 from tests.conftest import RegisterEnv

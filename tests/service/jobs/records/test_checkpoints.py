@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.jobs.checkpoints import CheckpointFolder
+from service.jobs.records.checkpoints import CheckpointFolder
 from service.schemas.training import TrainConfig
 from tests.support import make_plan
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from service.jobs.history import HistoryPart, JobEvent, MetricRows
-from service.jobs.record import JobRecord, JobState, PastJob, PlanRecord, choose_evaluation, compute_recipe
+from service.jobs.records.history import HistoryPart, JobEvent, MetricRows
+from service.jobs.records.record import JobRecord, JobState, PastJob, PlanRecord, choose_evaluation, compute_recipe
 from service.schemas.jobs import JobLabels, JobStatus, JobSummary
 
 logger = logging.getLogger("grpo.service")

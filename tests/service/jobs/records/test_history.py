@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from service.jobs.history import MAX_METRIC_ROWS, JobHistory, MetricRows
+from service.jobs.records.history import MAX_METRIC_ROWS, JobHistory, MetricRows
 from tests.support import make_evaluation
 
 

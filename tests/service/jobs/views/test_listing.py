@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
-from service.jobs.listing import JobQuery, choose_page
-from service.jobs.record import PastJob, compute_recipe
+from service.jobs.records.record import PastJob, compute_recipe
+from service.jobs.views.listing import JobQuery, choose_page
 from service.schemas.jobs import JobSort, JobStatus, JobSummary
 from tests.support import make_plan
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
-from service.jobs.history import HistoryPart
+from service.jobs.records.history import HistoryPart
 from service.schemas.jobs import (
     EndedBy,
     EvaluationRow,

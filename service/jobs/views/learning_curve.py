@@ -5,7 +5,7 @@ from typing import Literal
 
 from service.errors import InvalidRequestError, printable
 from service.jobs.job import Job
-from service.jobs.metrics_table import list_keys
+from service.jobs.views.metrics_table import list_keys
 
 Theme = Literal["light", "dark"]
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from service.errors import DrainingError, TooManyStreamsError
-from service.jobs.history import JobEvent
 from service.jobs.job import Job
+from service.jobs.records.history import JobEvent
 
 # The server accepts 256 connections; most are kept for short requests.
 MAX_OPEN_STREAMS = 100

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import dropwhile, islice
 from typing import Any, NamedTuple
 
-from service.jobs.record import PastJob
+from service.jobs.records.record import PastJob
 from service.schemas.jobs import JobSort, JobStatus, JobSummary
 
 OLDEST_FIRST: JobSort = "created_at"

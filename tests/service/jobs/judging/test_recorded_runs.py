@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from service.jobs.verdict import judge
+from service.jobs.judging.verdict import judge
 from service.schemas.jobs import JobStatus
-from tests.service.jobs.record_runs import FILE, RUNS, from_json
+from tests.service.jobs.judging.record_runs import FILE, RUNS, from_json
 
 RECORDED: dict[str, dict[str, Any]] = json.loads(FILE.read_text())
 # The state of each, and something that its text says.

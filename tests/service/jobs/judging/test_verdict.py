@@ -5,7 +5,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from service.jobs.verdict import Evidence, judge
+from service.jobs.judging.verdict import Evidence, judge
 from service.schemas.jobs import EndedBy, EpisodeFigures, JobStatus, Verdict, VerdictState
 from service.schemas.training import TrainConfig
 from tests.support import make_plan

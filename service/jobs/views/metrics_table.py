@@ -4,8 +4,8 @@ import csv
 import io
 from collections.abc import Sequence
 
-from service.jobs.history import MetricRow
 from service.jobs.job import Job
+from service.jobs.records.history import MetricRow
 from service.schemas.jobs import HistoryRow, JobMetrics
 
 

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.jobs.events import EventStreams
+from service.jobs.views.events import EventStreams
 from tests.conftest import RegisterEnv
 from tests.support import (
     PATIENCE_SECONDS,

@@ -1,4 +1,4 @@
-"""Record real trainings for ``test_recorded_runs.py``: ``python -m tests.service.jobs.record_runs [NAME ...]``.
+"""Record real trainings for ``test_recorded_runs.py``: ``python -m tests.service.jobs.judging.record_runs [NAME ...]``.
 
 Without names, all are recorded, which takes some minutes. Each is kept as the evidence that its verdict is based on:
 once it has ended, or at the first report after some steps. Evaluations come when time allows, so that two recordings
@@ -16,7 +16,7 @@ import gymnasium as gym
 
 from service.errors import describe_error
 from service.jobs.job import Job
-from service.jobs.verdict import Evidence, judge
+from service.jobs.judging.verdict import Evidence, judge
 from service.schemas.jobs import EpisodeFigures, JobStatus
 from service.training.train import train_policy
 from tests.support import FloatArray, LineEnv, make_plan

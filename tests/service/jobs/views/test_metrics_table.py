@@ -1,8 +1,8 @@
 """A job's metrics can be read as JSON and as a table."""
 
-from service.jobs.history import MetricRow
 from service.jobs.job import Job
-from service.jobs.metrics_table import describe_metrics, list_keys, write_csv
+from service.jobs.records.history import MetricRow
+from service.jobs.views.metrics_table import describe_metrics, list_keys, write_csv
 from tests.support import make_evaluation, make_plan
 
 ROWS = [MetricRow(64, 0.5, {"b": 1.0}), MetricRow(128, 1.25, {"a": -0.125, "b": 2.0})]

@@ -1,0 +1,1 @@
+"""What is remembered of jobs: in memory, and on the disk."""

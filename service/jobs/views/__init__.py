@@ -1,0 +1,1 @@
+"""What clients see of jobs: the list, the events, the metrics."""
