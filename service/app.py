@@ -13,9 +13,9 @@ from service.environments.catalogue import Catalogue
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.jobs.client_jobs import ClientJobs, JobLimits
 from service.jobs.job import Job
-from service.jobs.recorder import JobRecorder
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.journal import JobJournal, open_journal
+from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.jobs.saved_model import has_its_model
 from service.jobs.views.events import EventStreams

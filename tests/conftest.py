@@ -144,7 +144,7 @@ def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "http.limits.bodies._BODY_DEADLINE_SECONDS",
         "http.limits.connections.PATIENCE_SECONDS",
-        "jobs.recorder._PATIENCE_SECONDS",
+        "jobs.records.recorder._PATIENCE_SECONDS",
         "jobs.runner._STOP_PATIENCE_SECONDS",
         "training.evaluation.final_evaluation._LEAST_SECONDS",
         "training.evaluation.final_evaluation._MOST_SECONDS",

@@ -24,10 +24,10 @@ from service.errors import (
     printable,
 )
 from service.jobs.job import Job
-from service.jobs.recorder import JobRecorder
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.journal import JobJournal, JournalError
 from service.jobs.records.record import PastJob
+from service.jobs.records.recorder import JobRecorder
 from service.jobs.runner import JobRunner
 from service.jobs.saved_model import is_own_model
 from service.jobs.totals import JobTotals
@@ -132,7 +132,7 @@ class JobRegistry:
         if past.status.is_final:
             return past
         with suppress(JournalError, LookupError, TypeError, ValueError):
-            record = self.recorder.load_record(past.job_id)
+            record = self.recorder.load(past.job_id)
             if record is not None:
                 job = Job.revive(record, self.totals, self.recorder.end, self._checkpoints)
                 self.recorder.follow(job, record.history.stride)
@@ -284,14 +284,15 @@ class JobRegistry:
         with self._lock:
             job_id = self._get_latest_id() if job_id == LATEST else job_id
         try:
-            job = self.recorder.load(job_id)
+            record = self.recorder.load(job_id)
         except JournalError as error:
             raise NotFoundError(
                 f"the record of training job '{printable(job_id)}' cannot be read ({error.reason}); the jobs' file or "
                 "its disk is damaged."
             ) from error
-        if job is None:
+        if record is None:
             raise _make_not_found(job_id)
+        job = Job.restore(record)
         with self._lock:
             self._loaded[job_id] = job
         return job

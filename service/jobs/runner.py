@@ -14,8 +14,8 @@ from pathlib import Path
 from service.context import JOB_ID
 from service.errors import ConflictError, NotFoundError, ServiceError, describe_error
 from service.jobs.job import Job
-from service.jobs.recorder import JobRecorder
 from service.jobs.records.journal import INTERRUPTED
+from service.jobs.records.recorder import JobRecorder
 from service.jobs.saved_model import holds_content, is_own_model
 from service.models.store import ModelStore
 from service.pauses import RestartPause

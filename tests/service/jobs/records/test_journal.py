@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from service.jobs.job import Job
-from service.jobs.recorder import JobRecorder
 from service.jobs.records.journal import FILE_NAME, SCHEMA_VERSION, JobJournal, JournalError, open_journal
+from service.jobs.records.recorder import JobRecorder
 from service.schemas.jobs import JobLabels, JobStatus
 from tests.support import make_evaluation, make_final_evaluation, make_plan, wait_until
 

@@ -6,12 +6,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from service.jobs.job import Job
+from service.jobs.records.history import JobHistory
 from service.jobs.records.journal import JobJournal, JournalError
 from service.jobs.records.record import JobRecord, PastJob
 from service.schemas.jobs import JobLabels
+from service.workers.receipts import Receipts
 
 logger = logging.getLogger("grpo.service")
 
@@ -22,6 +23,17 @@ _PATIENCE_SECONDS = 5.0
 # The event and the stride of what was written of a history before anything was.
 _NOTHING_WRITTEN = (0, 1)
 _DAY_SECONDS = 86_400.0
+
+
+class Recorded(Protocol):
+    """A job, as far as it is written down."""
+
+    job_id: str
+    history: JobHistory
+    receipts: Receipts
+
+    def make_record(self, after: int, stride: int) -> JobRecord:
+        """Write down the job as it is, and what of its history is new since a record."""
 
 
 class _Order(NamedTuple):
@@ -55,7 +67,7 @@ class JobRecorder:
         self._is_urgent = False
         self._is_closing = False
         # Running jobs, with the last event and the stride of what was written of their history.
-        self._running: dict[Job, tuple[int, int]] = {}
+        self._running: dict[Recorded, tuple[int, int]] = {}
         # Ended jobs whose record is not on the disk.
         self._unwritten: set[str] = set()
         self._thread: threading.Thread | None = None
@@ -76,20 +88,12 @@ class JobRecorder:
         """List the jobs in the file, oldest first."""
         return self._journal.list_jobs()
 
-    def load_record(self, job_id: str) -> JobRecord | None:
+    def load(self, job_id: str) -> JobRecord | None:
         """Read the record of a job; None if the file does not have it.
 
         :raises JournalError: If it cannot be read.
         """
         return self._journal.load(job_id)
-
-    def load(self, job_id: str) -> Job | None:
-        """Read a job that has ended; None if the file does not have it.
-
-        :raises JournalError: If it cannot be read.
-        """
-        record = self.load_record(job_id)
-        return None if record is None else Job.restore(record)
 
     def interrupt(self, job_id: str) -> None:
         """Note in the file that a job has failed which cannot be read."""
@@ -119,14 +123,14 @@ class JobRecorder:
         """
         self._journal.write_labels(job_id, labels)
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: Recorded) -> None:
         """Write a new job down, and from then on what it reports; return when it is on the disk."""
         record = job.make_record(*_NOTHING_WRITTEN)
         self._write_now(record)
         with self._news:
             self._running[job] = record.history.last_event_id, record.history.stride
 
-    def follow(self, job: Job, stride: int) -> None:
+    def follow(self, job: Recorded, stride: int) -> None:
         """Write down what a job reports that is in the file already.
 
         :param stride: The ``stride`` of its history there.
@@ -221,7 +225,7 @@ class JobRecorder:
     def _has_urgent_news(self) -> bool:
         return self._is_closing or self._is_urgent or any(not order.done.is_set() for order in self._orders)
 
-    def _write(self, orders: list[_Order], running: dict[Job, tuple[int, int]], forgotten: list[str]) -> None:
+    def _write(self, orders: list[_Order], running: dict[Recorded, tuple[int, int]], forgotten: list[str]) -> None:
         """Write what is new of all jobs in one transaction."""
         changed = {job: seen for job, seen in running.items() if job.history.last_event_id != seen[0]}
         records = {job: job.make_record(*seen) for job, seen in changed.items()}
