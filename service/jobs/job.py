@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import threading
 import time
 import uuid
@@ -12,14 +11,15 @@ from typing import Any, NamedTuple
 
 from grpo_core.options.rewards import Reward
 from service.errors import ConflictError
-from service.jobs.judging.verdict import Evidence, judge
+from service.jobs.clock import JobClock
+from service.jobs.description import describe_job, name_tensorboard_run, summarize_job
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
-from service.jobs.records.record import JobRecord, JobState, PlanRecord, choose_evaluation, compute_recipe
+from service.jobs.records.record import JobRecord, JobState, PlanRecord, compute_recipe
+from service.jobs.reports import JobReports
 from service.jobs.totals import JobTotals
 from service.schemas.jobs import (
     EndedBy,
-    EvaluationRow,
     FinalEvaluation,
     JobCheckpoint,
     JobLabels,
@@ -32,29 +32,15 @@ from service.workers.receipts import Receipts
 
 logger = logging.getLogger("grpo.service")
 
-_ZERO_STD_KEY = "rollout/zero_std_group_fraction"
-_REWARD_KEY = "rollout/ep_rew_mean"
-_KL_KEY = "train/approx_kl"
-# More points of the reward curve would not change the verdict.
-_MAX_JUDGED_POINTS = 200
-# Shorter runs without a signal happen by chance, or before a rare reward is first found.
-_MIN_ROLLOUTS_TO_WARN = 10
-_MIN_STEPS_TO_WARN = 2000
 _POLL_SECONDS = 0.02
-# Nobody sees progress events that come more often.
-_PROGRESS_SECONDS = 0.1
 
 
 class _End(NamedTuple):
-    """How and when a job ends.
-
-    :param ended: The time on the monotonic clock.
-    """
+    """How and when a job ends: fields of its state."""
 
     status: JobStatus
     error_message: str | None
     end_time: datetime
-    ended: float
     ended_by: EndedBy | None
 
 
@@ -92,58 +78,31 @@ class Job:
         self.receipts = Receipts()
         # Guards everything below.
         self._lock = threading.Lock()
-        self._status = JobStatus.QUEUED
+        self._state = JobState(status=JobStatus.QUEUED, created_at=datetime.now(UTC), warnings=list(plan.warnings))
+        self._clock, self._reports = JobClock(), JobReports(self._state, self.history)
         # The final status, known before it is entered: a stop decides it while the training still runs.
         self._outcome: JobStatus | None = None
         # Once it is set, nothing changes but the status, which follows as soon as the end is written down.
         self._end: _End | None = None
         self._n_stops = 0
-        self._ended_by: EndedBy | None = None
         self._stop_training: Callable[[], None] | None = None
-        self._last_active = time.monotonic()
-        self._next_progress = 0.0
-        self._current_timesteps = 0
-        self._metrics: dict[str, float] = {}
-        self._no_signal = _NoSignalCounter()
-        self._evaluation: EvaluationRow | None = None
-        self._best_evaluation: EvaluationRow | None = None
-        self._final_evaluation: FinalEvaluation | None = None
-        self._checkpoint: JobCheckpoint | None = None
         self._could_keep_checkpoints = True
-        self._n_restarts = 0
-        #: Simulator steps that were lost with a worker or the server, and were or will be taken again.
-        self.repeated_timesteps = 0
-        # Workers that died since the job was queued or last resumed.
-        self._n_lost_workers = 0
         # Whether all is there that another worker would need.
         self._may_restart = True
-        self._warnings = list(plan.warnings)
-        self._error_message: str | None = None
-        self._model_name: str | None = None
-        self._sha256: str | None = None
-        #: Name and SHA-256 of the model that the job has saved last, perhaps when it was stopped and before it went on.
-        self.last_saved: tuple[str, str] | None = None
-        self._created_at = datetime.now(UTC)
-        self._start_time: datetime | None = None
-        self._end_time: datetime | None = None
-        # The same on the monotonic clock, for durations.
-        self._started: float | None = None
-        # What it took before it was last interrupted.
-        self._seconds_before = 0.0
-        self.history.append("job.status", {"status": self._status})
-        for warning in self._warnings:
+        self.history.append("job.status", {"status": JobStatus.QUEUED})
+        for warning in plan.warnings:
             self.history.append("job.warning", {"warning": warning})
 
     @property
     def status(self) -> JobStatus:
         """The job's current status."""
-        return self._status
+        return self._state.status
 
     @property
     def warnings(self) -> list[str]:
         """What the client should know."""
         with self._lock:
-            return list(self._warnings)
+            return list(self._state.warnings)
 
     @property
     def is_stopping(self) -> bool:
@@ -153,44 +112,37 @@ class Job:
     @property
     def tensorboard_run(self) -> str | None:
         """Name of the job's TensorBoard folder; None if none was requested."""
-        # Model names are checked and so safe in paths.
-        return f"{self.config.model_name}-{self.job_id[:8]}" if self.config.tensorboard_log else None
+        return name_tensorboard_run(self.job_id, self.config)
 
     @property
     def inactive_seconds(self) -> float:
         """Time since the job was started, was told to stop, or last took a step or an update."""
-        return time.monotonic() - self._last_active
+        return self._clock.inactive_seconds
 
     @property
     def start_time(self) -> datetime | None:
         """When it was started; None while it is queued."""
-        return self._start_time
+        return self._state.start_time
 
     @property
     def final_evaluation(self) -> FinalEvaluation | None:
         """What the saved policy earns; None until that is known."""
-        return self._final_evaluation
+        return self._state.final_evaluation
+
+    @property
+    def repeated_timesteps(self) -> int:
+        """Simulator steps that were lost with a worker or the server, and were or will be taken again."""
+        return self._state.repeated_timesteps
+
+    @property
+    def last_saved(self) -> tuple[str, str] | None:
+        """Name and SHA-256 of the model that it has saved last, perhaps when it was stopped and before it went on."""
+        return self._state.last_saved
 
     def summarize(self) -> JobSummary:
         """Return a short description for lists of jobs."""
         with self._lock:
-            mean_reward, interval = choose_evaluation(self._final_evaluation, self._evaluation)
-            return JobSummary(
-                job_id=self.job_id,
-                status=self._status,
-                progress=self._progress,
-                env_name=self.config.env_name,
-                model_name=self.config.model_name,
-                current_timesteps=self._current_timesteps,
-                total_timesteps=self.config.total_timesteps,
-                created_at=self._created_at,
-                elapsed_seconds=self._elapsed_seconds,
-                seed=self.config.seed,
-                mean_reward=mean_reward,
-                mean_reward_ci95=interval,
-                recipe=self._recipe,
-                **dict(self.labels),
-            )
+            return summarize_job(self.job_id, self.config, self._recipe, self._refresh(), self.labels)
 
     def describe(self) -> TrainingStatus:
         """Return the full status."""
@@ -198,63 +150,21 @@ class Job:
             return self._describe()
 
     def _describe(self) -> TrainingStatus:
-        no_signal_warning = self._no_signal.make_warning(self._current_timesteps)
-        elapsed_seconds = self._elapsed_seconds
-        return TrainingStatus(
-            job_id=self.job_id,
-            status=self._status,
-            progress=self._progress,
-            current_timesteps=self._current_timesteps,
-            total_timesteps=self.config.total_timesteps,
-            created_at=self._created_at,
-            start_time=self._start_time,
-            end_time=self._end_time,
-            error_message=self._error_message,
-            metrics=self._metrics,
-            warnings=[*self._warnings, *([] if no_signal_warning is None else [no_signal_warning])],
-            model_name=self._model_name,
-            sha256=self._sha256,
-            elapsed_seconds=elapsed_seconds,
-            eta_seconds=self._compute_eta(elapsed_seconds),
-            verdict=judge(self.gather_evidence()),
-            evaluation=self._evaluation,
-            best_evaluation=self._best_evaluation,
-            final_evaluation=self._final_evaluation,
-            ended_by=self._ended_by if self._status.is_final else None,
-            checkpoint=self._checkpoint,
-            n_restarts=self._n_restarts,
-            tensorboard_run=self.tensorboard_run,
-            sweep_id=self.plan.sweep_id,
-            config=self.config,
-            config_origins=self.plan.config_origins,
-            **dict(self.labels),
-        )
+        return describe_job(self.job_id, self.plan, self._refresh(), self.history, self.labels)
 
-    def gather_evidence(self) -> Evidence:
-        """Return what the job's verdict is based on."""
-        return Evidence(
-            status=self._status,
-            config=self.config,
-            n_timesteps=self._current_timesteps,
-            ended_by=self._ended_by,
-            rollout_rewards=self.history.list_values(_REWARD_KEY, _MAX_JUDGED_POINTS),
-            evaluations=self.history.list_evaluations(),
-            final_evaluation=self._final_evaluation,
-            reward_threshold=self.plan.reward_threshold,
-            no_signal_warning=self._no_signal.make_warning(self._current_timesteps),
-            had_signal=self._no_signal.since_timesteps > 0,
-            kls=self.history.list_values(_KL_KEY, _MAX_JUDGED_POINTS),
-            metrics=self._metrics,
-        )
+    def _refresh(self) -> JobState:
+        """Return the job's state, brought up to date."""
+        self._state.elapsed_seconds, self._state.n_reports = self._clock.elapsed_seconds, self.receipts.n_taken
+        return self._state
 
     def start(self) -> bool:
         """Change from queued to running; return False if the job was stopped while it waited."""
         with self._lock:
-            if self._status is not JobStatus.QUEUED or self._outcome is not None:
+            if self._state.status is not JobStatus.QUEUED or self._outcome is not None:
                 return False
-            self._status, self._start_time = JobStatus.RUNNING, datetime.now(UTC)
-            self._started = self._last_active = time.monotonic()
-            self.history.append("job.status", {"status": self._status})
+            self._state.status, self._state.start_time = JobStatus.RUNNING, datetime.now(UTC)
+            self._clock.start()
+            self.history.append("job.status", {"status": JobStatus.RUNNING})
             return True
 
     def stop(self) -> None:
@@ -266,12 +176,13 @@ class Job:
         """
         with self._lock:
             if self._outcome in (JobStatus.COMPLETED, JobStatus.FAILED):
-                past = f"has {self._outcome}" if self._status.is_final else "has finished training and is being saved"
+                past = f"has {self._outcome}" if self.status.is_final else "has finished training and is being saved"
                 raise ConflictError(f"job {self.job_id} {past} already; only training jobs can be stopped.")
             if self._outcome is None:
-                self._outcome, self._last_active = JobStatus.STOPPED, time.monotonic()
+                self._outcome = JobStatus.STOPPED
+                self._clock.wake()
             self._n_stops += 1
-            is_waiting = self._status is JobStatus.QUEUED
+            is_waiting = self._state.status is JobStatus.QUEUED
             if not is_waiting and self._stop_training is not None:
                 self._stop_training()
         if is_waiting:
@@ -283,19 +194,20 @@ class Job:
         :param reason: What happened to the worker, for people to read.
         """
         with self._lock:
-            may = self._status is JobStatus.RUNNING and self._outcome is None and self._end is None
-            if not may or not self._may_restart or self._n_lost_workers >= self.config.max_restarts:
+            may = self._state.status is JobStatus.RUNNING and self._outcome is None and self._end is None
+            if not may or not self._may_restart or self._state.n_lost_workers >= self.config.max_restarts:
                 return False
-            self._n_lost_workers += 1
+            self._state.n_lost_workers += 1
             self._rewind()
-            self._stop_training, self._last_active = None, time.monotonic()
-            self._warn(f"{reason} The job went on from step {self._current_timesteps:,}.")
+            self._clock.start()
+            self._stop_training = None
+            self._reports.warn(f"{reason} The job went on from step {self._state.current_timesteps:,}.")
             return True
 
     def wake(self) -> None:
         """Count as active again, after a pause that was not the training's."""
         with self._lock:
-            self._last_active = time.monotonic()
+            self._clock.wake()
 
     def requeue(
         self,
@@ -314,37 +226,31 @@ class Job:
         :raises ConflictError: If it has not ended, or has completed.
         """
         with self._lock:
-            if self._status not in (JobStatus.FAILED, JobStatus.STOPPED):
-                remedy = "its model can be trained on by a new job" if self._status.is_final else "stop it first"
+            status = self._state.status
+            if status not in (JobStatus.FAILED, JobStatus.STOPPED):
+                remedy = "its model can be trained on by a new job" if status.is_final else "stop it first"
                 raise ConflictError(
-                    f"job {self.job_id} is {self._status}; only stopped and failed jobs can be resumed, {remedy}."
+                    f"job {self.job_id} is {status}; only stopped and failed jobs can be resumed, {remedy}."
                 )
             self.set_reward(reward)
             self._totals, self._write_end, self._checkpoints = totals, write_end, checkpoints
-            if checkpoint is None and self._checkpoint is not None:
-                self._warn("its checkpoint is gone or cannot be used here, so the job began again.")
-            self._checkpoint, self._n_lost_workers, self._may_restart = checkpoint, 0, True
+            state = self._state
+            if checkpoint is None and state.checkpoint is not None:
+                self._reports.warn("its checkpoint is gone or cannot be used here, so the job began again.")
+            state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self._rewind()
-            self._status, self._outcome, self._n_stops, self._ended_by = JobStatus.QUEUED, None, 0, None
-            self._error_message = self._end_time = self._end = self._started = None
-            self._model_name = self._sha256 = None
-            self.history.append("job.status", {"status": self._status})
+            state.status, self._outcome, self._n_stops, self._end = JobStatus.QUEUED, None, 0, None
+            state.ended_by = state.error_message = state.end_time = state.model_name = state.sha256 = None
+            self.history.append("job.status", {"status": JobStatus.QUEUED})
             self.finished.clear()
 
     def _rewind(self) -> None:
         """Go back to where the checkpoint was taken, or to the start."""
-        self._n_restarts += 1
-        self.receipts = Receipts(self._n_restarts)
-        timesteps = 0 if self._checkpoint is None else self._checkpoint.timesteps
-        self.repeated_timesteps += max(0, self._current_timesteps - timesteps)
-        self._current_timesteps = timesteps
-        self.history.rewind(timesteps)
-        self._seconds_before = self._elapsed_seconds
-        self._started = None if self._started is None else time.monotonic()
-        evaluations = self.history.list_evaluations()
-        self._evaluation = evaluations[-1] if evaluations else None
-        self._best_evaluation = max(evaluations, key=lambda row: row.mean_reward, default=None)
-        self._final_evaluation, self._no_signal = None, _NoSignalCounter()
+        state = self._state
+        state.n_restarts += 1
+        self.receipts = Receipts(state.n_restarts)
+        self._clock.reset()
+        self._reports.rewind(0 if state.checkpoint is None else state.checkpoint.timesteps)
 
     def settle_outcome(self) -> JobStatus:
         """Decide after training whether the job completed or was stopped; later stops are refused."""
@@ -358,10 +264,11 @@ class Job:
             if self._end is not None:
                 return
             self._outcome = status
-            ended_by = _choose_ended_by(status, self._ended_by)
+            ended_by = _choose_ended_by(status, self._state.ended_by)
             age_seconds = self.receipts.end_age_seconds
-            end_time, ended = datetime.now(UTC) - timedelta(seconds=age_seconds), time.monotonic() - age_seconds
-            self._end = end = _End(status, error_message, end_time, ended, ended_by)
+            self._clock.end(age_seconds)
+            end_time = datetime.now(UTC) - timedelta(seconds=age_seconds)
+            self._end = end = _End(status, error_message, end_time, ended_by)
             record = self._make_record(0, 1)
         self._write_end(record)  # without the lock, since a disk may be slow
         with self._lock:
@@ -375,18 +282,20 @@ class Job:
         self.finish(status, error_message)
 
     def _enter(self, end: _End) -> None:
-        self._status, self._error_message, self._end_time, _, self._ended_by = end
+        state = self._state
+        state.status, state.error_message, state.end_time, state.ended_by = end
         self._stop_training = None
         self._totals.add_end(end.status)
         if end.status is JobStatus.COMPLETED and self._checkpoints is not None:
             self._checkpoints.delete(self.job_id)
-            self._checkpoint = None
+            state.checkpoint = None
         self._append_end()
-        self.log(str(end.status), seconds=self._elapsed_seconds)
+        self.log(str(end.status), seconds=self._clock.elapsed_seconds)
         self.finished.set()
 
     def _append_end(self) -> None:
-        self.history.append(f"job.{self._status}", self._describe().model_dump(mode="json"), self._end_time)
+        state = self._state
+        self.history.append(f"job.{state.status}", self._describe().model_dump(mode="json"), state.end_time)
 
     def make_record(self, after: int, stride: int) -> JobRecord:
         """Write down the job as it is, and what of its history is new.
@@ -398,35 +307,13 @@ class Job:
             return self._make_record(after, stride)
 
     def _make_record(self, after: int, stride: int) -> JobRecord:
-        end = self._end
-        state = JobState(
-            status=self._status if end is None else end.status,
-            created_at=self._created_at,
-            start_time=self._start_time,
-            end_time=None if end is None else end.end_time,
-            elapsed_seconds=self._elapsed_seconds,
-            current_timesteps=self._current_timesteps,
-            metrics=self._metrics,
-            warnings=self._warnings,
-            error_message=None if end is None else end.error_message,
-            model_name=self._model_name,
-            sha256=self._sha256,
-            ended_by=self._ended_by if end is None else end.ended_by,
-            evaluation=self._evaluation,
-            best_evaluation=self._best_evaluation,
-            final_evaluation=self._final_evaluation,
-            # Once the job has completed, nothing is left to go on from.
-            checkpoint=None if end is not None and end.status is JobStatus.COMPLETED else self._checkpoint,
-            n_restarts=self._n_restarts,
-            n_lost_workers=self._n_lost_workers,
-            repeated_timesteps=self.repeated_timesteps,
-            n_reports=self.receipts.n_taken,
-            last_saved=self.last_saved,
-            n_silent_rollouts=self._no_signal.n_rollouts,
-            last_signal_timesteps=self._no_signal.since_timesteps,
-        )
+        fields, end = dict(self._refresh()), self._end
+        if end is not None:
+            fields |= end._asdict()
+            if end.status is JobStatus.COMPLETED:  # nothing is left to go on from
+                fields["checkpoint"] = None
         part = self.history.get_part(after, stride, end is not None)
-        return JobRecord(self.job_id, self._plan_record, state, part, self.labels)
+        return JobRecord(self.job_id, self._plan_record, JobState(**fields), part, self.labels)
 
     @classmethod
     def restore(cls, record: JobRecord) -> "Job":
@@ -436,10 +323,8 @@ class Job:
         """
         state, job = record.state, cls(record.plan.make_plan())
         job._restore(record)
-        job._end_time, job._outcome = state.end_time, state.status
-        end_time = state.end_time or state.created_at
-        job._end = _End(state.status, state.error_message, end_time, state.elapsed_seconds, state.ended_by)
-        job._started = None if state.start_time is None else 0.0
+        job._outcome = state.status
+        job._end = _End(state.status, state.error_message, state.end_time or state.created_at, state.ended_by)
         if all(event.name != f"job.{state.status}" for event in record.history.events):  # as before the end was seen
             job._append_end()
         job.finished.set()
@@ -460,10 +345,10 @@ class Job:
         job = cls(record.plan.make_plan(), totals, write_end, checkpoints)
         job._restore(record)
         if checkpoints is not None:  # which may be newer than the record
-            job._checkpoint = checkpoints.describe(job.job_id, job.config)
+            job._state.checkpoint = checkpoints.describe(job.job_id, job.config)
         away = datetime.now(UTC) - (record.written_at or datetime.now(UTC))
-        job._seconds_before = record.state.elapsed_seconds + max(0.0, away.total_seconds())
-        job._started = job._last_active = time.monotonic()
+        job._clock = JobClock(record.state.elapsed_seconds + max(0.0, away.total_seconds()))
+        job._clock.start()
         job.receipts = Receipts(record.state.n_restarts, record.state.n_reports)
         return job
 
@@ -480,19 +365,9 @@ class Job:
 
     def _restore(self, record: JobRecord) -> None:
         """Take all that a record says but for the end."""
-        state = record.state
         self.job_id, self.labels, self.history = record.job_id, record.labels, JobHistory.restore(record.history)
-        self._status = state.status
-        self._created_at, self._start_time = state.created_at, state.start_time
-        self._current_timesteps, self._metrics, self._warnings = state.current_timesteps, state.metrics, state.warnings
-        self._error_message, self._ended_by = state.error_message, state.ended_by
-        self._model_name, self._sha256 = state.model_name, state.sha256
-        self._evaluation, self._best_evaluation = state.evaluation, state.best_evaluation
-        self._final_evaluation, self._checkpoint = state.final_evaluation, state.checkpoint
-        self._n_restarts, self._n_lost_workers = state.n_restarts, state.n_lost_workers
-        self.last_saved = state.last_saved
-        self.repeated_timesteps = state.repeated_timesteps
-        self._no_signal = _NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
+        self._state, self._clock = record.state, JobClock(record.state.elapsed_seconds)
+        self._reports = JobReports(self._state, self.history)
 
     def log(self, event: str, **fields: float) -> None:
         """Log an event of the job, with the names that identify it."""
@@ -510,7 +385,8 @@ class Job:
         """Note the name and the hash of the saved model."""
         with self._lock:
             if self._end is None:  # a shutdown may have given up on it in the meantime
-                self._model_name, self._sha256 = self.last_saved = model_name, sha256
+                state = self._state
+                state.model_name, state.sha256 = state.last_saved = model_name, sha256
 
     def attach_stop(self, stop: Callable[[], None]) -> None:
         """Take the function that stops the training."""
@@ -522,48 +398,28 @@ class Job:
     def advance(self, current_timesteps: int) -> None:
         """Note the number of simulator steps taken so far."""
         with self._lock:
-            if self._end is not None:  # an abandoned thread may continue
-                return
-            n_new = current_timesteps - self._current_timesteps
-            self._totals.add_timesteps(n_new)
-            self._current_timesteps, self._last_active = current_timesteps, time.monotonic()
-            # After training, evaluations give signs of life without new steps.
-            if n_new > 0 and self._last_active >= self._next_progress:
-                self._next_progress = self._last_active + _PROGRESS_SECONDS
-                self.history.replace_progress(self._describe_progress())
+            if self._end is None:  # an abandoned thread may continue
+                self._clock.wake()
+                self._refresh()
+                self._totals.add_timesteps(self._reports.add_steps(current_timesteps, self.config))
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
         """Note the latest metrics."""
         with self._lock:
-            if self._end is not None or not metrics:
-                return
-            self._metrics = {**self._metrics, **metrics}
-            elapsed_seconds = self._elapsed_seconds - self.receipts.age_seconds
-            self.history.append_metrics(self._current_timesteps, elapsed_seconds, metrics)
-            if _ZERO_STD_KEY not in metrics:  # metrics of the last update come without a rollout
-                return
-            warning = self._no_signal.count_rollout(metrics[_ZERO_STD_KEY], self._current_timesteps)
-            if warning is not None:
-                self.history.append("job.warning", {"warning": warning})
+            if self._end is None and metrics:
+                self._reports.add_metrics(metrics, self._clock.elapsed_seconds - self.receipts.age_seconds)
 
     def publish_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Note an evaluation of the policy."""
         with self._lock:
-            if self._end is not None:
-                return
-            elapsed_seconds = self._elapsed_seconds - self.receipts.age_seconds
-            row = EvaluationRow(**evaluation, elapsed_seconds=elapsed_seconds)
-            self._evaluation = row
-            if self._best_evaluation is None or row.mean_reward > self._best_evaluation.mean_reward:
-                self._best_evaluation = row
-            self.history.append_evaluation(row)
+            if self._end is None:
+                self._reports.add_evaluation(evaluation, self._clock.elapsed_seconds - self.receipts.age_seconds)
 
     def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Note what the policy earns that will be saved."""
         with self._lock:
             if self._end is None:
-                self._final_evaluation = FinalEvaluation(**evaluation)
-                self.history.append("job.final_evaluation", self._final_evaluation.model_dump(mode="json"))
+                self._reports.add_final_evaluation(evaluation)
 
     def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
         """Keep a checkpoint, and note it once it is kept; a disk that refuses only ends in a warning."""
@@ -581,12 +437,12 @@ class Job:
             return
         fields = {name: described.get(name) for name in ("timesteps", "exact", "note")}
         with self._lock:
-            self._checkpoint = JobCheckpoint(**fields, created_at=datetime.now(UTC))
+            self._state.checkpoint = JobCheckpoint(**fields, created_at=datetime.now(UTC))
             self._could_keep_checkpoints = True
 
     def read_checkpoint(self) -> bytes | None:
         """Return the content of the latest checkpoint; None if there is none."""
-        if self._checkpoints is None or self._checkpoint is None:
+        if self._checkpoints is None or self._state.checkpoint is None:
             return None
         return self._checkpoints.read(self.job_id)
 
@@ -598,86 +454,13 @@ class Job:
         """Note a warning for the client."""
         with self._lock:
             if self._end is None:
-                self._warn(warning)
-
-    def _warn(self, warning: str) -> None:
-        self._warnings.append(warning)
-        self.history.append("job.warning", {"warning": warning})
+                self._reports.warn(warning)
 
     def publish_ended_by(self, ended_by: EndedBy) -> None:
         """Note the rule that ends the training early."""
         with self._lock:
             if self._end is None:
-                self._ended_by = ended_by
-
-    def _describe_progress(self) -> dict[str, Any]:
-        elapsed_seconds = self._elapsed_seconds
-        return {
-            "progress": self._progress,
-            "current_timesteps": self._current_timesteps,
-            "total_timesteps": self.config.total_timesteps,
-            "elapsed_seconds": elapsed_seconds,
-            "eta_seconds": self._compute_eta(elapsed_seconds),
-        }
-
-    @property
-    def _progress(self) -> float:
-        if self._status is JobStatus.COMPLETED:
-            return 1.0
-        return min(1.0, self._current_timesteps / self.config.total_timesteps)
-
-    @property
-    def _elapsed_seconds(self) -> float:
-        if self._started is None:
-            return self._seconds_before
-        ended = time.monotonic() if self._end is None else self._end.ended
-        return max(0.0, self._seconds_before + ended - self._started)
-
-    def _compute_eta(self, elapsed_seconds: float) -> float | None:
-        if self._status is not JobStatus.RUNNING or self._current_timesteps == 0:
-            return None
-        n_left = max(0, self.config.total_timesteps - self._current_timesteps)
-        most = math.inf if self.config.max_seconds is None else max(0.0, self.config.max_seconds - elapsed_seconds)
-        return min(most, elapsed_seconds * n_left / self._current_timesteps)
-
-
-class _NoSignalCounter:
-    """Counts consecutive rollouts in which the branches of every group earned the same."""
-
-    def __init__(self, n_rollouts: int = 0, since_timesteps: int = 0) -> None:
-        #: Rollouts without a signal since the last one that had any.
-        self.n_rollouts = n_rollouts
-        #: Simulator steps at the end of the last rollout with a signal; 0 if there was none.
-        self.since_timesteps = since_timesteps
-        self._has_warned = False
-
-    def count_rollout(self, zero_std_fraction: float, timesteps: int) -> str | None:
-        """Count a rollout; return a warning once the signal has been missing for long, and only once each time.
-
-        :param zero_std_fraction: Share of the rollout's groups without a signal, in [0, 1].
-        :param timesteps: Simulator steps taken so far.
-        """
-        if zero_std_fraction < 1.0:
-            self.n_rollouts, self.since_timesteps, self._has_warned = 0, timesteps, False
-            return None
-        self.n_rollouts += 1
-        warning = None if self._has_warned else self.make_warning(timesteps)
-        self._has_warned = self._has_warned or warning is not None
-        return warning
-
-    def make_warning(self, timesteps: int) -> str | None:
-        """Return the warning that is due; None if the signal has not been missing for long.
-
-        :param timesteps: Simulator steps taken so far.
-        """
-        n_steps = timesteps - self.since_timesteps
-        if self.n_rollouts < _MIN_ROLLOUTS_TO_WARN or n_steps < _MIN_STEPS_TO_WARN:
-            return None
-        return (
-            f"no signal in the last {self.n_rollouts} rollouts ({n_steps} steps): in every group, all branches "
-            "earned the same. A rare reward may still be found; otherwise use a reward that differs between branches, "
-            "a longer horizon or a larger group_size."
-        )
+                self._state.ended_by = ended_by
 
 
 def _choose_ended_by(status: JobStatus, reported: EndedBy | None) -> EndedBy | None:

@@ -473,7 +473,7 @@ def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
     progress = None if history.progress is None else [history.progress.event_id, *history.progress[1:]]
     changing = {
         "status": str(state.status),
-        "progress": _compute_progress(record),
+        "progress": state.compute_progress(int(plan.config["total_timesteps"])),
         "current_timesteps": state.current_timesteps,
         "written_at": datetime.now(UTC).timestamp(),
         "state": state.model_dump_json(),
@@ -520,12 +520,6 @@ def _read_event(event_id: int, name: str, payload_json: str) -> JobEvent:
     payload = json.loads(payload_json)
     created_at = payload.pop(_EVENT_TIME, None)
     return JobEvent(event_id, name, payload, None if created_at is None else datetime.fromisoformat(created_at))
-
-
-def _compute_progress(record: JobRecord) -> float:
-    if record.state.status is JobStatus.COMPLETED:
-        return 1.0
-    return min(1.0, record.state.current_timesteps / int(record.plan.config["total_timesteps"]))
 
 
 def _pack(rows: MetricRows) -> tuple[int, int, str, bytes]:

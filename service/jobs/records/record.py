@@ -72,27 +72,36 @@ class JobState(BaseModel):
 
     status: JobStatus
     created_at: datetime
-    start_time: datetime | None
-    end_time: datetime | None
-    elapsed_seconds: float
-    current_timesteps: int
-    metrics: dict[str, float]
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    elapsed_seconds: float = 0.0
+    current_timesteps: int = 0
+    metrics: dict[str, float] = {}
     warnings: list[str]
-    error_message: str | None
-    model_name: str | None
-    sha256: str | None
-    ended_by: EndedBy | None
-    evaluation: EvaluationRow | None
-    best_evaluation: EvaluationRow | None
-    final_evaluation: FinalEvaluation | None
+    error_message: str | None = None
+    model_name: str | None = None
+    sha256: str | None = None
+    ended_by: EndedBy | None = None
+    evaluation: EvaluationRow | None = None
+    best_evaluation: EvaluationRow | None = None
+    final_evaluation: FinalEvaluation | None = None
     checkpoint: JobCheckpoint | None = None
     n_restarts: int = 0
     n_lost_workers: int = 0
     repeated_timesteps: int = 0
     n_reports: int = 0
     last_saved: tuple[str, str] | None = None
-    n_silent_rollouts: int
-    last_signal_timesteps: int
+    n_silent_rollouts: int = 0
+    last_signal_timesteps: int = 0
+
+    def compute_progress(self, total_timesteps: int) -> float:
+        """Compute how much of the job is done, in [0, 1].
+
+        :param total_timesteps: Simulator steps to take in all.
+        """
+        if self.status is JobStatus.COMPLETED:
+            return 1.0
+        return min(1.0, self.current_timesteps / total_timesteps)
 
 
 class JobRecord(NamedTuple):

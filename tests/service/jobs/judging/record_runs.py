@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from service.errors import describe_error
+from service.jobs.description import gather_evidence
 from service.jobs.job import Job
 from service.jobs.judging.verdict import Evidence, judge
 from service.schemas.jobs import EpisodeFigures, JobStatus
@@ -161,19 +162,23 @@ def record(run: Run) -> Evidence:
     """Train as a worker does, and return the evidence."""
     job = RecordedJob(run)
     if run.at_timesteps is not None and run.at_timesteps < 0:
-        return job.gather_evidence()
+        return _gather(job)
     job.start()
     if run.at_timesteps == 0:
-        return job.gather_evidence()
+        return _gather(job)
     try:
         train_policy(job.config, job.plan.reward, None, job)
     except _EndedError:
-        return job.gather_evidence()
+        return _gather(job)
     except Exception as error:  # foreign code: one of the environments is broken
         job.finish(JobStatus.FAILED, describe_error(error))
     else:
         job.finish(job.settle_outcome())
-    return job.gather_evidence()
+    return _gather(job)
+
+
+def _gather(job: Job) -> Evidence:
+    return gather_evidence(job.plan, job.make_record(0, 1).state, job.history)
 
 
 def to_json(evidence: Evidence) -> dict[str, Any]:

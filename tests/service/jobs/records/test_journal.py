@@ -268,7 +268,7 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
 def test_a_job_that_cannot_be_written_costs_no_other(path: Path) -> None:
     recorder = JobRecorder(JobJournal(path))
     absurd, sound = (Job(make_plan(total_timesteps=100), write_end=recorder.end) for _ in range(2))
-    absurd._current_timesteps = 2**70  # SQLite's integers have 64 bits
+    absurd._state.current_timesteps = 2**70  # SQLite's integers have 64 bits
     for job in (absurd, sound):
         recorder.begin(job)
         job.start()

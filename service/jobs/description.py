@@ -1,0 +1,115 @@
+"""What clients are told of a job."""
+
+import math
+from typing import Any
+
+from service.jobs.judging.no_signal import NoSignalCounter
+from service.jobs.judging.verdict import Evidence, judge
+from service.jobs.records.history import JobHistory
+from service.jobs.records.record import JobState, choose_evaluation
+from service.schemas.jobs import JobLabels, JobStatus, JobSummary, TrainingStatus
+from service.schemas.training import TrainConfig
+from service.training.planning.plan import TrainingPlan
+
+_REWARD_KEY = "rollout/ep_rew_mean"
+_KL_KEY = "train/approx_kl"
+# More points of a curve would not change the verdict.
+_MAX_JUDGED_POINTS = 200
+
+
+def summarize_job(job_id: str, config: TrainConfig, recipe: str, state: JobState, labels: JobLabels) -> JobSummary:
+    """Return a short description for lists of jobs."""
+    mean_reward, interval = choose_evaluation(state.final_evaluation, state.evaluation)
+    return JobSummary(
+        job_id=job_id,
+        status=state.status,
+        progress=state.compute_progress(config.total_timesteps),
+        env_name=config.env_name,
+        model_name=config.model_name,
+        current_timesteps=state.current_timesteps,
+        total_timesteps=config.total_timesteps,
+        created_at=state.created_at,
+        elapsed_seconds=state.elapsed_seconds,
+        seed=config.seed,
+        mean_reward=mean_reward,
+        mean_reward_ci95=interval,
+        recipe=recipe,
+        **dict(labels),
+    )
+
+
+def describe_job(
+    job_id: str, plan: TrainingPlan, state: JobState, history: JobHistory, labels: JobLabels
+) -> TrainingStatus:
+    """Return the full status of a job."""
+    evidence = gather_evidence(plan, state, history)
+    no_signal = [] if evidence.no_signal_warning is None else [evidence.no_signal_warning]
+    return TrainingStatus(
+        job_id=job_id,
+        status=state.status,
+        **describe_progress(plan.config, state),
+        created_at=state.created_at,
+        start_time=state.start_time,
+        end_time=state.end_time,
+        error_message=state.error_message,
+        metrics=state.metrics,
+        warnings=[*state.warnings, *no_signal],
+        model_name=state.model_name,
+        sha256=state.sha256,
+        verdict=judge(evidence),
+        evaluation=state.evaluation,
+        best_evaluation=state.best_evaluation,
+        final_evaluation=state.final_evaluation,
+        ended_by=state.ended_by if state.status.is_final else None,
+        checkpoint=state.checkpoint,
+        n_restarts=state.n_restarts,
+        tensorboard_run=name_tensorboard_run(job_id, plan.config),
+        sweep_id=plan.sweep_id,
+        config=plan.config,
+        config_origins=plan.config_origins,
+        **dict(labels),
+    )
+
+
+def describe_progress(config: TrainConfig, state: JobState) -> dict[str, Any]:
+    """Return what of a status changes with every step."""
+    return {
+        "progress": state.compute_progress(config.total_timesteps),
+        "current_timesteps": state.current_timesteps,
+        "total_timesteps": config.total_timesteps,
+        "elapsed_seconds": state.elapsed_seconds,
+        "eta_seconds": _compute_eta(config, state),
+    }
+
+
+def gather_evidence(plan: TrainingPlan, state: JobState, history: JobHistory) -> Evidence:
+    """Return what the verdict on a job is based on."""
+    no_signal = NoSignalCounter(state.n_silent_rollouts, state.last_signal_timesteps)
+    return Evidence(
+        status=state.status,
+        config=plan.config,
+        n_timesteps=state.current_timesteps,
+        ended_by=state.ended_by,
+        rollout_rewards=history.list_values(_REWARD_KEY, _MAX_JUDGED_POINTS),
+        evaluations=history.list_evaluations(),
+        final_evaluation=state.final_evaluation,
+        reward_threshold=plan.reward_threshold,
+        no_signal_warning=no_signal.make_warning(state.current_timesteps),
+        had_signal=state.last_signal_timesteps > 0,
+        kls=history.list_values(_KL_KEY, _MAX_JUDGED_POINTS),
+        metrics=state.metrics,
+    )
+
+
+def name_tensorboard_run(job_id: str, config: TrainConfig) -> str | None:
+    """Return the name of a job's TensorBoard folder; None if none was requested."""
+    # Model names are checked and so safe in paths.
+    return f"{config.model_name}-{job_id[:8]}" if config.tensorboard_log else None
+
+
+def _compute_eta(config: TrainConfig, state: JobState) -> float | None:
+    if state.status is not JobStatus.RUNNING or state.current_timesteps == 0:
+        return None
+    n_left = max(0, config.total_timesteps - state.current_timesteps)
+    most = math.inf if config.max_seconds is None else max(0.0, config.max_seconds - state.elapsed_seconds)
+    return min(most, state.elapsed_seconds * n_left / state.current_timesteps)
