@@ -54,7 +54,7 @@ from grpo_core.options.policy_kwargs import (
     get_policy_name,
     network_to_json,
 )
-from grpo_core.options.rewards import RewardFunction
+from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import NotBranchableError, check_branchable
 from grpo_core.saving import model_file
 from grpo_core.saving.copies import reduce_model, restore_model
@@ -215,7 +215,7 @@ class GRPO(SavedAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
         *,
-        reward_function: RewardFunction | Sequence[RewardFunction | None] | None = None,
+        reward_function: Reward | None = None,
         reward_weights: Sequence[float] | None = None,
         group_mode: GroupMode | Literal["auto"] = "auto",
         group_size: int = 2,

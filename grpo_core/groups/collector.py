@@ -19,7 +19,7 @@ from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.choices import AnchorSelection, GroupMode
-from grpo_core.options.rewards import RewardFunction
+from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
 from grpo_core.spaces import pack
@@ -152,7 +152,7 @@ class GroupCollector:
 
     def open_workers(
         self,
-        reward_function: RewardFunction | Sequence[RewardFunction | None] | None,
+        reward_function: Reward | None,
         reward_weights: Sequence[float] | None,
         pool: WorkerPool,
     ) -> AbstractContextManager[None]:
@@ -167,7 +167,7 @@ class GroupCollector:
     def apply_reward_functions(
         self,
         rollout: GroupRollout,
-        reward_function: RewardFunction | Sequence[RewardFunction | None],
+        reward_function: Reward,
         weights: Sequence[float] | None,
     ) -> dict[str, float]:
         """Replace the environment's rewards in the rollout just collected, see ``rewards.apply_reward_functions``."""

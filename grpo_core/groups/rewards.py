@@ -9,13 +9,13 @@ import torch
 from gymnasium import spaces
 
 from grpo_core.groups.rollout import Array, GroupRollout
-from grpo_core.options.rewards import RewardFunction, get_reward_name
+from grpo_core.options.rewards import Reward, RewardFunction, get_reward_name
 from grpo_core.spaces import unpack
 
 
 def apply_reward_functions(
     rollout: GroupRollout,
-    reward_function: RewardFunction | Sequence[RewardFunction | None],
+    reward_function: Reward,
     weights: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """Replace the rewards by a weighted sum of rewards, each computed in one call over all live steps.
@@ -40,7 +40,7 @@ def combine_rewards(
     actions: Array,
     next_observations: Array,
     own: Array,
-    reward_function: RewardFunction | Sequence[RewardFunction | None],
+    reward_function: Reward,
     weights: Sequence[float] | None = None,
 ) -> tuple[npt.NDArray[np.float64], dict[str, float]]:
     """Reward steps with a weighted sum of reward functions, each called once for all steps.

@@ -12,8 +12,8 @@ if TYPE_CHECKING:  # the server lists the functions without torch
     from torch import Tensor
 
 RewardFunction = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
-# One reward function, or a list of them; None is the environment's own reward.
-Reward = RewardFunction | Sequence[RewardFunction | None] | None
+# One reward function, or a list of them, in which None is the environment's own reward.
+Reward = RewardFunction | Sequence[RewardFunction | None]
 # Name of the environment's own reward.
 ENVIRONMENT_REWARD = "environment"
 
@@ -73,7 +73,7 @@ def get_default_reward(env_name: str) -> str:
     return "optimized_cartpole" if env_name in CARTPOLE_ENVIRONMENTS else ENVIRONMENT_REWARD
 
 
-def find_reward_functions(names: str | list[str] | None) -> RewardFunction | list[RewardFunction | None] | None:
+def find_reward_functions(names: str | list[str] | None) -> Reward | None:
     """Return the shipped reward functions with these names; None if one of them is not shipped."""
     if names is None or isinstance(names, str):
         return REWARD_FUNCTIONS.get(names or "")

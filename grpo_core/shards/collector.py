@@ -19,7 +19,7 @@ from grpo_core.groups.collector import Group, GroupCollector, GroupPlan, SweepCa
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import refuse
-from grpo_core.options.rewards import RewardFunction
+from grpo_core.options.rewards import Reward
 from grpo_core.saving.copies import unwrap_env
 from grpo_core.shards.messages import (
     MakeCollector,
@@ -149,7 +149,7 @@ class ShardedCollector(GroupCollector):
     @contextmanager
     def open_workers(
         self,
-        reward_function: RewardFunction | Sequence[RewardFunction | None] | None,
+        reward_function: Reward | None,
         reward_weights: Sequence[float] | None,
         pool: WorkerPool,
     ) -> Iterator[None]:
@@ -212,7 +212,7 @@ class ShardedCollector(GroupCollector):
     def apply_reward_functions(
         self,
         rollout: GroupRollout,
-        reward_function: RewardFunction | Sequence[RewardFunction | None],
+        reward_function: Reward,
         weights: Sequence[float] | None,
     ) -> dict[str, float]:
         if self._rewarded_by[0] is not reward_function or self._rewarded_by[1] is not weights:

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
 from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.collector import Group, GroupCollector, GroupPlan
-from grpo_core.options.rewards import RewardFunction
+from grpo_core.options.rewards import Reward
 from grpo_core.simulators.bank import SimulatorBank
 from grpo_core.simulators.episode_rows import SampledWriter
 
@@ -59,7 +59,7 @@ class ShardSetup:
     plan: GroupPlan
     is_cheap: bool
     make_collector: MakeCollector
-    reward_function: RewardFunction | Sequence[RewardFunction | None] | None
+    reward_function: Reward | None
     reward_weights: Sequence[float] | None
 
 

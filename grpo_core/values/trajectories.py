@@ -12,7 +12,7 @@ from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.action_masks import get_action_masks, sample_action
 from grpo_core.evaluation import Policy, make_policy, to_batch
 from grpo_core.groups.rewards import combine_rewards
-from grpo_core.options.rewards import RewardFunction
+from grpo_core.options.rewards import Reward
 from grpo_core.spaces import Array, pack
 
 # An excursion draws at most this many actions, holds each of them for some steps, because actions that change at every
@@ -65,7 +65,7 @@ class TrajectoryPlayer:
         self,
         env: gym.Env[Any, Any],
         actor: PolicyActor,
-        reward_function: RewardFunction | Sequence[RewardFunction | None] | None = None,
+        reward_function: Reward | None = None,
         reward_weights: Sequence[float] | None = None,
         max_steps: float = math.inf,
         on_step: Callable[[], None] = lambda: None,

@@ -211,7 +211,7 @@ class Job:
 
     def requeue(
         self,
-        reward: Reward,
+        reward: Reward | None,
         totals: JobTotals,
         write_end: Callable[[JobRecord], None],
         checkpoints: CheckpointFolder | None,
@@ -352,7 +352,7 @@ class Job:
         job.receipts = Receipts(record.state.n_restarts, record.state.n_reports)
         return job
 
-    def set_reward(self, reward: Reward) -> None:
+    def set_reward(self, reward: Reward | None) -> None:
         """Take the reward functions that the configuration names, as they are in this server."""
         self.plan = self.plan._replace(reward=reward)
 

@@ -141,7 +141,7 @@ class JobRegistry:
         self.recorder.interrupt(past.job_id)
         return PastJob(past.summary.model_copy(update={"status": JobStatus.FAILED}))
 
-    def rejoin(self, find_rewards: Callable[[TrainConfig], Reward]) -> None:
+    def rejoin(self, find_rewards: Callable[[TrainConfig], Reward | None]) -> None:
         """Follow the jobs again that went on without their server.
 
         :param find_rewards: Returns the reward functions that a configuration names, or refuses.
@@ -175,7 +175,7 @@ class JobRegistry:
             self._forget_old()
         return job
 
-    def resume(self, job: Job, reward: Reward) -> None:
+    def resume(self, job: Job, reward: Reward | None) -> None:
         """Queue a job again that was stopped or failed; it goes on from its checkpoint, or else begins again.
 
         :param job: What ``get`` returned.

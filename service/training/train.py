@@ -47,7 +47,7 @@ _ARGUMENTS = (*HYPERPARAMETERS, "seed", "device")
 
 def train_in_task(
     config: TrainConfig,
-    reward: Reward,
+    reward: Reward | None,
     run_dir: Path | None,
     n_threads: int,
     taken: bytes | None,
@@ -71,7 +71,7 @@ def train_in_task(
 
 def train_policy(
     config: TrainConfig,
-    reward: Reward,
+    reward: Reward | None,
     run_dir: Path | None,
     progress: Progress,
     n_threads: int = 1,
@@ -203,7 +203,7 @@ def _make_content(model: GRPO, saved: ModelContent | None, provenance: Mapping[s
     return model_file.to_bytes({**saved.meta, **provenance}, saved.weights, saved.optimizer, saved.normalization)
 
 
-def build_model(config: TrainConfig, env: VecEnv, reward: Reward, **arguments: Any) -> GRPO:
+def build_model(config: TrainConfig, env: VecEnv, reward: Reward | None, **arguments: Any) -> GRPO:
     """Build the ``GRPO`` that a configuration describes.
 
     :param env: The environments, without ``VecNormalize``.

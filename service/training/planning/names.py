@@ -37,7 +37,7 @@ class Rewards(NamedTuple):
 
     reward_function_type: str | None
     reward_functions: dict[str, float] | None
-    functions: Reward
+    functions: Reward | None
     is_own: bool
     is_dense: bool
 

@@ -39,7 +39,7 @@ class TrainingPlan(NamedTuple):
     """
 
     config: TrainConfig
-    reward: Reward
+    reward: Reward | None
     warnings: tuple[str, ...]
     reward_threshold: float | None
     config_origins: ConfigOrigins

@@ -26,7 +26,7 @@ class _CachedPlan(NamedTuple):
     """A settled request, and what its names meant at that time: they may be registered again later."""
 
     spec: EnvSpec
-    functions: Reward
+    functions: Reward | None
     settled: SettledRequest
 
 
@@ -67,7 +67,7 @@ class Planner:
             {**settled.config_origins, **_find_origins(request)},
         )
 
-    def find_rewards(self, config: TrainConfig) -> Reward:
+    def find_rewards(self, config: TrainConfig) -> Reward | None:
         """Find the reward functions that a job was planned with, by their names.
 
         :raises ConflictError: If one of them, or the environment, is no longer there.
@@ -110,7 +110,7 @@ class Planner:
         return settled
 
 
-def _are_same(before: Reward, now: Reward) -> bool:
+def _are_same(before: Reward | None, now: Reward | None) -> bool:
     if isinstance(before, list) and isinstance(now, list):
         return all(one is other for one, other in zip(before, now, strict=True))
     return before is now

@@ -116,7 +116,7 @@ def _settle(
     settings: Settings,
     given: Settings,
     defaults: Settings,
-    reward_functions: Reward,
+    reward_functions: Reward | None,
     obstacle: str | None,
     init_meta: Mapping[str, Any] | None,
 ) -> SettledRequest:
@@ -179,7 +179,7 @@ def _to_plain(value: Any) -> Any:
 def _try_out(
     config: TrainConfig,
     env: DummyVecEnv,
-    reward: Reward,
+    reward: Reward | None,
     max_episode_steps: int | None,
     init_meta: Mapping[str, Any] | None,
 ) -> None:

@@ -122,7 +122,7 @@ def reopen(tmp_path: Path) -> Reopen:
 
     @contextmanager
     def open_again(
-        keeper: Elsewhere, find_rewards: Callable[[object], Reward] = lambda config: None
+        keeper: Elsewhere, find_rewards: Callable[[object], Reward | None] = lambda config: None
     ) -> Iterator[JobRegistry]:
         journal, obstacle = open_journal(tmp_path, keeps_running=True)
         recorder = JobRecorder(journal, obstacle)
@@ -349,7 +349,7 @@ def test_a_restart_of_the_server_gives_no_more_workers_than_it_may_have(killed: 
 
 
 def test_without_its_rewards_it_goes_on_but_not_again(reopen: Reopen, killed: Job) -> None:
-    def find_nothing(config: object) -> Reward:
+    def find_nothing(config: object) -> Reward | None:
         raise NotFoundError("there is no reward function 'mine'.")
 
     keeper = Elsewhere(NodeLostError("the node is gone."))
