@@ -158,18 +158,23 @@ class Conductor:
     def stop(self, sweep_id: str) -> SweepSummary:
         """Start no more jobs of a sweep, and stop those that run, which save what they have learnt.
 
-        A second stop skips their evaluations.
+        A second stop skips their evaluations. Jobs may run although the sweep was interrupted: some outlive the server.
 
         :raises NotFoundError: If there is none.
         :raises ConflictError: If it has ended.
         """
         with self._changed:
             sweep = self._get(sweep_id)
-            if not sweep.status.is_active:
+            left = self._list_left(sweep)
+            if not sweep.status.is_active and not left:
                 raise ConflictError(
                     f"sweep '{sweep.record.name}' is {sweep.status} already; only running sweeps can be stopped."
                 )
             sweep.stop()
+            for trial, job in left:
+                sweep.note_job(trial, job)
+            if left:
+                self._activate(sweep)
             self._changed.notify_all()
             job_ids = [trial.job_id for trial in sweep.list_active()]
         self._recorder.write(sweep.sweep_id)
@@ -177,6 +182,17 @@ class Conductor:
             if job_id is not None:
                 self._stop_job(job_id)
         return self._summarize(sweep)
+
+    def _list_left(self, sweep: Sweep) -> list[tuple[Trial, Job]]:
+        """List the trials of an interrupted sweep whose jobs go on without it."""
+        if sweep.status is not SweepStatus.INTERRUPTED:
+            return []
+        left = []
+        for trial in sweep.record.trials:
+            if trial.job_id is not None and self._registry.is_active(trial.job_id):
+                job = self._registry.find_in_memory(trial.job_id)
+                left += [] if job is None else [(trial, job)]
+        return left
 
     def resume(self, sweep_id: str) -> SweepSummary:
         """Go on with a sweep that was stopped, or interrupted by the end of the server.

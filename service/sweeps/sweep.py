@@ -185,7 +185,8 @@ class Sweep:
 
     def stop(self) -> None:
         """Start no more jobs."""
-        self.record.status, self.held_by = SweepStatus.STOPPING, None
+        self.record.status, self.record.ended_by, self.record.end_time = SweepStatus.STOPPING, None, None
+        self.held_by = None
 
     def interrupt(self) -> None:
         """Note that the server which ran it has ended."""

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from service.errors import ConflictError
 from service.jobs.records.journal import FILE_NAME, JobJournal
 from service.settings import Settings
 from service.sweeps.conductor import Conductor
@@ -228,6 +229,28 @@ def test_a_stopped_sweep_can_go_on(client: TestClient, held: dict[str, Any], gat
     assert list_trials(sweep)[0]["job_id"] == first["job_id"], "the job itself goes on"
     assert get_status(client, first["job_id"])["n_restarts"] == 1
     assert client.post("/sweeps/latest/resume").status_code == 409
+
+
+def test_an_interrupted_sweep_is_stopped_as_long_as_jobs_of_it_go_on(
+    client: TestClient, app: FastAPI, held: dict[str, Any], gate: Gate
+) -> None:
+    sweep_id = start(client, base=held, max_active=1)["sweep_id"]
+    wait_for_counts(client, running=1, waiting=1)
+    service = app.state.service
+    service.sweeps.close()
+    # What the next server knows of it, if the job outlives this one.
+    sweeps = Conductor(service.registry.recorder._journal, service.registry, service.store, service, 100)
+    assert sweeps.describe(sweep_id).status == "interrupted"
+    assert sweeps.stop(sweep_id).status == "stopping"
+    assert sweeps.describe(sweep_id).counts == {"running": 1, "waiting": 1}
+    gate.admit()
+    wait_until(lambda: sweeps.describe(sweep_id).status == "stopped")
+    sweep = sweeps.describe(sweep_id)
+    assert (sweep.ended_by, sweep.counts) == ("stop", {"interrupted": 1, "waiting": 1})
+    assert client.get("/training/latest/status").json()["status"] == "stopped"
+    with pytest.raises(ConflictError, match="is stopped already"):
+        sweeps.stop(sweep_id)
+    sweeps.close()
 
 
 def test_a_job_that_was_stopped_by_hand_has_no_say(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
