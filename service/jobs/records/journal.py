@@ -76,6 +76,8 @@ _ACTIVE = "('queued', 'running')"
 _CHECKED_BYTES = 32 * 2**20
 # Another program may hold the file for a moment.
 _BUSY_SECONDS = 1.0
+# More events than a server shows to clients between two writes, even if the disk hangs for an hour.
+_MAX_UNWRITTEN_EVENTS = 1_000_000
 INTERRUPTED = (
     "interrupted by restart: the server ended while the job was {status}; POST /training/{job_id}/resume goes on with "
     "it."
@@ -115,6 +117,16 @@ class JobJournal:
         self._connection = _connect(path)
         self._inode = None if path is None else path.stat().st_ino
         self._close = weakref.finalize(self, self._connection.close)
+
+    def skip_event_ids(self) -> None:
+        """Leave out, in jobs that had not ended, the ids of events that clients have seen and the file has not."""
+        with self._transact() as connection:
+            query = f"SELECT number, history FROM jobs WHERE status IN {_ACTIVE}"
+            for number, history in connection.execute(query).fetchall():
+                with suppress(ValueError, TypeError):  # it is damaged, and whoever asks for more of it is told
+                    last_event_id, *others = json.loads(history)
+                    skipped = json.dumps([last_event_id + _MAX_UNWRITTEN_EVENTS, *others])
+                    connection.execute("UPDATE jobs SET history = ? WHERE number = ?", (skipped, number))
 
     def interrupt_active(self, job_ids: Sequence[str] | None = None, keeps_running: bool = False) -> int:
         """Note that the jobs which had not ended have failed with the server that ran them; return how many.
@@ -336,6 +348,7 @@ def open_journal(models_dir: Path, keeps_running: bool = False) -> tuple[JobJour
 def _open(path: Path, keeps_running: bool) -> JobJournal:
     journal = JobJournal(path)
     try:
+        journal.skip_event_ids()
         n_interrupted = journal.interrupt_active(keeps_running=keeps_running)
         if n_interrupted:
             logger.warning("%d jobs were interrupted when the last server ended", n_interrupted)

@@ -11,7 +11,9 @@ import pytest
 
 from service.jobs.job import Job
 from service.jobs.records.journal import FILE_NAME, SCHEMA_VERSION, JobJournal, JournalError, open_journal
+from service.jobs.records.record import JobRecord
 from service.jobs.records.recorder import JobRecorder
+from service.jobs.totals import JobTotals
 from service.schemas.jobs import JobLabels, JobStatus
 from tests.support import make_evaluation, make_final_evaluation, make_plan, wait_until
 
@@ -38,6 +40,41 @@ def write(path: Path, *jobs: Job) -> None:
     journal = JobJournal(path)
     journal.write([job.make_record(0, 1) for job in jobs])
     journal.close()
+
+
+def load(journal: JobJournal, job_id: str) -> JobRecord:
+    record = journal.load(job_id)
+    assert record is not None
+    return record
+
+
+def test_the_ids_of_events_that_a_killed_server_has_sent_and_not_written_are_not_used_again(path: Path) -> None:
+    job = make_job()
+    run_for_a_while(job)
+    write(path, job)
+    for _ in range(100):
+        job.publish_warning("the file has no room for this")
+    seen = job.history.last_event_id
+    journal, _ = open_journal(path.parent)
+    restored = Job.restore(load(journal, job.job_id))
+    assert [event.name for event in restored.history.list_events(after=seen)] == ["job.failed"]
+    assert Job.restore(load(journal, job.job_id)).history.last_event_id == restored.history.last_event_id
+    journal.close()
+
+
+def test_nor_are_they_of_a_job_that_goes_on_however_often_its_server_is_killed(path: Path) -> None:
+    job = make_job()
+    run_for_a_while(job)
+    write(path, job)
+    for _ in range(3):
+        seen = job.history.last_event_id + 100
+        journal, _ = open_journal(path.parent, keeps_running=True)
+        job = Job.revive(load(journal, job.job_id), JobTotals(), lambda record: None, None)
+        job.publish_warning("the server is killed before this is written")
+        assert [event.payload for event in job.history.list_events(after=seen)] == [
+            {"warning": "the server is killed before this is written"}
+        ]
+        journal.close()
 
 
 @pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.STOPPED])
