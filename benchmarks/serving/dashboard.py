@@ -19,7 +19,8 @@ from selenium.webdriver.common.by import By
 from api import create_app
 from benchmarks.lib.http_jobs import make_plan
 from service.jobs.job import Job
-from service.jobs.records.journal import FILE_NAME, JobJournal
+from service.jobs.records.database import FILE_NAME
+from service.jobs.records.journal import JobJournal
 from service.schemas.jobs import EpisodeFigures, JobStatus
 from service.settings import Settings
 from tests.browser import drive

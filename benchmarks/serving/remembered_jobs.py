@@ -16,7 +16,8 @@ from fastapi.testclient import TestClient
 from api import create_app
 from benchmarks.lib.http_jobs import make_plan
 from service.jobs.job import Job
-from service.jobs.records.journal import FILE_NAME, JobJournal
+from service.jobs.records.database import FILE_NAME
+from service.jobs.records.journal import JobJournal
 from service.jobs.records.recorder import JobRecorder
 from service.schemas.jobs import JobStatus
 from service.settings import Settings

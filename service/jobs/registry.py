@@ -25,7 +25,8 @@ from service.errors import (
 )
 from service.jobs.job import Job
 from service.jobs.records.checkpoints import CheckpointFolder
-from service.jobs.records.journal import JobJournal, JournalError
+from service.jobs.records.database import JournalError
+from service.jobs.records.journal import JobJournal
 from service.jobs.records.record import PastJob
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.runner import JobRunner

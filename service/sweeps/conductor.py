@@ -20,7 +20,8 @@ from service.errors import (
     printable,
 )
 from service.jobs.job import Job
-from service.jobs.records.journal import JobJournal, JournalError
+from service.jobs.records.database import JournalError
+from service.jobs.records.journal import JobJournal
 from service.jobs.registry import LATEST, JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from service.jobs.records.journal import JobJournal, JournalError
+from service.jobs.records.database import JournalError
+from service.jobs.records.journal import JobJournal
 from service.sweeps.sweep import SweepRecord
 
 logger = logging.getLogger("grpo.service")

@@ -2,101 +2,38 @@
 
 import json
 import logging
-import os
 import sqlite3
 import threading
 import weakref
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from service.jobs.records.history import HistoryPart, JobEvent, MetricRows
-from service.jobs.records.record import JobRecord, JobState, PastJob, PlanRecord, choose_evaluation, compute_recipe
+from service.jobs.records.database import FILE_NAME, DamagedError, JournalError, connect, explain, move_aside
+from service.jobs.records.history import HistoryPart, JobEvent
+from service.jobs.records.record import JobRecord, JobState, PastJob, PlanRecord
+from service.jobs.records.rows import (
+    LABELS,
+    read_event,
+    read_json_columns,
+    read_line,
+    to_columns,
+    unpack_metrics,
+    write_record,
+)
 from service.schemas.jobs import JobLabels, JobStatus, JobSummary
 
 logger = logging.getLogger("grpo.service")
 
-# A hidden file, and no name that a model can have.
-FILE_NAME = ".jobs.sqlite3"
-# Raise it with every change of the tables, and have _migrate bring older files up to it.
-SCHEMA_VERSION = 2
-# "GRPO", in the header of the file: whose database it is.
-_APPLICATION_ID = 0x4752504F
-_TABLES = """
-CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY,
-    job_id TEXT NOT NULL UNIQUE,
-    status TEXT NOT NULL,
-    progress REAL NOT NULL,
-    env_name TEXT NOT NULL,
-    model_name TEXT NOT NULL,
-    current_timesteps INTEGER NOT NULL,
-    total_timesteps INTEGER NOT NULL,
-    created_at TEXT NOT NULL,
-    written_at REAL NOT NULL,
-    plan TEXT NOT NULL,
-    state TEXT NOT NULL,
-    history TEXT NOT NULL
-    {columns}
-);
-CREATE TABLE events (
-    number INTEGER NOT NULL, event_id INTEGER NOT NULL, name TEXT NOT NULL, payload TEXT NOT NULL,
-    PRIMARY KEY (number, event_id)
-) WITHOUT ROWID;
-CREATE TABLE metrics (
-    number INTEGER NOT NULL, first_id INTEGER NOT NULL, n_rows INTEGER NOT NULL, keys TEXT NOT NULL,
-    numbers BLOB NOT NULL, PRIMARY KEY (number, first_id)
-) WITHOUT ROWID;
-"""
-# What version 2 has added to the jobs: what the list shows, and what people have written on them.
-_ADDED_COLUMNS = {
-    "seed": "INTEGER NOT NULL DEFAULT 0",
-    "elapsed_seconds": "REAL NOT NULL DEFAULT 0",
-    "mean_reward": "REAL",
-    "mean_reward_ci95": "TEXT NOT NULL DEFAULT 'null'",
-    "recipe": "TEXT NOT NULL DEFAULT ''",
-    "display_name": "TEXT",
-    "tags": "TEXT NOT NULL DEFAULT '[]'",
-    "note": "TEXT NOT NULL DEFAULT ''",
-    "hidden": "INTEGER NOT NULL DEFAULT 0",
-}
-# Columns of a line in the list that hold JSON.
-_JSON_COLUMNS = ("mean_reward_ci95", "tags")
-_LABELS = tuple(JobLabels.model_fields)
-_SWEEPS_TABLE = "CREATE TABLE sweeps (number INTEGER PRIMARY KEY, sweep_id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)"
-# Beside an event's payload, where older servers expect it alone.
-_EVENT_TIME = "event_time"
 _ACTIVE = "('queued', 'running')"
-# To check a larger file in full would hold up the start; its damage shows when it is read.
-_CHECKED_BYTES = 32 * 2**20
-# Another program may hold the file for a moment.
-_BUSY_SECONDS = 1.0
 # More events than a server shows to clients between two writes, even if the disk hangs for an hour.
 _MAX_UNWRITTEN_EVENTS = 1_000_000
 INTERRUPTED = (
     "interrupted by restart: the server ended while the job was {status}; POST /training/{job_id}/resume goes on with "
     "it."
 )
-
-
-class JournalError(Exception):
-    """The jobs' file cannot be used.
-
-    :param reason: Why, in words and without a path.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class _DamagedError(JournalError):
-    """It is no database, or a damaged one."""
 
 
 class JobJournal:
@@ -114,7 +51,7 @@ class JobJournal:
         self._lock = threading.Lock()
         #: Whether it has just been begun, and so knows no job of earlier servers.
         self.is_new = path is None or not path.exists() or path.stat().st_size == 0
-        self._connection = _connect(path)
+        self._connection = connect(path)
         self._inode = None if path is None else path.stat().st_ino
         self._close = weakref.finalize(self, self._connection.close)
 
@@ -161,17 +98,17 @@ class JobJournal:
     def list_jobs(self) -> list[PastJob]:
         """List all jobs, oldest first."""
         names = list(JobSummary.model_fields)
-        with self._lock, _explain():
+        with self._lock, explain():
             rows = self._connection.execute(f"SELECT {', '.join(names)} FROM jobs ORDER BY number").fetchall()
-            return [PastJob(_read_line(dict(zip(names, row, strict=True)))) for row in rows]
+            return [PastJob(read_line(dict(zip(names, row, strict=True)))) for row in rows]
 
     def load(self, job_id: str) -> JobRecord | None:
         """Read a job; None if there is none.
 
         :raises JournalError: If it cannot be read.
         """
-        with self._lock, _explain():
-            query = f"SELECT number, plan, state, history, written_at, {', '.join(_LABELS)} FROM jobs WHERE job_id = ?"
+        with self._lock, explain():
+            query = f"SELECT number, plan, state, history, written_at, {', '.join(LABELS)} FROM jobs WHERE job_id = ?"
             row = self._connection.execute(query, (job_id,)).fetchone()
             if row is None:
                 return None
@@ -179,15 +116,15 @@ class JobJournal:
             events = self._connection.execute(query, row[:1]).fetchall()
             query = "SELECT keys, n_rows, numbers FROM metrics WHERE number = ? ORDER BY first_id"
             metrics = self._connection.execute(query, row[:1]).fetchall()
-        with _explain():
+        with explain():
             _, plan, state, history, written_at, *written = row
-            labels = _read_json_columns(dict(zip(_LABELS, written, strict=True)))
+            labels = read_json_columns(dict(zip(LABELS, written, strict=True)))
             last_event_id, stride, progress = json.loads(history)
             part = HistoryPart(
                 last_event_id,
                 stride,
-                [_read_event(*event) for event in events],
-                [_unpack(*packed) for packed in metrics],
+                [read_event(*event) for event in events],
+                [unpack_metrics(*packed) for packed in metrics],
                 replaces_rows=True,
                 progress=None if progress is None else JobEvent(*progress),
             )
@@ -203,7 +140,7 @@ class JobJournal:
     def load_configs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Read the configurations of jobs; those that cannot be read are left out."""
         query = f"SELECT job_id, plan FROM jobs WHERE job_id IN ({', '.join('?' * len(job_ids))})"
-        with self._lock, _explain():
+        with self._lock, explain():
             rows = self._connection.execute(query, tuple(job_ids)).fetchall()
         configs = {}
         for job_id, plan in rows:
@@ -218,7 +155,7 @@ class JobJournal:
         :raises JournalError: If they cannot be read.
         """
         query = "SELECT job_id FROM jobs WHERE instr(plan, ?) ORDER BY number"
-        with self._lock, _explain():
+        with self._lock, explain():
             written = f'"init_sha256":{json.dumps(sha256)}'
             return [job_id for (job_id,) in self._connection.execute(query, (written,))]
 
@@ -227,7 +164,7 @@ class JobJournal:
 
         :raises JournalError: If it fails, or the file does not have the job.
         """
-        columns = _write_labels(labels)
+        columns = to_columns(labels)
         settings = ", ".join(f"{name} = ?" for name in columns)
         with self._transact() as connection:
             changed = connection.execute(f"UPDATE jobs SET {settings} WHERE job_id = ?", (*columns.values(), job_id))
@@ -245,7 +182,7 @@ class JobJournal:
             for record in records:
                 connection.execute("SAVEPOINT record")
                 try:
-                    _write(connection, record)
+                    write_record(connection, record)
                 except (ValueError, TypeError, OverflowError):  # what an environment reported; others are written
                     logger.warning("job %s cannot be written down", record.job_id, exc_info=True)
                     connection.execute("ROLLBACK TO record")
@@ -254,7 +191,7 @@ class JobJournal:
     def list_old(self, written_before: float) -> list[str]:
         """List the ids of jobs that ended before a time in seconds since 1970, oldest first."""
         query = f"SELECT job_id FROM jobs WHERE written_at < ? AND status NOT IN {_ACTIVE} ORDER BY number"
-        with self._lock, _explain():
+        with self._lock, explain():
             return [job_id for (job_id,) in self._connection.execute(query, (written_before,))]
 
     def forget(self, job_ids: Sequence[str]) -> None:
@@ -274,7 +211,7 @@ class JobJournal:
 
         :raises JournalError: If they cannot be read.
         """
-        with self._lock, _explain():
+        with self._lock, explain():
             return [record for (record,) in self._connection.execute("SELECT record FROM sweeps ORDER BY number")]
 
     def write_sweep(self, sweep_id: str, record: str) -> None:
@@ -304,7 +241,7 @@ class JobJournal:
 
     @contextmanager
     def _transact(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _explain():
+        with self._lock, explain():
             self._check_place()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -333,8 +270,8 @@ def open_journal(models_dir: Path, keeps_running: bool = False) -> tuple[JobJour
     try:
         try:
             return _open(path, keeps_running), None
-        except _DamagedError as error:
-            aside = _move_aside(path)
+        except DamagedError as error:
+            aside = move_aside(path)
             logger.warning("%s is damaged (%s): it is now %s, and a new one begins", FILE_NAME, error, aside)
             if keeps_running:
                 logger.warning("jobs that went on without the server are not known any more, and are ended")
@@ -359,190 +296,8 @@ def _open(path: Path, keeps_running: bool) -> JobJournal:
     return journal
 
 
-def _connect(path: Path | None) -> sqlite3.Connection:
-    if path is not None:
-        _create(path)
-    with _explain():
-        target = ":memory:" if path is None else path
-        connection = sqlite3.connect(target, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            _prepare(connection, 0 if path is None else path.stat().st_size)
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-def _create(path: Path) -> None:
-    """Create the file for its owner alone if it is absent, and refuse what is no file."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise JournalError("it is not a regular file")
-    with _explain():
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-
-def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
-    """Lock the database, check that it is one of ours, and create its tables if it is new."""
-    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    is_new = n_tables == 0 and version == 0
-    if not is_new and application != _APPLICATION_ID:
-        raise JournalError("another program's database")
-    if not is_new and not 1 <= version <= SCHEMA_VERSION:
-        raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; upgrade the server")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("BEGIN IMMEDIATE")
-    if is_new:
-        columns = "".join(f", {name} {kind}" for name, kind in _ADDED_COLUMNS.items())
-        for statement in _TABLES.format(columns=columns).split(";"):
-            connection.execute(statement)
-        connection.execute(_SWEEPS_TABLE)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    elif version < SCHEMA_VERSION:
-        _migrate(connection)
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute("COMMIT")
-    if n_bytes <= _CHECKED_BYTES:
-        (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if finding != "ok":
-            raise _DamagedError("its check fails")
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring a file of version 1 up to this one."""
-    connection.execute(_SWEEPS_TABLE)
-    for name, kind in _ADDED_COLUMNS.items():
-        connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
-    for number, plan_json, state_json in connection.execute("SELECT number, plan, state FROM jobs").fetchall():
-        try:
-            plan, state = PlanRecord.model_validate_json(plan_json), JobState.model_validate_json(state_json)
-            columns = {"seed": plan.config["seed"], "recipe": compute_recipe(plan.config), **_list_figures(state)}
-        except (ValueError, KeyError):  # it stays in the list, and whoever asks for more of it is told
-            continue
-        settings = ", ".join(f"{name} = ?" for name in columns)
-        connection.execute(f"UPDATE jobs SET {settings} WHERE number = ?", (*columns.values(), number))
-    logger.warning("%s was of version 1, and is now of version %d", FILE_NAME, SCHEMA_VERSION)
-
-
-@contextmanager
-def _explain() -> Iterator[None]:
-    """Turn the errors of SQLite, of the disk and of what was read into words."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        kind = _DamagedError if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else JournalError
-        raise kind(str(error)) from error
-    except OSError as error:
-        raise JournalError(error.strerror or "unknown reason") from error
-    except (ValueError, TypeError, zlib.error) as error:  # what was read, or is to be written
-        raise JournalError(f"a record is damaged: {type(error).__name__}") from error
-
-
-def _move_aside(path: Path) -> str:
-    """Rename a damaged file and what SQLite keeps beside it; return its new name."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    aside = path.with_name(f"{path.name}.damaged-{stamp}")
-    for ending in ("-wal", "-shm", ""):
-        with suppress(FileNotFoundError):
-            os.rename(f"{path}{ending}", f"{aside}{ending}")
-    return aside.name
-
-
 def _has_started(state_json: str) -> bool:
     try:
         return JobState.model_validate_json(state_json).status is JobStatus.RUNNING
     except ValueError:
         return False
-
-
-def _read_line(columns: dict[str, Any]) -> JobSummary:
-    return JobSummary.model_validate(_read_json_columns(columns))
-
-
-def _read_json_columns(columns: dict[str, Any]) -> dict[str, Any]:
-    return {name: json.loads(value) if name in _JSON_COLUMNS else value for name, value in columns.items()}
-
-
-def _write_labels(labels: JobLabels) -> dict[str, Any]:
-    return {name: json.dumps(value) if name in _JSON_COLUMNS else value for name, value in labels}
-
-
-def _list_figures(state: JobState) -> dict[str, Any]:
-    """List what a line of the list shows of a job's state."""
-    mean_reward, interval = choose_evaluation(state.final_evaluation, state.evaluation)
-    return {
-        "elapsed_seconds": state.elapsed_seconds,
-        "mean_reward": mean_reward,
-        "mean_reward_ci95": json.dumps(interval),
-    }
-
-
-def _write(connection: sqlite3.Connection, record: JobRecord) -> None:
-    plan, state, history = record.plan, record.state, record.history
-    progress = None if history.progress is None else [history.progress.event_id, *history.progress[1:]]
-    changing = {
-        "status": str(state.status),
-        "progress": state.compute_progress(int(plan.config["total_timesteps"])),
-        "current_timesteps": state.current_timesteps,
-        "written_at": datetime.now(UTC).timestamp(),
-        "state": state.model_dump_json(),
-        "history": json.dumps([history.last_event_id, history.stride, progress]),
-        **_list_figures(state),
-    }
-    fixed = {
-        "job_id": record.job_id,
-        "env_name": plan.config["env_name"],
-        "model_name": plan.config["model_name"],
-        "total_timesteps": plan.config["total_timesteps"],
-        "created_at": state.created_at.isoformat(),
-        "plan": plan.model_dump_json(),
-        "seed": plan.config["seed"],
-        "recipe": compute_recipe(plan.config),
-        **_write_labels(record.labels),
-    }
-    columns = {**fixed, **changing}
-    updates = ", ".join(f"{name} = excluded.{name}" for name in changing)
-    (number,) = connection.execute(
-        f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "
-        f"ON CONFLICT (job_id) DO UPDATE SET {updates} RETURNING number",
-        tuple(columns.values()),
-    ).fetchone()
-    if history.replaces_events:
-        connection.execute("DELETE FROM events WHERE number = ?", (number,))
-    connection.executemany(
-        "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?)",
-        [(number, event.event_id, event.name, _write_payload(event)) for event in history.events],
-    )
-    if history.replaces_rows:
-        connection.execute("DELETE FROM metrics WHERE number = ?", (number,))
-    connection.executemany(
-        "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?)", [(number, *_pack(rows)) for rows in history.rows]
-    )
-
-
-def _write_payload(event: JobEvent) -> str:
-    time_of_event = {} if event.created_at is None else {_EVENT_TIME: event.created_at.isoformat()}
-    return json.dumps({**event.payload, **time_of_event})
-
-
-def _read_event(event_id: int, name: str, payload_json: str) -> JobEvent:
-    payload = json.loads(payload_json)
-    created_at = payload.pop(_EVENT_TIME, None)
-    return JobEvent(event_id, name, payload, None if created_at is None else datetime.fromisoformat(created_at))
-
-
-def _pack(rows: MetricRows) -> tuple[int, int, str, bytes]:
-    numbers = b"".join(part.astype(part.dtype.newbyteorder("<")).tobytes() for part in rows[1:])
-    return int(rows.ids[0]), len(rows.ids), json.dumps(rows.keys), zlib.compress(numbers, 1)
-
-
-def _unpack(keys_json: str, n_rows: int, packed: bytes) -> MetricRows:
-    keys = tuple(json.loads(keys_json))
-    content = zlib.decompress(packed)
-    integers = np.frombuffer(content, "<i8", 2 * n_rows).astype(np.int64)
-    numbers = np.frombuffer(content, "<f8", offset=integers.nbytes).astype(np.float64)
-    return MetricRows(keys, integers[:n_rows], integers[n_rows:], numbers.reshape(n_rows, 1 + len(keys)))

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from service.jobs.records.database import JournalError
 from service.jobs.records.history import JobHistory
-from service.jobs.records.journal import JobJournal, JournalError
+from service.jobs.records.journal import JobJournal
 from service.jobs.records.record import JobRecord, PastJob
 from service.schemas.jobs import JobLabels
 from service.workers.receipts import Receipts

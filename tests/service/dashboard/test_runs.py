@@ -14,7 +14,8 @@ from selenium.webdriver.common.keys import Keys
 
 from api import create_app
 from service.jobs.job import Job
-from service.jobs.records.journal import FILE_NAME, JobJournal
+from service.jobs.records.database import FILE_NAME
+from service.jobs.records.journal import JobJournal
 from service.jobs.registry import JobRegistry
 from service.schemas.jobs import JobStatus
 from service.settings import Settings

@@ -12,7 +12,8 @@ import pytest
 from grpo_core.options.rewards import Reward
 from service.errors import NotFoundError
 from service.jobs.job import Job
-from service.jobs.records.journal import FILE_NAME, JobJournal, open_journal
+from service.jobs.records.database import FILE_NAME
+from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.jobs.totals import JobTotals

@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.errors import ConflictError
-from service.jobs.records.journal import FILE_NAME, JobJournal
+from service.jobs.records.database import FILE_NAME
+from service.jobs.records.journal import JobJournal
 from service.settings import Settings
 from service.sweeps.conductor import Conductor
 from tests.conftest import RegisterEnv

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from service.jobs.job import Job
-from service.jobs.records.journal import FILE_NAME, SCHEMA_VERSION, JobJournal, JournalError, open_journal
+from service.jobs.records.database import FILE_NAME, SCHEMA_VERSION, JournalError
+from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.record import JobRecord
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.totals import JobTotals

@@ -1,0 +1,178 @@
+"""The jobs' file as a database: opened for this process alone, checked, and brought up to this version."""
+
+import logging
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from service.jobs.records.record import JobState, PlanRecord, compute_recipe
+from service.jobs.records.rows import list_figures
+
+logger = logging.getLogger("grpo.service")
+
+# A hidden file, and no name that a model can have.
+FILE_NAME = ".jobs.sqlite3"
+# Raise it with every change of the tables, and have _migrate bring older files up to it.
+SCHEMA_VERSION = 2
+# "GRPO", in the header of the file: whose database it is.
+_APPLICATION_ID = 0x4752504F
+_TABLES = """
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY,
+    job_id TEXT NOT NULL UNIQUE,
+    status TEXT NOT NULL,
+    progress REAL NOT NULL,
+    env_name TEXT NOT NULL,
+    model_name TEXT NOT NULL,
+    current_timesteps INTEGER NOT NULL,
+    total_timesteps INTEGER NOT NULL,
+    created_at TEXT NOT NULL,
+    written_at REAL NOT NULL,
+    plan TEXT NOT NULL,
+    state TEXT NOT NULL,
+    history TEXT NOT NULL
+    {columns}
+);
+CREATE TABLE events (
+    number INTEGER NOT NULL, event_id INTEGER NOT NULL, name TEXT NOT NULL, payload TEXT NOT NULL,
+    PRIMARY KEY (number, event_id)
+) WITHOUT ROWID;
+CREATE TABLE metrics (
+    number INTEGER NOT NULL, first_id INTEGER NOT NULL, n_rows INTEGER NOT NULL, keys TEXT NOT NULL,
+    numbers BLOB NOT NULL, PRIMARY KEY (number, first_id)
+) WITHOUT ROWID;
+"""
+# What version 2 has added to the jobs: what the list shows, and what people have written on them.
+_ADDED_COLUMNS = {
+    "seed": "INTEGER NOT NULL DEFAULT 0",
+    "elapsed_seconds": "REAL NOT NULL DEFAULT 0",
+    "mean_reward": "REAL",
+    "mean_reward_ci95": "TEXT NOT NULL DEFAULT 'null'",
+    "recipe": "TEXT NOT NULL DEFAULT ''",
+    "display_name": "TEXT",
+    "tags": "TEXT NOT NULL DEFAULT '[]'",
+    "note": "TEXT NOT NULL DEFAULT ''",
+    "hidden": "INTEGER NOT NULL DEFAULT 0",
+}
+_SWEEPS_TABLE = "CREATE TABLE sweeps (number INTEGER PRIMARY KEY, sweep_id TEXT NOT NULL UNIQUE, record TEXT NOT NULL)"
+# To check a larger file in full would hold up the start; its damage shows when it is read.
+_CHECKED_BYTES = 32 * 2**20
+# Another program may hold the file for a moment.
+_BUSY_SECONDS = 1.0
+
+
+class JournalError(Exception):
+    """The jobs' file cannot be used.
+
+    :param reason: Why, in words and without a path.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class DamagedError(JournalError):
+    """It is no database, or a damaged one."""
+
+
+def connect(path: Path | None) -> sqlite3.Connection:
+    """Open the file, or a database in memory.
+
+    :param path: The file, created if absent; None opens one in memory.
+    :raises JournalError: If it cannot be used.
+    """
+    if path is not None:
+        _create(path)
+    with explain():
+        target = ":memory:" if path is None else path
+        connection = sqlite3.connect(target, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection, 0 if path is None else path.stat().st_size)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _create(path: Path) -> None:
+    """Create the file for its owner alone if it is absent, and refuse what is no file."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise JournalError("it is not a regular file")
+    with explain():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
+    """Lock the database, check that it is one of ours, and create its tables if it is new."""
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    is_new = n_tables == 0 and version == 0
+    if not is_new and application != _APPLICATION_ID:
+        raise JournalError("another program's database")
+    if not is_new and not 1 <= version <= SCHEMA_VERSION:
+        raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; upgrade the server")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("BEGIN IMMEDIATE")
+    if is_new:
+        columns = "".join(f", {name} {kind}" for name, kind in _ADDED_COLUMNS.items())
+        for statement in _TABLES.format(columns=columns).split(";"):
+            connection.execute(statement)
+        connection.execute(_SWEEPS_TABLE)
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    elif version < SCHEMA_VERSION:
+        _migrate(connection)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+    if n_bytes <= _CHECKED_BYTES:
+        (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if finding != "ok":
+            raise DamagedError("its check fails")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring a file of version 1 up to this one."""
+    connection.execute(_SWEEPS_TABLE)
+    for name, kind in _ADDED_COLUMNS.items():
+        connection.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
+    for number, plan_json, state_json in connection.execute("SELECT number, plan, state FROM jobs").fetchall():
+        try:
+            plan, state = PlanRecord.model_validate_json(plan_json), JobState.model_validate_json(state_json)
+            columns = {"seed": plan.config["seed"], "recipe": compute_recipe(plan.config), **list_figures(state)}
+        except (ValueError, KeyError):  # it stays in the list, and whoever asks for more of it is told
+            continue
+        settings = ", ".join(f"{name} = ?" for name in columns)
+        connection.execute(f"UPDATE jobs SET {settings} WHERE number = ?", (*columns.values(), number))
+    logger.warning("%s was of version 1, and is now of version %d", FILE_NAME, SCHEMA_VERSION)
+
+
+@contextmanager
+def explain() -> Iterator[None]:
+    """Turn the errors of SQLite, of the disk and of what was read into words."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        kind = DamagedError if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else JournalError
+        raise kind(str(error)) from error
+    except OSError as error:
+        raise JournalError(error.strerror or "unknown reason") from error
+    except (ValueError, TypeError, zlib.error) as error:  # what was read, or is to be written
+        raise JournalError(f"a record is damaged: {type(error).__name__}") from error
+
+
+def move_aside(path: Path) -> str:
+    """Rename a damaged file and what SQLite keeps beside it; return its new name."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    for ending in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.rename(f"{path}{ending}", f"{aside}{ending}")
+    return aside.name
