@@ -1,17 +1,12 @@
-"""The registry, which remembers all training jobs and runs them."""
+"""The registry, which takes training jobs in and runs them: names, places in the queue, shutdown."""
 
 import logging
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import dropwhile, islice
 from pathlib import Path
-from typing import Any
-
-from cachetools import LRUCache
 
 from grpo_core.options.rewards import Reward
 from service.errors import (
@@ -20,7 +15,6 @@ from service.errors import (
     NotFoundError,
     QueueFullError,
     ServiceError,
-    StorageError,
     printable,
 )
 from service.jobs.job import Job
@@ -31,9 +25,10 @@ from service.jobs.records.record import PastJob
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.runner import JobRunner
 from service.jobs.saved_model import is_own_model
+from service.jobs.table import JobTable
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
-from service.schemas.jobs import JobLabels, JobStatus
+from service.schemas.jobs import JobStatus
 from service.schemas.training import TrainConfig
 from service.training.planning.plan import TrainingPlan
 from service.workers.executor import Executor
@@ -41,19 +36,9 @@ from service.workers.task import Keeper
 
 logger = logging.getLogger("grpo.service")
 
-# May take the place of an id in a path: the newest job.
-LATEST = "latest"
-# Ended jobs that stay in memory, the ones that ended last. Of those before, only the line in the list does.
-_MAX_IN_MEMORY = 100
-# As many if the disk does not take them.
-_MAX_UNWRITTEN = 1000
-# Ended jobs that somebody looks at.
-_MAX_LOADED = 32
-_FORGET_SECONDS = 3600.0
 
-
-class JobRegistry:
-    """All jobs by id, and the threads that look after the running ones. Safe to use from any thread.
+class JobRegistry(JobTable):
+    """Takes jobs in, and runs them. Safe to use from any thread.
 
     :param store: Where trained policies are saved.
     :param executor: Runs the trainings; the registry does not close it.
@@ -85,13 +70,11 @@ class JobRegistry:
         n_threads_per_job: int | None = None,
         keeper: Keeper | None = None,
     ) -> None:
+        super().__init__(recorder or JobRecorder(JobJournal()), checkpoints, max_kept, max_kept_days)
         self.totals = JobTotals()
-        self.recorder = recorder or JobRecorder(JobJournal())
         self._store = store
         self._max_running = max_running
         self._max_active = max_running + max_queued
-        self._max_kept, self._max_kept_days = max_kept, max_kept_days
-        self._checkpoints = checkpoints
         self._runner = JobRunner(
             store,
             executor,
@@ -104,26 +87,14 @@ class JobRegistry:
         )
         # Held while a job is written down, so that jobs are listed in the order of the file.
         self._admission = threading.Lock()
-        # Held while something is written on a job, so that the last to write is the one that is remembered.
-        self._labelling = threading.Lock()
-        # Guards everything below and makes "check the name, then take it" one step.
-        self._lock = threading.Lock()
-        past_jobs = self.recorder.list_past_jobs()
-        self._jobs: dict[str, Job | PastJob] = {job.job_id: self._revive(job) for job in past_jobs}
+        # The table's lock guards everything below, and makes "check the name, then take it" one step.
+        self._fill(map(self._revive, self.recorder.list_past_jobs()))
         # Jobs that go on without their server, and are to be followed again.
-        self._unfollowed = [job for job in self._jobs.values() if isinstance(job, Job)]
+        self._unfollowed = list(self._active)
         if checkpoints is not None:
             checkpoints.is_active = self.is_active
             if self.recorder.knows_all_jobs:
                 checkpoints.remove_orphans(self._jobs)
-        # Jobs that had not ended at the last look, and the ids of the others, so that only a list of all jobs has to
-        # go through all of them. Of the others, the last are in memory.
-        self._active = list(self._unfollowed)
-        self._ended: deque[str] = deque(job.job_id for job in self._jobs.values() if isinstance(job, PastJob))
-        self._in_memory: deque[str] = deque()
-        self._loaded: LRUCache[str, Job] = LRUCache(_MAX_LOADED)
-        self._next_look = 0.0
-        self._forget_old()
         # Names reserved by uploads, folded.
         self._reserved: set[str] = set()
         self._draining = False
@@ -195,10 +166,7 @@ class JobRegistry:
                 job.requeue(reward, self.totals, self.recorder.end, self._checkpoints, checkpoint)
                 if warning is not None:
                     job.publish_warning(warning)
-                for ids in (self._ended, self._in_memory):
-                    with suppress(ValueError):
-                        ids.remove(job.job_id)
-                self._loaded.pop(job.job_id, None)
+                self._drop_ended(job.job_id)
                 self._active.append(job)
             self._queue(job)
 
@@ -253,71 +221,6 @@ class JobRegistry:
             raise QueueFullError(f"{len(active)} jobs are running or queued already{planned}; try again later.")
         return active
 
-    def get(self, job_id: str) -> Job:
-        """Return a job.
-
-        :param job_id: The job's id, or ``LATEST``.
-        :raises NotFoundError: If it never existed or has been forgotten.
-        """
-        job = self.find_in_memory(job_id)
-        return self._load(job_id) if job is None else job
-
-    def find_in_memory(self, job_id: str) -> Job | None:
-        """Return a job without reading the disk; None if its record has to be read.
-
-        :param job_id: The job's id, or ``LATEST``.
-        :raises NotFoundError: If it never existed or has been forgotten.
-        """
-        with self._lock:
-            job = self._jobs.get(self._get_latest_id() if job_id == LATEST else job_id)
-            if isinstance(job, PastJob):
-                return self._loaded.get(job.job_id)
-        if job is None:
-            raise _make_not_found(job_id)
-        return job
-
-    def _get_latest_id(self) -> str:
-        if not self._jobs:
-            raise NotFoundError("there is no training job yet; POST /train starts one.")
-        return next(reversed(self._jobs))
-
-    def _load(self, job_id: str) -> Job:
-        with self._lock:
-            job_id = self._get_latest_id() if job_id == LATEST else job_id
-        try:
-            record = self.recorder.load(job_id)
-        except JournalError as error:
-            raise NotFoundError(
-                f"the record of training job '{printable(job_id)}' cannot be read ({error.reason}); the jobs' file or "
-                "its disk is damaged."
-            ) from error
-        if record is None:
-            raise _make_not_found(job_id)
-        job = Job.restore(record)
-        with self._lock:
-            self._loaded[job_id] = job
-        return job
-
-    def list_jobs(
-        self, status: JobStatus | None = None, after: str | None = None, limit: int | None = None
-    ) -> list[Job | PastJob]:
-        """List jobs, oldest first.
-
-        :param status: List only jobs with this status.
-        :param after: Id of a job; list only those submitted after it.
-        :param limit: Largest number of jobs to list.
-        :raises NotFoundError: If the job ``after`` never existed or has been forgotten.
-        """
-        with self._lock:
-            jobs: Iterator[Job | PastJob] = iter(list(self._jobs.values()))
-            if after == LATEST:
-                after = self._get_latest_id()
-            if after is not None and after not in self._jobs:
-                raise _make_not_found(after)
-        if after is not None:
-            jobs = islice(dropwhile(lambda job: job.job_id != after, jobs), 1, None)
-        return list(islice((job for job in jobs if status in (None, job.status)), limit))
-
     def read_checkpoint_model(self, job: Job) -> tuple[bytes, int] | None:
         """Return the model file in a job's latest checkpoint, and the steps it was trained for; None without one."""
         kept = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
@@ -325,92 +228,6 @@ class JobRegistry:
             return None
         content = self._checkpoints.read_model(job.job_id)
         return None if content is None else (content, kept.timesteps)
-
-    def find_id(self, job_id: str) -> str:
-        """Return the id of a job that is remembered.
-
-        :param job_id: The job's id, or ``LATEST``.
-        :raises NotFoundError: If it never existed or has been forgotten.
-        """
-        with self._lock:
-            return self._find(job_id).job_id
-
-    def list_lines(self) -> list[PastJob]:
-        """List the lines of all jobs, oldest first."""
-        with self._lock:
-            jobs = list(self._jobs.values())
-        return [job if isinstance(job, PastJob) else PastJob(job.summarize()) for job in jobs]
-
-    def list_configs(self, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return the configurations of a few jobs; of those that are unknown or cannot be read there is none."""
-        with self._lock:
-            jobs = [(job_id, self._jobs.get(job_id)) for job_id in job_ids]
-        past = [job_id for job_id, job in jobs if isinstance(job, PastJob)]
-        return {
-            **(self.recorder.load_configs(past) if past else {}),
-            **{job_id: job.config.model_dump(mode="json") for job_id, job in jobs if isinstance(job, Job)},
-        }
-
-    def label(self, job_id: str, changes: Mapping[str, Any]) -> Job | PastJob:
-        """Write something on a job, or take it away; it is on the disk when this returns.
-
-        :param job_id: The job's id, or ``LATEST``.
-        :param changes: Fields of ``JobLabels``.
-        :raises NotFoundError: If it never existed or has been forgotten.
-        :raises StorageError: If it cannot be written down.
-        """
-        with self._labelling:
-            with self._lock:
-                job = self._find(job_id)
-            old = job.summarize()
-            known = {name: getattr(old, name) for name in JobLabels.model_fields}
-            labels = JobLabels.model_validate({**known, **changes})
-            try:
-                self.recorder.write_labels(job.job_id, labels)
-            except JournalError as error:
-                raise StorageError(f"nothing is written on job {job.job_id}: {error.reason}.") from error
-            with self._lock:
-                for one in (self._jobs.get(job.job_id), self._loaded.get(job.job_id)):
-                    if isinstance(one, Job):
-                        one.labels = labels
-                    elif one is not None:
-                        job = PastJob(one.summary.model_copy(update=dict(labels)))
-                        self._jobs[job.job_id] = job
-        return job
-
-    def delete(self, job_id: str) -> str:
-        """Forget a job that has ended, and return its id; its model stays.
-
-        :param job_id: The job's id, or ``LATEST``.
-        :raises NotFoundError: If it never existed or has been forgotten.
-        :raises ConflictError: If it has not ended.
-        """
-        with self._lock:
-            job = self._find(job_id)
-            if not job.status.is_final:
-                raise ConflictError(
-                    f"job {job.job_id} is {job.status}; stop it with POST /training/{job.job_id}/stop before it is "
-                    "deleted."
-                )
-            self._list_active()  # it may have ended just now
-            self._forget(job.job_id, is_urgent=True)
-        return job.job_id
-
-    def _find(self, job_id: str) -> Job | PastJob:
-        job = self._jobs.get(self._get_latest_id() if job_id == LATEST else job_id)
-        if job is None:
-            raise _make_not_found(job_id)
-        return job
-
-    def is_active(self, job_id: str) -> bool:
-        """Return whether a job is queued or running."""
-        job = self._jobs.get(job_id)
-        return job is not None and not job.status.is_final
-
-    def count_active(self) -> int:
-        """Count the queued and running jobs."""
-        with self._lock:
-            return len(self._list_active())
 
     @property
     def max_running(self) -> int:
@@ -513,32 +330,6 @@ class JobRegistry:
                 found.append(self.get(job_id))
         return found
 
-    def _list_active(self) -> list[Job]:
-        still_active = []
-        for job in self._active:
-            if job.status.is_final:
-                self._ended.append(job.job_id)
-                self._in_memory.append(job.job_id)
-            else:
-                still_active.append(job)
-        self._active = still_active
-        self._free_memory()
-        return still_active
-
-    def _free_memory(self) -> None:
-        """Keep of the jobs that ended long ago only their lines in the list."""
-        while len(self._in_memory) > _MAX_IN_MEMORY:
-            job_id = self._in_memory[0]
-            is_written = self.recorder.has_written(job_id)
-            if not is_written and len(self._in_memory) <= _MAX_UNWRITTEN:
-                return
-            self._in_memory.popleft()
-            job = self._jobs.get(job_id)
-            if not is_written:
-                self._forget(job_id)
-            elif isinstance(job, Job):
-                self._jobs[job_id] = PastJob(job.summarize())
-
     def _check_name_is_free(self, model_name: str, active: Iterable[Job]) -> None:
         if model_name.casefold() in self._reserved:
             raise ConflictError(f"a file is being uploaded as '{printable(model_name)}'; try again in a moment.")
@@ -548,31 +339,6 @@ class JobRegistry:
                     f"job {job.job_id} is {job.status} and will save as '{job.config.model_name}'; pick another name, "
                     f"or stop it with POST /training/{job.job_id}/stop."
                 )
-
-    def _forget_old(self) -> None:
-        """Forget the ended jobs that are too many, and now and then those that are too old."""
-        old: list[str] = []
-        if time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + _FORGET_SECONDS
-            old = self.recorder.list_old(self._max_kept_days)
-        with self._lock:
-            n_excess = max(0, len(self._ended) - self._max_kept)
-            for job_id in [*islice(self._ended, n_excess), *old]:
-                self._forget(job_id)
-
-    def _forget(self, job_id: str, is_urgent: bool = False) -> None:
-        for ids in (self._ended, self._in_memory):
-            with suppress(ValueError):
-                ids.remove(job_id)  # nearly always the first
-        self._loaded.pop(job_id, None)
-        if self._jobs.pop(job_id, None) is not None:
-            self.recorder.forget([job_id], is_urgent)
-            if self._checkpoints is not None:
-                self._checkpoints.delete(job_id)
-
-
-def _make_not_found(job_id: str) -> NotFoundError:
-    return NotFoundError(f"there is no training job '{printable(job_id)}'; GET /training/jobs lists them.")
 
 
 def _same_name(job: Job, model_name: str) -> bool:

@@ -22,7 +22,8 @@ from service.errors import (
 from service.jobs.job import Job
 from service.jobs.records.database import JournalError
 from service.jobs.records.journal import JobJournal
-from service.jobs.registry import LATEST, JobRegistry
+from service.jobs.registry import JobRegistry
+from service.jobs.table import LATEST
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 from service.schemas.sweeps import SweepDescription, SweepRequest, SweepStatus, SweepSummary, Trial, TrialStatus

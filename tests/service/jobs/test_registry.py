@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError
-from service.jobs import registry as registry_module
+from service.jobs import table
 from service.jobs.job import Job
 from service.jobs.records.record import PastJob
 from service.jobs.registry import JobRegistry
@@ -119,7 +119,7 @@ class TestTheRegistry:
     def test_jobs_that_ended_long_ago_are_read_from_the_disk(
         self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(registry_module, "_MAX_IN_MEMORY", 1)
+        monkeypatch.setattr(table, "_MAX_IN_MEMORY", 1)
         registry = open_registry()
         first, second = (run(registry) for _ in range(2))
         registry.count_active()
