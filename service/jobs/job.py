@@ -151,6 +151,11 @@ class Job:
         return self._outcome is JobStatus.STOPPED
 
     @property
+    def n_stops(self) -> int:
+        """How often the job was told to stop, earlier servers included."""
+        return self._n_stops
+
+    @property
     def tensorboard_run(self) -> str | None:
         """Name of the job's TensorBoard folder; None if none was requested."""
         # Model names are checked and so safe in paths.
@@ -421,6 +426,7 @@ class Job:
             n_lost_workers=self._n_lost_workers,
             repeated_timesteps=self.repeated_timesteps,
             n_reports=self.receipts.n_taken,
+            n_stops=self._n_stops,
             last_saved=self.last_saved,
             n_silent_rollouts=self._no_signal.n_rollouts,
             last_signal_timesteps=self._no_signal.since_timesteps,
@@ -465,6 +471,8 @@ class Job:
         job._seconds_before = record.state.elapsed_seconds + max(0.0, away.total_seconds())
         job._started = job._last_active = time.monotonic()
         job.receipts = Receipts(record.state.n_restarts, record.state.n_reports)
+        job._n_stops = record.state.n_stops
+        job._outcome = JobStatus.STOPPED if job._n_stops else None
         return job
 
     def set_reward(self, reward: Reward) -> None:
