@@ -9,7 +9,7 @@ import pytest
 
 from service.logs import LogStyle
 from service.workers.cluster.ray_connection import RayOptions
-from service.workers.cluster.ray_executor import Needs, RayExecutor, SlotHandle
+from service.workers.cluster.ray_pool import Needs, RayPool, SlotHandle
 from service.workers.cluster.ray_run import RayRun
 from tests.support import Recorder
 
@@ -58,28 +58,29 @@ class Node:
         self.was_killed = True
 
 
-def join(node: Node, monkeypatch: pytest.MonkeyPatch) -> RayExecutor:
-    """Make an executor that has a slot there."""
-    executor = RayExecutor(LogStyle(), RayOptions())
-    executor._ray = node
-    executor._idle.append((SlotHandle(node, Needs(0.0, 0.0), "id", "node"), 0.0))
-    monkeypatch.setattr(executor._connection, "open", lambda check: node)
-    return executor
+def join(node: Node, monkeypatch: pytest.MonkeyPatch) -> RayPool:
+    """Make a pool that has a slot there."""
+    pool = RayPool(LogStyle(), RayOptions())
+    pool._idle.append((SlotHandle(node, Needs(0.0, 0.0), "id", "node"), 0.0))
+    monkeypatch.setattr(pool._connection, "open", lambda check: node)
+    return pool
 
 
-def test_a_stop_while_a_worker_starts_is_sent_when_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_while_a_worker_starts_is_sent_when_it_has_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     node = Node(while_it_starts=lambda: run.stop())
-    executor = join(node, monkeypatch)
-    run = RayRun(executor, Recorder(), None)
+    pool = join(node, monkeypatch)
+    run = RayRun(pool, Recorder(), None)
     run.begin(Needs(0.0, 0.0), 60.0, b"")
     assert [name for name, _ in node.calls] == ["release", "begin", "stop", "poll"]
-    assert node.calls[2] == ("stop", (executor.owner, 1))
+    assert node.calls[2] == ("stop", (pool.owner, 1))
 
 
 def test_a_slot_is_given_up_whatever_its_start_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
     node = Node(error=ZeroDivisionError("a fault"))
-    executor = join(node, monkeypatch)
+    pool = join(node, monkeypatch)
     with pytest.raises(ZeroDivisionError):
-        RayRun(executor, Recorder(), None).begin(Needs(0.0, 0.0), 60.0, b"")
+        RayRun(pool, Recorder(), None).begin(Needs(0.0, 0.0), 60.0, b"")
     assert node.was_killed
-    assert not executor.is_busy
+    assert pool.n_running == 0
