@@ -60,7 +60,7 @@ class RayExecutor:
         run, packed = RayRun(self._pool, progress, receipts), pack(task)
         progress.attach_stop(run.stop)
         needs, wait_seconds = self._list_needs(task, receipts is not None)
-        run.begin(needs, wait_seconds, packed)
+        run.begin(needs, wait_seconds, packed, has_learned=task.goes_on)
         return run
 
     def _list_needs(self, task: Task, is_lasting: bool) -> tuple[Needs, float]:

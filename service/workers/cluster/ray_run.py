@@ -55,9 +55,11 @@ class RayRun:
         if self._is_stopped.is_set():
             raise TaskDrainedError("the job was stopped before it was started.")
 
-    def begin(self, needs: Needs, wait_seconds: float, packed: bytes) -> None:
+    def begin(self, needs: Needs, wait_seconds: float, packed: bytes, has_learned: bool) -> None:
         """Have a slot start the task.
 
+        :param has_learned: Whether a task that is stopped while its worker starts has something to save. If not, the
+            start is given up: imports may take minutes.
         :raises TaskDrainedError: If the server ends before the task is started, or the task is stopped.
         :raises TaskFailedError: If no node has room in time, or the node lacks something.
         """
@@ -72,8 +74,7 @@ class RayRun:
         attempt = 0 if self._receipts is None else self._receipts.attempt
         try:
             begun = slot.actor.begin.remote(JOB_ID.get(), REQUEST_ID.get(), attempt, packed)
-            # A stop is sent when it has started: a job that goes on from a checkpoint has something to save.
-            self._pool.wait_for_start(begun, self._pool.check)
+            self._pool.wait_for_start(begun, self._pool.check if has_learned else self.check)
         except WorkerLostError as error:
             self._lose(slot, error)
             return
