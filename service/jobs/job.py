@@ -84,7 +84,6 @@ class Job:
         self._outcome: JobStatus | None = None
         # Once it is set, nothing changes but the status, which follows as soon as the end is written down.
         self._end: _End | None = None
-        self._n_stops = 0
         self._stop_training: Callable[[], None] | None = None
         self._could_keep_checkpoints = True
         # Whether all is there that another worker would need.
@@ -108,6 +107,11 @@ class Job:
     def is_stopping(self) -> bool:
         """Whether the job was told to stop."""
         return self._outcome is JobStatus.STOPPED
+
+    @property
+    def n_stops(self) -> int:
+        """How often the job was told to stop, earlier servers included."""
+        return self._state.n_stops
 
     @property
     def tensorboard_run(self) -> str | None:
@@ -181,7 +185,7 @@ class Job:
             if self._outcome is None:
                 self._outcome = JobStatus.STOPPED
                 self._clock.wake()
-            self._n_stops += 1
+            self._state.n_stops += 1
             is_waiting = self._state.status is JobStatus.QUEUED
             if not is_waiting and self._stop_training is not None:
                 self._stop_training()
@@ -239,7 +243,7 @@ class Job:
                 self._reports.warn("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self._rewind()
-            state.status, self._outcome, self._n_stops, self._end = JobStatus.QUEUED, None, 0, None
+            state.status, self._outcome, state.n_stops, self._end = JobStatus.QUEUED, None, 0, None
             state.ended_by = state.error_message = state.end_time = state.model_name = state.sha256 = None
             self.history.append("job.status", {"status": JobStatus.QUEUED})
             self.finished.clear()
@@ -350,6 +354,7 @@ class Job:
         job._clock = JobClock(record.state.elapsed_seconds + max(0.0, away.total_seconds()))
         job._clock.start()
         job.receipts = Receipts(record.state.n_restarts, record.state.n_reports)
+        job._outcome = JobStatus.STOPPED if job._state.n_stops else None
         return job
 
     def set_reward(self, reward: Reward | None) -> None:
@@ -392,7 +397,7 @@ class Job:
         """Take the function that stops the training."""
         with self._lock:
             self._stop_training = stop
-            for _ in range(max(self._n_stops, int(self._outcome is not None))):
+            for _ in range(max(self._state.n_stops, int(self._outcome is not None))):
                 stop()
 
     def advance(self, current_timesteps: int) -> None:

@@ -75,6 +75,7 @@ class JobRegistry(JobTable):
         self._store = store
         self._max_running = max_running
         self._max_active = max_running + max_queued
+        self._jobs_outlive_server = keeper is not None
         self._runner = JobRunner(
             store,
             executor,
@@ -265,6 +266,16 @@ class JobRegistry(JobTable):
         finally:
             with self._lock:
                 self._reserved.remove(model_name.casefold())
+
+    def stop(self, job: Job) -> None:
+        """Stop a job as ``Job.stop`` does; where it outlives the server, that is on the disk when this returns.
+
+        :param job: What ``get`` returned.
+        :raises ConflictError: If it has already finished training.
+        """
+        job.stop()
+        if self._jobs_outlive_server:
+            self.recorder.write(job)
 
     def stop_all(self) -> None:
         """Refuse new jobs, and stop the active ones, which save what they have learned."""

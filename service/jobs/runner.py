@@ -115,9 +115,11 @@ class JobRunner:
         """Find a job's task again; None if the job has ended, or is left to the next server."""
         assert self._keeper is not None, "otherwise no job goes on without its server"
         run: LastingRun | None = None
+        is_gone = False
         try:
             run, error_message = self._keeper.adopt(job.job_id, job, job.receipts), ""
             if run is None:
+                is_gone = True
                 error_message = INTERRUPTED.format(status=JobStatus.RUNNING, job_id=job.job_id)
         except TaskDrainedError:
             return None
@@ -131,12 +133,12 @@ class JobRunner:
                 run.leave()
             return None
         if run is None:
-            job.finish(JobStatus.FAILED, error_message)
+            job.finish(JobStatus.STOPPED if is_gone and job.is_stopping else JobStatus.FAILED, error_message)
             return None
         held.callback(run.release)
         job.log("found again")
         with suppress(ConflictError):  # it has ended
-            for _ in range(run.n_earlier_stops):
+            for _ in range(run.n_earlier_stops - job.n_stops):
                 job.stop()
         return run
 

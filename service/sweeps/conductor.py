@@ -515,7 +515,7 @@ class Conductor:
 
     def _stop_job(self, job_id: str) -> None:
         with suppress(NotFoundError, ConflictError):  # it has ended in the meantime
-            self._registry.get(job_id).stop()
+            self._registry.stop(self._registry.get(job_id))
 
     def _remove_surplus(self, sweep: Sweep) -> None:
         """Delete the models that are not to be kept, unless somebody has put others in their places."""

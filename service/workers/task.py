@@ -73,6 +73,7 @@ class Task(NamedTuple):
     :param device: What a job trains on, ``"cpu"`` or ``"cuda"``, for which a cluster looks for room; None for a short
         task, which is run at once.
     :param n_cpus: Processors that a job keeps busy.
+    :param goes_on: Whether a job goes on from a checkpoint, so that it has something to save once it has started.
     """
 
     function: str
@@ -80,6 +81,7 @@ class Task(NamedTuple):
     env_name: str
     device: str | None = None
     n_cpus: int = 1
+    goes_on: bool = False
 
     def run(self, progress: Progress) -> bytes:
         """Import the function, call it and return what it returns."""

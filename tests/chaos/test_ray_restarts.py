@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from service.context import JOB_ID
 from service.logs import LogStyle
 from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_executor import RayExecutor
+from service.workers.cluster.ray_pool import Needs
 from service.workers.receipts import Receipts
+from service.workers.task import TaskDrainedError
 from tests.chaos.ray_kills import LocalCluster, find_slots, find_workers
 from tests.support import Recorder, make_plan, wait_until
 
@@ -179,6 +182,51 @@ def test_a_server_that_is_ended_takes_its_jobs_with_it_and_one_that_lost_a_slot_
     assert server.wait_for(lost, has_ended)["status"] == "stopped"
 
 
+def test_a_stop_that_the_next_server_took_while_it_looked_for_the_job_is_known_to_the_one_after(
+    start_server: Callable[[str], Server],
+) -> None:
+    server = start_server("models")
+    job_id = server.call("/train", {**LONG, "model_name": "m"})["job_id"]
+    server.wait_for(job_id, is_under_way)
+    server.end(signal.SIGKILL)
+    server.start()  # for some seconds the slot takes the first one for alive
+    server.call(f"/training/{job_id}/stop", method="POST")
+    server.end(signal.SIGKILL)
+    server.start()
+    end = server.wait_for(job_id, has_ended)
+    assert (end["status"], end["model_name"]) == ("stopped", "m")
+
+
+def list_slots(server_id: str) -> list[str]:
+    """List the slots of a server of this process, those that wait for a node included."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return []
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [each["name"] for each in named if each["name"].startswith(server_id)]
+
+
+@pytest.mark.parametrize("n_cpus", [64, 1])
+def test_a_stop_ends_a_job_whose_slot_waits_for_room_or_imports_and_leaves_no_slot_behind(
+    n_cpus: int, cluster: LocalCluster
+) -> None:
+    recorder, server_id = Recorder(), f"needs-{n_cpus}"
+    executor = RayExecutor(LogStyle(), RayOptions(cluster.address, server_id=server_id))
+    task = make_plan(env_name="CartPole-v1", total_timesteps=10_000_000).make_task()._replace(n_cpus=n_cpus)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            start = threads.submit(executor.start_lasting, task, recorder, Receipts())
+            wait_until(lambda: bool(list_slots(server_id) if n_cpus == 64 else find_slots(cluster)), PATIENCE_SECONDS)
+            recorder._stop()
+            error = start.exception(PATIENCE_SECONDS)
+        assert isinstance(error, TaskDrainedError)
+        assert str(error) == "the job was stopped before it was started."
+        wait_until(lambda: not list_slots(server_id) and not find_slots(cluster))
+        assert not executor.is_busy
+    finally:
+        executor.close()
+
+
 def test_a_slot_whose_server_does_not_come_back_ends_when_its_lease_does(cluster: LocalCluster) -> None:
     options = RayOptions(cluster.address, lease_seconds=8.0, server_id="gone")
     executor, token = RayExecutor(LogStyle(), options), JOB_ID.set("a job")
@@ -186,9 +234,13 @@ def test_a_slot_whose_server_does_not_come_back_ends_when_its_lease_does(cluster
         task = make_plan(env_name="CartPole-v1", total_timesteps=10_000_000).make_task()
         run = executor.start_lasting(task, Recorder(), Receipts())
         (slot,), (worker,) = find_slots(cluster), find_workers(cluster)
+        # One that found room after its server was killed: nobody has it prepared.
+        executor._pool._make_actor(Needs(1.0, 0.0, True))
+        wait_until(lambda: len(find_slots(cluster)) == 2, PATIENCE_SECONDS)
         for _ in range(20):  # twice the lease and more, in which it is asked
             assert not run.wait(1.0)
         assert psutil.pid_exists(slot.pid)
+        assert [slot.pid] == [each.pid for each in find_slots(cluster)]
         # From now on nobody asks.
         wait_until(lambda: not find_slots(cluster), PATIENCE_SECONDS)
         wait_until(lambda: not psutil.pid_exists(worker.pid), PATIENCE_SECONDS)

@@ -207,7 +207,7 @@ def delete_training(job_id: JobId, service: CurrentService) -> JobDeleteResponse
 async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
     """Stop a queued or running job; the policy so far is saved under the name that its status shows."""
     job = await _get_job(service, job_id)
-    await run_in_threadpool(job.stop)  # which writes it down
+    await run_in_threadpool(service.registry.stop, job)  # which writes it down
     await job.wait_finished(_STOP_WAIT_SECONDS)
     message = "Training job stopped" if job.status.is_final else "Training job stopping"
     return StopResponse(message=message, job_id=job.job_id)

@@ -90,6 +90,7 @@ class JobState(BaseModel):
     n_lost_workers: int = 0
     repeated_timesteps: int = 0
     n_reports: int = 0
+    n_stops: int = 0
     last_saved: tuple[str, str] | None = None
     n_silent_rollouts: int = 0
     last_signal_timesteps: int = 0

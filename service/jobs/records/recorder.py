@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from service.jobs.records.database import JournalError
@@ -38,12 +38,14 @@ class Recorded(Protocol):
 
 
 class _Order(NamedTuple):
-    """A record to write at once.
+    """Something to write at once.
 
+    :param subject: The last record of a job, or a job that runs, whose record is made when it is written: one that was
+        made before might be older than what is on the disk by then.
     :param done: Set when it is on the disk, or could not be brought there.
     """
 
-    record: JobRecord
+    subject: JobRecord | Recorded
     done: threading.Event
 
 
@@ -126,10 +128,13 @@ class JobRecorder:
 
     def begin(self, job: Recorded) -> None:
         """Write a new job down, and from then on what it reports; return when it is on the disk."""
-        record = job.make_record(*_NOTHING_WRITTEN)
-        self._write_now(record)
         with self._news:
-            self._running[job] = record.history.last_event_id, record.history.stride
+            self._running[job] = _NOTHING_WRITTEN
+        self._write_now(job)
+
+    def write(self, job: Recorded) -> None:
+        """Write down how a running job is; return when it is on the disk, or the disk has refused or hangs."""
+        self._write_now(job)
 
     def follow(self, job: Recorded, stride: int) -> None:
         """Write down what a job reports that is in the file already.
@@ -188,8 +193,8 @@ class JobRecorder:
         if thread is None or not thread.is_alive():
             self._journal.close()
 
-    def _write_now(self, record: JobRecord) -> None:
-        order = _Order(record, threading.Event())
+    def _write_now(self, subject: JobRecord | Recorded) -> None:
+        order = _Order(subject, threading.Event())
         with self._news:
             if self._is_closing:
                 return
@@ -228,11 +233,12 @@ class JobRecorder:
 
     def _write(self, orders: list[_Order], running: dict[Recorded, tuple[int, int]], forgotten: list[str]) -> None:
         """Write what is new of all jobs in one transaction."""
-        changed = {job: seen for job, seen in running.items() if job.history.last_event_id != seen[0]}
+        ordered = {order.subject for order in orders if not isinstance(order.subject, JobRecord)}
+        changed = {job: seen for job, seen in running.items() if job in ordered or job.history.last_event_id != seen[0]}
         records = {job: job.make_record(*seen) for job, seen in changed.items()}
         try:
             if orders or records:
-                self._journal.write([*(order.record for order in orders), *records.values()])
+                self._journal.write(_sort(orders, records))
             if forgotten:
                 self._journal.forget(forgotten)
         except JournalError as error:
@@ -241,7 +247,7 @@ class JobRecorder:
         with self._news:
             for order in orders:
                 self._orders.remove(order)
-                self._unwritten.discard(order.record.job_id)
+            self._unwritten -= {order.subject.job_id for order in orders if isinstance(order.subject, JobRecord)}
             for job, record in records.items():
                 if record.state.status.is_final:
                     self._running.pop(job, None)
@@ -270,3 +276,14 @@ class JobRecorder:
         if self._trouble is not None:
             logger.warning("the jobs' file can be written again, and has everything")
         self._trouble = None
+
+
+def _sort(orders: Sequence[_Order], records: Mapping[Recorded, JobRecord]) -> list[JobRecord]:
+    """List what to write: what was ordered first, in that order, since new jobs are listed as they were written.
+
+    :param records: Those of running jobs. An order of one that has ended in the meantime is void.
+    """
+    subjects = [order.subject for order in orders]
+    ordered = [subject if isinstance(subject, JobRecord) else records.get(subject) for subject in subjects]
+    others = [record for job, record in records.items() if job not in subjects]
+    return [*(record for record in ordered if record is not None), *others]

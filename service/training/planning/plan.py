@@ -64,4 +64,4 @@ class TrainingPlan(NamedTuple):
         """
         arguments = (self.config, self.reward, run_dir, n_threads, taken, init, stall_seconds)
         function, n_cpus = "service.training.train:train_in_task", max(1, self.config.n_rollout_workers)
-        return Task(function, arguments, self.config.env_name, self.config.device, n_cpus)
+        return Task(function, arguments, self.config.env_name, self.config.device, n_cpus, goes_on=taken is not None)

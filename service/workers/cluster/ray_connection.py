@@ -104,6 +104,11 @@ class RayConnection:
             attempt.set_exception(error)
 
 
+def cut(error: BaseException) -> str:
+    """Return the first line of what Ray says of an error, which may go on for pages."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
 def _connect(user: RayConnection, options: RayOptions) -> Any:
     """Import Ray, and connect it to the cluster if that has not happened."""
     with _RAY_LOCK:

@@ -4,16 +4,15 @@ import logging
 import threading
 import time
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import ServiceError
+from service.workers.cluster.ray_connection import cut
+from service.workers.cluster.ray_pool import Needs, RayPool, SlotHandle
 from service.workers.messages import Message, Outcome, deliver, read_outcome
 from service.workers.receipts import Receipts
 from service.workers.task import NodeLostError, Progress, TaskDrainedError, TaskFailedError, WorkerLostError
-
-if TYPE_CHECKING:
-    from service.workers.cluster.ray_executor import Needs, RayExecutor, SlotHandle
 
 logger = logging.getLogger("grpo.service")
 
@@ -26,13 +25,13 @@ _SILENCE_SECONDS = 30.0
 class RayRun:
     """A task in a slot.
 
-    :param executor: Knows the slots.
+    :param pool: Has the slots.
     :param progress: Receives the task's reports.
     :param receipts: Which of them were taken; None of a task that ends with the server.
     """
 
-    def __init__(self, executor: "RayExecutor", progress: Progress, receipts: Receipts | None) -> None:
-        self._executor, self._progress, self._receipts = executor, progress, receipts
+    def __init__(self, pool: RayPool, progress: Progress, receipts: Receipts | None) -> None:
+        self._pool, self._progress, self._receipts = pool, progress, receipts
         #: How often an earlier server has asked the task to stop.
         self.n_earlier_stops = 0
         self._outcome: Outcome | None = None
@@ -52,15 +51,21 @@ class RayRun:
 
         :raises TaskDrainedError: If the server ends, or the task is stopped.
         """
-        self._executor.check()
+        self._pool.check()
         if self._is_stopped.is_set():
             raise TaskDrainedError("the job was stopped before it was started.")
 
-    def begin(self, needs: "Needs", wait_seconds: float, packed: bytes) -> None:
-        """Have a slot start the task."""
+    def begin(self, needs: Needs, wait_seconds: float, packed: bytes, has_learned: bool) -> None:
+        """Have a slot start the task.
+
+        :param has_learned: Whether a task that is stopped while its worker starts has something to save. If not, the
+            start is given up: imports may take minutes.
+        :raises TaskDrainedError: If the server ends before the task is started, or the task is stopped.
+        :raises TaskFailedError: If no node has room in time, or the node lacks something.
+        """
         warn = self._progress.publish_warning
         try:
-            slot = self._executor.acquire(needs, wait_seconds, warn, self.check)
+            slot = self._pool.acquire(needs, wait_seconds, warn, self.check)
         except WorkerLostError as error:
             self._outcome = error
             return
@@ -69,8 +74,7 @@ class RayRun:
         attempt = 0 if self._receipts is None else self._receipts.attempt
         try:
             begun = slot.actor.begin.remote(JOB_ID.get(), REQUEST_ID.get(), attempt, packed)
-            # A stop is sent when it has started: a job that goes on from a checkpoint has something to save.
-            self._executor.wait_for_start(begun, self._executor.check)
+            self._pool.wait_for_start(begun, self._pool.check if has_learned else self.check)
         except WorkerLostError as error:
             self._lose(slot, error)
             return
@@ -79,7 +83,7 @@ class RayRun:
             raise
         self._follow(slot)
 
-    def follow(self, slot: "SlotHandle", n_stops: int) -> None:
+    def follow(self, slot: SlotHandle, n_stops: int) -> None:
         """Go on with a task that a slot runs already.
 
         :param n_stops: How often it was asked to stop.
@@ -88,27 +92,27 @@ class RayRun:
         self._take_slot(slot)
         self._follow(slot)
 
-    def _take_slot(self, slot: "SlotHandle") -> None:
-        self._executor.count(1)
+    def _take_slot(self, slot: SlotHandle) -> None:
+        self._pool.count(1)
         with self._lock:
             self._slot = slot
 
-    def _follow(self, slot: "SlotHandle") -> None:
+    def _follow(self, slot: SlotHandle) -> None:
         with self._lock:
             self._has_begun = True
             self._send_stops()
         self._ask(slot)
 
-    def _ask(self, slot: "SlotHandle") -> None:
+    def _ask(self, slot: SlotHandle) -> None:
         n_written = self._n_taken if self._receipts is None else self._receipts.n_written
-        self._asked = slot.actor.poll.remote(self._executor.owner, self._n_taken, n_written, _POLL_SECONDS)
+        self._asked = slot.actor.poll.remote(self._pool.owner, self._n_taken, n_written, _POLL_SECONDS)
         self._asked_at = time.monotonic()
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the task has ended, at most for a time; return whether it has."""
         deadline = time.monotonic() + timeout_seconds
         while self._outcome is None:
-            ray, slot = self._executor.connect(self._executor.check), self._slot
+            ray, slot = self._pool.connect(self._pool.check), self._slot
             assert slot is not None, "without one there is an outcome"
             try:
                 if not ray.wait([self._asked], timeout=max(0.0, deadline - time.monotonic()))[0]:
@@ -148,10 +152,10 @@ class RayRun:
             slot = self._slot
         if slot is None:
             return
-        ray = self._executor.connect(lambda: None)
+        ray = self._pool.connect(lambda: None)
         is_free: bool | None = False
         with suppress(ray.exceptions.RayError):  # a node that does not answer loses the slot
-            is_free = ray.get(slot.actor.kill.remote(self._executor.owner), timeout=_KILL_SECONDS)
+            is_free = ray.get(slot.actor.kill.remote(self._pool.owner), timeout=_KILL_SECONDS)
         self._leave(bool(is_free), is_ours=is_free is not None)
 
     def stop(self) -> None:
@@ -164,14 +168,14 @@ class RayRun:
     def _send_stops(self) -> None:
         if self._slot is not None and self._has_begun and self._n_stops:
             with suppress(Exception):  # its loss shows elsewhere
-                self._slot.actor.stop.remote(self._executor.owner, self._n_stops)
+                self._slot.actor.stop.remote(self._pool.owner, self._n_stops)
 
-    def _lose(self, slot: "SlotHandle", error: Exception) -> None:
+    def _lose(self, slot: SlotHandle, error: Exception) -> None:
         logger.warning("a slot on the node %s was lost: %s", slot.node, cut(error))
-        self._outcome = NodeLostError(self._executor.describe_loss(slot))
+        self._outcome = NodeLostError(self._pool.describe_loss(slot))
         self._leave(is_free=False)
 
-    def _take(self, answer: Any, slot: "SlotHandle") -> None:
+    def _take(self, answer: Any, slot: SlotHandle) -> None:
         if answer is None:
             self._outcome = NodeLostError("another server follows it now.")
             self._leave(is_free=False, is_ours=False)
@@ -193,7 +197,7 @@ class RayRun:
                 deliver(self._progress, kind, value, content)
         self._n_taken = number
 
-    def _place(self, outcome: Outcome | None, slot: "SlotHandle") -> Outcome | None:
+    def _place(self, outcome: Outcome | None, slot: SlotHandle) -> Outcome | None:
         """Say of an error where it happened, if that may be why."""
         if isinstance(outcome, WorkerLostError):
             return WorkerLostError(f"on the node {slot.node}, {outcome}")
@@ -208,15 +212,10 @@ class RayRun:
             slot, self._slot = self._slot, None
         if slot is None:
             return
-        self._executor.count(-1)
+        self._pool.count(-1)
         if not is_ours:
-            self._executor.forget(slot)
+            self._pool.forget(slot)
         elif is_free:
-            self._executor.release(slot)
+            self._pool.release(slot)
         else:
-            self._executor.discard(slot)
-
-
-def cut(error: BaseException) -> str:
-    """Return the first line of what Ray says of an error, which may go on for pages."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+            self._pool.discard(slot)

@@ -281,14 +281,14 @@ class Slot:
 
     def _end_without_server(self, lease_seconds: float, end: Callable[[int], object] = os._exit) -> None:
         """End this process once no server has asked for it for too long; its worker ends with it."""
-        while True:
-            with self._news:
-                seconds = time.monotonic() - self._heard
-                limit = min(_IDLE_SECONDS, lease_seconds) if self._job[0] is None else lease_seconds
-            if seconds > limit:
-                end(0)
-                return
+        while not self._is_lease_over(lease_seconds):
             time.sleep(_WATCH_SECONDS)
+        end(0)
+
+    def _is_lease_over(self, lease_seconds: float) -> bool:
+        with self._news:
+            limit = min(_IDLE_SECONDS, lease_seconds) if self._job[0] is None else lease_seconds
+            return time.monotonic() - self._heard > limit
 
 
 def _says_only_steps(entry: Entry) -> bool:

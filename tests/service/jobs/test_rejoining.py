@@ -207,8 +207,9 @@ def test_one_whose_worker_dies_after_that_begins_again_with_reports_of_its_own(r
 
 def test_reports_count_as_written_once_they_are_on_the_disk(killed: Job, tmp_path: Path) -> None:
     recorder = JobRecorder(JobJournal(tmp_path / "other"))
-    recorder.begin(killed)
     assert killed.receipts.n_written == 0
+    recorder.begin(killed)
+    assert killed.receipts.n_written == 7
     with killed.receipts.take(8, 0.0):
         killed.publish_metrics({"rollout/ep_rew_mean": 6.0})
     wait_until(lambda: killed.receipts.n_written == 8)
@@ -296,6 +297,45 @@ def test_a_stop_during_the_search_is_passed_on_once_it_is_found(reopen: Reopen, 
     assert (status.status, status.model_name) == (JobStatus.STOPPED, "m")
     assert keeper.run is not None
     assert keeper.run.n_stops == 1
+
+
+@pytest.mark.parametrize("n_earlier_stops", [0, 1])
+def test_a_stop_is_on_the_disk_when_it_is_answered_and_is_passed_on_by_whichever_server_finds_the_job(
+    n_earlier_stops: int, reopen: Reopen, killed: Job, model: bytes
+) -> None:
+    with reopen(Elsewhere(TaskDrainedError("the server ended."))) as registry:
+        job = registry.get(killed.job_id)
+        registry.stop(job)
+        record = registry.recorder.load(job.job_id)
+        assert record is not None
+        assert (record.state.status, record.state.n_stops) == (JobStatus.RUNNING, 1)
+    keeper = Elsewhere(model, n_earlier_stops)
+    with reopen(keeper) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        assert job.status is JobStatus.STOPPED
+    assert keeper.run is not None
+    assert keeper.run.n_stops == 1, "if its slot had been told, it was the same stop: a second one skips the evaluation"
+
+
+def test_one_that_was_stopped_and_is_gone_has_stopped(reopen: Reopen, killed: Job) -> None:
+    keeper = Elsewhere(None)
+    keeper.while_searching = lambda progress: progress.stop() if isinstance(progress, Job) else None
+    with reopen(keeper) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        status = job.describe()
+    assert status.status is JobStatus.STOPPED
+    assert (status.error_message or "").startswith("interrupted by restart: ")
+
+
+def test_one_that_was_stopped_and_may_go_on_has_failed(reopen: Reopen, killed: Job) -> None:
+    keeper = Elsewhere(ClusterLostError("the job may go on."))
+    keeper.while_searching = lambda progress: progress.stop() if isinstance(progress, Job) else None
+    with reopen(keeper) as registry:
+        job = registry.get(killed.job_id)
+        assert job.finished.wait(60)
+        assert job.status is JobStatus.FAILED
 
 
 def test_all_are_looked_for_at_once_even_if_they_are_more_than_may_run(

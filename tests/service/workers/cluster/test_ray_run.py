@@ -9,9 +9,10 @@ import pytest
 
 from service.logs import LogStyle
 from service.workers.cluster.ray_connection import RayOptions
-from service.workers.cluster.ray_executor import Needs, RayExecutor, SlotHandle
+from service.workers.cluster.ray_pool import Needs, RayPool, SlotHandle
 from service.workers.cluster.ray_run import RayRun
-from tests.support import Recorder
+from service.workers.task import TaskDrainedError
+from tests.support import Recorder, make_plan
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),
@@ -58,28 +59,44 @@ class Node:
         self.was_killed = True
 
 
-def join(node: Node, monkeypatch: pytest.MonkeyPatch) -> RayExecutor:
-    """Make an executor that has a slot there."""
-    executor = RayExecutor(LogStyle(), RayOptions())
-    executor._ray = node
-    executor._idle.append((SlotHandle(node, Needs(0.0, 0.0), "id", "node"), 0.0))
-    monkeypatch.setattr(executor._connection, "open", lambda check: node)
-    return executor
+def join(node: Node, monkeypatch: pytest.MonkeyPatch) -> RayPool:
+    """Make a pool that has a slot there."""
+    pool = RayPool(LogStyle(), RayOptions())
+    pool._idle.append((SlotHandle(node, Needs(0.0, 0.0), "id", "node"), 0.0))
+    monkeypatch.setattr(pool._connection, "open", lambda check: node)
+    return pool
 
 
-def test_a_stop_while_a_worker_starts_is_sent_when_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_while_a_worker_starts_is_sent_when_it_has_started_if_something_was_learned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     node = Node(while_it_starts=lambda: run.stop())
-    executor = join(node, monkeypatch)
-    run = RayRun(executor, Recorder(), None)
-    run.begin(Needs(0.0, 0.0), 60.0, b"")
+    pool = join(node, monkeypatch)
+    run = RayRun(pool, Recorder(), None)
+    run.begin(Needs(0.0, 0.0), 60.0, b"", has_learned=True)
     assert [name for name, _ in node.calls] == ["release", "begin", "stop", "poll"]
-    assert node.calls[2] == ("stop", (executor.owner, 1))
+    assert node.calls[2] == ("stop", (pool.owner, 1))
+
+
+def test_only_a_job_that_goes_on_from_a_checkpoint_has_learned_something_before_it_starts() -> None:
+    plan = make_plan(env_name="CartPole-v1", total_timesteps=64)
+    assert [plan.make_task(taken=taken).goes_on for taken in (None, b"a checkpoint")] == [False, True]
+
+
+def test_a_stop_while_a_worker_starts_ends_that_if_nothing_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(while_it_starts=lambda: run.stop())
+    pool = join(node, monkeypatch)
+    run = RayRun(pool, Recorder(), None)
+    with pytest.raises(TaskDrainedError, match="the job was stopped before it was started"):
+        run.begin(Needs(0.0, 0.0), 60.0, b"", has_learned=False)
+    assert node.was_killed
+    assert pool.n_running == 0
 
 
 def test_a_slot_is_given_up_whatever_its_start_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
     node = Node(error=ZeroDivisionError("a fault"))
-    executor = join(node, monkeypatch)
+    pool = join(node, monkeypatch)
     with pytest.raises(ZeroDivisionError):
-        RayRun(executor, Recorder(), None).begin(Needs(0.0, 0.0), 60.0, b"")
+        RayRun(pool, Recorder(), None).begin(Needs(0.0, 0.0), 60.0, b"", has_learned=True)
     assert node.was_killed
-    assert not executor.is_busy
+    assert pool.n_running == 0

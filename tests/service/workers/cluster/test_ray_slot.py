@@ -1,6 +1,7 @@
 """A slot keeps what a task reports until a server has written it down, and follows one server at a time."""
 
 import threading
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -10,6 +11,7 @@ from service.logs import LogStyle
 from service.workers.cluster import ray_slot
 from service.workers.cluster.ray_slot import Described, Report, Slot
 from service.workers.processes import pack
+from service.workers.task import TaskFailedError
 from tests.support import make_plan, wait_until
 
 pytestmark = [
@@ -86,6 +88,39 @@ def test_a_slot_follows_one_server_at_a_time(slot: Slot, monkeypatch: pytest.Mon
     assert slot.kill("one") is None
     assert not slot.release("one")
     assert poll(slot, "other")[-1].kind == "result"
+
+
+def is_lease_over(slot: Slot, silent_seconds: float) -> bool:
+    """Say whether a slot ends that has heard of no server for so long, with a lease of an hour."""
+    slot._heard = time.monotonic() - silent_seconds
+    return slot._is_lease_over(3600.0)
+
+
+def test_whatever_a_slot_does_it_ends_with_its_lease(slot: Slot) -> None:
+    with_end_nobody_took = [is_lease_over(slot, seconds) for seconds in (3590.0, 3601.0)]
+    slot.release("one")
+    without_task = [is_lease_over(slot, seconds) for seconds in (50.0, 61.0)]
+    slot.begin("a job", None, 0, pack(make_plan(**REQUEST, total_timesteps=10_000_000).make_task()))
+    assert not slot._is_lease_over(60.0), "its worker has just started"
+    poll(slot)
+    training = [is_lease_over(slot, seconds) for seconds in (3590.0, 3601.0)]
+    assert (with_end_nobody_took, without_task, training) == ([False, True],) * 3
+    # One that waited for room, and has found it after its server was killed.
+    assert [is_lease_over(Slot("one", None), seconds) for seconds in (50.0, 61.0)] == [False, True]
+
+
+def test_imports_of_a_worker_do_not_count_against_the_lease(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(packed: bytes, receive: object) -> None:
+        slot._heard -= 250.0  # as if they took that long
+        assert not slot._is_lease_over(60.0)
+        raise TaskFailedError("it did not start.")
+
+    slot.release("one")
+    with monkeypatch.context() as patched:
+        patched.setattr(slot._executor, "start_packed", start)
+        slot.begin("a job", None, 0, b"")
+    assert poll(slot)[-1].kind == "lost"
+    assert [is_lease_over(slot, seconds) for seconds in (3590.0, 3601.0)] == [False, True]
 
 
 def test_a_slot_ends_when_no_server_has_asked_for_it_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
