@@ -52,6 +52,8 @@ _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
     "Network": ("what is trained, and where", ("net_arch", "activation", "log_std_init", "device")),
 }
 FIELD_NAMES = (*_COMMON, *(name for _, names in _GROUPS.values() for name in names))
+# Fields that hold names, which are looked up one by one: each wrong one is marked, whatever else is wrong.
+_NAMES = ("env_name", "reward_function_type", "reward_functions", "preset")
 # Nobody wants to be told of a mistake in the middle of a word.
 _PAUSE_SECONDS = 0.4
 _ENTER = "Enter starts it too. You can watch it, and stop it, at any time."
@@ -175,8 +177,9 @@ class _Form:
         self._show_problems(problems)
         if "env_name" in problems:
             self._about.clear()
-        if not problems:
-            await asyncio.gather(self._about.show(self._make_request().env_name), self._try_out(change))
+            return
+        about = self._about.show(self._read().get("env_name", TrainRequest.model_fields["env_name"].default))
+        await asyncio.gather(about, *([] if problems else [self._try_out(change)]))
 
     async def _try_out(self, change: int) -> None:
         """Let the server plan the job, as it would be started, and show what it refuses."""
@@ -204,8 +207,14 @@ class _Form:
 
     def _find_problems(self) -> dict[str, str]:
         """Find what is wrong with the fields, without a look at the environment: sentences by field."""
+        values = self._read()
+        unknown = {name: self._look_up({name: values[name]}).get(name) for name in _NAMES if name in values}
+        return {name: problem for name, problem in unknown.items() if problem is not None} | self._look_up(values)
+
+    def _look_up(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Find what is wrong with some of the fields while the others are left out; of wrong names the first alone."""
         try:
-            resolve_names(self._make_request(), self._service.reward_functions)
+            resolve_names(TrainRequest.model_validate_json(json.dumps(values)), self._service.reward_functions)
         except ValidationError as error:
             _, violations = summarize_violations(error.errors(include_url=False))
             return {name: self._explain(name, each["message"]) for each in violations for name in [_get_stem(each)]}

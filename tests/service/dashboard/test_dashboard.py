@@ -308,6 +308,25 @@ def test_what_cannot_be_trained_is_said_once_and_disables_the_start(page: Page, 
     assert len(registry.list_jobs()) == n_jobs
 
 
+def test_every_wrong_name_is_marked_with_the_closest_ones_whatever_else_is_wrong(page: Page) -> None:
+    page.open("new")
+    fill(page, "total_timesteps", "-1")
+    fill(page, "reward_function_type", "simple_cartpol")
+    fill(page, "env_name", "CartPol")
+    for problem in (
+        "env_name 'CartPol' is not a registered Gymnasium environment; did you mean 'CartPole-v1'",
+        "reward_function_type 'simple_cartpol' is unknown; did you mean 'simple_cartpole' or",
+        "must be at least 1, not -1",
+    ):
+        page.wait(f"return {PROBLEMS}.some((each) => each.includes(arguments[0]))", problem)
+    assert len(list_problems(page)) == 3
+    page.find(".aside", "Fix the marked fields first: Environment, Reward function, Simulator steps.")
+    assert is_start_off(page)
+    page.find(".environment", "No environment has this name.")
+    fill(page, "env_name", "e-v1")  # CartPole-v1
+    page.find(".environment", "500 steps at most")
+
+
 def test_an_environment_that_cannot_be_created_is_said_once(
     page: Page, register_env: RegisterEnv, registry: JobRegistry
 ) -> None:
