@@ -19,6 +19,7 @@ from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.environment_panel import EnvironmentPanel
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_note, set_attributes
+from service.dashboard.widgets.planning import PlanningWait
 from service.dashboard.widgets.sweeps.sweep_panel import SweepPanel
 from service.dashboard.widgets.toasts import show_error
 from service.errors import InvalidRequestError, ServiceError
@@ -84,6 +85,7 @@ class _Form:
         self._inputs: dict[str, FieldInput] = {}
         self._groups: dict[str, ui.element] = {}
         self._n_changes = 0
+        self._is_starting = False
         fields = list_fields(TrainRequest.model_json_schema())
         with make_box("form-page", "form", novalidate=True).on("submit.prevent", self._submit, []):
             with make_box("card stack", "section", aria_label="Settings"):
@@ -132,6 +134,7 @@ class _Form:
             self._problem.set_visibility(False)
             self._start = make_button("Start training", None, "primary", "play_arrow", kind="submit")
             self._why = Text(_ENTER, "muted small", "p").props("aria-live=polite")
+            self._waiting = PlanningWait()
         SweepPanel(self._read)
         self._about = EnvironmentPanel(self._service.catalogue)
         with make_box("card stack", "section", aria_label="The same as a command"):
@@ -229,6 +232,8 @@ class _Form:
         self._command.set_text(f'curl -X POST {url} -H "Content-Type: application/json"{key} -d {body}')
 
     async def _submit(self) -> None:
+        if self._is_starting:
+            return
         self._n_changes += 1  # what a preview still finds is found here too
         problems = self._find_problems()
         self._show_problems(problems)
@@ -245,17 +250,22 @@ class _Form:
                 "Train",
             ):
                 return
-        set_attributes(self._start, disabled=True)
+        self._set_starting(True)
         try:
             start = partial(self._service.start_job, self._make_request(), get_client())
-            job = await to_thread.run_sync(start, limiter=self._service.planning_limiter)
+            job = await self._waiting.plan(start, self._service.planning_limiter)
         except ServiceError as error:
-            set_attributes(self._start, disabled=None)
+            self._set_starting(False)
             field = self._find_field(error.detail)
             self._show_problems({field: error.detail}, is_fault=isinstance(error, InvalidRequestError))
             self._go_to(field)
         else:
             ui.navigate.to(f"/runs/{job.job_id}")
+
+    def _set_starting(self, is_starting: bool) -> None:
+        self._is_starting = is_starting
+        set_attributes(self._start, disabled=is_starting or None)
+        self._why.set_visibility(not is_starting)
 
     def _explain(self, name: str, problem: str) -> str:
         return self._inputs[name].explain(problem) if name in self._inputs else problem
@@ -281,7 +291,7 @@ class _Form:
             for problem in others:
                 make_note(problem, "bad", "error")
         is_off = is_fault and bool(problems)
-        set_attributes(self._start, disabled=True if is_off else None)
+        set_attributes(self._start, disabled=is_off or self._is_starting or None)
         titles = [self._inputs[name].title for name in problems if name in self._inputs]
         fields = "field" if len(titles) == 1 else "fields"
         self._why.set_text(f"Fix the marked {fields} first: {', '.join(titles)}." if is_off and titles else _ENTER)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import gymnasium as gym
 import pytest
 from fastapi import FastAPI
 from nicegui import core
@@ -342,6 +343,30 @@ def test_an_environment_that_cannot_be_created_is_said_once(
     (said,) = list_problems(page)
     assert said.count("Physics is missing") == 1
     assert "Physics is missing" not in page.read(".aside")
+
+
+def test_the_form_says_what_it_waits_for_until_the_job_is_planned(page: Page, register_env: RegisterEnv) -> None:
+    may_be_built = threading.Event()
+
+    def build() -> gym.Env[Any, Any]:
+        assert may_be_built.wait(PATIENCE_SECONDS)
+        return gym.make("CartPole-v1").unwrapped
+
+    register_env(build, "Slow-v0")
+    page.open("new")
+    try:
+        fill(page, "env_name", "Slow-v0")
+        fill(page, "total_timesteps", "64")
+        page.find("pre", '"env_name": "Slow-v0", "total_timesteps": 64')
+        page.click("button", "Start training")
+        page.find(".aside [role=status]", "Checking the job: a worker builds the environment")
+        assert "Enter starts it too" not in page.read(".aside")
+        fill(page, "seed", "1")  # the job that is on its way stays as it is, and alone
+        page.find("pre", '"seed": 1')
+        assert is_start_off(page)
+    finally:
+        may_be_built.set()
+    page.find(".job")
 
 
 @pytest.mark.parametrize("key", [Keys.TAB, Keys.ENTER], ids=["tab", "enter"])
