@@ -46,6 +46,7 @@ from grpo_core.options.choices import (
     LossType,
     Supervision,
 )
+from grpo_core.options.known_names import explain_unknown_arguments
 from grpo_core.options.policy_kwargs import (
     POLICIES,
     check_built_policy,
@@ -192,6 +193,7 @@ class GRPO(SavedAlgorithm):
     _sweep: Sweep | None = None
     _is_sweep_over: bool = False
 
+    @explain_unknown_arguments
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -396,7 +398,7 @@ class GRPO(SavedAlgorithm):
             warnings.warn(
                 f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
                 "which silences this warning.",
-                stacklevel=4,
+                stacklevel=5,
             )
             mode, bank = "episode", make_bank(env, needs_restore=False)
         check_group_mode(self, mode)

@@ -202,8 +202,9 @@ def test_an_environment_that_cannot_be_restored_is_refused_at_once(mode: str) ->
 
 def test_an_environment_that_cannot_be_restored_plays_whole_episodes_and_says_why() -> None:
     short = gym.wrappers.TimeLimit(NoRestore(), 5)
-    with pytest.warns(UserWarning, match=r"NoRestore cannot be restored.*Groups are whole episodes.*silences"):
+    with pytest.warns(UserWarning, match=r"NoRestore cannot be restored.*Groups are whole episodes.*silences") as said:
         model = build(short, horizon=None)
+    assert said[0].filename == __file__, "it points at the line that makes the model"
     model.learn(40)
     assert model.group_mode == "auto", "it reads back as it was given"
     assert (model.rollout_buffer.step_mask.sum(axis=0) == 5).all()
@@ -995,8 +996,11 @@ def test_a_seed_passed_to_load_decides_what_follows() -> None:
 
 
 def test_an_unknown_argument_of_load_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"\['learning_speed'\] cannot be changed on load"):
+    said = r"\['learning_speed'\] cannot be changed on load.*; did you mean 'learning_rate'\?$"
+    with pytest.raises(ValueError, match=said):
         GRPO.load(io.BytesIO(build().to_bytes()), learning_speed=0.1)
+    with pytest.raises(ValueError, match=r"\['xyz'\] cannot be changed on load.*as they were\.$"):
+        GRPO.load(io.BytesIO(build().to_bytes()), xyz=4)
 
 
 def test_an_environment_with_other_spaces_is_refused_on_load() -> None:

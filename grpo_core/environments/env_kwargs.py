@@ -1,6 +1,5 @@
 """Arguments of an environment's constructor: which there are, and which may come from a client or a file."""
 
-import difflib
 import importlib
 import inspect
 import math
@@ -11,6 +10,7 @@ from typing import Any
 from gymnasium.envs.registration import EnvSpec
 
 from grpo_core.environments.wrappers import SetupError
+from grpo_core.options.known_names import suggest
 
 _MAX_ARGUMENTS = 32
 _MAX_VALUES = 256
@@ -136,10 +136,8 @@ def check_known_env_kwargs(env_name: str, spec: EnvSpec, env_kwargs: Mapping[str
         return
     for name in env_kwargs:
         if name not in known and name != "max_episode_steps":
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
             takes = ", ".join(sorted(known)) or "none"
-            raise SetupError(f"env_kwargs: {env_name} does not take {name!r}; {hint}It takes: {takes}.")
+            raise SetupError(f"env_kwargs: {env_name} does not take {name!r}; {suggest(name, known)}It takes: {takes}.")
 
 
 def _is_open(name: str) -> bool:

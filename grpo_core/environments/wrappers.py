@@ -1,6 +1,5 @@
 """The wrappers that a request, a command line or a model file may name, and their options."""
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from grpo_core.environments.nested import Env
+from grpo_core.options.known_names import suggest
 
 # A wrapper's name and all its options, as JSON.
 Wrapper = dict[str, Any]
@@ -98,9 +98,7 @@ def _parse_wrapper(wrapper: Any) -> Wrapper:
         raise ValueError(f'{wrapper!r:.80} is neither a name nor an object such as {{"name": "flatten"}}')
     name = given["name"]
     if name not in WRAPPERS:
-        close = difflib.get_close_matches(name[:100], WRAPPERS, 1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise ValueError(f"{name!r:.80} is unknown; {hint}choose among {', '.join(WRAPPERS)}")
+        raise ValueError(f"{name!r:.80} is unknown; {suggest(name, WRAPPERS)}choose among {', '.join(WRAPPERS)}")
     options = WRAPPERS[name][1]
     for option in given:
         if option != "name" and option not in options:

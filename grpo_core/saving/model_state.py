@@ -17,6 +17,7 @@ from grpo_core.options.hyperparameters_json import (
     hyperparameters_from_json,
     hyperparameters_to_json,
 )
+from grpo_core.options.known_names import suggest
 from grpo_core.options.policy_kwargs import POLICIES, network_to_json, rebuild_policy
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, find_reward_functions, get_reward_name
 from grpo_core.saving import model_file
@@ -116,9 +117,10 @@ def make_changes(custom_objects: Mapping[str, Any], arguments: Mapping[str, Any]
     :raises ValueError: If one of ``arguments`` is no hyperparameter.
     """
     if unknown := set(arguments) - {*SAVED_HYPERPARAMETERS, "reward_function", *_POLICY_ARGUMENTS}:
+        hint = suggest(min(unknown), SAVED_HYPERPARAMETERS).strip()
         raise ValueError(
             f"{sorted(unknown)} cannot be changed on load; only hyperparameters and reward_function, and policy and "
-            "policy_kwargs can be given as they were."
+            f"policy_kwargs can be given as they were{f'; {hint}' if hint else '.'}"
         )
     of_policy = {name: value for name, value in custom_objects.items() if name in _POLICY_ARGUMENTS}
     return {**custom_objects_to_arguments(custom_objects), **of_policy, **arguments}

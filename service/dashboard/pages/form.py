@@ -19,6 +19,7 @@ from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.environment_panel import EnvironmentPanel
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_note, set_attributes
+from service.dashboard.widgets.planning import PlanningWait
 from service.dashboard.widgets.sweeps.sweep_panel import SweepPanel
 from service.dashboard.widgets.toasts import show_error
 from service.errors import InvalidRequestError, ServiceError
@@ -52,6 +53,8 @@ _GROUPS: Mapping[str, tuple[str, Sequence[str]]] = {
     "Network": ("what is trained, and where", ("net_arch", "activation", "log_std_init", "device")),
 }
 FIELD_NAMES = (*_COMMON, *(name for _, names in _GROUPS.values() for name in names))
+# Fields that hold names, which are looked up one by one: each wrong one is marked, whatever else is wrong.
+_NAMES = ("env_name", "reward_function_type", "reward_functions", "preset")
 # Nobody wants to be told of a mistake in the middle of a word.
 _PAUSE_SECONDS = 0.4
 _ENTER = "Enter starts it too. You can watch it, and stop it, at any time."
@@ -82,6 +85,7 @@ class _Form:
         self._inputs: dict[str, FieldInput] = {}
         self._groups: dict[str, ui.element] = {}
         self._n_changes = 0
+        self._is_starting = False
         fields = list_fields(TrainRequest.model_json_schema())
         with make_box("form-page", "form", novalidate=True).on("submit.prevent", self._submit, []):
             with make_box("card stack", "section", aria_label="Settings"):
@@ -130,6 +134,7 @@ class _Form:
             self._problem.set_visibility(False)
             self._start = make_button("Start training", None, "primary", "play_arrow", kind="submit")
             self._why = Text(_ENTER, "muted small", "p").props("aria-live=polite")
+            self._waiting = PlanningWait()
         SweepPanel(self._read)
         self._about = EnvironmentPanel(self._service.catalogue)
         with make_box("card stack", "section", aria_label="The same as a command"):
@@ -175,8 +180,9 @@ class _Form:
         self._show_problems(problems)
         if "env_name" in problems:
             self._about.clear()
-        if not problems:
-            await asyncio.gather(self._about.show(self._make_request().env_name), self._try_out(change))
+            return
+        about = self._about.show(self._read().get("env_name", TrainRequest.model_fields["env_name"].default))
+        await asyncio.gather(about, *([] if problems else [self._try_out(change)]))
 
     async def _try_out(self, change: int) -> None:
         """Let the server plan the job, as it would be started, and show what it refuses."""
@@ -204,8 +210,14 @@ class _Form:
 
     def _find_problems(self) -> dict[str, str]:
         """Find what is wrong with the fields, without a look at the environment: sentences by field."""
+        values = self._read()
+        unknown = {name: self._look_up({name: values[name]}).get(name) for name in _NAMES if name in values}
+        return {name: problem for name, problem in unknown.items() if problem is not None} | self._look_up(values)
+
+    def _look_up(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Find what is wrong with some of the fields while the others are left out; of wrong names the first alone."""
         try:
-            resolve_names(self._make_request(), self._service.reward_functions)
+            resolve_names(TrainRequest.model_validate_json(json.dumps(values)), self._service.reward_functions)
         except ValidationError as error:
             _, violations = summarize_violations(error.errors(include_url=False))
             return {name: self._explain(name, each["message"]) for each in violations for name in [_get_stem(each)]}
@@ -220,6 +232,8 @@ class _Form:
         self._command.set_text(f'curl -X POST {url} -H "Content-Type: application/json"{key} -d {body}')
 
     async def _submit(self) -> None:
+        if self._is_starting:
+            return
         self._n_changes += 1  # what a preview still finds is found here too
         problems = self._find_problems()
         self._show_problems(problems)
@@ -236,17 +250,22 @@ class _Form:
                 "Train",
             ):
                 return
-        set_attributes(self._start, disabled=True)
+        self._set_starting(True)
         try:
             start = partial(self._service.start_job, self._make_request(), get_client())
-            job = await to_thread.run_sync(start, limiter=self._service.planning_limiter)
+            job = await self._waiting.plan(start, self._service.planning_limiter)
         except ServiceError as error:
-            set_attributes(self._start, disabled=None)
+            self._set_starting(False)
             field = self._find_field(error.detail)
             self._show_problems({field: error.detail}, is_fault=isinstance(error, InvalidRequestError))
             self._go_to(field)
         else:
             ui.navigate.to(f"/runs/{job.job_id}")
+
+    def _set_starting(self, is_starting: bool) -> None:
+        self._is_starting = is_starting
+        set_attributes(self._start, disabled=is_starting or None)
+        self._why.set_visibility(not is_starting)
 
     def _explain(self, name: str, problem: str) -> str:
         return self._inputs[name].explain(problem) if name in self._inputs else problem
@@ -272,7 +291,7 @@ class _Form:
             for problem in others:
                 make_note(problem, "bad", "error")
         is_off = is_fault and bool(problems)
-        set_attributes(self._start, disabled=True if is_off else None)
+        set_attributes(self._start, disabled=is_off or self._is_starting or None)
         titles = [self._inputs[name].title for name in problems if name in self._inputs]
         fields = "field" if len(titles) == 1 else "fields"
         self._why.set_text(f"Fix the marked {fields} first: {', '.join(titles)}." if is_off and titles else _ENTER)

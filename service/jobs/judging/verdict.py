@@ -110,7 +110,7 @@ def judge(evidence: Evidence) -> Verdict:
     if status is JobStatus.FAILED:
         return Verdict(state="failed", text="The job failed; error_message says why.")
     if status is JobStatus.RUNNING and evidence.n_timesteps == 0:
-        return Verdict(state="starting", text="Starting the worker: it loads its libraries and builds the environment.")
+        return Verdict(state="starting", text="Starting the worker: no simulator step has been taken yet.")
     threshold = evidence.reward_threshold
     if threshold is not None and _has_reached(threshold, evidence):
         solved_from = f"the environment counts as solved from {_format(threshold)} on"

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import gymnasium as gym
 import pytest
 from fastapi import FastAPI
 from nicegui import core
@@ -308,6 +309,25 @@ def test_what_cannot_be_trained_is_said_once_and_disables_the_start(page: Page, 
     assert len(registry.list_jobs()) == n_jobs
 
 
+def test_every_wrong_name_is_marked_with_the_closest_ones_whatever_else_is_wrong(page: Page) -> None:
+    page.open("new")
+    fill(page, "total_timesteps", "-1")
+    fill(page, "reward_function_type", "simple_cartpol")
+    fill(page, "env_name", "CartPol")
+    for problem in (
+        "env_name 'CartPol' is not a registered Gymnasium environment; did you mean 'CartPole-v1'",
+        "reward_function_type 'simple_cartpol' is unknown; did you mean 'simple_cartpole' or",
+        "must be at least 1, not -1",
+    ):
+        page.wait(f"return {PROBLEMS}.some((each) => each.includes(arguments[0]))", problem)
+    assert len(list_problems(page)) == 3
+    page.find(".aside", "Fix the marked fields first: Environment, Reward function, Simulator steps.")
+    assert is_start_off(page)
+    page.find(".environment", "No environment has this name.")
+    fill(page, "env_name", "e-v1")  # CartPole-v1
+    page.find(".environment", "500 steps at most")
+
+
 def test_an_environment_that_cannot_be_created_is_said_once(
     page: Page, register_env: RegisterEnv, registry: JobRegistry
 ) -> None:
@@ -323,6 +343,30 @@ def test_an_environment_that_cannot_be_created_is_said_once(
     (said,) = list_problems(page)
     assert said.count("Physics is missing") == 1
     assert "Physics is missing" not in page.read(".aside")
+
+
+def test_the_form_says_what_it_waits_for_until_the_job_is_planned(page: Page, register_env: RegisterEnv) -> None:
+    may_be_built = threading.Event()
+
+    def build() -> gym.Env[Any, Any]:
+        assert may_be_built.wait(PATIENCE_SECONDS)
+        return gym.make("CartPole-v1").unwrapped
+
+    register_env(build, "Slow-v0")
+    page.open("new")
+    try:
+        fill(page, "env_name", "Slow-v0")
+        fill(page, "total_timesteps", "64")
+        page.find("pre", '"env_name": "Slow-v0", "total_timesteps": 64')
+        page.click("button", "Start training")
+        page.find(".aside [role=status]", "Checking the job: a worker builds the environment")
+        assert "Enter starts it too" not in page.read(".aside")
+        fill(page, "seed", "1")  # the job that is on its way stays as it is, and alone
+        page.find("pre", '"seed": 1')
+        assert is_start_off(page)
+    finally:
+        may_be_built.set()
+    page.find(".job")
 
 
 @pytest.mark.parametrize("key", [Keys.TAB, Keys.ENTER], ids=["tab", "enter"])

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from nicegui import ui
 from pydantic import ValidationError
 
 from service.dashboard.current_service import get_client, get_service
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_note, set_attributes
+from service.dashboard.widgets.planning import PlanningWait
 from service.errors import InvalidFieldsError, ServiceError
 from service.schemas.sweeps import SweepRequest
 from service.schemas.violations import summarize_violations
@@ -46,17 +46,18 @@ class SweepPanel:
                 self._seeds.on("keydown.enter.prevent", self._submit, [])
                 self._problem = make_box(role="alert")
                 self._start = make_button("Start a sweep", self._submit, "", "tune")
+                self._waiting = PlanningWait()
 
     async def _submit(self) -> None:
         self._problem.clear()
         set_attributes(self._start, disabled=True)
-        planning = self._service.planning_limiter
         try:
             request = SweepRequest.model_validate_json(
                 json.dumps(make_body(self._read(), self._space.value, self._seeds.value))
             )
             client = get_client() if self._service.settings.limits_clients else None
-            planned = await to_thread.run_sync(partial(self._service.sweeps.create, request, client), limiter=planning)
+            create = partial(self._service.sweeps.create, request, client)
+            planned = await self._waiting.plan(create, self._service.planning_limiter)
         except ValidationError as error:
             self._complain(summarize_violations(error.errors(include_url=False))[0])
         except InvalidFieldsError as error:

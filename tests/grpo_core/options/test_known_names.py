@@ -1,0 +1,75 @@
+"""A misspelt name is answered with the one that was meant, and a misspelt argument of GRPO too."""
+
+import inspect
+from typing import Any
+
+import pytest
+
+from grpo import GRPO
+from grpo_core.options.known_names import explain_unknown_arguments, suggest
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("gama", ["gamma", "seed"], "did you mean 'gamma'? "),
+        ("GAMMA", ["gamma", "seed"], "did you mean 'gamma'? "),
+        ("maxsteps", ["seed", "maxSteps"], "did you mean 'maxSteps'? "),
+        ("colour", ["gamma", "seed"], ""),
+        ("gama", [], ""),
+        ("gamma" * 10_000, ["gamma"], ""),
+    ],
+)
+def test_a_close_name_is_suggested_and_nothing_where_none_is_close(name: str, known: list[str], hint: str) -> None:
+    assert suggest(name, known) == hint
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"group_sise": 4}, "GRPO has no argument 'group_sise'; did you mean 'group_size'?"),
+        ({"Gamma": 0.9}, "GRPO has no argument 'Gamma'; did you mean 'gamma'?"),
+        ({"xyz": 1}, "GRPO has no argument 'xyz'; help(GRPO) lists those that it has."),
+        # Close to clip_range, and something else.
+        ({"clip_range_vf": 0.2}, "GRPO has no argument 'clip_range_vf', which PPO has; leave it out."),
+        (
+            {"n_step": 32, "gamma": 0.9, "horison": 16},
+            "GRPO has no argument 'n_step'; did you mean 'n_steps'? "
+            "GRPO has no argument 'horison'; did you mean 'horizon'?",
+        ),
+    ],
+)
+def test_an_unknown_argument_is_answered_with_the_closest_one(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError) as refused:
+        GRPO("MlpPolicy", "CartPole-v1", **given)
+    assert str(refused.value) == said
+
+
+def test_a_subclass_says_its_own_name() -> None:
+    class Mine(GRPO):
+        pass
+
+    with pytest.raises(TypeError, match=r"^Mine has no argument 'group_sise'; did you mean 'group_size'\?$"):
+        Mine("MlpPolicy", "CartPole-v1", group_sise=4)  # type: ignore[call-arg]
+
+
+def test_what_else_is_wrong_with_a_call_is_said_by_python() -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'env'"):
+        GRPO("MlpPolicy")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="multiple values for argument 'policy'"):
+        GRPO("MlpPolicy", "CartPole-v1", policy="MlpPolicy")  # type: ignore[misc]
+
+
+def test_the_signature_and_the_text_of_a_constructor_stay() -> None:
+    class Plain:
+        def __init__(self, width: int = 3) -> None:
+            """Keep a width."""
+            self.width = width
+
+    before = inspect.signature(Plain.__init__)
+    checked = explain_unknown_arguments(Plain.__init__)
+    assert inspect.signature(checked) == before
+    assert checked.__doc__ == "Keep a width."
+    one = object.__new__(Plain)
+    checked(one, width=5)
+    assert one.width == 5
