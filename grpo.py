@@ -813,13 +813,15 @@ class GRPO(SavedAlgorithm):
 
         The statistics of a ``VecNormalize`` are part of it, so it takes observations as the environment gives them.
 
-        :param path: Ends in ``.onnx``, or in ``.pt`` for TorchScript.
+        :param path: Ends in ``.onnx``, or in ``.pt`` for TorchScript. A missing folder is made.
         :param with_masks: Whether it takes ``action_masks`` beside every observation, as ``predict`` does.
         :raises ValueError: If the path ends otherwise, the policy has layers of your own, or its actions no masks.
         :raises grpo_core.export.policy_file.MissingPackageError: If the format's package is not installed.
         """
-        name = find_format(Path(path))
-        model_file.write_atomic(Path(path), export_model(model_file.from_bytes(self.to_bytes()), name, with_masks))
+        target = Path(path)
+        exported = export_model(model_file.from_bytes(self.to_bytes()), find_format(target), with_masks)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        model_file.write_atomic(target, exported)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy holds: the environment and its episodes too, but neither logger nor rollout.

@@ -16,7 +16,8 @@ def add_command(commands: Any) -> None:
     parser = add_parser(commands, "export", _run, "write a policy as ONNX or TorchScript")
     add_model_option(parser)
     suffixes = " or ".join(f"{one.suffix} ({name})" for name, one in EXPORT_FORMATS.items())
-    parser.add_argument("-o", "--output", type=Path, required=True, help=f"file to save, ending in {suffixes}")
+    text = f"file to save, ending in {suffixes}; its folder is made if it is missing"
+    parser.add_argument("-o", "--output", type=Path, required=True, help=text)
     parser.add_argument("--masks", action="store_true", help="have it take action masks beside every observation")
 
 

@@ -61,6 +61,8 @@ class Client:
     or trio. Both send a request again while the server is busy (429, 503), after the pause that it asks for, and both
     repeat a ``GET`` whose connection was lost. All other refusals raise ``ApiError``.
 
+    Whatever saves a file makes its folder if that is missing.
+
     :param base_url: URL of the server.
     :param api_key: The server's ``GRPO_API_KEY``; None if it has none.
     :param timeout_seconds: Time allowed to connect, to wait for an answer and between its parts, above 0.

@@ -69,7 +69,8 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         The statistics of a ``VecNormalize`` are saved with it. Of reward functions only the names are saved; the
         reference policy and the simulators' states are not, so training goes on from new episodes.
 
-        :param path: Where to; ``.zip`` is appended to a name without a suffix. Or an open binary file.
+        :param path: Where to; ``.zip`` is appended to a name without a suffix, and a missing folder is made. Or an
+            open binary file.
         :param exclude: Not supported, see ``include``.
         :param include: Not supported: the file's content is fixed, because it is never unpickled.
         :raises ValueError: If ``exclude`` or ``include`` is given.

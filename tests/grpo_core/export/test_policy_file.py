@@ -258,9 +258,10 @@ def test_other_names_are_refused_with_those_that_there_are(path: str) -> None:
 def test_a_loaded_model_exports_itself(tmp_path: Path) -> None:
     model = make_model("choices", "floats")
     model.save(tmp_path / "m.zip")
-    GRPO.load(tmp_path / "m.zip").export(tmp_path / "m.pt")
+    path = tmp_path / "a new" / "folder" / "m.pt"
+    GRPO.load(tmp_path / "m.zip").export(path)
     observations = draw_observations("choices")
-    chosen = run_torchscript((tmp_path / "m.pt").read_bytes(), observations)
+    chosen = run_torchscript(path.read_bytes(), observations)
     check_same(chosen, model.predict(observations, deterministic=True)[0])
 
 
