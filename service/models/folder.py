@@ -312,6 +312,24 @@ class ModelFolder:
                 return self.versions.get_path(found[0], found[1])
         return f"{self._dir}{os.sep}{name}{_SUFFIX}"  # listings build a thousand; a Path takes ten times as long
 
+    def _open_descriptor(self, name: str) -> int:
+        """Open the file that a reference means, and no newer one that has just taken its place.
+
+        A version is kept before it is replaced, so that one which is still the newest was so when its file was opened.
+        """
+        path = self._path(name)
+        while True:
+            descriptor = os.open(path, _OPEN_FLAGS)
+            try:
+                means = self._path(name)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if means == path:
+                return descriptor
+            os.close(descriptor)
+            path = means
+
     @contextmanager
     def _open(self, name: str) -> Iterator[tuple[int, os.stat_result]]:
         """Open a model's regular file, and close it afterwards.
@@ -322,7 +340,7 @@ class ModelFolder:
         if not is_model_name(name.partition("@")[0]):
             raise self.make_not_found(name)
         try:
-            descriptor = os.open(self._path(name), _OPEN_FLAGS)
+            descriptor = self._open_descriptor(name)
         except OSError as error:
             if self.get_signature(name) is None:  # nothing, or a link or another thing that is no file
                 raise self.make_not_found(name) from error

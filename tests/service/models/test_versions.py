@@ -415,6 +415,23 @@ def test_a_version_is_found_that_stops_being_the_newest_while_it_is_looked_for(
     assert folder.read("m@1")[1] == contents[0]
 
 
+def test_a_version_that_is_replaced_before_its_file_is_opened_is_read_from_where_it_is_kept(
+    tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder.write("m", contents[0])
+    find_path = folder._path
+
+    def find_path_and_replace(name: str) -> str:
+        path = find_path(name)
+        monkeypatch.setattr(folder, "_path", find_path)
+        folder.write("m", contents[1])
+        return path
+
+    monkeypatch.setattr(folder, "_path", find_path_and_replace)
+    assert folder.read("m@1")[1] == contents[0]
+
+
 def test_readers_meet_whole_versions_while_newer_ones_come(tmp_path: Path, contents: list[bytes]) -> None:
     folder = ModelFolder(tmp_path, 0, max_versions=2)
     folder.write("m", contents[0])
