@@ -268,7 +268,7 @@ class JobRegistry(JobTable):
                 self._reserved.remove(model_name.casefold())
 
     def stop(self, job: Job) -> None:
-        """Stop a job as ``Job.stop`` does; where it outlives the server, that is on the disk when this returns.
+        """Stop a job as ``Job.stop`` does; where it outlives the server, the stop is written down first.
 
         :param job: What ``get`` returned.
         :raises ConflictError: If it has already finished training.

@@ -138,7 +138,7 @@ class JobRunner:
         held.callback(run.release)
         job.log("found again")
         with suppress(ConflictError):  # it has ended
-            for _ in range(run.n_earlier_stops - job.n_stops):
+            while job.n_stops < run.n_earlier_stops:
                 job.stop()
         return run
 

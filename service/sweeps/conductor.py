@@ -186,8 +186,8 @@ class Conductor:
         return self._summarize(sweep)
 
     def _list_left(self, sweep: Sweep) -> list[tuple[Trial, Job]]:
-        """List the trials of an interrupted sweep whose jobs go on without it."""
-        if sweep.status is not SweepStatus.INTERRUPTED:
+        """List the trials of a sweep whose jobs go on without it: it was interrupted, perhaps while it stopped them."""
+        if sweep.status not in (SweepStatus.INTERRUPTED, SweepStatus.STOPPED):
             return []
         left = []
         for trial in sweep.record.trials:

@@ -252,13 +252,15 @@ class _Form:
                 return
         self._set_starting(True)
         try:
-            start = partial(self._service.start_job, self._make_request(), get_client())
+            start = partial(self._service.start_job, request, get_client())
             job = await self._waiting.plan(start, self._service.planning_limiter)
         except ServiceError as error:
-            self._set_starting(False)
             field = self._find_field(error.detail)
             self._show_problems({field: error.detail}, is_fault=isinstance(error, InvalidRequestError))
             self._go_to(field)
+        except BaseException:  # the button must not stay dead
+            self._set_starting(False)
+            raise
         else:
             ui.navigate.to(f"/runs/{job.job_id}")
 

@@ -62,7 +62,7 @@ class RunActions:
         question = f"Stop {job.config.model_name}?"
         if not await confirm(question, "The policy so far is kept, and can be played.", "Stop the job"):
             return False
-        await run_in_threadpool(job.stop)
+        await run_in_threadpool(self._registry.stop, job)
         return True
 
     async def _resume(self, job_id: str) -> bool:

@@ -281,7 +281,7 @@ class JobRecorder:
 def _sort(orders: Sequence[_Order], records: Mapping[Recorded, JobRecord]) -> list[JobRecord]:
     """List what to write: what was ordered first, in that order, since new jobs are listed as they were written.
 
-    :param records: Those of running jobs. An order of one that has ended in the meantime is void.
+    :param records: Those of running jobs. An order for one that has ended in the meantime is dropped.
     """
     subjects = [order.subject for order in orders]
     ordered = [subject if isinstance(subject, JobRecord) else records.get(subject) for subject in subjects]

@@ -127,9 +127,14 @@ class RayPool:
         """
         ray = self.connect(check)
         while (slot := self._take_idle(needs)) is not None:
-            with suppress(ray.exceptions.RayError):
+            try:
                 if self._has_answered(slot.actor.release.remote(self.owner), ANSWER_SECONDS, check):
                     return slot
+            except ray.exceptions.RayError:
+                pass
+            except BaseException:  # nobody waits for it any more
+                self.discard(slot)
+                raise
             self.discard(slot)  # its node is gone
         actor = self._make_actor(needs)
         try:
