@@ -232,16 +232,25 @@ def test_a_stopped_sweep_can_go_on(client: TestClient, held: dict[str, Any], gat
     assert client.post("/sweeps/latest/resume").status_code == 409
 
 
+@pytest.mark.parametrize("status", ["interrupted", "stopped"])
 def test_an_interrupted_sweep_is_stopped_as_long_as_jobs_of_it_go_on(
-    client: TestClient, app: FastAPI, held: dict[str, Any], gate: Gate
+    client: TestClient,
+    app: FastAPI,
+    held: dict[str, Any],
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    status: str,
 ) -> None:
     sweep_id = start(client, base=held, max_active=1)["sweep_id"]
     wait_for_counts(client, running=1, waiting=1)
     service = app.state.service
+    if status == "stopped":  # its server was killed before it reached the jobs
+        monkeypatch.setattr(service.sweeps, "_stop_job", lambda job_id: None)
+        service.sweeps.stop(sweep_id)
     service.sweeps.close()
     # What the next server knows of it, if the job outlives this one.
     sweeps = Conductor(service.registry.recorder._journal, service.registry, service.store, service, 100)
-    assert sweeps.describe(sweep_id).status == "interrupted"
+    assert sweeps.describe(sweep_id).status == status
     assert sweeps.stop(sweep_id).status == "stopping"
     assert sweeps.describe(sweep_id).counts == {"running": 1, "waiting": 1}
     gate.admit()
