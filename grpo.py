@@ -510,7 +510,8 @@ class GRPO(SavedAlgorithm):
         normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
-        sweep = Sweep(rollout, self._actor, env.num_envs, self.device, self._collector.list_places)
+        where = self._collector.list_places, self._collector.list_groups
+        sweep = Sweep(rollout, self._actor, env.num_envs, self.device, *where)
         seen = share_locals(callback)
         seen.compute_from(sweep)
         seen |= {"self": self, "env": env, "callback": callback}

@@ -213,6 +213,10 @@ class GroupCollector:
         # A branch is a step further by then.
         return [(branch.group.env_index, (branch.t - 1, branch.group.index, branch.index)) for branch in self._stepped]
 
+    def list_groups(self, env_index: int) -> list[int]:
+        """List the groups of the latest rollout that one environment plays, by index."""
+        return [group.index for group in self._groups if group.env_index == env_index]
+
     def count_episode(self, rollout: GroupRollout, place: tuple[int, int, int]) -> tuple[float, int]:
         """Return what an episode had earned after a step, in the environment's own reward, and its length then.
 

@@ -32,6 +32,7 @@ class Sweep:
     :param n_envs: Number of environments.
     :param device: Where SB3 would have its tensors.
     :param list_places: Returns where the steps of the latest sweep are.
+    :param list_groups: Returns the groups of an environment by its index, in the order in which they began.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Sweep:
         n_envs: int,
         device: torch.device,
         list_places: Callable[[], Sequence[SteppedPlace]],
+        list_groups: Callable[[int], Sequence[int]],
     ) -> None:
         self._rollout, self._actor, self._n_envs, self._device = rollout, actor, n_envs, device
-        self._list_places = list_places
+        self._list_places, self._list_groups = list_places, list_groups
         self.computed: Mapping[str, Callable[[], Any]] = {
             "obs_tensor": lambda: to_tensors(self.get_observations(), device),
             "actions": lambda: self._rollout.actions[self._get_rows()],
@@ -70,10 +72,11 @@ class Sweep:
 
     def _find_latest(self, env_index: int) -> tuple[int, int, int]:
         """Find the last step of the last branch that an environment has played."""
-        n_steps = self._rollout.step_mask[:, env_index :: self._n_envs].sum(axis=0)
+        groups = self._list_groups(env_index)
+        n_steps = self._rollout.step_mask[:, groups].sum(axis=0)
         played = np.argwhere(n_steps > 0)
         row, branch = played[-1].tolist() if len(played) else (0, 0)
-        return max(0, int(n_steps[row, branch]) - 1), env_index + row * self._n_envs, branch
+        return max(0, int(n_steps[row, branch]) - 1), groups[row], branch
 
     def _get_step_mask(self) -> npt.NDArray[np.bool_]:
         step_mask = np.zeros(self._n_envs, np.bool_)

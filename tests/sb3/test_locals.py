@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from grpo import GRPO
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
 from tests.sb3.small_models import MODES, POLICY_OF, build, copy_weights, is_same
+from tests.walk import StepLog, make_walk
 
 NAMES = (
     *("self", "env", "callback", "rollout_buffer", "n_rollout_steps", "n_steps", "infos", "dones", "rewards"),
@@ -96,6 +97,21 @@ def test_an_environment_without_a_branch_left_is_told_apart() -> None:
         assert (seen["rewards"][~seen["step_mask"]] == 0.0).all()
         assert not seen["dones"][~seen["step_mask"]].any()
     assert sum(int(seen["step_mask"].sum()) for seen in look.seen) == model.num_timesteps
+
+
+def test_an_environment_that_is_done_shows_its_own_latest_step() -> None:
+    # The second plays six groups while the first plays one, so that groups do not take turns.
+    log = StepLog()
+    env = DummyVecEnv([lambda: make_walk(StepLog(), time_limit=8), lambda: make_walk(log, time_limit=1)])
+    log.is_open = True  # so that every observation carries a stamp
+    look = Look(("step_mask", "new_obs", "actions"))
+    build(env, mode="episode").learn(1, look)
+    latest = [seen for seen in look.seen if seen["step_mask"][1]][-1]
+    alone = [seen for seen in look.seen if not seen["step_mask"][1]]
+    assert len(alone) == 4
+    for seen in alone:
+        np.testing.assert_array_equal(seen["new_obs"][1], latest["new_obs"][1])
+        assert seen["actions"][1] == latest["actions"][1]
 
 
 def test_last_observations_are_those_that_actions_were_chosen_on_and_then_those_that_followed() -> None:
