@@ -110,7 +110,8 @@ class GRPO(SavedAlgorithm):
         ``wrapper_class=RestorableWrapper``; in them ``VecNormalize``, ``VecFrameStack`` and the like).
     :param learning_rate: Step size of Adam; a float or a function of the remaining progress (from 1 to 0).
     :param n_steps: Simulator steps per environment and rollout, a multiple of ``group_size * horizon``; fewer are taken
-        where branches end early. With ``group_mode="episode"``, any lower bound: groups are completed.
+        where branches end early, unless ``fill_rollouts``. With ``group_mode="episode"``, any lower bound: groups are
+        completed.
     :param batch_size: Live steps per minibatch.
     :param n_epochs: Passes over each rollout.
     :param gamma: Discount factor in [0, 1].
@@ -158,6 +159,10 @@ class GRPO(SavedAlgorithm):
         optimizer that you put in place of the model's has it only for groups of the value network's parameters alone.
     :param restart_probability: How often, in [0, 1], a group starts a new episode although the last one could go on.
         Early states are then seen more often, late ones less. Episode groups always do.
+    :param fill_rollouts: Whether groups from new episodes make up for branches that end early. Otherwise a rollout of
+        short episodes holds few steps, and the policy is changed often, on little evidence. A rollout then has about
+        ``n_steps``, give or take half a group per environment, in at most eight times the groups. Episode groups
+        always fill it.
     :param anchor_selection: Where groups start. ``"continue"``: at a random step of a random branch of the last group.
         ``"archive"``: half of them instead from states of earlier rollouts, of which up to 2,048 are kept.
     :param common_random_numbers: Whether the members of a group meet the same noise of the environment, as those that
@@ -228,6 +233,7 @@ class GRPO(SavedAlgorithm):
         bootstrap_value: bool = True,
         vf_lr_factor: float = 10.0,
         restart_probability: float = 0.0,
+        fill_rollouts: bool = False,
         anchor_selection: AnchorSelection = "continue",
         common_random_numbers: bool = False,
         filter_zero_std_groups: bool = False,
@@ -275,6 +281,7 @@ class GRPO(SavedAlgorithm):
         self.bootstrap_value = bootstrap_value
         self.vf_lr_factor = vf_lr_factor
         self.restart_probability = restart_probability
+        self.fill_rollouts = fill_rollouts
         self.anchor_selection: AnchorSelection = anchor_selection
         self.common_random_numbers = common_random_numbers
         self.filter_zero_std_groups = filter_zero_std_groups
@@ -362,7 +369,13 @@ class GRPO(SavedAlgorithm):
         self._mode, self._vec_monitor, self._grouped_env = mode, find_vec_monitor(env), env
         horizon = get_horizon(self.horizon, mode)
         plan = GroupPlan(
-            mode, self.group_size, horizon, self.n_steps, self.common_random_numbers, self.anchor_selection
+            mode,
+            self.group_size,
+            horizon,
+            self.n_steps,
+            self.fill_rollouts,
+            self.common_random_numbers,
+            self.anchor_selection,
         )
         fast_collector = None
         if self._uses_fast_path:

@@ -13,7 +13,7 @@ from grpo_core.fast.dynamics import FloatArray
 from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_simulator
 from grpo_core.fast.step_threads import StepThreads, count_threads
 from grpo_core.groups.archive import AnchorState
-from grpo_core.groups.collector import GroupCollector, GroupPlan, SweepCallback
+from grpo_core.groups.collector import Group, GroupCollector, GroupPlan, SweepCallback
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.simulators.bank import Observed, SimulatorBank
@@ -71,11 +71,16 @@ class BatchedCollector(GroupCollector):
         return {i: AnchorState(observed, self._simulators[i].capture()) for i, (observed, _) in starts.items()}
 
     def _play(
-        self, rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator, on_sweep: SweepCallback
+        self,
+        groups: Sequence[Group],
+        rollout: GroupRollout,
+        actor: PolicyActor,
+        rng: np.random.Generator,
+        on_sweep: SweepCallback,
     ) -> bool:
         assert self._plan.horizon is not None
         self._threads.n_threads = self.n_threads or count_threads()
-        branches = [branch for i in range(self._bank.n_envs) for branch in self._start_branches(i, actor, rng)]
+        branches = [branch for i in range(self._bank.n_envs) for branch in self._start_branches(i, groups, actor, rng)]
         live = self._list_live(np.array([(branch.group.index, branch.index) for branch in branches]))
         states = np.array([branch.state for branch in branches])
         observations, _ = self._to_batch([branch.observed for branch in branches])

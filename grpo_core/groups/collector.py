@@ -24,6 +24,9 @@ from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
 from grpo_core.spaces import pack
 
+#: A rollout that is filled holds at most this many times the groups that would fill it if no branch ended early: groups
+#: are stored side by side, padded to the longest branch.
+MAX_FILLED = 8
 # Called after every sweep over the environments with infos, done flags and rewards, one per environment, and the number
 # of simulator steps taken. It returns False to end the rollout.
 SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
@@ -60,6 +63,7 @@ class Group:
     :param kept_t: The step of that branch after which it continues.
     :param kept: Observation and state after that step; None if the episode was over.
     :param kept_episode: Return and length of the episode after that step.
+    :param n_steps: Simulator steps that its branches took.
     """
 
     index: int
@@ -69,6 +73,7 @@ class Group:
     kept_t: int = 0
     kept: tuple[Observed, SimulatorState] | None = None
     kept_episode: tuple[float, int] = (0.0, 0)
+    n_steps: int = 0
 
 
 @dataclass(slots=True)
@@ -99,6 +104,8 @@ class GroupPlan:
         would.
     :param n_steps: Steps per environment and rollout. In the modes with a horizon, groups fill them exactly if no
         branch ends early; in ``"episode"`` mode, another group starts as long as fewer were taken.
+    :param fills_rollouts: Whether, in the modes with a horizon, groups from new episodes make up for branches that
+        ended early.
     :param common_random_numbers: Whether captured states include the environments' random generators.
     :param anchor_selection: ``"continue"``: groups start where a branch of the last group got to. ``"archive"``: some
         start from states of an ``AnchorArchive``.
@@ -108,6 +115,7 @@ class GroupPlan:
     group_size: int
     horizon: int | None
     n_steps: int
+    fills_rollouts: bool = False
     common_random_numbers: bool = False
     anchor_selection: AnchorSelection = "continue"
 
@@ -196,14 +204,21 @@ class GroupCollector:
         :return: False if it ended early; the storage is then incomplete.
         """
         rollout.clear()
-        self._n_steps_taken = [0] * self._bank.n_envs
+        self._groups, self._n_steps_taken = [], [0] * self._bank.n_envs
         if self._plan.mode != "episode" and not self._ensure_anchors(rng, should_stop):
             return False
-        self._groups = [Group(i, i % self._bank.n_envs, anchor) for i, anchor in enumerate(self.anchors)]
-        if not self._play(rollout, actor, rng, on_sweep):
+        starts: Sequence[AnchorState | None] = self.anchors
+        while self._play(self._add_groups(starts), rollout, actor, rng, on_sweep):
+            if not (n_more := self._count_groups_to_fill(rollout)):
+                break
+            if should_stop():
+                return False
+            starts = [start for _ in range(n_more) for start in self._begin_episodes(rng)]
+        else:
             return False
         rollout.trim(len(self._groups), self._plan.horizon)
-        for group in self._groups:
+        for group, n_steps in zip(self._groups, rollout.step_mask.sum(axis=(0, 2)).tolist(), strict=True):
+            group.n_steps = n_steps
             if group.kept is not None:  # now, since reward functions replace the environment's rewards later
                 group.kept_episode = self.count_episode(rollout, (group.kept_t, group.index, group.kept_branch))
         return True
@@ -228,11 +243,40 @@ class GroupCollector:
             return earned, t + 1
         return anchor.episode_return + earned, anchor.episode_length + t + 1
 
+    def _add_groups(self, starts: Sequence[AnchorState | None]) -> list[Group]:
+        """Add groups to the rollout, in turns one for each environment."""
+        n_before, n_envs = len(self._groups), self._bank.n_envs
+        added = [Group(n_before + i, i % n_envs, start) for i, start in enumerate(starts)]
+        self._groups.extend(added)
+        return added
+
+    def _count_groups_to_fill(self, rollout: GroupRollout) -> int:
+        """Count the groups for which each environment still has room, as if none of their branches ended early.
+
+        The last one may exceed the rollout by as much as it would else fall short.
+        """
+        plan, n_envs = self._plan, self._bank.n_envs
+        if plan.mode == "episode" or not plan.fills_rollouts:
+            return 0
+        assert plan.horizon is not None
+        n_missing = plan.n_steps * n_envs - int(rollout.step_mask.sum())
+        n_steps_of_round = n_envs * plan.group_size * plan.horizon
+        n_groups = max(n_missing // n_steps_of_round, int(2 * n_missing >= n_steps_of_round))
+        return min(n_groups, (MAX_FILLED * len(self.anchors) - len(self._groups)) // n_envs)
+
     def _play(
-        self, rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator, on_sweep: SweepCallback
+        self,
+        groups: Sequence[Group],
+        rollout: GroupRollout,
+        actor: PolicyActor,
+        rng: np.random.Generator,
+        on_sweep: SweepCallback,
     ) -> bool:
-        """Play all branches to their ends; return False if ``on_sweep`` ended the rollout early."""
-        queues = [self._start_branches(i, actor, rng) for i in range(self._bank.n_envs)]
+        """Play all branches of some groups to their ends; return False if ``on_sweep`` ended the rollout early.
+
+        :param groups: In turns one of each environment. In ``"episode"`` mode empty, since groups are added on the way.
+        """
+        queues = [self._start_branches(i, groups, actor, rng) for i in range(self._bank.n_envs)]
         live = [branch for queue in queues for branch in islice(queue, None if self._advances_in_step else 1)]
         while live:
             actions = self._choose_actions(live, rollout, actor, rng)
@@ -261,16 +305,22 @@ class GroupCollector:
             if should_stop():
                 self.anchors = []
                 return False
-            starts = self._reset({i: self._draw_seed(rng) for i in range(self._bank.n_envs)})
-            self.anchors.extend(starts[i] for i in range(self._bank.n_envs))
+            self.anchors.extend(self._begin_episodes(rng))
         return True
 
-    def _start_branches(self, env_index: int, actor: PolicyActor, rng: np.random.Generator) -> Iterator[_Branch]:
-        """Yield the branches that one environment plays in this rollout, group by group."""
+    def _begin_episodes(self, rng: np.random.Generator) -> list[AnchorState]:
+        """Start a new episode in every environment."""
+        starts = self._reset({i: self._draw_seed(rng) for i in range(self._bank.n_envs)})
+        return [starts[i] for i in range(self._bank.n_envs)]
+
+    def _start_branches(
+        self, env_index: int, groups: Sequence[Group], actor: PolicyActor, rng: np.random.Generator
+    ) -> Iterator[_Branch]:
+        """Yield the branches that one environment plays of some groups, group by group."""
         if self._plan.mode == "episode":
             yield from self._start_episodes(env_index, rng)
             return
-        for group in self._groups[env_index :: self._bank.n_envs]:
+        for group in groups[env_index :: self._bank.n_envs]:
             anchor = group.anchor
             assert anchor is not None
             if self._plan.mode == "action":
@@ -407,20 +457,37 @@ class GroupCollector:
         """
         if self._plan.mode == "episode":
             return
-        kept = [self._make_anchor(group, discounted_returns) for group in self._groups]
+        predecessors = self._draw_predecessors(rng)
+        kept = [self._make_anchor(group, discounted_returns) for group in predecessors]
         archived: dict[int, AnchorState] = {}
         if self.archive is not None and spreads is not None:
-            archived = self._draw_archived(self.archive, kept, spreads.tolist(), rng)
+            archived = self._draw_archived(self.archive, predecessors, kept, spreads.tolist(), rng)
         self.anchors = []
-        for group, anchor in zip(self._groups, kept, strict=True):
-            if group.index in archived:
-                anchor = archived[group.index]
+        for i, (group, anchor) in enumerate(zip(predecessors, kept, strict=True)):
+            if i in archived:
+                anchor = archived[i]
             elif anchor is None or rng.random() < restart_probability:
                 if should_stop():
                     self.anchors = []
                     return
                 anchor = self._begin_episode(group.env_index, rng)
             self.anchors.append(anchor)
+
+    def _draw_predecessors(self, rng: np.random.Generator) -> Sequence[Group]:
+        """Draw the groups that those of the next rollout go on from, in turns one of each environment.
+
+        Where more were played than planned, longer ones are likelier, so that each step is as likely as any other.
+        """
+        n_envs = self._bank.n_envs
+        if len(self._groups) == len(self.anchors):
+            return self._groups
+        drawn: list[list[Group]] = []
+        for env_index in range(n_envs):
+            theirs = [group for group in self._groups if group.env_index == env_index]
+            n_steps = np.array([max(1, group.n_steps) for group in theirs])
+            chosen = rng.choice(len(theirs), len(self.anchors) // n_envs, replace=False, p=n_steps / n_steps.sum())
+            drawn.append([theirs[i] for i in chosen])
+        return [group for turn in zip(*drawn, strict=True) for group in turn]
 
     def _begin_episode(self, env_index: int, rng: np.random.Generator) -> AnchorState | None:
         """Start a new episode in one environment; None leaves that to whoever plays the group."""
@@ -437,28 +504,31 @@ class GroupCollector:
     def _draw_archived(
         self,
         archive: AnchorArchive,
+        predecessors: Sequence[Group],
         kept: Sequence[AnchorState | None],
         spreads: Sequence[float],
         rng: np.random.Generator,
     ) -> dict[int, AnchorState]:
-        """Put what was played into the archive, and draw the anchor states of some groups, by index, from it.
+        """Put what was played into the archive, and draw the anchor states of some of the next groups from it.
 
-        :param kept: The anchor state that each group would go on from; None if its episode is over. Those of the
-            groups that start elsewhere are not lost: they are archived with their group's spread.
+        :param predecessors: The group that each of the next ones would go on from.
+        :param kept: The anchor state that it would start from; None if that episode is over. Those of the groups that
+            start elsewhere are not lost: they are archived with their predecessor's spread.
+        :return: Anchor states by the indices of the next groups.
         """
         archive.count_rollout()
         for group in self._groups:
             assert group.anchor is not None
             archive.keep(group.env_index, group.anchor, spreads[group.index])
-        leaving = [group for group in self._groups if rng.random() < ARCHIVE_SHARE]
-        for group in leaving:
-            if (anchor := kept[group.index]) is not None:
-                archive.keep(group.env_index, anchor, spreads[group.index])
+        leaving = [i for i in range(len(predecessors)) if rng.random() < ARCHIVE_SHARE]
+        for i in leaving:
+            if (anchor := kept[i]) is not None:
+                archive.keep(predecessors[i].env_index, anchor, spreads[predecessors[i].index])
         archived: dict[int, AnchorState] = {}
         for env_index in range(self._bank.n_envs):
-            theirs = [group.index for group in leaving if group.env_index == env_index]
+            theirs = [i for i in leaving if predecessors[i].env_index == env_index]
             archived |= dict(zip(theirs, archive.draw(env_index, len(theirs), rng), strict=False))
-        archive.share = len(archived) / len(self._groups)
+        archive.share = len(archived) / len(predecessors)
         return archived
 
     def _draw_seed(self, rng: np.random.Generator) -> int | None:

@@ -212,9 +212,11 @@ class GroupRollout:
             max(2 * horizon, t + 1) if t >= horizon else horizon,
             max(2 * n_anchors, group + 1) if group >= n_anchors else n_anchors,
         )
+        live = self.step_mask
         for name, array in self._arrays():
+            # Nothing else is copied: pages of memory that nobody writes to are never taken.
             grown = np.zeros((*larger, *array.shape[2:]), array.dtype)
-            grown[:horizon, :n_anchors] = array
+            grown[:horizon, :n_anchors][live] = array[live]
             setattr(self, name, grown)
 
     def trim(self, n_anchors: int, horizon: int | None) -> None:

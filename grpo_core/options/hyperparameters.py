@@ -246,6 +246,14 @@ class Hyperparameters(SharedHyperparameters):
             at_most=1,
         ),
     ]
+    fill_rollouts: Annotated[
+        bool,
+        Row(
+            False,
+            "Groups and rollouts",
+            "where branches end early, let groups from new episodes fill the rollout; otherwise it holds fewer steps",
+        ),
+    ]
     anchor_selection: Annotated[
         AnchorSelection,
         Row(

@@ -46,7 +46,7 @@ class _Shard(NamedTuple):
 
     :param env_index: The environment that it is played in.
     :param n_steps: Simulator steps, as ``GroupPlan.n_steps``.
-    :param groups: Which groups of the rollout it plays; empty for whole episodes, whose number is not known before.
+    :param groups: Which groups of the rollout it plays, beside those that it adds; whole episodes are all added.
     """
 
     env_index: int
@@ -262,7 +262,8 @@ class ShardedCollector(GroupCollector):
         if isinstance(steps, ShardFailure):
             steps.reraise()
             raise AssertionError  # it does
-        indices = shard.groups or range(len(self._groups), len(self._groups) + len(steps.groups))
+        n_added = len(steps.groups) - len(shard.groups)
+        indices = [*shard.groups, *range(len(self._groups), len(self._groups) + n_added)]
         for index, group in zip(indices, steps.groups, strict=True):
             group.index, group.env_index = index, shard.env_index
             if index == len(self._groups):

@@ -162,6 +162,6 @@ def _make_rollout(setup: ShardSetup, order: ShardOrder) -> GroupRollout:
 
 def _cut_short(group: Group, order: ShardOrder) -> Group:
     """Leave out the anchor that the trainer has."""
-    if order.anchors and order.anchors[group.index] is not None:
+    if group.index < len(order.anchors) and order.anchors[group.index] is not None:
         group.anchor = None
     return group

@@ -7,6 +7,7 @@ from gymnasium import spaces
 
 from grpo_core.actor.extractors import ExtractorPlan, count_features
 from grpo_core.groups.archive import MAX_ARCHIVE_BYTES
+from grpo_core.groups.collector import MAX_FILLED
 from grpo_core.options.policy_kwargs import network_to_json
 from grpo_core.saving.model_file import MAX_FILE_BYTES, MAX_META_BYTES, expected_shapes, space_to_json
 from grpo_core.spaces import count_inputs, count_outputs, observation_dtype
@@ -82,6 +83,7 @@ def _check_rollout(
 ) -> None:
     n_steps = config.n_envs * config.n_steps
     longest = min(config.horizon or math.inf, max_episode_steps or math.inf)
+    most_filled = MAX_FILLED if config.fill_rollouts and config.group_mode != "episode" else 1
     if config.group_mode == "episode":
         n_rows, n_branches = _count_episodes(
             config.n_envs, config.n_steps, config.group_size, config.horizon, max_episode_steps
@@ -89,13 +91,15 @@ def _check_rollout(
         n_cells = n_rows * n_branches
         remedy = "lower n_envs, n_steps or group_size, or send horizon to cut episodes."
     else:
-        n_cells, n_branches = n_steps, n_steps // (config.horizon or 1)
+        n_cells, n_branches = n_steps, n_steps // (config.horizon or 1) * most_filled
         remedy = "lower n_envs or n_steps."
     dtype = observation_dtype(observation_space)
     observation_bytes = dtype.itemsize * math.prod(observation_space.shape or ())
     # Observations before and after each step, stored once and gathered once more for the networks.
     cell_bytes = 4 * observation_bytes + 8 * count_outputs(action_space) + _BYTES_PER_STEP
     rollout_bytes = n_cells * cell_bytes + n_branches * (_BYTES_PER_BRANCH + observation_bytes)
+    # Padding: pages of observations that nobody writes to take no memory, but advantages are computed of all cells.
+    rollout_bytes += (most_filled - 1) * n_cells * _BYTES_PER_STEP
     if config.anchor_selection == "archive":
         rollout_bytes += MAX_ARCHIVE_BYTES  # what it may grow to: how large states are shows only in training
     if rollout_bytes > _MAX_ROLLOUT_BYTES:

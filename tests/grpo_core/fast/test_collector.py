@@ -79,6 +79,8 @@ def test_training_is_the_same_to_the_bit(name: str, n_envs: int) -> None:
         {"group_mode": "action", "group_size": 2, "horizon": 16},
         {"group_mode": "action", "group_size": 2, "horizon": 1},
         {"restart_probability": 0.5},
+        {"fill_rollouts": True, "horizon": 32},
+        {"fill_rollouts": True, "horizon": 32, "group_mode": "action", "anchor_selection": "archive"},
         {"anchor_selection": "archive"},
         {"anchor_selection": "archive", "group_mode": "action", "restart_probability": 0.5},
         {"baseline": "group", "gamma": 0.9},

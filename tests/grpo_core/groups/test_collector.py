@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
-from grpo_core.groups.collector import GroupCollector, GroupPlan
+from grpo_core.groups.collector import MAX_FILLED, GroupCollector, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.options.policy_kwargs import network_to_json
@@ -51,6 +51,7 @@ class Stage:
         n_steps: int = 8,
         logits: list[float] | None = None,
         anchor_selection: AnchorSelection = "continue",
+        fills_rollouts: bool = False,
         **walk: Any,
     ) -> None:
         self.log = StepLog()
@@ -58,7 +59,7 @@ class Stage:
         env.reset()
         bank = make_bank(env, needs_restore=mode != "episode")
         self.log.is_open = True
-        plan = GroupPlan(mode, group_size, horizon, n_steps, anchor_selection=anchor_selection)
+        plan = GroupPlan(mode, group_size, horizon, n_steps, fills_rollouts, anchor_selection=anchor_selection)
         self.collector = GroupCollector(bank, env.observation_space, plan)
         self.rollout = GroupRollout(horizon or 2, n_envs, group_size, env.observation_space, env.action_space)
         self.actor = make_actor(env.envs[0], logits or [0.0] * int(env.envs[0].action_space.n))  # type: ignore[attr-defined]
@@ -125,6 +126,44 @@ def test_steps_are_counted_exactly_where_branches_die_early(
     n_live = sum(int(seen.step_mask.sum()) for seen in watch.rollouts)
     assert len(log.steps) == model.num_timesteps == n_live
     assert n_live < 3 * n_envs * 12 * n_groups
+
+
+@ORDERS
+@BY_STEPS
+@pytest.mark.parametrize(("n_envs", "n_groups", "edge"), [(1, 12, 2), (1, 1, 1), (2, 3, 3), (3, 5, 2)])
+def test_groups_from_new_episodes_fill_a_rollout_whose_branches_die_early(
+    is_slow: bool, mode: GroupMode, n_envs: int, n_groups: int, edge: int
+) -> None:
+    log, n_steps = StepLog(), 12 * n_groups
+    walk = {"is_slow": is_slow, "edge": edge}
+    model = walk_model(log, n_envs, walk, horizon=6, n_steps=n_steps, group_mode=mode, fill_rollouts=True)
+    n_taken = 0
+    for seen in collect(model, 3).rollouts:
+        n_live = int(seen.step_mask.sum())
+        assert abs(n_live - n_envs * n_steps) <= n_envs * 12 / 2, "half a group for each environment"
+        assert (seen.observations[0, n_envs * n_groups :, :, 1] == 0).all(), "an added group starts at a reset"
+        assert seen.step_mask[0].all()
+        n_taken += n_live
+    assert len(log.steps) == model.num_timesteps == n_taken
+
+
+def test_a_rollout_without_early_ends_is_full_as_it_is() -> None:
+    rollouts = [collect(walk_model(StepLog(), fill_rollouts=fills), 3).rollouts for fills in (True, False)]
+    for filled, plain in zip(*rollouts, strict=True):
+        for name in filled._fields:
+            np.testing.assert_array_equal(getattr(filled, name), getattr(plain, name))
+
+
+def test_no_more_groups_are_added_than_there_is_room_for_side_by_side() -> None:
+    stage = Stage(group_size=2, horizon=50, n_steps=100, edge=1, fills_rollouts=True)  # each branch takes one step
+    assert stage.collect()
+    assert stage.rollout.shape == (50, MAX_FILLED, 2)
+
+
+def test_a_stop_ends_the_filling_of_a_rollout() -> None:
+    stage = Stage(edge=1, horizon=8, n_steps=16, fills_rollouts=True)
+    assert not stage.collect(should_stop=lambda: len(stage.log.steps) >= 4)
+    assert len(stage.log.steps) == 4
 
 
 def test_learning_ends_with_the_rollout_that_reaches_the_total() -> None:
@@ -270,6 +309,24 @@ def test_the_kept_step_is_uniform_over_the_steps_a_short_branch_lived(is_slow: b
     assert n_resets == n_steps[0]
     assert n_steps.sum() == n_groups
     assert_likely(n_steps, np.full(3, 1 / 3), limit=18.4)
+
+
+def test_after_a_filled_rollout_each_of_its_steps_is_as_likely_to_be_gone_on_from() -> None:
+    # Two groups are planned of 8 steps per branch, and episodes end after 9.
+    stage = Stage(n_envs=1, group_size=2, horizon=8, n_steps=32, time_limit=9, fills_rollouts=True)
+    assert stage.collect()
+    stage.go_on()
+    assert stage.collect()
+    n_steps = np.array([group.n_steps for group in stage.collector.groups])
+    assert len(set(n_steps)) > 1
+    assert len(n_steps) > 2
+    assert n_steps.sum() == stage.rollout.step_mask.sum()
+    counts = np.zeros(len(n_steps), np.int64)
+    for _ in range(3000):
+        first, second = stage.collector._draw_predecessors(stage.rng)
+        assert first is not second
+        counts[first.index] += 1
+    assert_likely(counts, n_steps / n_steps.sum(), limit=27.9)
 
 
 def test_in_action_mode_the_kept_branch_is_drawn_by_the_policys_probability() -> None:

@@ -52,6 +52,7 @@ CASES: dict[str, Any] = {
     "noise of all kinds": lambda: make_model(wrap(lambda: OwnNoise(NoisyCartPole()))),
     "actions": lambda: make_model(group_mode="action"),
     "episodes": lambda: make_model(group_mode="episode", horizon=None, n_shards=2),
+    "filled": lambda: make_model(fill_rollouts=True),
     "archive": lambda: make_model(anchor_selection="archive"),
     "common noise": lambda: make_model(wrap(NoisyCartPole), common_random_numbers=True),
     "normalised": lambda: make_model(VecNormalize(wrap(CartPoleEnv))),
