@@ -27,6 +27,7 @@ ABLATION_TASKS = (
     get_task("Acrobot-v1", 15_000),
     get_task("Pendulum-v1", 30_000),
     get_task("MountainCar-v0", 120_000),
+    get_task("InvertedDoublePendulum-v5", 100_000),
     get_task("Hopper-v5", 300_000),
 )
 # What differs between tables is named by all of them, so that a run with a preset's own settings is the same in each.
@@ -96,9 +97,23 @@ def _vary_starts() -> dict[str, Settings]:
     }
 
 
+def _vary_filling() -> dict[str, Settings]:
+    """Make a row of each baseline that solves tasks, with and without new episodes where branches end early."""
+    labels = {"filled": True, "as they end": False}
+    return {
+        f"{baseline}, rollouts {label}": {"baseline": baseline, "fill_rollouts": labels[label]}
+        for label, baseline in product(labels, ("value", "residual", "adaptive"))
+    }
+
+
 ABLATIONS = {
     "baseline": Ablation("what is subtracted, and where groups start", _vary_baselines()),
     "starts": Ablation("where groups start, what is subtracted, how fast the value network learns", _vary_starts()),
+    "filling": Ablation(
+        "whether new episodes fill the rollouts, and what is subtracted",
+        _vary_filling(),
+        env_names=("InvertedDoublePendulum-v5", "Hopper-v5", "MountainCar-v0"),
+    ),
     "group_size": Ablation("group size, the same steps per rollout", _vary("group_size", (2, 4, 8, 16))),
     "horizon": Ablation("horizon, the same steps per rollout", _vary("horizon", (8, 16, 32, 64, 128, 256))),
     "constant_rate": Ablation(
@@ -115,7 +130,7 @@ ABLATIONS = {
         base=_CONSTANT_RATE,
     ),
 }
-_CURRENT_TABLES = ("baseline", "starts", "group_size", "horizon")
+_CURRENT_TABLES = ("baseline", "starts", "filling", "group_size", "horizon")
 
 
 def make_rows(task: Task, ablation: Ablation) -> dict[str, list[RunSpec]]:
