@@ -29,8 +29,8 @@ curve and versions. `make bench-suite` makes the missing ones and writes the pag
 - **Score.** The mean of 100 episodes (InvertedDoublePendulum and LunarLander 50, MuJoCo's others 30, FrozenLake 1,000)
   of the final deterministic policy, in fresh environments with seeds of their own. For FrozenLake it is the success
   rate.
-- **Seeds.** From {FIRST_SEED} on, none used in tuning. Our own methods on CartPole, Acrobot and Hopper have seeds from
-  6000 on: their presets were changed after earlier ones had been run on the others.
+- **Seeds.** From {FIRST_SEED} on, none used in tuning. Our own methods on CartPole and Acrobot have seeds from 6000 on,
+  on Hopper from 7000: their presets were changed after earlier ones had been run on the others.
 - **IQM.** Interquartile mean over seeds, with the 95 % interval of a percentile bootstrap over seeds, as rliable
   defines them (arXiv 2108.13264); no interval for fewer than five seeds. With 3 seeds the IQM is the mean.
 - **Ours.** "Preset" is the environment's own in `grpo_core/options/presets.yml`. "General preset" is what a user gets
@@ -96,12 +96,13 @@ def _format_control(runs: list[Run]) -> str:
 
 
 def make_ablation(task: Task) -> str:
-    """Return the ablation tables of a task; empty without runs."""
+    """Return the ablation tables of a task, of those that compare at least two rows."""
     finished = read_runs(ABLATION_PATH)
     sections = []
     for ablation in ABLATIONS.values():
         rows = {label: select_runs(specs, finished) for label, specs in make_rows(task, ablation).items()}
-        if any(rows.values()) and task.env_name in ablation.env_names:
+        # Tables share runs, so that one row may be all that there is of another table.
+        if sum(map(bool, rows.values())) > 1 and task.env_name in ablation.env_names:
             sections.append(f"### {task.title}: {ablation.title}\n\n{format_table(rows, task.n_decimals)}\n")
     return "\n".join(sections)
 
