@@ -161,8 +161,8 @@ class GRPO(SavedAlgorithm):
         Early states are then seen more often, late ones less. Episode groups always do.
     :param fill_rollouts: Whether groups from new episodes make up for branches that end early. Otherwise a rollout of
         short episodes holds few steps, and the policy is changed often, on little evidence. A rollout then has about
-        ``n_steps``, give or take half a group per environment, in at most eight times the groups. Episode groups
-        always fill it.
+        ``n_steps``, give or take half a group per environment (or shard), unless eight times the groups hold less.
+        They also make up for actions that are illegal with ``"action"``. Episode groups always fill it.
     :param anchor_selection: Where groups start. ``"continue"``: at a random step of a random branch of the last group.
         ``"archive"``: half of them instead from states of earlier rollouts, of which up to 2,048 are kept.
     :param common_random_numbers: Whether the members of a group meet the same noise of the environment, as those that

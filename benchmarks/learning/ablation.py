@@ -139,7 +139,9 @@ def make_rows(task: Task, ablation: Ablation) -> dict[str, list[RunSpec]]:
     rows = {}
     for label, variant in ablation.variants.items():
         settings = base | variant
-        if _fills_rollouts(settings):
+        if not settings.get("fill_rollouts") and "fill_rollouts" not in base:
+            settings.pop("fill_rollouts", None)  # the default, which runs of other tables do not name
+        if _holds_whole_groups(settings):
             rows[label] = [
                 RunSpec(task.env_name, _METHOD, "GRPO", seed, task.total_timesteps, settings)
                 for seed in range(_FIRST_SEED, _FIRST_SEED + ablation.n_seeds)
@@ -147,7 +149,7 @@ def make_rows(task: Task, ablation: Ablation) -> dict[str, list[RunSpec]]:
     return rows
 
 
-def _fills_rollouts(settings: Settings) -> bool:
+def _holds_whole_groups(settings: Settings) -> bool:
     if settings["group_mode"] == "episode":
         return True
     is_whole: bool = settings["n_steps"] % (settings["group_size"] * settings["horizon"]) == 0

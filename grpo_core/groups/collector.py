@@ -104,8 +104,8 @@ class GroupPlan:
         would.
     :param n_steps: Steps per environment and rollout. In the modes with a horizon, groups fill them exactly if no
         branch ends early; in ``"episode"`` mode, another group starts as long as fewer were taken.
-    :param fills_rollouts: Whether, in the modes with a horizon, groups from new episodes make up for branches that
-        ended early.
+    :param fills_rollouts: Whether, in the modes with a horizon, groups from new episodes take the steps that are left:
+        branches ended early, or a group has fewer, since not every action was legal.
     :param common_random_numbers: Whether captured states include the environments' random generators.
     :param anchor_selection: ``"continue"``: groups start where a branch of the last group got to. ``"archive"``: some
         start from states of an ``AnchorArchive``.
@@ -207,13 +207,15 @@ class GroupCollector:
         self._groups, self._n_steps_taken = [], [0] * self._bank.n_envs
         if self._plan.mode != "episode" and not self._ensure_anchors(rng, should_stop):
             return False
-        starts: Sequence[AnchorState | None] = self.anchors
+        starts: list[AnchorState | None] = self.anchors
         while self._play(self._add_groups(starts), rollout, actor, rng, on_sweep):
             if not (n_more := self._count_groups_to_fill(rollout)):
                 break
-            if should_stop():
-                return False
-            starts = [start for _ in range(n_more) for start in self._begin_episodes(rng)]
+            starts = []
+            for _ in range(n_more):
+                if should_stop():
+                    return False
+                starts += self._begin_episodes(rng)
         else:
             return False
         rollout.trim(len(self._groups), self._plan.horizon)
@@ -476,7 +478,7 @@ class GroupCollector:
     def _draw_predecessors(self, rng: np.random.Generator) -> Sequence[Group]:
         """Draw the groups that those of the next rollout go on from, in turns one of each environment.
 
-        Where more were played than planned, longer ones are likelier, so that each step is as likely as any other.
+        Where more were played than planned, longer ones are likelier, so that few go on from what is left of a fall.
         """
         n_envs = self._bank.n_envs
         if len(self._groups) == len(self.anchors):

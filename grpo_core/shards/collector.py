@@ -145,6 +145,8 @@ class ShardedCollector(GroupCollector):
         self._rewarded_by: tuple[Any, Any] = (None, None)
         self._scored: list[_Scored] = []
         self._latest: list[SteppedPlace] = []
+        # The groups that have come back, which is not by their index: those that a shard adds come after all others.
+        self._order: list[int] = []
 
     @contextmanager
     def open_workers(
@@ -172,6 +174,9 @@ class ShardedCollector(GroupCollector):
             finally:
                 self._pool = None
 
+    def list_groups(self, env_index: int) -> list[int]:
+        return [index for index in self._order if self._groups[index].env_index == env_index]
+
     def list_places(self) -> list[SteppedPlace]:
         return self._latest
 
@@ -186,7 +191,7 @@ class ShardedCollector(GroupCollector):
         if self._pool is None:
             raise RuntimeError("a rollout of shards is collected inside learn(), which starts and ends its workers.")
         rollout.clear()
-        self._scored, self._latest = [], []
+        self._scored, self._latest, self._order = [], [], []
         shards, seed = self._cut(), int(rng.integers(2**63))
         if not self.anchors and self._plan.mode != "episode":
             self._begin_anew()
@@ -264,6 +269,7 @@ class ShardedCollector(GroupCollector):
             raise AssertionError  # it does
         n_added = len(steps.groups) - len(shard.groups)
         indices = [*shard.groups, *range(len(self._groups), len(self._groups) + n_added)]
+        self._order += indices
         for index, group in zip(indices, steps.groups, strict=True):
             group.index, group.env_index = index, shard.env_index
             if index == len(self._groups):

@@ -24,6 +24,7 @@ _MAX_WORKERS_BYTES = 2 * 2**30
 _BYTES_PER_WORKER, _BYTES_OF_IMPORTS = 40 * 2**20, 200 * 2**20
 # Python objects of one branch: captured states, anchors and bookkeeping.
 _BYTES_PER_BRANCH = 1024
+_PAGE_BYTES = 4096
 # Rewards, flags, advantages and other numbers of one step.
 _BYTES_PER_STEP = 64
 # Episodes are stored side by side, padded to the longest. Early in training most end long before their limit, so many
@@ -98,8 +99,10 @@ def _check_rollout(
     # Observations before and after each step, stored once and gathered once more for the networks.
     cell_bytes = 4 * observation_bytes + 8 * count_outputs(action_space) + _BYTES_PER_STEP
     rollout_bytes = n_cells * cell_bytes + n_branches * (_BYTES_PER_BRANCH + observation_bytes)
-    # Padding: pages of observations that nobody writes to take no memory, but advantages are computed of all cells.
-    rollout_bytes += (most_filled - 1) * n_cells * _BYTES_PER_STEP
+    # Padding: advantages are computed of all cells. Observations take a page of memory when a step is written to it,
+    # and small ones fill theirs with what pads them.
+    n_padding = (most_filled - 1) * n_cells
+    rollout_bytes += n_padding * _BYTES_PER_STEP + 2 * min(n_padding * observation_bytes, n_cells * _PAGE_BYTES)
     if config.anchor_selection == "archive":
         rollout_bytes += MAX_ARCHIVE_BYTES  # what it may grow to: how large states are shows only in training
     if rollout_bytes > _MAX_ROLLOUT_BYTES:

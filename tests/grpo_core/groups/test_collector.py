@@ -311,8 +311,8 @@ def test_the_kept_step_is_uniform_over_the_steps_a_short_branch_lived(is_slow: b
     assert_likely(n_steps, np.full(3, 1 / 3), limit=18.4)
 
 
-def test_after_a_filled_rollout_each_of_its_steps_is_as_likely_to_be_gone_on_from() -> None:
-    # Two groups are planned of 8 steps per branch, and episodes end after 9.
+def test_after_a_filled_rollout_longer_groups_are_likelier_to_be_gone_on_from() -> None:
+    # Two groups are planned of 8 steps per branch, and episodes end after 9. The first draw is by length.
     stage = Stage(n_envs=1, group_size=2, horizon=8, n_steps=32, time_limit=9, fills_rollouts=True)
     assert stage.collect()
     stage.go_on()
@@ -470,6 +470,14 @@ def test_a_stop_between_resets_takes_no_further_one_and_starts_anew_later() -> N
     assert stage.log.steps == []
     assert stage.collect()
     assert len(stage.log.seeds) == 2 + 5
+
+
+def test_so_does_a_stop_between_the_resets_that_fill_a_rollout() -> None:
+    stage = Stage(n_steps=40, edge=1, fills_rollouts=True)
+    assert not stage.collect(should_stop=lambda: len(stage.log.seeds) >= 7)
+    assert len(stage.log.seeds) == 7
+    assert len(stage.log.steps) == 5 * 2
+    assert stage.collect()
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])

@@ -52,7 +52,10 @@ CASES: dict[str, Any] = {
     "noise of all kinds": lambda: make_model(wrap(lambda: OwnNoise(NoisyCartPole()))),
     "actions": lambda: make_model(group_mode="action"),
     "episodes": lambda: make_model(group_mode="episode", horizon=None, n_shards=2),
-    "filled": lambda: make_model(fill_rollouts=True),
+    "filled": lambda: make_model(VecNormalize(wrap(CartPoleEnv)), horizon=64, n_steps=512, fill_rollouts=True),
+    "filled, with common noise": lambda: make_model(
+        wrap(NoisyCartPole), horizon=64, n_steps=512, fill_rollouts=True, common_random_numbers=True
+    ),
     "archive": lambda: make_model(anchor_selection="archive"),
     "common noise": lambda: make_model(wrap(NoisyCartPole), common_random_numbers=True),
     "normalised": lambda: make_model(VecNormalize(wrap(CartPoleEnv))),
@@ -106,6 +109,33 @@ def test_every_step_reaches_the_callbacks_and_the_rollout() -> None:
     buffer = model.rollout_buffer
     followed = buffer.step_mask[1:] & buffer.step_mask[:-1]
     assert np.array_equal(buffer.observations[1:][followed], buffer.next_observations[:-1][followed])
+
+
+def test_groups_that_fill_a_shard_keep_their_place_and_their_environment() -> None:
+    model = make_model(
+        DummyVecEnv([lambda: gym.make("CartPole-v1"), lambda: gym.make("CartPole-v1")]),
+        n_steps=512,
+        horizon=128,
+        fill_rollouts=True,
+        anchor_selection="archive",
+    )
+    model.learn(600)  # two rollouts, the second of which goes on from the first
+    rollout, groups = model.rollout_buffer, model._collector.groups
+    assert len(groups) == rollout.shape[1] > 4
+    assert [group.index for group in groups] == list(range(len(groups)))
+    assert [group.n_steps for group in groups] == rollout.step_mask.sum(axis=(0, 2)).tolist()
+    for group in groups:
+        assert group.anchor is not None or group.index < 4, "the trainer knows where those that it planned begin"
+        if group.anchor is not None:
+            np.testing.assert_array_equal(rollout.observations[0, group.index, 0], group.anchor.observed.observation)
+    for env_index in (0, 1):
+        theirs = model._collector.list_groups(env_index)
+        assert theirs == [index for index in theirs if groups[index].env_index == env_index]
+        assert theirs[0] == env_index
+        # Those that the first shard adds begin before those that the second one plans.
+        assert theirs.index(env_index + 2) > theirs.index(env_index)
+    both = [model._collector.list_groups(env_index) for env_index in (0, 1)]
+    assert sorted(both[0] + both[1]) == list(range(len(groups)))
 
 
 def test_groups_go_on_from_where_a_branch_of_theirs_got_to() -> None:

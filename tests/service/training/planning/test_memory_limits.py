@@ -55,11 +55,11 @@ def test_an_archive_of_anchor_states_takes_what_it_may_grow_to(register_env: Reg
 
 def test_a_filled_rollout_takes_what_its_padding_takes() -> None:
     # 64 * 8192 steps of 4 * 4 observed numbers of 4 bytes, 2 logits of 8 and 64 bytes more are 72 MiB, and seven times
-    # 64 bytes of padding 224 MiB; 8 * 16384 branches of 1 KiB and an observation are 130 MiB.
-    shape: dict[str, Any] = {"n_envs": 64, "horizon": 32, "n_steps": 4096}
+    # 2 * 16 + 64 bytes of padding 336 MiB; 8 * 16384 branches of 1 KiB and an observation are 130 MiB.
+    shape: dict[str, Any] = {"n_envs": 64, "horizon": 32, "n_steps": 2048}
     assert resolve(**shape, fill_rollouts=True).fill_rollouts
     assert resolve(**shape | {"n_steps": 8192}).n_steps == 8192
-    assert "take 426 MiB per rollout, more than" in refuse(**shape | {"n_steps": 8192}, fill_rollouts=True)
+    assert "take 538 MiB per rollout, more than" in refuse(**shape | {"n_steps": 8192}, fill_rollouts=True)
 
 
 def test_rollout_workers_count() -> None:
