@@ -116,8 +116,8 @@ def read_address(page: Page) -> dict[str, str]:
 
 
 def read_lines(page: Page) -> dict[str, Any]:
-    """Read the drawn lines by name, of all panels."""
-    lines = page.run("return grpoCurves.options().flatMap((option) => option?.series ?? [])")
+    """Read the drawn lines by name, of all panels. ECharts keeps a hole where one was taken away."""
+    lines = page.run("return grpoCurves.options().flatMap((option) => option?.series ?? []).filter(Boolean)")
     return {line["name"]: line for line in lines}
 
 
