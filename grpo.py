@@ -523,8 +523,8 @@ class GRPO(SavedAlgorithm):
         normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
-        where = self._collector.list_places, self._collector.list_groups
-        sweep = Sweep(rollout, self._actor, env.num_envs, self.device, *where)
+        collector = self._collector
+        sweep = Sweep(rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.list_groups)
         seen = share_locals(callback)
         seen.compute_from(sweep)
         seen |= {"self": self, "env": env, "callback": callback}

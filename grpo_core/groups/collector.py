@@ -486,7 +486,7 @@ class GroupCollector:
         drawn: list[list[Group]] = []
         for env_index in range(n_envs):
             theirs = [group for group in self._groups if group.env_index == env_index]
-            n_steps = np.array([max(1, group.n_steps) for group in theirs])
+            n_steps = np.array([max(1, group.n_steps) for group in theirs])  # none where no action was legal
             chosen = rng.choice(len(theirs), len(self.anchors) // n_envs, replace=False, p=n_steps / n_steps.sum())
             drawn.append([theirs[i] for i in chosen])
         return [group for turn in zip(*drawn, strict=True) for group in turn]
