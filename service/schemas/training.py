@@ -1,9 +1,10 @@
 """What to train, and what a job trains with."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from grpo_core.environments.making import EnvSetup
 from grpo_core.options.choices import GroupMode
@@ -209,6 +210,30 @@ class TrainConfig(Hyperparameters, _JobConfig):
     def env_setup(self) -> EnvSetup:
         """The environment to train and evaluate in."""
         return EnvSetup(self.env_name, self.env_kwargs, self.wrappers)
+
+    @classmethod
+    def list_defaults(cls) -> dict[str, Any]:
+        """List what a configuration may lack, since an earlier version did not have it, and what that then did."""
+        return {name: row.default for name, row in HYPERPARAMETERS.items()} | {
+            name: field.default for name, field in cls.model_fields.items() if not field.is_required()
+        }
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "TrainConfig":
+        """Read a configuration that was written down, perhaps by another version.
+
+        What no longer passes the checks is kept as it is: it is history by now.
+        """
+        defaults = cls.list_defaults()
+        known = {name: fields.get(name, defaults.get(name)) for name in cls.model_fields}
+        try:
+            return cls.model_validate(known)
+        except ValidationError:
+            return cls.model_construct(None, **known)
+
+    def is_written_as(self, fields: Mapping[str, Any]) -> bool:
+        """Tell whether what was written down is this configuration, perhaps by a version that had fewer fields."""
+        return fields.keys() <= type(self).model_fields.keys() and self.read(fields) == self
 
     # Pydantic makes a field of each annotation in the table; two say more here.
     group_mode: GroupMode

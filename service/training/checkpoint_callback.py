@@ -162,8 +162,8 @@ def _read_own(taken: Checkpoint, config: TrainConfig) -> Mapping[str, Any]:
     """
     own: dict[str, Any] = taken.facts["own"]
     try:
-        is_same = TrainConfig.model_validate(own["config"]) == config
-    except (KeyError, ValueError) as error:
+        is_same = config.is_written_as(own["config"])
+    except (KeyError, AttributeError) as error:
         raise CheckpointError("the checkpoint does not say what is trained; another version wrote it.") from error
     if not is_same:
         raise CheckpointError("the checkpoint is of a job with another configuration.")

@@ -69,7 +69,7 @@ class CheckpointFolder:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()) or archive.testzip():
                 return None  # none is compressed, and what such members unpack to has no bound
             facts = json.loads(archive.read(FACTS_MEMBER))
-            if facts["format"] != FORMAT or TrainConfig.model_validate(facts["own"]["config"]) != config:
+            if facts["format"] != FORMAT or not config.is_written_as(facts["own"]["config"]):
                 return None
             note, is_certain = facts["caveat"] or (None, None)
             exact = True if note is None else False if is_certain else None

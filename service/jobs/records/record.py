@@ -5,12 +5,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.jobs.records.history import HistoryPart
 from service.schemas.jobs import (
     EndedBy,
@@ -55,7 +54,7 @@ class PlanRecord(BaseModel):
     def make_plan(self) -> TrainingPlan:
         """Make the plan again, but for its rewards: they are code, and looked up by name when they are needed."""
         return TrainingPlan(
-            _read_config(self.config),
+            TrainConfig.read(self.config),
             None,
             tuple(self.warnings),
             self.reward_threshold,
@@ -166,28 +165,10 @@ def compute_recipe(config: Mapping[str, Any]) -> str:
 
     Defaults are left out, so that jobs from before a field was added keep theirs.
     """
-    defaults = _list_defaults()
+    defaults = TrainConfig.list_defaults()
     chosen = {
         name: value
         for name, value in config.items()
         if name not in _NOT_OF_RECIPE and (name not in defaults or value != defaults[name])
     }
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@cache
-def _list_defaults() -> dict[str, Any]:
-    defaults = {name: row.default for name, row in HYPERPARAMETERS.items()}
-    return defaults | {
-        name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()
-    }
-
-
-def _read_config(fields: Mapping[str, Any]) -> TrainConfig:
-    """Read a configuration, perhaps one of another version: it lacks what this one has added since."""
-    defaults = _list_defaults()
-    known = {name: fields.get(name, defaults.get(name)) for name in TrainConfig.model_fields}
-    try:
-        return TrainConfig.model_validate(known)
-    except ValidationError:
-        return TrainConfig.model_construct(None, **known)

@@ -1,11 +1,14 @@
 """Checkpoints of a job are taken where its training can go on."""
 
+import json
+from io import BytesIO
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 
-from grpo_core.checkpoints import checkpoint
+from grpo_core.checkpoints import FACTS_MEMBER, checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.saving import model_file
 from service.training.train import train_policy
@@ -134,6 +137,21 @@ def test_a_checkpoint_of_another_job_is_refused() -> None:
     run(recorder)
     with pytest.raises(CheckpointError, match="of a job with another configuration"):
         run(Recorder(), recorder.checkpoints[0][1], net_arch=[8])
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from() -> None:
+    recorder = Recorder()
+    content = run(recorder)
+    earlier = BytesIO()
+    with ZipFile(BytesIO(recorder.checkpoints[0][1])) as archive, ZipFile(earlier, "w") as written:
+        for name in archive.namelist():
+            member = archive.read(name)
+            if name == FACTS_MEMBER:
+                facts = json.loads(member)
+                del facts["own"]["config"]["fill_rollouts"]
+                member = json.dumps(facts).encode()
+            written.writestr(name, member)
+    assert run(Recorder(), earlier.getvalue()) == content
 
 
 def test_code_of_the_environment_that_fails_costs_the_checkpoints_and_not_the_job(

@@ -68,6 +68,19 @@ def test_one_of_another_training_is_none(folder: CheckpointFolder, config: Train
     assert folder.describe(JOB_ID, config) is None
 
 
+def test_one_of_a_version_with_fewer_fields_is_described(folder: CheckpointFolder, config: TrainConfig) -> None:
+    written = config.model_dump(mode="json")
+    del written["fill_rollouts"], written["max_restarts"]
+    folder.write(JOB_ID, make_file(config, own={"config": written}))
+    assert folder.describe(JOB_ID, config) is not None
+    assert folder.describe(JOB_ID, config.model_copy(update={"fill_rollouts": True})) is None
+
+
+def test_one_of_a_version_with_more_fields_is_none(folder: CheckpointFolder, config: TrainConfig) -> None:
+    folder.write(JOB_ID, make_file(config, own={"config": config.model_dump(mode="json") | {"of_tomorrow": 1}}))
+    assert folder.describe(JOB_ID, config) is None
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", b"[" * 100_000], ids=["empty", "cut", "deep"])
 def test_damage_is_no_error(folder: CheckpointFolder, config: TrainConfig, content: bytes) -> None:
     whole = make_file(config)
