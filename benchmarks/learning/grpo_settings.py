@@ -50,7 +50,7 @@ GENERAL_PRESETS = {
             "Hopper-v5",
             "Walker2d-v5",
             "HalfCheetah-v5",
-            "Ant-v5",
+            "Swimmer-v5",
         ),
         "general-continuous",
     ),

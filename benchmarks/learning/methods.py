@@ -42,7 +42,8 @@ def _get_episode_settings(task: Task) -> Settings | None:
 
 def _get_shared_settings(task: Task) -> Settings | None:
     """Return what PPO shares with GRPO's preset, where the preset's groups are branches."""
-    settings = get_grpo_settings(task.env_name) if task.env_name in _SMALL_ENVS else None
+    env_names = (*_SMALL_ENVS, "InvertedDoublePendulum-v5")
+    settings = get_grpo_settings(task.env_name) if task.env_name in env_names else None
     if settings is None or "group_mode" in settings:
         return None
     shared = {

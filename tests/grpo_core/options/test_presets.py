@@ -16,7 +16,9 @@ ENV_IDS = list_presets()
 # Optional packages.
 NEEDS = {
     "LunarLander-v3": "Box2D",
-    **dict.fromkeys(("InvertedDoublePendulum-v5", "Hopper-v5", "Walker2d-v5", "HalfCheetah-v5"), "mujoco"),
+    **dict.fromkeys(
+        ("InvertedDoublePendulum-v5", "Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Swimmer-v5"), "mujoco"
+    ),
 }
 
 
