@@ -376,7 +376,7 @@ class TestStartingTraining:
             ({"env_name": "Forgetful-v0", "group_mode": "branch"}, "capture_state()"),
             ({"env_name": "Forgetful-v0", "group_mode": "episode"}, "send horizon"),
             ({"preset": "Chess-v0"}, "'Pendulum-v1'"),
-            ({"env_name": "Pendulum-v1", "n_steps": 1022}, "Preset 'Pendulum-v1' chose group_size"),
+            ({"env_name": "Pendulum-v1", "n_steps": 1023}, "Preset 'Pendulum-v1' chose group_size"),
             ({"ref_sync_steps": 5}, "set kl_coef"),
             ({"baseline": "value", "bootstrap_value": False}, "use bootstrap_value=True"),
             ({"env_name": "Pendulum-v1", "group_mode": "action"}, "Discrete"),

@@ -21,13 +21,13 @@ _ACTION_SETTINGS: dict[str, Settings] = {
 # at all, so that long groups and some entropy are needed to find the first.
 _GRIDS: Settings = {
     "n_envs": 8,
-    "n_steps": 2048,
+    "n_steps": 256,
     "group_size": 4,
     "horizon": 64,
     "batch_size": 256,
     "n_epochs": 4,
     "learning_rate": "lin_0.001",
-    "ent_coef": 0.01,
+    "ent_coef": 0.02,
     "restart_probability": 0.1,
 }
 _TASK_SETTINGS = dict.fromkeys(("MiniGrid-DoorKey-6x6-flat-v0", "MiniGrid-MultiRoom-N2-S4-flat-v0"), _GRIDS)

@@ -432,8 +432,8 @@ class TestPresets:
         assert set(make_plan(seed=1).config_origins.values()) == {"request", "default"}
 
     def test_a_refusal_names_the_presets_settings_and_how_to_change_them(self) -> None:
-        detail = refuse(env_name="Pendulum-v1", n_steps=1022)
-        assert detail.startswith("n_steps=1022 does not hold whole groups of group_size=")
+        detail = refuse(env_name="Pendulum-v1", n_steps=1023)
+        assert detail.startswith("n_steps=1023 does not hold whole groups of group_size=")
         assert "Preset 'Pendulum-v1' chose group_size;" in detail
         assert detail.endswith('send your own, or "preset": "none".')
         assert "Preset" not in refuse(n_steps=33)
