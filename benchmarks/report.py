@@ -30,8 +30,8 @@ curve and versions. `make bench-suite` makes the missing ones and writes the pag
   of the final deterministic policy, in fresh environments with seeds of their own. For FrozenLake it is the success
   rate.
 - **Seeds.** From {FIRST_SEED} on, none used in tuning. Our own methods on CartPole and Acrobot have seeds from 6000 on,
-  on Hopper from 7000, on Pendulum, Walker2d and the small grids from 8000: their settings were changed after earlier ones
-  had been run on the others.
+  on Hopper from 7000, on Pendulum, Walker2d, Swimmer and MiniGrid from 8000: their settings were changed after earlier
+  ones had been run on the others.
 - **IQM.** Interquartile mean over seeds, with the 95 % interval of a percentile bootstrap over seeds, as rliable
   defines them (arXiv 2108.13264); no interval for fewer than five seeds. With 3 seeds the IQM is the mean.
 - **Ours.** "Preset" is the environment's own in `grpo_core/options/presets.yml`. "General preset" is what a user gets

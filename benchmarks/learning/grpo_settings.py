@@ -30,7 +30,21 @@ _GRIDS: Settings = {
     "ent_coef": 0.02,
     "restart_probability": 0.1,
 }
-_TASK_SETTINGS = dict.fromkeys(("MiniGrid-DoorKey-6x6-flat-v0", "MiniGrid-MultiRoom-N2-S4-flat-v0"), _GRIDS)
+_MINATAR: Settings = {
+    "n_envs": 8,
+    "n_steps": 128,
+    "group_size": 2,
+    "horizon": 32,
+    "batch_size": 256,
+    "n_epochs": 4,
+    "learning_rate": "lin_0.001",
+    "ent_coef": 0.01,
+    "baseline": "adaptive",
+}
+_TASK_SETTINGS: dict[str, Settings] = {
+    **dict.fromkeys(("MiniGrid-DoorKey-6x6-flat-v0", "MiniGrid-MultiRoom-N2-S4-flat-v0"), _GRIDS),
+    "MinAtar-Breakout-flat-v1": _MINATAR,
+}
 # Defaults of GRPO when the first runs were stored, which do not name them. One that has changed since is named, so that
 # those runs do not pass for today's.
 _STORED_DEFAULTS: Settings = {"baseline": "residual", "anchor_selection": "continue"}
