@@ -30,6 +30,7 @@ _GRIDS: Settings = {
     "ent_coef": 0.02,
     "restart_probability": 0.1,
 }
+# Likewise; its rollouts are those that the zoo's PPO takes for Atari.
 _MINATAR: Settings = {
     "n_envs": 8,
     "n_steps": 128,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -212,6 +213,7 @@ class TrainConfig(Hyperparameters, _JobConfig):
         return EnvSetup(self.env_name, self.env_kwargs, self.wrappers)
 
     @classmethod
+    @cache
     def list_defaults(cls) -> dict[str, Any]:
         """List what a configuration may lack, since an earlier version did not have it, and what that then did."""
         return {name: row.default for name, row in HYPERPARAMETERS.items()} | {
