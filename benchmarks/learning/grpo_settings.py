@@ -30,7 +30,7 @@ _GRIDS: Settings = {
     "ent_coef": 0.02,
     "restart_probability": 0.1,
 }
-# Likewise; its rollouts are those that the zoo's PPO takes for Atari.
+# MinAtar has no preset either. Its points come all along the game: these are the rollouts of the zoo's PPO for Atari.
 _MINATAR: Settings = {
     "n_envs": 8,
     "n_steps": 128,
