@@ -30,8 +30,9 @@ from grpo_core.environments.first_calls import call_reset
 from grpo_core.export.policy_file import export_model, find_format
 from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
 from grpo_core.groups.archive import compute_spreads
-from grpo_core.groups.collector import GroupCollector, GroupPlan
+from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.correlation import GroupCorrelation
+from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
 from grpo_core.groups.sweep import Sweep, share_locals
@@ -458,7 +459,7 @@ class GRPO(SavedAlgorithm):
             self._warn_of_lost_reference()
         self._stop_requested = False
         if reset_num_timesteps:
-            self._collector.restart()
+            self._collector.anchors.forget()
             self._ref_policy = None
             self._group_correlation = GroupCorrelation()
         if self.rollout_pool is not None and self._collector.n_shards == 1:
@@ -572,10 +573,12 @@ class GRPO(SavedAlgorithm):
             self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
 
         # The next rollout continues from a random step of a random branch of each group, or from the archive.
-        if (archive := self._collector.archive) is not None:
+        anchors = self._collector.anchors
+        if (archive := anchors.archive) is not None:
             self.logger.record("rollout/archive_size", len(archive))
             self.logger.record("rollout/archive_share", archive.share)
-        self._collector.choose_anchors(
+        anchors.choose(
+            self._collector.groups,
             discounted_returns,
             self.restart_probability,
             self.rng,
@@ -853,7 +856,8 @@ class GRPO(SavedAlgorithm):
         needs_restore = self._mode != "episode"
         bank = make_bank(self.env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
         self._setup_groups(self._mode, bank, self.env)
-        self._collector.anchors, self._collector.archive = starts or ([], self._collector.archive)
+        if starts is not None:
+            self._collector.anchors.starts, self._collector.anchors.archive = starts
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.

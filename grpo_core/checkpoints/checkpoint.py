@@ -199,7 +199,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
     except (
         UnknownObjectError, NotBranchableError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
     ) as error:  # fmt: skip  # what a description that does not fit leads to
-        model._collector.restart()
+        model._collector.anchors.forget()
         reason = f"the simulators' states do not fit these environments ({type(error).__name__}: {error})"
         return Caveat(reason, is_certain=True)
     return checkpoint.caveat
@@ -232,8 +232,8 @@ def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Cave
 
     :return: The description, None if there is none; the arrays that it refers to; and what is missing.
     """
-    collector, caveat = model._collector, None
-    archive = None if collector.archive is None else collector.archive.to_state()
+    anchors, caveat = model._collector.anchors, None
+    archive = None if anchors.archive is None else anchors.archive.to_state()
     try:
         envs = _list_envs(model)
         generators = [_find_noise(env).capture() for env in envs]
@@ -242,7 +242,7 @@ def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Cave
         except Exception as error:  # code of the environment, such as its capture_state
             live, caveat = [], _describe_reset(model, error)
         writer = Writer(_list_packages(envs), _find_fixtures(envs))
-        node = writer.describe([live, generators, _capture_process_wide(), collector.anchors, archive])
+        node = writer.describe([live, generators, _capture_process_wide(), anchors.starts, archive])
     except UnknownObjectError as error:
         return None, [], Caveat(str(error), is_certain=True)
     except RecursionError:
@@ -263,13 +263,13 @@ def _restore_simulators(model: Any, described: Node, arrays: Sequence[npt.NDArra
     envs = _list_envs(model)
     node, objects = described
     reader = Reader(objects, arrays, _list_packages(envs), _find_fixtures(envs))
-    live, generators, process_wide, anchors, archive = reader.make(node)
+    live, generators, process_wide, starts, archive = reader.make(node)
     for env, state in zip(envs, live, strict=False):  # none where none could be captured
         Simulator(env).restore(state)
     for env, noise in zip(envs, generators, strict=True):
         _find_noise(env).restore(noise)
-    model._collector.anchors = anchors
-    model._collector.archive = None if archive is None else AnchorArchive.from_state(archive)
+    anchors = model._collector.anchors
+    anchors.starts, anchors.archive = starts, None if archive is None else AnchorArchive.from_state(archive)
     _restore_process_wide(process_wide)
 
 

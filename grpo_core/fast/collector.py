@@ -13,7 +13,8 @@ from grpo_core.fast.dynamics import FloatArray
 from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_simulator
 from grpo_core.fast.step_threads import StepThreads, count_threads
 from grpo_core.groups.archive import AnchorState
-from grpo_core.groups.collector import Group, GroupCollector, GroupPlan, SweepCallback
+from grpo_core.groups.collector import GroupCollector, SweepCallback
+from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.simulators.bank import Observed, SimulatorBank

@@ -1,4 +1,4 @@
-"""Play groups: where branches start, which simulator steps them, and where the next groups start."""
+"""Play groups: which branches are under way, which simulator steps them, and what is kept of them."""
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -12,21 +12,18 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from grpo_core.actor.actor import PolicyActor
-from grpo_core.groups.advantage import Floats
-from grpo_core.groups.archive import ARCHIVE_SHARE, AnchorArchive, AnchorState
+from grpo_core.groups.anchors import Anchors
+from grpo_core.groups.archive import AnchorState
+from grpo_core.groups.group import MAX_FILLED, Group, GroupPlan
 from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
-from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
 from grpo_core.spaces import pack
 
-#: A rollout that is filled holds at most this many times the groups that would fill it if no branch ended early: groups
-#: are stored side by side, padded to the longest branch.
-MAX_FILLED = 8
 # Called after every sweep over the environments with infos, done flags and rewards, one per environment, and the number
 # of simulator steps taken. It returns False to end the rollout.
 SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
@@ -53,30 +50,6 @@ class WorkerPool(Protocol):
 
 
 @dataclass(slots=True)
-class Group:
-    """A group under way.
-
-    :param index: Its place in the rollout.
-    :param env_index: The environment that all of its branches are played in.
-    :param anchor: Where it starts; None if its members share a seeded reset instead.
-    :param kept_branch: The branch that the next rollout continues from.
-    :param kept_t: The step of that branch after which it continues.
-    :param kept: Observation and state after that step; None if the episode was over.
-    :param kept_episode: Return and length of the episode after that step.
-    :param n_steps: Simulator steps that its branches took.
-    """
-
-    index: int
-    env_index: int
-    anchor: AnchorState | None = None
-    kept_branch: int = 0
-    kept_t: int = 0
-    kept: tuple[Observed, SimulatorState] | None = None
-    kept_episode: tuple[float, int] = (0.0, 0)
-    n_steps: int = 0
-
-
-@dataclass(slots=True)
 class _Branch:
     """A branch under way.
 
@@ -93,65 +66,37 @@ class _Branch:
     is_live: bool = True
 
 
-@dataclass(frozen=True)
-class GroupPlan:
-    """The number of groups in a rollout, and the way they are played.
-
-    :param mode: ``"branch"``: groups start from states on the way. ``"action"``: likewise, and branch ``b`` takes
-        action ``b`` first. ``"episode"``: the members of a group share one seeded reset and play whole episodes.
-    :param group_size: Branches per group, at least 2.
-    :param horizon: Most steps per branch; None lets the episode's end end it, or ``MAX_EPISODE_STEPS``, as a time limit
-        would.
-    :param n_steps: Steps per environment and rollout. In the modes with a horizon, groups fill them exactly if no
-        branch ends early; in ``"episode"`` mode, another group starts as long as fewer were taken.
-    :param fills_rollouts: Whether, in the modes with a horizon, groups from new episodes take the steps that are left:
-        branches ended early, or a group has fewer, since not every action was legal.
-    :param common_random_numbers: Whether captured states include the environments' random generators.
-    :param anchor_selection: ``"continue"``: groups start where a branch of the last group got to. ``"archive"``: some
-        start from states of an ``AnchorArchive``.
-    """
-
-    mode: GroupMode
-    group_size: int
-    horizon: int | None
-    n_steps: int
-    fills_rollouts: bool = False
-    common_random_numbers: bool = False
-    anchor_selection: AnchorSelection = "continue"
-
-
 class GroupCollector:
     """Plays all groups of a rollout, and chooses where those of the next one start.
 
     :param bank: The simulators.
     :param observation_space: What the policy observes.
     :param plan: How the groups are played.
+    :param begins_episodes: Whether new episodes begin here; otherwise groups start at None there.
     """
 
     #: Parts that a rollout is cut into, each with random generators of its own.
     n_shards = 1
 
-    def __init__(self, bank: SimulatorBank, observation_space: spaces.Space[Any], plan: GroupPlan) -> None:
+    def __init__(
+        self,
+        bank: SimulatorBank,
+        observation_space: spaces.Space[Any],
+        plan: GroupPlan,
+        begins_episodes: bool = True,
+    ) -> None:
         self._bank = bank
         self._observation_space = observation_space
         self._plan = plan
         self._advances_in_step = bank.is_cheap and plan.mode != "episode"
-        #: The states that the next rollout goes on from, None for a new episode; empty if it begins with those alone.
-        self.anchors: list[AnchorState | None] = []
+        #: Where the groups of the next rollout start.
+        self.anchors = Anchors(bank.n_envs, plan, self._reset if begins_episodes else None)
         #: Most threads that may step simulators at once, if they are stepped in batches; None lets the process decide.
         self.n_threads: int | None = None
-        #: Earlier anchor states that groups may start from again; None if they never do.
-        self.archive = AnchorArchive(bank.n_envs) if plan.anchor_selection == "archive" else None
         self._groups: list[Group] = []
         self._n_steps_taken = [0] * bank.n_envs
         self._has_cut = False
         self._stepped: list[_Branch] = []
-
-    def restart(self) -> None:
-        """Forget the anchor states and the archive: the next rollout begins with new episodes."""
-        self.anchors = []
-        if self.archive is not None:
-            self.archive = AnchorArchive(self._bank.n_envs)
 
     @property
     def groups(self) -> Sequence[Group]:
@@ -205,9 +150,9 @@ class GroupCollector:
         """
         rollout.clear()
         self._groups, self._n_steps_taken = [], [0] * self._bank.n_envs
-        if self._plan.mode != "episode" and not self._ensure_anchors(rng, should_stop):
+        if self._plan.mode != "episode" and not self.anchors.complete(rng, should_stop):
             return False
-        starts: list[AnchorState | None] = self.anchors
+        starts = self.anchors.starts
         while self._play(self._add_groups(starts), rollout, actor, rng, on_sweep):
             if not (n_more := self._count_groups_to_fill(rollout)):
                 break
@@ -215,7 +160,7 @@ class GroupCollector:
             for _ in range(n_more):
                 if should_stop():
                     return False
-                starts += self._begin_episodes(rng)
+                starts += self.anchors.begin_episodes(rng)
         else:
             return False
         rollout.trim(len(self._groups), self._plan.horizon)
@@ -264,7 +209,7 @@ class GroupCollector:
         n_missing = plan.n_steps * n_envs - int(rollout.step_mask.sum())
         n_steps_of_round = n_envs * plan.group_size * plan.horizon
         n_groups = max(n_missing // n_steps_of_round, int(2 * n_missing >= n_steps_of_round))
-        return min(n_groups, (MAX_FILLED * len(self.anchors) - len(self._groups)) // n_envs)
+        return min(n_groups, (MAX_FILLED * len(self.anchors.starts) - len(self._groups)) // n_envs)
 
     def _play(
         self,
@@ -292,28 +237,6 @@ class GroupCollector:
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, AnchorState]:
         """Start new episodes, see ``SimulatorBank.reset``."""
         return {i: AnchorState(*start) for i, start in self._bank.reset(seeds).items()}
-
-    def _ensure_anchors(self, rng: np.random.Generator, should_stop: Callable[[], bool]) -> bool:
-        """Reset to the first anchor states, if there are none."""
-        assert self._plan.horizon is not None
-        if self.archive is not None and not self.anchors:
-            self.archive.share = 0.0
-        for i, anchor in enumerate(self.anchors):
-            if anchor is None:
-                env_index = i % self._bank.n_envs
-                self.anchors[i] = self._reset({env_index: self._draw_seed(rng)})[env_index]
-        n_per_env = self._plan.n_steps // (self._plan.group_size * self._plan.horizon)
-        while len(self.anchors) < n_per_env * self._bank.n_envs:
-            if should_stop():
-                self.anchors = []
-                return False
-            self.anchors.extend(self._begin_episodes(rng))
-        return True
-
-    def _begin_episodes(self, rng: np.random.Generator) -> list[AnchorState]:
-        """Start a new episode in every environment."""
-        starts = self._reset({i: self._draw_seed(rng) for i in range(self._bank.n_envs)})
-        return [starts[i] for i in range(self._bank.n_envs)]
 
     def _start_branches(
         self, env_index: int, groups: Sequence[Group], actor: PolicyActor, rng: np.random.Generator
@@ -438,105 +361,6 @@ class GroupCollector:
         branch.state = outcome.state if self._advances_in_step else None
         branch.t += 1
         branch.is_live = not is_over and branch.t != self._plan.horizon
-
-    def choose_anchors(
-        self,
-        discounted_returns: npt.NDArray[np.float64] | None,
-        restart_probability: float,
-        rng: np.random.Generator,
-        should_stop: Callable[[], bool],
-        spreads: Floats | None = None,
-    ) -> None:
-        """Let the next rollout go on from a random step of a random branch of each group, or from a reset.
-
-        With an archive, a share of the groups starts from there instead.
-
-        :param discounted_returns: Discounted rewards of the episodes up to each step, shape
-            ``(horizon, n_anchors, group_size)``; None if nothing is normalised by them.
-        :param restart_probability: How often to reset although the episode could go on.
-        :param should_stop: Asked between resets; True leaves the next rollout to begin with new episodes.
-        :param spreads: How much the members of each group differed, shape ``(n_anchors,)``; needed by an archive.
-        """
-        if self._plan.mode == "episode":
-            return
-        predecessors = self._draw_predecessors(rng)
-        kept = [self._make_anchor(group, discounted_returns) for group in predecessors]
-        archived: dict[int, AnchorState] = {}
-        if self.archive is not None and spreads is not None:
-            archived = self._draw_archived(self.archive, predecessors, kept, spreads.tolist(), rng)
-        self.anchors = []
-        for i, (group, anchor) in enumerate(zip(predecessors, kept, strict=True)):
-            if i in archived:
-                anchor = archived[i]
-            elif anchor is None or rng.random() < restart_probability:
-                if should_stop():
-                    self.anchors = []
-                    return
-                anchor = self._begin_episode(group.env_index, rng)
-            self.anchors.append(anchor)
-
-    def _draw_predecessors(self, rng: np.random.Generator) -> Sequence[Group]:
-        """Draw the groups that those of the next rollout go on from, in turns one of each environment.
-
-        Where more were played than planned, longer ones are likelier, so that few go on from what is left of a fall.
-        """
-        n_envs = self._bank.n_envs
-        if len(self._groups) == len(self.anchors):
-            return self._groups
-        drawn: list[list[Group]] = []
-        for env_index in range(n_envs):
-            theirs = [group for group in self._groups if group.env_index == env_index]
-            n_steps = np.array([max(1, group.n_steps) for group in theirs])  # none where no action was legal
-            chosen = rng.choice(len(theirs), len(self.anchors) // n_envs, replace=False, p=n_steps / n_steps.sum())
-            drawn.append([theirs[i] for i in chosen])
-        return [group for turn in zip(*drawn, strict=True) for group in turn]
-
-    def _begin_episode(self, env_index: int, rng: np.random.Generator) -> AnchorState | None:
-        """Start a new episode in one environment; None leaves that to whoever plays the group."""
-        return self._reset({env_index: self._draw_seed(rng)})[env_index]
-
-    def _make_anchor(self, group: Group, discounted_returns: npt.NDArray[np.float64] | None) -> AnchorState | None:
-        """Make the anchor state that a group's kept step led to; None if that ended the episode."""
-        if group.kept is None:
-            return None
-        place = group.kept_t, group.index, group.kept_branch
-        so_far = 0.0 if discounted_returns is None else float(discounted_returns[place])
-        return AnchorState(*group.kept, so_far, *group.kept_episode)
-
-    def _draw_archived(
-        self,
-        archive: AnchorArchive,
-        predecessors: Sequence[Group],
-        kept: Sequence[AnchorState | None],
-        spreads: Sequence[float],
-        rng: np.random.Generator,
-    ) -> dict[int, AnchorState]:
-        """Put what was played into the archive, and draw the anchor states of some of the next groups from it.
-
-        :param predecessors: The group that each of the next ones would go on from.
-        :param kept: The anchor state that it would start from; None if that episode is over. Those of the groups that
-            start elsewhere are not lost: they are archived with their predecessor's spread.
-        :return: Anchor states by the indices of the next groups.
-        """
-        archive.count_rollout()
-        for group in self._groups:
-            assert group.anchor is not None
-            archive.keep(group.env_index, group.anchor, spreads[group.index])
-        leaving = [i for i in range(len(predecessors)) if rng.random() < ARCHIVE_SHARE]
-        for i in leaving:
-            if (anchor := kept[i]) is not None:
-                archive.keep(predecessors[i].env_index, anchor, spreads[predecessors[i].index])
-        archived: dict[int, AnchorState] = {}
-        for env_index in range(self._bank.n_envs):
-            theirs = [i for i in leaving if predecessors[i].env_index == env_index]
-            archived |= dict(zip(theirs, archive.draw(env_index, len(theirs), rng), strict=False))
-        archive.share = len(archived) / len(predecessors)
-        return archived
-
-    def _draw_seed(self, rng: np.random.Generator) -> int | None:
-        """Choose the seed of a new episode; None lets the environment's generator go on."""
-        # If restoring rewinds the generator, it would otherwise begin episodes that were already played.
-        return int(rng.integers(2**31)) if self._plan.common_random_numbers else None
 
     def _to_batch(self, observed: Sequence[Observed]) -> tuple[Any, npt.NDArray[np.bool_] | None]:
         """Stack what branches see, shape ``(n_branches, ...)``, and the masks of their actions if there are any."""

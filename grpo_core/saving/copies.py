@@ -29,7 +29,7 @@ def reduce_model(model: Any) -> dict[str, Any]:
     model.policy.action_dist.distribution = None
     state = {name: value for name, value in vars(model).items() if name not in _LEFT_OUT}
     if model.env is not None:
-        state["_starts"] = _pickle_starts(model._collector)
+        state["_starts"] = _pickle_starts(model._collector.anchors)
         state["env"], state["_wrappers"] = unwrap_env(model.env)
     return {**state, "_vec_normalize_env": None}
 
@@ -73,9 +73,9 @@ def wrap_env(env: VecEnv, wrappers: list[_Wrapper]) -> VecEnv:
     return env
 
 
-def _pickle_starts(collector: Any) -> bytes | None:
+def _pickle_starts(anchors: Any) -> bytes | None:
     """Pickle anchor states, which are to be restored as they are and never copied; None if that is not possible."""
     try:
-        return pickle.dumps((collector.anchors, collector.archive))
+        return pickle.dumps((anchors.starts, anchors.archive))
     except (pickle.PicklingError, TypeError, AttributeError):
         return None  # training then begins with new episodes

@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.nested import list_nested_envs
-from grpo_core.groups.archive import AnchorState
-from grpo_core.groups.collector import Group, GroupCollector, GroupPlan, SweepCallback, WorkerPool
+from grpo_core.groups.collector import GroupCollector, SweepCallback, WorkerPool
+from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import refuse
@@ -85,10 +85,7 @@ def count_shards(n_shards: int | None, n_workers: int, n_envs: int, plan: GroupP
 
     :raises ValueError: If a rollout cannot be cut into so many, or some workers would have none.
     """
-    most = plan.n_steps
-    if plan.mode != "episode":
-        assert plan.horizon is not None
-        most = plan.n_steps // (plan.group_size * plan.horizon)
+    most = plan.n_steps if plan.mode == "episode" else plan.n_groups
     if n_shards is None:
         per_env = -(-_N_SHARDS // n_envs) if plan.mode != "episode" else 1
         n_shards = n_envs * min(most, per_env) if n_workers > 1 else 1
@@ -135,7 +132,7 @@ class ShardedCollector(GroupCollector):
         n_shards: int,
         make_collector: MakeCollector,
     ) -> None:
-        super().__init__(bank, observation_space, plan)
+        super().__init__(bank, observation_space, plan, begins_episodes=False)
         base, self._vec_wrappers = _read_env(env)
         self._envs = base.envs
         self._monitors = [_find_monitor(env) for env in base.envs]
@@ -193,11 +190,12 @@ class ShardedCollector(GroupCollector):
         rollout.clear()
         self._scored, self._latest, self._order = [], [], []
         shards, seed = self._cut(), int(rng.integers(2**63))
-        if not self.anchors and self._plan.mode != "episode":
-            self._begin_anew()
-        self._groups = [Group(i, i % self._bank.n_envs, anchor) for i, anchor in enumerate(self.anchors)]
+        if self._plan.mode != "episode":
+            self.anchors.complete(rng, should_stop=lambda: False)
+        starts = self.anchors.starts
+        self._groups = [Group(i, i % self._bank.n_envs, start) for i, start in enumerate(starts)]
         orders = [
-            ShardOrder(shard.env_index, shard.n_steps, (seed, i), [self.anchors[group] for group in shard.groups])
+            ShardOrder(shard.env_index, shard.n_steps, (seed, i), [starts[group] for group in shard.groups])
             for i, shard in enumerate(shards)
         ]
         packed = [pack(order, "a captured state of the environment") for order in orders]
@@ -231,16 +229,6 @@ class ShardedCollector(GroupCollector):
         n_steps = sum(len(shard.places) for shard in self._scored)
         return {name: total / n_steps for name, total in sums.items()}
 
-    def _begin_anew(self) -> None:
-        assert self._plan.horizon is not None
-        n_per_env = self._plan.n_steps // (self._plan.group_size * self._plan.horizon)
-        self.anchors = [None] * (n_per_env * self._bank.n_envs)
-        if self.archive is not None:
-            self.archive.share = 0.0
-
-    def _begin_episode(self, env_index: int, rng: np.random.Generator) -> AnchorState | None:
-        return None
-
     def _cut(self) -> list[_Shard]:
         """Cut a rollout into shards: the first part of each environment, the second of each, and so on."""
         n_envs, plan = self._bank.n_envs, self._plan
@@ -249,8 +237,7 @@ class ShardedCollector(GroupCollector):
             n_steps = -(-plan.n_steps // n_parts)
             return [_Shard(env_index, n_steps, range(0)) for _ in range(n_parts) for env_index in range(n_envs)]
         assert plan.horizon is not None
-        group_steps = plan.group_size * plan.horizon
-        n_groups = plan.n_steps // group_steps
+        group_steps, n_groups = plan.group_size * plan.horizon, plan.n_groups
         bounds = [n_groups * part // n_parts for part in range(n_parts + 1)]
         return [
             _Shard(env_index, group_steps * (end - start), range(env_index + start * n_envs, end * n_envs, n_envs))

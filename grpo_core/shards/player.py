@@ -11,7 +11,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.nested import list_nested_envs
-from grpo_core.groups.collector import Group, GroupCollector
+from grpo_core.groups.collector import GroupCollector
+from grpo_core.groups.group import Group
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.restoring.contents import Noise
@@ -75,7 +76,7 @@ class ShardPlayer:
             # Whatever the environment has been through, it begins with this.
             bank.reset({0: int(rng.integers(2**31))})
             collector = self._get_collector(setup, order, bank)
-            collector.anchors = list(order.anchors)
+            collector.anchors.starts = list(order.anchors)
             recorder = _Recorder(collector, should_stop)
             rollout = _make_rollout(setup, order)
             # Environments may draw from torch's generator, though they should not.

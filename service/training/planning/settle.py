@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.environments.making import EnvSetup
-from grpo_core.groups.collector import GroupPlan
+from grpo_core.groups.group import GroupPlan
 from grpo_core.options.checks import DEFAULT_HORIZON, get_horizon
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.options.hyperparameters import HYPERPARAMETERS

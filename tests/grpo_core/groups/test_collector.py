@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
-from grpo_core.groups.collector import MAX_FILLED, GroupCollector, GroupPlan
+from grpo_core.groups.collector import GroupCollector
+from grpo_core.groups.group import MAX_FILLED, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.options.policy_kwargs import network_to_json
@@ -74,7 +75,7 @@ class Stage:
         return self.collector.collect(self.rollout, self.actor, self.rng, on_sweep, should_stop)
 
     def go_on(self, restart_probability: float = 0.0) -> None:
-        self.collector.choose_anchors(None, restart_probability, self.rng, lambda: False)
+        self.collector.anchors.choose(self.collector.groups, None, restart_probability, self.rng, lambda: False)
 
     def find_kept(self) -> npt.NDArray[np.int64]:
         """Go on, and return how often each step of each branch was kept, ``(horizon, group_size)``."""
@@ -323,7 +324,7 @@ def test_after_a_filled_rollout_longer_groups_are_likelier_to_be_gone_on_from() 
     assert n_steps.sum() == stage.rollout.step_mask.sum()
     counts = np.zeros(len(n_steps), np.int64)
     for _ in range(3000):
-        first, second = stage.collector._draw_predecessors(stage.rng)
+        first, second = stage.collector.anchors.draw_predecessors(stage.collector.groups, stage.rng)
         assert first is not second
         counts[first.index] += 1
     assert_likely(counts, n_steps / n_steps.sum(), limit=27.9)
@@ -394,7 +395,7 @@ def test_an_archived_state_remembers_its_episode() -> None:
             if n_rollouts > 0 and start[1] > 0:
                 assert (float(start[2]), group.anchor.discounted_return, group.anchor.episode_length) in known
         so_far = stage.rng.normal(size=stage.rollout.shape)
-        stage.collector.choose_anchors(so_far, 0.0, stage.rng, lambda: False, np.ones(6))
+        stage.collector.anchors.choose(stage.collector.groups, so_far, 0.0, stage.rng, lambda: False, np.ones(6))
         reached = stage.rollout.next_observations
         known |= {
             (float(reached[at][2]), float(so_far[at]), int(reached[at][1])) for at in np.ndindex(stage.rollout.shape)
@@ -403,14 +404,14 @@ def test_an_archived_state_remembers_its_episode() -> None:
 
 def test_learning_anew_forgets_the_archive_and_going_on_does_not() -> None:
     model = walk_model(StepLog(), anchor_selection="archive")
-    assert model._collector.archive is not None
+    assert model._collector.anchors.archive is not None
     model.learn(64)
-    n_kept = len(model._collector.archive)
+    n_kept = len(model._collector.anchors.archive)
     assert n_kept > 2
     model.learn(8, reset_num_timesteps=False)
-    assert len(model._collector.archive) >= n_kept
+    assert len(model._collector.anchors.archive) >= n_kept
     model.learn(8)
-    assert len(model._collector.archive) <= 2
+    assert len(model._collector.anchors.archive) <= 2
 
 
 def test_discounted_returns_go_on_where_the_episode_does() -> None:
@@ -419,7 +420,7 @@ def test_discounted_returns_go_on_where_the_episode_does() -> None:
     assert (stage.collector.start_returns == 0).all()
     so_far = np.arange(stage.rollout.step_mask.size, dtype=np.float64).reshape(stage.rollout.shape)
     reached = stage.rollout.next_observations.copy()
-    stage.collector.choose_anchors(so_far, 0.5, stage.rng, lambda: False)
+    stage.collector.anchors.choose(stage.collector.groups, so_far, 0.5, stage.rng, lambda: False)
     assert stage.collect()
     n_new = 0
     for i, start in enumerate(stage.rollout.observations[0, :, 0]):

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
-from grpo_core.groups.collector import GroupPlan
+from grpo_core.groups.group import GroupPlan
 from grpo_core.shards.collector import count_shards
 from grpo_core.shards.pool import InProcessPool, RolloutWorkersError
 from grpo_core.shards.processes import ProcessPool
