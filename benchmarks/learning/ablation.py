@@ -29,6 +29,7 @@ ABLATION_TASKS = (
     get_task("MountainCar-v0", 120_000),
     get_task("InvertedDoublePendulum-v5", 100_000),
     get_task("Hopper-v5", 300_000),
+    get_task("MiniGrid-DoorKey-6x6-flat-v0", 300_000),
 )
 # What differs between tables is named by all of them, so that a run with a preset's own settings is the same in each.
 _NAMED: Settings = {"group_mode": "branch", "baseline": "residual", "anchor_selection": "continue"}
@@ -81,19 +82,26 @@ def _vary_baselines() -> dict[str, Settings]:
     }
 
 
-def _vary_starts() -> dict[str, Settings]:
-    """Make a row of each combination of where groups start, what is subtracted, and how fast the value network learns.
+def _vary_branching() -> dict[str, Settings]:
+    """Make a row of each combination of where groups start and what is subtracted.
 
     Groups that all start at a reset need no simulator put back in mid-episode, only one that repeats its reset.
     """
     starts: dict[str, Settings] = {"reset": {"restart_probability": 1.0}, "mid-episode": {"restart_probability": 0.0}}
+    return {
+        f"{baseline}, starts {start}": {"baseline": baseline, **settings}
+        for (start, settings), baseline in product(starts.items(), ("value", "residual", "adaptive"))
+    }
+
+
+def _vary_starts() -> dict[str, Settings]:
+    """Make the same rows with a fast and a slow value network."""
     value_steps: dict[str, Settings] = {"10": {"vf_lr_factor": 10.0}, "1": {"vf_lr_factor": 1.0}}
     return {
-        f"{baseline}, starts {start}, value step x {factor}": {"baseline": baseline, **starts[start], **settings}
-        for (factor, settings), start, baseline in product(
-            value_steps.items(), starts, ("value", "residual", "adaptive")
-        )
-        if factor == "10" or baseline != "adaptive"
+        f"{label}, value step x {factor}": start | value_step
+        for factor, value_step in value_steps.items()
+        for label, start in _vary_branching().items()
+        if factor == "10" or start["baseline"] != "adaptive"
     }
 
 
@@ -108,7 +116,16 @@ def _vary_filling() -> dict[str, Settings]:
 
 ABLATIONS = {
     "baseline": Ablation("what is subtracted, and where groups start", _vary_baselines()),
-    "starts": Ablation("where groups start, what is subtracted, how fast the value network learns", _vary_starts()),
+    "starts": Ablation(
+        "where groups start, what is subtracted, how fast the value network learns",
+        _vary_starts(),
+        env_names=("CartPole-v1", "Acrobot-v1", "Pendulum-v1"),
+    ),
+    "branching": Ablation(
+        "where groups start, what is subtracted",
+        _vary_branching(),
+        env_names=("MountainCar-v0", "Hopper-v5", "MiniGrid-DoorKey-6x6-flat-v0"),
+    ),
     "filling": Ablation(
         "whether new episodes fill the rollouts, and what is subtracted",
         _vary_filling(),
@@ -130,7 +147,7 @@ ABLATIONS = {
         base=_CONSTANT_RATE,
     ),
 }
-_CURRENT_TABLES = ("baseline", "starts", "filling", "group_size", "horizon")
+_CURRENT_TABLES = ("baseline", "starts", "branching", "filling", "group_size", "horizon")
 
 
 def make_rows(task: Task, ablation: Ablation) -> dict[str, list[RunSpec]]:
@@ -165,13 +182,15 @@ def main() -> None:
     parser.add_argument(
         "--n-seeds", type=int, help="seeds of each row, at most (and by default) the table's own number"
     )
+    parser.add_argument("--rows", nargs="+", default=[""], help="only rows whose labels begin with one of these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that share the runs")
     arguments = parser.parse_args()
     specs = [
         spec
         for task in ABLATION_TASKS
         for name in arguments.tables
-        for row in make_rows(task, ABLATIONS[name]).values()
+        for label, row in make_rows(task, ABLATIONS[name]).items()
+        if label.startswith(tuple(arguments.rows))
         for spec in row[: arguments.n_seeds]
         if task.env_name in arguments.envs and task.env_name in ABLATIONS[name].env_names
     ]
