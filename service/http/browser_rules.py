@@ -72,14 +72,14 @@ class BrowserRules:
             app,
             allow_origins=settings.cors_origins,
             allow_origin_regex=LOCAL_ORIGIN_PATTERN,
-            allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=[
                 *("content-type", "authorization", "x-api-key", "x-request-id"),
                 *("if-none-match", "if-range", "range", "last-event-id"),
             ],
             expose_headers=[
                 *("x-request-id", "retry-after", "etag", "content-disposition", "content-range", "accept-ranges"),
-                *("x-episode-reward", "x-episode-length"),
+                *("x-episode-reward", "x-episode-length", "x-total-count", "x-checkpoint-timesteps"),
             ],
             allow_credentials=False,
             max_age=600,

@@ -82,7 +82,7 @@ class ModelExporter:
         card = describe_file(model_name.partition("@")[0], file)  # whichever of its names was asked for
         facts = card.model_dump(mode="json", exclude=_PASSING_FACTS, exclude_none=True)
         arguments = actor, facts, export_format, with_masks
-        task = Task("service.models.exporter:write_policy", arguments, card.env_name or "")
+        task = Task("service.models.exporter:write_policy", arguments, env_name=None)
         content = self._short_tasks.run(task, "export it with grpo export.")
         export = Export(content, hashlib.sha256(content).hexdigest())
         with self._lock:

@@ -309,11 +309,11 @@ def list_paths() -> list[str]:
 
 
 def pack(task: Task) -> bytes:
-    """Pickle a task together with the registration of its environment.
+    """Pickle a task together with the registration of its environment, if it has one.
 
     :raises InvalidRequestError: If they cannot be pickled.
     """
-    spec = gym.registry[task.env_name]
+    spec = None if task.env_name is None else gym.registry[task.env_name]
     try:
         packed: bytes = cloudpickle.dumps((spec, task))
     except Exception as error:  # pickling may call foreign code

@@ -84,7 +84,8 @@ class ShortTasks:
                 reason = str(error)
             except BaseException as error:  # the task's boundary: whatever an environment raises ends only its task
                 reason = describe_error(error)
-        raise InvalidRequestError(f"env_name '{task.env_name}' failed on this server: {reason}")
+        culprit = "this" if task.env_name is None else f"env_name '{task.env_name}'"
+        raise InvalidRequestError(f"{culprit} failed on this server: {reason}")
 
     def _make_refusal(self, remedy: str) -> ServiceError:
         if self._closing.is_set():

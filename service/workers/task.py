@@ -69,7 +69,7 @@ class Task(NamedTuple):
         most need torch, which the server never imports. It is called as ``function(*arguments, progress)`` and returns
         bytes.
     :param arguments: The arguments; cloudpickle must be able to pickle them.
-    :param env_name: The registered environment that the function builds.
+    :param env_name: The registered environment that the function builds; None if it builds none.
     :param device: What a job trains on, ``"cpu"`` or ``"cuda"``, for which a cluster looks for room; None for a short
         task, which is run at once.
     :param n_cpus: Processors that a job keeps busy.
@@ -78,7 +78,7 @@ class Task(NamedTuple):
 
     function: str
     arguments: tuple[Any, ...]
-    env_name: str
+    env_name: str | None
     device: str | None = None
     n_cpus: int = 1
     goes_on: bool = False

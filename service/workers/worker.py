@@ -76,7 +76,8 @@ def _run_task(connection: "Connection[bytes, bytes]", server_fd: int) -> None:
 def _run_packed(packed: bytes, reporter: "Reporter") -> bytes:
     try:
         spec, task = pickle.loads(packed)  # part of what the server sent, see above
-        _register(task.env_name, spec)
+        if spec is not None:
+            _register(task.env_name, spec)
         content: bytes = task.run(reporter)
         return content
     finally:

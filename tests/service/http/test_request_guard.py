@@ -208,7 +208,7 @@ class TestPreflight:
             },
         )
 
-    @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+    @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
     def test_a_page_of_this_machine_is_told_what_it_may_send(self, client: TestClient, method: str) -> None:
         response = self.ask(
             client, "http://localhost:3000", method, "content-type, authorization, x-api-key, x-request-id"
@@ -218,12 +218,19 @@ class TestPreflight:
         assert response.headers["access-control-max-age"] == "600"
         assert "access-control-allow-credentials" not in response.headers
 
+    def test_it_may_send_every_method_that_there_is(self, client: TestClient) -> None:
+        operations = client.get("/openapi.json").json()["paths"].values()
+        methods = {method.upper() for operation in operations for method in operation} - {"PARAMETERS"}
+        assert methods >= {"GET", "PATCH"}
+        for method in methods:
+            assert self.ask(client, "http://localhost:3000", method).status_code == 200, method
+
     @pytest.mark.parametrize(
         ("origin", "method", "headers"),
         [
             (EVIL, "DELETE", "content-type"),
             ("null", "POST", "content-type"),
-            ("http://localhost:3000", "PATCH", "content-type"),
+            ("http://localhost:3000", "TRACE", "content-type"),
             ("http://localhost:3000", "POST", "x-anything"),
         ],
     )

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
 from service.settings import Settings
-from tests.support import forge, make_model
+from tests.support import PATIENT, forge, make_client, make_model
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
 
@@ -138,3 +138,14 @@ def test_a_file_that_claims_anything_is_still_exported(client: TestClient, setti
     content = forge(content, lineage="\ud800", n_updates=b"NaN", versions=[1])
     save(settings, "m", content)
     assert client.get("/models/m/export?format=torchscript").status_code == 200
+
+
+def test_a_worker_process_exports_models_of_no_environment_and_of_one_that_is_not_here(tmp_path: Path) -> None:
+    settings = Settings(models_dir=tmp_path / "models", executor="process", **PATIENT)
+    model = make_model("CartPole-v1")
+    with make_client(settings) as client:
+        save(settings, "nameless", model.to_bytes())
+        save(settings, "elsewhere", model.to_bytes(env_name="NotHere-v0"))
+        for name in ("nameless", "elsewhere"):
+            response = client.get(f"/models/{name}/export?format=torchscript")
+            assert response.status_code == 200, response.text
