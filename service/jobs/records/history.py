@@ -182,6 +182,7 @@ class JobHistory:
         with self._lock:
             self._rows = [row for row in self._list_packed_rows() if row.timesteps <= timesteps]
             self._last_row = self._rows[-1] if self._rows else None
+            self._n_rows_seen = len(self._rows) * self._stride  # so that the next one is kept
             self._progress = None
             self._evaluations = [row for row in self._evaluations if row.timesteps <= timesteps]
             self._kept_events = [
@@ -211,7 +212,7 @@ class JobHistory:
         """Return a metric over time, oldest first."""
         with self._lock:
             rows = self._list_packed_rows()
-        places = {keys: keys.index(key) for keys in self._key_tuples if key in keys}
+            places = {keys: keys.index(key) for keys in self._key_tuples if key in keys}
         known = [row for row in rows if row.keys in places]
         return MetricColumn(
             np.array([row.timesteps for row in known], np.int64),

@@ -49,6 +49,16 @@ def test_many_rows_are_thinned_evenly_and_the_latest_is_always_there(
     assert history.list_rows()[-1].metrics == {"a": n_rows - 1, "b": 1 - n_rows}
 
 
+@pytest.mark.parametrize("n_left", [0, 1, 700])
+def test_after_going_back_rows_are_kept_as_before(history: JobHistory, n_left: int) -> None:
+    fill(history, 2001)  # of two rows one is kept, and the next one would not be
+    history.rewind(2 * n_left - 1)
+    history.append_metrics(5000, 0.0, {"a": 5000.0})
+    history.append_metrics(5001, 0.0, {"a": 5001.0})
+    history.append_metrics(5002, 0.0, {"a": 5002.0})
+    assert [row.timesteps for row in history.list_rows()] == [*range(0, 2 * n_left, 2), 5000, 5002]
+
+
 def test_what_was_measured_under_one_key_can_be_had_alone_and_thinned(history: JobHistory) -> None:
     fill(history, 10)
     history.append_metrics(10, 0.0, {"c": 7.0})
