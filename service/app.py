@@ -31,7 +31,7 @@ from service.monitoring.readiness import Readiness
 from service.replicas.mirror import Mirror
 from service.replicas.read_only import ReadOnlyRule
 from service.schemas.models import RollbackResponse, VideoFormat
-from service.schemas.training import TrainConfig, TrainRequest
+from service.schemas.training import ConfigOrigins, TrainConfig, TrainRequest
 from service.settings import Settings
 from service.sweeps.conductor import Conductor
 from service.training.planning.plan import TrainingPlan
@@ -159,8 +159,9 @@ class Service:
         """
         if client is None or self._client_jobs is None:
             return self._start_job(request, sweep_id, init_sha256)
-        request = self._client_jobs.limits.restrict(request)
-        return self._client_jobs.start(client, partial(self._start_job, request, sweep_id, init_sha256))
+        restricted = self._client_jobs.limits.restrict(request)
+        origins: ConfigOrigins = {} if request.max_seconds is not None else {"max_seconds": "default"}
+        return self._client_jobs.start(client, partial(self._start_job, restricted, sweep_id, init_sha256, origins))
 
     def check_place(self) -> None:
         """Refuse another job at once if those that run, wait and are being planned are enough.
@@ -170,9 +171,13 @@ class Service:
         planned = self.planning_limiter.statistics()
         self.registry.check_place(planned.borrowed_tokens + planned.tasks_waiting)
 
-    def _start_job(self, request: TrainRequest, sweep_id: str | None, init_sha256: str | None) -> Job:
+    def _start_job(
+        self, request: TrainRequest, sweep_id: str | None, init_sha256: str | None, origins: ConfigOrigins | None = None
+    ) -> Job:
         self.registry.check_room(request.model_name)
-        return self.registry.submit(self.plan(request, init_sha256)._replace(sweep_id=sweep_id))
+        plan = self.plan(request, init_sha256)
+        origins = {**plan.config_origins, **(origins or {})}
+        return self.registry.submit(plan._replace(sweep_id=sweep_id, config_origins=origins))
 
     def resume_job(self, job_id: str, client: str | None = None) -> Job:
         """Queue a job again that was stopped or failed, perhaps with an earlier server.

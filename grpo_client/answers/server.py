@@ -24,6 +24,6 @@ class Health(Answer):
 
     status: str
     timestamp: datetime
-    active_jobs: int
-    loaded_models: int
+    active_jobs: int | None = None
+    loaded_models: int | None = None
     role: str = "all"

@@ -273,10 +273,13 @@ class Job:
             self._clock.end(age_seconds)
             end_time = datetime.now(UTC) - timedelta(seconds=age_seconds)
             self._end = end = _End(status, error_message, end_time, ended_by)
-            record = self._make_record(0, 1)
-        self._write_end(record)  # without the lock, since a disk may be slow
-        with self._lock:
-            self._enter(end)
+        try:
+            with self._lock:
+                record = self._make_record(0, 1)
+            self._write_end(record)  # without the lock, since a disk may be slow
+        finally:  # whatever has failed, a job that has ended must not seem to go on
+            with self._lock:
+                self._enter(end)
 
     def give_up(self, status: JobStatus, error_message: str) -> None:
         """Enter a final status although the training hangs; if it ever continues, it stops at once."""
@@ -293,9 +296,11 @@ class Job:
         if end.status is JobStatus.COMPLETED and self._checkpoints is not None:
             self._checkpoints.delete(self.job_id)
             state.checkpoint = None
-        self._append_end()
+        try:
+            self._append_end()
+        finally:
+            self.finished.set()
         self.log(str(end.status), seconds=self._clock.elapsed_seconds)
-        self.finished.set()
 
     def _append_end(self) -> None:
         state = self._state

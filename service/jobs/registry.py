@@ -25,7 +25,7 @@ from service.jobs.records.record import PastJob
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.runner import JobRunner
 from service.jobs.saved_model import is_own_model
-from service.jobs.table import JobTable
+from service.jobs.table import JobTable, make_not_found
 from service.jobs.totals import JobTotals
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
@@ -96,8 +96,10 @@ class JobRegistry(JobTable):
             checkpoints.is_active = self.is_active
             if self.recorder.knows_all_jobs:
                 checkpoints.remove_orphans(self._jobs)
-        # Names reserved by uploads, folded.
+        # Names reserved by uploads and deletions, folded.
         self._reserved: set[str] = set()
+        # Held during a deletion, so that a second one of the same model waits and finds none.
+        self._deleting = threading.Lock()
         self._draining = False
 
     def _revive(self, past: PastJob) -> Job | PastJob:
@@ -153,6 +155,7 @@ class JobRegistry(JobTable):
 
         :param job: What ``get`` returned.
         :param reward: The reward functions that its configuration names.
+        :raises NotFoundError: If it has been forgotten in the meantime.
         :raises ConflictError: If it has not ended, or has completed, or another job or upload uses its model's name.
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
@@ -161,6 +164,8 @@ class JobRegistry(JobTable):
             checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
             is_own = is_own_model(self._store, job)
             with self._lock:
+                if job.job_id not in self._jobs:
+                    raise make_not_found(job.job_id)
                 active = [other for other in self._check_room() if other is not job]
                 self._check_name_is_free(job.config.model_name, active)
                 warning = None if is_own else self._check_replacement(job)
@@ -246,8 +251,7 @@ class JobRegistry(JobTable):
         :raises ConflictError: If an active job will save under its name.
         :raises NotFoundError: If there is no such model.
         """
-        with self._lock:
-            self._check_name_is_free(model_name, self._list_active())
+        with self._deleting, self._reserve(model_name):
             self._store.delete(model_name)
 
     @contextmanager
@@ -257,9 +261,14 @@ class JobRegistry(JobTable):
         :raises ConflictError: If an active job or another upload will save under it, or another model's name differs
             only by case.
         """
+        with self._reserve(model_name, self._store.folder.check_case_collision):
+            yield
+
+    @contextmanager
+    def _reserve(self, model_name: str, check: Callable[[str], None] = lambda name: None) -> Iterator[None]:
         with self._lock:
             self._check_name_is_free(model_name, self._list_active())
-            self._store.folder.check_case_collision(model_name)
+            check(model_name)
             self._reserved.add(model_name.casefold())
         try:
             yield
@@ -343,7 +352,7 @@ class JobRegistry(JobTable):
 
     def _check_name_is_free(self, model_name: str, active: Iterable[Job]) -> None:
         if model_name.casefold() in self._reserved:
-            raise ConflictError(f"a file is being uploaded as '{printable(model_name)}'; try again in a moment.")
+            raise ConflictError(f"model '{printable(model_name)}' is being saved or deleted; try again in a moment.")
         for job in active:
             if _same_name(job, model_name):
                 raise ConflictError(

@@ -216,6 +216,8 @@ class JobRunner:
                         job.publish_warning(f"the policy was saved but not evaluated: its evaluation {stall}.")
                         return content
                     _give_up(job, stall)
+                    run.kill()
+                    return None
                 if job.finished.is_set():
                     run.kill()
                     return None

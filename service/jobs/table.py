@@ -3,9 +3,9 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from itertools import dropwhile, islice
+from itertools import islice
 from typing import Any
 
 from cachetools import LRUCache
@@ -84,7 +84,7 @@ class JobTable:
             if isinstance(job, PastJob):
                 return self._loaded.get(job.job_id)
         if job is None:
-            raise _make_not_found(job_id)
+            raise make_not_found(job_id)
         return job
 
     def _get_latest_id(self) -> str:
@@ -97,37 +97,27 @@ class JobTable:
             job_id = self._get_latest_id() if job_id == LATEST else job_id
         try:
             record = self.recorder.load(job_id)
-        except JournalError as error:
+            if record is None:
+                raise make_not_found(job_id)
+            job = Job.restore(record)
+        except (JournalError, LookupError, TypeError, ValueError) as error:
+            reason = error.reason if isinstance(error, JournalError) else "it is damaged"
             raise NotFoundError(
-                f"the record of training job '{printable(job_id)}' cannot be read ({error.reason}); the jobs' file or "
-                "its disk is damaged."
+                f"the record of training job '{printable(job_id)}' cannot be read ({reason}); the jobs' file or its "
+                "disk is damaged."
             ) from error
-        if record is None:
-            raise _make_not_found(job_id)
-        job = Job.restore(record)
         with self._lock:
             self._loaded[job_id] = job
         return job
 
-    def list_jobs(
-        self, status: JobStatus | None = None, after: str | None = None, limit: int | None = None
-    ) -> list[Job | PastJob]:
+    def list_jobs(self, status: JobStatus | None = None) -> list[Job | PastJob]:
         """List jobs, oldest first.
 
         :param status: List only jobs with this status.
-        :param after: Id of a job; list only those submitted after it.
-        :param limit: Largest number of jobs to list.
-        :raises NotFoundError: If the job ``after`` never existed or has been forgotten.
         """
         with self._lock:
-            jobs: Iterator[Job | PastJob] = iter(list(self._jobs.values()))
-            if after == LATEST:
-                after = self._get_latest_id()
-            if after is not None and after not in self._jobs:
-                raise _make_not_found(after)
-        if after is not None:
-            jobs = islice(dropwhile(lambda job: job.job_id != after, jobs), 1, None)
-        return list(islice((job for job in jobs if status in (None, job.status)), limit))
+            jobs = list(self._jobs.values())
+        return [job for job in jobs if status in (None, job.status)]
 
     def find_id(self, job_id: str) -> str:
         """Return the id of a job that is remembered.
@@ -202,7 +192,7 @@ class JobTable:
     def _find(self, job_id: str) -> Job | PastJob:
         job = self._jobs.get(self._get_latest_id() if job_id == LATEST else job_id)
         if job is None:
-            raise _make_not_found(job_id)
+            raise make_not_found(job_id)
         return job
 
     def is_active(self, job_id: str) -> bool:
@@ -266,5 +256,6 @@ class JobTable:
         self._loaded.pop(job_id, None)
 
 
-def _make_not_found(job_id: str) -> NotFoundError:
+def make_not_found(job_id: str) -> NotFoundError:
+    """Build the error for a job that is not there."""
     return NotFoundError(f"there is no training job '{printable(job_id)}'; GET /training/jobs lists them.")

@@ -4,6 +4,7 @@ import threading
 
 from cachetools import LRUCache
 
+from grpo_core.saving.model_file import ModelFileError
 from service.errors import ConflictError, InvalidRequestError, NotFoundError, printable
 from service.models.card import describe_file
 from service.models.folder import FileSignature
@@ -102,9 +103,12 @@ class ModelPromotion:
             raise ConflictError(f"version {restored} of model '{name}' is the newest already; choose an earlier one.")
         reference = f"{name}@{restored}"
         self._store.get(reference)  # says why a damaged one cannot be used
-        content = folder.read(reference)[1]
-        folder.check_space(len(content), name)
-        self._store.publish(name, content, folder.versions.read_notes(name).jobs.get(restored))
+        try:
+            content = folder.read(reference)[1]
+            folder.check_space(len(content), name)
+            self._store.publish(name, content, folder.versions.read_notes(name).jobs.get(restored))
+        except ModelFileError as error:  # it has been damaged while it was in memory
+            raise ConflictError(f"version {restored} of model '{name}' cannot be used: {error}") from error
         return RollbackResponse(
             message=f"Version {restored} is the newest again",
             model_name=name,

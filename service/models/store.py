@@ -270,8 +270,8 @@ class ModelStore:
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
+        self.folder.delete(name)  # without the lock, since a disk may be slow
         with self._lock:
-            self.folder.delete(name)
             for held in [held for held in self._cache if held.partition("@")[0] == name]:
                 del self._cache[held]
             self._file_statuses.pop(name, None)

@@ -174,8 +174,8 @@ class ModelVersions:
             if version is None:
                 if before is None:
                     raise self.make_not_found(f"{name}@{alias}")
-            elif version not in self.list_all(name):
-                raise self.make_not_found(f"{name}@{version}")
+            elif version not in self.list_all(name) or not (self._models_dir / f"{name}.zip").exists():
+                raise self.make_not_found(f"{name}@{version}")  # a model that is gone has none
             elif len(aliases) >= MAX_ALIASES:
                 raise ConflictError(
                     f"model '{name}' has the aliases {', '.join(sorted(aliases))} already and may have {MAX_ALIASES}; "

@@ -7,12 +7,12 @@ from pydantic import BaseModel, Field
 
 
 class Health(BaseModel):
-    """The server is running; how many jobs and models it has."""
+    """The server is running; how many jobs and models it has, which only holders of its API key learn if it has one."""
 
     status: Literal["healthy"]
     timestamp: datetime = Field(examples=["2026-11-25T10:00:00Z"])
-    active_jobs: int = Field(description="Number of queued and running jobs.", examples=[1])
-    loaded_models: int = Field(description="Number of models in memory.", examples=[2])
+    active_jobs: int | None = Field(None, description="Number of queued and running jobs.", examples=[1])
+    loaded_models: int | None = Field(None, description="Number of models in memory.", examples=[2])
     role: Literal["all", "serve"] = Field(
         "all", description="`serve` on a read-only replica; absent where the server trains too.", examples=["serve"]
     )

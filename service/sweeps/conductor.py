@@ -227,17 +227,18 @@ class Conductor:
             sweep = self._get(sweep_id)
             self._check_is_ended(sweep)
             self._leaving.add(sweep.sweep_id)
+        is_forgotten = was_resumed = False
         try:
             self._recorder.forget(sweep.sweep_id)
+            is_forgotten = True
         except JournalError as error:
             raise StorageError(f"sweep '{sweep.record.name}' is not deleted: {error.reason}.") from error
         finally:
             with self._changed:
-                self._leaving.discard(sweep.sweep_id)
-        with self._changed:
-            was_resumed = sweep.status.is_active
-            if not was_resumed:
-                self._sweeps.pop(sweep.sweep_id, None)
+                was_resumed = sweep.status.is_active
+                if is_forgotten and not was_resumed:
+                    self._sweeps.pop(sweep.sweep_id, None)
+                self._leaving.discard(sweep.sweep_id)  # not before: whoever waits to write it would bring it back
         if was_resumed:  # just now
             self._recorder.write(sweep.sweep_id)
             self._check_is_ended(sweep)
@@ -284,7 +285,6 @@ class Conductor:
             job = None if trial.status.is_final else self._find_own_job(sweep, newest.get(sweep.name_model(trial)))
             if job is not None and job.job_id != trial.job_id:
                 sweep.note_job(trial, job)
-                trial.status = TrialStatus.RUNNING  # as the others were, until the next look
         for trial in sweep.list_active():
             job = self._find_job(trial)
             if job is not None and job.status.is_final:
@@ -538,9 +538,10 @@ class Conductor:
         :raises ServiceError: If it cannot be deleted now.
         """
         try:
-            if self._store.inspect_file(name).sha256 != sha256 or self._store.folder.versions.is_in_use(name):
-                return False
-            self._registry.delete_model(name)
+            with self._registry.reserve_name(name):
+                if self._store.inspect_file(name).sha256 != sha256 or self._store.folder.versions.is_in_use(name):
+                    return False
+                self._store.delete(name)
         except NotFoundError:
             pass
         return True

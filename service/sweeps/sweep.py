@@ -122,12 +122,13 @@ class Sweep:
         return name_model(self.record.name, trial.number, self._count_jobs())
 
     def note_job(self, trial: Trial, job: Job) -> None:
-        """Note that a trial has become a job, or goes on."""
+        """Note that a trial has become a job, or goes on; how that has ended, if it has, ``observe`` notes."""
         if trial.job_id not in (None, job.job_id):  # its earlier job could not go on
             before = self.get_steps(trial)
             self.record.steps[trial.number] = TrialSteps(planned=before.planned, earlier=count_taken(trial, before))
             trial.current_timesteps = 0
-        trial.job_id, trial.status, trial.error_message = job.job_id, TrialStatus(job.status), None
+        status = TrialStatus.QUEUED if job.status is JobStatus.QUEUED else TrialStatus.RUNNING
+        trial.job_id, trial.status, trial.error_message = job.job_id, status, None
 
     def note_refusal(self, trial: Trial, detail: str) -> None:
         """Note that a trial cannot become a job."""

@@ -61,6 +61,11 @@ def read_view(parameters: Mapping[str, str]) -> RunsView:
     )
 
 
+def write_shown(shown: Mapping[str, int]) -> str:
+    """Write the runs in the charts as in the address."""
+    return ",".join(f"{job_id}.{colour}" for job_id, colour in shown.items())
+
+
 def _read_shown(text: str) -> dict[str, int]:
     found = [_SHOWN.fullmatch(part) for part in text.split(",")]
     shown = {match[1]: int(match[2]) for match in found if match is not None and int(match[2]) < MAX_SHOWN}

@@ -15,7 +15,7 @@ from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.runs.actions import RunActions
-from service.dashboard.runs.address import MAX_SHOWN, RunsView, read_view
+from service.dashboard.runs.address import MAX_SHOWN, RunsView, read_view, write_shown
 from service.dashboard.runs.curves import REWARD, describe_curves
 from service.dashboard.runs.table import make_table
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
@@ -142,6 +142,7 @@ class _RunsPage:
             "settings": table.settings,
             "pages": table.n_pages,
             "colours": colours,
+            "show": None if view.shown is None else write_shown(view.shown),
             "envs": sorted({line.summary.env_name for line in lines}),
             "tags": sorted({tag for line in lines for tag in line.summary.tags}),
             "hidden": sum(line.summary.hidden for line in lines),

@@ -250,12 +250,16 @@ globalThis.grpoRuns = (() => {
       grpoCurves.start(curvesId, null, ask);
       listen();
     },
-    // page: the rows and what the controls offer; colours: the runs in the charts.
+    // page: the rows and what the controls offer; colours: the runs in the charts; show: what the address said of them.
     show(page) {
       if (!isStarted) return;
+      // A run that was ticked while the page was on its way is not in it, and another page follows.
+      const isTimely = latest === null || page.show === (grpoAddress.has("show") ? grpoAddress.get("show") : null);
       latest = page;
-      colours = new Map(Object.entries(page.colours));
-      grpoCurves.keep(page.colours);
+      if (isTimely) {
+        colours = new Map(Object.entries(page.colours));
+        grpoCurves.keep(page.colours);
+      }
       drawBar();
       draw();
     },

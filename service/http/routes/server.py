@@ -38,13 +38,17 @@ async def describe_server(service: CurrentService) -> ServerInfo:
 
 
 @router.get("/health", response_model_exclude_defaults=True, responses=health_errors())
-async def check_health(service: CurrentService) -> Health:
-    """Report that the server is running, with its jobs and models. Needs no API key."""
+async def check_health(request: Request, service: CurrentService) -> Health:
+    """Report that the server is running, with its jobs and models.
+
+    Needs no API key; but if one is set, only requests that send it learn the numbers.
+    """
+    is_trusted = _is_trusted(request, service)
     return Health(
         status="healthy",
         timestamp=datetime.now(UTC),
-        active_jobs=service.registry.count_active(),
-        loaded_models=service.store.n_loaded,
+        active_jobs=service.registry.count_active() if is_trusted else None,
+        loaded_models=service.store.n_loaded if is_trusted else None,
         role=service.settings.role,
     )
 
@@ -64,9 +68,7 @@ async def check_readiness(request: Request, service: CurrentService) -> ReadySta
     # Not in the threads of the other routes, all of which may be busy.
     obstacles = await to_thread.run_sync(service.readiness.list_obstacles, limiter=service.readiness_limiter)
     problem = service.registry.recorder.problem or (service.mirror and service.mirror.problem)
-    api_key = service.settings.api_key
-    headers = dict(reversed(request.scope["headers"]))  # the first of each name
-    is_trusted = api_key is None or has_key(headers, api_key.get_secret_value().encode())
+    is_trusted = _is_trusted(request, service)
     if obstacles:
         raise NotReadyError(f"{'; '.join(obstacles)}." if is_trusted else "the server is not ready.")
     return ReadyState(status="ready", warnings=[problem] if problem is not None and is_trusted else [])
@@ -83,3 +85,10 @@ async def check_readiness(request: Request, service: CurrentService) -> ReadySta
 def get_metrics(service: CurrentService) -> Response:
     """Return metrics of requests, jobs, models and the process in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=MEDIA_TYPE)
+
+
+def _is_trusted(request: Request, service: CurrentService) -> bool:
+    """Tell whether a request of a route that needs no key sends it, or there is none."""
+    api_key = service.settings.api_key
+    headers = dict(reversed(request.scope["headers"]))  # the first of each name
+    return api_key is None or has_key(headers, api_key.get_secret_value().encode())

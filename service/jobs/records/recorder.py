@@ -235,7 +235,7 @@ class JobRecorder:
         """Write what is new of all jobs in one transaction."""
         ordered = {order.subject for order in orders if not isinstance(order.subject, JobRecord)}
         changed = {job: seen for job, seen in running.items() if job in ordered or job.history.last_event_id != seen[0]}
-        records = {job: job.make_record(*seen) for job, seen in changed.items()}
+        records = {job: record for job, seen in changed.items() if (record := _make_record(job, seen)) is not None}
         try:
             if orders or records:
                 self._journal.write(_sort(orders, records))
@@ -249,12 +249,15 @@ class JobRecorder:
                 self._orders.remove(order)
             self._unwritten -= {order.subject.job_id for order in orders if isinstance(order.subject, JobRecord)}
             for job, record in records.items():
+                if self._running.get(job) != running.get(job):  # it has ended or begun again since
+                    continue
                 if record.state.status.is_final:
                     self._running.pop(job, None)
                 elif job in self._running:
                     self._running[job] = record.history.last_event_id, record.history.stride
-                    if job.receipts.attempt == record.state.n_restarts:
-                        job.receipts.note_written(record.state.n_reports)
+                    receipts = job.receipts  # another worker's in a moment, perhaps
+                    if receipts.attempt == record.state.n_restarts:
+                        receipts.note_written(record.state.n_reports)
         for order in orders:
             order.done.set()
         self._note_success()
@@ -276,6 +279,15 @@ class JobRecorder:
         if self._trouble is not None:
             logger.warning("the jobs' file can be written again, and has everything")
         self._trouble = None
+
+
+def _make_record(job: Recorded, seen: tuple[int, int]) -> JobRecord | None:
+    """Make the record of a job; None if it cannot be made, which must not keep the others from being written."""
+    try:
+        return job.make_record(*seen)
+    except Exception:
+        logger.exception("job %s cannot be written down", job.job_id)
+        return None
 
 
 def _sort(orders: Sequence[_Order], records: Mapping[Recorded, JobRecord]) -> list[JobRecord]:

@@ -9,7 +9,7 @@ from service.errors import DrainingError, TooManyStreamsError
 from service.jobs.job import Job
 from service.jobs.records.history import JobEvent
 
-# The server accepts 256 connections; most are kept for short requests.
+# Of the 256 requests that the server takes at a time, most are kept for short ones.
 MAX_OPEN_STREAMS = 100
 # Polling a job without news costs a microsecond.
 _POLL_SECONDS = 0.1

@@ -168,6 +168,19 @@ def test_a_colour_belongs_to_a_run_whatever_else_is_taken_away(page: Page, job_i
     page.photograph("runs")
 
 
+def test_a_page_that_was_on_its_way_takes_no_run_out_of_the_charts(page: Page, job_ids: list[str]) -> None:
+    page.open(f"?show={job_ids[1][:8]}.0&sort=created_at")
+    page.wait("return document.querySelector('input.tick:checked') !== null")
+    page.run("globalThis.pages = []; const show = grpoRuns.show; grpoRuns.show = (p) => { pages.push(p); show(p); };")
+    page.click("[aria-label='Show the curves of run-02']")
+    page.wait("return pages.length > 0")
+    page.click("[aria-label='Show the curves of run-03']")
+    page.run("grpoRuns.show(pages[0]);")  # which does not know of run-03
+    page.click("[aria-label='Show the curves of run-04']")
+    ids = [job_ids[i][:8] for i in (1, 2, 3, 4)]
+    wait_until(lambda: [shown[:8] for shown in read_address(page)["show"].split(",")] == ids)
+
+
 def test_there_is_one_panel_per_environment_and_any_metric(page: Page, job_ids: list[str]) -> None:
     page.open(f"?show={job_ids[8][:8]}.0,{job_ids[9][:8]}.1")
     titles = "return [...document.querySelectorAll('.curve h2')].map((title) => title.textContent)"

@@ -300,6 +300,11 @@ class TestTheKey:
             assert client.get(path).status_code == 401
 
     @with_key
+    def test_only_who_has_it_learns_how_many_jobs_and_models_there_are(self, client: TestClient) -> None:
+        assert client.get("/health").json().keys() == {"status", "timestamp"}
+        assert client.get("/health", headers={"x-api-key": KEY}).json()["active_jobs"] == 0
+
+    @with_key
     def test_a_wrong_key_is_noticed_before_the_body_is_read(self, port: int) -> None:
         request = (
             b"POST /train HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"

@@ -12,6 +12,7 @@ import torch
 
 from service.errors import ConflictError
 from service.jobs.job import Job
+from service.jobs.records.record import JobRecord
 from service.schemas.jobs import FinalEvaluation, JobStatus
 from service.training.planning.plan import TrainingPlan
 from service.training.train import train_policy
@@ -66,6 +67,17 @@ class TestOneJob:
         job.finish(second, "second")
         assert not job.start()
         assert job.describe() == before
+        assert job.finished.is_set()
+
+    def test_it_ends_though_its_end_cannot_be_written(self) -> None:
+        def fail(record: JobRecord) -> None:
+            raise RuntimeError("a bug")
+
+        job = Job(plan(total_timesteps=100), write_end=fail)
+        job.start()
+        with pytest.raises(RuntimeError):
+            job.finish(JobStatus.COMPLETED)
+        assert job.status is JobStatus.COMPLETED
         assert job.finished.is_set()
 
     def test_a_job_stopped_in_the_queue_never_starts(self, job: Job) -> None:

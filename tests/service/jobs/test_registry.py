@@ -16,6 +16,7 @@ import pytest
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError
 from service.jobs import table
 from service.jobs.job import Job
+from service.jobs.records.history import JobEvent
 from service.jobs.records.record import PastJob
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
@@ -132,7 +133,30 @@ class TestTheRegistry:
         assert loaded.history.list_rows() == first.history.list_rows() != []
         assert loaded.history.list_events() == first.history.list_events()
         assert registry.find_in_memory(first.job_id) is loaded
-        assert registry.list_jobs(after=first.job_id) == [second]
+
+    def test_a_record_that_makes_no_job_is_not_found(
+        self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(table, "_MAX_IN_MEMORY", 0)
+        registry = open_registry()
+        job = run(registry)
+        registry.count_active()
+        record = registry.recorder.load(job.job_id)
+        assert record is not None
+        evaluation = JobEvent(99, "job.evaluation", {"timesteps": "damaged"})
+        damaged = record._replace(history=record.history._replace(events=[evaluation]))
+        monkeypatch.setattr(registry.recorder, "load", lambda job_id: damaged)
+        with pytest.raises(NotFoundError, match="damaged"):
+            registry.get(job.job_id)
+
+    def test_a_job_that_is_deleted_meanwhile_is_not_resumed(self, open_registry: Callable[..., JobRegistry]) -> None:
+        registry = open_registry()
+        job = run(registry, env_name="CartPole-v1", max_seconds=1e-9, n_eval_episodes=0)
+        registry.delete(job.job_id)
+        with pytest.raises(NotFoundError):
+            registry.resume(job, None)
+        assert registry.list_jobs() == []
+        assert registry.count_active() == 0
 
     @pytest.mark.parametrize("job_id", ["", "none", "x" * 10_000, "\ud800", "../..", "\x00"])
     def test_an_unknown_id_is_not_found(self, open_registry: Callable[..., JobRegistry], job_id: str) -> None:
@@ -233,7 +257,7 @@ class TestTheRegistry:
         with pytest.raises(NotFoundError):
             registry.get(finished[0].job_id)
 
-    def test_a_page_lists_the_jobs_of_a_status_after_a_given_job(
+    def test_the_jobs_of_a_status_are_listed(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
     ) -> None:
         env_name = register_env(lambda: LineEnv(gate.pass_through))
@@ -243,13 +267,7 @@ class TestTheRegistry:
         queued[1].stop()
         wait_until(lambda: running.status is JobStatus.RUNNING)
         assert registry.list_jobs(JobStatus.QUEUED) == [queued[0], queued[2]]
-        assert registry.list_jobs(JobStatus.QUEUED, limit=1) == [queued[0]]
-        assert registry.list_jobs(limit=2) == [first, running]
-        assert registry.list_jobs(after=running.job_id, limit=2) == queued[:2]
-        assert registry.list_jobs(JobStatus.QUEUED, after=queued[0].job_id) == [queued[2]]
-        assert registry.list_jobs(after=queued[2].job_id) == []
-        with pytest.raises(NotFoundError, match="none"):
-            registry.list_jobs(after="none")
+        assert registry.list_jobs() == [first, running, *queued]
 
     def test_ended_jobs_are_not_looked_at_again(
         self,

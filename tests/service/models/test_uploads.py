@@ -182,7 +182,7 @@ class TestUploading:
     ) -> None:
         with app.state.service.registry.reserve_name("m"):
             response = client.post("/train", json={"model_name": "M", "total_timesteps": 32})
-            assert "uploaded" in get_detail(response, 409)
+            assert "being saved" in get_detail(response, 409)
             get_detail(client.delete("/models/m"), 409)
             get_detail(upload(client, contents[0]), 409)
         assert upload(client, contents[0]).status_code == 200

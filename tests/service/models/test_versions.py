@@ -117,6 +117,16 @@ class TestKeeping:
         assert client.get("/models/m/versions").json()["aliases"] == {}
         assert list_versions(client) == [1]
 
+    def test_an_alias_does_not_outlive_a_model_that_is_deleted_meanwhile(
+        self, tmp_path: Path, contents: list[bytes]
+    ) -> None:
+        folder = ModelFolder(tmp_path, 0, max_versions=2)
+        folder.write("m", contents[0])
+        folder.delete("m")  # after a request has found it
+        with pytest.raises(NotFoundError):
+            folder.versions.set_alias("m", "prod", 1)
+        assert not list(tmp_path.glob(".versions/*"))
+
 
 class TestAliases:
     def test_every_way_to_name_a_model_takes_them(self, client: TestClient, contents: list[bytes]) -> None:
@@ -269,6 +279,21 @@ class TestRollingBack:
         kept.write_bytes(kept.read_bytes()[:-9])
         assert client.post("/models/m/rollback").status_code == 409
         assert client.get("/models/m/versions").json()["versions"][1]["status"] == "corrupt"
+        assert get_file(client, "m") == contents[1]
+
+    def test_nor_does_one_that_was_damaged_while_it_was_in_memory(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        publish(client, contents[:2])
+        assert client.post("/inference", json={"model_name": "m@1", "observation": [0.0] * 4}).status_code == 200
+        kept = settings.models_dir / ".versions" / "m" / "1.zip"
+        times, damaged = os.stat(kept), bytearray(kept.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        with kept.open("r+b") as file:
+            file.write(damaged)
+        os.utime(kept, ns=(times.st_atime_ns, times.st_mtime_ns))
+        response = client.post("/models/m/rollback")
+        assert response.status_code == 409, response.text
         assert get_file(client, "m") == contents[1]
 
 

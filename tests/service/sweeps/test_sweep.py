@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from service.jobs.job import Job
 from service.schemas.jobs import JobStatus
-from service.schemas.sweeps import SweepStatus
+from service.schemas.sweeps import SweepStatus, TrialStatus
 from service.sweeps.halving import Rung
 from service.sweeps.sweep import Sweep, SweepRecord, make_trials
 from tests.support import make_plan
@@ -53,6 +53,17 @@ def test_steps_that_are_taken_again_count() -> None:
     assert sweep.summarize().timesteps == 192
     sweep.advance()
     assert (sweep.status, sweep.record.ended_by) == (SweepStatus.COMPLETED, "budget")
+
+
+def test_what_a_job_has_earned_is_noted_though_it_ended_before_it_was_looked_at() -> None:
+    sweep, job = make_sweep(300), make_job()
+    first = sweep.record.trials[0]
+    job.record_saved_model("m", "0" * 64)
+    job.finish(JobStatus.COMPLETED)
+    sweep.note_job(first, job)
+    assert first in sweep.list_active()  # so that it is looked at
+    assert sweep.observe(first, job)
+    assert (first.status, first.model_name) == (TrialStatus.COMPLETED, "m")
 
 
 def test_steps_of_a_job_that_could_not_go_on_count() -> None:

@@ -132,7 +132,10 @@ def test_nobody_is_limited_on_this_machine(client: TestClient) -> None:
 @limit(client_jobs_per_minute=2, client_job_timesteps=1000)
 def test_jobs_are_counted_and_bounded(client: TestClient, other: TestClient) -> None:
     assert client.post("/train", json={"total_timesteps": 1001}).status_code == 400
-    assert train_to_end(client, total_timesteps=64)["config"]["max_seconds"] == 3600
+    status = train_to_end(client, total_timesteps=64)
+    assert status["config"]["max_seconds"] == 3600
+    assert status["config_origins"]["max_seconds"] == "default"
+    assert status["config_origins"]["total_timesteps"] == "request"
     assert client.post("/train", json={"total_timesteps": 64}).status_code == 429
     assert other.post("/train", json={"max_seconds": 3601}).status_code == 400
 

@@ -263,6 +263,22 @@ def test_an_interrupted_sweep_is_stopped_as_long_as_jobs_of_it_go_on(
     sweeps.close()
 
 
+def test_a_sweep_is_gone_before_anybody_may_write_it_again(client: TestClient, app: FastAPI) -> None:
+    sweep_id = start(client)["sweep_id"]
+    wait_for_sweep(client)
+    sweeps = app.state.service.sweeps
+
+    class Leaving(set[str]):
+        def discard(self, leaving: object, /) -> None:
+            assert sweeps._sweeps.keys() == set(), "whoever waits to write it would bring it back"
+            super().discard(str(leaving))
+
+    sweeps._leaving = Leaving()
+    assert client.delete(f"/sweeps/{sweep_id}").status_code == 200
+    assert sweeps._leaving == set()
+    assert client.get("/sweeps").json()["n_total"] == 0
+
+
 def test_a_job_that_was_stopped_by_hand_has_no_say(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
     start(client, base=held, max_active=1, space={"learning_rate": [0.001]})
     wait_until(lambda: gate.n_arrived > 0)

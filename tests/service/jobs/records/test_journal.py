@@ -316,6 +316,24 @@ def test_a_job_that_cannot_be_written_costs_no_other(path: Path) -> None:
     recorder.close()
 
 
+def test_a_job_whose_record_cannot_be_made_costs_no_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = JobJournal(path)
+    recorder = JobRecorder(journal)
+    broken, sound = (Job(make_plan(), write_end=recorder.end) for _ in range(2))
+    for job in (broken, sound):
+        recorder.begin(job)
+        job.start()
+    monkeypatch.setattr(broken, "make_record", lambda *seen: 1 / 0)
+    broken.publish_warning("changed")
+    sound.publish_warning("written")
+    wait_until(lambda: (record := journal.load(sound.job_id)) is not None and "written" in record.state.warnings)
+    assert broken.job_id in caplog.text
+    assert recorder.problem is None
+    recorder.close()
+
+
 def test_what_running_jobs_report_is_written_without_being_asked(path: Path) -> None:
     journal = JobJournal(path)
     recorder = JobRecorder(journal)
