@@ -3,8 +3,10 @@
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent import futures
 from contextvars import copy_context
+from typing import Any, cast
 from weakref import WeakSet
 
 from service.workers.task import Progress, Task
@@ -46,9 +48,10 @@ class ThreadExecutor:
 class _ThreadRun:
     def __init__(self, task: Task, progress: Progress) -> None:
         self._content: futures.Future[bytes] = futures.Future()
+        self._reports = _Reports(progress)
         # In the caller's context, so that log lines carry the job's id. A daemon, since Python would wait forever for a
         # thread that hangs.
-        arguments = (self._run, task, progress)
+        arguments = (self._run, task, cast(Progress, self._reports))
         threading.Thread(target=copy_context().run, args=arguments, name="grpo-task", daemon=True).start()
 
     def _run(self, task: Task, progress: Progress) -> None:
@@ -65,7 +68,25 @@ class _ThreadRun:
         return self._content.result()
 
     def kill(self) -> None:
-        """Abandon the thread."""
+        """Abandon the thread: what it still reports is dropped, since its job may go on with another one by then."""
+        self._reports.are_dropped = True
+
+
+class _Reports:
+    """The ``Progress`` of a task in a thread, which passes its reports on."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.are_dropped = False
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        report: Callable[..., None] = getattr(self._progress, name)
+
+        def pass_on(*arguments: Any) -> None:
+            if not self.are_dropped:
+                report(*arguments)
+
+        return pass_on
 
 
 def _let_requests_go_first() -> None:
