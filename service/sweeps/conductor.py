@@ -185,6 +185,15 @@ class Conductor:
                 self._stop_job(job_id)
         return self._summarize(sweep)
 
+    def can_stop(self, sweep_id: str) -> bool:
+        """Tell whether there is anything to stop of a sweep: itself, or jobs of it that go on without it.
+
+        :raises NotFoundError: If there is none.
+        """
+        with self._changed:
+            sweep = self._get(sweep_id)
+            return sweep.status.is_active or bool(self._list_left(sweep))
+
     def _list_left(self, sweep: Sweep) -> list[tuple[Trial, Job]]:
         """List the trials of a sweep whose jobs go on without it: it was interrupted, perhaps while it stopped them."""
         if sweep.status not in (SweepStatus.INTERRUPTED, SweepStatus.STOPPED):

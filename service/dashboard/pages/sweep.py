@@ -60,21 +60,22 @@ class _Sweep:
     def refresh(self) -> None:
         """Show the sweep as it is now."""
         try:
-            sweep = self._conductor.describe(self._sweep_id)
+            sweep, can_stop = self._conductor.describe(self._sweep_id), self._conductor.can_stop(self._sweep_id)
         except NotFoundError:  # deleted in the meantime; what is shown stays
             return
         self._facts.set_text(
             f"{sweep.env_name}, {sweep.method}, {describe_counts(sweep)}, {format_count(sweep.timesteps)} steps"
         )
         # Steps alone change all the time.
-        look = (sweep.status, sweep.held_by, sweep.counts, [(row.number, row.mean_reward) for row in sweep.settings])
+        earned = [(row.number, row.mean_reward) for row in sweep.settings]
+        look = (sweep.status, can_stop, sweep.held_by, sweep.counts, earned)
         if look == self._shown:
             return
         models = frozenset(get_service().store.folder.list_names())
         self._shown = look
         self._status.set_text(str(sweep.status))
         self._status.classes(replace=f"chip {TONES.get(sweep.status, '')}")
-        self._stop.set_visibility(sweep.status.is_active)
+        self._stop.set_visibility(can_stop)
         self._resume.set_visibility(sweep.status in (SweepStatus.STOPPED, SweepStatus.INTERRUPTED))
         self._content.clear()
         with self._content:

@@ -11,8 +11,8 @@ from service.dashboard.widgets.html_elements import Text, make_box
 from service.dashboard.widgets.number_format import format_duration
 
 _WORDS = (
-    "Checking the job: a worker builds the environment and tries it out. The first worker since the server started "
-    "also loads its libraries."
+    "Checking the settings: a worker builds the environment and tries it out. The first worker since the server "
+    "started also loads its libraries."
 )
 _REFRESH_SECONDS = 1.0
 _Planned = TypeVar("_Planned")

@@ -359,7 +359,7 @@ def test_the_form_says_what_it_waits_for_until_the_job_is_planned(page: Page, re
         fill(page, "total_timesteps", "64")
         page.find("pre", '"env_name": "Slow-v0", "total_timesteps": 64')
         page.click("button", "Start training")
-        page.find(".aside [role=status]", "Checking the job: a worker builds the environment")
+        page.find(".aside [role=status]", "Checking the settings: a worker builds the environment")
         assert "Enter starts it too" not in page.read(".aside")
         fill(page, "seed", "1")  # the job that is on its way stays as it is, and alone
         page.find("pre", '"seed": 1')

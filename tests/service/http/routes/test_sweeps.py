@@ -251,6 +251,7 @@ def test_an_interrupted_sweep_is_stopped_as_long_as_jobs_of_it_go_on(
     # What the next server knows of it, if the job outlives this one.
     sweeps = Conductor(service.registry.recorder._journal, service.registry, service.store, service, 100)
     assert sweeps.describe(sweep_id).status == status
+    assert sweeps.can_stop(sweep_id)
     assert sweeps.stop(sweep_id).status == "stopping"
     assert sweeps.describe(sweep_id).counts == {"running": 1, "waiting": 1}
     gate.admit()
@@ -258,6 +259,7 @@ def test_an_interrupted_sweep_is_stopped_as_long_as_jobs_of_it_go_on(
     sweep = sweeps.describe(sweep_id)
     assert (sweep.ended_by, sweep.counts) == ("stop", {"interrupted": 1, "waiting": 1})
     assert client.get("/training/latest/status").json()["status"] == "stopped"
+    assert not sweeps.can_stop(sweep_id)
     with pytest.raises(ConflictError, match="is stopped already"):
         sweeps.stop(sweep_id)
     sweeps.close()
