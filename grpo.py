@@ -366,8 +366,10 @@ class GRPO(SavedAlgorithm):
         return policy_class
 
     def _setup_groups(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> None:
-        """Lay out the storage of a rollout, and begin with new episodes."""
-        self._mode, self._vec_monitor, self._grouped_env = mode, find_vec_monitor(env), env
+        """Lay out the storage of a rollout, and begin with new episodes.
+
+        :raises ValueError: If the environment does not fit the other arguments; then all stays as it was.
+        """
         horizon = get_horizon(self.horizon, mode)
         plan = GroupPlan(
             mode,
@@ -381,12 +383,19 @@ class GRPO(SavedAlgorithm):
         fast_collector = None
         if self._uses_fast_path:
             fast_collector = fast.make_batched_collector(bank, self.observation_space, plan)
-        self._collector = fast_collector or GroupCollector(bank, self.observation_space, plan)
+        collector: GroupCollector = fast_collector or GroupCollector(bank, self.observation_space, plan)
         n_shards = count_shards(self.n_rollout_shards, self.n_rollout_workers, bank.n_envs, plan)
         if n_shards > 1:
             make_collector = fast.make_batched_collector if fast_collector else GroupCollector
-            self._collector = ShardedCollector(
-                bank, env, self.observation_space, self.action_space, plan, n_shards, make_collector
+            collector = ShardedCollector(
+                bank,
+                env,
+                self.observation_space,
+                self.action_space,
+                plan,
+                n_shards,
+                make_collector,
+                has_plain_states=fast_collector is not None,
             )
         # Episodes are as long as they are: for them the storage starts small and grows.
         first_horizon = horizon or min(_FIRST_EPISODE_STEPS, self.n_steps)
@@ -394,6 +403,7 @@ class GRPO(SavedAlgorithm):
         self.rollout_buffer = GroupRollout(
             first_horizon, n_anchors, self.group_size, self.observation_space, self.action_space
         )
+        self._mode, self._collector, self._vec_monitor, self._grouped_env = mode, collector, find_vec_monitor(env), env
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
         """Resolve ``group_mode``, and make the simulators ready for it.
@@ -517,6 +527,7 @@ class GRPO(SavedAlgorithm):
         :return: False if a callback or ``stop`` ended it early.
         """
         rollout = rollout_buffer
+        self._last_obs = self._last_obs  # as it is now, since the rollout that holds it is about to be cleared
         callback.on_rollout_start()
 
         # Branches follow the policy from their anchor states.
@@ -525,7 +536,7 @@ class GRPO(SavedAlgorithm):
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
         collector = self._collector
-        sweep = Sweep(rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.list_groups)
+        sweep = Sweep(rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.find_latest)
         seen = share_locals(callback)
         seen.compute_from(sweep)
         seen |= {"self": self, "env": env, "callback": callback}
@@ -596,8 +607,13 @@ class GRPO(SavedAlgorithm):
 
     def _describe_ends(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
         """Say in the infos of a sweep what SB3's vectorised environments say of episodes that ended."""
+        assert self._sweep is not None, "it is under way"
+        last = self._sweep.get_next_observations()
         for i, place in self._collector.list_places():
             if dones[i]:
+                infos[i]["terminal_observation"] = (
+                    {key: part[i] for key, part in last.items()} if isinstance(last, dict) else last[i]
+                )
                 infos[i]["TimeLimit.truncated"] = bool(self.rollout_buffer.truncated[place])
                 if self._vec_monitor is not None:
                     self._vec_monitor.report(infos[i], *self._collector.count_episode(self.rollout_buffer, place))
@@ -856,8 +872,8 @@ class GRPO(SavedAlgorithm):
         needs_restore = self._mode != "episode"
         bank = make_bank(self.env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
         self._setup_groups(self._mode, bank, self.env)
-        if starts is not None:
-            self._collector.anchors.starts, self._collector.anchors.archive = starts
+        if starts is not None and starts[0] == self._collector.has_plain_states:
+            _, self._collector.anchors.starts, self._collector.anchors.archive = starts
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.
@@ -881,10 +897,16 @@ class GRPO(SavedAlgorithm):
             env = wrap_like(self._loaded, self._wrap_env(env, self.verbose))
         else:
             env = self._wrap_env(env, self.verbose)
+        before = self.env
         mode, bank = self._choose_simulators(env)  # raises before anything is replaced
         super().set_env(env, force_reset)
         assert self.env is not None
-        self._setup_groups(mode, bank, self.env)
+        try:
+            self._setup_groups(mode, bank, self.env)
+        except ValueError:
+            if before is not None:
+                super().set_env(before, force_reset)
+            raise
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

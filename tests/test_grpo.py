@@ -33,7 +33,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from grpo import GRPO
@@ -596,6 +596,20 @@ def test_a_refused_environment_leaves_the_old_one_in_place() -> None:
         model.set_env(gym.wrappers.TimeLimit(LockedCartPole(), 500))
     assert model.get_env() is before
     model.learn(32)
+
+
+def test_an_environment_whose_rollouts_cannot_be_cut_leaves_the_old_one_in_place() -> None:
+    make_envs = [lambda: gym.make("CartPole-v1")] * 2
+    model = build(DummyVecEnv(make_envs), n_rollout_shards=2, group_mode="episode", horizon=None)
+    before, theirs = model.get_env(), SubprocVecEnv(make_envs, "fork")
+    with pytest.raises(ValueError, match="DummyVecEnv"):
+        model.set_env(theirs)
+    assert model.get_env() is before
+    model.env = theirs
+    for _ in range(2):
+        with pytest.raises(ValueError, match="DummyVecEnv"):
+            model.learn(32)
+    theirs.close()
 
 
 def test_without_a_log_folder_none_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

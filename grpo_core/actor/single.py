@@ -76,6 +76,8 @@ class SingleActor:
         self._largest_input = min(map(_find_largest_input, (actor.policy_layers, actor.value_layers)))
         self._n_numbers = len(self._features) - 1 if _is_row_of_floats(space) else 0
         self._normalization: tuple[Any, Any, float] | None = None
+        # Normalised as they are: float32 would round away what large numbers differ in.
+        self._numbers = np.empty(self._n_numbers, space.dtype if self._n_numbers else np.float32)
         if actor.normalization is not None and self._n_numbers:
             std = np.sqrt(np.asarray(actor.normalization.var) + actor.normalization.epsilon)
             self._normalization = np.asarray(actor.normalization.mean), std, actor.normalization.clip_obs
@@ -139,10 +141,12 @@ class SingleActor:
         if type(observation[0]) is list or (self._normalization is None and self._is_too_large(observation)):
             return False
         features = self._features[:-1]
-        features[:] = observation
-        if self._normalization is not None:
+        if self._normalization is None:
+            features[:] = observation
+        else:
             mean, std, clip_obs = self._normalization
-            features[:] = np.minimum(np.maximum((features - mean) / std, -clip_obs), clip_obs)
+            self._numbers[:] = observation
+            features[:] = np.minimum(np.maximum((self._numbers - mean) / std, -clip_obs), clip_obs)
         return True
 
     def _is_too_large(self, numbers: list[float]) -> bool:

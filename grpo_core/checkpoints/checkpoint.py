@@ -117,6 +117,7 @@ def take(
         "group_correlation": model._group_correlation.to_json(),
         "reference": [model._ref_timesteps, list(reference)],
         "n_shards": model._collector.n_shards,
+        "has_plain_states": model._collector.has_plain_states,
         "simulators": simulators,
         "caveat": caveat,
         "own": dict(facts or {}),
@@ -202,6 +203,10 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
         model._collector.anchors.forget()
         reason = f"the simulators' states do not fit these environments ({type(error).__name__}: {error})"
         return Caveat(reason, is_certain=True)
+    has_plain_states = model._collector.has_plain_states
+    if facts.get("has_plain_states", has_plain_states) != has_plain_states:
+        model._collector.anchors.forget()
+        return Caveat("these environments are stepped by another collector, as under other wrappers", is_certain=True)
     return checkpoint.caveat
 
 

@@ -6,6 +6,7 @@ is made empty, and its attributes are put back. What such a description cannot s
 
 import base64
 import enum
+import inspect
 import math
 import random
 import sys
@@ -223,7 +224,7 @@ class Reader:
             "member": lambda _, name, member: self._find(name, enum.EnumMeta)[member],
             "flag": lambda _, name, flags: self._find(name, enum.EnumMeta)(flags),
             "named": lambda _, name: self._find(name, type | types.FunctionType),
-            "fields": lambda _, name, items: self._find(name, type)._make(map(self.make, items)),
+            "fields": self._make_fields,
             "fixture": lambda _, place: fixtures[place],
             "space": self._make_space,
             "instance": self._make_instance,
@@ -278,8 +279,18 @@ class Reader:
             raise UnknownObjectError(f"an object of {'.'.join(name)} is more than its attributes")
         made = self._made[number] = object.__new__(kind)
         for attribute, node in attributes:
-            object.__setattr__(made, attribute, self.make(node))
+            slot = inspect.getattr_static(kind, attribute, None)
+            if isinstance(slot, types.MemberDescriptorType):
+                slot.__set__(made, self.make(node))
+            else:  # past properties and ``__class__``, which would run code or make it another object
+                vars(made)[attribute] = self.make(node)
         return made
+
+    def _make_fields(self, _: int, name: Sequence[str], items: Sequence[Node]) -> Any:
+        kind = self._find(name, type)
+        if not (issubclass(kind, tuple) and hasattr(kind, "_fields")):
+            raise UnknownObjectError(f"{'.'.join(name)} is no named tuple")
+        return tuple.__new__(kind, map(self.make, items))
 
     def _find(self, name: Sequence[str], kinds: Any) -> Any:
         found = _OWN_CLASSES.get(name[1]) if name[0] == "" else find_named(name, self._packages)

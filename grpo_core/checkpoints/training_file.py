@@ -1,5 +1,6 @@
 """Keep a training in a file while it runs, and go on from that file after whatever ended it."""
 
+import json
 import os
 import time
 import warnings
@@ -13,6 +14,7 @@ from grpo_core.checkpoints import MAX_FILE_BYTES, checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.options.hyperparameters_json import hyperparameters_to_json
 from grpo_core.saving.model_file import write_atomic
+from grpo_core.saving.model_state import describe_network, describe_reward_functions
 
 # Of the arguments: what does not change a training under way, whose random generators are in its checkpoint.
 # Of the shards of rollouts their number counts, which ``restore`` checks, and not what it was given as.
@@ -53,8 +55,10 @@ class KeepCheckpoint(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        # At the start, nothing can be lost yet, and the file may be the one that training continues from.
-        if self.model.num_timesteps == self._taken_timesteps:
+        # At the start, nothing can be lost yet, and the file may be the one that training continues from. After a stop,
+        # the update before this may have been cut short.
+        model: Any = self.model
+        if model.num_timesteps == self._taken_timesteps or model._stop_requested:
             return
         if self._every_steps is None:
             is_due = time.monotonic() - self._taken_at >= self._every_seconds
@@ -81,7 +85,7 @@ def go_on(model: Any, path: str | os.PathLike[str]) -> int:
     if (n_bytes := path.stat().st_size) > MAX_FILE_BYTES:
         raise CheckpointError(f"{path} has {n_bytes} bytes; at most {MAX_FILE_BYTES} are read.")
     taken = checkpoint.from_bytes(path.read_bytes())
-    _check_arguments(model, taken.model.meta["hyperparameters"])
+    _check_arguments(model, taken.model.meta)
     caveat = checkpoint.restore(model, taken)
     if caveat is not None and caveat.is_certain:
         warnings.warn(
@@ -93,9 +97,14 @@ def go_on(model: Any, path: str | os.PathLike[str]) -> int:
     return max(0, n_left)
 
 
-def _check_arguments(model: Any, kept: Mapping[str, Any]) -> None:
-    """Refuse a model that would train otherwise than the one that a checkpoint was taken of."""
-    given = hyperparameters_to_json(model)
+def _check_arguments(model: Any, meta: Mapping[str, Any]) -> None:
+    """Refuse a model that would train otherwise than the one that a checkpoint was taken of.
+
+    :param meta: The metadata of that one, as ``describe_model`` collected them.
+    """
+    parts = {"network": describe_network(model), "reward_function": describe_reward_functions(model)}
+    given = hyperparameters_to_json(model) | json.loads(json.dumps(parts))
+    kept = meta["hyperparameters"] | {name: meta[name] for name in parts}
     others = [name for name in kept if name not in _WITHOUT_EFFECT and kept[name] != given.get(name)]
     if others:
         here, there = (", ".join(f"{name}={values.get(name)}" for name in others) for values in (given, kept))

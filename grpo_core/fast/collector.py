@@ -16,7 +16,7 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.collector import GroupCollector, SweepCallback
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.groups.sweep import SteppedPlace
+from grpo_core.groups.sweep import Place, SteppedPlace
 from grpo_core.simulators.bank import Observed, SimulatorBank
 
 # Group and index of branches, ``(n_branches, 2)``.
@@ -38,6 +38,9 @@ class _LiveBranches(NamedTuple):
     candidates: list[int]
 
 
+_NO_BRANCHES = _LiveBranches(np.zeros((0, 2), np.int64), [], [], [])
+
+
 class BatchedCollector(GroupCollector):
     """Collects what ``GroupCollector`` does, and steps all branches of an environment in one call.
 
@@ -50,6 +53,8 @@ class BatchedCollector(GroupCollector):
     :param threads: What they share.
     """
 
+    has_plain_states = True
+
     def __init__(
         self,
         bank: SimulatorBank,
@@ -60,12 +65,21 @@ class BatchedCollector(GroupCollector):
     ) -> None:
         super().__init__(bank, observation_space, plan)
         self._simulators, self._threads = simulators, threads
-        # Step, places of all branches, and the pairs of environment and branch of the latest sweep.
-        self._latest: tuple[int, Places, Sequence[tuple[int, int]]] = (0, np.zeros((0, 2), np.int64), ())
+        # Step, all branches, and the pairs of environment and branch of the latest sweep.
+        self._swept: tuple[int, _LiveBranches, Sequence[tuple[int, int]]] = (0, _NO_BRANCHES, ())
 
     def list_places(self) -> list[SteppedPlace]:
-        t, places, sweep = self._latest
-        return [(env_index, (t, *places[i].tolist())) for env_index, i in sweep]
+        t, live, sweep = self._swept
+        return [(env_index, (t, *live.places[i].tolist())) for env_index, i in sweep]
+
+    def find_latest(self, env_index: int) -> Place:
+        t, live, _ = self._swept
+        # In this sweep or an earlier one at the same t, the environment's branches have all had their turns.
+        return self._find_last(t, live, env_index) if live.n_branches[env_index] else self._latest[env_index]
+
+    def _find_last(self, t: int, live: _LiveBranches, env_index: int) -> Place:
+        """Return the place of the step of an environment's last branch."""
+        return t, *live.places[sum(live.n_branches[: env_index + 1]) - 1].tolist()
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, AnchorState]:
         starts = self._bank.reset(seeds)
@@ -109,6 +123,8 @@ class BatchedCollector(GroupCollector):
                 goes_on = ~is_over
                 if not goes_on.any():
                     break
+                # Some environments may have no branch left.
+                self._latest |= {i: self._find_last(t, live, i) for i, n in enumerate(live.n_branches) if n}
                 live = self._list_live(live.places[goes_on])
                 states, observations = states[goes_on], observations[goes_on]
         return True
@@ -156,7 +172,7 @@ class BatchedCollector(GroupCollector):
     ) -> bool:
         n_envs, all_rewards = self._bank.n_envs, outcomes.rewards.tolist()
         for sweep in live.sweeps:
-            self._latest = t, live.places, sweep
+            self._swept = t, live, sweep
             infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
             dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
             for env_index, i in sweep:

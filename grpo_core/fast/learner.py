@@ -19,6 +19,7 @@ from threadpoolctl import ThreadpoolController
 
 from grpo_core.actor.actor import ACTIVATIONS, LEAKY_SLOPE, Actor
 from grpo_core.actor.extractors import FloatArray
+from grpo_core.fast.one_thread import OneThread
 from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.options.choices import LossType
 from grpo_core.spaces import Observations
@@ -30,7 +31,7 @@ _ADAM_EXTRAS = ("weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 _NORM_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 # Of NumPy's matrix products. A minibatch's are so small that a second thread costs more than it takes over, and jobs
 # that train beside each other would fight over the cores.
-_BLAS = ThreadpoolController().select(user_api="blas")
+_BLAS = OneThread(ThreadpoolController().select(user_api="blas"))
 _LOG_2_PI = math.log(2.0 * math.pi)
 
 # The derivative of each activation as a function of its output.
@@ -339,7 +340,7 @@ class MlpLearner:
         :return: Metrics to log, averaged over the minibatches; empty if there was none.
         """
         try:
-            with _BLAS.limit(limits=1):
+            with _BLAS:
                 for chosen in minibatches:
                     if not self._take_step(self._steps.select(chosen)):
                         break
@@ -407,5 +408,5 @@ def compute_values(actor: Actor, observations: Observations) -> FloatArray:
 
     :param observations: As the networks see them, shape ``(n_steps, *observation_shape)``.
     """
-    with _BLAS.limit(limits=1):
+    with _BLAS:
         return actor.values_of_inputs(observations)

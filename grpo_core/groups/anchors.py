@@ -44,6 +44,8 @@ class Anchors:
             self.archive.share = 0.0
         for i, start in enumerate(self.starts):
             if start is None:
+                if should_stop():
+                    return False
                 self.starts[i] = self._begin_episode(i % self._n_envs, rng)
         while len(self.starts) < self._plan.n_groups * self._n_envs:
             if should_stop():
@@ -74,10 +76,10 @@ class Anchors:
 
         :param groups: Those of the rollout just played, by index.
         :param discounted_returns: Discounted rewards of the episodes up to each step, shape
-            ``(horizon, n_groups, group_size)``; None if nothing is normalised by them.
+            ``(horizon, n_anchors, group_size)``; None without a ``VecNormalize``.
         :param restart_probability: How often to begin anew although the episode could go on.
         :param should_stop: Asked between resets; True leaves the next rollout to begin with new episodes.
-        :param spreads: How much the members of each group differed, shape ``(n_groups,)``; needed by an archive.
+        :param spreads: How much the members of each group differed, shape ``(n_anchors,)``; needed by an archive.
         """
         if self._plan.mode == "episode":
             return
@@ -87,28 +89,29 @@ class Anchors:
         if self.archive is not None and spreads is not None:
             _fill(self.archive, groups, spreads.tolist())
             archived = self._draw_archived(self.archive, predecessors, kept, spreads.tolist(), rng)
-        self.starts = []
+        self.starts, starts = [], list[AnchorState | None]()  # a reset that fails leaves new episodes to begin with
         for i, (group, anchor) in enumerate(zip(predecessors, kept, strict=True)):
             if i in archived:
                 anchor = archived[i]
             elif anchor is None or rng.random() < restart_probability:
                 if should_stop():
-                    self.starts = []
                     return
                 anchor = self._begin_episode(group.env_index, rng)
-            self.starts.append(anchor)
+            starts.append(anchor)
+        self.starts = starts
 
     def draw_predecessors(self, groups: Sequence[Group], rng: np.random.Generator) -> Sequence[Group]:
         """Draw the groups that those of the next rollout go on from, in turns one of each environment.
 
-        Where more were played than planned, longer ones are likelier, so that few go on from what is left of a fall.
+        Where more were played than planned, longer ones are likelier, so that few go on from a branch that was about to
+        end.
         """
         if len(groups) == len(self.starts):
             return groups
         drawn: list[list[Group]] = []
         for env_index in range(self._n_envs):
             theirs = [group for group in groups if group.env_index == env_index]
-            n_steps = np.array([max(1, group.n_steps) for group in theirs])  # none where no action was legal
+            n_steps = np.array([group.n_steps for group in theirs])
             chosen = rng.choice(len(theirs), len(self.starts) // self._n_envs, replace=False, p=n_steps / n_steps.sum())
             drawn.append([theirs[i] for i in chosen])
         return [group for turn in zip(*drawn, strict=True) for group in turn]

@@ -164,6 +164,6 @@ def _compute_capacity(anchor: AnchorState, n_envs: int) -> int:
     """Compute how many states like this one an environment's shelf may hold, at least 1."""
     try:
         n_bytes = len(pickle.dumps(anchor))
-    except (pickle.PicklingError, TypeError, AttributeError):
+    except Exception:  # pickling may call foreign code
         n_bytes = _UNKNOWN_BYTES
     return max(1, min(MAX_ARCHIVED_STATES, MAX_ARCHIVE_BYTES // n_bytes) // n_envs)

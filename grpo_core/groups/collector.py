@@ -17,7 +17,7 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.group import MAX_FILLED, Group, GroupPlan
 from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.groups.sweep import SteppedPlace
+from grpo_core.groups.sweep import Place, SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import SimulatorState
@@ -67,16 +67,19 @@ class _Branch:
 
 
 class GroupCollector:
-    """Plays all groups of a rollout, and chooses where those of the next one start.
+    """Plays all groups of a rollout, and keeps a step of each that the next one may go on from.
 
     :param bank: The simulators.
     :param observation_space: What the policy observes.
     :param plan: How the groups are played.
-    :param begins_episodes: Whether new episodes begin here; otherwise groups start at None there.
+    :param begins_episodes: Whether this collector begins new episodes itself; if not, groups that start with one have
+        no anchor until a worker begins it.
     """
 
     #: Parts that a rollout is cut into, each with random generators of its own.
     n_shards = 1
+    #: Whether simulator states are rows of numbers, which only a collector of the same kind can go on from.
+    has_plain_states = False
 
     def __init__(
         self,
@@ -97,6 +100,8 @@ class GroupCollector:
         self._n_steps_taken = [0] * bank.n_envs
         self._has_cut = False
         self._stepped: list[_Branch] = []
+        # The place of each environment's latest step.
+        self._latest: dict[int, Place] = {}
 
     @property
     def groups(self) -> Sequence[Group]:
@@ -175,11 +180,11 @@ class GroupCollector:
         # A branch is a step further by then.
         return [(branch.group.env_index, (branch.t - 1, branch.group.index, branch.index)) for branch in self._stepped]
 
-    def list_groups(self, env_index: int) -> list[int]:
-        """List the groups of the latest rollout that one environment plays, by index."""
-        return [group.index for group in self._groups if group.env_index == env_index]
+    def find_latest(self, env_index: int) -> Place:
+        """Return where in the rollout the latest step of an environment is, which has taken one."""
+        return self._latest[env_index]
 
-    def count_episode(self, rollout: GroupRollout, place: tuple[int, int, int]) -> tuple[float, int]:
+    def count_episode(self, rollout: GroupRollout, place: Place) -> tuple[float, int]:
         """Return what an episode had earned after a step, in the environment's own reward, and its length then.
 
         :param place: Time, group and branch of the step.
@@ -200,7 +205,7 @@ class GroupCollector:
     def _count_groups_to_fill(self, rollout: GroupRollout) -> int:
         """Count the groups for which each environment still has room, as if none of their branches ended early.
 
-        The last one may exceed the rollout by as much as it would else fall short.
+        The last one may exceed the rollout by as much as it would otherwise fall short.
         """
         plan, n_envs = self._plan, self._bank.n_envs
         if plan.mode == "episode" or not plan.fills_rollouts:
@@ -320,7 +325,8 @@ class GroupCollector:
             outcome = outcomes[i]
             if self._plan.horizon is None:
                 outcome = outcomes[i] = self._cut_endless(branch, outcome)
-            rollout.store_outcome((branch.t, branch.group.index, branch.index), outcome)
+            self._latest[i] = place = branch.t, branch.group.index, branch.index
+            rollout.store_outcome(place, outcome)
             infos[i], rewards[i] = outcome.info, outcome.reward
             dones[i] = outcome.terminated or outcome.truncated
             self._n_steps_taken[i] += 1

@@ -16,8 +16,10 @@ from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.rollout import GroupRollout, to_tensors
 from grpo_core.spaces import unpack
 
-# An environment's index, and where in the rollout its step is: time, group and branch.
-SteppedPlace = tuple[int, tuple[int, int, int]]
+# Where in the rollout a step is: time, group and branch.
+Place = tuple[int, int, int]
+# An environment's index, and the place of its step.
+SteppedPlace = tuple[int, Place]
 
 _LATER = object()  # stands in a ``SweepLocals`` for what nobody has asked for yet
 
@@ -32,7 +34,7 @@ class Sweep:
     :param n_envs: Number of environments.
     :param device: Where SB3 would have its tensors.
     :param list_places: Returns where the steps of the latest sweep are.
-    :param list_groups: Returns the groups of an environment by its index, in the order in which they began.
+    :param find_latest: Returns the place of an environment's latest step by its index.
     """
 
     def __init__(
@@ -42,10 +44,10 @@ class Sweep:
         n_envs: int,
         device: torch.device,
         list_places: Callable[[], Sequence[SteppedPlace]],
-        list_groups: Callable[[int], Sequence[int]],
+        find_latest: Callable[[int], Place],
     ) -> None:
         self._rollout, self._actor, self._n_envs, self._device = rollout, actor, n_envs, device
-        self._list_places, self._list_groups = list_places, list_groups
+        self._list_places, self._find_latest = list_places, find_latest
         self.computed: Mapping[str, Callable[[], Any]] = {
             "obs_tensor": lambda: to_tensors(self.get_observations(), device),
             "actions": lambda: self._rollout.actions[self._get_rows()],
@@ -69,14 +71,6 @@ class Sweep:
         places = [stepped.get(i) or self._find_latest(i) for i in range(self._n_envs)]
         t, groups, branches = ([place[axis] for place in places] for axis in range(3))
         return t, groups, branches
-
-    def _find_latest(self, env_index: int) -> tuple[int, int, int]:
-        """Find the last step of the last branch that an environment has played."""
-        groups = self._list_groups(env_index)
-        n_steps = self._rollout.step_mask[:, groups].sum(axis=0)
-        played = np.argwhere(n_steps > 0)
-        row, branch = played[-1].tolist() if len(played) else (0, 0)
-        return max(0, int(n_steps[row, branch]) - 1), groups[row], branch
 
     def _get_step_mask(self) -> npt.NDArray[np.bool_]:
         step_mask = np.zeros(self._n_envs, np.bool_)

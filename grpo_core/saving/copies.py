@@ -29,7 +29,7 @@ def reduce_model(model: Any) -> dict[str, Any]:
     model.policy.action_dist.distribution = None
     state = {name: value for name, value in vars(model).items() if name not in _LEFT_OUT}
     if model.env is not None:
-        state["_starts"] = _pickle_starts(model._collector.anchors)
+        state["_starts"] = _pickle_starts(model._collector)
         state["env"], state["_wrappers"] = unwrap_env(model.env)
     return {**state, "_vec_normalize_env": None}
 
@@ -37,8 +37,8 @@ def reduce_model(model: Any) -> dict[str, Any]:
 def restore_model(model: Any, state: Mapping[str, Any]) -> Any:
     """Put pickled attributes back.
 
-    :return: The anchor states that the next rollout goes on from, and the archive, if any, of others; None if it
-        begins anew.
+    :return: What kind of states these are, the anchor states that the next rollout goes on from, and the archive, if
+        any, of others; None if it begins anew.
     """
     attributes = dict(state)
     wrappers, starts = attributes.pop("_wrappers", ()), attributes.pop("_starts", None)
@@ -73,9 +73,9 @@ def wrap_env(env: VecEnv, wrappers: list[_Wrapper]) -> VecEnv:
     return env
 
 
-def _pickle_starts(anchors: Any) -> bytes | None:
+def _pickle_starts(collector: Any) -> bytes | None:
     """Pickle anchor states, which are to be restored as they are and never copied; None if that is not possible."""
     try:
-        return pickle.dumps((anchors.starts, anchors.archive))
-    except (pickle.PicklingError, TypeError, AttributeError):
+        return pickle.dumps((collector.has_plain_states, collector.anchors.starts, collector.anchors.archive))
+    except Exception:  # pickling may call foreign code
         return None  # training then begins with new episodes

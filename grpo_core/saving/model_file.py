@@ -130,7 +130,7 @@ class ModelContent:
         for name in ("mean", "var"):
             by_key = {key: self.normalization[f"{_join('obs', key)}/{name}"] for key in _list_normalized(self.meta)}
             moments[name] = by_key.get(None, by_key)
-        return ObservationStatistics(**moments, clip_obs=settings["clip_obs"], epsilon=settings["epsilon"])
+        return ObservationStatistics(**moments, clip_obs=float(settings["clip_obs"]), epsilon=settings["epsilon"])
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -238,6 +238,8 @@ def normalization_shapes(meta: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if settings is None:
         return {}
     for name in ("clip_obs", "clip_reward", "gamma", "epsilon"):
+        if settings[name] == "inf" and name.startswith("clip_"):
+            continue
         if type(settings[name]) not in (int, float) or not 0 <= float(settings[name]) < math.inf:
             raise ModelFileError(f"the normalisation's {name} is no finite number of at least 0.")
     if not all(isinstance(settings[name], bool) for name in ("norm_obs", "norm_reward")):

@@ -1,6 +1,7 @@
 """Turn a ``GRPO`` into the content of a model file, and back."""
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def describe_model(model: Any, version: str) -> dict[str, Any]:
         },
         "network": describe_network(model),
         "hyperparameters": hyperparameters_to_json(model),
-        "reward_function": _describe_reward_functions(model),
+        "reward_function": describe_reward_functions(model),
         "stats_window_size": model._stats_window_size,
         "n_envs": model.n_envs,
         "num_timesteps": model.num_timesteps,
@@ -162,7 +163,8 @@ def describe_network(model: Any) -> dict[str, Any]:
     return network
 
 
-def _describe_reward_functions(model: Any) -> str | list[str] | None:
+def describe_reward_functions(model: Any) -> str | list[str] | None:
+    """Name the reward functions of a ``GRPO``; None if it has none."""
     if model.reward_function is None:
         lost: str | list[str] | None = model._lost_reward_function
         return lost
@@ -263,9 +265,9 @@ def get_normalization(vec_normalize: VecNormalize) -> tuple[dict[str, Any], Arra
 
     :return: The content of ``meta["normalization"]``, and the argument ``normalization`` of ``model_file.to_bytes``.
     """
-    settings: dict[str, Any] = {
-        name: float(getattr(vec_normalize, name)) for name in ("clip_obs", "clip_reward", "gamma", "epsilon")
-    }
+    numbers = {name: float(getattr(vec_normalize, name)) for name in ("clip_obs", "clip_reward", "gamma", "epsilon")}
+    # JSON has no infinity, by which people turn clipping off.
+    settings: dict[str, Any] = {name: "inf" if math.isinf(number) else number for name, number in numbers.items()}
     settings |= {name: bool(getattr(vec_normalize, name)) for name in ("norm_obs", "norm_reward")}
     settings["norm_obs_keys"] = vec_normalize.norm_obs_keys
     arrays = {
@@ -321,8 +323,9 @@ def restore_normalization(vec_normalize: VecNormalize, content: ModelContent) ->
     if settings is None:
         raise ValueError("the model was saved without VecNormalize; use the environment without it.")
     _put_statistics(vec_normalize, content)
-    for name in ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_reward"):
-        setattr(vec_normalize, name, settings[name])
+    for name in ("clip_obs", "clip_reward", "gamma", "epsilon"):
+        setattr(vec_normalize, name, float(settings[name]))  # "inf" too
+    vec_normalize.norm_reward = settings["norm_reward"]
 
 
 def _put_statistics(vec_normalize: VecNormalize, content: ModelContent, only_of_more_steps: bool = False) -> None:

@@ -119,6 +119,7 @@ class ShardedCollector(GroupCollector):
     :param plan: How the groups are played.
     :param n_shards: Shards of a rollout, a multiple of the number of environments.
     :param make_collector: Makes what plays the groups of a shard.
+    :param has_plain_states: Whether that goes on from rows of numbers.
     :raises ValueError: If the environments are in processes of their own.
     """
 
@@ -131,19 +132,18 @@ class ShardedCollector(GroupCollector):
         plan: GroupPlan,
         n_shards: int,
         make_collector: MakeCollector,
+        has_plain_states: bool,
     ) -> None:
         super().__init__(bank, observation_space, plan, begins_episodes=False)
         base, self._vec_wrappers = _read_env(env)
         self._envs = base.envs
         self._monitors = [_find_monitor(env) for env in base.envs]
         self._action_space, self._make_collector = action_space, make_collector
-        self.n_shards = n_shards
+        self.n_shards, self.has_plain_states = n_shards, has_plain_states
         self._pool: WorkerPool | None = None
         self._rewarded_by: tuple[Any, Any] = (None, None)
         self._scored: list[_Scored] = []
-        self._latest: list[SteppedPlace] = []
-        # The groups that have come back, which is not by their index: those that a shard adds come after all others.
-        self._order: list[int] = []
+        self._swept: list[SteppedPlace] = []
 
     @contextmanager
     def open_workers(
@@ -171,11 +171,8 @@ class ShardedCollector(GroupCollector):
             finally:
                 self._pool = None
 
-    def list_groups(self, env_index: int) -> list[int]:
-        return [index for index in self._order if self._groups[index].env_index == env_index]
-
     def list_places(self) -> list[SteppedPlace]:
-        return self._latest
+        return self._swept
 
     def collect(
         self,
@@ -188,7 +185,7 @@ class ShardedCollector(GroupCollector):
         if self._pool is None:
             raise RuntimeError("a rollout of shards is collected inside learn(), which starts and ends its workers.")
         rollout.clear()
-        self._scored, self._latest, self._order = [], [], []
+        self._scored, self._swept = [], []
         shards, seed = self._cut(), int(rng.integers(2**63))
         if self._plan.mode != "episode":
             self.anchors.complete(rng, should_stop=lambda: False)
@@ -256,7 +253,6 @@ class ShardedCollector(GroupCollector):
             raise AssertionError  # it does
         n_added = len(steps.groups) - len(shard.groups)
         indices = [*shard.groups, *range(len(self._groups), len(self._groups) + n_added)]
-        self._order += indices
         for index, group in zip(indices, steps.groups, strict=True):
             group.index, group.env_index = index, shard.env_index
             if index == len(self._groups):
@@ -279,15 +275,16 @@ class ShardedCollector(GroupCollector):
         for step in range(max(len(shard.places) for shard in part)):
             infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
             dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
-            self._latest = []
+            self._swept = []
             for shard in part:
                 if step < len(shard.places):
                     i = shard.env_index
                     infos[i] = shard.infos[step]
                     dones[i], rewards[i] = shard.dones[step], shard.rewards[step]
-                    self._latest.append((i, shard.places[step]))
+                    self._swept.append((i, shard.places[step]))
                     self._count_step(i, infos[i])
-            if not on_sweep(infos, dones, rewards, len(self._latest)):
+            self._latest |= dict(self._swept)
+            if not on_sweep(infos, dones, rewards, len(self._swept)):
                 return False
         return True
 

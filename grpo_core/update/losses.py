@@ -100,8 +100,12 @@ def compute_filter_weights(
     :return: Same shape as ``step_mask``, 0 in the other groups.
     """
     kept = np.broadcast_to(informative[:, None], step_mask.shape)
-    # Under "step", steps count alike; otherwise branches do, of which all groups have as many.
-    kept_share = float(kept[step_mask].mean() if normalization == "step" else informative.mean())
+    # What counts alike: steps, branches (of which a group has fewer where actions are illegal), or room for steps.
+    if normalization == "horizon":
+        kept_share = float(informative.mean())
+    else:
+        counts = step_mask if normalization == "step" else np.logical_or.reduce(step_mask, axis=0, keepdims=True)
+        kept_share = float(kept[: len(counts)][counts].mean())
     return kept.astype(np.float32) / (kept_share or 1.0)  # without an informative group, all weights are 0
 
 

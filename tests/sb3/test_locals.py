@@ -1,8 +1,10 @@
 """Callbacks see the local variables that those of SB3's on-policy algorithms see."""
 
 import copy
+from itertools import pairwise
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,55 @@ def test_an_environment_that_is_done_shows_its_own_latest_step() -> None:
     for seen in alone:
         np.testing.assert_array_equal(seen["new_obs"][1], latest["new_obs"][1])
         assert seen["actions"][1] == latest["actions"][1]
+
+
+@pytest.mark.parametrize("use_fast_path", [True, False])
+def test_so_does_one_whose_branches_advanced_together(use_fast_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GRPO, "use_fast_path", use_fast_path)
+    look = Look(("step_mask", "new_obs", "actions"))
+    model = build(
+        DummyVecEnv([lambda: gym.make("CartPole-v1")] * 2), horizon=64, n_steps=256, group_size=2, fill_rollouts=True
+    )
+    model.learn(1200, look)
+    n_checked = 0
+    for before, seen in pairwise(look.seen):
+        for i in range(2):
+            if not seen["step_mask"][i]:
+                np.testing.assert_array_equal(seen["new_obs"][i], before["new_obs"][i])
+                assert seen["actions"][i] == before["actions"][i]
+                n_checked += 1
+    assert n_checked > 10
+
+
+def test_the_last_observation_of_an_episode_is_in_its_info() -> None:
+    look = Look(("infos", "dones", "new_obs"))
+    build(DummyVecEnv([lambda: MatchEnv(episode_length=3)] * 2)).learn(32, look)
+    n_ended = 0
+    for seen in look.seen:
+        for i, info in enumerate(seen["infos"]):
+            assert ("terminal_observation" in info) == seen["dones"][i]
+            if seen["dones"][i]:
+                np.testing.assert_array_equal(info["terminal_observation"], seen["new_obs"][i])
+                n_ended += 1
+    assert n_ended > 0
+
+
+def test_after_a_rollout_that_did_not_begin_the_last_observation_is_still_there() -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.last = self.model._last_obs
+
+    watch, model = Stop(), build(mode="episode")
+    model.learn(40, watch)
+    monkey = model._collector.collect
+    model._collector.collect = lambda rollout, *rest: (rollout.clear(), False)[1]  # type: ignore[method-assign]
+    model.learn(1, reset_num_timesteps=False)
+    np.testing.assert_array_equal(model._last_obs, watch.last)
+    model._collector.collect = monkey  # type: ignore[method-assign]
+    model.learn(8, reset_num_timesteps=False)
 
 
 def test_last_observations_are_those_that_actions_were_chosen_on_and_then_those_that_followed() -> None:

@@ -145,3 +145,19 @@ def test_set_env_takes_another_normalisation_over() -> None:
 def test_two_of_them_are_refused() -> None:
     with pytest.raises(ValueError, match="two VecNormalize"):
         build(VecNormalize(make_normalized()))
+
+
+def test_one_that_clips_nothing_is_saved() -> None:
+    env = VecNormalize(make_vec_env(MatchEnv), clip_obs=np.inf, clip_reward=np.inf)
+    model = build(env)
+    model.learn(32)
+    file = io.BytesIO()
+    model.save(file)
+    loaded = GRPO.load(file, env=make_vec_env(MatchEnv))
+    normalize = loaded.get_vec_normalize_env()
+    assert normalize is not None
+    assert (normalize.clip_obs, normalize.clip_reward) == (np.inf, np.inf)
+    observation = env.reset()
+    np.testing.assert_array_equal(
+        model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0]
+    )

@@ -249,18 +249,21 @@ class JobRecorder:
                 self._orders.remove(order)
             self._unwritten -= {order.subject.job_id for order in orders if isinstance(order.subject, JobRecord)}
             for job, record in records.items():
-                if self._running.get(job) != running.get(job):  # it has ended or begun again since
-                    continue
-                if record.state.status.is_final:
-                    self._running.pop(job, None)
-                elif job in self._running:
-                    self._running[job] = record.history.last_event_id, record.history.stride
-                    receipts = job.receipts  # another worker's in a moment, perhaps
-                    if receipts.attempt == record.state.n_restarts:
-                        receipts.note_written(record.state.n_reports)
+                if self._running.get(job) == running[job]:  # it has neither ended nor begun again since
+                    self._note_written(job, record)
         for order in orders:
             order.done.set()
         self._note_success()
+
+    def _note_written(self, job: Recorded, record: JobRecord) -> None:
+        """Note what is on the disk of a job that runs, as far as this thread knows."""
+        if record.state.status.is_final:
+            del self._running[job]
+            return
+        self._running[job] = record.history.last_event_id, record.history.stride
+        receipts = job.receipts  # another worker's in a moment, perhaps
+        if receipts.attempt == record.state.n_restarts:
+            receipts.note_written(record.state.n_reports)
 
     def _give_up(self, orders: list[_Order], forgotten: list[str], reason: str) -> None:
         """Keep what was to be written for later: nobody waits for a disk to be mended."""

@@ -18,6 +18,7 @@ from grpo import GRPO
 from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.actor.distributions import Gaussian
 from grpo_core.actor.normalization import ObservationStatistics
+from grpo_core.actor.single import SingleActor
 from grpo_core.options.policy_kwargs import POLICIES, get_policy_name
 from grpo_core.saving.model_state import get_weights
 from grpo_core.spaces import UnsupportedSpaceError, pack
@@ -501,3 +502,16 @@ def test_statistics_of_another_kind_than_the_observations_are_refused() -> None:
 def test_only_single_choices_have_a_log_probability_each() -> None:
     with pytest.raises(ValueError, match=r"is not Discrete, .* take action_probs"):
         to_actor(build_policy(BOX, KNOBS)).log_probs(draw_observations(BOX))
+
+
+def test_one_observation_of_large_numbers_is_normalised_before_it_is_rounded() -> None:
+    space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    policy = build_policy(space, CHOICE)
+    moments = np.array([1.7e9, 0.0]), np.array([100.0, 1.0])  # a time in seconds, whose float32 neighbours are 128 away
+    actor = to_actor(policy, ObservationStatistics(*moments, clip_obs=10.0, epsilon=0.0))
+    single = SingleActor(actor)
+    for seconds in (1.7e9 - 15.0, 1.7e9 + 15.0):
+        choice = single.act([seconds, 0.5], True, np.random.default_rng(0))
+        assert choice is not None
+        expected = actor.action_probs(np.array([[seconds, 0.5]]))
+        np.testing.assert_allclose(np.array(choice.probs), expected[0], rtol=1e-4)

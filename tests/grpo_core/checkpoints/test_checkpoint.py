@@ -224,6 +224,52 @@ def test_the_slow_path_goes_on_to_the_same_weights(monkeypatch: pytest.MonkeyPat
     assert go_on(make_env(), content)[0].to_bytes() == whole.to_bytes()
 
 
+@pytest.mark.parametrize("was_fast", [True, False])
+def test_states_of_another_kind_are_not_gone_on_from(was_fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GRPO, "use_fast_path", was_fast)
+    _, content = train_and_take(lambda: make_vec_env("CartPole-v1"))
+    monkeypatch.setattr(GRPO, "use_fast_path", not was_fast)
+    resumed, caveat = go_on(make_vec_env("CartPole-v1"), content)
+    assert caveat.is_certain
+    assert "another collector" in caveat.reason
+    assert resumed.num_timesteps >= _TOTAL
+
+
+class Trap:
+    """Its setter runs code."""
+
+    was_sprung = False
+
+    @property
+    def inner(self) -> int:
+        return 0
+
+    @inner.setter
+    def inner(self, value: int) -> None:
+        Trap.was_sprung = True
+
+    @classmethod
+    def _make(cls, items: Any) -> "Trap":
+        Trap.was_sprung = True
+        return cls()
+
+
+class Finalised:
+    def __del__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("attribute", ["inner", "__class__"])
+def test_a_description_runs_no_code_of_the_class_that_it_names(attribute: str) -> None:
+    named = [__name__, "Trap"]
+    objects = [["instance", named, [[attribute, {"object": 1}]]], ["named", [__name__, "Finalised"]]]
+    made = Reader(objects, [], {"tests"}, {}).make({"object": 0})
+    assert type(made) is Trap
+    with pytest.raises(UnknownObjectError, match="no named tuple"):
+        Reader([["fields", named, []]], [], {"tests"}, {}).make({"object": 0})
+    assert not Trap.was_sprung
+
+
 def test_a_checkpoint_holds_what_it_was_given() -> None:
     taken = checkpoint.from_bytes(train_and_take(lambda: make_vec_env("CartPole-v1"))[1])
     assert (taken.facts["own"], taken.attachments) == ({"mine": 1}, {"name": b"content"})

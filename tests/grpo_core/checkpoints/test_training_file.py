@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
@@ -12,6 +13,7 @@ from grpo import GRPO
 from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
+from grpo_core.options.rewards import REWARD_FUNCTIONS
 
 TOTAL = 600
 
@@ -61,6 +63,20 @@ def test_a_file_is_kept_every_so_many_steps(tmp_path: Path, monkeypatch: pytest.
     assert [timesteps // 250 for timesteps in taken] == [1, 2]
 
 
+def test_an_update_that_was_cut_short_is_not_kept(tmp_path: Path) -> None:
+    path, model = tmp_path / "training.zip", make_model()
+
+    def stop() -> None:
+        if model.num_timesteps >= 400:
+            model.stop()
+
+    model.after_minibatch = stop
+    model.learn(TOTAL, KeepCheckpoint(path, every_seconds=0.0))
+    whole, resumed = make_model().learn(TOTAL), make_model()
+    resumed.learn(go_on(resumed, path), reset_num_timesteps=False)
+    assert resumed.to_bytes() == whole.to_bytes()
+
+
 def test_it_says_why_it_goes_on_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "training.zip"
     arguments: dict[str, Any] = {"group_mode": "episode", "horizon": None, "n_steps": 64}
@@ -76,6 +92,12 @@ def test_a_file_of_another_training_is_refused(tmp_path: Path) -> None:
     crash(path, every_steps=150)
     with pytest.raises(CheckpointError, match=r"gamma=0\.9, .* gamma=0\.99;"):
         go_on(make_model(gamma=0.9), path)
+    for arguments, name in (
+        ({"policy_kwargs": {"activation_fn": torch.nn.ReLU}}, "network"),
+        ({"reward_function": REWARD_FUNCTIONS["simple_cartpole"]}, "reward_function"),
+    ):
+        with pytest.raises(CheckpointError, match=f"the model has {name}="):
+            go_on(make_model(**arguments), path)
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match="damaged"):
         go_on(make_model(), path)

@@ -32,6 +32,8 @@ class Seen(BaseCallback):
         for info in infos:
             if "episode" in info:
                 info["episode"] = {key: value for key, value in info["episode"].items() if key != "t"}
+            if "terminal_observation" in info:
+                info["terminal_observation"] = info["terminal_observation"].tolist()
         shown = (infos, self.locals["dones"].tolist(), self.locals["rewards"].tolist(), self.num_timesteps)
         self.sweeps.append(shown)
         return True

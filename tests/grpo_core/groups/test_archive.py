@@ -106,3 +106,16 @@ def test_large_states_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
         unknown.keep(0, make_anchor([i], lambda: None), 1.0)
     assert len(unknown) == 1, "it cannot be pickled, and may be anything"
     assert MAX_ARCHIVED_STATES > 20
+
+
+class _Pointer:
+    """A part of a native library's state, which pickle refuses in a way of its own."""
+
+    def __reduce__(self) -> Any:
+        raise ValueError("ctypes objects containing pointers cannot be pickled")
+
+
+def test_a_state_that_cannot_be_measured_is_kept_too() -> None:
+    archive = AnchorArchive(1)
+    archive.keep(0, make_anchor([1.0], _Pointer()), 1.0)
+    assert len(archive) == 1

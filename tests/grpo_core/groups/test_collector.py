@@ -384,6 +384,41 @@ def test_half_of_the_groups_return_to_states_of_earlier_rollouts(is_slow: bool, 
     assert 0.3 < n_returns / n_groups < 0.55  # some of the archived are of the latest rollout
 
 
+class _BrokenReset(RuntimeError):
+    pass
+
+
+def test_a_reset_that_fails_between_rollouts_leaves_new_episodes_to_begin_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage(n_envs=2, n_steps=16, time_limit=3)
+    assert stage.collect()
+    n_resets = 0
+
+    def fail_at_the_third(env_index: int, rng: np.random.Generator) -> Any:
+        nonlocal n_resets
+        n_resets += 1
+        if n_resets == 3:
+            raise _BrokenReset
+        return begin(env_index, rng)
+
+    begin = stage.collector.anchors._begin_episode
+    monkeypatch.setattr(stage.collector.anchors, "_begin_episode", fail_at_the_third)
+    with pytest.raises(_BrokenReset):
+        stage.go_on(restart_probability=1.0)
+    assert stage.collector.anchors.starts == []
+    assert stage.collect()
+    assert (stage.rollout.observations[0, :, :, 1] == 0).all()
+
+
+def test_whoever_begins_the_episodes_of_a_shard_may_be_stopped_between_them() -> None:
+    stage = Stage(n_steps=24)
+    stage.collector.anchors.starts = [None] * 3
+    asked = iter([False, True])
+    assert not stage.collect(should_stop=lambda: next(asked))
+    assert len(stage.log.seeds) == 1
+
+
 def test_an_archived_state_remembers_its_episode() -> None:
     stage = Stage(n_envs=2, n_steps=24, anchor_selection="archive")
     known: set[tuple[float, float, int]] = set()  # position, discounted return, length

@@ -128,13 +128,6 @@ def test_groups_that_fill_a_shard_keep_their_place_and_their_environment() -> No
         assert group.anchor is not None or group.index < 4, "the trainer knows where those that it planned begin"
         if group.anchor is not None:
             np.testing.assert_array_equal(rollout.observations[0, group.index, 0], group.anchor.observed.observation)
-    for env_index in (0, 1):
-        theirs = model._collector.list_groups(env_index)
-        assert sorted(theirs) == [group.index for group in groups if group.env_index == env_index]
-        # Those that the first shard adds begin before the one that the second shard was given.
-        assert theirs[0] == env_index
-        assert theirs[1] >= 4
-        assert env_index + 2 in theirs[2:]
 
 
 def test_groups_go_on_from_where_a_branch_of_theirs_got_to() -> None:

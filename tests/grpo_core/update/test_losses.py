@@ -283,6 +283,15 @@ def test_a_filtered_rollout_weighs_as_if_the_others_were_not_there(normalization
         np.testing.assert_allclose(kept[:, [group]] / step_mask.sum(), alone / step_mask[:, [group]].sum(), rtol=1e-6)
 
 
+def test_a_group_of_fewer_branches_weighs_less_where_branches_count_alike() -> None:
+    step_mask = np.ones((4, 2, 3), np.bool_)
+    step_mask[:, 1, 1:] = False  # two of its three actions were illegal
+    kept = compute_step_weights(step_mask, "branch")
+    kept *= compute_filter_weights(np.array([True, False]), step_mask, "branch")
+    alone = compute_step_weights(step_mask[:, [0]], "branch")
+    np.testing.assert_allclose(kept[:, [0]] / step_mask.sum(), alone / step_mask[:, [0]].sum(), rtol=1e-6)
+
+
 def test_a_rollout_without_an_informative_group_weighs_nothing() -> None:
     step_mask = np.ones((3, 2, 2), np.bool_)
     assert (compute_filter_weights(np.zeros(2, np.bool_), step_mask, "step") == 0).all()
