@@ -33,16 +33,6 @@ ABLATION_TASKS = (
 )
 # What differs between tables is named by all of them, so that a run with a preset's own settings is the same in each.
 _NAMED: Settings = {"group_mode": "branch", "baseline": "residual", "anchor_selection": "continue"}
-# What the tables of Acrobot and CartPole were measured with before the presets' learning rates fell.
-_CONSTANT_RATE: Settings = {
-    "group_mode": "branch",
-    "baseline": "residual",
-    "advantage_scaling": "batch",
-    "group_size": 2,
-    "horizon": 32,
-    "n_steps": 256,
-    "n_envs": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -53,14 +43,12 @@ class Ablation:
     :param variants: Label of a row to the settings that replace those of the task.
     :param env_names: Environments that it is made for.
     :param n_seeds: Runs per row.
-    :param base: Settings instead of the task's preset.
     """
 
     title: str
     variants: dict[str, Settings]
     env_names: tuple[str, ...] = tuple(task.env_name for task in ABLATION_TASKS)
     n_seeds: int = 10
-    base: Settings | None = None
 
 
 def _vary(name: str, values: tuple[object, ...]) -> dict[str, Settings]:
@@ -133,26 +121,12 @@ ABLATIONS = {
     ),
     "group_size": Ablation("group size, the same steps per rollout", _vary("group_size", (2, 4, 8, 16))),
     "horizon": Ablation("horizon, the same steps per rollout", _vary("horizon", (8, 16, 32, 64, 128, 256))),
-    "constant_rate": Ablation(
-        "a constant learning rate",
-        {
-            **_vary("baseline", ("none", "batch", "timestep", "group", "residual", "value")),
-            "episodes of up to 32 steps, baseline group": {"group_mode": "episode", "baseline": "group"},
-            **_vary("group_size", (4, 8)),
-            **_vary("horizon", (4, 8, 16, 64, 128)),
-            **_vary("advantage_scaling", ("group", "none")),
-        },
-        env_names=("CartPole-v1", "Acrobot-v1"),
-        n_seeds=6,
-        base=_CONSTANT_RATE,
-    ),
 }
-_CURRENT_TABLES = ("baseline", "starts", "branching", "filling", "group_size", "horizon")
 
 
 def make_rows(task: Task, ablation: Ablation) -> dict[str, list[RunSpec]]:
     """Return the runs of one table by the labels of its rows, without rows whose groups do not fill a rollout."""
-    base = ablation.base or _NAMED | (get_grpo_settings(task.env_name) or {})
+    base = _NAMED | (get_grpo_settings(task.env_name) or {})
     rows = {}
     for label, variant in ablation.variants.items():
         settings = base | variant
@@ -178,7 +152,7 @@ def main() -> None:
     env_names = [task.env_name for task in ABLATION_TASKS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", nargs="+", choices=env_names, default=env_names)
-    parser.add_argument("--tables", nargs="+", choices=ABLATIONS, default=list(_CURRENT_TABLES))
+    parser.add_argument("--tables", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument(
         "--n-seeds", type=int, help="seeds of each row, at most (and by default) the table's own number"
     )
