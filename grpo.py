@@ -370,6 +370,14 @@ class GRPO(SavedAlgorithm):
 
         :raises ValueError: If the environment does not fit the other arguments; then all stays as it was.
         """
+        self._take_groups(mode, env, *self._make_groups(mode, bank, env))
+
+    def _take_groups(self, mode: GroupMode, env: VecEnv, collector: GroupCollector, storage: GroupRollout) -> None:
+        self._mode, self._vec_monitor, self._grouped_env = mode, find_vec_monitor(env), env
+        self._collector, self.rollout_buffer = collector, storage
+
+    def _make_groups(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> tuple[GroupCollector, GroupRollout]:
+        """Make what plays the groups, and the storage of a rollout."""
         horizon = get_horizon(self.horizon, mode)
         plan = GroupPlan(
             mode,
@@ -400,10 +408,9 @@ class GRPO(SavedAlgorithm):
         # Episodes are as long as they are: for them the storage starts small and grows.
         first_horizon = horizon or min(_FIRST_EPISODE_STEPS, self.n_steps)
         n_anchors = bank.n_envs * max(1, self.n_steps // (self.group_size * first_horizon))
-        self.rollout_buffer = GroupRollout(
+        return collector, GroupRollout(
             first_horizon, n_anchors, self.group_size, self.observation_space, self.action_space
         )
-        self._mode, self._collector, self._vec_monitor, self._grouped_env = mode, collector, find_vec_monitor(env), env
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
         """Resolve ``group_mode``, and make the simulators ready for it.
@@ -897,16 +904,10 @@ class GRPO(SavedAlgorithm):
             env = wrap_like(self._loaded, self._wrap_env(env, self.verbose))
         else:
             env = self._wrap_env(env, self.verbose)
-        before = self.env
-        mode, bank = self._choose_simulators(env)  # raises before anything is replaced
+        mode, bank = self._choose_simulators(env)
+        groups = self._make_groups(mode, bank, env)  # like the line above, it raises before anything is replaced
         super().set_env(env, force_reset)
-        assert self.env is not None
-        try:
-            self._setup_groups(mode, bank, self.env)
-        except ValueError:
-            if before is not None:
-                super().set_env(before, force_reset)
-            raise
+        self._take_groups(mode, env, *groups)
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

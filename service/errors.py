@@ -68,6 +68,10 @@ class ConflictError(ServiceError):
     status_code = 409
 
 
+class NameBusyError(ConflictError):
+    """A model is being saved or deleted under the name; in a moment it may be free."""
+
+
 class TooLargeError(ServiceError):
     """The request asks for more than the server gives at once."""
 

@@ -605,6 +605,10 @@ def test_an_environment_whose_rollouts_cannot_be_cut_leaves_the_old_one_in_place
     with pytest.raises(ValueError, match="DummyVecEnv"):
         model.set_env(theirs)
     assert model.get_env() is before
+    fresh = GRPO.load(io.BytesIO(model.to_bytes()), n_rollout_shards=2)
+    with pytest.raises(ValueError, match="DummyVecEnv"):
+        fresh.set_env(theirs)
+    assert fresh.get_env() is None
     model.env = theirs
     for _ in range(2):
         with pytest.raises(ValueError, match="DummyVecEnv"):

@@ -290,6 +290,8 @@ class Reader:
         kind = self._find(name, type)
         if not (issubclass(kind, tuple) and hasattr(kind, "_fields")):
             raise UnknownObjectError(f"{'.'.join(name)} is no named tuple")
+        if len(items) != len(kind._fields):
+            raise UnknownObjectError(f"{'.'.join(name)} has {len(kind._fields)} fields, not {len(items)}")
         return tuple.__new__(kind, map(self.make, items))
 
     def _find(self, name: Sequence[str], kinds: Any) -> Any:

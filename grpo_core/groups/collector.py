@@ -153,10 +153,10 @@ class GroupCollector:
         :param should_stop: Asked between resets, which may be slow; ``on_sweep`` ends a rollout elsewhere.
         :return: False if it ended early; the storage is then incomplete.
         """
-        rollout.clear()
-        self._groups, self._n_steps_taken = [], [0] * self._bank.n_envs
         if self._plan.mode != "episode" and not self.anchors.complete(rng, should_stop):
             return False
+        rollout.clear()
+        self._groups, self._n_steps_taken = [], [0] * self._bank.n_envs
         starts = self.anchors.starts
         while self._play(self._add_groups(starts), rollout, actor, rng, on_sweep):
             if not (n_more := self._count_groups_to_fill(rollout)):

@@ -12,6 +12,7 @@ from grpo_core.options.rewards import Reward
 from service.errors import (
     ConflictError,
     DrainingError,
+    NameBusyError,
     NotFoundError,
     QueueFullError,
     ServiceError,
@@ -173,6 +174,7 @@ class JobRegistry(JobTable):
                 if warning is not None:
                     job.publish_warning(warning)
                 self._drop_ended(job.job_id)
+                self._jobs[job.job_id] = job  # in the place of its line, or it could be deleted meanwhile
                 self._active.append(job)
             self._queue(job)
 
@@ -245,14 +247,19 @@ class JobRegistry(JobTable):
         with self._lock:
             return next((job for job in self._list_active() if _same_name(job, model_name)), None)
 
-    def delete_model(self, model_name: str) -> None:
+    def delete_model(self, model_name: str, is_surplus: Callable[[], bool] = lambda: True) -> bool:
         """Delete a model, unless an active job will replace it.
 
+        :param is_surplus: Asked once nobody else can put another one in its place; False leaves it.
+        :return: Whether it is gone.
         :raises ConflictError: If an active job will save under its name.
         :raises NotFoundError: If there is no such model.
         """
         with self._deleting, self._reserve(model_name):
+            if not is_surplus():
+                return False
             self._store.delete(model_name)
+            return True
 
     @contextmanager
     def reserve_name(self, model_name: str) -> Iterator[None]:
@@ -352,7 +359,7 @@ class JobRegistry(JobTable):
 
     def _check_name_is_free(self, model_name: str, active: Iterable[Job]) -> None:
         if model_name.casefold() in self._reserved:
-            raise ConflictError(f"model '{printable(model_name)}' is being saved or deleted; try again in a moment.")
+            raise NameBusyError(f"model '{printable(model_name)}' is being saved or deleted; try again in a moment.")
         for job in active:
             if _same_name(job, model_name):
                 raise ConflictError(

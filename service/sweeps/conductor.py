@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from service.errors import (
     ConflictError,
     DrainingError,
+    NameBusyError,
     NotFoundError,
     QueueFullError,
     ServiceError,
@@ -477,7 +478,9 @@ class Conductor:
             job = self._start_job(sweep, trial)
         except (ServiceError, ValidationError) as error:
             detail = error.detail if isinstance(error, ServiceError) else "its settings are of another version"
-            is_busy = isinstance(error, ServiceError) and error.status_code in _BUSY_STATUSES
+            is_busy = isinstance(error, NameBusyError) or (
+                isinstance(error, ServiceError) and error.status_code in _BUSY_STATUSES
+            )
             with self._changed:
                 if is_busy:
                     sweep.held_by = detail
@@ -519,6 +522,8 @@ class Conductor:
             return job
         try:
             return self._starter.resume_job(job.job_id, client)
+        except NameBusyError:
+            raise
         except (ConflictError, NotFoundError):
             return None
 
@@ -546,11 +551,11 @@ class Conductor:
 
         :raises ServiceError: If it cannot be deleted now.
         """
+
+        def is_surplus() -> bool:
+            return self._store.inspect_file(name).sha256 == sha256 and not self._store.folder.versions.is_in_use(name)
+
         try:
-            with self._registry.reserve_name(name):
-                if self._store.inspect_file(name).sha256 != sha256 or self._store.folder.versions.is_in_use(name):
-                    return False
-                self._store.delete(name)
+            return self._registry.delete_model(name, is_surplus)
         except NotFoundError:
-            pass
-        return True
+            return True

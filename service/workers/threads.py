@@ -69,7 +69,7 @@ class _ThreadRun:
 
     def kill(self) -> None:
         """Abandon the thread: what it still reports is dropped, since its job may go on with another one by then."""
-        self._reports.are_dropped = True
+        self._reports.drop()
 
 
 class _Reports:
@@ -77,13 +77,27 @@ class _Reports:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self.are_dropped = False
+        # Guards the flag, so that a task is stopped either by whom it reports to or here.
+        self._lock = threading.Lock()
+        self._are_dropped = False
+
+    def drop(self) -> None:
+        with self._lock:
+            self._are_dropped = True
+
+    def attach_stop(self, stop: Callable[[], None]) -> None:
+        with self._lock:
+            if not self._are_dropped:
+                self._progress.attach_stop(stop)
+                return
+        for _ in range(2):  # the second one skips the evaluations
+            stop()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         report: Callable[..., None] = getattr(self._progress, name)
 
         def pass_on(*arguments: Any) -> None:
-            if not self.are_dropped:
+            if not self._are_dropped:
                 report(*arguments)
 
         return pass_on

@@ -268,6 +268,8 @@ def test_a_description_runs_no_code_of_the_class_that_it_names(attribute: str) -
     with pytest.raises(UnknownObjectError, match="no named tuple"):
         Reader([["fields", named, []]], [], {"tests"}, {}).make({"object": 0})
     assert not Trap.was_sprung
+    with pytest.raises(UnknownObjectError, match="has 5 fields, not 1"):
+        Reader([["fields", ["", "AnchorState"], [1]]], [], set(), {}).make({"object": 0})
 
 
 def test_a_checkpoint_holds_what_it_was_given() -> None:

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -49,3 +49,19 @@ def test_nobody_hears_of_an_abandoned_task() -> None:
     may_report.set()
     assert run.wait(PATIENCE_SECONDS)
     assert heard == [1]
+
+
+def stop_when(may_begin: threading.Event, progress: Progress) -> bytes:
+    assert may_begin.wait(PATIENCE_SECONDS)
+    n_stops: list[None] = []
+    progress.attach_stop(lambda: n_stops.append(None))
+    return bytes(len(n_stops))
+
+
+def test_one_that_is_abandoned_before_it_can_be_stopped_is_stopped_then() -> None:
+    may_begin, nobody = threading.Event(), object()
+    run = ThreadExecutor().start(Task(f"{__name__}:stop_when", (may_begin,), None), cast(Any, nobody))
+    run.kill()
+    may_begin.set()
+    assert run.wait(PATIENCE_SECONDS)
+    assert len(run.get_content()) == 2
