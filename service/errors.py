@@ -62,14 +62,17 @@ class NotFoundError(ServiceError):
 
 
 class ConflictError(ServiceError):
-    """The request contradicts the state of a job or a model file."""
+    """The request contradicts the state of a job or a model file.
+
+    :param is_passing: Whether it may do in a moment, as where a name is free then.
+    """
 
     problem = Problem("conflict", "The request contradicts the state of a job or model")
     status_code = 409
 
-
-class NameBusyError(ConflictError):
-    """A model is being saved or deleted under the name; in a moment it may be free."""
+    def __init__(self, detail: str, is_passing: bool = False) -> None:
+        super().__init__(detail)
+        self.is_passing = is_passing
 
 
 class TooLargeError(ServiceError):

@@ -12,7 +12,6 @@ from grpo_core.options.rewards import Reward
 from service.errors import (
     ConflictError,
     DrainingError,
-    NameBusyError,
     NotFoundError,
     QueueFullError,
     ServiceError,
@@ -359,7 +358,8 @@ class JobRegistry(JobTable):
 
     def _check_name_is_free(self, model_name: str, active: Iterable[Job]) -> None:
         if model_name.casefold() in self._reserved:
-            raise NameBusyError(f"model '{printable(model_name)}' is being saved or deleted; try again in a moment.")
+            detail = f"model '{printable(model_name)}' is being saved or deleted; try again in a moment."
+            raise ConflictError(detail, is_passing=True)
         for job in active:
             if _same_name(job, model_name):
                 raise ConflictError(

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from service.errors import (
     ConflictError,
     DrainingError,
-    NameBusyError,
     NotFoundError,
     QueueFullError,
     ServiceError,
@@ -478,9 +477,8 @@ class Conductor:
             job = self._start_job(sweep, trial)
         except (ServiceError, ValidationError) as error:
             detail = error.detail if isinstance(error, ServiceError) else "its settings are of another version"
-            is_busy = isinstance(error, NameBusyError) or (
-                isinstance(error, ServiceError) and error.status_code in _BUSY_STATUSES
-            )
+            is_busy = isinstance(error, ServiceError) and error.status_code in _BUSY_STATUSES
+            is_busy = is_busy or (isinstance(error, ConflictError) and error.is_passing)
             with self._changed:
                 if is_busy:
                     sweep.held_by = detail
@@ -522,9 +520,11 @@ class Conductor:
             return job
         try:
             return self._starter.resume_job(job.job_id, client)
-        except NameBusyError:
-            raise
-        except (ConflictError, NotFoundError):
+        except NotFoundError:
+            return None
+        except ConflictError as error:
+            if error.is_passing:
+                raise
             return None
 
     def _stop_job(self, job_id: str) -> None:

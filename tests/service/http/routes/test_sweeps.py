@@ -281,6 +281,14 @@ def test_a_sweep_is_gone_before_anybody_may_write_it_again(client: TestClient, a
     assert client.get("/sweeps").json()["n_total"] == 0
 
 
+def test_a_sweep_waits_for_a_name_that_is_free_in_a_moment(client: TestClient, app: FastAPI) -> None:
+    with app.state.service.registry.reserve_name("grid-01"):
+        start(client, name="grid")
+        wait_until(lambda: "being saved or deleted" in (describe(client)["held_by"] or ""))
+    assert wait_for_sweep(client)["status"] == "completed"
+    assert {trial["status"] for trial in list_trials(describe(client))} == {"completed"}
+
+
 def test_a_job_that_was_stopped_by_hand_has_no_say(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
     start(client, base=held, max_active=1, space={"learning_rate": [0.001]})
     wait_until(lambda: gate.n_arrived > 0)
