@@ -32,7 +32,7 @@ from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_ad
 from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.correlation import GroupCorrelation
-from grpo_core.groups.group import GroupPlan
+from grpo_core.groups.group import FIRST_EPISODE_STEPS, GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
 from grpo_core.groups.sweep import Sweep, share_locals
@@ -90,9 +90,6 @@ from grpo_core.update.seeding import borrow_torch_generator
 from grpo_core.update.structure import StructureCheck, is_learning_watched
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
-
-# Steps per branch that the storage of whole episodes first has room for.
-_FIRST_EPISODE_STEPS = 64
 
 
 class GRPO(SavedAlgorithm):
@@ -406,7 +403,7 @@ class GRPO(SavedAlgorithm):
                 has_plain_states=fast_collector is not None,
             )
         # Episodes are as long as they are: for them the storage starts small and grows.
-        first_horizon = horizon or min(_FIRST_EPISODE_STEPS, self.n_steps)
+        first_horizon = horizon or min(FIRST_EPISODE_STEPS, self.n_steps)
         n_anchors = bank.n_envs * max(1, self.n_steps // (self.group_size * first_horizon))
         return collector, GroupRollout(
             first_horizon, n_anchors, self.group_size, self.observation_space, self.action_space
@@ -549,7 +546,7 @@ class GRPO(SavedAlgorithm):
         seen |= {"self": self, "env": env, "callback": callback}
         seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
         sweeps = count()
-        self._collector.n_threads = self.n_simulator_threads
+        collector.n_threads = self.n_simulator_threads
 
         def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
             self.num_timesteps += n_steps
@@ -567,17 +564,27 @@ class GRPO(SavedAlgorithm):
             self._last_episode_starts, self._is_sweep_over = dones, True
             return True
 
-        if not self._collector.collect(rollout, self._actor, self.rng, on_sweep, self._should_stop):
+        if not collector.collect(rollout, self._actor, self.rng, on_sweep, self._should_stop):
             return False
 
         # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
         self._apply_reward_functions(rollout)
         observations, next_observations = normalizer.apply(rollout, statistics)
-        discounted_returns = normalizer.compute_discounted_returns(rollout, self._collector.start_returns)
+        discounted_returns = normalizer.compute_discounted_returns(rollout, collector.start_returns)
         normalizer.update(rollout, discounted_returns)  # first, or empty statistics would scale the first rollout
         normalizer.scale_rewards(rollout)
 
-        # Advantages relative to the group, and the steps to learn from.
+        self._judge_steps(rollout, observations, next_observations)
+        self._choose_anchors(rollout, discounted_returns)
+        callback.on_rollout_end()
+        return True
+
+    def _judge_steps(self, rollout: GroupRollout, observations: Observations, next_observations: Observations) -> None:
+        """Compute advantages relative to the group, and lay out the steps to learn from.
+
+        :param observations: Those of the live steps, as the policy sees them, shape ``(n_steps, *observation_shape)``.
+        :param next_observations: Where the steps led, likewise.
+        """
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is refused after the update
             values, next_values = self._compute_values(observations), self._compute_values(next_observations)
             groups = self._compute_advantages(rollout, values, next_values)
@@ -590,7 +597,11 @@ class GRPO(SavedAlgorithm):
             ref_policy = self._sync_ref_policy()
             self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
 
-        # The next rollout continues from a random step of a random branch of each group, or from the archive.
+    def _choose_anchors(self, rollout: GroupRollout, discounted_returns: npt.NDArray[np.float64] | None) -> None:
+        """Let the next rollout go on from a random step of a random branch of each group, or from the archive.
+
+        :param discounted_returns: As ``Anchors.choose`` takes them.
+        """
         anchors = self._collector.anchors
         if (archive := anchors.archive) is not None:
             self.logger.record("rollout/archive_size", len(archive))
@@ -603,8 +614,6 @@ class GRPO(SavedAlgorithm):
             lambda: self._stop_requested,
             None if archive is None else compute_spreads(rollout.value_targets, rollout.step_mask),
         )
-        callback.on_rollout_end()
-        return True
 
     def _should_stop(self) -> bool:
         """Tell whether ``stop`` was called; while rollout workers play, no callback is asked."""

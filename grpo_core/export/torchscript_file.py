@@ -45,7 +45,7 @@ def to_torchscript(actor: Actor, masks: Port | None, facts: Mapping[str, Any]) -
         # Torch would have programs use torch.export instead, whose files no earlier version and no C++ program reads.
         warnings.simplefilter("ignore", DeprecationWarning)
         module(*arguments)  # makes the buffers, which are then part of the module
-        traced = torch.jit.trace(module.eval(), tuple(arguments))  # type: ignore[no-untyped-call]  # torch's stubs
+        traced = torch.jit.trace(module.eval(), tuple(arguments))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.jit.save(traced, written, _extra_files={FACTS_FILE: json.dumps(dict(facts))})
     return _strip(written)
 

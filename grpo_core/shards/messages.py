@@ -128,8 +128,7 @@ class ShardFailure(NamedTuple):
         """
         cause = RuntimeError(f"in a rollout worker:\n{self.trace}")
         try:
-            # A worker of this very training packed it; it never touched a disk.
-            error = pickle.loads(self.error)
+            error = pickle.loads(self.error)  # a worker of this very training packed it; it never touched a disk
         except Exception:  # foreign errors may not be made again from their arguments
             raise RuntimeError(f"a rollout worker failed:\n{self.trace}") from None
         raise error from cause

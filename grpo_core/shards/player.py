@@ -12,18 +12,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.collector import GroupCollector
-from grpo_core.groups.group import Group
+from grpo_core.groups.group import FIRST_EPISODE_STEPS, Group
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.restoring.contents import Noise
 from grpo_core.restoring.state import is_known
 from grpo_core.saving.copies import wrap_env
 from grpo_core.shards.messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, pack_infos, unpack
 from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.update.seeding import borrow_torch_generator
-
-# Steps per branch that the storage of whole episodes first has room for.
-_FIRST_EPISODE_STEPS = 64
 
 
 class ShardPlayer:
@@ -156,7 +152,7 @@ def _reseed(env: Any, rng: np.random.Generator, puts_back: bool) -> Iterator[Non
 
 
 def _make_rollout(setup: ShardSetup, order: ShardOrder) -> GroupRollout:
-    horizon = setup.plan.horizon or min(_FIRST_EPISODE_STEPS, MAX_EPISODE_STEPS)
+    horizon = setup.plan.horizon or FIRST_EPISODE_STEPS
     n_groups = len(order.anchors) or 1
     return GroupRollout(horizon, n_groups, setup.plan.group_size, setup.observation_space, setup.action_space)
 

@@ -85,8 +85,8 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         """
         try:
             if order.restore is not None:
-                # This worker made the bytes in an earlier order; they never touch a disk or a network.
-                order = order._replace(restore=pickle.loads(order.restore))  # its own bytes, see above
+                state = pickle.loads(order.restore)  # this worker made the bytes itself; they never touch a disk
+                order = order._replace(restore=state)
             outcome = self._get_single_env(common_random_numbers).step(order)
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
         except Exception:
