@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_cli.model import read_model
-from grpo_cli.options import UsageError, add_model_option, add_parser, write
+from grpo_cli.options import UsageError, add_model_option, add_parser, get_model_path, write
 from grpo_core.export.policy_file import EXPORT_FORMATS, MissingPackageError, check_installed, export_model, find_format
 from grpo_core.saving.model_file import ModelFileError, write_atomic
 from grpo_core.spaces import UnsupportedSpaceError
@@ -22,14 +22,15 @@ def add_command(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    model_path = get_model_path(options)
     try:
         name = find_format(options.output)
         check_installed(name)
-        exported = export_model(read_model(options.model), name, options.masks)
+        exported = export_model(read_model(model_path), name, options.masks)
     except (ValueError, MissingPackageError) as error:
         option = "--masks" if isinstance(error, UnsupportedSpaceError) else f"--output {options.output}"
         if isinstance(error, ModelFileError):
-            option = f"--model {options.model}"
+            option = f"--model {model_path}"
         raise UsageError(f"{option} cannot be used: {error}") from error
     try:
         options.output.parent.mkdir(parents=True, exist_ok=True)

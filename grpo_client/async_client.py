@@ -35,8 +35,8 @@ DEFAULT_TIMEOUT_SECONDS = 30.0
 DEFAULT_RETRIES = 5
 LATEST_JOB = LATEST_SWEEP = "latest"
 
-# The server plays whole episodes before it answers.
-_PLAYING_TIMEOUT_SECONDS = 600.0
+# The server makes an environment before it answers, or plays whole episodes, and may let others go first.
+_WORK_TIMEOUT_SECONDS = 600.0
 # The server sends a comment every 15 s; a stream that is silent for three times as long is dead.
 _SILENCE_SECONDS = 45.0
 # How long a stream may be silent before a deadline is checked.
@@ -136,7 +136,8 @@ class AsyncClient:
 
         :param settings: Fields of ``POST /train``, such as ``env_name``, ``total_timesteps``, ``model_name``.
         """
-        submission = await self._ask(answers.Submission, "POST", "/train", json=answers.to_plain(settings))
+        body = answers.to_plain(settings)
+        submission = await self._ask(answers.Submission, "POST", "/train", json=body, timeout=_WORK_TIMEOUT_SECONDS)
         return AsyncJob(self, submission.job_id, submission.config)
 
     async def job(self, job_id: str = LATEST_JOB) -> "AsyncJob":
@@ -165,7 +166,7 @@ class AsyncClient:
         :param limit: The most jobs to list.
         :param after: Only jobs that come after the one with this id.
         :param sort: A field to sort by, such as ``"mean_reward"``; a minus before it turns the order around.
-        :param search: Words that a job's names, id, environment, tags and note all have.
+        :param search: Words, each of which is in the job's names, id, environment, status, tags or note.
         :param env_name: Only jobs in this environment.
         :param tag: Only jobs with this tag.
         :param hidden: Only hidden jobs, or only the others; None lists both.
@@ -291,13 +292,12 @@ class AsyncClient:
         :param settings: Other fields of ``POST /sweeps``, such as ``base``, ``method``, ``n_trials``, ``seeds``.
         """
         body = answers.to_plain({"space": space or {}, **settings})
-        timeout = _PLAYING_TIMEOUT_SECONDS  # settings are tried out before the answer
-        return await self._ask(answers.SweepStarted, "POST", "/sweeps", json=body, timeout=timeout)
+        return await self._ask(answers.SweepStarted, "POST", "/sweeps", json=body, timeout=_WORK_TIMEOUT_SECONDS)
 
     async def sweeps(self, limit: int | None = None, after: str | None = None) -> list[answers.SweepSummary]:
         """List the sweeps, newest first.
 
-        :param limit: The most to list.
+        :param limit: The most to list; None leaves it to the server, which lists 50.
         :param after: Only sweeps before the one with this id.
         """
         return await self._list(answers.SweepSummary, "sweeps", "/sweeps", limit=limit, after=after)
@@ -405,7 +405,7 @@ class AsyncClient:
             "POST",
             f"/models/{_quote(model_name)}/evaluate",
             json={"n_episodes": n_episodes, "seed": seed, "deterministic": deterministic},
-            timeout=_PLAYING_TIMEOUT_SECONDS,
+            timeout=_WORK_TIMEOUT_SECONDS,
         )
 
     async def video(
@@ -423,7 +423,7 @@ class AsyncClient:
             "max_steps": max_steps,
         }
         response = await self._request(
-            "GET", f"/models/{_quote(model_name)}/video", params=query, timeout=_PLAYING_TIMEOUT_SECONDS
+            "GET", f"/models/{_quote(model_name)}/video", params=query, timeout=_WORK_TIMEOUT_SECONDS
         )
         return save_video(path, response)
 
@@ -441,7 +441,7 @@ class AsyncClient:
         """
         query = {"format": get_export_format(path), "action_masks": action_masks}
         response = await self._request(
-            "GET", f"/models/{_quote(model_name)}/export", params=query, timeout=_PLAYING_TIMEOUT_SECONDS
+            "GET", f"/models/{_quote(model_name)}/export", params=query, timeout=_WORK_TIMEOUT_SECONDS
         )
         return save_model(path, response)
 
@@ -498,7 +498,8 @@ class AsyncClient:
 
     async def environment(self, env_name: str) -> answers.Environment:
         """Get the spaces, the limits and the preset of an environment."""
-        return await self._ask(answers.Environment, "GET", f"/environments/{_quote(env_name, '/')}")
+        path = f"/environments/{_quote(env_name, '/')}"
+        return await self._ask(answers.Environment, "GET", path, timeout=_WORK_TIMEOUT_SECONDS)
 
     async def reward_functions(self) -> list[answers.RewardFunction]:
         """List the reward functions that a job can name."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from grpo_client.answers import JobEvent
+from grpo_client.answers.text import clean
 from grpo_client.errors import MissingPackage
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class ProgressBar:
             case "job.evaluation" | "job.final_evaluation":
                 self._show_evaluation(payload)
             case "job.warning":
-                self._bar.console.print(f"warning: {payload['warning']}", markup=False)
+                self._bar.console.print(f"warning: {clean(payload['warning'])}", markup=False, emoji=False)
             case _ if event.is_terminal:
                 self._update(description=payload["status"], completed=payload["progress"], left="")
                 self._show_metrics(payload["metrics"])

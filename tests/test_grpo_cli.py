@@ -371,6 +371,9 @@ def test_a_policy_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["export", "--model", str(tmp_path / "m"), "--output", str(tmp_path / "new" / "m.pt")]) == 0
     assert f"saved {tmp_path / 'new' / 'm.pt'}" in capsys.readouterr().out
     assert (tmp_path / "new" / "m.pt").read_bytes().startswith(b"PK")
+    assert main(["export", str(tmp_path / "m"), "--output", str(tmp_path / "again.pt")]) == 0
+    assert main(["export", "--output", str(tmp_path / "again.pt")]) == 2
+    assert "no model file is named" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def _add_job_commands(commands: Any) -> None:
     jobs.add_argument("--limit", type=int, help="the most jobs to list")
     jobs.add_argument("--after", help="only jobs that come after the one with this id")
     jobs.add_argument("--sort", help="field to sort by, such as mean_reward; --sort=-mean_reward begins with the best")
-    jobs.add_argument("--search", help="words that a job's names, id, environment, tags and note all have")
+    jobs.add_argument("--search", help="words, each in the job's names, id, environment, status, tags or note")
     jobs.add_argument("--env", help="only jobs in this environment")
     jobs.add_argument("--tag", help="only jobs with this tag")
     hidden = jobs.add_mutually_exclusive_group()
@@ -151,14 +151,18 @@ def _add_job_commands(commands: Any) -> None:
         if run is _save_curve:
             parser.add_argument("path", type=Path, help=f"file to save{_ITS_FOLDER}")
             parser.add_argument("--metric", help="a log key; default: the episode reward")
-        parser.add_argument("job", nargs="?", default=LATEST_JOB, help="its id; default: the one submitted last")
+        if run is _forget:
+            parser.add_argument("job", help=f"its id, or {LATEST_JOB}: the one submitted last")
+        else:
+            parser.add_argument("job", nargs="?", default=LATEST_JOB, help="its id; default: the one submitted last")
         if run in (_wait, _watch):
             parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then; the job goes on")
 
 
 def _add_label_command(commands: Any) -> None:
     label = _add(commands, "label", _label, "write a name, tags or a note on a job, or hide it")
-    label.add_argument("job", nargs="?", default=LATEST_JOB, help="its id; default: the one submitted last")
+    # Not optional: after --tags, which takes all words that follow, it would be read as a tag of another job.
+    label.add_argument("job", help=f"its id, or {LATEST_JOB}: the one submitted last; before --tags")
     label.add_argument("--name", help="what to call it; '' takes the name away")
     label.add_argument("--tags", nargs="*", metavar="TAG", help="words to find it by, in place of those it has")
     label.add_argument("--note", help="anything worth remembering; '' takes the note away")
@@ -195,7 +199,7 @@ def _add_sweep_commands(commands: Any) -> None:
     start.add_argument("--keep", help="best or all: which models are kept; default: best")
     start.add_argument("--watch", action="store_true", help="wait for the end, and show the table")
     listed = _add(actions, "list", _list_sweeps, "list the sweeps")
-    listed.add_argument("--limit", type=int, help="the most sweeps to list")
+    listed.add_argument("--limit", type=int, help="the most sweeps to list; default: 50")
     listed.add_argument("--after", help="only sweeps before the one with this id")
     for name, run, text in (
         ("status", _show_sweep, "show a sweep and its table of settings"),
@@ -392,7 +396,7 @@ def _start_sweep(client: Client, options: argparse.Namespace) -> _Reply:
     space = dict(map(_parse_dimension, options.space))
     started = client.start_sweep(space, base={**base, **_parse_settings(options.set, base)}, **fields)
     if options.watch:
-        return _report_sweep(client.wait_for_sweep(started.sweep_id))
+        return _follow_sweep(client, started.sweep_id, None)
     text = (
         f"submitted sweep {started.name}: {started.n_settings} settings, {started.n_jobs} jobs; see its table with: "
         f"{_PROGRAM} sweep status {started.sweep_id}"
@@ -417,6 +421,17 @@ def _report_sweep(sweep: Sweep) -> _Reply:
     return _Reply(sweep.to_json(), str(sweep))
 
 
+def _follow_sweep(client: Client, sweep_id: str, timeout_seconds: float | None) -> _Reply:
+    """Wait for a sweep to end, and report its table."""
+    try:
+        sweep = client.wait_for_sweep(sweep_id, timeout_seconds)
+    except KeyboardInterrupt:
+        again, stop = f"{_PROGRAM} sweep wait {sweep_id}", f"{_PROGRAM} sweep stop {sweep_id}"
+        _complain(f"the sweep goes on; {again} waits for it again, {stop} stops it.", 0)
+        return _Reply({"sweep_id": sweep_id}, "", INTERRUPTED)
+    return _report_sweep(sweep)._replace(exit_status=_REFUSED if sweep.counts.get("failed") else 0)
+
+
 def _list_sweeps(client: Client, options: argparse.Namespace) -> _Reply:
     sweeps = client.sweeps(options.limit, options.after)
     return _Reply([sweep.to_json() for sweep in sweeps], reports.list_sweeps(sweeps))
@@ -427,7 +442,7 @@ def _show_sweep(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _wait_for_sweep(client: Client, options: argparse.Namespace) -> _Reply:
-    return _report_sweep(client.wait_for_sweep(options.sweep, options.timeout))
+    return _follow_sweep(client, client.sweep(options.sweep).sweep_id, options.timeout)
 
 
 def _change_sweep(client: Client, options: argparse.Namespace) -> _Reply:

@@ -37,7 +37,7 @@ class _Start(NamedTuple):
     """What the forkserver needs to know of the server.
 
     :param server_pid: The server's process id.
-    :param folder: Temporary folder of the socket on which the server requests workers; None if it is unknown.
+    :param folder: Temporary folder of the socket on which the server requests workers; None if it is to stay.
     :param variables: Environment variables to restore; None for one that was not set.
     """
 

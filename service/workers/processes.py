@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import Pipe, forkserver, resource_tracker
+from multiprocessing import Pipe, forkserver, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import get_temp_dir
 from typing import Any
@@ -283,7 +283,7 @@ def _prepare_forkserver() -> Iterator[None]:
     with _START_LOCK:
         before = {name: os.environ.get(name) for name in variables}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        start = json.dumps({"server_pid": os.getpid(), "folder": get_temp_dir(), "variables": before})
+        start = json.dumps({"server_pid": os.getpid(), "folder": find_own_folder(), "variables": before})
         try:
             # Not in os.environ, which other threads may be reading.
             for name, value in {**variables, START_VARIABLE: start}.items():
@@ -301,6 +301,15 @@ def _prepare_forkserver() -> Iterator[None]:
                     os.unsetenv(name)
                 else:
                     os.putenv(name, old)
+
+
+def find_own_folder() -> str | None:
+    """Return the temporary folder that the forkserver removes after this process; None if it may be another's.
+
+    A process that ``multiprocessing`` has started shares the folder of its parent, which removes it itself.
+    """
+    folder: str = get_temp_dir()
+    return folder if parent_process() is None else None
 
 
 def list_paths() -> list[str]:

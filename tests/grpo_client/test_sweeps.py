@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from grpo_client import JobTimeout, NotFound, Sweep
-from tests.support import PATIENCE_SECONDS
+from tests.conftest import RegisterEnv
+from tests.support import PATIENCE_SECONDS, LineEnv
 
 BASE = {"total_timesteps": 64, "n_eval_episodes": 2}
 SPACE = {"learning_rate": [0.001, 0.003]}
@@ -64,6 +65,19 @@ def test_a_sweep_is_started_and_shown_on_the_command_line(ask: Any) -> None:
     assert ask("sweep", "stop")[0] == 1
     sweep_id = json.loads(ask("sweep", "status", "--json")[1])["sweep_id"]
     assert ask("sweep", "delete", sweep_id)[1] == f"Sweep deleted: rates, {sweep_id}\n"
+
+
+def test_a_sweep_with_a_failed_job_ends_in_failure(ask: Any, register_env: RegisterEnv) -> None:
+    def fail() -> None:
+        raise RuntimeError("the motor broke")
+
+    env_name = register_env(lambda: LineEnv(on_step=fail), max_episode_steps=5)
+    started = ask(
+        "sweep", "start", "--try", "gamma=0.9,0.99", "--env", env_name, "-n", "64",
+        "--set", "group_mode=episode", "n_steps=64", "n_eval_episodes=0", "--watch",
+    )  # fmt: skip
+    assert started[0] == ask("sweep", "wait")[0] == 1
+    assert "2 failed" in started[1]
 
 
 def test_ranges_are_written_in_words(ask: Any) -> None:

@@ -255,6 +255,7 @@ class _Form:
             start = partial(self._service.start_job, request, get_client())
             job = await self._waiting.plan(start, self._service.planning_limiter)
         except ServiceError as error:
+            self._set_starting(False)
             field = self._find_field(error.detail)
             self._show_problems({field: error.detail}, is_fault=isinstance(error, InvalidRequestError))
             self._go_to(field)

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from service.app import Service
 from service.dashboard.current_service import get_client
 from service.dashboard.widgets.confirmation import confirm
-from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading
+from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, set_attributes
 from service.dashboard.widgets.toasts import show_error
 from service.errors import ServiceError
 from service.schemas.jobs import LabelRequest
@@ -100,7 +100,7 @@ class RunActions:
             with make_box("row-flex end"):
                 make_button("Cancel", lambda: dialog.submit(None))
                 make_button("Save", read, "primary")
-        dialog.props(f'aria-label="About {job.config.model_name}"')
+        set_attributes(dialog, aria_label=f"About {_name(job)}")
         labels = await dialog
         dialog.delete()
         return labels is not None and await self._write(job_id, **labels)

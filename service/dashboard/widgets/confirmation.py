@@ -2,7 +2,7 @@
 
 from nicegui import ui
 
-from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading
+from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, set_attributes
 
 
 async def confirm(question: str, consequence: str, action: str) -> bool:
@@ -18,7 +18,7 @@ async def confirm(question: str, consequence: str, action: str) -> bool:
         with make_box("row-flex end"):
             make_button("Cancel", lambda: dialog.submit(False)).props("autofocus")
             make_button(action, lambda: dialog.submit(True), "danger primary")
-    dialog.props(f'aria-label="{question}"')
+    set_attributes(dialog, aria_label=question)
     is_wanted = bool(await dialog)
     dialog.delete()
     return is_wanted

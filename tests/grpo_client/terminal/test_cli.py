@@ -82,14 +82,17 @@ def test_a_job_is_followed_by_id_or_as_the_latest(ask: Any) -> None:
 def test_a_job_is_labelled_found_and_forgotten(ask: Any) -> None:
     job_id = json.loads(ask("train", *JOB, "--json")[1])["job_id"]
     ask("wait")
-    said = ask("label", "--name", "The first", "--tags", "paper", "b", "--note", "Why not?", "--hide")[1]
+    said = ask("label", "latest", "--name", "The first", "--tags", "paper", "b", "--note", "Why not?", "--hide")[1]
     assert said == f"The first (hidden), job {job_id}\ntags: paper, b\nWhy not?\n"
     for found in (["--hidden"], ["--tag", "b", "--sort=-mean_reward"], ["--search", "why first"]):
         assert [job["job_id"] for job in json.loads(ask("jobs", "--json", *found)[1])] == [job_id]
     assert ask("jobs", "--shown")[1] == ask("jobs", "--env", "Pendulum-v1")[1] == ""
     assert ask("label", job_id, "--name", "", "--tags", "--note", "", "--show")[1] == f"m, job {job_id}\n"
-    assert ask("label")[0] == 2
-    assert ask("forget")[1] == f"Training job deleted: {job_id}\n"
+    for without_a_job in (["label", "--tags", "a", job_id], ["forget"]):  # the last word there is a tag
+        exit_status, _, complaint = ask(*without_a_job)
+        assert (exit_status, "the following arguments are required: job" in complaint) == (2, True)
+    assert ask("label", job_id)[0] == 2
+    assert ask("forget", job_id)[1] == f"Training job deleted: {job_id}\n"
     assert ask("jobs")[1] == ""
 
 

@@ -259,6 +259,18 @@ def test_a_running_job_is_stopped_after_a_question_and_resumed(page: Page, regis
     assert job.finished.wait(PATIENCE_SECONDS)
 
 
+def test_a_refused_job_starts_once_its_fault_is_mended(page: Page, registry: JobRegistry) -> None:
+    page.open("new")
+    fill(page, "total_timesteps", "64")
+    fill(page, "model_name", "ready")
+    page.click("button", "Start training")
+    page.find(".field", "already exists")
+    fill(page, "model_name", "mended")
+    page.click("button", "Start training")
+    page.find("h1", "mended")
+    assert registry.get("latest").finished.wait(PATIENCE_SECONDS)
+
+
 PROBLEMS = (
     "[...document.querySelectorAll('.q-field__messages, .note.bad')].map((text) => text.textContent).filter(Boolean)"
 )

@@ -230,6 +230,10 @@ def test_a_group_is_drawn_as_the_mean_of_its_seeds_with_a_band(page: Page, job_i
     page.photograph("groups")
 
 
+# Would be a property that runs a script, if what people write were read as NiceGUI's own notation.
+NAME = 'The best" :title="window.isStruck = true" run-33'
+
+
 def test_a_run_is_named_tagged_hidden_and_deleted(page: Page, registry: JobRegistry, job_ids: list[str]) -> None:
     page.open("?q=run-33")
     wait_for_names(page, "run-33")
@@ -239,22 +243,24 @@ def test_a_run_is_named_tagged_hidden_and_deleted(page: Page, registry: JobRegis
         page.click(".menu-list button", text)
 
     act("Name, tags, note")
-    page.find(".dialog input[aria-label='Name']").send_keys("The best run-33")
+    page.find(".dialog input[aria-label='Name']").send_keys(NAME)
     page.find(".dialog input[aria-label^='Tags']").send_keys("paper, b")
     page.find(".dialog textarea").send_keys("Why?")
     page.click(".dialog button", "Save")
-    wait_for_names(page, "The best run-33")
+    wait_for_names(page, NAME)
     labels = registry.get(job_ids[33]).labels
-    assert (labels.display_name, labels.tags, labels.note) == ("The best run-33", ["paper", "b"], "Why?")
+    assert (labels.display_name, labels.tags, labels.note) == (NAME, ["paper", "b"], "Why?")
     page.click(".tag", "paper")
     wait_until(lambda: read_address(page).get("tag") == "paper")
     wait_until(lambda: not page.shows(".dialog"))
     act("Hide")
     page.find(".runs-empty")
     page.click(".hidden-box input")
-    wait_for_names(page, "The best run-33")
+    wait_for_names(page, NAME)
     act("Delete")
-    page.find(".dialog", "Delete the run The best run-33?")
+    page.find(".dialog", f"Delete the run {NAME}?")
+    assert page.shows(f"[role=dialog][aria-label={json.dumps(f'Delete the run {NAME}?')}]")
+    assert not page.run("return window.isStruck")
     page.press(Keys.ESCAPE)
     wait_until(lambda: not page.shows(".dialog"))
     act("Delete")

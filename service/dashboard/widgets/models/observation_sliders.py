@@ -54,7 +54,7 @@ class _NumberSlider:
             Text(name, "ellipsis").props["title"] = name
             step = 1 if span.is_whole else (span.high - span.low) / _N_STOPS
             self._slider = _Slider(min=span.low, max=span.high, step=step, value=span.middle)
-            self._slider.props(f'aria-label="{name}"').on_value_change(self._slide)
+            set_attributes(self._slider.on_value_change(self._slide), aria_label=name)
             self._field = make_box(
                 "number", "input", inputmode="decimal", autocomplete="off", aria_label=f"Type {name}"
             )
