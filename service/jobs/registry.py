@@ -140,12 +140,17 @@ class JobRegistry(JobTable):
         """
         job = Job(plan, self.totals, self.recorder.end, self._checkpoints)
         with self._admission:
-            with self._lock:
-                self._check_name_is_free(plan.config.model_name, self._check_room())
-                self._store.folder.check_case_collision(plan.config.model_name)
+            with self._reserve(job.config.model_name):
+                self._store.folder.check_case_collision(job.config.model_name)
                 if (warning := self._check_replacement(job)) is not None:
                     job.publish_warning(warning)
-                self._active.append(job)
+                with self._lock:
+                    self._check_room()
+                    self._active.append(job)
+            # Before anybody can see the job: what a client has seen survives whatever happens.
+            self.recorder.begin(job)
+            with self._lock:
+                self._jobs[job.job_id] = job
             self._queue(job)
             self._forget_old()
         return job
@@ -162,26 +167,22 @@ class JobRegistry(JobTable):
         """
         with self._admission:
             checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
-            is_own = is_own_model(self._store, job)
-            with self._lock:
-                if job.job_id not in self._jobs:
-                    raise make_not_found(job.job_id)
-                active = [other for other in self._check_room() if other is not job]
-                self._check_name_is_free(job.config.model_name, active)
-                warning = None if is_own else self._check_replacement(job)
-                job.requeue(reward, self.totals, self.recorder.end, self._checkpoints, checkpoint)
-                if warning is not None:
-                    job.publish_warning(warning)
-                self._drop_ended(job.job_id)
-                self._jobs[job.job_id] = job  # in the place of its line, or it could be deleted meanwhile
-                self._active.append(job)
+            with self._reserve(job.config.model_name, but_for=job):
+                warning = None if is_own_model(self._store, job) else self._check_replacement(job)
+                with self._lock:
+                    if job.job_id not in self._jobs:
+                        raise make_not_found(job.job_id)
+                    self._check_room()
+                    job.requeue(reward, self.totals, self.recorder.end, self._checkpoints, checkpoint)
+                    if warning is not None:
+                        job.publish_warning(warning)
+                    self._drop_ended(job.job_id)
+                    self._jobs[job.job_id] = job  # in the place of its line, or it could be deleted meanwhile
+                    self._active.append(job)
+            self.recorder.begin(job)
             self._queue(job)
 
     def _queue(self, job: Job) -> None:
-        # Before anybody can see the job: what a client has seen survives whatever happens.
-        self.recorder.begin(job)
-        with self._lock:
-            self._jobs[job.job_id] = job
         job.log("queued")
         self._runner.submit(job)
 
@@ -246,6 +247,11 @@ class JobRegistry(JobTable):
         with self._lock:
             return next((job for job in self._list_active() if _same_name(job, model_name)), None)
 
+    def is_begun_from(self, sha256: str) -> bool:
+        """Tell whether an active job begins from a model's file."""
+        with self._lock:
+            return any(job.plan.init_sha256 == sha256 for job in self._list_active())
+
     def delete_model(self, model_name: str, is_surplus: Callable[[], bool] = lambda: True) -> bool:
         """Delete a model, unless an active job will replace it.
 
@@ -254,7 +260,8 @@ class JobRegistry(JobTable):
         :raises ConflictError: If an active job will save under its name.
         :raises NotFoundError: If there is no such model.
         """
-        with self._deleting, self._reserve(model_name):
+        # The last one, so that nobody points an alias at it meanwhile.
+        with self._deleting, self._reserve(model_name), self._store.folder.versions.lock(model_name):
             if not is_surplus():
                 return False
             self._store.delete(model_name)
@@ -267,14 +274,19 @@ class JobRegistry(JobTable):
         :raises ConflictError: If an active job or another upload will save under it, or another model's name differs
             only by case.
         """
-        with self._reserve(model_name, self._store.folder.check_case_collision):
+        with self._reserve(model_name):
+            self._store.folder.check_case_collision(model_name)
             yield
 
     @contextmanager
-    def _reserve(self, model_name: str, check: Callable[[str], None] = lambda name: None) -> Iterator[None]:
+    def _reserve(self, model_name: str, but_for: Job | None = None) -> Iterator[None]:
+        """Keep a name from others while the disk, which may be slow, is looked at or written to.
+
+        :param but_for: A job that may have it.
+        :raises ConflictError: If it is another's.
+        """
         with self._lock:
-            self._check_name_is_free(model_name, self._list_active())
-            check(model_name)
+            self._check_name_is_free(model_name, [job for job in self._list_active() if job is not but_for])
             self._reserved.add(model_name.casefold())
         try:
             yield

@@ -30,6 +30,8 @@ class JobReports:
 
     def add_steps(self, current_timesteps: int, config: TrainConfig) -> int:
         """Note the number of simulator steps taken so far; return how many are new."""
+        if current_timesteps < self._state.current_timesteps:
+            self.rewind(0)  # the training could not go on from its checkpoint, and began again
         n_new = current_timesteps - self._state.current_timesteps
         self._state.current_timesteps = current_timesteps
         # After training, evaluations give signs of life without new steps.

@@ -10,9 +10,14 @@ from service.models.store import ModelStore
 
 
 def is_own_model(store: ModelStore, job: Job) -> bool:
-    """Return whether the model of a job's name is the one that it has saved itself, when it was stopped."""
-    saved = job.last_saved
-    return saved is not None and saved[0] == job.config.model_name and has_its_model(store, job)
+    """Return whether the model of a job's name is the one that it has saved itself, when it was stopped.
+
+    Or just before its server died, so that the job does not know.
+    """
+    name, saved, versions = job.config.model_name, job.last_saved, store.folder.versions
+    if saved is not None and saved[0] == name and has_its_model(store, job):
+        return True
+    return versions.read_notes(name).jobs.get(versions.find_newest(name)) == job.job_id
 
 
 def has_its_model(store: ModelStore, job: Job) -> bool:

@@ -44,7 +44,8 @@ class JobTable:
         self.recorder = recorder
         self._checkpoints = checkpoints
         self._max_kept, self._max_kept_days = max_kept, max_kept_days
-        # Held while something is written on a job, so that the last to write is the one that is remembered.
+        # Held while something is written on a job, or it is deleted, so that the last to write is the one that is
+        # remembered.
         self._labelling = threading.Lock()
         # Guards everything below.
         self._lock = threading.Lock()
@@ -56,6 +57,8 @@ class JobTable:
         self._in_memory: deque[str] = deque()
         self._loaded: LRUCache[str, Job] = LRUCache(_MAX_LOADED)
         self._next_look = 0.0
+        # Ids of forgotten jobs whose checkpoints are still to be removed.
+        self._without_job: deque[str] = deque()
 
     def _fill(self, jobs: Iterable[Job | PastJob]) -> None:
         """Take in the jobs of earlier servers, oldest first."""
@@ -94,7 +97,8 @@ class JobTable:
 
     def _load(self, job_id: str) -> Job:
         with self._lock:
-            job_id = self._get_latest_id() if job_id == LATEST else job_id
+            past = self._find(job_id)
+            job_id = past.job_id
         try:
             record = self.recorder.load(job_id)
             if record is None:
@@ -107,8 +111,10 @@ class JobTable:
                 "disk is damaged."
             ) from error
         with self._lock:
-            self._loaded[job_id] = job
-        return job
+            if self._jobs.get(job_id) is past:
+                self._loaded[job_id] = job
+                return job
+        return self.get(job_id)  # it has changed since it was read
 
     def list_jobs(self, status: JobStatus | None = None) -> list[Job | PastJob]:
         """List jobs, oldest first.
@@ -177,17 +183,29 @@ class JobTable:
         :param job_id: The job's id, or ``LATEST``.
         :raises NotFoundError: If it never existed or has been forgotten.
         :raises ConflictError: If it has not ended.
+        :raises StorageError: If the jobs' file refuses; it stays.
         """
-        with self._lock:
-            job = self._find(job_id)
-            if not job.status.is_final:
-                raise ConflictError(
-                    f"job {job.job_id} is {job.status}; stop it with POST /training/{job.job_id}/stop before it is "
-                    "deleted."
-                )
-            self._list_active()  # it may have ended just now
-            self._forget(job.job_id, is_urgent=True)
-        return job.job_id
+        with self._labelling:
+            with self._lock:
+                job_id = self._find_ended(job_id).job_id
+            try:
+                self.recorder.delete(job_id)
+            except JournalError as error:
+                raise StorageError(f"job {job_id} is not deleted: {error.reason}.") from error
+            with self._lock:
+                self._find_ended(job_id)  # a resume may have come, which has written it down again
+                self._list_active()  # it may have ended just now
+                self._forget(job_id)
+            self._remove_checkpoints()
+        return job_id
+
+    def _find_ended(self, job_id: str) -> Job | PastJob:
+        job = self._find(job_id)
+        if not job.status.is_final:
+            raise ConflictError(
+                f"job {job.job_id} is {job.status}; stop it with POST /training/{job.job_id}/stop before it is deleted."
+            )
+        return job
 
     def _find(self, job_id: str) -> Job | PastJob:
         job = self._jobs.get(self._get_latest_id() if job_id == LATEST else job_id)
@@ -241,13 +259,21 @@ class JobTable:
             n_excess = max(0, len(self._ended) - self._max_kept)
             for job_id in [*islice(self._ended, n_excess), *old]:
                 self._forget(job_id)
+        self._remove_checkpoints()
 
-    def _forget(self, job_id: str, is_urgent: bool = False) -> None:
+    def _forget(self, job_id: str) -> None:
         self._drop_ended(job_id)
         if self._jobs.pop(job_id, None) is not None:
-            self.recorder.forget([job_id], is_urgent)
-            if self._checkpoints is not None:
-                self._checkpoints.delete(job_id)
+            self.recorder.forget([job_id])
+            self._without_job.append(job_id)
+
+    def _remove_checkpoints(self) -> None:
+        """Remove the checkpoints of forgotten jobs; without the lock, since a disk may be slow."""
+        while self._without_job:
+            with suppress(IndexError):  # another thread has taken the last
+                job_id = self._without_job.popleft()
+                if self._checkpoints is not None:
+                    self._checkpoints.delete(job_id)
 
     def _drop_ended(self, job_id: str) -> None:
         for ids in (self._ended, self._in_memory):

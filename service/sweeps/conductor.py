@@ -537,7 +537,7 @@ class Conductor:
             surplus = [(trial, trial.model_name, trial.sha256) for trial in sweep.list_surplus_models()]
         for trial, name, sha256 in surplus:
             try:
-                is_gone = name is not None and self._remove_model(name, sha256)
+                is_gone = name is not None and sha256 is not None and self._remove_model(name, sha256)
             except ServiceError:  # such as a disk that refuses
                 self._untidy.add(sweep.sweep_id)
                 continue
@@ -546,16 +546,25 @@ class Conductor:
                     trial.model_name = None
                 self._recorder.write(sweep.sweep_id)
 
-    def _remove_model(self, name: str, sha256: str | None) -> bool:
+    def _remove_model(self, name: str, sha256: str) -> bool:
         """Delete a model, unless somebody has put another in its place or uses it; return whether it is gone.
 
         :raises ServiceError: If it cannot be deleted now.
         """
+        versions = self._store.folder.versions
 
         def is_surplus() -> bool:
-            return self._store.inspect_file(name).sha256 == sha256 and not self._store.folder.versions.is_in_use(name)
+            is_it = self._store.inspect_file(name).sha256 == sha256
+            return is_it and not versions.is_in_use(name) and not self._is_begun_from(sha256)
 
         try:
             return self._registry.delete_model(name, is_surplus)
         except NotFoundError:
             return True
+
+    def _is_begun_from(self, sha256: str) -> bool:
+        """Tell whether a job that was accepted, or one that a sweep has yet to start, begins from a model's file."""
+        with self._changed:
+            active = [self._sweeps[sweep_id] for sweep_id in self._turns]
+            is_pinned = any(sha256 in sweep.record.init_sha256.values() for sweep in active)
+        return is_pinned or self._registry.is_begun_from(sha256)

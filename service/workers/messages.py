@@ -16,7 +16,7 @@ _REFUSALS: dict[int, type[ServiceError]] = {error.status_code: error for error i
 class Message(StrEnum):
     """The kinds of messages."""
 
-    #: Pairs of the simulator steps taken so far and the metrics logged then.
+    #: Pairs of the simulator steps taken so far, None if that is not known yet, and the metrics logged then.
     PROGRESS = "progress"
     #: The fields of an evaluation.
     EVALUATION = "evaluation"
@@ -52,7 +52,8 @@ def deliver(progress: Progress, kind: str, value: Any, content: bytes) -> None:
     """
     if kind == Message.PROGRESS:
         for timesteps, metrics in value:
-            progress.advance(timesteps)
+            if timesteps is not None:
+                progress.advance(timesteps)
             progress.publish_metrics(metrics)
     elif kind == Message.EVALUATION:
         progress.publish_evaluation(value)

@@ -119,9 +119,10 @@ class Reporter:
 
     def __init__(self, connection: "Connection[bytes, bytes]") -> None:
         self._connection = connection
-        self._timesteps = 0
+        # None until the task knows: it may go on from a checkpoint.
+        self._timesteps: int | None = None
         # Metrics with the simulator steps taken by then. None may be dropped: the server counts rollouts.
-        self._unsent: list[tuple[int, dict[str, float]]] = []
+        self._unsent: list[tuple[int | None, dict[str, float]]] = []
         self._sent_at = -_REPORT_SECONDS
         # Guards the two below.
         self._lock = threading.Lock()

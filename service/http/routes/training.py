@@ -197,7 +197,7 @@ def label_training(job_id: JobId, service: CurrentService, request: LabelRequest
     return service.registry.label(job_id, changes).summarize()
 
 
-@router.delete("/training/{job_id}", responses=errors(403, 404, 409))
+@router.delete("/training/{job_id}", responses=errors(403, 404, 409, 507))
 def delete_training(job_id: JobId, service: CurrentService) -> JobDeleteResponse:
     """Forget a job that has ended, with its metrics and its checkpoint; the model that it has saved stays."""
     return JobDeleteResponse(message="Training job deleted", job_id=service.registry.delete(job_id))

@@ -171,14 +171,17 @@ class JobRecorder:
         except JournalError:  # it is not urgent, and the next write will say what is wrong
             return []
 
-    def forget(self, job_ids: Sequence[str], is_urgent: bool = False) -> None:
-        """Remove jobs from the file, some time soon.
+    def delete(self, job_id: str) -> None:
+        """Remove an ended job from the file; it is gone when this returns.
 
-        :param is_urgent: Whether somebody has asked for it.
+        :raises JournalError: If it fails.
         """
+        self._journal.forget([job_id])
+
+    def forget(self, job_ids: Sequence[str]) -> None:
+        """Remove jobs from the file some time soon, and what was still to be written of them."""
         with self._news:
             self._to_forget += job_ids
-            self._is_urgent = self._is_urgent or is_urgent
             self._unwritten -= set(job_ids)
             self._wake()
 

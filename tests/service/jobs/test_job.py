@@ -13,6 +13,7 @@ import torch
 from service.errors import ConflictError
 from service.jobs.job import Job
 from service.jobs.records.record import JobRecord
+from service.jobs.totals import JobTotals
 from service.schemas.jobs import FinalEvaluation, JobStatus
 from service.training.planning.plan import TrainingPlan
 from service.training.train import train_policy
@@ -136,6 +137,17 @@ class TestOneJob:
         job.advance(40)
         job.finish(JobStatus.COMPLETED)
         assert job.describe().progress == 1.0
+
+    def test_a_training_that_begins_again_takes_its_steps_again(self) -> None:
+        totals = JobTotals()
+        job = Job(plan(total_timesteps=100), totals)
+        job.start()
+        for timesteps in (32, 64):
+            job.advance(timesteps)
+            job.publish_metrics(LOUD)
+        job.advance(32)  # without a word of a restart: its checkpoint is of no use
+        assert (job.describe().current_timesteps, job.repeated_timesteps, totals.n_timesteps) == (32, 64, 96)
+        assert job.history.list_rows() == []
 
     def test_an_abandoned_job_stops_at_its_next_step_and_no_longer_changes(self, job: Job) -> None:
         stopped: list[bool] = []

@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError
+from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError, StorageError
 from service.jobs import table
 from service.jobs.job import Job
+from service.jobs.records.database import JournalError
 from service.jobs.records.history import JobEvent
-from service.jobs.records.record import PastJob
+from service.jobs.records.record import JobRecord, PastJob
+from service.jobs.records.recorder import Recorded
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
@@ -82,6 +85,10 @@ def open_registry(store: ModelStore, gate: Gate) -> Iterator[Callable[..., JobRe
 
 def submit(registry: JobRegistry, **request: Any) -> Job:
     return registry.submit(plan(**({"total_timesteps": 32, "seed": 0} | request)))
+
+
+def raise_error() -> None:
+    raise RuntimeError("the cable is loose")
 
 
 def run(registry: JobRegistry, **request: Any) -> Job:
@@ -157,6 +164,89 @@ class TestTheRegistry:
             registry.resume(job, None)
         assert registry.list_jobs() == []
         assert registry.count_active() == 0
+
+    def test_a_job_that_is_deleted_while_it_is_written_down_again_stays_deleted(
+        self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = open_registry()
+        job = submit(registry, env_name="CartPole-v1", total_timesteps=10**6)
+        job.stop()
+        assert job.finished.wait(PATIENCE_SECONDS)
+        begin = registry.recorder.begin
+
+        def delete_meanwhile(resumed: Recorded) -> None:
+            begin(resumed)
+            job.stop()
+            registry.delete(job.job_id)
+
+        monkeypatch.setattr(registry.recorder, "begin", delete_meanwhile)
+        registry.resume(job, None)
+        assert registry.list_jobs() == []
+
+    def test_a_deletion_that_the_disk_refuses_leaves_the_job(
+        self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = open_registry()
+        job = run(registry)
+
+        def refuse(job_id: str) -> None:
+            raise JournalError("the disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(registry.recorder, "delete", refuse)
+            with pytest.raises(StorageError, match=f"job {job.job_id} is not deleted: the disk is full"):
+                registry.delete(job.job_id)
+        assert registry.list_jobs() == [job]
+        registry.delete(job.job_id)
+        assert registry.recorder.load(job.job_id) is None
+
+    def test_a_job_that_is_labelled_while_it_is_read_has_its_labels(
+        self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(table, "_MAX_IN_MEMORY", 0)
+        registry = open_registry()
+        job = run(registry)
+        registry.count_active()
+        load = registry.recorder.load
+
+        def label_meanwhile(job_id: str) -> JobRecord | None:
+            record = load(job_id)
+            monkeypatch.setattr(registry.recorder, "load", load)
+            registry.label(job_id, {"note": "Why not?"})
+            return record
+
+        monkeypatch.setattr(registry.recorder, "load", label_meanwhile)
+        assert registry.get(job.job_id).labels.note == "Why not?"
+
+    def test_a_slow_disk_keeps_nobody_from_the_jobs(
+        self, open_registry: Callable[..., JobRegistry], store: ModelStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry, seen = open_registry(), []
+        with ThreadPoolExecutor(1) as others:
+
+            def look_meanwhile(name: str) -> None:
+                seen.append(others.submit(registry.count_active).result(PATIENCE_SECONDS))
+
+            monkeypatch.setattr(store.folder, "check_case_collision", look_meanwhile)
+            run(registry, model_name="m")
+            with registry.reserve_name("n"):
+                pass
+        assert seen == [0, 0]
+
+    def test_a_model_that_was_saved_as_the_server_died_is_its_jobs_own(
+        self, open_registry: Callable[..., JobRegistry], store: ModelStore, register_env: RegisterEnv
+    ) -> None:
+        content = store.folder.read(run(open_registry(), model_name="other").config.model_name)[1]
+        registry = open_registry()
+        env_name = register_env(lambda: LineEnv(raise_error))
+        job = submit(registry, model_name="m", env_name=env_name, replace=False)
+        assert job.finished.wait(PATIENCE_SECONDS)
+        store.publish("m", content)
+        with pytest.raises(ConflictError, match="a model 'm' already exists"):
+            registry.resume(job, None)
+        store.delete("m")
+        store.publish("m", content, job.job_id)  # and no word of it reached the jobs' file
+        registry.resume(job, None)
 
     @pytest.mark.parametrize("job_id", ["", "none", "x" * 10_000, "\ud800", "../..", "\x00"])
     def test_an_unknown_id_is_not_found(self, open_registry: Callable[..., JobRegistry], job_id: str) -> None:

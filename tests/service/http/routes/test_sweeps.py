@@ -18,7 +18,17 @@ from service.settings import Settings
 from service.sweeps.conductor import Conductor
 from tests.conftest import RegisterEnv
 from tests.service.models.test_uploads import upload
-from tests.support import PATIENCE_SECONDS, Gate, LineEnv, get_status, make_client, make_model, train_to_end, wait_until
+from tests.support import (
+    PATIENCE_SECONDS,
+    Gate,
+    LineEnv,
+    get_status,
+    make_client,
+    make_model,
+    train_to_end,
+    wait_for_end,
+    wait_until,
+)
 
 BASE: dict[str, Any] = {"total_timesteps": 64, "n_eval_episodes": 2}
 SPACE = {"learning_rate": [0.001, 0.003]}
@@ -184,6 +194,24 @@ def test_it_leaves_the_queue_to_others(client: TestClient, held: dict[str, Any],
     assert client.get("/health").json()["active_jobs"] == 3
     gate.admit()
     wait_until(lambda: describe(client, first)["counts"] == {"completed": 5})
+
+
+def test_a_model_that_a_waiting_job_begins_from_is_not_deleted(
+    client: TestClient, app: FastAPI, held: dict[str, Any], gate: Gate
+) -> None:
+    start(client, name="first", keep="all")
+    sweep = wait_for_sweep(client)
+    (worse,) = {"first-01", "first-02"} - {sweep["best"]["model_name"]}
+    for _ in range(2):  # so that it waits
+        assert client.post("/train", json=held).status_code == 200
+    job_id = client.post("/train", json={**BASE, "init_model": worse}).json()["job_id"]
+    service = app.state.service
+    wait_for_rest(service.sweeps)
+    service.sweeps._sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
+    service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    assert get_status(client, job_id)["status"] == "queued"
+    gate.admit()
+    assert wait_for_end(client, job_id)["status"] == "completed"
 
 
 def test_no_more_jobs_run_than_it_asks_for(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
