@@ -77,8 +77,9 @@ after the other, and requests come at random.
 What breaks first, in order:
 
 - **One replica** at {1e6 / figures.answer_us:,.0f} answers/s: add processes on the port (`--replicas`).
-- **The cores of one machine.** Processes share nothing but the kernel: two do {replica["efficiency"]:.2f} times per
-  processor second what one does ([measured](../benchmarks/results/speed/replicas.md)). Add machines behind a proxy.
+- **The cores of one machine.** Processes share nothing but the kernel: two did {replica["measured"]:.2f} times per
+  processor second what one does ([measured](../benchmarks/results/speed/replicas.md)), reckoned with as
+  {replica["efficiency"]:.2f}. Add machines behind a proxy.
 - **The proxy.** It handles every request too. Once it takes as many cores as the replicas, spread connections without
   one: DNS, or a load balancer of layer 4.
 - **The network**: a million exchanges a second are {gigabits:.1f} Gbit/s before TCP's headers.
@@ -125,7 +126,7 @@ def _list_figures(figures: Figures, rates: dict[str, float], replica: dict[str, 
 def _count_workers(figures: Figures, job_seconds: float) -> int:
     """Return the number of workers whose jobs take all of the server's one core."""
     per_second_ms = figures.running_server_ms + figures.job_server_ms / job_seconds
-    return int(1e3 / per_second_ms)
+    return int(1e3 / per_second_ms / _UTILISATION)
 
 
 def _tabulate_training(figures: Figures, rates: dict[str, float]) -> str:
