@@ -556,7 +556,15 @@ def test_models_are_uploaded_and_found_by_name(page: Page, app: FastAPI, tmp_pat
     page.find(".toast.bad[role=alert]", "The file bad is not uploaded")
     page.click(".toast.bad button")
     wait_until(lambda: not page.shows(".toast.bad"))
-    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 400
+    page.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(file))
+    page.click(".dialog button", "Replace the model")
+    page.find(".toast.good", "brought is uploaded.")
+    # Nor are a proxy's words, and a connection that is lost, met with silence.
+    for answer, said in (("new Response('<p>', {status: 502})", "HTTP 502"), ("Promise.reject()", "connection broke")):
+        page.run(f"globalThis.fetch = async () => {answer}")
+        page.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(file))
+        page.find(".toast.bad", said)
+    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the statuses 400 and 409
     page.find("input[type=search]").send_keys("brou")
     page.find("h1 + p", "1 of")
     assert app.state.service.store.exists("brought")
