@@ -650,6 +650,12 @@ def test_dark_mode_follows_the_system_until_it_is_chosen(page: Page) -> None:
     page.run("localStorage.removeItem('grpo-theme')")
     page.open("server")
     assert get_brightness(page) < 40
+    blocked = "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('blocked'); }})"
+    added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": blocked})
+    page.open("server")
+    page.click("[aria-label='Switch between light and dark']")
+    wait_until(lambda: get_brightness(page) > 200)
+    page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
 def test_logging_out_ends_the_session(page: Page) -> None:
