@@ -153,6 +153,8 @@ def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page, registry: 
     page.wait(FILM)
     page.find(".stage + p", "The saved policy: reward")
     page.photograph("curves")
+    page.run("document.querySelector('.stage img').dispatchEvent(new Event('error'))")
+    page.find(".stage .over", "The film cannot be shown")
 
     page.click(".job a", "Play")
     page.find("h1", "clicked")
