@@ -187,7 +187,8 @@ globalThis.grpoCurves = (() => {
     if (series.some(({ id }) => id.startsWith("low-mean"))) {
       const measured = series.filter(({ id }) => !/^(low|high)-/.test(id)).flatMap((one) => one.data.map(([, y]) => y)).filter((y) => y !== null);
       const low = Math.min(...measured), high = Math.max(...measured), margin = 0.2 * (high - low) || 1;
-      Object.assign(limits, { min: Number((low - margin).toPrecision(2)), max: Number((high + margin).toPrecision(2)) });
+      const step = 10 ** Math.floor(Math.log10((high - low + 2 * margin) / 4)); // outwards: nothing measured is cut off
+      Object.assign(limits, { min: step * Math.floor((low - margin) / step), max: step * Math.ceil((high + margin) / step) });
     }
     const isShare = panel.metric === "rollout/zero_std_group_fraction" && !view.log && !isEmpty;
     panel.chart.setOption({

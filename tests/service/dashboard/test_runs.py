@@ -230,6 +230,13 @@ def test_a_group_is_drawn_as_the_mean_of_its_seeds_with_a_band(page: Page, job_i
     # At every step the seeds have 0, 1 and 2, too few for an interval.
     assert {round(y, 9) for _, y in lines["run-00, evaluation, mean of 3 (shaded: least to greatest)"]["data"]} == {1.0}
     assert [lines[name]["data"][0][1] for name in ("low", "high")] == [0.0, 2.0]  # the upper one stands on the lower
+    # Nothing is cut off where all lie close together.
+    page.run(
+        "for (let i = 0; i < 3; i++) grpoCurves.set({id: `high-${i}`, name: 'high', env: 'High-v0', recipe: 'high',"
+        "start: 0, keys: [], lines: {}, final: null, evaluations: [[1000, 1, 9355 + i], [2000, 2, 9357 + i]]}, 7);"
+    )
+    axis = page.wait("return grpoCurves.options()[1].yAxis[0]")
+    assert [axis["min"], axis["max"]] == [9354, 9360]  # whole numbers around 9,355 and 9,359, with a fifth of 4
     page.click(".group-row .opener")
     wait_until(lambda: len(list_names(page)) > 3)
     assert read_address(page)["open"]
