@@ -24,7 +24,7 @@ globalThis.grpoRuns = (() => {
     return seconds < 7 * 86400 ? `${Math.floor(seconds / 86400)} d ago` : moment.slice(0, 10);
   };
   const short = (id) => id.slice(0, 8);
-  const ask = () => emitEvent("runs_view", location.search);
+  const ask = () => emitEvent("runs_view", grpoAddress.spell());
   const act = (action, id) => emitEvent("runs_act", { action, id });
   const go = (changes) => {
     grpoAddress.set({ page: "", ...changes });

@@ -151,6 +151,17 @@ def test_the_table_sorts_filters_and_turns_pages_and_a_second_tab_shows_the_same
     wait_until(lambda: len(list_names(page)) == 50)
 
 
+def test_what_a_browser_keeps_out_of_the_address_is_shown_all_the_same(page: Page) -> None:
+    page.open("")
+    wait_for_names(page, "run-59")
+    page.run("history.replaceState = () => { throw new DOMException('too often', 'SecurityError'); }")
+    page.find("input[type=search]").send_keys("run-0")
+    wait_for_names(page, "run-09")
+    assert read_address(page) == {}
+    page.run("delete history.replaceState")
+    wait_until(lambda: read_address(page) == {"q": "run-0"})
+
+
 def test_settings_that_differ_have_a_column(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59")
