@@ -146,6 +146,12 @@ globalThis.grpoRuns = (() => {
       ...row.settings.map((value) => make("td", "number c-setting", value)), make("td", "c-created"), make("td", "c-menu"));
     return line;
   };
+  const restRow = ({ rest }) => {
+    const line = make("tr", "rest"), cell = make("td", "", rest);
+    cell.colSpan = COLUMNS.length + 3 + latest.settings.length;
+    line.append(cell);
+    return line;
+  };
   const headRow = (settings) => {
     const line = make("tr"), sort = grpoAddress.get("sort", "-created_at");
     line.append(make("td", "c-tick"));
@@ -172,7 +178,7 @@ globalThis.grpoRuns = (() => {
     const opened = table.querySelector("details[open]")?.closest("tr")?.dataset.id;
     const focus = document.activeElement?.closest("tr[data-id]")?.dataset.id, place = document.activeElement?.className;
     table.querySelector("thead").replaceChildren(headRow(latest.settings));
-    table.querySelector("tbody").replaceChildren(...latest.rows.map((row) => ("group" in row ? groupRow(row) : runRow(row))));
+    table.querySelector("tbody").replaceChildren(...latest.rows.map((row) => ("group" in row ? groupRow(row) : "rest" in row ? restRow(row) : runRow(row))));
     if (opened) table.querySelector(`tr[data-id="${opened}"] details`)?.setAttribute("open", "");
     if (focus && place) table.querySelector(`tr[data-id="${focus}"] .${CSS.escape(place.split(" ")[0])}`)?.focus();
     document.querySelector(".runs-empty").classList.toggle("hidden", latest.rows.length > 0);
