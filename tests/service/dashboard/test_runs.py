@@ -151,6 +151,41 @@ def test_the_table_sorts_filters_and_turns_pages_and_a_second_tab_shows_the_same
     wait_until(lambda: len(list_names(page)) == 50)
 
 
+def test_the_keyboard_keeps_its_place_while_the_table_changes(
+    page: Page, registry: JobRegistry, job_ids: list[str]
+) -> None:
+    registry.label(job_ids[59], {"tags": ["kept"]})
+    page.open("")
+    wait_for_names(page, "run-59")
+    menu = "[aria-label='Actions of run-59']"
+    places = ["th.c-reward button", "[href$='{}']", ".tag", menu, ".pager [aria-label='Next page']"]
+    for number, place in enumerate(each.format(job_ids[59]) for each in places):
+        page.run("const place = document.querySelector(arguments[0]); place.focus(); place.isOld = true", place)
+        registry.label(job_ids[59], {"note": f"look {number}"})
+        page.wait("const place = document.querySelector(arguments[0]); return place && !place.isOld", place)
+        assert page.run("return document.activeElement.matches(arguments[0])", place)
+    # On the last page there is no next one.
+    page.press(Keys.ENTER)
+    wait_for_names(page, "run-09")
+    page.wait("return document.activeElement.matches(`.pager [aria-label='Page before']`)")
+    page.press(Keys.ENTER)
+    wait_for_names(page, "run-59")
+
+    # An open menu stays as it is; what has changed meanwhile is shown when it closes.
+    page.run("document.querySelector(arguments[0]).focus()", menu)
+    page.press(Keys.ENTER)
+    page.find(".menu-list button", "Repeat")
+    page.press(Keys.TAB)
+    page.run("const { show } = grpoRuns; grpoRuns.show = (page) => { show(page); globalThis.isSent = true; };")
+    registry.label(job_ids[59], {"display_name": "renamed"})
+    page.wait("return globalThis.isSent")
+    assert page.run("return document.activeElement.textContent").endswith("Open")
+    page.press(Keys.ESCAPE)
+    wait_for_names(page, "renamed")
+    assert page.run("return document.activeElement.matches(`[aria-label='Actions of renamed']`)")
+    registry.label(job_ids[59], {"display_name": None, "note": "", "tags": []})
+
+
 def test_what_a_browser_keeps_out_of_the_address_is_shown_all_the_same(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59")
