@@ -8,6 +8,7 @@ globalThis.grpoRuns = (() => {
   const CREATED = ["created", "Created", "created_at"];
   const DESCENDING = new Set(["mean_reward", "current_timesteps", "elapsed_seconds", "created_at"]);
   const TONES = { running: "live", completed: "good", failed: "bad" };
+  const AGES_MS = 60_000;
   let table = null, latest = null, colours = new Map(), maxShown = 20, isStarted = false, isOutdated = false;
 
   const make = (tag, classes = "", content = "", attributes = {}) => {
@@ -21,7 +22,14 @@ globalThis.grpoRuns = (() => {
     if (seconds < 60) return "just now";
     if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
     if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
-    return seconds < 7 * 86400 ? `${Math.floor(seconds / 86400)} d ago` : moment.slice(0, 10);
+    if (seconds < 7 * 86400) return `${Math.floor(seconds / 86400)} d ago`;
+    const day = new Date(moment), two = (n) => String(n).padStart(2, "0");
+    return `${day.getFullYear()}-${two(day.getMonth() + 1)}-${two(day.getDate())}`;
+  };
+  // Ages grow although nothing happens.
+  const tellAges = () => {
+    if (document.hidden || !table) return;
+    for (const cell of table.querySelectorAll("[data-moment]")) cell.textContent = age(cell.dataset.moment);
   };
   const short = (id) => id.slice(0, 8);
   const ask = () => emitEvent("runs_view", grpoAddress.spell());
@@ -130,7 +138,7 @@ globalThis.grpoRuns = (() => {
     first.append(tick(row.id, row.name, [row.id]));
     line.append(first, nameCell(row), statusCell(row), make("td", "c-env muted", row.env), rewardCell(row),
       make("td", "number c-steps", row.steps), make("td", "number c-time", row.time), make("td", "number c-seed", row.seed),
-      ...row.settings.map((value) => make("td", "number c-setting", value)), make("td", "c-created muted", age(row.created)), menuCell(row));
+      ...row.settings.map((value) => make("td", "number c-setting", value)), make("td", "c-created muted", age(row.created), { "data-moment": row.created }), menuCell(row));
     return line;
   };
   const groupRow = (row) => {
@@ -257,6 +265,8 @@ globalThis.grpoRuns = (() => {
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape") closeMenus();
     });
+    setInterval(tellAges, AGES_MS);
+    document.addEventListener("visibilitychange", tellAges);
   };
 
   return {

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from zoneinfo import ZoneInfo
 
 import pytest
 from fastapi import FastAPI
@@ -184,6 +185,26 @@ def test_the_keyboard_keeps_its_place_while_the_table_changes(
     wait_for_names(page, "renamed")
     assert page.run("return document.activeElement.matches(`[aria-label='Actions of renamed']`)")
     registry.label(job_ids[59], {"display_name": None, "note": "", "tags": []})
+
+
+def test_ages_grow_although_nothing_happens(page: Page, registry: JobRegistry, job_ids: list[str]) -> None:
+    page.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Pacific/Kiritimati"})
+    try:
+        page.open("?x=time")
+        wait_for_names(page, "run-59")
+        page.run("globalThis.now = Date.now; Date.now = () => now() + 3 * 3600e3")
+        page.run("document.dispatchEvent(new Event('visibilitychange'))")  # as does every minute
+        page.find(".c-created", "3 h ago")
+        page.run("Date.now = () => now() + 8 * 86400e3; document.dispatchEvent(new Event('visibilitychange'))")
+        day = registry.get(job_ids[59]).describe().created_at.astimezone(ZoneInfo("Pacific/Kiritimati"))
+        assert page.read(".c-created", "-") == f"{day:%Y-%m-%d}"
+        # What is over time in the charts stands beside times in UTC.
+        point = "{seriesId: 'line', seriesName: 'run', value: [0, 1]}"
+        words = page.wait(f"return grpoCurves.options()[0].tooltip[0].formatter([{point}]).textContent")
+        assert words.startswith("1/1/1970, 12:00:00 AM UTC")
+        assert page.run("return grpoCurves.options()[0].useUTC")
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": ""})
 
 
 def test_what_a_browser_keeps_out_of_the_address_is_shown_all_the_same(page: Page) -> None:
