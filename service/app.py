@@ -290,16 +290,33 @@ class Service:
             return self.versions.roll_back(model_name, version)
 
     def film_job(
-        self, job_id: str, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int
+        self,
+        job_id: str,
+        video_format: VideoFormat,
+        seed: int,
+        deterministic: bool,
+        max_steps: int,
+        of: str | None = None,
     ) -> tuple[Film, int | None]:
         """Film one episode of the newest policy of a job: the one that it has saved, or else its latest checkpoint's.
 
-        :return: The film, and the simulator steps of the checkpoint; None if the saved policy plays.
-        :raises NotFoundError: If there is no such job.
+        :param of: Digest of a film that was made before: it comes again, even if there is a newer policy by now.
+        :return: The film, and the simulator steps of the checkpoint; None if the saved policy plays, or for ``of``.
+        :raises NotFoundError: If there is no such job, or the film was not kept.
         :raises ConflictError: If nothing of it was kept yet, or it cannot be played.
         :raises ServiceError: Whatever ``ModelPlayer.film`` raises.
         """
         job = self.registry.get(job_id)
+        if of is not None and (made := self.player.find_film(of)) is not None:
+            return made, None
+        film, timesteps = self._film_newest(job, video_format, seed, deterministic, max_steps)
+        if of not in (None, film.digest):
+            raise NotFoundError(f"the film {of} was not kept; leave out `of` for one of the newest policy.")
+        return film, timesteps
+
+    def _film_newest(
+        self, job: Job, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int
+    ) -> tuple[Film, int | None]:
         status = job.describe()
         if status.model_name is not None and has_its_model(self.store, job):
             return self.player.film(status.model_name, video_format, seed, deterministic, max_steps), None

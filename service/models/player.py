@@ -40,12 +40,14 @@ class Film(NamedTuple):
     :param media_type: Its media type, such as ``image/gif``.
     :param reward: Sum of the environment's own rewards.
     :param n_steps: Number of steps in the episode.
+    :param digest: SHA-256 of the file, in hexadecimal digits.
     """
 
     content: bytes
     media_type: str
     reward: float
     n_steps: int
+    digest: str
 
 
 # A file and how to play it; the same key always gives the same film or evaluation.
@@ -142,11 +144,17 @@ class ModelPlayer:
         with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, ignore_cleanup_errors=True) as folder:
             task = Task("service.models.episodes:film_policy", (play, video_format, max_steps, folder), play.env_name)
             header, _, content = self._short_tasks.run(task, "ask for a lower max_steps.").partition(b"\n")
-        film = Film(content, MEDIA_TYPES[video_format], **json.loads(header))
+        digest = hashlib.sha256(content).hexdigest()
+        film = Film(content, MEDIA_TYPES[video_format], **json.loads(header), digest=digest)
         with self._lock:
             if len(content) <= self._films.maxsize:
                 self._films[key] = film
         return film
+
+    def find_film(self, digest: str) -> Film | None:
+        """Return a film that was made before; None if it was not kept."""
+        with self._lock:
+            return next((film for film in self._films.values() if film.digest == digest), None)
 
     def find_evaluation(self, signature: FileSignature) -> EpisodeFigures | None:
         """Return the latest evaluation of a file; None if it was not evaluated since it last changed."""

@@ -147,8 +147,8 @@ class FieldInput:
             return None
         if self.field.kind in ("integer", "number"):
             return read_number(value, is_whole=self.field.kind == "integer")
-        if self.field.kind == "json":
-            return _read_json(value)
+        if self.field.kind in ("json", "flag"):
+            return _read_json(value) if isinstance(value, str) else value
         if self.field.kind == "sizes":
             return _read_sizes(value)
         return _read_weights(value) if self.field.kind == "weights" else value
@@ -160,9 +160,10 @@ class FieldInput:
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
         elif isinstance(value, dict) and self.field.kind == "weights":
-            value = ", ".join(f"{name}: {weight:g}" for name, weight in value.items())
-        elif isinstance(value, dict):
-            value = True
+            value = ", ".join(f"{name}: {str(weight).removesuffix('.0')}" for name, weight in value.items())
+        elif isinstance(value, dict):  # more than yes: a choice of its own
+            choice, value = write_setting(value), json.dumps(value)
+            self._input.set_options({**self._input.options, value: choice})
         self._input.value = value if self._is_choice else str(value)
 
     def explain(self, problem: str) -> str:

@@ -43,12 +43,20 @@ async (event) => {
   // Browsers call a second download "name (1).zip", which is no name for a model.
   const stem = file.name.replace(/\\.zip$/i, "").replace(/[^A-Za-z0-9._-]+/g, "-").slice(0, 100);
   const name = stem.replace(/^[^A-Za-z0-9]+|[.-]+$/g, "") || "model";
-  globalThis.grpoUpload = (overwrite) =>
-    fetch(`/models/${encodeURIComponent(name)}/file?overwrite=${overwrite}`, {
-      method: "PUT", headers: { "Content-Type": "application/zip" }, body: file,
-    }).then(async (answer) => ({ name, status: answer.status, detail: (await answer.json()).detail ?? "" }));
+  globalThis.grpoUpload = async (overwrite) => {
+    const upload = { name, overwrite, status: 0, detail: "the connection broke, or the file is another one by now." };
+    try {
+      const answer = await fetch(`/models/${encodeURIComponent(name)}/file?overwrite=${overwrite}`, {
+        method: "PUT", headers: { "Content-Type": "application/zip" }, body: file,
+      });
+      // A proxy answers in words of its own.
+      const { detail } = await answer.json().catch(() => ({}));
+      Object.assign(upload, { status: answer.status, detail: detail ?? `the answer was HTTP ${answer.status}.` });
+    } catch {} // it was not answered
+    emit(upload);
+  };
   input.value = "";
-  emit(await globalThis.grpoUpload(false));
+  await globalThis.grpoUpload(false);
 }
 """
 
@@ -185,12 +193,11 @@ class _ModelCards:
 
     async def _note_upload(self, event: Any) -> None:
         name, status, detail = event.args["name"], event.args["status"], event.args["detail"]
-        if status == 409 and self._service.store.exists(name):
+        if status == 409 and not event.args["overwrite"] and self._service.store.exists(name):
             consequence = "There is a model of this name. The new file takes its place; the old one stays as a version."
-            if not await confirm(f"Replace {name}?", consequence, "Replace the model"):
-                return
-            again = await ui.run_javascript("return grpoUpload(true)", timeout=60)
-            status, detail = again["status"], again["detail"]
+            if await confirm(f"Replace {name}?", consequence, "Replace the model"):
+                ui.run_javascript("grpoUpload(true)")
+            return
         if status == 200:
             show_success(f"{name} is uploaded.", "Play it", f"{PREFIX}/models/{name}")
         else:

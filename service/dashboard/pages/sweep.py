@@ -33,6 +33,7 @@ def show_sweep(sweep_id: str) -> None:
             make_heading("There is no such sweep", 1)
             make_note(error.detail, "warn", "search_off")
             make_link("All sweeps", f"{PREFIX}/sweeps", "button")
+        ui.context.client.status_code = error.status_code
         return
     with show_frame(sweep.name, "Sweeps"):
         shown = _Sweep(conductor, sweep)
@@ -61,17 +62,18 @@ class _Sweep:
         """Show the sweep as it is now."""
         try:
             sweep, can_stop = self._conductor.describe(self._sweep_id), self._conductor.can_stop(self._sweep_id)
-        except NotFoundError:  # deleted in the meantime; what is shown stays
+            models = frozenset(get_service().store.folder.list_names())
+        except ServiceError:  # it was deleted in the meantime, or the disk is; what is shown stays
             return
         self._facts.set_text(
             f"{sweep.env_name}, {sweep.method}, {describe_counts(sweep)}, {format_count(sweep.timesteps)} steps"
         )
         # Steps alone change all the time.
         earned = [(row.number, row.mean_reward) for row in sweep.settings]
-        look = (sweep.status, can_stop, sweep.held_by, sweep.counts, earned)
+        names = [trial.model_name for row in sweep.settings for trial in row.trials]
+        look = (sweep.status, can_stop, sweep.held_by, sweep.counts, earned, names, models.intersection(names))
         if look == self._shown:
             return
-        models = frozenset(get_service().store.folder.list_names())
         self._shown = look
         self._status.set_text(str(sweep.status))
         self._status.classes(replace=f"chip {TONES.get(sweep.status, '')}")

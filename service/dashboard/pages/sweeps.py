@@ -47,7 +47,8 @@ class _Sweeps:
             if not sweeps:
                 _show_empty()
             elif n_total > len(sweeps):
-                Text(f"GET /sweeps lists all {format_count(n_total)}.", "muted small", "li")
+                rest = f"Of {format_count(n_total)} sweeps, these are the newest; GET /sweeps?limit=200 lists more."
+                Text(rest, "muted small", "li")
 
 
 def _show_line(sweep: SweepSummary) -> None:

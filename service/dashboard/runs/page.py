@@ -93,7 +93,7 @@ class _RunsPage:
     async def look(self, event: Any) -> None:
         """Take another address."""
         query = event.args if isinstance(event.args, str) else ""
-        before, self._view = self._view, read_view(dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True)))
+        before, self._view = self._view, read_view(dict(parse_qsl(query, keep_blank_values=True)))
         if self._view._replace(metric="") != before._replace(metric=""):
             self._sent = ""  # what was clicked is answered, even if the table is the same
         await self.refresh()

@@ -29,6 +29,7 @@ class RunFilm:
             make_heading("Watch it play")
             with make_box("stage", aria_live="polite") as self._screen:
                 self._image = make_box("", "img", alt=f"An episode of {job.config.model_name}", width=600, height=400)
+                self._image.on("error", lambda: self._say("The film cannot be shown: it is gone."), [])
                 self._problem = Text("", "over")
                 with make_box("over") as self._waiting:
                     ui.spinner(size="40px").props('aria-label="Rendering an episode"')
@@ -58,7 +59,8 @@ class RunFilm:
             else:
                 self._filmed = newest
                 film, timesteps = taken
-                query = f"seed={_SEED}&max_steps={_MAX_STEPS}&of={status.sha256 or timesteps}"
+                # This film: a newer policy may be there by the time the browser asks.
+                query = f"seed={_SEED}&max_steps={_MAX_STEPS}&of={film.digest}"
                 set_attributes(self._image, src=f"/training/{job.job_id}/video?{query}")
                 self._image.set_visibility(True)
                 self._problem.set_visibility(False)

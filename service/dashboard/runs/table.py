@@ -77,6 +77,8 @@ def make_table(lines: Sequence[PastJob], view: RunsView, list_configs: Callable[
         rows.append(_describe_group(key, members, view, configs, settings))
         if key in view.opened:
             rows += [{**_describe(job, configs, settings), "member": True} for job in members[:_MAX_MEMBERS]]
+            if len(members) > _MAX_MEMBERS:
+                rows.append({"rest": f"{_MAX_MEMBERS} of {len(members):,} runs are listed; a search finds the others."})
     return RunsTable(rows, settings, len(jobs), n_pages)
 
 

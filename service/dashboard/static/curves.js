@@ -34,7 +34,7 @@ globalThis.grpoCurves = (() => {
   };
   const writeX = (value, view) =>
     view.x === "steps" ? `${Math.round(value).toLocaleString("en")} steps`
-      : view.x === "relative" ? duration(value) : new Date(value).toLocaleString("en");
+      : view.x === "relative" ? duration(value) : `${new Date(value).toLocaleString("en", { timeZone: "UTC" })} UTC`; // as events
   const place = (run, steps, seconds, view) =>
     view.x === "steps" ? steps : view.x === "relative" ? seconds : 1000 * ((run.start ?? 0) + seconds);
 
@@ -187,11 +187,12 @@ globalThis.grpoCurves = (() => {
     if (series.some(({ id }) => id.startsWith("low-mean"))) {
       const measured = series.filter(({ id }) => !/^(low|high)-/.test(id)).flatMap((one) => one.data.map(([, y]) => y)).filter((y) => y !== null);
       const low = Math.min(...measured), high = Math.max(...measured), margin = 0.2 * (high - low) || 1;
-      Object.assign(limits, { min: Number((low - margin).toPrecision(2)), max: Number((high + margin).toPrecision(2)) });
+      const step = 10 ** Math.floor(Math.log10((high - low + 2 * margin) / 4)); // outwards: nothing measured is cut off
+      Object.assign(limits, { min: step * Math.floor((low - margin) / step), max: step * Math.ceil((high + margin) / step) });
     }
     const isShare = panel.metric === "rollout/zero_std_group_fraction" && !view.log && !isEmpty;
     panel.chart.setOption({
-      animation: false, textStyle: { fontFamily: "Roboto, sans-serif" },
+      animation: false, useUTC: true, textStyle: { fontFamily: "Roboto, sans-serif" },
       grid: { left: 8, right: 16, top: 14, bottom: 4, containLabel: true },
       tooltip: { trigger: "axis", formatter: (items) => describe(items, view), backgroundColor: css("--surface"),
         borderColor: css("--line"), textStyle: { color: css("--ink"), fontSize: 13 }, confine: true },
@@ -280,7 +281,7 @@ globalThis.grpoCurves = (() => {
       if ([...runs.values()].every(({ lines }) => key in lines)) draw(); // otherwise it is drawn when they come
       onMetric();
     });
-    const [xBox, x] = choose("Over", "x", [["steps", "Steps"], ["relative", "Run time"], ["time", "Wall time"]], view.x);
+    const [xBox, x] = choose("Over", "x", [["steps", "Steps"], ["relative", "Run time"], ["time", "UTC time"]], view.x);
     x.addEventListener("change", () => { grpoAddress.set({ x: x.value === "steps" ? "" : x.value }); draw(); });
     const smoothBox = text("label", "Smoothing", "smoothing"), shown = text("output", view.smooth.toFixed(2));
     const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 0.99, step: 0.01, value: view.smooth });

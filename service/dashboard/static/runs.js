@@ -8,7 +8,8 @@ globalThis.grpoRuns = (() => {
   const CREATED = ["created", "Created", "created_at"];
   const DESCENDING = new Set(["mean_reward", "current_timesteps", "elapsed_seconds", "created_at"]);
   const TONES = { running: "live", completed: "good", failed: "bad" };
-  let table = null, latest = null, colours = new Map(), maxShown = 20, isStarted = false;
+  const AGES_MS = 60_000;
+  let table = null, latest = null, colours = new Map(), maxShown = 20, isStarted = false, isOutdated = false;
 
   const make = (tag, classes = "", content = "", attributes = {}) => {
     const element = Object.assign(document.createElement(tag), { className: classes, textContent: content });
@@ -21,10 +22,17 @@ globalThis.grpoRuns = (() => {
     if (seconds < 60) return "just now";
     if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
     if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
-    return seconds < 7 * 86400 ? `${Math.floor(seconds / 86400)} d ago` : moment.slice(0, 10);
+    if (seconds < 7 * 86400) return `${Math.floor(seconds / 86400)} d ago`;
+    const day = new Date(moment), two = (n) => String(n).padStart(2, "0");
+    return `${day.getFullYear()}-${two(day.getMonth() + 1)}-${two(day.getDate())}`;
+  };
+  // Ages grow although nothing happens.
+  const tellAges = () => {
+    if (document.hidden || !table) return;
+    for (const cell of table.querySelectorAll("[data-moment]")) cell.textContent = age(cell.dataset.moment);
   };
   const short = (id) => id.slice(0, 8);
-  const ask = () => emitEvent("runs_view", location.search);
+  const ask = () => emitEvent("runs_view", grpoAddress.spell());
   const act = (action, id) => emitEvent("runs_act", { action, id });
   const go = (changes) => {
     grpoAddress.set({ page: "", ...changes });
@@ -54,8 +62,8 @@ globalThis.grpoRuns = (() => {
   };
 
   const paint = (box, colour) => box.style.setProperty("--series", `var(--series-${colour % 10})`);
-  const tick = (label, ids) => {
-    const box = make("input", "tick", "", { type: "checkbox", "aria-label": `Show the curves of ${label}` });
+  const tick = (key, label, ids) => {
+    const box = make("input", "tick", "", { type: "checkbox", "aria-label": `Show the curves of ${label}`, "data-focus": `tick ${key}` });
     const own = ids.filter((id) => colours.has(id)).map((id) => colours.get(id));
     box.checked = own.length > 0;
     if (own.length) paint(box, Math.min(...own)); // as the mean of a group is drawn
@@ -70,10 +78,10 @@ globalThis.grpoRuns = (() => {
   };
   const nameCell = (row) => {
     const cell = make("th", "c-name", "", { scope: "row" }), line = make("div", "run-name");
-    line.append(make("a", "ellipsis", row.name, { href: `runs/${row.id}`, title: row.note || row.name }));
+    line.append(make("a", "ellipsis", row.name, { href: `runs/${row.id}`, title: row.note || row.name, "data-focus": `name ${row.id}` }));
     if (row.note) line.append(make("span", "q-icon material-icons note-mark", "notes", { title: row.note, role: "img", "aria-label": "has a note" }));
     for (const tag of row.tags) {
-      const button = make("button", "tag", tag, { type: "button", title: `Only runs tagged ${tag}` });
+      const button = make("button", "tag", tag, { type: "button", title: `Only runs tagged ${tag}`, "data-focus": `tag ${row.id} ${tag}` });
       button.addEventListener("click", () => go({ tag }));
       line.append(button);
     }
@@ -104,11 +112,16 @@ globalThis.grpoRuns = (() => {
   };
   const menuCell = (row) => {
     const cell = make("td", "c-menu"), details = make("details", "menu");
-    const summary = make("summary", "", "", { "aria-label": `Actions of ${row.name}` });
+    const summary = make("summary", "", "", { "aria-label": `Actions of ${row.name}`, "data-focus": `menu ${row.id}` });
     summary.append(icon("more_horiz"));
     // Fixed, since the table scrolls sideways and would cut it off.
     details.addEventListener("toggle", () => {
-      if (!details.open) return details.querySelector(".menu-list")?.remove();
+      if (!details.open) {
+        if (details.contains(document.activeElement)) summary.focus({ preventScroll: true });
+        details.querySelector(".menu-list")?.remove();
+        if (isOutdated) draw();
+        return;
+      }
       const list = menuList(row, details);
       details.append(list);
       const { right, bottom } = summary.getBoundingClientRect(), height = list.offsetHeight;
@@ -122,17 +135,17 @@ globalThis.grpoRuns = (() => {
   const runRow = (row) => {
     const line = make("tr", row.member ? "member" : "", "", { "data-id": row.id });
     const first = make("td", "c-tick");
-    first.append(tick(row.name, [row.id]));
+    first.append(tick(row.id, row.name, [row.id]));
     line.append(first, nameCell(row), statusCell(row), make("td", "c-env muted", row.env), rewardCell(row),
       make("td", "number c-steps", row.steps), make("td", "number c-time", row.time), make("td", "number c-seed", row.seed),
-      ...row.settings.map((value) => make("td", "number c-setting", value)), make("td", "c-created muted", age(row.created)), menuCell(row));
+      ...row.settings.map((value) => make("td", "number c-setting", value)), make("td", "c-created muted", age(row.created), { "data-moment": row.created }), menuCell(row));
     return line;
   };
   const groupRow = (row) => {
     const line = make("tr", "group-row", "", { "data-group": row.group });
     const first = make("td", "c-tick"), cell = make("th", "c-name", "", { scope: "row" });
-    first.append(tick(`the ${row.n} runs of ${row.name}`, row.ids.slice(0, maxShown)));
-    const button = make("button", "opener", "", { type: "button", "aria-expanded": row.open });
+    first.append(tick(row.group, `the ${row.n} runs of ${row.name}`, row.ids.slice(0, maxShown)));
+    const button = make("button", "opener", "", { type: "button", "aria-expanded": row.open, "data-focus": `group ${row.group}` });
     button.append(icon(row.open ? "expand_more" : "chevron_right"), make("span", "ellipsis", row.name), make("span", "muted count", `${row.n} ${row.n === 1 ? "run" : "runs"}`));
     button.addEventListener("click", () => {
       const open = new Set(grpoAddress.get("open").split(",").filter(Boolean));
@@ -146,13 +159,19 @@ globalThis.grpoRuns = (() => {
       ...row.settings.map((value) => make("td", "number c-setting", value)), make("td", "c-created"), make("td", "c-menu"));
     return line;
   };
+  const restRow = ({ rest }) => {
+    const line = make("tr", "rest"), cell = make("td", "", rest);
+    cell.colSpan = COLUMNS.length + 3 + latest.settings.length;
+    line.append(cell);
+    return line;
+  };
   const headRow = (settings) => {
     const line = make("tr"), sort = grpoAddress.get("sort", "-created_at");
     line.append(make("td", "c-tick"));
     const heads = [...COLUMNS, CREATED].map(([key, title, field]) => {
       const isOn = sort.replace("-", "") === field, isDown = sort.startsWith("-");
       const cell = make("th", `c-${key}`, "", { scope: "col", "aria-sort": isOn ? (isDown ? "descending" : "ascending") : "none" });
-      const button = make("button", isOn ? "on" : "", title, { type: "button" });
+      const button = make("button", isOn ? "on" : "", title, { type: "button", "data-focus": `sort ${field}` });
       if (isOn) button.append(icon(isDown ? "arrow_downward" : "arrow_upward"));
       button.addEventListener("click", () => {
         // As it is now: a second click may come before the answer to the first.
@@ -169,22 +188,28 @@ globalThis.grpoRuns = (() => {
   };
   const draw = () => {
     if (!table?.isConnected || !latest) return;
-    const opened = table.querySelector("details[open]")?.closest("tr")?.dataset.id;
-    const focus = document.activeElement?.closest("tr[data-id]")?.dataset.id, place = document.activeElement?.className;
+    isOutdated = table.querySelector("details[open]") !== null; // nobody chooses from a menu that is made anew all the time
+    if (isOutdated) return;
+    const focus = document.activeElement?.dataset.focus;
     table.querySelector("thead").replaceChildren(headRow(latest.settings));
-    table.querySelector("tbody").replaceChildren(...latest.rows.map((row) => ("group" in row ? groupRow(row) : runRow(row))));
-    if (opened) table.querySelector(`tr[data-id="${opened}"] details`)?.setAttribute("open", "");
-    if (focus && place) table.querySelector(`tr[data-id="${focus}"] .${CSS.escape(place.split(" ")[0])}`)?.focus();
+    table.querySelector("tbody").replaceChildren(...latest.rows.map((row) => ("group" in row ? groupRow(row) : "rest" in row ? restRow(row) : runRow(row))));
     document.querySelector(".runs-empty").classList.toggle("hidden", latest.rows.length > 0);
     table.classList.toggle("hidden", latest.rows.length === 0);
     table.classList.toggle("one-env", grpoAddress.get("group") === "env_name" || grpoAddress.has("env") || latest.envs.length < 2);
     drawPager();
+    if (focus) giveFocus(focus);
+  };
+  // To what stands in the place of what had it; on the last page, to the button that turns back.
+  const giveFocus = (key) => {
+    const same = document.querySelector(`[data-focus="${CSS.escape(key)}"]`);
+    const next = same?.disabled ? same.parentElement.querySelector("button:enabled") : same;
+    next?.focus({ preventScroll: true });
   };
   const drawPager = () => {
     const pager = document.querySelector(".pager"), page = Math.min(Number(grpoAddress.get("page", "1")) || 1, latest.pages);
     pager.classList.toggle("hidden", latest.pages < 2);
     const turn = (label, name, to) => {
-      const button = make("button", "button quiet icon", "", { type: "button", "aria-label": label });
+      const button = make("button", "button quiet icon", "", { type: "button", "aria-label": label, "data-focus": label });
       button.append(icon(name));
       button.disabled = to < 1 || to > latest.pages;
       button.addEventListener("click", () => { grpoAddress.set({ page: to === 1 ? "" : to }); ask(); });
@@ -232,15 +257,16 @@ globalThis.grpoRuns = (() => {
       search.value = "";
       go({ q: "", env: "", status: "", tag: "", hidden: "" });
     });
-    document.addEventListener("click", (event) => {
-      for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
-    });
-    document.addEventListener("scroll", () => {
-      for (const menu of document.querySelectorAll("details.menu[open]")) menu.open = false;
-    }, { capture: true, passive: true });
+    const closeMenus = (target = null) => {
+      for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(target)) menu.open = false;
+    };
+    document.addEventListener("click", (event) => closeMenus(event.target));
+    document.addEventListener("scroll", () => closeMenus(), { capture: true, passive: true });
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") for (const menu of document.querySelectorAll("details.menu[open]")) menu.open = false;
+      if (event.key === "Escape") closeMenus();
     });
+    setInterval(tellAges, AGES_MS);
+    document.addEventListener("visibilitychange", tellAges);
   };
 
   return {

@@ -1,7 +1,14 @@
 // Light, dark, or as the system has it: kept in the browser, and applied before anything is painted.
 (() => {
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const read = () => localStorage.getItem("grpo-theme");
+  let chosen = null; // what counts where the browser lets pages store nothing
+  const read = () => {
+    try {
+      return localStorage.getItem("grpo-theme");
+    } catch {
+      return chosen;
+    }
+  };
   const isDark = () => (read() ? read() === "dark" : system.matches);
   const apply = () => {
     document.documentElement.classList.toggle("dark", isDark());
@@ -10,7 +17,10 @@
   globalThis.grpoTheme = {
     apply,
     toggle() {
-      localStorage.setItem("grpo-theme", isDark() ? "light" : "dark");
+      chosen = isDark() ? "light" : "dark";
+      try {
+        localStorage.setItem("grpo-theme", chosen);
+      } catch {} // it lasts as long as the page
       apply();
     },
   };

@@ -1,6 +1,5 @@
 """Films as answers: their parameters, and the parts that a player asks for."""
 
-import hashlib
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -27,7 +26,7 @@ MaxSteps = Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the ep
 def answer_film(request: Request, film: Film, more_headers: dict[str, str] | None = None) -> Response:
     """Answer with a film, or with the part of it that was asked for."""
     headers = {"X-Episode-Reward": str(film.reward), "X-Episode-Length": str(film.n_steps), **(more_headers or {})}
-    etag = f'"{hashlib.sha256(film.content).hexdigest()}"'
+    etag = f'"{film.digest}"'
     if is_known(request, etag):
         return Response(status_code=304, headers={"ETag": etag, **headers})
     part = choose_part(request, len(film.content), etag)

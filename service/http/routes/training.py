@@ -151,11 +151,12 @@ def film_training(
     deterministic: Deterministic = True,
     max_steps: MaxSteps = 500,
     of: Annotated[
-        str | None, Query(max_length=100, description="Ignored; another one each time avoids caches.")
+        str | None,
+        Query(min_length=64, max_length=64, description="The `ETag` of a film that was made before: it comes again."),
     ] = None,
 ) -> Response:
     """Film one episode of a job's newest policy: its latest checkpoint's while it trains, then the one it saved."""
-    film, timesteps = service.film_job(job_id, video_format, seed, deterministic, max_steps)
+    film, timesteps = service.film_job(job_id, video_format, seed, deterministic, max_steps, of)
     return answer_film(request, film, {} if timesteps is None else {"X-Checkpoint-Timesteps": str(timesteps)})
 
 

@@ -153,6 +153,8 @@ def test_a_policy_is_trained_by_clicking_and_then_watched(page: Page, registry: 
     page.wait(FILM)
     page.find(".stage + p", "The saved policy: reward")
     page.photograph("curves")
+    page.run("document.querySelector('.stage img').dispatchEvent(new Event('error'))")
+    page.find(".stage .over", "The film cannot be shown")
 
     page.click(".job a", "Play")
     page.find("h1", "clicked")
@@ -556,7 +558,15 @@ def test_models_are_uploaded_and_found_by_name(page: Page, app: FastAPI, tmp_pat
     page.find(".toast.bad[role=alert]", "The file bad is not uploaded")
     page.click(".toast.bad button")
     wait_until(lambda: not page.shows(".toast.bad"))
-    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the status 400
+    page.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(file))
+    page.click(".dialog button", "Replace the model")
+    page.find(".toast.good", "brought is uploaded.")
+    # Nor are a proxy's words, and a connection that is lost, met with silence.
+    for answer, said in (("new Response('<p>', {status: 502})", "HTTP 502"), ("Promise.reject()", "connection broke")):
+        page.run(f"globalThis.fetch = async () => {answer}")
+        page.driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(file))
+        page.find(".toast.bad", said)
+    page.driver.get_log("browser")  # type: ignore[no-untyped-call]  # of the statuses 400 and 409
     page.find("input[type=search]").send_keys("brou")
     page.find("h1 + p", "1 of")
     assert app.state.service.store.exists("brought")
@@ -642,6 +652,12 @@ def test_dark_mode_follows_the_system_until_it_is_chosen(page: Page) -> None:
     page.run("localStorage.removeItem('grpo-theme')")
     page.open("server")
     assert get_brightness(page) < 40
+    blocked = "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('blocked'); }})"
+    added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": blocked})
+    page.open("server")
+    page.click("[aria-label='Switch between light and dark']")
+    wait_until(lambda: get_brightness(page) > 200)
+    page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
 def test_logging_out_ends_the_session(page: Page) -> None:

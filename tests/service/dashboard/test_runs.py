@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from zoneinfo import ZoneInfo
 
 import pytest
 from fastapi import FastAPI
@@ -26,6 +27,11 @@ from tests.support import PATIENCE_SECONDS, make_evaluation, make_plan, serve, w
 pytestmark = needs_driver
 
 N_RUNS = 60
+# Of run 7: values that a form could round, or take for another.
+SPECIAL = {
+    "reward_functions": {"environment": 1.0, "simple_cartpole": 0.1234567},
+    "normalize": {"norm_obs": True, "norm_reward": False},
+}
 
 
 def record_runs(folder: Path) -> list[str]:
@@ -34,7 +40,8 @@ def record_runs(folder: Path) -> list[str]:
     for number in range(N_RUNS):
         env_name = "Acrobot-v1" if number % 10 == 9 else "CartPole-v1"
         rate = (0.001, 0.002)[number // 3 % 2]
-        job = Job(make_plan(env_name=env_name, model_name=f"run-{number:02}", seed=number % 3, learning_rate=rate))
+        chosen = {"env_name": env_name, "model_name": f"run-{number:02}", "seed": number % 3, "learning_rate": rate}
+        job = Job(make_plan(**chosen, **(SPECIAL if number == 7 else {})))
         job.start()
         for i in range(1, 21):
             job.advance(100 * i)
@@ -145,6 +152,72 @@ def test_the_table_sorts_filters_and_turns_pages_and_a_second_tab_shows_the_same
     wait_until(lambda: len(list_names(page)) == 50)
 
 
+def test_the_keyboard_keeps_its_place_while_the_table_changes(
+    page: Page, registry: JobRegistry, job_ids: list[str]
+) -> None:
+    registry.label(job_ids[59], {"tags": ["kept"]})
+    page.open("")
+    wait_for_names(page, "run-59")
+    menu = "[aria-label='Actions of run-59']"
+    places = ["th.c-reward button", "[href$='{}']", ".tag", menu, ".pager [aria-label='Next page']"]
+    for number, place in enumerate(each.format(job_ids[59]) for each in places):
+        page.run("const place = document.querySelector(arguments[0]); place.focus(); place.isOld = true", place)
+        registry.label(job_ids[59], {"note": f"look {number}"})
+        page.wait("const place = document.querySelector(arguments[0]); return place && !place.isOld", place)
+        assert page.run("return document.activeElement.matches(arguments[0])", place)
+    # On the last page there is no next one.
+    page.press(Keys.ENTER)
+    wait_for_names(page, "run-09")
+    page.wait("return document.activeElement.matches(`.pager [aria-label='Page before']`)")
+    page.press(Keys.ENTER)
+    wait_for_names(page, "run-59")
+
+    # An open menu stays as it is; what has changed meanwhile is shown when it closes.
+    page.run("document.querySelector(arguments[0]).focus()", menu)
+    page.press(Keys.ENTER)
+    page.find(".menu-list button", "Repeat")
+    page.press(Keys.TAB)
+    page.run("const { show } = grpoRuns; grpoRuns.show = (page) => { show(page); globalThis.isSent = true; };")
+    registry.label(job_ids[59], {"display_name": "renamed"})
+    page.wait("return globalThis.isSent")
+    assert page.run("return document.activeElement.textContent").endswith("Open")
+    page.press(Keys.ESCAPE)
+    wait_for_names(page, "renamed")
+    assert page.run("return document.activeElement.matches(`[aria-label='Actions of renamed']`)")
+    registry.label(job_ids[59], {"display_name": None, "note": "", "tags": []})
+
+
+def test_ages_grow_although_nothing_happens(page: Page, registry: JobRegistry, job_ids: list[str]) -> None:
+    page.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Pacific/Kiritimati"})
+    try:
+        page.open("?x=time")
+        wait_for_names(page, "run-59")
+        page.run("globalThis.now = Date.now; Date.now = () => now() + 3 * 3600e3")
+        page.run("document.dispatchEvent(new Event('visibilitychange'))")  # as does every minute
+        page.find(".c-created", "3 h ago")
+        page.run("Date.now = () => now() + 8 * 86400e3; document.dispatchEvent(new Event('visibilitychange'))")
+        day = registry.get(job_ids[59]).describe().created_at.astimezone(ZoneInfo("Pacific/Kiritimati"))
+        assert page.read(".c-created", "-") == f"{day:%Y-%m-%d}"
+        # What is over time in the charts stands beside times in UTC.
+        point = "{seriesId: 'line', seriesName: 'run', value: [0, 1]}"
+        words = page.wait(f"return grpoCurves.options()[0].tooltip[0].formatter([{point}]).textContent")
+        assert words.startswith("1/1/1970, 12:00:00 AM UTC")
+        assert page.run("return grpoCurves.options()[0].useUTC")
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": ""})
+
+
+def test_what_a_browser_keeps_out_of_the_address_is_shown_all_the_same(page: Page) -> None:
+    page.open("")
+    wait_for_names(page, "run-59")
+    page.run("history.replaceState = () => { throw new DOMException('too often', 'SecurityError'); }")
+    page.find("input[type=search]").send_keys("run-0")
+    wait_for_names(page, "run-09")
+    assert read_address(page) == {}
+    page.run("delete history.replaceState")
+    wait_until(lambda: read_address(page) == {"q": "run-0"})
+
+
 def test_settings_that_differ_have_a_column(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59")
@@ -224,6 +297,13 @@ def test_a_group_is_drawn_as_the_mean_of_its_seeds_with_a_band(page: Page, job_i
     # At every step the seeds have 0, 1 and 2, too few for an interval.
     assert {round(y, 9) for _, y in lines["run-00, evaluation, mean of 3 (shaded: least to greatest)"]["data"]} == {1.0}
     assert [lines[name]["data"][0][1] for name in ("low", "high")] == [0.0, 2.0]  # the upper one stands on the lower
+    # Nothing is cut off where all lie close together.
+    page.run(
+        "for (let i = 0; i < 3; i++) grpoCurves.set({id: `high-${i}`, name: 'high', env: 'High-v0', recipe: 'high',"
+        "start: 0, keys: [], lines: {}, final: null, evaluations: [[1000, 1, 9355 + i], [2000, 2, 9357 + i]]}, 7);"
+    )
+    axis = page.wait("return grpoCurves.options()[1].yAxis[0]")
+    assert [axis["min"], axis["max"]] == [9354, 9360]  # whole numbers around 9,355 and 9,359, with a fifth of 4
     page.click(".group-row .opener")
     wait_until(lambda: len(list_names(page)) > 3)
     assert read_address(page)["open"]
@@ -285,7 +365,7 @@ def test_a_run_has_an_address_of_its_own(page: Page, job_ids: list[str]) -> None
     page.click(".job a", "Repeat")
     page.find("h1", "New job")
     sent = json.loads(page.read(".aside pre", '"learning_rate": 0.001').split("-d '")[1].rstrip("'"))
-    assert sent == {"env_name": "CartPole-v1", "learning_rate": 0.001}
+    assert sent == {"env_name": "CartPole-v1", "learning_rate": 0.001, **SPECIAL}
 
 
 def test_a_run_that_is_gone_is_said_to_be(page: Page) -> None:

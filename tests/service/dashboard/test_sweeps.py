@@ -82,6 +82,8 @@ def test_the_settings_are_drawn_and_stand_in_a_table_by_what_they_earned(page: P
         [str(setting.number) for setting in sweep.settings],
     )
     page.photograph("sweep")
+    app.state.service.registry.delete_model(sweep.best.model_name)
+    page.find(".settings-table", f"{sweep.best.model_name}, deleted")
     assert list_addresses(page.driver) == {origin.removeprefix("http://")}
     errors = [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"]  # type: ignore[no-untyped-call]
     assert errors == []
@@ -119,5 +121,6 @@ def test_several_values_are_tried_from_the_form(page: Page, app: FastAPI) -> Non
 def test_an_unknown_sweep_leads_to_the_list(page: Page) -> None:
     page.open("sweeps/unknown")
     page.find("h1", "There is no such sweep")
+    assert page.run("return performance.getEntriesByType('navigation')[0].responseStatus") == 404
     page.click(".page a", "All sweeps")
     wait_until(lambda: page.driver.current_url.endswith("/dashboard/sweeps"))

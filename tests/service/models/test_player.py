@@ -36,6 +36,7 @@ from tests.support import (
     make_client,
     make_model,
     serve,
+    train_to_end,
     wait_until,
 )
 
@@ -300,6 +301,16 @@ class TestFilming:
         assert len(n_resets) == 5
         assert [client.get("/models/m/video", params=question).content for question in questions] == first
         assert len(n_resets) == 5
+
+    def test_a_jobs_film_comes_again_whatever_became_of_its_policy(self, client: TestClient) -> None:
+        job = {"env_name": "CartPole-v1", "total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0}
+        job_id = train_to_end(client, **job, model_name="m")["job_id"]
+        first = client.get(f"/training/{job_id}/video?max_steps=2")
+        digest = first.headers["etag"].strip('"')
+        assert get_detail(client.get(f"/training/{job_id}/video?max_steps=2&of={'0' * 64}"), 404).startswith("the film")
+        client.delete("/models/m")
+        get_detail(client.get(f"/training/{job_id}/video?max_steps=2"), 409)
+        assert client.get(f"/training/{job_id}/video?max_steps=2&of={digest}").content == first.content
 
     def test_an_environment_that_cannot_be_rendered_is_refused_with_the_remedy(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes

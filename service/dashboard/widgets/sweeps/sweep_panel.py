@@ -83,21 +83,24 @@ def make_body(fields: dict[str, Any], space: str | None, seeds: str | None) -> d
     tried: dict[str, Any] = {}
     for line in filter(str.strip, (space or "").splitlines()):
         name, _, values = line.partition("=")
-        tried[name.strip()] = [_read_value(part) for part in _split(values)]
+        tried[name.strip()] = _read_values(values)
     body: dict[str, Any] = {
         "base": {name: value for name, value in fields.items() if name not in tried.keys() | _NOT_IN_BASE},
         "space": tried,
     }
-    if numbers := [_read_value(part) for part in _split(seeds or "")]:
+    if numbers := _read_values(seeds or ""):
         body["seeds"] = numbers
     if fields.get("model_name"):
         body["name"] = fields["model_name"]
     return body
 
 
-def _split(text: str) -> list[str]:
-    """Split a text at the commas outside brackets."""
-    return [part for part in re.split(r",(?![^\[{]*[\]}])", text) if part.strip()]
+def _read_values(text: str) -> list[Any]:
+    """Read what stands between commas: all of it as JSON, or else each part as JSON or as a word."""
+    try:
+        return list(json.loads(f"[{text}]"))
+    except ValueError:  # a word needs no quotes; then the commas in brackets separate nothing
+        return [_read_value(part) for part in re.split(r",(?![^\[{]*[\]}])", text) if part.strip()]
 
 
 def _read_value(text: str) -> Any:

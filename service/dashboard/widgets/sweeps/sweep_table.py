@@ -49,9 +49,11 @@ def _describe_jobs(trials: list[Trial]) -> str:
     counts = Counter(trial.status for trial in trials)
     parts = [str(status) if len(trials) == 1 else f"{n} {status}" for status, n in counts.items()]
     errors = sorted({trial.error_message for trial in trials if trial.error_message})
-    hint = f' title="{escape("; ".join(errors))}"' if errors else ""
-    tone = "bad" if counts[TrialStatus.FAILED] else ""
-    return f'<span class="jobs-of {tone}"{hint}>{escape(", ".join(parts))}</span>'
+    tone, words = "bad" if counts[TrialStatus.FAILED] else "", escape(", ".join(parts))
+    if not errors:
+        return f'<span class="jobs-of {tone}">{words}</span>'
+    reasons = "".join(f"<p>{escape(error)}</p>" for error in errors)
+    return f'<details class="settings why"><summary class="jobs-of {tone}">{words}</summary>{reasons}</details>'
 
 
 def _link_model(name: str, models: Container[str]) -> str:

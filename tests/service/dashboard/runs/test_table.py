@@ -106,3 +106,7 @@ def test_an_open_group_lists_its_runs() -> None:
     )
     assert [row["name"] for row in table.rows] == ["CartPole-v1", "m2", "m0", "Pendulum-v1"]
     assert [row.get("member", False) for row in table.rows] == [False, True, True, False]
+    many = [make_run(i) for i in range(150)]
+    rows = make_table(many, read_view({"group": "env_name", "open": "CartPole-v1"}), source.list_configs).rows
+    assert len(rows) == 1 + 100 + 1
+    assert rows[-1] == {"rest": "100 of 150 runs are listed; a search finds the others."}

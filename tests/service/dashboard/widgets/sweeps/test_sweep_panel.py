@@ -6,7 +6,8 @@ from service.dashboard.widgets.sweeps.sweep_panel import make_body
 def test_lines_of_values_become_the_space() -> None:
     body = make_body(
         {"env_name": "CartPole-v1", "gamma": 0.9, "model_name": "m", "seed": 4, "replace": True},
-        "learning_rate = 0.001, 1e-4\n\ngamma=0.9,null\nnet_arch = [8], [8, 8]\nlr_schedule = linear, constant",
+        "learning_rate = 0.001, 1e-4\n\ngamma=0.9,null\nnet_arch = [8], [8, 8]\nlr_schedule = linear, constant\n"
+        'wrappers = [], ["flatten", {"name": "frame_stack", "n": 4}]',
         "0, 7",
     )
     assert body == {
@@ -16,6 +17,7 @@ def test_lines_of_values_become_the_space() -> None:
             "gamma": [0.9, None],
             "net_arch": [[8], [8, 8]],
             "lr_schedule": ["linear", "constant"],
+            "wrappers": [[], ["flatten", {"name": "frame_stack", "n": 4}]],
         },
         "seeds": [0, 7],
         "name": "m",

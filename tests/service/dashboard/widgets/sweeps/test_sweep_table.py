@@ -1,0 +1,50 @@
+"""The table of a sweep's settings."""
+
+from datetime import UTC, datetime
+
+from service.dashboard.widgets.sweeps.sweep_table import write_sweep_table
+from service.schemas.sweeps import SettingRow, SweepDescription, SweepStatus, Trial, TrialStatus
+
+
+def make_sweep(*trials: Trial) -> SweepDescription:
+    """Make a sweep with one setting."""
+    row = SettingRow(
+        number=1,
+        values={"gamma": 0.9},
+        rung=0,
+        total_timesteps=64,
+        n_seeds=0,
+        mean_reward=None,
+        rewards=[],
+        mean_reward_ci95=None,
+        ci95_over=None,
+        trials=list(trials),
+    )
+    return SweepDescription(
+        sweep_id="s",
+        name="s",
+        status=SweepStatus.COMPLETED,
+        method="grid",
+        env_name="CartPole-v1",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        end_time=None,
+        n_settings=1,
+        counts={},
+        timesteps=0,
+        best_mean_reward=None,
+        request={},
+        ended_by=None,
+        held_by=None,
+        settings=[row],
+        best=None,
+    )
+
+
+def test_why_jobs_have_failed_can_be_opened_and_is_said_once() -> None:
+    failed = [
+        Trial(number=i, setting=1, seed=i, total_timesteps=64, status=TrialStatus.FAILED, error_message="a < b")
+        for i in range(2)
+    ]
+    table = write_sweep_table(make_sweep(*failed), ())
+    assert '<summary class="jobs-of bad">2 failed</summary><p>a &lt; b</p></details>' in table
+    assert "<details" not in write_sweep_table(make_sweep(failed[0].model_copy(update={"error_message": None})), ())
