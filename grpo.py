@@ -868,7 +868,8 @@ class GRPO(SavedAlgorithm):
         :raises grpo_core.export.policy_file.MissingPackageError: If the format's package is not installed.
         """
         target = Path(path)
-        exported = export_model(model_file.from_bytes(self.to_bytes()), find_format(target), with_masks)
+        content = model_file.from_bytes(self.to_bytes(), limits=model_file.LIBRARY_LIMITS)
+        exported = export_model(content, find_format(target), with_masks)
         target.parent.mkdir(parents=True, exist_ok=True)
         model_file.write_atomic(target, exported)
 

@@ -27,7 +27,6 @@ from grpo_core.saving.model_state import (
     put_optimizer_state,
     put_weights,
     read_model,
-    to_parameters,
     wrap_like,
     write_model,
 )
@@ -74,6 +73,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         :param exclude: Not supported, see ``include``.
         :param include: Not supported: the file's content is fixed, because it is never unpickled.
         :raises ValueError: If ``exclude`` or ``include`` is given.
+        :raises grpo_core.saving.model_file.ModelFileError: If the file would have 2 GiB. A server reads up to 128 MiB.
         """
         if exclude is not None or include is not None:
             raise ValueError("exclude and include are not supported: a GRPO model file has a fixed content.")
@@ -194,17 +194,22 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Load parameters in place, from a GRPO model file or from what ``get_parameters`` returned."""
+        """Load parameters in place.
+
+        :param load_path_or_dict: A GRPO model file, or what ``get_parameters`` returned. The moments in a file are for
+            the optimizer that the model began with; one that was put in its place keeps its own.
+        :param exact_match: Whether a dict must hold everything. A file always does.
+        :param device: Has no effect: parameters stay on the model's device.
+        :raises ValueError: If the weights are of other layers, or ``exact_match=False`` is given with a file.
+        """
         if isinstance(load_path_or_dict, dict):
             super().set_parameters(load_path_or_dict, exact_match, device)
+        elif not exact_match:
+            raise ValueError("exact_match=False is for a dict of parameters: a GRPO model file is loaded as a whole.")
         else:
             self._load_arrays(read_model(load_path_or_dict))
 
     def _load_arrays(self, content: model_file.ModelContent) -> None:
-        if "own_parts" in content.meta["network"] or not self._has_built_layers():
-            put_weights(self.policy, content)
-            if self._parameter_groups.built(self.policy.optimizer):
-                put_optimizer_state(self.policy.optimizer, content)
-            return
-        parameters = to_parameters(content, self.policy.optimizer)
-        super().set_parameters(parameters)  # type: ignore[arg-type]  # SB3 types an optimizer's state as a tensor
+        put_weights(self.policy, content.weights)
+        if self._parameter_groups.built(self.policy.optimizer):
+            put_optimizer_state(self.policy.optimizer, content)

@@ -278,6 +278,22 @@ def test_a_replaced_optimizer_takes_the_steps(kind: str) -> None:
     loaded.learn(64)
 
 
+def test_a_file_leaves_a_replaced_optimizer_alone() -> None:
+    model = build_plain()
+    saved = io.BytesIO(model.learn(64).to_bytes())
+    weights = copy_weights(model)
+    model.policy.optimizer = torch.optim.Adam(model.policy.parameters())
+    model.learn(64)
+    moments = {p: {**state} for p, state in model.policy.optimizer.state.items()}
+    model.set_parameters(saved)  # type: ignore[arg-type]
+    assert is_same(weights, copy_weights(model))
+    for p, state in moments.items():
+        assert torch.equal(model.policy.optimizer.state[p]["exp_avg"], state["exp_avg"])
+    model.learn(64)  # with moments of other parameters' shapes it would raise
+    with pytest.raises(ValueError, match="exact_match=False is for a dict of parameters"):
+        model.set_parameters(saved, exact_match=False)  # type: ignore[arg-type]
+
+
 def test_a_replaced_optimizer_that_cannot_take_the_steps_is_refused() -> None:
     model = build_plain()
     model.policy.optimizer = torch.optim.LBFGS(model.policy.parameters())
@@ -452,6 +468,9 @@ def test_compiled_layers_are_those_layers() -> None:
     hidden: Any = model.policy.mlp_extractor
     hidden.policy_net = torch.compile(hidden.policy_net, backend="eager")
     assert abs(measure_first_kl(model)) < 1e-6
+    other = build_plain(seed=1)
+    model.set_parameters(io.BytesIO(other.to_bytes()))  # type: ignore[arg-type]
+    assert is_same(copy_weights(other), copy_weights(reload(model)))
     shown = np.zeros((1, 4), np.float32)
     np.testing.assert_array_equal(
         reload(model).predict(shown, deterministic=True)[0], model.predict(shown, deterministic=True)[0]

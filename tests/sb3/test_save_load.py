@@ -37,6 +37,14 @@ def reload(model: GRPO, **arguments: Any) -> GRPO:
     return GRPO.load(io.BytesIO(model.to_bytes()), device="cpu", **arguments)
 
 
+def test_a_model_that_no_server_takes_is_saved_and_loaded(tmp_path: Path) -> None:
+    wide = {"pi": [8192, 4096], "vf": [1]}  # 128 MiB of weights between two layers
+    model = build(policy_kwargs={"net_arch": wide, "ortho_init": False})
+    model.save(tmp_path / "wide")
+    loaded = GRPO.load(tmp_path / "wide", device="cpu")
+    assert is_same(copy_weights(model), copy_weights(loaded))
+
+
 @pytest.mark.parametrize("action", ACTION_SPACES)
 @pytest.mark.parametrize("observation", OBSERVATION_SPACES)
 def test_predictions_are_the_same_after_loading(observation: str, action: str, tmp_path: Path) -> None:
