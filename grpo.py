@@ -77,6 +77,7 @@ from grpo_core.update.losses import (
     compute_kl,
     compute_sequence_ratio,
     compute_step_weights,
+    compute_weighted_mean,
 )
 from grpo_core.update.optimizers import ParameterGroups
 from grpo_core.update.policies import (
@@ -753,12 +754,13 @@ class GRPO(SavedAlgorithm):
                 metrics["kl_ref"] = (batch.weights * compute_kl(batch.ref_log_prob - log_prob)).mean()
                 loss = loss + self.kl_coef * metrics["kl_ref"]
 
-            # How far the policy has moved from the one that acted.
+            # How far the policy has moved from the one that acted. Steps are weighed as in the loss: enumerated first
+            # actions were not drawn from the old policy.
+            lowest = 0.0 if self.loss_type == "cispo" else 1.0 - clip_range  # CISPO bounds the ratio only above
             with torch.no_grad():
-                # Weighed as the loss is: enumerated first actions were not drawn from the old policy.
-                metrics["approx_kl"] = approx_kl = (batch.weights * compute_kl(log_ratio)).mean()
-                is_outside = (ratio < 1.0 - clip_range) | (ratio > 1.0 + clip_range_high)
-                metrics["clip_fraction"] = (batch.weights * is_outside).mean()
+                is_outside = (ratio < lowest) | (ratio > 1.0 + clip_range_high)
+                metrics["approx_kl"] = approx_kl = compute_weighted_mean(compute_kl(log_ratio), batch.weights)
+                metrics["clip_fraction"] = compute_weighted_mean(is_outside, batch.weights)
             measured.append({name: metric.detach() for name, metric in {"loss": loss, **metrics}.items()})
             if self.target_kl is not None and approx_kl > TARGET_KL_TOLERANCE * self.target_kl:
                 break
