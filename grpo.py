@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor, PolicyActor
@@ -196,6 +196,10 @@ class GRPO(SavedAlgorithm):
     _first_obs: Any = None
     _sweep: Sweep | None = None
     _is_sweep_over: bool = False
+    # The environment that groups are played in: none yet where a model was loaded without any.
+    _grouped_env: VecEnv | None = None
+    # ``num_timesteps`` when the latest rollout began.
+    _timesteps_before: int = 0
 
     @explain_unknown_arguments
     def __init__(
@@ -315,7 +319,6 @@ class GRPO(SavedAlgorithm):
         self._mode: GroupMode
         self._collector: GroupCollector
         self._vec_monitor: VecMonitorFeed | None
-        self._grouped_env: VecEnv
         # Left by ``collect_rollouts`` for ``train``, as SB3's algorithms leave their rollout buffer.
         self._actor: PolicyActor
         self._batch: StepBatch
@@ -467,9 +470,9 @@ class GRPO(SavedAlgorithm):
                 "model.reward_function before learn()."
             )
         check_rewards(self)
-        if self.env is not self._grouped_env:  # a user has set the attribute, and not called set_env
-            self._vec_normalize_env = unwrap_vec_normalize(self.env)
-            self._setup_groups(*self._choose_simulators(self.env), self.env)
+        if self.env is not self._grouped_env:  # a user has set the attribute, maybe to another number of environments
+            self.n_envs = getattr(self.env, "num_envs", 1)
+            self.set_env(self.env)
         if not reset_num_timesteps:
             self._warn_of_lost_reference()
         self._stop_requested = False
@@ -490,7 +493,8 @@ class GRPO(SavedAlgorithm):
         try:
             return super()._setup_learn(*args, **kwargs)
         except (TypeError, ValueError):
-            for env in getattr(read_vec_wrappers(self._grouped_env)[0], "envs", ()):
+            assert self.env is not None, "learn has checked it"
+            for env in getattr(read_vec_wrappers(self.env)[0], "envs", ()):
                 call_reset(env)
             raise
 
@@ -912,10 +916,9 @@ class GRPO(SavedAlgorithm):
 
         The first one of a model that was loaded without any is normalised as by ``load``.
         """
-        if self.env is None and self._loaded is not None:
-            env = wrap_like(self._loaded, self._wrap_env(env, self.verbose))
-        else:
-            env = self._wrap_env(env, self.verbose)
+        env = self._wrap_env(env, self.verbose)
+        if self._grouped_env is None and self._loaded is not None:
+            env = wrap_like(self._loaded, env)
         mode, bank = self._choose_simulators(env)
         groups = self._make_groups(mode, bank, env)  # like the line above, it raises before anything is replaced
         super().set_env(env, force_reset)
