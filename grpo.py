@@ -656,7 +656,9 @@ class GRPO(SavedAlgorithm):
         :raises ValueError: If a reward or an observation is not finite.
         """
         if self.reward_function is not None:
-            means = self._collector.apply_reward_functions(rollout, self.reward_function, self.reward_weights)
+            means = self._collector.apply_reward_functions(
+                rollout, self._actor, self.reward_function, self.reward_weights
+            )
             for name, mean in means.items():
                 self.logger.record(f"rewards/{name}_mean", mean)
         rollout.check_finite()

@@ -212,12 +212,13 @@ class ShardedCollector(GroupCollector):
     def apply_reward_functions(
         self,
         rollout: GroupRollout,
+        actor: PolicyActor,
         reward_function: Reward,
         weights: Sequence[float] | None,
     ) -> dict[str, float]:
         if self._rewarded_by[0] is not reward_function or self._rewarded_by[1] is not weights:
             # A callback has put another one in place.
-            return super().apply_reward_functions(rollout, reward_function, weights)
+            return super().apply_reward_functions(rollout, actor, reward_function, weights)
         sums: dict[str, float] = {}
         for shard in self._scored:
             rollout.rewards[tuple(shard.places.T)] = shard.rewards

@@ -83,7 +83,9 @@ class ShardPlayer:
             rewards, means = None, dict[str, float]()
             if setup.reward_function is not None:
                 with borrow_torch_generator(rng):
-                    means = collector.apply_reward_functions(rollout, setup.reward_function, setup.reward_weights)
+                    means = collector.apply_reward_functions(
+                        rollout, self._actor, setup.reward_function, setup.reward_weights
+                    )
                 rewards = rollout.rewards[at]
         groups = [_cut_short(group, order) for group in collector.groups]
         return ShardSteps(recorder.get_places(), columns, pack_infos(recorder.infos), groups, rewards, means)
