@@ -39,6 +39,9 @@ from grpo_core.update.torch_actor import TorchActor
 class SavedAlgorithm(OnPolicyAlgorithm):
     """The base of ``GRPO`` that knows model files; ``grpo_core.saving.model_file`` describes them."""
 
+# Where SB3 keeps an argument that has no attribute of its name.
+_ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
+
     rng: np.random.Generator
     reward_function: RewardFunction | Any
     #: The policy's layers as they were built, whether some of them are of the user's own make, how a file describes
@@ -123,7 +126,10 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         if print_system_info:
             print("Saved with", meta["versions"])  # noqa: T201  # what the argument asks for
         arguments = make_arguments(content, changes)
-        model = cls(**arguments, env=None, device=device, _init_setup_model=False)
+        model = cls(policy=arguments.pop("policy"), env=None, device=device, _init_setup_model=False)
+        # As attributes, so that the constructor of a subclass may choose some of them itself.
+        for name, value in arguments.items():
+            setattr(model, _ATTRIBUTES.get(name, name), value)
         model.observation_space, model.action_space = content.observation_space, content.action_space
         model.n_envs = meta["n_envs"]
         if model.reward_function is None and "reward_function" not in changes:

@@ -37,6 +37,24 @@ def reload(model: GRPO, **arguments: Any) -> GRPO:
     return GRPO.load(io.BytesIO(model.to_bytes()), device="cpu", **arguments)
 
 
+class Quads(GRPO):
+    """Chooses some arguments itself."""
+
+    def __init__(self, policy: Any, env: Any, **arguments: Any) -> None:
+        super().__init__(policy, env, group_size=4, stats_window_size=7, **arguments)
+        self.note = "of its own"
+
+
+def test_a_subclass_that_fixes_arguments_comes_back() -> None:
+    model = Quads("MlpPolicy", MatchEnv(), n_steps=16, horizon=4, n_epochs=2, seed=3, device="cpu")
+    model.learn(16)
+    loaded = Quads.load(io.BytesIO(model.to_bytes()), env=MatchEnv(), device="cpu", gamma=0.5)
+    assert (loaded.group_size, loaded._stats_window_size, loaded.note) == (4, 7, "of its own")
+    assert (loaded.n_steps, loaded.n_epochs, loaded.seed, loaded.gamma) == (16, 2, 3, 0.5)
+    assert is_same(copy_weights(model), copy_weights(loaded))
+    loaded.learn(16)
+
+
 def test_a_model_that_no_server_takes_is_saved_and_loaded(tmp_path: Path) -> None:
     wide = {"pi": [8192, 4096], "vf": [1]}  # 128 MiB of weights between two layers
     model = build(policy_kwargs={"net_arch": wide, "ortho_init": False})

@@ -89,7 +89,7 @@ def test_several_rewards_are_weighed_and_reported_without_their_weights() -> Non
 
 def test_reward_functions_of_one_name_are_reported_apart() -> None:
     named = [functools.partial(pay, 1.0), functools.partial(pay, 2.0), lambda *steps: pay(3.0, *steps)]
-    functions = [*named, lambda *steps: pay(4.0, *steps), functools.partial(pay, 5.0)]
+    functions: list[Any] = [*named, lambda *steps: pay(4.0, *steps), functools.partial(pay, 5.0)]
     means = apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, functions)
     assert means == {"partial": 1.0, "partial_2": 2.0, "<lambda>": 3.0, "<lambda>_2": 4.0, "partial_3": 5.0}
 
