@@ -68,7 +68,7 @@ from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
-from grpo_core.spaces import Observations, check_action_space, check_observation_space, check_spaces
+from grpo_core.spaces import Observations, check_action_space, check_observation_space
 from grpo_core.update.losses import (
     TARGET_KL_TOLERANCE,
     compute_cispo_loss,
@@ -325,12 +325,6 @@ class GRPO(SavedAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Check the spaces before SB3's wrappers stumble over them."""
-        check_spaces(env)
-        return SavedAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-
     def _setup_model(self) -> None:
         check_hyperparameters(self)
         check_observation_space(self.observation_space)
@@ -463,12 +457,7 @@ class GRPO(SavedAlgorithm):
         """
         if self.env is None:
             raise ValueError("there is no environment to train in; call set_env(env), or GRPO.load(path, env=env).")
-        if self._lost_reward_function is not None and self.reward_function is None:
-            raise ValueError(
-                f"this model was trained with reward_function '{self._lost_reward_function}', which a model file "
-                "does not hold; pass it to GRPO.load(path, env=env, reward_function=...) or set "
-                "model.reward_function before learn()."
-            )
+        self._check_lost_reward_function()
         check_rewards(self)
         if self.env is not self._grouped_env:  # a user has set the attribute, maybe to another number of environments
             self.n_envs = getattr(self.env, "num_envs", 1)
@@ -498,21 +487,9 @@ class GRPO(SavedAlgorithm):
                 call_reset(env)
             raise
 
-    def _warn_of_lost_reference(self) -> None:
-        """Warn where training goes on after ``load``: the reference policy is then another one, if none renews it."""
-        if self._loaded is None or self._ref_policy is not None or self.kl_coef == 0 or self.ref_sync_steps is not None:
-            return
-        warnings.warn(
-            f"kl_coef={self.kl_coef} now keeps the policy close to the one that was loaded, not to the one that "
-            "training began with: a model file holds no reference policy. Pass reset_num_timesteps=True to begin anew "
-            "from the loaded policy without this warning, or kl_coef=0.0 to GRPO.load(path, env=env) to train without.",
-            stacklevel=3,
-        )
-
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """Measure progress where the rollout began: what falls to 0 would else do so before the last update."""
-        n_steps = int(self.rollout_buffer.step_mask.sum())
-        super()._update_current_progress_remaining(num_timesteps - n_steps, total_timesteps)
+        super()._update_current_progress_remaining(self._timesteps_before, total_timesteps)
 
     def collect_rollouts(
         self,
@@ -536,7 +513,8 @@ class GRPO(SavedAlgorithm):
         :return: False if a callback or ``stop`` ended it early.
         """
         rollout = rollout_buffer
-        self._last_obs = self._last_obs  # as it is now, since the rollout that holds it is about to be cleared
+        self._timesteps_before = self.num_timesteps
+        self._first_obs, self._sweep = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
         callback.on_rollout_start()
 
         # Branches follow the policy from their anchor states.
@@ -627,7 +605,7 @@ class GRPO(SavedAlgorithm):
         return self._stop_requested
 
     def _describe_ends(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        """Say in the infos of a sweep what SB3's vectorised environments say of episodes that ended."""
+        """Add SB3's end-of-episode keys to a sweep's infos."""
         assert self._sweep is not None, "it is under way"
         last = self._sweep.get_next_observations()
         for i, place in self._collector.list_places():

@@ -1,12 +1,15 @@
 """Save and load models with Stable-Baselines3's interface but without pickles, and freeze policies."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__
 from grpo_core.actor.actor import Actor, PolicyActor
@@ -30,20 +33,24 @@ from grpo_core.saving.model_state import (
     wrap_like,
     write_model,
 )
+from grpo_core.spaces import check_spaces
 from grpo_core.update.optimizers import ParameterGroups
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.structure import StructureCheck, is_forward_watched
 from grpo_core.update.torch_actor import TorchActor
 
+# Where SB3 keeps an argument that has no attribute of its name.
+_ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
+
 
 class SavedAlgorithm(OnPolicyAlgorithm):
     """The base of ``GRPO`` that knows model files; ``grpo_core.saving.model_file`` describes them."""
 
-# Where SB3 keeps an argument that has no attribute of its name.
-_ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
-
     rng: np.random.Generator
     reward_function: RewardFunction | Any
+    kl_coef: float
+    ref_sync_steps: int | None
+    _ref_policy: ActorCriticPolicy | None
     #: The policy's layers as they were built, whether some of them are of the user's own make, how a file describes
     #: them, and their parameters.
     _structure: StructureCheck
@@ -59,6 +66,12 @@ _ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
     def __init__(self, policy: Any, env: Any, *args: Any, **kwargs: Any) -> None:
         with explain_missing_packages(env, f"env '{env}' cannot be made: "):
             super().__init__(policy, env, *args, **kwargs)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Check the spaces before SB3's wrappers stumble over them."""
+        check_spaces(env)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def save(
         self,
@@ -193,6 +206,29 @@ _ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
         if self.env is None and self._loaded is not None:
             return self._loaded.get_observation_statistics()
         return Normalizer(self._vec_normalize_env).freeze()
+
+    def _check_lost_reward_function(self) -> None:
+        """Check that there is a reward function if the model was trained with one.
+
+        :raises ValueError: If its file could not hold it, and it was not given again.
+        """
+        if self._lost_reward_function is not None and self.reward_function is None:
+            raise ValueError(
+                f"this model was trained with reward_function '{self._lost_reward_function}', which a model file "
+                "does not hold; pass it to GRPO.load(path, env=env, reward_function=...) or set "
+                "model.reward_function before learn()."
+            )
+
+    def _warn_of_lost_reference(self) -> None:
+        """Warn where training goes on after ``load``: the reference policy is then another one, if none renews it."""
+        if self._loaded is None or self._ref_policy is not None or self.kl_coef == 0 or self.ref_sync_steps is not None:
+            return
+        warnings.warn(
+            f"kl_coef={self.kl_coef} now keeps the policy close to the one that was loaded, not to the one that "
+            "training began with: a model file holds no reference policy. Pass reset_num_timesteps=True to begin anew "
+            "from the loaded policy without this warning, or kl_coef=0.0 to GRPO.load(path, env=env) to train without.",
+            stacklevel=3,
+        )
 
     def set_parameters(
         self,

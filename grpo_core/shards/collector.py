@@ -20,7 +20,6 @@ from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import refuse
 from grpo_core.options.rewards import Reward
-from grpo_core.saving.copies import unwrap_env
 from grpo_core.shards.messages import (
     MakeCollector,
     ShardFailure,
@@ -33,6 +32,7 @@ from grpo_core.shards.messages import (
     unpack_infos,
 )
 from grpo_core.simulators.bank import SimulatorBank
+from grpo_core.simulators.rewrapping import unwrap_env
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.torch_actor import TorchActor
 

@@ -16,9 +16,9 @@ from grpo_core.groups.group import FIRST_EPISODE_STEPS, Group
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.restoring.contents import Noise
 from grpo_core.restoring.state import is_known
-from grpo_core.saving.copies import wrap_env
 from grpo_core.shards.messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, pack_infos, unpack
 from grpo_core.simulators.bank import SimulatorBank, make_bank
+from grpo_core.simulators.rewrapping import wrap_env
 from grpo_core.update.seeding import borrow_torch_generator
 
 
