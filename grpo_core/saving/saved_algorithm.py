@@ -130,7 +130,8 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         :param force_reset: Start new episodes; groups always do after loading.
         :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``. A policy class
             or features extractor of your own is not in the file, so pass it: ``policy=MyPolicy``,
-            ``policy_kwargs=dict(features_extractor_class=MyExtractor)``; the other ``policy_kwargs`` are.
+            ``policy_kwargs=dict(features_extractor_class=MyExtractor)``; likewise an optimizer or activation that is
+            not torch's own, or an activation made with arguments. The other ``policy_kwargs`` are.
         :raises grpo_core.saving.model_file.ModelFileError: If the file is damaged or was not saved by GRPO.
         :raises ValueError: If the environment's spaces differ, or an argument is unknown or out of range.
         """

@@ -211,9 +211,11 @@ def test_a_file_of_an_own_policy_is_not_read_where_nothing_can_run_it() -> None:
         model_file.from_bytes(content)
 
 
-@pytest.mark.parametrize(
-    "activation", [torch.nn.SiLU, torch.nn.Softsign, functools.partial(torch.nn.LeakyReLU, 0.3)], ids=str
-)
+class SiLU(torch.nn.SiLU):
+    """One of the user's own, which the file must not take for torch's."""
+
+
+@pytest.mark.parametrize("activation", [SiLU, torch.nn.Flatten, functools.partial(torch.nn.LeakyReLU, 0.3)], ids=str)
 def test_any_activation_is_trained_and_comes_back(activation: Any) -> None:
     model = build(policy_kwargs={"net_arch": [8], "activation_fn": activation})
     assert abs(measure_first_kl(model)) < 1e-6
@@ -221,6 +223,19 @@ def test_any_activation_is_trained_and_comes_back(activation: Any) -> None:
     assert is_same(copy_weights(model), copy_weights(loaded))
     with pytest.raises(ValueError, match="activation_fn="):
         reload(model)
+
+
+@pytest.mark.parametrize("activation", [torch.nn.SiLU, torch.nn.Softsign, torch.nn.PReLU])
+def test_an_activation_of_torchs_comes_back_by_its_name(activation: Any) -> None:
+    model = build(policy_kwargs={"net_arch": [8], "activation_fn": activation})
+    model.learn(16)
+    for given in ({}, {"policy_kwargs": {"activation_fn": activation}}):
+        loaded = reload(model, env=MatchEnv(), **given)
+        assert is_same(copy_weights(model), copy_weights(loaded))
+        assert loaded.policy_kwargs["activation_fn"] is activation
+        loaded.learn(16)
+    with pytest.raises(ValueError, match="policy_kwargs are not those of the model"):
+        reload(model, policy_kwargs={"activation_fn": torch.nn.Mish})
 
 
 class OwnAdam(torch.optim.Adam):
