@@ -60,7 +60,7 @@ from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import NotBranchableError, check_branchable
 from grpo_core.saving import model_file
 from grpo_core.saving.copies import reduce_model, restore_model
-from grpo_core.saving.model_state import wrap_like
+from grpo_core.saving.model_state import warn_if_too_large, wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.shards.collector import ShardedCollector, count_shards
 from grpo_core.shards.pool import RolloutPool, choose_pool
@@ -344,6 +344,7 @@ class GRPO(SavedAlgorithm):
         # The policy and the value network each have their own step size in one optimizer.
         self._parameter_groups = ParameterGroups(self.policy, self.lr_schedule(1))
         self._structure = StructureCheck(self.policy)
+        warn_if_too_large(self.policy)
         self._network = network_to_json(self.policy_kwargs, policy_class)
         self._has_own_parts = "own_parts" in self._network
         # Asked only now: the actor's copy of the network stays right, whatever a user changes later.

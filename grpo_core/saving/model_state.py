@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,19 @@ def _list_tensors(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     buffers = {name: buffer for name, buffer in policy.named_buffers() if name in policy.state_dict()}
     tensors = {**dict(policy.named_parameters()), **buffers}
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+
+
+def warn_if_too_large(policy: torch.nn.Module) -> None:
+    """Warn before training of a policy that no file will hold after it."""
+    n_trained = sum(p.nbytes for p in policy.parameters() if p.requires_grad)
+    n_bytes = sum(tensor.nbytes for tensor in _list_tensors(policy).values()) + 2 * n_trained
+    if n_bytes > LIBRARY_LIMITS.array_bytes:
+        warnings.warn(
+            f"the policy takes {n_bytes / 2**20:,.0f} MiB with two moments per trained weight, as Adam keeps them. A "
+            f"model file holds {LIBRARY_LIMITS.array_bytes / 2**20:,.0f} MiB, so save() may fail after the first "
+            "update: take smaller layers, freeze some, or use an optimizer without moments, such as torch.optim.SGD.",
+            stacklevel=5,
+        )
 
 
 def put_weights(policy: torch.nn.Module, weights: Arrays) -> None:
