@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__, fast
 from grpo_core.actor.actor import Actor, PolicyActor
@@ -60,7 +60,7 @@ from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import NotBranchableError, check_branchable
 from grpo_core.saving import model_file
 from grpo_core.saving.copies import reduce_model, restore_model
-from grpo_core.saving.model_state import wrap_like
+from grpo_core.saving.model_state import warn_if_too_large, wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.shards.collector import ShardedCollector, count_shards
 from grpo_core.shards.pool import RolloutPool, choose_pool
@@ -68,7 +68,7 @@ from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
-from grpo_core.spaces import Observations, check_action_space, check_observation_space, check_spaces
+from grpo_core.spaces import Observations, check_action_space, check_observation_space
 from grpo_core.update.losses import (
     TARGET_KL_TOLERANCE,
     compute_cispo_loss,
@@ -77,6 +77,7 @@ from grpo_core.update.losses import (
     compute_kl,
     compute_sequence_ratio,
     compute_step_weights,
+    compute_weighted_mean,
 )
 from grpo_core.update.optimizers import ParameterGroups
 from grpo_core.update.policies import (
@@ -195,6 +196,10 @@ class GRPO(SavedAlgorithm):
     _first_obs: Any = None
     _sweep: Sweep | None = None
     _is_sweep_over: bool = False
+    # The environment that groups are played in: none yet where a model was loaded without any.
+    _grouped_env: VecEnv | None = None
+    # ``num_timesteps`` when the latest rollout began.
+    _timesteps_before: int = 0
 
     @explain_unknown_arguments
     def __init__(
@@ -314,18 +319,11 @@ class GRPO(SavedAlgorithm):
         self._mode: GroupMode
         self._collector: GroupCollector
         self._vec_monitor: VecMonitorFeed | None
-        self._grouped_env: VecEnv
         # Left by ``collect_rollouts`` for ``train``, as SB3's algorithms leave their rollout buffer.
         self._actor: PolicyActor
         self._batch: StepBatch
         if _init_setup_model:
             self._setup_model()
-
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Check the spaces before SB3's wrappers stumble over them."""
-        check_spaces(env)
-        return SavedAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
         check_hyperparameters(self)
@@ -346,6 +344,7 @@ class GRPO(SavedAlgorithm):
         # The policy and the value network each have their own step size in one optimizer.
         self._parameter_groups = ParameterGroups(self.policy, self.lr_schedule(1))
         self._structure = StructureCheck(self.policy)
+        warn_if_too_large(self.policy)
         self._network = network_to_json(self.policy_kwargs, policy_class)
         self._has_own_parts = "own_parts" in self._network
         # Asked only now: the actor's copy of the network stays right, whatever a user changes later.
@@ -459,16 +458,11 @@ class GRPO(SavedAlgorithm):
         """
         if self.env is None:
             raise ValueError("there is no environment to train in; call set_env(env), or GRPO.load(path, env=env).")
-        if self._lost_reward_function is not None and self.reward_function is None:
-            raise ValueError(
-                f"this model was trained with reward_function '{self._lost_reward_function}', which a model file "
-                "does not hold; pass it to GRPO.load(path, env=env, reward_function=...) or set "
-                "model.reward_function before learn()."
-            )
+        self._check_lost_reward_function()
         check_rewards(self)
-        if self.env is not self._grouped_env:  # a user has set the attribute, and not called set_env
-            self._vec_normalize_env = unwrap_vec_normalize(self.env)
-            self._setup_groups(*self._choose_simulators(self.env), self.env)
+        if self.env is not self._grouped_env:  # a user has set the attribute, maybe to another number of environments
+            self.n_envs = getattr(self.env, "num_envs", 1)
+            self.set_env(self.env)
         if not reset_num_timesteps:
             self._warn_of_lost_reference()
         self._stop_requested = False
@@ -489,25 +483,14 @@ class GRPO(SavedAlgorithm):
         try:
             return super()._setup_learn(*args, **kwargs)
         except (TypeError, ValueError):
-            for env in getattr(read_vec_wrappers(self._grouped_env)[0], "envs", ()):
+            assert self.env is not None, "learn has checked it"
+            for env in getattr(read_vec_wrappers(self.env)[0], "envs", ()):
                 call_reset(env)
             raise
 
-    def _warn_of_lost_reference(self) -> None:
-        """Warn where training goes on after ``load``: the reference policy is then another one, if none renews it."""
-        if self._loaded is None or self._ref_policy is not None or self.kl_coef == 0 or self.ref_sync_steps is not None:
-            return
-        warnings.warn(
-            f"kl_coef={self.kl_coef} now keeps the policy close to the one that was loaded, not to the one that "
-            "training began with: a model file holds no reference policy. Pass reset_num_timesteps=True to begin anew "
-            "from the loaded policy without this warning, or kl_coef=0.0 to GRPO.load(path, env=env) to train without.",
-            stacklevel=3,
-        )
-
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """Measure progress where the rollout began: what falls to 0 would else do so before the last update."""
-        n_steps = int(self.rollout_buffer.step_mask.sum())
-        super()._update_current_progress_remaining(num_timesteps - n_steps, total_timesteps)
+        super()._update_current_progress_remaining(self._timesteps_before, total_timesteps)
 
     def collect_rollouts(
         self,
@@ -531,7 +514,8 @@ class GRPO(SavedAlgorithm):
         :return: False if a callback or ``stop`` ended it early.
         """
         rollout = rollout_buffer
-        self._last_obs = self._last_obs  # as it is now, since the rollout that holds it is about to be cleared
+        self._timesteps_before = self.num_timesteps
+        self._first_obs, self._sweep = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
         callback.on_rollout_start()
 
         # Branches follow the policy from their anchor states.
@@ -622,7 +606,7 @@ class GRPO(SavedAlgorithm):
         return self._stop_requested
 
     def _describe_ends(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        """Say in the infos of a sweep what SB3's vectorised environments say of episodes that ended."""
+        """Add SB3's end-of-episode keys to a sweep's infos."""
         assert self._sweep is not None, "it is under way"
         last = self._sweep.get_next_observations()
         for i, place in self._collector.list_places():
@@ -651,7 +635,9 @@ class GRPO(SavedAlgorithm):
         :raises ValueError: If a reward or an observation is not finite.
         """
         if self.reward_function is not None:
-            means = self._collector.apply_reward_functions(rollout, self.reward_function, self.reward_weights)
+            means = self._collector.apply_reward_functions(
+                rollout, self._actor, self.reward_function, self.reward_weights
+            )
             for name, mean in means.items():
                 self.logger.record(f"rewards/{name}_mean", mean)
         rollout.check_finite()
@@ -753,12 +739,13 @@ class GRPO(SavedAlgorithm):
                 metrics["kl_ref"] = (batch.weights * compute_kl(batch.ref_log_prob - log_prob)).mean()
                 loss = loss + self.kl_coef * metrics["kl_ref"]
 
-            # How far the policy has moved from the one that acted.
+            # How far the policy has moved from the one that acted. Steps are weighed as in the loss: enumerated first
+            # actions were not drawn from the old policy.
+            lowest = 0.0 if self.loss_type == "cispo" else 1.0 - clip_range  # CISPO bounds the ratio only above
             with torch.no_grad():
-                # Weighed as the loss is: enumerated first actions were not drawn from the old policy.
-                metrics["approx_kl"] = approx_kl = (batch.weights * compute_kl(log_ratio)).mean()
-                is_outside = (ratio < 1.0 - clip_range) | (ratio > 1.0 + clip_range_high)
-                metrics["clip_fraction"] = (batch.weights * is_outside).mean()
+                is_outside = (ratio < lowest) | (ratio > 1.0 + clip_range_high)
+                metrics["approx_kl"] = approx_kl = compute_weighted_mean(compute_kl(log_ratio), batch.weights)
+                metrics["clip_fraction"] = compute_weighted_mean(is_outside, batch.weights)
             measured.append({name: metric.detach() for name, metric in {"loss": loss, **metrics}.items()})
             if self.target_kl is not None and approx_kl > TARGET_KL_TOLERANCE * self.target_kl:
                 break
@@ -868,7 +855,8 @@ class GRPO(SavedAlgorithm):
         :raises grpo_core.export.policy_file.MissingPackageError: If the format's package is not installed.
         """
         target = Path(path)
-        exported = export_model(model_file.from_bytes(self.to_bytes()), find_format(target), with_masks)
+        content = model_file.from_bytes(self.to_bytes(), limits=model_file.LIBRARY_LIMITS)
+        exported = export_model(content, find_format(target), with_masks)
         target.parent.mkdir(parents=True, exist_ok=True)
         model_file.write_atomic(target, exported)
 
@@ -909,10 +897,9 @@ class GRPO(SavedAlgorithm):
 
         The first one of a model that was loaded without any is normalised as by ``load``.
         """
-        if self.env is None and self._loaded is not None:
-            env = wrap_like(self._loaded, self._wrap_env(env, self.verbose))
-        else:
-            env = self._wrap_env(env, self.verbose)
+        env = self._wrap_env(env, self.verbose)
+        if self._grouped_env is None and self._loaded is not None:
+            env = wrap_like(self._loaded, env)
         mode, bank = self._choose_simulators(env)
         groups = self._make_groups(mode, bank, env)  # like the line above, it raises before anything is replaced
         super().set_env(env, force_reset)

@@ -31,7 +31,7 @@ def read_model(path: Path) -> ModelContent:
     :raises UsageError: If it is missing or damaged.
     """
     try:
-        return model_file.from_bytes(find_model_file(path).read_bytes())
+        return model_file.from_bytes(find_model_file(path).read_bytes(), limits=model_file.LIBRARY_LIMITS)
     except (OSError, ModelFileError) as error:
         raise UsageError(f"--model {path} cannot be read: {error}") from error
 

@@ -67,6 +67,7 @@ SLOW_TESTS = (
     "tests/grpo_core/simulators/test_bank.py::test_workers_do",
     "tests/grpo_core/restoring/test_simulator.py::test_atari",
     "tests/grpo_core/test_film.py::test_a_film_that_would_be_too_large",
+    "tests/sb3/test_save_load.py::test_a_model_that_no_server",
 )
 
 torch.set_num_threads(1)

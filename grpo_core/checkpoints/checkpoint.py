@@ -30,8 +30,8 @@ from grpo_core.restoring.contents import Noise, walk
 from grpo_core.restoring.simulator import NotBranchableError, Simulator
 from grpo_core.restoring.state import is_known
 from grpo_core.saving import model_file
-from grpo_core.saving.model_file import ModelContent, ModelFileError
-from grpo_core.saving.model_state import get_weights, restore_normalization
+from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
+from grpo_core.saving.model_state import get_weights, put_weights, restore_normalization
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.seeding import lock_torch_generator
@@ -106,6 +106,9 @@ def take(
     :raises ModelFileError: If the model is too large to be saved.
     """
     simulators, arrays, caveat = _describe_simulators(model)
+    if not model._parameter_groups.built(model.policy.optimizer):
+        reason = "the optimizer was put in place of the one that the model began with, and its moments are not kept"
+        caveat = Caveat(reason, is_certain=True)
     reference = {} if model._ref_policy is None else get_weights(model._ref_policy)
     described = {
         "format": FORMAT,
@@ -148,7 +151,9 @@ def from_bytes(content: bytes) -> Checkpoint:
                 raise CheckpointError(f"the checkpoint's format is not {FORMAT}; another version wrote it.")
             if not 0 <= int(facts["num_timesteps"]) < _MAX_TIMESTEPS:
                 raise CheckpointError(f"the checkpoint counts {facts['num_timesteps']} steps; it was not written here.")
-            model = model_file.from_bytes(archive.read(MODEL_MEMBER), with_optimizer=True, with_own_parts=True)
+            model = model_file.from_bytes(
+                archive.read(MODEL_MEMBER), with_optimizer=True, with_own_parts=True, limits=LIBRARY_LIMITS
+            )
             names = [info.filename for info in infos]
             arrays = [_read_npy(archive.read(f"arrays/{i}.npy")) for i in range(len(_list_names(names, "arrays/")))]
             reference = [
@@ -221,15 +226,12 @@ def _restore_progress(model: Any, facts: Mapping[str, Any], meta: Mapping[str, A
     model.ep_success_buffer = deque(successes, maxlen=model._stats_window_size)
 
 
-def _restore_reference(model: Any, timesteps: int, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+def _restore_reference(model: Any, timesteps: int, weights: dict[str, npt.NDArray[Any]]) -> None:
     model._ref_timesteps = timesteps
     if not weights:
         return
     model._ref_policy = copy_policy(model.policy)
-    tensors = {**dict(model._ref_policy.named_parameters()), **dict(model._ref_policy.named_buffers())}
-    with torch.no_grad():
-        for name, array in weights.items():
-            tensors[name].copy_(torch.from_numpy(array))
+    put_weights(model._ref_policy, weights)
 
 
 def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Caveat | None]:

@@ -73,7 +73,8 @@ def go_on(model: Any, path: str | os.PathLike[str]) -> int:
     """Put a training back into a new model, and return how many of its steps are left.
 
     ``model.learn(n_left, reset_num_timesteps=False)`` then ends with the weights that it would have ended with, bit for
-    bit. Where an environment's state cannot be kept, it goes on with new episodes, and a warning says why.
+    bit. Where something cannot be kept, such as an environment's state, so that it goes on with new episodes, or an
+    optimizer that was put in place of the model's own, a warning says so.
 
     :param model: A ``GRPO`` with the same arguments, around new environments of the same make.
     :param path: A file that ``KeepCheckpoint`` wrote.
@@ -89,8 +90,7 @@ def go_on(model: Any, path: str | os.PathLike[str]) -> int:
     caveat = checkpoint.restore(model, taken)
     if caveat is not None and caveat.is_certain:
         warnings.warn(
-            f"training goes on from step {taken.timesteps:,} with new episodes, and so not exactly as before: "
-            f"{caveat.reason}.",
+            f"training goes on from step {taken.timesteps:,}, but not exactly as before: {caveat.reason}.",
             stacklevel=2,
         )
     n_left: int = taken.facts["total_timesteps"] - model.num_timesteps

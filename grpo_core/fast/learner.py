@@ -23,7 +23,7 @@ from grpo_core.fast.one_thread import OneThread
 from grpo_core.groups.rollout import Indices, StepBatch
 from grpo_core.options.choices import LossType
 from grpo_core.spaces import Observations
-from grpo_core.update.losses import TARGET_KL_TOLERANCE
+from grpo_core.update.losses import TARGET_KL_TOLERANCE, TINY
 from grpo_core.update.structure import unwrap_compiled
 
 # Options of Adam that change its step; a policy whose optimizer sets one of them is left to torch.
@@ -356,7 +356,8 @@ class MlpLearner:
         errors = self._value_net.forward(steps.features)[:, 0] - steps.value_targets
         log_ratio = log_prob - steps.old_log_prob
         ratio = np.exp(log_ratio)
-        lowest, highest = 1.0 - rule.clip_range, 1.0 + rule.clip_range_high
+        # CISPO bounds the ratio only above.
+        lowest, highest = 0.0 if rule.loss_type == "cispo" else 1.0 - rule.clip_range, 1.0 + rule.clip_range_high
         too_low, too_high = ratio < lowest, ratio > highest
         # Each step's loss, and its derivative with respect to the log probability.
         if rule.loss_type == "cispo":
@@ -378,8 +379,9 @@ class MlpLearner:
             kl_ref = (np.dot(steps.weights, over - log_ref) / n_steps,)
             loss += rule.kl_coef * kl_ref[0]
             slopes -= rule.kl_coef * over
-        approx_kl = np.dot(steps.weights, np.expm1(log_ratio) - log_ratio) / n_steps
-        clip_fraction = np.dot(steps.weights, too_low | too_high) / n_steps
+        all_weights = max(np.add.reduce(steps.weights), TINY)
+        approx_kl = np.dot(steps.weights, np.expm1(log_ratio) - log_ratio) / all_weights
+        clip_fraction = np.dot(steps.weights, too_low | too_high) / all_weights
         self._measured.append((loss, policy_loss, value_loss, entropy_loss, *kl_ref, approx_kl, clip_fraction))
         if rule.target_kl is not None and approx_kl > TARGET_KL_TOLERANCE * rule.target_kl:
             return False

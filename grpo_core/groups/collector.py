@@ -125,11 +125,12 @@ class GroupCollector:
     def apply_reward_functions(
         self,
         rollout: GroupRollout,
+        actor: PolicyActor,
         reward_function: Reward,
         weights: Sequence[float] | None,
     ) -> dict[str, float]:
         """Replace the environment's rewards in the rollout just collected, see ``rewards.apply_reward_functions``."""
-        return apply_reward_functions(rollout, reward_function, weights)
+        return apply_reward_functions(rollout, actor.clip_actions, reward_function, weights)
 
     @property
     def start_returns(self) -> npt.NDArray[np.float64]:

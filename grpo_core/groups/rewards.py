@@ -1,12 +1,12 @@
 """Replace the environment's rewards in a rollout by those of reward functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium import spaces
 
 from grpo_core.groups.rollout import Array, GroupRollout
 from grpo_core.options.rewards import Reward, RewardFunction, get_reward_name
@@ -15,22 +15,21 @@ from grpo_core.spaces import unpack
 
 def apply_reward_functions(
     rollout: GroupRollout,
+    clip_actions: Callable[[Array], Array],
     reward_function: Reward,
     weights: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """Replace the rewards by a weighted sum of rewards, each computed in one call over all live steps.
 
     :param rollout: Its ``rewards`` are overwritten where ``step_mask`` is True.
+    :param clip_actions: Turns what was drawn, ``(n_steps, *action_shape)``, into what the environment received.
     :param reward_function: One, or several; None among several stands for the environment's own rewards.
     :param weights: Weight of each; None: 1 each.
-    :return: The mean of each over the live steps, unweighted, by name.
+    :return: As the means of ``combine_rewards``.
     :raises ValueError: If one does not return one number per step.
     """
     mask = rollout.step_mask
-    actions = rollout.actions[mask]
-    if isinstance(rollout.action_space, spaces.Box):
-        actions = np.clip(actions, rollout.action_space.low, rollout.action_space.high)
-    steps = rollout.observations[mask], actions, rollout.next_observations[mask]
+    steps = rollout.observations[mask], clip_actions(rollout.actions[mask]), rollout.next_observations[mask]
     rollout.rewards[mask], means = combine_rewards(*steps, rollout.rewards[mask], reward_function, weights)
     return means
 
@@ -51,20 +50,26 @@ def combine_rewards(
     :param own: The environment's own rewards, shape ``(n_steps,)``.
     :param reward_function: One, or several; None among several stands for ``own``.
     :param weights: Weight of each; None: 1 each.
-    :return: The sum, ``(n_steps,)``, and the mean of each function over the steps, unweighted, by name.
+    :return: The sum, ``(n_steps,)``, and the mean of each function over the steps, unweighted, by name; the second of
+        one name, such as ``partial``, is there as ``partial_2``.
     :raises ValueError: If a function does not return one number per step.
     """
     reward_functions = [reward_function] if callable(reward_function) else list(reward_function)
     weights = [1.0] * len(reward_functions) if weights is None else weights
-    total, means = np.zeros(len(own), np.float64), {}
+    total, means = np.zeros(len(own), np.float64), dict[str, float]()
     for function, weight in zip(reward_functions, weights, strict=True):
         rewards = own
         if function is not None:  # each gets copies of its own, in case it changes them
             copies = [_to_rows(array.copy()) for array in (observations, actions, next_observations)]
             rewards = _compute_rewards(function, copies, len(own))
         total += weight * rewards
-        means[get_reward_name(function)] = float(rewards.mean())
+        means[_find_free_name(get_reward_name(function), means)] = float(rewards.mean())
     return total, means
+
+
+def _find_free_name(name: str, taken: Collection[str]) -> str:
+    numbered = (f"{name}_{i}" for i in count(2))
+    return next(key for key in chain([name], numbered) if key not in taken)
 
 
 def _to_rows(batch: Array) -> Any:

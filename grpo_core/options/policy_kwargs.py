@@ -45,6 +45,28 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = MappingProxyType(
         "Rprop": torch.optim.Rprop,
     }
 )
+#: Activations of torch's that need no arguments. A model file names them, though only torch runs them.
+_TORCH_ACTIVATIONS: Mapping[str, type[torch.nn.Module]] = MappingProxyType(
+    {
+        "CELU": torch.nn.CELU,
+        "GELU": torch.nn.GELU,
+        "Hardshrink": torch.nn.Hardshrink,
+        "Hardsigmoid": torch.nn.Hardsigmoid,
+        "Hardswish": torch.nn.Hardswish,
+        "Hardtanh": torch.nn.Hardtanh,
+        "LogSigmoid": torch.nn.LogSigmoid,
+        "Mish": torch.nn.Mish,
+        "PReLU": torch.nn.PReLU,
+        "ReLU6": torch.nn.ReLU6,
+        "SELU": torch.nn.SELU,
+        "SiLU": torch.nn.SiLU,
+        "Sigmoid": torch.nn.Sigmoid,
+        "Softplus": torch.nn.Softplus,
+        "Softshrink": torch.nn.Softshrink,
+        "Softsign": torch.nn.Softsign,
+        "Tanhshrink": torch.nn.Tanhshrink,
+    }
+)
 #: The features extractors that the actor in NumPy knows.
 _EXTRACTORS: Mapping[str, type[BaseFeaturesExtractor]] = MappingProxyType(
     {"MlpPolicy": FlattenExtractor, "CnnPolicy": NatureCNN, "MultiInputPolicy": CombinedExtractor}
@@ -156,7 +178,9 @@ def list_own_parts(policy_kwargs: Mapping[str, Any], policy_class: type[ActorCri
         parts["features_extractor_class"] = policy_kwargs["features_extractor_class"].__name__
     activation = policy_kwargs.get("activation_fn", torch.nn.Tanh)
     if not any(activation is getattr(torch.nn, known) for known in ACTIVATIONS):
-        parts["activation_fn"] = _get_name(activation)
+        parts["activation_fn"] = name = _get_name(activation)
+        if _TORCH_ACTIVATIONS.get(name, activation) is not activation:
+            parts["activation_fn"] = f"another {name}"  # or loading would take torch's for it
     if not parts:
         return {}
     for key in policy_kwargs.keys() - {"optimizer_class", "optimizer_kwargs", *parts}:
@@ -300,6 +324,8 @@ def rebuild_policy(
     :raises ValueError: If a part is missing, or the arguments are not those that were saved.
     """
     given, own_parts = dict(policy_kwargs or {}), dict(network.get("own_parts", {}))
+    if (activation := own_parts.get("activation_fn")) in _TORCH_ACTIVATIONS:
+        given.setdefault("activation_fn", _TORCH_ACTIVATIONS[activation])
     if network["optimizer_class"] not in OPTIMIZERS:
         own_parts["optimizer_class"] = network["optimizer_class"]
     if "layers" in own_parts:

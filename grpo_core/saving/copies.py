@@ -1,23 +1,18 @@
 """What of a ``GRPO`` goes into a pickle or a copy: all of it but what is made anew from its environment."""
 
-import inspect
 import pickle
 from collections.abc import Mapping
 from typing import Any
 
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, unwrap_vec_normalize
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
+
+from grpo_core.simulators.rewrapping import unwrap_env, wrap_env
 
 # Simulators and their storage are made anew. A logger holds open files, and a copy should not write into them.
 _LEFT_OUT = frozenset(
     {"_collector", "_vec_monitor", "_grouped_env", "_actor", "_batch", "_sweep", "rollout_buffer"}
     | {"_logger", "_custom_logger", "rollout_pool"}
 )
-# Attributes of a VecEnvWrapper that SB3 makes from others, and that cannot be pickled.
-_OF_WRAPPERS = ("venv", "class_attributes")
-
-# A wrapper's class and its own attributes.
-_Wrapper = tuple[type[VecEnvWrapper], dict[str, Any]]
 
 
 def reduce_model(model: Any) -> dict[str, Any]:
@@ -48,29 +43,6 @@ def restore_model(model: Any, state: Mapping[str, Any]) -> Any:
         model._vec_normalize_env = unwrap_vec_normalize(model.env)
     # These bytes were made by ``reduce_model`` and are a part of a pickle that is read already.
     return None if starts is None else pickle.loads(starts)  # no file of a model or a checkpoint comes here
-
-
-def unwrap_env(env: VecEnv) -> tuple[VecEnv, list[_Wrapper]]:
-    """Separate a vectorised environment from its wrappers, the outermost first, which SB3 cannot pickle."""
-    wrappers: list[_Wrapper] = []
-    while isinstance(env, VecEnvWrapper):
-        attributes = {name: value for name, value in vars(env).items() if name not in _OF_WRAPPERS}
-        wrappers.append((type(env), attributes))
-        env = env.venv
-    if isinstance(env, SubprocVecEnv):
-        raise TypeError(
-            "a model whose environments are in processes of their own, in a SubprocVecEnv, can be neither copied nor "
-            "pickled; use model.save(path) and GRPO.load(path, env=env), or a DummyVecEnv."
-        )
-    return env, wrappers
-
-
-def wrap_env(env: VecEnv, wrappers: list[_Wrapper]) -> VecEnv:
-    for kind, attributes in reversed(wrappers):
-        wrapper = kind.__new__(kind)
-        vars(wrapper).update(attributes, venv=env, class_attributes=dict(inspect.getmembers(kind)))
-        env = wrapper
-    return env
 
 
 def _pickle_starts(collector: Any) -> bytes | None:

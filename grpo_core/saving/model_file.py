@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +33,6 @@ from grpo_core.spaces import count_outputs
 
 FORMAT = "grpo-model/1"
 META_MEMBER = "grpo_meta.json"
-# A 4x1024 network with its two Adam moments is 76 MB, NatureCNN on 84x84 images 20 MB, or 40 MB where the value
-# network has its own; anything larger is refused before it is read.
-MAX_FILE_BYTES = 128 * 2**20
-MAX_META_BYTES = 2**20
-# Convolutions take 8 arrays per image, 4 times that with Adam, twice that if the value network has its own.
-MAX_MEMBERS = 1024
 # At most what a zip's two headers of a member take, its name included.
 _MEMBER_OVERHEAD_BYTES = 1024
 # A zip begins with its first member's header and name, and ends in a record that tells where its directory is.
@@ -48,7 +42,6 @@ N_TAIL_BYTES = 22
 _DIRECTORY_END, _LARGE_DIRECTORY_END = b"PK\x05\x06", b"PK\x06\x07"
 _N_LARGE_END_BYTES = 20
 _MAX_COMMENT_BYTES = 2**16
-_MAX_DIRECTORY_BYTES = MAX_MEMBERS * _MEMBER_OVERHEAD_BYTES
 # The header that numpy.save writes. NumPy's own reader would pass it to Python's parser.
 _ARRAY_HEAD = re.compile(
     rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>[<>|](?:f[248]|[iu][1248]|b1))', "
@@ -63,6 +56,32 @@ _MAX_SPACE_NUMBERS = 2**22
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Limits(NamedTuple):
+    """How large a model file may be; a larger one is refused before it is read.
+
+    :param file_bytes: Of the whole file.
+    :param meta_bytes: Of its metadata.
+    :param n_members: Metadata and arrays.
+    """
+
+    file_bytes: int
+    meta_bytes: int
+    n_members: int
+
+    @property
+    def array_bytes(self) -> int:
+        """What is left for arrays, their headers of NumPy's included."""
+        return self.file_bytes - self.meta_bytes - self.n_members * _MEMBER_OVERHEAD_BYTES
+
+
+# What a server reads, whose files may come from anybody. A 4x1024 network with its two Adam moments is 76 MB, NatureCNN
+# on 84x84 images 20 MB, or 40 MB where the value network has its own. Convolutions take 8 arrays per image, 4 times
+# that with Adam, twice that if the value network has its own.
+SERVICE_LIMITS = Limits(128 * 2**20, 2**20, 1024)
+# What is saved, and what a script reads. A larger zip would have a form of its own, which no reader here takes.
+LIBRARY_LIMITS = Limits(2**31 - 1, 2**24, 2**14)
 
 
 class ModelFileError(ValueError):
@@ -282,7 +301,7 @@ def to_bytes(
     :param weights: Parameter name to array.
     :param optimizer: Optimizer state name to array.
     :param normalization: Arrays that ``normalization_shapes(meta)`` names.
-    :raises ModelFileError: If the model is larger than what is read again.
+    :raises ModelFileError: If the model is beyond ``LIBRARY_LIMITS``, and so would not be read again.
     """
     groups = {"weights": weights, "optimizer": optimizer, "normalization": normalization or {}}
     members = {
@@ -300,14 +319,11 @@ def to_bytes(
 
 
 def _check_saveable(n_meta_bytes: int, n_arrays: int, n_array_bytes: int) -> None:
+    limits = LIBRARY_LIMITS
     for n, most, what in (
-        (n_meta_bytes, MAX_META_BYTES, "bytes of metadata; give the Boxes of its spaces fewer or equal bounds"),
-        (n_arrays, MAX_MEMBERS - 1, "arrays; take fewer layers or images"),
-        (
-            n_array_bytes,
-            MAX_FILE_BYTES - MAX_META_BYTES - MAX_MEMBERS * _MEMBER_OVERHEAD_BYTES,
-            "bytes of arrays; take smaller layers",
-        ),
+        (n_meta_bytes, limits.meta_bytes, "bytes of metadata; give the Boxes of its spaces fewer or equal bounds"),
+        (n_arrays, limits.n_members - 1, "arrays; take fewer layers or images"),
+        (n_array_bytes, limits.array_bytes, "bytes of arrays; take smaller layers"),
     ):
         if n > most:
             raise ModelFileError(f"the model has {n} {what}. At most {most} are read again.")
@@ -366,22 +382,28 @@ def has_intact_ends(head: bytes, tail: bytes, n_bytes: int) -> bool:
     return bool(signature == b"PK\x05\x06" and directory_offset + n_directory_bytes + N_TAIL_BYTES == n_bytes)
 
 
-def from_bytes(content: bytes, with_optimizer: bool = False, with_own_parts: bool = False) -> ModelContent:
+def from_bytes(
+    content: bytes,
+    with_optimizer: bool = False,
+    with_own_parts: bool = False,
+    limits: Limits = SERVICE_LIMITS,
+) -> ModelContent:
     """Read a model without running anything in it.
 
     :param with_optimizer: Whether to read the optimizer's arrays as well.
     :param with_own_parts: Whether to read a policy with parts that the file only names; there is no ``Actor`` of it.
+    :param limits: How large it may be.
     :raises OwnPartsError: If its policy has such parts and they are not asked for.
     :raises ForeignModelError: If it is a zip without ``grpo_meta.json``.
     :raises ModelFileError: If it is damaged, oversized, or its arrays are not those its metadata calls for.
     """
-    if len(content) > MAX_FILE_BYTES:
-        raise ModelFileError(f"the file has {len(content)} bytes; at most {MAX_FILE_BYTES} are read.")
-    _check_directory(content)
+    if len(content) > limits.file_bytes:
+        raise ModelFileError(f"the file has {len(content)} bytes; at most {limits.file_bytes} are read.")
+    _check_directory(content, limits)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = _check_members(archive)
-            meta = _read_meta(archive, members)
+            members = _check_members(archive, limits)
+            meta = _read_meta(archive, members, limits)
             if members.keys() - {META_MEMBER} != meta["sha256"].keys():
                 raise ModelFileError("the file's members are not those that were saved.")
             own_parts = meta["network"].get("own_parts")
@@ -403,7 +425,7 @@ def _to_npy(array: Any) -> bytes:
     return file.getvalue()
 
 
-def _check_directory(content: bytes) -> None:
+def _check_directory(content: bytes, limits: Limits) -> None:
     """Count the members by the end of the zip's directory, before zipfile reads it.
 
     :raises ModelFileError: If it lists too many, or in the form for large zips, which would take long to read.
@@ -412,13 +434,13 @@ def _check_directory(content: bytes) -> None:
     if end < 0 or len(content) - end < N_TAIL_BYTES:
         raise ModelFileError("the file is damaged: it does not end as a zip does.")
     n_members, n_directory_bytes = struct.unpack_from("<HI", content, end + 10)
-    if n_members > MAX_MEMBERS or n_directory_bytes > _MAX_DIRECTORY_BYTES:
-        raise ModelFileError(f"the file has too many members: {n_members}; at most {MAX_MEMBERS} are read.")
+    if n_members > limits.n_members or n_directory_bytes > limits.n_members * _MEMBER_OVERHEAD_BYTES:
+        raise ModelFileError(f"the file has too many members: {n_members}; at most {limits.n_members} are read.")
     if content[max(0, end - _N_LARGE_END_BYTES) : end].startswith(_LARGE_DIRECTORY_END):
         raise ModelFileError("the file's directory has the form for large zips, which no model needs.")
 
 
-def _check_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+def _check_members(archive: zipfile.ZipFile, limits: Limits) -> dict[str, zipfile.ZipInfo]:
     infos = archive.infolist()
     members = {info.filename: info for info in infos}
     if META_MEMBER not in members:
@@ -426,18 +448,18 @@ def _check_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
             "the file was not saved by GRPO. Files of other algorithms hold pickles, which run code when loaded, "
             "so they are not opened."
         )
-    if len(infos) > MAX_MEMBERS or len(members) != len(infos):
+    if len(infos) > limits.n_members or len(members) != len(infos):
         raise ModelFileError("the file has duplicate or too many members.")
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise ModelFileError("the file has compressed members; GRPO stores them uncompressed.")
-    if sum(info.file_size for info in infos) > MAX_FILE_BYTES:
+    if sum(info.file_size for info in infos) > limits.file_bytes:
         raise ModelFileError("the members claim to be larger than the file may be.")
     return members
 
 
-def _read_meta(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> dict[str, Any]:
-    if members[META_MEMBER].file_size > MAX_META_BYTES:
-        raise ModelFileError(f"{META_MEMBER} is larger than {MAX_META_BYTES} bytes.")
+def _read_meta(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], limits: Limits) -> dict[str, Any]:
+    if members[META_MEMBER].file_size > limits.meta_bytes:
+        raise ModelFileError(f"{META_MEMBER} is larger than {limits.meta_bytes} bytes.")
     meta = json.loads(archive.read(META_MEMBER))
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise ModelFileError(f"the file's format is not {FORMAT}; it was saved by another version.")

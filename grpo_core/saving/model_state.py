@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from grpo_core.options.known_names import suggest
 from grpo_core.options.policy_kwargs import POLICIES, network_to_json, rebuild_policy
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, find_reward_functions, get_reward_name
 from grpo_core.saving import model_file
-from grpo_core.saving.model_file import Arrays, ModelContent, ModelFileError
+from grpo_core.saving.model_file import LIBRARY_LIMITS, Arrays, ModelContent, ModelFileError
 from grpo_core.update.structure import unwrap_compiled
 
 ModelPath = str | Path | io.BufferedIOBase
@@ -61,22 +62,22 @@ def read_model(path: ModelPath) -> ModelContent:
     :raises ModelFileError: If the file is damaged, lacks something, or was not saved by GRPO.
     """
     if isinstance(path, str | Path):
-        content = _read(_find_file(Path(path)).read_bytes())
+        read = _find_file(Path(path)).read_bytes()
     else:
         if path.seekable():
             path.seek(0)  # a stream that was just saved to stands at its end
-        content = _read(path.read())
+        read = path.read()
+    content = model_file.from_bytes(read, with_optimizer=True, with_own_parts=True, limits=LIBRARY_LIMITS)
     if lost := _FACTS - set(content.meta):
         raise ModelFileError(f"the file's metadata lacks {sorted(lost)}.")
     return content
 
 
-def _read(content: bytes) -> ModelContent:
-    return model_file.from_bytes(content, with_optimizer=True, with_own_parts=True)
-
-
 def _find_file(path: Path) -> Path:
-    """Return the file, or the one with ``.zip`` behind its name; where there is neither, the one to be missed."""
+    """Return the file, or the one with ``.zip`` behind its name.
+
+    If neither exists, the ``.zip`` path, for the error message.
+    """
     with_suffix = path.with_name(f"{path.name}.zip")
     if path.is_file() or (path.suffix and not with_suffix.is_file()):
         return path
@@ -197,13 +198,26 @@ def _list_tensors(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
 
 
-def put_weights(policy: torch.nn.Module, content: ModelContent) -> None:
-    """Copy the weights of a file into a policy.
+def warn_if_too_large(policy: torch.nn.Module) -> None:
+    """Warn before training of a policy that no file will hold after it."""
+    n_trained = sum(p.nbytes for p in policy.parameters() if p.requires_grad)
+    n_bytes = sum(tensor.nbytes for tensor in _list_tensors(policy).values()) + 2 * n_trained
+    if n_bytes > LIBRARY_LIMITS.array_bytes:
+        warnings.warn(
+            f"the policy takes {n_bytes / 2**20:,.0f} MiB with two moments per trained weight, as Adam keeps them. A "
+            f"model file holds {LIBRARY_LIMITS.array_bytes / 2**20:,.0f} MiB, so save() may fail after the first "
+            "update: take smaller layers, freeze some, or use an optimizer without moments, such as torch.optim.SGD.",
+            stacklevel=5,
+        )
+
+
+def put_weights(policy: torch.nn.Module, weights: Arrays) -> None:
+    """Copy weights, by the names of ``get_weights``, into a policy.
 
     :raises ValueError: If they are of other layers; the policy is then as it was.
     """
     tensors = _list_tensors(policy)
-    own, saved = ({name: tuple(array.shape) for name, array in one.items()} for one in (tensors, content.weights))
+    own, saved = ({name: tuple(array.shape) for name, array in one.items()} for one in (tensors, weights))
     if own != saved:
         differing = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
         name = differing[0]
@@ -214,7 +228,7 @@ def put_weights(policy: torch.nn.Module, content: ModelContent) -> None:
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(torch.from_numpy(content.weights[name]))
+            tensor.copy_(torch.from_numpy(weights[name]))
 
 
 def get_optimizer_state(optimizer: torch.optim.Optimizer) -> Arrays:
@@ -227,37 +241,13 @@ def get_optimizer_state(optimizer: torch.optim.Optimizer) -> Arrays:
     }
 
 
-def to_parameters(content: ModelContent, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """Turn a file's arrays into what SB3's ``set_parameters`` takes.
-
-    :param optimizer: One like the saved one; it is not changed.
-    """
-    weights = {
-        alias: torch.from_numpy(array)
-        for name, array in content.weights.items()
-        for alias in _list_aliases(name, content.meta["network"]["share_features_extractor"])
-    }
-    return {"policy": weights, "policy.optimizer": _to_optimizer_state(content, optimizer)}
-
-
 def put_optimizer_state(optimizer: torch.optim.Optimizer, content: ModelContent) -> None:
     """Give an optimizer like the saved one the moments of a file."""
-    optimizer.load_state_dict(_to_optimizer_state(content, optimizer))
-
-
-def _to_optimizer_state(content: ModelContent, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, array in content.optimizer.items():
         index, key = name.split("/")
         state.setdefault(int(index), {})[key] = torch.from_numpy(array)
-    return {**optimizer.state_dict(), "state": state}
-
-
-def _list_aliases(name: str, is_shared: bool) -> list[str]:
-    """List the names under which SB3's policies expect a parameter: an extractor has one per network that uses it."""
-    if not name.startswith("features_extractor."):
-        return [name]
-    return [name, f"pi_{name}", *([f"vf_{name}"] if is_shared else [])]
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def get_normalization(vec_normalize: VecNormalize) -> tuple[dict[str, Any], Arrays]:

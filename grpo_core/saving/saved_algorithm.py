@@ -1,12 +1,15 @@
 """Save and load models with Stable-Baselines3's interface but without pickles, and freeze policies."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+from stable_baselines3.common.vec_env import VecEnv
 
 from grpo_core import __version__
 from grpo_core.actor.actor import Actor, PolicyActor
@@ -27,14 +30,17 @@ from grpo_core.saving.model_state import (
     put_optimizer_state,
     put_weights,
     read_model,
-    to_parameters,
     wrap_like,
     write_model,
 )
+from grpo_core.spaces import check_spaces
 from grpo_core.update.optimizers import ParameterGroups
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.structure import StructureCheck, is_forward_watched
 from grpo_core.update.torch_actor import TorchActor
+
+# Where SB3 keeps an argument that has no attribute of its name.
+_ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
 
 
 class SavedAlgorithm(OnPolicyAlgorithm):
@@ -42,6 +48,9 @@ class SavedAlgorithm(OnPolicyAlgorithm):
 
     rng: np.random.Generator
     reward_function: RewardFunction | Any
+    kl_coef: float
+    ref_sync_steps: int | None
+    _ref_policy: ActorCriticPolicy | None
     #: The policy's layers as they were built, whether some of them are of the user's own make, how a file describes
     #: them, and their parameters.
     _structure: StructureCheck
@@ -57,6 +66,12 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     def __init__(self, policy: Any, env: Any, *args: Any, **kwargs: Any) -> None:
         with explain_missing_packages(env, f"env '{env}' cannot be made: "):
             super().__init__(policy, env, *args, **kwargs)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Check the spaces before SB3's wrappers stumble over them."""
+        check_spaces(env)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def save(
         self,
@@ -74,6 +89,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         :param exclude: Not supported, see ``include``.
         :param include: Not supported: the file's content is fixed, because it is never unpickled.
         :raises ValueError: If ``exclude`` or ``include`` is given.
+        :raises grpo_core.saving.model_file.ModelFileError: If the file would have 2 GiB. A server reads up to 128 MiB.
         """
         if exclude is not None or include is not None:
             raise ValueError("exclude and include are not supported: a GRPO model file has a fixed content.")
@@ -114,7 +130,8 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         :param force_reset: Start new episodes; groups always do after loading.
         :param kwargs: Arguments of ``GRPO`` to change, such as ``reward_function`` or ``learning_rate``. A policy class
             or features extractor of your own is not in the file, so pass it: ``policy=MyPolicy``,
-            ``policy_kwargs=dict(features_extractor_class=MyExtractor)``; the other ``policy_kwargs`` are.
+            ``policy_kwargs=dict(features_extractor_class=MyExtractor)``; likewise an optimizer or activation that is
+            not torch's own, or an activation made with arguments. The other ``policy_kwargs`` are.
         :raises grpo_core.saving.model_file.ModelFileError: If the file is damaged or was not saved by GRPO.
         :raises ValueError: If the environment's spaces differ, or an argument is unknown or out of range.
         """
@@ -123,7 +140,10 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         if print_system_info:
             print("Saved with", meta["versions"])  # noqa: T201  # what the argument asks for
         arguments = make_arguments(content, changes)
-        model = cls(**arguments, env=None, device=device, _init_setup_model=False)
+        model = cls(policy=arguments.pop("policy"), env=None, device=device, _init_setup_model=False)
+        # As attributes, so that the constructor of a subclass may choose some of them itself.
+        for name, value in arguments.items():
+            setattr(model, _ATTRIBUTES.get(name, name), value)
         model.observation_space, model.action_space = content.observation_space, content.action_space
         model.n_envs = meta["n_envs"]
         if model.reward_function is None and "reward_function" not in changes:
@@ -188,23 +208,51 @@ class SavedAlgorithm(OnPolicyAlgorithm):
             return self._loaded.get_observation_statistics()
         return Normalizer(self._vec_normalize_env).freeze()
 
+    def _check_lost_reward_function(self) -> None:
+        """Check that there is a reward function if the model was trained with one.
+
+        :raises ValueError: If its file could not hold it, and it was not given again.
+        """
+        if self._lost_reward_function is not None and self.reward_function is None:
+            raise ValueError(
+                f"this model was trained with reward_function '{self._lost_reward_function}', which a model file "
+                "does not hold; pass it to GRPO.load(path, env=env, reward_function=...) or set "
+                "model.reward_function before learn()."
+            )
+
+    def _warn_of_lost_reference(self) -> None:
+        """Warn where training goes on after ``load``: the reference policy is then another one, if none renews it."""
+        if self._loaded is None or self._ref_policy is not None or self.kl_coef == 0 or self.ref_sync_steps is not None:
+            return
+        warnings.warn(
+            f"kl_coef={self.kl_coef} now keeps the policy close to the one that was loaded, not to the one that "
+            "training began with: a model file holds no reference policy. Pass reset_num_timesteps=True to begin anew "
+            "from the loaded policy without this warning, or kl_coef=0.0 to GRPO.load(path, env=env) to train without.",
+            stacklevel=3,
+        )
+
     def set_parameters(
         self,
         load_path_or_dict: str | TensorDict,
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Load parameters in place, from a GRPO model file or from what ``get_parameters`` returned."""
+        """Load parameters in place.
+
+        :param load_path_or_dict: A GRPO model file, or what ``get_parameters`` returned. The moments in a file are for
+            the optimizer that the model began with; one that was put in its place keeps its own.
+        :param exact_match: Whether a dict must hold everything. A file always does.
+        :param device: Has no effect: parameters stay on the model's device.
+        :raises ValueError: If the weights are of other layers, or ``exact_match=False`` is given with a file.
+        """
         if isinstance(load_path_or_dict, dict):
             super().set_parameters(load_path_or_dict, exact_match, device)
+        elif not exact_match:
+            raise ValueError("exact_match=False is for a dict of parameters: a GRPO model file is loaded as a whole.")
         else:
             self._load_arrays(read_model(load_path_or_dict))
 
     def _load_arrays(self, content: model_file.ModelContent) -> None:
-        if "own_parts" in content.meta["network"] or not self._has_built_layers():
-            put_weights(self.policy, content)
-            if self._parameter_groups.built(self.policy.optimizer):
-                put_optimizer_state(self.policy.optimizer, content)
-            return
-        parameters = to_parameters(content, self.policy.optimizer)
-        super().set_parameters(parameters)  # type: ignore[arg-type]  # SB3 types an optimizer's state as a tensor
+        put_weights(self.policy, content.weights)
+        if self._parameter_groups.built(self.policy.optimizer):
+            put_optimizer_state(self.policy.optimizer, content)

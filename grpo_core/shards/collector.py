@@ -20,7 +20,6 @@ from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.sweep import SteppedPlace
 from grpo_core.options.checks import refuse
 from grpo_core.options.rewards import Reward
-from grpo_core.saving.copies import unwrap_env
 from grpo_core.shards.messages import (
     MakeCollector,
     ShardFailure,
@@ -33,6 +32,7 @@ from grpo_core.shards.messages import (
     unpack_infos,
 )
 from grpo_core.simulators.bank import SimulatorBank
+from grpo_core.simulators.rewrapping import unwrap_env
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.torch_actor import TorchActor
 
@@ -212,12 +212,13 @@ class ShardedCollector(GroupCollector):
     def apply_reward_functions(
         self,
         rollout: GroupRollout,
+        actor: PolicyActor,
         reward_function: Reward,
         weights: Sequence[float] | None,
     ) -> dict[str, float]:
         if self._rewarded_by[0] is not reward_function or self._rewarded_by[1] is not weights:
             # A callback has put another one in place.
-            return super().apply_reward_functions(rollout, reward_function, weights)
+            return super().apply_reward_functions(rollout, actor, reward_function, weights)
         sums: dict[str, float] = {}
         for shard in self._scored:
             rollout.rewards[tuple(shard.places.T)] = shard.rewards

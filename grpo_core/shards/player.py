@@ -16,9 +16,9 @@ from grpo_core.groups.group import FIRST_EPISODE_STEPS, Group
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.restoring.contents import Noise
 from grpo_core.restoring.state import is_known
-from grpo_core.saving.copies import wrap_env
 from grpo_core.shards.messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, pack_infos, unpack
 from grpo_core.simulators.bank import SimulatorBank, make_bank
+from grpo_core.simulators.rewrapping import wrap_env
 from grpo_core.update.seeding import borrow_torch_generator
 
 
@@ -83,7 +83,9 @@ class ShardPlayer:
             rewards, means = None, dict[str, float]()
             if setup.reward_function is not None:
                 with borrow_torch_generator(rng):
-                    means = collector.apply_reward_functions(rollout, setup.reward_function, setup.reward_weights)
+                    means = collector.apply_reward_functions(
+                        rollout, self._actor, setup.reward_function, setup.reward_weights
+                    )
                 rewards = rollout.rewards[at]
         groups = [_cut_short(group, order) for group in collector.groups]
         return ShardSteps(recorder.get_places(), columns, pack_infos(recorder.infos), groups, rewards, means)

@@ -13,6 +13,8 @@ from grpo_core.options.choices import LossNormalization
 
 # How many times ``target_kl`` a minibatch's approximate KL may be before updates stop, as in Stable-Baselines3's PPO.
 TARGET_KL_TOLERANCE = 1.5
+# What a sum of weights is divided by at least, lest it be 0.
+TINY = float(np.finfo(np.float32).tiny)
 
 
 def compute_clipped_surrogate(
@@ -107,6 +109,15 @@ def compute_filter_weights(
         counts = step_mask if normalization == "step" else np.logical_or.reduce(step_mask, axis=0, keepdims=True)
         kept_share = float(kept[: len(counts)][counts].mean())
     return kept.astype(np.float32) / (kept_share or 1.0)  # without an informative group, all weights are 0
+
+
+def compute_weighted_mean(numbers: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Average numbers by the weights of their steps, whatever these add up to, unlike the loss; 0 if all weights are 0.
+
+    :param numbers: Shape ``(batch_size,)``; flags count as 0 and 1.
+    :param weights: Same shape, at least 0.
+    """
+    return (weights * numbers).mean() / weights.mean().clamp(min=TINY)
 
 
 def compute_kl(log_ratio: torch.Tensor) -> torch.Tensor:

@@ -172,7 +172,7 @@ class ModelFolder:
         :raises ModelFileError: If the disk refuses.
         """
         with self._open(name) as (descriptor, status), open(descriptor, "rb", closefd=False) as file:
-            return _sign(status), file.read(model_file.MAX_FILE_BYTES + 1)
+            return _sign(status), file.read(model_file.SERVICE_LIMITS.file_bytes + 1)
 
     def find_content(self, reference: str, sha256: str | None) -> bytes | None:
         """Return a model's file, which may have become an earlier version of it since; None if there is none.

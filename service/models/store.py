@@ -380,7 +380,7 @@ class ModelStore:
 
     def _inspect_file(self, name: str) -> InspectedFile:
         signature, content = self.folder.read(name)
-        sha256 = hashlib.sha256(content).hexdigest() if len(content) <= model_file.MAX_FILE_BYTES else None
+        sha256 = hashlib.sha256(content).hexdigest() if len(content) <= model_file.SERVICE_LIMITS.file_bytes else None
         with self._lock:
             model = self._find_cached(name, signature)
         if model is not None:

@@ -230,7 +230,7 @@ class Mirror:
         :raises ModelFileError: If it cannot be used.
         """
         is_model = path.endswith(".zip")
-        max_bytes = model_file.MAX_FILE_BYTES if is_model else _MAX_NOTES_BYTES
+        max_bytes = model_file.SERVICE_LIMITS.file_bytes if is_model else _MAX_NOTES_BYTES
         if file.n_bytes > max_bytes:
             raise model_file.ModelFileError(f"it has {file.n_bytes} bytes, more than the limit of {max_bytes}.")
         content: bytes = self._files.cat_file(file.path)

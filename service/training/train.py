@@ -24,7 +24,7 @@ from grpo_core.options.policy_kwargs import choose_policy
 from grpo_core.options.rewards import Reward
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
-from grpo_core.saving.model_state import get_weights, to_parameters
+from grpo_core.saving.model_state import get_weights, put_weights
 from grpo_core.spaces import is_image_space
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
@@ -180,7 +180,7 @@ def _finish(
         if stop_rules.ended_by != "stop":  # code of the environment runs once more, and may end this process
             checkpoints.take_finished(_make_content(model, saved, provenance))
         if saved is not None:
-            model.policy.load_state_dict(to_parameters(saved, model.policy.optimizer)["policy"])
+            put_weights(model.policy, saved.weights)
         timesteps = model.num_timesteps if saved is None else saved.meta["num_timesteps"]
         provenance["final_evaluation"] = evaluate_finally(
             evaluator, actor, timesteps, training_seconds, stop_rules, progress

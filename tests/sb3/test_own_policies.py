@@ -211,9 +211,11 @@ def test_a_file_of_an_own_policy_is_not_read_where_nothing_can_run_it() -> None:
         model_file.from_bytes(content)
 
 
-@pytest.mark.parametrize(
-    "activation", [torch.nn.SiLU, torch.nn.Softsign, functools.partial(torch.nn.LeakyReLU, 0.3)], ids=str
-)
+class SiLU(torch.nn.SiLU):
+    """One of the user's own, which the file must not take for torch's."""
+
+
+@pytest.mark.parametrize("activation", [SiLU, torch.nn.Flatten, functools.partial(torch.nn.LeakyReLU, 0.3)], ids=str)
 def test_any_activation_is_trained_and_comes_back(activation: Any) -> None:
     model = build(policy_kwargs={"net_arch": [8], "activation_fn": activation})
     assert abs(measure_first_kl(model)) < 1e-6
@@ -221,6 +223,19 @@ def test_any_activation_is_trained_and_comes_back(activation: Any) -> None:
     assert is_same(copy_weights(model), copy_weights(loaded))
     with pytest.raises(ValueError, match="activation_fn="):
         reload(model)
+
+
+@pytest.mark.parametrize("activation", [torch.nn.SiLU, torch.nn.Softsign, torch.nn.PReLU])
+def test_an_activation_of_torchs_comes_back_by_its_name(activation: Any) -> None:
+    model = build(policy_kwargs={"net_arch": [8], "activation_fn": activation})
+    model.learn(16)
+    for given in ({}, {"policy_kwargs": {"activation_fn": activation}}):
+        loaded = reload(model, env=MatchEnv(), **given)
+        assert is_same(copy_weights(model), copy_weights(loaded))
+        assert loaded.policy_kwargs["activation_fn"] is activation
+        loaded.learn(16)
+    with pytest.raises(ValueError, match="policy_kwargs are not those of the model"):
+        reload(model, policy_kwargs={"activation_fn": torch.nn.Mish})
 
 
 class OwnAdam(torch.optim.Adam):
@@ -276,6 +291,22 @@ def test_a_replaced_optimizer_takes_the_steps(kind: str) -> None:
     loaded = reload(model, env=gym.make("CartPole-v1"))
     assert is_same(copy_weights(model), copy_weights(loaded))
     loaded.learn(64)
+
+
+def test_a_file_leaves_a_replaced_optimizer_alone() -> None:
+    model = build_plain()
+    saved = io.BytesIO(model.learn(64).to_bytes())
+    weights = copy_weights(model)
+    model.policy.optimizer = torch.optim.Adam(model.policy.parameters())
+    model.learn(64)
+    moments = {p: {**state} for p, state in model.policy.optimizer.state.items()}
+    model.set_parameters(saved)  # type: ignore[arg-type]
+    assert is_same(weights, copy_weights(model))
+    for p, state in moments.items():
+        assert torch.equal(model.policy.optimizer.state[p]["exp_avg"], state["exp_avg"])
+    model.learn(64)  # with moments of other parameters' shapes it would raise
+    with pytest.raises(ValueError, match="exact_match=False is for a dict of parameters"):
+        model.set_parameters(saved, exact_match=False)  # type: ignore[arg-type]
 
 
 def test_a_replaced_optimizer_that_cannot_take_the_steps_is_refused() -> None:
@@ -452,6 +483,9 @@ def test_compiled_layers_are_those_layers() -> None:
     hidden: Any = model.policy.mlp_extractor
     hidden.policy_net = torch.compile(hidden.policy_net, backend="eager")
     assert abs(measure_first_kl(model)) < 1e-6
+    other = build_plain(seed=1)
+    model.set_parameters(io.BytesIO(other.to_bytes()))  # type: ignore[arg-type]
+    assert is_same(copy_weights(other), copy_weights(reload(model)))
     shown = np.zeros((1, 4), np.float32)
     np.testing.assert_array_equal(
         reload(model).predict(shown, deterministic=True)[0], model.predict(shown, deterministic=True)[0]

@@ -1,5 +1,6 @@
 """Every space, mode and kind of vectorised environment trains, and every option of the policies is taken."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from grpo import GRPO, RestorableWrapper, check_branchable
 from tests.sb3.environments import ACTION_SPACES, MASKABLE, OBSERVATION_SPACES, IndifferentEnv, MaskedMatchEnv, MatchEnv
@@ -260,6 +261,20 @@ def test_several_environments_of_different_length_share_a_rollout(mode: str) -> 
 
     model = build(DummyVecEnv([make(2), make(9)]), mode=mode)
     train_and_check(model, n_steps=60)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_an_environment_may_be_put_into_a_loaded_model_by_hand(n_envs: int) -> None:
+    model = build(VecNormalize(DummyVecEnv([MatchEnv])))
+    model.learn(16)
+    loaded = GRPO.load(io.BytesIO(model.to_bytes()), device="cpu")
+    loaded.env = DummyVecEnv([MatchEnv] * n_envs)
+    loaded.learn(16)
+    assert loaded.get_vec_normalize_env() is not None, "as by load and set_env"
+    assert loaded.n_envs == n_envs
+    loaded.env = DummyVecEnv([lambda: MatchEnv(action_space=ACTION_SPACES["box"])])
+    with pytest.raises(ValueError, match="Action spaces do not match"):
+        loaded.learn(16)
 
 
 def test_an_environment_that_is_put_in_place_by_hand_is_the_one_trained_in() -> None:

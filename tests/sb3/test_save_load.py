@@ -3,6 +3,7 @@
 import io
 import json
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
+from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelFileError
+from tests.sb3 import small_models
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
 from tests.sb3.small_models import MODES, POLICY_OF, build, build_over, copy_weights, is_same, sample_observations
 
@@ -35,6 +38,46 @@ OTHER_ACTIONS: dict[str, spaces.Space[Any]] = {
 
 def reload(model: GRPO, **arguments: Any) -> GRPO:
     return GRPO.load(io.BytesIO(model.to_bytes()), device="cpu", **arguments)
+
+
+def test_a_model_that_no_file_will_hold_is_told_of_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two layers of 3 * 64 and 64 * 64 weights and 2 * 64 biases in two networks, 3 * 64 + 3 and 64 + 1 more, 4 bytes
+    # each and two moments, are 109,104.
+    kwargs = {"net_arch": [64, 64]}
+    for array_bytes, is_told in ((109_104, False), (109_103, True)):
+        limits = model_file.Limits(array_bytes + 2048, 1024, 1)
+        monkeypatch.setattr("grpo_core.saving.model_state.LIBRARY_LIMITS", limits)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            build(policy_kwargs=kwargs)
+        assert [one.filename for one in caught] == [small_models.__file__] * is_told
+        assert all("save() may fail after the first update" in str(one.message) for one in caught)
+
+
+class Quads(GRPO):
+    """Chooses some arguments itself."""
+
+    def __init__(self, policy: Any, env: Any, **arguments: Any) -> None:
+        super().__init__(policy, env, group_size=4, stats_window_size=7, **arguments)
+        self.note = "of its own"
+
+
+def test_a_subclass_that_fixes_arguments_comes_back() -> None:
+    model = Quads("MlpPolicy", MatchEnv(), n_steps=16, horizon=4, n_epochs=2, seed=3, device="cpu")
+    model.learn(16)
+    loaded = Quads.load(io.BytesIO(model.to_bytes()), env=MatchEnv(), device="cpu", gamma=0.5)
+    assert (loaded.group_size, loaded._stats_window_size, loaded.note) == (4, 7, "of its own")
+    assert (loaded.n_steps, loaded.n_epochs, loaded.seed, loaded.gamma) == (16, 2, 3, 0.5)
+    assert is_same(copy_weights(model), copy_weights(loaded))
+    loaded.learn(16)
+
+
+def test_a_model_that_no_server_takes_is_saved_and_loaded(tmp_path: Path) -> None:
+    wide = {"pi": [8192, 4096], "vf": [1]}  # 128 MiB of weights between two layers
+    model = build(policy_kwargs={"net_arch": wide, "ortho_init": False})
+    model.save(tmp_path / "wide")
+    loaded = GRPO.load(tmp_path / "wide", device="cpu")
+    assert is_same(copy_weights(model), copy_weights(loaded))
 
 
 @pytest.mark.parametrize("action", ACTION_SPACES)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_FILE_BYTES, MODEL_MEMBER
+from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_JOB_BYTES, MODEL_MEMBER
 from grpo_core.saving.model_file import write_atomic
 from service.models.folder_lock import TEMPORARY_PREFIX
 from service.schemas.jobs import JobCheckpoint
@@ -139,7 +139,7 @@ class CheckpointFolder:
         descriptor = os.open(self._path(job_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JOB_BYTES:
                 raise OSError(0, "it is no checkpoint")
             yield file
 

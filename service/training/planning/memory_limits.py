@@ -1,5 +1,6 @@
 """Estimate a job's memory before it starts, and refuse jobs that need too much."""
 
+import json
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ from grpo_core.actor.extractors import ExtractorPlan, count_features
 from grpo_core.groups.archive import MAX_ARCHIVE_BYTES
 from grpo_core.groups.group import MAX_FILLED
 from grpo_core.options.policy_kwargs import network_to_json
-from grpo_core.saving.model_file import MAX_FILE_BYTES, MAX_META_BYTES, expected_shapes, space_to_json
+from grpo_core.saving.model_file import SERVICE_LIMITS, expected_shapes, space_to_json
 from grpo_core.spaces import count_inputs, count_outputs, observation_dtype
 from service.errors import InvalidRequestError
 from service.schemas.training import TrainConfig
@@ -27,6 +28,11 @@ _BYTES_PER_BRANCH = 1024
 _PAGE_BYTES = 4096
 # Rewards, flags, advantages and other numbers of one step.
 _BYTES_PER_STEP = 64
+# What NumPy puts before an array in a file, how many arrays are neither weights nor moments, and what spaces may take
+# of the metadata.
+_ARRAY_HEAD_BYTES = 128
+_N_OTHER_ARRAYS = 64
+_MAX_SPACE_BYTES = SERVICE_LIMITS.meta_bytes // 2
 # Episodes are stored side by side, padded to the longest. Early in training most end long before their limit, so many
 # fit into a rollout: CartPole's first episodes last a twentieth of its limit.
 _EARLY_END = 16
@@ -171,12 +177,24 @@ def _check_model(
     network: dict[str, Any],
 ) -> None:
     described = {"observation": space_to_json(observation_space), "action": space_to_json(action_space)}
-    shapes = expected_shapes({"spaces": described, "network": network})
-    # Adam keeps two moments of every weight.
-    n_bytes = 3 * 4 * sum(map(math.prod, shapes.values()))
-    if n_bytes > MAX_FILE_BYTES - 2 * MAX_META_BYTES:
+    if (n_space_bytes := len(json.dumps(described, indent=1))) > _MAX_SPACE_BYTES:
         raise InvalidRequestError(
-            f"net_arch={config.net_arch} on observations of {config.env_name} makes a model of {n_bytes // 2**20} MiB, "
-            f"more than the limit of {MAX_FILE_BYTES // 2**20 - 2} MiB; use smaller layers or smaller observations: "
-            "the wrappers atari and resize shrink images."
+            f"the spaces of {config.env_name} take {n_space_bytes // 2**10} KiB in a model file, more than the limit "
+            f"of {_MAX_SPACE_BYTES // 2**10} KiB; give their Boxes fewer or equal bounds."
         )
+    shapes = expected_shapes({"spaces": described, "network": network})
+    # Adam keeps two moments of every weight, and counts its steps; statistics are a mean and a variance in float64.
+    n_arrays = 4 * len(shapes)
+    n_bytes = 3 * 4 * sum(map(math.prod, shapes.values())) + n_arrays * _ARRAY_HEAD_BYTES
+    if config.normalize and config.normalize.norm_obs:
+        n_bytes += 2 * 8 * count_inputs(observation_space)
+    for n, most, what in (
+        (-(-n_bytes // 2**20), SERVICE_LIMITS.array_bytes // 2**20, "MiB"),
+        (n_arrays, SERVICE_LIMITS.n_members - _N_OTHER_ARRAYS, "arrays"),
+    ):
+        if n > most:
+            raise InvalidRequestError(
+                f"net_arch={config.net_arch} on observations of {config.env_name} makes a model of {n} {what}, more "
+                f"than the limit of {most} {what}; use smaller layers, or fewer or smaller observations: the wrappers "
+                "atari and resize shrink images."
+            )

@@ -83,8 +83,37 @@ def test_it_says_why_it_goes_on_otherwise(tmp_path: Path) -> None:
     env = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
     GRPO("MlpPolicy", env, seed=1, device="cpu", **arguments).learn(300, KeepCheckpoint(path, every_steps=64))
     env.close()
-    with pytest.warns(UserWarning, match=r"with new episodes.*in other processes"):
+    with pytest.warns(UserWarning, match=r"goes on from step .*, but not exactly as before: .*in other processes"):
         go_on(make_model(**arguments), path)
+
+
+def replace_optimizer(model: GRPO) -> GRPO:
+    model.policy.optimizer = torch.optim.RMSprop(model.policy.parameters())
+    return model
+
+
+def test_it_says_that_the_moments_of_a_replaced_optimizer_are_lost(tmp_path: Path) -> None:
+    path, resumed = tmp_path / "training.zip", replace_optimizer(make_model())
+    replace_optimizer(make_model()).learn(TOTAL, KeepCheckpoint(path, every_steps=150))
+    with pytest.warns(UserWarning, match="not exactly as before: the optimizer was put in place"):
+        n_left = go_on(resumed, path)
+    resumed.learn(n_left, reset_num_timesteps=False)
+
+
+def test_a_compiled_policy_with_a_reference_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    path = tmp_path / "training.zip"
+
+    def make_compiled() -> GRPO:
+        model = make_model(kl_coef=0.1)
+        hidden: Any = model.policy.mlp_extractor
+        hidden.policy_net = torch.compile(hidden.policy_net, backend="eager")
+        return model
+
+    whole, resumed = make_compiled(), make_compiled()
+    whole.learn(TOTAL, KeepCheckpoint(path, every_steps=400))
+    n_left = go_on(resumed, path)
+    assert 0 < n_left < TOTAL
+    assert resumed.learn(n_left, reset_num_timesteps=False).to_bytes() == whole.to_bytes()
 
 
 def test_a_file_of_another_training_is_refused(tmp_path: Path) -> None:

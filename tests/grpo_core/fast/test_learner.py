@@ -323,6 +323,25 @@ def test_given_the_same_gradients_the_optimizer_takes_adams_steps(optimizer_kwar
             np.testing.assert_allclose(state[key], tensor, rtol=2e-6, atol=1e-6, err_msg=f"{name}: {key}")
 
 
+@pytest.mark.parametrize("loss_type", ["clip", "cispo"])
+@pytest.mark.parametrize("weight", [1.0, 0.16, 0.0])  # 0.16: branches of 20 steps where the horizon is 128
+def test_how_far_the_policy_moved_does_not_depend_on_the_size_of_the_weights(weight: float, loss_type: str) -> None:
+    models = build_two(net_arch=[4], arguments={"loss_type": loss_type, "target_kl": 1e-9})
+    batch = draw_batch(models[0])._replace(weights=np.full(N_STEPS, weight, np.float32))
+    tensors = batch.to_tensors(models[0].device)
+    with torch.no_grad():
+        _, log_prob, _ = evaluate_actions(models[0].policy, tensors.observations, tensors.actions, None)
+    ratio = np.exp(log_prob.numpy() - batch.old_log_prob)
+    is_outside = (ratio > 1.2) | ((ratio < 0.8) & (loss_type == "clip"))
+    expected = float((ratio - 1.0 - np.log(ratio)).mean()), float(is_outside.mean())
+    assert min(expected) > 0.1
+    for model in models:
+        logged = train(model, batch, [np.arange(N_STEPS)])
+        assert (logged["approx_kl"], logged["clip_fraction"]) == pytest.approx(
+            expected if weight > 0.0 else (0.0, 0.0), rel=1e-5
+        )
+
+
 @with_either_action
 def test_target_kl_forbids_the_step(action_space: spaces.Space[Any]) -> None:
     models = build_two(action_space, arguments={"target_kl": 1e-3}, net_arch=[4])

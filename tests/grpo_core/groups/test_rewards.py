@@ -1,5 +1,6 @@
 """Reward functions over a whole rollout."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 
+from grpo import GRPO
 from grpo_core.groups.rewards import apply_reward_functions
 from tests.grpo_core.groups.filled import CAR, fill
 from tests.walk import Seen, cartpole_model, collect
@@ -50,7 +53,7 @@ def test_a_reward_function_gets_dict_observations_key_by_key() -> None:
         rewards: torch.Tensor = state["gear"] * 10.0 + next_state["speed"][:, 1:] + action[:, :1] * 100.0
         return rewards
 
-    apply_reward_functions(rollout, [reward], [1.0])
+    apply_reward_functions(rollout, np.asarray, [reward], [1.0])
     for place in zip(*np.nonzero(rollout.step_mask), strict=True):
         expected = (
             10.0 * rollout.observations["gear"][place]
@@ -74,7 +77,7 @@ def test_several_rewards_are_weighed_and_reported_without_their_weights() -> Non
     mask = rollout.step_mask
     own, is_first = rollout.rewards[mask].astype(np.float64), rollout.actions[mask] == 0
     assert 0 < is_first.sum() < 8
-    means = apply_reward_functions(rollout, [count_rows, None, pay_first_action], [2.0, -0.5, 10.0])
+    means = apply_reward_functions(rollout, np.asarray, [count_rows, None, pay_first_action], [2.0, -0.5, 10.0])
     np.testing.assert_allclose(rollout.rewards[mask], 2.0 * np.arange(8) - 0.5 * own + 10.0 * is_first, rtol=1e-6)
     assert (rollout.rewards[~mask] == 0).all()
     assert means == {
@@ -84,10 +87,21 @@ def test_several_rewards_are_weighed_and_reported_without_their_weights() -> Non
     }
 
 
+def test_reward_functions_of_one_name_are_reported_apart() -> None:
+    named = [functools.partial(pay, 1.0), functools.partial(pay, 2.0), lambda *steps: pay(3.0, *steps)]
+    functions: list[Any] = [*named, lambda *steps: pay(4.0, *steps), functools.partial(pay, 5.0)]
+    means = apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, functions)
+    assert means == {"partial": 1.0, "partial_2": 2.0, "<lambda>": 3.0, "<lambda>_2": 4.0, "partial_3": 5.0}
+
+
+def pay(amount: float, state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(state), 1), amount)
+
+
 def test_the_environments_own_reward_alone_stays_as_it_is() -> None:
     rollout = fill([[3, 1], [2, 2]])
     before = rollout.rewards.copy()
-    apply_reward_functions(rollout, [None], [1.0])
+    apply_reward_functions(rollout, np.asarray, [None], [1.0])
     assert (rollout.rewards == before).all()
 
 
@@ -103,6 +117,27 @@ def test_a_reward_function_sees_actions_as_the_simulator_did() -> None:
     assert np.abs(seen.actions).max() > 2, "samples leave the bounds of the torque"
     assert actions[0].abs().max() == 2
     assert (actions[0].numpy() == np.clip(seen.actions[seen.step_mask], -2, 2)).all()
+
+
+class Squashed(ActorCriticPolicy):
+    """Draws actions from -1 to 1, which SB3 stretches to the bounds."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._squash_output = True
+
+
+@pytest.mark.parametrize("n_rollout_shards", [None, 2])
+def test_a_reward_function_sees_the_stretched_actions_of_a_squashed_policy(n_rollout_shards: int | None) -> None:
+    arguments: dict[str, Any] = {"n_steps": 64, "horizon": 8, "n_rollout_shards": n_rollout_shards}
+    model = GRPO(Squashed, "Pendulum-v1", reward_function=pay_the_action, seed=0, device="cpu", **arguments)
+    model.learn(64)
+    rollout = model.rollout_buffer
+    np.testing.assert_allclose(rollout.rewards, 2.0 * rollout.actions[..., 0], atol=1e-6)  # torques from -2 to 2
+
+
+def pay_the_action(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    return action
 
 
 @pytest.mark.parametrize("convert", [lambda r: r, lambda r: r.flatten(), lambda r: r.flatten().tolist()])
@@ -131,8 +166,8 @@ def test_a_reward_function_that_scribbles_on_its_arguments_leaves_those_of_the_n
     def see(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
         return (state + next_state).sum(dim=1, keepdim=True) + action
 
-    means = apply_reward_functions(fill([[3, 1], [2, 2]]), [scribble, see], [1.0, 1.0])
-    assert means["see"] == apply_reward_functions(fill([[3, 1], [2, 2]]), [see], [1.0])["see"] != 0
+    means = apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, [scribble, see], [1.0, 1.0])
+    assert means["see"] == apply_reward_functions(fill([[3, 1], [2, 2]]), np.asarray, [see], [1.0])["see"] != 0
 
 
 def two_columns(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> Any:

@@ -25,7 +25,7 @@ from grpo_core.actor.actor import Actor
 from grpo_core.options.policy_kwargs import POLICIES, network_to_json
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError
-from grpo_core.saving.model_state import get_optimizer_state, get_weights, to_parameters
+from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_optimizer_state, put_weights
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
 ACTIONS = spaces.Discrete(2)
@@ -298,7 +298,7 @@ def test_duplicate_members_are_refused(name: str) -> None:
 
 
 def test_too_many_members_are_refused() -> None:
-    extra = {f"optimizer/{i}/step.npy": b"" for i in range(model_file.MAX_MEMBERS)}
+    extra = {f"optimizer/{i}/step.npy": b"" for i in range(model_file.SERVICE_LIMITS.n_members)}
     with pytest.raises(ModelFileError, match="too many members"):
         model_file.from_bytes(repack(build_file(), extra))
 
@@ -471,9 +471,9 @@ def test_members_that_claim_to_be_larger_than_any_file_are_refused() -> None:
 def test_a_file_beyond_the_size_limit_is_refused_unread() -> None:
     class Huge(bytes):
         def __len__(self) -> int:
-            return model_file.MAX_FILE_BYTES + 1
+            return model_file.SERVICE_LIMITS.file_bytes + 1
 
-    with pytest.raises(ModelFileError, match=f"at most {model_file.MAX_FILE_BYTES}"):
+    with pytest.raises(ModelFileError, match=f"at most {model_file.SERVICE_LIMITS.file_bytes}"):
         model_file.from_bytes(Huge(build_file()))
 
 
@@ -634,9 +634,8 @@ def test_a_policy_of_convolutions_comes_back_whole(share: bool) -> None:
         model_file.to_bytes(meta, get_weights(policy), get_optimizer_state(policy.optimizer)), with_optimizer=True
     )
     other, _ = build_policy("MultiInputPolicy", CAR, share_features_extractor=share)
-    parameters = to_parameters(content, other.optimizer)
-    other.load_state_dict(parameters["policy"], strict=True)
-    other.optimizer.load_state_dict(parameters["policy.optimizer"])
+    put_weights(other, content.weights)
+    put_optimizer_state(other.optimizer, content)
     for name, array in get_weights(policy).items():
         np.testing.assert_array_equal(get_weights(other)[name], array, strict=True)
     assert_same_arrays(get_optimizer_state(other.optimizer), get_optimizer_state(policy.optimizer))
@@ -651,16 +650,32 @@ def test_two_networks_of_convolutions_on_84_pixels_with_their_moments_fit_a_file
     weights = get_weights(policy)
     moments = {f"{i}/{name}": array for i, array in enumerate(weights.values()) for name in ("exp_avg", "exp_avg_sq")}
     content = model_file.to_bytes(meta, weights, moments)
-    assert len(content) < model_file.MAX_FILE_BYTES // 3
+    assert len(content) < model_file.SERVICE_LIMITS.file_bytes // 3
     assert_same_arrays(model_file.from_bytes(content, with_optimizer=True).optimizer, moments)
 
 
-def test_what_could_not_be_read_again_is_not_written() -> None:
+def test_a_script_reads_and_writes_what_is_too_large_for_a_server() -> None:
+    moments = {"0/exp_avg": np.zeros(2**25, np.float32)}  # 128 MiB
+    content = model_file.to_bytes(META, draw_weights(), moments)
+    with pytest.raises(ModelFileError, match="at most 134217728 are read"):
+        model_file.from_bytes(content)
+    read = model_file.from_bytes(content, with_optimizer=True, limits=model_file.LIBRARY_LIMITS)
+    assert_same_arrays(read.optimizer, moments)
+    many = {f"{i}/step": np.zeros((), np.float32) for i in range(1024)}
+    content = model_file.to_bytes(META, draw_weights(), many)
+    with pytest.raises(ModelFileError, match=r"too many members: .* at most 1024"):
+        model_file.from_bytes(content)
+    read = model_file.from_bytes(content, with_optimizer=True, limits=model_file.LIBRARY_LIMITS)
+    assert_same_arrays(read.optimizer, many)
+
+
+def test_what_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_file, "LIBRARY_LIMITS", model_file.SERVICE_LIMITS)
     low = np.linspace(-2.0, -1.0, 30_000, dtype=np.float32)
     wide = model_file.space_to_json(spaces.Box(low, -low))
     with pytest.raises(ModelFileError, match=r"bytes of metadata; give the Boxes of its spaces fewer or equal bounds"):
         model_file.to_bytes({**META, "spaces": {**META["spaces"], "observation": wide}}, draw_weights(), {})
-    many = {f"{i}/step": np.zeros((), np.float32) for i in range(model_file.MAX_MEMBERS)}
+    many = {f"{i}/step": np.zeros((), np.float32) for i in range(1024)}
     with pytest.raises(ModelFileError, match="arrays; take fewer layers"):
         model_file.to_bytes(META, draw_weights(), many)
     with pytest.raises(ModelFileError, match="bytes of arrays; take smaller layers"):

@@ -18,6 +18,7 @@ from grpo_core.update.losses import (
     compute_kl,
     compute_sequence_ratio,
     compute_step_weights,
+    compute_weighted_mean,
 )
 
 N_ACTIONS = 3
@@ -30,6 +31,14 @@ def assert_close(actual: torch.Tensor | npt.NDArray[np.float32], expected: list[
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_a_weighted_mean_is_one_whatever_the_weights_add_up_to() -> None:
+    numbers = torch.tensor([1.0, 5.0, 3.0])
+    for weights in ([1.0, 2.0, 1.0], [0.1, 0.2, 0.1]):
+        assert float(compute_weighted_mean(numbers, torch.tensor(weights))) == pytest.approx(3.5)  # (1 + 10 + 3) / 4
+    assert float(compute_weighted_mean(numbers > 2.0, torch.tensor([1.0, 2.0, 1.0]))) == 0.75
+    assert float(compute_weighted_mean(numbers, torch.zeros(3))) == 0.0
 
 
 def get_log_prob(logits: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

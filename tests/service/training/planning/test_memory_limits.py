@@ -122,6 +122,32 @@ def test_a_model_too_large_for_its_file_is_refused(register_env: RegisterEnv) ->
     assert resolve(env_name=env_name).net_arch == [64, 64]
 
 
+def test_bounds_that_would_fill_a_models_metadata_are_refused(register_env: RegisterEnv) -> None:
+    # Half of a model file's metadata are 512 KiB; 20000 numbers with bounds of their own take 2 * 20000 * 25 bytes.
+    low = np.linspace(-2.0, -1.0, 20_000, dtype=np.float32)
+    env_name = register_env(lambda: SpaceEnv(spaces.Box(low, -low), spaces.Discrete(2)))
+    detail = refuse(env_name=env_name, n_steps=64)
+    assert "KiB in a model file, more than the limit of 512 KiB; give their Boxes fewer or equal bounds" in detail
+
+
+def test_a_model_of_too_many_arrays_is_refused(register_env: RegisterEnv) -> None:
+    # 30 images with 8 arrays each, 12 of two layers and outputs, and three times that by Adam, are 1008 arrays.
+    small = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    space = spaces.Dict({f"camera_{i}": small for i in range(30)})
+    env_name = register_env(lambda: SpaceEnv(space, spaces.Discrete(2)))
+    assert "makes a model of 1008 arrays, more than the limit of 960" in refuse(env_name=env_name, n_steps=64)
+
+
+def test_statistics_count_in_the_size_of_a_model(register_env: RegisterEnv) -> None:
+    # 2 * 18 weights of each of 300000 numbers, with Adam's moments, are 123.6 MiB, and two statistics of each 4.6.
+    env_name = register_env(lambda: LineEnv(observation_size=300_000))
+    request: dict[str, Any] = {"env_name": env_name, "n_steps": 32, "n_envs": 1, "batch_size": 32, "horizon": 16}
+    assert resolve(**request, net_arch=[18], normalize=False).net_arch == [18]
+    assert "makes a model of 129 MiB, more than the limit of 126 MiB" in refuse(
+        **request, net_arch=[18], normalize=True
+    )
+
+
 def test_screens_go_through_the_networks_in_small_parts() -> None:
     env = SpaceEnv(SCREEN, spaces.Discrete(2))
     model = GRPO("CnnPolicy", env, n_steps=256, n_epochs=1, horizon=4, seed=0, kl_coef=0.1)
