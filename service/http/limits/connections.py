@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.context import REQUEST_ID, RequestIds
 from service.errors import Problem
@@ -64,6 +64,8 @@ class Connection(HttpToolsProtocol):
         self._n_unreported = 0
         self._in_head = True
         self._in_body = False
+        # The request that was started last; ``cycle`` is the one that came last, which may still wait behind it.
+        self._started: RequestResponseCycle | None = None
         # How much more is read and ignored; None while requests are still answered.
         self._n_ignorable: int | None = None
         self._deadline: float | None = None
@@ -87,6 +89,8 @@ class Connection(HttpToolsProtocol):
             if alarm is not None:
                 alarm.cancel()
         self.waiting_since = None
+        if self._started is not None and self._is_answering():
+            _report_loss(self._started)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -156,10 +160,12 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, or for the rest of this one."""
+        """Wait for the next request or for the rest of this one, unless another one waits already."""
+        following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
-        self.waiting_since = self.loop.time()
-        if self._in_body and self._n_ignorable is None:
+        if following is None or following.more_body:
+            self.waiting_since = self.loop.time()
+        if following is None and self._in_body and self._n_ignorable is None:
             self._set_deadline()
 
     def send_400_response(self, msg: str) -> None:
@@ -213,6 +219,13 @@ class Connection(HttpToolsProtocol):
         self.waiting_since = None
         self._socket.abort()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._started = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _is_answering(self) -> bool:
+        return self._started is not None and not self._started.response_complete
+
     def _refuse(self, status: int, problem: Problem, detail: str) -> None:
         """Answer in place of the application, and end the connection."""
         if self.is_ending():
@@ -221,8 +234,7 @@ class Connection(HttpToolsProtocol):
             if self.cycle.response_started or self.waiting_since is None:  # an answer now would be taken for another's
                 self._socket.close()
                 return
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            _report_loss(self.cycle)
         request_id = RequestIds().choose(None)
         token = REQUEST_ID.set(request_id)
         response = error_response(problem, status, detail, {"Connection": "close", "X-Request-ID": request_id})
@@ -270,6 +282,12 @@ class _Transport:
         self.write, self.get_extra_info = socket.write, socket.get_extra_info
         self.pause_reading, self.resume_reading = socket.pause_reading, socket.resume_reading
         self.close, self.is_closing = connection.end, connection.is_ending
+
+
+def _report_loss(cycle: RequestResponseCycle) -> None:
+    """Let a request's application know that its client is gone."""
+    cycle.disconnected = True
+    cycle.message_event.set()
 
 
 def _make_room(connections: Collection[Any]) -> None:

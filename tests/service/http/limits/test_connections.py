@@ -1,10 +1,11 @@
 """Clients that send too much, too slowly or nothing at all, over real sockets."""
 
+import asyncio
 import json
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, suppress
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 
 import service.http.limits.bodies
 import service.http.limits.connections
@@ -20,6 +22,7 @@ from service.http.limits.connections import MAX_HEAD_BYTES
 from tests.support import PATIENCE_SECONDS, PROBLEM_FIELDS, serve, wait_until
 
 START = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+HELD = b"GET /held HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -38,6 +41,35 @@ def port(app: FastAPI, monkeypatch: pytest.MonkeyPatch, patience_seconds: float)
         yield port
 
 
+class Held:
+    """A path whose answers last until the test lets them end, or the server does."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._closing = app.state.service.closing
+        self.n_open = 0
+        self.may_end = False
+        app.add_api_route("/held", self._answer)
+
+    async def _answer(self) -> StreamingResponse:
+        return StreamingResponse(self._stream())
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        self.n_open += 1
+        try:
+            while not (self.may_end or self._closing.is_set()):
+                yield b" "
+                await asyncio.sleep(0.01)
+            yield b"{}"
+        finally:
+            self.n_open -= 1
+
+
+@pytest.fixture
+def held(app: FastAPI) -> Held:
+    """A path whose answers last."""
+    return Held(app)
+
+
 def connect(port: int, sent: bytes = b"") -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
     try:
@@ -54,6 +86,11 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
     response.begin()
     body = json.loads(response.read())
     return response.status, body
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """Read all answers until the server closes the connection."""
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
 def ask_in_time(port: int, sent: bytes) -> tuple[int, dict[str, Any]]:
@@ -251,6 +288,27 @@ class TestNobodyElsePays:
         assert response.json()["type"] == "urn:grpo:problem:busy"
         for path in ("/health", "/health/live", "/health/ready"):
             assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_SECONDS).status_code == 200
+
+
+    def test_one_that_is_answered_makes_none(
+        self, port: int, held: Held, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service.http.limits.connections, "_MAX_CONNECTIONS", 5)
+        with ExitStack() as stack:
+            # The second request came while the first one was answered.
+            pipelined = START + b"\r\n" + HELD + b"Connection: close\r\n\r\n"
+            answered = stack.enter_context(connect(port, pipelined))
+            wait_until(lambda: held.n_open == 1)
+            for _ in range(10):
+                stack.enter_context(connect(port))
+            assert is_healthy(port)
+            held.may_end = True
+            assert read_to_end(answered).count(b"HTTP/1.1 200 OK") == 2
+
+    def test_who_leaves_is_missed_though_another_request_waits(self, port: int, held: Held) -> None:
+        with connect(port, HELD + b"\r\n" + START + b"\r\n"):
+            wait_until(lambda: held.n_open == 1)
+        wait_until(lambda: held.n_open == 0)
 
 
 class TestBodies:
