@@ -32,6 +32,9 @@ PATIENCE_SECONDS = 10.0
 # A client whose request is refused while it still sends must be let finish: closing at once would make its system
 # throw the answer away.
 _MAX_IGNORED_BYTES = 128 * 2**20
+# Requests that wait for the answer to an earlier one of their connection. All that was read at once is parsed, and each
+# takes memory before its key is looked at; a client that sends ahead has to repeat what is not answered anyway.
+_MAX_PIPELINED = 16
 # A client that takes nothing of its answer for so long is gone.
 _UNREAD_SECONDS = 30.0
 _MAX_CONNECTIONS = 2048
@@ -114,9 +117,14 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the answer to a request."""
+        if self.is_ending():
+            return
         self._n_unreported = 0
         self._in_head, self._in_body = False, True
         self._deadline = None
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self._socket.abort()
+            return
         if len(self.url) > _MAX_TARGET_BYTES:
             self._refuse(414, _PATH_TOO_LONG, f"the path has more than {_MAX_TARGET_BYTES} bytes with its query.")
             return
@@ -146,18 +154,19 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         self._n_unreported = 0
-        if self._n_ignorable is None:
+        if not self.is_ending():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the client has nothing more to send."""
+        if self.is_ending():  # what is ignored has a deadline too
+            return
         self._n_unreported = 0
         self._in_head, self._in_body = True, False
         self._deadline = self.waiting_since = None
-        if self._n_ignorable is None:
-            if self.cycle is not None and self.cycle.response_complete:
-                self.waiting_since = self.loop.time()
-            super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete:
+            self.waiting_since = self.loop.time()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request or for the rest of this one, unless another one waits already."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 import service.http.limits.bodies
 import service.http.limits.connections
@@ -22,6 +22,7 @@ from service.http.limits.connections import MAX_HEAD_BYTES
 from tests.support import PATIENCE_SECONDS, PROBLEM_FIELDS, serve, wait_until
 
 START = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+LONG = b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HELD = b"GET /held HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -93,6 +94,15 @@ def read_to_end(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
+def is_closed(connection: socket.socket) -> bool:
+    """Send a line break, which a server ignores before a request, and return whether it has closed the connection."""
+    try:
+        connection.sendall(b"\r\n")
+    except OSError:
+        return True
+    return False
+
+
 def ask_in_time(port: int, sent: bytes) -> tuple[int, dict[str, Any]]:
     """Read the answer to what is sent at once; again if this machine was too busy to send it before patience ended."""
     answers: list[tuple[int, dict[str, Any]]] = []
@@ -144,7 +154,7 @@ class TestHeads:
         assert is_healthy(port)
 
     def test_a_long_path_is_refused(self, port: int) -> None:
-        with connect(port, b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+        with connect(port, LONG) as connection:
             status, problem = read_answer(connection)
         assert (status, problem["type"]) == (414, "urn:grpo:problem:path-too-long")
 
@@ -185,6 +195,15 @@ class TestHeads:
         with connect(port, sent) as connection:
             status, problem = read_answer(connection)
         assert (status, problem["type"]) == (400, "urn:grpo:problem:not-http")
+
+
+    @pytest.mark.parametrize(("n_sent", "n_answered"), [(17, 17), (100, 0)])
+    def test_so_many_may_be_sent_ahead_of_the_answers(self, port: int, n_sent: int, n_answered: int) -> None:
+        received = b""
+        sent = (START + b"\r\n") * (n_sent - 1) + START + b"Connection: close\r\n\r\n"
+        with suppress(ConnectionError), connect(port, sent) as connection:
+            received = read_to_end(connection)
+        assert received.count(b"HTTP/1.1 200 OK") == n_answered
 
 
 class TestPatience:
@@ -244,20 +263,20 @@ class TestPatience:
 
     def test_who_does_not_read_is_let_go(self, app: FastAPI, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(service.http.limits.connections, "_UNREAD_SECONDS", 0.3)
-        with connect(port) as connection:
-            connection.setblocking(False)
-            request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        app.add_api_route("/much", lambda: Response(bytes(2**25)))
+        with connect(port, b"GET /much HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+            wait_until(lambda: is_closed(connection))
 
-            def is_reset() -> bool:
-                try:
-                    connection.send(request * 100)
-                except BlockingIOError:
-                    return False
-                except OSError:
+    @short_patience
+    def test_so_is_who_stays_after_a_refusal(self, port: int) -> None:
+        def is_refused_and_let_go() -> bool:
+            with suppress(ConnectionError), connect(port, LONG) as connection:
+                if b"path-too-long" in read_to_end(connection):
+                    wait_until(lambda: is_closed(connection))
                     return True
-                return False
+            return False  # this machine was too busy to send it before patience ended
 
-            wait_until(is_reset)
+        wait_until(is_refused_and_let_go)
 
 
 class TestNobodyElsePays:
