@@ -112,7 +112,7 @@ class Connection(HttpToolsProtocol):
             self._n_ignorable -= len(data)
             if self._n_ignorable < 0:
                 self._socket.abort()
-        elif self._n_unreported and self._in_head and self._deadline is None:
+        elif self._n_unreported and self._in_head and self._deadline is None and not self._is_answering():
             self._set_deadline()
 
     def on_headers_complete(self) -> None:

@@ -18,7 +18,7 @@ from fastapi.responses import Response, StreamingResponse
 import service.http.limits.bodies
 import service.http.limits.connections
 import service.http.request_guard
-from service.http.limits.connections import MAX_HEAD_BYTES
+from service.http.limits.connections import MAX_HEAD_BYTES, Connection
 from tests.support import PATIENCE_SECONDS, PROBLEM_FIELDS, serve, wait_until
 
 START = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -260,6 +260,23 @@ class TestPatience:
 
         app.add_api_route("/slow", answer_slowly)
         assert ask_in_time(port, b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n") == (200, {})
+
+    def test_a_line_break_sets_it_no_deadline(self, port: int, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+        deadlines: list[float | None] = []
+        receive = Connection.data_received
+
+        def receive_and_note(self: Connection, data: bytes) -> None:
+            receive(self, data)
+            deadlines.append(self._deadline)
+
+        monkeypatch.setattr(Connection, "data_received", receive_and_note)
+        with connect(port, HELD + b"Connection: close\r\n\r\n") as connection:
+            wait_until(lambda: held.n_open == 1)
+            connection.sendall(b"\r\n")
+            wait_until(lambda: len(deadlines) == 2)
+            assert deadlines[1] is None
+            held.may_end = True
+            assert read_to_end(connection).endswith(b"\r\n0\r\n\r\n")
 
     def test_who_does_not_read_is_let_go(self, app: FastAPI, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(service.http.limits.connections, "_UNREAD_SECONDS", 0.3)
