@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.context import REQUEST_ID, RequestIds
 from service.errors import Problem
@@ -32,6 +32,9 @@ PATIENCE_SECONDS = 10.0
 # A client whose request is refused while it still sends must be let finish: closing at once would make its system
 # throw the answer away.
 _MAX_IGNORED_BYTES = 128 * 2**20
+# Requests that wait for the answer to an earlier one of their connection. All that was read at once is parsed, and each
+# takes memory before its key is looked at; a client that sends ahead has to repeat what is not answered anyway.
+_MAX_PIPELINED = 16
 # A client that takes nothing of its answer for so long is gone.
 _UNREAD_SECONDS = 30.0
 _MAX_CONNECTIONS = 2048
@@ -64,6 +67,8 @@ class Connection(HttpToolsProtocol):
         self._n_unreported = 0
         self._in_head = True
         self._in_body = False
+        # The request that was started last; ``cycle`` is the one that came last, which may still wait behind it.
+        self._started: RequestResponseCycle | None = None
         # How much more is read and ignored; None while requests are still answered.
         self._n_ignorable: int | None = None
         self._deadline: float | None = None
@@ -87,6 +92,8 @@ class Connection(HttpToolsProtocol):
             if alarm is not None:
                 alarm.cancel()
         self.waiting_since = None
+        if self._started is not None and self._is_answering():
+            _report_loss(self._started)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -105,14 +112,19 @@ class Connection(HttpToolsProtocol):
             self._n_ignorable -= len(data)
             if self._n_ignorable < 0:
                 self._socket.abort()
-        elif self._n_unreported and self._in_head and self._deadline is None:
+        elif self._n_unreported and self._in_head and self._deadline is None and not self._is_answering():
             self._set_deadline()
 
     def on_headers_complete(self) -> None:
         """Start the answer to a request."""
+        if self.is_ending():
+            return
         self._n_unreported = 0
         self._in_head, self._in_body = False, True
         self._deadline = None
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self._socket.abort()
+            return
         if len(self.url) > _MAX_TARGET_BYTES:
             self._refuse(414, _PATH_TOO_LONG, f"the path has more than {_MAX_TARGET_BYTES} bytes with its query.")
             return
@@ -142,24 +154,27 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         self._n_unreported = 0
-        if self._n_ignorable is None:
+        if not self.is_ending():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the client has nothing more to send."""
+        if self.is_ending():  # what is ignored has a deadline too
+            return
         self._n_unreported = 0
         self._in_head, self._in_body = True, False
         self._deadline = self.waiting_since = None
-        if self._n_ignorable is None:
-            if self.cycle is not None and self.cycle.response_complete:
-                self.waiting_since = self.loop.time()
-            super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete:
+            self.waiting_since = self.loop.time()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, or for the rest of this one."""
+        """Wait for the next request or for the rest of this one, unless another one waits already."""
+        following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
-        self.waiting_since = self.loop.time()
-        if self._in_body and self._n_ignorable is None:
+        if following is None or following.more_body:
+            self.waiting_since = self.loop.time()
+        if following is None and self._in_body and self._n_ignorable is None:
             self._set_deadline()
 
     def send_400_response(self, msg: str) -> None:
@@ -213,6 +228,13 @@ class Connection(HttpToolsProtocol):
         self.waiting_since = None
         self._socket.abort()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._started = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _is_answering(self) -> bool:
+        return self._started is not None and not self._started.response_complete
+
     def _refuse(self, status: int, problem: Problem, detail: str) -> None:
         """Answer in place of the application, and end the connection."""
         if self.is_ending():
@@ -221,8 +243,7 @@ class Connection(HttpToolsProtocol):
             if self.cycle.response_started or self.waiting_since is None:  # an answer now would be taken for another's
                 self._socket.close()
                 return
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            _report_loss(self.cycle)
         request_id = RequestIds().choose(None)
         token = REQUEST_ID.set(request_id)
         response = error_response(problem, status, detail, {"Connection": "close", "X-Request-ID": request_id})
@@ -270,6 +291,12 @@ class _Transport:
         self.write, self.get_extra_info = socket.write, socket.get_extra_info
         self.pause_reading, self.resume_reading = socket.pause_reading, socket.resume_reading
         self.close, self.is_closing = connection.end, connection.is_ending
+
+
+def _report_loss(cycle: RequestResponseCycle) -> None:
+    """Let a request's application know that its client is gone."""
+    cycle.disconnected = True
+    cycle.message_event.set()
 
 
 def _make_room(connections: Collection[Any]) -> None:

@@ -1,10 +1,11 @@
 """Clients that send too much, too slowly or nothing at all, over real sockets."""
 
+import asyncio
 import json
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, suppress
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
@@ -12,14 +13,17 @@ from typing import Any
 import pytest
 import requests
 from fastapi import FastAPI
+from fastapi.responses import Response, StreamingResponse
 
 import service.http.limits.bodies
 import service.http.limits.connections
 import service.http.request_guard
-from service.http.limits.connections import MAX_HEAD_BYTES
+from service.http.limits.connections import MAX_HEAD_BYTES, Connection
 from tests.support import PATIENCE_SECONDS, PROBLEM_FIELDS, serve, wait_until
 
 START = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+LONG = b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HELD = b"GET /held HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -38,6 +42,35 @@ def port(app: FastAPI, monkeypatch: pytest.MonkeyPatch, patience_seconds: float)
         yield port
 
 
+class Held:
+    """A path whose answers last until the test lets them end, or the server does."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._closing = app.state.service.closing
+        self.n_open = 0
+        self.may_end = False
+        app.add_api_route("/held", self._answer)
+
+    async def _answer(self) -> StreamingResponse:
+        return StreamingResponse(self._stream())
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        self.n_open += 1
+        try:
+            while not (self.may_end or self._closing.is_set()):
+                yield b" "
+                await asyncio.sleep(0.01)
+            yield b"{}"
+        finally:
+            self.n_open -= 1
+
+
+@pytest.fixture
+def held(app: FastAPI) -> Held:
+    """A path whose answers last."""
+    return Held(app)
+
+
 def connect(port: int, sent: bytes = b"") -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
     try:
@@ -54,6 +87,20 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
     response.begin()
     body = json.loads(response.read())
     return response.status, body
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """Read all answers until the server closes the connection."""
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Send a line break, which a server ignores before a request, and return whether it has closed the connection."""
+    try:
+        connection.sendall(b"\r\n")
+    except OSError:
+        return True
+    return False
 
 
 def ask_in_time(port: int, sent: bytes) -> tuple[int, dict[str, Any]]:
@@ -107,7 +154,7 @@ class TestHeads:
         assert is_healthy(port)
 
     def test_a_long_path_is_refused(self, port: int) -> None:
-        with connect(port, b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+        with connect(port, LONG) as connection:
             status, problem = read_answer(connection)
         assert (status, problem["type"]) == (414, "urn:grpo:problem:path-too-long")
 
@@ -148,6 +195,15 @@ class TestHeads:
         with connect(port, sent) as connection:
             status, problem = read_answer(connection)
         assert (status, problem["type"]) == (400, "urn:grpo:problem:not-http")
+
+
+    @pytest.mark.parametrize(("n_sent", "n_answered"), [(17, 17), (100, 0)])
+    def test_so_many_may_be_sent_ahead_of_the_answers(self, port: int, n_sent: int, n_answered: int) -> None:
+        received = b""
+        sent = (START + b"\r\n") * (n_sent - 1) + START + b"Connection: close\r\n\r\n"
+        with suppress(ConnectionError), connect(port, sent) as connection:
+            received = read_to_end(connection)
+        assert received.count(b"HTTP/1.1 200 OK") == n_answered
 
 
 class TestPatience:
@@ -205,22 +261,39 @@ class TestPatience:
         app.add_api_route("/slow", answer_slowly)
         assert ask_in_time(port, b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n") == (200, {})
 
+    def test_a_line_break_sets_it_no_deadline(self, port: int, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+        deadlines: list[float | None] = []
+        receive = Connection.data_received
+
+        def receive_and_note(self: Connection, data: bytes) -> None:
+            receive(self, data)
+            deadlines.append(self._deadline)
+
+        monkeypatch.setattr(Connection, "data_received", receive_and_note)
+        with connect(port, HELD + b"Connection: close\r\n\r\n") as connection:
+            wait_until(lambda: held.n_open == 1)
+            connection.sendall(b"\r\n")
+            wait_until(lambda: len(deadlines) == 2)
+            assert deadlines[1] is None
+            held.may_end = True
+            assert read_to_end(connection).endswith(b"\r\n0\r\n\r\n")
+
     def test_who_does_not_read_is_let_go(self, app: FastAPI, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(service.http.limits.connections, "_UNREAD_SECONDS", 0.3)
-        with connect(port) as connection:
-            connection.setblocking(False)
-            request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        app.add_api_route("/much", lambda: Response(bytes(2**25)))
+        with connect(port, b"GET /much HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+            wait_until(lambda: is_closed(connection))
 
-            def is_reset() -> bool:
-                try:
-                    connection.send(request * 100)
-                except BlockingIOError:
-                    return False
-                except OSError:
+    @short_patience
+    def test_so_is_who_stays_after_a_refusal(self, port: int) -> None:
+        def is_refused_and_let_go() -> bool:
+            with suppress(ConnectionError), connect(port, LONG) as connection:
+                if b"path-too-long" in read_to_end(connection):
+                    wait_until(lambda: is_closed(connection))
                     return True
-                return False
+            return False  # this machine was too busy to send it before patience ended
 
-            wait_until(is_reset)
+        wait_until(is_refused_and_let_go)
 
 
 class TestNobodyElsePays:
@@ -251,6 +324,27 @@ class TestNobodyElsePays:
         assert response.json()["type"] == "urn:grpo:problem:busy"
         for path in ("/health", "/health/live", "/health/ready"):
             assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_SECONDS).status_code == 200
+
+
+    def test_one_that_is_answered_makes_none(
+        self, port: int, held: Held, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service.http.limits.connections, "_MAX_CONNECTIONS", 5)
+        with ExitStack() as stack:
+            # The second request came while the first one was answered.
+            pipelined = START + b"\r\n" + HELD + b"Connection: close\r\n\r\n"
+            answered = stack.enter_context(connect(port, pipelined))
+            wait_until(lambda: held.n_open == 1)
+            for _ in range(10):
+                stack.enter_context(connect(port))
+            assert is_healthy(port)
+            held.may_end = True
+            assert read_to_end(answered).count(b"HTTP/1.1 200 OK") == 2
+
+    def test_who_leaves_is_missed_though_another_request_waits(self, port: int, held: Held) -> None:
+        with connect(port, HELD + b"\r\n" + START + b"\r\n"):
+            wait_until(lambda: held.n_open == 1)
+        wait_until(lambda: held.n_open == 0)
 
 
 class TestBodies:
