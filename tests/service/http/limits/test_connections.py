@@ -196,7 +196,6 @@ class TestHeads:
             status, problem = read_answer(connection)
         assert (status, problem["type"]) == (400, "urn:grpo:problem:not-http")
 
-
     @pytest.mark.parametrize(("n_sent", "n_answered"), [(17, 17), (100, 0)])
     def test_so_many_may_be_sent_ahead_of_the_answers(self, port: int, n_sent: int, n_answered: int) -> None:
         received = b""
@@ -325,10 +324,7 @@ class TestNobodyElsePays:
         for path in ("/health", "/health/live", "/health/ready"):
             assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_SECONDS).status_code == 200
 
-
-    def test_one_that_is_answered_makes_none(
-        self, port: int, held: Held, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_one_that_is_answered_makes_none(self, port: int, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(service.http.limits.connections, "_MAX_CONNECTIONS", 5)
         with ExitStack() as stack:
             # The second request came while the first one was answered.
