@@ -324,7 +324,7 @@ def rebuild_policy(
     :raises ValueError: If a part is missing, or the arguments are not those that were saved.
     """
     given, own_parts = dict(policy_kwargs or {}), dict(network.get("own_parts", {}))
-    if (activation := own_parts.get("activation_fn")) in _TORCH_ACTIVATIONS:
+    if (activation := own_parts.get("activation_fn", "")) in _TORCH_ACTIVATIONS:
         given.setdefault("activation_fn", _TORCH_ACTIVATIONS[activation])
     if network["optimizer_class"] not in OPTIMIZERS:
         own_parts["optimizer_class"] = network["optimizer_class"]
