@@ -74,7 +74,7 @@ def test_a_sweep_with_a_failed_job_ends_in_failure(ask: Any, register_env: Regis
     env_name = register_env(lambda: LineEnv(on_step=fail), max_episode_steps=5)
     started = ask(
         "sweep", "start", "--try", "gamma=0.9,0.99", "--env", env_name, "-n", "64",
-        "--set", "group_mode=episode", "n_steps=64", "n_eval_episodes=0", "--watch",
+        "--set", "group_mode=episode", "n_steps=64", "--watch",
     )  # fmt: skip
     assert started[0] == ask("sweep", "wait")[0] == 1
     assert "2 failed" in started[1]
