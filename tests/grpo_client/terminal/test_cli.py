@@ -89,7 +89,7 @@ def test_a_job_is_labelled_found_and_forgotten(ask: Any) -> None:
     assert ask("jobs", "--shown")[1] == ask("jobs", "--env", "Pendulum-v1")[1] == ""
     assert ask("label", job_id, "--name", "", "--tags", "--note", "", "--show")[1] == f"m, job {job_id}\n"
     for without_a_job in (["label", "--tags", "a", job_id], ["forget"]):  # the last word there is a tag
-        with pytest.raises(SystemExit, match="^2$"):
+        with pytest.raises(SystemExit, match=r"^2$"):
             ask(*without_a_job)
     assert ask("label", job_id)[0] == 2
     assert ask("forget", job_id)[1] == f"Training job deleted: {job_id}\n"
