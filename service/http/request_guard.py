@@ -13,7 +13,7 @@ from anyio import BrokenResourceError, ClosedResourceError, move_on_after
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Problem, ReadOnlyError
+from service.errors import Problem, ReadOnlyError, TooLargeError, printable
 from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
 from service.http.limits.bodies import BodyReader, BodyRule, has_body, is_upload, replay
 from service.http.limits.clients import ClientLimits, GuessLimit
@@ -26,7 +26,8 @@ _LOCAL_ORIGIN = re.compile(LOCAL_ORIGIN_PATTERN.encode())
 _HOST = re.compile(rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
-_OPEN_PATHS = _HEALTH_PATHS | {"/login", "/logout"}
+_EMPTY_PATHS = _HEALTH_PATHS | {"/logout"}
+_OPEN_PATHS = _EMPTY_PATHS | {"/login"}
 _MAX_FORM_BYTES = 4096
 _MAX_KNOWN_HOSTS = 64
 # Answered at a time; a request counts only once it is there in full.
@@ -119,7 +120,16 @@ class RequestRules:
             reason = self._read_only.find_refusal(scope.get("method", "GET"), scope["path"])
             if reason is not None:
                 return Refusal(ReadOnlyError.problem, ReadOnlyError.status_code, reason)
-        return self.get_body_rule(scope).check(headers) if has_body(headers) else None
+        return self._check_body(scope, headers) if has_body(headers) else None
+
+    def _check_body(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
+        """Check the head of a body; what anybody may ask, without a key, has none, lest strangers fill the memory."""
+        path = scope["path"]
+        if path in _EMPTY_PATHS or scope.get("method") == "OPTIONS":
+            asked = printable(f"{scope.get('method', 'GET')} {path}")
+            detail = f"'{asked}' was sent with a body and takes none; send it without one."
+            return Refusal(TooLargeError.problem, TooLargeError.status_code, detail, {"Connection": "close"})
+        return self.get_body_rule(scope).check(headers)
 
     def count_body(self, scope: Scope, headers: Mapping[bytes, bytes], n_bytes: int) -> Refusal | None:
         """Count an upload whose head did not say how large it is; return a refusal if its client has sent too much."""

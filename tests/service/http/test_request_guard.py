@@ -374,6 +374,25 @@ class TestBodies:
         assert (response.status, b"no model 'none'" in response.read()) == (404, True)
         connection.close()
 
+    @with_key
+    @pytest.mark.parametrize(
+        "request_line", ["OPTIONS /x", "OPTIONS /train", "GET /health", "GET /health/live", "POST /logout"]
+    )
+    @pytest.mark.parametrize("announced", ["Content-Length: 99", "Transfer-Encoding: chunked"])
+    def test_what_needs_no_key_is_refused_before_its_body_is_read(
+        self, port: int, request_line: str, announced: str
+    ) -> None:
+        head = f"{request_line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{announced}\r\n\r\n"
+        status_code, body = send_raw(port, head.encode())  # though the body never comes
+        detail = f"'{request_line}' was sent with a body and takes none; send it without one."
+        assert (status_code, json.loads(body)["detail"]) == (413, detail)
+
+    @with_key
+    def test_it_is_answered_without_one(self, client: TestClient) -> None:
+        assert client.get("/health", headers={"content-length": "0", "content-type": "x/y"}).status_code == 200
+        assert client.options("/train").status_code == 405
+        assert client.post("/logout", follow_redirects=False).status_code == 303
+
     def test_a_chunked_body_needs_its_type_too(self, client: TestClient) -> None:
         assert client.post("/train", content=iter([b"{}"])).status_code == 415
 
