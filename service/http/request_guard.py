@@ -17,7 +17,7 @@ from service.errors import Problem, ReadOnlyError, TooLargeError, printable
 from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
 from service.http.limits.bodies import BodyReader, BodyRule, has_body, is_upload, replay
 from service.http.limits.clients import ClientLimits, GuessLimit
-from service.http.problems import Refusal, error_response, report_bug
+from service.http.problems import NO_SUCH_PATH, Refusal, error_response, report_bug
 from service.http.sessions import COOKIE_NAME, Sessions
 from service.replicas.read_only import ReadOnlyRule
 from service.settings import Settings
@@ -116,6 +116,9 @@ class RequestRules:
             refusal = self._limits.check(scope, headers)
             if refusal is not None:
                 return refusal
+        if not scope["path"].isprintable():  # routes match in spite of a final newline, and rules do not
+            detail = f"{scope['path'][:100]!a} holds a character that cannot be printed, as no path does; leave it out."
+            return Refusal(NO_SUCH_PATH, 404, detail)
         if self._read_only is not None:
             reason = self._read_only.find_refusal(scope.get("method", "GET"), scope["path"])
             if reason is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from fastapi import FastAPI
@@ -424,6 +425,15 @@ class TestBodies:
             assert [code for code, _ in pool.map(lambda _: send_raw(port, head), range(2))] == [408, 408]
         assert send_raw(port, head)[0] == 408
         assert send_raw(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/train%0a", "/models/m/file%0A", "/inference%0a", "/%00", "/train%e2%80%a8"])
+@pytest.mark.parametrize("overrides", [{"role": "all"}, {"role": "serve"}], ids=str)
+def test_no_path_has_a_character_that_cannot_be_printed(client: TestClient, path: str) -> None:
+    for method in ("GET", "POST", "PUT"):
+        response = client.request(method, path)
+        assert (response.status_code, response.json()["type"]) == (404, "urn:grpo:problem:no-such-path")
+        assert ascii(unquote(path)) in response.json()["detail"]
 
 
 class TestHeadersOfAnswers:
