@@ -33,6 +33,7 @@ _MAX_KNOWN_HOSTS = 64
 # Answered at a time; a request counts only once it is there in full.
 _MAX_REQUESTS = 256
 _MAX_SOCKETS = 100
+_CHECKED = "grpo.checked"
 
 _UNKNOWN_HOST = Problem("unknown-host", "The Host header names another server")
 _CROSS_SITE = Problem("cross-site", "The request comes from another web site")
@@ -98,10 +99,16 @@ class RequestRules:
         return self._upload_rule if is_upload(scope) else self._body_rules.get(scope["path"], self.body_rule)
 
     def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
-        """Check all of a request but its body; None if it is fine.
+        """Check all of a request but its body, and count it; None if it is fine.
 
         :param headers: The first of each name, in lower case.
         """
+        if _CHECKED not in scope:  # the shortcut for /inference may have asked before
+            scope[_CHECKED] = self._check(scope, headers)
+        refusal: Refusal | None = scope[_CHECKED]
+        return refusal
+
+    def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         if not self._has_known_host(scope, headers):
             detail = "the Host header does not name this server; add the name to GRPO_ALLOWED_HOSTS if it is right."
             return Refusal(_UNKNOWN_HOST, 400, detail)
