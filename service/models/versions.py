@@ -228,7 +228,7 @@ class ModelVersions:
     def count_pinned_bytes(self) -> int:
         """Return the size of the versions that aliases keep, as far as the disk says which."""
         files = self._list_files()
-        pinned = {name: set(self.read_notes(name).aliases.values()) for _, _, name, _ in files}
+        pinned = {name: set(self.read_notes(name).aliases.values()) for name in {name for _, _, name, _ in files}}
         return sum(n_bytes for _, n_bytes, name, version in files if version in pinned[name])
 
     def _is_newest(self, name: str, version: int) -> bool:
