@@ -6,7 +6,6 @@ import time
 from service.models.store import ModelStore
 from service.replicas.mirror import Mirror
 
-
 # A look at the storage asks for the size of every model, and strangers may ask how things are.
 _RECENT_SECONDS = 1.0
 

@@ -63,9 +63,7 @@ class TestWrongKeys:
 
     def test_the_shortcut_for_answers_counts_each_once(self, client: TestClient) -> None:
         body = {"model_name": "m", "observation": [0.0]}
-        statuses = [
-            client.post("/inference", json=body, headers={"x-api-key": "wrong"}).status_code for _ in range(31)
-        ]
+        statuses = [client.post("/inference", json=body, headers={"x-api-key": "wrong"}).status_code for _ in range(31)]
         assert statuses == [401] * 30 + [429]
 
     def test_no_header_moves_the_limit(self, client: TestClient) -> None:
