@@ -413,6 +413,19 @@ def test_without_links_a_version_is_copied(
     assert [folder.read(f"m@{n}")[1] for n in (1, 2, 3)] == contents[:3]
 
 
+def test_versions_are_told_apart_that_a_coarse_clock_gives_one_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [b"a", b"b", b"c", b"d"]
+    folder = ModelFolder(tmp_path, 0, max_versions=4)
+    for number, content in enumerate(contents):
+        if number == 2:
+            monkeypatch.setattr(os, "link", Mock(side_effect=OSError("no links here")))
+        folder.write("m", content)
+        os.utime(tmp_path / "m.zip", (1, 1))
+    assert [folder.read(f"m@{number}")[1] for number in folder.versions.list_all("m")] == contents
+
+
 def test_the_notes_of_a_model_are_read_once_to_count_what_its_aliases_keep(
     tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
