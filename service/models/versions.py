@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 from grpo_core.saving.model_file import UnconfirmedWriteError, write_atomic
 from service.errors import ConflictError, NotFoundError, printable
-from service.models.folder_lock import TEMPORARY_PREFIX
+from service.models.folder_lock import TEMPORARY_PREFIX, VERSIONS_FOLDER, remove_leftovers
 from service.schemas.fields import ALIAS_PATTERN, LATEST_ALIAS, is_model_name
 
 logger = logging.getLogger("grpo.service")
 
-_FOLDER = ".versions"
 _NOTES = "notes.json"
 _VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
 _NUMBER = re.compile(r"[1-9]\d{0,8}")
@@ -61,16 +60,14 @@ class ModelVersions:
 
     def __init__(self, models_dir: Path, max_versions: int, max_bytes: int, is_read_only: bool = False) -> None:
         self._models_dir = models_dir
-        self._dir = models_dir / _FOLDER
+        self._dir = models_dir / VERSIONS_FOLDER
         self._max_versions, self._max_bytes = max_versions, max_bytes
         # One model's versions are changed by one thread at a time.
         self._locks = [threading.RLock() for _ in range(_N_LOCKS)]
         for name in [] if is_read_only else self._list_folders():
             if not (models_dir / f"{name}.zip").exists():
                 self.forget(name)
-            for leftover in (self._dir / name).glob(f"{TEMPORARY_PREFIX}*"):
-                with suppress(OSError):
-                    leftover.unlink()
+            remove_leftovers(self._dir / name)
             self._trim(name)
 
     def lock(self, name: str) -> threading.RLock:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from grpo_core.saving import model_file
 from service.errors import describe_error, printable
-from service.models.folder_lock import TEMPORARY_PREFIX, FolderInUseError, FolderLock
+from service.models.folder_lock import TEMPORARY_PREFIX, VERSIONS_FOLDER, FolderInUseError, FolderLock
 from service.schemas.fields import is_model_name
 
 logger = logging.getLogger("grpo.service")
@@ -275,7 +275,7 @@ def _open_store(url: str) -> tuple[Any, str]:
 
 def _list_zips_and_notes(folder: Path) -> Iterable[Path]:
     yield from folder.glob("*.zip")
-    yield from (folder / ".versions").glob("*/*")
+    yield from (folder / VERSIONS_FOLDER).glob("*/*")
 
 
 def _find_model(path: str) -> str | None:
@@ -287,12 +287,12 @@ def _find_model(path: str) -> str | None:
 
 def _is_version(path: str) -> bool:
     """Tell whether a path is an earlier version's."""
-    return path.startswith(".versions/") and path.endswith(".zip")
+    return path.startswith(f"{VERSIONS_FOLDER}/") and path.endswith(".zip")
 
 
 def _order(path: str) -> tuple[bool, str]:
     """Sort earlier versions before the newest, so that none is missing at any instant."""
-    return not path.startswith(".versions/"), path
+    return not path.startswith(f"{VERSIONS_FOLDER}/"), path
 
 
 def _mark(facts: Mapping[str, Any]) -> str:

@@ -127,6 +127,18 @@ def test_what_was_copied_before_is_not_copied_again(
     assert os.lstat(second.folder / "m.zip") == copied
 
 
+def test_what_a_crash_has_left_is_removed(
+    url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
+) -> None:
+    mirror = open_mirror(url)
+    for path in ("m.zip", ".versions/m/1.zip"):
+        put(url, path, contents[0])
+        (mirror.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (mirror.folder / path).with_name(".tmp-cut-short").write_bytes(b"PK")
+    mirror.look()
+    assert list_copies(mirror) == [".versions/m/1.zip", "m.zip"]
+
+
 @pytest.mark.parametrize("state", [None, b"[]", b'{"url": "u", "copied": {}}', b'{"copied": [], "sizes": {}}'])
 def test_a_copy_that_was_cut_short_is_copied_again(
     state: bytes | None, url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
