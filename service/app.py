@@ -10,7 +10,7 @@ from anyio import CapacityLimiter
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.model_file import ModelFileError
 from service.environments.catalogue import Catalogue
-from service.errors import ConflictError, InvalidRequestError, NotFoundError
+from service.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
 from service.jobs.client_jobs import ClientJobs, JobLimits
 from service.jobs.job import Job
 from service.jobs.records.checkpoints import CheckpointFolder
@@ -168,8 +168,20 @@ class Service:
 
         :raises QueueFullError: If they are.
         """
+        self.registry.check_place(self._count_plans())
+
+    def check_plans(self) -> None:
+        """Refuse a sweep at once if so much is being planned that it would wait; its jobs wait for places themselves.
+
+        :raises QueueFullError: If that is so.
+        """
+        n_plans = self._count_plans()
+        if n_plans >= self.planning_limiter.total_tokens:
+            raise QueueFullError(f"{n_plans} jobs and sweeps are being planned, the most that may; try again later.")
+
+    def _count_plans(self) -> int:
         planned = self.planning_limiter.statistics()
-        self.registry.check_place(planned.borrowed_tokens + planned.tasks_waiting)
+        return planned.borrowed_tokens + planned.tasks_waiting
 
     def _start_job(
         self, request: TrainRequest, sweep_id: str | None, init_sha256: str | None, origins: ConfigOrigins | None = None

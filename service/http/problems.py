@@ -19,6 +19,7 @@ logger = logging.getLogger("grpo.service")
 
 PROBLEM_TYPE = "application/problem+json"
 INTERNAL_ERROR = Problem("internal-error", "The server has a bug")
+NO_SUCH_PATH = Problem("no-such-path", "There is no such path")
 #: What the paths of the API begin with.
 API_ROOTS = frozenset(
     {"train", "training", "sweeps", "inference", "models", "environments", "reward-functions", "health", "metrics"}
@@ -26,7 +27,7 @@ API_ROOTS = frozenset(
 _NOT_FOUND_PAGE = Path(__file__).with_name("not_found.html").read_text(encoding="utf-8")
 # Starlette's refusals, by status.
 _HTTP_PROBLEMS = {
-    404: Problem("no-such-path", "There is no such path"),
+    404: NO_SUCH_PATH,
     405: Problem("method-not-allowed", "The path does not accept this method"),
 }
 

@@ -13,11 +13,11 @@ from anyio import BrokenResourceError, ClosedResourceError, move_on_after
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Problem, ReadOnlyError
+from service.errors import Problem, ReadOnlyError, TooLargeError, printable
 from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
 from service.http.limits.bodies import BodyReader, BodyRule, has_body, is_upload, replay
 from service.http.limits.clients import ClientLimits, GuessLimit
-from service.http.problems import Refusal, error_response, report_bug
+from service.http.problems import NO_SUCH_PATH, Refusal, error_response, report_bug
 from service.http.sessions import COOKIE_NAME, Sessions
 from service.replicas.read_only import ReadOnlyRule
 from service.settings import Settings
@@ -26,12 +26,14 @@ _LOCAL_ORIGIN = re.compile(LOCAL_ORIGIN_PATTERN.encode())
 _HOST = re.compile(rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
-_OPEN_PATHS = _HEALTH_PATHS | {"/login", "/logout"}
+_EMPTY_PATHS = _HEALTH_PATHS | {"/logout"}
+_OPEN_PATHS = _EMPTY_PATHS | {"/login"}
 _MAX_FORM_BYTES = 4096
 _MAX_KNOWN_HOSTS = 64
 # Answered at a time; a request counts only once it is there in full.
 _MAX_REQUESTS = 256
 _MAX_SOCKETS = 100
+_CHECKED = "grpo.checked"
 
 _UNKNOWN_HOST = Problem("unknown-host", "The Host header names another server")
 _CROSS_SITE = Problem("cross-site", "The request comes from another web site")
@@ -97,10 +99,16 @@ class RequestRules:
         return self._upload_rule if is_upload(scope) else self._body_rules.get(scope["path"], self.body_rule)
 
     def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
-        """Check all of a request but its body; None if it is fine.
+        """Check all of a request but its body, and count it; None if it is fine.
 
         :param headers: The first of each name, in lower case.
         """
+        if _CHECKED not in scope:  # the shortcut for /inference may have asked before
+            scope[_CHECKED] = self._check(scope, headers)
+        refusal: Refusal | None = scope[_CHECKED]
+        return refusal
+
+    def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         if not self._has_known_host(scope, headers):
             detail = "the Host header does not name this server; add the name to GRPO_ALLOWED_HOSTS if it is right."
             return Refusal(_UNKNOWN_HOST, 400, detail)
@@ -115,11 +123,23 @@ class RequestRules:
             refusal = self._limits.check(scope, headers)
             if refusal is not None:
                 return refusal
+        if not scope["path"].isprintable():  # routes match in spite of a final newline, and rules do not
+            detail = f"{scope['path'][:100]!a} holds a character that cannot be printed, as no path does; leave it out."
+            return Refusal(NO_SUCH_PATH, 404, detail)
         if self._read_only is not None:
             reason = self._read_only.find_refusal(scope.get("method", "GET"), scope["path"])
             if reason is not None:
                 return Refusal(ReadOnlyError.problem, ReadOnlyError.status_code, reason)
-        return self.get_body_rule(scope).check(headers) if has_body(headers) else None
+        return self._check_body(scope, headers) if has_body(headers) else None
+
+    def _check_body(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
+        """Check the head of a body; what anybody may ask, without a key, has none, lest strangers fill the memory."""
+        path = scope["path"]
+        if path in _EMPTY_PATHS or scope.get("method") == "OPTIONS":
+            asked = printable(f"{scope.get('method', 'GET')} {path}")
+            detail = f"'{asked}' was sent with a body and takes none; send it without one."
+            return Refusal(TooLargeError.problem, TooLargeError.status_code, detail, {"Connection": "close"})
+        return self.get_body_rule(scope).check(headers)
 
     def count_body(self, scope: Scope, headers: Mapping[bytes, bytes], n_bytes: int) -> Refusal | None:
         """Count an upload whose head did not say how large it is; return a refusal if its client has sent too much."""

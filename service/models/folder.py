@@ -155,7 +155,7 @@ class ModelFolder:
                 )
 
     def make_not_found(self, name: str) -> NotFoundError:
-        """Build the error for a missing model, with similar names as suggestions."""
+        """Build the error for a missing model, with similar names as suggestions; call it in a thread."""
         name, sign, _ = (reference := name).partition("@")
         if sign and self.exists(name):
             return self.versions.make_not_found(reference)
@@ -235,15 +235,15 @@ class ModelFolder:
         except model_file.ModelFileError as error:
             raise ConflictError(f"model '{name}' cannot be read: {error}") from error
 
-    def canonicalize(self, reference: str) -> str:
+    def canonicalize(self, reference: str) -> str | None:
         """Return a name for each version that no other reference to it has: without ``@`` for the newest one.
 
         :param reference: A model's name, or one with ``@`` and a version or an alias.
-        :raises NotFoundError: If there is no such version or alias.
+        :return: None if there is no such version or alias.
         """
         found = self.versions.resolve(reference) if self.exists(reference.partition("@")[0]) else None
         if found is None:
-            raise self.make_not_found(reference)
+            return None
         name, version = found
         return name if version is None else f"{name}@{version}"
 
@@ -272,7 +272,8 @@ class ModelFolder:
         :raises ConflictError: If the disk refuses.
         """
         if "@" in name:
-            self.canonicalize(name)
+            if self.canonicalize(name) is None:
+                raise self.make_not_found(name)
             raise ConflictError(
                 f"'{name}' is a version, and only whole models are deleted; versions that no alias names make room for "
                 "newer ones by themselves."

@@ -13,6 +13,8 @@ if sys.platform != "win32":
 _LOCK_FILE = ".lock"
 # Files begin with it until they are complete.
 TEMPORARY_PREFIX = ".tmp-"
+# Holds a folder for each model that has earlier versions.
+VERSIONS_FOLDER = ".versions"
 
 
 class FolderInUseError(OSError):
@@ -107,6 +109,12 @@ def _lock(descriptor: int, models_dir: Path) -> bool:
 
 def _sweep(models_dir: Path) -> None:
     """Remove what a killed server had not finished writing; the lock proves that nobody else writes."""
-    for leftover in models_dir.glob(f"{TEMPORARY_PREFIX}*"):
+    for folder in (models_dir, *(models_dir / VERSIONS_FOLDER).glob("*")):
+        remove_leftovers(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files of a folder that nobody writes to."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
         with suppress(OSError):  # a folder, or not ours: not written by a server
             leftover.unlink()

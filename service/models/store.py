@@ -191,15 +191,14 @@ class ModelStore:
         :raises ConflictError: If its file is damaged or was not written by GRPO.
         """
         return self._read_meant(
-            name, lambda meant: self.get_cached(meant) or self._loader.submit(self._get_or_load, meant).result()
+            name, lambda meant: self.get_cached(meant) or self._read_in_turn(self._get_or_load, meant)
         )
 
     def get_cached(self, name: str) -> ServedModel | None:
-        """Return a model if it is in memory and its file has not changed since.
-
-        :raises NotFoundError: If there is no such version or alias.
-        """
+        """Return a model if it is in memory and its file has not changed since; quick enough for an event loop."""
         meaning = self._resolve(name)
+        if meaning is None:
+            return None
         with self._lock:
             model = self._cache.get(meaning.name)
             if model is not None and model.signature != self.folder.get_signature(meaning.name):
@@ -228,7 +227,7 @@ class ModelStore:
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
-        return self._read_meant(name, lambda meant: self._loader.submit(self._inspect_file, meant).result())
+        return self._read_meant(name, lambda meant: self._read_in_turn(self._inspect_file, meant))
 
     def list_models(self) -> list[ModelEntry]:
         """List the models by name.
@@ -315,8 +314,8 @@ class ModelStore:
             n_unloaded += 1
         return n_unloaded
 
-    def _resolve(self, reference: str) -> "_Meaning":
-        """Return what a reference means, or did within the last 100 ms.
+    def _resolve(self, reference: str) -> "_Meaning | None":
+        """Return what a reference means, or did within the last 100 ms; None if there is no such version or alias.
 
         A version that is the newest has another name as soon as it is replaced: whoever reads a file by this meaning
         has to check that it is the same file.
@@ -332,6 +331,8 @@ class ModelStore:
             # Before the look at the versions: if the file is still this one afterwards, it is what they meant.
             signature = self.folder.get_signature(base) if is_model_name(base) else None
             name = self.folder.canonicalize(reference)
+            if name is None:
+                return None
             if len(self._resolved) >= _MAX_RESOLVED:
                 self._resolved.clear()
             meaning = _Meaning(name, signature if name == base else None, until)
@@ -342,10 +343,13 @@ class ModelStore:
         """Read what a reference means, again if its file is replaced meanwhile.
 
         :param read: Reads what has a name in memory.
+        :raises NotFoundError: If there is no such model, version or alias.
         :raises ConflictError: If its file cannot be used.
         """
         while True:
             meaning = self._resolve(reference)
+            if meaning is None:
+                raise self.folder.make_not_found(reference)
             try:
                 found = read(meaning.name)
             except model_file.ModelFileError as error:
@@ -354,6 +358,12 @@ class ModelStore:
                 return found
             with self._lock:
                 self._resolved.pop(reference, None)
+
+    def _read_in_turn(self, read: Callable[[str], _Signed], name: str) -> _Signed:
+        """Read a file in the one thread that does, where looking for names like a missing one would hold up others."""
+        if not self.exists(name.partition("@")[0]):
+            raise self.folder.make_not_found(name)
+        return self._loader.submit(read, name).result()
 
     def _is_memory_low(self) -> bool:
         try:

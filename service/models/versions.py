@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 from grpo_core.saving.model_file import UnconfirmedWriteError, write_atomic
 from service.errors import ConflictError, NotFoundError, printable
-from service.models.folder_lock import TEMPORARY_PREFIX
+from service.models.folder_lock import TEMPORARY_PREFIX, VERSIONS_FOLDER, remove_leftovers
 from service.schemas.fields import ALIAS_PATTERN, LATEST_ALIAS, is_model_name
 
 logger = logging.getLogger("grpo.service")
 
-_FOLDER = ".versions"
 _NOTES = "notes.json"
 _VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
 _NUMBER = re.compile(r"[1-9]\d{0,8}")
@@ -61,16 +60,14 @@ class ModelVersions:
 
     def __init__(self, models_dir: Path, max_versions: int, max_bytes: int, is_read_only: bool = False) -> None:
         self._models_dir = models_dir
-        self._dir = models_dir / _FOLDER
+        self._dir = models_dir / VERSIONS_FOLDER
         self._max_versions, self._max_bytes = max_versions, max_bytes
         # One model's versions are changed by one thread at a time.
         self._locks = [threading.RLock() for _ in range(_N_LOCKS)]
         for name in [] if is_read_only else self._list_folders():
             if not (models_dir / f"{name}.zip").exists():
                 self.forget(name)
-            for leftover in (self._dir / name).glob(f"{TEMPORARY_PREFIX}*"):
-                with suppress(OSError):
-                    leftover.unlink()
+            remove_leftovers(self._dir / name)
             self._trim(name)
 
     def lock(self, name: str) -> threading.RLock:
@@ -228,16 +225,21 @@ class ModelVersions:
     def count_pinned_bytes(self) -> int:
         """Return the size of the versions that aliases keep, as far as the disk says which."""
         files = self._list_files()
-        pinned = {name: set(self.read_notes(name).aliases.values()) for _, _, name, _ in files}
+        pinned = {name: set(self.read_notes(name).aliases.values()) for name in {name for _, _, name, _ in files}}
         return sum(n_bytes for _, n_bytes, name, version in files if version in pinned[name])
 
     def _is_newest(self, name: str, version: int) -> bool:
-        """Tell whether a version's file is the newest one itself."""
+        """Tell whether a version's file is the newest one itself: a link to it, or a copy where there are no links."""
+        newest, kept = self._models_dir / f"{name}.zip", self.get_path(name, version)
         try:
-            newest, kept = os.lstat(self._models_dir / f"{name}.zip"), os.lstat(self.get_path(name, version))
+            one, other = os.lstat(newest), os.lstat(kept)
+            if os.path.samestat(one, other):
+                return True
+            # A coarse clock gives two saves one time, so that only their content tells them apart.
+            looks_same = (one.st_mtime_ns, one.st_size) == (other.st_mtime_ns, other.st_size)
+            return looks_same and _has_content(newest, Path(kept).read_bytes())
         except OSError:
             return False
-        return (newest.st_mtime_ns, newest.st_size) == (kept.st_mtime_ns, kept.st_size)
 
     def _undo(self, name: str, notes: Notes) -> None:
         """Remove what was kept of a newest version that was not replaced after all.

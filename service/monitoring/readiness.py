@@ -1,13 +1,17 @@
 """Whether the server can save models and run jobs."""
 
 import threading
+import time
 
 from service.models.store import ModelStore
 from service.replicas.mirror import Mirror
 
+# A look at the storage asks for the size of every model, and strangers may ask how things are.
+_RECENT_SECONDS = 1.0
+
 
 class Readiness:
-    """Checks at every call, so that the server is ready again as soon as the obstacle is gone.
+    """Checks when it is asked, so that the server is ready again soon after the obstacle is gone.
 
     :param store: The models.
     :param closing: Set when the server begins to shut down.
@@ -18,6 +22,9 @@ class Readiness:
         self._store = store
         self._mirror = mirror
         self._closing = closing
+        self._looking = threading.Lock()
+        self._storage_problem: str | None = None
+        self._next_look = 0.0
 
     def list_obstacles(self) -> list[str]:
         """List what keeps the server from working; empty if it is ready."""
@@ -26,7 +33,15 @@ class Readiness:
             obstacles.append("the server is shutting down")
         if self._mirror is not None and not self._mirror.is_complete:
             obstacles.append(self._mirror.problem or "the models are being copied")
-        storage_problem = self._store.folder.find_problem()
+        storage_problem = self._find_storage_problem()
         if storage_problem is not None:
             obstacles.append(storage_problem)
         return obstacles
+
+    def _find_storage_problem(self) -> str | None:
+        """Look at the storage, or tell what the last look found if that is recent; callers share a look."""
+        with self._looking:
+            if time.monotonic() >= self._next_look:
+                self._storage_problem = self._store.folder.find_problem()
+                self._next_look = time.monotonic() + _RECENT_SECONDS
+            return self._storage_problem

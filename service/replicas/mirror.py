@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from grpo_core.saving import model_file
 from service.errors import describe_error, printable
-from service.models.folder_lock import TEMPORARY_PREFIX, FolderInUseError, FolderLock
+from service.models.folder_lock import TEMPORARY_PREFIX, VERSIONS_FOLDER, FolderInUseError, FolderLock
 from service.schemas.fields import is_model_name
 
 logger = logging.getLogger("grpo.service")
@@ -74,7 +74,7 @@ class Mirror:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         #: Why the last look failed, or what of the store cannot be used; None if all is well.
         self.problem: str | None = None
-        #: Whether everything that was there at a look has been copied since.
+        #: Whether everything usable that was there at a look has been copied since.
         self.is_complete = False
         # Marks of the copied files, and of those that cannot be used, by path.
         self._copied: dict[str, str] = {}
@@ -94,7 +94,11 @@ class Mirror:
         """Stop copying, and let another replica go on."""
         self._closing.set()
         if self._thread is not None:
-            self._thread.join(_CLOSE_SECONDS)
+            self._thread.join(_CLOSE_SECONDS)  # as it ends it lets go; while it still copies, another one must not
+        else:
+            self._release()
+
+    def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -105,7 +109,6 @@ class Mirror:
             if self._lock is None and not self._take_turn():
                 return
             self._copy_changes(self._list_files())
-            self.is_complete = True
             problem = "; ".join([*(reason for _, reason in self._refused.values()), *self._failed.values()]) or None
         except Exception as error:  # foreign code: every kind of store has errors of its own
             problem = f"the models at {self._url.partition(':')[0]}: cannot be copied: {describe_error(error)}"
@@ -114,10 +117,13 @@ class Mirror:
         self.problem = problem
 
     def _run(self) -> None:
-        while not self._closing.is_set():
-            begun = time.monotonic()
-            self.look()
-            self._closing.wait(max(0.0, begun + _LOOK_SECONDS - time.monotonic()))
+        try:
+            while not self._closing.is_set():
+                begun = time.monotonic()
+                self.look()
+                self._closing.wait(max(0.0, begun + _LOOK_SECONDS - time.monotonic()))
+        finally:
+            self._release()
 
     def _take_turn(self) -> bool:
         """Become the one that copies; return False if another replica is."""
@@ -127,7 +133,8 @@ class Mirror:
             state = self._read_state()
             is_other = state is not None and state["url"] != self._url
             self.problem = "another replica copies another models_url to this models_dir" if is_other else None
-            self.is_complete = state is not None and not is_other
+            # An earlier version wrote no such word.
+            self.is_complete = state is not None and not is_other and state.get("is_complete", True) is True
             return False
         state = self._read_state()
         if state is not None and state["url"] == self._url:
@@ -188,10 +195,12 @@ class Mirror:
         for path in gone:
             (self.folder / path).unlink(missing_ok=True)
             self._copied.pop(path, None)
+        is_complete = self.is_complete or not self._failed
         if changed or gone or not self.is_complete:
             sizes = {path: self._get_size(path) for path in self._copied}
-            state = {"url": self._url, "copied": self._copied, "sizes": sizes}
+            state = {"url": self._url, "copied": self._copied, "sizes": sizes, "is_complete": is_complete}
             _write(self.folder / _STATE_FILE, json.dumps(state).encode(), None).replace(self.folder / _STATE_FILE)
+        self.is_complete = is_complete
 
     def _copy_model(self, files: Mapping[str, _RemoteFile]) -> None:
         """Replace files of one model together, unless one of them cannot be used."""
@@ -266,7 +275,7 @@ def _open_store(url: str) -> tuple[Any, str]:
 
 def _list_zips_and_notes(folder: Path) -> Iterable[Path]:
     yield from folder.glob("*.zip")
-    yield from (folder / ".versions").glob("*/*")
+    yield from (folder / VERSIONS_FOLDER).glob("*/*")
 
 
 def _find_model(path: str) -> str | None:
@@ -278,12 +287,12 @@ def _find_model(path: str) -> str | None:
 
 def _is_version(path: str) -> bool:
     """Tell whether a path is an earlier version's."""
-    return path.startswith(".versions/") and path.endswith(".zip")
+    return path.startswith(f"{VERSIONS_FOLDER}/") and path.endswith(".zip")
 
 
 def _order(path: str) -> tuple[bool, str]:
     """Sort earlier versions before the newest, so that none is missing at any instant."""
-    return not path.startswith(".versions/"), path
+    return not path.startswith(f"{VERSIONS_FOLDER}/"), path
 
 
 def _mark(facts: Mapping[str, Any]) -> str:

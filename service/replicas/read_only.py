@@ -28,7 +28,6 @@ class ReadOnlyRule:
 
         :param method: The method, in capitals; of a socket, any.
         """
-        path = path.rstrip()  # routes match in spite of a final newline
         root = path.split("/", 2)[1] if path.startswith("/") else ""
         if root in _ROOTS or (root == "models" and (method not in _READING or _WORK.fullmatch(path))):
             return self.describe(f"'{printable(method)} {printable(path)}'")

@@ -24,7 +24,6 @@ from service.settings import Settings
 _MAX_GUESS_POINTS, _LOGIN_POINTS = 30, 3
 # A household or a company is given so much of IPv6, and may choose the rest of each address.
 _IPV6_NETWORK_BITS = 64
-_CHECKED = "grpo.client_limits"
 
 _RATE = Problem("too-many-requests", "This client sends too many requests")
 _GUESSES = Problem("too-many-wrong-keys", "This address has sent too many wrong keys")
@@ -70,12 +69,6 @@ class ClientLimits:
 
         :param headers: Names in lower case.
         """
-        if _CHECKED not in scope:  # the shortcut for /inference may have asked before
-            scope[_CHECKED] = self._check(scope, headers)
-        refusal: Refusal | None = scope[_CHECKED]
-        return refusal
-
-    def _check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Refusal | None:
         client = find_client(scope)
         wait = _hit(self._requests, self._per_second, client)
         if wait is not None:

@@ -1,12 +1,16 @@
 """The shortcut answers byte for byte as the route would, and leaves unusual requests to it."""
 
+import asyncio
+import threading
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 import service.http.fast_inference
 import service.models.store
+from service.errors import NotFoundError
 from service.http.routes import inference
 from service.inference.single import infer
 from service.settings import Settings
@@ -104,6 +108,26 @@ def test_refusals_are_the_routes(served: TestClient, body: bytes, monkeypatch: p
     route = served.post("/inference", content=body, headers=JSON)
     assert answer.status_code in (400, 404, 422)
     assert (answer.status_code, answer.content, answer.headers) == (route.status_code, route.content, route.headers)
+
+
+@pytest.mark.parametrize("name", ["mm", "mm@prod", "m@prod", "m@7"])
+def test_a_name_that_may_have_been_meant_is_looked_for_once_and_holds_nobody_up(
+    app: FastAPI, served: TestClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, threads = app.state.service.store.folder, []
+    make_not_found = folder.make_not_found
+
+    def note_thread(name: str) -> NotFoundError:
+        is_loop = asyncio._get_running_loop() is not None
+        threads.append("the event loop" if is_loop else threading.current_thread().name)
+        error: NotFoundError = make_not_found(name)
+        return error
+
+    monkeypatch.setattr(folder, "make_not_found", note_thread)
+    answer = served.post("/inference", json={"model_name": name, "observation": OBSERVATION})
+    assert (answer.status_code, len(threads)) == (404, 1)
+    assert not threads[0].startswith(("the event loop", "grpo-load"))
+    assert ("did you mean 'm'?" if name.startswith("mm") else "has no version or alias") in answer.json()["detail"]
 
 
 def test_a_large_model_is_left_to_the_route(

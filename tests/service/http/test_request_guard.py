@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from fastapi import FastAPI
@@ -374,6 +375,25 @@ class TestBodies:
         assert (response.status, b"no model 'none'" in response.read()) == (404, True)
         connection.close()
 
+    @with_key
+    @pytest.mark.parametrize(
+        "request_line", ["OPTIONS /x", "OPTIONS /train", "GET /health", "GET /health/live", "POST /logout"]
+    )
+    @pytest.mark.parametrize("announced", ["Content-Length: 99", "Transfer-Encoding: chunked"])
+    def test_what_needs_no_key_is_refused_before_its_body_is_read(
+        self, port: int, request_line: str, announced: str
+    ) -> None:
+        head = f"{request_line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{announced}\r\n\r\n"
+        status_code, body = send_raw(port, head.encode())  # though the body never comes
+        detail = f"'{request_line}' was sent with a body and takes none; send it without one."
+        assert (status_code, json.loads(body)["detail"]) == (413, detail)
+
+    @with_key
+    def test_it_is_answered_without_one(self, client: TestClient) -> None:
+        assert client.get("/health", headers={"content-length": "0", "content-type": "x/y"}).status_code == 200
+        assert client.options("/train").status_code == 405
+        assert client.post("/logout", follow_redirects=False).status_code == 303
+
     def test_a_chunked_body_needs_its_type_too(self, client: TestClient) -> None:
         assert client.post("/train", content=iter([b"{}"])).status_code == 415
 
@@ -405,6 +425,15 @@ class TestBodies:
             assert [code for code, _ in pool.map(lambda _: send_raw(port, head), range(2))] == [408, 408]
         assert send_raw(port, head)[0] == 408
         assert send_raw(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/train%0a", "/models/m/file%0A", "/inference%0a", "/%00", "/train%e2%80%a8"])
+@pytest.mark.parametrize("overrides", [{"role": "all"}, {"role": "serve"}], ids=str)
+def test_no_path_has_a_character_that_cannot_be_printed(client: TestClient, path: str) -> None:
+    for method in ("GET", "POST", "PUT"):
+        response = client.request(method, path)
+        assert (response.status_code, response.json()["type"]) == (404, "urn:grpo:problem:no-such-path")
+        assert ascii(unquote(path)) in response.json()["detail"]
 
 
 class TestHeadersOfAnswers:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from fastapi.testclient import TestClient
@@ -410,6 +411,31 @@ def test_without_links_a_version_is_copied(
     for content in contents[:3]:
         folder.write("m", content)
     assert [folder.read(f"m@{n}")[1] for n in (1, 2, 3)] == contents[:3]
+
+
+def test_versions_are_told_apart_that_a_coarse_clock_gives_one_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [b"a", b"b", b"c", b"d"]
+    folder = ModelFolder(tmp_path, 0, max_versions=4)
+    for number, content in enumerate(contents):
+        if number == 2:
+            monkeypatch.setattr(os, "link", Mock(side_effect=OSError("no links here")))
+        folder.write("m", content)
+        os.utime(tmp_path / "m.zip", (1, 1))
+    assert [folder.read(f"m@{number}")[1] for number in folder.versions.list_all("m")] == contents
+
+
+def test_the_notes_of_a_model_are_read_once_to_count_what_its_aliases_keep(
+    tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = (folder := ModelFolder(tmp_path, 0, max_versions=4)).versions
+    for content in contents:
+        folder.write("m", content)
+    versions.set_alias("m", "prod", 2)
+    counted = Mock(wraps=versions.read_notes)
+    monkeypatch.setattr(versions, "read_notes", counted)
+    assert (versions.count_pinned_bytes(), counted.call_count) == (len(contents[1]), 1)
 
 
 @pytest.mark.parametrize("notes", [b"", b"[]", b'{"aliases": 1}', b'{"aliases": {"../x": 1, "ok": "1"}, "jobs": {}}'])

@@ -2,13 +2,16 @@
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+import service.monitoring.readiness
 from tests.support import PROBLEM_FIELDS
 
 KEY = "a key of 22 characters"
@@ -23,6 +26,11 @@ class Usage(NamedTuple):
     total: int
     used: int
     free: int
+
+
+@pytest.fixture(autouse=True)
+def _no_look_is_recent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.monitoring.readiness, "_RECENT_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -99,6 +107,19 @@ def test_a_folder_that_cannot_be_written_to_is_an_obstacle(client: TestClient, m
     assert "not writable" in str(get_obstacle(client))
     monkeypatch.undo()
     assert get_obstacle(client) is None
+
+
+def test_whoever_asks_soon_after_shares_a_look(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Mock(return_value="it is full")
+    monkeypatch.setattr(service.monitoring.readiness, "_RECENT_SECONDS", 1000.0)
+    monkeypatch.setattr(app.state.service.store.folder, "find_problem", look)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: get_obstacle(client), range(8))) == {"it is full."}
+    assert look.call_count == 1
+    app.state.service.closing.set()  # what takes no look counts at once
+    assert "shutting down" in str(get_obstacle(client))
 
 
 def test_a_server_that_shuts_down_gets_no_more_work(app: FastAPI, client: TestClient) -> None:

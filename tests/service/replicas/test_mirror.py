@@ -1,20 +1,23 @@
 """A folder is kept in step with an object store, and no bad file replaces a good one."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 
+import service.replicas.mirror
 from service.models.versions import ModelVersions
 from service.replicas.mirror import Mirror, MirrorError
 from service.settings import Settings
 from tests.service.models.test_uploads import upload
-from tests.support import make_client, make_model, wait_until
+from tests.support import PATIENCE_SECONDS, make_client, make_model, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,18 @@ def test_what_was_copied_before_is_not_copied_again(
     assert os.lstat(second.folder / "m.zip") == copied
 
 
+def test_what_a_crash_has_left_is_removed(
+    url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
+) -> None:
+    mirror = open_mirror(url)
+    for path in ("m.zip", ".versions/m/1.zip"):
+        put(url, path, contents[0])
+        (mirror.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (mirror.folder / path).with_name(".tmp-cut-short").write_bytes(b"PK")
+    mirror.look()
+    assert list_copies(mirror) == [".versions/m/1.zip", "m.zip"]
+
+
 @pytest.mark.parametrize("state", [None, b"[]", b'{"url": "u", "copied": {}}', b'{"copied": [], "sizes": {}}'])
 def test_a_copy_that_was_cut_short_is_copied_again(
     state: bytes | None, url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
@@ -193,10 +208,12 @@ def test_what_cannot_be_read_keeps_no_other_model_away(
     assert mirror.problem is not None
     assert "model 'a' cannot be copied" in mirror.problem
     assert "notes.json is not copied: it is not JSON" in mirror.problem
+    assert not mirror.is_complete
     monkeypatch.undo()
     put(url, ".versions/b/notes.json", b"{}")
     mirror.look()
     assert mirror.problem is None
+    assert mirror.is_complete
     assert {"a.zip", "b.zip"} <= set(list_copies(mirror))
 
 
@@ -222,9 +239,39 @@ def test_replicas_of_one_folder_take_turns(
         holder.stdout.readline()
         mirror.look()
         assert (list_copies(mirror), mirror.is_complete) == ([], False)
+        state = {"url": url, "copied": {}, "sizes": {}}
+        for said in ({}, {"is_complete": True}, {"is_complete": False}):  # by the one that copies
+            (mirror.folder / ".state.json").write_text(json.dumps({**state, **said}))
+            mirror.look()
+            assert mirror.is_complete is said.get("is_complete", True)
         holder.communicate(b"")
     mirror.look()
     assert (list_copies(mirror), mirror.is_complete) == (["m.zip"], True)
+
+
+def test_a_replica_that_still_copies_lets_no_other_one_copy(
+    tmp_path: Path, contents: list[bytes], open_mirror: Callable[[str], Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/store"
+    put(url, "m.zip", contents[0])
+    mirror = open_mirror(url)
+    read, has_come, may_go = mirror._files.cat_file, threading.Event(), threading.Event()
+
+    def read_late(path: str) -> bytes:
+        has_come.set()
+        may_go.wait(PATIENCE_SECONDS)
+        content: bytes = read(path)
+        return content
+
+    monkeypatch.setattr(mirror._files, "cat_file", read_late)
+    monkeypatch.setattr(service.replicas.mirror, "_CLOSE_SECONDS", 0.0)
+    mirror.start()
+    has_come.wait(PATIENCE_SECONDS)
+    mirror.close()
+    assert mirror._lock is not None
+    may_go.set()
+    wait_until(lambda: mirror._lock is None)
+    assert list_copies(mirror) == ["m.zip"]
 
 
 @pytest.mark.parametrize("url", ["nosuchstore://models", "http+nosuch://x"])

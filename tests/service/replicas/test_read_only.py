@@ -158,7 +158,7 @@ def test_it_waits_for_a_folder_that_is_not_there_yet(tmp_path: Path, contents: l
         assert not folder.exists()
         folder.mkdir()
         (folder / "m.zip").write_bytes(contents[0])
-        assert replica.get("/health/ready").json() == {"status": "ready"}
+        wait_until(lambda: bool(replica.get("/health/ready").json() == {"status": "ready"}))
         assert ask(replica)["action"] in (0, 1)
 
 

@@ -61,6 +61,11 @@ class TestWrongKeys:
     def test_no_key_is_no_guess(self, client: TestClient) -> None:
         assert {client.get("/models").status_code for _ in range(60)} == {401}
 
+    def test_the_shortcut_for_answers_counts_each_once(self, client: TestClient) -> None:
+        body = {"model_name": "m", "observation": [0.0]}
+        statuses = [client.post("/inference", json=body, headers={"x-api-key": "wrong"}).status_code for _ in range(31)]
+        assert statuses == [401] * 30 + [429]
+
     def test_no_header_moves_the_limit(self, client: TestClient) -> None:
         statuses = [
             client.get("/models", headers={"x-api-key": "wrong", "x-forwarded-for": f"203.0.113.{i}"}).status_code

@@ -87,6 +87,32 @@ def test_a_grid_is_trained_with_every_seed_and_the_best_model_is_kept(client: Te
     assert sweep["timesteps"] == sum(trial["current_timesteps"] for trial in trials)
 
 
+@pytest.mark.parametrize("overrides", [{"max_running_jobs": 1, "max_queued_jobs": 0}], ids=["one slot"])
+def test_a_sweep_that_would_wait_to_be_planned_is_refused(
+    client: TestClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, may_go = threading.Semaphore(0), threading.Event()
+
+    def plan(*_: Any) -> None:
+        arrived.release()
+        may_go.wait(PATIENCE_SECONDS)
+        raise ConflictError("it has been planned")
+
+    monkeypatch.setattr(app.state.service.sweeps, "create", plan)
+    n_most = 3  # the slot, and two beyond
+    with ThreadPoolExecutor(n_most) as pool:
+        ask = partial(client.post, "/sweeps", json={"space": SPACE})
+        planned = [pool.submit(ask) for _ in range(n_most)]
+        try:
+            assert all(arrived.acquire(timeout=PATIENCE_SECONDS) for _ in range(n_most))
+            refused = ask()
+        finally:
+            may_go.set()
+    assert (refused.status_code, refused.json()["type"]) == (429, "urn:grpo:problem:queue-full")
+    assert "3 jobs and sweeps are being planned" in refused.json()["detail"]
+    assert [answer.result().status_code for answer in planned] == [409] * n_most
+
+
 def test_all_models_are_kept_on_request(client: TestClient) -> None:
     start(client, name="kept", keep="all")
     wait_for_sweep(client)
