@@ -95,7 +95,7 @@ def test_the_command_line_trains_the_same_model_as_the_library(tmp_path: Path) -
         ),
         (["--gamma", "0.9", "--hyperparams", "gamma=0.8"], {"gamma": 0.8}),
         (["-params", "common_random_numbers=true", "target_kl=None"], {"common_random_numbers": True}),
-        (["--env", "Pendulum-v1"], {"gamma": 0.95, "restart_probability": 0.7}),
+        (["--env", "Pendulum-v1"], {"gamma": 0.98, "restart_probability": 0.7}),
         (["--env", "Pendulum-v1", "--gamma", "0.9"], {"gamma": 0.9, "restart_probability": 0.7}),
         (["--env", "Pendulum-v1", "--preset", "none"], {"gamma": 0.99, "restart_probability": 0.0}),
         (["--env", "Acrobot-v1", "--preset", "MountainCar-v0"], {"gae_lambda": 0.98}),
