@@ -101,7 +101,7 @@ class SingleEnv:
             float(reward),
             bool(terminated),
             bool(truncated),
-            info,
+            dict(info),  # an environment may fill the same one in every step
             self._need_simulator().capture() if keep else None,
         )
 

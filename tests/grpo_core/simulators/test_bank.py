@@ -101,6 +101,19 @@ class Slate(Camera):
         return {"image": self.picture, "places": [self.place, 1]}
 
 
+class Gauge(Camera):
+    """Fills the same info in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.info: dict[str, Any] = {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        *outcome, info = super().step(action)
+        self.info.update(info)
+        return *outcome, self.info  # type: ignore[return-value]  # mypy cannot count what is unpacked
+
+
 class Fragile(gym.Env[Any, Any]):
     """Raises at action 1, and ends its process at action 2; neither is taken when it is tried out."""
 
@@ -223,6 +236,15 @@ def test_observations_have_the_dtype_of_the_space_and_do_not_change_afterwards()
     assert simplify(observed.observation) == before
     assert observed.observation["places"].dtype == np.float32
     assert observed.observation["image"].dtype == np.uint8
+
+
+def test_an_info_does_not_change_afterwards() -> None:
+    bank = make_bank(DummyVecEnv([Gauge]), needs_restore=False)
+    bank.reset({0: 0})
+    infos = [bank.step({0: Order(1)})[0].info for _ in range(3)]
+    assert len({info["place"] for info in infos}) > 1
+    infos[0]["mine"] = True
+    assert "mine" not in bank.step({0: Order(1)})[0].info
 
 
 def test_a_discrete_observation_is_an_integer() -> None:
