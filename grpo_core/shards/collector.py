@@ -251,7 +251,6 @@ class ShardedCollector(GroupCollector):
         steps: ShardSteps | ShardFailure = unpack(reply)
         if isinstance(steps, ShardFailure):
             steps.reraise()
-            raise AssertionError  # it does
         n_added = len(steps.groups) - len(shard.groups)
         indices = [*shard.groups, *range(len(self._groups), len(self._groups) + n_added)]
         for index, group in zip(indices, steps.groups, strict=True):

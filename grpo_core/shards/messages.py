@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import cloudpickle
 import gymnasium as gym
@@ -121,7 +121,7 @@ class ShardFailure(NamedTuple):
         except Exception:  # foreign errors may hold anything
             return cls(b"", trace)
 
-    def reraise(self) -> None:
+    def reraise(self) -> NoReturn:
         """Raise the error here, caused by what the worker has seen.
 
         :raises Exception: Always.
