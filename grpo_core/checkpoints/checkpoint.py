@@ -31,7 +31,7 @@ from grpo_core.restoring.simulator import NotBranchableError, Simulator
 from grpo_core.restoring.state import is_known
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
-from grpo_core.saving.model_state import get_weights, put_weights, restore_normalization
+from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.seeding import lock_torch_generator
@@ -103,8 +103,10 @@ def take(
     :param facts: JSON values of the caller's own, kept as ``facts["own"]``.
     :param attachments: Bytes of the caller's own, by name.
     :return: The content of the file, and what will keep the training from going on exactly as it would have.
-    :raises ModelFileError: If the model is too large to be saved.
+    :raises ModelFileError: If the model is too large to be saved, or its numbers are not finite, so that nobody could
+        read it again.
     """
+    _check_finite(model)
     simulators, arrays, caveat = _describe_simulators(model)
     if not model._parameter_groups.built(model.policy.optimizer):
         reason = "the optimizer was put in place of the one that the model began with, and its moments are not kept"
@@ -125,7 +127,7 @@ def take(
         "caveat": caveat,
         "own": dict(facts or {}),
     }
-    members = {FACTS_MEMBER: json.dumps(described, default=_to_number).encode(), MODEL_MEMBER: model.to_bytes()}
+    members = {FACTS_MEMBER: json.dumps(described, default=_to_json).encode(), MODEL_MEMBER: model.to_bytes()}
     members |= {f"arrays/{i}.npy": _to_npy(array) for i, array in enumerate(arrays)}
     members |= {f"reference/{i}.npy": _to_npy(array) for i, array in enumerate(reference.values())}
     members |= {f"{ATTACHED}{name}": content for name, content in (attachments or {}).items()}
@@ -134,6 +136,16 @@ def take(
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
     return file.getvalue(), caveat
+
+
+def _check_finite(model: Any) -> None:
+    optimizer, weights = model.policy.optimizer, get_weights(model.policy)
+    moments = get_optimizer_state(optimizer) if model._parameter_groups.built(optimizer) else {}
+    for kind, arrays in (("weights", weights), ("moments", moments)):
+        if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            raise ModelFileError(
+                f"the {kind} of {bad[0]} are NaN or infinite; lower learning_rate or the size of the rewards."
+            )
 
 
 def from_bytes(content: bytes) -> Checkpoint:
@@ -328,8 +340,6 @@ def _read_npy(content: bytes) -> npt.NDArray[Any]:
     return array
 
 
-def _to_number(value: Any) -> Any:
-    """Turn what Monitor measured in NumPy's types into JSON."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not JSON")
+def _to_json(value: Any) -> Any:
+    """Turn what a Monitor keeps of an episode, which may be anything of its infos, into JSON."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
