@@ -28,7 +28,7 @@ from grpo_core.groups.archive import AnchorArchive
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.restoring.contents import Noise, walk
 from grpo_core.restoring.simulator import NotBranchableError, Simulator
-from grpo_core.restoring.state import is_known
+from grpo_core.restoring.state import find_noise
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
@@ -255,7 +255,7 @@ def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Cave
     archive = None if anchors.archive is None else anchors.archive.to_state()
     try:
         envs = _list_envs(model)
-        generators = [_find_noise(env).capture() for env in envs]
+        generators = [find_noise(env, process_wide=False).capture() for env in envs]
         try:
             live = [Simulator(env).capture() for env in envs]
         except Exception as error:  # code of the environment, such as its capture_state
@@ -286,7 +286,7 @@ def _restore_simulators(model: Any, described: Node, arrays: Sequence[npt.NDArra
     for env, state in zip(envs, live, strict=False):  # none where none could be captured
         Simulator(env).restore(state)
     for env, noise in zip(envs, generators, strict=True):
-        _find_noise(env).restore(noise)
+        find_noise(env, process_wide=False).restore(noise)
     anchors = model._collector.anchors
     anchors.starts, anchors.archive = starts, None if archive is None else AnchorArchive.from_state(archive)
     _restore_process_wide(process_wide)
@@ -308,11 +308,6 @@ def _list_envs(model: Any) -> list[gym.Env[Any, Any]]:
     if not isinstance(base, DummyVecEnv):
         raise UnknownObjectError(f"the states of environments in a {type(base).__name__} are in other processes")
     return base.envs
-
-
-def _find_noise(env: gym.Env[Any, Any]) -> Noise:
-    layers = list_nested_envs(env)
-    return Noise(layers, [layer for layer in layers if is_known(layer)], process_wide=False)
 
 
 def _find_fixtures(envs: Sequence[gym.Env[Any, Any]]) -> dict[str, Any]:

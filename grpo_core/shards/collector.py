@@ -158,7 +158,7 @@ class ShardedCollector(GroupCollector):
             self._observation_space,
             self._action_space,
             self._plan,
-            self._bank.is_cheap,
+            self._bank.findings,
             self._make_collector,
             reward_function,
             reward_weights,
