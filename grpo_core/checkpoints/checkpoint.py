@@ -28,10 +28,10 @@ from grpo_core.groups.archive import AnchorArchive
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.restoring.contents import Noise, walk
 from grpo_core.restoring.simulator import NotBranchableError, Simulator
-from grpo_core.restoring.state import is_known
+from grpo_core.restoring.state import find_noise
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
-from grpo_core.saving.model_state import get_weights, put_weights, restore_normalization
+from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.seeding import lock_torch_generator
@@ -103,8 +103,10 @@ def take(
     :param facts: JSON values of the caller's own, kept as ``facts["own"]``.
     :param attachments: Bytes of the caller's own, by name.
     :return: The content of the file, and what will keep the training from going on exactly as it would have.
-    :raises ModelFileError: If the model is too large to be saved.
+    :raises ModelFileError: If the model is too large to be saved, or its numbers are not finite, so that nobody could
+        read it again.
     """
+    _check_finite(model)
     simulators, arrays, caveat = _describe_simulators(model)
     if not model._parameter_groups.built(model.policy.optimizer):
         reason = "the optimizer was put in place of the one that the model began with, and its moments are not kept"
@@ -125,7 +127,7 @@ def take(
         "caveat": caveat,
         "own": dict(facts or {}),
     }
-    members = {FACTS_MEMBER: json.dumps(described, default=_to_number).encode(), MODEL_MEMBER: model.to_bytes()}
+    members = {FACTS_MEMBER: json.dumps(described, default=_to_json).encode(), MODEL_MEMBER: model.to_bytes()}
     members |= {f"arrays/{i}.npy": _to_npy(array) for i, array in enumerate(arrays)}
     members |= {f"reference/{i}.npy": _to_npy(array) for i, array in enumerate(reference.values())}
     members |= {f"{ATTACHED}{name}": content for name, content in (attachments or {}).items()}
@@ -134,6 +136,16 @@ def take(
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
     return file.getvalue(), caveat
+
+
+def _check_finite(model: Any) -> None:
+    optimizer, weights = model.policy.optimizer, get_weights(model.policy)
+    moments = get_optimizer_state(optimizer) if model._parameter_groups.built(optimizer) else {}
+    for kind, arrays in (("weights", weights), ("moments", moments)):
+        if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            raise ModelFileError(
+                f"the {kind} of {bad[0]} are NaN or infinite; lower learning_rate or the size of the rewards."
+            )
 
 
 def from_bytes(content: bytes) -> Checkpoint:
@@ -243,7 +255,7 @@ def _describe_simulators(model: Any) -> tuple[Node, list[npt.NDArray[Any]], Cave
     archive = None if anchors.archive is None else anchors.archive.to_state()
     try:
         envs = _list_envs(model)
-        generators = [_find_noise(env).capture() for env in envs]
+        generators = [find_noise(env, process_wide=False).capture() for env in envs]
         try:
             live = [Simulator(env).capture() for env in envs]
         except Exception as error:  # code of the environment, such as its capture_state
@@ -274,7 +286,7 @@ def _restore_simulators(model: Any, described: Node, arrays: Sequence[npt.NDArra
     for env, state in zip(envs, live, strict=False):  # none where none could be captured
         Simulator(env).restore(state)
     for env, noise in zip(envs, generators, strict=True):
-        _find_noise(env).restore(noise)
+        find_noise(env, process_wide=False).restore(noise)
     anchors = model._collector.anchors
     anchors.starts, anchors.archive = starts, None if archive is None else AnchorArchive.from_state(archive)
     _restore_process_wide(process_wide)
@@ -296,11 +308,6 @@ def _list_envs(model: Any) -> list[gym.Env[Any, Any]]:
     if not isinstance(base, DummyVecEnv):
         raise UnknownObjectError(f"the states of environments in a {type(base).__name__} are in other processes")
     return base.envs
-
-
-def _find_noise(env: gym.Env[Any, Any]) -> Noise:
-    layers = list_nested_envs(env)
-    return Noise(layers, [layer for layer in layers if is_known(layer)], process_wide=False)
 
 
 def _find_fixtures(envs: Sequence[gym.Env[Any, Any]]) -> dict[str, Any]:
@@ -328,8 +335,6 @@ def _read_npy(content: bytes) -> npt.NDArray[Any]:
     return array
 
 
-def _to_number(value: Any) -> Any:
-    """Turn what Monitor measured in NumPy's types into JSON."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not JSON")
+def _to_json(value: Any) -> Any:
+    """Turn what a Monitor keeps of an episode, which may be anything of its infos, into JSON."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo_core.checkpoints import MAX_FILE_BYTES, checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.options.hyperparameters_json import hyperparameters_to_json
-from grpo_core.saving.model_file import write_atomic
+from grpo_core.saving.model_file import ModelFileError, write_atomic
 from grpo_core.saving.model_state import describe_network, describe_reward_functions
 
 # Of the arguments: what does not change a training under way, whose random generators are in its checkpoint.
@@ -25,8 +25,9 @@ class KeepCheckpoint(BaseCallback):
     """Keeps the latest checkpoint of a ``GRPO`` in one file while it trains.
 
     The file is replaced at once, between two rollouts, so that a reader finds the last checkpoint or the one before.
+    What nobody could read again, such as weights that are not finite, replaces nothing; a warning says so.
 
-    :param path: The file.
+    :param path: The file. A missing folder is made.
     :param every_steps: Simulator steps between two checkpoints, > 0; None goes by the clock alone.
     :param every_seconds: Seconds between two where ``every_steps`` is None, >= 0.
     :raises ValueError: If one of them is out of its range.
@@ -49,6 +50,7 @@ class KeepCheckpoint(BaseCallback):
         self._taken_timesteps, self._taken_at = 0, 0.0
 
     def _on_training_start(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # now, and not when there is something to lose
         self._taken_timesteps, self._taken_at = self.model.num_timesteps, time.monotonic()
 
     def _on_step(self) -> bool:
@@ -65,8 +67,16 @@ class KeepCheckpoint(BaseCallback):
         else:
             is_due = self.model.num_timesteps // self._every_steps > self._taken_timesteps // self._every_steps
         if is_due:
-            write_atomic(self.path, checkpoint.to_bytes(self.model))
+            self._take()
             self._taken_timesteps, self._taken_at = self.model.num_timesteps, time.monotonic()
+
+    def _take(self) -> None:
+        try:
+            content = checkpoint.to_bytes(self.model)
+        except ModelFileError as error:
+            warnings.warn(f"{self.path} keeps no step {self.num_timesteps:,}: {error}", stacklevel=2)
+            return
+        write_atomic(self.path, content)
 
 
 def go_on(model: Any, path: str | os.PathLike[str]) -> int:

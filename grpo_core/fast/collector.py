@@ -115,7 +115,9 @@ class BatchedCollector(GroupCollector):
             for i in kept:
                 group = self._groups[live.places[i, 0]]
                 group.kept_t = t
-                group.kept = None if is_over[i] else (Observed(outcomes.observations[i], None), outcomes.states[i])
+                group.kept = None
+                if not is_over[i]:  # copied: a view would hold the rows of all branches for as long as it is archived
+                    group.kept = Observed(outcomes.observations[i].copy(), None), outcomes.states[i].copy()
             if not self._report(t, live, outcomes, is_over.tolist(), on_sweep):
                 return False
             states, observations = outcomes.states, outcomes.observations

@@ -19,10 +19,12 @@ class Anchors:
     :param n_envs: Number of environments.
     :param plan: How the groups are played; whole episodes have no anchors.
     :param reset: Starts new episodes; None leaves that to whoever plays a group, and such groups start at None.
+    :param draws_seeds: Whether each new episode gets a seed: where restoring a state rewinds the environment's
+        generators, they would otherwise begin episodes that were already played.
     """
 
-    def __init__(self, n_envs: int, plan: GroupPlan, reset: Reset | None) -> None:
-        self._n_envs, self._plan, self._reset = n_envs, plan, reset
+    def __init__(self, n_envs: int, plan: GroupPlan, reset: Reset | None, draws_seeds: bool = False) -> None:
+        self._n_envs, self._plan, self._reset, self._draws_seeds = n_envs, plan, reset, draws_seeds
         #: The states that the next rollout goes on from, None for a new episode; empty if it begins with those alone.
         self.starts: list[AnchorState | None] = []
         #: Earlier anchor states that groups may start from again; None if they never do.
@@ -149,8 +151,7 @@ class Anchors:
 
     def _draw_seed(self, rng: np.random.Generator) -> int | None:
         """Choose the seed of a new episode; None lets the environment's generator go on."""
-        # If restoring rewinds the generator, it would otherwise begin episodes that were already played.
-        return int(rng.integers(2**31)) if self._plan.common_random_numbers else None
+        return int(rng.integers(2**31)) if self._draws_seeds else None
 
 
 def _make_anchor(group: Group, discounted_returns: npt.NDArray[np.float64] | None) -> AnchorState | None:

@@ -91,9 +91,10 @@ class GroupCollector:
         self._bank = bank
         self._observation_space = observation_space
         self._plan = plan
-        self._advances_in_step = bank.is_cheap and plan.mode != "episode"
+        self._advances_in_step = bank.findings.is_cheap and plan.mode != "episode"
         #: Where the groups of the next rollout start.
-        self.anchors = Anchors(bank.n_envs, plan, self._reset if begins_episodes else None)
+        draws_seeds = plan.common_random_numbers or bool(bank.findings.rewound)
+        self.anchors = Anchors(bank.n_envs, plan, self._reset if begins_episodes else None, draws_seeds)
         #: Most threads that may step simulators at once, if they are stepped in batches; None lets the process decide.
         self.n_threads: int | None = None
         self._groups: list[Group] = []

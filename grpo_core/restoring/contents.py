@@ -5,7 +5,7 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -86,13 +86,17 @@ class Noise:
         for name, (_, put) in self._process_wide.items():
             put(states[name])
 
-    def reseed(self, rng: np.random.Generator) -> None:
+    def reseed(self, rng: np.random.Generator, only: Collection[str] | None = None) -> None:
         """Begin new sequences in all of them; each depends on one draw from ``rng`` and on where it is.
 
         So it makes no difference to the others, nor to ``rng``, whether a generator has been made yet.
+
+        :param only: Where the others are not.
         """
         base = int(rng.integers(2**63))
         for path, generator in self._find().items():
+            if only is not None and path not in only:
+                continue
             seed = int(np.random.SeedSequence([base, crc32(path.encode())]).generate_state(1)[0])
             if isinstance(generator, np.random.Generator):
                 generator.bit_generator.state = type(generator.bit_generator)(seed).state

@@ -16,7 +16,7 @@ from grpo_core.environments.action_masks import get_action_masks, sample_action
 from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.contents import Noise, describe_contents, list_differences
 from grpo_core.restoring.report import LayerAccess, RestoringReport
-from grpo_core.restoring.state import OWN_METHODS, FailedTrialError, NotBranchableError, is_known
+from grpo_core.restoring.state import OWN_METHODS, FailedTrialError, NotBranchableError, find_noise, is_known
 
 # A first round with branches this short measures how long things take.
 _FIRST_STEPS = 4
@@ -120,6 +120,7 @@ class _Trial:
         self._n_branches, self._n_recorded, self._n_replayed, self._longest = 0, 0, 0, 0
         self._n_long, self._n_short = 1, 1
         self._is_over = True
+        self._rewound: tuple[str, ...] = ()
 
     def run(self, n_steps: int, max_seconds: float, seed: int | None) -> RestoringReport:
         start = time.perf_counter()
@@ -151,6 +152,7 @@ class _Trial:
             restore_us=us["restore"],
             step_us=us["step"],
             takes_turns=self._takes_turns,
+            rewound=self._rewound,
         )
 
     def _fit_steps(self, n_steps: int, seconds_left: float) -> None:
@@ -170,6 +172,7 @@ class _Trial:
         self._reset(seed)
         start = self._mark("at the start of an episode")
         self._record(start, self._n_long, is_there=True)
+        self._rewound = self._rewound or self._find_rewound(start)
         self._record(start, self._n_short, repeats=True)
         self._replay(start, 0)
         if self._is_late():
@@ -190,6 +193,15 @@ class _Trial:
         self._reset(None)
         self._replay(middle, -1)
         self._take_turns(middle)
+
+    def _find_rewound(self, point: _Point) -> tuple[str, ...]:
+        """Find the generators that a restore puts back."""
+        noise = find_noise(self._env, process_wide=False)
+        noise.reseed(np.random.default_rng(0))
+        reseeded = noise.capture()
+        self._put_back(point.state)
+        now = noise.capture()
+        return tuple(path for path, state in reseeded.items() if path in now and not _is_same(state, now[path]))
 
     def _is_late(self) -> bool:
         return time.perf_counter() > self._deadline
@@ -301,12 +313,15 @@ class _Trial:
         return state
 
     def _restore(self, state: Any, noise: dict[str, Any]) -> None:
+        self._put_back(state)
+        self.noise.restore(noise)
+        self._is_over = False
+
+    def _put_back(self, state: Any) -> None:
         with _naming(self._env, "a captured state could not be restored"):
             begin = time.perf_counter()
             self._subject.restore(self._shipment.unpack(state))
             self._seconds["restore"].append(time.perf_counter() - begin)
-        self.noise.restore(noise)
-        self._is_over = False
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class RestoringReport:
     :param step_us: Time per step, median, in µs.
     :param takes_turns: Whether branches take turns in the environment, restored before each step, as is best where
         restoring is cheap.
+    :param rewound: Where the random generators are that a restore puts back, too.
     """
 
     env: str
@@ -57,6 +58,7 @@ class RestoringReport:
     restore_us: float
     step_us: float
     takes_turns: bool
+    rewound: tuple[str, ...] = ()
 
     @property
     def branchable(self) -> bool:
@@ -105,6 +107,8 @@ class RestoringReport:
         ]
         if self.is_shortened:
             lines.insert(3, "  Fewer steps were tried than wanted, because they are slow.")
+        if self.rewound:
+            lines.append(f"  {self.rewound[0]} is restored, too: the branches of a group meet the same noise of it.")
         if not self.pays:
             lines.append(f"  {self.price}")
         return "\n".join(lines)

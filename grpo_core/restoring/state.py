@@ -34,9 +34,10 @@ from stable_baselines3.common.atari_wrappers import (
 )
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 
-from grpo_core.environments.nested import Env
+from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.contents import (
     GENERATORS,
+    Noise,
     get_generator_state,
     is_restorable_generator,
     set_generator_state,
@@ -122,6 +123,12 @@ def is_known(env: Env) -> bool:
     """
     is_known_kind = type(env) in _WRAPPER_STATE or type(env) in _SIMULATOR_STATE
     return is_known_kind and not {"step", "reset"} & env.__dict__.keys()
+
+
+def find_noise(env: Env, *, process_wide: bool = True) -> Noise:
+    """Return the random generators of an environment and its wrappers, see ``Noise``."""
+    layers = list_nested_envs(env)
+    return Noise(layers, [layer for layer in layers if is_known(layer)], process_wide=process_wide)
 
 
 def access_own_methods(env: Env) -> StateAccess | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import cloudpickle
 import gymnasium as gym
@@ -23,7 +23,7 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.options.rewards import Reward
-from grpo_core.simulators.bank import SimulatorBank
+from grpo_core.simulators.bank import Findings, SimulatorBank
 from grpo_core.simulators.episode_rows import SampledWriter
 
 # Makes what plays the groups; None where it cannot play them in these simulators.
@@ -47,7 +47,7 @@ class ShardSetup:
     :param vec_wrappers: Kinds and attributes of the wrappers around all of them that change observations, the outermost
         first.
     :param plan: How the groups of a whole rollout are played.
-    :param is_cheap: What the trainer's own bank has found out.
+    :param findings: What the trainer's own bank has found out.
     :param make_collector: Makes what plays the groups.
     :param reward_function: What replaces the environment's rewards; None leaves them.
     :param reward_weights: Weights of several reward functions.
@@ -58,7 +58,7 @@ class ShardSetup:
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     plan: GroupPlan
-    is_cheap: bool
+    findings: Findings
     make_collector: MakeCollector
     reward_function: Reward | None
     reward_weights: Sequence[float] | None
@@ -121,7 +121,7 @@ class ShardFailure(NamedTuple):
         except Exception:  # foreign errors may hold anything
             return cls(b"", trace)
 
-    def reraise(self) -> None:
+    def reraise(self) -> NoReturn:
         """Raise the error here, caused by what the worker has seen.
 
         :raises Exception: Always.

@@ -10,12 +10,10 @@ import numpy.typing as npt
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.actor.actor import PolicyActor
-from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.group import FIRST_EPISODE_STEPS, Group
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.restoring.contents import Noise
-from grpo_core.restoring.state import is_known
+from grpo_core.restoring.state import find_noise
 from grpo_core.shards.messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, pack_infos, unpack
 from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.rewrapping import wrap_env
@@ -98,7 +96,7 @@ class ShardPlayer:
                 needs_restore=setup.plan.mode != "episode",
                 common_random_numbers=setup.plan.common_random_numbers,
                 # Measured again, it might be played differently here than elsewhere.
-                is_cheap=setup.is_cheap,
+                findings=setup.findings,
             )
         return self._banks[env_index]
 
@@ -142,8 +140,7 @@ def _reseed(env: Any, rng: np.random.Generator, puts_back: bool) -> Iterator[Non
 
     :param puts_back: Whether they go on as before afterwards.
     """
-    layers = list_nested_envs(env)
-    noise = Noise(layers, [layer for layer in layers if is_known(layer)])
+    noise = find_noise(env)
     states = noise.capture() if puts_back else None
     noise.reseed(rng)
     try:

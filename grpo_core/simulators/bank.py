@@ -8,7 +8,7 @@ environment's wrappers do, except for normalisation, which the rollout does.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
@@ -32,20 +32,31 @@ _MAX_BRIEF_SECONDS = 0.2
 _Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
+class Findings(NamedTuple):
+    """What trials have found out about the environments of a bank.
+
+    :param is_cheap: Whether capturing and restoring is so cheap that one environment can play many branches in
+        lock-step. It depends on the clock.
+    :param rewound: Where the random generators are that a restore puts back, too.
+    """
+
+    is_cheap: bool
+    rewound: tuple[str, ...] = ()
+
+
 class SimulatorBank(ABC):
     """The single environments behind a vectorised environment.
 
     :param n_envs: Number of environments.
     :param transform: What the vectorised environment's wrappers do to observations.
     :param restorable: Whether states are captured and restored; otherwise the bank only resets and steps.
-    :param is_cheap: Whether capturing and restoring is so cheap that one environment can play many branches in
-        lock-step.
+    :param findings: What has been found out about the environments.
     """
 
-    def __init__(self, n_envs: int, transform: ObservationTransform, restorable: bool, is_cheap: bool) -> None:
+    def __init__(self, n_envs: int, transform: ObservationTransform, restorable: bool, findings: Findings) -> None:
         self.n_envs = n_envs
         self.restorable = restorable
-        self.is_cheap = is_cheap
+        self.findings = findings
         #: The environments, if they are in this process and no wrapper but ``VecNormalize`` changes their observations;
         #: otherwise empty.
         self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
@@ -106,7 +117,7 @@ def make_bank(
     needs_restore: bool,
     common_random_numbers: bool = False,
     must_pay: bool = False,
-    is_cheap: bool | None = None,
+    findings: Findings | None = None,
 ) -> SimulatorBank:
     """Make a bank of the environments behind a vectorised environment.
 
@@ -122,7 +133,7 @@ def make_bank(
         state see the same noise.
     :param must_pay: Whether an environment that takes much longer to restore than to step counts as one that cannot be
         restored.
-    :param is_cheap: What another bank of the same environments, wherever it is, has found out; None tries them out.
+    :param findings: Those of another bank of the same environments, wherever it is; None tries them out.
     :raises NotBranchableError: If ``needs_restore`` is set and an environment cannot be restored; the message says why.
     :raises ValueError: If the vectorised environment or one of its wrappers is not supported.
     :raises RuntimeError: If an environment in a worker fails.
@@ -130,7 +141,7 @@ def make_bank(
     base, transform = read_vec_wrappers(env)
     bank: SimulatorBank
     if isinstance(base, DummyVecEnv):
-        bank = _LocalBank(base, transform, needs_restore, common_random_numbers, is_cheap)
+        bank = _LocalBank(base, transform, needs_restore, common_random_numbers, findings)
     elif not isinstance(base, SubprocVecEnv):
         raise ValueError(
             f"GRPO steps the single environments of a DummyVecEnv or SubprocVecEnv, not of a {type(base).__name__}; "
@@ -177,16 +188,19 @@ class _LocalBank(SimulatorBank):
         transform: ObservationTransform,
         needs_restore: bool,
         common_random_numbers: bool,
-        is_cheap: bool | None,
+        findings: Findings | None,
     ) -> None:
         envs = [env.env if isinstance(env, RestorableWrapper) else env for env in base.envs]
         simulators = [Simulator(env, common_random_numbers) for env in envs] if needs_restore else []
-        reports = _prove_all(simulators) if is_cheap is None else []
-        self._single_envs = [SingleEnv(env, simulators[i] if needs_restore else None) for i, env in enumerate(envs)]
-        if is_cheap is None:
+        reports = _prove_all(simulators) if findings is None else []
+        if findings is None:
             is_cheap = needs_restore and all(simulator.is_cheap for simulator in simulators)
-        super().__init__(len(envs), transform, needs_restore, is_cheap)
+            findings = Findings(is_cheap, _list_rewound(reports))
+        super().__init__(len(envs), transform, needs_restore, findings)
         self.reports = reports
+        self._single_envs = [
+            SingleEnv(env, simulators[i] if needs_restore else None, findings.rewound) for i, env in enumerate(envs)
+        ]
         if transform.is_empty:
             self.plain_envs = envs
 
@@ -201,8 +215,9 @@ class _RestorableWorkerBank(SimulatorBank):
     """Environments in worker processes, each inside a ``RestorableWrapper``."""
 
     def __init__(self, base: SubprocVecEnv, transform: ObservationTransform, common_random_numbers: bool) -> None:
-        super().__init__(base.num_envs, transform, restorable=True, is_cheap=False)
-        self.reports = _prove_in_workers(base)
+        reports = _prove_in_workers(base, common_random_numbers)
+        super().__init__(base.num_envs, transform, restorable=True, findings=Findings(False, _list_rewound(reports)))
+        self.reports = reports
         self._base = base
         self._common_random_numbers = common_random_numbers
 
@@ -223,7 +238,7 @@ class _PlainWorkerBank(SimulatorBank):
     """Environments in worker processes that are only reset and stepped, and need no ``RestorableWrapper``."""
 
     def __init__(self, base: SubprocVecEnv, transform: ObservationTransform) -> None:
-        super().__init__(base.num_envs, transform, restorable=False, is_cheap=False)
+        super().__init__(base.num_envs, transform, restorable=False, findings=Findings(is_cheap=False))
         self._base = base
         self._has_masks = base.has_attr("action_masks")
         self._unchecked = {"reset()": set(range(base.num_envs)), "step()": set(range(base.num_envs))}
@@ -289,7 +304,11 @@ def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
     return reports
 
 
-def _prove_in_workers(base: SubprocVecEnv) -> list[RestoringReport]:
+def _list_rewound(reports: Sequence[RestoringReport]) -> tuple[str, ...]:
+    return tuple(sorted({path for report in reports for path in report.rewound}))
+
+
+def _prove_in_workers(base: SubprocVecEnv, common_random_numbers: bool) -> list[RestoringReport]:
     """Try out the environments in workers.
 
     :raises NotBranchableError: If one cannot be restored.
@@ -301,7 +320,9 @@ def _prove_in_workers(base: SubprocVecEnv) -> list[RestoringReport]:
             "each: make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper). "
             'group_mode="episode", which only resets and steps, does not need it.'
         )
-    replies = _call_workers(base, {i: [("prove_restoring", (), {})] for i in range(base.num_envs)})
+    replies = _call_workers(
+        base, {i: [("prove_restoring", (common_random_numbers,), {})] for i in range(base.num_envs)}
+    )
     for (reply,) in replies.values():
         if isinstance(reply, str):
             raise NotBranchableError(reply)

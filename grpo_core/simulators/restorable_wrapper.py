@@ -38,6 +38,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._simulators: dict[bool, Simulator] = {}
         self._single_envs: dict[bool, SingleEnv] = {}
+        self._rewound: tuple[str, ...] = ()
 
     def capture_state(self) -> SimulatorState:
         """Copy the state of the environment and all its wrappers."""
@@ -47,20 +48,22 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         """Put the environment and all its wrappers back into a captured state."""
         self._get_simulator(False).restore(state)
 
-    def prove_restoring(self) -> RestoringReport | str | Failure | None:
+    def prove_restoring(self, common_random_numbers: bool) -> RestoringReport | str | Failure | None:
         """Try out the environment, with its states sent as bytes as in training.
 
         :return: What was found out, None if nothing had to be; or why it cannot be restored.
         """
         try:
             # These bytes never leave the process.
-            return self._get_simulator(False).prove(shipment=Shipment(pickle.dumps, pickle.loads))
+            report = self._get_simulator(common_random_numbers).prove(shipment=Shipment(pickle.dumps, pickle.loads))
         except FailedTrialError as error:
             return self._explain(str(error))
         except NotBranchableError as error:
             return str(error)
         except Exception:
             return Failure(traceback.format_exc())
+        self._rewound = () if report is None else report.rewound
+        return report
 
     def _explain(self, problem: str) -> str | Failure:
         """Say what is wrong with an environment that failed a trial: what a method returned, if that was the reason."""
@@ -94,7 +97,8 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
 
     def _get_single_env(self, common_random_numbers: bool) -> SingleEnv:
         if common_random_numbers not in self._single_envs:
-            self._single_envs[common_random_numbers] = SingleEnv(self.env, self._get_simulator(common_random_numbers))
+            simulator = self._get_simulator(common_random_numbers)
+            self._single_envs[common_random_numbers] = SingleEnv(self.env, simulator, self._rewound)
         return self._single_envs[common_random_numbers]
 
     def _get_simulator(self, common_random_numbers: bool) -> Simulator:

@@ -1,6 +1,6 @@
 """Reset, restore, step, observe and capture one environment in its own process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -11,6 +11,7 @@ from gymnasium import spaces
 from grpo_core.environments.first_calls import call_reset, call_step, check_masks
 from grpo_core.environments.flags import InvalidEnvironmentError, read_success
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
+from grpo_core.restoring.state import find_noise
 from grpo_core.simulators.episode_rows import sample_rows
 
 
@@ -62,10 +63,12 @@ class SingleEnv:
 
     :param env: The environment.
     :param simulator: Captures and restores it; None if states are never captured.
+    :param rewound: Where those of its random generators are that restoring puts back.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], simulator: Simulator | None) -> None:
+    def __init__(self, env: gym.Env[Any, Any], simulator: Simulator | None, rewound: Collection[str] = ()) -> None:
         self._env = env
+        self._rewound, self._noise = rewound, find_noise(env, process_wide=False)
         self._observe = make_observer(env.observation_space)
         has_masks = env.has_wrapper_attr("action_masks")
         self._get_masks = env.get_wrapper_attr("action_masks") if has_masks else None
@@ -83,6 +86,8 @@ class SingleEnv:
 
     def reset(self, seed: int | None) -> tuple[Observed, SimulatorState | None]:
         """Start a new episode; return the first observation, and the first state unless states are never captured."""
+        if self._rewound and seed is not None:  # a reset may pass its seed on to none of those
+            self._noise.reseed(np.random.default_rng(seed), self._rewound)
         observation, _ = self._reset_env(seed=seed)
         state = None if self._simulator is None else self._simulator.capture()
         return self._observe(observation, self._get_masks and self._get_masks()), state
@@ -101,7 +106,7 @@ class SingleEnv:
             float(reward),
             bool(terminated),
             bool(truncated),
-            info,
+            dict(info),  # an environment may fill the same one in every step
             self._need_simulator().capture() if keep else None,
         )
 

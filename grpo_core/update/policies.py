@@ -85,11 +85,12 @@ def _make_observations(space: spaces.Space[Any]) -> Any:
 
 
 def copy_policy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
-    """Copy a policy as it is now, without its optimizer."""
+    """Copy a policy as it is now, to be asked and not trained: without its optimizer, dropout off."""
     policy = unwrap_compiled(policy)
     # What the last forward pass left in the distribution belongs to a graph and cannot be copied.
     policy.action_dist.distribution = None  # type: ignore[assignment]  # as SB3's constructors leave it
     copied: ActorCriticPolicy = copy.deepcopy(policy, {id(policy.optimizer): None})
+    copied.set_training_mode(False)
     return copied
 
 

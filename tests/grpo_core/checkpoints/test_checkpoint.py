@@ -6,6 +6,7 @@ import json
 import random
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +17,8 @@ from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from grpo import GRPO
 from grpo_core.checkpoints import checkpoint
@@ -276,6 +278,20 @@ def test_a_checkpoint_holds_what_it_was_given() -> None:
     taken = checkpoint.from_bytes(train_and_take(lambda: make_vec_env("CartPole-v1"))[1])
     assert (taken.facts["own"], taken.attachments) == ({"mine": 1}, {"name": b"content"})
     assert _AT <= taken.timesteps < _TOTAL
+
+
+def test_what_a_monitor_keeps_of_an_episode_need_not_be_json() -> None:
+    class Places(gym.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            *outcome, info = self.env.step(action)
+            return *outcome, {**info, "path": Path("here"), "place": np.float32(0.5)}
+
+    def make_env() -> VecEnv:
+        return DummyVecEnv([lambda: Monitor(Places(gym.make("CartPole-v1")), info_keywords=("path", "place"))])
+
+    taken = checkpoint.from_bytes(train_and_take(make_env)[1])
+    episodes = taken.facts["episodes"][0]
+    assert {(episode["path"], episode["place"]) for episode in episodes} == {("here", 0.5)}
 
 
 def test_without_the_simulators_a_training_goes_on_from_new_episodes_and_says_so() -> None:

@@ -63,6 +63,28 @@ def test_a_file_is_kept_every_so_many_steps(tmp_path: Path, monkeypatch: pytest.
     assert [timesteps // 250 for timesteps in taken] == [1, 2]
 
 
+def test_a_missing_folder_is_made_before_there_is_anything_to_lose(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "one" / "training.zip"
+    crash(path, every_steps=10_000)
+    assert path.parent.is_dir()
+    crash(path, every_steps=150)
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("part", ["weights", "moments"])
+def test_what_could_not_be_read_again_does_not_replace_what_can(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "training.zip"
+    model = crash(path, every_steps=150)
+    kept, (weight, moments) = path.read_bytes(), next(iter(model.policy.optimizer.state.items()))
+    with torch.no_grad():
+        (weight if part == "weights" else moments["exp_avg_sq"])[0] = torch.inf
+    keep = KeepCheckpoint(path, every_seconds=0.0)
+    keep.init_callback(model)
+    with pytest.warns(UserWarning, match=rf"training\.zip keeps no step .* the {part} of .* NaN or infinite"):
+        keep.on_rollout_start()
+    assert path.read_bytes() == kept
+
+
 def test_an_update_that_was_cut_short_is_not_kept(tmp_path: Path) -> None:
     path, model = tmp_path / "training.zip", make_model()
 

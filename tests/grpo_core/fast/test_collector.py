@@ -162,6 +162,18 @@ def test_the_storage_holds_the_mask_of_live_steps_only() -> None:
         assert length == rollout.shape[0] or ends[length - 1, group, branch]
 
 
+def test_an_anchor_holds_its_own_numbers_alone() -> None:
+    model, _ = train(make_vec_env("CartPole-v1", 2), is_batched=True, anchor_selection="archive")
+    anchors = model._collector.anchors
+    assert anchors.archive is not None
+    archived = [anchor for shelf in anchors.archive.to_state()[0] for _, anchor, _, _ in shelf]
+    assert len(archived) > 10
+    for anchor in (*anchors.starts, *archived):
+        assert anchor is not None
+        assert anchor.observed.observation.base is None
+        assert anchor.simulator_state.base is None
+
+
 def test_one_environment_that_cannot_be_batched_leaves_all_to_the_slow_way() -> None:
     model = GRPO("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=64, horizon=16)
     bank, plan = model._collector._bank, model._collector._plan

@@ -1,5 +1,7 @@
 """Collecting whole groups: every simulator step counted, every branch restored, the next groups chosen fairly."""
 
+import copy
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
@@ -21,6 +23,7 @@ from grpo_core.groups.rollout import GroupRollout
 from grpo_core.options.choices import AnchorSelection, GroupMode
 from grpo_core.options.policy_kwargs import network_to_json
 from grpo_core.simulators.bank import make_bank
+from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.update.policies import evaluate_actions
 from tests.sb3.environments import MatchEnv
 from tests.sb3.small_models import build
@@ -637,6 +640,64 @@ def test_branches_meet_the_same_noise_only_where_they_are_told_to(is_slow: bool,
         assert (seen.rewards == seen.rewards[..., :1]).all() == is_common
         assert len(np.unique(seen.rewards[:, 0, 0])) == 4, "every step brings noise of its own"
         assert is_common or len(np.unique(seen.rewards)) == seen.rewards.size
+
+
+class Lottery(gym.Env[Any, Any]):
+    """Draws where an episode begins from a generator inside an object, which no seed reaches."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.drum, self.t, self.start = types.SimpleNamespace(rng=np.random.default_rng(0)), 0, 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t, self.start = 0, self.drum.rng.normal()
+        return np.array([self.start], np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return np.array([self.start + 10 * self.t], np.float32), 0.0, self.t == 4, False, {}
+
+
+class OwnLottery(Lottery):
+    """Captures its generator by methods of its own."""
+
+    def capture_state(self) -> Any:
+        return copy.deepcopy((self.drum, self.t, self.start))
+
+    def restore_state(self, state: Any) -> None:
+        self.drum, self.t, self.start = copy.deepcopy(state)
+
+
+def make_worker(makers: list[Callable[[], gym.Env[Any, Any]]]) -> SubprocVecEnv:
+    return SubprocVecEnv([lambda make=make: RestorableWrapper(make()) for make in makers], "fork")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("make_vec_env", [DummyVecEnv, make_worker], ids=["here", "in a worker"])
+@pytest.mark.parametrize("kind", [Lottery, OwnLottery])
+@pytest.mark.parametrize("is_common", [False, True], ids=["independent", "common"])
+def test_no_episode_begins_twice_where_restoring_rewinds_the_generator(
+    kind: type[Lottery], make_vec_env: Callable[[Any], VecEnv], is_common: bool
+) -> None:
+    def list_starts() -> list[float]:
+        env = make_vec_env([kind])
+        settings: dict[str, Any] = {"n_steps": 64, "horizon": 4, "n_epochs": 1, "common_random_numbers": is_common}
+        model = GRPO("MlpPolicy", env, seed=0, restart_probability=0.5, **settings)
+        starts = [
+            anchor.observed.observation.item()
+            for _ in range(8)
+            for group in model.learn(1, reset_num_timesteps=False)._collector.groups
+            if (anchor := group.anchor) is not None and anchor.episode_length == 0
+        ]
+        env.close()
+        return starts
+
+    starts = list_starts()
+    assert len(starts) > 32
+    assert len(set(starts)) == len(starts)
+    assert list_starts() == starts
 
 
 def test_stacked_frames_follow_their_branch() -> None:

@@ -211,6 +211,38 @@ def test_what_attributes_hold_is_restored_under_any_wrapper(make: Callable[[], E
         assert report.n_replayed > 10
 
 
+class NestedNoise(Cart):
+    """Holds a generator in an object, which is copied with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = types.SimpleNamespace(generator=np.random.default_rng(4))
+
+
+class OwnNoise(Cart):
+    """Holds generators of its own, which are never copied, and refers to one of them elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng(4)
+        self.world = types.SimpleNamespace(generator=self.generator)
+
+
+@pytest.mark.parametrize(
+    ("make", "rewound"),
+    [
+        (NestedNoise, ("NestedNoise.world.generator",)),
+        (DrawsEverywhere, ("DrawsEverywhere.world.another",)),
+        (OwnNoise, ()),
+        (OwnMethodsAndNoise, ()),
+    ],
+)
+def test_it_is_found_out_which_generators_a_restore_rewinds(make: Callable[[], Env], rewound: tuple[str, ...]) -> None:
+    report = check_branchable(make())
+    assert report.rewound == rewound
+    assert [path for path in rewound if f"{path} is restored, too" in str(report)] == [*rewound]
+
+
 class SharedByAll(Cart):
     shared: ClassVar[list[int]] = [0]
 

@@ -101,6 +101,19 @@ class Slate(Camera):
         return {"image": self.picture, "places": [self.place, 1]}
 
 
+class Gauge(Camera):
+    """Fills the same info in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.info: dict[str, Any] = {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        *outcome, info = super().step(action)
+        self.info.update(info)
+        return *outcome, self.info
+
+
 class Fragile(gym.Env[Any, Any]):
     """Raises at action 1, and ends its process at action 2; neither is taken when it is tried out."""
 
@@ -225,6 +238,15 @@ def test_observations_have_the_dtype_of_the_space_and_do_not_change_afterwards()
     assert observed.observation["image"].dtype == np.uint8
 
 
+def test_an_info_does_not_change_afterwards() -> None:
+    bank = make_bank(DummyVecEnv([Gauge]), needs_restore=False)
+    bank.reset({0: 0})
+    infos = [bank.step({0: Order(1)})[0].info for _ in range(3)]
+    assert len({info["place"] for info in infos}) > 1
+    infos[0]["mine"] = True
+    assert "mine" not in bank.step({0: Order(1)})[0].info
+
+
 def test_a_discrete_observation_is_an_integer() -> None:
     bank = make_bank(DummyVecEnv([make_slippery]), needs_restore=True)
     assert bank.reset({0: 0})[0][0].observation == 0
@@ -300,7 +322,7 @@ def test_workers_do_the_same_step_for_step(
     local = DummyVecEnv([make_env] * 2)
     remote = make_workers(*[lambda: RestorableWrapper(make_env())] * 2)
     banks = [make_bank(env, needs_restore=True, common_random_numbers=common_random_numbers) for env in (local, remote)]
-    assert [bank.is_cheap for bank in banks][1] is False
+    assert [bank.findings.is_cheap for bank in banks][1] is False
     assert all(bank.restorable and bank.n_envs == 2 for bank in banks)
     assert run_orders(banks[0], local.action_space) == run_orders(banks[1], local.action_space)
 
@@ -324,13 +346,13 @@ def test_workers_that_only_reset_and_step_do_the_same_as_this_process(
         assert outcome.info["place"] > 30
         parts.append(see(outcome))
         assert not bank.restorable
-        assert not bank.is_cheap
+        assert not bank.findings.is_cheap
     assert seen[0] == seen[1]
 
 
 def test_a_restorable_wrapper_does_no_harm_in_this_process() -> None:
     bank = make_bank(DummyVecEnv([lambda: RestorableWrapper(make_cart_pole())]), needs_restore=True)
-    assert bank.is_cheap
+    assert bank.findings.is_cheap
     assert follow(bank, start(bank), [0, 1, 1]) == follow(bank, start(bank), [0, 1, 1])
     check_branchable(RestorableWrapper(make_cart_pole()))
 
@@ -409,7 +431,7 @@ def test_an_environment_without_masks_has_none() -> None:
     ids=["attributes", "an integer", "a copy", "a copied wrapper"],
 )
 def test_only_cheap_restores_make_sharing_an_environment_cheap(make_env: Callable[[], Env], is_cheap: bool) -> None:
-    assert make_bank(DummyVecEnv([make_env]), needs_restore=True).is_cheap is is_cheap
+    assert make_bank(DummyVecEnv([make_env]), needs_restore=True).findings.is_cheap is is_cheap
 
 
 def test_mujoco_is_restored_cheaply_and_exactly_in_workers(make_workers: MakeWorkers) -> None:
@@ -422,7 +444,7 @@ def test_mujoco_is_restored_cheaply_and_exactly_in_workers(make_workers: MakeWor
     banks = [
         make_bank(env, needs_restore=True) for env in (local, make_workers(*[lambda: RestorableWrapper(make())] * 2))
     ]
-    assert banks[0].is_cheap
+    assert banks[0].findings.is_cheap
     assert run_orders(banks[0], local.action_space) == run_orders(banks[1], local.action_space)
 
 
@@ -435,7 +457,7 @@ def test_atari_in_a_bank(make_workers: MakeWorkers, in_workers: bool) -> None:
     gym.register_envs(pytest.importorskip("ale_py"))
     env = make_workers(lambda: RestorableWrapper(make_atari())) if in_workers else DummyVecEnv([make_atari])
     bank = make_bank(env, needs_restore=True, common_random_numbers=True)
-    assert not bank.is_cheap
+    assert not bank.findings.is_cheap
     state = start(bank)
     actions = [2, 3, 3, 0, 1]
     first = follow(bank, state, actions)

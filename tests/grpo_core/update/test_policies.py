@@ -244,6 +244,13 @@ def test_a_copy_acts_as_the_policy_did_and_stays_so(
     assert copied.optimizer is None
 
 
+def test_a_copy_is_not_in_training() -> None:
+    policy = build(spaces.Discrete(2))
+    policy.set_training_mode(True)
+    assert not any(module.training for module in copy_policy(policy).modules())
+    assert policy.training
+
+
 def test_predict_takes_masks_of_a_model() -> None:
     model = GRPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [4]}, seed=0)
     observations = np.zeros((64, 4), np.float32)
