@@ -265,6 +265,9 @@ def test_a_refused_job_starts_once_its_fault_is_mended(page: Page, registry: Job
     page.open("new")
     fill(page, "total_timesteps", "64")
     fill(page, "model_name", "ready")
+    fill(page, "replace", "").click()  # otherwise it would be asked about
+    page.click(".q-item", "no")
+    page.find("pre", '"replace": false')
     page.click("button", "Start training")
     page.find(".field", "already exists")
     fill(page, "model_name", "mended")
