@@ -373,9 +373,12 @@ class GroupCollector:
     def _to_batch(self, observed: Sequence[Observed]) -> tuple[Any, npt.NDArray[np.bool_] | None]:
         """Stack what branches see, shape ``(n_branches, ...)``, and the masks of their actions if there are any."""
         observations = np.stack([pack(self._observation_space, one.observation) for one in observed])
-        if observed[0].action_masks is None:
+        masks = [one.action_masks for one in observed]
+        some = next((mask for mask in masks if mask is not None), None)
+        if some is None:
             return observations, None
-        return observations, np.stack([one.action_masks for one in observed if one.action_masks is not None])
+        # An environment may return None where all actions are allowed.
+        return observations, np.stack([np.ones_like(some) if mask is None else mask for mask in masks])
 
 
 def _split_into_sweeps(live: Sequence[_Branch], actions: Any) -> Iterator[list[tuple[_Branch, Any]]]:

@@ -154,10 +154,7 @@ class GroupRollout:
         :param masks: Legal actions, shape ``(n_branches, n_bits)``; None where all are.
         """
         self._make_room(int(at[0].max()), int(at[1].max()))
-        if masks is not None:
-            if self.action_masks is None:
-                self.action_masks = np.ones((*self.shape, masks.shape[1]), np.bool_)
-            self.action_masks[at] = masks
+        self._store_masks(at, masks)
         self.observations[at], self.actions[at] = observations, actions
         self.log_probs[at], self.step_mask[at] = log_probs, True
 
@@ -197,11 +194,18 @@ class GroupRollout:
         :param columns: What ``gather`` returned.
         """
         self._make_room(int(at[0].max()), int(at[1].max()))
-        if (masks := columns.get("action_masks")) is not None and self.action_masks is None:
-            self.action_masks = np.ones((*self.shape, masks.shape[1]), np.bool_)
+        self._store_masks(at, columns.get("action_masks"))
         for name, column in columns.items():
-            getattr(self, name)[at] = column
+            if name != "action_masks":
+                getattr(self, name)[at] = column
         self.step_mask[at] = True
+
+    def _store_masks(self, at: Place, masks: Any) -> None:
+        """Store the legal actions of some steps; None where all are."""
+        if masks is not None and self.action_masks is None:
+            self.action_masks = np.ones((*self.shape, masks.shape[1]), np.bool_)
+        if self.action_masks is not None:
+            self.action_masks[at] = True if masks is None else masks
 
     def _make_room(self, t: int, group: int) -> None:
         horizon, n_anchors, _ = self.shape

@@ -624,6 +624,49 @@ def test_only_legal_actions_are_drawn_and_the_masks_are_kept_beside_them(is_slow
         assert not masks.all()
 
 
+class HalfFencedWalk(FencedWalk):
+    """Returns no masks in the middle, where every action is legal."""
+
+    def action_masks(self) -> Any:
+        return None if self.position == 0 else super().action_masks()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert abs(self.position + self.moves[int(action)]) <= 1, "took an illegal action"
+        return Walk.step(self, action)
+
+
+@ORDERS
+@BY_STEPS
+def test_states_without_masks_allow_all_actions_and_leave_those_of_other_branches(
+    is_slow: bool, mode: GroupMode
+) -> None:
+    stage = Stage(mode, group_size=3, horizon=8, n_steps=240, kind=HalfFencedWalk, is_slow=is_slow)
+    for _ in range(3):
+        assert stage.collect()
+        rollout = stage.rollout
+        assert rollout.action_masks is not None
+        position, live = rollout.observations[..., 0], rollout.step_mask
+        expected = np.stack([position > -1, np.ones_like(position), position < 1], axis=-1)
+        assert (rollout.action_masks[live] == expected[live]).all()
+        stage.go_on()
+
+
+def test_steps_without_masks_allow_all_actions_in_a_rollout_that_has_grown() -> None:
+    rollout = GroupRollout(1, 1, 2, Walk.observation_space, spaces.Discrete(3))
+    seen, chosen, masks = np.zeros((1, 3)), np.zeros(1), np.array([[False, True, False]])
+    for t in range(4):
+        at = np.array([t]), np.array([0]), np.array([0])
+        rollout.store_actions(at, seen, chosen, chosen, None if t % 2 else masks)
+    taken = rollout.gather((np.arange(4), np.zeros(4, int), np.zeros(4, int)))
+    other = GroupRollout(1, 2, 2, Walk.observation_space, spaces.Discrete(3))
+    other.put((np.arange(4), np.zeros(4, int), np.zeros(4, int)), taken)
+    del taken["action_masks"]
+    other.put((np.arange(4), np.ones(4, int), np.zeros(4, int)), taken)
+    assert other.action_masks is not None
+    assert other.action_masks[:, 0, 0].tolist() == [[False, True, False], [True] * 3] * 2
+    assert other.action_masks[:4, 1, 0].all()
+
+
 class Noisy(Walk):
     """It pays at random."""
 
