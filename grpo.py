@@ -67,7 +67,7 @@ from grpo_core.shards.pool import RolloutPool, choose_pool
 from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
-from grpo_core.simulators.vec_wrappers import read_vec_wrappers
+from grpo_core.simulators.vec_wrappers import read_vec_wrappers, warn_of_options
 from grpo_core.spaces import Observations, check_action_space, check_observation_space
 from grpo_core.update.losses import (
     TARGET_KL_TOLERANCE,
@@ -465,6 +465,7 @@ class GRPO(SavedAlgorithm):
             self.set_env(self.env)
         if not reset_num_timesteps:
             self._warn_of_lost_reference()
+        warn_of_options(self.env)
         self._stop_requested = False
         if reset_num_timesteps:
             self._collector.anchors.forget()

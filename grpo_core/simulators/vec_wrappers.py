@@ -4,6 +4,7 @@ Groups step single environments and so bypass these wrappers. This module does w
 ``VecFrameStack`` do, one observation at a time. The rollout normalises, since it also needs the raw observations.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -117,3 +118,15 @@ def _check_normalization(env: VecNormalize, outside: Sequence[VecFrameStack | Ve
                 "normalises images; pass norm_obs=False to VecNormalize, or norm_obs_keys without the images, since "
                 "policies scale images themselves."
             )
+
+
+def warn_of_options(env: VecEnv) -> None:
+    """Warn if options wait for the next reset of a vectorised environment: the episodes of groups begin without any."""
+    base, _ = read_vec_wrappers(env)
+    if any(base._options):
+        warnings.warn(
+            f"set_options({base._options}) has no effect on training: groups begin episodes by resets of the single "
+            "environments, without options. Pass them to the environments as they are built, as in "
+            "make_vec_env(env_id, env_kwargs={...}), or in a wrapper whose reset adds them.",
+            stacklevel=3,
+        )

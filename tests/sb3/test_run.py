@@ -1,6 +1,7 @@
 """Every space, mode and kind of vectorised environment trains, and every option of the policies is taken."""
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -286,3 +287,14 @@ def test_an_environment_that_is_put_in_place_by_hand_is_the_one_trained_in() -> 
     model.learn(32)
     assert first.envs[0].unwrapped.np_random.bit_generator.state == before
     assert model._last_obs.shape == (1, 3)
+
+
+def test_options_that_no_episode_would_begin_with_are_told_of() -> None:
+    model = build(VecNormalize(DummyVecEnv([MatchEnv])))
+    assert model.env is not None
+    model.env.set_options({"level": 3})
+    with pytest.warns(UserWarning, match=r"set_options\(\[\{'level': 3\}\]\) has no effect on training"):
+        model.learn(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(1)
