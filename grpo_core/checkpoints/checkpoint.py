@@ -32,6 +32,7 @@ from grpo_core.restoring.state import find_noise
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
+from grpo_core.simulators.bank import make_bank
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.seeding import lock_torch_generator
@@ -123,6 +124,8 @@ def take(
         "reference": [model._ref_timesteps, list(reference)],
         "n_shards": model._collector.n_shards,
         "has_plain_states": model._collector.has_plain_states,
+        "mode": model._mode,
+        "is_cheap": model._collector.is_cheap,
         "simulators": simulators,
         "caveat": caveat,
         "own": dict(facts or {}),
@@ -193,6 +196,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
     :raises CheckpointError: If it is of another training.
     """
     facts = checkpoint.facts
+    _restore_choices(model, facts)
     if (n_shards := facts.get("n_shards", 1)) != model._collector.n_shards:
         raise CheckpointError(
             f"the checkpoint is of a training whose rollouts are cut into {n_shards} shards, but here it would be "
@@ -225,6 +229,28 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
         model._collector.anchors.forget()
         return Caveat("these environments are stepped by another collector, as under other wrappers", is_certain=True)
     return checkpoint.caveat
+
+
+def _restore_choices(model: Any, facts: Mapping[str, Any]) -> None:
+    """Play groups as they were played: measured anew, restoring may seem to cost more or less than it did.
+
+    Checkpoints of earlier versions do not say how.
+
+    :raises CheckpointError: If these environments cannot be played so.
+    """
+    mode = facts.get("mode", model._mode) if model.group_mode == "auto" else model._mode
+    is_cheap = bool(facts.get("is_cheap", model._collector.is_cheap))
+    if (mode, is_cheap) == (model._mode, model._collector.is_cheap):
+        return
+    if mode not in ("branch", "episode"):
+        raise CheckpointError(f"the checkpoint's mode {mode!r} is none that is chosen; it was not written here.")
+    try:
+        crn = model.common_random_numbers
+        bank = make_bank(model.env, needs_restore=mode != "episode", common_random_numbers=crn)
+        bank.findings = bank.findings._replace(is_cheap=is_cheap)
+        model._setup_groups(mode, bank, model.env)
+    except ValueError as error:  # among them NotBranchableError
+        raise CheckpointError(f"the checkpoint is of another training, in group_mode={mode!r}: {error}") from error
 
 
 def _restore_progress(model: Any, facts: Mapping[str, Any], meta: Mapping[str, Any]) -> None:

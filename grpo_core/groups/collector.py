@@ -105,6 +105,11 @@ class GroupCollector:
         self._latest: dict[int, Place] = {}
 
     @property
+    def is_cheap(self) -> bool:
+        """Whether simulators are so cheap to restore that branches take turns in them."""
+        return self._bank.findings.is_cheap
+
+    @property
     def groups(self) -> Sequence[Group]:
         """The groups of the latest rollout, by index."""
         return self._groups

@@ -4,8 +4,10 @@ import enum
 import io
 import json
 import random
+import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from grpo import GRPO
 from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.checkpoints.objects import Reader, UnknownObjectError, Writer
+from grpo_core.restoring import simulator
+from grpo_core.restoring.proof import prove
 
 _TOTAL, _AT = 600, 250
 
@@ -85,6 +89,16 @@ class TorchWind(Wind):
     @staticmethod
     def blow() -> float:
         return float(torch.rand(()))
+
+
+class Own(Walk):
+    """A walk that captures itself."""
+
+    def capture_state(self) -> Any:
+        return list(self.way), self.n_begun
+
+    def restore_state(self, state: Any) -> None:
+        self.way, self.n_begun = list(state[0]), state[1]
 
 
 class Unwilling(Walk):
@@ -303,6 +317,34 @@ def test_without_the_simulators_a_training_goes_on_from_new_episodes_and_says_so
     assert caveat.is_certain
     assert caveat.reason == "the states of environments in a SubprocVecEnv are in other processes"
     assert resumed.num_timesteps >= _TOTAL
+
+
+@pytest.mark.parametrize("was_dear", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [(Walk, "auto"), (Own, "branch")], ids=["the mode", "whether branches alternate"]
+)
+def test_what_was_chosen_by_the_clock_is_not_chosen_anew(
+    kind: type[Walk], mode: str, was_dear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_where_restoring(is_dear: bool, go: Callable[[], Any]) -> Any:
+        def report(*arguments: Any) -> Any:
+            return replace(prove(*arguments), capture_us=1e9 if is_dear else 0.0, restore_us=0.0)
+
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            patch.setattr(simulator, "prove", report)
+            return go()
+
+    def make_env() -> VecEnv:
+        return make_vec_env(kind, 2)
+
+    whole, content = train_where_restoring(was_dear, lambda: train_and_take(make_env, group_mode=mode))
+    resumed, caveat = train_where_restoring(not was_dear, lambda: go_on(make_env(), content, group_mode=mode))
+    assert caveat is None
+    assert resumed._mode == ("episode" if was_dear and mode == "auto" else "branch")
+    assert resumed.to_bytes() == whole.to_bytes()
+    older = rewrite(content, b'"is_cheap"', b'"unheard_of"', b'"mode"', b'"unspoken"')
+    train_where_restoring(not was_dear, lambda: go_on(make_env(), older, group_mode=mode))
 
 
 def test_a_model_of_another_shape_is_refused() -> None:
