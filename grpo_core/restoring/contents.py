@@ -64,10 +64,13 @@ class Noise:
     :param envs: The layers of the environment.
     :param known: Those of them whose attributes are known; they are not searched further.
     :param process_wide: Whether to include the process-wide ones, which others may be using at the same time.
+    :param shared: Whether to include those of classes and modules, which other environments may be using.
     """
 
-    def __init__(self, envs: Sequence[Env], known: Sequence[Env] = (), *, process_wide: bool = True) -> None:
-        self._envs, self._known = envs, known
+    def __init__(
+        self, envs: Sequence[Env], known: Sequence[Env] = (), *, process_wide: bool = True, shared: bool = True
+    ) -> None:
+        self._envs, self._known, self._shared = envs, known, shared
         self._process_wide = _PROCESS_WIDE if process_wide else {}
 
     def capture(self) -> dict[str, Any]:
@@ -108,7 +111,7 @@ class Noise:
             random.seed(of_python)
 
     def _find(self) -> dict[str, Any]:
-        found = walk(self._envs, self._known, _MAX_SEARCHED)
+        found = walk(self._envs, self._known, _MAX_SEARCHED, self._shared)
         return {path: value for path, value in found if is_restorable_generator(value)}
 
 
@@ -135,7 +138,7 @@ def list_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
     return list(named.values())[:_MAX_NAMED]
 
 
-def walk(envs: Sequence[Env], known: Sequence[Env], max_values: int) -> Iterator[tuple[str, Any]]:
+def walk(envs: Sequence[Env], known: Sequence[Env], max_values: int, shared: bool = True) -> Iterator[tuple[str, Any]]:
     """Yield all that can be reached from layers, nearest first, with the way there.
 
     An object that is reached again is yielded as a text that says where it was.
@@ -143,6 +146,7 @@ def walk(envs: Sequence[Env], known: Sequence[Env], max_values: int) -> Iterator
     :param envs: The layers.
     :param known: Layers of whose attributes only spaces and generators are looked at.
     :param max_values: After how many values it ends.
+    :param shared: Whether to begin with what classes and modules hold, too.
     """
     seen: dict[int, str] = {}
     names = [type(env).__name__ for env in envs]
@@ -152,7 +156,7 @@ def walk(envs: Sequence[Env], known: Sequence[Env], max_values: int) -> Iterator
     )
     for path, env in list(queue):
         seen[id(env)] = path
-        queue.extend(_list_globals(path, env))
+        queue.extend(_list_globals(path, env) if shared else ())
     known_ids = {id(env) for env in known}
     n_left = max_values
     kept: list[Any] = []  # so that no id is used twice

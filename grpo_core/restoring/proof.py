@@ -196,7 +196,8 @@ class _Trial:
 
     def _find_rewound(self, point: _Point) -> tuple[str, ...]:
         """Find the generators that a restore puts back."""
-        noise = find_noise(self._env, process_wide=False)
+        # Not those that environments in other threads may be drawing from.
+        noise = find_noise(self._env, process_wide=False, shared=False)
         noise.reseed(np.random.default_rng(0))
         reseeded = noise.capture()
         self._put_back(point.state)

@@ -125,10 +125,11 @@ def is_known(env: Env) -> bool:
     return is_known_kind and not {"step", "reset"} & env.__dict__.keys()
 
 
-def find_noise(env: Env, *, process_wide: bool = True) -> Noise:
+def find_noise(env: Env, *, process_wide: bool = True, shared: bool = True) -> Noise:
     """Return the random generators of an environment and its wrappers, see ``Noise``."""
     layers = list_nested_envs(env)
-    return Noise(layers, [layer for layer in layers if is_known(layer)], process_wide=process_wide)
+    known = [layer for layer in layers if is_known(layer)]
+    return Noise(layers, known, process_wide=process_wide, shared=shared)
 
 
 def access_own_methods(env: Env) -> StateAccess | None:

@@ -68,7 +68,7 @@ class SingleEnv:
 
     def __init__(self, env: gym.Env[Any, Any], simulator: Simulator | None, rewound: Collection[str] = ()) -> None:
         self._env = env
-        self._rewound, self._noise = rewound, find_noise(env, process_wide=False)
+        self._rewound, self._noise = rewound, find_noise(env, process_wide=False, shared=False)
         self._observe = make_observer(env.observation_space)
         has_masks = env.has_wrapper_attr("action_masks")
         self._get_masks = env.get_wrapper_attr("action_masks") if has_masks else None

@@ -92,7 +92,7 @@ def export_model(
 
 @router.put(
     "/models/{model_name}/file",
-    responses=errors(403, 408, 409, 413, 415, 507),
+    responses=errors(403, 404, 408, 409, 413, 415, 507),
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
 async def upload_model(
