@@ -26,9 +26,9 @@ curve and versions. `make bench-suite` makes the missing ones and writes the pag
 - **Budget.** Every simulator step of every branch or candidate counts; evaluation does not. Methods that work in
   rollouts complete the last one: "steps taken" is the mean of the steps really used.
 - **Reward.** The environment's own, for training and for evaluation, except for the negative control.
-- **Score.** The mean of 100 episodes (InvertedDoublePendulum and LunarLander 50, MuJoCo's others 30, FrozenLake 1,000;
-  on Pendulum 1,000 of our preset's policy and of PPO's with what it shares, 100 of the others) of the final deterministic
-  policy, in fresh environments with seeds of their own. For FrozenLake it is the success rate.
+- **Score.** The mean of 100 episodes (InvertedDoublePendulum and LunarLander 50, MuJoCo's others 30, FrozenLake
+  1,000; on Pendulum 1,000 of our policies and of PPO's with what it shares) of the final deterministic policy, in fresh
+  environments with seeds of their own. For FrozenLake it is the success rate.
 - **Seeds.** From {FIRST_SEED} on, none used in tuning. Our own methods on CartPole and Acrobot have seeds from 6000 on,
   on Hopper from 7000, on Walker2d, Swimmer and MiniGrid from 8000, on Pendulum from 9000: their settings were changed
   after earlier ones had been run on the others.
