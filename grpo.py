@@ -461,8 +461,12 @@ class GRPO(SavedAlgorithm):
         self._check_lost_reward_function()
         check_rewards(self)
         if self.env is not self._grouped_env:  # a user has set the attribute, maybe to another number of environments
-            self.n_envs = getattr(self.env, "num_envs", 1)
-            self.set_env(self.env)
+            before, self.n_envs = self.n_envs, getattr(self.env, "num_envs", 1)
+            try:
+                self.set_env(self.env)
+            except BaseException:
+                self.n_envs = before
+                raise
         if not reset_num_timesteps:
             self._warn_of_lost_reference()
         warn_of_options(self.env)

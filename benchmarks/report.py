@@ -51,8 +51,8 @@ curve and versions. `make bench-suite` makes the missing ones and writes the pag
 
 _ABLATION_INTRO = """## What each part adds
 
-`make bench-ablation` makes these runs. All other settings are those of the task's preset. The seeds are others than
-above.
+`make bench-ablation` makes these runs. All other settings are those of the task's preset, on Pendulum of the
+former one (`learning/ablation.py`), whose policies were scored by 100 episodes. The seeds are others than above.
 """
 
 _SPEED_INTRO = """# Speed

@@ -111,7 +111,7 @@ def take(
     simulators, arrays, caveat = _describe_simulators(model)
     if not model._parameter_groups.built(model.policy.optimizer):
         reason = "the optimizer was put in place of the one that the model began with, and its moments are not kept"
-        caveat = Caveat(reason, is_certain=True)
+        caveat = Caveat(reason if caveat is None else f"{caveat.reason}; and {reason}", is_certain=True)
     reference = {} if model._ref_policy is None else get_weights(model._ref_policy)
     described = {
         "format": FORMAT,

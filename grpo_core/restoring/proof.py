@@ -198,10 +198,12 @@ class _Trial:
         """Find the generators that a restore puts back."""
         # Not those that environments in other threads may be drawing from.
         noise = find_noise(self._env, process_wide=False, shared=False)
+        before = noise.capture()
         noise.reseed(np.random.default_rng(0))
         reseeded = noise.capture()
         self._put_back(point.state)
         now = noise.capture()
+        noise.restore(before)
         return tuple(path for path, state in reseeded.items() if path in now and not _is_same(state, now[path]))
 
     def _is_late(self) -> bool:

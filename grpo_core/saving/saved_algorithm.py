@@ -142,6 +142,8 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         arguments = make_arguments(content, changes)
         model = cls(policy=arguments.pop("policy"), env=None, device=device, _init_setup_model=False)
         # As attributes, so that the constructor of a subclass may choose some of them itself.
+        if arguments["reward_function"] is None and "reward_function" not in changes:
+            del arguments["reward_function"]  # a subclass may bring one that the file only names
         for name, value in arguments.items():
             setattr(model, _ATTRIBUTES.get(name, name), value)
         model.observation_space, model.action_space = content.observation_space, content.action_space

@@ -165,7 +165,7 @@ class JobRegistry(JobTable):
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
-        with self._admission:
+        with self._admission, self._labelling:  # or a deletion could remove what is written down again
             checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
             with self._reserve(job.config.model_name, but_for=job):
                 warning = None if is_own_model(self._store, job) else self._check_replacement(job)
@@ -260,7 +260,7 @@ class JobRegistry(JobTable):
         :raises ConflictError: If an active job will save under its name.
         :raises NotFoundError: If there is no such model.
         """
-        # The last one, so that nobody points an alias at it meanwhile.
+        # The versions' lock, so that nobody points an alias at it meanwhile.
         with self._deleting, self._reserve(model_name), self._store.folder.versions.lock(model_name):
             if not is_surplus():
                 return False

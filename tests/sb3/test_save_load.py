@@ -54,11 +54,15 @@ def test_a_model_that_no_file_will_hold_is_told_of_before_training(monkeypatch: 
         assert all("save() may fail after the first update" in str(one.message) for one in caught)
 
 
+def pay_twice(state: torch.Tensor, action: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(state), 1), 2.0)
+
+
 class Quads(GRPO):
     """Chooses some arguments itself."""
 
     def __init__(self, policy: Any, env: Any, **arguments: Any) -> None:
-        super().__init__(policy, env, group_size=4, stats_window_size=7, **arguments)
+        super().__init__(policy, env, group_size=4, stats_window_size=7, reward_function=pay_twice, **arguments)
         self.note = "of its own"
 
 
@@ -69,6 +73,7 @@ def test_a_subclass_that_fixes_arguments_comes_back() -> None:
     assert (loaded.group_size, loaded._stats_window_size, loaded.note) == (4, 7, "of its own")
     assert (loaded.n_steps, loaded.n_epochs, loaded.seed, loaded.gamma) == (16, 2, 3, 0.5)
     assert is_same(copy_weights(model), copy_weights(loaded))
+    assert loaded.reward_function is pay_twice
     loaded.learn(16)
 
 

@@ -172,16 +172,20 @@ class TestTheRegistry:
         job = submit(registry, env_name="CartPole-v1", total_timesteps=10**6)
         job.stop()
         assert job.finished.wait(PATIENCE_SECONDS)
-        begin = registry.recorder.begin
+        begin, deletions = registry.recorder.begin, []
 
-        def delete_meanwhile(resumed: Recorded) -> None:
-            begin(resumed)
-            job.stop()
-            registry.delete(job.job_id)
+        with ThreadPoolExecutor(1) as others:
 
-        monkeypatch.setattr(registry.recorder, "begin", delete_meanwhile)
-        registry.resume(job, None)
+            def delete_meanwhile(resumed: Recorded) -> None:
+                job.stop()
+                deletions.append(others.submit(registry.delete, job.job_id))
+                begin(resumed)
+
+            monkeypatch.setattr(registry.recorder, "begin", delete_meanwhile)
+            registry.resume(job, None)
+            deletions[0].result(PATIENCE_SECONDS)
         assert registry.list_jobs() == []
+        assert registry.recorder.load(job.job_id) is None
 
     def test_a_deletion_that_the_disk_refuses_leaves_the_job(
         self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
