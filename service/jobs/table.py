@@ -44,8 +44,8 @@ class JobTable:
         self.recorder = recorder
         self._checkpoints = checkpoints
         self._max_kept, self._max_kept_days = max_kept, max_kept_days
-        # Held while something is written on a job, or it is deleted, so that the last to write is the one that is
-        # remembered.
+        # Held while something is written on a job, or it is deleted or resumed, so that the last to write is the one
+        # that is remembered.
         self._labelling = threading.Lock()
         # Guards everything below.
         self._lock = threading.Lock()
@@ -187,25 +187,22 @@ class JobTable:
         """
         with self._labelling:
             with self._lock:
-                job_id = self._find_ended(job_id).job_id
+                job = self._find(job_id)
+                if not job.status.is_final:
+                    raise ConflictError(
+                        f"job {job.job_id} is {job.status}; stop it with POST /training/{job.job_id}/stop before it is "
+                        "deleted."
+                    )
+                job_id = job.job_id
             try:
                 self.recorder.delete(job_id)
             except JournalError as error:
                 raise StorageError(f"job {job_id} is not deleted: {error.reason}.") from error
             with self._lock:
-                self._find_ended(job_id)  # a resume may have come, which has written it down again
                 self._list_active()  # it may have ended just now
                 self._forget(job_id)
             self._remove_checkpoints()
         return job_id
-
-    def _find_ended(self, job_id: str) -> Job | PastJob:
-        job = self._find(job_id)
-        if not job.status.is_final:
-            raise ConflictError(
-                f"job {job.job_id} is {job.status}; stop it with POST /training/{job.job_id}/stop before it is deleted."
-            )
-        return job
 
     def _find(self, job_id: str) -> Job | PastJob:
         job = self._jobs.get(self._get_latest_id() if job_id == LATEST else job_id)

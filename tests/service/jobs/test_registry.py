@@ -97,6 +97,14 @@ def run(registry: JobRegistry, **request: Any) -> Job:
     return job
 
 
+def run_one(open_registry: Callable[..., JobRegistry]) -> tuple[JobRegistry, Job]:
+    """Run a job to its end; return it with its registry, which has noticed the end."""
+    registry = open_registry()
+    job = run(registry)
+    registry.count_active()
+    return registry, job
+
+
 class TestTheRegistry:
     def test_a_completed_job_has_published_its_policy(
         self, open_registry: Callable[..., JobRegistry], store: ModelStore
@@ -145,9 +153,7 @@ class TestTheRegistry:
         self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(table, "_MAX_IN_MEMORY", 0)
-        registry = open_registry()
-        job = run(registry)
-        registry.count_active()
+        registry, job = run_one(open_registry)
         record = registry.recorder.load(job.job_id)
         assert record is not None
         evaluation = JobEvent(99, "job.evaluation", {"timesteps": "damaged"})
@@ -208,9 +214,7 @@ class TestTheRegistry:
         self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(table, "_MAX_IN_MEMORY", 0)
-        registry = open_registry()
-        job = run(registry)
-        registry.count_active()
+        registry, job = run_one(open_registry)
         load = registry.recorder.load
 
         def label_meanwhile(job_id: str) -> JobRecord | None:
