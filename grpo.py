@@ -542,8 +542,7 @@ class GRPO(SavedAlgorithm):
             self._sweep, self._is_sweep_over = sweep, False
             if self._vec_monitor is not None:
                 self._vec_monitor.n_steps_taken += n_steps
-            if 1 in dones.tobytes():  # many times as fast as any()
-                self._describe_ends(infos, dones)
+            self._complete_infos(infos, dones)
             seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(sweeps)})
             if callback.locals is not seen:
                 callback.update_locals(seen)
@@ -610,8 +609,12 @@ class GRPO(SavedAlgorithm):
             self.after_minibatch()
         return self._stop_requested
 
-    def _describe_ends(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        """Add SB3's end-of-episode keys to a sweep's infos."""
+    def _complete_infos(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
+        """Add to a sweep's infos the keys that SB3's vectorised environments give every step, and an episode's last."""
+        for info in infos:
+            info["TimeLimit.truncated"] = False
+        if 1 not in dones.tobytes():  # many times as fast as any()
+            return
         assert self._sweep is not None, "it is under way"
         last = self._sweep.get_next_observations()
         for i, place in self._collector.list_places():

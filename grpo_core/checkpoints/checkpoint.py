@@ -130,7 +130,8 @@ def take(
         "caveat": caveat,
         "own": dict(facts or {}),
     }
-    members = {FACTS_MEMBER: json.dumps(described, default=_to_json).encode(), MODEL_MEMBER: model.to_bytes()}
+    text = json.dumps(described, default=_to_json, skipkeys=True)  # a Monitor's infos may have any keys, too
+    members = {FACTS_MEMBER: text.encode(), MODEL_MEMBER: model.to_bytes()}
     members |= {f"arrays/{i}.npy": _to_npy(array) for i, array in enumerate(arrays)}
     members |= {f"reference/{i}.npy": _to_npy(array) for i, array in enumerate(reference.values())}
     members |= {f"{ATTACHED}{name}": content for name, content in (attachments or {}).items()}

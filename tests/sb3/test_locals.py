@@ -141,6 +141,7 @@ def test_the_last_observation_of_an_episode_is_in_its_info() -> None:
     for seen in look.seen:
         for i, info in enumerate(seen["infos"]):
             assert ("terminal_observation" in info) == seen["dones"][i]
+            assert info["TimeLimit.truncated"] is False
             if seen["dones"][i]:
                 np.testing.assert_array_equal(info["terminal_observation"], seen["new_obs"][i])
                 n_ended += 1

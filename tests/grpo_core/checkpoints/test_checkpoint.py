@@ -298,14 +298,14 @@ def test_what_a_monitor_keeps_of_an_episode_need_not_be_json() -> None:
     class Places(gym.Wrapper[Any, Any, Any, Any]):
         def step(self, action: Any) -> Any:
             *outcome, info = self.env.step(action)
-            return *outcome, {**info, "path": Path("here"), "place": np.float32(0.5)}
+            return *outcome, {**info, "path": {(0, 1): Path("here"), "it": Path("here")}, "place": np.float32(0.5)}
 
     def make_env() -> VecEnv:
         return DummyVecEnv([lambda: Monitor(Places(gym.make("CartPole-v1")), info_keywords=("path", "place"))])
 
     taken = checkpoint.from_bytes(train_and_take(make_env)[1])
     episodes = taken.facts["episodes"][0]
-    assert {(episode["path"], episode["place"]) for episode in episodes} == {("here", 0.5)}
+    assert {(*episode["path"].values(), episode["place"]) for episode in episodes} == {("here", 0.5)}
 
 
 def test_without_the_simulators_a_training_goes_on_from_new_episodes_and_says_so() -> None:
