@@ -260,7 +260,7 @@ globalThis.grpoRuns = (() => {
     const closeMenus = (target = null) => {
       for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(target)) menu.open = false;
     };
-    document.addEventListener("click", (event) => closeMenus(event.target));
+    for (const kind of ["click", "focusin"]) document.addEventListener(kind, (event) => closeMenus(event.target));
     document.addEventListener("scroll", () => closeMenus(), { capture: true, passive: true });
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape") closeMenus();

@@ -1,10 +1,10 @@
 // Light, dark, or as the system has it: kept in the browser, and applied before anything is painted.
 (() => {
   const system = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = null; // what counts where the browser lets pages store nothing
+  let chosen = null; // what this page chose counts, also where the browser lets it store nothing
   const read = () => {
     try {
-      return localStorage.getItem("grpo-theme");
+      return chosen ?? localStorage.getItem("grpo-theme");
     } catch {
       return chosen;
     }
