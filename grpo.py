@@ -467,18 +467,18 @@ class GRPO(SavedAlgorithm):
             except BaseException:
                 self.n_envs = before
                 raise
+        if self.rollout_pool is not None and self._collector.n_shards == 1:
+            raise ValueError("rollout_pool would be idle: rollouts are not cut; build the model with n_rollout_shards.")
         if not reset_num_timesteps:
             self._warn_of_lost_reference()
         warn_of_options(self.env)
         self._stop_requested = False
-        if reset_num_timesteps:
-            self._collector.anchors.forget()
-            self._ref_policy = None
-            self._group_correlation = GroupCorrelation()
-        if self.rollout_pool is not None and self._collector.n_shards == 1:
-            raise ValueError("rollout_pool would be idle: rollouts are not cut; build the model with n_rollout_shards.")
         pool = self.rollout_pool or choose_pool(self.n_rollout_workers, self.rollout_stall_seconds)
         with self._collector.open_workers(self.reward_function, self.reward_weights, pool):
+            if reset_num_timesteps:  # last: a run that is refused leaves all as it was
+                self._collector.anchors.forget()
+                self._ref_policy = None
+                self._group_correlation = GroupCorrelation()
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
             )

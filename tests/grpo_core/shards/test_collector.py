@@ -301,10 +301,17 @@ def test_what_cannot_be_cut_or_sent_is_refused_in_words() -> None:
 
 
 def test_a_pool_for_rollouts_that_are_not_cut_is_refused(pool: ProcessPool) -> None:
-    model = make_model(n_shards=None)
+    model = make_model(n_shards=None, kl_coef=0.1)
+    model.learn(1)
+    anchors = model._collector.anchors
+    kept, ref_policy, correlation = list(anchors.starts), model._ref_policy, model._group_correlation
+    assert kept
     model.rollout_pool = pool
     with pytest.raises(ValueError, match=r"would be idle.*with n_rollout_shards"):
         model.learn(1)
+    assert anchors.starts == kept, "a refused run leaves all as it was"
+    assert model._ref_policy is ref_policy
+    assert model._group_correlation is correlation
 
 
 @pytest.mark.parametrize(
