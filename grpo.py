@@ -876,16 +876,7 @@ class GRPO(SavedAlgorithm):
         return reduce_model(self)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        starts = restore_model(self, state)
-        self.rollout_pool = None
-        self._custom_logger = False
-        if self.env is None:
-            return
-        needs_restore = self._mode != "episode"
-        bank = make_bank(self.env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
-        self._setup_groups(self._mode, bank, self.env)
-        if starts is not None and starts[0] == self._collector.has_plain_states:
-            _, self._collector.anchors.starts, self._collector.anchors.archive = starts
+        restore_model(self, state)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.

@@ -125,7 +125,7 @@ def take(
         "n_shards": model._collector.n_shards,
         "has_plain_states": model._collector.has_plain_states,
         "mode": model._mode,
-        "is_cheap": model._collector.is_cheap,
+        "is_cheap": model._collector.findings.is_cheap,
         "simulators": simulators,
         "caveat": caveat,
         "own": dict(facts or {}),
@@ -240,8 +240,8 @@ def _restore_choices(model: Any, facts: Mapping[str, Any]) -> None:
     :raises CheckpointError: If these environments cannot be played so.
     """
     mode = facts.get("mode", model._mode) if model.group_mode == "auto" else model._mode
-    is_cheap = bool(facts.get("is_cheap", model._collector.is_cheap))
-    if (mode, is_cheap) == (model._mode, model._collector.is_cheap):
+    is_cheap = bool(facts.get("is_cheap", model._collector.findings.is_cheap))
+    if (mode, is_cheap) == (model._mode, model._collector.findings.is_cheap):
         return
     if mode not in ("branch", "episode"):
         raise CheckpointError(f"the checkpoint's mode {mode!r} is none that is chosen; it was not written here.")

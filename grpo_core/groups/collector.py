@@ -21,7 +21,7 @@ from grpo_core.groups.sweep import Place, SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import SimulatorState
-from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
+from grpo_core.simulators.bank import Findings, Observed, Order, Outcome, SimulatorBank
 from grpo_core.spaces import pack
 
 # Called after every sweep over the environments with infos, done flags and rewards, one per environment, and the number
@@ -105,9 +105,9 @@ class GroupCollector:
         self._latest: dict[int, Place] = {}
 
     @property
-    def is_cheap(self) -> bool:
-        """Whether simulators are so cheap to restore that branches take turns in them."""
-        return self._bank.findings.is_cheap
+    def findings(self) -> Findings:
+        """What trials have found out about the environments."""
+        return self._bank.findings
 
     @property
     def groups(self) -> Sequence[Group]:
