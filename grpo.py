@@ -64,7 +64,7 @@ from grpo_core.saving.model_state import warn_if_too_large, wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.shards.collector import ShardedCollector, count_shards
 from grpo_core.shards.pool import RolloutPool, choose_pool
-from grpo_core.simulators.bank import SimulatorBank, make_bank
+from grpo_core.simulators.bank import Findings, SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers, warn_of_options
@@ -415,21 +415,32 @@ class GRPO(SavedAlgorithm):
         """
         if self.group_mode != "auto":
             check_group_mode(self, self.group_mode)
-            needs_restore = self.group_mode != "episode"
-            bank = make_bank(env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
-            return self.group_mode, bank
+            return self.group_mode, self._make_bank(env, self.group_mode)
         mode: GroupMode = "branch"
         try:
-            bank = make_bank(env, needs_restore=True, common_random_numbers=self.common_random_numbers, must_pay=True)
+            bank = self._make_bank(env, mode, must_pay=True)
         except NotBranchableError as obstacle:
             warnings.warn(
                 f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
                 "which silences this warning.",
                 stacklevel=5,
             )
-            mode, bank = "episode", make_bank(env, needs_restore=False)
+            mode = "episode"
+            bank = self._make_bank(env, mode)
         check_group_mode(self, mode)
         return mode, bank
+
+    def _make_bank(
+        self, env: VecEnv, mode: GroupMode, must_pay: bool = False, findings: Findings | None = None
+    ) -> SimulatorBank:
+        """Make the simulators behind an environment ready for groups of a mode; ``make_bank`` explains the rest."""
+        return make_bank(
+            env,
+            needs_restore=mode != "episode",
+            common_random_numbers=self.common_random_numbers,
+            must_pay=must_pay,
+            findings=findings,
+        )
 
     def learn(
         self,

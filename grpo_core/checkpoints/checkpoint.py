@@ -32,7 +32,6 @@ from grpo_core.restoring.state import find_noise
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
-from grpo_core.simulators.bank import make_bank
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.seeding import lock_torch_generator
@@ -246,8 +245,7 @@ def _restore_choices(model: Any, facts: Mapping[str, Any]) -> None:
     if mode not in ("branch", "episode"):
         raise CheckpointError(f"the checkpoint's mode {mode!r} is none that is chosen; it was not written here.")
     try:
-        crn = model.common_random_numbers
-        bank = make_bank(model.env, needs_restore=mode != "episode", common_random_numbers=crn)
+        bank = model._make_bank(model.env, mode)
         bank.findings = bank.findings._replace(is_cheap=is_cheap)
         model._setup_groups(mode, bank, model.env)
     except ValueError as error:  # among them NotBranchableError

@@ -6,7 +6,6 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from grpo_core.simulators.bank import make_bank
 from grpo_core.simulators.rewrapping import unwrap_env, wrap_env
 
 # Simulators and their storage are made anew. A logger holds open files, and a copy should not write into them.
@@ -44,12 +43,7 @@ def restore_model(model: Any, state: Mapping[str, Any]) -> None:
     model.env = wrap_env(model.env, wrappers)
     model._vec_normalize_env = unwrap_vec_normalize(model.env)
     # With what was found out: measured anew, restoring may seem to cost more or less than it did.
-    bank = make_bank(
-        model.env,
-        needs_restore=model._mode != "episode",
-        common_random_numbers=model.common_random_numbers,
-        findings=findings,
-    )
+    bank = model._make_bank(model.env, model._mode, findings=findings)
     model._setup_groups(model._mode, bank, model.env)
     if starts is None:
         return
