@@ -32,7 +32,7 @@ from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_ad
 from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.correlation import GroupCorrelation
-from grpo_core.groups.group import FIRST_EPISODE_STEPS, GroupPlan
+from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
 from grpo_core.groups.sweep import Sweep, share_locals
@@ -374,11 +374,10 @@ class GRPO(SavedAlgorithm):
 
     def _make_groups(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> tuple[GroupCollector, GroupRollout]:
         """Make what plays the groups, and the storage of a rollout."""
-        horizon = get_horizon(self.horizon, mode)
         plan = GroupPlan(
             mode,
             self.group_size,
-            horizon,
+            get_horizon(self.horizon, mode),
             self.n_steps,
             self.fill_rollouts,
             self.common_random_numbers,
@@ -401,12 +400,7 @@ class GRPO(SavedAlgorithm):
                 make_collector,
                 has_plain_states=fast_collector is not None,
             )
-        # Episodes are as long as they are: for them the storage starts small and grows.
-        first_horizon = horizon or min(FIRST_EPISODE_STEPS, self.n_steps)
-        n_anchors = bank.n_envs * max(1, self.n_steps // (self.group_size * first_horizon))
-        return collector, GroupRollout(
-            first_horizon, n_anchors, self.group_size, self.observation_space, self.action_space
-        )
+        return collector, GroupRollout.for_plan(plan, bank.n_envs, self.observation_space, self.action_space)
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
         """Resolve ``group_mode``, and make the simulators ready for it.

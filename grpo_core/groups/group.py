@@ -10,8 +10,6 @@ from grpo_core.simulators.bank import Observed
 #: A rollout that is filled holds at most this many times the groups that would fill it if no branch ended early: groups
 #: are stored side by side, padded to the longest branch.
 MAX_FILLED = 8
-#: Steps per branch that a rollout of whole episodes has room for at first; it grows with them.
-FIRST_EPISODE_STEPS = 64
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Storage of one rollout of whole groups, and how it is cut into minibatches."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from grpo_core.groups.advantage import BranchSteps, Floats
+from grpo_core.groups.group import GroupPlan
 from grpo_core.simulators.bank import Outcome
 from grpo_core.spaces import Observations, observation_dtype, pack, unpack
 
@@ -27,6 +28,8 @@ _STORED = (
     "truncated",
     "action_masks",
 )
+# Steps per branch of whole episodes that there is room for at first.
+_FIRST_EPISODE_STEPS = 64
 # Where in a rollout a step belongs: its time, group and branch. Integers, or integer arrays of equal length.
 Place = tuple[Any, Any, Any]
 
@@ -125,6 +128,18 @@ class GroupRollout:
         self.action_space = action_space
         self._first_shape = (horizon, n_anchors, group_size)
         self.clear()
+
+    @classmethod
+    def for_plan(
+        cls, plan: GroupPlan, n_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> Self:
+        """Make room for the groups of a plan in ``n_envs`` environments, as if no branch ended early.
+
+        Whole episodes are as long as they are: for them the storage starts small and grows.
+        """
+        horizon = plan.horizon or min(_FIRST_EPISODE_STEPS, plan.n_steps)
+        n_anchors = n_envs * max(1, plan.n_steps // (plan.group_size * horizon))
+        return cls(horizon, n_anchors, plan.group_size, observation_space, action_space)
 
     @property
     def shape(self) -> tuple[int, int, int]:
