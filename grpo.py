@@ -59,10 +59,9 @@ from grpo_core.options.policy_kwargs import (
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import NotBranchableError, check_branchable
 from grpo_core.saving import model_file
-from grpo_core.saving.copies import reduce_model, restore_model
 from grpo_core.saving.model_state import warn_if_too_large, wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
-from grpo_core.shards.collector import ShardedCollector, count_shards
+from grpo_core.shards.collector import choose_collector, count_shards
 from grpo_core.shards.pool import RolloutPool, choose_pool
 from grpo_core.simulators.bank import Findings, SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
@@ -366,13 +365,13 @@ class GRPO(SavedAlgorithm):
 
         :raises ValueError: If the environment does not fit the other arguments; then all stays as it was.
         """
-        self._take_groups(mode, env, *self._make_groups(mode, bank, env))
+        self._take_collector(mode, env, *self._make_collector(mode, bank, env))
 
-    def _take_groups(self, mode: GroupMode, env: VecEnv, collector: GroupCollector, storage: GroupRollout) -> None:
+    def _take_collector(self, mode: GroupMode, env: VecEnv, collector: GroupCollector, storage: GroupRollout) -> None:
         self._mode, self._vec_monitor, self._grouped_env = mode, find_vec_monitor(env), env
         self._collector, self.rollout_buffer = collector, storage
 
-    def _make_groups(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> tuple[GroupCollector, GroupRollout]:
+    def _make_collector(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> tuple[GroupCollector, GroupRollout]:
         """Make what plays the groups, and the storage of a rollout."""
         plan = GroupPlan(
             mode,
@@ -383,23 +382,9 @@ class GRPO(SavedAlgorithm):
             self.common_random_numbers,
             self.anchor_selection,
         )
-        fast_collector = None
-        if self._uses_fast_path:
-            fast_collector = fast.make_batched_collector(bank, self.observation_space, plan)
-        collector: GroupCollector = fast_collector or GroupCollector(bank, self.observation_space, plan)
         n_shards = count_shards(self.n_rollout_shards, self.n_rollout_workers, bank.n_envs, plan)
-        if n_shards > 1:
-            make_collector = fast.make_batched_collector if fast_collector else GroupCollector
-            collector = ShardedCollector(
-                bank,
-                env,
-                self.observation_space,
-                self.action_space,
-                plan,
-                n_shards,
-                make_collector,
-                has_plain_states=fast_collector is not None,
-            )
+        make_batched = fast.make_batched_collector if self._uses_fast_path else None
+        collector = choose_collector(bank, env, self.observation_space, self.action_space, plan, n_shards, make_batched)
         return collector, GroupRollout.for_plan(plan, bank.n_envs, self.observation_space, self.action_space)
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
@@ -873,16 +858,6 @@ class GRPO(SavedAlgorithm):
         target.parent.mkdir(parents=True, exist_ok=True)
         model_file.write_atomic(target, exported)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a pickle or a copy holds: the environment and its episodes too, but neither logger nor rollout.
-
-        :raises TypeError: If the environment is in worker processes.
-        """
-        return reduce_model(self)
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        restore_model(self, state)
-
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.
 
@@ -905,9 +880,9 @@ class GRPO(SavedAlgorithm):
         if self._grouped_env is None and self._loaded is not None:
             env = wrap_like(self._loaded, env)
         mode, bank = self._choose_simulators(env)
-        groups = self._make_groups(mode, bank, env)  # like the line above, it raises before anything is replaced
+        made = self._make_collector(mode, bank, env)  # like the line above, it raises before anything is replaced
         super().set_env(env, force_reset)
-        self._take_groups(mode, env, *groups)
+        self._take_collector(mode, env, *made)
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

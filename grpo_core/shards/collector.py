@@ -106,6 +106,34 @@ def count_shards(n_shards: int | None, n_workers: int, n_envs: int, plan: GroupP
     return n_shards
 
 
+def choose_collector(
+    bank: SimulatorBank,
+    env: VecEnv,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    plan: GroupPlan,
+    n_shards: int,
+    make_batched: MakeCollector | None = None,
+) -> GroupCollector:
+    """Make what plays the groups of a plan.
+
+    :param bank: The simulators of ``env``.
+    :param n_shards: Shards of a rollout, as ``count_shards`` returns them; 1 leaves it whole.
+    :param make_batched: Makes what steps all branches at once, where that is possible; None never does.
+    :raises ValueError: If rollouts are to be cut, but the environments are in processes of their own.
+    """
+    make_collector: MakeCollector = GroupCollector
+    collector = GroupCollector(bank, observation_space, plan)
+    if make_batched is not None and (batched := make_batched(bank, observation_space, plan)) is not None:
+        make_collector, collector = make_batched, batched
+    if n_shards == 1:
+        return collector
+    has_plain_states = collector.has_plain_states
+    return ShardedCollector(
+        bank, env, observation_space, action_space, plan, n_shards, make_collector, has_plain_states
+    )
+
+
 class ShardedCollector(GroupCollector):
     """Collects rollouts that are cut into shards, and lets workers play these.
 
