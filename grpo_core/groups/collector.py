@@ -165,7 +165,9 @@ class GroupCollector:
         rollout.clear()
         self._groups, self._n_steps_taken = [], [0] * self._bank.n_envs
         starts = self.anchors.starts
-        while self._play(self._add_groups(starts), rollout, actor, rng, on_sweep):
+        while True:
+            if not self._play(self._add_groups(starts), rollout, actor, rng, on_sweep):
+                return False
             if not (n_more := self._count_groups_to_fill(rollout)):
                 break
             starts = []
@@ -173,8 +175,6 @@ class GroupCollector:
                 if should_stop():
                     return False
                 starts += self.anchors.begin_episodes(rng)
-        else:
-            return False
         rollout.trim(len(self._groups), self._plan.horizon)
         for group, n_steps in zip(self._groups, rollout.step_mask.sum(axis=(0, 2)).tolist(), strict=True):
             group.n_steps = n_steps
