@@ -275,11 +275,6 @@ def network_to_json(policy_kwargs: Mapping[str, Any], policy_class: type[ActorCr
     return network
 
 
-def policy_from_json(network: Mapping[str, Any]) -> type[ActorCriticPolicy]:
-    """Return the policy class from the output of ``network_to_json``."""
-    return POLICIES[network["policy"]]
-
-
 def network_from_json(network: Mapping[str, Any]) -> dict[str, Any]:
     """Rebuild ``policy_kwargs`` from the output of ``network_to_json``, without parts of the user's own.
 
@@ -336,7 +331,7 @@ def rebuild_policy(
             f"this model's policy has parts that a model file does not hold: {', '.join(missing.values())}. Pass them "
             f"to load: GRPO.load(path{_spell_arguments(missing)})."
         )
-    policy_class = policy_from_json(network) if policy_class is None else policy_class
+    policy_class = policy_class or POLICIES[network["policy"]]
     if own_parts:
         is_torchs = network["optimizer_class"] in OPTIMIZERS
         stored = network_from_json(network if is_torchs else {**network, "optimizer_class": "Adam"})
