@@ -36,6 +36,7 @@ SERVICE_ORDER = [
 # The rooms of the library, each of which imports only from those before it.
 LIBRARY_ORDER = [
     "spaces",
+    "npy",
     "parent_process",
     "actor",
     "options",

@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import re
 import struct
 import uuid
 import zipfile
@@ -20,7 +19,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,7 @@ from gymnasium import spaces
 from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.actor.extractors import ExtractorPlan, count_features, list_shapes
 from grpo_core.actor.normalization import ObservationStatistics
+from grpo_core.npy import read_head
 from grpo_core.spaces import count_outputs
 
 FORMAT = "grpo-model/1"
@@ -42,14 +42,6 @@ N_TAIL_BYTES = 22
 _DIRECTORY_END, _LARGE_DIRECTORY_END = b"PK\x05\x06", b"PK\x06\x07"
 _N_LARGE_END_BYTES = 20
 _MAX_COMMENT_BYTES = 2**16
-# The header that numpy.save writes. NumPy's own reader would pass it to Python's parser.
-_ARRAY_HEAD = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>[<>|](?:f[248]|[iu][1248]|b1))', "
-    rb"'fortran_order': (?P<is_fortran_order>True|False), "
-    rb"'shape': \((?P<shape>(?:\d{1,10}, ?)*(?:\d{1,10})?)\), \} *\n",
-    re.DOTALL,
-)
-_MAX_ARRAY_HEAD_BYTES = 1024
 # A few bytes can claim a huge space, whose bounds would fill memory; larger ones are refused: 32 MB per bound.
 _MAX_SPACE_NUMBERS = 2**22
 
@@ -486,19 +478,14 @@ def _read_array(
     content = archive.read(member)
     if hashlib.sha256(content).hexdigest() != meta["sha256"].get(member):
         raise ModelFileError(f"{member} is not the array that was saved.")
-    head = _ARRAY_HEAD.match(content, 0, _MAX_ARRAY_HEAD_BYTES)
-    if head is None or int.from_bytes(head["length"], "little") != head.end() - head.end("length"):
+    head = read_head(content)
+    if head is None:
         raise ModelFileError(f"{member} is not a float array, nor any other that is read: of objects, or damaged.")
-    dtype, claimed_shape = (
-        np.dtype(head["dtype"].decode()),
-        tuple(int(n) for n in head["shape"].split(b",") if n.strip()),
-    )
-    if dtype.kind not in kinds or (shape is not None and claimed_shape != shape):
-        raise ModelFileError(f"{member} is {dtype} {claimed_shape}, not a float array of shape {shape}.")
-    if math.prod(claimed_shape) * dtype.itemsize != len(content) - head.end():
+    if head.dtype.kind not in kinds or (shape is not None and head.shape != shape):
+        raise ModelFileError(f"{member} is {head.dtype} {head.shape}, not a float array of shape {shape}.")
+    if head.n_bytes != len(content):
         raise ModelFileError(f"{member} holds more or less than its header says.")
-    order: Literal["C", "F"] = "F" if head["is_fortran_order"] == b"True" else "C"
-    array = np.frombuffer(content, dtype, offset=head.end()).reshape(claimed_shape, order=order).copy()
+    array = head.view(content).copy()
     if not np.isfinite(array).all():
         raise ModelFileError(f"{member} holds NaN or infinite numbers.")
     if member.startswith("weights/") and (np.abs(array) > _FLOAT32_MAX).any():  # a policy computes in these
