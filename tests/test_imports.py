@@ -37,7 +37,7 @@ SERVICE_ORDER = [
 LIBRARY_ORDER = [
     "spaces",
     "npy",
-    "parent_process",
+    "process",
     "actor",
     "options",
     "environments",
