@@ -336,7 +336,7 @@ def _list_envs(model: Any) -> list[gym.Env[Any, Any]]:
 
 
 def _find_fixtures(envs: Sequence[gym.Env[Any, Any]]) -> dict[str, Any]:
-    """Find what copies of the environments' attributes leave where it is, such as spaces, by where it is."""
+    """Find the objects that copies of the environments' attributes leave in place, such as spaces, by their paths."""
     walks = ((i, walk(list_nested_envs(env), (), _MAX_SEARCHED)) for i, env in enumerate(envs))
     return {f"{i}: {place}": value for i, found in walks for place, value in found if not isinstance(value, _HELD)}
 

@@ -1,4 +1,4 @@
-"""Describe what simulators hold in JSON and plain arrays, and make it again, without a pickle.
+"""Describe in JSON and plain arrays what simulators hold, and rebuild it, without a pickle.
 
 A description makes no object of a class that the environment's own packages do not define, and runs no code: an object
 is made empty, and its attributes are put back. What such a description cannot say exactly is refused.
@@ -188,7 +188,7 @@ class Writer:
 
 
 class Reader:
-    """Makes the objects again that a ``Writer`` described.
+    """Rebuilds the objects that a ``Writer`` described.
 
     :param objects: The descriptions.
     :param arrays: The arrays that they refer to.

@@ -30,7 +30,7 @@ SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArr
 
 
 class WorkerPool(Protocol):
-    """Who plays parts of rollouts in place of the caller's thread; see ``grpo_core.shards.pool.RolloutPool``."""
+    """Plays parts of rollouts in place of the caller's thread; see ``grpo_core.shards.pool.RolloutPool``."""
 
     def open(self, setup: bytes) -> AbstractContextManager[Any]:
         """Let workers play the parts of one training inside the block.
@@ -41,7 +41,7 @@ class WorkerPool(Protocol):
     def play(
         self, policy: bytes, orders: Sequence[bytes], should_stop: Callable[[], bool]
     ) -> Generator[bytes, None, None]:
-        """Yield what the parts of a rollout come to, in their order.
+        """Yield the outcome of each part of a rollout, in their order.
 
         :param policy: Who acts.
         :param orders: The parts.
@@ -188,7 +188,7 @@ class GroupCollector:
         return [(branch.group.env_index, (branch.t - 1, branch.group.index, branch.index)) for branch in self._stepped]
 
     def find_latest(self, env_index: int) -> Place:
-        """Return where in the rollout the latest step of an environment is, which has taken one."""
+        """Return where in the rollout an environment's latest step is; it must have taken one."""
         return self._latest[env_index]
 
     def count_episode(self, rollout: GroupRollout, place: Place) -> tuple[float, int]:
@@ -203,7 +203,7 @@ class GroupCollector:
         return anchor.episode_return + earned, anchor.episode_length + t + 1
 
     def _add_groups(self, starts: Sequence[AnchorState | None]) -> list[Group]:
-        """Add groups to the rollout, in turns one for each environment."""
+        """Add groups to the rollout, interleaved: one per environment and round."""
         n_before, n_envs = len(self._groups), self._bank.n_envs
         added = [Group(n_before + i, i % n_envs, start) for i, start in enumerate(starts)]
         self._groups.extend(added)
@@ -233,7 +233,7 @@ class GroupCollector:
     ) -> bool:
         """Play all branches of some groups to their ends; return False if ``on_sweep`` ended the rollout early.
 
-        :param groups: In turns one of each environment. In ``"episode"`` mode empty, since groups are added on the way.
+        :param groups: Interleaved by environment. In ``"episode"`` mode empty, since groups are added on the way.
         """
         queues = [self._start_branches(i, groups, actor, rng) for i in range(self._bank.n_envs)]
         live = [branch for queue in queues for branch in islice(queue, None if self._advances_in_step else 1)]

@@ -66,7 +66,7 @@ class Normalizer:
         return discounted_returns
 
     def update(self, rollout: GroupRollout, discounted_returns: Moments | None) -> None:
-        """Add a rollout's observations and discounted returns to the statistics, if they are still learnt.
+        """Add a rollout's observations and discounted returns to the statistics, unless they are frozen.
 
         :param discounted_returns: What ``compute_discounted_returns`` returned.
         """

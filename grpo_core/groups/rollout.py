@@ -260,7 +260,7 @@ class GroupRollout:
                 self._check_steps(array, "an observation", f"the environment's {method}()")
 
     def _check_steps(self, numbers: Array, name: str, source: str) -> None:
-        """Refuse numbers of the live steps, ``(n_steps, ...)``, of which one is not finite.
+        """Refuse numbers of the live steps, ``(n_steps, ...)``, unless all are finite.
 
         :param name: Names one of them in the message.
         :param source: Names where they came from.
