@@ -58,7 +58,7 @@ from grpo_core.options.policy_kwargs import (
 )
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import NotBranchableError, check_branchable
-from grpo_core.saving import model_file
+from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.model_state import warn_if_too_large, wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
 from grpo_core.shards.collector import choose_collector, count_shards
@@ -856,7 +856,7 @@ class GRPO(SavedAlgorithm):
         content = model_file.from_bytes(self.to_bytes(), limits=model_file.LIBRARY_LIMITS)
         exported = export_model(content, find_format(target), with_masks)
         target.parent.mkdir(parents=True, exist_ok=True)
-        model_file.write_atomic(target, exported)
+        atomic_write.write_atomic(target, exported)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.

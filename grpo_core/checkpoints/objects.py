@@ -24,7 +24,7 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.restoring.contents import get_generator_state, is_restorable_generator, set_generator_state
 from grpo_core.restoring.copying import CopyError, describe_kind, is_plain, list_slots
 from grpo_core.restoring.layers import LayerMethod, LayerReference
-from grpo_core.saving.model_file import space_from_json, space_to_json
+from grpo_core.saving.space_json import space_from_json, space_to_json
 from grpo_core.simulators.bank import Observed
 
 # JSON values, one per object; an object that others hold is written once and referred to by its number.

@@ -13,7 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo_core.checkpoints import MAX_FILE_BYTES, checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.options.hyperparameters_json import hyperparameters_to_json
-from grpo_core.saving.model_file import ModelFileError, UnconfirmedWriteError, write_atomic
+from grpo_core.saving.atomic_write import UnconfirmedWriteError, write_atomic
+from grpo_core.saving.model_file import ModelFileError
 from grpo_core.saving.model_state import describe_network, describe_reward_functions
 
 # Of the arguments: what does not change a training under way, whose random generators are in its checkpoint.

@@ -15,7 +15,7 @@ from grpo_core.checkpoints import checkpoint, training_file
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
 from grpo_core.options.rewards import REWARD_FUNCTIONS
-from grpo_core.saving.model_file import UnconfirmedWriteError
+from grpo_core.saving.atomic_write import UnconfirmedWriteError
 
 TOTAL = 600
 
