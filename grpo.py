@@ -48,14 +48,9 @@ from grpo_core.options.choices import (
     Supervision,
 )
 from grpo_core.options.known_names import explain_unknown_arguments
-from grpo_core.options.policy_kwargs import (
-    POLICIES,
-    check_built_policy,
-    check_policy_fits,
-    check_policy_kwargs,
-    get_policy_name,
-    network_to_json,
-)
+from grpo_core.options.network_json import network_to_json
+from grpo_core.options.policies import POLICIES, get_policy_name
+from grpo_core.options.policy_kwargs import check_built_policy, check_policy_fits, check_policy_kwargs
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import NotBranchableError, check_branchable
 from grpo_core.saving import atomic_write, model_file

@@ -20,7 +20,8 @@ from grpo_core.options.hyperparameters_json import (
     hyperparameters_to_json,
 )
 from grpo_core.options.known_names import suggest
-from grpo_core.options.policy_kwargs import POLICIES, network_to_json, rebuild_policy
+from grpo_core.options.network_json import network_to_json, rebuild_policy
+from grpo_core.options.policies import POLICIES
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, find_reward_functions, get_reward_name
 from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, Arrays, ModelContent, ModelFileError

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from grpo import GRPO
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, StepBatch
-from grpo_core.options.policy_kwargs import network_to_json
+from grpo_core.options.network_json import network_to_json
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_normalization, restore_normalization

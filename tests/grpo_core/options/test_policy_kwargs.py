@@ -14,18 +14,9 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from grpo import GRPO
-from grpo_core.options.policy_kwargs import (
-    OPTIMIZERS,
-    POLICIES,
-    check_policy_fits,
-    check_policy_kwargs,
-    get_policy_name,
-    list_own_parts,
-    network_from_json,
-    network_to_json,
-    rebuild_policy,
-    resolve_net_arch,
-)
+from grpo_core.options.network_json import list_own_parts, network_from_json, network_to_json, rebuild_policy
+from grpo_core.options.policies import OPTIMIZERS, POLICIES, get_policy_name, resolve_net_arch
+from grpo_core.options.policy_kwargs import check_policy_fits, check_policy_kwargs
 from grpo_core.saving.model_state import get_optimizer_state, get_weights
 
 BOX = spaces.Box(-1.0, 1.0, (3,))

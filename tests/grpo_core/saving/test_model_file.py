@@ -19,7 +19,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from grpo_core.actor.actor import Actor
-from grpo_core.options.policy_kwargs import POLICIES, network_to_json
+from grpo_core.options.network_json import network_to_json
+from grpo_core.options.policies import POLICIES
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_optimizer_state, put_weights
