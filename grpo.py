@@ -35,7 +35,7 @@ from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
-from grpo_core.groups.sweep import Sweep, share_locals
+from grpo_core.groups.vec_step import VecStep, share_locals
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
     AdvantageScaling,
@@ -186,10 +186,10 @@ class GRPO(SavedAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
     use_fast_path: ClassVar[bool] = True
     rollout_buffer: GroupRollout  # type: ignore[assignment]  # ours holds groups; SB3 only hands it through
-    # What ``_last_obs`` is read from: a reset until there is a sweep.
+    # What ``_last_obs`` is read from: a reset until there is a vectorised step.
     _first_obs: Any = None
-    _sweep: Sweep | None = None
-    _is_sweep_over: bool = False
+    _vec_step: VecStep | None = None
+    _is_vec_step_over: bool = False
     # The environment that groups are played in: none yet where a model was loaded without any.
     _grouped_env: VecEnv | None = None
     # ``num_timesteps`` when the latest rollout began.
@@ -428,13 +428,13 @@ class GRPO(SavedAlgorithm):
         """Train for at least ``total_timesteps`` simulator steps; every step of every branch counts as one.
 
         :param total_timesteps: A lower bound: the rollout under way is completed.
-        :param callback: SB3 callback(s). ``on_step`` runs once per sweep over the environments, like in PPO;
+        :param callback: SB3 callback(s). ``on_step`` runs once per step of the vectorised environment, as in PPO;
             ``collect_rollouts`` says what is in their ``locals``.
         :param log_interval: Rollouts between two log tables.
         :param tb_log_name: Name of the TensorBoard run.
         :param reset_num_timesteps: Whether to count from 0 and start new episodes.
-        :param progress_bar: Show progress with tqdm and rich. SB3's bar counts one step per environment and sweep, also
-            where the branch has ended.
+        :param progress_bar: Show progress with tqdm and rich. SB3's bar counts one step per environment and vectorised
+            step, also where the branch has ended.
         :return: The trained model itself.
         :raises ValueError: If there is no environment, if a reward, an observation or the loss is not finite, if the
             model was loaded without the reward function that it was trained with, or if something cannot be sent to
@@ -491,21 +491,22 @@ class GRPO(SavedAlgorithm):
     ) -> bool:
         """Collect one rollout of whole groups and compute its advantages.
 
-        Callbacks see ``on_step`` once per *sweep*: one step of one branch in each environment at most. Their locals are
-        those of SB3's on-policy algorithms, with a row per environment: ``infos``, ``dones``, ``rewards``,
-        ``obs_tensor``, ``actions``, ``clipped_actions``, ``new_obs``, ``values``, ``log_probs``, ``n_steps`` (sweeps so
-        far), ``n_rollout_steps``, ``rollout_buffer``. Branches take turns, so the sweep after another need not go on
-        where that one led, and ``new_obs`` is the last observation where an episode ended, not that of a reset. Towards
-        the end of a rollout an environment may have no branch left: ``step_mask``, which SB3 does not have, is then
-        False, its ``done`` is False, its reward 0, and the rest is that of its latest step. ``rewards`` are the
-        environment's own; ``obs_tensor`` and ``new_obs`` are normalised where a ``VecNormalize`` is in use.
+        Callbacks see ``on_step`` once per *vectorised step*: one step of one branch in each environment at most. Their
+        locals are those of SB3's on-policy algorithms, with a row per environment: ``infos``, ``dones``, ``rewards``,
+        ``obs_tensor``, ``actions``, ``clipped_actions``, ``new_obs``, ``values``, ``log_probs``, ``n_steps``
+        (vectorised steps so far), ``n_rollout_steps``, ``rollout_buffer``. Branches take turns, so the next vectorised
+        step need not go on where the last one led, and ``new_obs`` is the last observation where an episode ended, not
+        that of a reset. Towards the end of a rollout an environment may have no branch left: ``step_mask``, which SB3
+        does not have, is then False, its ``done`` is False, its reward 0, and the rest is that of its latest step.
+        ``rewards`` are the environment's own; ``obs_tensor`` and ``new_obs`` are normalised where a ``VecNormalize`` is
+        in use.
 
         :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
         """
         rollout = rollout_buffer
         self._timesteps_before = self.num_timesteps
-        self._first_obs, self._sweep = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
+        self._first_obs, self._vec_step = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
         callback.on_rollout_start()
 
         # Branches follow the policy from their anchor states.
@@ -514,30 +515,32 @@ class GRPO(SavedAlgorithm):
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
         collector = self._collector
-        sweep = Sweep(rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.find_latest)
+        vec_step = VecStep(
+            rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.find_latest
+        )
         seen = share_locals(callback)
-        seen.compute_from(sweep)
+        seen.compute_from(vec_step)
         seen |= {"self": self, "env": env, "callback": callback}
         seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
-        sweeps = count()
+        vec_steps = count()
         collector.n_threads = self.n_simulator_threads
 
-        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
+        def on_vec_step(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
             self.num_timesteps += n_steps
-            self._sweep, self._is_sweep_over = sweep, False
+            self._vec_step, self._is_vec_step_over = vec_step, False
             if self._vec_monitor is not None:
                 self._vec_monitor.n_steps_taken += n_steps
             self._complete_infos(infos, dones)
-            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(sweeps)})
+            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(vec_steps)})
             if callback.locals is not seen:
                 callback.update_locals(seen)
             if not callback.on_step() or self._stop_requested:
                 return False
             self._update_info_buffer(infos, dones)
-            self._last_episode_starts, self._is_sweep_over = dones, True
+            self._last_episode_starts, self._is_vec_step_over = dones, True
             return True
 
-        if not collector.collect(rollout, self._actor, self.rng, on_sweep, self._should_stop):
+        if not collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop):
             return False
 
         # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
@@ -595,13 +598,13 @@ class GRPO(SavedAlgorithm):
         return self._stop_requested
 
     def _complete_infos(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        """Add to a sweep's infos the keys that SB3's vectorised environments give every step, and an episode's last."""
+        """Add to infos the keys that SB3's vectorised environments give to every step, and to an episode's last."""
         for info in infos:
             info["TimeLimit.truncated"] = False
         if 1 not in dones.tobytes():  # many times as fast as any()
             return
-        assert self._sweep is not None, "it is under way"
-        last = self._sweep.get_next_observations()
+        assert self._vec_step is not None, "it is under way"
+        last = self._vec_step.get_next_observations()
         for i, place in self._collector.list_places():
             if dones[i]:
                 infos[i]["terminal_observation"] = (
@@ -614,13 +617,13 @@ class GRPO(SavedAlgorithm):
     @property
     def _last_obs(self) -> Any:
         """What the latest actions were chosen on while a callback runs, and then where they led, as in SB3."""
-        if self._sweep is None:
+        if self._vec_step is None:
             return self._first_obs
-        return self._sweep.get_next_observations() if self._is_sweep_over else self._sweep.get_observations()
+        return self._vec_step.get_next_observations() if self._is_vec_step_over else self._vec_step.get_observations()
 
     @_last_obs.setter
     def _last_obs(self, observations: Any) -> None:
-        self._first_obs, self._sweep = observations, None
+        self._first_obs, self._vec_step = observations, None
 
     def _apply_reward_functions(self, rollout: GroupRollout) -> None:
         """Let the reward functions replace the environment's rewards, if there are any, and check the outcome.

@@ -17,16 +17,16 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.group import MAX_FILLED, Group, GroupPlan
 from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.groups.sweep import Place, SteppedPlace
+from grpo_core.groups.vec_step import Place, SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.bank import Findings, Observed, Order, Outcome, SimulatorBank
 from grpo_core.spaces import pack
 
-# Called after every sweep over the environments with infos, done flags and rewards, one per environment, and the number
-# of simulator steps taken. It returns False to end the rollout.
-SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
+# Called after every vectorised step with infos, done flags and rewards, one per environment, and the number of
+# environments that took a step. It returns False to end the rollout.
+VecStepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
 
 
 class WorkerPool(Protocol):
@@ -148,7 +148,7 @@ class GroupCollector:
         rollout: GroupRollout,
         actor: PolicyActor,
         rng: np.random.Generator,
-        on_sweep: SweepCallback,
+        on_vec_step: VecStepCallback,
         should_stop: Callable[[], bool],
     ) -> bool:
         """Let every branch of every group follow the policy to its end.
@@ -157,7 +157,7 @@ class GroupCollector:
         that one forward pass serves them all. Otherwise each environment plays one branch after the other and is
         restored once for each.
 
-        :param should_stop: Asked between resets, which may be slow; ``on_sweep`` ends a rollout elsewhere.
+        :param should_stop: Asked between resets, which may be slow; ``on_vec_step`` ends a rollout elsewhere.
         :return: False if it ended early; the storage is then incomplete.
         """
         if self._plan.mode != "episode" and not self.anchors.complete(rng, should_stop):
@@ -166,7 +166,7 @@ class GroupCollector:
         self._groups, self._n_steps_taken = [], [0] * self._bank.n_envs
         starts = self.anchors.starts
         while True:
-            if not self._play(self._add_groups(starts), rollout, actor, rng, on_sweep):
+            if not self._play(self._add_groups(starts), rollout, actor, rng, on_vec_step):
                 return False
             if not (n_more := self._count_groups_to_fill(rollout)):
                 break
@@ -183,7 +183,7 @@ class GroupCollector:
         return True
 
     def list_places(self) -> list[SteppedPlace]:
-        """List where in the rollout the steps of the latest sweep are."""
+        """List where in the rollout the steps of the latest vectorised step are."""
         # A branch is a step further by then.
         return [(branch.group.env_index, (branch.t - 1, branch.group.index, branch.index)) for branch in self._stepped]
 
@@ -229,9 +229,9 @@ class GroupCollector:
         rollout: GroupRollout,
         actor: PolicyActor,
         rng: np.random.Generator,
-        on_sweep: SweepCallback,
+        on_vec_step: VecStepCallback,
     ) -> bool:
-        """Play all branches of some groups to their ends; return False if ``on_sweep`` ended the rollout early.
+        """Play all branches of some groups to their ends; return False if ``on_vec_step`` ended the rollout early.
 
         :param groups: Interleaved by environment. In ``"episode"`` mode empty, since groups are added on the way.
         """
@@ -239,8 +239,8 @@ class GroupCollector:
         live = [branch for queue in queues for branch in islice(queue, None if self._advances_in_step else 1)]
         while live:
             actions = self._choose_actions(live, rollout, actor, rng)
-            for sweep in _split_into_sweeps(live, actions):
-                if not self._step_branches(sweep, rollout, rng, on_sweep):
+            for vec_step in _split_into_vec_steps(live, actions):
+                if not self._step_branches(vec_step, rollout, rng, on_vec_step):
                     return False
             successors = [branch if branch.is_live else next(queues[branch.group.env_index], None) for branch in live]
             live = [branch for branch in successors if branch is not None]
@@ -307,27 +307,27 @@ class GroupCollector:
 
     def _step_branches(
         self,
-        sweep: Sequence[tuple[_Branch, Any]],
+        vec_step: Sequence[tuple[_Branch, Any]],
         rollout: GroupRollout,
         rng: np.random.Generator,
-        on_sweep: SweepCallback,
+        on_vec_step: VecStepCallback,
     ) -> bool:
         """Step one branch in each environment at most.
 
-        :param sweep: Branches and their actions.
-        :return: False if ``on_sweep`` says so.
+        :param vec_step: Branches and their actions.
+        :return: False if ``on_vec_step`` says so.
         """
         orders = {}
-        for branch, action in sweep:
+        for branch, action in vec_step:
             is_last = branch.t + 1 == self._plan.horizon
             needs_state = self._draw_kept(branch, rng) or (self._advances_in_step and not is_last)
             orders[branch.group.env_index] = Order(action, branch.state, needs_state)
         outcomes = self._bank.step(orders)
-        self._stepped = [branch for branch, _ in sweep]
+        self._stepped = [branch for branch, _ in vec_step]
         n_envs = self._bank.n_envs
         infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
         dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
-        for branch, _ in sweep:
+        for branch, _ in vec_step:
             i = branch.group.env_index
             outcome = outcomes[i]
             if self._plan.horizon is None:
@@ -338,7 +338,7 @@ class GroupCollector:
             dones[i] = outcome.terminated or outcome.truncated
             self._n_steps_taken[i] += 1
             self._advance(branch, outcome)
-        return on_sweep(infos, dones, rewards, len(sweep))
+        return on_vec_step(infos, dones, rewards, len(vec_step))
 
     def _cut_endless(self, branch: _Branch, outcome: Outcome) -> Outcome:
         """Cut an episode that nothing else will end."""
@@ -386,10 +386,10 @@ class GroupCollector:
         return observations, np.stack([np.ones_like(some) if mask is None else mask for mask in masks])
 
 
-def _split_into_sweeps(live: Sequence[_Branch], actions: Any) -> Iterator[list[tuple[_Branch, Any]]]:
-    """Yield branches with their actions so that no environment occurs twice in a sweep."""
+def _split_into_vec_steps(live: Sequence[_Branch], actions: Any) -> Iterator[list[tuple[_Branch, Any]]]:
+    """Yield branches with their actions so that no environment occurs twice in a vectorised step."""
     by_env: dict[int, list[tuple[_Branch, Any]]] = {}
     for branch, action in zip(live, actions, strict=True):
         by_env.setdefault(branch.group.env_index, []).append((branch, action))
-    for sweep in zip_longest(*by_env.values()):
-        yield [turn for turn in sweep if turn is not None]
+    for vec_step in zip_longest(*by_env.values()):
+        yield [turn for turn in vec_step if turn is not None]

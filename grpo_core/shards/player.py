@@ -76,7 +76,7 @@ class ShardPlayer:
             rollout = GroupRollout.for_plan(plan, bank.n_envs, setup.observation_space, setup.action_space)
             # Environments may draw from torch's generator, though they should not.
             with borrow_torch_generator(rng):
-                collector.collect(rollout, self._actor, rng, recorder.on_sweep, should_stop)
+                collector.collect(rollout, self._actor, rng, recorder.on_vec_step, should_stop)
             at = tuple(recorder.get_places().T)
             columns = rollout.gather(at)  # before reward functions replace the environment's rewards
             rewards, means = None, dict[str, float]()
@@ -124,7 +124,7 @@ class _Recorder:
         self._places: list[tuple[int, int, int]] = []
         self.infos: list[dict[str, Any]] = []
 
-    def on_sweep(self, infos: list[dict[str, Any]], *_: Any) -> bool:
+    def on_vec_step(self, infos: list[dict[str, Any]], *_: Any) -> bool:
         self.infos.append(infos[0])
         # One environment, and so one step.
         self._places.append(self._collector.list_places()[0][1])

@@ -68,14 +68,14 @@ class Stage:
         self.rollout = GroupRollout(horizon or 2, n_envs, group_size, env.observation_space, env.action_space)
         self.actor = make_actor(env.envs[0], logits or [0.0] * int(env.envs[0].action_space.n))  # type: ignore[attr-defined]
         self.rng = np.random.default_rng(0)
-        self.swept: list[int] = []
+        self.n_stepped: list[int] = []
 
-    def collect(self, n_sweeps: float = np.inf, should_stop: Callable[[], bool] = lambda: False) -> bool:
-        def on_sweep(infos: Any, dones: Any, rewards: Any, n_steps: int) -> bool:
-            self.swept.append(n_steps)
-            return len(self.swept) < n_sweeps
+    def collect(self, n_vec_steps: float = np.inf, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        def on_vec_step(infos: Any, dones: Any, rewards: Any, n_steps: int) -> bool:
+            self.n_stepped.append(n_steps)
+            return len(self.n_stepped) < n_vec_steps
 
-        return self.collector.collect(self.rollout, self.actor, self.rng, on_sweep, should_stop)
+        return self.collector.collect(self.rollout, self.actor, self.rng, on_vec_step, should_stop)
 
     def go_on(self, restart_probability: float = 0.0) -> None:
         self.collector.anchors.choose(self.collector.groups, None, restart_probability, self.rng, lambda: False)
@@ -176,22 +176,22 @@ def test_learning_ends_with_the_rollout_that_reaches_the_total() -> None:
 
 
 @ORDERS
-def test_a_callback_is_called_once_per_sweep_over_the_environments(is_slow: bool) -> None:
+def test_a_callback_is_called_once_per_vec_step_over_the_environments(is_slow: bool) -> None:
     model = walk_model(StepLog(), 3, {"is_slow": is_slow}, n_steps=16)
-    assert collect(model).n_sweeps == 16
+    assert collect(model).n_vec_steps == 16
     assert model.num_timesteps == 48
 
 
 @ORDERS
-def test_a_sweep_steps_no_environment_twice_and_none_whose_branches_are_over(is_slow: bool) -> None:
+def test_a_vec_step_steps_no_environment_twice_and_none_whose_branches_are_over(is_slow: bool) -> None:
     stage = Stage(n_envs=3, group_size=2, horizon=6, n_steps=24, edge=2, is_slow=is_slow)
     assert stage.collect()
     per_env = stage.rollout.step_mask.sum(axis=(0, 2)).reshape(2, 3).sum(axis=0)
     if is_slow:  # an environment plays on as long as it has branches
-        assert stage.swept == [int((per_env > i).sum()) for i in range(per_env.max())]
-    assert max(stage.swept) == 3
-    assert min(stage.swept) < 3
-    assert sum(stage.swept) == len(stage.log.steps) == per_env.sum()
+        assert stage.n_stepped == [int((per_env > i).sum()) for i in range(per_env.max())]
+    assert max(stage.n_stepped) == 3
+    assert min(stage.n_stepped) < 3
+    assert sum(stage.n_stepped) == len(stage.log.steps) == per_env.sum()
 
 
 @ORDERS
@@ -495,10 +495,10 @@ def test_learning_anew_starts_from_new_episodes_and_going_on_does_not(is_anew: b
 
 
 @ORDERS
-def test_a_rollout_ends_at_the_sweep_that_says_so(is_slow: bool) -> None:
+def test_a_rollout_ends_at_the_vec_step_that_says_so(is_slow: bool) -> None:
     stage = Stage(n_envs=2, n_steps=16, is_slow=is_slow)
-    assert not stage.collect(n_sweeps=3)
-    assert stage.swept == [2, 2, 2]
+    assert not stage.collect(n_vec_steps=3)
+    assert stage.n_stepped == [2, 2, 2]
     assert len(stage.log.steps) == 6
 
 
