@@ -522,16 +522,16 @@ class GRPO(SavedAlgorithm):
         seen.compute_from(vec_step)
         seen |= {"self": self, "env": env, "callback": callback}
         seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
-        vec_steps = count()
+        n_vec_steps = count()
         collector.n_threads = self.n_simulator_threads
 
-        def on_vec_step(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
-            self.num_timesteps += n_steps
+        def on_vec_step(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_stepped: int) -> bool:
+            self.num_timesteps += n_stepped
             self._vec_step, self._is_vec_step_over = vec_step, False
             if self._vec_monitor is not None:
-                self._vec_monitor.n_steps_taken += n_steps
+                self._vec_monitor.n_steps_taken += n_stepped
             self._complete_infos(infos, dones)
-            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(vec_steps)})
+            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
             if callback.locals is not seen:
                 callback.update_locals(seen)
             if not callback.on_step() or self._stop_requested:
@@ -558,7 +558,8 @@ class GRPO(SavedAlgorithm):
     def _judge_steps(self, rollout: GroupRollout, observations: Observations, next_observations: Observations) -> None:
         """Compute advantages relative to the group, and lay out the steps to learn from.
 
-        :param observations: Those of the live steps, as the policy sees them, shape ``(n_steps, *observation_shape)``.
+        :param observations: Those of the live steps, as the policy sees them, shape
+            ``(n_live_steps, *observation_shape)``.
         :param next_observations: Where the steps led, likewise.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is refused after the update
@@ -642,7 +643,7 @@ class GRPO(SavedAlgorithm):
     def _compute_advantages(self, rollout: GroupRollout, values: Floats, next_values: Floats) -> GroupAdvantages:
         """Judge every live step relative to its group.
 
-        :param values: Estimated values of the live steps' observations, shape ``(n_steps,)``.
+        :param values: Estimated values of the live steps' observations, shape ``(n_live_steps,)``.
         :param next_values: The same for their next observations.
         """
         correlations = self._group_correlation.estimate(len(rollout.step_mask))
@@ -675,9 +676,9 @@ class GRPO(SavedAlgorithm):
         return weights
 
     def _compute_values(self, observations: Observations) -> npt.NDArray[np.float32]:
-        """Estimate values, ``(n_steps,)``.
+        """Estimate the values of live steps, ``(n_live_steps,)``.
 
-        :param observations: As the policy sees them, shape ``(n_steps, *observation_shape)``.
+        :param observations: As the policy sees them, shape ``(n_live_steps, *observation_shape)``.
         """
         if self._reads_values_fast and isinstance(self._actor, Actor):
             return fast.compute_values(self._actor, observations)

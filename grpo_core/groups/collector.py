@@ -215,7 +215,7 @@ class GroupCollector:
         The last one may exceed the rollout by as much as it would otherwise fall short.
         """
         plan, n_envs = self._plan, self._bank.n_envs
-        if plan.mode == "episode" or not plan.fills_rollouts:
+        if plan.mode == "episode" or not plan.fill_rollouts:
             return 0
         assert plan.horizon is not None
         n_missing = plan.n_steps * n_envs - int(rollout.step_mask.sum())

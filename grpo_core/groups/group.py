@@ -23,7 +23,7 @@ class GroupPlan:
         would.
     :param n_steps: Steps per environment and rollout. In the modes with a horizon, groups fill them exactly if no
         branch ends early; in ``"episode"`` mode, another group starts as long as fewer were taken.
-    :param fills_rollouts: Whether groups from new episodes use up the steps left over when branches end early or not
+    :param fill_rollouts: Whether groups from new episodes use up the steps left over when branches end early or not
         every action was legal; only in modes with a horizon.
     :param common_random_numbers: Whether captured states include the environments' random generators.
     :param anchor_selection: ``"continue"``: groups start where a branch of the last group got to. ``"archive"``: some
@@ -34,7 +34,7 @@ class GroupPlan:
     group_size: int
     horizon: int | None
     n_steps: int
-    fills_rollouts: bool = False
+    fill_rollouts: bool = False
     common_random_numbers: bool = False
     anchor_selection: AnchorSelection = "continue"
 

@@ -40,7 +40,7 @@ class Normalizer:
     def apply(
         self, rollout: GroupRollout, statistics: ObservationStatistics | None
     ) -> tuple[Observations, Observations]:
-        """Gather what the policy saw at the live steps, and where these led; ``(n_steps, *observation_shape)`` each.
+        """Gather what the policy saw at the live steps, and where they led; ``(n_live_steps, *observation_shape)``.
 
         :param statistics: What ``freeze`` returned before the rollout was collected.
         """

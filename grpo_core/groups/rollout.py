@@ -260,7 +260,7 @@ class GroupRollout:
                 self._check_steps(array, "an observation", f"the environment's {method}()")
 
     def _check_steps(self, numbers: Array, name: str, source: str) -> None:
-        """Refuse numbers of the live steps, ``(n_steps, ...)``, unless all are finite.
+        """Refuse numbers of the live steps, ``(n_live_steps, ...)``, unless all are finite.
 
         :param name: Names one of them in the message.
         :param source: Names where they came from.
@@ -296,7 +296,7 @@ class GroupRollout:
     def lay_out(self, numbers: Floats) -> Floats:
         """Put one number per live step, as ``flatten`` orders them, back in its place.
 
-        :param numbers: Shape ``(n_steps,)``.
+        :param numbers: Shape ``(n_live_steps,)``.
         :return: float32, shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
         """
         laid_out = np.zeros(self.shape, np.float32)
@@ -304,9 +304,9 @@ class GroupRollout:
         return laid_out
 
     def flatten(self, observations: Observations, weights: Floats) -> StepBatch:
-        """Gather the live steps of all branches, shapes ``(n_steps, ...)``.
+        """Gather the live steps of all branches, shapes ``(n_live_steps, ...)``.
 
-        :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
+        :param observations: What the policy saw at the live steps, shape ``(n_live_steps, *observation_shape)``.
         :param weights: How much steps count in the loss, shape ``(horizon, n_anchors, group_size)``.
         """
         mask, (_, n_anchors, group_size) = self.step_mask, self.shape

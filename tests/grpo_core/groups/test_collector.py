@@ -55,7 +55,7 @@ class Stage:
         n_steps: int = 8,
         logits: list[float] | None = None,
         anchor_selection: AnchorSelection = "continue",
-        fills_rollouts: bool = False,
+        fill_rollouts: bool = False,
         **walk: Any,
     ) -> None:
         self.log = StepLog()
@@ -63,7 +63,7 @@ class Stage:
         env.reset()
         bank = make_bank(env, needs_restore=mode != "episode")
         self.log.is_open = True
-        plan = GroupPlan(mode, group_size, horizon, n_steps, fills_rollouts, anchor_selection=anchor_selection)
+        plan = GroupPlan(mode, group_size, horizon, n_steps, fill_rollouts, anchor_selection=anchor_selection)
         self.collector = GroupCollector(bank, env.observation_space, plan)
         self.rollout = GroupRollout(horizon or 2, n_envs, group_size, env.observation_space, env.action_space)
         self.actor = make_actor(env.envs[0], logits or [0.0] * int(env.envs[0].action_space.n))  # type: ignore[attr-defined]
@@ -71,8 +71,8 @@ class Stage:
         self.n_stepped: list[int] = []
 
     def collect(self, n_vec_steps: float = np.inf, should_stop: Callable[[], bool] = lambda: False) -> bool:
-        def on_vec_step(infos: Any, dones: Any, rewards: Any, n_steps: int) -> bool:
-            self.n_stepped.append(n_steps)
+        def on_vec_step(infos: Any, dones: Any, rewards: Any, n_stepped: int) -> bool:
+            self.n_stepped.append(n_stepped)
             return len(self.n_stepped) < n_vec_steps
 
         return self.collector.collect(self.rollout, self.actor, self.rng, on_vec_step, should_stop)
@@ -159,13 +159,13 @@ def test_a_rollout_without_early_ends_is_full_as_it_is() -> None:
 
 
 def test_no_more_groups_are_added_than_there_is_room_for_side_by_side() -> None:
-    stage = Stage(group_size=2, horizon=50, n_steps=100, edge=1, fills_rollouts=True)  # each branch takes one step
+    stage = Stage(group_size=2, horizon=50, n_steps=100, edge=1, fill_rollouts=True)  # each branch takes one step
     assert stage.collect()
     assert stage.rollout.shape == (50, MAX_FILLED, 2)
 
 
 def test_a_stop_ends_the_filling_of_a_rollout() -> None:
-    stage = Stage(edge=1, horizon=8, n_steps=16, fills_rollouts=True)
+    stage = Stage(edge=1, horizon=8, n_steps=16, fill_rollouts=True)
     assert not stage.collect(should_stop=lambda: len(stage.log.steps) >= 4)
     assert len(stage.log.steps) == 4
 
@@ -317,7 +317,7 @@ def test_the_kept_step_is_uniform_over_the_steps_a_short_branch_lived(is_slow: b
 
 def test_after_a_filled_rollout_longer_groups_are_likelier_to_be_gone_on_from() -> None:
     # Two groups are planned of 8 steps per branch, and episodes end after 9. The first draw is by length.
-    stage = Stage(n_envs=1, group_size=2, horizon=8, n_steps=32, time_limit=9, fills_rollouts=True)
+    stage = Stage(n_envs=1, group_size=2, horizon=8, n_steps=32, time_limit=9, fill_rollouts=True)
     assert stage.collect()
     stage.go_on()
     assert stage.collect()
@@ -512,7 +512,7 @@ def test_a_stop_between_resets_takes_no_further_one_and_starts_anew_later() -> N
 
 
 def test_so_does_a_stop_between_the_resets_that_fill_a_rollout() -> None:
-    stage = Stage(n_steps=40, edge=1, fills_rollouts=True)
+    stage = Stage(n_steps=40, edge=1, fill_rollouts=True)
     assert not stage.collect(should_stop=lambda: len(stage.log.seeds) >= 7)
     assert len(stage.log.seeds) == 7
     assert len(stage.log.steps) == 5 * 2
