@@ -30,8 +30,8 @@ _STORED = (
 )
 # Steps per branch of whole episodes that there is room for at first.
 _FIRST_EPISODE_STEPS = 64
-# Where in a rollout a step belongs: its time, group and branch. Integers, or integer arrays of equal length.
-Place = tuple[Any, Any, Any]
+# Where in a rollout one step or several are: time, group and branch. Integers, or integer arrays of equal length.
+StepIndex = tuple[Any, Any, Any]
 
 
 class StepBatch(NamedTuple):
@@ -159,7 +159,7 @@ class GroupRollout:
         self.step_mask, self.terminated, self.truncated = (np.zeros(shape, np.bool_) for _ in range(3))
         self.action_masks = None
 
-    def store_actions(self, at: Place, observations: Array, actions: Array, log_probs: Array, masks: Any) -> None:
+    def store_actions(self, at: StepIndex, observations: Array, actions: Array, log_probs: Array, masks: Any) -> None:
         """Store what branches saw and chose, and make room for it.
 
         :param at: One place per branch: three integer arrays ``(n_branches,)``.
@@ -173,7 +173,7 @@ class GroupRollout:
         self.observations[at], self.actions[at] = observations, actions
         self.log_probs[at], self.step_mask[at] = log_probs, True
 
-    def store_outcome(self, at: Place, outcome: Outcome) -> None:
+    def store_outcome(self, at: StepIndex, outcome: Outcome) -> None:
         """Store where one step led.
 
         :param at: The place of that step.
@@ -182,7 +182,7 @@ class GroupRollout:
         self.store_outcomes(at, observation, outcome.reward, outcome.terminated, outcome.truncated)
 
     def store_outcomes(
-        self, at: Place, next_observations: Array, rewards: Any, terminated: Any, truncated: Any
+        self, at: StepIndex, next_observations: Array, rewards: Any, terminated: Any, truncated: Any
     ) -> None:
         """Store where steps led.
 
@@ -195,14 +195,14 @@ class GroupRollout:
         self.next_observations[at], self.rewards[at] = next_observations, rewards
         self.terminated[at], self.truncated[at] = terminated, truncated > terminated
 
-    def gather(self, at: Place) -> dict[str, Array]:
+    def gather(self, at: StepIndex) -> dict[str, Array]:
         """Return what is stored of some steps, ``(n_steps, ...)`` each, as ``put`` takes it.
 
         :param at: Their places, three integer arrays ``(n_steps,)``.
         """
         return {name: array[at] for name, array in self._arrays() if name != "step_mask"}
 
-    def put(self, at: Place, columns: Mapping[str, Array]) -> None:
+    def put(self, at: StepIndex, columns: Mapping[str, Array]) -> None:
         """Store steps that another rollout gathered, and make room for them.
 
         :param at: Their places here, three integer arrays ``(n_steps,)``.
@@ -215,7 +215,7 @@ class GroupRollout:
                 getattr(self, name)[at] = column
         self.step_mask[at] = True
 
-    def _store_masks(self, at: Place, masks: Any) -> None:
+    def _store_masks(self, at: StepIndex, masks: Any) -> None:
         """Store the legal actions of some steps; None where all are."""
         if masks is not None and self.action_masks is None:
             self.action_masks = np.ones((*self.shape, masks.shape[1]), np.bool_)
