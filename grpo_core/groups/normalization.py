@@ -50,7 +50,7 @@ class Normalizer:
     def apply(
         self, rollout: GroupRollout, statistics: ObservationStatistics | None
     ) -> tuple[Observations, Observations]:
-        """Gather what the policy saw at the live steps, and where these led; ``(n_steps, *observation_shape)`` each.
+        """Gather what the policy saw at the live steps, and where they led; ``(n_live_steps, *observation_shape)``.
 
         :param statistics: What ``freeze`` returned before the rollout was collected.
         """
@@ -76,7 +76,7 @@ class Normalizer:
         return discounted_returns
 
     def update(self, rollout: GroupRollout, discounted_returns: Moments | None) -> None:
-        """Add a rollout's observations and discounted returns to the statistics, if they are still learnt.
+        """Add a rollout's observations and discounted returns to the statistics, unless they are frozen.
 
         :param discounted_returns: What ``compute_discounted_returns`` returned.
         """

@@ -15,10 +15,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from grpo import GRPO
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, StepBatch
-from grpo_core.options.policy_kwargs import network_to_json
+from grpo_core.options.network_json import network_to_json
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_normalization, restore_normalization
+from grpo_core.saving.space_json import space_to_json
 from grpo_core.spaces import pack
 from tests.support import with_either_path
 from tests.walk import StepLog, Walk, Watch, cartpole_model, collect
@@ -131,8 +132,8 @@ def save_and_load(vec_normalize: VecNormalize) -> ModelContent:
     policy = "MultiInputPolicy" if isinstance(vec_normalize.observation_space, spaces.Dict) else "MlpPolicy"
     meta = {
         "spaces": {
-            "observation": model_file.space_to_json(vec_normalize.observation_space),
-            "action": model_file.space_to_json(vec_normalize.action_space),
+            "observation": space_to_json(vec_normalize.observation_space),
+            "action": space_to_json(vec_normalize.action_space),
         },
         "network": {**network_to_json({"net_arch": []}, ActorCriticPolicy), "policy": policy},
         "normalization": settings,
