@@ -101,7 +101,8 @@ class ModelPlayer:
             )
         with self._lock:
             self._answers[key], self._latest[model.signature] = answer, answer.evaluation
-        return answer
+        # The same file may have been asked for by another name before, such as an alias.
+        return answer.model_copy(update={"model_name": model_name})
 
     def film(self, model_name: str, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int) -> Film:
         """Film one episode of a model.
