@@ -276,7 +276,10 @@ class Job:
         try:
             with self._lock:
                 record = self._make_record(0, 1)
-            self._write_end(record)  # without the lock, since a disk may be slow
+            # Both without the lock, since a disk may be slow.
+            self._write_end(record)
+            if status is JobStatus.COMPLETED and self._checkpoints is not None:
+                self._checkpoints.delete(self.job_id)
         finally:  # whatever has failed, a job that has ended must not seem to go on
             with self._lock:
                 self._enter(end)
@@ -293,8 +296,7 @@ class Job:
         state.status, state.error_message, state.end_time, state.ended_by = end
         self._stop_training = None
         self._totals.add_end(end.status)
-        if end.status is JobStatus.COMPLETED and self._checkpoints is not None:
-            self._checkpoints.delete(self.job_id)
+        if end.status is JobStatus.COMPLETED:  # nothing is left to go on from
             state.checkpoint = None
         try:
             self._append_end()

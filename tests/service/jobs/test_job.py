@@ -5,6 +5,7 @@ import itertools
 import threading
 import time
 from datetime import UTC
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from service.errors import ConflictError
 from service.jobs.job import Job
+from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.record import JobRecord
 from service.jobs.totals import JobTotals
 from service.schemas.jobs import FinalEvaluation, JobStatus
@@ -80,6 +82,20 @@ class TestOneJob:
             job.finish(JobStatus.COMPLETED)
         assert job.status is JobStatus.COMPLETED
         assert job.finished.is_set()
+
+    def test_it_can_be_read_while_a_slow_disk_deletes_its_checkpoint(self, tmp_path: Path) -> None:
+        seen: list[JobStatus] = []
+
+        class SlowFolder(CheckpointFolder):
+            def delete(self, job_id: str) -> None:
+                reader = threading.Thread(target=lambda: seen.append(job.describe().status))
+                reader.start()
+                reader.join(10.0)
+
+        job = Job(plan(total_timesteps=100), checkpoints=SlowFolder(tmp_path))
+        job.start()
+        job.finish(JobStatus.COMPLETED)
+        assert seen == [JobStatus.RUNNING]
 
     def test_a_job_stopped_in_the_queue_never_starts(self, job: Job) -> None:
         job.stop()
