@@ -75,7 +75,11 @@ def settle_values(
             logger.warning("the values are not known, since the policy's episodes failed (%s)", describe_error(error))
         return None
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    fit_values(model.policy, actor, fitted, config.gamma, rng, scale, stop_rules.report)
+    try:
+        fit_values(model.policy, actor, fitted, config.gamma, rng, scale, check_time)
+    except _TimeUpError:
+        model.policy.load_state_dict(before)
+        return _describe(check, config.gamma, scale)
     refitted = replace(actor, value_layers=model.make_numpy_actor().value_layers)
     new_check = _check(refitted, checked, config.gamma, scale)
     if new_check is None or _get_error(new_check) > _get_error(check):
@@ -142,4 +146,4 @@ def _describe(check: ValueCheck | None, gamma: float, scale: float) -> dict[str,
 
 
 class _TimeUpError(Exception):
-    """There is no more time to play."""
+    """There is no more time to play, or to fit values."""
