@@ -165,8 +165,9 @@ class JobRegistry(JobTable):
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
+        # Before anything is held: it is read to its end, and new jobs need not wait for that.
+        checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
         with self._admission, self._labelling:  # or a deletion could remove what is written down again
-            checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
             with self._reserve(job.config.model_name, but_for=job):
                 warning = None if is_own_model(self._store, job) else self._check_replacement(job)
                 with self._lock:
