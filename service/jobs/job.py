@@ -453,10 +453,19 @@ class Job:
             self._could_keep_checkpoints = True
 
     def read_checkpoint(self) -> bytes | None:
-        """Return the content of the latest checkpoint; None if there is none."""
+        """Return the content of the latest checkpoint, to go on from; None if there is none.
+
+        One that is gone, as it may have made room for others in the meantime, is forgotten with a warning.
+        """
         if self._checkpoints is None or self._state.checkpoint is None:
             return None
-        return self._checkpoints.read(self.job_id)
+        content = self._checkpoints.read(self.job_id)
+        with self._lock:
+            if content is None and self._end is None:
+                self._state.checkpoint = None
+                self._reports.rewind(0)
+                self._reports.warn("training began again: the job's checkpoint is gone, or cannot be read.")
+        return content
 
     def read_finished_model(self) -> bytes | None:
         """Return the model of a job that failed after its training was over; None if it was not."""

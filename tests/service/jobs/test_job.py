@@ -165,6 +165,23 @@ class TestOneJob:
         assert (job.describe().current_timesteps, job.repeated_timesteps, totals.n_timesteps) == (32, 64, 96)
         assert job.history.list_rows() == []
 
+    def test_a_checkpoint_that_is_gone_when_it_is_needed_is_warned_of(self, tmp_path: Path) -> None:
+        folder = CheckpointFolder(tmp_path)
+        job = Job(plan(total_timesteps=100), checkpoints=folder)
+        job.start()
+        job.advance(64)
+        job.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
+        job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
+        job.requeue(None, JobTotals(), lambda record: None, folder, job.describe().checkpoint)
+        assert job.read_checkpoint() == b"a checkpoint"
+        assert job.warnings == []
+        folder.delete(job.job_id)
+        assert job.read_checkpoint() is None
+        status = job.describe()
+        assert (status.current_timesteps, status.checkpoint, job.repeated_timesteps) == (0, None, 64)
+        assert [warning for warning in job.warnings if "training began again" in warning] == job.warnings
+        assert job.warnings != []
+
     def test_an_abandoned_job_stops_at_its_next_step_and_no_longer_changes(self, job: Job) -> None:
         stopped: list[bool] = []
         job.start()
