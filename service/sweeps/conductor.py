@@ -101,6 +101,8 @@ class Conductor:
         # Sweeps some of whose models should be deleted.
         self._untidy: set[str] = set()
         self._next_tidying = 0.0
+        # The jobs of active trials as the thread, which alone uses them, has last seen them, by id.
+        self._seen_jobs: dict[str, Job] = {}
         self._is_closing = False
         self._thread: threading.Thread | None = None
         self._restore()
@@ -426,7 +428,8 @@ class Conductor:
         with self._changed:
             active = [(self._sweeps[sweep_id], self._sweeps[sweep_id].list_active()) for sweep_id in self._turns]
         # Without the lock, since a job may have to be read from the disk.
-        seen = [(sweep, [(trial, self._find_job(trial)) for trial in trials]) for sweep, trials in active]
+        seen = [(sweep, [(trial, self._look_at_job(trial)) for trial in trials]) for sweep, trials in active]
+        self._seen_jobs = {job.job_id: job for _, jobs in seen for _, job in jobs if job is not None}
         changed = []
         with self._changed:
             for sweep, jobs in seen:
@@ -457,6 +460,11 @@ class Conductor:
             return self._registry.get(trial.job_id)
         except NotFoundError:
             return None
+
+    def _look_at_job(self, trial: Trial) -> Job | None:
+        """Return a trial's job, also if it has ended and was deleted since it was last seen."""
+        seen = self._seen_jobs.get(trial.job_id or "")
+        return self._find_job(trial) or (seen if seen is not None and seen.status.is_final else None)
 
     def _choose_turn(self) -> tuple[Sweep, Trial] | None:
         """Return the sweep whose turn it is, and its next job; None while another job of a sweep waits."""
@@ -493,6 +501,7 @@ class Conductor:
             sweep.held_by = None
             sweep.note_job(trial, job)
             sweep.observe(trial, job)
+            self._seen_jobs[job.job_id] = job
             must_stop = sweep.status is SweepStatus.STOPPING  # a stop came while the job was planned
         self._recorder.write(sweep.sweep_id)
         if must_stop:

@@ -343,6 +343,23 @@ def test_a_sweep_waits_for_a_name_that_is_free_in_a_moment(client: TestClient, a
     assert {trial["status"] for trial in list_trials(describe(client))} == {"completed"}
 
 
+def test_a_job_that_is_deleted_as_it_ends_has_its_say(
+    client: TestClient, app: FastAPI, held: dict[str, Any], gate: Gate
+) -> None:
+    service = app.state.service
+    start(client, base=held, space={"learning_rate": [0.001]})
+    wait_until(lambda: gate.n_arrived > 0)
+    wait_for_counts(client, running=1)
+    job_id = list_trials(describe(client))[0]["job_id"]
+    with service.sweeps._changed:  # so that nobody looks at the job in between
+        gate.admit()
+        assert service.registry.get(job_id).finished.wait(PATIENCE_SECONDS)
+        service.registry.delete(job_id)
+    sweep = wait_for_sweep(client)
+    assert sweep["counts"] == {"completed": 1}
+    assert sweep["best"]["setting"] == 1
+
+
 def test_a_job_that_was_stopped_by_hand_has_no_say(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
     start(client, base=held, max_active=1, space={"learning_rate": [0.001]})
     wait_until(lambda: gate.n_arrived > 0)
