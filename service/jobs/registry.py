@@ -17,7 +17,7 @@ from service.errors import (
     ServiceError,
     printable,
 )
-from service.jobs.job import Job
+from service.jobs.job import Job, JobHome
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
 from service.jobs.records.journal import JobJournal
@@ -72,6 +72,7 @@ class JobRegistry(JobTable):
     ) -> None:
         super().__init__(recorder or JobRecorder(JobJournal()), checkpoints, max_kept, max_kept_days)
         self.totals = JobTotals()
+        self._home = JobHome(self.totals, self.recorder.end, checkpoints)
         self._store = store
         self._max_running = max_running
         self._max_active = max_running + max_queued
@@ -109,7 +110,7 @@ class JobRegistry(JobTable):
         with suppress(JournalError, LookupError, TypeError, ValueError):
             record = self.recorder.load(past.job_id)
             if record is not None:
-                job = Job.revive(record, self.totals, self.recorder.end, self._checkpoints)
+                job = Job.revive(record, self._home)
                 self.recorder.follow(job, record.history.stride)
                 return job
         logger.warning("job %s cannot be read, so that nobody can follow it", past.job_id)
@@ -138,7 +139,7 @@ class JobRegistry(JobTable):
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(plan, self.totals, self.recorder.end, self._checkpoints)
+        job = Job(plan, self._home)
         with self._admission:
             with self._reserve(job.config.model_name):
                 self._store.folder.check_case_collision(job.config.model_name)
@@ -174,7 +175,7 @@ class JobRegistry(JobTable):
                     if job.job_id not in self._jobs:
                         raise make_not_found(job.job_id)
                     self._check_room()
-                    job.requeue(reward, self.totals, self.recorder.end, self._checkpoints, checkpoint)
+                    job.requeue(reward, self._home, checkpoint)
                     if warning is not None:
                         job.publish_warning(warning)
                     self._drop_ended(job.job_id)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from service.errors import ConflictError
-from service.jobs.job import Job
+from service.jobs.job import Job, JobHome
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.record import JobRecord
 from service.jobs.totals import JobTotals
@@ -76,7 +76,7 @@ class TestOneJob:
         def fail(record: JobRecord) -> None:
             raise RuntimeError("a bug")
 
-        job = Job(plan(total_timesteps=100), write_end=fail)
+        job = Job(plan(total_timesteps=100), JobHome(JobTotals(), fail))
         job.start()
         with pytest.raises(RuntimeError):
             job.finish(JobStatus.COMPLETED)
@@ -88,13 +88,13 @@ class TestOneJob:
 
         class SlowFolder(CheckpointFolder):
             def delete(self, job_id: str) -> None:
-                reader = threading.Thread(target=lambda: seen.append(job.describe().status))
+                reader = threading.Thread(target=lambda: seen.append(slow.describe().status))
                 reader.start()
                 reader.join(10.0)
 
-        job = Job(plan(total_timesteps=100), checkpoints=SlowFolder(tmp_path))
-        job.start()
-        job.finish(JobStatus.COMPLETED)
+        slow = Job(plan(total_timesteps=100), JobHome(JobTotals(), checkpoints=SlowFolder(tmp_path)))
+        slow.start()
+        slow.finish(JobStatus.COMPLETED)
         assert seen == [JobStatus.RUNNING]
 
     def test_a_job_stopped_in_the_queue_never_starts(self, job: Job) -> None:
@@ -156,7 +156,7 @@ class TestOneJob:
 
     def test_a_training_that_begins_again_takes_its_steps_again(self) -> None:
         totals = JobTotals()
-        job = Job(plan(total_timesteps=100), totals)
+        job = Job(plan(total_timesteps=100), JobHome(totals))
         job.start()
         for timesteps in (32, 64):
             job.advance(timesteps)
@@ -167,12 +167,13 @@ class TestOneJob:
 
     def test_a_checkpoint_that_is_gone_when_it_is_needed_is_warned_of(self, tmp_path: Path) -> None:
         folder = CheckpointFolder(tmp_path)
-        job = Job(plan(total_timesteps=100), checkpoints=folder)
+        home = JobHome(JobTotals(), checkpoints=folder)
+        job = Job(plan(total_timesteps=100), home)
         job.start()
         job.advance(64)
         job.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
-        job.requeue(None, JobTotals(), lambda record: None, folder, job.describe().checkpoint)
+        job.requeue(None, home, job.describe().checkpoint)
         assert job.read_checkpoint() == b"a checkpoint"
         assert job.warnings == []
         folder.delete(job.job_id)
