@@ -47,7 +47,7 @@ class Notes(NamedTuple):
     last_removed: int = 0
 
 
-class ModelVersions:
+class VersionFolder:
     """Keeps the earlier versions of the models of one folder. Safe to use from any thread.
 
     What belongs to no model, as after a crash during its deletion, is removed.

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 import service.replicas.mirror
-from service.models.versions import ModelVersions
+from service.models.versions import VersionFolder
 from service.replicas.mirror import Mirror, MirrorError
 from service.settings import Settings
 from tests.service.models.test_uploads import upload
@@ -127,7 +127,7 @@ def test_an_alias_stays_where_it_was_while_the_file_of_its_new_version_cannot_be
     put(url, ".versions/m/1.zip", contents[0])
     put(url, "m.zip", b"damaged")
     put_notes(2)
-    versions = ModelVersions(mirror.folder, max_versions=5, max_bytes=2**30, is_read_only=True)
+    versions = VersionFolder(mirror.folder, max_versions=5, max_bytes=2**30, is_read_only=True)
     for _ in range(3):
         mirror.look()
         assert mirror.problem is not None
@@ -187,7 +187,7 @@ def test_versions_that_come_before_the_newest_give_no_number_to_another_model(
     mirror = open_mirror(url)
     put(url, "m.zip", contents[0])
     mirror.look()
-    versions = ModelVersions(mirror.folder, max_versions=5, max_bytes=2**30, is_read_only=True)
+    versions = VersionFolder(mirror.folder, max_versions=5, max_bytes=2**30, is_read_only=True)
     put(url, ".versions/m/1.zip", contents[0])
     mirror.look()
     assert (versions.find_newest("m"), versions.resolve("m@2")) == (1, None)
