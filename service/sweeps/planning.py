@@ -13,7 +13,7 @@ from service.schemas.sweeps import MAX_JOBS, SweepRequest
 from service.schemas.training import TrainConfig, TrainRequest
 from service.sweeps.budget import count_planned
 from service.sweeps.halving import DEFAULT_FACTOR, Rung, plan_rungs
-from service.sweeps.space import Setting, Space, Violation, make_train_request, refuse
+from service.sweeps.space import Setting, Space, Violation, make_refusal, make_train_request
 from service.sweeps.sweep import SweepRecord, make_trials
 
 # Settings that are planned like jobs before a sweep is accepted; each takes some hundredths of a second.
@@ -105,7 +105,7 @@ def _plan_rungs(request: SweepRequest, n_settings: int, total_timesteps: int) ->
     factor = request.reduction_factor or DEFAULT_FACTOR
     if n_settings < factor:
         message = f"of {n_settings} settings, halving by {factor} leaves none; try more, or a smaller factor"
-        raise refuse([Violation(("reduction_factor",), message)])
+        raise make_refusal([Violation(("reduction_factor",), message)])
     return plan_rungs(n_settings, total_timesteps, factor, request.min_timesteps or 1)
 
 

@@ -127,7 +127,7 @@ class CheckpointCallback(BaseCallback):
         return described, content
 
 
-def go_on(
+def restore_training(
     model: GRPO,
     taken: Checkpoint,
     config: TrainConfig,

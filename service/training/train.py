@@ -28,7 +28,7 @@ from grpo_core.saving.model_state import get_weights, put_weights
 from grpo_core.spaces import is_image_space
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
-from service.training.checkpoint_callback import FINISHED, CheckpointCallback, OnTheWay, go_on
+from service.training.checkpoint_callback import FINISHED, CheckpointCallback, OnTheWay, restore_training
 from service.training.evaluation.background_evaluation import BackgroundEvaluation
 from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.evaluator import Evaluator
@@ -119,7 +119,7 @@ def train_policy(
             callbacks.append(on_the_way)
         callbacks.append(checkpoints := CheckpointCallback(config, on_the_way, stop_rules, progress))
         if before is not None:
-            checkpoints.lineage = go_on(model, before, config, on_the_way, stop_rules, progress)
+            checkpoints.lineage = restore_training(model, before, config, on_the_way, stop_rules, progress)
         elif init is not None:
             checkpoints.lineage = begin_from(model, config, init)
         begun = time.monotonic()
