@@ -417,7 +417,7 @@ class Job:
                 self._reports.add_evaluation(evaluation, self._clock.elapsed_seconds - self.receipts.age_seconds)
 
     def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Note what the policy earns that will be saved."""
+        """Record the evaluation of the policy that will be saved."""
         with self._lock:
             if self._end is None:
                 self._reports.add_final_evaluation(evaluation)

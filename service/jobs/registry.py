@@ -91,7 +91,7 @@ class JobRegistry(JobTable):
         self._admission = threading.Lock()
         # The table's lock guards everything below, and makes "check the name, then take it" one step.
         self._fill(map(self._revive, self.recorder.list_past_jobs()))
-        # Jobs that go on without their server, and are to be followed again.
+        # Jobs that went on without their server and have not been found again yet.
         self._unfollowed = list(self._active)
         if checkpoints is not None:
             checkpoints.is_active = self.is_active
@@ -189,7 +189,7 @@ class JobRegistry(JobTable):
         self._runner.submit(job)
 
     def _check_replacement(self, job: Job) -> str | None:
-        """Return a warning if a job's policy will take a model's place, or refuse it if that must not be."""
+        """Return a warning if a job's policy will replace a model; refuse a job that must not."""
         name = job.config.model_name
         if not self._store.exists(name):
             return None
@@ -336,11 +336,11 @@ class JobRegistry(JobTable):
         self.recorder.close()
 
     def _list_followed(self) -> list[Job]:
-        """List the active jobs but for those that nobody has found yet: the next server will."""
+        """List the active jobs except those that were not found again yet, which are left to the next server."""
         return [job for job in self._list_active() if job not in self._unfollowed]
 
     def _note_found(self, job: Job) -> bool:
-        """Note that it is known what a job does, or that it is gone; False if the server ends, which leaves it."""
+        """Note that a job was found again or is gone; return False if the server is shutting down and leaves it."""
         with self._lock:
             if self._draining:
                 return False
@@ -351,11 +351,11 @@ class JobRegistry(JobTable):
         return True
 
     def find_its_model(self, job: Job) -> str | None:
-        """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
+        """Return a reference to the model a job saved last, perhaps an earlier version by now; None if it is gone."""
         return None if job.last_saved is None else self._store.folder.find_reference(*job.last_saved)
 
     def find_init_model(self, job: Job) -> str | None:
-        """Return what names the file that a job began from, perhaps an earlier version by now; None if none does."""
+        """Return a reference to the model a job began from, as ``find_its_model`` does; None if it is gone."""
         if job.config.init_model is None:
             return None
         return self._store.folder.find_reference(job.config.init_model, job.plan.init_sha256)

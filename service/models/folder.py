@@ -193,7 +193,7 @@ class ModelFolder:
         return None if found is None else found[0]
 
     def _find(self, reference: str, sha256: str | None) -> tuple[str, bytes] | None:
-        """Find a model's file: what names it now, and its content, which may be another one's in a moment."""
+        """Find a model's file: a reference, which may name another file a moment later, and its content."""
         for candidate in [reference] if sha256 is None else self._list_candidates(reference):
             with suppress(NotFoundError, model_file.ModelFileError):
                 content = self.read(candidate)[1]

@@ -188,7 +188,7 @@ class Conductor:
         return self._summarize(sweep)
 
     def can_stop(self, sweep_id: str) -> bool:
-        """Tell whether there is anything to stop of a sweep: itself, or jobs of it that go on without it.
+        """Return whether the sweep, or a job that outlived it, can still be stopped.
 
         :raises NotFoundError: If there is none.
         """

@@ -55,7 +55,10 @@ def train_in_task(
     stall_seconds: float,
     progress: Progress,
 ) -> bytes:
-    """Do what ``train_policy`` does, as a task: its progress comes last. A useless checkpoint costs what it held."""
+    """Run ``train_policy`` as a task, with ``progress`` as the last argument.
+
+    If the checkpoint cannot be used, train from the start.
+    """
     if taken is not None:
         try:
             return train_policy(config, reward, run_dir, progress, n_threads, taken, None, stall_seconds)

@@ -103,7 +103,7 @@ def _get_error(check: ValueCheck) -> float:
 
 
 def _play_checked(player: TrajectoryPlayer, n_steps: int) -> list[Trajectory]:
-    """Play the episodes that values are checked on: about so many steps, and at least two episodes."""
+    """Play the episodes that values are checked on: about ``n_steps`` in all, and at least two episodes."""
     first_step, played = player.n_steps, list[Trajectory]()
     while len(played) < 2 or (player.n_steps - first_step < n_steps and len(played) < _MAX_CHECKED_EPISODES):
         played.append(player.play_episode(CHECKED_SEED + len(played)))
@@ -111,7 +111,7 @@ def _play_checked(player: TrajectoryPlayer, n_steps: int) -> list[Trajectory]:
 
 
 def _play_fitted(player: TrajectoryPlayer, n_steps: int, rng: np.random.Generator) -> list[Trajectory]:
-    """Play the trajectories that values are fitted to: about so many steps, some of them off the policy's way."""
+    """Play the trajectories that values are fitted to: about ``n_steps`` in all, some of them off the policy's path."""
     first_step, seed, played = player.n_steps, FITTED_SEED, list[Trajectory]()
     while (n_played := player.n_steps - first_step) < n_steps:
         if n_played < (1 - _EXCURSION_SHARE) * n_steps:
