@@ -128,7 +128,7 @@ def test_a_model_that_somebody_else_put_there_is_never_deleted(client: TestClien
     wait_for_rest(service.sweeps)
     record = service.sweeps._sweeps[sweep["sweep_id"]].record
     record.request["keep"] = "best"
-    service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    service.sweeps._models.remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
     assert client.get(f"/models/{worse}").json()["sha256"] == other["sha256"]
 
 
@@ -140,7 +140,7 @@ def test_a_model_that_somebody_has_promoted_is_never_deleted(client: TestClient,
     service = app.state.service
     wait_for_rest(service.sweeps)
     service.sweeps._sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
-    service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    service.sweeps._models.remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
     assert client.get(f"/models/{worse}@prod").status_code == 200
 
 
@@ -234,7 +234,7 @@ def test_a_model_that_a_waiting_job_begins_from_is_not_deleted(
     service = app.state.service
     wait_for_rest(service.sweeps)
     service.sweeps._sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
-    service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    service.sweeps._models.remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
     assert get_status(client, job_id)["status"] == "queued"
     gate.admit()
     assert wait_for_end(client, job_id)["status"] == "completed"
@@ -542,10 +542,10 @@ def test_models_that_could_not_be_deleted_are_deleted_later(settings: Settings) 
         one = service.sweeps._sweeps[sweep["sweep_id"]]
         one.record.request["keep"] = "best"
         with service.registry.reserve_name(first), service.registry.reserve_name(second):
-            service.sweeps._remove_surplus(one)
+            service.sweeps._models.remove_surplus(one)
             assert list_models(client) == sorted([best, first, second])
         with service.registry.reserve_name(second):
-            service.sweeps._do_chores()
+            service.sweeps._models.retry()
             assert list_models(client) == sorted([best, second])
     with make_client(settings) as client:
         wait_until(lambda: list_models(client) == [best])
