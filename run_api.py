@@ -132,10 +132,10 @@ def _serve(app: FastAPI, settings: Settings, listeners: list[socket.socket] | No
 
 
 class _AnnouncedServer(Server):
-    """Says where it is.
+    """Logs its address once it listens.
 
-    :param what: What of it is there.
-    :param path: The path of that.
+    :param what: Subject of that line, such as ``"dashboard is"``.
+    :param path: Path that the address ends with.
     """
 
     def __init__(self, config: uvicorn.Config, begin_end: Callable[[], None], what: str, path: str) -> None:

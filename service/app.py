@@ -130,7 +130,7 @@ class Service:
         self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
         self.sweeps = Conductor(journal, self.registry, self.store, self, settings.max_models)
         self.player = ModelPlayer(self.store, self.short_tasks)
-        self.versions = ModelPromotion(self.store, self.player)
+        self.promotion = ModelPromotion(self.store, self.player)
         self.exporter = ModelExporter(self.store, self.short_tasks)
         self.catalogue = Catalogue(self.short_tasks, reward_functions)
         self.streams = EventStreams(self.closing)
@@ -299,7 +299,7 @@ class Service:
         :raises ServiceError: Whatever ``ModelPromotion.roll_back`` raises.
         """
         with self.registry.reserve_name(model_name), self._uploads:
-            return self.versions.roll_back(model_name, version)
+            return self.promotion.roll_back(model_name, version)
 
     def film_job(
         self,

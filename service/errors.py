@@ -64,7 +64,7 @@ class NotFoundError(ServiceError):
 class ConflictError(ServiceError):
     """The request contradicts the state of a job or a model file.
 
-    :param is_passing: Whether it may do in a moment, as where a name is free then.
+    :param is_passing: Whether the same request may succeed in a moment, for example once a name is free.
     """
 
     problem = Problem("conflict", "The request contradicts the state of a job or model")

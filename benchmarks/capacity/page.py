@@ -44,6 +44,9 @@ measured on {figures.machine}; everything beyond that is reckoned from them, as 
 
 {_list_figures(figures, rates, replica)}
 
+CartPole-v1's steps/s are of jobs that evaluate their policies, as jobs do by default, and the seconds of a job are of
+jobs that do not (`n_eval_episodes=0`): the one does not follow from the other.
+
 ## Training
 
 Assumed: each worker is one core and runs one job of {int(_JOB_STEPS):,} steps of CartPole-v1 after the other, for

@@ -118,7 +118,7 @@ def fit_values(
     :param gamma: Discount factor, at least 0 and less than 1.
     :param rng: Draws the initial weights and the minibatches.
     :param reward_scale: What rewards were divided by in training; so are the values.
-    :param on_minibatch: Called after every minibatch: a sign of life. It must not raise.
+    :param on_minibatch: Called after every minibatch. It may raise to end the fit; the network is then half trained.
     """
     features = _extract_features(policy, actor, [t.observations for t in trajectories])
     ends = _extract_features(policy, actor, [t.last_observation for t in trajectories])

@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle every signal that ends a server, but for those that whoever started it has it ignore.
+        """Handle every signal that ends a server, except those it was started to ignore.
 
         Uvicorn raises the signal that ended it again when it is done; by default that would turn a clean end into a
         kill. So what comes before or after it only says that the server is to end.

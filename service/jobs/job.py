@@ -44,28 +44,31 @@ class _End(NamedTuple):
     ended_by: EndedBy | None
 
 
+class JobHome(NamedTuple):
+    """What the server of a job has for it.
+
+    :param totals: Counters to add it to.
+    :param write_end: Called with the job as it ends, before anybody can see that it has ended.
+    :param checkpoints: Where its checkpoints are kept; None keeps none.
+    """
+
+    totals: JobTotals
+    write_end: Callable[[JobRecord], None] = lambda record: None
+    checkpoints: CheckpointFolder | None = None
+
+
 class Job:
     """One training job, and the ``Progress`` that its worker reports to.
 
     Safe to read and to stop from any thread.
 
     :param plan: The job's settings.
-    :param totals: Counters to add this job to; None counts it nowhere.
-    :param write_end: Called with the job as it ends, before anybody can see that it has ended.
-    :param checkpoints: Where its checkpoints are kept; None keeps none.
+    :param home: What its server has for it; None counts it nowhere and keeps nothing.
     """
 
-    def __init__(
-        self,
-        plan: TrainingPlan,
-        totals: JobTotals | None = None,
-        write_end: Callable[[JobRecord], None] = lambda record: None,
-        checkpoints: CheckpointFolder | None = None,
-    ) -> None:
+    def __init__(self, plan: TrainingPlan, home: JobHome | None = None) -> None:
         self.job_id = str(uuid.uuid4())
-        self._checkpoints = checkpoints
-        self._totals = totals or JobTotals()
-        self._write_end = write_end
+        self._home = home or JobHome(JobTotals())
         self.plan = plan
         self._plan_record = PlanRecord.describe(plan)
         self.config = plan.config
@@ -213,18 +216,11 @@ class Job:
         with self._lock:
             self._clock.wake()
 
-    def requeue(
-        self,
-        reward: Reward | None,
-        totals: JobTotals,
-        write_end: Callable[[JobRecord], None],
-        checkpoints: CheckpointFolder | None,
-        checkpoint: JobCheckpoint | None,
-    ) -> None:
+    def requeue(self, reward: Reward | None, home: JobHome, checkpoint: JobCheckpoint | None) -> None:
         """Queue an ended job again, perhaps one of an earlier server, to go on from its checkpoint.
 
         :param reward: The reward functions that its configuration names.
-        :param totals: As for a new job, and so are the next two.
+        :param home: As for a new job.
         :param checkpoint: What is in its file now: that may be newer than what was written of the job before its server
             was killed, or be gone.
         :raises ConflictError: If it has not ended, or has completed.
@@ -237,8 +233,7 @@ class Job:
                     f"job {self.job_id} is {status}; only stopped and failed jobs can be resumed, {remedy}."
                 )
             self.set_reward(reward)
-            self._totals, self._write_end, self._checkpoints = totals, write_end, checkpoints
-            state = self._state
+            self._home, state = home, self._state
             if checkpoint is None and state.checkpoint is not None:
                 self._reports.warn("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
@@ -276,7 +271,10 @@ class Job:
         try:
             with self._lock:
                 record = self._make_record(0, 1)
-            self._write_end(record)  # without the lock, since a disk may be slow
+            # Both without the lock, since a disk may be slow.
+            self._home.write_end(record)
+            if status is JobStatus.COMPLETED and self._home.checkpoints is not None:
+                self._home.checkpoints.delete(self.job_id)
         finally:  # whatever has failed, a job that has ended must not seem to go on
             with self._lock:
                 self._enter(end)
@@ -292,9 +290,8 @@ class Job:
         state = self._state
         state.status, state.error_message, state.end_time, state.ended_by = end
         self._stop_training = None
-        self._totals.add_end(end.status)
-        if end.status is JobStatus.COMPLETED and self._checkpoints is not None:
-            self._checkpoints.delete(self.job_id)
+        self._home.totals.add_end(end.status)
+        if end.status is JobStatus.COMPLETED:  # nothing is left to go on from
             state.checkpoint = None
         try:
             self._append_end()
@@ -340,21 +337,15 @@ class Job:
         return job
 
     @classmethod
-    def revive(
-        cls,
-        record: JobRecord,
-        totals: JobTotals,
-        write_end: Callable[[JobRecord], None],
-        checkpoints: CheckpointFolder | None,
-    ) -> "Job":
-        """Build a job again from its record that goes on without its server; the rest is as for a new job.
+    def revive(cls, record: JobRecord, home: JobHome) -> "Job":
+        """Build a job again from its record that goes on without its server.
 
         Its plan lacks the rewards, as in ``restore``.
         """
-        job = cls(record.plan.make_plan(), totals, write_end, checkpoints)
+        job = cls(record.plan.make_plan(), home)
         job._restore(record)
-        if checkpoints is not None:  # which may be newer than the record
-            job._state.checkpoint = checkpoints.describe(job.job_id, job.config)
+        if home.checkpoints is not None:  # which may be newer than the record
+            job._state.checkpoint = home.checkpoints.describe(job.job_id, job.config)
         away = datetime.now(UTC) - (record.written_at or datetime.now(UTC))
         job._clock = JobClock(record.state.elapsed_seconds + max(0.0, away.total_seconds()))
         job._clock.start()
@@ -411,7 +402,7 @@ class Job:
             if self._end is None:  # an abandoned thread may continue
                 self._clock.wake()
                 self._refresh()
-                self._totals.add_timesteps(self._reports.add_steps(current_timesteps, self.config))
+                self._home.totals.add_timesteps(self._reports.add_steps(current_timesteps, self.config))
 
     def publish_metrics(self, metrics: Mapping[str, float]) -> None:
         """Note the latest metrics."""
@@ -426,17 +417,17 @@ class Job:
                 self._reports.add_evaluation(evaluation, self._clock.elapsed_seconds - self.receipts.age_seconds)
 
     def publish_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Note what the policy earns that will be saved."""
+        """Record the evaluation of the policy that will be saved."""
         with self._lock:
             if self._end is None:
                 self._reports.add_final_evaluation(evaluation)
 
     def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
         """Keep a checkpoint, and note it once it is kept; a disk that refuses only ends in a warning."""
-        if self._checkpoints is None or self._end is not None:
+        if self._home.checkpoints is None or self._end is not None:
             return
         try:
-            self._checkpoints.write(self.job_id, content)
+            self._home.checkpoints.write(self.job_id, content)
         except OSError as error:
             if self._could_keep_checkpoints:
                 self.publish_warning(
@@ -451,14 +442,23 @@ class Job:
             self._could_keep_checkpoints = True
 
     def read_checkpoint(self) -> bytes | None:
-        """Return the content of the latest checkpoint; None if there is none."""
-        if self._checkpoints is None or self._state.checkpoint is None:
+        """Return the content of the latest checkpoint, to go on from; None if there is none.
+
+        One that is gone, as it may have made room for others in the meantime, is forgotten with a warning.
+        """
+        if self._home.checkpoints is None or self._state.checkpoint is None:
             return None
-        return self._checkpoints.read(self.job_id)
+        content = self._home.checkpoints.read(self.job_id)
+        with self._lock:
+            if content is None and self._end is None:
+                self._state.checkpoint = None
+                self._reports.rewind(0)
+                self._reports.warn("training began again: the job's checkpoint is gone, or cannot be read.")
+        return content
 
     def read_finished_model(self) -> bytes | None:
         """Return the model of a job that failed after its training was over; None if it was not."""
-        return None if self._checkpoints is None else self._checkpoints.read_finished(self.job_id)
+        return None if self._home.checkpoints is None else self._home.checkpoints.read_finished(self.job_id)
 
     def publish_warning(self, warning: str) -> None:
         """Note a warning for the client."""

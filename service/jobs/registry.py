@@ -17,7 +17,7 @@ from service.errors import (
     ServiceError,
     printable,
 )
-from service.jobs.job import Job
+from service.jobs.job import Job, JobHome
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
 from service.jobs.records.journal import JobJournal
@@ -72,6 +72,7 @@ class JobRegistry(JobTable):
     ) -> None:
         super().__init__(recorder or JobRecorder(JobJournal()), checkpoints, max_kept, max_kept_days)
         self.totals = JobTotals()
+        self._home = JobHome(self.totals, self.recorder.end, checkpoints)
         self._store = store
         self._max_running = max_running
         self._max_active = max_running + max_queued
@@ -90,7 +91,7 @@ class JobRegistry(JobTable):
         self._admission = threading.Lock()
         # The table's lock guards everything below, and makes "check the name, then take it" one step.
         self._fill(map(self._revive, self.recorder.list_past_jobs()))
-        # Jobs that go on without their server, and are to be followed again.
+        # Jobs that went on without their server and have not been found again yet.
         self._unfollowed = list(self._active)
         if checkpoints is not None:
             checkpoints.is_active = self.is_active
@@ -109,7 +110,7 @@ class JobRegistry(JobTable):
         with suppress(JournalError, LookupError, TypeError, ValueError):
             record = self.recorder.load(past.job_id)
             if record is not None:
-                job = Job.revive(record, self.totals, self.recorder.end, self._checkpoints)
+                job = Job.revive(record, self._home)
                 self.recorder.follow(job, record.history.stride)
                 return job
         logger.warning("job %s cannot be read, so that nobody can follow it", past.job_id)
@@ -138,7 +139,7 @@ class JobRegistry(JobTable):
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
-        job = Job(plan, self.totals, self.recorder.end, self._checkpoints)
+        job = Job(plan, self._home)
         with self._admission:
             with self._reserve(job.config.model_name):
                 self._store.folder.check_case_collision(job.config.model_name)
@@ -165,15 +166,16 @@ class JobRegistry(JobTable):
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
+        # Before anything is held: it is read to its end, and new jobs need not wait for that.
+        checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
         with self._admission, self._labelling:  # or a deletion could remove what is written down again
-            checkpoint = None if self._checkpoints is None else self._checkpoints.describe(job.job_id, job.config)
             with self._reserve(job.config.model_name, but_for=job):
                 warning = None if is_own_model(self._store, job) else self._check_replacement(job)
                 with self._lock:
                     if job.job_id not in self._jobs:
                         raise make_not_found(job.job_id)
                     self._check_room()
-                    job.requeue(reward, self.totals, self.recorder.end, self._checkpoints, checkpoint)
+                    job.requeue(reward, self._home, checkpoint)
                     if warning is not None:
                         job.publish_warning(warning)
                     self._drop_ended(job.job_id)
@@ -187,7 +189,7 @@ class JobRegistry(JobTable):
         self._runner.submit(job)
 
     def _check_replacement(self, job: Job) -> str | None:
-        """Return a warning if a job's policy will take a model's place, or refuse it if that must not be."""
+        """Return a warning if a job's policy will replace a model; refuse a job that must not."""
         name = job.config.model_name
         if not self._store.exists(name):
             return None
@@ -334,11 +336,11 @@ class JobRegistry(JobTable):
         self.recorder.close()
 
     def _list_followed(self) -> list[Job]:
-        """List the active jobs but for those that nobody has found yet: the next server will."""
+        """List the active jobs except those that were not found again yet, which are left to the next server."""
         return [job for job in self._list_active() if job not in self._unfollowed]
 
     def _note_found(self, job: Job) -> bool:
-        """Note that it is known what a job does, or that it is gone; False if the server ends, which leaves it."""
+        """Note that a job was found again or is gone; return False if the server is shutting down and leaves it."""
         with self._lock:
             if self._draining:
                 return False
@@ -349,11 +351,11 @@ class JobRegistry(JobTable):
         return True
 
     def find_its_model(self, job: Job) -> str | None:
-        """Return what names the model that a job has saved last, perhaps an earlier version by now; None if none."""
+        """Return a reference to the model a job saved last, perhaps an earlier version by now; None if it is gone."""
         return None if job.last_saved is None else self._store.folder.find_reference(*job.last_saved)
 
     def find_init_model(self, job: Job) -> str | None:
-        """Return what names the file that a job began from, perhaps an earlier version by now; None if none does."""
+        """Return a reference to the model a job began from, as ``find_its_model`` does; None if it is gone."""
         if job.config.init_model is None:
             return None
         return self._store.folder.find_reference(job.config.init_model, job.plan.init_sha256)

@@ -64,7 +64,7 @@ class JobReports:
         self._choose_evaluations()
 
     def add_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Note what the policy earns that will be saved."""
+        """Record the evaluation of the policy that will be saved."""
         self._state.final_evaluation = row = FinalEvaluation(**evaluation)
         self._history.append("job.final_evaluation", row.model_dump(mode="json"))
 

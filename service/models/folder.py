@@ -21,7 +21,7 @@ from service.errors import (
     printable,
 )
 from service.models.folder_lock import TEMPORARY_PREFIX, FolderInUseError, FolderLock
-from service.models.versions import ModelVersions
+from service.models.versions import VersionFolder
 from service.schemas.fields import is_model_name
 from service.suggestions import suggest
 
@@ -66,7 +66,7 @@ class ModelFolder:
         self._lock = lock
         self._max_models, self._max_models_bytes = max_models, max_models_bytes
         #: Earlier versions, and aliases.
-        self.versions = ModelVersions(path, max_versions, max_models_bytes, is_read_only)
+        self.versions = VersionFolder(path, max_versions, max_models_bytes, is_read_only)
 
     @property
     def n_free_bytes(self) -> int | None:
@@ -193,7 +193,7 @@ class ModelFolder:
         return None if found is None else found[0]
 
     def _find(self, reference: str, sha256: str | None) -> tuple[str, bytes] | None:
-        """Find a model's file: what names it now, and its content, which may be another one's in a moment."""
+        """Find a model's file: a reference, which may name another file a moment later, and its content."""
         for candidate in [reference] if sha256 is None else self._list_candidates(reference):
             with suppress(NotFoundError, model_file.ModelFileError):
                 content = self.read(candidate)[1]

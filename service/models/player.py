@@ -26,7 +26,7 @@ from service.workers.short_tasks import ShortTasks
 from service.workers.task import Task
 
 MEDIA_TYPES: dict[VideoFormat, str] = {"gif": "image/gif", "mp4": "video/mp4"}
-_MAX_FILM_BYTES = 32 * 2**20
+_MAX_CACHED_BYTES = 32 * 2**20
 _MAX_EVALUATIONS = 512
 _FOLDER_PREFIX = "grpo-film-"
 # No film takes so long: a folder of this age is what a killed server has left.
@@ -70,7 +70,7 @@ class ModelPlayer:
         self._short_tasks = short_tasks
         # Guards the three below.
         self._lock = threading.Lock()
-        self._films: LRUCache[_FilmKey, Film] = LRUCache(_MAX_FILM_BYTES, getsizeof=lambda film: len(film.content))
+        self._films: LRUCache[_FilmKey, Film] = LRUCache(_MAX_CACHED_BYTES, getsizeof=lambda film: len(film.content))
         self._answers: LRUCache[_EvaluationKey, EvaluateResponse] = LRUCache(_MAX_EVALUATIONS)
         self._latest: LRUCache[FileSignature, EpisodeFigures] = LRUCache(_MAX_EVALUATIONS)
 
@@ -101,7 +101,8 @@ class ModelPlayer:
             )
         with self._lock:
             self._answers[key], self._latest[model.signature] = answer, answer.evaluation
-        return answer
+        # The same file may have been asked for by another name before, such as an alias.
+        return answer.model_copy(update={"model_name": model_name})
 
     def film(self, model_name: str, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int) -> Film:
         """Film one episode of a model.

@@ -35,7 +35,7 @@ _N_LOCKS = 64
 
 
 class Notes(NamedTuple):
-    """What is known of a model's versions beside their files.
+    """Facts about a model's versions that are not in their files.
 
     :param aliases: Versions by alias.
     :param jobs: Ids of the jobs that trained them, by version.
@@ -47,7 +47,7 @@ class Notes(NamedTuple):
     last_removed: int = 0
 
 
-class ModelVersions:
+class VersionFolder:
     """Keeps the earlier versions of the models of one folder. Safe to use from any thread.
 
     What belongs to no model, as after a crash during its deletion, is removed.

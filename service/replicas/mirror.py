@@ -58,7 +58,8 @@ class Mirror:
     """Keeps a folder in step with an object store, looking once a second. Safe to use from any thread.
 
     Replicas with the same folder take turns: one of them copies, and another goes on if it ends. A file is verified
-    before it replaces another, and the files of one model replace theirs together.
+    before it replaces another, and the files of one model replace theirs together. Notes that are there already are not
+    replaced while a file of their model cannot be used: an alias stays at what can be served.
 
     :param url: The models folder in the store, as fsspec writes it: ``s3://bucket/models``.
     :param models_dir: Where the copies go, into a hidden folder.
@@ -182,8 +183,11 @@ class Mirror:
     def _copy_changes(self, files: Mapping[str, _RemoteFile]) -> None:
         changed: defaultdict[str, list[str]] = defaultdict(list)
         self._refused = {path: refused for path, refused in self._refused.items() if path in files}
+        # Notes that may point an alias at what is refused.
+        still_refused = [path for path, (mark, _) in self._refused.items() if files[path].mark == mark]
+        held = {_find_notes(path) for path in still_refused} & self._copied.keys()
         for path, file in files.items():
-            if file.mark not in (self._copied.get(path), self._refused.get(path, ("",))[0]):
+            if path not in held and file.mark not in (self._copied.get(path), self._refused.get(path, ("",))[0]):
                 changed[_find_model(path) or ""].append(path)
         self._failed = {}
         for model_name, paths in changed.items():
@@ -203,7 +207,7 @@ class Mirror:
         self.is_complete = is_complete
 
     def _copy_model(self, files: Mapping[str, _RemoteFile]) -> None:
-        """Replace files of one model together, unless one of them cannot be used."""
+        """Replace files of one model together; if one of them cannot be used, the others come at the next look."""
         staged: dict[str, Path] = {}
         try:
             for path, file in files.items():
@@ -283,6 +287,11 @@ def _find_model(path: str) -> str | None:
     match = _PATH.fullmatch(path)
     name = match and (match["newest"] or match["name"])
     return name if name and is_model_name(name) else None
+
+
+def _find_notes(path: str) -> str:
+    """Return the path of the notes on the model that a path belongs to."""
+    return f"{VERSIONS_FOLDER}/{_find_model(path)}/notes.json"
 
 
 def _is_version(path: str) -> bool:

@@ -85,7 +85,7 @@ def _join(settings: Settings) -> int:
 
 
 def _agree(descriptor: int, settings: Settings) -> None:
-    """Hold the file together with those who serve the same; whoever is the first says what.
+    """Share the lock on the file with replicas that serve the same models; the first one writes what it serves.
 
     :raises SharedPortError: If those who hold it serve something else.
     """

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -30,7 +29,8 @@ from service.schemas.sweeps import SweepDescription, SweepRequest, SweepStatus, 
 from service.schemas.training import TrainConfig, TrainRequest
 from service.sweeps.planning import PlannedSweep, plan_sweep
 from service.sweeps.recorder import SweepRecorder
-from service.sweeps.sweep import Sweep, SweepRecord, name_model
+from service.sweeps.sweep import Sweep
+from service.sweeps.sweep_models import CHORE_SECONDS, SweepModels
 
 logger = logging.getLogger("grpo.service")
 
@@ -39,8 +39,6 @@ _LOOK_SECONDS = 0.1
 # Pause before a refused job is tried again.
 _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0
-# Pause before what a disk has refused is tried again.
-_CHORE_SECONDS = 5.0
 # Sweeps that are remembered; the oldest that have ended go first.
 _MAX_KEPT = 200
 _MAX_ACTIVE, _MAX_ACTIVE_OF_CLIENT = 16, 4
@@ -88,8 +86,7 @@ class Conductor:
     def __init__(
         self, journal: JobJournal, registry: JobRegistry, store: ModelStore, starter: Starter, max_models: int
     ) -> None:
-        self._registry, self._store, self._starter = registry, store, starter
-        self._max_models = max_models
+        self._registry, self._starter = registry, starter
         self._recorder = SweepRecorder(journal, self._read)
         # Guards everything below, and all sweeps; never held while a job is planned, or the disk is read or written.
         self._changed = threading.Condition()
@@ -98,12 +95,14 @@ class Conductor:
         self._turns: list[str] = []
         # Ids of sweeps that are being deleted. Written once more, they would come back with the next server.
         self._leaving: set[str] = set()
-        # Sweeps some of whose models should be deleted.
-        self._untidy: set[str] = set()
-        self._next_tidying = 0.0
+        # The jobs of active trials as the thread, which alone uses them, has last seen them, by id.
+        self._seen_jobs: dict[str, Job] = {}
         self._is_closing = False
         self._thread: threading.Thread | None = None
         self._restore()
+        self._models = SweepModels(store, registry, self._recorder, self._changed, self._sweeps, max_models)
+        if self._models.has_surplus:
+            self._start_thread()
 
     def create(self, request: SweepRequest, client: str | None = None) -> PlannedSweep:
         """Plan a sweep and start it. It may take seconds.
@@ -119,8 +118,8 @@ class Conductor:
         planned = plan_sweep(
             request, client, self._registry.max_running, partial(self._starter.plan_config, client=client)
         )
-        self._check_models(planned)
-        self._pin_init_models(planned.record)
+        self._models.check_room(planned)
+        self._models.pin_init_models(planned.record)
         sweep = Sweep(planned.record)
         with self._changed:
             self._check_room(planned.record.name, client)
@@ -186,7 +185,7 @@ class Conductor:
         return self._summarize(sweep)
 
     def can_stop(self, sweep_id: str) -> bool:
-        """Tell whether there is anything to stop of a sweep: itself, or jobs of it that go on without it.
+        """Return whether the sweep, or a job that outlived it, can still be stopped.
 
         :raises NotFoundError: If there is none.
         """
@@ -280,9 +279,6 @@ class Conductor:
             newest = {line.summary.model_name: line.job_id for line in self._registry.list_lines()}
             for sweep in interrupted:
                 self._interrupt(sweep, newest)
-        self._untidy = {sweep.sweep_id for sweep in sweeps if sweep.list_surplus_models()}
-        if self._untidy:
-            self._start_thread()
 
     def _interrupt(self, sweep: Sweep, newest: Mapping[str, str]) -> None:
         """Note how a sweep was when the last server ended.
@@ -333,31 +329,6 @@ class Conductor:
         if len(active) >= _MAX_ACTIVE:
             raise QueueFullError(f"{_MAX_ACTIVE} sweeps are running, the most that may; stop one, or try again later.")
 
-    def _check_models(self, planned: PlannedSweep) -> None:
-        """Refuse a sweep whose models would replace others, or find no room."""
-        record = planned.record
-        taken = {name.casefold(): name for name in self._store.folder.list_names()}
-        for number in range(1, planned.n_jobs + 1):
-            own = name_model(record.name, number, planned.n_jobs)
-            if own.casefold() in taken:
-                raise ConflictError(
-                    f"the sweep '{record.name}' would save a model as '{own}', and there is one; pick another name."
-                )
-        n_most = len(taken) + planned.n_jobs
-        if record.request.get("keep") == "all" and n_most > self._max_models:
-            raise ConflictError(
-                f"with the sweep's {planned.n_jobs} models there would be {n_most}, more than the {self._max_models} "
-                "that GRPO_MAX_MODELS allows; send keep='best', try fewer settings, or delete models."
-            )
-
-    def _pin_init_models(self, record: SweepRecord) -> None:
-        """Note which files the jobs begin from, so that all begin alike if one is replaced meanwhile."""
-        requests = [record.request.get("base", {}), *record.settings]
-        for name in {request["init_model"] for request in requests if request.get("init_model")}:
-            with suppress(NotFoundError):  # it was deleted just now, which the first job will say
-                if (sha256 := self._store.inspect_file(name).sha256) is not None:
-                    record.init_sha256[name] = sha256
-
     def _activate(self, sweep: Sweep) -> None:
         self._turns.append(sweep.sweep_id)
         self._changed.notify_all()
@@ -399,8 +370,8 @@ class Conductor:
         while True:
             with self._changed:
                 if pause_seconds:
-                    has_chores = self._untidy or self._recorder.has_unwritten
-                    self._changed.wait(pause_seconds if self._turns else _CHORE_SECONDS if has_chores else None)
+                    has_chores = self._models.has_surplus or self._recorder.has_unwritten
+                    self._changed.wait(pause_seconds if self._turns else CHORE_SECONDS if has_chores else None)
                 if self._is_closing:
                     return
             try:
@@ -413,8 +384,10 @@ class Conductor:
         """Note what is new, and start the next job; return after how many seconds to look again."""
         for sweep in self._look():
             self._recorder.write(sweep.sweep_id)
-            self._remove_surplus(sweep)
-        self._do_chores()
+            self._models.remove_surplus(sweep)
+        # What a disk has refused before.
+        self._recorder.retry()
+        self._models.retry()
         with self._changed:
             turn = self._choose_turn()
         if turn is None:
@@ -426,7 +399,8 @@ class Conductor:
         with self._changed:
             active = [(self._sweeps[sweep_id], self._sweeps[sweep_id].list_active()) for sweep_id in self._turns]
         # Without the lock, since a job may have to be read from the disk.
-        seen = [(sweep, [(trial, self._find_job(trial)) for trial in trials]) for sweep, trials in active]
+        seen = [(sweep, [(trial, self._look_at_job(trial)) for trial in trials]) for sweep, trials in active]
+        self._seen_jobs = {job.job_id: job for _, jobs in seen for _, job in jobs if job is not None}
         changed = []
         with self._changed:
             for sweep, jobs in seen:
@@ -439,17 +413,6 @@ class Conductor:
                     logger.info("sweep %s", sweep.status, extra=names)
         return changed
 
-    def _do_chores(self) -> None:
-        """Do what a disk has refused, if it is time to try again."""
-        self._recorder.retry()
-        if self._untidy and time.monotonic() >= self._next_tidying:
-            self._next_tidying = time.monotonic() + _CHORE_SECONDS
-            with self._changed:
-                untidy = [self._sweeps[sweep_id] for sweep_id in self._untidy if sweep_id in self._sweeps]
-            self._untidy.clear()
-            for sweep in untidy:
-                self._remove_surplus(sweep)
-
     def _find_job(self, trial: Trial) -> Job | None:
         if trial.job_id is None:
             return None
@@ -457,6 +420,11 @@ class Conductor:
             return self._registry.get(trial.job_id)
         except NotFoundError:
             return None
+
+    def _look_at_job(self, trial: Trial) -> Job | None:
+        """Return a trial's job, also if it has ended and was deleted since it was last seen."""
+        seen = self._seen_jobs.get(trial.job_id or "")
+        return self._find_job(trial) or (seen if seen is not None and seen.status.is_final else None)
 
     def _choose_turn(self) -> tuple[Sweep, Trial] | None:
         """Return the sweep whose turn it is, and its next job; None while another job of a sweep waits."""
@@ -493,6 +461,7 @@ class Conductor:
             sweep.held_by = None
             sweep.note_job(trial, job)
             sweep.observe(trial, job)
+            self._seen_jobs[job.job_id] = job
             must_stop = sweep.status is SweepStatus.STOPPING  # a stop came while the job was planned
         self._recorder.write(sweep.sweep_id)
         if must_stop:
@@ -530,41 +499,3 @@ class Conductor:
     def _stop_job(self, job_id: str) -> None:
         with suppress(NotFoundError, ConflictError):  # it has ended in the meantime
             self._registry.stop(self._registry.get(job_id))
-
-    def _remove_surplus(self, sweep: Sweep) -> None:
-        """Delete the models that are not to be kept, unless somebody has put others in their places."""
-        with self._changed:
-            surplus = [(trial, trial.model_name, trial.sha256) for trial in sweep.list_surplus_models()]
-        for trial, name, sha256 in surplus:
-            try:
-                is_gone = name is not None and sha256 is not None and self._remove_model(name, sha256)
-            except ServiceError:  # such as a disk that refuses
-                self._untidy.add(sweep.sweep_id)
-                continue
-            if is_gone:
-                with self._changed:
-                    trial.model_name = None
-                self._recorder.write(sweep.sweep_id)
-
-    def _remove_model(self, name: str, sha256: str) -> bool:
-        """Delete a model, unless somebody has put another in its place or uses it; return whether it is gone.
-
-        :raises ServiceError: If it cannot be deleted now.
-        """
-        versions = self._store.folder.versions
-
-        def is_surplus() -> bool:
-            is_it = self._store.inspect_file(name).sha256 == sha256
-            return is_it and not versions.is_in_use(name) and not self._is_begun_from(sha256)
-
-        try:
-            return self._registry.delete_model(name, is_surplus)
-        except NotFoundError:
-            return True
-
-    def _is_begun_from(self, sha256: str) -> bool:
-        """Tell whether a job that was accepted, or one that a sweep has yet to start, begins from a model's file."""
-        with self._changed:
-            active = [self._sweeps[sweep_id] for sweep_id in self._turns]
-            is_pinned = any(sha256 in sweep.record.init_sha256.values() for sweep in active)
-        return is_pinned or self._registry.is_begun_from(sha256)

@@ -13,7 +13,7 @@ from service.schemas.sweeps import MAX_JOBS, SweepRequest
 from service.schemas.training import TrainConfig, TrainRequest
 from service.sweeps.budget import count_planned
 from service.sweeps.halving import DEFAULT_FACTOR, Rung, plan_rungs
-from service.sweeps.space import Setting, Space, Violation, make_train_request, refuse
+from service.sweeps.space import Setting, Space, Violation, make_refusal, make_train_request
 from service.sweeps.sweep import SweepRecord, make_trials
 
 # Settings that are planned like jobs before a sweep is accepted; each takes some hundredths of a second.
@@ -68,15 +68,12 @@ def plan_sweep(
             "trials or seeds."
         )
     if request.budget_timesteps is not None and request.method == "halving":
-        whole = [
-            rung.n_settings * count_planned(plan(_make_request(base, settings[0], rung.total_timesteps or total)))
-            for rung in rungs
+        rounds = [
+            (rung.n_settings, plan(_make_request(base, settings[0], rung.total_timesteps or total))) for rung in rungs
         ]
-        _check_halving_budget(request.budget_timesteps, len(seeds) * sum(whole))
+        _check_halving_budget(request.budget_timesteps, len(seeds), rounds)
     elif request.budget_timesteps is not None:
-        whole_steps = count_planned(first)
-        others = [n if _SIZES & setting.keys() else whole_steps for setting, n in zip(settings, steps, strict=True)]
-        _check_budget(request.budget_timesteps, min([whole_steps, *others[1:]]))
+        _check_budget(request.budget_timesteps, settings, steps, count_planned(first))
     name = request.name or f"sweep-{secrets.token_hex(4)}"
     sent = request.model_dump(mode="json", exclude_unset=True) | {"name": name, "seeds": seeds, "seed": seed}
     # With the space in its own order, and the seed in one place.
@@ -105,7 +102,7 @@ def _plan_rungs(request: SweepRequest, n_settings: int, total_timesteps: int) ->
     factor = request.reduction_factor or DEFAULT_FACTOR
     if n_settings < factor:
         message = f"of {n_settings} settings, halving by {factor} leaves none; try more, or a smaller factor"
-        raise refuse([Violation(("reduction_factor",), message)])
+        raise make_refusal([Violation(("reduction_factor",), message)])
     return plan_rungs(n_settings, total_timesteps, factor, request.min_timesteps or 1)
 
 
@@ -139,7 +136,12 @@ def _make_request(base: TrainRequest, setting: Setting, total_timesteps: int) ->
     return make_train_request(base, {**setting, "total_timesteps": total_timesteps})
 
 
-def _check_halving_budget(budget: int, timesteps: int) -> None:
+def _check_halving_budget(budget: int, n_seeds: int, rounds: Sequence[tuple[int, TrainConfig]]) -> None:
+    """Refuse a budget that does not allow all rounds of halving.
+
+    :param rounds: Of each, the number of settings and how one of them is trained.
+    """
+    timesteps = n_seeds * sum(n_settings * count_planned(config) for n_settings, config in rounds)
     if budget < timesteps:
         raise InvalidRequestError(
             f"budget_timesteps {budget:,} is less than the {timesteps:,} that all rounds of halving take; send fewer "
@@ -147,11 +149,14 @@ def _check_halving_budget(budget: int, timesteps: int) -> None:
         )
 
 
-def _check_budget(budget: int, fewest: int) -> None:
+def _check_budget(budget: int, settings: Sequence[Setting], steps: Sequence[int], first_steps: int) -> None:
     """Refuse a budget that allows nothing.
 
-    :param fewest: Simulator steps of the shortest job.
+    :param steps: Each setting's ``total_timesteps``.
+    :param first_steps: Simulator steps of the first setting's job in whole rollouts.
     """
+    others = [n if _SIZES & setting.keys() else first_steps for setting, n in zip(settings, steps, strict=True)]
+    fewest = min([first_steps, *others[1:]])
     if budget < fewest:
         raise InvalidRequestError(
             f"budget_timesteps {budget:,} is less than the {fewest:,} steps of a single job; send more, or a smaller "

@@ -93,7 +93,7 @@ def _put_around(mean: float, half: float) -> tuple[float, float]:
 
 
 def _get_t_quantile(n_free: int) -> float:
-    """Return the quantile for so many degrees of freedom; beyond the table its last one, which is a little wider."""
+    """Return the quantile for a number of degrees of freedom; beyond the table the last one, slightly wider."""
     return _T_QUANTILES[min(n_free, len(_T_QUANTILES)) - 1]
 
 

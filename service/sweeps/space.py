@@ -63,7 +63,7 @@ class Space:
         if not violations:
             violations += self._check_size(request.n_trials)
         if violations:
-            raise refuse(violations)
+            raise make_refusal(violations)
 
     def choose_settings(self, n_trials: int | None, seed: int) -> list[Setting]:
         """Return the settings to try: all combinations, the last field changing first, or as many drawn ones.
@@ -83,7 +83,7 @@ class Space:
             if len(drawn) == n_trials:
                 return list(drawn.values())
         message = f"only {len(drawn)} different settings were drawn of these ranges; send fewer, or wider ranges"
-        raise refuse([Violation(("n_trials",), message)])
+        raise make_refusal([Violation(("n_trials",), message)])
 
     def _check_size(self, n_trials: int | None) -> list[Violation]:
         n_combinations = math.prod(map(_count_values, self._dimensions.values()))
@@ -108,7 +108,7 @@ class Space:
         return []
 
 
-def refuse(violations: Sequence[Violation]) -> InvalidFieldsError:
+def make_refusal(violations: Sequence[Violation]) -> InvalidFieldsError:
     """Make the error that names what is wrong with a request, part by part."""
     return InvalidFieldsError([{**error, "loc": place, "msg": text} for place, text, error in violations])
 

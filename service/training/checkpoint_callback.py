@@ -127,7 +127,7 @@ class CheckpointCallback(BaseCallback):
         return described, content
 
 
-def go_on(
+def restore_training(
     model: GRPO,
     taken: Checkpoint,
     config: TrainConfig,
@@ -146,8 +146,7 @@ def go_on(
     caveat = checkpoint.restore(model, taken)
     if caveat is not None and caveat.is_certain:
         progress.publish_warning(
-            f"training went on from step {taken.timesteps:,} with new episodes, and so not exactly as before: "
-            f"{caveat.reason}."
+            f"training went on from step {taken.timesteps:,}, but not exactly as before: {caveat.reason}."
         )
     stop_rules.spent_seconds_before, stop_rules.ended_by = float(own["seconds"]), own["ended_by"]
     if judge is not None and "judge" in own:

@@ -28,7 +28,7 @@ from grpo_core.saving.model_state import get_weights, put_weights
 from grpo_core.spaces import is_image_space
 from service.environments.build import build_vec_env
 from service.schemas.training import TrainConfig
-from service.training.checkpoint_callback import FINISHED, CheckpointCallback, OnTheWay, go_on
+from service.training.checkpoint_callback import FINISHED, CheckpointCallback, OnTheWay, restore_training
 from service.training.evaluation.background_evaluation import BackgroundEvaluation
 from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.evaluator import Evaluator
@@ -55,7 +55,10 @@ def train_in_task(
     stall_seconds: float,
     progress: Progress,
 ) -> bytes:
-    """Do what ``train_policy`` does, as a task: its progress comes last. A useless checkpoint costs what it held."""
+    """Run ``train_policy`` as a task, with ``progress`` as the last argument.
+
+    If the checkpoint cannot be used, train from the start.
+    """
     if taken is not None:
         try:
             return train_policy(config, reward, run_dir, progress, n_threads, taken, None, stall_seconds)
@@ -119,7 +122,7 @@ def train_policy(
             callbacks.append(on_the_way)
         callbacks.append(checkpoints := CheckpointCallback(config, on_the_way, stop_rules, progress))
         if before is not None:
-            checkpoints.lineage = go_on(model, before, config, on_the_way, stop_rules, progress)
+            checkpoints.lineage = restore_training(model, before, config, on_the_way, stop_rules, progress)
         elif init is not None:
             checkpoints.lineage = begin_from(model, config, init)
         begun = time.monotonic()

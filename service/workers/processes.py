@@ -58,7 +58,7 @@ _START_LOCK = threading.Lock()
 
 
 def list_end_signals() -> list[signal.Signals]:
-    """List the signals that end this process: not those that whoever started it has had ignored.
+    """List the signals that end this process, without those it was started to ignore.
 
     `nohup` has SIGHUP ignored. A shell that starts something in the background has SIGINT ignored too, but uvicorn
     takes it all the same.

@@ -17,7 +17,7 @@ from service.errors import (
 )
 from service.schemas.jobs import EndedBy
 from service.workers.executor import Executor
-from service.workers.task import ClusterLostError, NodeLostError, Task, TaskDrainedError, TaskFailedError
+from service.workers.task import ClusterLostError, NodeLostError, Run, Task, TaskDrainedError, TaskFailedError
 
 _WATCH_SECONDS = 0.1
 _DRAINING = "the server is shutting down; send the request again when it is back."
@@ -67,12 +67,11 @@ class ShortTasks:
             signal = _StopSignal()
             try:
                 run = self._executor.start(task, signal)
-                deadline = time.monotonic() + self._limit_seconds
-                while not run.wait(_WATCH_SECONDS):
-                    if self._closing.is_set() or time.monotonic() > deadline:
-                        signal.stop()
-                        run.kill()
-                        raise self._make_refusal(remedy)
+                try:
+                    self._wait_for(run, signal, remedy)
+                except BaseException:  # or its worker would be left: foreign code in it may write what is no message
+                    run.kill()
+                    raise
                 return run.get_content()
             except ServiceError:
                 raise
@@ -86,6 +85,14 @@ class ShortTasks:
                 reason = describe_error(error)
         culprit = "this" if task.env_name is None else f"env_name '{task.env_name}'"
         raise InvalidRequestError(f"{culprit} failed on this server: {reason}")
+
+    def _wait_for(self, run: Run, signal: "_StopSignal", remedy: str) -> None:
+        """Wait for the end of a task, see ``run``."""
+        deadline = time.monotonic() + self._limit_seconds
+        while not run.wait(_WATCH_SECONDS):
+            if self._closing.is_set() or time.monotonic() > deadline:
+                signal.stop()
+                raise self._make_refusal(remedy)
 
     def _make_refusal(self, remedy: str) -> ServiceError:
         if self._closing.is_set():

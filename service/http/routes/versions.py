@@ -24,7 +24,7 @@ router = APIRouter(tags=["models"])
 @router.get("/models/{model_name}/versions", responses=errors(404, 409))
 def list_versions(model_name: ModelNameInPath, service: CurrentService) -> ModelVersions:
     """List the versions of a model, the newest first, with who made them from what, and its aliases."""
-    return service.versions.list_versions(model_name)
+    return service.promotion.list_versions(model_name)
 
 
 @router.put("/models/{model_name}/aliases/{alias}", responses=errors(403, 404, 408, 409, 413, 415, 507))
@@ -35,13 +35,13 @@ def set_alias(
     request: Annotated[AliasRequest | None, Body(openapi_examples=examples.PROMOTE)] = None,
 ) -> AliasResponse:
     """Point an alias at a version: `model_name@alias` means it wherever a model is named."""
-    return service.versions.set_alias(model_name, alias, (request or AliasRequest()).version)
+    return service.promotion.set_alias(model_name, alias, (request or AliasRequest()).version)
 
 
 @router.delete("/models/{model_name}/aliases/{alias}", responses=errors(403, 404, 507))
 def delete_alias(model_name: ModelNameInPath, alias: Alias, service: CurrentService) -> AliasResponse:
     """Delete an alias; its version stays as long as there is room for it."""
-    return service.versions.delete_alias(model_name, alias)
+    return service.promotion.delete_alias(model_name, alias)
 
 
 @router.post("/models/{model_name}/rollback", responses=errors(403, 404, 408, 409, 413, 415, 507))

@@ -215,7 +215,7 @@ def _compare(earlier: Level, later: Level) -> int:
 
 
 def _differs(course: Course) -> bool:
-    """Return whether the end is far from the start, whether or not their spread allows to tell."""
+    """Return whether the end is far from the start, regardless of whether their spread makes that certain."""
     start, end = course.start.reward, course.end.reward
     return abs(end - start) > _LARGE_CHANGE * max(abs(start), abs(end))
 

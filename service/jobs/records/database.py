@@ -100,7 +100,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """Create the file for its owner alone if it is absent, and refuse what is no file."""
+    """Create the file, readable by its owner only, if it is absent; refuse anything that is not a regular file."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise JournalError("it is not a regular file")
     with explain():

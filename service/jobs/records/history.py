@@ -276,7 +276,7 @@ class JobHistory:
 
     @classmethod
     def restore(cls, part: HistoryPart) -> JobHistory:
-        """Build a history again from all that was written of it."""
+        """Rebuild a history from its record."""
         history = cls()
         history._last_event_id, history._stride = part.last_event_id, part.stride
         history._rows = [row for rows in part.rows for row in _unpack_rows(rows)]

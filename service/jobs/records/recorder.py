@@ -27,7 +27,7 @@ _DAY_SECONDS = 86_400.0
 
 
 class Recorded(Protocol):
-    """A job, as far as it is written down."""
+    """What the recorder needs of a job to write it down."""
 
     job_id: str
     history: JobHistory
@@ -99,7 +99,7 @@ class JobRecorder:
         return self._journal.load(job_id)
 
     def interrupt(self, job_id: str) -> None:
-        """Note in the file that a job has failed which cannot be read."""
+        """Mark a job whose record cannot be read as failed."""
         try:
             self._journal.interrupt_active([job_id])
         except JournalError as error:

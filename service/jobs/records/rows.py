@@ -35,7 +35,7 @@ def to_columns(labels: JobLabels) -> dict[str, Any]:
 
 
 def list_figures(state: JobState) -> dict[str, Any]:
-    """List what a line of the list shows of a job's state."""
+    """Return the columns of a job's row in the job list that come from its state."""
     mean_reward, interval = choose_evaluation(state.final_evaluation, state.evaluation)
     return {
         "elapsed_seconds": state.elapsed_seconds,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from service.errors import InvalidRequestError, printable
 from service.jobs.job import Job
-from service.jobs.views.metrics_table import list_keys
+from service.jobs.records.history import MetricColumn
 
 Theme = Literal["light", "dark"]
 
@@ -23,15 +23,14 @@ def draw_curve(job: Job, metric: str, theme: Theme) -> bytes:
     :param metric: One of SB3's log keys.
     :raises InvalidRequestError: If the job has no such metric.
     """
-    rows = job.history.list_rows()
-    points = [(row.timesteps, row.metrics[metric]) for row in rows if metric in row.metrics]
-    if not points:
-        known = ", ".join(list_keys(rows)) or "none yet; try again after its first rollout"
+    column = job.history.get_column(metric)
+    if not len(column.values):
+        known = ", ".join(job.history.list_keys()) or "none yet; try again after its first rollout"
         raise InvalidRequestError(f"the job has no metric '{printable(metric)}'; its metrics: {known}.")
-    return _draw(points, f"{job.config.model_name} on {job.config.env_name}", metric, theme)
+    return _draw(column, f"{job.config.model_name} on {job.config.env_name}", metric, theme)
 
 
-def _draw(points: list[tuple[int, float]], title: str, metric: str, theme: Theme) -> bytes:
+def _draw(column: MetricColumn, title: str, metric: str, theme: Theme) -> bytes:
     # Imported here, since it takes a second that only pictures need. pyplot would keep every figure in memory.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,7 +38,8 @@ def _draw(points: list[tuple[int, float]], title: str, metric: str, theme: Theme
     paper, ink, line = _COLOURS[theme]
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DOTS_PER_INCH, facecolor=paper, layout="constrained")
     axes = figure.add_subplot(facecolor=paper)
-    axes.plot(*zip(*points, strict=True), color=line, linewidth=1.8, marker="o" if len(points) == 1 else "")
+    marker = "o" if len(column.values) == 1 else ""
+    axes.plot(column.timesteps, column.values, color=line, linewidth=1.8, marker=marker)
     axes.set_title(title, color=ink)
     axes.set_xlabel("simulator steps", color=ink)
     axes.set_ylabel(metric, color=ink)

@@ -68,7 +68,7 @@ class Evaluator:
         return [(yield from step_episode(env, policy, seeds[0], max_steps))]
 
     def count_steps(self, episodes: Sequence[Episode]) -> int:
-        """Count the steps of episodes; of those that took as long side by side as one alone, those of the longest."""
+        """Count the steps that episodes took time for: of those played side by side, the longest one's."""
         lengths = [episode.n_steps for episode in episodes]
         if self._simulator is None or not self._simulator.steps_as_one:
             return sum(lengths)

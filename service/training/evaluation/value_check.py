@@ -75,7 +75,11 @@ def settle_values(
             logger.warning("the values are not known, since the policy's episodes failed (%s)", describe_error(error))
         return None
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    fit_values(model.policy, actor, fitted, config.gamma, rng, scale, stop_rules.report)
+    try:
+        fit_values(model.policy, actor, fitted, config.gamma, rng, scale, check_time)
+    except _TimeUpError:
+        model.policy.load_state_dict(before)
+        return _describe(check, config.gamma, scale)
     refitted = replace(actor, value_layers=model.make_numpy_actor().value_layers)
     new_check = _check(refitted, checked, config.gamma, scale)
     if new_check is None or _get_error(new_check) > _get_error(check):
@@ -99,7 +103,7 @@ def _get_error(check: ValueCheck) -> float:
 
 
 def _play_checked(player: TrajectoryPlayer, n_steps: int) -> list[Trajectory]:
-    """Play the episodes that values are checked on: about so many steps, and at least two episodes."""
+    """Play the episodes that values are checked on: about ``n_steps`` in all, and at least two episodes."""
     first_step, played = player.n_steps, list[Trajectory]()
     while len(played) < 2 or (player.n_steps - first_step < n_steps and len(played) < _MAX_CHECKED_EPISODES):
         played.append(player.play_episode(CHECKED_SEED + len(played)))
@@ -107,7 +111,7 @@ def _play_checked(player: TrajectoryPlayer, n_steps: int) -> list[Trajectory]:
 
 
 def _play_fitted(player: TrajectoryPlayer, n_steps: int, rng: np.random.Generator) -> list[Trajectory]:
-    """Play the trajectories that values are fitted to: about so many steps, some of them off the policy's way."""
+    """Play the trajectories that values are fitted to: about ``n_steps`` in all, some of them off the policy's path."""
     first_step, seed, played = player.n_steps, FITTED_SEED, list[Trajectory]()
     while (n_played := player.n_steps - first_step) < n_steps:
         if n_played < (1 - _EXCURSION_SHARE) * n_steps:
@@ -142,4 +146,4 @@ def _describe(check: ValueCheck | None, gamma: float, scale: float) -> dict[str,
 
 
 class _TimeUpError(Exception):
-    """There is no more time to play."""
+    """There is no more time to play, or to fit values."""

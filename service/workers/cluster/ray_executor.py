@@ -6,9 +6,9 @@ from contextlib import suppress
 
 from service.logs import LogStyle
 from service.workers.cluster.ray_connection import RayOptions
-from service.workers.cluster.ray_pool import Needs, RayPool
 from service.workers.cluster.ray_run import RayRun
 from service.workers.cluster.ray_search import RaySearch
+from service.workers.cluster.ray_slots import Needs, SlotPool
 from service.workers.processes import pack
 from service.workers.receipts import Receipts
 from service.workers.task import Progress, Task, TaskFailedError
@@ -26,7 +26,7 @@ class RayExecutor:
 
     def __init__(self, log_style: LogStyle, options: RayOptions) -> None:
         self._options = options
-        self._pool = RayPool(log_style, options)
+        self._pool = SlotPool(log_style, options)
         self._search = RaySearch(self._pool, options.server_id)
 
     @property

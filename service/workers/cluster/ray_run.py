@@ -9,7 +9,7 @@ from typing import Any
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import ServiceError
 from service.workers.cluster.ray_connection import cut
-from service.workers.cluster.ray_pool import Needs, RayPool, SlotHandle
+from service.workers.cluster.ray_slots import Needs, SlotHandle, SlotPool
 from service.workers.messages import Message, Outcome, deliver, read_outcome
 from service.workers.receipts import Receipts
 from service.workers.task import NodeLostError, Progress, TaskDrainedError, TaskFailedError, WorkerLostError
@@ -30,7 +30,7 @@ class RayRun:
     :param receipts: Which of them were taken; None of a task that ends with the server.
     """
 
-    def __init__(self, pool: RayPool, progress: Progress, receipts: Receipts | None) -> None:
+    def __init__(self, pool: SlotPool, progress: Progress, receipts: Receipts | None) -> None:
         self._pool, self._progress, self._receipts = pool, progress, receipts
         #: How often an earlier server has asked the task to stop.
         self.n_earlier_stops = 0

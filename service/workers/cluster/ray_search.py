@@ -9,7 +9,7 @@ from typing import Any
 
 from service.workers.cluster import ray_slot
 from service.workers.cluster.ray_connection import cut
-from service.workers.cluster.ray_pool import ANSWER_SECONDS, NAMESPACE, Check, Needs, RayPool, SlotHandle
+from service.workers.cluster.ray_slots import ANSWER_SECONDS, NAMESPACE, Check, Needs, SlotHandle, SlotPool
 from service.workers.task import ClusterLostError, TaskDrainedError, TaskFailedError
 
 logger = logging.getLogger("grpo.service")
@@ -29,7 +29,7 @@ class RaySearch:
     :param server_id: What the names of the server's slots begin with.
     """
 
-    def __init__(self, pool: RayPool, server_id: str) -> None:
+    def __init__(self, pool: SlotPool, server_id: str) -> None:
         self._pool, self._prefix = pool, f"{server_id}-"
         # Held while slots are asked what they run. Guards the two below.
         self._asking = threading.Lock()

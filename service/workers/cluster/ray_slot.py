@@ -211,7 +211,7 @@ class Slot:
             return [Report(*entry[:-1], now - entry.came) for entry in new]
 
     def stop(self, owner: str, n_stops: int) -> None:
-        """Ask the task to stop so many times in all, unless another server follows it now."""
+        """Bring the number of stops sent to the task to a total, unless another server follows it now."""
         with self._news:
             while owner == self._owner and self._run is not None and self._n_stops < n_stops:
                 self._n_stops += 1

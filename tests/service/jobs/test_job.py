@@ -5,13 +5,15 @@ import itertools
 import threading
 import time
 from datetime import UTC
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from service.errors import ConflictError
-from service.jobs.job import Job
+from service.jobs.job import Job, JobHome
+from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
 from service.jobs.records.record import JobRecord
 from service.jobs.totals import JobTotals
@@ -75,12 +77,26 @@ class TestOneJob:
         def fail(record: JobRecord) -> None:
             raise RuntimeError("a bug")
 
-        job = Job(plan(total_timesteps=100), write_end=fail)
+        job = Job(plan(total_timesteps=100), JobHome(JobTotals(), fail))
         job.start()
         with pytest.raises(RuntimeError):
             job.finish(JobStatus.COMPLETED)
         assert job.status is JobStatus.COMPLETED
         assert job.finished.is_set()
+
+    def test_it_can_be_read_while_a_slow_disk_deletes_its_checkpoint(self, tmp_path: Path) -> None:
+        seen: list[JobStatus] = []
+
+        class SlowFolder(CheckpointFolder):
+            def delete(self, job_id: str) -> None:
+                reader = threading.Thread(target=lambda: seen.append(slow.describe().status))
+                reader.start()
+                reader.join(10.0)
+
+        slow = Job(plan(total_timesteps=100), JobHome(JobTotals(), checkpoints=SlowFolder(tmp_path)))
+        slow.start()
+        slow.finish(JobStatus.COMPLETED)
+        assert seen == [JobStatus.RUNNING]
 
     def test_a_job_stopped_in_the_queue_never_starts(self, job: Job) -> None:
         job.stop()
@@ -141,7 +157,7 @@ class TestOneJob:
 
     def test_a_training_that_begins_again_takes_its_steps_again(self) -> None:
         totals = JobTotals()
-        job = Job(plan(total_timesteps=100), totals)
+        job = Job(plan(total_timesteps=100), JobHome(totals))
         job.start()
         for timesteps in (32, 64):
             job.advance(timesteps)
@@ -164,6 +180,24 @@ class TestOneJob:
         assert job.summarize().mean_reward == 1.0
         restored = JobHistory.restore(job.history.get_part(0, 1, is_last=True))
         assert [row.mean_reward for row in restored.list_evaluations()] == [2.0, 1.0]
+
+    def test_a_checkpoint_that_is_gone_when_it_is_needed_is_warned_of(self, tmp_path: Path) -> None:
+        folder = CheckpointFolder(tmp_path)
+        home = JobHome(JobTotals(), checkpoints=folder)
+        job = Job(plan(total_timesteps=100), home)
+        job.start()
+        job.advance(64)
+        job.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
+        job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
+        job.requeue(None, home, job.describe().checkpoint)
+        assert job.read_checkpoint() == b"a checkpoint"
+        assert job.warnings == []
+        folder.delete(job.job_id)
+        assert job.read_checkpoint() is None
+        status = job.describe()
+        assert (status.current_timesteps, status.checkpoint, job.repeated_timesteps) == (0, None, 64)
+        assert [warning for warning in job.warnings if "training began again" in warning] == job.warnings
+        assert job.warnings != []
 
     def test_an_abandoned_job_stops_at_its_next_step_and_no_longer_changes(self, job: Job) -> None:
         stopped: list[bool] = []

@@ -17,6 +17,7 @@ import pytest
 from service.errors import ConflictError, DrainingError, NotFoundError, QueueFullError, StorageError
 from service.jobs import table
 from service.jobs.job import Job
+from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
 from service.jobs.records.history import JobEvent
 from service.jobs.records.record import JobRecord, PastJob
@@ -24,6 +25,7 @@ from service.jobs.records.recorder import Recorded
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
+from service.schemas.training import TrainConfig
 from service.training.planning.plan import TrainingPlan
 from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv
@@ -240,6 +242,25 @@ class TestTheRegistry:
             with registry.reserve_name("n"):
                 pass
         assert seen == [0, 0]
+
+    def test_a_checkpoint_that_is_long_to_read_keeps_no_new_job_waiting(
+        self, open_registry: Callable[..., JobRegistry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry, admitted = open_registry(), list[Job]()
+
+        class LongFolder(CheckpointFolder):
+            def describe(self, job_id: str, config: TrainConfig) -> None:
+                other = threading.Thread(target=lambda: admitted.append(submit(registry)))
+                other.start()
+                other.join(10.0)
+                assert admitted
+
+        monkeypatch.setattr(registry, "_checkpoints", LongFolder(tmp_path))
+        job = submit(registry, env_name="CartPole-v1", total_timesteps=10**6)
+        job.stop()
+        assert job.finished.wait(PATIENCE_SECONDS)
+        registry.resume(job, None)
+        job.stop()
 
     def test_a_model_that_was_saved_as_the_server_died_is_its_jobs_own(
         self, open_registry: Callable[..., JobRegistry], store: ModelStore, register_env: RegisterEnv

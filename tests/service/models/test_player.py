@@ -114,8 +114,8 @@ def save(settings: Settings) -> SaveModel:
     return put
 
 
-def evaluate(client: TestClient, **request: Any) -> dict[str, Any]:
-    response = client.post("/models/m/evaluate", json=request)
+def evaluate(client: TestClient, model_name: str = "m", **request: Any) -> dict[str, Any]:
+    response = client.post(f"/models/{model_name}/evaluate", json=request)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = json.loads(response.text, parse_constant=lambda constant: pytest.fail(constant))
     return answer
@@ -229,6 +229,16 @@ class TestEvaluating:
         save(to_the_left)
         evaluate(client, n_episodes=2)
         assert len(n_resets) == 8
+
+    def test_it_names_the_model_as_this_request_did(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        register_env(LineEnv)
+        save(to_the_right)
+        client.put("/models/m/aliases/prod")
+        by_names = [evaluate(client, name, n_episodes=2) for name in ("m", "m@prod")]
+        assert [answer.pop("model_name") for answer in by_names] == ["m", "m@prod"]
+        assert by_names[0] == by_names[1]
 
     def test_rewards_that_are_not_finite_are_refused(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes

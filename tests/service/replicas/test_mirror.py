@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 import service.replicas.mirror
-from service.models.versions import ModelVersions
+from service.models.versions import VersionFolder
 from service.replicas.mirror import Mirror, MirrorError
 from service.settings import Settings
 from tests.service.models.test_uploads import upload
@@ -113,6 +113,32 @@ def test_a_file_that_cannot_be_used_replaces_nothing(
     assert list_copies(mirror) == [".versions/m/1.zip", "m.zip"]
 
 
+def test_an_alias_stays_where_it_was_while_the_file_of_its_new_version_cannot_be_used(
+    url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
+) -> None:
+    def put_notes(version: int) -> None:
+        notes = {"aliases": {"prod": version}, "jobs": {}, "last_removed": 0}
+        put(url, ".versions/m/notes.json", json.dumps(notes).encode())
+
+    mirror = open_mirror(url)
+    put(url, "m.zip", contents[0])
+    put_notes(1)
+    mirror.look()
+    put(url, ".versions/m/1.zip", contents[0])
+    put(url, "m.zip", b"damaged")
+    put_notes(2)
+    versions = VersionFolder(mirror.folder, max_versions=5, max_bytes=2**30, is_read_only=True)
+    for _ in range(3):
+        mirror.look()
+        assert mirror.problem is not None
+        assert versions.resolve("m@prod") is not None
+    assert versions.resolve("m@1") == ("m", 1)
+    put(url, "m.zip", contents[1])
+    mirror.look()
+    assert (mirror.problem, versions.resolve("m@prod")) == (None, ("m", None))
+    assert (mirror.folder / "m.zip").read_bytes() == contents[1]
+
+
 def test_what_was_copied_before_is_not_copied_again(
     url: str, contents: list[bytes], open_mirror: Callable[[str], Mirror]
 ) -> None:
@@ -161,7 +187,7 @@ def test_versions_that_come_before_the_newest_give_no_number_to_another_model(
     mirror = open_mirror(url)
     put(url, "m.zip", contents[0])
     mirror.look()
-    versions = ModelVersions(mirror.folder, max_versions=5, max_bytes=2**30, is_read_only=True)
+    versions = VersionFolder(mirror.folder, max_versions=5, max_bytes=2**30, is_read_only=True)
     put(url, ".versions/m/1.zip", contents[0])
     mirror.look()
     assert (versions.find_newest("m"), versions.resolve("m@2")) == (1, None)

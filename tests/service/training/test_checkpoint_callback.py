@@ -154,6 +154,24 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from() -> None:
     assert run(Recorder(), earlier.getvalue()) == content
 
 
+def test_what_a_checkpoint_could_not_keep_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after, restore = Recorder(), Recorder(), checkpoint.restore
+
+    def lose_moments(model: Any, taken: checkpoint.Checkpoint) -> checkpoint.Caveat:
+        restore(model, taken)
+        return checkpoint.Caveat("the optimizer's moments are not kept", is_certain=True)
+
+    run(before)
+    described, content = before.checkpoints[0]
+    monkeypatch.setattr(checkpoint, "restore", lose_moments)
+    run(after, content)
+    (warning,) = (each for each in after.warnings if "went on" in each)
+    assert warning == (
+        f"training went on from step {described['timesteps']:,}, but not exactly as before: the optimizer's moments "
+        "are not kept."
+    )
+
+
 def test_code_of_the_environment_that_fails_costs_the_checkpoints_and_not_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,10 +1,14 @@
 """Short tasks: a few at a time, none for too long, and nothing left behind."""
 
+import os
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
 
 import pytest
 
@@ -46,6 +50,14 @@ def leave(progress: Progress) -> bytes:
 def hang(progress: Progress) -> bytes:
     time.sleep(1000)
     return b""
+
+
+def babble(progress: Progress) -> bytes:
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                Connection(os.dup(fd)).send_bytes(b"no message")
+    return hang(progress)
 
 
 def make_short_tasks(executor: Executor, limit_seconds: float = PATIENCE_SECONDS, **bounds: int) -> ShortTasks:
@@ -149,6 +161,16 @@ def test_a_thread_that_does_not_stop_is_abandoned_and_frees_its_place(
     assert executor.is_busy
     waiting.let_go.set()
     wait_until(lambda: not executor.is_busy)
+
+
+def test_a_process_that_writes_what_is_no_message_is_killed(processes: ProcessExecutor) -> None:
+    short_tasks = make_short_tasks(processes)
+    short_tasks.run(make_task(answer), "")  # afterwards the forkserver is there
+    n_open = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(InvalidRequestError, match=ENV_NAME):
+        short_tasks.run(make_task(babble), "")
+    assert len(os.listdir("/proc/self/fd")) <= n_open
+    wait_until(lambda: list_workers() == [])
 
 
 def test_only_processes_refuse_what_cannot_be_pickled(processes: ProcessExecutor, waiting: Waiting) -> None:

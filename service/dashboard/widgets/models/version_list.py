@@ -44,7 +44,7 @@ class VersionList:
     async def refresh(self) -> None:
         """List the versions as they are now."""
         try:
-            listed = await run_in_threadpool(self._service.versions.list_versions, self._name)
+            listed = await run_in_threadpool(self._service.promotion.list_versions, self._name)
         except ServiceError as error:
             show_error(error.detail)
             return
@@ -77,7 +77,7 @@ class VersionList:
 
     def _make_removal(self, alias: str) -> Callable[..., Any]:
         async def remove() -> None:
-            await self._change(f"{alias} is deleted.", self._service.versions.delete_alias, self._name, alias)
+            await self._change(f"{alias} is deleted.", self._service.promotion.delete_alias, self._name, alias)
 
         return remove
 
@@ -87,7 +87,7 @@ class VersionList:
             show_error("an alias has up to 32 letters, digits, '-' and '_', and starts with a letter, such as prod.")
             return
         done = f"{self._name}@{alias} is version {version} now."
-        await self._change(done, self._service.versions.set_alias, self._name, alias, version)
+        await self._change(done, self._service.promotion.set_alias, self._name, alias, version)
 
     async def _roll_back(self, version: int) -> None:
         question = f"Roll back to version {version}?"

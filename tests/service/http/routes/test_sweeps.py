@@ -128,7 +128,7 @@ def test_a_model_that_somebody_else_put_there_is_never_deleted(client: TestClien
     wait_for_rest(service.sweeps)
     record = service.sweeps._sweeps[sweep["sweep_id"]].record
     record.request["keep"] = "best"
-    service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    service.sweeps._models.remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
     assert client.get(f"/models/{worse}").json()["sha256"] == other["sha256"]
 
 
@@ -140,7 +140,7 @@ def test_a_model_that_somebody_has_promoted_is_never_deleted(client: TestClient,
     service = app.state.service
     wait_for_rest(service.sweeps)
     service.sweeps._sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
-    service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    service.sweeps._models.remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
     assert client.get(f"/models/{worse}@prod").status_code == 200
 
 
@@ -234,7 +234,7 @@ def test_a_model_that_a_waiting_job_begins_from_is_not_deleted(
     service = app.state.service
     wait_for_rest(service.sweeps)
     service.sweeps._sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
-    service.sweeps._remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    service.sweeps._models.remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
     assert get_status(client, job_id)["status"] == "queued"
     gate.admit()
     assert wait_for_end(client, job_id)["status"] == "completed"
@@ -341,6 +341,23 @@ def test_a_sweep_waits_for_a_name_that_is_free_in_a_moment(client: TestClient, a
         wait_until(lambda: "being saved or deleted" in (describe(client)["held_by"] or ""))
     assert wait_for_sweep(client)["status"] == "completed"
     assert {trial["status"] for trial in list_trials(describe(client))} == {"completed"}
+
+
+def test_a_job_that_is_deleted_as_it_ends_has_its_say(
+    client: TestClient, app: FastAPI, held: dict[str, Any], gate: Gate
+) -> None:
+    service = app.state.service
+    start(client, base=held, space={"learning_rate": [0.001]})
+    wait_until(lambda: gate.n_arrived > 0)
+    wait_for_counts(client, running=1)
+    job_id = list_trials(describe(client))[0]["job_id"]
+    with service.sweeps._changed:  # so that nobody looks at the job in between
+        gate.admit()
+        assert service.registry.get(job_id).finished.wait(PATIENCE_SECONDS)
+        service.registry.delete(job_id)
+    sweep = wait_for_sweep(client)
+    assert sweep["counts"] == {"completed": 1}
+    assert sweep["best"]["setting"] == 1
 
 
 def test_a_job_that_was_stopped_by_hand_has_no_say(client: TestClient, held: dict[str, Any], gate: Gate) -> None:
@@ -525,10 +542,10 @@ def test_models_that_could_not_be_deleted_are_deleted_later(settings: Settings) 
         one = service.sweeps._sweeps[sweep["sweep_id"]]
         one.record.request["keep"] = "best"
         with service.registry.reserve_name(first), service.registry.reserve_name(second):
-            service.sweeps._remove_surplus(one)
+            service.sweeps._models.remove_surplus(one)
             assert list_models(client) == sorted([best, first, second])
         with service.registry.reserve_name(second):
-            service.sweeps._do_chores()
+            service.sweeps._models.retry()
             assert list_models(client) == sorted([best, second])
     with make_client(settings) as client:
         wait_until(lambda: list_models(client) == [best])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.jobs.job import Job
+from service.jobs.job import Job, JobHome
 from service.jobs.records.database import FILE_NAME, SCHEMA_VERSION, JournalError
 from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.record import JobRecord
@@ -26,6 +26,10 @@ def path(tmp_path: Path) -> Path:
 
 def make_job(**request: Any) -> Job:
     return Job(make_plan(total_timesteps=100, **request))
+
+
+def make_home(recorder: JobRecorder) -> JobHome:
+    return JobHome(JobTotals(), recorder.end)
 
 
 def run_for_a_while(job: Job) -> None:
@@ -70,7 +74,7 @@ def test_nor_are_they_of_a_job_that_goes_on_however_often_its_server_is_killed(p
     for _ in range(3):
         seen = job.history.last_event_id + 100
         journal, _ = open_journal(path.parent, keeps_running=True)
-        job = Job.revive(load(journal, job.job_id), JobTotals(), lambda record: None, None)
+        job = Job.revive(load(journal, job.job_id), JobHome(JobTotals()))
         job.publish_warning("the server is killed before this is written")
         assert [event.payload for event in job.history.list_events(after=seen)] == [
             {"warning": "the server is killed before this is written"}
@@ -285,7 +289,7 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
     (n_pages,) = journal._connection.execute("PRAGMA page_count").fetchone()
     journal._connection.execute(f"PRAGMA max_page_count = {n_pages}")
     recorder = JobRecorder(journal)
-    jobs = [Job(make_plan(), write_end=recorder.end) for _ in range(4)]
+    jobs = [Job(make_plan(), make_home(recorder)) for _ in range(4)]
     for job in jobs:
         recorder.begin(job)
         job.start()
@@ -305,7 +309,7 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
 
 def test_a_job_that_cannot_be_written_costs_no_other(path: Path) -> None:
     recorder = JobRecorder(JobJournal(path))
-    absurd, sound = (Job(make_plan(total_timesteps=100), write_end=recorder.end) for _ in range(2))
+    absurd, sound = (Job(make_plan(total_timesteps=100), make_home(recorder)) for _ in range(2))
     absurd._state.current_timesteps = 2**70  # SQLite's integers have 64 bits
     for job in (absurd, sound):
         recorder.begin(job)
@@ -321,7 +325,7 @@ def test_a_job_whose_record_cannot_be_made_costs_no_other(
 ) -> None:
     journal = JobJournal(path)
     recorder = JobRecorder(journal)
-    broken, sound = (Job(make_plan(), write_end=recorder.end) for _ in range(2))
+    broken, sound = (Job(make_plan(), make_home(recorder)) for _ in range(2))
     for job in (broken, sound):
         recorder.begin(job)
         job.start()
@@ -337,7 +341,7 @@ def test_a_job_whose_record_cannot_be_made_costs_no_other(
 def test_what_running_jobs_report_is_written_without_being_asked(path: Path) -> None:
     journal = JobJournal(path)
     recorder = JobRecorder(journal)
-    job = Job(make_plan(), write_end=recorder.end)
+    job = Job(make_plan(), make_home(recorder))
     recorder.begin(job)
     run_for_a_while(job)
 

@@ -12,6 +12,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
+from grpo_core.values.fit import fit_values
 from service.schemas.training import TrainConfig
 from service.training.evaluation.evaluator import Evaluator
 from service.training.evaluation.value_check import settle_values
@@ -100,6 +101,23 @@ def test_a_stop_ends_it_and_nothing_is_claimed() -> None:
     model = make_model()
     before = get_values(model)
     assert settle(model, stop_after=0) is None
+    assert get_values(model) == before
+
+
+def test_a_stop_while_values_are_fitted_leaves_them_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*arguments: Any) -> None:
+        stop_rules._stop()
+        fit_values(*arguments)
+
+    model, evaluator = make_model(), Evaluator(make_config(make_model()))
+    vars(evaluator)["env"] = Line()
+    stop_rules = StopRules(Recorder(), None)
+    stop_rules.begin(model)
+    monkeypatch.setattr("service.training.evaluation.value_check.fit_values", fit)
+    before = get_values(model)
+    check = settle_values(model, model.make_numpy_actor(), evaluator, 1.0, stop_rules)
+    assert check is not None
+    assert check["is_meaningful"] is False
     assert get_values(model) == before
 
 

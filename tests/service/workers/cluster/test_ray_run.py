@@ -9,8 +9,8 @@ import pytest
 
 from service.logs import LogStyle
 from service.workers.cluster.ray_connection import RayOptions
-from service.workers.cluster.ray_pool import Needs, RayPool, SlotHandle
 from service.workers.cluster.ray_run import RayRun
+from service.workers.cluster.ray_slots import Needs, SlotHandle, SlotPool
 from service.workers.task import TaskDrainedError
 from tests.support import Recorder, make_plan
 
@@ -59,9 +59,9 @@ class Node:
         self.was_killed = True
 
 
-def join(node: Node, monkeypatch: pytest.MonkeyPatch) -> RayPool:
+def join(node: Node, monkeypatch: pytest.MonkeyPatch) -> SlotPool:
     """Make a pool that has a slot there."""
-    pool = RayPool(LogStyle(), RayOptions())
+    pool = SlotPool(LogStyle(), RayOptions())
     pool._idle.append((SlotHandle(node, Needs(0.0, 0.0), "id", "node"), 0.0))
     monkeypatch.setattr(pool._connection, "open", lambda check: node)
     return pool

@@ -10,9 +10,9 @@ import pytest
 from service.logs import LogStyle
 from service.workers.cluster import ray_search
 from service.workers.cluster.ray_connection import RayOptions
-from service.workers.cluster.ray_pool import RayPool
 from service.workers.cluster.ray_search import RaySearch
 from service.workers.cluster.ray_slot import Described
+from service.workers.cluster.ray_slots import SlotPool
 from service.workers.task import ClusterLostError
 
 pytestmark = [
@@ -71,7 +71,7 @@ class ForeignCluster:
 
 def join(cluster: ForeignCluster, monkeypatch: pytest.MonkeyPatch) -> RaySearch:
     """Make a search on a cluster."""
-    pool = RayPool(LogStyle(), RayOptions("127.0.0.1:9"))
+    pool = SlotPool(LogStyle(), RayOptions("127.0.0.1:9"))
     monkeypatch.setattr(pool._connection, "open", lambda check: cluster)
     for pause in ("_RETRY_SECONDS", "_CLAIM_PAUSE_SECONDS"):
         monkeypatch.setattr(ray_search, pause, 0.0)

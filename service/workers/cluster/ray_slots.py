@@ -62,7 +62,7 @@ class SlotHandle(NamedTuple):
     is_adopted: bool = False
 
 
-class RayPool:
+class SlotPool:
     """The slots of this server. Safe to use from any thread.
 
     :param log_style: How workers write their logs.
