@@ -32,11 +32,13 @@ class Method:
     :param label: Label of the row.
     :param algorithm: Key of ``benchmarks.learning.trainers.TRAINERS``.
     :param get_settings: Returns the settings for a task; None where the method does not run.
+    :param first_seed: First seed on every task, where that is not the task's: the settings were changed after others.
     """
 
     label: str
     algorithm: str
     get_settings: Callable[[Task], Settings | None]
+    first_seed: int | None = None
 
 
 def _list(settings: Mapping[str, Settings]) -> Callable[[Task], Settings | None]:
@@ -62,7 +64,7 @@ def _get_shared_settings(task: Task) -> Settings | None:
 
 METHODS = {
     "grpo": Method("GRPO, preset", "GRPO", lambda task: get_grpo_settings(task.env_name)),
-    "grpo_general": Method("GRPO, general preset", "GRPO", get_general_settings),
+    "grpo_general": Method("GRPO, general preset", "GRPO", get_general_settings, first_seed=10_000),
     "grpo_episode": Method("GRPO, episode groups", "GRPO", _get_episode_settings),
     "grpo_action": Method("GRPO, action groups", "GRPO", lambda task: get_action_settings(task.env_name)),
     "ppo_zoo": Method("SB3 PPO, zoo settings", "PPO", _list(PPO_ZOO)),
@@ -89,8 +91,10 @@ def make_specs(task: Task, method: str, n_seeds: int) -> list[RunSpec]:
     settings = METHODS[method].get_settings(task)
     if settings is None:
         return []
-    algorithm = METHODS[method].algorithm
+    algorithm, first_seed = METHODS[method].algorithm, METHODS[method].first_seed
+    seeds = task.own_seeds if algorithm == "GRPO" else task.seeds
+    if first_seed is not None:
+        seeds = range(first_seed, first_seed + task.n_seeds)
     return [
-        RunSpec(task.env_name, method, algorithm, seed, task.total_timesteps, settings)
-        for seed in (task.own_seeds if algorithm == "GRPO" else task.seeds)[:n_seeds]
+        RunSpec(task.env_name, method, algorithm, seed, task.total_timesteps, settings) for seed in seeds[:n_seeds]
     ]
