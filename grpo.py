@@ -32,10 +32,10 @@ from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_ad
 from grpo_core.groups.archive import compute_spreads
 from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.correlation import GroupCorrelation
-from grpo_core.groups.group import FIRST_EPISODE_STEPS, GroupPlan
+from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
-from grpo_core.groups.sweep import Sweep, share_locals
+from grpo_core.groups.vec_step import VecStep, share_locals
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
     AdvantageScaling,
@@ -48,23 +48,17 @@ from grpo_core.options.choices import (
     Supervision,
 )
 from grpo_core.options.known_names import explain_unknown_arguments
-from grpo_core.options.policy_kwargs import (
-    POLICIES,
-    check_built_policy,
-    check_policy_fits,
-    check_policy_kwargs,
-    get_policy_name,
-    network_to_json,
-)
+from grpo_core.options.network_json import network_to_json
+from grpo_core.options.policies import POLICIES, get_policy_name
+from grpo_core.options.policy_kwargs import check_built_policy, check_policy_fits, check_policy_kwargs
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import NotBranchableError, check_branchable
-from grpo_core.saving import model_file
-from grpo_core.saving.copies import reduce_model, restore_model
+from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.model_state import warn_if_too_large, wrap_like
 from grpo_core.saving.saved_algorithm import SavedAlgorithm
-from grpo_core.shards.collector import ShardedCollector, count_shards
+from grpo_core.shards.collector import choose_collector, count_shards
 from grpo_core.shards.pool import RolloutPool, choose_pool
-from grpo_core.simulators.bank import SimulatorBank, make_bank
+from grpo_core.simulators.bank import Findings, SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers, warn_of_options
@@ -192,10 +186,10 @@ class GRPO(SavedAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
     use_fast_path: ClassVar[bool] = True
     rollout_buffer: GroupRollout  # type: ignore[assignment]  # ours holds groups; SB3 only hands it through
-    # What ``_last_obs`` is read from: a reset until there is a sweep.
+    # What ``_last_obs`` is read from: a reset until there is a vectorised step.
     _first_obs: Any = None
-    _sweep: Sweep | None = None
-    _is_sweep_over: bool = False
+    _vec_step: VecStep | None = None
+    _is_vec_step_over: bool = False
     # The environment that groups are played in: none yet where a model was loaded without any.
     _grouped_env: VecEnv | None = None
     # ``num_timesteps`` when the latest rollout began.
@@ -366,47 +360,27 @@ class GRPO(SavedAlgorithm):
 
         :raises ValueError: If the environment does not fit the other arguments; then all stays as it was.
         """
-        self._take_groups(mode, env, *self._make_groups(mode, bank, env))
+        self._take_collector(mode, env, *self._make_collector(mode, bank, env))
 
-    def _take_groups(self, mode: GroupMode, env: VecEnv, collector: GroupCollector, storage: GroupRollout) -> None:
+    def _take_collector(self, mode: GroupMode, env: VecEnv, collector: GroupCollector, storage: GroupRollout) -> None:
         self._mode, self._vec_monitor, self._grouped_env = mode, find_vec_monitor(env), env
         self._collector, self.rollout_buffer = collector, storage
 
-    def _make_groups(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> tuple[GroupCollector, GroupRollout]:
+    def _make_collector(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> tuple[GroupCollector, GroupRollout]:
         """Make what plays the groups, and the storage of a rollout."""
-        horizon = get_horizon(self.horizon, mode)
         plan = GroupPlan(
             mode,
             self.group_size,
-            horizon,
+            get_horizon(self.horizon, mode),
             self.n_steps,
             self.fill_rollouts,
             self.common_random_numbers,
             self.anchor_selection,
         )
-        fast_collector = None
-        if self._uses_fast_path:
-            fast_collector = fast.make_batched_collector(bank, self.observation_space, plan)
-        collector: GroupCollector = fast_collector or GroupCollector(bank, self.observation_space, plan)
         n_shards = count_shards(self.n_rollout_shards, self.n_rollout_workers, bank.n_envs, plan)
-        if n_shards > 1:
-            make_collector = fast.make_batched_collector if fast_collector else GroupCollector
-            collector = ShardedCollector(
-                bank,
-                env,
-                self.observation_space,
-                self.action_space,
-                plan,
-                n_shards,
-                make_collector,
-                has_plain_states=fast_collector is not None,
-            )
-        # Episodes are as long as they are: for them the storage starts small and grows.
-        first_horizon = horizon or min(FIRST_EPISODE_STEPS, self.n_steps)
-        n_anchors = bank.n_envs * max(1, self.n_steps // (self.group_size * first_horizon))
-        return collector, GroupRollout(
-            first_horizon, n_anchors, self.group_size, self.observation_space, self.action_space
-        )
+        make_batched = fast.make_batched_collector if self._uses_fast_path else None
+        collector = choose_collector(bank, env, self.observation_space, self.action_space, plan, n_shards, make_batched)
+        return collector, GroupRollout.for_plan(plan, bank.n_envs, self.observation_space, self.action_space)
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
         """Resolve ``group_mode``, and make the simulators ready for it.
@@ -415,21 +389,32 @@ class GRPO(SavedAlgorithm):
         """
         if self.group_mode != "auto":
             check_group_mode(self, self.group_mode)
-            needs_restore = self.group_mode != "episode"
-            bank = make_bank(env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
-            return self.group_mode, bank
+            return self.group_mode, self._make_bank(env, self.group_mode)
         mode: GroupMode = "branch"
         try:
-            bank = make_bank(env, needs_restore=True, common_random_numbers=self.common_random_numbers, must_pay=True)
+            bank = self._make_bank(env, mode, must_pay=True)
         except NotBranchableError as obstacle:
             warnings.warn(
                 f"{obstacle} Groups are whole episodes from one seeded reset instead, as with group_mode='episode', "
                 "which silences this warning.",
                 stacklevel=5,
             )
-            mode, bank = "episode", make_bank(env, needs_restore=False)
+            mode = "episode"
+            bank = self._make_bank(env, mode)
         check_group_mode(self, mode)
         return mode, bank
+
+    def _make_bank(
+        self, env: VecEnv, mode: GroupMode, must_pay: bool = False, findings: Findings | None = None
+    ) -> SimulatorBank:
+        """Make the simulators behind an environment ready for groups of a mode; ``make_bank`` explains the rest."""
+        return make_bank(
+            env,
+            needs_restore=mode != "episode",
+            common_random_numbers=self.common_random_numbers,
+            must_pay=must_pay,
+            findings=findings,
+        )
 
     def learn(
         self,
@@ -443,13 +428,13 @@ class GRPO(SavedAlgorithm):
         """Train for at least ``total_timesteps`` simulator steps; every step of every branch counts as one.
 
         :param total_timesteps: A lower bound: the rollout under way is completed.
-        :param callback: SB3 callback(s). ``on_step`` runs once per sweep over the environments, like in PPO;
+        :param callback: SB3 callback(s). ``on_step`` runs once per step of the vectorised environment, as in PPO;
             ``collect_rollouts`` says what is in their ``locals``.
         :param log_interval: Rollouts between two log tables.
         :param tb_log_name: Name of the TensorBoard run.
         :param reset_num_timesteps: Whether to count from 0 and start new episodes.
-        :param progress_bar: Show progress with tqdm and rich. SB3's bar counts one step per environment and sweep, also
-            where the branch has ended.
+        :param progress_bar: Show progress with tqdm and rich. SB3's bar counts one step per environment and vectorised
+            step, also where the branch has ended.
         :return: The trained model itself.
         :raises ValueError: If there is no environment, if a reward, an observation or the loss is not finite, if the
             model was loaded without the reward function that it was trained with, or if something cannot be sent to
@@ -467,18 +452,18 @@ class GRPO(SavedAlgorithm):
             except BaseException:
                 self.n_envs = before
                 raise
+        if self.rollout_pool is not None and self._collector.n_shards == 1:
+            raise ValueError("rollout_pool would be idle: rollouts are not cut; build the model with n_rollout_shards.")
         if not reset_num_timesteps:
             self._warn_of_lost_reference()
         warn_of_options(self.env)
         self._stop_requested = False
-        if reset_num_timesteps:
-            self._collector.anchors.forget()
-            self._ref_policy = None
-            self._group_correlation = GroupCorrelation()
-        if self.rollout_pool is not None and self._collector.n_shards == 1:
-            raise ValueError("rollout_pool would be idle: rollouts are not cut; build the model with n_rollout_shards.")
         pool = self.rollout_pool or choose_pool(self.n_rollout_workers, self.rollout_stall_seconds)
         with self._collector.open_workers(self.reward_function, self.reward_weights, pool):
+            if reset_num_timesteps:  # last: a run that is refused leaves all as it was
+                self._collector.anchors.forget()
+                self._ref_policy = None
+                self._group_correlation = GroupCorrelation()
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
             )
@@ -506,21 +491,22 @@ class GRPO(SavedAlgorithm):
     ) -> bool:
         """Collect one rollout of whole groups and compute its advantages.
 
-        Callbacks see ``on_step`` once per *sweep*: one step of one branch in each environment at most. Their locals are
-        those of SB3's on-policy algorithms, with a row per environment: ``infos``, ``dones``, ``rewards``,
-        ``obs_tensor``, ``actions``, ``clipped_actions``, ``new_obs``, ``values``, ``log_probs``, ``n_steps`` (sweeps so
-        far), ``n_rollout_steps``, ``rollout_buffer``. Branches take turns, so the sweep after another need not go on
-        where that one led, and ``new_obs`` is the last observation where an episode ended, not that of a reset. Towards
-        the end of a rollout an environment may have no branch left: ``step_mask``, which SB3 does not have, is then
-        False, its ``done`` is False, its reward 0, and the rest is that of its latest step. ``rewards`` are the
-        environment's own; ``obs_tensor`` and ``new_obs`` are normalised where a ``VecNormalize`` is in use.
+        Callbacks see ``on_step`` once per *vectorised step*: one step of one branch in each environment at most. Their
+        locals are those of SB3's on-policy algorithms, with a row per environment: ``infos``, ``dones``, ``rewards``,
+        ``obs_tensor``, ``actions``, ``clipped_actions``, ``new_obs``, ``values``, ``log_probs``, ``n_steps``
+        (vectorised steps so far), ``n_rollout_steps``, ``rollout_buffer``. Branches take turns, so the next vectorised
+        step need not go on where the last one led, and ``new_obs`` is the last observation where an episode ended, not
+        that of a reset. Towards the end of a rollout an environment may have no branch left: ``step_mask``, which SB3
+        does not have, is then False, its ``done`` is False, its reward 0, and the rest is that of its latest step.
+        ``rewards`` are the environment's own; ``obs_tensor`` and ``new_obs`` are normalised where a ``VecNormalize`` is
+        in use.
 
         :param n_rollout_steps: ``n_steps``; the collector knows it already.
         :return: False if a callback or ``stop`` ended it early.
         """
         rollout = rollout_buffer
         self._timesteps_before = self.num_timesteps
-        self._first_obs, self._sweep = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
+        self._first_obs, self._vec_step = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
         callback.on_rollout_start()
 
         # Branches follow the policy from their anchor states.
@@ -529,30 +515,32 @@ class GRPO(SavedAlgorithm):
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
         collector = self._collector
-        sweep = Sweep(rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.find_latest)
+        vec_step = VecStep(
+            rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.find_latest
+        )
         seen = share_locals(callback)
-        seen.compute_from(sweep)
+        seen.compute_from(vec_step)
         seen |= {"self": self, "env": env, "callback": callback}
         seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
-        sweeps = count()
+        n_vec_steps = count()
         collector.n_threads = self.n_simulator_threads
 
-        def on_sweep(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_steps: int) -> bool:
-            self.num_timesteps += n_steps
-            self._sweep, self._is_sweep_over = sweep, False
+        def on_vec_step(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_stepped: int) -> bool:
+            self.num_timesteps += n_stepped
+            self._vec_step, self._is_vec_step_over = vec_step, False
             if self._vec_monitor is not None:
-                self._vec_monitor.n_steps_taken += n_steps
+                self._vec_monitor.n_steps_taken += n_stepped
             self._complete_infos(infos, dones)
-            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(sweeps)})
+            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
             if callback.locals is not seen:
                 callback.update_locals(seen)
             if not callback.on_step() or self._stop_requested:
                 return False
             self._update_info_buffer(infos, dones)
-            self._last_episode_starts, self._is_sweep_over = dones, True
+            self._last_episode_starts, self._is_vec_step_over = dones, True
             return True
 
-        if not collector.collect(rollout, self._actor, self.rng, on_sweep, self._should_stop):
+        if not collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop):
             return False
 
         # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
@@ -570,7 +558,8 @@ class GRPO(SavedAlgorithm):
     def _judge_steps(self, rollout: GroupRollout, observations: Observations, next_observations: Observations) -> None:
         """Compute advantages relative to the group, and lay out the steps to learn from.
 
-        :param observations: Those of the live steps, as the policy sees them, shape ``(n_steps, *observation_shape)``.
+        :param observations: Those of the live steps, as the policy sees them, shape
+            ``(n_live_steps, *observation_shape)``.
         :param next_observations: Where the steps led, likewise.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is refused after the update
@@ -610,13 +599,13 @@ class GRPO(SavedAlgorithm):
         return self._stop_requested
 
     def _complete_infos(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        """Add to a sweep's infos the keys that SB3's vectorised environments give every step, and an episode's last."""
+        """Add to infos the keys that SB3's vectorised environments give to every step, and to an episode's last."""
         for info in infos:
             info["TimeLimit.truncated"] = False
         if 1 not in dones.tobytes():  # many times as fast as any()
             return
-        assert self._sweep is not None, "it is under way"
-        last = self._sweep.get_next_observations()
+        assert self._vec_step is not None, "it is under way"
+        last = self._vec_step.get_next_observations()
         for i, place in self._collector.list_places():
             if dones[i]:
                 infos[i]["terminal_observation"] = (
@@ -629,13 +618,13 @@ class GRPO(SavedAlgorithm):
     @property
     def _last_obs(self) -> Any:
         """What the latest actions were chosen on while a callback runs, and then where they led, as in SB3."""
-        if self._sweep is None:
+        if self._vec_step is None:
             return self._first_obs
-        return self._sweep.get_next_observations() if self._is_sweep_over else self._sweep.get_observations()
+        return self._vec_step.get_next_observations() if self._is_vec_step_over else self._vec_step.get_observations()
 
     @_last_obs.setter
     def _last_obs(self, observations: Any) -> None:
-        self._first_obs, self._sweep = observations, None
+        self._first_obs, self._vec_step = observations, None
 
     def _apply_reward_functions(self, rollout: GroupRollout) -> None:
         """Let the reward functions replace the environment's rewards, if there are any, and check the outcome.
@@ -654,7 +643,7 @@ class GRPO(SavedAlgorithm):
     def _compute_advantages(self, rollout: GroupRollout, values: Floats, next_values: Floats) -> GroupAdvantages:
         """Judge every live step relative to its group.
 
-        :param values: Estimated values of the live steps' observations, shape ``(n_steps,)``.
+        :param values: Estimated values of the live steps' observations, shape ``(n_live_steps,)``.
         :param next_values: The same for their next observations.
         """
         correlations = self._group_correlation.estimate(len(rollout.step_mask))
@@ -687,9 +676,9 @@ class GRPO(SavedAlgorithm):
         return weights
 
     def _compute_values(self, observations: Observations) -> npt.NDArray[np.float32]:
-        """Estimate values, ``(n_steps,)``.
+        """Estimate the values of live steps, ``(n_live_steps,)``.
 
-        :param observations: As the policy sees them, shape ``(n_steps, *observation_shape)``.
+        :param observations: As the policy sees them, shape ``(n_live_steps, *observation_shape)``.
         """
         if self._reads_values_fast and isinstance(self._actor, Actor):
             return fast.compute_values(self._actor, observations)
@@ -866,26 +855,7 @@ class GRPO(SavedAlgorithm):
         content = model_file.from_bytes(self.to_bytes(), limits=model_file.LIBRARY_LIMITS)
         exported = export_model(content, find_format(target), with_masks)
         target.parent.mkdir(parents=True, exist_ok=True)
-        model_file.write_atomic(target, exported)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a pickle or a copy holds: the environment and its episodes too, but neither logger nor rollout.
-
-        :raises TypeError: If the environment is in worker processes.
-        """
-        return reduce_model(self)
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        starts = restore_model(self, state)
-        self.rollout_pool = None
-        self._custom_logger = False
-        if self.env is None:
-            return
-        needs_restore = self._mode != "episode"
-        bank = make_bank(self.env, needs_restore=needs_restore, common_random_numbers=self.common_random_numbers)
-        self._setup_groups(self._mode, bank, self.env)
-        if starts is not None and starts[0] == self._collector.has_plain_states:
-            _, self._collector.anchors.starts, self._collector.anchors.archive = starts
+        atomic_write.write_atomic(target, exported)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed this model's generator, its action space and its environments, and nothing process-wide.
@@ -909,9 +879,9 @@ class GRPO(SavedAlgorithm):
         if self._grouped_env is None and self._loaded is not None:
             env = wrap_like(self._loaded, env)
         mode, bank = self._choose_simulators(env)
-        groups = self._make_groups(mode, bank, env)  # like the line above, it raises before anything is replaced
+        made = self._make_collector(mode, bank, env)  # like the line above, it raises before anything is replaced
         super().set_env(env, force_reset)
-        self._take_groups(mode, env, *groups)
+        self._take_collector(mode, env, *made)
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

@@ -216,7 +216,7 @@ def _build_model(options: argparse.Namespace, settings: TrainingSettings, env: "
     from torch import cuda
 
     from grpo import GRPO
-    from grpo_core.options.policy_kwargs import choose_policy
+    from grpo_core.options.policies import choose_policy
 
     if options.device.startswith("cuda") and not cuda.is_available():
         raise UsageError(f"--device {options.device} is not available; take auto or cpu.")

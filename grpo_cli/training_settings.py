@@ -133,7 +133,7 @@ def resolve_classes(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Replace the names of classes in ``policy_kwargs`` by the classes, which a command line cannot spell."""
     import torch
 
-    from grpo_core.options.policy_kwargs import OPTIMIZERS
+    from grpo_core.options.policies import OPTIMIZERS
 
     policy_kwargs = arguments.get("policy_kwargs")
     if not isinstance(policy_kwargs, dict):

@@ -217,6 +217,17 @@ class AsyncClient:
         response = await self._request("GET", f"/training/{_quote(job_id)}/curve", params=query or None)
         return save_file(path, response.content)
 
+    async def job_video(
+        self, job_id: str, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
+    ) -> answers.Video:
+        """Film an episode of a job's newest policy, also while it trains, and save it.
+
+        :param path: Ends in ``.gif`` or ``.mp4``.
+        :raises InvalidArgument: If it does not.
+        :raises ApiError: 409 before the job's first checkpoint.
+        """
+        return await self._film(f"/training/{_quote(job_id)}/video", path, seed, deterministic, max_steps)
+
     async def events(self, job_id: str, after: int = 0, timeout_seconds: float | None = None) -> answers.AsyncEvents:
         """Iterate over the events of a job, past ones first, until the last one.
 
@@ -416,16 +427,18 @@ class AsyncClient:
         :param path: Ends in ``.gif`` or ``.mp4``.
         :raises InvalidArgument: If it does not.
         """
+        return await self._film(f"/models/{_quote(model_name)}/video", path, seed, deterministic, max_steps)
+
+    async def _film(
+        self, address: str, path: FilePath, seed: int, deterministic: bool, max_steps: int
+    ) -> answers.Video:
         query = {
             "format": get_video_format(path),
             "seed": seed,
             "deterministic": deterministic,
             "max_steps": max_steps,
         }
-        response = await self._request(
-            "GET", f"/models/{_quote(model_name)}/video", params=query, timeout=_WORK_TIMEOUT_SECONDS
-        )
-        return save_video(path, response)
+        return save_video(path, await self._request("GET", address, params=query, timeout=_WORK_TIMEOUT_SECONDS))
 
     async def download(self, model_name: str, path: FilePath | None = None) -> Path:
         """Save a model file, which ``GRPO.load`` reads; by default as ``<model_name>.zip``."""
@@ -550,3 +563,9 @@ class AsyncJob:
     async def curve(self, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
         """Save a learning curve of the job as PNG."""
         return await self._client.curve(self.job_id, path, metric, theme)
+
+    async def video(
+        self, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
+    ) -> answers.Video:
+        """Film an episode of the job's newest policy, also while it trains, and save it."""
+        return await self._client.job_video(self.job_id, path, seed, deterministic, max_steps)

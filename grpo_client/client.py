@@ -217,6 +217,17 @@ class Client:
         response = self._request("GET", f"/training/{_quote(job_id)}/curve", params=query or None)
         return save_file(path, response.content)
 
+    def job_video(
+        self, job_id: str, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
+    ) -> answers.Video:
+        """Film an episode of a job's newest policy, also while it trains, and save it.
+
+        :param path: Ends in ``.gif`` or ``.mp4``.
+        :raises InvalidArgument: If it does not.
+        :raises ApiError: 409 before the job's first checkpoint.
+        """
+        return self._film(f"/training/{_quote(job_id)}/video", path, seed, deterministic, max_steps)
+
     def events(self, job_id: str, after: int = 0, timeout_seconds: float | None = None) -> answers.Events:
         """Iterate over the events of a job, past ones first, until the last one.
 
@@ -416,16 +427,16 @@ class Client:
         :param path: Ends in ``.gif`` or ``.mp4``.
         :raises InvalidArgument: If it does not.
         """
+        return self._film(f"/models/{_quote(model_name)}/video", path, seed, deterministic, max_steps)
+
+    def _film(self, address: str, path: FilePath, seed: int, deterministic: bool, max_steps: int) -> answers.Video:
         query = {
             "format": get_video_format(path),
             "seed": seed,
             "deterministic": deterministic,
             "max_steps": max_steps,
         }
-        response = self._request(
-            "GET", f"/models/{_quote(model_name)}/video", params=query, timeout=_WORK_TIMEOUT_SECONDS
-        )
-        return save_video(path, response)
+        return save_video(path, self._request("GET", address, params=query, timeout=_WORK_TIMEOUT_SECONDS))
 
     def download(self, model_name: str, path: FilePath | None = None) -> Path:
         """Save a model file, which ``GRPO.load`` reads; by default as ``<model_name>.zip``."""
@@ -550,3 +561,7 @@ class Job:
     def curve(self, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
         """Save a learning curve of the job as PNG."""
         return self._client.curve(self.job_id, path, metric, theme)
+
+    def video(self, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500) -> answers.Video:
+        """Film an episode of the job's newest policy, also while it trains, and save it."""
+        return self._client.job_video(self.job_id, path, seed, deterministic, max_steps)

@@ -70,11 +70,19 @@ def save_video(path: FilePath, response: httpx2.Response) -> Video:
 
     :raises ServerUnreachable: If its headers are missing.
     """
+    headers = response.headers
     try:
-        reward, n_steps = float(response.headers["X-Episode-Reward"]), int(response.headers["X-Episode-Length"])
+        reward, n_steps = float(headers["X-Episode-Reward"]), int(headers["X-Episode-Length"])
+        timesteps = int(headers["X-Checkpoint-Timesteps"]) if "X-Checkpoint-Timesteps" in headers else None
     except (KeyError, ValueError) as error:
         raise ServerUnreachable("the film came without its headers; does a proxy on the way drop them?") from error
-    return Video(path=save_file(path, response.content), n_bytes=len(response.content), reward=reward, n_steps=n_steps)
+    return Video(
+        path=save_file(path, response.content),
+        n_bytes=len(response.content),
+        reward=reward,
+        n_steps=n_steps,
+        checkpoint_timesteps=timesteps,
+    )
 
 
 def get_video_format(path: FilePath) -> str:

@@ -166,8 +166,7 @@ def play_episodes(
 def summarize_episodes(episodes: Sequence[Episode]) -> Evaluation:
     """Compute the statistics of episodes.
 
-    Of episodes some of which say whether they succeeded, the others count as failed: many environments report only
-    success.
+    If some episodes say whether they succeeded, the others count as failed: many environments report only success.
 
     :param episodes: At least one episode.
     """

@@ -765,7 +765,7 @@ def test_stop_from_another_thread_ends_the_update_phase(algorithm: type[GRPO]) -
     model.learn(64)
     thread.join()
     assert 11 <= model._n_updates <= 12, "at most one pass more"
-    assert 32 <= model.num_timesteps <= 33, "at most one sweep more"
+    assert 32 <= model.num_timesteps <= 33, "at most one vectorised step more"
 
 
 def test_a_stopped_model_can_learn_on() -> None:

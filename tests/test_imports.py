@@ -36,7 +36,8 @@ SERVICE_ORDER = [
 # The rooms of the library, each of which imports only from those before it.
 LIBRARY_ORDER = [
     "spaces",
-    "parent_process",
+    "npy",
+    "process",
     "actor",
     "options",
     "environments",

@@ -109,7 +109,7 @@ class Watch(BaseCallback):
         super().__init__()
         self.on_end, self.on_start = on_end, on_start
         self.rollouts: list[Seen] = []
-        self.n_sweeps = 0
+        self.n_vec_steps = 0
 
     @property
     def grpo(self) -> GRPO:
@@ -121,7 +121,7 @@ class Watch(BaseCallback):
             self.on_start(self.grpo)
 
     def _on_step(self) -> bool:
-        self.n_sweeps += 1
+        self.n_vec_steps += 1
         return True
 
     def _on_rollout_end(self) -> None:

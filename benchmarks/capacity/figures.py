@@ -21,7 +21,8 @@ from benchmarks.lib.server import Server, serve
 from benchmarks.serving.replicas import serve_replicas
 from grpo import GRPO
 from grpo_core.checkpoints import checkpoint
-from grpo_core.saving.model_file import from_bytes, write_atomic
+from grpo_core.saving.atomic_write import write_atomic
+from grpo_core.saving.model_file import from_bytes
 
 FOLDER = Path(__file__).parents[1] / "results"
 PATH = FOLDER / "capacity.json"

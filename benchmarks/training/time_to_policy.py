@@ -22,7 +22,7 @@ from benchmarks.lib.http_jobs import HttpTraining, make_service_model, serve, tr
 from benchmarks.lib.timing import Comparison
 from grpo import GRPO
 from grpo_core.actor.actor import Actor, PolicyActor
-from grpo_core.options.policy_kwargs import network_to_json
+from grpo_core.options.network_json import network_to_json
 from grpo_core.saving.model_state import get_weights
 
 _CHECK_STEPS = 2048

@@ -53,12 +53,14 @@ class Video(Answer):
 
     :param reward: Sum of the episode's rewards.
     :param n_steps: Length of the episode.
+    :param checkpoint_timesteps: Steps of the checkpoint whose policy it shows; None if that policy was saved as a model.
     """
 
     path: Path
     n_bytes: int
     reward: float
     n_steps: int
+    checkpoint_timesteps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

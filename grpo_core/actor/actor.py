@@ -137,7 +137,7 @@ class Actor:
     ) -> "Actor":
         """Build an actor from the parameters of an SB3 ``ActorCriticPolicy``, by torch's names.
 
-        :param network: Description of the network, as ``grpo_core.options.policy_kwargs.network_to_json`` writes it.
+        :param network: Description of the network, as ``grpo_core.options.network_json.network_to_json`` writes it.
         :param weights: Parameter name to array; copied, so that later training leaves the actor untouched.
         :param normalization: Statistics to normalise observations with; None leaves them as they are.
         """

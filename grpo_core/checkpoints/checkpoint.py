@@ -32,7 +32,6 @@ from grpo_core.restoring.state import find_noise
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, ModelContent, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_weights, restore_normalization
-from grpo_core.simulators.bank import make_bank
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers
 from grpo_core.update.policies import copy_policy
 from grpo_core.update.seeding import lock_torch_generator
@@ -125,7 +124,7 @@ def take(
         "n_shards": model._collector.n_shards,
         "has_plain_states": model._collector.has_plain_states,
         "mode": model._mode,
-        "is_cheap": model._collector.is_cheap,
+        "is_cheap": model._collector.findings.is_cheap,
         "simulators": simulators,
         "caveat": caveat,
         "own": dict(facts or {}),
@@ -240,14 +239,13 @@ def _restore_choices(model: Any, facts: Mapping[str, Any]) -> None:
     :raises CheckpointError: If these environments cannot be played so.
     """
     mode = facts.get("mode", model._mode) if model.group_mode == "auto" else model._mode
-    is_cheap = bool(facts.get("is_cheap", model._collector.is_cheap))
-    if (mode, is_cheap) == (model._mode, model._collector.is_cheap):
+    is_cheap = bool(facts.get("is_cheap", model._collector.findings.is_cheap))
+    if (mode, is_cheap) == (model._mode, model._collector.findings.is_cheap):
         return
     if mode not in ("branch", "episode"):
         raise CheckpointError(f"the checkpoint's mode {mode!r} is none that is chosen; it was not written here.")
     try:
-        crn = model.common_random_numbers
-        bank = make_bank(model.env, needs_restore=mode != "episode", common_random_numbers=crn)
+        bank = model._make_bank(model.env, mode)
         bank.findings = bank.findings._replace(is_cheap=is_cheap)
         model._setup_groups(mode, bank, model.env)
     except ValueError as error:  # among them NotBranchableError
@@ -338,7 +336,7 @@ def _list_envs(model: Any) -> list[gym.Env[Any, Any]]:
 
 
 def _find_fixtures(envs: Sequence[gym.Env[Any, Any]]) -> dict[str, Any]:
-    """Find what copies of the environments' attributes leave where it is, such as spaces, by where it is."""
+    """Find the objects that copies of the environments' attributes leave in place, such as spaces, by their paths."""
     walks = ((i, walk(list_nested_envs(env), (), _MAX_SEARCHED)) for i, env in enumerate(envs))
     return {f"{i}: {place}": value for i, found in walks for place, value in found if not isinstance(value, _HELD)}
 

@@ -1,4 +1,4 @@
-"""Describe what simulators hold in JSON and plain arrays, and make it again, without a pickle.
+"""Describe in JSON and plain arrays what simulators hold, and rebuild it, without a pickle.
 
 A description makes no object of a class that the environment's own packages do not define, and runs no code: an object
 is made empty, and its attributes are put back. What such a description cannot say exactly is refused.
@@ -24,7 +24,7 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.restoring.contents import get_generator_state, is_restorable_generator, set_generator_state
 from grpo_core.restoring.copying import CopyError, describe_kind, is_plain, list_slots
 from grpo_core.restoring.layers import LayerMethod, LayerReference
-from grpo_core.saving.model_file import space_from_json, space_to_json
+from grpo_core.saving.space_json import space_from_json, space_to_json
 from grpo_core.simulators.bank import Observed
 
 # JSON values, one per object; an object that others hold is written once and referred to by its number.
@@ -188,7 +188,7 @@ class Writer:
 
 
 class Reader:
-    """Makes the objects again that a ``Writer`` described.
+    """Rebuilds the objects that a ``Writer`` described.
 
     :param objects: The descriptions.
     :param arrays: The arrays that they refer to.

@@ -13,7 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from grpo_core.checkpoints import MAX_FILE_BYTES, checkpoint
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.options.hyperparameters_json import hyperparameters_to_json
-from grpo_core.saving.model_file import ModelFileError, write_atomic
+from grpo_core.saving.atomic_write import UnconfirmedWriteError, write_atomic
+from grpo_core.saving.model_file import ModelFileError
 from grpo_core.saving.model_state import describe_network, describe_reward_functions
 
 # Of the arguments: what does not change a training under way, whose random generators are in its checkpoint.
@@ -25,7 +26,8 @@ class KeepCheckpoint(BaseCallback):
     """Keeps the latest checkpoint of a ``GRPO`` in one file while it trains.
 
     The file is replaced at once, between two rollouts, so that a reader finds the last checkpoint or the one before.
-    What nobody could read again, such as weights that are not finite, replaces nothing; a warning says so.
+    What nobody could read again, such as weights that are not finite, replaces nothing, nor does what a full disk
+    refuses; a warning says so, training goes on, and the next checkpoint is tried when it is due.
 
     :param path: The file. A missing folder is made.
     :param every_steps: Simulator steps between two checkpoints, > 0; None goes by the clock alone.
@@ -72,11 +74,10 @@ class KeepCheckpoint(BaseCallback):
 
     def _take(self) -> None:
         try:
-            content = checkpoint.to_bytes(self.model)
-        except ModelFileError as error:
-            warnings.warn(f"{self.path} keeps no step {self.num_timesteps:,}: {error}", stacklevel=2)
-            return
-        write_atomic(self.path, content)
+            write_atomic(self.path, checkpoint.to_bytes(self.model))
+        except (ModelFileError, OSError) as error:
+            keeps = "may not keep" if isinstance(error, UnconfirmedWriteError) else "keeps no"
+            warnings.warn(f"{self.path} {keeps} step {self.num_timesteps:,}: {error}", stacklevel=2)
 
 
 def go_on(model: Any, path: str | os.PathLike[str]) -> int:

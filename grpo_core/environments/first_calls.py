@@ -99,7 +99,7 @@ def check_reset(source: str, returned: Any) -> None:
 
 
 def check_step(source: str, returned: Any) -> None:
-    """Check what ``step`` returned, but for the observation: five values of the right kinds.
+    """Check what ``step`` returned, except the observation: five values of the right kinds.
 
     :param source: The class at fault.
     :raises InvalidEnvironmentError: If a value is missing or of another kind.
@@ -268,7 +268,7 @@ def _check_reward(source: str, reward: Any) -> None:
 
 
 def _find_fault(observation: Any, space: spaces.Space[Any]) -> str | None:
-    """Say what an observation is, if it is none of a space; numbers outside a Box are no fault."""
+    """Describe an observation that does not belong to a space; None if it does, or is only outside a Box's bounds."""
     if isinstance(space, spaces.Dict):
         if not isinstance(observation, Mapping):
             return f"{describe(observation)} instead of a dict with the keys {[*space.spaces]}"

@@ -42,7 +42,7 @@ def read_flag(value: Any) -> bool | None:
 
 
 def to_array(value: Any) -> np.ndarray[Any, Any]:
-    """Make an array of a value; of what is none, such as lists of different lengths, an array of objects."""
+    """Turn a value into an array, of objects where it is no array, as with lists of different lengths."""
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError):

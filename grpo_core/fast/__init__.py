@@ -2,7 +2,7 @@
 
 Only ``grpo.py`` and the service's evaluator use them.
 
-- ``StepThreads``: what ``find_batched_simulator`` shares out long steps to.
+- ``StepThreads``: the threads that ``find_batched_simulator`` spreads long steps over.
 - ``make_batched_collector``: the rollouts of ``GroupCollector``, to the bit.
 - ``MlpLearner``: the steps of ``GRPO.train``, to rounding.
 - ``step_episodes``: the episodes of ``grpo_core.evaluation``, to rounding.

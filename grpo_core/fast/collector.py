@@ -13,28 +13,28 @@ from grpo_core.fast.dynamics import FloatArray
 from grpo_core.fast.physics import BatchedSimulator, BatchStep, find_batched_simulator
 from grpo_core.fast.step_threads import StepThreads, count_threads
 from grpo_core.groups.archive import AnchorState
-from grpo_core.groups.collector import GroupCollector, SweepCallback
+from grpo_core.groups.collector import GroupCollector, VecStepCallback
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.groups.sweep import Place, SteppedPlace
+from grpo_core.groups.vec_step import Place, SteppedPlace
 from grpo_core.simulators.bank import Observed, SimulatorBank
 
-# Group and index of branches, ``(n_branches, 2)``.
-Places = npt.NDArray[np.int64]
+# Which branches, ``(n_branches, 2)``: group, branch.
+BranchIndex = npt.NDArray[np.int64]
 
 
 class _LiveBranches(NamedTuple):
     """The branches that are still under way, sorted by environment.
 
-    :param places: Group and index of each.
+    :param branches: Group and branch of each.
     :param n_branches: Number of branches of each environment.
-    :param sweeps: Pairs of environment and branch, in turns with one branch per environment at most.
+    :param vec_steps: Pairs of environment and branch, one of each environment at most, for each vectorised step.
     :param candidates: The branches that the next rollout may continue from, in the order of their turns.
     """
 
-    places: Places
+    branches: BranchIndex
     n_branches: list[int]
-    sweeps: list[list[tuple[int, int]]]
+    vec_steps: list[list[tuple[int, int]]]
     candidates: list[int]
 
 
@@ -65,21 +65,21 @@ class BatchedCollector(GroupCollector):
     ) -> None:
         super().__init__(bank, observation_space, plan)
         self._simulators, self._threads = simulators, threads
-        # Step, all branches, and the pairs of environment and branch of the latest sweep.
-        self._swept: tuple[int, _LiveBranches, Sequence[tuple[int, int]]] = (0, _NO_BRANCHES, ())
+        # Step, all branches, and the pairs of environment and branch of the latest vectorised step.
+        self._vec_step: tuple[int, _LiveBranches, Sequence[tuple[int, int]]] = (0, _NO_BRANCHES, ())
 
     def list_places(self) -> list[SteppedPlace]:
-        t, live, sweep = self._swept
-        return [(env_index, (t, *live.places[i].tolist())) for env_index, i in sweep]
+        t, live, vec_step = self._vec_step
+        return [(env_index, (t, *live.branches[i].tolist())) for env_index, i in vec_step]
 
     def find_latest(self, env_index: int) -> Place:
-        t, live, _ = self._swept
-        # In this sweep or an earlier one at the same t, the environment's branches have all had their turns.
+        t, live, _ = self._vec_step
+        # In this vectorised step or an earlier one at the same t, the environment's branches have all had their turns.
         return self._find_last(t, live, env_index) if live.n_branches[env_index] else self._latest[env_index]
 
     def _find_last(self, t: int, live: _LiveBranches, env_index: int) -> Place:
         """Return the place of the step of an environment's last branch."""
-        return t, *live.places[sum(live.n_branches[: env_index + 1]) - 1].tolist()
+        return t, *live.branches[sum(live.n_branches[: env_index + 1]) - 1].tolist()
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, AnchorState]:
         starts = self._bank.reset(seeds)
@@ -91,7 +91,7 @@ class BatchedCollector(GroupCollector):
         rollout: GroupRollout,
         actor: PolicyActor,
         rng: np.random.Generator,
-        on_sweep: SweepCallback,
+        on_vec_step: VecStepCallback,
     ) -> bool:
         assert self._plan.horizon is not None
         self._threads.n_threads = self.n_threads or count_threads()
@@ -102,23 +102,23 @@ class BatchedCollector(GroupCollector):
         for t in range(self._plan.horizon):
             actions, log_probs = actor.sample_actions(observations, rng)
             if t == 0 and self._plan.mode == "action":
-                actions = live.places[:, 1]
+                actions = live.branches[:, 1]
                 log_probs = actor.log_probs(observations)[np.arange(len(actions)), actions]
             # Step t of a branch is kept as the collector of single steps keeps it, and the draws come in its order.
             draws = rng.random(len(live.candidates)).tolist()
             kept = [i for i, draw in zip(live.candidates, draws, strict=True) if draw * (t + 1) < 1.0]
             outcomes = self._step_all(states, actor.clip_actions(actions), live.n_branches)
-            at = (np.full(len(actions), t), *live.places.T)
+            at = (np.full(len(actions), t), *live.branches.T)
             rollout.store_actions(at, observations, actions, log_probs, None)
             rollout.store_outcomes(at, outcomes.observations, outcomes.rewards, outcomes.terminated, outcomes.truncated)
             is_over = outcomes.terminated | outcomes.truncated
             for i in kept:
-                group = self._groups[live.places[i, 0]]
+                group = self._groups[live.branches[i, 0]]
                 group.kept_t = t
                 group.kept = None
                 if not is_over[i]:  # copied: a view would hold the rows of all branches for as long as it is archived
                     group.kept = Observed(outcomes.observations[i].copy(), None), outcomes.states[i].copy()
-            if not self._report(t, live, outcomes, is_over.tolist(), on_sweep):
+            if not self._report(t, live, outcomes, is_over.tolist(), on_vec_step):
                 return False
             states, observations = outcomes.states, outcomes.observations
             if is_over.any():
@@ -127,23 +127,24 @@ class BatchedCollector(GroupCollector):
                     break
                 # Some environments may have no branch left.
                 self._latest |= {i: self._find_last(t, live, i) for i, n in enumerate(live.n_branches) if n}
-                live = self._list_live(live.places[goes_on])
+                live = self._list_live(live.branches[goes_on])
                 states, observations = states[goes_on], observations[goes_on]
         return True
 
-    def _list_live(self, places: Places) -> _LiveBranches:
+    def _list_live(self, branches: BranchIndex) -> _LiveBranches:
         """Order the branches by environment and turn.
 
-        :param places: Group and index of each branch, sorted by environment.
+        :param branches: Group and branch of each, sorted by environment.
         """
-        n_branches = np.bincount(places[:, 0] % self._bank.n_envs, minlength=self._bank.n_envs).tolist()
+        n_branches = np.bincount(branches[:, 0] % self._bank.n_envs, minlength=self._bank.n_envs).tolist()
         starts = [end - n for n, end in zip(n_branches, accumulate(n_branches), strict=True)]
-        sweeps = [
+        vec_steps = [
             [(env_index, start + turn) for env_index, start in enumerate(starts) if turn < n_branches[env_index]]
             for turn in range(max(n_branches))
         ]
-        is_kept = [self._groups[group].kept_branch == branch for group, branch in places.tolist()]
-        return _LiveBranches(places, n_branches, sweeps, [i for sweep in sweeps for _, i in sweep if is_kept[i]])
+        is_kept = [self._groups[group].kept_branch == branch for group, branch in branches.tolist()]
+        candidates = [i for vec_step in vec_steps for _, i in vec_step if is_kept[i]]
+        return _LiveBranches(branches, n_branches, vec_steps, candidates)
 
     def _step_all(self, states: FloatArray, actions: npt.NDArray[Any], n_branches: Sequence[int]) -> BatchStep:
         """Step all branches, environment by environment.
@@ -170,16 +171,16 @@ class BatchedCollector(GroupCollector):
         live: _LiveBranches,
         outcomes: BatchStep,
         is_over: Sequence[bool],
-        on_sweep: SweepCallback,
+        on_vec_step: VecStepCallback,
     ) -> bool:
         n_envs, all_rewards = self._bank.n_envs, outcomes.rewards.tolist()
-        for sweep in live.sweeps:
-            self._swept = t, live, sweep
+        for vec_step in live.vec_steps:
+            self._vec_step = t, live, vec_step
             infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
             dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
-            for env_index, i in sweep:
+            for env_index, i in vec_step:
                 infos[env_index], dones[env_index], rewards[env_index] = outcomes.infos[i], is_over[i], all_rewards[i]
-            if not on_sweep(infos, dones, rewards, len(sweep)):
+            if not on_vec_step(infos, dones, rewards, len(vec_step)):
                 return False
         return True
 

@@ -1,4 +1,4 @@
-"""Play seeded episodes side by side: those of ``grpo_core.evaluation``, but for how batches round, and faster."""
+"""Play seeded episodes side by side: the same as ``grpo_core.evaluation`` up to rounding, but faster."""
 
 from collections.abc import Generator, Sequence
 from typing import Any

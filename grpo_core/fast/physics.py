@@ -180,7 +180,7 @@ def find_batched_simulator(env: gym.Env[Any, Any], threads: StepThreads | None =
 
 
 def _get_dynamics(kind: type) -> Callable[[Any], Dynamics] | None:
-    """Return what steps the environments of a class in batches, if there is something."""
+    """Return what makes the batched dynamics of an environment's class; None if nothing does."""
     if kind.__module__.startswith(_MUJOCO_MODULES):
         # Only now: whoever has such an environment has imported MuJoCo, and who has none need not install it.
         from grpo_core.fast.mujoco_tasks import MUJOCO_TASKS

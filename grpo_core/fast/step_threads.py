@@ -6,6 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 
+from grpo_core.process import count_cores
+
 # With fewer rows for each, waking a thread costs more than it takes over.
 _MIN_ROWS_PER_THREAD = 2
 
@@ -18,9 +20,7 @@ def count_threads() -> int:
 
     ``OMP_NUM_THREADS`` and ``torch.set_num_threads`` are where users say that many trainings share a machine.
     """
-    # Not on macOS and Windows.
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(n_cores, torch.get_num_threads())
+    return min(count_cores(), torch.get_num_threads())
 
 
 class StepThreads:

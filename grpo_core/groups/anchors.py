@@ -14,7 +14,7 @@ Reset = Callable[[Mapping[int, int | None]], Mapping[int, AnchorState]]
 
 
 class Anchors:
-    """Where the groups of a rollout start, in turns one of each environment.
+    """Where the groups of a rollout start, interleaved: group ``i`` belongs to environment ``i % n_envs``.
 
     :param n_envs: Number of environments.
     :param plan: How the groups are played; whole episodes have no anchors.
@@ -103,7 +103,7 @@ class Anchors:
         self.starts = starts
 
     def draw_predecessors(self, groups: Sequence[Group], rng: np.random.Generator) -> Sequence[Group]:
-        """Draw the groups that those of the next rollout go on from, in turns one of each environment.
+        """Draw the groups that those of the next rollout go on from, interleaved likewise.
 
         Where more were played than planned, longer ones are likelier, so that few go on from a branch that was about to
         end.

@@ -98,7 +98,7 @@ class AnchorArchive:
         return archive
 
     def count_rollout(self) -> None:
-        """Let the states grow older by one rollout."""
+        """Age all states by one rollout."""
         self._n_rollouts += 1
 
     def keep(self, env_index: int, anchor: AnchorState, spread: float) -> None:

@@ -17,20 +17,20 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.group import MAX_FILLED, Group, GroupPlan
 from grpo_core.groups.rewards import apply_reward_functions
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.groups.sweep import Place, SteppedPlace
+from grpo_core.groups.vec_step import Place, SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.simulator import SimulatorState
-from grpo_core.simulators.bank import Observed, Order, Outcome, SimulatorBank
+from grpo_core.simulators.bank import Findings, Observed, Order, Outcome, SimulatorBank
 from grpo_core.spaces import pack
 
-# Called after every sweep over the environments with infos, done flags and rewards, one per environment, and the number
-# of simulator steps taken. It returns False to end the rollout.
-SweepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
+# Called after every vectorised step with infos, done flags and rewards, one per environment, and the number of
+# environments that took a step. It returns False to end the rollout.
+VecStepCallback = Callable[[list[dict[str, Any]], npt.NDArray[np.bool_], npt.NDArray[np.float32], int], bool]
 
 
 class WorkerPool(Protocol):
-    """Who plays parts of rollouts in place of the caller's thread; see ``grpo_core.shards.pool.RolloutPool``."""
+    """Plays parts of rollouts in place of the caller's thread; see ``grpo_core.shards.pool.RolloutPool``."""
 
     def open(self, setup: bytes) -> AbstractContextManager[Any]:
         """Let workers play the parts of one training inside the block.
@@ -41,7 +41,7 @@ class WorkerPool(Protocol):
     def play(
         self, policy: bytes, orders: Sequence[bytes], should_stop: Callable[[], bool]
     ) -> Generator[bytes, None, None]:
-        """Yield what the parts of a rollout come to, in their order.
+        """Yield the outcome of each part of a rollout, in their order.
 
         :param policy: Who acts.
         :param orders: The parts.
@@ -105,9 +105,9 @@ class GroupCollector:
         self._latest: dict[int, Place] = {}
 
     @property
-    def is_cheap(self) -> bool:
-        """Whether simulators are so cheap to restore that branches take turns in them."""
-        return self._bank.findings.is_cheap
+    def findings(self) -> Findings:
+        """What trials have found out about the environments."""
+        return self._bank.findings
 
     @property
     def groups(self) -> Sequence[Group]:
@@ -148,7 +148,7 @@ class GroupCollector:
         rollout: GroupRollout,
         actor: PolicyActor,
         rng: np.random.Generator,
-        on_sweep: SweepCallback,
+        on_vec_step: VecStepCallback,
         should_stop: Callable[[], bool],
     ) -> bool:
         """Let every branch of every group follow the policy to its end.
@@ -157,7 +157,7 @@ class GroupCollector:
         that one forward pass serves them all. Otherwise each environment plays one branch after the other and is
         restored once for each.
 
-        :param should_stop: Asked between resets, which may be slow; ``on_sweep`` ends a rollout elsewhere.
+        :param should_stop: Asked between resets, which may be slow; ``on_vec_step`` ends a rollout elsewhere.
         :return: False if it ended early; the storage is then incomplete.
         """
         if self._plan.mode != "episode" and not self.anchors.complete(rng, should_stop):
@@ -165,7 +165,9 @@ class GroupCollector:
         rollout.clear()
         self._groups, self._n_steps_taken = [], [0] * self._bank.n_envs
         starts = self.anchors.starts
-        while self._play(self._add_groups(starts), rollout, actor, rng, on_sweep):
+        while True:
+            if not self._play(self._add_groups(starts), rollout, actor, rng, on_vec_step):
+                return False
             if not (n_more := self._count_groups_to_fill(rollout)):
                 break
             starts = []
@@ -173,8 +175,6 @@ class GroupCollector:
                 if should_stop():
                     return False
                 starts += self.anchors.begin_episodes(rng)
-        else:
-            return False
         rollout.trim(len(self._groups), self._plan.horizon)
         for group, n_steps in zip(self._groups, rollout.step_mask.sum(axis=(0, 2)).tolist(), strict=True):
             group.n_steps = n_steps
@@ -183,12 +183,12 @@ class GroupCollector:
         return True
 
     def list_places(self) -> list[SteppedPlace]:
-        """List where in the rollout the steps of the latest sweep are."""
+        """List where in the rollout the steps of the latest vectorised step are."""
         # A branch is a step further by then.
         return [(branch.group.env_index, (branch.t - 1, branch.group.index, branch.index)) for branch in self._stepped]
 
     def find_latest(self, env_index: int) -> Place:
-        """Return where in the rollout the latest step of an environment is, which has taken one."""
+        """Return where in the rollout an environment's latest step is; it must have taken one."""
         return self._latest[env_index]
 
     def count_episode(self, rollout: GroupRollout, place: Place) -> tuple[float, int]:
@@ -203,7 +203,7 @@ class GroupCollector:
         return anchor.episode_return + earned, anchor.episode_length + t + 1
 
     def _add_groups(self, starts: Sequence[AnchorState | None]) -> list[Group]:
-        """Add groups to the rollout, in turns one for each environment."""
+        """Add groups to the rollout, interleaved: one per environment and round."""
         n_before, n_envs = len(self._groups), self._bank.n_envs
         added = [Group(n_before + i, i % n_envs, start) for i, start in enumerate(starts)]
         self._groups.extend(added)
@@ -215,7 +215,7 @@ class GroupCollector:
         The last one may exceed the rollout by as much as it would otherwise fall short.
         """
         plan, n_envs = self._plan, self._bank.n_envs
-        if plan.mode == "episode" or not plan.fills_rollouts:
+        if plan.mode == "episode" or not plan.fill_rollouts:
             return 0
         assert plan.horizon is not None
         n_missing = plan.n_steps * n_envs - int(rollout.step_mask.sum())
@@ -229,18 +229,18 @@ class GroupCollector:
         rollout: GroupRollout,
         actor: PolicyActor,
         rng: np.random.Generator,
-        on_sweep: SweepCallback,
+        on_vec_step: VecStepCallback,
     ) -> bool:
-        """Play all branches of some groups to their ends; return False if ``on_sweep`` ended the rollout early.
+        """Play all branches of some groups to their ends; return False if ``on_vec_step`` ended the rollout early.
 
-        :param groups: In turns one of each environment. In ``"episode"`` mode empty, since groups are added on the way.
+        :param groups: Interleaved by environment. In ``"episode"`` mode empty, since groups are added on the way.
         """
         queues = [self._start_branches(i, groups, actor, rng) for i in range(self._bank.n_envs)]
         live = [branch for queue in queues for branch in islice(queue, None if self._advances_in_step else 1)]
         while live:
             actions = self._choose_actions(live, rollout, actor, rng)
-            for sweep in _split_into_sweeps(live, actions):
-                if not self._step_branches(sweep, rollout, rng, on_sweep):
+            for vec_step in _split_into_vec_steps(live, actions):
+                if not self._step_branches(vec_step, rollout, rng, on_vec_step):
                     return False
             successors = [branch if branch.is_live else next(queues[branch.group.env_index], None) for branch in live]
             live = [branch for branch in successors if branch is not None]
@@ -307,27 +307,27 @@ class GroupCollector:
 
     def _step_branches(
         self,
-        sweep: Sequence[tuple[_Branch, Any]],
+        vec_step: Sequence[tuple[_Branch, Any]],
         rollout: GroupRollout,
         rng: np.random.Generator,
-        on_sweep: SweepCallback,
+        on_vec_step: VecStepCallback,
     ) -> bool:
         """Step one branch in each environment at most.
 
-        :param sweep: Branches and their actions.
-        :return: False if ``on_sweep`` says so.
+        :param vec_step: Branches and their actions.
+        :return: False if ``on_vec_step`` says so.
         """
         orders = {}
-        for branch, action in sweep:
+        for branch, action in vec_step:
             is_last = branch.t + 1 == self._plan.horizon
             needs_state = self._draw_kept(branch, rng) or (self._advances_in_step and not is_last)
             orders[branch.group.env_index] = Order(action, branch.state, needs_state)
         outcomes = self._bank.step(orders)
-        self._stepped = [branch for branch, _ in sweep]
+        self._stepped = [branch for branch, _ in vec_step]
         n_envs = self._bank.n_envs
         infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
         dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
-        for branch, _ in sweep:
+        for branch, _ in vec_step:
             i = branch.group.env_index
             outcome = outcomes[i]
             if self._plan.horizon is None:
@@ -338,7 +338,7 @@ class GroupCollector:
             dones[i] = outcome.terminated or outcome.truncated
             self._n_steps_taken[i] += 1
             self._advance(branch, outcome)
-        return on_sweep(infos, dones, rewards, len(sweep))
+        return on_vec_step(infos, dones, rewards, len(vec_step))
 
     def _cut_endless(self, branch: _Branch, outcome: Outcome) -> Outcome:
         """Cut an episode that nothing else will end."""
@@ -386,10 +386,10 @@ class GroupCollector:
         return observations, np.stack([np.ones_like(some) if mask is None else mask for mask in masks])
 
 
-def _split_into_sweeps(live: Sequence[_Branch], actions: Any) -> Iterator[list[tuple[_Branch, Any]]]:
-    """Yield branches with their actions so that no environment occurs twice in a sweep."""
+def _split_into_vec_steps(live: Sequence[_Branch], actions: Any) -> Iterator[list[tuple[_Branch, Any]]]:
+    """Yield branches with their actions so that no environment occurs twice in a vectorised step."""
     by_env: dict[int, list[tuple[_Branch, Any]]] = {}
     for branch, action in zip(live, actions, strict=True):
         by_env.setdefault(branch.group.env_index, []).append((branch, action))
-    for sweep in zip_longest(*by_env.values()):
-        yield [turn for turn in sweep if turn is not None]
+    for vec_step in zip_longest(*by_env.values()):
+        yield [turn for turn in vec_step if turn is not None]

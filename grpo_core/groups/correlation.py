@@ -36,7 +36,7 @@ class GroupCorrelation:
         return np.asarray(correlations.clip(0.0, 1.0)[_find_ranges(horizon)])
 
     def update(self, gae: Floats, step_mask: Bools) -> None:
-        """Take a rollout into the estimate.
+        """Update the estimate with a rollout.
 
         :param gae: Generalised advantage estimates, shape ``(horizon, n_anchors, group_size)``.
         :param step_mask: True where the branch took a step, same shape.

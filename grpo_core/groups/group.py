@@ -10,8 +10,6 @@ from grpo_core.simulators.bank import Observed
 #: A rollout that is filled holds at most this many times the groups that would fill it if no branch ended early: groups
 #: are stored side by side, padded to the longest branch.
 MAX_FILLED = 8
-#: Steps per branch that a rollout of whole episodes has room for at first; it grows with them.
-FIRST_EPISODE_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,8 @@ class GroupPlan:
         would.
     :param n_steps: Steps per environment and rollout. In the modes with a horizon, groups fill them exactly if no
         branch ends early; in ``"episode"`` mode, another group starts as long as fewer were taken.
-    :param fills_rollouts: Whether, in the modes with a horizon, groups from new episodes take the steps that are left:
-        branches ended early, or a group has fewer, since not every action was legal.
+    :param fill_rollouts: Whether groups from new episodes use up the steps left over when branches end early or not
+        every action was legal; only in modes with a horizon.
     :param common_random_numbers: Whether captured states include the environments' random generators.
     :param anchor_selection: ``"continue"``: groups start where a branch of the last group got to. ``"archive"``: some
         start from states of an ``AnchorArchive``.
@@ -36,7 +34,7 @@ class GroupPlan:
     group_size: int
     horizon: int | None
     n_steps: int
-    fills_rollouts: bool = False
+    fill_rollouts: bool = False
     common_random_numbers: bool = False
     anchor_selection: AnchorSelection = "continue"
 

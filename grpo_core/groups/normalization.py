@@ -3,11 +3,15 @@
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from grpo_core.actor.normalization import Moments, ObservationStatistics
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.spaces import Observations, unpack
+
+# Statistics of fewer observations than this, per environment, are of resets alone: those of a model's first rollout.
+_FEW_OBSERVATIONS = 10
 
 
 class Normalizer:
@@ -24,23 +28,29 @@ class Normalizer:
         self._vec_normalize = vec_normalize
 
     def freeze(self) -> ObservationStatistics | None:
-        """Copy the statistics of observations as they are now; None if observations are not normalised."""
+        """Copy the statistics of observations as they are now; None if observations are not normalised.
+
+        As long as they are hardly of more than resets, which lie close together, observations are only divided by
+        their size, where that is above 1: with the spread of resets, a whole rollout would lie beyond ``clip_obs``.
+        """
         vec_normalize = self._vec_normalize
         if vec_normalize is None or not vec_normalize.norm_obs:
             return None
         mean: Any
         var: Any
         rms: Any = vec_normalize.obs_rms
+        n_few = _FEW_OBSERVATIONS * vec_normalize.num_envs
         if isinstance(rms, dict):
-            mean, var = ({key: _freeze(getattr(r, name)) for key, r in rms.items()} for name in ("mean", "var"))
+            pairs = {key: _take_moments(part, n_few) for key, part in rms.items()}
+            mean, var = ({key: pair[i] for key, pair in pairs.items()} for i in range(2))
         else:
-            mean, var = _freeze(rms.mean), _freeze(rms.var)
+            mean, var = _take_moments(rms, n_few)
         return ObservationStatistics(mean, var, float(vec_normalize.clip_obs), float(vec_normalize.epsilon))
 
     def apply(
         self, rollout: GroupRollout, statistics: ObservationStatistics | None
     ) -> tuple[Observations, Observations]:
-        """Gather what the policy saw at the live steps, and where these led; ``(n_steps, *observation_shape)`` each.
+        """Gather what the policy saw at the live steps, and where they led; ``(n_live_steps, *observation_shape)``.
 
         :param statistics: What ``freeze`` returned before the rollout was collected.
         """
@@ -66,7 +76,7 @@ class Normalizer:
         return discounted_returns
 
     def update(self, rollout: GroupRollout, discounted_returns: Moments | None) -> None:
-        """Add a rollout's observations and discounted returns to the statistics, if they are still learnt.
+        """Add a rollout's observations and discounted returns to the statistics, unless they are frozen.
 
         :param discounted_returns: What ``compute_discounted_returns`` returned.
         """
@@ -89,6 +99,13 @@ class Normalizer:
                 running.update(observations[key])
         else:
             statistics.update(observations)
+
+
+def _take_moments(rms: RunningMeanStd, n_few: int) -> tuple[Moments, Moments]:
+    """Copy the mean and the variance of statistics, or what stands for them while they are of too few observations."""
+    if rms.count < n_few:
+        return _freeze(np.zeros_like(rms.mean)), _freeze(np.maximum(np.square(rms.mean), 1.0))
+    return _freeze(rms.mean), _freeze(rms.var)
 
 
 def _freeze(array: Any) -> Moments:

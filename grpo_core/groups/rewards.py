@@ -22,7 +22,7 @@ def apply_reward_functions(
     """Replace the rewards by a weighted sum of rewards, each computed in one call over all live steps.
 
     :param rollout: Its ``rewards`` are overwritten where ``step_mask`` is True.
-    :param clip_actions: Turns what was drawn, ``(n_steps, *action_shape)``, into what the environment received.
+    :param clip_actions: Turns what was drawn, ``(n_live_steps, *action_shape)``, into what the environment received.
     :param reward_function: One, or several; None among several stands for the environment's own rewards.
     :param weights: Weight of each; None: 1 each.
     :return: As the means of ``combine_rewards``.

@@ -1,7 +1,7 @@
 """Storage of one rollout of whole groups, and how it is cut into minibatches."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from grpo_core.groups.advantage import BranchSteps, Floats
+from grpo_core.groups.group import GroupPlan
 from grpo_core.simulators.bank import Outcome
 from grpo_core.spaces import Observations, observation_dtype, pack, unpack
 
@@ -27,8 +28,10 @@ _STORED = (
     "truncated",
     "action_masks",
 )
-# Where in a rollout a step belongs: its time, group and branch. Integers, or integer arrays of equal length.
-Place = tuple[Any, Any, Any]
+# Steps per branch of whole episodes that there is room for at first.
+_FIRST_EPISODE_STEPS = 64
+# Where in a rollout one step or several are: time, group and branch. Integers, or integer arrays of equal length.
+StepIndex = tuple[Any, Any, Any]
 
 
 class StepBatch(NamedTuple):
@@ -126,6 +129,18 @@ class GroupRollout:
         self._first_shape = (horizon, n_anchors, group_size)
         self.clear()
 
+    @classmethod
+    def for_plan(
+        cls, plan: GroupPlan, n_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> Self:
+        """Make room for the groups of a plan in ``n_envs`` environments, as if no branch ended early.
+
+        Whole episodes are as long as they are: for them the storage starts small and grows.
+        """
+        horizon = plan.horizon or min(_FIRST_EPISODE_STEPS, plan.n_steps)
+        n_anchors = n_envs * max(1, plan.n_steps // (plan.group_size * horizon))
+        return cls(horizon, n_anchors, plan.group_size, observation_space, action_space)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Horizon, number of anchors and group size."""
@@ -144,7 +159,7 @@ class GroupRollout:
         self.step_mask, self.terminated, self.truncated = (np.zeros(shape, np.bool_) for _ in range(3))
         self.action_masks = None
 
-    def store_actions(self, at: Place, observations: Array, actions: Array, log_probs: Array, masks: Any) -> None:
+    def store_actions(self, at: StepIndex, observations: Array, actions: Array, log_probs: Array, masks: Any) -> None:
         """Store what branches saw and chose, and make room for it.
 
         :param at: One place per branch: three integer arrays ``(n_branches,)``.
@@ -158,7 +173,7 @@ class GroupRollout:
         self.observations[at], self.actions[at] = observations, actions
         self.log_probs[at], self.step_mask[at] = log_probs, True
 
-    def store_outcome(self, at: Place, outcome: Outcome) -> None:
+    def store_outcome(self, at: StepIndex, outcome: Outcome) -> None:
         """Store where one step led.
 
         :param at: The place of that step.
@@ -167,7 +182,7 @@ class GroupRollout:
         self.store_outcomes(at, observation, outcome.reward, outcome.terminated, outcome.truncated)
 
     def store_outcomes(
-        self, at: Place, next_observations: Array, rewards: Any, terminated: Any, truncated: Any
+        self, at: StepIndex, next_observations: Array, rewards: Any, terminated: Any, truncated: Any
     ) -> None:
         """Store where steps led.
 
@@ -180,14 +195,14 @@ class GroupRollout:
         self.next_observations[at], self.rewards[at] = next_observations, rewards
         self.terminated[at], self.truncated[at] = terminated, truncated > terminated
 
-    def gather(self, at: Place) -> dict[str, Array]:
+    def gather(self, at: StepIndex) -> dict[str, Array]:
         """Return what is stored of some steps, ``(n_steps, ...)`` each, as ``put`` takes it.
 
         :param at: Their places, three integer arrays ``(n_steps,)``.
         """
         return {name: array[at] for name, array in self._arrays() if name != "step_mask"}
 
-    def put(self, at: Place, columns: Mapping[str, Array]) -> None:
+    def put(self, at: StepIndex, columns: Mapping[str, Array]) -> None:
         """Store steps that another rollout gathered, and make room for them.
 
         :param at: Their places here, three integer arrays ``(n_steps,)``.
@@ -200,7 +215,7 @@ class GroupRollout:
                 getattr(self, name)[at] = column
         self.step_mask[at] = True
 
-    def _store_masks(self, at: Place, masks: Any) -> None:
+    def _store_masks(self, at: StepIndex, masks: Any) -> None:
         """Store the legal actions of some steps; None where all are."""
         if masks is not None and self.action_masks is None:
             self.action_masks = np.ones((*self.shape, masks.shape[1]), np.bool_)
@@ -245,7 +260,7 @@ class GroupRollout:
                 self._check_steps(array, "an observation", f"the environment's {method}()")
 
     def _check_steps(self, numbers: Array, name: str, source: str) -> None:
-        """Refuse numbers of the live steps, ``(n_steps, ...)``, of which one is not finite.
+        """Refuse numbers of the live steps, ``(n_live_steps, ...)``, unless all are finite.
 
         :param name: Names one of them in the message.
         :param source: Names where they came from.
@@ -281,7 +296,7 @@ class GroupRollout:
     def lay_out(self, numbers: Floats) -> Floats:
         """Put one number per live step, as ``flatten`` orders them, back in its place.
 
-        :param numbers: Shape ``(n_steps,)``.
+        :param numbers: Shape ``(n_live_steps,)``.
         :return: float32, shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
         """
         laid_out = np.zeros(self.shape, np.float32)
@@ -289,9 +304,9 @@ class GroupRollout:
         return laid_out
 
     def flatten(self, observations: Observations, weights: Floats) -> StepBatch:
-        """Gather the live steps of all branches, shapes ``(n_steps, ...)``.
+        """Gather the live steps of all branches, shapes ``(n_live_steps, ...)``.
 
-        :param observations: What the policy saw at the live steps, shape ``(n_steps, *observation_shape)``.
+        :param observations: What the policy saw at the live steps, shape ``(n_live_steps, *observation_shape)``.
         :param weights: How much steps count in the loss, shape ``(horizon, n_anchors, group_size)``.
         """
         mask, (_, n_anchors, group_size) = self.step_mask, self.shape

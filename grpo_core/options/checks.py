@@ -122,8 +122,9 @@ def _check_combinations(model: Any) -> None:
         refuse(
             "advantage_scaling",
             model.advantage_scaling,
-            f"baseline='{model.baseline}' gives advantages even to a group whose rewards have no spread to divide by; "
-            "use advantage_scaling='batch' or baseline='group'.",
+            f"baseline='{model.baseline}' leaves in an advantage what all members of the group share; the group's "
+            "spread does not measure that, and may divide it by almost nothing. Use advantage_scaling='batch' or "
+            "baseline='group'.",
         )
     if model.baseline in NEEDS_VALUES:
         if not model.bootstrap_value:

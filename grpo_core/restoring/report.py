@@ -61,11 +61,6 @@ class RestoringReport:
     rewound: tuple[str, ...] = ()
 
     @property
-    def branchable(self) -> bool:
-        """Whether groups can branch: always, for ``check_branchable`` raises where they cannot."""
-        return True
-
-    @property
     def overhead_us(self) -> float:
         """Time that restoring adds to a step, in µs."""
         if self.takes_turns:

@@ -1,4 +1,4 @@
-"""What of a ``GRPO`` goes into a pickle or a copy: all of it but what is made anew from its environment."""
+"""Which attributes of a ``GRPO`` are pickled or copied: all except those rebuilt from its environment."""
 
 import pickle
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from grpo_core.simulators.rewrapping import unwrap_env, wrap_env
 
 # Simulators and their storage are made anew. A logger holds open files, and a copy should not write into them.
 _LEFT_OUT = frozenset(
-    {"_collector", "_vec_monitor", "_grouped_env", "_actor", "_batch", "_sweep", "rollout_buffer"}
+    {"_collector", "_vec_monitor", "_grouped_env", "_actor", "_batch", "_vec_step", "rollout_buffer"}
     | {"_logger", "_custom_logger", "rollout_pool"}
 )
 
@@ -24,25 +24,33 @@ def reduce_model(model: Any) -> dict[str, Any]:
     model.policy.action_dist.distribution = None
     state = {name: value for name, value in vars(model).items() if name not in _LEFT_OUT}
     if model.env is not None:
-        state["_starts"] = _pickle_starts(model._collector)
+        if model.env is model._grouped_env:  # else it was replaced since groups were played
+            state["_findings"], state["_starts"] = model._collector.findings, _pickle_starts(model._collector)
         state["env"], state["_wrappers"] = unwrap_env(model.env)
     return {**state, "_vec_normalize_env": None}
 
 
-def restore_model(model: Any, state: Mapping[str, Any]) -> Any:
-    """Put pickled attributes back.
+def restore_model(model: Any, state: Mapping[str, Any]) -> None:
+    """Put pickled attributes back, and make anew what was left out; the next rollout goes on from the anchor states.
 
-    :return: What kind of states these are, the anchor states that the next rollout goes on from, and the archive, if
-        any, of others; None if it begins anew.
+    :param state: What ``reduce_model`` returned.
     """
     attributes = dict(state)
-    wrappers, starts = attributes.pop("_wrappers", ()), attributes.pop("_starts", None)
-    vars(model).update(attributes)
-    if model.env is not None:
-        model.env = wrap_env(model.env, wrappers)
-        model._vec_normalize_env = unwrap_vec_normalize(model.env)
+    wrappers, findings, starts = (attributes.pop(name, None) for name in ("_wrappers", "_findings", "_starts"))
+    vars(model).update(attributes, rollout_pool=None, _custom_logger=False)
+    if model.env is None:
+        return
+    model.env = wrap_env(model.env, wrappers)
+    model._vec_normalize_env = unwrap_vec_normalize(model.env)
+    # With what was found out: measured anew, restoring may seem to cost more or less than it did.
+    bank = model._make_bank(model.env, model._mode, findings=findings)
+    model._setup_groups(model._mode, bank, model.env)
+    if starts is None:
+        return
     # These bytes were made by ``reduce_model`` and are a part of a pickle that is read already.
-    return None if starts is None else pickle.loads(starts)  # no file of a model or a checkpoint comes here
+    kind, *states = pickle.loads(starts)  # no file of a model or a checkpoint comes here
+    if kind == model._collector.has_plain_states:
+        model._collector.anchors.starts, model._collector.anchors.archive = states
 
 
 def _pickle_starts(collector: Any) -> bytes | None:

@@ -6,21 +6,15 @@ parameters), ``optimizer`` (such as Adam's moments) and, where a ``VecNormalize`
 statistics). Readers check sizes and shapes before they allocate.
 """
 
-import errno
 import hashlib
 import io
 import json
 import math
-import os
-import re
 import struct
-import uuid
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +23,30 @@ from gymnasium import spaces
 from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.actor.extractors import ExtractorPlan, count_features, list_shapes
 from grpo_core.actor.normalization import ObservationStatistics
+from grpo_core.npy import read_head
+from grpo_core.saving.errors import ForeignModelError, ModelFileError, OwnPartsError
+from grpo_core.saving.space_json import space_from_json
 from grpo_core.spaces import count_outputs
+
+__all__ = [
+    "FORMAT",
+    "LIBRARY_LIMITS",
+    "META_MEMBER",
+    "N_HEAD_BYTES",
+    "N_TAIL_BYTES",
+    "SERVICE_LIMITS",
+    "Arrays",
+    "ForeignModelError",
+    "Limits",
+    "ModelContent",
+    "ModelFileError",
+    "OwnPartsError",
+    "expected_shapes",
+    "from_bytes",
+    "has_intact_ends",
+    "normalization_shapes",
+    "to_bytes",
+]
 
 FORMAT = "grpo-model/1"
 META_MEMBER = "grpo_meta.json"
@@ -42,16 +59,6 @@ N_TAIL_BYTES = 22
 _DIRECTORY_END, _LARGE_DIRECTORY_END = b"PK\x05\x06", b"PK\x06\x07"
 _N_LARGE_END_BYTES = 20
 _MAX_COMMENT_BYTES = 2**16
-# The header that numpy.save writes. NumPy's own reader would pass it to Python's parser.
-_ARRAY_HEAD = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>[<>|](?:f[248]|[iu][1248]|b1))', "
-    rb"'fortran_order': (?P<is_fortran_order>True|False), "
-    rb"'shape': \((?P<shape>(?:\d{1,10}, ?)*(?:\d{1,10})?)\), \} *\n",
-    re.DOTALL,
-)
-_MAX_ARRAY_HEAD_BYTES = 1024
-# A few bytes can claim a huge space, whose bounds would fill memory; larger ones are refused: 32 MB per bound.
-_MAX_SPACE_NUMBERS = 2**22
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -82,18 +89,6 @@ class Limits(NamedTuple):
 SERVICE_LIMITS = Limits(128 * 2**20, 2**20, 1024)
 # What is saved, and what a script reads. A larger zip would have a form of its own, which no reader here takes.
 LIBRARY_LIMITS = Limits(2**31 - 1, 2**24, 2**14)
-
-
-class ModelFileError(ValueError):
-    """The file is damaged, or its content does not match its metadata."""
-
-
-class OwnPartsError(ModelFileError):
-    """The policy has parts that no model file holds, such as a features extractor of the user's own."""
-
-
-class ForeignModelError(ModelFileError):
-    """The file is a zip that this library did not write, such as another SB3 model, whose pickles are not run."""
 
 
 @dataclass(frozen=True)
@@ -150,76 +145,6 @@ class ModelContent:
             by_key = {key: self.normalization[f"{_join('obs', key)}/{name}"] for key in _list_normalized(self.meta)}
             moments[name] = by_key.get(None, by_key)
         return ObservationStatistics(**moments, clip_obs=float(settings["clip_obs"]), epsilon=settings["epsilon"])
-
-
-def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Describe a space in JSON, exactly.
-
-    Floats are hexadecimal, which can also spell infinity. A Box whose numbers all have the same bound gives it once.
-    """
-    if isinstance(space, spaces.Dict):
-        return {"type": "Dict", "spaces": [[key, space_to_json(sub)] for key, sub in space.spaces.items()]}
-    if isinstance(space, spaces.Box):
-        low, high = (_bound_to_json(bound) for bound in (space.low, space.high))
-        return {"type": "Box", "low": low, "high": high, "shape": list(space.shape), "dtype": str(space.dtype)}
-    if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "n": list(space.n) if isinstance(space.n, tuple) else int(space.n)}
-    if isinstance(space, spaces.MultiDiscrete):
-        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "dtype": str(space.dtype)}
-    assert isinstance(space, spaces.Discrete), f"{space} passed the algorithm's own check"
-    return {"type": "Discrete", "n": int(space.n), "dtype": str(space.dtype)}
-
-
-def space_from_json(described: Mapping[str, Any]) -> spaces.Space[Any]:
-    """Rebuild a space from ``space_to_json``.
-
-    :raises ModelFileError: If it describes no space that a policy could take.
-    """
-    if described.get("type") == "Dict":
-        parts = [(str(key), sub) for key, sub in described["spaces"]]
-        if any(sub.get("type") == "Dict" for _, sub in parts):
-            raise ModelFileError("a Dict space within another is none that a policy could take.")
-        if sum(_count_numbers(sub) for _, sub in parts) > _MAX_SPACE_NUMBERS:
-            raise ModelFileError(f"a space of more than {_MAX_SPACE_NUMBERS} numbers is not read.")
-        return spaces.Dict([(key, space_from_json(sub)) for key, sub in parts])
-    if _count_numbers(described) > _MAX_SPACE_NUMBERS:
-        raise ModelFileError(f"a space of more than {_MAX_SPACE_NUMBERS} numbers is not read.")
-    if described.get("type") == "MultiBinary":
-        return spaces.MultiBinary(described["n"])
-    if described.get("type") not in ("Discrete", "MultiDiscrete", "Box"):
-        raise ModelFileError(f"unknown space type {described.get('type')!r}.")
-    dtype = np.dtype(described["dtype"])
-    if described["type"] == "Discrete":
-        return spaces.Discrete(int(described["n"]), dtype=_integer(dtype))
-    if described["type"] == "MultiDiscrete":
-        return spaces.MultiDiscrete(np.array(described["nvec"], np.int64), dtype=_integer(dtype))
-    if dtype.kind not in "fiu":
-        raise ModelFileError(f"a Box of {dtype} is not a space of numbers.")
-    low, high = (_bound_from_json(described[bound], described["shape"], dtype) for bound in ("low", "high"))
-    return spaces.Box(low, high, dtype=dtype.type)
-
-
-def _bound_to_json(bound: npt.NDArray[Any]) -> Any:
-    numbers = [float(x).hex() if bound.dtype.kind == "f" else int(x) for x in bound.reshape(-1)]
-    return numbers[0] if len(numbers) > 1 and (bound == bound.flat[0]).all() else numbers
-
-
-def _bound_from_json(described: Any, shape: list[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    listed = described if isinstance(described, list) else [described]
-    numbers = [float.fromhex(x) if isinstance(x, str) else x for x in listed]
-    array = np.array(numbers, dtype) if dtype.kind in "iu" else np.array(numbers, np.float64).astype(dtype)
-    return array.reshape(shape) if isinstance(described, list) else np.full(shape, array[0])
-
-
-def _integer(dtype: np.dtype[Any]) -> type[np.integer[Any]]:
-    if not issubclass(dtype.type, np.integer):
-        raise ModelFileError(f"a space of choices counts in integers, not in {dtype}.")
-    return dtype.type
-
-
-def _count_numbers(described: Mapping[str, Any]) -> int:
-    sizes = described.get("shape", described.get("n", 1)) if described.get("type") != "Discrete" else 1
-    return math.prod(sizes) if isinstance(sizes, list) else int(sizes)
 
 
 def expected_shapes(meta: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -327,44 +252,6 @@ def _check_saveable(n_meta_bytes: int, n_arrays: int, n_array_bytes: int) -> Non
     ):
         if n > most:
             raise ModelFileError(f"the model has {n} {what}. At most {most} are read again.")
-
-
-class UnconfirmedWriteError(OSError):
-    """A file is in its place, but may be gone after a power cut."""
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that readers, and a crash at any instant, see the old content or the new, never a mixture.
-
-    :raises UnconfirmedWriteError: If the new content is in place, but the disk does not confirm that it stays there.
-    :raises OSError: If the disk refuses otherwise; the old file is untouched and nothing is left beside it.
-    """
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):  # what a broken disk does not delete either, the next start of a server does
-            temporary.unlink(missing_ok=True)
-        raise
-    try:
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise UnconfirmedWriteError(error.errno, error.strerror) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that sync no folders
-            raise
-    finally:
-        os.close(directory)
 
 
 def has_intact_ends(head: bytes, tail: bytes, n_bytes: int) -> bool:
@@ -486,19 +373,14 @@ def _read_array(
     content = archive.read(member)
     if hashlib.sha256(content).hexdigest() != meta["sha256"].get(member):
         raise ModelFileError(f"{member} is not the array that was saved.")
-    head = _ARRAY_HEAD.match(content, 0, _MAX_ARRAY_HEAD_BYTES)
-    if head is None or int.from_bytes(head["length"], "little") != head.end() - head.end("length"):
+    head = read_head(content)
+    if head is None:
         raise ModelFileError(f"{member} is not a float array, nor any other that is read: of objects, or damaged.")
-    dtype, claimed_shape = (
-        np.dtype(head["dtype"].decode()),
-        tuple(int(n) for n in head["shape"].split(b",") if n.strip()),
-    )
-    if dtype.kind not in kinds or (shape is not None and claimed_shape != shape):
-        raise ModelFileError(f"{member} is {dtype} {claimed_shape}, not a float array of shape {shape}.")
-    if math.prod(claimed_shape) * dtype.itemsize != len(content) - head.end():
+    if head.dtype.kind not in kinds or (shape is not None and head.shape != shape):
+        raise ModelFileError(f"{member} is {head.dtype} {head.shape}, not a float array of shape {shape}.")
+    if head.n_bytes != len(content):
         raise ModelFileError(f"{member} holds more or less than its header says.")
-    order: Literal["C", "F"] = "F" if head["is_fortran_order"] == b"True" else "C"
-    array = np.frombuffer(content, dtype, offset=head.end()).reshape(claimed_shape, order=order).copy()
+    array = head.view(content).copy()
     if not np.isfinite(array).all():
         raise ModelFileError(f"{member} holds NaN or infinite numbers.")
     if member.startswith("weights/") and (np.abs(array) > _FLOAT32_MAX).any():  # a policy computes in these

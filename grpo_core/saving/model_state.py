@@ -20,10 +20,12 @@ from grpo_core.options.hyperparameters_json import (
     hyperparameters_to_json,
 )
 from grpo_core.options.known_names import suggest
-from grpo_core.options.policy_kwargs import POLICIES, network_to_json, rebuild_policy
+from grpo_core.options.network_json import network_to_json, rebuild_policy
+from grpo_core.options.policies import POLICIES
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction, find_reward_functions, get_reward_name
-from grpo_core.saving import model_file
+from grpo_core.saving import atomic_write, model_file
 from grpo_core.saving.model_file import LIBRARY_LIMITS, Arrays, ModelContent, ModelFileError
+from grpo_core.saving.space_json import space_to_json
 from grpo_core.update.structure import unwrap_compiled
 
 ModelPath = str | Path | io.BufferedIOBase
@@ -52,7 +54,7 @@ def write_model(path: ModelPath, content: bytes) -> None:
     target = Path(path)
     target = target if target.suffix else target.with_name(f"{target.name}.zip")
     target.parent.mkdir(parents=True, exist_ok=True)
-    model_file.write_atomic(target, content)
+    atomic_write.write_atomic(target, content)
 
 
 def read_model(path: ModelPath) -> ModelContent:
@@ -137,8 +139,8 @@ def describe_model(model: Any, version: str) -> dict[str, Any]:
         "algorithm": "GRPO",
         "versions": {"grpo": version, "stable_baselines3": sb3.__version__, "torch": torch.__version__},
         "spaces": {
-            "observation": model_file.space_to_json(model.observation_space),
-            "action": model_file.space_to_json(model.action_space),
+            "observation": space_to_json(model.observation_space),
+            "action": space_to_json(model.action_space),
         },
         "network": describe_network(model),
         "hyperparameters": hyperparameters_to_json(model),

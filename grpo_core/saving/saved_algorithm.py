@@ -1,7 +1,7 @@
-"""Save and load models with Stable-Baselines3's interface but without pickles, and freeze policies."""
+"""Save and load models with Stable-Baselines3's interface but without pickles, copy them, and freeze policies."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving import model_file
+from grpo_core.saving.copies import reduce_model, restore_model
 from grpo_core.saving.model_state import (
     ModelPath,
     describe_model,
@@ -166,6 +167,16 @@ class SavedAlgorithm(OnPolicyAlgorithm):
             model.rng.bit_generator.state = meta["rng_state"]
         model._loaded = content
         return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy holds: the environment and its episodes too, but neither logger nor rollout.
+
+        :raises TypeError: If the environment is in worker processes.
+        """
+        return reduce_model(self)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        restore_model(self, state)
 
     def make_actor(self) -> PolicyActor:
         """Copy the policy, its value network and the statistics of ``VecNormalize`` as they are now into an ``Actor``.

@@ -14,10 +14,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.nested import list_nested_envs
-from grpo_core.groups.collector import GroupCollector, SweepCallback, WorkerPool
+from grpo_core.groups.collector import GroupCollector, VecStepCallback, WorkerPool
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
-from grpo_core.groups.sweep import SteppedPlace
+from grpo_core.groups.vec_step import SteppedPlace
 from grpo_core.options.checks import refuse
 from grpo_core.options.rewards import Reward
 from grpo_core.shards.messages import (
@@ -106,6 +106,34 @@ def count_shards(n_shards: int | None, n_workers: int, n_envs: int, plan: GroupP
     return n_shards
 
 
+def choose_collector(
+    bank: SimulatorBank,
+    env: VecEnv,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    plan: GroupPlan,
+    n_shards: int,
+    make_batched: MakeCollector | None = None,
+) -> GroupCollector:
+    """Make what plays the groups of a plan.
+
+    :param bank: The simulators of ``env``.
+    :param n_shards: Shards of a rollout, as ``count_shards`` returns them; 1 leaves it whole.
+    :param make_batched: Makes what steps all branches at once, where that is possible; None never does.
+    :raises ValueError: If rollouts are to be cut, but the environments are in processes of their own.
+    """
+    make_collector: MakeCollector = GroupCollector
+    collector = GroupCollector(bank, observation_space, plan)
+    if make_batched is not None and (batched := make_batched(bank, observation_space, plan)) is not None:
+        make_collector, collector = make_batched, batched
+    if n_shards == 1:
+        return collector
+    has_plain_states = collector.has_plain_states
+    return ShardedCollector(
+        bank, env, observation_space, action_space, plan, n_shards, make_collector, has_plain_states
+    )
+
+
 class ShardedCollector(GroupCollector):
     """Collects rollouts that are cut into shards, and lets workers play these.
 
@@ -143,7 +171,7 @@ class ShardedCollector(GroupCollector):
         self._pool: WorkerPool | None = None
         self._rewarded_by: tuple[Any, Any] = (None, None)
         self._scored: list[_Scored] = []
-        self._swept: list[SteppedPlace] = []
+        self._stepped_places: list[SteppedPlace] = []
 
     @contextmanager
     def open_workers(
@@ -172,20 +200,20 @@ class ShardedCollector(GroupCollector):
                 self._pool = None
 
     def list_places(self) -> list[SteppedPlace]:
-        return self._swept
+        return self._stepped_places
 
     def collect(
         self,
         rollout: GroupRollout,
         actor: PolicyActor,
         rng: np.random.Generator,
-        on_sweep: SweepCallback,
+        on_vec_step: VecStepCallback,
         should_stop: Callable[[], bool],
     ) -> bool:
         if self._pool is None:
             raise RuntimeError("a rollout of shards is collected inside learn(), which starts and ends its workers.")
         rollout.clear()
-        self._scored, self._swept = [], []
+        self._scored, self._stepped_places = [], []
         shards, seed = self._cut(), int(rng.integers(2**63))
         if self._plan.mode != "episode":
             self.anchors.complete(rng, should_stop=lambda: False)
@@ -204,7 +232,7 @@ class ShardedCollector(GroupCollector):
                     self._put(rollout, shard, reply)
                     for shard, reply in zip(shards[start : start + self._bank.n_envs], replies, strict=False)
                 ]
-                if len(part) < self._bank.n_envs or not self._show(part, on_sweep):
+                if len(part) < self._bank.n_envs or not self._show(part, on_vec_step):
                     return False
         rollout.trim(len(self._groups), self._plan.horizon)
         return True
@@ -269,22 +297,22 @@ class ShardedCollector(GroupCollector):
             self._scored.append(_Scored(places, steps.rewards, steps.reward_means))
         return _Played(shard.env_index, infos, at, is_over.tolist(), rewards)
 
-    def _show(self, part: Sequence[_Played], on_sweep: SweepCallback) -> bool:
+    def _show(self, part: Sequence[_Played], on_vec_step: VecStepCallback) -> bool:
         """Show callbacks the steps of shards of different environments; return False if one ends the rollout."""
         n_envs = self._bank.n_envs
         for step in range(max(len(shard.places) for shard in part)):
             infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
             dones, rewards = np.zeros(n_envs, np.bool_), np.zeros(n_envs, np.float32)
-            self._swept = []
+            self._stepped_places = []
             for shard in part:
                 if step < len(shard.places):
                     i = shard.env_index
                     infos[i] = shard.infos[step]
                     dones[i], rewards[i] = shard.dones[step], shard.rewards[step]
-                    self._swept.append((i, shard.places[step]))
+                    self._stepped_places.append((i, shard.places[step]))
                     self._count_step(i, infos[i])
-            self._latest |= dict(self._swept)
-            if not on_sweep(infos, dones, rewards, len(self._swept)):
+            self._latest |= dict(self._stepped_places)
+            if not on_vec_step(infos, dones, rewards, len(self._stepped_places)):
                 return False
         return True
 

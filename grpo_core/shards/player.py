@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.collector import GroupCollector
-from grpo_core.groups.group import FIRST_EPISODE_STEPS, Group
+from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.restoring.state import find_noise
 from grpo_core.shards.messages import ShardFailure, ShardOrder, ShardSetup, ShardSteps, pack, pack_infos, unpack
@@ -69,13 +69,14 @@ class ShardPlayer:
         with _reseed(setup.envs[order.env_index], rng, self._has_company):
             # Whatever the environment has been through, it begins with this.
             bank.reset({0: int(rng.integers(2**31))})
-            collector = self._get_collector(setup, order, bank)
+            plan = replace(setup.plan, n_steps=order.n_steps, anchor_selection="continue")
+            collector = self._get_collector(setup, order.env_index, plan, bank)
             collector.anchors.starts = list(order.anchors)
             recorder = _Recorder(collector, should_stop)
-            rollout = _make_rollout(setup, order)
+            rollout = GroupRollout.for_plan(plan, bank.n_envs, setup.observation_space, setup.action_space)
             # Environments may draw from torch's generator, though they should not.
             with borrow_torch_generator(rng):
-                collector.collect(rollout, self._actor, rng, recorder.on_sweep, should_stop)
+                collector.collect(rollout, self._actor, rng, recorder.on_vec_step, should_stop)
             at = tuple(recorder.get_places().T)
             columns = rollout.gather(at)  # before reward functions replace the environment's rewards
             rewards, means = None, dict[str, float]()
@@ -100,10 +101,9 @@ class ShardPlayer:
             )
         return self._banks[env_index]
 
-    def _get_collector(self, setup: ShardSetup, order: ShardOrder, bank: SimulatorBank) -> GroupCollector:
-        key = order.env_index, order.n_steps
+    def _get_collector(self, setup: ShardSetup, env_index: int, plan: GroupPlan, bank: SimulatorBank) -> GroupCollector:
+        key = env_index, plan.n_steps
         if key not in self._collectors:
-            plan = replace(setup.plan, n_steps=order.n_steps, anchor_selection="continue")
             collector = setup.make_collector(bank, setup.observation_space, plan)
             if collector is None:
                 raise RuntimeError(
@@ -124,7 +124,7 @@ class _Recorder:
         self._places: list[tuple[int, int, int]] = []
         self.infos: list[dict[str, Any]] = []
 
-    def on_sweep(self, infos: list[dict[str, Any]], *_: Any) -> bool:
+    def on_vec_step(self, infos: list[dict[str, Any]], *_: Any) -> bool:
         self.infos.append(infos[0])
         # One environment, and so one step.
         self._places.append(self._collector.list_places()[0][1])
@@ -148,12 +148,6 @@ def _reseed(env: Any, rng: np.random.Generator, puts_back: bool) -> Iterator[Non
     finally:
         if states is not None:
             noise.restore(states)
-
-
-def _make_rollout(setup: ShardSetup, order: ShardOrder) -> GroupRollout:
-    horizon = setup.plan.horizon or FIRST_EPISODE_STEPS
-    n_groups = len(order.anchors) or 1
-    return GroupRollout(horizon, n_groups, setup.plan.group_size, setup.observation_space, setup.action_space)
 
 
 def _cut_short(group: Group, order: ShardOrder) -> Group:

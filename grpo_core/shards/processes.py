@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from grpo_core.parent_process import end_with_parent
+from grpo_core.process import end_with_parent, list_import_paths
 from grpo_core.shards.player import ShardPlayer
 from grpo_core.shards.pool import RolloutPool, Worker, WorkerDiedError, describe_stall
 
@@ -92,7 +92,7 @@ class _Nursery:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair()
-        paths = json.dumps([path or os.getcwd() for path in sys.path])
+        paths = json.dumps(list_import_paths())
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PREPARE, str(theirs.fileno()), str(os.getpid()), paths],

@@ -22,7 +22,7 @@ from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
 from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform, read_vec_wrappers
 
-__all__ = ["Observed", "Order", "Outcome", "SimulatorBank", "find_obstacle", "make_bank"]
+__all__ = ["Findings", "Observed", "Order", "Outcome", "SimulatorBank", "find_obstacle", "make_bank"]
 
 # The first environment of each kind is tried out thoroughly, the others of its kind only for what is theirs alone.
 _N_BRIEF_STEPS = 8

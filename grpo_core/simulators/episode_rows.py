@@ -44,7 +44,7 @@ class EpisodeRows:
 
 
 class SampledWriter:
-    """Stands where a ``Monitor`` has its writer, and hands on the rows that ``EpisodeRows`` chooses."""
+    """Replaces a ``Monitor``'s writer and passes on only the rows that ``EpisodeRows`` chooses."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor, self._writer = monitor, monitor.results_writer

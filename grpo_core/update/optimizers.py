@@ -6,7 +6,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from grpo_core.options.checks import refuse
-from grpo_core.options.policy_kwargs import needs_closure
+from grpo_core.options.policies import needs_closure
 from grpo_core.update.policies import split_parameters
 from grpo_core.update.structure import list_parameters
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 
 from grpo_core.actor.distributions import check_action_masks
 from grpo_core.groups.rollout import StepBatch, select, to_tensors
-from grpo_core.options.policy_kwargs import POLICIES
+from grpo_core.options.policies import POLICIES
 from grpo_core.spaces import Observations, count_inputs
 from grpo_core.update.seeding import lock_torch_generator
 from grpo_core.update.structure import unwrap_compiled

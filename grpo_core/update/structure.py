@@ -1,4 +1,4 @@
-"""See what layers a policy consists of as it is now, and what watches it.
+"""Look at a policy as it is now: which layers it has, and what watches them.
 
 The actor in NumPy and the learner in ``grpo_core.fast`` know SB3's own layers. A user may replace a layer, tie weights
 or hook into a forward pass at any time; then both have to leave the policy to torch.

@@ -1,4 +1,4 @@
-"""A policy of any layers as an actor, run by torch: slower than the one in NumPy, and the same to whoever plays it."""
+"""A policy of any layers as an actor, run by torch: slower than the one in NumPy, but used in the same way."""
 
 from typing import Any
 

@@ -3,9 +3,8 @@
 import io
 import itertools
 import math
-import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from grpo_core.actor.actor import Actor, Decision
+from grpo_core.npy import read_head
 from grpo_core.spaces import Observations
 from service.errors import InvalidFieldsError, InvalidRequestError, ServiceError, TooLargeError
 from service.inference.single import TOO_LARGE_NUMBERS, infer_many, read_observation, to_rows
@@ -27,14 +27,6 @@ ARRAY_TYPE = "application/octet-stream"
 _MAX_ANSWER_NUMBERS = 2**21
 # Rows, and lists nested four deep.
 _MAX_AXES = 5
-# The header of numpy.lib.format. NumPy's own reader would pass it to Python's parser.
-_ARRAY_HEAD = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': *'(?P<dtype>[<>|](?:f[248]|[iu][1248]))', *"
-    rb"'fortran_order': *(?P<is_fortran_order>True|False), *"
-    rb"'shape': *\((?P<shape>(?:\d{1,19}(?:, *|(?=\))))+)\),? *\} *\n",
-    re.DOTALL,
-)
-_MAX_HEAD_BYTES = 1024
 
 LoadModel = Callable[[str], ServedModel]
 ReportSize = Callable[[int], None]
@@ -209,21 +201,19 @@ def read_array(body: bytes) -> npt.NDArray[Any]:
 
     :raises InvalidFieldsError: If the body is anything else.
     """
-    head = _ARRAY_HEAD.match(body, 0, _MAX_HEAD_BYTES)
-    if head is None or int.from_bytes(head["length"], "little") != head.end() - head.end("length"):
+    head = read_head(body)
+    if head is None or head.dtype.kind not in "fiu" or not head.shape:
         raise _refuse_array(
             "the body must be an array of integers, or of floats of at most 64 bits, as numpy.save writes it"
         )
-    shape, dtype = [int(n) for n in head["shape"].split(b",") if n], np.dtype(head["dtype"].decode())
-    if 0 in shape or len(shape) > _MAX_AXES:
+    if 0 in head.shape or len(head.shape) > _MAX_AXES:
         raise _refuse_array(
             f"an array of observations must have at most {_MAX_AXES} axes, the observations along the first, none empty"
         )
-    if math.prod(shape) * dtype.itemsize != len(body) - head.end():
+    if head.n_bytes != len(body):
         raise _refuse_array("the array's size does not match its header")
-    order: Literal["C", "F"] = "F" if head["is_fortran_order"] == b"True" else "C"
-    array = np.frombuffer(body, dtype, offset=head.end()).reshape(shape, order=order)
-    if dtype.kind == "f" and not _are_observable(array):
+    array = head.view(body)
+    if head.dtype.kind == "f" and not _are_observable(array):
         raise _refuse_array(NOT_FINITE)
     return array
 

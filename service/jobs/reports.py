@@ -60,11 +60,8 @@ class JobReports:
 
     def add_evaluation(self, evaluation: Mapping[str, Any], elapsed_seconds: float) -> None:
         """Note an evaluation of the policy."""
-        row = EvaluationRow(**evaluation, elapsed_seconds=elapsed_seconds)
-        best = self._state.best_evaluation
-        self._state.evaluation = row
-        self._state.best_evaluation = row if best is None or row.mean_reward > best.mean_reward else best
-        self._history.append_evaluation(row)
+        self._history.append_evaluation(EvaluationRow(**evaluation, elapsed_seconds=elapsed_seconds))
+        self._choose_evaluations()
 
     def add_final_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Record the evaluation of the policy that will be saved."""
@@ -82,8 +79,11 @@ class JobReports:
         state.repeated_timesteps += max(0, state.current_timesteps - timesteps)
         state.current_timesteps = timesteps
         self._history.rewind(timesteps)
-        evaluations = self._history.list_evaluations()
-        state.evaluation = evaluations[-1] if evaluations else None
-        state.best_evaluation = max(evaluations, key=lambda row: row.mean_reward, default=None)
+        self._choose_evaluations()
         state.final_evaluation = None
         state.n_silent_rollouts, state.last_signal_timesteps, self._no_signal = 0, 0, NoSignalCounter()
+
+    def _choose_evaluations(self) -> None:
+        evaluations = self._history.list_evaluations()
+        self._state.evaluation = evaluations[-1] if evaluations else None
+        self._state.best_evaluation = max(evaluations, key=lambda row: row.mean_reward, default=None)

@@ -1,7 +1,6 @@
 """The runner, which trains jobs in threads of the server that watch their workers, and publishes what they end with."""
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 
+from grpo_core.process import count_cores
 from service.context import JOB_ID
 from service.errors import ConflictError, NotFoundError, ServiceError, describe_error
 from service.jobs.job import Job
@@ -61,7 +61,7 @@ class JobRunner:
         self._executor, self._keeper = executor, keeper
         self._stall_seconds, self._max_running = stall_seconds, max_running
         self._tensorboard_dir = tensorboard_dir.absolute()
-        self._n_threads_per_job = n_threads_per_job or max(1, _count_cores() // max_running)
+        self._n_threads_per_job = n_threads_per_job or max(1, count_cores() // max_running)
         # Each starts a training and watches it.
         self._threads = ThreadPoolExecutor(max_running, thread_name_prefix="grpo-job")
 
@@ -275,8 +275,3 @@ def _give_up(job: Job, stall: str) -> None:
         f"{stall}, the limit that GRPO_STALL_SECONDS sets; fix the environment '{job.config.env_name}', or raise the "
         "setting if a step or an update may take longer.",
     )
-
-
-def _count_cores() -> int:
-    # Not on macOS and Windows.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from grpo_core.saving import model_file
+from grpo_core.saving import atomic_write, model_file
 from service.errors import (
     ConflictError,
     InvalidRequestError,
@@ -262,7 +262,7 @@ class ModelFolder:
         self._dir.mkdir(mode=0o700, exist_ok=True)
         self._renew_lock()
         with self.versions.replacing(name, content, job_id):
-            model_file.write_atomic(path, content)
+            atomic_write.write_atomic(path, content)
         return self.get_signature(name)
 
     def delete(self, name: str) -> None:

@@ -5,7 +5,7 @@ import re
 import secrets
 from pathlib import Path
 
-from grpo_core.saving.model_file import write_atomic
+from grpo_core.saving.atomic_write import write_atomic
 
 logger = logging.getLogger("grpo.service")
 

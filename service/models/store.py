@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from cachetools import Cache, LRUCache
 
-from grpo_core.saving import model_file
+from grpo_core.saving import atomic_write, model_file
 from service.errors import ConflictError, NotFoundError, StorageError
 from service.models.folder import FileSignature, ModelFolder, describe_refusal
 from service.models.folder_lock import FolderLock
@@ -119,7 +119,7 @@ class ModelStore:
         actor = parsed.make_actor()
         try:
             signature = self.folder.write(name, content, job_id)
-        except model_file.UnconfirmedWriteError as error:
+        except atomic_write.UnconfirmedWriteError as error:
             raise StorageError(
                 f"model '{name}' is in its place, but the disk did not confirm it ({describe_refusal(error)}), so a "
                 "power cut may bring the earlier one back; check the disk, and save it again."

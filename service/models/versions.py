@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_core.saving.model_file import UnconfirmedWriteError, write_atomic
+from grpo_core.saving.atomic_write import UnconfirmedWriteError, write_atomic
 from service.errors import ConflictError, NotFoundError, printable
 from service.models.folder_lock import TEMPORARY_PREFIX, VERSIONS_FOLDER, remove_leftovers
 from service.schemas.fields import ALIAS_PATTERN, LATEST_ALIAS, is_model_name

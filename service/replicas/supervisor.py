@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from grpo_core.parent_process import end_with_parent
+from grpo_core.process import end_with_parent
 from service.pauses import RestartPause
 from service.workers.processes import list_end_signals
 

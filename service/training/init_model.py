@@ -10,6 +10,7 @@ from grpo import GRPO
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelFileError
 from grpo_core.saving.model_state import restore_normalization
+from grpo_core.saving.space_json import space_from_json, space_to_json
 from service.errors import InvalidRequestError
 from service.schemas.training import Normalization, TrainConfig
 
@@ -55,8 +56,8 @@ def check_init(model: GRPO, config: TrainConfig, meta: Mapping[str, Any]) -> Non
     :raises InvalidRequestError: If it does not fit; the message says what to change.
     """
     for role, space in (("observation", model.observation_space), ("action", model.action_space)):
-        if model_file.space_to_json(space) != meta["spaces"][role]:
-            theirs = model_file.space_from_json(meta["spaces"][role])
+        if space_to_json(space) != meta["spaces"][role]:
+            theirs = space_from_json(meta["spaces"][role])
             raise InvalidRequestError(
                 f"init_model '{config.init_model}' was trained on other {role}s, {theirs}, than env_name "
                 f"'{config.env_name}' has, {space}; choose a model of this environment, with the same env_kwargs and "

@@ -20,7 +20,7 @@ from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.checkpoints import checkpoint
 from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
-from grpo_core.options.policy_kwargs import choose_policy
+from grpo_core.options.policies import choose_policy
 from grpo_core.options.rewards import Reward
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent

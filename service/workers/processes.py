@@ -11,7 +11,6 @@ import os
 import pickle
 import pkgutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from weakref import WeakSet
 import cloudpickle
 import gymnasium as gym
 
+from grpo_core.process import list_import_paths
 from service.context import JOB_ID, REQUEST_ID
 from service.errors import InvalidRequestError, printable
 from service.logs import LogStyle
@@ -259,7 +259,8 @@ def _describe_start() -> bytes:
     ``multiprocessing.Process`` would make it import the server's start script again, and a script without ``if
     __name__ == "__main__"`` would start another server. Cloudpickle sends what a task needs of that script.
     """
-    return pickle.dumps({"name": "grpo-worker", "sys_path": list_paths(), "dir": os.getcwd()}) + pickle.dumps(_Start())
+    start = {"name": "grpo-worker", "sys_path": list_import_paths(), "dir": os.getcwd()}
+    return pickle.dumps(start) + pickle.dumps(_Start())
 
 
 def _fork(connection: "Connection[object, object]") -> tuple[int, int]:
@@ -279,7 +280,7 @@ def _prepare_forkserver() -> Iterator[None]:
 
     It imports them before it learns the server's ``sys.path``, and is silent if it finds none.
     """
-    variables = {"PYTHONPATH": os.pathsep.join(list_paths()), "PYTHONSAFEPATH": "1"}
+    variables = {"PYTHONPATH": os.pathsep.join(list_import_paths()), "PYTHONSAFEPATH": "1"}
     with _START_LOCK:
         before = {name: os.environ.get(name) for name in variables}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -310,11 +311,6 @@ def find_own_folder() -> str | None:
     """
     folder: str = get_temp_dir()
     return folder if parent_process() is None else None
-
-
-def list_paths() -> list[str]:
-    """List the folders of ``sys.path``, as another process can use them."""
-    return [path or os.getcwd() for path in sys.path]
 
 
 def pack(task: Task) -> bytes:

@@ -232,6 +232,15 @@ def test_an_episode_is_filmed(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
         grpo.video("m", tmp_path / "film.avi")
 
 
+def test_a_job_is_filmed(grpo: Any, tmp_path: Path) -> None:
+    job = grpo.train(**SHORT)
+    job.wait()
+    video = job.video(tmp_path / "film.gif", seed=1, max_steps=5)
+    assert (video.n_steps, video.reward, video.checkpoint_timesteps) == (5, 5.0, None)
+    assert video == grpo.job_video(job.job_id, tmp_path / "film.gif", seed=1, max_steps=5)
+    assert video.path.read_bytes().startswith(b"GIF89a")
+
+
 def test_a_model_file_is_downloaded_and_uploaded(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
     content = save_model(app)
     path = grpo.download("m", tmp_path / "new" / "mine.zip")

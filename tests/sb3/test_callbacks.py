@@ -77,7 +77,7 @@ def test_a_callback_that_returns_false_stops_at_once(mode: str) -> None:
 
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_step_of_a_callback_is_a_sweep_over_the_environments(mode: str, n_envs: int) -> None:
+def test_a_step_of_a_callback_is_a_vec_step_over_the_environments(mode: str, n_envs: int) -> None:
     seen: list[tuple[int, ...]] = []
 
     def look(found: dict[str, Any], _: dict[str, Any]) -> bool:
@@ -174,7 +174,7 @@ def test_a_number_of_episodes_stops_the_training() -> None:
     env = make_vec_env(lambda: MatchEnv(episode_length=2), 2)
     model = build(env, mode="episode")
     model.learn(1000, StopTrainingOnMaxEpisodes(max_episodes=3))
-    # Three per environment in the mean; both end theirs in the same sweep.
+    # Three per environment in the mean; both end theirs in the same vectorised step.
     assert model.num_timesteps == 12
 
 

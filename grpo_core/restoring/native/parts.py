@@ -87,7 +87,7 @@ class EngineGoneError(RuntimeError):
 
 
 class NativeParts:
-    """What copies of an environment's attributes leave where it is, and the state of the engines among it."""
+    """The objects that copies of an environment's attributes leave in place, and the state of engines among them."""
 
     def __init__(self) -> None:
         self._n_left = 0

@@ -50,8 +50,9 @@ def show_evaluations(job: Job) -> None:
         Text("None yet." if not job.status.is_final else "None was made.", "muted small", "p")
         return
     best, final = status.best_evaluation, status.final_evaluation
-    if best is not None and final is not None and final.mean_reward >= best.mean_reward:
-        best = None  # the final one is at least as good
+    is_beaten = best is not None and final is not None and final.mean_reward >= best.mean_reward
+    if is_beaten or len(rows) == 1:  # and the only one is the best of nothing
+        best = None
     with make_box("table-scroll", tabindex=0, role="region", aria_label="Table of evaluations"):
         with make_box("record-table", "table"):
             with make_box("", "thead"), make_box("", "tr"):

@@ -26,16 +26,18 @@ class Headline(NamedTuple):
 
 
 def describe_job(status: TrainingStatus) -> Headline:
-    """Choose the headline of a job: the final evaluation, or the latest one on the way."""
+    """Choose the headline of a job: the final evaluation, or the latest one of a policy that has been trained."""
     mean = status.metrics.get(_TRAINING_KEY)
     training = "" if mean is None else f"training mean {format_number(mean)}"
     final, latest = status.final_evaluation, status.evaluation
     if final is not None:
         return _describe_final(final, status.config.n_eval_episodes)._replace(training=training)
-    if latest is not None:
+    if latest is not None and (latest.timesteps > 0 or status.current_timesteps == 0):
         steps = f"evaluation after {format_count(latest.timesteps)} steps"
         return _describe(latest, steps, f"{latest.n_episodes}")._replace(training=training)
     caption = "no evaluation" if status.status.is_final else "no evaluation yet"
+    if latest is not None:
+        caption = f"no evaluation since the one before training ({format_number(latest.mean_reward)})"
     return Headline("", "", caption, training)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from service.schemas.jobs import EndedBy, EpisodeFigures, JobStatus, Verdict, VerdictState
+from service.schemas.jobs import EndedBy, EpisodeFigures, EvaluationRow, JobStatus, Verdict, VerdictState
 from service.schemas.training import TrainConfig
 
 # With fewer points, a third of a curve says nothing about its spread.
@@ -58,7 +58,7 @@ class Evidence(NamedTuple):
     n_timesteps: int = 0
     ended_by: EndedBy | None = None
     rollout_rewards: Sequence[float] = ()
-    evaluations: Sequence[EpisodeFigures] = ()
+    evaluations: Sequence[EvaluationRow] = ()
     final_evaluation: EpisodeFigures | None = None
     reward_threshold: float | None = None
     no_signal_warning: str | None = None
@@ -68,10 +68,11 @@ class Evidence(NamedTuple):
 
     @property
     def latest(self) -> EpisodeFigures | None:
-        """The evaluation of the policy that is saved, or would be saved now; None without any."""
-        if self.final_evaluation is not None or not self.evaluations:
+        """The evaluation of the policy that is saved, or would be saved now; None without any since it was trained."""
+        since = [row for row in self.evaluations if row.timesteps > 0]
+        if self.final_evaluation is not None or not since:
             return self.final_evaluation
-        return max(self.evaluations, key=_get_reward) if self.config.keep_best else self.evaluations[-1]
+        return max(since, key=_get_reward) if self.config.keep_best else since[-1]
 
 
 class Level(NamedTuple):
@@ -114,7 +115,8 @@ def judge(evidence: Evidence) -> Verdict:
     threshold = evidence.reward_threshold
     if threshold is not None and _has_reached(threshold, evidence):
         solved_from = f"the environment counts as solved from {_format(threshold)} on"
-        return Verdict(state="solved", text=f"Solved: {_say_now(evidence)}, and {solved_from}.")
+        solved = "Solved" if _is_sure(threshold, evidence) else "Probably solved"
+        return Verdict(state="solved", text=f"{solved}: {_say_now(evidence)}, and {solved_from}.")
     course = _find_course(evidence)
     state = None if course is None else _judge_course(course)
     if evidence.no_signal_warning is not None and state in (None, "flat"):
@@ -129,6 +131,14 @@ def _has_reached(threshold: float, evidence: Evidence) -> bool:
         return evidence.latest.mean_reward >= threshold
     rewards = evidence.rollout_rewards
     return len(rewards) >= _MIN_POINTS and rewards[-1] >= threshold
+
+
+def _is_sure(threshold: float, evidence: Evidence) -> bool:
+    """Return whether the policy was evaluated, and the whole interval of what it earns lies above the threshold."""
+    if evidence.latest is None:
+        return False
+    interval = evidence.latest.mean_reward_ci95
+    return interval is None or interval[0] >= threshold
 
 
 def _find_course(evidence: Evidence) -> Course | None:
@@ -225,7 +235,10 @@ def _say_it_is_early(evidence: Evidence) -> str:
         return f"{_capitalize(_say_now(evidence))}; there is no other evaluation yet to compare that with."
     if evidence.status.is_final:
         return "Too few episodes have ended to tell whether it has learned, and the saved policy was not evaluated."
-    return "Too few episodes have ended, and no policy has been evaluated yet, to tell whether it is learning."
+    return (
+        "Too few episodes have ended to tell whether it is learning, and the policy has not been evaluated since "
+        "training began."
+    )
 
 
 def _say_there_is_no_signal(evidence: Evidence) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from grpo_core.checkpoints import ATTACHED, FACTS_MEMBER, FORMAT, MAX_JOB_BYTES, MODEL_MEMBER
-from grpo_core.saving.model_file import write_atomic
+from grpo_core.saving.atomic_write import write_atomic
 from service.models.folder_lock import TEMPORARY_PREFIX
 from service.schemas.jobs import JobCheckpoint
 from service.schemas.training import TrainConfig

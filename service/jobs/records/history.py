@@ -137,7 +137,7 @@ class JobHistory:
         self._progress: JobEvent | None = None
         self._kept_events: list[JobEvent] = []
         self._evaluations: list[EvaluationRow] = []
-        # The latest event when the history was last rewound: parts up to there are no longer right.
+        # The latest event when others were last taken out: parts up to there are no longer right.
         self._rewound_at = 0
 
     @property
@@ -154,8 +154,16 @@ class JobHistory:
             self._kept_events.append(JobEvent(self._next_id(), name, payload, created_at or datetime.now(UTC)))
 
     def append_evaluation(self, row: EvaluationRow) -> None:
-        """Keep an evaluation and its event for good."""
+        """Keep an evaluation and its event for good, in place of one of the same steps: that was before a restart."""
         with self._lock:
+            if any(earlier.timesteps == row.timesteps for earlier in self._evaluations):
+                self._evaluations = [each for each in self._evaluations if each.timesteps != row.timesteps]
+                self._kept_events = [
+                    event
+                    for event in self._kept_events
+                    if event.name != _EVALUATION or event.payload["timesteps"] != row.timesteps
+                ]
+                self._rewound_at = self._last_event_id
             self._evaluations.append(row)
             payload = row.model_dump(mode="json")
             self._kept_events.append(JobEvent(self._next_id(), _EVALUATION, payload, datetime.now(UTC)))

@@ -155,8 +155,11 @@ class PastJob:
 def choose_evaluation(
     final: FinalEvaluation | None, latest: EvaluationRow | None
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """Return the mean reward that stands for a job, and its 95 % interval; None where there is none."""
-    chosen = final or latest
+    """Return the mean reward that stands for a job, and its 95 % interval; None where there is none.
+
+    What a policy earned before its first step says nothing of the job.
+    """
+    chosen = final or (latest if latest is not None and latest.timesteps > 0 else None)
     return (None, None) if chosen is None else (chosen.mean_reward, chosen.mean_reward_ci95)
 
 

@@ -9,8 +9,9 @@ from gymnasium import spaces
 from grpo_core.actor.extractors import ExtractorPlan, count_features
 from grpo_core.groups.archive import MAX_ARCHIVE_BYTES
 from grpo_core.groups.group import MAX_FILLED
-from grpo_core.options.policy_kwargs import network_to_json
-from grpo_core.saving.model_file import SERVICE_LIMITS, expected_shapes, space_to_json
+from grpo_core.options.network_json import network_to_json
+from grpo_core.saving.model_file import SERVICE_LIMITS, expected_shapes
+from grpo_core.saving.space_json import space_to_json
 from grpo_core.spaces import count_inputs, count_outputs, observation_dtype
 from service.errors import InvalidRequestError
 from service.schemas.training import TrainConfig

@@ -15,7 +15,7 @@ from grpo_core.groups.group import GroupPlan
 from grpo_core.options.checks import DEFAULT_HORIZON, get_horizon
 from grpo_core.options.choices import NEEDS_VALUES
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
-from grpo_core.options.policy_kwargs import choose_policy
+from grpo_core.options.policies import choose_policy
 from grpo_core.options.presets import (
     GENERAL_PRESET,
     Preset,

@@ -16,10 +16,10 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any, NamedTuple
 
+from grpo_core.process import list_import_paths
 from service.logs import LogStyle
 from service.workers.cluster import ray_slot
 from service.workers.cluster.ray_connection import RayConnection, RayOptions, cut
-from service.workers.processes import list_paths
 from service.workers.task import ClusterLostError, NodeLostError, TaskDrainedError, TaskFailedError, WorkerLostError
 
 #: Where slots that outlive their server have their names.
@@ -177,7 +177,7 @@ class SlotPool:
         """Have a slot get ready as soon as it is on a node; return Ray's promise of its description."""
         versions = {name: metadata.version(name) for name in _SAME_VERSIONS}
         is_here = self._options.address is None
-        paths, folder = (list_paths(), os.getcwd()) if is_here else ([], None)
+        paths, folder = (list_import_paths(), os.getcwd()) if is_here else ([], None)
         return actor.prepare.remote(paths, folder, versions, tuple(self._log_style))
 
     def _wait_for_room(

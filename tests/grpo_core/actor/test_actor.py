@@ -19,7 +19,7 @@ from grpo_core.actor.actor import ACTIVATIONS, Actor
 from grpo_core.actor.distributions import Gaussian
 from grpo_core.actor.normalization import ObservationStatistics
 from grpo_core.actor.single import SingleActor
-from grpo_core.options.policy_kwargs import POLICIES, get_policy_name
+from grpo_core.options.policies import POLICIES, get_policy_name
 from grpo_core.saving.model_state import get_weights
 from grpo_core.spaces import UnsupportedSpaceError, pack
 

@@ -1,5 +1,6 @@
 """A training that is kept in a file."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from grpo import GRPO
-from grpo_core.checkpoints import checkpoint
+from grpo_core.checkpoints import checkpoint, training_file
 from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
 from grpo_core.options.rewards import REWARD_FUNCTIONS
+from grpo_core.saving.atomic_write import UnconfirmedWriteError
 
 TOTAL = 600
 
@@ -83,6 +85,26 @@ def test_what_could_not_be_read_again_does_not_replace_what_can(tmp_path: Path, 
     with pytest.warns(UserWarning, match=rf"training\.zip keeps no step .* the {part} of .* NaN or infinite"):
         keep.on_rollout_start()
     assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("error", "warning"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "keeps no step .*No space left"),
+        (UnconfirmedWriteError(errno.EIO, "Input/output error"), "may not keep step .*Input/output error"),
+    ],
+)
+def test_a_disk_that_refuses_a_checkpoint_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, warning: str
+) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr(training_file, "write_atomic", refuse)
+    model = make_model()
+    with pytest.warns(UserWarning, match=rf"training\.zip {warning}"):
+        model.learn(TOTAL, KeepCheckpoint(tmp_path / "training.zip", every_steps=400))
+    assert model.num_timesteps >= TOTAL
 
 
 def test_an_update_that_was_cut_short_is_not_kept(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class Seen(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sweeps: list[Any] = []
+        self.vec_steps: list[Any] = []
         self.rollouts: list[dict[str, Any]] = []
 
     def _on_step(self) -> bool:
@@ -35,7 +35,7 @@ class Seen(BaseCallback):
             if "terminal_observation" in info:
                 info["terminal_observation"] = info["terminal_observation"].tolist()
         shown = (infos, self.locals["dones"].tolist(), self.locals["rewards"].tolist(), self.num_timesteps)
-        self.sweeps.append(shown)
+        self.vec_steps.append(shown)
         return True
 
     def _on_rollout_end(self) -> None:
@@ -57,7 +57,7 @@ def train(env: VecEnv, is_batched: bool, total_timesteps: int = 700, **changes: 
 
 def assert_same_training(make_env: Callable[[], VecEnv], **changes: Any) -> None:
     (batched, batched_saw), (single, single_saw) = (train(make_env(), flag, **changes) for flag in (True, False))
-    assert batched_saw.sweeps == single_saw.sweeps
+    assert batched_saw.vec_steps == single_saw.vec_steps
     assert len(batched_saw.rollouts) == len(single_saw.rollouts) > 2
     for rollout, expected in zip(batched_saw.rollouts, single_saw.rollouts, strict=True):
         for name, array in expected.items():
@@ -102,7 +102,7 @@ def test_episodes_that_a_time_limit_cuts_are_cut_alike() -> None:
     assert_same_training(make_short)
     _, seen = train(make_short(), is_batched=True)
     assert any(rollout["truncated"].any() for rollout in seen.rollouts)
-    assert any("episode" in info for infos, *_ in seen.sweeps for info in infos)
+    assert any("episode" in info for infos, *_ in seen.vec_steps for info in infos)
 
 
 def test_normalised_observations_and_rewards_are_the_same() -> None:

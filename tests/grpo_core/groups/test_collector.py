@@ -21,7 +21,7 @@ from grpo_core.groups.collector import GroupCollector
 from grpo_core.groups.group import MAX_FILLED, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.options.choices import AnchorSelection, GroupMode
-from grpo_core.options.policy_kwargs import network_to_json
+from grpo_core.options.network_json import network_to_json
 from grpo_core.simulators.bank import make_bank
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.update.policies import evaluate_actions
@@ -55,7 +55,7 @@ class Stage:
         n_steps: int = 8,
         logits: list[float] | None = None,
         anchor_selection: AnchorSelection = "continue",
-        fills_rollouts: bool = False,
+        fill_rollouts: bool = False,
         **walk: Any,
     ) -> None:
         self.log = StepLog()
@@ -63,19 +63,19 @@ class Stage:
         env.reset()
         bank = make_bank(env, needs_restore=mode != "episode")
         self.log.is_open = True
-        plan = GroupPlan(mode, group_size, horizon, n_steps, fills_rollouts, anchor_selection=anchor_selection)
+        plan = GroupPlan(mode, group_size, horizon, n_steps, fill_rollouts, anchor_selection=anchor_selection)
         self.collector = GroupCollector(bank, env.observation_space, plan)
         self.rollout = GroupRollout(horizon or 2, n_envs, group_size, env.observation_space, env.action_space)
         self.actor = make_actor(env.envs[0], logits or [0.0] * int(env.envs[0].action_space.n))  # type: ignore[attr-defined]
         self.rng = np.random.default_rng(0)
-        self.swept: list[int] = []
+        self.n_stepped: list[int] = []
 
-    def collect(self, n_sweeps: float = np.inf, should_stop: Callable[[], bool] = lambda: False) -> bool:
-        def on_sweep(infos: Any, dones: Any, rewards: Any, n_steps: int) -> bool:
-            self.swept.append(n_steps)
-            return len(self.swept) < n_sweeps
+    def collect(self, n_vec_steps: float = np.inf, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        def on_vec_step(infos: Any, dones: Any, rewards: Any, n_stepped: int) -> bool:
+            self.n_stepped.append(n_stepped)
+            return len(self.n_stepped) < n_vec_steps
 
-        return self.collector.collect(self.rollout, self.actor, self.rng, on_sweep, should_stop)
+        return self.collector.collect(self.rollout, self.actor, self.rng, on_vec_step, should_stop)
 
     def go_on(self, restart_probability: float = 0.0) -> None:
         self.collector.anchors.choose(self.collector.groups, None, restart_probability, self.rng, lambda: False)
@@ -159,13 +159,13 @@ def test_a_rollout_without_early_ends_is_full_as_it_is() -> None:
 
 
 def test_no_more_groups_are_added_than_there_is_room_for_side_by_side() -> None:
-    stage = Stage(group_size=2, horizon=50, n_steps=100, edge=1, fills_rollouts=True)  # each branch takes one step
+    stage = Stage(group_size=2, horizon=50, n_steps=100, edge=1, fill_rollouts=True)  # each branch takes one step
     assert stage.collect()
     assert stage.rollout.shape == (50, MAX_FILLED, 2)
 
 
 def test_a_stop_ends_the_filling_of_a_rollout() -> None:
-    stage = Stage(edge=1, horizon=8, n_steps=16, fills_rollouts=True)
+    stage = Stage(edge=1, horizon=8, n_steps=16, fill_rollouts=True)
     assert not stage.collect(should_stop=lambda: len(stage.log.steps) >= 4)
     assert len(stage.log.steps) == 4
 
@@ -176,22 +176,22 @@ def test_learning_ends_with_the_rollout_that_reaches_the_total() -> None:
 
 
 @ORDERS
-def test_a_callback_is_called_once_per_sweep_over_the_environments(is_slow: bool) -> None:
+def test_a_callback_is_called_once_per_vec_step_over_the_environments(is_slow: bool) -> None:
     model = walk_model(StepLog(), 3, {"is_slow": is_slow}, n_steps=16)
-    assert collect(model).n_sweeps == 16
+    assert collect(model).n_vec_steps == 16
     assert model.num_timesteps == 48
 
 
 @ORDERS
-def test_a_sweep_steps_no_environment_twice_and_none_whose_branches_are_over(is_slow: bool) -> None:
+def test_a_vec_step_steps_no_environment_twice_and_none_whose_branches_are_over(is_slow: bool) -> None:
     stage = Stage(n_envs=3, group_size=2, horizon=6, n_steps=24, edge=2, is_slow=is_slow)
     assert stage.collect()
     per_env = stage.rollout.step_mask.sum(axis=(0, 2)).reshape(2, 3).sum(axis=0)
     if is_slow:  # an environment plays on as long as it has branches
-        assert stage.swept == [int((per_env > i).sum()) for i in range(per_env.max())]
-    assert max(stage.swept) == 3
-    assert min(stage.swept) < 3
-    assert sum(stage.swept) == len(stage.log.steps) == per_env.sum()
+        assert stage.n_stepped == [int((per_env > i).sum()) for i in range(per_env.max())]
+    assert max(stage.n_stepped) == 3
+    assert min(stage.n_stepped) < 3
+    assert sum(stage.n_stepped) == len(stage.log.steps) == per_env.sum()
 
 
 @ORDERS
@@ -317,7 +317,7 @@ def test_the_kept_step_is_uniform_over_the_steps_a_short_branch_lived(is_slow: b
 
 def test_after_a_filled_rollout_longer_groups_are_likelier_to_be_gone_on_from() -> None:
     # Two groups are planned of 8 steps per branch, and episodes end after 9. The first draw is by length.
-    stage = Stage(n_envs=1, group_size=2, horizon=8, n_steps=32, time_limit=9, fills_rollouts=True)
+    stage = Stage(n_envs=1, group_size=2, horizon=8, n_steps=32, time_limit=9, fill_rollouts=True)
     assert stage.collect()
     stage.go_on()
     assert stage.collect()
@@ -495,10 +495,10 @@ def test_learning_anew_starts_from_new_episodes_and_going_on_does_not(is_anew: b
 
 
 @ORDERS
-def test_a_rollout_ends_at_the_sweep_that_says_so(is_slow: bool) -> None:
+def test_a_rollout_ends_at_the_vec_step_that_says_so(is_slow: bool) -> None:
     stage = Stage(n_envs=2, n_steps=16, is_slow=is_slow)
-    assert not stage.collect(n_sweeps=3)
-    assert stage.swept == [2, 2, 2]
+    assert not stage.collect(n_vec_steps=3)
+    assert stage.n_stepped == [2, 2, 2]
     assert len(stage.log.steps) == 6
 
 
@@ -512,7 +512,7 @@ def test_a_stop_between_resets_takes_no_further_one_and_starts_anew_later() -> N
 
 
 def test_so_does_a_stop_between_the_resets_that_fill_a_rollout() -> None:
-    stage = Stage(n_steps=40, edge=1, fills_rollouts=True)
+    stage = Stage(n_steps=40, edge=1, fill_rollouts=True)
     assert not stage.collect(should_stop=lambda: len(stage.log.seeds) >= 7)
     assert len(stage.log.seeds) == 7
     assert len(stage.log.steps) == 5 * 2

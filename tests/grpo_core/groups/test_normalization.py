@@ -15,10 +15,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from grpo import GRPO
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, StepBatch
-from grpo_core.options.policy_kwargs import network_to_json
+from grpo_core.options.network_json import network_to_json
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent
 from grpo_core.saving.model_state import get_normalization, restore_normalization
+from grpo_core.saving.space_json import space_to_json
 from grpo_core.spaces import pack
 from tests.support import with_either_path
 from tests.walk import StepLog, Walk, Watch, cartpole_model, collect
@@ -103,6 +104,24 @@ def test_statistics_stay_as_they_were_taken() -> None:
         statistics.mean[0] = 1.0  # type: ignore[index]  # what is being tested
 
 
+@pytest.mark.parametrize("space", [BOX, CAR], ids=["box", "dict"])
+def test_those_of_resets_alone_do_not_clip_the_first_rollout(space: spaces.Space[Any]) -> None:
+    keys = ["speed"] if isinstance(space, spaces.Dict) else None
+    vec_normalize = build(space, n_steps=0, norm_obs_keys=keys)
+    rms: Any = vec_normalize.obs_rms["speed"] if keys else vec_normalize.obs_rms  # type: ignore[index]
+    rms.mean, rms.var = np.array([0.02, -0.5, 40.0]), np.full(3, 1e-4)
+    statistics, observations = Normalizer(vec_normalize).freeze(), draw_observations(space)
+    assert statistics is not None
+    part = (lambda observed: observed["speed"]) if keys else (lambda observed: observed)
+    expected = (part(observations) / np.sqrt(np.array([1.0, 1.0, 1600.0]) + 1e-8)).astype(np.float32)
+    np.testing.assert_array_equal(part(statistics.apply(observations)), expected)
+    for _ in range(10):
+        vec_normalize.step(np.zeros(2, np.int64))
+    statistics = Normalizer(vec_normalize).freeze()
+    assert statistics is not None
+    assert_same(statistics.apply(observations), vec_normalize.normalize_obs(observations))
+
+
 def test_there_are_none_where_observations_are_left_alone() -> None:
     assert Normalizer(build(BOX, norm_obs=False)).freeze() is None
 
@@ -113,8 +132,8 @@ def save_and_load(vec_normalize: VecNormalize) -> ModelContent:
     policy = "MultiInputPolicy" if isinstance(vec_normalize.observation_space, spaces.Dict) else "MlpPolicy"
     meta = {
         "spaces": {
-            "observation": model_file.space_to_json(vec_normalize.observation_space),
-            "action": model_file.space_to_json(vec_normalize.action_space),
+            "observation": space_to_json(vec_normalize.observation_space),
+            "action": space_to_json(vec_normalize.action_space),
         },
         "network": {**network_to_json({"net_arch": []}, ActorCriticPolicy), "policy": policy},
         "normalization": settings,

@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from grpo import GRPO
 from grpo_core.groups.advantage import Floats
+from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.rollout import GroupRollout, StepBatch, draw_minibatches
 from grpo_core.options.rewards import RewardFunction
 from grpo_core.simulators.bank import Observed, Outcome
@@ -83,6 +84,19 @@ def test_what_was_stored_is_forgotten_before_the_next_rollout() -> None:
     assert rollout.shape == (2, 1, 2)
     assert rollout.action_masks is None
     assert not any(array.any() for array in copy_arrays(rollout).values())
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        (GroupPlan("branch", group_size=2, horizon=8, n_steps=64), (8, 12, 2)),
+        (GroupPlan("episode", group_size=4, horizon=10, n_steps=100), (10, 6, 4)),
+        (GroupPlan("episode", group_size=2, horizon=None, n_steps=300), (64, 6, 2)),
+        (GroupPlan("episode", group_size=2, horizon=None, n_steps=20), (20, 3, 2)),
+    ],
+)
+def test_there_is_room_for_the_groups_of_a_plan(plan: GroupPlan, expected: tuple[int, int, int]) -> None:
+    assert GroupRollout.for_plan(plan, 3, PLACE, CHOICE).shape == expected
 
 
 def test_masks_are_stored_with_their_steps() -> None:

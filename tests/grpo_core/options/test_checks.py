@@ -104,7 +104,8 @@ def build(**changes: Any) -> GRPO:
         ),
         (
             {"baseline": "value", "advantage_scaling": "group"},
-            "advantage_scaling='group' is not allowed: baseline='value' ... use advantage_scaling='batch'",
+            "advantage_scaling='group' is not allowed: baseline='value' leaves in an advantage what all ... Use "
+            "advantage_scaling='batch'",
         ),
         ({"baseline": "value", "bootstrap_value": False}, "bootstrap_value=False is not allowed: baseline='value'"),
         (

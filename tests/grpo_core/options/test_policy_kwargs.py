@@ -14,19 +14,9 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from grpo import GRPO
-from grpo_core.options.policy_kwargs import (
-    OPTIMIZERS,
-    POLICIES,
-    check_policy_fits,
-    check_policy_kwargs,
-    get_policy_name,
-    list_own_parts,
-    network_from_json,
-    network_to_json,
-    policy_from_json,
-    rebuild_policy,
-    resolve_net_arch,
-)
+from grpo_core.options.network_json import list_own_parts, network_from_json, network_to_json, rebuild_policy
+from grpo_core.options.policies import OPTIMIZERS, POLICIES, get_policy_name, resolve_net_arch
+from grpo_core.options.policy_kwargs import check_policy_fits, check_policy_kwargs
 from grpo_core.saving.model_state import get_optimizer_state, get_weights
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
@@ -169,7 +159,7 @@ def test_a_policy_comes_back_from_json(policy: str, space: spaces.Space[Any], po
     check_policy_fits(policy_class, policy_kwargs, space)
     first = policy_class(space, spaces.Discrete(2), lambda _: 1e-3, **copy.deepcopy(policy_kwargs))
     network = json.loads(json.dumps(network_to_json(policy_kwargs, policy_class), allow_nan=False))
-    assert policy_from_json(network) is policy_class
+    assert POLICIES[network["policy"]] is policy_class
     rebuilt = network_from_json(network)
     check_policy_kwargs(rebuilt, policy_class)
     second = policy_class(space, spaces.Discrete(2), lambda _: 1e-3, **rebuilt)

@@ -13,6 +13,8 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from grpo import GRPO, RestorableWrapper
+from grpo_core.restoring.report import RestoringReport
+from grpo_core.simulators.bank import make_bank
 from tests.sb3.environments import OBSERVATION_SPACES, MatchEnv
 from tests.sb3.small_models import MODES, build, copy_weights, is_same
 
@@ -110,6 +112,24 @@ def test_an_environment_that_branches_by_deep_copies_is_copied_too() -> None:
     model.learn(32)
     for twin in (pickle_and_back(model), copy.deepcopy(model)):
         twin.learn(32, reset_num_timesteps=False)
+
+
+@BY
+def test_what_restoring_costs_is_not_measured_anew(copy_model: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(MatchEnv(), horizon=8, n_steps=32)
+    model.learn(32)
+    assert model._collector.findings.is_cheap
+    monkeypatch.setattr(RestoringReport, "pays", False)  # as a busy machine may make it seem
+    assert not make_bank(make_vec_env(MatchEnv, 1), needs_restore=True).findings.is_cheap
+    twin = copy_model(model)
+    assert twin._collector.findings == model._collector.findings
+
+
+def test_a_copy_finds_out_about_an_environment_that_no_group_was_played_in() -> None:
+    model = build(MatchEnv(), horizon=8, n_steps=32)
+    model.learn(32)
+    model.env = DummyVecEnv([MatchEnv])
+    assert copy.deepcopy(model)._collector.anchors.starts == []
 
 
 class Drifting(gym.Env[Any, Any]):

@@ -1,6 +1,5 @@
 """The model file: what goes in comes out, damage never changes a policy, and nothing in it is ever run."""
 
-import errno
 import hashlib
 import io
 import json
@@ -16,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given
-from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from grpo_core.actor.actor import Actor
-from grpo_core.options.policy_kwargs import POLICIES, network_to_json
+from grpo_core.options.network_json import network_to_json
+from grpo_core.options.policies import POLICIES
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ForeignModelError, ModelFileError
 from grpo_core.saving.model_state import get_optimizer_state, get_weights, put_optimizer_state, put_weights
+from grpo_core.saving.space_json import space_to_json
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
 ACTIONS = spaces.Discrete(2)
@@ -138,81 +137,6 @@ def test_the_actor_built_from_a_file_answers_as_the_saved_weights_do() -> None:
     probs, expected_probs = actor.action_probs(observations), expected.action_probs(observations)
     np.testing.assert_array_equal(probs, expected_probs)
     assert (actor.values(observations) == expected.values(observations)).all()
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        spaces.Discrete(7),
-        spaces.Box(-np.inf, np.inf, (2, 3)),
-        spaces.Box(np.array([0.1, -1e-30], np.float64), np.array([0.3, 1e300], np.float64), dtype=np.float64),
-        spaces.Box(0, 255, (2, 2), np.uint8),
-        spaces.Box(np.float32(-0.1), np.float32(0.1), ()),
-        spaces.Box(-0.1, 0.1, (1,)),
-        spaces.Box(-np.inf, np.inf, (1, 1), np.float64),
-        spaces.Box(np.array([0, 2]), np.array([2**63 - 1, 2**62 + 1]), dtype=np.int64),
-        spaces.Box(0, 2**64 - 1, (3,), np.uint64),
-        spaces.Box(-1.0, 1.0, (4,), np.float16),
-        spaces.Box(0, 255, (4, 84, 84), np.uint8),
-        spaces.Box(np.array([-1.0, -np.inf], np.float32), np.array([np.inf, 1.0], np.float32)),
-        spaces.Discrete(5, dtype=np.int32),
-        spaces.MultiDiscrete([3, 2, 4]),
-        spaces.MultiDiscrete(np.array([7], np.int32), dtype=np.int32),
-        spaces.MultiBinary(3),
-        spaces.MultiBinary((2, 3)),
-        spaces.Dict([("b", spaces.Discrete(3)), ("a", spaces.Box(0, 255, (3, 40, 40), np.uint8))]),
-    ],
-    ids=str,
-)
-def test_a_space_comes_back_exactly_from_its_json(space: spaces.Space[Any]) -> None:
-    described = json.loads(json.dumps(model_file.space_to_json(space), allow_nan=False))
-    rebuilt = model_file.space_from_json(described)
-    assert rebuilt == space
-    assert rebuilt.dtype == space.dtype
-    for one, other in zip(list_parts(rebuilt), list_parts(space), strict=True):
-        assert one.dtype == other.dtype
-        if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):  # gymnasium compares bounds nearly
-            assert (one.low == other.low).all()
-            assert (one.high == other.high).all()
-
-
-BOUNDED_BOXES = st.tuples(st.floats(-1e30, 0), st.lists(st.floats(1e-30, 1e30), min_size=1, max_size=6)).map(
-    lambda drawn: spaces.Box(np.full(len(drawn[1]), drawn[0]), np.array(drawn[1]), dtype=np.float64)
-)
-SPACES: st.SearchStrategy[Any] = st.one_of(
-    st.integers(1, 2**31).map(spaces.Discrete),
-    st.lists(st.integers(1, 2**31), min_size=1, max_size=5).map(spaces.MultiDiscrete),
-    st.integers(1, 2**20).map(spaces.MultiBinary),
-    BOUNDED_BOXES,
-)
-
-
-DICTS: st.SearchStrategy[Any] = st.dictionaries(st.text(min_size=1, max_size=4), SPACES, min_size=1, max_size=4).map(
-    lambda parts: spaces.Dict(dict(parts))
-)
-
-
-@given(st.one_of(SPACES, DICTS))
-def test_any_space_comes_back_exactly_from_its_json(space: spaces.Space[Any]) -> None:
-    rebuilt = model_file.space_from_json(json.loads(json.dumps(model_file.space_to_json(space), allow_nan=False)))
-    for one, other in zip(list_parts(rebuilt), list_parts(space), strict=True):
-        assert one == other
-        if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):
-            assert (one.low == other.low).all()
-            assert (one.high == other.high).all()
-    if isinstance(space, spaces.Dict) and isinstance(rebuilt, spaces.Dict):
-        assert list(rebuilt.spaces) == list(space.spaces)
-
-
-def list_parts(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
-    return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
-
-
-def test_the_keys_of_a_dict_keep_their_order() -> None:
-    space = spaces.Dict([("b", ACTIONS), ("a", OBSERVATIONS), ("c", ACTIONS)])
-    rebuilt = model_file.space_from_json(json.loads(json.dumps(model_file.space_to_json(space), sort_keys=True)))
-    assert isinstance(rebuilt, spaces.Dict)
-    assert list(rebuilt.spaces) == ["b", "a", "c"]
 
 
 def test_the_shapes_follow_from_spaces_and_network() -> None:
@@ -439,27 +363,6 @@ def test_a_header_claiming_gigabytes_is_refused_without_allocating_them() -> Non
     assert peak_bytes < 16 * 2**20
 
 
-@pytest.mark.parametrize(
-    "space",
-    [
-        {"type": "Box", "low": 0, "high": 255, "shape": [2**16, 2**16], "dtype": "uint8"},
-        {"type": "MultiBinary", "n": 2**40},
-        {"type": "MultiBinary", "n": [2**20, 2**20]},
-        {"type": "Dict", "spaces": [[str(i), {**META["spaces"]["observation"], "shape": [2**21]}] for i in range(9)]},
-    ],
-    ids=lambda space: str(space["type"]),
-)
-def test_a_space_claiming_gigabytes_is_refused_without_allocating_them(space: dict[str, Any]) -> None:
-    tracemalloc.start()
-    try:
-        with pytest.raises(ModelFileError, match="more than 4194304 numbers"):
-            model_file.space_from_json(space)
-        _, peak_bytes = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak_bytes < 2**20
-
-
 def test_members_that_claim_to_be_larger_than_any_file_are_refused() -> None:
     content = bytearray(build_file())
     at = content.index(b"PK\x01\x02")
@@ -560,31 +463,6 @@ def test_a_model_of_another_algorithm_is_refused_and_nothing_in_it_is_run(tmp_pa
     assert canary.exists(), "the trap is a real one"
 
 
-def test_write_atomic_writes_and_replaces(tmp_path: Path) -> None:
-    path = tmp_path / "model.zip"
-    model_file.write_atomic(path, b"old")
-    model_file.write_atomic(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    path = tmp_path / "model.zip"
-    model_file.write_atomic(path, b"old")
-
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, call, refuse)
-    with pytest.raises(OSError, match="No space left"):
-        model_file.write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 CAR = spaces.Dict({"camera": spaces.Box(0, 255, (1, 40, 36), np.uint8), "speed": OBSERVATIONS, "gear": ACTIONS})
 
@@ -595,7 +473,7 @@ def build_policy(
     """A policy of SB3 and the metadata of its file."""
     policy_class = POLICIES[policy]
     described = {
-        "spaces": {"observation": model_file.space_to_json(space), "action": model_file.space_to_json(ACTIONS)},
+        "spaces": {"observation": space_to_json(space), "action": space_to_json(ACTIONS)},
         "network": network_to_json(policy_kwargs, policy_class),
     }
     return policy_class(space, ACTIONS, lambda _: 1e-3, **policy_kwargs), json.loads(json.dumps(described))
@@ -672,7 +550,7 @@ def test_a_script_reads_and_writes_what_is_too_large_for_a_server() -> None:
 def test_what_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_file, "LIBRARY_LIMITS", model_file.SERVICE_LIMITS)
     low = np.linspace(-2.0, -1.0, 30_000, dtype=np.float32)
-    wide = model_file.space_to_json(spaces.Box(low, -low))
+    wide = space_to_json(spaces.Box(low, -low))
     with pytest.raises(ModelFileError, match=r"bytes of metadata; give the Boxes of its spaces fewer or equal bounds"):
         model_file.to_bytes({**META, "spaces": {**META["spaces"], "observation": wide}}, draw_weights(), {})
     many = {f"{i}/step": np.zeros((), np.float32) for i in range(1024)}

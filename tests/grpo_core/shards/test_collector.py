@@ -88,10 +88,10 @@ def test_one_shard_is_todays_rollout_and_more_shards_are_others() -> None:
 
 def test_every_step_reaches_the_callbacks_and_the_rollout() -> None:
     class Count(BaseCallback):
-        n_sweeps, n_steps, earned = 0, 0, 0.0
+        n_vec_steps, n_steps, earned = 0, 0, 0.0
 
         def _on_step(self) -> bool:
-            self.n_sweeps += 1
+            self.n_vec_steps += 1
             self.n_steps += int(self.locals["step_mask"].sum())
             self.earned += float(self.locals["rewards"].sum())
             return True
@@ -103,8 +103,8 @@ def test_every_step_reaches_the_callbacks_and_the_rollout() -> None:
     assert mask.shape == (32, 8, 2)
     assert mask[0].all(), "every branch of every group has taken a step"
     assert counted.n_steps == model.num_timesteps == mask.sum() == counted.earned
-    # Both environments step in one sweep, as long as both have branches left.
-    assert counted.n_steps / 2 <= counted.n_sweeps < counted.n_steps
+    # Both environments step in one vectorised step, as long as both have branches left.
+    assert counted.n_steps / 2 <= counted.n_vec_steps < counted.n_steps
     # An episode begins where its group does, so what follows an anchor continues it.
     buffer = model.rollout_buffer
     followed = buffer.step_mask[1:] & buffer.step_mask[:-1]
@@ -301,10 +301,17 @@ def test_what_cannot_be_cut_or_sent_is_refused_in_words() -> None:
 
 
 def test_a_pool_for_rollouts_that_are_not_cut_is_refused(pool: ProcessPool) -> None:
-    model = make_model(n_shards=None)
+    model = make_model(n_shards=None, kl_coef=0.1)
+    model.learn(1)
+    anchors = model._collector.anchors
+    kept, ref_policy, correlation = list(anchors.starts), model._ref_policy, model._group_correlation
+    assert kept
     model.rollout_pool = pool
     with pytest.raises(ValueError, match=r"would be idle.*with n_rollout_shards"):
         model.learn(1)
+    assert anchors.starts == kept, "a refused run leaves all as it was"
+    assert model._ref_policy is ref_policy
+    assert model._group_correlation is correlation
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from grpo import GRPO
-from grpo_core.options.policy_kwargs import POLICIES
+from grpo_core.options.policies import POLICIES
 from grpo_core.spaces import UnsupportedSpaceError
 from grpo_core.update.policies import copy_policy, evaluate_actions, get_distribution, predict_masked, split_parameters
 

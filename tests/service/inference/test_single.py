@@ -11,7 +11,8 @@ from torch.distributions import Categorical, Normal
 
 from grpo import GRPO
 from grpo_core.actor.actor import Actor
-from grpo_core.options.policy_kwargs import POLICIES, network_to_json
+from grpo_core.options.network_json import network_to_json
+from grpo_core.options.policies import POLICIES
 from grpo_core.saving.model_state import get_weights
 from grpo_core.spaces import pack
 from service.errors import InvalidRequestError

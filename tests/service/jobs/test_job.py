@@ -14,6 +14,7 @@ import torch
 from service.errors import ConflictError
 from service.jobs.job import Job, JobHome
 from service.jobs.records.checkpoints import CheckpointFolder
+from service.jobs.records.history import JobHistory
 from service.jobs.records.record import JobRecord
 from service.jobs.totals import JobTotals
 from service.schemas.jobs import FinalEvaluation, JobStatus
@@ -164,6 +165,21 @@ class TestOneJob:
         job.advance(32)  # without a word of a restart: its checkpoint is of no use
         assert (job.describe().current_timesteps, job.repeated_timesteps, totals.n_timesteps) == (32, 64, 96)
         assert job.history.list_rows() == []
+
+    def test_an_evaluation_that_is_made_again_replaces_the_earlier(self, job: Job) -> None:
+        job.start()
+        for reward in (3.0, 2.0):
+            job.publish_evaluation(make_evaluation(0, reward).model_dump(exclude={"elapsed_seconds"}))
+        status = job.describe()
+        assert status.evaluation == status.best_evaluation
+        assert [row.mean_reward for row in job.history.list_evaluations()] == [2.0]
+        names = [event.name for event in job.history.list_kept_events()]
+        assert names.count("job.evaluation") == 1
+        assert job.summarize().mean_reward is None  # of a policy without training
+        job.publish_evaluation(make_evaluation(64, 1.0).model_dump(exclude={"elapsed_seconds"}))
+        assert job.summarize().mean_reward == 1.0
+        restored = JobHistory.restore(job.history.get_part(0, 1, is_last=True))
+        assert [row.mean_reward for row in restored.list_evaluations()] == [2.0, 1.0]
 
     def test_a_checkpoint_that_is_gone_when_it_is_needed_is_warned_of(self, tmp_path: Path) -> None:
         folder = CheckpointFolder(tmp_path)

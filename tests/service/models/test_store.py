@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from stable_baselines3 import PPO
 
-from grpo_core.saving import model_file
+from grpo_core.saving import atomic_write, model_file
 from service.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, StorageError
 from service.models.served import ServedModel
 from service.models.store import ModelStore
@@ -165,7 +165,7 @@ class TestSavingAndServing:
 
     def test_a_file_replaced_on_disk_is_picked_up(self, store: ModelStore, folder: Path, contents: list[bytes]) -> None:
         store.publish("m", contents[0])
-        model_file.write_atomic(folder / "m.zip", contents[1])
+        atomic_write.write_atomic(folder / "m.zip", contents[1])
         assert answer(store, "m") == answer_of(contents[1])
 
     def test_a_file_removed_from_disk_is_gone(self, store: ModelStore, folder: Path, contents: list[bytes]) -> None:
@@ -311,7 +311,7 @@ class TestForeignAndDamagedFiles:
     def test_a_repaired_file_is_served_again(self, store: ModelStore, folder: Path, contents: list[bytes]) -> None:
         (folder / "m.zip").write_bytes(contents[0][:-1])
         assert list_statuses(store) == {"m": "corrupt"}
-        model_file.write_atomic(folder / "m.zip", contents[0])
+        atomic_write.write_atomic(folder / "m.zip", contents[0])
         assert list_statuses(store) == {"m": "saved"}
         assert answer(store, "m") == answer_of(contents[0])
 

@@ -385,7 +385,7 @@ def test_a_version_that_was_not_replaced_after_all_leaves_nothing(
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("grpo_core.saving.model_file.write_atomic", refuse)
+        patch.setattr("grpo_core.saving.atomic_write.write_atomic", refuse)
         with pytest.raises(OSError, match="no space"):
             folder.write("m", contents[1], "a job")
     assert list(tmp_path.rglob("*")) == [tmp_path / "m.zip"]
@@ -393,7 +393,7 @@ def test_a_version_that_was_not_replaced_after_all_leaves_nothing(
     assert folder.versions.list_all("m") == [1, 2]
     folder.versions.set_alias("m", "prod", 2)
     with monkeypatch.context() as patch:
-        patch.setattr("grpo_core.saving.model_file.write_atomic", refuse)
+        patch.setattr("grpo_core.saving.atomic_write.write_atomic", refuse)
         with pytest.raises(OSError, match="no space"):
             folder.write("m", contents[2])
     assert folder.versions.list_kept("m") == [1]

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from grpo_core.actor.actor import ACTIVATIONS
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
+from grpo_core.saving.space_json import space_from_json
 from grpo_core.shards.pool import RolloutWorkersError
 from service.schemas.training import Activation, TrainConfig
 from service.training.train import train_policy
@@ -226,7 +227,7 @@ def test_every_setting_of_a_configuration_reaches_the_algorithm() -> None:
         settings["gamma"],
     )
     assert (meta["env_kwargs"], meta["wrappers"]) == (others["env_kwargs"], others["wrappers"])
-    assert model_file.space_from_json(meta["spaces"]["observation"]).shape == (5,)
+    assert space_from_json(meta["spaces"]["observation"]).shape == (5,)
     # The two lists leave out names and what cannot be chosen here.
     left_out = {"env_name", "preset", "reward_function_type", "reward_functions", "model_name", "device"}
     rules = {"eval_freq", "n_eval_episodes", "keep_best", "stop_reward", "patience", "max_seconds", "tensorboard_log"}

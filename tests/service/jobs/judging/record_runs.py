@@ -18,7 +18,7 @@ from service.errors import describe_error
 from service.jobs.description import gather_evidence
 from service.jobs.job import Job
 from service.jobs.judging.verdict import Evidence, judge
-from service.schemas.jobs import EpisodeFigures, JobStatus
+from service.schemas.jobs import EpisodeFigures, EvaluationRow, JobStatus
 from service.training.train import train_policy
 from tests.support import FloatArray, LineEnv, make_plan
 
@@ -211,7 +211,7 @@ def from_json(run: Mapping[str, Any]) -> Evidence:
             **rest,
             "status": JobStatus(run["status"]),
             "config": _get_config().model_copy(update=changes),
-            "evaluations": [_lengthen(*numbers) for numbers in run["evaluations"]],
+            "evaluations": [_lengthen(*numbers, timesteps=i) for i, numbers in enumerate(run["evaluations"])],
             "final_evaluation": None if final is None else _lengthen(*final),
         }
     )
@@ -234,8 +234,10 @@ def _shorten(figures: EpisodeFigures) -> tuple[int, float, float]:
     return figures.n_episodes, _round(figures.mean_reward), _round(figures.std_reward)
 
 
-def _lengthen(n_episodes: int, mean_reward: float, std_reward: float) -> EpisodeFigures:
-    return EpisodeFigures(
+def _lengthen(n_episodes: int, mean_reward: float, std_reward: float, timesteps: int = 1) -> EvaluationRow:
+    return EvaluationRow(
+        timesteps=timesteps,
+        elapsed_seconds=0.0,
         n_episodes=n_episodes,
         mean_reward=mean_reward,
         std_reward=std_reward,

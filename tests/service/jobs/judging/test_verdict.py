@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.jobs.judging.verdict import Evidence, judge
-from service.schemas.jobs import EndedBy, EpisodeFigures, JobStatus, Verdict, VerdictState
+from service.schemas.jobs import EndedBy, EvaluationRow, JobStatus, Verdict, VerdictState
 from service.schemas.training import TrainConfig
 from tests.support import make_plan
 
@@ -109,9 +109,11 @@ class TestCurves:
         assert states.count("flat") > 0.9 * N_CURVES
 
 
-def evaluate(mean_reward: float, std_reward: float = 0.0, n_episodes: int = 10) -> EpisodeFigures:
+def evaluate(mean_reward: float, std_reward: float = 0.0, n_episodes: int = 10, timesteps: int = 1000) -> EvaluationRow:
     """Make up an evaluation."""
-    return EpisodeFigures(
+    return EvaluationRow(
+        timesteps=timesteps,
+        elapsed_seconds=0.0,
         n_episodes=n_episodes,
         mean_reward=mean_reward,
         std_reward=std_reward,
@@ -206,6 +208,26 @@ class TestSolved:
         assert get_state(False, 480.0) == "solved"
         assert get_state(False, 480.0, 300.0) != "solved"
         assert get_state(True, 480.0, 300.0) == "solved"
+
+    def test_one_before_training_says_nothing_of_the_policy(self, judge_curve: Any) -> None:
+        untrained = [evaluate(143.2, timesteps=0)]
+        verdict = judge_curve([500.0] * 12, evaluations=untrained, reward_threshold=475.0)
+        assert verdict.state == "solved"
+        assert "while training, an episode earns about 500" in verdict.text
+        assert (
+            judge_curve([20.0] * 12, evaluations=[evaluate(480.0, timesteps=0)], reward_threshold=475.0).state == "flat"
+        )
+        early = judge_curve([20.0], evaluations=untrained)
+        assert (early.state, "has not been evaluated since training began" in early.text) == ("starting", True)
+
+    def test_a_mean_that_may_be_luck_is_called_probable(self, judge_curve: Any) -> None:
+        def get_text(low: float) -> str:
+            figures = evaluate(479.4).model_copy(update={"mean_reward_ci95": (low, 500.0)})
+            text: str = judge_curve([], evaluations=[figures], reward_threshold=475.0).text
+            return text
+
+        assert get_text(450.1).startswith("Probably solved: ")
+        assert get_text(475.0).startswith("Solved: ")
 
     def test_the_last_word_is_that_of_the_saved_policy(self, judge_curve: Any) -> None:
         better = judge_curve(

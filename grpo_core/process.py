@@ -1,11 +1,23 @@
-"""End with the process that started this one."""
+"""What a process knows of itself, for those that it starts: its cores, where it imports from, and its parent's end."""
 
 import ctypes
+import os
 import signal
 import sys
 
 # Linux: a signal for a process whose parent has died.
 _PR_SET_PDEATHSIG = 1
+
+
+def count_cores() -> int:
+    """Count the cores that this process may use."""
+    # Not on macOS and Windows.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def list_import_paths() -> list[str]:
+    """List the folders of ``sys.path``, as another process can use them."""
+    return [path or os.getcwd() for path in sys.path]
 
 
 def end_with_parent(number: signal.Signals) -> None:

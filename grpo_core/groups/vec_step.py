@@ -1,4 +1,4 @@
-"""What SB3's callbacks see of a sweep: one step of one branch in each environment at most.
+"""What SB3's callbacks see of a *vectorised step*: one step of one branch in each environment at most.
 
 SB3's algorithms hand callbacks the local variables of ``collect_rollouts``. Here most are computed when a callback
 asks for them, so that those which nobody reads cost nothing.
@@ -21,11 +21,11 @@ Place = tuple[int, int, int]
 # An environment's index, and the place of its step.
 SteppedPlace = tuple[int, Place]
 
-_LATER = object()  # stands in a ``SweepLocals`` for what nobody has asked for yet
+_LATER = object()  # stands in a ``VecStepLocals`` for what nobody has asked for yet
 
 
-class Sweep:
-    """The steps of one sweep, read from the rollout that holds them. Every array has a row per environment.
+class VecStep:
+    """One vectorised step, read from the rollout that holds it. Every array has a row per environment.
 
     An environment that took no step in it, because its branches have ended, shows its latest one.
 
@@ -33,7 +33,7 @@ class Sweep:
     :param actor: Who acts in it.
     :param n_envs: Number of environments.
     :param device: Where SB3 would have its tensors.
-    :param list_places: Returns where the steps of the latest sweep are.
+    :param list_places: Returns where the steps of the latest vectorised step are.
     :param find_latest: Returns the place of an environment's latest step by its index.
     """
 
@@ -85,7 +85,7 @@ class Sweep:
         return unpack(observations) if statistics is None else statistics.apply(observations)
 
 
-class SweepLocals(dict[str, Any]):
+class VecStepLocals(dict[str, Any]):
     """The local variables that callbacks see; some are computed when they are first read.
 
     :param entries: Those that are known.
@@ -97,13 +97,13 @@ class SweepLocals(dict[str, Any]):
         self._unread: dict[str, Any] = {}
         self._was_read = False
 
-    def compute_from(self, sweep: Sweep) -> None:
-        """Take what is not known from a sweep, which may move on."""
-        self._computed, self._unread = sweep.computed, dict.fromkeys(sweep.computed, _LATER)
+    def compute_from(self, vec_step: VecStep) -> None:
+        """Compute what is not known from a vectorised step, which may move on, once somebody asks for it."""
+        self._computed, self._unread = vec_step.computed, dict.fromkeys(vec_step.computed, _LATER)
         super().update(self._unread)
 
     def move_on(self, entries: Mapping[str, Any]) -> None:
-        """Forget what was computed of the last sweep, and take what is known of the next."""
+        """Forget what was computed of the last vectorised step, and take what is known of the next."""
         if self._was_read:
             super().update(self._unread)
             self._was_read = False
@@ -147,12 +147,12 @@ class SweepLocals(dict[str, Any]):
         super().update(*others, **entries)
 
 
-def share_locals(callback: BaseCallback) -> SweepLocals:
-    """Let a callback, and those inside it that share its local variables, have them in a ``SweepLocals``."""
+def share_locals(callback: BaseCallback) -> VecStepLocals:
+    """Let a callback, and those inside it that share its local variables, have them in a ``VecStepLocals``."""
     before = callback.locals
-    if isinstance(before, SweepLocals):
+    if isinstance(before, VecStepLocals):
         return before
-    shared = SweepLocals(before)
+    shared = VecStepLocals(before)
     waiting = [callback]
     while waiting:
         one = waiting.pop()
