@@ -24,7 +24,8 @@ from service.models.folder_id import read_folder_id
 from service.models.folder_lock import FolderLock
 from service.models.player import Film, ModelPlayer
 from service.models.promotion import ModelPromotion
-from service.models.store import ModelStore, ServedModel
+from service.models.served import ServedModel
+from service.models.store import ModelStore
 from service.monitoring.memory import get_available_bytes, get_total_bytes
 from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness

@@ -13,7 +13,7 @@ from grpo_core.actor.actor import Actor, Decision
 from grpo_core.actor.single import Choice
 from grpo_core.spaces import Observations, UnsupportedSpaceError, count_inputs, count_mask_bits, is_image_space
 from service.errors import InvalidRequestError
-from service.models.store import ServedModel
+from service.models.served import ServedModel
 
 # A smaller network answers in less time than it takes to start a thread.
 LARGE_MODEL_BYTES = 2**20

@@ -16,7 +16,8 @@ from grpo_core.environments.env_kwargs import check_env_kwargs
 from grpo_core.environments.making import EnvSetup
 from grpo_core.environments.wrappers import parse_wrappers
 from service.models.folder import FileSignature
-from service.models.store import InspectedFile, ModelStore
+from service.models.served import InspectedFile
+from service.models.store import ModelStore
 from service.schemas.fields import ENV_NAME_PATTERN, MAX_ENV_NAME_CHARS
 from service.schemas.jobs import EpisodeFigures, FinalEvaluation
 from service.schemas.models import ModelCard, ModelLineage, ValueFigures

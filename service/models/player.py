@@ -19,7 +19,8 @@ from service.errors import ConflictError
 from service.models.card import find_env_name, find_env_setup
 from service.models.folder import FileSignature
 from service.models.play import Play
-from service.models.store import ModelStore, ServedModel
+from service.models.served import ServedModel
+from service.models.store import ModelStore
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import EvaluateResponse, ModelFigures, VideoFormat
 from service.workers.short_tasks import ShortTasks

@@ -7,19 +7,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 from cachetools import Cache, LRUCache
 
-from grpo_core.actor.actor import Actor
-from grpo_core.actor.single import SingleActor, can_act_singly
 from grpo_core.saving import atomic_write, model_file
 from service.errors import ConflictError, NotFoundError, StorageError
 from service.models.folder import FileSignature, ModelFolder, describe_refusal
 from service.models.folder_lock import FolderLock
+from service.models.served import InspectedFile, ServedModel
 from service.schemas.fields import is_model_name
 from service.schemas.models import ModelStatus
 
@@ -30,7 +27,6 @@ _LOW_MEMORY_FRACTION = 0.10
 _LOW_MEMORY_BYTES = 512 * 2**20
 # A listing verifies new files up to this size in total itself, which takes a few milliseconds.
 _LISTED_BYTES = 2**17
-_MAX_VALUE_SCALE = 1e12
 # To ask for a file's signature at every request would take longer than the policy's first layer.
 _RECENT_SECONDS = 0.1
 _MAX_RESOLVED = 256
@@ -41,49 +37,6 @@ class ModelEntry(NamedTuple):
 
     name: str
     status: ModelStatus
-
-
-@dataclass(frozen=True, eq=False)
-class ServedModel:
-    """A policy ready to answer; never the object that is being trained.
-
-    :param signature: Signature of its file.
-    :param rng: Draws stochastic actions; NumPy's generators lock themselves, so threads may share it.
-    :param value_scale: What turns the value network's output into a return in units of the rewards; None if nobody
-        has found its values meaningful, and they are not to be shown.
-    :param single: Decides for one observation at a time; None where only the actor can.
-    """
-
-    name: str
-    actor: Actor
-    meta: dict[str, Any]
-    signature: FileSignature
-    rng: np.random.Generator = field(default_factory=np.random.default_rng)
-    value_scale: float | None = field(init=False)
-    single: SingleActor | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        single = SingleActor(self.actor) if can_act_singly(self.actor) else None
-        object.__setattr__(self, "single", single)
-        object.__setattr__(self, "value_scale", _find_value_scale(self.meta.get("value_check")))
-
-    @property
-    def n_bytes(self) -> int:
-        """Memory its weights take."""
-        return 4 * self.actor.n_parameters
-
-
-class InspectedFile(NamedTuple):
-    """A model file that was read in full.
-
-    :param sha256: None if the file exceeds the size limit.
-    :param model: None if the file cannot be used.
-    """
-
-    status: ModelStatus
-    signature: FileSignature
-    sha256: str | None
-    model: ServedModel | None
 
 
 # What is read of a file, with its signature.
@@ -500,12 +453,3 @@ class _Cache(LRUCache[str, ServedModel]):
 
 def _get_status(error: model_file.ModelFileError) -> ModelStatus:
     return ModelStatus.UNSAFE if isinstance(error, model_file.ForeignModelError) else ModelStatus.CORRUPT
-
-
-def _find_value_scale(check: Any) -> float | None:
-    """Return the scale that a file's check of values gives, if it found them meaningful."""
-    if not isinstance(check, dict) or check.get("is_meaningful") is not True:
-        return None
-    scale = check.get("reward_scale")
-    # A file may claim anything; from larger numbers a value might not be finite.
-    return scale if isinstance(scale, float) and 0.0 < scale < _MAX_VALUE_SCALE else None

@@ -19,7 +19,8 @@ from service.dashboard.widgets.models.version_list import VersionList
 from service.dashboard.widgets.number_format import format_count, format_size
 from service.errors import NotFoundError, ServiceError
 from service.models.card import make_card
-from service.models.store import ModelStore, ServedModel
+from service.models.served import ServedModel
+from service.models.store import ModelStore
 from service.schemas.models import ModelCard
 
 _CHECK_SECONDS = 2.0

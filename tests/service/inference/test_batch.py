@@ -17,7 +17,7 @@ from service.errors import InvalidFieldsError, InvalidRequestError, TooLargeErro
 from service.inference import single as inference
 from service.inference.batch import answer_array, answer_json, read_array
 from service.inference.single import infer
-from service.models.store import ServedModel
+from service.models.served import ServedModel
 from service.schemas.fields import MAX_BATCH_ITEMS
 from service.settings import Settings
 from tests.service.inference.test_single import CAR, make_opinionated_model, serve_model, serve_policy, to_plain

@@ -17,7 +17,7 @@ from grpo_core.saving.model_state import get_weights
 from grpo_core.spaces import pack
 from service.errors import InvalidRequestError
 from service.inference.single import infer
-from service.models.store import ServedModel
+from service.models.served import ServedModel
 from tests.support import make_model
 
 CARTPOLE_OBSERVATIONS = [[0.1, 0.0, 0.05, 0.0], [-2.0, 1.5, -0.2, 3.0], [0, 0, 0, 0], [2.4, -3.0, 0.2, -2.0]]

@@ -24,7 +24,7 @@ from service.dashboard.widgets.models.space_labels import list_action_names, lis
 from service.dashboard.widgets.number_format import format_number, write_exactly
 from service.errors import ServiceError
 from service.inference.single import LARGE_MODEL_BYTES, infer
-from service.models.store import ServedModel
+from service.models.served import ServedModel
 from service.spaces import count_numbers
 
 _MAX_SLIDERS = 64
