@@ -11,6 +11,7 @@ from service.dashboard.widgets.number_format import (
     format_count,
     format_duration,
     format_interval,
+    format_items,
     format_margin,
     format_number,
     format_range,
@@ -171,7 +172,7 @@ def _describe_group(
         "interval": format_range(rewards) if has_reward else "",
         "steps": format_count(max(line.current_timesteps for line in lines)),
         "time": format_duration(sum(line.elapsed_seconds for line in lines)),
-        "seed": f"{n_seeds} seed{'s' * (n_seeds > 1)}" if is_recipe else "",
+        "seed": format_items(n_seeds, "seed") if is_recipe else "",
         "settings": [write_setting(config.get(name)) if config and is_recipe else "" for name in settings],
     }
 

@@ -11,6 +11,11 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
+def format_items(count: int, noun: str) -> str:
+    """Format a number of things, such as 1 setting or 1,200 settings."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def format_number(number: float) -> str:
     """Format a measured number with three digits, or with one decimal if it is large."""
     if abs(number) >= 100:
