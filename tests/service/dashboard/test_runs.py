@@ -401,3 +401,23 @@ def test_charts_stay_in_view(page: Page) -> None:
     wait_until(lambda: bool(read_lines(page)))
     page.run("scrollTo(0, 1200)")
     page.wait("const { top } = document.querySelector('.curve').getBoundingClientRect(); return 0 < top && top < 300")
+
+
+def test_a_table_that_goes_on_at_the_right_shows_it(page: Page) -> None:
+    page.emulate(1100, 900)
+    page.open("")
+    wait_for_names(page, "run-59")
+    page.wait("return document.querySelector('.table-scroll').classList.contains('goes-on')")
+    page.photograph("runs-narrow")
+    page.run("const box = document.querySelector('.table-scroll'); box.scrollLeft = box.scrollWidth")
+    page.wait("return !document.querySelector('.table-scroll').classList.contains('goes-on')")
+
+
+def test_a_chart_says_what_its_lines_are(page: Page) -> None:
+    page.open("")
+    wait_until(lambda: bool(read_lines(page)))
+    words = "return [...document.querySelectorAll('.line-key li')].map((item) => item.textContent)"
+    training = "training mean: last 100 episodes, sampled actions"
+    wait_until(lambda: page.run(words) == ["evaluation", training, "95 % interval over episodes"])
+    choose(page, "y", "train/loss")
+    wait_until(lambda: page.run(words) == ["smoothed", "as reported"])
