@@ -88,7 +88,7 @@ def add_playing_options(parser: Parser) -> None:
         "--seed", type=make_int_parser(0, MAX_SEED), default=0, help="seed of the first episode (%(default)s)"
     )
     add_env_setup_options(parser)
-    parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most likely")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the most likely")
     add_env_module_option(parser)
 
 

@@ -232,7 +232,9 @@ def _add_model_commands(commands: Any) -> None:
     for playing in (evaluate, video):
         playing.add_argument("--seed", type=int, default=0, help="seed of the first episode (%(default)s)")
     for acting in (predict, evaluate, video):
-        acting.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most likely")
+        acting.add_argument(
+            "--stochastic", action="store_true", help="sample actions instead of taking the most likely"
+        )
     download = _add_for_model(commands, "download", _download, "save a model file")
     download.add_argument("path", nargs="?", type=Path, help=f"file to save; default: MODEL.zip{_ITS_FOLDER}")
     _add_for_model(commands, "versions", _list_versions, "list the versions of a model")
@@ -398,10 +400,15 @@ def _start_sweep(client: Client, options: argparse.Namespace) -> _Reply:
     if options.watch:
         return _follow_sweep(client, started.sweep_id, None)
     text = (
-        f"submitted sweep {started.name}: {started.n_settings} settings, {started.n_jobs} jobs; see its table with: "
+        f"submitted sweep {started.name}: {_count(started.n_settings, 'setting')}, {_count(started.n_jobs, 'job')}; see its "
+        "table with: "
         f"{_PROGRAM} sweep status {started.sweep_id}"
     )
     return _Reply(started.to_json(), text)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _parse_dimension(pair: str) -> tuple[str, Any]:
