@@ -46,7 +46,7 @@ def record_runs(folder: Path) -> list[str]:
         for i in range(1, 21):
             job.advance(100 * i)
             job.publish_metrics({"rollout/ep_rew_mean": float(number + i), "train/loss": 1.0 / i})
-        for steps in (1000, 2000):
+        for steps in (1000, 144_070):
             job.publish_evaluation(make_evaluation(steps, float(number)).model_dump(exclude={"elapsed_seconds"}))
         job.finish(JobStatus.FAILED if number == 7 else JobStatus.COMPLETED, "it broke" if number == 7 else None)
         journal.write([job.make_record(0, 1)])
@@ -392,6 +392,11 @@ def test_a_phone_shows_the_curve_first_and_nothing_sideways(page: Page, job_ids:
     )
     assert first == curve
     assert width == 390
+    if "runs" in path:
+        page.wait(
+            "const box = document.querySelector('[aria-label=\"Table of evaluations\"]');"
+            "return box.scrollWidth === box.clientWidth"
+        )
     page.photograph(f"phone-{'run' if 'runs' in path else 'runs'}")
 
 
