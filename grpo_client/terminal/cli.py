@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,7 +222,7 @@ def _add_sweep_commands(commands: Any) -> None:
 def _add_model_commands(commands: Any) -> None:
     _add(commands, "models", _list_models, "list the models")
     predict = _add_for_model(commands, "predict", _predict, "ask a policy for an action")
-    predict.add_argument("observation", help="JSON, such as [0.1, 0, 0.05, 0]")
+    predict.add_argument("observation", nargs="+", help="numbers, such as 0.1 0 0.05 0, or JSON: '[0.1, 0, 0.05, 0]'")
     predict.add_argument("--masks", help="JSON: which actions are allowed")
     _add_for_model(commands, "card", _show_card, "show the card of a model")
     evaluate = _add_for_model(commands, "evaluate", _evaluate, "compare a policy with random actions")
@@ -304,6 +305,14 @@ def _parse_json(option: str, text: str | None) -> Any:
         return json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
         raise _UsageError(f"{option} {text} is not JSON ({error}); write it like [0.1, 0, 0.05, 0].") from error
+
+
+def _parse_observation(words: Sequence[str]) -> Any:
+    """Read JSON, or numbers that stand beside each other."""
+    if len(words) > 1:
+        with suppress(ValueError):
+            return [json.loads(word.rstrip(","), parse_constant=_refuse_constant) for word in words]
+    return _parse_json("observation", " ".join(words))
 
 
 def _refuse_constant(name: str) -> None:
@@ -459,7 +468,7 @@ def _change_sweep(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _predict(client: Client, options: argparse.Namespace) -> _Reply:
-    observation, masks = _parse_json("observation", options.observation), _parse_json("--masks", options.masks)
+    observation, masks = _parse_observation(options.observation), _parse_json("--masks", options.masks)
     prediction = client.predict(options.model, observation, not options.stochastic, masks)
     return _Reply(prediction.to_json(), reports.describe_prediction(prediction))
 
