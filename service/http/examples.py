@@ -4,7 +4,8 @@ from typing import Any
 
 from fastapi.openapi.models import Example
 
-MODEL_NAME = "balance"
+# No name that README gives, so that trying the first example out replaces no model of a reader.
+MODEL_NAME = "first-try"
 
 JOB_ID: dict[str, Example] = {"latest": {"summary": "The most recently submitted job", "value": "latest"}}
 MODEL: dict[str, Example] = {
