@@ -70,7 +70,9 @@ def _check_film(path: Path) -> None:
     if path.suffix not in FILM_SUFFIXES:
         raise UsageError(f"--output {path} is not a film; end its name in {' or '.join(FILM_SUFFIXES)}.")
     if not has_packages("PIL", "imageio", "imageio_ffmpeg"):
-        raise UsageError("--output needs Pillow, imageio and imageio-ffmpeg: pip install 'sb3-grpo[film]', or watch.")
+        raise UsageError(
+            "--output needs Pillow, imageio and imageio-ffmpeg: pip install Pillow imageio imageio-ffmpeg, or watch."
+        )
 
 
 def _check_display() -> None:
