@@ -22,7 +22,8 @@ def add_command(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     if not has_packages(*_PACKAGES):
         raise UsageError(
-            "serve needs the packages of the server: pip install --find-links DIST 'sb3-grpo[server]', DIST being the folder of its wheel."
+            "serve needs the packages of the server: pip install --find-links DIST 'sb3-grpo[server]', DIST being the "
+            "folder of its wheel."
         )
     given = get_server_options(options)
     words = [f"--env-module={module}" for module in given.pop("env_modules", ())]

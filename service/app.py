@@ -335,8 +335,8 @@ class Service:
         kept = self.registry.read_checkpoint_model(job)
         if kept is None and status.model_name is not None:
             raise ConflictError(
-                f"what job {job.job_id} has saved as '{status.model_name}' was deleted since, or is too old a version to "
-                f"be kept; GET /models/{status.model_name}/versions lists those that are there."
+                f"what job {job.job_id} has saved as '{status.model_name}' was deleted since, or is too old a version "
+                f"to be kept; GET /models/{status.model_name}/versions lists those that are there."
             )
         if kept is None:
             raise ConflictError(

@@ -408,11 +408,8 @@ def _start_sweep(client: Client, options: argparse.Namespace) -> _Reply:
     started = client.start_sweep(space, base={**base, **_parse_settings(options.set, base)}, **fields)
     if options.watch:
         return _follow_sweep(client, started.sweep_id, None)
-    text = (
-        f"submitted sweep {started.name}: {_count(started.n_settings, 'setting')}, {_count(started.n_jobs, 'job')}; see its "
-        "table with: "
-        f"{_PROGRAM} sweep status {started.sweep_id}"
-    )
+    size = f"{_count(started.n_settings, 'setting')}, {_count(started.n_jobs, 'job')}"
+    text = f"submitted sweep {started.name}: {size}; see its table with: {_PROGRAM} sweep status {started.sweep_id}"
     return _Reply(started.to_json(), text)
 
 

@@ -51,8 +51,8 @@ _EXAMPLES: Mapping[int, tuple[Problem, str]] = {
     429: (QueueFullError.problem, "100 jobs are running or queued already; try again later."),
     501: (
         NotInstalledError.problem,
-        "format 'onnx' needs the package onnx, which is not installed: pip install onnx. Install it on the server, or ask "
-        "for another format.",
+        "format 'onnx' needs the package onnx, which is not installed: pip install onnx. Install it on the server, or "
+        "ask for another format.",
     ),
     503: (
         StorageLowError.problem,

@@ -178,7 +178,8 @@ class FieldInput:
         :param value: The value.
         :param origin: Who chose it: ``preset`` or ``default``.
         """
-        choice = f"{write_named_setting(self.field.name, value)} ({'from the preset' if origin == 'preset' else 'by default'})"
+        source = "from the preset" if origin == "preset" else "by default"
+        choice = f"{write_named_setting(self.field.name, value)} ({source})"
         if self._is_choice:
             self._input.set_options({**self._input.options, "": choice})
         else:

@@ -1,9 +1,9 @@
 """The table of runs: its rows, its groups, and the settings in which runs differ."""
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from service.dashboard.runs.address import PAGE_SIZE, RunsView
@@ -180,7 +180,10 @@ def _describe_group(
 def _name_group(lines: Sequence[JobSummary]) -> str:
     """Return what the names of a group's runs have in common at their beginning, or else one of them."""
     names = list(dict.fromkeys(line.display_name or line.model_name for line in lines))
-    shared = os.path.commonprefix(names).rstrip("0123456789-._ ") if len(names) > 1 else names[0]
+    if len(names) == 1:
+        return names[0]
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    shared = "".join(letters[0] for letters in alike).rstrip("0123456789-._ ")
     return shared or f"{names[0]} and others"
 
 
