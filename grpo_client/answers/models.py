@@ -53,7 +53,7 @@ class Video(Answer):
 
     :param reward: Sum of the episode's rewards.
     :param n_steps: Length of the episode.
-    :param checkpoint_timesteps: Steps of the checkpoint whose policy it shows; None if that was saved as a model.
+    :param checkpoint_timesteps: Steps of the checkpoint whose policy it shows; None of a saved model.
     """
 
     path: Path
