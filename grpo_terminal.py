@@ -61,6 +61,11 @@ class Parser(argparse.ArgumentParser):
         _check_option_names(words, parser)
         return self.parse_args(_name_every_pair(words, parser._pair_options))
 
+    def error(self, message: str) -> NoReturn:
+        """Say in a line what is wrong; the usage of a command with fifty options would hide it."""
+        help_hint = "" if "--help" in message else f" (see '{self.prog} --help')"
+        self.exit(2, f"{self.prog}: error: {message}{help_hint}\n")
+
     def _put_commands_first(self, words: list[str]) -> "tuple[list[str], Parser]":
         """Put the command, and the command of that if it has some, before all options; return its parser too."""
         if not self._commands or not words or words[0] in ("-h", "--help"):
@@ -143,8 +148,12 @@ def _check_option_names(words: Sequence[str], parser: argparse.ArgumentParser) -
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(word.lower(), names, n=1) or [name for name in names if name.startswith(word)]
+    # Without the hyphens, which make "--lr" look like "--help", and by initials, which "lr" is.
+    names = {name.lstrip("-"): name for name in known if len(name) > 2}
+    asked = word.lower().lstrip("-")
+    shorts = [name for name in names if "".join(part[0] for part in name.split("-") if part) == asked]
+    beginnings = [name for name in names if name.startswith(asked)]
+    close = [names[name] for name in shorts or difflib.get_close_matches(asked, names, n=1) or beginnings]
     return f"did you mean {close[0]!r}? If not, " if close else ""
 
 

@@ -7,15 +7,24 @@ from typing import Any
 
 import gymnasium as gym
 
-from grpo_cli.options import UsageError, get_model_path, import_env_modules, parse_env_kwargs, parse_wrapper_options
+from grpo_cli.options import (
+    UsageError,
+    explain,
+    get_model_path,
+    import_env_modules,
+    parse_env_kwargs,
+    parse_wrapper_options,
+)
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.environments.env_kwargs import check_env_kwargs
 from grpo_core.environments.making import EnvSetup, make_env
 from grpo_core.environments.wrappers import parse_wrappers
 from grpo_core.evaluation import check_spaces
+from grpo_core.export.policy_file import EXPORT_FORMATS
 from grpo_core.saving import model_file
 from grpo_core.saving.model_file import ModelContent, ModelFileError
 
+_EXPORT_SUFFIXES = frozenset(export_format.suffix for export_format in EXPORT_FORMATS.values())
 # Gymnasium would import the module of "module:Name", and a file from elsewhere must not decide what is imported.
 _PLAIN_ENV_NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
 
@@ -28,8 +37,13 @@ def find_model_file(path: Path) -> Path:
 def read_model(path: Path) -> ModelContent:
     """Read a model file.
 
-    :raises UsageError: If it is missing or damaged.
+    :raises UsageError: If it is missing or damaged, or is an export.
     """
+    if path.suffix in _EXPORT_SUFFIXES:
+        raise UsageError(
+            f"--model {path} is an export, for programs without this library; name the model file that it was made "
+            f"from, such as {path.with_suffix('.zip')}."
+        )
     try:
         return model_file.from_bytes(find_model_file(path).read_bytes(), limits=model_file.LIBRARY_LIMITS)
     except (OSError, ModelFileError) as error:
@@ -71,7 +85,7 @@ def make_playable_env(setup: EnvSetup, actor: PolicyActor, render_mode: str | No
         env = make_env(setup, render_mode, option="add --env-module")
         check_spaces(actor, env)
     except (gym.error.Error, ImportError, ValueError, TypeError) as error:
-        raise UsageError(f"--env {env_name} cannot be played: {error}") from error
+        raise UsageError(f"--env {env_name} cannot be played: {explain(error, env_name)}") from error
     if render_mode is not None and render_mode not in env.metadata.get("render_modes", []):
         env.close()
         raise UsageError(f"--env {env_name} cannot be watched: it has no render mode {render_mode!r}.")

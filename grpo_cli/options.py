@@ -8,11 +8,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from grpo_core.environments.packages import describe_missing_package
+import gymnasium as gym
+
+from grpo_core.environments.packages import describe_missing_package, describe_origin
 from grpo_core.environments.wrappers import WRAPPERS, Wrapper, parse_wrappers
 from grpo_terminal import Parser
 
@@ -88,7 +91,7 @@ def add_playing_options(parser: Parser) -> None:
         "--seed", type=make_int_parser(0, MAX_SEED), default=0, help="seed of the first episode (%(default)s)"
     )
     add_env_setup_options(parser)
-    parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most likely")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the most likely")
     add_env_module_option(parser)
 
 
@@ -175,3 +178,13 @@ def import_env_modules(names: Sequence[str]) -> None:
             raise UsageError(
                 f"--env-module {name} cannot be imported ({error}); run from the folder it is in. Or {missing}"
             ) from error
+
+
+def explain(error: Exception, env_name: str) -> str:
+    """Return why an environment cannot be made; where nothing registers it, with what may."""
+    known = describe_origin(env_name, "add --env-module")
+    if not isinstance(error, gym.error.UnregisteredEnv) or known is not None:
+        return str(error)
+    close = get_close_matches(env_name, gym.registry, n=1)
+    hint = f"did you mean {close[0]}? If" if close else "if"
+    return f"it is not registered; {hint} a module of yours registers it, add --env-module and the module's name."

@@ -49,6 +49,8 @@ def _run(options: argparse.Namespace) -> int:
     actor = content.make_actor()
     if options.output is not None:
         prepare_output("--output", options.output)
+        # A film needs no screen, and SDL would complain that it finds none.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     with closing(make_playable_env(setup, actor, "human" if options.output is None else "rgb_array")) as env:
         policy = make_policy(actor, not options.stochastic, np.random.default_rng(options.seed))
         recorder = FilmRecorder(env.metadata.get("render_fps"))
@@ -68,7 +70,9 @@ def _check_film(path: Path) -> None:
     if path.suffix not in FILM_SUFFIXES:
         raise UsageError(f"--output {path} is not a film; end its name in {' or '.join(FILM_SUFFIXES)}.")
     if not has_packages("PIL", "imageio", "imageio_ffmpeg"):
-        raise UsageError("--output needs Pillow, imageio and imageio-ffmpeg: pip install 'sb3-grpo[film]', or watch.")
+        raise UsageError(
+            "--output needs Pillow, imageio and imageio-ffmpeg: pip install Pillow imageio imageio-ffmpeg, or watch."
+        )
 
 
 def _check_display() -> None:

@@ -21,7 +21,10 @@ def add_command(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     if not has_packages(*_PACKAGES):
-        raise UsageError("serve needs the packages of the server: pip install 'sb3-grpo[server]'.")
+        raise UsageError(
+            "serve needs the packages of the server: pip install --find-links DIST 'sb3-grpo[server]', DIST being the "
+            "folder of its wheel."
+        )
     given = get_server_options(options)
     words = [f"--env-module={module}" for module in given.pop("env_modules", ())]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]

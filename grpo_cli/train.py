@@ -25,6 +25,7 @@ from grpo_cli.options import (
     add_env_module_option,
     add_env_setup_options,
     add_parser,
+    explain,
     has_packages,
     import_env_modules,
     make_int_parser,
@@ -196,7 +197,7 @@ def _make_vec_env(setup: EnvSetup, n_envs: int) -> "VecEnv":
     try:
         return make_vec_env(make_checked, n_envs)
     except (gym.error.Error, ImportError, ValueError, TypeError) as error:
-        raise UsageError(f"--env {setup.env_name} cannot be made: {error}") from error
+        raise UsageError(f"--env {setup.env_name} cannot be made: {explain(error, setup.env_name)}") from error
 
 
 def _make_envs(setup: EnvSetup, settings: TrainingSettings) -> "VecEnv":

@@ -358,7 +358,7 @@ class AsyncClient:
         """Ask a policy for an action.
 
         :param observation: Numbers, lists or arrays of them, or a dict of these, as the environment gives it.
-        :param deterministic: Whether to take the most likely action instead of drawing one.
+        :param deterministic: Whether to take the most likely action instead of sampling one.
         :param action_masks: Which actions are allowed; None for all.
         """
         body = {"model_name": model_name, "observation": observation, "deterministic": deterministic}

@@ -17,7 +17,6 @@ from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
-from service.jobs.saved_model import has_its_model
 from service.jobs.views.events import EventStreams
 from service.models.exporter import ModelExporter
 from service.models.folder_id import read_folder_id
@@ -331,13 +330,14 @@ class Service:
         self, job: Job, video_format: VideoFormat, seed: int, deterministic: bool, max_steps: int
     ) -> tuple[Film, int | None]:
         status = job.describe()
-        if status.model_name is not None and has_its_model(self.store, job):
-            return self.player.film(status.model_name, video_format, seed, deterministic, max_steps), None
+        saved = None if status.model_name is None else self.registry.find_its_model(job)
+        if saved is not None:  # perhaps an earlier version by now
+            return self.player.film(saved, video_format, seed, deterministic, max_steps), None
         kept = self.registry.read_checkpoint_model(job)
         if kept is None and status.model_name is not None:
             raise ConflictError(
-                f"what job {job.job_id} has saved as '{status.model_name}' was deleted or replaced since; GET "
-                f"/models/{status.model_name}/versions lists the versions that are there."
+                f"what job {job.job_id} has saved as '{status.model_name}' was deleted since, or is too old a version "
+                f"to be kept; GET /models/{status.model_name}/versions lists those that are there."
             )
         if kept is None:
             raise ConflictError(

@@ -160,7 +160,8 @@ def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp
         (["-params", "policy=Foo"], "Policy Foo unknown"),
         (["-params", "normalize=5"], "normalize=5 does not fit CartPole-v1"),
         (["--preset", "Foo"], "--preset Foo is not known; choose none, Acrobot-v1, CartPole-v1"),
-        (["--env", "CartPol-v1"], "Did you mean: `CartPole`?"),
+        (["--env", "CartPol-v1"], "--env CartPol-v1 cannot be made: it is not registered; did you mean CartPole-v"),
+        (["--env", "Docking-v0"], "it is not registered; if a module of yours registers it, add --env-module"),
         (["--env", "Acrobot-v1", "--reward-function", "simple_cartpole"], "take --reward-function environment"),
         (["--env-module", "no_such_module"], "--env-module no_such_module cannot be imported"),
     ],
@@ -183,6 +184,7 @@ def test_a_usage_error_names_a_remedy(
         (["--reward-function", "mine"], "choose from"),
         (["--baseline", "mean"], "invalid choice: 'mean'"),
         (["--total", "5"], "unrecognized arguments: --total; did you mean"),
+        (["--lr", "0.1"], "unrecognized arguments: --lr; did you mean '--learning-rate'?"),
     ],
 )
 def test_an_option_outside_its_range_is_a_usage_error(
@@ -260,6 +262,24 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path, capsys: pytest.Captu
     for name in ("m.zip", "gone"):
         assert main(["info", "--model", str(tmp_path / name)]) == 2
         assert f"--model {tmp_path / name} cannot be read" in capsys.readouterr().err
+
+
+def test_an_export_is_told_from_a_model_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "balance.pt"]) == 2
+    said = capsys.readouterr().err
+    assert "balance.pt is an export" in said
+    assert "name the model file that it was made from, such as balance.zip" in said
+
+
+def test_a_film_needs_no_screen(python: str, tmp_path: Path) -> None:
+    make_model("CartPole-v1").save(tmp_path / "m.zip")
+    command = [python, str(ROOT / "grpo.py"), "play", "m.zip", "--env", "CartPole-v1", "--output", "m.gif"]
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "XDG_RUNTIME_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    filmed = subprocess.run(
+        [*command, "--max-steps", "2"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (filmed.returncode, filmed.stderr) == (0, "")
 
 
 def test_control_characters_of_a_file_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

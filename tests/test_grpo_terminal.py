@@ -80,6 +80,7 @@ def test_pairs_end_with_a_word_that_is_none(words: list[str]) -> None:
             ["bake", "--oven-heet", "200"],
             "cook bake: error: unrecognized arguments: --oven-heet; did you mean '--oven-h",
         ),
+        (["bake", "--oh", "200"], "cook bake: error: unrecognized arguments: --oh; did you mean '--oven-heat'? If not"),
         (["bake", "pie", "--oven"], "unrecognized arguments: --oven; did you mean '--oven-heat'?"),
         (
             ["--oven-heat", "1", "boil"],
@@ -94,7 +95,10 @@ def test_what_is_misspelt_is_answered_by_what_is_close(
     with pytest.raises(SystemExit) as ended:
         make_parser().read(words)
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    written = capsys.readouterr().err
+    assert said in written
+    assert written.count("\n") == 1  # a usage of fifty options would hide it
+    assert "--help" in written
 
 
 def test_help_says_where_options_go(capsys: pytest.CaptureFixture[str]) -> None:

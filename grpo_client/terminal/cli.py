@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,7 +222,7 @@ def _add_sweep_commands(commands: Any) -> None:
 def _add_model_commands(commands: Any) -> None:
     _add(commands, "models", _list_models, "list the models")
     predict = _add_for_model(commands, "predict", _predict, "ask a policy for an action")
-    predict.add_argument("observation", help="JSON, such as [0.1, 0, 0.05, 0]")
+    predict.add_argument("observation", nargs="+", help="numbers, such as 0.1 0 0.05 0, or JSON: '[0.1, 0, 0.05, 0]'")
     predict.add_argument("--masks", help="JSON: which actions are allowed")
     _add_for_model(commands, "card", _show_card, "show the card of a model")
     evaluate = _add_for_model(commands, "evaluate", _evaluate, "compare a policy with random actions")
@@ -232,7 +233,9 @@ def _add_model_commands(commands: Any) -> None:
     for playing in (evaluate, video):
         playing.add_argument("--seed", type=int, default=0, help="seed of the first episode (%(default)s)")
     for acting in (predict, evaluate, video):
-        acting.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the most likely")
+        acting.add_argument(
+            "--stochastic", action="store_true", help="sample actions instead of taking the most likely"
+        )
     download = _add_for_model(commands, "download", _download, "save a model file")
     download.add_argument("path", nargs="?", type=Path, help=f"file to save; default: MODEL.zip{_ITS_FOLDER}")
     _add_for_model(commands, "versions", _list_versions, "list the versions of a model")
@@ -302,6 +305,14 @@ def _parse_json(option: str, text: str | None) -> Any:
         return json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
         raise _UsageError(f"{option} {text} is not JSON ({error}); write it like [0.1, 0, 0.05, 0].") from error
+
+
+def _parse_observation(words: Sequence[str]) -> Any:
+    """Read JSON, or numbers that stand beside each other."""
+    if len(words) > 1:
+        with suppress(ValueError):
+            return [json.loads(word.rstrip(","), parse_constant=_refuse_constant) for word in words]
+    return _parse_json("observation", " ".join(words))
 
 
 def _refuse_constant(name: str) -> None:
@@ -397,11 +408,13 @@ def _start_sweep(client: Client, options: argparse.Namespace) -> _Reply:
     started = client.start_sweep(space, base={**base, **_parse_settings(options.set, base)}, **fields)
     if options.watch:
         return _follow_sweep(client, started.sweep_id, None)
-    text = (
-        f"submitted sweep {started.name}: {started.n_settings} settings, {started.n_jobs} jobs; see its table with: "
-        f"{_PROGRAM} sweep status {started.sweep_id}"
-    )
+    size = f"{_count(started.n_settings, 'setting')}, {_count(started.n_jobs, 'job')}"
+    text = f"submitted sweep {started.name}: {size}; see its table with: {_PROGRAM} sweep status {started.sweep_id}"
     return _Reply(started.to_json(), text)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _parse_dimension(pair: str) -> tuple[str, Any]:
@@ -452,7 +465,7 @@ def _change_sweep(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _predict(client: Client, options: argparse.Namespace) -> _Reply:
-    observation, masks = _parse_json("observation", options.observation), _parse_json("--masks", options.masks)
+    observation, masks = _parse_observation(options.observation), _parse_json("--masks", options.masks)
     prediction = client.predict(options.model, observation, not options.stochastic, masks)
     return _Reply(prediction.to_json(), reports.describe_prediction(prediction))
 

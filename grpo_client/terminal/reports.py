@@ -15,6 +15,8 @@ from grpo_client.answers import (
 from grpo_client.answers.evaluations import describe_evaluation
 from grpo_client.answers.text import describe_facts, format_counts, tabulate
 
+_NO_VALUE = "not known: its values were not checked, or do not follow its episodes (value_check of its card says more)"
+
 
 def list_jobs(jobs: Sequence[JobSummary]) -> str:
     """Format the job list."""
@@ -64,7 +66,7 @@ def describe_prediction(prediction: Prediction) -> str:
         {
             "action": prediction.action,
             "probabilities": prediction.action_probs,
-            "value": "not known" if prediction.value is None else f"{prediction.value:.4f}",
+            "value": _NO_VALUE if prediction.value is None else f"{prediction.value:.4f}",
         }
     )
 

@@ -33,7 +33,7 @@ _ANGLE_LIMIT_RAD = 0.2095
 
 
 def optimized_cartpole(state: "Tensor", action: "Tensor", next_state: "Tensor") -> "Tensor":
-    """Reward an upright pole and a centred cart exponentially, in [0.1, 6].
+    """Reward an upright pole and a centred cart exponentially, in [0.1, 5.5].
 
     ``clip(1.5 + 3 exp(-8 |angle|) + exp(-1.5 x^2) - 2 max(|x| - 2, 0), 0.1, 6)``, x in m, angle in rad.
     """

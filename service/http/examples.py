@@ -4,7 +4,8 @@ from typing import Any
 
 from fastapi.openapi.models import Example
 
-MODEL_NAME = "balance"
+# No name that README gives, so that trying the first example out replaces no model of a reader.
+MODEL_NAME = "first-try"
 
 JOB_ID: dict[str, Example] = {"latest": {"summary": "The most recently submitted job", "value": "latest"}}
 MODEL: dict[str, Example] = {
@@ -70,8 +71,8 @@ INFERENCE: dict[str, Example] = {
         "summary": "CartPole's position, velocity, angle and angular velocity",
         "value": {"model_name": MODEL_NAME, "observation": _OBSERVATION},
     },
-    "drawn": {
-        "summary": "Draw the action, and allow only one of the two",
+    "sampled": {
+        "summary": "Sample the action, and allow only one of the two",
         "value": {
             "model_name": MODEL_NAME,
             "observation": _OBSERVATION,
@@ -83,7 +84,7 @@ INFERENCE: dict[str, Example] = {
 BATCH: dict[str, Any] = {"model_name": MODEL_NAME, "observations": [_OBSERVATION, [0.0, 0.5, -0.1, -0.5]]}
 EVALUATE: dict[str, Example] = {
     "twenty": {"summary": "Twenty episodes", "value": {"n_episodes": 20, "seed": 0}},
-    "drawn": {"summary": "Ten episodes with drawn actions", "value": {"n_episodes": 10, "deterministic": False}},
+    "sampled": {"summary": "Ten episodes with sampled actions", "value": {"n_episodes": 10, "deterministic": False}},
 }
 METRICS = """# HELP grpo_jobs Jobs the server remembers, by status.
 # TYPE grpo_jobs gauge

@@ -1,14 +1,78 @@
 """The published schema of the service."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 
-from service.http.problems import PROBLEM_TYPE
+from service.errors import (
+    ConflictError,
+    InvalidFieldsError,
+    InvalidRequestError,
+    NotFoundError,
+    NotInstalledError,
+    Problem,
+    QueueFullError,
+    StorageError,
+    StorageLowError,
+    TooLargeError,
+)
+from service.http.limits.bodies import BODY_TIMEOUT, WRONG_MEDIA_TYPE
+from service.http.problems import PROBLEM_TYPE, describe_problem
+from service.http.ranges import NOT_SATISFIABLE
+from service.http.request_guard import CROSS_SITE, NO_KEY
+
+# One of the refusals with each status, as it is worded where it is made.
+_EXAMPLES: Mapping[int, tuple[Problem, str]] = {
+    400: (
+        InvalidRequestError.problem,
+        "env_name 'CartPol-v1' is not a registered Gymnasium environment; did you mean 'CartPole-v1'?",
+    ),
+    401: (
+        NO_KEY,
+        "this server needs an API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at "
+        "/login.",
+    ),
+    403: (
+        CROSS_SITE,
+        "requests from other web sites are refused; add the site to GRPO_CORS_ORIGINS to allow it.",
+    ),
+    404: (NotFoundError.problem, "there is no model 'balanse'; did you mean 'balance'?"),
+    408: (BODY_TIMEOUT, "the body did not arrive within 10 s."),
+    409: (
+        ConflictError.problem,
+        "job 0f8fad5b-d9cb-469f-a165-70867728950e is running and will save as 'balance'; pick another name, or stop "
+        "it with POST /training/0f8fad5b-d9cb-469f-a165-70867728950e/stop.",
+    ),
+    413: (TooLargeError.problem, "the body is larger than 1048576 bytes."),
+    415: (WRONG_MEDIA_TYPE, "the body must be JSON; send the header 'Content-Type: application/json'."),
+    416: (NOT_SATISFIABLE, "the file has 64 bytes; ask for some of these."),
+    422: (InvalidFieldsError.problem, "n_step: unknown field; did you mean n_steps?"),
+    429: (QueueFullError.problem, "100 jobs are running or queued already; try again later."),
+    501: (
+        NotInstalledError.problem,
+        "format 'onnx' needs the package onnx, which is not installed: pip install onnx. Install it on the server, or "
+        "ask for another format.",
+    ),
+    503: (
+        StorageLowError.problem,
+        "12000000 bytes are free on the models' disk, and fewer than GRPO_MIN_FREE_BYTES (67108864) would be left; "
+        "delete models or free some disk space.",
+    ),
+    507: (
+        StorageError.problem,
+        "model 'balance' cannot be saved (No space left on device); free some space or fix the models folder.",
+    ),
+}
+_FIELD_ERRORS = [{"field": "n_step", "message": "unknown field; did you mean n_steps?"}]
+_INSTANCE = "urn:uuid:0f8fad5b-d9cb-469f-a165-70867728950e"
 
 
 def install_schema(app: FastAPI) -> None:
-    """Give the errors in the application's schema their media type, problem details; FastAPI says plain JSON."""
+    """Give the errors in the application's schema their media type, problem details, and an example of each status.
+
+    FastAPI says plain JSON, and shows the same example for all.
+    """
     describe = app.openapi
 
     def describe_with_problems() -> dict[str, Any]:
@@ -25,4 +89,10 @@ def _rename_problems(responses: dict[str, Any]) -> None:
     for status_code, response in responses.items():
         if status_code >= "400":
             (described,) = response["content"].values()
-            response["content"] = {PROBLEM_TYPE: described}
+            response["content"] = {PROBLEM_TYPE: {**described, "example": _make_example(int(status_code))}}
+
+
+def _make_example(status_code: int) -> dict[str, Any]:
+    problem, detail = _EXAMPLES[status_code]
+    errors = {"errors": _FIELD_ERRORS} if status_code == InvalidFieldsError.status_code else {}
+    return describe_problem(problem, status_code, detail, _INSTANCE) | errors

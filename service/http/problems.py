@@ -45,14 +45,22 @@ def error_response(
     problem: Problem, status_code: int, detail: str, headers: Mapping[str, str] | None = None, **extra: Any
 ) -> JSONResponse:
     """Build an error answer; all have the same shape."""
-    content = {
+    content = describe_problem(problem, status_code, detail, make_urn(_get_request_id()))
+    return JSONResponse({**content, **extra}, status_code, headers, PROBLEM_TYPE)
+
+
+def describe_problem(problem: Problem, status_code: int, detail: str, instance: str) -> dict[str, Any]:
+    """Return the fields that all problem details have.
+
+    :param instance: The request's id as a URN.
+    """
+    return {
         "type": f"urn:grpo:problem:{problem.slug}",
         "title": problem.title,
         "status": status_code,
         "detail": detail,
-        "instance": make_urn(_get_request_id()),
+        "instance": instance,
     }
-    return JSONResponse({**content, **extra}, status_code, headers, PROBLEM_TYPE)
 
 
 def report_bug(error: Exception, path: str) -> JSONResponse:

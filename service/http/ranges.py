@@ -9,7 +9,7 @@ from service.errors import Problem
 from service.http.problems import Refusal
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_NOT_SATISFIABLE = Problem("range-not-satisfiable", "The file has no such range")
+NOT_SATISFIABLE = Problem("range-not-satisfiable", "The file has no such range")
 
 
 class Part(NamedTuple):
@@ -49,7 +49,7 @@ def choose_part(request: Request, n_bytes: int, etag: str) -> Part | Refusal:
             return Part(0, n_bytes, 200, headers)
     if start >= stop:
         detail = f"the file has {n_bytes} bytes; ask for some of these."
-        return Refusal(_NOT_SATISFIABLE, 416, detail, {"Content-Range": f"bytes */{n_bytes}"})
+        return Refusal(NOT_SATISFIABLE, 416, detail, {"Content-Range": f"bytes */{n_bytes}"})
     return Part(start, stop - start, 206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{n_bytes}"})
 
 

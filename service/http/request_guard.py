@@ -36,9 +36,9 @@ _MAX_SOCKETS = 100
 _CHECKED = "grpo.checked"
 
 _UNKNOWN_HOST = Problem("unknown-host", "The Host header names another server")
-_CROSS_SITE = Problem("cross-site", "The request comes from another web site")
+CROSS_SITE = Problem("cross-site", "The request comes from another web site")
 _BUSY = Problem("busy", "The server is busy")
-_NO_KEY = Problem("no-key", "The API key is missing or wrong")
+NO_KEY = Problem("no-key", "The API key is missing or wrong")
 
 
 class RequestRules:
@@ -114,7 +114,7 @@ class RequestRules:
             return Refusal(_UNKNOWN_HOST, 400, detail)
         if _is_unsafe(scope) and self._is_cross_site(headers):
             detail = "requests from other web sites are refused; add the site to GRPO_CORS_ORIGINS to allow it."
-            return Refusal(_CROSS_SITE, 403, detail)
+            return Refusal(CROSS_SITE, 403, detail)
         if self._api_key is not None and scope["path"] not in _OPEN_PATHS and scope.get("method") != "OPTIONS":
             refusal = self._check_key(scope, headers)
             if refusal is not None:
@@ -155,7 +155,7 @@ class RequestRules:
             # Browsers send the cookie whichever page asks, and to them another port of this machine is the same site.
             if _is_unsafe(scope) and not _is_same_origin(headers):
                 detail = "a browser session may change something only from this server's own pages; send the API key."
-                return Refusal(_CROSS_SITE, 403, detail)
+                return Refusal(CROSS_SITE, 403, detail)
             return None
         if _find_key(headers):
             refusal = self._guesses.count_header(scope)
@@ -163,9 +163,9 @@ class RequestRules:
                 return refusal
         path = scope["path"]
         if scope.get("method") == "GET" and path.startswith(DASHBOARD_PATH) and not path.startswith(NICEGUI_PATH):
-            return Refusal(_NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(path)}"})
+            return Refusal(NO_KEY, 303, "log in first.", {"Location": f"/login?next={quote(path)}"})
         return Refusal(
-            _NO_KEY,
+            NO_KEY,
             401,
             "this server needs an API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY', or log in at "
             "/login.",

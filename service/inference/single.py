@@ -37,7 +37,7 @@ def infer(model: ServedModel, observation: Any, deterministic: bool, action_mask
     """Choose an action for one observation.
 
     :param observation: A number or rectangular nested lists of numbers, all finite; for a Dict, one of these per key.
-    :param deterministic: Take the most likely action instead of drawing one.
+    :param deterministic: Take the most likely action instead of sampling one.
     :param action_masks: Flags of the allowed actions, in one list or in one list per component; None allows all.
     :raises InvalidRequestError: If the observation or the masks do not fit the model's spaces.
     """

@@ -14,8 +14,8 @@ class Play(NamedTuple):
 
     :param actor: The policy.
     :param setup: A registered environment, as the policy was trained in it.
-    :param seed: Seed of the first episode's reset and of drawn actions.
-    :param deterministic: Take the most likely actions instead of drawing them.
+    :param seed: Seed of the first episode's reset and of sampled actions.
+    :param deterministic: Take the most likely actions instead of sampling them.
     """
 
     actor: Actor

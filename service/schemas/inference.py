@@ -18,7 +18,7 @@ class InferenceRequest(Request):
         "Discrete, an object with an entry per key if it is a Dict.",
         examples=[[0.1, 0.0, 0.05, 0.0]],
     )
-    deterministic: bool = Field(True, description="Take the most likely action instead of drawing one.")
+    deterministic: bool = Field(True, description="Take the most likely action instead of sampling one.")
     action_masks: ActionMasks | None = Field(
         None, description="The allowed actions, in one list or in one list per component. Default: all."
     )
@@ -47,7 +47,7 @@ class BatchRequest(Request):
         description="Observations, each as in `POST /inference`.",
         examples=[[[0.1, 0.0, 0.05, 0.0], [0.0, 0.5, -0.1, -0.5]]],
     )
-    deterministic: bool = Field(True, description="Take the most likely actions instead of drawing them.")
+    deterministic: bool = Field(True, description="Take the most likely actions instead of sampling them.")
     action_masks: MaskBatch | None = Field(
         None, description="For each observation the allowed actions, as in `POST /inference`, or null for all."
     )

@@ -160,7 +160,7 @@ class EvaluateRequest(Request):
 
     n_episodes: int = Field(20, ge=1, le=1000, description="Number of whole episodes, each with its own seed.")
     seed: int = Field(0, ge=0, le=MAX_PLAY_SEED, description="Seed of the first episode; the others count up from it.")
-    deterministic: bool = Field(True, description="Take the most likely actions instead of drawing them.")
+    deterministic: bool = Field(True, description="Take the most likely actions instead of sampling them.")
 
 
 class ModelFigures(BaseModel):

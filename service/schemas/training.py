@@ -145,7 +145,7 @@ class TrainRequest(Request):
     keep_best: bool | None = Field(
         None,
         description="Whether to save the policy that did best in an evaluation and not the last one. Default: `true` "
-        "where there are evaluations.",
+        "with `eval_freq`, `stop_reward` or `patience`, else `false`.",
     )
     stop_reward: float | None = Field(
         None, ge=-1e9, le=1e9, description="Mean reward of an evaluation that is good enough to end the training."

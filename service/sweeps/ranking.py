@@ -53,7 +53,7 @@ def choose_best(rows: Sequence[SettingRow]) -> BestSetting | None:
         lead=lead,
         lead_ci95=lead_ci95,
         is_clear=is_clear,
-        text=_describe(best, runner_up, lead, lead_ci95, sum(row.mean_reward is not None for row in rows)),
+        text=_describe(best, runner_up, lead, lead_ci95, sum(row.mean_reward is not None for row in rows), len(rows)),
     )
 
 
@@ -156,7 +156,12 @@ def _find_best_model(row: SettingRow) -> str | None:
 
 
 def _describe(
-    best: SettingRow, runner_up: SettingRow | None, lead: float | None, lead_ci95: Interval95, n_measured: int
+    best: SettingRow,
+    runner_up: SettingRow | None,
+    lead: float | None,
+    lead_ci95: Interval95,
+    n_measured: int,
+    n_settings: int,
 ) -> str:
     if n_measured > 1 and (runner_up is None or lead is None):
         return (
@@ -164,7 +169,7 @@ def _describe(
             "fewer."
         )
     if runner_up is None or lead is None:
-        return f"Setting {best.number} is the only one with an evaluation."
+        return _describe_alone(best, n_settings)
     if lead == 0.0:
         return f"Settings {best.number} and {runner_up.number} earned the same."
     text = f"Setting {best.number} is ahead of the next one, setting {runner_up.number}, by {lead:.4g}"
@@ -180,3 +185,14 @@ def _describe(
     if lead_ci95[0] <= 0.0:
         return f"{text}, which may be chance; more seeds may tell them apart."
     return f"{text}. As the best of {n_measured} it has some luck in its figure: with new seeds, expect a little less."
+
+
+def _describe_alone(best: SettingRow, n_settings: int) -> str:
+    rewards = _list_rewards(best)
+    earned = f"1 seed earned {rewards[0]:.4g}"
+    if len(rewards) > 1:
+        mean = statistics.fmean(rewards)
+        earned = f"{len(rewards)} seeds earned {min(rewards):.4g} to {max(rewards):.4g}, {mean:.4g} on average"
+    if n_settings == 1:
+        return f"{earned}."
+    return f"Setting {best.number} is the only one with an evaluation: {earned}."

@@ -12,7 +12,7 @@ from nicegui import ui
 from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.dashboard.widgets.html_elements import Text, make_box
 from service.dashboard.widgets.number_format import format_count
-from service.dashboard.widgets.setting_text import write_setting
+from service.dashboard.widgets.setting_text import write_named_setting, write_setting
 
 _CODE = re.compile("`([^`]+)`")
 # Thousands as this page writes them. "0,001" is none: elsewhere that is a decimal fraction.
@@ -178,7 +178,8 @@ class FieldInput:
         :param value: The value.
         :param origin: Who chose it: ``preset`` or ``default``.
         """
-        choice = f"{write_setting(value)} ({'from the preset' if origin == 'preset' else 'by default'})"
+        source = "from the preset" if origin == "preset" else "by default"
+        choice = f"{write_named_setting(self.field.name, value)} ({source})"
         if self._is_choice:
             self._input.set_options({**self._input.options, "": choice})
         else:

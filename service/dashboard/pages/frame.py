@@ -12,7 +12,16 @@ from service.dashboard.widgets.html_elements import LOGO, Text, make_box, make_b
 
 _STATIC = Path(__file__).parents[1] / "static"
 _STYLES = ("style.css", "runs.css", "sweeps.css")
-_SCRIPTS = ("theme.js", "toasts.js", "connection.js", "suggestions.js", "address.js", "curves.js", "runs.js")
+_SCRIPTS = (
+    "theme.js",
+    "toasts.js",
+    "connection.js",
+    "suggestions.js",
+    "edges.js",
+    "address.js",
+    "curves.js",
+    "runs.js",
+)
 _TABS = (
     ("Training", f"{PREFIX}/", "show_chart"),
     ("Sweeps", f"{PREFIX}/sweeps", "tune"),

@@ -87,7 +87,7 @@ def _count(registry: JobRegistry, status: JobStatus) -> int:
 def _show_steps() -> None:
     with make_box("stack", "ol").style("padding-left: 20px"):
         for step in (
-            "New job: the defaults balance CartPole within a minute. The form also shows the command.",
+            "New job: the defaults balance CartPole in a few seconds. The form also shows the command.",
             "Watch the episode reward rise. A sentence on a run's page says whether it is learning and what to try.",
             "Models: watch the policy play, try observations, and compare it with random actions.",
             "README.md and API.md in the repository explain the method, every field and every setting.",

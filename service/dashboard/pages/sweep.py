@@ -1,6 +1,6 @@
 """The page of one sweep: which setting is best and how sure that is, parallel coordinates, the table."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -12,9 +12,9 @@ from service.dashboard.pages.frame import show_frame
 from service.dashboard.pages.sweeps import TONES, describe_counts
 from service.dashboard.widgets.confirmation import confirm
 from service.dashboard.widgets.html_elements import Text, make_box, make_button, make_heading, make_link, make_note
-from service.dashboard.widgets.number_format import format_count, format_interval, format_number, format_range
+from service.dashboard.widgets.number_format import format_count, format_items, format_number
 from service.dashboard.widgets.sweeps.parallel_coordinates import draw_parallel_coordinates
-from service.dashboard.widgets.sweeps.sweep_table import spell_value, write_sweep_table
+from service.dashboard.widgets.sweeps.sweep_table import describe_spread, spell_value, write_sweep_table
 from service.dashboard.widgets.toasts import show_error
 from service.errors import NotFoundError, ServiceError
 from service.schemas.sweeps import BestSetting, SettingRow, SweepDescription, SweepStatus
@@ -105,7 +105,7 @@ def _show_content(sweep: SweepDescription, models: Container[str]) -> None:
     if sweep.ended_by == "budget":
         make_note("It ended because the budget did not allow another job.", "", "savings")
     if sweep.best is not None:
-        _show_best(sweep.best, sweep.settings[0], models)
+        _show_best(sweep.best, sweep.settings, models)
     drawing = draw_parallel_coordinates(sweep.settings)
     if drawing:
         with make_box("card coordinates-card", "section", aria_label="Parallel coordinates"):
@@ -117,16 +117,17 @@ def _show_content(sweep: SweepDescription, models: Container[str]) -> None:
         ui.html(write_sweep_table(sweep, models), sanitize=False)
 
 
-def _show_best(best: BestSetting, row: SettingRow, models: Container[str]) -> None:
+def _show_best(best: BestSetting, rows: Sequence[SettingRow], models: Container[str]) -> None:
+    row = rows[0]
     with make_box("card best-setting", "section", aria_label="Best setting"):
         with make_box("row-flex baseline"):
             Text(format_number(best.mean_reward), "figure")
-            Text(f"mean evaluated reward, {row.n_seeds} seed{'s' if row.n_seeds > 1 else ''}", "muted small")
-            if interval := format_interval(best.mean_reward_ci95):
-                Text(f"95 % interval over {row.ci95_over}: {interval}", "muted small")
-            elif spread := format_range(row.rewards):
+            Text(f"mean evaluated reward, {format_items(row.n_seeds, 'seed')}", "muted small")
+            if spread := describe_spread(row):
                 Text(spread, "muted small")
         Text(", ".join(f"{name} {spell_value(value)}" for name, value in best.values.items()), "number")
-        Text(best.text, f"verdict {'good' if best.is_clear else 'warn'}", "p")
+        # One setting alone is behind none.
+        tone = "good" if best.is_clear else "warn" if len(rows) > 1 else ""
+        Text(best.text, f"verdict {tone}", "p")
         if best.model_name is not None and best.model_name in models:
             make_link("Play its best policy", f"{PREFIX}/models/{best.model_name}", "button tiny primary", "play_arrow")

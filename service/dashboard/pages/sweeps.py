@@ -6,7 +6,7 @@ from service.dashboard.current_service import get_service
 from service.dashboard.mount import PREFIX
 from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
-from service.dashboard.widgets.number_format import format_age, format_count, format_number
+from service.dashboard.widgets.number_format import format_age, format_count, format_items, format_number
 from service.schemas.sweeps import SweepStatus, SweepSummary
 from service.sweeps.conductor import Conductor
 
@@ -58,7 +58,7 @@ def _show_line(sweep: SweepSummary) -> None:
             Text(str(sweep.status), f"chip {TONES.get(sweep.status, '')}")
         best = "not evaluated yet" if sweep.best_mean_reward is None else format_number(sweep.best_mean_reward)
         with make_box("facts wrap"):
-            Text(f"{sweep.env_name}, {sweep.method}, {sweep.n_settings} settings")
+            Text(f"{sweep.env_name}, {sweep.method}, {format_items(sweep.n_settings, 'setting')}")
             Text(f"best: {best}")
             Text(describe_counts(sweep))
             Text(f"{format_count(sweep.timesteps)} steps, {format_age(sweep.created_at)}")

@@ -300,7 +300,7 @@ def _make_frame_of_table() -> ui.element:
 def _make_empty() -> ui.element:
     with make_box("empty") as empty:
         ui.icon("show_chart").props("aria-hidden=true")
-        Text("No runs yet. The defaults learn to balance CartPole within a minute.")
+        Text("No runs yet. The defaults learn to balance CartPole in a few seconds.")
         make_link("Start the first one", f"{PREFIX}/new", "button primary", "add")
     return empty
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from service.dashboard.widgets.html_elements import Text, make_box
 from service.dashboard.widgets.number_format import format_count, format_interval, format_number
-from service.dashboard.widgets.setting_text import ORIGIN_TONES, ORIGINS, write_setting
+from service.dashboard.widgets.setting_text import ORIGIN_TONES, ORIGINS, write_named_setting
 from service.jobs.job import Job
 from service.jobs.records.history import JobEvent
 
@@ -35,7 +35,7 @@ def _make_settings(names: Sequence[str], config: dict[str, Any], origins: Any) -
             origin = origins.get(name, "default")
             with make_box("own" if origin == "request" else "", "tr"):
                 Text(name, "setting-name", "th").props["scope"] = "row"
-                Text(str(config[name]) if name == "seed" else write_setting(config[name]), "number", "td")
+                Text(str(config[name]) if name == "seed" else write_named_setting(name, config[name]), "number", "td")
                 with make_box("", "td"):
                     Text(ORIGINS[origin], f"chip {ORIGIN_TONES.get(origin, '')}")
 
@@ -56,19 +56,17 @@ def show_evaluations(job: Job) -> None:
     with make_box("table-scroll", tabindex=0, role="region", aria_label="Table of evaluations"):
         with make_box("record-table", "table"):
             with make_box("", "thead"), make_box("", "tr"):
-                for title in ("Steps", "Mean reward", "95 % interval", "Episodes", "Length", ""):
+                for title in ("Steps", "Mean reward, 95 % interval", "Episodes", "Length", ""):
                     Text(title, "" if title == "" else "number", "th").props["scope"] = "col"
             with make_box("", "tbody"):
                 for timesteps, row, name in rows:
                     with make_box("own" if name else "", "tr"):
-                        for text in (
-                            format_count(timesteps),
-                            format_number(row.mean_reward),
-                            format_interval(row.mean_reward_ci95) or "-",
-                            str(row.n_episodes),
-                            format_number(row.mean_length),
-                        ):
-                            Text(text, "number", "td")
+                        Text(format_count(timesteps), "number", "td")
+                        with make_box("number", "td"):
+                            Text(format_number(row.mean_reward))
+                            Text(format_interval(row.mean_reward_ci95), "muted small interval-of")
+                        Text(str(row.n_episodes), "number", "td")
+                        Text(format_number(row.mean_length), "number", "td")
                         with make_box("", "td"):
                             if name or row == best:
                                 Text(name or "best", "chip good" if not name else "chip live-quiet")

@@ -44,7 +44,7 @@ class RunFilm:
         newest = status.sha256 or (None if kept is None else kept.timesteps)
         if newest is None:
             self._filmed = None
-            self._say("Nothing was saved." if job.status.is_final else "The film begins with the first checkpoint.")
+            self._say("Nothing was saved." if job.status.is_final else _describe_beginning(job))
             return
         if newest == self._filmed or self._is_filming.locked():
             return
@@ -74,3 +74,10 @@ class RunFilm:
         self._image.set_visibility(False)
         self._problem.set_text(text)
         self._problem.set_visibility(True)
+
+
+def _describe_beginning(job: Job) -> str:
+    """Say when there will be something to film."""
+    every = job.config.checkpoint_every
+    first = "a minute after the start" if every is None else f"at step {format_count(every)}"
+    return f"The first film comes with the first checkpoint, {first}, or with the policy that a shorter run saves."

@@ -84,17 +84,16 @@ class _RunPage:
                 with make_box("card stack", "section", aria_label="Where it comes from"):
                     make_heading("Where it comes from, and where it goes")
                     self._lineage = make_box()
-        with make_box("split"):
+        with make_box("records"):
             with make_box("card stack", "section", aria_label="Configuration"):
                 make_heading("Configuration")
                 show_configuration(job)
-            with make_box("stack wide"):
-                with make_box("card stack", "section", aria_label="Evaluations"):
-                    make_heading("Evaluations")
-                    self._evaluations = make_box()
-                with make_box("card stack", "section", aria_label="Events"):
-                    make_heading("What happened")
-                    self._events = make_box()
+            with make_box("card stack", "section", aria_label="Evaluations"):
+                make_heading("Evaluations")
+                self._evaluations = make_box()
+            with make_box("card stack", "section", aria_label="Events"):
+                make_heading("What happened")
+                self._events = make_box()
         self._make_head()
         self._list_records()
 

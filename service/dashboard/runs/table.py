@@ -1,7 +1,9 @@
 """The table of runs: its rows, its groups, and the settings in which runs differ."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from service.dashboard.runs.address import PAGE_SIZE, RunsView
@@ -9,6 +11,8 @@ from service.dashboard.widgets.number_format import (
     format_count,
     format_duration,
     format_interval,
+    format_items,
+    format_margin,
     format_number,
     format_range,
 )
@@ -104,14 +108,13 @@ def find_differences(jobs: Iterable[PastJob], configs: Configs) -> list[str]:
     return sorted(differing, key=lambda name: -n_values[name])[:_MAX_SETTINGS]
 
 
-def _list_measured(members: Sequence[PastJob]) -> list[JobSummary]:
-    """List the completed runs of a group that were evaluated: those under way would pull the mean down."""
-    return [job.summary for job in members if job.status is JobStatus.COMPLETED and job.summary.mean_reward is not None]
-
-
 def _list_rewards(members: Sequence[PastJob]) -> list[float]:
-    """List what these were evaluated at, each seed once: a repetition tells nothing new."""
-    rewards = {(line.env_name, line.seed): line.mean_reward for line in _list_measured(members)}
+    """List what the completed runs of a group were evaluated at: those under way would pull the mean down.
+
+    Each seed counts once: a repetition tells nothing new.
+    """
+    completed = [job.summary for job in members if job.status is JobStatus.COMPLETED]
+    rewards = {(line.env_name, line.seed): line.mean_reward for line in completed if line.mean_reward is not None}
     return [reward for reward in rewards.values() if reward is not None]
 
 
@@ -152,22 +155,41 @@ def _describe_group(
     lines = [job.summary for job in members]
     first = lines[0]
     rewards = _list_rewards(members)
-    n_measured, n_seeds = len(_list_measured(members)), len({line.seed for line in lines})
-    counted = "" if n_measured == len(lines) else f"{n_measured} of {len(lines)} completed"
-    interval = format_interval(compute_mean_interval(rewards)) or format_range(rewards)
-    config = configs.get(first.job_id, {})
+    n_seeds = len({line.seed for line in lines})
     is_recipe = view.grouping == "recipe"
+    has_reward = bool(rewards) and is_recipe
+    config = configs.get(first.job_id, {})
     return {
         "group": key,
         "open": key in view.opened,
-        "name": (first.display_name or first.model_name) if is_recipe else first.env_name,
+        "name": _name_group(lines) if is_recipe else first.env_name,
         "n": len(lines),
         "ids": [line.job_id for line in lines],
+        "status": _describe_statuses(lines),
         "env": first.env_name if is_recipe else "",
-        "reward": format_number(statistics.fmean(rewards)) if rewards and is_recipe else "",
-        "interval": ", ".join(filter(None, (interval, counted))) if is_recipe else "",
+        "reward": format_number(statistics.fmean(rewards)) if has_reward else "",
+        "margin": format_margin(compute_mean_interval(rewards)) if has_reward else "",
+        "interval": format_range(rewards) if has_reward else "",
         "steps": format_count(max(line.current_timesteps for line in lines)),
         "time": format_duration(sum(line.elapsed_seconds for line in lines)),
-        "seed": f"{n_seeds} seed{'s' * (n_seeds > 1)}" if is_recipe else "",
+        "seed": format_items(n_seeds, "seed") if is_recipe else "",
         "settings": [write_setting(config.get(name)) if config and is_recipe else "" for name in settings],
     }
+
+
+def _name_group(lines: Sequence[JobSummary]) -> str:
+    """Return what the names of a group's runs have in common at their beginning, or else one of them."""
+    names = list(dict.fromkeys(line.display_name or line.model_name for line in lines))
+    if len(names) == 1:
+        return names[0]
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    shared = "".join(letters[0] for letters in alike).rstrip("0123456789-._ ")
+    return shared or f"{names[0]} and others"
+
+
+def _describe_statuses(lines: Sequence[JobSummary]) -> str:
+    """Return the status of all runs, or else how many have which."""
+    counts = Counter(line.status for line in lines)
+    if len(counts) == 1:
+        return str(lines[0].status)
+    return ", ".join(f"{n} {status}" for status in JobStatus if (n := counts[status]))

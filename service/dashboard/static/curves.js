@@ -8,11 +8,17 @@ globalThis.grpoCurves = (() => {
     2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04];
   const TRAINING = "rollout/ep_rew_mean";
   const TITLES = {
-    reward: ["Episode reward", "In the environment's own reward; it should rise, then level off. An evaluation plays whole episodes with the policy's most likely actions; where the shaded 95 % intervals of two runs overlap, their difference may be chance. The training mean is of the episodes and branches of training, with drawn actions."],
+    reward: ["Episode reward", "In the environment's own reward; it should rise, then level off. An evaluation plays whole episodes with the policy's most likely actions; where the shaded 95 % intervals of two runs overlap, their difference may be chance. The training mean is of the last 100 episodes of training, with sampled actions: it comes later, and need not reach the evaluations."],
     "train/entropy_loss": ["Entropy", "How undecided the policy is. It should fall slowly: if it drops early, the policy has stopped exploring."],
     "train/approx_kl": ["KL divergence", "How far an update moves the policy. Small and even is healthy; if it spikes, lower the learning rate."],
-    "rollout/zero_std_group_fraction": ["Groups without a signal", "Share of groups whose branches all earned the same; they teach nothing. If it stays near 1, change the reward, the horizon or the group size."],
+    "rollout/zero_std_group_fraction": ["Groups without a signal", "Share of groups whose branches all earned the same. It alone condemns nothing, and a policy that always succeeds has 1 too. Where it stays at 1 and the reward does not move, change the reward, the horizon or the group size."],
   };
+  // What is drawn, in words, by the beginnings of the lines' ids. The last is the area between two lines.
+  const KEYS = [
+    ["evaluation", "evaluation"], ["mean", "mean of a group"], ["seed", "each of its runs"], ["line", "smoothed"], ["raw", "as reported"],
+    ["training", "training mean: last 100 episodes, sampled actions"], ["final", "final evaluation"],
+    ["low-own", "95 % interval over episodes"], ["low-mean", null], ["low-spread", "lowest to highest"],
+  ];
   const NEGATED = new Set(["train/entropy_loss"]);
   const runs = new Map(); // id -> what the server has sent, and its colour
   let host = null, fixed = null, panels = [], echarts = null, isDue = false, onMetric = () => {};
@@ -78,10 +84,10 @@ globalThis.grpoCurves = (() => {
   const quiet = { symbol: "none", silent: true, tooltip: { show: false }, z: 2 };
   const thin = (opacity) => ({ ...quiet, lineStyle: { width: 1, opacity } });
   // An area between two lines: an invisible one, and the difference stacked upon it.
-  const band = (run, id, data) => {
+  const band = (run, id, data, shade) => {
     const base = { ...quiet, type: "line", stack: `band-${id}-${run.id}`, stackStrategy: "all", lineStyle: { opacity: 0 }, color: paint(run) };
     return [
-      { ...base, id: `low-${id}-${run.id}`, name: "low", data: data.map(([x, low]) => [x, low]) },
+      { ...base, id: `low-${id}-${run.id}`, name: "low", shade, data: data.map(([x, low]) => [x, low]) },
       { ...base, id: `high-${id}-${run.id}`, name: "high", data: data.map(([x, low, high]) => [x, high - low]), areaStyle: { opacity: 0.16 } },
     ];
   };
@@ -133,7 +139,7 @@ globalThis.grpoCurves = (() => {
       const half = ((T95[values.length - 2] ?? 1.96) * deviation) / Math.sqrt(values.length);
       bounds.push([x, m - half, m + half]);
     }
-    return { mean, bounds, shade: known.length < MIN_SEEDS ? "least to greatest" : "95 % interval" };
+    return { mean, bounds, shade: known.length < MIN_SEEDS ? "least to greatest" : "95 % interval, Student's t" };
   };
   const drawGroup = (unordered, metric, view) => {
     const members = [...unordered].sort((a, b) => a.colour - b.colour);
@@ -146,7 +152,7 @@ globalThis.grpoCurves = (() => {
     const first = members[0], label = `${first.name}${what}, mean of ${members.length} (shaded: ${shade})`;
     return [
       { ...line(first, "mean", label, mean), showSymbol: false },
-      ...(view.log ? [] : band(first, "mean", bounds)),
+      ...(view.log ? [] : band(first, "mean", bounds, `shaded: ${shade}`)),
       ...members.map((run, i) => ({ ...line({ ...run, colour: first.colour }, "seed", "seed", lines[i]), ...thin(0.28) })),
     ];
   };
@@ -167,6 +173,15 @@ globalThis.grpoCurves = (() => {
     }
     return box;
   };
+  // Says what the kinds of lines are, where there are several.
+  const fillKey = (panel, series) => {
+    const drawn = series.filter((one) => one.data.some(([, y]) => y !== null));
+    const items = KEYS.flatMap(([kind, words]) => {
+      const first = drawn.find(({ id }) => id.startsWith(`${kind}-`));
+      return first ? [text("li", words ?? first.shade, `key-${kind}`)] : [];
+    });
+    panel.key.replaceChildren(...(items.length > 1 ? items : []));
+  };
   const fillPanel = (panel, view) => {
     const members = panel.runs();
     const groups = new Map();
@@ -177,6 +192,7 @@ globalThis.grpoCurves = (() => {
     let series = [...groups.values()].flatMap((group) =>
       group.length > 1 ? drawGroup(group, panel.metric, view) : drawOne(group[0], panel.metric, view, groups.size));
     if (view.log) series = series.map((one) => ({ ...one, data: one.data.map(([x, y]) => [x, y > 0 ? y : null]) }));
+    fillKey(panel, series);
     const isEmpty = !series.some((one) => one.data.some(([, y]) => y !== null));
     panel.nothing.textContent = view.log && members.length ? "Nothing above zero, which a log scale could show" : members.length ? "Nothing yet" : "No run is chosen";
     panel.nothing.classList.toggle("hidden", !isEmpty);
@@ -228,17 +244,14 @@ globalThis.grpoCurves = (() => {
       const nothing = text("span", "Nothing yet", "nothing");
       plot.append(canvas, nothing);
       card.append(text("h2", panel.title), plot);
-      if (panel.metric === "reward" && fixed) {
-        const key = text("ul", "", "line-key");
-        key.append(...["evaluation", "training mean", "final evaluation"].map((each) => text("li", each, each.replace(" ", "-"))));
-        card.querySelector("h2").after(key);
-      }
+      const key = text("ul", "", "line-key");
+      card.querySelector("h2").after(key);
       if (panel.hint) card.append(text("p", panel.hint, "hint"));
       grid.append(card);
       const chart = echarts.init(canvas);
       const watch = new ResizeObserver(() => chart.resize());
       watch.observe(canvas);
-      return { ...panel, chart, nothing, watch };
+      return { ...panel, chart, nothing, key, watch };
     });
   };
   const drawNow = () => {

@@ -3,12 +3,12 @@ globalThis.grpoRuns = (() => {
   const COLUMNS = [
     ["name", "Name", "name"], ["status", "Status", "status"], ["env", "Environment", "env_name"],
     ["reward", "Reward", "mean_reward"], ["steps", "Steps", "current_timesteps"],
-    ["time", "Time", "elapsed_seconds"], ["seed", "Seed", "seed"],
+    ["time", "Time", "elapsed_seconds"], ["created", "Created", "created_at"], ["seed", "Seed", "seed"],
   ];
-  const CREATED = ["created", "Created", "created_at"];
   const DESCENDING = new Set(["mean_reward", "current_timesteps", "elapsed_seconds", "created_at"]);
   const TONES = { running: "live", completed: "good", failed: "bad" };
   const AGES_MS = 60_000;
+  const MARGIN = "Half of the 95 % interval of the mean over seeds, by Student's t. Near the most that an episode can earn, the interval may reach beyond it.";
   let table = null, latest = null, colours = new Map(), maxShown = 20, isStarted = false, isOutdated = false;
 
   const make = (tag, classes = "", content = "", attributes = {}) => {
@@ -72,7 +72,9 @@ globalThis.grpoRuns = (() => {
   };
   const rewardCell = (row) => {
     const cell = make("td", "number c-reward");
-    cell.append(make("b", "", row.reward || "–"));
+    const mean = make("b", "", row.reward || "–");
+    if (row.margin) mean.append(make("span", "margin muted", ` ${row.margin}`, { title: MARGIN }));
+    cell.append(mean);
     if (row.interval) cell.append(make("span", "muted", row.interval));
     return cell;
   };
@@ -89,8 +91,8 @@ globalThis.grpoRuns = (() => {
     return cell;
   };
   const statusCell = (row) => {
-    const cell = make("td", "c-status");
-    cell.append(make("span", `chip ${TONES[row.status] ?? ""}`, row.status === "running" ? `${Math.round(100 * row.progress)} %` : row.status));
+    const cell = make("td", "c-status"), isShare = row.status === "running" && "progress" in row;
+    cell.append(make("span", `chip ${TONES[row.status] ?? ""}`, isShare ? `${Math.round(100 * row.progress)} %` : row.status));
     return cell;
   };
   // What can be done with a run. It is made when its menu opens: fifty of them would be a third of the table.
@@ -137,8 +139,9 @@ globalThis.grpoRuns = (() => {
     const first = make("td", "c-tick");
     first.append(tick(row.id, row.name, [row.id]));
     line.append(first, nameCell(row), statusCell(row), make("td", "c-env muted", row.env), rewardCell(row),
-      make("td", "number c-steps", row.steps), make("td", "number c-time", row.time), make("td", "number c-seed", row.seed),
-      ...row.settings.map((value) => make("td", "number c-setting", value)), make("td", "c-created muted", age(row.created), { "data-moment": row.created }), menuCell(row));
+      make("td", "number c-steps", row.steps), make("td", "number c-time", row.time),
+      make("td", "c-created muted", age(row.created), { "data-moment": row.created }), make("td", "number c-seed", row.seed),
+      ...row.settings.map((value) => make("td", "number c-setting", value, { title: value })), menuCell(row));
     return line;
   };
   const groupRow = (row) => {
@@ -154,21 +157,21 @@ globalThis.grpoRuns = (() => {
       ask();
     });
     cell.append(button);
-    line.append(first, cell, make("td", "c-status"), make("td", "c-env muted", row.env), rewardCell(row),
-      make("td", "number c-steps", row.steps), make("td", "number c-time", row.time), make("td", "number c-seed", row.seed),
-      ...row.settings.map((value) => make("td", "number c-setting", value)), make("td", "c-created"), make("td", "c-menu"));
+    line.append(first, cell, statusCell(row), make("td", "c-env muted", row.env), rewardCell(row),
+      make("td", "number c-steps", row.steps), make("td", "number c-time", row.time), make("td", "c-created"), make("td", "number c-seed", row.seed),
+      ...row.settings.map((value) => make("td", "number c-setting", value, { title: value })), make("td", "c-menu"));
     return line;
   };
   const restRow = ({ rest }) => {
     const line = make("tr", "rest"), cell = make("td", "", rest);
-    cell.colSpan = COLUMNS.length + 3 + latest.settings.length;
+    cell.colSpan = COLUMNS.length + 2 + latest.settings.length;
     line.append(cell);
     return line;
   };
   const headRow = (settings) => {
     const line = make("tr"), sort = grpoAddress.get("sort", "-created_at");
     line.append(make("td", "c-tick"));
-    const heads = [...COLUMNS, CREATED].map(([key, title, field]) => {
+    const heads = COLUMNS.map(([key, title, field]) => {
       const isOn = sort.replace("-", "") === field, isDown = sort.startsWith("-");
       const cell = make("th", `c-${key}`, "", { scope: "col", "aria-sort": isOn ? (isDown ? "descending" : "ascending") : "none" });
       const button = make("button", isOn ? "on" : "", title, { type: "button", "data-focus": `sort ${field}` });
@@ -183,7 +186,7 @@ globalThis.grpoRuns = (() => {
       return cell;
     });
     const named = settings.map((name) => make("th", "c-setting", name, { scope: "col", title: name }));
-    line.append(...heads.slice(0, -1), ...named, heads.at(-1), make("td", "c-menu"));
+    line.append(...heads, ...named, make("td", "c-menu"));
     return line;
   };
   const draw = () => {

@@ -78,4 +78,8 @@ def _describe_preset(described: EnvironmentDescription) -> str:
     assert described.preset is not None, "called where there is one"
     steps = f"{format_count(described.preset['n_timesteps'])} steps"
     # Other rewards take none.
-    return steps if described.default_reward_function == "environment" else f"{steps}, for its own reward"
+    return (
+        steps
+        if described.default_reward_function == "environment"
+        else f"{steps}; taken with the environment's own reward only"
+    )

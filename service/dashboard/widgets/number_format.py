@@ -11,6 +11,11 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
+def format_items(count: int, noun: str) -> str:
+    """Format a number of things, such as 1 setting or 1,200 settings."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def format_number(number: float) -> str:
     """Format a measured number with three digits, or with one decimal if it is large."""
     if abs(number) >= 100:
@@ -63,3 +68,12 @@ def format_range(rewards: Sequence[float]) -> str:
 def format_interval(interval: tuple[float, float] | None) -> str:
     """Format a 95 % interval; the text is empty without one, as after a single episode."""
     return "" if interval is None else f"{format_number(interval[0])} to {format_number(interval[1])}"
+
+
+def format_margin(interval: tuple[float, float] | None) -> str:
+    """Format how far a 95 % interval reaches to both sides of its mean; the text is empty without one.
+
+    So is written what rests on a normal distribution, such as Student's interval of a few seeds: its ends may lie
+    beyond what an episode can earn, and nothing more exact is known of them.
+    """
+    return "" if interval is None else f"± {format_number((interval[1] - interval[0]) / 2)}"

@@ -9,6 +9,21 @@ ORIGINS = {"request": "yours", "preset": "preset", "default": "default"}
 ORIGIN_TONES = {"request": "own", "preset": "preset"}
 
 
+# What the server does where these are left open.
+_IF_OPEN = {
+    "eval_freq": "up to 20 evaluations",
+    "checkpoint_every": "one a minute",
+    "target_kl": "no limit",
+    "max_seconds": "no limit",
+    "ref_sync_steps": "no renewal",
+}
+
+
+def write_named_setting(name: str, value: Any) -> str:
+    """Write a setting as the form takes it, or what an open one means."""
+    return _IF_OPEN.get(name, "none") if value is None else write_setting(value)
+
+
 def write_setting(value: Any) -> str:
     """Write a setting as the form takes it."""
     if value is None or value in ([], {}):

@@ -17,9 +17,9 @@ _MAX_UPLOADS = 4
 _BODY_DEADLINE_SECONDS = 15.0
 _PACE_BYTES_PER_SECOND = 2**20
 
-_WRONG_MEDIA_TYPE = Problem("wrong-media-type", "The body is of the wrong type")
+WRONG_MEDIA_TYPE = Problem("wrong-media-type", "The body is of the wrong type")
 _UPLOADS_FULL = Problem("uploads-full", "Too many files are being uploaded")
-_BODY_TIMEOUT = Problem("body-timeout", "The body arrives too slowly")
+BODY_TIMEOUT = Problem("body-timeout", "The body arrives too slowly")
 _BODIES_FULL = Problem("bodies-full", "Too much is being sent at once")
 
 # All bodies together may take so much memory, or twice the largest one if that is more.
@@ -49,7 +49,7 @@ class BodyRule(NamedTuple):
         """
         content_type = headers.get(b"content-type", b"")
         if content_type not in self.content_types and _strip_parameters(content_type) not in self.content_types:
-            return Refusal(_WRONG_MEDIA_TYPE, 415, self.remedy)
+            return Refusal(WRONG_MEDIA_TYPE, 415, self.remedy)
         # Without leading zeros, the longer number is the larger one; int() refuses numbers of thousands of digits.
         length = headers.get(b"content-length", b"0").lstrip(b"0")
         limit = b"%d" % self.max_bytes
@@ -113,7 +113,7 @@ class BodyReader:
             if task not in self._held:
                 return _bodies_full()
             detail = f"the body did not arrive within {_BODY_DEADLINE_SECONDS:.0f} s."
-            return Refusal(_BODY_TIMEOUT, 408, detail, {"Connection": "close"})
+            return Refusal(BODY_TIMEOUT, 408, detail, {"Connection": "close"})
         finally:
             self._unfinished.pop(task, None)
 

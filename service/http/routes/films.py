@@ -19,7 +19,7 @@ FILM_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 FilmFormat = Annotated[VideoFormat, Query(alias="format", description="`gif` loops; `mp4` is smaller.")]
 PlaySeed = Annotated[int, Query(ge=0, le=MAX_PLAY_SEED, description="Seed of the episode.")]
-Deterministic = Annotated[bool, Query(description="Take the most likely actions instead of drawing them.")]
+Deterministic = Annotated[bool, Query(description="Take the most likely actions instead of sampling them.")]
 MaxSteps = Annotated[int, Query(ge=1, le=MAX_FILM_STEPS, description="Cut the episode after so many steps.")]
 
 

@@ -288,7 +288,10 @@ def _open(path: Path, keeps_running: bool) -> JobJournal:
         journal.skip_event_ids()
         n_interrupted = journal.interrupt_active(keeps_running=keeps_running)
         if n_interrupted:
-            logger.warning("%d jobs were interrupted when the last server ended", n_interrupted)
+            what = "1 job was" if n_interrupted == 1 else f"{n_interrupted} jobs were"
+            logger.warning(
+                "%s interrupted when the last server ended; POST /training/{job_id}/resume lets one go on", what
+            )
         journal.list_jobs()  # which must not fail later
     except JournalError:
         journal.close()

@@ -69,7 +69,14 @@ def resolve_names(
     """
     if request.env_name not in gym.registry:
         hint = describe_origin(request.env_name, "start the server with --env-module")
-        hint = hint or suggest(request.env_name, gym.registry) or "gymnasium.registry lists what is installed."
+        hint = (
+            hint
+            or suggest(request.env_name, gym.registry)
+            or (
+                "GET /environments, or the client's command `environments`, lists those that are. If a module of yours "
+                "registers it, start the server with --env-module and the module's name."
+            )
+        )
         raise InvalidRequestError(f"env_name '{request.env_name}' is not a registered Gymnasium environment; {hint}")
     if request.tensorboard_log and importlib.util.find_spec("tensorboard") is None:
         raise InvalidRequestError(

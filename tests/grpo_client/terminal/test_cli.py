@@ -147,7 +147,13 @@ def test_a_policy_is_asked(ask: Any, model: str) -> None:
     exit_status, said, _ = ask("predict", model, "[0.1, 0, 0.05, 0]", "--masks", "[false, true]")
     assert exit_status == 0
     assert said.splitlines()[:2] == ["action         1", "probabilities  [0.0, 1.0]"]
-    assert json.loads(ask("predict", model, "[0.1, 0, 0.05, 0]", "--json")[1])["action"] in (0, 1)
+    answers = [
+        json.loads(ask("predict", model, *words, "--json")[1])
+        for words in (["[0.1, 0, -0.05, 0]"], ["0.1", "0", "-0.05", "0"])
+    ]
+    assert answers[0]["action"] in (0, 1)
+    assert answers[1] == answers[0]  # however it is written
+    assert "not known: its values were not checked" in said
 
 
 def test_a_policy_is_evaluated_and_filmed(ask: Any, model: str, tmp_path: Path) -> None:

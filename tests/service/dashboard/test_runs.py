@@ -46,7 +46,7 @@ def record_runs(folder: Path) -> list[str]:
         for i in range(1, 21):
             job.advance(100 * i)
             job.publish_metrics({"rollout/ep_rew_mean": float(number + i), "train/loss": 1.0 / i})
-        for steps in (1000, 2000):
+        for steps in (1000, 144_070):
             job.publish_evaluation(make_evaluation(steps, float(number)).model_dump(exclude={"elapsed_seconds"}))
         job.finish(JobStatus.FAILED if number == 7 else JobStatus.COMPLETED, "it broke" if number == 7 else None)
         journal.write([job.make_record(0, 1)])
@@ -392,6 +392,11 @@ def test_a_phone_shows_the_curve_first_and_nothing_sideways(page: Page, job_ids:
     )
     assert first == curve
     assert width == 390
+    if "runs" in path:
+        page.wait(
+            "const box = document.querySelector('[aria-label=\"Table of evaluations\"]');"
+            "return box.scrollWidth === box.clientWidth"
+        )
     page.photograph(f"phone-{'run' if 'runs' in path else 'runs'}")
 
 
@@ -401,3 +406,23 @@ def test_charts_stay_in_view(page: Page) -> None:
     wait_until(lambda: bool(read_lines(page)))
     page.run("scrollTo(0, 1200)")
     page.wait("const { top } = document.querySelector('.curve').getBoundingClientRect(); return 0 < top && top < 300")
+
+
+def test_a_table_that_goes_on_at_the_right_shows_it(page: Page) -> None:
+    page.emulate(1100, 900)
+    page.open("")
+    wait_for_names(page, "run-59")
+    page.wait("return document.querySelector('.table-scroll').classList.contains('goes-on')")
+    page.photograph("runs-narrow")
+    page.run("const box = document.querySelector('.table-scroll'); box.scrollLeft = box.scrollWidth")
+    page.wait("return !document.querySelector('.table-scroll').classList.contains('goes-on')")
+
+
+def test_a_chart_says_what_its_lines_are(page: Page) -> None:
+    page.open("")
+    wait_until(lambda: bool(read_lines(page)))
+    words = "return [...document.querySelectorAll('.line-key li')].map((item) => item.textContent)"
+    training = "training mean: last 100 episodes, sampled actions"
+    wait_until(lambda: page.run(words) == ["evaluation", training, "95 % interval over episodes"])
+    choose(page, "y", "train/loss")
+    wait_until(lambda: page.run(words) == ["smoothed", "as reported"])

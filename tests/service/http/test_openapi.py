@@ -1,5 +1,7 @@
 """The published schema gives errors their media type, and describes every answer."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +25,43 @@ def test_every_error_is_described_as_problem_details(schema: dict[str, Any]) -> 
                 if status_code >= "400":
                     n_errors += 1
                     reference = {"$ref": "#/components/schemas/ProblemDetails"}
-                    assert response["content"] == {"application/problem+json": {"schema": reference}}
+                    assert response["content"].keys() == {"application/problem+json"}
+                    content = response["content"]["application/problem+json"]
+                    assert content["schema"] == reference
+                    assert content["example"]["status"] == int(status_code)
                 elif "content" in response:
                     assert "application/problem+json" not in response["content"]
     assert n_errors > 50
+
+
+def test_the_example_of_an_error_is_one_that_the_status_has(schema: dict[str, Any]) -> None:
+    page = (Path(__file__).parents[3] / "API.md").read_text().split("## Errors")[1]
+    rows = re.findall(r"^\| ([\d, ]+) \| (.*?) \|", page, flags=re.MULTILINE)
+    kinds = {code: names for codes, names in rows for code in codes.split(", ")}
+    examples = {
+        code: response["content"]["application/problem+json"]["example"]
+        for methods in schema["paths"].values()
+        for operation in methods.values()
+        for code, response in operation["responses"].items()
+        if code >= "400"
+    }
+    assert len({example["detail"] for example in examples.values()}) == len(examples) > 10
+    for code, example in examples.items():
+        assert f"`{example['type'].rpartition(':')[2]}`" in kinds[code], code
+
+
+def test_an_example_of_an_error_is_what_is_answered(client: TestClient, schema: dict[str, Any]) -> None:
+    answers = (
+        ("/train", client.post("/train", json={"env_name": "CartPol-v1"})),
+        ("/train", client.post("/train", json={"n_step": 64})),
+        ("/train", client.post("/train", content=b"{}", headers={"content-type": "text/plain"})),
+        ("/train", client.post("/train", content=b" " * (2**20 + 1), headers={"content-type": "application/json"})),
+    )
+    for path, answer in answers:
+        described = schema["paths"][path]["post"]["responses"][str(answer.status_code)]
+        example = described["content"]["application/problem+json"]["example"]
+        same = ("type", "title", "status") if answer.status_code == 400 else ("type", "title", "status", "detail")
+        assert {name: answer.json()[name] for name in same} == {name: example[name] for name in same}
 
 
 def test_it_is_made_once(app: FastAPI) -> None:

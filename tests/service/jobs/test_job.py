@@ -234,6 +234,16 @@ class TestOneJob:
         assert ended.eta_seconds is None
         assert job.describe().elapsed_seconds == ended.elapsed_seconds >= status.elapsed_seconds
 
+    def test_the_remaining_time_is_no_longer_than_before_where_steps_are_taken_again(self, job: Job) -> None:
+        job.start()
+        wait_until(lambda: job.describe().elapsed_seconds >= 0.05)
+        job.advance(48)
+        assert job.restart("Its worker died.")
+        job.advance(2)
+        status = job.describe()
+        # 50 steps were taken in all, and 98 of the 100 are left.
+        assert status.eta_seconds == pytest.approx(status.elapsed_seconds * 98 / 50)
+
     @pytest.mark.parametrize(
         ("final", "ended_by"),
         [(JobStatus.COMPLETED, "total_timesteps"), (JobStatus.STOPPED, "stop"), (JobStatus.FAILED, None)],

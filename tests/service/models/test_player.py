@@ -322,6 +322,14 @@ class TestFilming:
         get_detail(client.get(f"/training/{job_id}/video?max_steps=2"), 409)
         assert client.get(f"/training/{job_id}/video?max_steps=2&of={digest}").content == first.content
 
+    def test_a_job_is_filmed_although_a_later_one_has_replaced_its_model(self, client: TestClient) -> None:
+        job = {"env_name": "CartPole-v1", "total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
+        first, second = (train_to_end(client, **job, seed=seed)["job_id"] for seed in (0, 1))
+        films = [client.get(f"/training/{job_id}/video?max_steps=50").content for job_id in (first, second)]
+        assert films == [client.get(f"/models/{name}/video?max_steps=50").content for name in ("m@1", "m")]
+        client.delete("/models/m")
+        assert "was deleted" in get_detail(client.get(f"/training/{first}/video?max_steps=50"), 409)
+
     def test_an_environment_that_cannot_be_rendered_is_refused_with_the_remedy(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
     ) -> None:

@@ -126,3 +126,12 @@ def test_the_best_of_a_rung_go_on() -> None:
     rows = rank(make_trials([[1.0], [3.0], [None], [2.0]]))
     assert choose_promoted(rows, 0, 2) == [2, 4]
     assert choose_promoted(rows, 0, 9) == [2, 4, 1]
+
+
+def test_what_the_seeds_of_a_single_setting_reached_is_said() -> None:
+    alone = choose_best(rank(make_trials([[480.0, 500.0, 490.0]])))
+    assert alone is not None
+    assert alone.text == "3 seeds earned 480 to 500, 490 on average."
+    first = choose_best(rank(make_trials([[480.0], [None]])))
+    assert first is not None
+    assert first.text == "Setting 1 is the only one with an evaluation: 1 seed earned 480."

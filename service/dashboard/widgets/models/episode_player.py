@@ -40,8 +40,8 @@ class EpisodePlayer:
                 self._n_steps = _make_reading("steps")
                 self._seed = _make_reading("seed")
             with make_box("row-flex wrap") as self.controls:
-                self._draws = ui.switch("Draw actions")
-                self._draws.on_value_change(self.show)
+                self._samples = ui.switch("Sample actions")
+                self._samples.on_value_change(self.show)
                 self._another = make_button("Another episode", self._show_another, "primary", "refresh")
             self._another.set_visibility(seed is None)
         self._current_seed = _FIRST_SEED if seed is None else seed
@@ -49,7 +49,7 @@ class EpisodePlayer:
     async def show(self) -> None:
         """Film the episode of the current seed, and show it."""
         self._wait(True)
-        is_deterministic, seed = not self._draws.value, self._current_seed
+        is_deterministic, seed = not self._samples.value, self._current_seed
         try:
             film = await run_in_threadpool(
                 self._player.film, self._model_name, "gif", seed, is_deterministic, _MAX_STEPS

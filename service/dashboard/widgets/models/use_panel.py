@@ -61,6 +61,7 @@ def list_recipes(name: str, space: spaces.Space[Any], url: str, needs_key: bool)
         "Python, from this server": _write_client(name, space, url, needs_key),
         "Python, without a server": _write_library(name, space),
         "ONNX, without this library": _write_onnx(name, space),
+        "TorchScript, without this library": _write_torchscript(name, space),
         "Docker": _write_docker(name),
     }
 
@@ -103,6 +104,18 @@ def _write_onnx(name: str, space: spaces.Space[Any]) -> str:
         "import numpy as np\nimport onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("{name}.onnx")  # from below\n'
         f'observations = {{\n{feed}}}\n(actions,) = session.run(["action"], observations)\nprint(actions)'
+    )
+
+
+def _write_torchscript(name: str, space: spaces.Space[Any]) -> str:
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    tensors = {key: f"torch.as_tensor({_spell(part, batch=True)})" for key, part in parts.items()}
+    named = "{" + ", ".join(f"{key!r}: {tensor}" for key, tensor in tensors.items()) + "}"
+    return (
+        f'import numpy as np\nimport torch\n\npolicy = torch.jit.load("{name}.pt")  # from below\n'
+        "# A batch: of a single observation, observation[None].\n"
+        f"observations = {named if isinstance(space, spaces.Dict) else tensors['']}\n"
+        "print(policy(observations).numpy())"
     )
 
 

@@ -17,6 +17,7 @@ _MAX_LABEL_CHARS = 16
 # Of more values, only the ends and the middle are written down.
 _MAX_LABELS = 4
 _REWARD = "evaluated reward"
+_MIN_LINES = 3
 
 
 class Axis(NamedTuple):
@@ -32,12 +33,14 @@ class Axis(NamedTuple):
 
 
 def draw_parallel_coordinates(rows: Sequence[SettingRow]) -> str:
-    """Draw the settings that have a figure, the best one last and so on top; empty without two of them.
+    """Draw the settings that have a figure, the best one last and so on top; empty without three of them.
+
+    Of two the table says as much.
 
     :param rows: The best first.
     """
     measured = [row for row in rows if row.mean_reward is not None]
-    if len(measured) < 2:
+    if len(measured) < _MIN_LINES:
         return ""
     axes = [make_axis(name, [row.values[name] for row in rows]) for name in rows[0].values]
     axes.append(make_axis(_REWARD, [row.mean_reward for row in measured]))

@@ -8,7 +8,13 @@ from typing import Any
 from urllib.parse import quote
 
 from service.dashboard.mount import PREFIX
-from service.dashboard.widgets.number_format import format_count, format_interval, format_number, format_range
+from service.dashboard.widgets.number_format import (
+    format_count,
+    format_interval,
+    format_margin,
+    format_number,
+    format_range,
+)
 from service.schemas.sweeps import SettingRow, SweepDescription, Trial, TrialStatus
 
 _NONE = "-"
@@ -28,8 +34,7 @@ def write_sweep_table(sweep: SweepDescription, models: Container[str]) -> str:
 
 def _write_row(row: SettingRow, sweep: SweepDescription, models: Container[str]) -> str:
     is_best = sweep.best is not None and sweep.best.setting == row.number
-    interval = format_interval(row.mean_reward_ci95)
-    spread = f"95 % interval {interval} over {row.ci95_over}" if interval else format_range(row.rewards)
+    spread = describe_spread(row)
     cells = [
         *(escape(spell_value(value)) for value in row.values.values()),
         format_count(row.total_timesteps),
@@ -44,16 +49,31 @@ def _write_row(row: SettingRow, sweep: SweepDescription, models: Container[str])
     return f'<tr class="{"best" if is_best else ""}"><th scope="row">{row.number}{chip}</th>{columns}</tr>'
 
 
+def describe_spread(row: SettingRow) -> str:
+    """Say how far what a setting earned may be by chance; empty if nothing tells."""
+    if row.ci95_over == "episodes":
+        return f"95 % interval {format_interval(row.mean_reward_ci95)} over episodes"
+    margin = f"{format_margin(row.mean_reward_ci95)} (95 %), " if row.mean_reward_ci95 is not None else ""
+    return margin + format_range(row.rewards)
+
+
 def _describe_jobs(trials: list[Trial]) -> str:
-    """Say how the jobs are, and why some have failed."""
+    """Say how the jobs are, where their pages are, and why some have failed."""
     counts = Counter(trial.status for trial in trials)
+    jobs = " ".join(_link_job(trial) for trial in trials if trial.job_id is not None)
     parts = [str(status) if len(trials) == 1 else f"{n} {status}" for status, n in counts.items()]
     errors = sorted({trial.error_message for trial in trials if trial.error_message})
     tone, words = "bad" if counts[TrialStatus.FAILED] else "", escape(", ".join(parts))
-    if not errors:
-        return f'<span class="jobs-of {tone}">{words}</span>'
-    reasons = "".join(f"<p>{escape(error)}</p>" for error in errors)
-    return f'<details class="settings why"><summary class="jobs-of {tone}">{words}</summary>{reasons}</details>'
+    state = f'<span class="jobs-of {tone}">{words}</span>'
+    if errors:
+        reasons = "".join(f"<p>{escape(error)}</p>" for error in errors)
+        state = f'<details class="settings why"><summary class="jobs-of {tone}">{words}</summary>{reasons}</details>'
+    return f'{state}<span class="small jobs-links">{jobs}</span>' if jobs else state
+
+
+def _link_job(trial: Trial) -> str:
+    rung = f", rung {trial.rung}" if trial.rung else ""
+    return f'<a href="{PREFIX}/runs/{trial.job_id}">seed {trial.seed}{rung}</a>'
 
 
 def _link_model(name: str, models: Container[str]) -> str:

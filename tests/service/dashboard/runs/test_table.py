@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from service.dashboard.runs.address import PAGE_SIZE, read_view
 from service.dashboard.runs.table import Configs, find_differences, make_table
 from service.jobs.records.record import PastJob
@@ -85,17 +87,39 @@ def test_groups_have_the_mean_of_their_runs_and_its_spread() -> None:
     runs = [make_run(i, mean_reward=reward, elapsed_seconds=10.0) for i, reward in enumerate(rewards)]
     runs += [make_run(7, recipe="other", mean_reward=5.0), make_run(8, recipe="other")]
     first, second = make_table(runs, read_view({"group": "recipe"}), Source().list_configs).rows
-    assert (first["n"], first["reward"], first["interval"]) == (2, "5", "1 of 2 completed")
-    assert (second["n"], second["reward"], second["interval"]) == (3, "3", "seeds from 1 to 6")
+    assert (first["n"], first["reward"], first["margin"], first["interval"]) == (2, "5", "", "")
+    assert (second["n"], second["reward"], second["margin"], second["interval"]) == (3, "3", "", "seeds from 1 to 6")
     assert (second["time"], second["seed"], second["ids"][0]) == ("30 s", "3 seeds", runs[2].job_id)
     five = [make_run(i, mean_reward=float(i)) for i in range(1, 6)]
     (row,) = make_table(five, read_view({"group": "recipe"}), Source().list_configs).rows
-    assert row["interval"] == "1.04 to 4.96"  # 3 -+ 2.776 sqrt(2.5 / 5), by t of four degrees of freedom
+    # 2.776 sqrt(2.5 / 5), by t of four degrees of freedom; as ends it could promise more than an episode can earn.
+    assert (row["margin"], row["interval"]) == ("± 1.96", "seeds from 1 to 5")
     repeated = [make_run(i, seed=i % 2, mean_reward=float(i % 2)) for i in range(6)]
     (row,) = make_table(repeated, read_view({"group": "recipe"}), Source().list_configs).rows
     assert (row["interval"], row["seed"]) == ("seeds from 0 to 1", "2 seeds")
     (row,) = make_table([make_run(1)], read_view({"group": "recipe"}), Source().list_configs).rows
     assert row["seed"] == "1 seed"
+
+
+def test_a_group_tells_how_its_runs_stand() -> None:
+    runs = [make_run(0), make_run(1), make_run(2, status=JobStatus.FAILED), make_run(3, recipe="other")]
+    first, second = make_table(runs, read_view({"group": "recipe"}), Source().list_configs).rows
+    assert (first["status"], second["status"]) == ("completed", "2 completed, 1 failed")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("balance-1", "balance-12"), "balance"),
+        (("m", "m"), "m"),
+        (("only-7",), "only-7"),
+        (("first", "second"), "first and others"),
+    ],
+)
+def test_a_group_has_the_name_that_its_runs_share(names: tuple[str, ...], expected: str) -> None:
+    runs = [make_run(10 - i, model_name=name) for i, name in enumerate(names)]
+    (row,) = make_table(runs[::-1], read_view({"group": "recipe"}), Source().list_configs).rows
+    assert row["name"] == expected
 
 
 def test_an_open_group_lists_its_runs() -> None:

@@ -9,6 +9,8 @@ from service.dashboard.widgets.number_format import (
     format_count,
     format_duration,
     format_interval,
+    format_items,
+    format_margin,
     format_number,
     format_size,
 )
@@ -20,6 +22,14 @@ from service.dashboard.widgets.number_format import (
 )
 def test_numbers_have_three_figures(number: float, written: str) -> None:
     assert format_number(number) == written
+
+
+def test_one_of_a_kind_is_no_plural() -> None:
+    assert [format_items(n, "setting") for n in (0, 1, 1200)] == ["0 settings", "1 setting", "1,200 settings"]
+
+
+def test_a_margin_is_half_of_the_interval() -> None:
+    assert (format_margin((494.75, 501.25)), format_margin(None)) == ("± 3.25", "")
 
 
 @pytest.mark.parametrize(

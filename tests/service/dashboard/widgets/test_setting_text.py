@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.dashboard.widgets.setting_text import write_setting
+from service.dashboard.widgets.setting_text import write_named_setting, write_setting
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,9 @@ from service.dashboard.widgets.setting_text import write_setting
 )
 def test_settings_are_written_as_people_type_them(value: Any, text: str) -> None:
     assert write_setting(value) == text
+
+
+def test_an_open_setting_is_written_as_what_happens_then() -> None:
+    assert write_named_setting("checkpoint_every", None) == "one a minute"
+    assert write_named_setting("checkpoint_every", 500) == "500"
+    assert write_named_setting("patience", None) == "none"

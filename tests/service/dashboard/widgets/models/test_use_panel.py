@@ -63,12 +63,15 @@ def test_recipes_that_ask_the_server_are_answered(
         assert answer.stdout.startswith(('{"action":0', '{"action":1'))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
 def test_recipes_without_a_server_choose_an_action(
     model: GRPO, space: spaces.Space[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipes = list_recipes("m", space, "http://localhost", needs_key=False)
     chosen = run_python(recipes["Python, without a server"], capsys)
     assert chosen in ("[0]\n", "[1]\n")
+    model.export("m.pt")
+    assert run_python(recipes["TorchScript, without this library"], capsys) == chosen
     pytest.importorskip("onnx", reason="onnx is not installed: pip install -r requirements-dev.txt")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed, see requirements-dev.txt")
     model.export("m.onnx")

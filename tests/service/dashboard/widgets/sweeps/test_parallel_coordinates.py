@@ -46,16 +46,18 @@ def test_a_single_value_lies_in_the_middle() -> None:
 
 
 def test_every_measured_setting_has_a_line_and_the_best_is_on_top() -> None:
-    rows = [make_row(2, 9.0, loss="<b>"), make_row(1, 1.0, loss="a"), make_row(3, None, loss="c")]
+    rows = [make_row(2, 9.0, loss="<b>"), make_row(4, 5.0, loss="a"), make_row(1, 1.0, loss="a")]
+    rows.append(make_row(3, None, loss="c"))
     svg = ElementTree.fromstring(draw_parallel_coordinates(rows))
     lines = svg.findall("polyline")
-    assert [line.findtext("title") for line in lines] == ["Setting 1: 1", "Setting 2: 9"]
-    assert [line.get("class") for line in lines] == ["", "best"]
+    assert [line.findtext("title") for line in lines] == ["Setting 1: 1", "Setting 4: 5", "Setting 2: 9"]
+    assert [line.get("class") for line in lines] == ["", "", "best"]
     # The first value of three at the bottom, the best reward at the top.
-    assert lines[1].get("points") == "80.0,288.0 920.0,44.0"
+    assert lines[2].get("points") == "80.0,288.0 920.0,44.0"
     assert "<b>" in {text.text for text in svg.findall("text")}
 
 
-def test_one_figure_makes_no_drawing() -> None:
-    assert draw_parallel_coordinates([make_row(1, 9.0, a=1), make_row(2, None, a=2)]) == ""
+def test_two_figures_make_no_drawing() -> None:
+    rows = [make_row(1, 9.0, a=1), make_row(2, 8.0, a=2), make_row(3, None, a=3)]
+    assert draw_parallel_coordinates(rows) == ""
     assert draw_parallel_coordinates([]) == ""
