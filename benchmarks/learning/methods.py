@@ -95,6 +95,4 @@ def make_specs(task: Task, method: str, n_seeds: int) -> list[RunSpec]:
     seeds = task.own_seeds if algorithm == "GRPO" else task.seeds
     if first_seed is not None:
         seeds = range(first_seed, first_seed + task.n_seeds)
-    return [
-        RunSpec(task.env_name, method, algorithm, seed, task.total_timesteps, settings) for seed in seeds[:n_seeds]
-    ]
+    return [RunSpec(task.env_name, method, algorithm, seed, task.total_timesteps, settings) for seed in seeds[:n_seeds]]

@@ -108,13 +108,14 @@ def test_statistics_stay_as_they_were_taken() -> None:
 def test_those_of_resets_alone_do_not_clip_the_first_rollout(space: spaces.Space[Any]) -> None:
     keys = ["speed"] if isinstance(space, spaces.Dict) else None
     vec_normalize = build(space, n_steps=0, norm_obs_keys=keys)
-    rms: Any = vec_normalize.obs_rms["speed"] if keys else vec_normalize.obs_rms  # type: ignore[index]
+    rms: Any = vec_normalize.obs_rms["speed"] if keys else vec_normalize.obs_rms
     rms.mean, rms.var = np.array([0.02, -0.5, 40.0]), np.full(3, 1e-4)
     statistics, observations = Normalizer(vec_normalize).freeze(), draw_observations(space)
     assert statistics is not None
-    part = (lambda observed: observed["speed"]) if keys else (lambda observed: observed)
-    expected = (part(observations) / np.sqrt(np.array([1.0, 1.0, 1600.0]) + 1e-8)).astype(np.float32)
-    np.testing.assert_array_equal(part(statistics.apply(observations)), expected)
+    applied: Any = statistics.apply(observations)
+    seen, shown = (observations["speed"], applied["speed"]) if keys else (observations, applied)
+    expected = (seen / np.sqrt(np.array([1.0, 1.0, 1600.0]) + 1e-8)).astype(np.float32)
+    np.testing.assert_array_equal(shown, expected)
     for _ in range(10):
         vec_normalize.step(np.zeros(2, np.int64))
     statistics = Normalizer(vec_normalize).freeze()

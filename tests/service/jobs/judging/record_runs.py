@@ -211,7 +211,7 @@ def from_json(run: Mapping[str, Any]) -> Evidence:
             **rest,
             "status": JobStatus(run["status"]),
             "config": _get_config().model_copy(update=changes),
-            "evaluations": [_lengthen(*numbers, timesteps=i) for i, numbers in enumerate(run["evaluations"])],
+            "evaluations": [_lengthen(*numbers[:3], timesteps=i) for i, numbers in enumerate(run["evaluations"])],
             "final_evaluation": None if final is None else _lengthen(*final),
         }
     )
@@ -234,7 +234,7 @@ def _shorten(figures: EpisodeFigures) -> tuple[int, float, float]:
     return figures.n_episodes, _round(figures.mean_reward), _round(figures.std_reward)
 
 
-def _lengthen(n_episodes: int, mean_reward: float, std_reward: float, timesteps: int = 1) -> EvaluationRow:
+def _lengthen(n_episodes: int, mean_reward: float, std_reward: float, *, timesteps: int = 1) -> EvaluationRow:
     return EvaluationRow(
         timesteps=timesteps,
         elapsed_seconds=0.0,
