@@ -272,9 +272,10 @@ class _Trial:
         problem, kind = f"step() failed {when}", NotBranchableError
         if not when:
             problem, kind = "step() failed when it was tried out with random actions", FailedTrialError
+        given = copy.deepcopy(action)  # which an environment may change in place, and a replay needs
         with _naming(self._env, problem, kind):
             begin = time.perf_counter()
-            outcome = self._env.step(action)
+            outcome = self._env.step(given)
             self._seconds["step"].append(time.perf_counter() - begin)
             # Copied, because an environment may return the same array every time.
             seen = copy.deepcopy((*outcome[:4], get_action_masks(self._env)))

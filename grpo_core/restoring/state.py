@@ -64,6 +64,12 @@ _MUJOCO_STATE: dict[str, tuple[str, ...]] = {"ReacherEnv": ("goal",), "PusherEnv
 # Positions that MuJoCo computes one simulator step late. Environments and reward wrappers read them before they step:
 # the forward reward of Ant and Humanoid is their difference before and after a step.
 _MUJOCO_POSITIONS = ("xpos", "xipos", "geom_xpos", "site_xpos")
+# What wrappers change in a model to vary its physics, from one episode to the next for instance.
+_MUJOCO_PARAMETERS = (
+    "body_mass", "body_inertia", "geom_friction", "geom_size", "dof_damping", "dof_armature", "dof_frictionloss",
+    "jnt_stiffness", "actuator_gear", "actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange",
+)  # fmt: skip
+_MUJOCO_OPTIONS = ("gravity", "wind", "timestep", "density", "viscosity")
 _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     TimeLimit: ("_elapsed_steps",),
     Monitor: ("rewards", "needs_reset"),
@@ -159,14 +165,17 @@ def access_innermost_env(env: Env, common_random_numbers: bool, layers: Layers) 
     :param layers: All layers, with which the environment is copied together if it is not known.
     :raises NotBranchableError: If the environment cannot be copied.
     """
+    is_wrapped = layers.are_copied  # in a wrapper that is not known, and may change what it wraps
     names = _SIMULATOR_STATE.get(type(env)) if is_known(env) else None
     if names is not None:
-        return _access_attributes(env, names)
+        state = _access_attributes(env, names)
+        return _join(state, _access_parameters(env)) if is_wrapped else state
     modules = [base.__module__ for base in type(env).__mro__]
     if any(module.startswith("gymnasium.envs.box2d.") for module in modules):
         raise _refuse(env, "Box2D's contacts and solver state cannot be copied", is_final=True)
     if type(env).__module__.startswith("gymnasium.envs.mujoco."):
-        return _access_mujoco(env)
+        state = _access_mujoco(env)
+        return _join(state, _access_parameters(env), _access_mujoco_parameters(env)) if is_wrapped else state
     if "ale_py.env" in modules:
         return _access_atari(env, common_random_numbers, layers)
     return _try_capture(_access_all_attributes(env, layers))
@@ -219,6 +228,54 @@ def _access_attributes(env: Env, names: tuple[str, ...]) -> StateAccess:
             attributes[name] = _copy(value)
 
     return StateAccess(capture, restore, means=", ".join(names))
+
+
+def _access_parameters(env: Env) -> StateAccess:
+    """Copy the numbers, texts and arrays among the attributes, by which a step goes although it changes none."""
+    attributes = env.__dict__
+
+    def capture() -> dict[str, Any]:
+        return {
+            name: _copy(value)
+            for name, value in attributes.items()
+            if name not in _CONSTANTS and isinstance(value, (*IMMUTABLE, np.ndarray))
+        }
+
+    def restore(state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            attributes[name] = _copy(value)
+
+    return StateAccess(capture, restore, means="parameters")
+
+
+def _access_mujoco_parameters(env: Any) -> StateAccess:
+    """Copy the parameters of a MuJoCo model that are often varied."""
+    model = env.model
+
+    def capture() -> tuple[list[Any], list[Any]]:
+        options = [_copy(getattr(model.opt, name)) for name in _MUJOCO_OPTIONS]
+        return [getattr(model, name).copy() for name in _MUJOCO_PARAMETERS], options
+
+    def restore(state: tuple[list[Any], list[Any]]) -> None:
+        for name, value in zip(_MUJOCO_PARAMETERS, state[0], strict=True):
+            getattr(model, name)[:] = value
+        for name, value in zip(_MUJOCO_OPTIONS, state[1], strict=True):
+            setattr(model.opt, name, value)
+
+    return StateAccess(capture, restore, means="MuJoCo's parameters")
+
+
+def _join(*parts: StateAccess) -> StateAccess:
+    """Access several parts of a known environment's state as one, restored in their order."""
+
+    def capture() -> list[Any]:
+        return [part.capture() for part in parts]
+
+    def restore(state: list[Any]) -> None:
+        for part, captured in zip(parts, state, strict=True):
+            part.restore(captured)
+
+    return StateAccess(capture, restore, means=", ".join(part.means for part in parts if part.means))
 
 
 def _access_all_attributes(env: Env, layers: Layers, engine: frozenset[str] = frozenset()) -> StateAccess:

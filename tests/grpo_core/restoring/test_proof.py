@@ -613,3 +613,60 @@ def test_states_that_cannot_be_sent_from_a_worker_are_an_obstacle_there_alone() 
         env.close()
     assert obstacle is not None
     assert "could not be captured" in obstacle
+
+
+class ChangesItsAction(Cart):
+    """Scales the action in place."""
+
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def step(self, action: Any) -> Any:
+        action *= 0.5
+        return super().step(int(action[0] > 0.1))
+
+
+def test_an_action_may_be_changed_in_place() -> None:
+    check_branchable(ChangesItsAction())
+
+
+class Wind(gym.Wrapper[Any, Any, Any, Any]):
+    """Blows in some episodes, which changes the physics of the environment inside."""
+
+    def __init__(self, env: Env, place: str) -> None:
+        super().__init__(env)
+        self._place = place
+
+    def reset(self, **arguments: Any) -> Any:
+        observed = self.env.reset(**arguments)
+        self.force = 30.0 if self.unwrapped.np_random.random() < 0.5 else 10.0
+        if self._place == "gravity":
+            self.unwrapped.model.opt.gravity[2] = self.force  # type: ignore[attr-defined]
+        elif self._place == "body_mass":
+            self.unwrapped.model.body_mass[1] = self.force  # type: ignore[attr-defined]
+        else:
+            setattr(self.unwrapped, self._place, self.force)
+        return observed
+
+    def get(self) -> float:
+        if self._place == "gravity":
+            return float(self.unwrapped.model.opt.gravity[2])  # type: ignore[attr-defined]
+        if self._place == "body_mass":
+            return float(self.unwrapped.model.body_mass[1])  # type: ignore[attr-defined]
+        return float(getattr(self.unwrapped, self._place))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "place"), [("CartPole-v1", "force_mag"), ("Hopper-v5", "gravity"), ("Hopper-v5", "body_mass")]
+)
+def test_what_a_wrapper_changes_in_a_known_environment_is_restored(env_id: str, place: str) -> None:
+    if env_id == "Hopper-v5":
+        pytest.importorskip("mujoco")
+    env = Wind(gym.make(env_id), place)
+    simulator, states = Simulator(env), {}
+    for seed in range(20):
+        env.reset(seed=seed)
+        states[env.force] = simulator.capture()
+    assert states.keys() == {10.0, 30.0}
+    for force, state in [*states.items(), *states.items()]:
+        simulator.restore(state)
+        assert (env.force, env.get()) == (force, force)
