@@ -508,6 +508,10 @@ class GRPO(SavedAlgorithm):
         self._timesteps_before = self.num_timesteps
         self._first_obs, self._vec_step = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
         callback.on_rollout_start()
+        outside = self._collector.outside_changes
+        outside.keep()
+        if outside.apply():  # anchor states are of the environments as they were before
+            self._collector.anchors.forget()
 
         # Branches follow the policy from their anchor states.
         self.policy.set_training_mode(False)
@@ -534,13 +538,18 @@ class GRPO(SavedAlgorithm):
             seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
             if callback.locals is not seen:
                 callback.update_locals(seen)
-            if not callback.on_step() or self._stop_requested:
+            outside.look()
+            goes_on = callback.on_step()
+            outside.keep()
+            if not goes_on or self._stop_requested:
                 return False
             self._update_info_buffer(infos, dones)
             self._last_episode_starts, self._is_vec_step_over = dones, True
             return True
 
-        if not collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop):
+        is_complete = collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop)
+        outside.look()
+        if not is_complete:
             return False
 
         # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.

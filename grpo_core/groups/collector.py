@@ -20,6 +20,7 @@ from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.vec_step import Place, SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.rewards import Reward
+from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.simulator import SimulatorState
 from grpo_core.simulators.bank import Findings, Observed, Order, Outcome, SimulatorBank
 from grpo_core.spaces import pack
@@ -108,6 +109,11 @@ class GroupCollector:
     def findings(self) -> Findings:
         """What trials have found out about the environments."""
         return self._bank.findings
+
+    @property
+    def outside_changes(self) -> OutsideChanges:
+        """What is set on the environments from outside."""
+        return self._bank.outside_changes
 
     @property
     def groups(self) -> Sequence[Group]:

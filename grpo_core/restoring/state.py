@@ -86,10 +86,10 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     WarpFrame: (),
 }
 # Attributes of every gym.Env or gym.Wrapper that are no part of a state.
-_CONSTANTS = CONSTANTS_OF_ENVS | {"env", "_action_space", "_observation_space", "_np_random", "_np_random_seed"}
+CONSTANTS = CONSTANTS_OF_ENVS | {"env", "_action_space", "_observation_space", "_np_random", "_np_random_seed"}
 # What hangs on to a window is often called so. Such an attribute is copied like any other, and left out only if it
 # cannot be copied; a replay then has to prove that no step depends on it.
-_DRAWING_NAMES = frozenset({"screen", "surf", "clock", "window", "viewer", "renderer"})
+DRAWING_NAMES = frozenset({"screen", "surf", "clock", "window", "viewer", "renderer"})
 # Not part of a state: modules, spaces, generators and files of results.
 _NOT_STATE = (gym.Space, *GENERATORS, types.ModuleType, types.BuiltinFunctionType, ResultsWriter)
 
@@ -238,7 +238,7 @@ def _access_parameters(env: Env) -> StateAccess:
         return {
             name: _copy(value)
             for name, value in attributes.items()
-            if name not in _CONSTANTS and isinstance(value, (*IMMUTABLE, np.ndarray))
+            if name not in CONSTANTS and isinstance(value, (*IMMUTABLE, np.ndarray))
         }
 
     def restore(state: dict[str, Any]) -> None:
@@ -295,7 +295,7 @@ class _CopiedAttributes:
     def __init__(self, env: Env, engine: frozenset[str], layers: Layers) -> None:
         self._env = env
         self._attributes = env.__dict__
-        self._left_out = set(_CONSTANTS | engine)
+        self._left_out = set(CONSTANTS | engine)
         self._layers = layers
         layers.include(env, self._is_state)
 
@@ -309,7 +309,7 @@ class _CopiedAttributes:
             try:
                 return self._layers.copy(state, is_capture=True)
             except CopyError as error:
-                if error.name not in _DRAWING_NAMES:
+                if error.name not in DRAWING_NAMES:
                     raise _refuse(self._env, str(error)) from error
                 self._left_out.add(error.name)
             except RecursionError as error:

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from grpo_core.environments.first_calls import check_masks, check_methods, check_observation, check_reset, check_step
 from grpo_core.environments.nested import list_nested_envs
+from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.restoring.state import FailedTrialError
@@ -60,6 +61,8 @@ class SimulatorBank(ABC):
         #: The environments, if they are in this process and no wrapper but ``VecNormalize`` changes their observations;
         #: otherwise empty.
         self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
+        #: What is set on the environments from outside, as far as they are in this process and restored by copies.
+        self.outside_changes = OutsideChanges(())
         #: What was found out about the environments that were tried out.
         self.reports: Sequence[RestoringReport] = ()
         self._transform = transform
@@ -203,6 +206,8 @@ class _LocalBank(SimulatorBank):
         ]
         if transform.is_empty:
             self.plain_envs = envs
+        if needs_restore:
+            self.outside_changes = OutsideChanges(envs)
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         return {i: self._single_envs[i].reset(seed) for i, seed in seeds.items()}

@@ -1,0 +1,114 @@
+"""What is set on an environment from outside stays set, as with SB3's algorithms."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from grpo import GRPO
+
+
+class Task(gym.Env[Any, Any]):
+    """Gets harder when it is told to; a state of its own, so that attributes are restored by copies."""
+
+    observation_space, action_space = spaces.Box(-99.0, 99.0, (2,), np.float32), spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.level = 0
+        self.opponent: Any = None
+
+    def harder(self) -> None:
+        self.level += 1
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.x, self.t = 0.0, 0
+        return np.array([self.x, self.t], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.x, self.t = self.x + float(action) - 0.5, self.t + 1
+        observation = np.array([self.x, self.t], np.float32)
+        return observation, -abs(self.x), False, self.t >= 30, {"level": self.level, "opponent": self.opponent}
+
+
+class Scaled(gym.Wrapper[Any, Any, Any, Any]):
+    """A wrapper of one's own around an environment that is known."""
+
+    level = 0
+
+    def harder(self) -> None:
+        self.level += 1
+        self.unwrapped.force_mag = 10.0 + self.level  # type: ignore[attr-defined]
+
+    def step(self, action: Any) -> Any:
+        *outcome, info = self.env.step(action)
+        level = int(self.unwrapped.force_mag) - 10  # type: ignore[attr-defined]
+        return *outcome, {**info, "level": level if level == self.level else None}
+
+
+class Curriculum(BaseCallback):
+    """Makes the task harder once, or before every rollout, and keeps what steps say of it."""
+
+    def __init__(self, at_step: int | None) -> None:
+        super().__init__()
+        self.at_step, self.levels = at_step, list[Any]()
+
+    def _on_rollout_start(self) -> None:
+        if self.at_step is None:
+            self.training_env.env_method("harder")
+
+    def _on_step(self) -> bool:
+        self.levels.append(self.locals["infos"][0]["level"])
+        if self.at_step is not None and self.num_timesteps >= self.at_step:
+            self.at_step = 10**9
+            self.training_env.env_method("harder")
+        return True
+
+
+def build(algorithm: Any, env: Any) -> Any:
+    settings = {"horizon": 8} if algorithm is GRPO else {}
+    return algorithm("MlpPolicy", env, n_steps=64, n_epochs=1, seed=0, device="cpu", **settings)
+
+
+def make(kind: Any) -> Any:
+    return Task() if kind is Task else Scaled(gym.make("CartPole-v1"))
+
+
+@pytest.mark.parametrize("algorithm", [GRPO, PPO])
+@pytest.mark.parametrize("kind", [Task, Scaled])
+def test_a_callback_makes_a_task_harder_before_every_rollout(kind: Any, algorithm: Any) -> None:
+    callback, model = Curriculum(None), build(algorithm, make(kind))
+    model.learn(256, callback)
+    assert set(callback.levels) == set(range(1, callback.levels[-1] + 1))
+    assert sorted(callback.levels) == callback.levels
+    assert callback.levels[-1] >= 4
+
+
+@pytest.mark.parametrize("kind", [Task, Scaled])
+def test_what_is_set_in_a_rollout_holds_from_the_next_one_on(kind: Any) -> None:
+    callback, model = Curriculum(32), build(GRPO, make(kind))
+    model.learn(256, callback)
+    assert set(callback.levels[:32]) == {0}
+    assert set(callback.levels[80:]) == {1}
+
+
+def test_what_is_set_between_two_runs_holds() -> None:
+    env, levels = Task(), []
+    model = build(GRPO, env)
+    for env.level in (3, 5, 4):
+        callback = Curriculum(10**9)
+        model.learn(64, callback, reset_num_timesteps=False)
+        levels.append(set(callback.levels))
+    assert levels == [{3}, {5}, {4}]
+    assert env.level == 4
+
+
+def test_where_nothing_is_set_groups_go_on_from_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, forgotten = build(GRPO, Task()), list[int]()
+    monkeypatch.setattr(model._collector.anchors, "forget", lambda: forgotten.append(1))
+    model.learn(256, Curriculum(10**9), reset_num_timesteps=False)
+    assert forgotten == []
