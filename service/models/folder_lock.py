@@ -109,8 +109,11 @@ def _lock(descriptor: int, models_dir: Path) -> bool:
 
 def _sweep(models_dir: Path) -> None:
     """Remove what a killed server had not finished writing; the lock proves that nobody else writes."""
-    for folder in (models_dir, *(models_dir / VERSIONS_FOLDER).glob("*")):
-        remove_leftovers(folder)
+    remove_leftovers(models_dir)
+    versions = models_dir / VERSIONS_FOLDER
+    for folder in [] if versions.is_symlink() else versions.glob("*"):
+        if not folder.is_symlink():
+            remove_leftovers(folder)
 
 
 def remove_leftovers(folder: Path) -> None:
