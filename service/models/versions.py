@@ -259,7 +259,7 @@ class ModelVersions:
     def _find_folder(self, name: str) -> Path:
         """Return the folder of a model's versions.
 
-        :raises NotADirectoryError: If something else is in its place, such as a link that leads out of the models folder.
+        :raises NotADirectoryError: If something else is in its place, such as a link that leads elsewhere.
         :raises FileNotFoundError: If there is none.
         """
         folder = self._dir / name
