@@ -50,8 +50,8 @@ _KILL_SECONDS = 1.0
 # A forkserver that was just killed may still be taken for alive.
 _MAX_FORKS, _FORK_PAUSE_SECONDS = 2, 0.2
 _LOST = (
-    "the worker process was lost because the process that starts workers has ended; the server's log may say why. Resume "
-    "the job, or send the request again."
+    "the worker process was lost because the process that starts workers has ended; the server's log may say why. "
+    "Resume the job, or send the request again."
 )
 # Takes a message of a worker: its kind, its value, and the bytes that followed.
 Receiver = Callable[[str, Any, bytes], None]

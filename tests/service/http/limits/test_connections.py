@@ -210,7 +210,6 @@ class TestHeads:
             received = read_to_end(connection)
         assert received.count(b"HTTP/1.1 200 OK") == n_answered
 
-
     def test_what_comes_after_a_request_that_is_answered_takes_no_answer_away(self, port: int) -> None:
         request = POST + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
         for following in (b"junk\r\n\r\n", request + b"junk\r\n\r\n", LONG, POST + b"a\r\n"):
