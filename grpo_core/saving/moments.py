@@ -2,8 +2,10 @@
 
 import re
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from grpo_core.saving.model_file import Arrays, ModelContent, ModelFileError
 
@@ -25,20 +27,22 @@ def check_moments(content: ModelContent) -> None:
         if match is None:
             raise ModelFileError(f"optimizer/{member}.npy is not a number of a weight and a name.")
         moments[match[1]][match[2]] = array
-        if match[2] == "step" and array.size != 1:
-            raise ModelFileError(f"optimizer/{member}.npy has the shape {array.shape}; a number of steps has none.")
-        if match[2] in _NEVER_NEGATIVE and (array < 0).any():
-            raise ModelFileError(f"optimizer/{member}.npy holds negative numbers.")
+        _check_numbers(member, match[2], array)
     if content.meta["network"].get("optimizer_class") == "Adam":
         for index, found in moments.items():
             if missing := sorted(_OF_ADAM - found.keys()):
-                raise ModelFileError(
-                    f"the file lacks optimizer/{index}/{missing[0]}.npy, without which Adam cannot go on."
-                )
+                raise ModelFileError(f"the file lacks optimizer/{index}/{missing[0]}.npy, which Adam needs.")
     shapes = Counter(np.shape(weights) for weights in content.weights.values())
-    for name in _SHAPED:
+    for name in sorted(_SHAPED):
         for shape, n in Counter(found[name].shape for found in moments.values() if name in found).items():
             if n > shapes[shape]:
                 raise ModelFileError(
                     f"{n} arrays optimizer/*/{name}.npy have the shape {shape}, and {shapes[shape]} weights have it."
                 )
+
+
+def _check_numbers(member: str, name: str, array: npt.NDArray[Any]) -> None:
+    if name == "step" and array.size != 1:
+        raise ModelFileError(f"optimizer/{member}.npy has the shape {array.shape}; a number of steps has none.")
+    if name in _NEVER_NEGATIVE and (array < 0).any():
+        raise ModelFileError(f"optimizer/{member}.npy holds negative numbers.")
