@@ -171,7 +171,8 @@ class ModelFolder:
             return self.versions.make_not_found(reference)
         hint = ""
         with suppress(NotReadyError):
-            hint = suggest(name, self.list_names())
+            # The name itself is listed if it is a folder's or a link's, or was saved just now.
+            hint = suggest(name, [other for other in self.list_names() if other != name])
         hint = hint or "GET /models lists them."
         return NotFoundError(f"there is no model '{printable(name)}'; {hint}")
 

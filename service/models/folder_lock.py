@@ -32,7 +32,13 @@ class FolderLock:
     """
 
     def __init__(self, models_dir: Path) -> None:
-        models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise NotADirectoryError(
+                f"models_dir {models_dir} is a file or lies below one, and not a folder; choose a folder with "
+                "--models-dir or GRPO_MODELS_DIR."
+            ) from error
         self._models_dir = models_dir
         # Two threads that renew at once would each open the file, and the first to close its own would unlock it.
         self._renewing = threading.Lock()
