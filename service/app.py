@@ -8,7 +8,8 @@ from typing import Any
 from anyio import CapacityLimiter
 
 from grpo_core.options.rewards import RewardFunction
-from grpo_core.saving.model_file import ModelFileError
+from grpo_core.saving.model_file import ModelFileError, from_bytes
+from grpo_core.saving.moments import check_moments
 from service.environments.catalogue import Catalogue
 from service.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
 from service.jobs.client_jobs import ClientJobs, JobLimits
@@ -244,9 +245,14 @@ class Service:
             try:
                 file = self.store.inspect_file(reference)
                 if sha256 in (None, file.sha256):
-                    return (file.model or self.store.get(reference)).meta, file.sha256
+                    meta = (file.model or self.store.get(reference)).meta
+                    if (content := self.store.folder.find_content(reference, file.sha256)) is not None:
+                        check_moments(from_bytes(content, with_optimizer=True))
+                    return meta, file.sha256
             except (NotFoundError, ConflictError) as error:
                 raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
+            except ModelFileError as error:
+                raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error}") from error
         raise InvalidRequestError(
             f"init_model '{name}' was deleted or replaced since the sweep was accepted, and no version of it is "
             "that file; start a new sweep with a model that is there."
@@ -365,6 +371,7 @@ class Service:
             self.store.folder.check_space(len(content), model_name)
             try:
                 with self._uploads:
+                    check_moments(from_bytes(content, with_optimizer=True))
                     self.store.publish(model_name, content)
             except ModelFileError as error:
                 raise InvalidRequestError(f"this model file cannot be used: {error}") from error

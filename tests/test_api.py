@@ -1323,7 +1323,7 @@ class TestInference:
     ) -> None:
         make(models_dir / "m.zip")
         assert list_models(client) == {}
-        refuse(client, 404, "/inference", model_name="m", observation=BALANCED)
+        assert "did you mean" not in refuse(client, 404, "/inference", model_name="m", observation=BALANCED)
         assert client.delete("/models/m").status_code == 404
         assert os.path.lexists(models_dir / "m.zip")
 
@@ -1439,9 +1439,13 @@ class TestModels:
         refuse(client, 404, "/inference", model_name="m", observation=BALANCED)
         assert client.delete("/models/m").status_code == 404
         assert client.get("/health").status_code == 200
-        status = train_to_end(client, model_name="m", **SHORT)
-        assert status["status"] in ("completed", "failed")
-        assert str(models_dir) not in (status["error_message"] or "")
+        for answer in (
+            client.post("/train", json={"model_name": "m", **SHORT}),
+            client.put("/models/n/file", content=b"PK", headers={"Content-Type": "application/zip"}),
+        ):
+            assert (answer.status_code, answer.json()["type"]) == (503, "urn:grpo:problem:not-ready")
+            assert str(models_dir) not in answer.json()["detail"]
+        assert not models_dir.exists()
 
 
 def test_routes_are_built_before_the_first_request(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from grpo_core.spaces import UnsupportedSpaceError, check_spaces
 from service.errors import InvalidRequestError, describe_error, hide_paths, printable
 
 _MAX_REASON_CHARS = 1000
+_MAX_KNOWN = 20
 
 
 def build_env(setup: EnvSetup | str, render_mode: str | None = None, is_training: bool = False) -> gym.Env[Any, Any]:
@@ -46,11 +47,28 @@ def _explain(error: BaseException, setup: EnvSetup) -> str:
         return f"cannot be created on this server: {missing}"
     if isinstance(error, SetupError):
         return f"cannot be created as asked: {printable(hide_paths(str(error)), _MAX_REASON_CHARS)}"
+    known = _list_known(error)
+    if known:
+        return (
+            f"cannot be created as asked: it does not know {printable(repr(error.args[0]))}, only {', '.join(known)}."
+        )
     remedy = f"send other env_kwargs than {list(setup.env_kwargs)}, " if setup.env_kwargs else ""
     return (
         f"cannot be created on this server ({describe_error(error)}); {remedy}fix its constructor, or install the "
         "packages it needs."
     )
+
+
+def _list_known(error: BaseException) -> list[str]:
+    """List the names that a constructor knows, if it looked for another one in a table of its module."""
+    if not isinstance(error, KeyError) or (trace := error.__traceback__) is None:
+        return []
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code, variables = trace.tb_frame.f_code, trace.tb_frame.f_globals
+    tables = [table for name in code.co_names if isinstance(table := variables.get(name), dict)]
+    named = [sorted(table) for table in tables if table and all(isinstance(key, str) for key in table)]
+    return [printable(key) for key in named[0][:_MAX_KNOWN]] if len(named) == 1 else []
 
 
 def build_vec_env(setup: EnvSetup | str, n_envs: int) -> DummyVecEnv:

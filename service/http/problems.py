@@ -101,6 +101,8 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404 and _is_for_people(request):
             return HTMLResponse(_NOT_FOUND_PAGE, 404)
+        if isinstance(error.__cause__, InvalidFieldsError):  # raised while the body was read
+            return _answer_violations(*summarize_violations(error.__cause__.violations))
         # FastAPI answers 400 to JSON that Python cannot hold: numbers of thousands of digits, endless nesting.
         if isinstance(error.__cause__, UnicodeDecodeError):
             return _unreadable_body("the body is not valid JSON: it is not UTF-8 text")

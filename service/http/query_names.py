@@ -68,9 +68,8 @@ def _check(request: Request, known: list[str], integers: Sequence[str]) -> None:
         for name, n in Counter(name for name, _ in request.query_params.multi_items()).items()
         if (message := _find_violation(name, n, known, request.method))
     ]
-    message = "Input should be a valid integer, unable to parse string as an integer"
     violations += [
-        {"type": "int_parsing", "loc": ("query", name), "msg": message}
+        {"type": "int_parsing", "loc": ("query", name), "msg": ""}
         for name, value in request.query_params.items()
         if name in integers and not _INTEGER.fullmatch(value)
     ]

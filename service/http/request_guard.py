@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from anyio import BrokenResourceError, ClosedResourceError, move_on_after
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Problem, ReadOnlyError, TooLargeError, printable
 from service.http.browser_rules import DASHBOARD_PATH, LOCAL_ORIGIN_PATTERN, NICEGUI_PATH
@@ -34,6 +34,7 @@ _MAX_KNOWN_HOSTS = 64
 _MAX_REQUESTS = 256
 _MAX_SOCKETS = 100
 _CHECKED = "grpo.checked"
+_NO_SOCKET = "this address opens no WebSocket; only the dashboard's pages open theirs."
 
 _UNKNOWN_HOST = Problem("unknown-host", "The Host header names another server")
 CROSS_SITE = Problem("cross-site", "The request comes from another web site")
@@ -255,7 +256,7 @@ class RequestGuard:
             return
         self._n_sockets += 1
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _explain_denial(scope, send))
         finally:
             self._n_sockets -= 1
 
@@ -300,6 +301,21 @@ def _is_same_origin(headers: Mapping[bytes, bytes]) -> bool:
     if origin is None:
         return headers.get(b"sec-fetch-site") == b"same-origin"
     return origin.partition(b"://")[2] == headers.get(b"host")
+
+
+def _explain_denial(scope: Scope, send: Send) -> Send:
+    """Return a ``send`` that says why no socket is opened; by itself that would be a 403 without a word."""
+    is_open = False
+
+    async def send_or_explain(message: Message) -> None:
+        nonlocal is_open
+        is_open = is_open or message["type"] == "websocket.accept"
+        if message["type"] == "websocket.close" and not is_open:
+            await _refuse_socket(Refusal(NO_SUCH_PATH, 404, _NO_SOCKET), scope, send)
+        else:
+            await send(message)
+
+    return send_or_explain
 
 
 async def _refuse_socket(refusal: Refusal, scope: Scope, send: Send) -> None:

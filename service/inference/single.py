@@ -17,7 +17,10 @@ from service.models.served import ServedModel
 
 # A smaller network answers in less time than it takes to start a thread.
 LARGE_MODEL_BYTES = 2**20
-TOO_LARGE_NUMBERS = "the observation's numbers are too large for this model's network."
+TOO_LARGE_NUMBERS = (
+    "this model's network makes no finite numbers of the observation: its numbers, or the model's weights, are too "
+    "large."
+)
 # Numbers in the widest layer per pass: more would not fit the processor's cache and would take twice as long.
 _MAX_ACTIVATIONS = 2**17
 

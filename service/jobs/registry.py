@@ -149,7 +149,7 @@ class JobRegistry(JobTable):
                     self._check_room()
                     self._active.append(job)
             # Before anybody can see the job: what a client has seen survives whatever happens.
-            self.recorder.begin(job)
+            self._write_down(job)
             with self._lock:
                 self._jobs[job.job_id] = job
             self._queue(job)
@@ -181,8 +181,13 @@ class JobRegistry(JobTable):
                     self._drop_ended(job.job_id)
                     self._jobs[job.job_id] = job  # in the place of its line, or it could be deleted meanwhile
                     self._active.append(job)
-            self.recorder.begin(job)
+            self._write_down(job)
             self._queue(job)
+
+    def _write_down(self, job: Job) -> None:
+        self.recorder.begin(job)
+        if (problem := self.recorder.problem) is not None:
+            job.publish_warning(f"this job may be lost if the server is killed: {problem}.")
 
     def _queue(self, job: Job) -> None:
         job.log("queued")
@@ -202,6 +207,7 @@ class JobRegistry(JobTable):
 
         :param model_name: The name that it would save under, if that is known.
         :raises ConflictError: If an active job or an upload will save under the same name.
+        :raises NotReadyError: If there is no folder to save its policy in.
         :raises StorageLowError: If the disk is too full to save its policy.
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.

@@ -32,6 +32,8 @@ _MAX_ENTRIES = 128
 _MAX_DEPTH = 4
 # Every JSON reader represents integers up to here exactly.
 _MAX_INTEGER = 2**53
+# A mean of equal numbers may differ from them in the last digits.
+_ROUNDING = 1e-6
 # Paths on the machine that trained the model. In a job's config it is only a flag, which may be shown.
 _PRIVATE = frozenset({"tensorboard_log"})
 
@@ -139,9 +141,18 @@ def _find_evaluation(meta: Mapping[str, Any]) -> EpisodeFigures | None:
 
 def _find_figures(kind: type[_Figures], claimed: Any) -> _Figures | None:
     try:
-        return kind.model_validate(_pick_facts(claimed))
+        figures = kind.model_validate(_pick_facts(claimed))
     except ValidationError:
         return None
+    return None if isinstance(figures, EpisodeFigures) and not _can_be(figures) else figures
+
+
+def _can_be(figures: EpisodeFigures) -> bool:
+    """Return whether some episodes can have these figures: no mean or interval of it lies beyond the least and most."""
+    parts = [figures.mean_reward, *(figures.mean_reward_ci95 or ())]
+    tolerance = _ROUNDING * max(abs(figures.min_reward), abs(figures.max_reward))
+    low, high = figures.min_reward - tolerance, figures.max_reward + tolerance
+    return all(low <= part <= high for part in parts) and figures.std_reward <= high - low
 
 
 def _pick_facts(claimed: Any, known: Iterable[str] | None = None) -> dict[str, Any] | None:

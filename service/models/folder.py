@@ -77,12 +77,15 @@ class ModelFolder:
             return None
 
     def check_space(self, n_bytes: int = 0, name: str = "") -> None:
-        """Refuse to start something that could not be saved for lack of space.
+        """Refuse to start something that could not be saved, for lack of space or of the folder itself.
 
         :param n_bytes: Size of the file to save, if it is known.
         :param name: The model that it may replace.
+        :raises NotReadyError: If the folder is missing or not writable.
         :raises StorageLowError: If less than ``min_free_bytes`` would be free, or the folder has its fill of models.
         """
+        if (problem := self._find_folder_problem()) is not None:
+            raise NotReadyError(f"{problem}; put it back, or restart the server with another one.")
         n_free_bytes = self.n_free_bytes
         if n_free_bytes is not None and n_free_bytes - n_bytes < self._min_free_bytes:
             raise StorageLowError(
@@ -105,12 +108,12 @@ class ModelFolder:
 
     def find_problem(self) -> str | None:
         """Return why no model could be saved now, or read if that is all there is to do; None if one could."""
-        if not self._dir.is_dir():
-            return "the models folder is missing or is not a folder"
         if self._is_read_only:
-            return None if os.access(self._dir, os.R_OK | os.X_OK) else "the models folder is not readable"
-        if not os.access(self._dir, os.W_OK | os.X_OK):
-            return "the models folder is not writable"
+            if self._dir.is_dir() and not os.access(self._dir, os.R_OK | os.X_OK):
+                return "the models folder is not readable"
+            return self._find_folder_problem()
+        if (problem := self._find_folder_problem()) is not None:
+            return problem
         try:
             self._renew_lock()
             self.check_space()
@@ -118,6 +121,13 @@ class ModelFolder:
             return error.detail
         except OSError as error:
             return f"the models folder cannot be locked: {describe_refusal(error)}"
+        return None
+
+    def _find_folder_problem(self) -> str | None:
+        if not self._dir.is_dir():
+            return "the models folder is missing or is not a folder"
+        if not self._is_read_only and not os.access(self._dir, os.W_OK | os.X_OK):
+            return "the models folder is not writable"
         return None
 
     def _renew_lock(self) -> None:
@@ -161,7 +171,8 @@ class ModelFolder:
             return self.versions.make_not_found(reference)
         hint = ""
         with suppress(NotReadyError):
-            hint = suggest(name, self.list_names())
+            # The name itself is listed if it is a folder's or a link's, or was saved just now.
+            hint = suggest(name, [other for other in self.list_names() if other != name])
         hint = hint or "GET /models lists them."
         return NotFoundError(f"there is no model '{printable(name)}'; {hint}")
 
@@ -259,7 +270,6 @@ class ModelFolder:
         if not is_model_name(name):
             raise InvalidRequestError(f"'{printable(name)}' is not a model name.")
         path = Path(self._path(name))
-        self._dir.mkdir(mode=0o700, exist_ok=True)
         self._renew_lock()
         with self.versions.replacing(name, content, job_id):
             atomic_write.write_atomic(path, content)

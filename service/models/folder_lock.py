@@ -32,7 +32,13 @@ class FolderLock:
     """
 
     def __init__(self, models_dir: Path) -> None:
-        models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise NotADirectoryError(
+                f"models_dir {models_dir} is a file or lies below one, and not a folder; choose a folder with "
+                "--models-dir or GRPO_MODELS_DIR."
+            ) from error
         self._models_dir = models_dir
         # Two threads that renew at once would each open the file, and the first to close its own would unlock it.
         self._renewing = threading.Lock()
@@ -109,8 +115,11 @@ def _lock(descriptor: int, models_dir: Path) -> bool:
 
 def _sweep(models_dir: Path) -> None:
     """Remove what a killed server had not finished writing; the lock proves that nobody else writes."""
-    for folder in (models_dir, *(models_dir / VERSIONS_FOLDER).glob("*")):
-        remove_leftovers(folder)
+    remove_leftovers(models_dir)
+    versions = models_dir / VERSIONS_FOLDER
+    for folder in [] if versions.is_symlink() else versions.glob("*"):
+        if not folder.is_symlink():
+            remove_leftovers(folder)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,12 +1,13 @@
 """The request to play a policy, sent to ``service.models.episodes`` in a worker."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from grpo_core.actor.actor import Actor
 from grpo_core.environments.making import EnvSetup
-from grpo_core.evaluation import Policy, make_policy
+from grpo_core.evaluation import Policy, to_batch
+from service.errors import ConflictError
 
 
 class Play(NamedTuple):
@@ -29,5 +30,24 @@ class Play(NamedTuple):
         return self.setup.env_name
 
     def make_policy(self) -> Policy:
-        """Make a policy in which the actor chooses the actions."""
-        return make_policy(self.actor, self.deterministic, np.random.default_rng(self.seed))
+        """Make a policy in which the actor chooses the actions, as ``grpo_core.evaluation.make_policy`` does.
+
+        It raises ``ConflictError`` rather than play on with numbers that are not finite, of which the first action
+        would be the likeliest.
+        """
+        actor, rng = self.actor, np.random.default_rng(self.seed)
+
+        def choose(observation: Any, action_masks: Any) -> Any:
+            batch = to_batch(actor.observation_space, observation)
+            masks = None if action_masks is None else np.asarray(action_masks)[None]
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                decision = actor.act(batch, self.deterministic, rng, masks)
+            probs = decision.probs if isinstance(decision.probs, list) else [decision.probs]
+            if not all(np.isfinite(part).all() for part in [decision.actions, *probs] if part is not None):
+                raise ConflictError(
+                    "this model cannot be played: its network makes no finite numbers of an observation, since its "
+                    "weights are too large or the observation's numbers are; train it again with POST /train."
+                )
+            return decision.actions[0]
+
+        return choose

@@ -6,6 +6,7 @@ crash leaves the old state or the new. The newest version has the number after t
 the same file, because a crash came in between. ``notes.json`` holds what no file says.
 """
 
+import errno
 import json
 import logging
 import os
@@ -82,7 +83,7 @@ class VersionFolder:
     def list_kept(self, name: str) -> list[int]:
         """List the numbers of the versions in the hidden folder, in order."""
         try:
-            matches = map(_VERSION_FILE.fullmatch, os.listdir(self._dir / name))
+            matches = map(_VERSION_FILE.fullmatch, os.listdir(self._find_folder(name)))
         except OSError:
             return []
         return sorted(int(match[1]) for match in matches if match)
@@ -114,13 +115,12 @@ class VersionFolder:
         number = int(selector) if _NUMBER.fullmatch(selector) else self.read_notes(name).aliases.get(selector)
         if number is None:
             return None
-        path = self.get_path(name, number)
-        if os.path.exists(path):
+        if number in self.list_kept(name):
             return name, number
         if number == self.find_newest(name):
             return name, None
         # It may have been the newest until now, and be kept because another one has just come.
-        return (name, number) if os.path.exists(path) else None
+        return (name, number) if number in self.list_kept(name) else None
 
     def make_not_found(self, reference: str) -> NotFoundError:
         """Build the error for a version or alias that an existing model lacks."""
@@ -145,7 +145,7 @@ class VersionFolder:
         :raises OSError: If the disk does not give it.
         """
         try:
-            found = json.loads((self._dir / name / _NOTES).read_bytes())
+            found = json.loads((self._find_folder(name) / _NOTES).read_bytes())
             aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
             jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
             return Notes(aliases, jobs, int(found["last_removed"]))
@@ -219,8 +219,8 @@ class VersionFolder:
 
     def forget(self, name: str) -> None:
         """Remove a deleted model's versions and aliases."""
-        with self.lock(name):
-            shutil.rmtree(self._dir / name, ignore_errors=True)
+        with self.lock(name), suppress(OSError):
+            shutil.rmtree(self._find_folder(name), ignore_errors=True)
 
     def count_pinned_bytes(self) -> int:
         """Return the size of the versions that aliases keep, as far as the disk says which."""
@@ -256,9 +256,28 @@ class VersionFolder:
             (self._dir / name).rmdir()
             self._dir.rmdir()
 
+    def _find_folder(self, name: str) -> Path:
+        """Return the folder of a model's versions.
+
+        :raises NotADirectoryError: If something else is in its place, such as a link that leads elsewhere.
+        :raises FileNotFoundError: If there is none.
+        """
+        folder = self._dir / name
+        for path in (self._dir, folder):
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                place = path.relative_to(self._models_dir)
+                raise NotADirectoryError(errno.ENOTDIR, f"{place} in the models folder is no folder")
+        return folder
+
+    def _make_folder(self, name: str) -> Path:
+        """Return the folder of a model's versions, created if absent; the models folder itself never is."""
+        for path in (self._dir, self._dir / name):
+            with suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+        return self._find_folder(name)
+
     def _keep(self, name: str, path: Path, version: int) -> None:
-        kept = Path(self.get_path(name, version))
-        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept = self._make_folder(name) / f"{version}.zip"
         try:
             os.link(path, kept, follow_symlinks=False)
         except FileExistsError:
@@ -269,8 +288,7 @@ class VersionFolder:
             os.replace(temporary, kept)
 
     def _write_notes(self, name: str, notes: Notes) -> None:
-        folder = self._dir / name
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = self._make_folder(name)
         written: dict[str, Any] = {"aliases": dict(notes.aliases), "jobs": {str(k): v for k, v in notes.jobs.items()}}
         written["last_removed"] = notes.last_removed
         with suppress(UnconfirmedWriteError):  # they are there, and a model that follows them is confirmed itself
@@ -312,7 +330,9 @@ class VersionFolder:
 
     def _list_folders(self) -> list[str]:
         try:
-            return [name for name in os.listdir(self._dir) if is_model_name(name)]
+            with os.scandir(self._dir) as entries:
+                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            return [] if self._dir.is_symlink() else list(filter(is_model_name, names))
         except OSError:
             return []
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from grpo_core.environments.making import EnvSetup
 from grpo_core.options.choices import GroupMode
@@ -36,6 +36,15 @@ class Normalization(BaseModel):
 
     norm_obs: bool = Field(True, description="Observations: those numbers of them that are no images.")
     norm_reward: bool = Field(True, description="Rewards.")
+
+
+def _read_normalization(value: Any) -> Any:
+    """Read an object by itself: its errors would be told beside those of everything else that the field may be."""
+    if isinstance(value, dict):
+        return Normalization.model_validate(value)
+    if value is None or isinstance(value, bool | Normalization):
+        return value
+    raise ValueError('it must be true, false or an object such as {"norm_reward": false}')
 
 
 # Defaults that the contract states. Of other hyperparameters the schema only says that they may be left out.
@@ -115,7 +124,7 @@ class TrainRequest(Request):
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Makes the job repeatable. Default: random.")
     n_envs: int = Field(1, ge=1, le=64, description="Environments whose groups fill one rollout.")
-    normalize: bool | Normalization | None = Field(
+    normalize: Annotated[bool | Normalization | None, BeforeValidator(_read_normalization)] = Field(
         None, description="Whether observations and rewards are normalised by running statistics, or which of them."
     )
     lr_schedule: LearningRateSchedule | None = Field(

@@ -25,14 +25,16 @@ _PATTERNS_IN_WORDS = {
 # The commonest of pydantic's errors, in words that name the rule, by type; the names in braces are of their context.
 _RULES = {
     "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
+    "int_parsing": "must be a whole number in plain digits",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
     "string_type": "must be a string",
     "list_type": "must be a list",
     "dict_type": "must be an object",
     "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
     "dataclass_type": "must be an object",
     "enum": "must be {expected}",
     "literal_error": "must be {expected}",
@@ -53,6 +55,10 @@ def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
     location = [str(part) for part in error["loc"] if part != "body"]
     message = _describe_pattern(error) or _describe_rule(error) or str(error["msg"]).removeprefix("Value error, ")
     message += _suggest_choice(error)
+    if not location and error["loc"] and error["type"] == "missing":
+        message = "the body is missing; send an object in JSON, with the header 'Content-Type: application/json'"
+    elif not location and message.startswith("must "):
+        message = f"the body {message}"
     return {"field": printable(".".join(location)), "message": printable(message, 300)}
 
 
@@ -71,7 +77,7 @@ def _describe_rule(error: Mapping[str, Any]) -> str:
     if (rule := _RULES.get(error["type"])) is None:
         return ""
     rule = rule.format_map(error.get("ctx", {}))
-    match error.get("input"):
+    match error.get("input", ""):
         case None | bool() | int() | float() as number if len(written := json.dumps(number)) <= _MAX_NUMBER_CHARS:
             return f"{rule}, not {written}"
         # In an address or a variable, everything is a text.

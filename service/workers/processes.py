@@ -47,9 +47,11 @@ _MAX_STOPS = 2
 _WATCH_SECONDS = 0.1
 # Longest wait for a killed process to end.
 _KILL_SECONDS = 1.0
+# A forkserver that was just killed may still be taken for alive.
+_MAX_FORKS, _FORK_PAUSE_SECONDS = 2, 0.2
 _LOST = (
-    "the worker process was lost because the process that starts workers has ended; the server's log may say why. Send "
-    "the request again."
+    "the worker process was lost because the process that starts workers has ended; the server's log may say why. "
+    "Resume the job, or send the request again."
 )
 # Takes a message of a worker: its kind, its value, and the bytes that followed.
 Receiver = Callable[[str, Any, bytes], None]
@@ -142,29 +144,43 @@ class ProcessRun:
         self._lock = threading.Lock()
         self._n_stops = 0
         self.is_open = True
-        self._connection, theirs = Pipe()
         self._fds: tuple[int, ...] = ()
-        try:
-            with theirs:
-                self._fds = _fork(theirs)
-            self._status_fd, server_fd = self._fds
-            # This end of the pipe stays open while the server lives and the run lasts; the worker watches it.
-            with open(server_fd, "wb", closefd=False) as pipe:
-                pipe.write(_describe_start())
-            while not wait([self._status_fd], _WATCH_SECONDS):
-                if draining.is_set():
-                    self._close()
-                    raise TaskDrainedError("the server ended before a worker process was ready.")
-            self._pid = forkserver.read_signed(self._status_fd)
-        except (OSError, EOFError) as error:
-            logger.warning("a worker process could not be started", exc_info=True)
-            self._close()
-            raise TaskFailedError(_LOST) from error
+        self._pid: int | None = None
+        for n_left in reversed(range(_MAX_FORKS)):
+            try:
+                self._start(draining)
+                break
+            except (OSError, EOFError) as error:
+                logger.warning("a worker process could not be started", exc_info=True)
+                self._close()
+                if n_left == 0:
+                    raise TaskFailedError(_LOST) from error
+                draining.wait(_FORK_PAUSE_SECONDS)
         with suppress(OSError):  # the worker has already ended, and its status says how
             self._connection.send_bytes(pickle.dumps((log_style, REQUEST_ID.get(), JOB_ID.get(), packed)))
         # What may still be read. Both show that the worker has ended, and either may fail to: processes that the
         # environment started may hold the connection open, and the forkserver, which writes the status, may be gone.
         self._sources: list[Connection[Any, Any] | int] = [self._connection, self._status_fd]
+
+    def _start(self, draining: threading.Event) -> None:
+        """Have the forkserver fork the process.
+
+        :raises TaskDrainedError: If it is not ready in time.
+        :raises OSError: If the forkserver has ended, and so does EOFError.
+        """
+        self._connection, theirs = Pipe()
+        self.is_open = True
+        with theirs:
+            self._fds = _fork(theirs)
+        self._status_fd, server_fd = self._fds
+        # This end of the pipe stays open while the server lives and the run lasts; the worker watches it.
+        with open(server_fd, "wb", closefd=False) as pipe:
+            pipe.write(_describe_start())
+        while not wait([self._status_fd], _WATCH_SECONDS):
+            if draining.is_set():
+                self._close()
+                raise TaskDrainedError("the server ended before a worker process was ready.")
+        self._pid = forkserver.read_signed(self._status_fd)
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the task has ended, at most for a time; return whether it has."""
@@ -197,15 +213,27 @@ class ProcessRun:
         self._close()
 
     def send_kill(self) -> None:
-        """Kill the process, from any thread; ``wait`` then notices its end."""
+        """Kill the process, and those that it has started, from any thread; ``wait`` then notices its end."""
         with self._lock:
             # Once the forkserver has reported its end, the process id may belong to another process.
             has_ended = self._outcome is not None or (
                 self._status_fd in self._sources and bool(wait([self._status_fd], 0.0))
             )
-            if self.is_open and not has_ended:
-                with suppress(ProcessLookupError):
-                    os.kill(self._pid, signal.SIGKILL)
+            if self.is_open and not has_ended and self._pid is not None:
+                for kill in (os.kill, os.killpg):  # it may not have a group of its own yet
+                    with suppress(OSError):
+                        kill(self._pid, signal.SIGKILL)
+
+    def _kill_left(self) -> None:
+        """Kill what the ended task has left running, which its environment should have ended."""
+        if self._pid is None:
+            return
+        if wait([self._status_fd], 0.0):
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, 0)
+                return  # another process has its id, or the forkserver is gone, and the worker ends by itself
+        with suppress(OSError):
+            os.killpg(self._pid, signal.SIGKILL)
 
     def _receive(self) -> None:
         try:
@@ -236,6 +264,8 @@ class ProcessRun:
 
     def _close(self) -> None:
         with self._lock:
+            if self.is_open:
+                self._kill_left()
             self.is_open = False
             self._connection.close()
             for fd in self._fds:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -41,11 +42,13 @@ def work(connection: "Connection[bytes, bytes]", server_fd: int) -> NoReturn:
     try:
         _run_task(connection, server_fd)
     except BaseException:  # the server or the memory is gone, so nothing can be reported
-        os._exit(1)
+        _end_all()
     os._exit(0)  # without waiting for threads that an environment has left
 
 
 def _run_task(connection: "Connection[bytes, bytes]", server_fd: int) -> None:
+    # So that the processes which an environment starts can be ended with this one. No session, see the forkserver's.
+    os.setpgid(0, 0)
     with suppress(OSError):  # the file exists only on Linux
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
     received = connection.recv_bytes()
@@ -87,16 +90,23 @@ def _run_packed(packed: bytes, reporter: "Reporter") -> bytes:
 
 
 def _end_with_server(server_fd: int) -> None:
-    """Have the kernel end this process when the server dies, whatever the process is doing.
+    """Have the kernel end this process, and those it has started, when the server dies, whatever they are doing.
 
     A thread that waits for the server's end is not enough: native code may hold the interpreter's lock forever. When
-    the pipe's last writer is gone, the kernel sends SIGIO, which by default ends the process.
+    the pipe's last writer is gone, the kernel sends SIGIO, which by default ends a process.
     """
     if sys.platform == "linux":
-        fcntl.fcntl(server_fd, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(server_fd, fcntl.F_SETOWN, -os.getpid())  # negative: the group of that id
         fcntl.fcntl(server_fd, fcntl.F_SETFL, fcntl.fcntl(server_fd, fcntl.F_GETFL) | os.O_ASYNC)
         if wait([server_fd], 0.0):  # the server died before the signal was set up
-            os._exit(1)
+            _end_all()
+
+
+def _end_all() -> NoReturn:
+    """End this process, and those that its environment has started."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _register(env_name: str, spec: EnvSpec) -> None:
@@ -176,7 +186,7 @@ class Reporter:
                     self._n_stops += 1
                     if self._stop_training is not None:
                         self._stop_training()
-        os._exit(1)
+        _end_all()
 
     def send(self, kind: Message, value: Any) -> None:
         """Send a message, after all steps and metrics that are not sent yet."""

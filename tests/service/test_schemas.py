@@ -1,6 +1,8 @@
 """Schemas are strict: they refuse unknown fields, wrong types and values out of range."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -176,6 +178,12 @@ def test_only_fields_with_a_drawn_or_derived_default_may_be_null() -> None:
             TrainRequest.model_validate({name: None})
         else:
             assert list_refused_fields({name: None}) == {name}
+
+
+def test_the_documentation_lists_the_fields_that_refuse_null() -> None:
+    text = (Path(__file__).parents[2] / "API.md").read_text()
+    listed = set(re.findall(r"`(\w+)`", text.partition("which refuse it:")[2].partition(".\n")[0]))
+    assert listed == TrainRequest.model_fields.keys() - LEFT_OPEN
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from service.settings import Settings
         ({"bootstrap_value": 1}, "bootstrap_value: must be true or false, not 1"),
         ({"device": "gpu"}, "device: must be 'auto', 'cpu' or 'cuda'; did you mean 'cuda'?"),
         ({"gamma": "9" * 100}, "gamma: must be a number, not a string"),
+        ({"normalize": {"x": 1}}, "normalize.x: unknown field"),
+        ({"normalize": 5}, 'normalize: it must be true, false or an object such as {"norm_reward": false}'),
         ({"steps": 100}, "steps: unknown field; did you mean total_timesteps?"),
     ],
 )

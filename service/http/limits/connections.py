@@ -8,14 +8,17 @@ import asyncio
 import logging
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.context import REQUEST_ID, RequestIds
 from service.errors import Problem
 from service.http.browser_rules import list_headers
+from service.http.limits.bodies import has_body
 from service.http.problems import error_response
 
 if sys.platform != "win32":
@@ -75,6 +78,10 @@ class Connection(HttpToolsProtocol):
         # Moves on when it rings before the deadline: to set it anew for every request would take longer.
         self._alarm: asyncio.TimerHandle | None = None
         self._unread_alarm: asyncio.TimerHandle | None = None
+        # The head asks for another protocol, and is read again without that.
+        self._is_rereading = False
+        # How the connection ends once the requests before are answered; until then nothing is read.
+        self._end_after_answers: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request."""
@@ -99,13 +106,15 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what has come, unless it is more than a head may hold."""
         while data and self._n_ignorable is None:
+            if self._end_after_answers is not None:
+                return
             n_left = MAX_HEAD_BYTES - self._n_unreported
             if n_left == 0:
                 self._refuse(431, _HEAD_TOO_LARGE, f"the head of the request has more than {MAX_HEAD_BYTES} bytes.")
                 break
             piece, data = data[:n_left], data[n_left:]
             self._n_unreported += len(piece)
-            super().data_received(piece)
+            self._parse(piece)
             if data and (self._socket.is_closing() or self._socket.get_protocol() is not self):
                 return
         if self._n_ignorable is not None:
@@ -115,15 +124,55 @@ class Connection(HttpToolsProtocol):
         elif self._n_unreported and self._in_head and self._deadline is None and not self._is_answering():
             self._set_deadline()
 
+    def _parse(self, piece: bytes) -> None:
+        """Parse as uvicorn does, but for what follows a head that asks for a protocol which this server does not speak.
+
+        The parser takes it for that protocol; an upgrade may be ignored (RFC 9110, 7.8), and a request not.
+        """
+        self._unset_keepalive_if_required()
+        while piece:
+            try:
+                self.parser.feed_data(piece)
+                return
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._is_rereading:
+                    if self._should_upgrade():
+                        self.handle_websocket_upgrade()
+                    return
+                self._is_rereading = False
+                piece = self._make_head() + piece[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)  # one that has read "Connection: close" reads no more
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _make_head(self) -> bytes:
+        """Write a head that was read, without the header that asks for another protocol."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"".join([*lines, b"\r\n"])
+
+    def _should_upgrade(self) -> bool:
+        """Return whether a head opens a WebSocket; one with a body does not, nor one that others wait before."""
+        if self._is_answering() or self.parser.get_method() != b"GET" or has_body(dict(self.headers)):
+            return False
+        return super()._should_upgrade()
+
     def on_headers_complete(self) -> None:
         """Start the answer to a request."""
-        if self.is_ending():
+        if self._is_deaf():
+            return
+        asks_for_tunnel = self.parser.get_method() == b"CONNECT"
+        if self.parser.should_upgrade() and not (asks_for_tunnel or self._should_upgrade()):
+            self._is_rereading = True
             return
         self._n_unreported = 0
         self._in_head, self._in_body = False, True
         self._deadline = None
         if len(self.pipeline) >= _MAX_PIPELINED:
-            self._socket.abort()
+            self._end_after_answers = self.end
             return
         if len(self.url) > _MAX_TARGET_BYTES:
             self._refuse(414, _PATH_TOO_LONG, f"the path has more than {_MAX_TARGET_BYTES} bytes with its query.")
@@ -154,12 +203,12 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         self._n_unreported = 0
-        if not self.is_ending():
+        if not self._is_deaf():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the client has nothing more to send."""
-        if self.is_ending():  # what is ignored has a deadline too
+        if self._is_deaf() or self._is_rereading:  # what is ignored has a deadline too
             return
         self._n_unreported = 0
         self._in_head, self._in_body = True, False
@@ -174,7 +223,10 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if following is None or following.more_body:
             self.waiting_since = self.loop.time()
-        if following is None and self._in_body and self._n_ignorable is None:
+        if following is None and self._end_after_answers is not None:
+            end, self._end_after_answers = self._end_after_answers, None
+            end()
+        elif following is None and self._in_body and self._n_ignorable is None:
             self._set_deadline()
 
     def send_400_response(self, msg: str) -> None:
@@ -182,12 +234,21 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, _NOT_HTTP, "the request is not valid HTTP.")
 
     def handle_websocket_upgrade(self) -> None:
-        """Hand the connection over to the socket's own protocol."""
-        for alarm in (self._alarm, self._unread_alarm):
-            if alarm is not None:
-                alarm.cancel()
-        self.transport = self._socket
+        """Hand the connection over to the socket's own protocol, unless that cannot read the head."""
+        transport, self.transport = self.transport, self._socket
         super().handle_websocket_upgrade()
+        protocol = cast(Any, self._socket.get_protocol())
+        if getattr(protocol, "handshake_initiated", True):
+            for alarm in (self._alarm, self._unread_alarm):
+                if alarm is not None:
+                    alarm.cancel()
+            return
+        # It would never answer, nor let the client go: it allows shorter lines and fewer of them.
+        self.connections.discard(protocol)
+        self.connections.add(self)
+        self.transport = transport
+        self._socket.set_protocol(self)
+        self._refuse(431, _HEAD_TOO_LARGE, "a line of the head is too long for a WebSocket's, or it has too many.")
 
     def pause_writing(self) -> None:
         """Give a client that does not read a last chance."""
@@ -207,6 +268,10 @@ class Connection(HttpToolsProtocol):
             self._socket.close()
         else:
             super().shutdown()
+
+    def _is_deaf(self) -> bool:
+        """Return whether what arrives is no longer looked at."""
+        return self._end_after_answers is not None or self.is_ending()
 
     def is_ending(self) -> bool:
         """Return whether nothing more will be answered."""
@@ -236,14 +301,22 @@ class Connection(HttpToolsProtocol):
         return self._started is not None and not self._started.response_complete
 
     def _refuse(self, status: int, problem: Problem, detail: str) -> None:
-        """Answer in place of the application, and end the connection."""
-        if self.is_ending():
+        """Answer in place of the application, and end the connection; what was asked before is answered first."""
+        if self._is_deaf():
             return
-        if self.cycle is not None and not self.cycle.response_complete:
-            if self.cycle.response_started or self.waiting_since is None:  # an answer now would be taken for another's
+        if self.cycle is not None and not self.cycle.response_complete and self.cycle.more_body:
+            if self.pipeline:  # it has not been started
+                self.pipeline.popleft()
+            elif self.cycle.response_started:  # an answer now would be taken for the rest of that one
                 self._socket.close()
                 return
-            _report_loss(self.cycle)
+            else:
+                _report_loss(self.cycle)
+                self._started = None
+        if self._is_answering():
+            self._deadline = None
+            self._end_after_answers = partial(self._refuse, status, problem, detail)
+            return
         request_id = RequestIds().choose(None)
         token = REQUEST_ID.set(request_id)
         response = error_response(problem, status, detail, {"Connection": "close", "X-Request-ID": request_id})

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Request, Response
 from service.http import examples
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
+from service.http.routes.unambiguous import UnambiguousRoute
 from service.models.card import make_card
 from service.schemas.models import (
     DeleteResponse,
@@ -17,7 +18,7 @@ from service.schemas.models import (
     ModelSummary,
 )
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=UnambiguousRoute)
 
 
 @router.get("/models", responses=errors())

@@ -10,6 +10,7 @@ from fastapi import Path as PathParameter
 from service.http import examples
 from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors
+from service.http.routes.unambiguous import UnambiguousRoute
 from service.schemas.sweeps import SweepDescription, SweepList, SweepMessage, SweepRequest, SweepStarted, SweepSummary
 
 SweepId = Annotated[
@@ -17,7 +18,7 @@ SweepId = Annotated[
     PathParameter(description="A sweep's id, or `latest` for the newest one.", openapi_examples=examples.SWEEP_ID),
 ]
 
-router = APIRouter(tags=["sweeps"])
+router = APIRouter(tags=["sweeps"], route_class=UnambiguousRoute)
 
 
 @router.post("/sweeps", responses=errors(403, 408, 409, 413, 415))

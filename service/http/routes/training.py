@@ -16,6 +16,7 @@ from service.http import examples
 from service.http.limits.clients import find_client
 from service.http.routes.dependencies import CurrentService, errors
 from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
+from service.http.routes.unambiguous import UnambiguousRoute
 from service.jobs.job import Job
 from service.jobs.views.learning_curve import Theme, draw_curve
 from service.jobs.views.listing import OLDEST_FIRST, JobQuery, choose_page
@@ -42,7 +43,7 @@ JobId = Annotated[
     PathParameter(description="A job's id, or `latest` for the newest job.", openapi_examples=examples.JOB_ID),
 ]
 
-router = APIRouter(tags=["training"])
+router = APIRouter(tags=["training"], route_class=UnambiguousRoute)
 
 
 async def _get_job(service: Service, job_id: str) -> Job:

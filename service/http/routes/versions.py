@@ -6,6 +6,7 @@ from fastapi import APIRouter, Body, Path
 
 from service.http import examples
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
+from service.http.routes.unambiguous import UnambiguousRoute
 from service.schemas.fields import ALIAS_PATTERN
 from service.schemas.models import AliasRequest, AliasResponse, ModelVersions, RollbackRequest, RollbackResponse
 
@@ -18,7 +19,7 @@ Alias = Annotated[
     ),
 ]
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=UnambiguousRoute)
 
 
 @router.get("/models/{model_name}/versions", responses=errors(404, 409))

@@ -100,7 +100,7 @@ class Planner:
         try:
             content = self._short_tasks.run(
                 Task("service.training.planning.settle:settle_request", (named,), env_name),
-                "the environment may hang while it is built; fix its constructor.",
+                "the environment may hang while it is built, tried out or closed; fix it.",
             )
         except TooLargeError as error:  # the environment is slow; the request itself is not too large
             raise InvalidRequestError(error.detail) from error

@@ -201,6 +201,10 @@ class TestSockets:
         session = {"cookie": f"{COOKIE_NAME}={Sessions(KEY.encode()).make_token()}"}
         assert refuse(client, **session, **origin) == 403
 
+    def test_an_address_without_one_says_so(self, client: TestClient) -> None:
+        for path in ("/health", "/dashboard/_nicegui_ws/socket.io/?EIO=4&transport=polling"):
+            assert refuse(client, f"ws://localhost{path}") == 404
+
     def test_it_is_closed_if_the_server_cannot_send_a_denial(self, app: FastAPI) -> None:
         messages: list[dict[str, Any]] = []
 

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 
+from grpo_core.environments.making import EnvSetup
 from service.environments.build import build_env, build_vec_env
 from service.errors import InvalidRequestError
 from tests.conftest import RegisterEnv
@@ -55,6 +56,11 @@ def test_every_training_environment_records_its_episodes(drawn_env: str) -> None
     assert [type(each) for each in env.envs] == [Monitor] * 3
     assert len({id(each.unwrapped) for each in env.envs}) == 3
     env.close()
+
+
+def test_a_name_that_a_constructor_does_not_know_is_refused_with_those_it_knows() -> None:
+    with pytest.raises(InvalidRequestError, match="it does not know '9x9', only 4x4, 8x8"):
+        build_env(EnvSetup("FrozenLake-v1", {"map_name": "9x9"}))
 
 
 def test_an_environment_that_cannot_be_built_is_refused_with_the_reason(register_env: RegisterEnv) -> None:
@@ -115,7 +121,7 @@ def test_a_file_that_asks_for_more_than_a_request_may_is_not_played(
     ("request_", "status", "said"),
     [
         ({"env_kwargs": {"map_nam": "8x8"}}, 400, "did you mean 'map_name'? It takes: desc, is_slippery, map_name"),
-        ({"env_kwargs": {"map_name": "9x9"}}, 400, "cannot be created on this server (KeyError"),
+        ({"env_kwargs": {"map_name": "9x9"}}, 400, "cannot be created as asked: it does not know"),
         ({"env_kwargs": {"map_path": "a"}}, 422, "may name a file"),
         ({"wrappers": ["rescale_action"]}, 400, "wrapper 'rescale_action' does not fit"),
         ({"wrappers": ["flaten"]}, 422, "did you mean 'flatten'"),

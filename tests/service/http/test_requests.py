@@ -97,11 +97,11 @@ class TestQueries:
             ("GET", "/docs?x=1", "query.x: unknown parameter: this path takes none in its query"),
             ("GET", "/openapi.json?x=1", "query.x: unknown parameter"),
             ("GET", "/redoc?x=1", "query.x: unknown parameter"),
-            ("GET", "/training/jobs?limit=1_0", "query.limit: must be a whole number"),
-            ("GET", "/training/jobs?limit=%2B1", "query.limit: must be a whole number"),
-            ("GET", "/sweeps?limit=1.0", "query.limit: must be a whole number"),
-            ("GET", "/models/m/video?seed=%201", "query.seed: must be a whole number"),
-            ("GET", "/training/x/events?after=1_0", "query.after: must be a whole number"),
+            ("GET", "/training/jobs?limit=1_0", "query.limit: must be a whole number in plain digits"),
+            ("GET", "/training/jobs?limit=%2B1", "query.limit: must be a whole number in plain digits"),
+            ("GET", "/sweeps?limit=1.0", "query.limit: must be a whole number in plain digits"),
+            ("GET", "/models/m/video?seed=%201", "query.seed: must be a whole number in plain digits"),
+            ("GET", "/training/x/events?after=1_0", "query.after: must be a whole number in plain digits"),
             ("POST", "/train?total_timestep=5", "send the fields as JSON in the body"),
             ("POST", "/inference?model_name=m", "send the fields as JSON in the body"),
             ("DELETE", "/models/m?force=1", "query.force: unknown parameter"),
@@ -115,3 +115,24 @@ class TestQueries:
         assert response.status_code == 422
         assert said in response.json()["detail"]
         assert client.get("/models/m").status_code == 200  # nothing was done
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        ("path", "body", "said"),
+        [
+            ("/train", "[]", "the body must be an object"),
+            ("/train", "5", "the body must be an object, not 5"),
+            ("/inference", "null", "the body must be an object, not null"),
+            ("/inference", "", "the body is missing; send an object in JSON"),
+            ("/train", '{"seed": 1, "n_envs": 2, "seed": 2}', "seed: this name is there more than once; send it once"),
+            ("/sweeps", '{"base": {"gamma": 1, "gamma": 1}}', "gamma: this name is there more than once"),
+            ("/models/m/evaluate", '{"seed": 1, "seed": 1}', "seed: this name is there more than once"),
+        ],
+    )
+    def test_one_that_cannot_be_meant_is_refused_in_words(
+        self, client: TestClient, path: str, body: str, said: str
+    ) -> None:
+        response = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 422
+        assert said in response.json()["detail"]

@@ -16,7 +16,7 @@ from msgspec import to_builtins
 from service.errors import InvalidFieldsError, InvalidRequestError, TooLargeError
 from service.inference import single as inference
 from service.inference.batch import answer_array, answer_json, read_array
-from service.inference.single import infer
+from service.inference.single import TOO_LARGE_NUMBERS, infer
 from service.models.served import ServedModel
 from service.schemas.fields import MAX_BATCH_ITEMS
 from service.settings import Settings
@@ -155,7 +155,7 @@ class TestJson:
             weight.fill(1e38)
             weight[:, ::2] = -1e38
         refused, answered = answer(model, [[3e38, 3e38], [0.0, 0.0]])
-        assert refused == {"error": "the observation's numbers are too large for this model's network."}
+        assert refused == {"error": TOO_LARGE_NUMBERS}
         assert answered["value"] == 0.0
 
     def test_the_schema_is_held(self, served: TestClient) -> None:

@@ -20,8 +20,9 @@ from service.jobs.job import Job
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import JournalError
 from service.jobs.records.history import JobEvent
+from service.jobs.records.journal import JobJournal
 from service.jobs.records.record import JobRecord, PastJob
-from service.jobs.records.recorder import Recorded
+from service.jobs.records.recorder import JobRecorder, Recorded
 from service.jobs.registry import JobRegistry
 from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
@@ -64,7 +65,11 @@ def open_registry(store: ModelStore, gate: Gate) -> Iterator[Callable[..., JobRe
     registries = []
 
     def build(
-        max_running: int = 2, max_queued: int = 8, max_kept: int = 100, stall_seconds: float = PATIENCE_SECONDS
+        max_running: int = 2,
+        max_queued: int = 8,
+        max_kept: int = 100,
+        stall_seconds: float = PATIENCE_SECONDS,
+        recorder: JobRecorder | None = None,
     ) -> JobRegistry:
         registries.append(
             JobRegistry(
@@ -74,6 +79,7 @@ def open_registry(store: ModelStore, gate: Gate) -> Iterator[Callable[..., JobRe
                 max_queued=max_queued,
                 max_kept=max_kept,
                 stall_seconds=stall_seconds,
+                recorder=recorder,
             )
         )
         return registries[-1]
@@ -665,6 +671,18 @@ class TestFailing:
         (tmp_path / "models").unlink()
         (tmp_path / "models").mkdir()
         assert run(registry).status is JobStatus.COMPLETED
+
+    def test_one_that_the_disk_does_not_take_says_so(
+        self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate, tmp_path: Path
+    ) -> None:
+        journal = JobJournal(tmp_path / "jobs.sqlite3")
+        (n_pages,) = journal._connection.execute("PRAGMA page_count").fetchone()
+        journal._connection.execute(f"PRAGMA max_page_count = {n_pages}")
+        registry = open_registry(recorder=JobRecorder(journal))
+        env_name = register_env(lambda: LineEnv(gate.pass_through))
+        *_, job = [submit(registry, env_name=env_name) for _ in range(8)]  # the pages there are take some of them
+        assert any("may be lost" in warning and "full" in warning for warning in job.warnings)
+        gate.admit()
 
     def test_a_failed_retraining_keeps_the_old_model(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, tmp_path: Path

@@ -25,7 +25,7 @@ from service.schemas.models import ModelCard, ModelStatus
 from service.settings import Settings
 from tests.support import SpaceEnv, forge, make_model, train_to_end
 
-FIGURES = {
+FIGURES: dict[str, Any] = {
     "n_episodes": 2,
     "mean_reward": 3.0,
     "std_reward": 1.0,
@@ -177,6 +177,9 @@ def test_a_later_evaluation_goes_before_the_one_in_the_file(store: ModelStore, f
         ("evaluation", b"[" * 900 + b"]" * 900),
         ("final_evaluation", json.dumps(FIGURES).encode()),
         ("final_evaluation", json.dumps({**FINAL_FIGURES, "timesteps": -1}).encode()),
+        ("final_evaluation", json.dumps({**FINAL_FIGURES, "mean_reward": FIGURES["max_reward"] + 1}).encode()),
+        ("evaluation", json.dumps({**FIGURES, "mean_reward": FIGURES["min_reward"] - 1}).encode()),
+        ("evaluation", json.dumps({**FIGURES, "mean_reward_ci95": [FIGURES["min_reward"], 1e6]}).encode()),
         ("final_evaluation", json.dumps({**FINAL_FIGURES, "mean_reward": math.inf}).encode()),
     ],
     ids=lambda value: str(value)[:30],

@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import ConflictError
 from service.models.folder import ModelFolder
-from service.models.folder_lock import FolderInUseError, lock_folder
+from service.models.folder_lock import FolderInUseError, FolderLock, lock_folder
 
 HOLDER = """
 import sys
@@ -73,6 +73,13 @@ def test_what_a_killed_server_left_is_swept_at_once(tmp_path: Path) -> None:
         (tmp_path / ".lock").unlink()
         lock.renew()
         assert (tmp_path / ".tmp-4567").exists()
+
+
+def test_a_file_in_its_place_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("")
+    for path in (tmp_path / "models", tmp_path / "models" / "below"):
+        with pytest.raises(NotADirectoryError, match=r"is a file or lies below one.*--models-dir"):
+            FolderLock(path)
 
 
 def test_a_folder_that_was_made_anew_is_locked_again(tmp_path: Path) -> None:

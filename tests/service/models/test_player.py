@@ -23,6 +23,7 @@ from PIL import Image
 from api import create_app
 from grpo import GRPO
 from grpo_core.options.rewards import REWARD_FUNCTIONS
+from grpo_core.saving import model_file
 from service.app import Service
 from service.settings import Settings
 from tests.support import (
@@ -525,3 +526,16 @@ def test_what_a_killed_server_left_of_a_film_goes_when_another_one_starts(
     Service(settings, REWARD_FUNCTIONS).close()
     assert {path.name for path in tmp_path.iterdir()} >= {"grpo-film-new", "of-others"}
     assert not (tmp_path / "grpo-film-old").exists()
+
+
+def test_a_policy_without_finite_numbers_has_no_figures(client: TestClient, save: SaveModel) -> None:
+    content = model_file.from_bytes(make_model("CartPole-v1").to_bytes(env_name="CartPole-v1"))
+    weights = {name: np.full_like(array, 3e38) for name, array in content.weights.items()}
+    save(model_file.to_bytes(content.meta, weights, {}))
+    for answer in (
+        client.post("/models/m/evaluate", json={"n_episodes": 1}),
+        client.get("/models/m/video?max_steps=2"),
+    ):
+        assert "makes no finite numbers" in get_detail(answer, 409)
+    answer = client.post("/inference", json={"model_name": "m", "observation": [1, 1, 1, 1]})
+    assert "or the model's weights, are too large" in get_detail(answer, 400)

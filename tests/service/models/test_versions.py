@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from service.errors import InvalidRequestError, NotFoundError
 from service.models.folder import ModelFolder
+from service.models.folder_lock import lock_folder
 from service.models.versions import MAX_ALIASES
 from service.settings import Settings
 from tests.service.models.test_uploads import upload
@@ -40,6 +41,34 @@ def get_file(client: TestClient, reference: str) -> bytes:
     answer = client.get(f"/models/{reference}/file")
     assert answer.status_code == 200, answer.text
     return answer.content
+
+
+class TestLinks:
+    @pytest.mark.parametrize("place", [".versions", ".versions/m"])
+    def test_one_that_leads_out_of_the_folder_is_not_followed(
+        self, client: TestClient, settings: Settings, contents: list[bytes], tmp_path: Path, place: str
+    ) -> None:
+        target = tmp_path / "target"
+        folder = target if place == ".versions/m" else target / "m"
+        folder.mkdir(parents=True)
+        before = {"1.zip": contents[2], "2.zip": contents[3], ".tmp-x": b""}
+        for name, content in before.items():
+            (folder / name).write_bytes(content)
+        link = settings.models_dir / place
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(target)
+        publish(client, contents[:1])
+        answer = upload(client, contents[1], "m", overwrite=True)
+        assert answer.status_code == 507
+        assert "is no folder" in answer.json()["detail"]
+        assert client.put("/models/m/aliases/prod", json={"version": 1}).status_code == 507
+        assert list_versions(client) == [1]
+        assert get_file(client, "m") == get_file(client, "m@1") == contents[0]
+        ModelFolder(settings.models_dir, 0)  # the next server
+        with lock_folder(settings.models_dir):
+            pass
+        assert client.delete("/models/m").status_code == 200
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 class TestKeeping:

@@ -91,7 +91,7 @@ def test_drawn_settings_differ() -> None:
         ({"learning_rate": [1e-3, 5]}, "space.learning_rate.1", "must be at most 1"),
         ({"net_arch": [[64], [64, "x"]]}, "space.net_arch.1.1", "must be a whole number"),
         ({"baseline": ["grop"]}, "space.baseline.0", "did you mean 'group'?"),
-        ({"normalize": [{"norm_ob": True}]}, "space.normalize.0.Normalization.norm_ob", ""),
+        ({"normalize": [{"norm_ob": True}]}, "space.normalize.0.norm_ob", ""),
         ({"gamma": 0.9}, "space.gamma", "list of values, or a range"),
         ({"gamma": []}, "space.gamma", "1 to 64 values"),
         ({"gamma": [0.9, 0.9]}, "space.gamma.1", "in the list already"),

@@ -125,6 +125,19 @@ def test_what_does_not_fit_is_refused_at_once(
     assert detail in answer.json()["detail"]
 
 
+def test_moments_that_no_optimizer_has_are_refused_at_once(
+    client: TestClient, app: FastAPI, base: dict[str, Any]
+) -> None:
+    content = read(app, "base")
+    moments = {**content.optimizer, "0/step": np.array(-1.0, np.float32)}
+    forged = model_file.to_bytes(content.meta, content.weights, moments, content.normalization)
+    assert "holds negative numbers" in upload(client, forged, "forged").json()["detail"]
+    (Path(app.state.service.settings.models_dir) / "forged.zip").write_bytes(forged)
+    answer = client.post("/train", json={**BASE, "init_model": "forged"})
+    assert answer.status_code == 400
+    assert "init_model 'forged' cannot be trained on: optimizer/0/step.npy holds negative" in answer.json()["detail"]
+
+
 def test_a_name_that_is_taken_is_said_and_can_be_refused(client: TestClient, base: dict[str, Any]) -> None:
     refused = client.post("/train", json={**BASE, "model_name": "base", "replace": False})
     assert refused.status_code == 409

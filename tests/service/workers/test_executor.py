@@ -25,6 +25,7 @@ from service.jobs.registry import JobRegistry
 from service.logs import LogStyle
 from service.models.store import ModelStore
 from service.schemas.jobs import EvaluationRow, JobStatus
+from service.workers import processes
 from service.workers.executor import Executor, make_executor
 from service.workers.processes import ProcessExecutor
 from service.workers.threads import ThreadExecutor
@@ -64,6 +65,26 @@ def hang() -> None:
 def touch_and_hang(path: str) -> None:
     Path(path).touch()
     hang()
+
+
+def start_child(path: str, then: Callable[[], None]) -> None:
+    """Start a process, once, note its id, and go on."""
+    if not Path(path).exists():
+        child = subprocess.Popen(["sleep", "1000"])
+        Path(path).with_suffix(".new").write_text(str(child.pid))
+        Path(path).with_suffix(".new").rename(path)
+    then()
+
+
+def do_nothing() -> None:
+    pass
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return is_alive(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def hold(event: threading.Event) -> None:
@@ -346,6 +367,31 @@ class TestAProcess:
         assert run(registry).status is JobStatus.COMPLETED
         assert other.status is JobStatus.RUNNING
 
+    @pytest.mark.parametrize(
+        ("then", "outcome"),
+        [(do_nothing, JobStatus.COMPLETED), (os.abort, JobStatus.FAILED), (hang, JobStatus.STOPPED)],
+        ids=["end", "crash", "kill"],
+    )
+    def test_the_processes_of_its_environment_end_with_it(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_line: RegisterLine,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        then: Callable[[], None],
+        outcome: JobStatus,
+    ) -> None:
+        monkeypatch.setattr(jobs, "_STOP_PATIENCE_SECONDS", 0.5)
+        note = tmp_path / "child"
+        env_name = register_line(on_step=functools.partial(start_child, str(note), then))
+        job = submit(open_registry(max_running=1), env_name=env_name, max_restarts=0)
+        wait_until(note.exists)
+        if then is hang:
+            job.stop()
+        assert job.finished.wait(PATIENCE_SECONDS)
+        assert job.status is outcome
+        wait_until(lambda: not is_there(int(note.read_text())))
+
     def test_it_has_a_low_priority_and_ignores_signals_for_the_server(
         self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, tmp_path: Path
     ) -> None:
@@ -383,6 +429,20 @@ class TestAProcess:
         assert running.finished.wait(PATIENCE_SECONDS)
         assert (running.status, running.describe().model_name) == (JobStatus.STOPPED, "running")
         wait_until(lambda: not is_alive(worker))
+
+    def test_a_forkserver_that_is_not_yet_known_to_be_gone_costs_no_restart(
+        self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fork, refusals = processes._fork, [ConnectionRefusedError()]
+
+        def refuse_once(connection: Any) -> tuple[int, int]:
+            if refusals:
+                raise refusals.pop()
+            return fork(connection)
+
+        monkeypatch.setattr(processes, "_fork", refuse_once)
+        status = run(open_registry(), max_restarts=0).describe()
+        assert (status.status, status.n_restarts) == (JobStatus.COMPLETED, 0)
 
     def test_two_executors_share_one_forkserver(self, open_registry: Callable[..., JobRegistry]) -> None:
         one, other = open_registry(), open_registry()

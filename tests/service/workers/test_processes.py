@@ -72,6 +72,7 @@ time.sleep(1000)
 _HANG = """
 import ctypes
 import os
+import subprocess
 import time
 
 import gymnasium as gym
@@ -84,6 +85,7 @@ from tests.support import Recorder
 
 def make_hanging():
     names = "PYTHONPATH", "PYTHONSAFEPATH", "GRPO_FORKSERVER_START"
+    subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL)
     print("hanging", *map(os.environ.get, names), flush=True)
     ctypes.PyDLL(None).pause()
 

@@ -26,6 +26,12 @@ LONG = b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HELD = b"GET /held HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /inference HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+BODY = b'{"model_name": "absent", "observation": [0.0]}'
+SOCKET = (
+    START + b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+)
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
 
 short_patience = pytest.mark.parametrize("patience_seconds", [0.3])
 
@@ -196,13 +202,65 @@ class TestHeads:
             status, problem = read_answer(connection)
         assert (status, problem["type"]) == (400, "urn:grpo:problem:not-http")
 
-    @pytest.mark.parametrize(("n_sent", "n_answered"), [(17, 17), (100, 0)])
+    @pytest.mark.parametrize(("n_sent", "n_answered"), [(17, 17), (100, 17)])
     def test_so_many_may_be_sent_ahead_of_the_answers(self, port: int, n_sent: int, n_answered: int) -> None:
         received = b""
         sent = (START + b"\r\n") * (n_sent - 1) + START + b"Connection: close\r\n\r\n"
         with suppress(ConnectionError), connect(port, sent) as connection:
             received = read_to_end(connection)
         assert received.count(b"HTTP/1.1 200 OK") == n_answered
+
+    def test_what_comes_after_a_request_that_is_answered_takes_no_answer_away(self, port: int) -> None:
+        request = POST + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+        for following in (b"junk\r\n\r\n", request + b"junk\r\n\r\n", LONG, POST + b"a\r\n"):
+            with connect(port, request + following) as connection:
+                received = read_to_end(connection)
+            first, *_, last = received.split(b"HTTP/1.1 ")[1:]
+            assert first.startswith(b"404")
+            assert last.startswith((b"400", b"414"))
+
+    def test_a_body_that_breaks_off_leaves_the_answers_before_it(self, port: int, held: Held) -> None:
+        sent = HELD + b"\r\n" + CHUNKED + b"no length\r\n"
+        with connect(port, sent) as connection:
+            wait_until(lambda: held.n_open == 1)
+            held.may_end = True
+            answers = read_to_end(connection).split(b"HTTP/1.1 ")[1:]
+        assert [answer[:3] for answer in answers] == [b"200", b"400"]
+
+
+class TestUpgrades:
+    @pytest.mark.parametrize("n_bytes", [1, 10_000])
+    def test_one_to_another_protocol_is_ignored_and_the_body_read(self, port: int, n_bytes: int) -> None:
+        sent = POST + H2C + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY) + START + H2C + b"\r\n"
+        sent += CHUNKED[:-2] + H2C + b"\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+        sent += START + b"Connection: close, Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        with connect(port) as connection:
+            for i in range(0, len(sent), n_bytes):
+                connection.sendall(sent[i : i + n_bytes])
+            answers = read_to_end(connection).split(b"HTTP/1.1 ")[1:]
+        assert [answer[:3] for answer in answers] == [b"404", b"200", b"404", b"200"]
+
+    @pytest.mark.parametrize(
+        "rest",
+        [
+            b"Content-Length: 1\r\n\r\nx",
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"X: " + b"a" * 9_000 + b"\r\n\r\n",
+            b"".join(b"X%d: a\r\n" % n for n in range(200)) + b"\r\n",
+        ],
+        ids=["body", "chunks", "long line", "many lines"],
+    )
+    def test_a_head_that_opens_no_socket_is_answered(self, port: int, rest: bytes) -> None:
+        with connect(port, SOCKET + rest) as connection:
+            status, problem = read_answer(connection)
+        assert status in (413, 431)
+        assert problem.keys() == PROBLEM_FIELDS
+
+    def test_a_socket_waits_for_no_answer_to_another_request(self, port: int, held: Held) -> None:
+        with connect(port, HELD + b"\r\n" + SOCKET + b"\r\n") as connection:
+            wait_until(lambda: held.n_open == 1)
+            held.may_end = True
+            assert read_answer(connection)[0] == 200
 
 
 class TestPatience:

@@ -1,0 +1,48 @@
+"""Whether the moments in a model file can be those of its optimizer, which would fail in the middle of a training."""
+
+import re
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from grpo_core.saving.model_file import Arrays, ModelContent, ModelFileError
+
+_NAME = re.compile(r"(\d{1,6})/(\w+)")
+# As PyTorch's optimizers call them: those that have the shape of their weights, and those that are sums of squares.
+_SHAPED = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "momentum_buffer"})
+_NEVER_NEGATIVE = frozenset({"step", "exp_avg_sq", "max_exp_avg_sq", "square_avg"})
+_OF_ADAM = frozenset({"step", "exp_avg", "exp_avg_sq"})
+
+
+def check_moments(content: ModelContent) -> None:
+    """Check the optimizer's arrays of a file of a policy without own parts, which was read with them.
+
+    :raises ModelFileError: If no training can go on with them.
+    """
+    moments: dict[str, Arrays] = defaultdict(dict)
+    for member, array in content.optimizer.items():
+        match = _NAME.fullmatch(member)
+        if match is None:
+            raise ModelFileError(f"optimizer/{member}.npy is not a number of a weight and a name.")
+        moments[match[1]][match[2]] = array
+        _check_numbers(member, match[2], array)
+    if content.meta["network"].get("optimizer_class") == "Adam":
+        for index, found in moments.items():
+            if missing := sorted(_OF_ADAM - found.keys()):
+                raise ModelFileError(f"the file lacks optimizer/{index}/{missing[0]}.npy, which Adam needs.")
+    shapes = Counter(np.shape(weights) for weights in content.weights.values())
+    for name in sorted(_SHAPED):
+        for shape, n in Counter(found[name].shape for found in moments.values() if name in found).items():
+            if n > shapes[shape]:
+                raise ModelFileError(
+                    f"{n} arrays optimizer/*/{name}.npy have the shape {shape}, and {shapes[shape]} weights have it."
+                )
+
+
+def _check_numbers(member: str, name: str, array: npt.NDArray[Any]) -> None:
+    if name == "step" and array.size != 1:
+        raise ModelFileError(f"optimizer/{member}.npy has the shape {array.shape}; a number of steps has none.")
+    if name in _NEVER_NEGATIVE and (array < 0).any():
+        raise ModelFileError(f"optimizer/{member}.npy holds negative numbers.")

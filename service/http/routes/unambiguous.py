@@ -1,0 +1,44 @@
+"""Bodies in which an object has a name twice: refused, since one of the two values would be dropped without a word."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from service.errors import InvalidFieldsError
+
+
+class _UnambiguousRequest(Request):
+    async def json(self) -> Any:
+        """Read the body.
+
+        :raises InvalidFieldsError: If an object in it has a name twice.
+        """
+        if not hasattr(self, "_json"):
+            self._json = json.loads(await self.body(), object_pairs_hook=_make_object)
+        return self._json
+
+
+class UnambiguousRoute(APIRoute):
+    """A route whose body has each name once."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what answers a request."""
+        handle = super().get_route_handler()
+
+        async def read_and_handle(request: Request) -> Response:
+            return await handle(_UnambiguousRequest(request.scope, request.receive))
+
+        return read_and_handle
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]
+        message = "this name is there more than once; send it once"
+        raise InvalidFieldsError([{"type": "name_twice", "loc": ("body", name), "msg": message} for name in twice])
+    return made
