@@ -135,6 +135,7 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(piece)
                 return
             except httptools.HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
                 self.send_400_response("")
                 return
             except httptools.HttpParserUpgrade as upgrade:
