@@ -553,14 +553,14 @@ def test_settings_that_cannot_work_are_refused_in_a_line(
 
 
 @pytest.mark.parametrize("arguments", [["--port", "eighty"], ["--prot", "8000"], ["extra"]], ids=str)
-def test_flags_that_make_no_sense_are_refused_with_the_usage(
+def test_flags_that_make_no_sense_are_refused_with_the_way_to_the_usage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["run_api.py", *arguments])
     with pytest.raises(SystemExit) as end_of_process:
         run_api.main()
     assert end_of_process.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    assert "see 'run_api.py --help'" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_ends_it_with_an_error(port: int, tmp_path: Path) -> None:

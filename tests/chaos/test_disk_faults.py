@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from grpo_core.saving import model_file
+from grpo_core.saving import atomic_write
 from service.settings import Settings
 from tests.support import make_model, train_to_end
 
@@ -63,7 +63,7 @@ def break_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
             "sync the folder": ("fsync", sync),
         }[step]
         if step in ("create", "write"):
-            monkeypatch.setattr(model_file, name, replacement, raising=False)
+            monkeypatch.setattr(atomic_write, name, replacement, raising=False)
         else:
             monkeypatch.setattr(os, name, replacement)
 
