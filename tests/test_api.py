@@ -220,12 +220,13 @@ class TestServer:
         problem = schema["components"]["schemas"]["ProblemDetails"]
         assert problem["properties"].keys() == PROBLEM_FIELDS | {"errors", "id"}
         assert set(problem["required"]) == PROBLEM_FIELDS
-        reference = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
+        reference = {"$ref": "#/components/schemas/ProblemDetails"}
         for methods in schema["paths"].values():
             for operation in methods.values():
                 for status_code, response in operation["responses"].items():
                     if status_code >= "400":
-                        assert response["content"] == {"application/problem+json": reference}
+                        content = response["content"]["application/problem+json"]
+                        assert (content["schema"], content["example"]["status"]) == (reference, int(status_code))
         assert "HTTPValidationError" not in dumps(schema)  # FastAPI's own shape, which is never sent
 
     def test_without_settings_they_come_from_the_environment(
