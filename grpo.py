@@ -561,6 +561,7 @@ class GRPO(SavedAlgorithm):
 
         self._judge_steps(rollout, observations, next_observations)
         self._choose_anchors(rollout, discounted_returns)
+        outside.look()  # once more: anchors may have been found by resets
         callback.on_rollout_end()
         return True
 
