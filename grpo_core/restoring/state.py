@@ -44,6 +44,7 @@ from grpo_core.restoring.contents import (
 )
 from grpo_core.restoring.copying import CONSTANTS_OF_ENVS, CopyError, is_tool
 from grpo_core.restoring.layers import IMMUTABLE, Layers
+from grpo_core.restoring.native.mujoco_state import MujocoModel
 
 # Attributes that a step changes, from the sources of Gymnasium 1.4 and SB3 2.9; the tests check each entry with
 # ``check_branchable``. Only exact types match, since a subclass may keep more state.
@@ -64,12 +65,6 @@ _MUJOCO_STATE: dict[str, tuple[str, ...]] = {"ReacherEnv": ("goal",), "PusherEnv
 # Positions that MuJoCo computes one simulator step late. Environments and reward wrappers read them before they step:
 # the forward reward of Ant and Humanoid is their difference before and after a step.
 _MUJOCO_POSITIONS = ("xpos", "xipos", "geom_xpos", "site_xpos")
-# What wrappers change in a model to vary its physics, from one episode to the next for instance.
-_MUJOCO_PARAMETERS = (
-    "body_mass", "body_inertia", "geom_friction", "geom_size", "dof_damping", "dof_armature", "dof_frictionloss",
-    "jnt_stiffness", "actuator_gear", "actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange",
-)  # fmt: skip
-_MUJOCO_OPTIONS = ("gravity", "wind", "timestep", "density", "viscosity")
 _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     TimeLimit: ("_elapsed_steps",),
     Monitor: ("rewards", "needs_reset"),
@@ -249,20 +244,9 @@ def _access_parameters(env: Env) -> StateAccess:
 
 
 def _access_mujoco_parameters(env: Any) -> StateAccess:
-    """Copy the parameters of a MuJoCo model that are often varied."""
-    model = env.model
-
-    def capture() -> tuple[list[Any], list[Any]]:
-        options = [_copy(getattr(model.opt, name)) for name in _MUJOCO_OPTIONS]
-        return [getattr(model, name).copy() for name in _MUJOCO_PARAMETERS], options
-
-    def restore(state: tuple[list[Any], list[Any]]) -> None:
-        for name, value in zip(_MUJOCO_PARAMETERS, state[0], strict=True):
-            getattr(model, name)[:] = value
-        for name, value in zip(_MUJOCO_OPTIONS, state[1], strict=True):
-            setattr(model.opt, name, value)
-
-    return StateAccess(capture, restore, means="MuJoCo's parameters")
+    """Copy what wrappers change in a MuJoCo model to vary its physics, from one episode to the next for instance."""
+    model = MujocoModel(env.model)
+    return StateAccess(model.capture, model.restore, means="MuJoCo's parameters")
 
 
 def _join(*parts: StateAccess) -> StateAccess:

@@ -641,8 +641,8 @@ class Wind(gym.Wrapper[Any, Any, Any, Any]):
         self.force = 30.0 if self.unwrapped.np_random.random() < 0.5 else 10.0
         if self._place == "gravity":
             self.unwrapped.model.opt.gravity[2] = self.force  # type: ignore[attr-defined]
-        elif self._place == "body_mass":
-            self.unwrapped.model.body_mass[1] = self.force  # type: ignore[attr-defined]
+        elif self._place.startswith("body_"):
+            getattr(self.unwrapped.model, self._place).flat[3] = self.force  # type: ignore[attr-defined]
         else:
             setattr(self.unwrapped, self._place, self.force)
         return observed
@@ -650,13 +650,14 @@ class Wind(gym.Wrapper[Any, Any, Any, Any]):
     def get(self) -> float:
         if self._place == "gravity":
             return float(self.unwrapped.model.opt.gravity[2])  # type: ignore[attr-defined]
-        if self._place == "body_mass":
-            return float(self.unwrapped.model.body_mass[1])  # type: ignore[attr-defined]
+        if self._place.startswith("body_"):
+            return float(getattr(self.unwrapped.model, self._place).flat[3])  # type: ignore[attr-defined]
         return float(getattr(self.unwrapped, self._place))
 
 
 @pytest.mark.parametrize(
-    ("env_id", "place"), [("CartPole-v1", "force_mag"), ("Hopper-v5", "gravity"), ("Hopper-v5", "body_mass")]
+    ("env_id", "place"),
+    [("CartPole-v1", "force_mag"), *(("Hopper-v5", place) for place in ("gravity", "body_mass", "body_pos"))],
 )
 def test_what_a_wrapper_changes_in_a_known_environment_is_restored(env_id: str, place: str) -> None:
     if env_id == "Hopper-v5":
