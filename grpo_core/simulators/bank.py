@@ -61,7 +61,7 @@ class SimulatorBank(ABC):
         #: The environments, if they are in this process and no wrapper but ``VecNormalize`` changes their observations;
         #: otherwise empty.
         self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
-        #: What is set on the environments from outside, as far as they are in this process and restored by copies.
+        #: What is set on the environments from outside, as far as they are restored by copies.
         self.outside_changes = OutsideChanges(())
         #: What was found out about the environments that were tried out.
         self.reports: Sequence[RestoringReport] = ()
@@ -225,6 +225,7 @@ class _RestorableWorkerBank(SimulatorBank):
         self.reports = reports
         self._base = base
         self._common_random_numbers = common_random_numbers
+        self.outside_changes = _OutsideChangesInWorkers(base)
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         return self._call("take_reset", seeds)
@@ -237,6 +238,18 @@ class _RestorableWorkerBank(SimulatorBank):
             i: [(name, (argument, self._common_random_numbers), {})] for i, argument in arguments.items()
         }
         return {i: reply for i, (reply,) in _call_workers(self._base, calls).items()}
+
+
+class _OutsideChangesInWorkers(OutsideChanges):
+    """What is set from outside on environments in workers, each of which keeps it itself."""
+
+    def __init__(self, base: SubprocVecEnv) -> None:
+        super().__init__(())
+        self._base = base
+
+    def apply(self) -> bool:
+        calls: dict[int, list[_Call]] = {i: [("apply_outside_changes", (), {})] for i in range(self._base.num_envs)}
+        return any(was_set for (was_set,) in _call_workers(self._base, calls).values())
 
 
 class _PlainWorkerBank(SimulatorBank):
