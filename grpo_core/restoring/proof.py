@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
@@ -92,6 +93,8 @@ class _Trial:
         self._layers = list_nested_envs(subject.env)
         self._known = [env for env in self._layers if is_known(env)]
         self.noise = Noise(self._layers, self._known)
+        # Of a known wrapper not all is restored: a Monitor goes on counting. A known environment's attributes must be.
+        self._uncompared = [env for env in self._known if isinstance(env, gym.Wrapper)]
         self._seconds: dict[str, list[float]] = {"capture": [], "restore": [], "step": []}
         self._places: list[str] = []
         self._n_branches, self._n_recorded, self._n_replayed, self._longest = 0, 0, 0, 0
@@ -221,7 +224,7 @@ class _Trial:
         if place not in self._places:
             self._places.append(place)
         state = self._capture()
-        return _Point(place, state, self.noise.capture(), describe_contents(self._layers, self._known))
+        return _Point(place, state, self.noise.capture(), describe_contents(self._layers, self._uncompared))
 
     def _record(self, point: _Point, n_steps: int, *, is_there: bool = False, repeats: bool = False) -> None:
         """Play a new branch.
@@ -254,7 +257,7 @@ class _Trial:
         if _is_same(branch.steps[t], step):
             return
         self._go_to(point)
-        differing = list_differences(point.contents, describe_contents(self._layers, self._known))
+        differing = list_differences(point.contents, describe_contents(self._layers, self._uncompared))
         raise NotBranchableError(
             f"{self._env} is not restored exactly: step {t} of a replay {_describe_difference(branch.steps[t], step)}. "
             f"{_explain(self._subject, differing)}"

@@ -671,3 +671,21 @@ def test_what_a_wrapper_changes_in_a_known_environment_is_restored(env_id: str, 
     for force, state in [*states.items(), *states.items()]:
         simulator.restore(state)
         assert (env.force, env.get()) == (force, force)
+
+
+class Slippery(gym.Wrapper[Any, Any, Any, Any]):
+    """Draws at each reset where steps lead, inside the table of a known environment."""
+
+    def reset(self, **arguments: Any) -> Any:
+        observed = self.env.reset(**arguments)
+        table = self.unwrapped.P  # type: ignore[attr-defined]
+        end = int(self.unwrapped.np_random.integers(1, 4))
+        for transitions in table[0].values():
+            transitions[:] = [(1.0, end, 0.0, False)]
+        return observed
+
+
+def test_what_differs_in_a_known_environment_is_named() -> None:
+    env = Slippery(gym.make("FrozenLake-v1", is_slippery=False))
+    with pytest.raises(NotBranchableError, match=r"Copies of its attributes do not hold FrozenLakeEnv\.P\["):
+        check_branchable(env)
