@@ -16,7 +16,14 @@ from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.contents import Noise, describe_contents, list_differences
 from grpo_core.restoring.preserving import Restorable, preserve
 from grpo_core.restoring.report import RestoringReport
-from grpo_core.restoring.state import OWN_METHODS, FailedTrialError, NotBranchableError, find_noise, is_known
+from grpo_core.restoring.state import (
+    OWN_METHODS,
+    FailedResetError,
+    FailedTrialError,
+    NotBranchableError,
+    find_noise,
+    is_known,
+)
 
 # A first round with branches this short measures how long things take.
 _FIRST_STEPS = 4
@@ -267,7 +274,8 @@ class _Trial:
         self._restore(point.state, point.noise)
 
     def _reset(self, seed: int | None) -> None:
-        with _naming(self._env, "reset() failed when it was tried out", FailedTrialError):
+        kind = FailedTrialError if self._places else FailedResetError
+        with _naming(self._env, "reset() failed when it was tried out", kind):
             self._env.reset(seed=seed)
         self._is_over = False
 

@@ -100,6 +100,10 @@ class FailedTrialError(NotBranchableError):
     """The environment failed in a plain reset or step; the cause is its own error."""
 
 
+class FailedResetError(FailedTrialError):
+    """It failed in the first reset of all, so that it cannot be trained in at all; the cause is its own error."""
+
+
 class StateAccess(NamedTuple):
     """Functions that copy the state of one environment or wrapper and put it back.
 

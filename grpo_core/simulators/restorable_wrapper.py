@@ -12,7 +12,7 @@ from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.proof import Shipment
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
-from grpo_core.restoring.state import FailedTrialError
+from grpo_core.restoring.state import FailedResetError, FailedTrialError
 from grpo_core.simulators.single_env import Order, SingleEnv
 
 
@@ -59,7 +59,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             # These bytes never leave the process.
             report = self._get_simulator(common_random_numbers).prove(shipment=Shipment(pickle.dumps, pickle.loads))
         except FailedTrialError as error:
-            return self._explain(str(error))
+            return self._explain(error)
         except NotBranchableError as error:
             return str(error)
         except Exception:
@@ -67,13 +67,15 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         self._rewound = () if report is None else report.rewound
         return report
 
-    def _explain(self, problem: str) -> str | Failure:
+    def _explain(self, problem: FailedTrialError) -> str | Failure:
         """Say what is wrong with an environment that failed a trial: what a method returned, if that was the reason."""
         try:
             check_methods(self.env)
         except InvalidEnvironmentError:
             return Failure(traceback.format_exc())
-        return problem
+        if isinstance(problem, FailedResetError) and problem.__cause__ is not None:
+            return Failure("".join(traceback.format_exception(problem.__cause__)))
+        return str(problem)
 
     def take_reset(self, seed: int | None, common_random_numbers: bool) -> Any:
         """Reset and capture in one round trip; return errors instead of raising them."""

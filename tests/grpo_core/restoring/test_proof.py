@@ -394,14 +394,32 @@ class Broken(Cart):
             raise ZeroDivisionError("no wheels")
 
 
-@pytest.mark.parametrize(("method", "first_step"), [("step", 1), ("reset", 1), ("step", 3)])
-def test_an_environment_that_fails_is_built_with_a_warning_and_is_no_obstacle_but_an_error(
-    method: str, first_step: int
+@pytest.mark.parametrize("first_step", [1, 3])
+def test_an_environment_whose_step_fails_is_built_with_a_warning_and_is_no_obstacle_but_an_error(
+    first_step: int,
 ) -> None:
-    with pytest.warns(UserWarning, match=rf"{method}\(\) failed when it was tried out.*ZeroDivisionError: no wheels"):
-        GRPO("MlpPolicy", Broken(method, first_step=first_step))
+    with pytest.warns(UserWarning, match=r"step\(\) failed when it was tried out.*ZeroDivisionError: no wheels"):
+        GRPO("MlpPolicy", Broken("step", first_step=first_step))
     with pytest.raises(ZeroDivisionError, match="no wheels"):
-        find_obstacle(DummyVecEnv([lambda: Broken(method, first_step=first_step)]))
+        find_obstacle(DummyVecEnv([lambda: Broken("step", first_step=first_step)]))
+
+
+@pytest.mark.parametrize("group_mode", ["auto", "branch"])
+def test_an_environment_whose_reset_fails_is_refused_with_its_own_error(group_mode: Any) -> None:
+    with pytest.raises(ZeroDivisionError, match="no wheels") as failure:  # warnings are errors
+        GRPO("MlpPolicy", Broken("reset"), group_mode=group_mode)
+    assert failure.value.__suppress_context__
+    with pytest.raises(ZeroDivisionError, match="no wheels"):
+        find_obstacle(DummyVecEnv([lambda: Broken("reset")]))
+
+
+def test_an_environment_in_a_worker_whose_reset_fails_is_refused_with_its_own_error() -> None:
+    env = SubprocVecEnv([lambda: RestorableWrapper(Broken("reset"))])
+    try:
+        with pytest.raises(RuntimeError, match=r"(?s)Environment 0 failed.*ZeroDivisionError: no wheels\s*$"):
+            GRPO("MlpPolicy", env)
+    finally:
+        env.close()
 
 
 class FailsAfterRestore(Cart):
