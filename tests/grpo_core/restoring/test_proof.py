@@ -707,3 +707,35 @@ def test_what_differs_in_a_known_environment_is_named() -> None:
     env = Slippery(gym.make("FrozenLake-v1", is_slippery=False))
     with pytest.raises(NotBranchableError, match=r"Copies of its attributes do not hold FrozenLakeEnv\.P\["):
         check_branchable(env)
+
+
+class Recorded(Cart):
+    """Remembers across restores what it drew and was told."""
+
+    def __init__(self, seen: list[Any]) -> None:
+        super().__init__()
+        self.recorder = Recorder(seen)
+
+    def push(self, action: int) -> float:
+        self.recorder.seen.append((action, float(self.np_random.random()), float(np.random.random())))
+        return 0.0
+
+
+class Recorder:
+    """A record that is shared between copies of an environment."""
+
+    def __init__(self, seen: list[Any]) -> None:
+        self.seen = seen
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+def test_a_trial_meets_the_same_noise_every_time_and_leaves_it_as_it_was() -> None:
+    records: list[list[Any]] = [[], []]
+    for seen in records:
+        env = Recorded(seen)
+        before = env.np_random.bit_generator.state, np.random.get_state()[1].tolist()  # type: ignore[index]
+        Simulator(env).prove()
+        assert before == (env.np_random.bit_generator.state, np.random.get_state()[1].tolist())  # type: ignore[index]
+    assert records[0][:8] == records[1][:8]
