@@ -14,7 +14,7 @@ import numpy as np
 from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.layers import IMMUTABLE
 from grpo_core.restoring.native.mujoco_state import MujocoModel, is_model
-from grpo_core.restoring.state import CONSTANTS, DRAWING_NAMES, access_own_methods, is_known
+from grpo_core.restoring.state import BOOKKEEPING, CONSTANTS, DRAWING_NAMES, access_own_methods, is_known
 
 # What these packages' environments hold beside their engine's state is never restored.
 _ENGINES = ("gymnasium.envs.mujoco.", "ale_py.")
@@ -95,16 +95,16 @@ class OutsideChanges:
 
 
 def _list_copied(env: Env) -> list[Env]:
-    """List the layers that are restored by copies, with the innermost environment, whose parameters are then, too."""
+    """List the layers that are restored by copies, with those inside them, whose parameters are then, too."""
     layers: list[Env] = []
     for layer in list_nested_envs(env):
         if access_own_methods(layer) is not None:
             break  # it answers for all that it wraps
         layers.append(layer)
-    copied = [layer for layer in layers if not is_known(layer) and not type(layer).__module__.startswith(_ENGINES)]
-    if copied and copied[-1] is not layers[-1]:
-        copied.append(layers[-1])
-    return copied
+    for i, layer in enumerate(layers):
+        if not is_known(layer) and not type(layer).__module__.startswith(_ENGINES):
+            return [inner for inner in layers[i:] if type(inner) not in BOOKKEEPING]
+    return []
 
 
 def _is_same(held: Any, value: Any) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
@@ -17,6 +16,7 @@ from grpo_core.restoring.contents import Noise, describe_contents, list_differen
 from grpo_core.restoring.preserving import Restorable, preserve
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.state import (
+    BOOKKEEPING,
     OWN_METHODS,
     FailedResetError,
     FailedTrialError,
@@ -103,8 +103,8 @@ class _Trial:
         self._layers = list_nested_envs(subject.env)
         self._known = [env for env in self._layers if is_known(env)]
         self.noise = Noise(self._layers, self._known)
-        # Of a known wrapper not all is restored: a Monitor goes on counting. A known environment's attributes must be.
-        self._uncompared = [env for env in self._known if isinstance(env, gym.Wrapper)]
+        # A Monitor goes on counting. What is left of known layers must be restored.
+        self._uncompared = [env for env in self._layers if type(env) in BOOKKEEPING]
         self._seconds: dict[str, list[float]] = {"capture": [], "restore": [], "step": []}
         self._places: list[str] = []
         self._n_branches, self._n_recorded, self._n_replayed, self._longest = 0, 0, 0, 0

@@ -80,6 +80,8 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     StickyActionEnv: ("_sticky_action",),
     WarpFrame: (),
 }
+#: Known wrappers that only keep books, which nobody changes: of episodes, and of what was checked.
+BOOKKEEPING = (Monitor, OrderEnforcing, PassiveEnvChecker)
 # Attributes of every gym.Env or gym.Wrapper that are no part of a state.
 CONSTANTS = CONSTANTS_OF_ENVS | {"env", "_action_space", "_observation_space", "_np_random", "_np_random_seed"}
 # What hangs on to a window is often called so. Such an attribute is copied like any other, and left out only if it
@@ -153,7 +155,10 @@ def access_wrapper(env: Env, layers: Layers) -> StateAccess | None:
     """
     names = _WRAPPER_STATE.get(type(env)) if is_known(env) else None
     if names is not None:
-        return _access_attributes(env, names) if names else None
+        parts = [_access_attributes(env, names)] if names else []
+        if layers.are_copied and type(env) not in BOOKKEEPING:  # in a wrapper that may change it, as the core below
+            parts.append(_access_parameters(env))
+        return _join(*parts) if parts else None
     return _try_capture(_access_all_attributes(env, layers))
 
 
@@ -255,6 +260,9 @@ def _access_mujoco_parameters(env: Any) -> StateAccess:
 
 def _join(*parts: StateAccess) -> StateAccess:
     """Access several parts of a known environment's state as one, restored in their order."""
+
+    if len(parts) == 1:
+        return parts[0]
 
     def capture() -> list[Any]:
         return [part.capture() for part in parts]

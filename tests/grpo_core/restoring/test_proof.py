@@ -739,3 +739,25 @@ def test_a_trial_meets_the_same_noise_every_time_and_leaves_it_as_it_was() -> No
         Simulator(env).prove()
         assert before == (env.np_random.bit_generator.state, np.random.get_state()[1].tolist())  # type: ignore[index]
     assert records[0][:8] == records[1][:8]
+
+
+class Hurried(gym.Wrapper[Any, Any, Any, Any]):
+    """Draws at each reset the limit of the TimeLimit inside."""
+
+    def reset(self, **arguments: Any) -> Any:
+        observed = self.env.reset(**arguments)
+        self.limit = self.env._max_episode_steps = int(self.unwrapped.np_random.integers(5, 9))  # type: ignore[attr-defined]
+        return observed
+
+
+def test_what_a_wrapper_changes_in_a_known_one_is_restored() -> None:
+    env: Any = Hurried(gym.make("CartPole-v1"))
+    simulator, states = Simulator(env), {}
+    for seed in range(20):
+        env.reset(seed=seed)
+        states[env.limit] = simulator.capture()
+    assert len(states) == 4
+    for limit, state in states.items():
+        simulator.restore(state)
+        assert (env.limit, env.env._max_episode_steps) == (limit, limit)
+    check_branchable(env)
