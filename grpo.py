@@ -560,7 +560,9 @@ class GRPO(SavedAlgorithm):
         normalizer.scale_rewards(rollout)
 
         self._judge_steps(rollout, observations, next_observations)
+        outside.keep()
         self._choose_anchors(rollout, discounted_returns)
+        outside.look()  # again: some of them are new episodes
         callback.on_rollout_end()
         return True
 

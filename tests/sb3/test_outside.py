@@ -109,8 +109,12 @@ def test_what_is_set_between_two_runs_holds() -> None:
     assert env.level == 4
 
 
-def test_where_nothing_is_set_groups_go_on_from_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("restart_probability", [0.0, 0.5])
+def test_where_nothing_is_set_groups_go_on_from_their_anchors(
+    restart_probability: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, forgotten = build(GRPO, Task()), list[int]()
+    model.restart_probability = restart_probability
     monkeypatch.setattr(model._collector.anchors, "forget", lambda: forgotten.append(1))
     model.learn(256, Curriculum(10**9), reset_num_timesteps=False)
     assert forgotten == []
