@@ -560,8 +560,9 @@ class GRPO(SavedAlgorithm):
         normalizer.scale_rewards(rollout)
 
         self._judge_steps(rollout, observations, next_observations)
+        outside.keep()
         self._choose_anchors(rollout, discounted_returns)
-        outside.look()  # once more: anchors may have been found by resets
+        outside.look()  # again: anchors may have been found by resets
         callback.on_rollout_end()
         return True
 
@@ -880,18 +881,18 @@ class GRPO(SavedAlgorithm):
             if self.env is not None:
                 self.env.seed(seed)
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
         """Replace the environment, see ``BaseAlgorithm.set_env``; groups start anew in it.
 
         The first one of a model that was loaded without any is normalised as by ``load``.
         """
-        env = self._wrap_env(env, self.verbose)
+        vec_env = self._wrap_env(env, self.verbose)
         if self._grouped_env is None and self._loaded is not None:
-            env = wrap_like(self._loaded, env)
-        mode, bank = self._choose_simulators(env)
-        made = self._make_collector(mode, bank, env)  # like the line above, it raises before anything is replaced
-        super().set_env(env, force_reset)
-        self._take_collector(mode, env, *made)
+            vec_env = wrap_like(self._loaded, vec_env)
+        mode, bank = self._choose_simulators(vec_env)
+        made = self._make_collector(mode, bank, vec_env)  # like the line above, it raises before anything is replaced
+        super().set_env(vec_env, force_reset)
+        self._take_collector(mode, vec_env, *made)
 
 
 def _compute_means(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

@@ -47,11 +47,13 @@ def check_spaces(env: Any) -> None:
     """Check that a policy can be trained in the spaces of an environment.
 
     :param env: An environment, or a vectorised one.
-    :raises UnsupportedSpaceError: If it cannot, or a space is missing; the message names the value, the rule and the
-        remedy.
+    :raises UnsupportedSpaceError: If it cannot, a space is missing, or it is no environment; the message names the
+        value, the rule and the remedy.
     """
     if isinstance(env, type):
         raise UnsupportedSpaceError(f"env is the class {env.__name__}; make an instance of it: {env.__name__}().")
+    if not callable(getattr(env, "step", None)):
+        raise UnsupportedSpaceError(f"env is {env!r:.100}, {_explain_no_env(env)}")
     for role in ("observation_space", "action_space"):
         try:
             space = getattr(env, role, None)
@@ -65,6 +67,23 @@ def check_spaces(env: Any) -> None:
         )
     check_observation_space(env.observation_space)
     check_action_space(env.action_space)
+
+
+def _explain_no_env(env: Any) -> str:
+    """Say what an object without ``step`` is, and how an environment is made of it."""
+    if isinstance(env, str):
+        return "the id of an environment; make it first: gym.make(...)."
+    if callable(env):
+        name = getattr(env, "__name__", "")
+        call = f"{name if name.isidentifier() else 'env'}()"
+        return f"a function; call it, to pass the environment that it makes: {call}."
+    if isinstance(env, list | tuple):
+        kind = type(env).__name__
+        return f"a {kind}; DummyVecEnv([...]) makes a vectorised environment of functions that make one each."
+    return (
+        f"of type {type(env).__name__}, which has no step(); pass an environment, gym.make('CartPole-v1') for one, its "
+        "id, or a vectorised environment."
+    )
 
 
 def is_image_space(space: spaces.Space[Any], normalized_image: bool = False) -> bool:

@@ -43,7 +43,7 @@ def custom_objects_to_arguments(custom_objects: Mapping[str, Any]) -> dict[str, 
 
     A learning rate of 0 is allowed, since recipes for models that only predict contain it.
     """
-    names = {*SAVED_HYPERPARAMETERS, "reward_function"}
+    names = {*SAVED_HYPERPARAMETERS, "stats_window_size", "reward_function"}
     return _revive_schedules({name: value for name, value in custom_objects.items() if name in names})
 
 

@@ -15,7 +15,15 @@ from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.contents import Noise, describe_contents, list_differences
 from grpo_core.restoring.preserving import Restorable, preserve
 from grpo_core.restoring.report import RestoringReport
-from grpo_core.restoring.state import OWN_METHODS, FailedTrialError, NotBranchableError, find_noise, is_known
+from grpo_core.restoring.state import (
+    BOOKKEEPING,
+    OWN_METHODS,
+    FailedResetError,
+    FailedTrialError,
+    NotBranchableError,
+    find_noise,
+    is_known,
+)
 
 # A first round with branches this short measures how long things take.
 _FIRST_STEPS = 4
@@ -28,6 +36,8 @@ _N_SHORT_PLAYS = 12
 _N_TURNS = 12
 # Every second branch repeats an action for this long, and so comes farther.
 _N_REPEATS = 8
+# Of the trial's noise and actions.
+_SEED = 1
 # Errors show observations up to this size.
 _MAX_SHOWN_NUMBERS = 16
 
@@ -72,7 +82,8 @@ def prove(
 
     :param n_steps: Steps per branch, as long as its episode goes on.
     :param max_seconds: Take fewer steps rather than much more time than this.
-    :param seed: Seed of the first reset; None goes on with the environment's own generator.
+    :param seed: Seed of the first reset, of the actions and of all generators; None gives that reset none, and begins
+        the same sequences every time.
     :param shipment: How states travel in training, if they do.
     :return: What was found out.
     :raises NotBranchableError: If a replay differs, or anything fails; the message names what.
@@ -92,6 +103,8 @@ class _Trial:
         self._layers = list_nested_envs(subject.env)
         self._known = [env for env in self._layers if is_known(env)]
         self.noise = Noise(self._layers, self._known)
+        # A Monitor goes on counting. What is left of known layers must be restored.
+        self._uncompared = [env for env in self._layers if type(env) in BOOKKEEPING]
         self._seconds: dict[str, list[float]] = {"capture": [], "restore": [], "step": []}
         self._places: list[str] = []
         self._n_branches, self._n_recorded, self._n_replayed, self._longest = 0, 0, 0, 0
@@ -103,7 +116,10 @@ class _Trial:
         start = time.perf_counter()
         self._deadline = start + max_seconds
         self._action_space = copy.deepcopy(self._env.action_space)
-        self._action_space.seed(seed)
+        # A rare event is met always or never, not by chance. The list keeps the sequences apart from those by which
+        # rewound generators are found.
+        self.noise.reseed(np.random.default_rng([_SEED, 0 if seed is None else seed]))
+        self._action_space.seed(_SEED if seed is None else seed)
         self._n_long = self._n_short = min(_FIRST_STEPS, n_steps)
         self._play_round(seed)
         is_shortened = False
@@ -221,7 +237,7 @@ class _Trial:
         if place not in self._places:
             self._places.append(place)
         state = self._capture()
-        return _Point(place, state, self.noise.capture(), describe_contents(self._layers, self._known))
+        return _Point(place, state, self.noise.capture(), describe_contents(self._layers, self._uncompared))
 
     def _record(self, point: _Point, n_steps: int, *, is_there: bool = False, repeats: bool = False) -> None:
         """Play a new branch.
@@ -254,7 +270,7 @@ class _Trial:
         if _is_same(branch.steps[t], step):
             return
         self._go_to(point)
-        differing = list_differences(point.contents, describe_contents(self._layers, self._known))
+        differing = list_differences(point.contents, describe_contents(self._layers, self._uncompared))
         raise NotBranchableError(
             f"{self._env} is not restored exactly: step {t} of a replay {_describe_difference(branch.steps[t], step)}. "
             f"{_explain(self._subject, differing)}"
@@ -264,7 +280,8 @@ class _Trial:
         self._restore(point.state, point.noise)
 
     def _reset(self, seed: int | None) -> None:
-        with _naming(self._env, "reset() failed when it was tried out", FailedTrialError):
+        kind = FailedTrialError if self._places else FailedResetError
+        with _naming(self._env, "reset() failed when it was tried out", kind):
             self._env.reset(seed=seed)
         self._is_over = False
 

@@ -44,6 +44,7 @@ from grpo_core.restoring.contents import (
 )
 from grpo_core.restoring.copying import CONSTANTS_OF_ENVS, CopyError, is_tool
 from grpo_core.restoring.layers import IMMUTABLE, Layers
+from grpo_core.restoring.native.mujoco_state import MujocoModel
 
 # Attributes that a step changes, from the sources of Gymnasium 1.4 and SB3 2.9; the tests check each entry with
 # ``check_branchable``. Only exact types match, since a subclass may keep more state.
@@ -64,12 +65,6 @@ _MUJOCO_STATE: dict[str, tuple[str, ...]] = {"ReacherEnv": ("goal",), "PusherEnv
 # Positions that MuJoCo computes one simulator step late. Environments and reward wrappers read them before they step:
 # the forward reward of Ant and Humanoid is their difference before and after a step.
 _MUJOCO_POSITIONS = ("xpos", "xipos", "geom_xpos", "site_xpos")
-# What wrappers change in a model to vary its physics, from one episode to the next for instance.
-_MUJOCO_PARAMETERS = (
-    "body_mass", "body_inertia", "geom_friction", "geom_size", "dof_damping", "dof_armature", "dof_frictionloss",
-    "jnt_stiffness", "actuator_gear", "actuator_gainprm", "actuator_biasprm", "actuator_ctrlrange",
-)  # fmt: skip
-_MUJOCO_OPTIONS = ("gravity", "wind", "timestep", "density", "viscosity")
 _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     TimeLimit: ("_elapsed_steps",),
     Monitor: ("rewards", "needs_reset"),
@@ -85,6 +80,8 @@ _WRAPPER_STATE: dict[type, tuple[str, ...]] = {
     StickyActionEnv: ("_sticky_action",),
     WarpFrame: (),
 }
+#: Known wrappers that only keep books, which nobody changes: of episodes, and of what was checked.
+BOOKKEEPING = (Monitor, OrderEnforcing, PassiveEnvChecker)
 # Attributes of every gym.Env or gym.Wrapper that are no part of a state.
 CONSTANTS = CONSTANTS_OF_ENVS | {"env", "_action_space", "_observation_space", "_np_random", "_np_random_seed"}
 # What hangs on to a window is often called so. Such an attribute is copied like any other, and left out only if it
@@ -103,6 +100,10 @@ class NotBranchableError(ValueError):
 
 class FailedTrialError(NotBranchableError):
     """The environment failed in a plain reset or step; the cause is its own error."""
+
+
+class FailedResetError(FailedTrialError):
+    """It failed in the first reset of all, so that it cannot be trained in at all; the cause is its own error."""
 
 
 class StateAccess(NamedTuple):
@@ -154,7 +155,10 @@ def access_wrapper(env: Env, layers: Layers) -> StateAccess | None:
     """
     names = _WRAPPER_STATE.get(type(env)) if is_known(env) else None
     if names is not None:
-        return _access_attributes(env, names) if names else None
+        parts = [_access_attributes(env, names)] if names else []
+        if layers.are_copied and type(env) not in BOOKKEEPING:  # in a wrapper that may change it, as the core below
+            parts.append(_access_parameters(env))
+        return _join(*parts) if parts else None
     return _try_capture(_access_all_attributes(env, layers))
 
 
@@ -249,24 +253,16 @@ def _access_parameters(env: Env) -> StateAccess:
 
 
 def _access_mujoco_parameters(env: Any) -> StateAccess:
-    """Copy the parameters of a MuJoCo model that are often varied."""
-    model = env.model
-
-    def capture() -> tuple[list[Any], list[Any]]:
-        options = [_copy(getattr(model.opt, name)) for name in _MUJOCO_OPTIONS]
-        return [getattr(model, name).copy() for name in _MUJOCO_PARAMETERS], options
-
-    def restore(state: tuple[list[Any], list[Any]]) -> None:
-        for name, value in zip(_MUJOCO_PARAMETERS, state[0], strict=True):
-            getattr(model, name)[:] = value
-        for name, value in zip(_MUJOCO_OPTIONS, state[1], strict=True):
-            setattr(model.opt, name, value)
-
-    return StateAccess(capture, restore, means="MuJoCo's parameters")
+    """Copy what wrappers change in a MuJoCo model to vary its physics, from one episode to the next for instance."""
+    model = MujocoModel(env.model)
+    return StateAccess(model.capture, model.restore, means="MuJoCo's parameters")
 
 
 def _join(*parts: StateAccess) -> StateAccess:
     """Access several parts of a known environment's state as one, restored in their order."""
+
+    if len(parts) == 1:
+        return parts[0]
 
     def capture() -> list[Any]:
         return [part.capture() for part in parts]

@@ -120,11 +120,12 @@ def make_changes(custom_objects: Mapping[str, Any], arguments: Mapping[str, Any]
     :param arguments: By name; they win over ``custom_objects``.
     :raises ValueError: If one of ``arguments`` is no hyperparameter.
     """
-    if unknown := set(arguments) - {*SAVED_HYPERPARAMETERS, "reward_function", *_POLICY_ARGUMENTS}:
-        hint = suggest(min(unknown), SAVED_HYPERPARAMETERS).strip()
+    known = {*SAVED_HYPERPARAMETERS, "stats_window_size", "reward_function", *_POLICY_ARGUMENTS}
+    if unknown := set(arguments) - known:
+        hint = suggest(min(unknown), sorted(known)).strip()
         raise ValueError(
-            f"{sorted(unknown)} cannot be changed on load; only hyperparameters and reward_function, and policy and "
-            f"policy_kwargs can be given as they were{f'; {hint}' if hint else '.'}"
+            f"{sorted(unknown)} cannot be changed on load; only hyperparameters, stats_window_size and "
+            f"reward_function, and policy and policy_kwargs can be given as they were{f'; {hint}' if hint else '.'}"
         )
     of_policy = {name: value for name, value in custom_objects.items() if name in _POLICY_ARGUMENTS}
     return {**custom_objects_to_arguments(custom_objects), **of_policy, **arguments}

@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
@@ -65,14 +67,17 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     _lost_reward_function: str | list[str] | None = None
 
     def __init__(self, policy: Any, env: Any, *args: Any, **kwargs: Any) -> None:
-        with explain_missing_packages(env, f"env '{env}' cannot be made: "):
+        with _explain_missing(env):
             super().__init__(policy, env, *args, **kwargs)
 
     @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Check the spaces before SB3's wrappers stumble over them."""
-        check_spaces(env)
-        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+    def _wrap_env(env: GymEnv | str, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Make what is given by its id, and check the spaces before SB3's wrappers stumble over them."""
+        with _explain_missing(env):
+            made = maybe_make_env(env, verbose)
+        check_spaces(made)
+        assert made is not None, "check_spaces has refused it"
+        return OnPolicyAlgorithm._wrap_env(made, verbose, monitor_wrapper)
 
     def save(
         self,
@@ -113,7 +118,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     def load(
         cls,
         path: ModelPath,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: torch.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -123,9 +128,9 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         """Load a model without unpickling anything. It needs neither the environment nor the reward function.
 
         :param path: File name, with or without ``.zip``, or an open binary file, which is read from its beginning.
-        :param env: Environment to go on training in; its spaces must be those of the model. If the model was trained in
-            a ``VecNormalize``, it is put into one unless it is in one, and the statistics of the file are restored.
-            It is seeded with ``seed + num_timesteps``.
+        :param env: Environment to go on training in, or its id; its spaces must be those of the model. If the model was
+            trained in a ``VecNormalize``, it is put into one unless it is in one, and the statistics of the file are
+            restored. It is seeded with ``seed + num_timesteps``.
         :param custom_objects: The same as ``kwargs`` under SB3's name; unknown names are ignored.
         :param print_system_info: Print the versions that the model was saved with.
         :param force_reset: Start new episodes; groups always do after loading.
@@ -152,13 +157,13 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         if model.reward_function is None and "reward_function" not in changes:
             model._lost_reward_function = meta["reward_function"]
         if env is not None:
-            env = wrap_like(content, model._wrap_env(env, model.verbose))
-            model.n_envs = env.num_envs
+            vec_env = wrap_like(content, model._wrap_env(env, model.verbose))
+            model.n_envs = vec_env.num_envs
         model._setup_model()
         if env is not None:
-            model.set_env(env, force_reset=force_reset)
+            model.set_env(vec_env, force_reset=force_reset)
             if model.seed is not None:  # else SB3 would draw one from NumPy's process-wide generator
-                env.seed(model.seed + meta["num_timesteps"])  # other episodes than those it began with
+                vec_env.seed(model.seed + meta["num_timesteps"])  # other episodes than those it began with
         model._load_arrays(content)
         model.num_timesteps, model._n_updates = meta["num_timesteps"], meta["n_updates"]
         if "group_correlation" in meta:
@@ -269,3 +274,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         put_weights(self.policy, content.weights)
         if self._parameter_groups.built(self.policy.optimizer):
             put_optimizer_state(self.policy.optimizer, content)
+
+
+def _explain_missing(env: Any) -> AbstractContextManager[None]:
+    return explain_missing_packages(env, f"env '{env}' cannot be made: ")

@@ -11,6 +11,7 @@ from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from grpo_core.environments.first_calls import check_masks, check_methods, check_observation, check_reset, check_step
@@ -18,7 +19,7 @@ from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
-from grpo_core.restoring.state import FailedTrialError
+from grpo_core.restoring.state import FailedResetError, FailedTrialError
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
 from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform, read_vec_wrappers
@@ -61,7 +62,7 @@ class SimulatorBank(ABC):
         #: The environments, if they are in this process and no wrapper but ``VecNormalize`` changes their observations;
         #: otherwise empty.
         self.plain_envs: Sequence[gym.Env[Any, Any]] = ()
-        #: What is set on the environments from outside, as far as they are in this process and restored by copies.
+        #: What is set on the environments from outside, as far as they are restored by copies.
         self.outside_changes = OutsideChanges(())
         #: What was found out about the environments that were tried out.
         self.reports: Sequence[RestoringReport] = ()
@@ -140,8 +141,10 @@ def make_bank(
     :raises NotBranchableError: If ``needs_restore`` is set and an environment cannot be restored; the message says why.
     :raises ValueError: If the vectorised environment or one of its wrappers is not supported.
     :raises RuntimeError: If an environment in a worker fails.
+    :raises Exception: With ``needs_restore``, the error of an environment in this process whose reset fails.
     """
     base, transform = read_vec_wrappers(env)
+    _check_monitors(base)
     bank: SimulatorBank
     if isinstance(base, DummyVecEnv):
         bank = _LocalBank(base, transform, needs_restore, common_random_numbers, findings)
@@ -225,6 +228,7 @@ class _RestorableWorkerBank(SimulatorBank):
         self.reports = reports
         self._base = base
         self._common_random_numbers = common_random_numbers
+        self.outside_changes = _OutsideChangesInWorkers(base)
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         return self._call("take_reset", seeds)
@@ -237,6 +241,18 @@ class _RestorableWorkerBank(SimulatorBank):
             i: [(name, (argument, self._common_random_numbers), {})] for i, argument in arguments.items()
         }
         return {i: reply for i, (reply,) in _call_workers(self._base, calls).items()}
+
+
+class _OutsideChangesInWorkers(OutsideChanges):
+    """What is set from outside on environments in workers, each of which keeps it itself."""
+
+    def __init__(self, base: SubprocVecEnv) -> None:
+        super().__init__(())
+        self._base = base
+
+    def apply(self) -> bool:
+        calls: dict[int, list[_Call]] = {i: [("apply_outside_changes", (), {})] for i in range(self._base.num_envs)}
+        return any(was_set for (was_set,) in _call_workers(self._base, calls).values())
 
 
 class _PlainWorkerBank(SimulatorBank):
@@ -289,19 +305,45 @@ class _PlainWorkerBank(SimulatorBank):
         return self._observe_env(observation, replies[1] if self._has_masks else None)
 
 
+def _check_monitors(base: VecEnv) -> None:
+    """Check that no ``Monitor`` refuses the resets that groups need.
+
+    :raises ValueError: If one does.
+    """
+    allowed: list[bool] = []
+    if isinstance(base, DummyVecEnv):
+        layers = [layer for env in base.envs for layer in list_nested_envs(env)]
+        allowed = [layer.allow_early_resets for layer in layers if isinstance(layer, Monitor)]
+    elif isinstance(base, SubprocVecEnv):
+        name = ("allow_early_resets",)
+        replies = _call_workers(base, {i: [("has_wrapper_attr", name, {})] for i in range(base.num_envs)})
+        monitored = [i for i, (has_monitor,) in replies.items() if has_monitor]
+        replies = _call_workers(base, {i: [("get_wrapper_attr", name, {})] for i in monitored})
+        allowed = [is_allowed for (is_allowed,) in replies.values()]
+    if not all(allowed):
+        raise ValueError(
+            "Monitor(env, allow_early_resets=False) refuses resets before the end of an episode, and groups begin new "
+            "episodes in the middle of others; take Monitor(env), whose allow_early_resets is True."
+        )
+
+
 def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
     """Try out simulators in this process.
 
     :raises NotBranchableError: If one cannot be restored.
     :raises InvalidEnvironmentError: If a method returns what it must not.
+    :raises Exception: The error of an environment whose reset fails.
     """
     reports, kinds = [], set()
     for simulator in simulators:
         kind = tuple(type(env) for env in list_nested_envs(simulator.env))
         try:
             report = simulator.prove(_N_BRIEF_STEPS, _MAX_BRIEF_SECONDS) if kind in kinds else simulator.prove()
-        except FailedTrialError:
+        except FailedTrialError as error:
             check_methods(simulator.env)
+            cause = error.__cause__
+            if isinstance(error, FailedResetError) and cause is not None:
+                raise cause from cause.__cause__
             raise
         kinds.add(kind)
         if report is not None:

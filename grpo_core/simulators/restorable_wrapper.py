@@ -8,10 +8,11 @@ import gymnasium as gym
 
 from grpo_core.environments.first_calls import check_methods
 from grpo_core.environments.flags import InvalidEnvironmentError
+from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.proof import Shipment
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
-from grpo_core.restoring.state import FailedTrialError
+from grpo_core.restoring.state import FailedResetError, FailedTrialError
 from grpo_core.simulators.single_env import Order, SingleEnv
 
 
@@ -39,6 +40,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         self._simulators: dict[bool, Simulator] = {}
         self._single_envs: dict[bool, SingleEnv] = {}
         self._rewound: tuple[str, ...] = ()
+        self._outside_changes = OutsideChanges(())
 
     def capture_state(self) -> SimulatorState:
         """Copy the state of the environment and all its wrappers."""
@@ -57,7 +59,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             # These bytes never leave the process.
             report = self._get_simulator(common_random_numbers).prove(shipment=Shipment(pickle.dumps, pickle.loads))
         except FailedTrialError as error:
-            return self._explain(str(error))
+            return self._explain(error)
         except NotBranchableError as error:
             return str(error)
         except Exception:
@@ -65,18 +67,23 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         self._rewound = () if report is None else report.rewound
         return report
 
-    def _explain(self, problem: str) -> str | Failure:
+    def _explain(self, problem: FailedTrialError) -> str | Failure:
         """Say what is wrong with an environment that failed a trial: what a method returned, if that was the reason."""
         try:
             check_methods(self.env)
         except InvalidEnvironmentError:
             return Failure(traceback.format_exc())
-        return problem
+        if isinstance(problem, FailedResetError) and problem.__cause__ is not None:
+            return Failure("".join(traceback.format_exception(problem.__cause__)))
+        return str(problem)
 
     def take_reset(self, seed: int | None, common_random_numbers: bool) -> Any:
         """Reset and capture in one round trip; return errors instead of raising them."""
         try:
-            observed, state = self._get_single_env(common_random_numbers).reset(seed)
+            single_env = self._get_single_env(common_random_numbers)
+            self._outside_changes.keep()
+            observed, state = single_env.reset(seed)
+            self._outside_changes.look()
             return observed, pickle.dumps(state)
         except Exception:
             return Failure(traceback.format_exc())
@@ -90,8 +97,19 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             if order.restore is not None:
                 state = pickle.loads(order.restore)  # this worker made the bytes itself; they never touch a disk
                 order = order._replace(restore=state)
-            outcome = self._get_single_env(common_random_numbers).step(order)
+            single_env = self._get_single_env(common_random_numbers)
+            self._outside_changes.keep()
+            outcome = single_env.step(order)
+            self._outside_changes.look()
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
+        except Exception:
+            return Failure(traceback.format_exc())
+
+    def apply_outside_changes(self) -> bool | Failure:
+        """Set again what was set on the environment from outside; return whether there was anything."""
+        try:
+            self._outside_changes.keep()
+            return self._outside_changes.apply()
         except Exception:
             return Failure(traceback.format_exc())
 
@@ -99,6 +117,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         if common_random_numbers not in self._single_envs:
             simulator = self._get_simulator(common_random_numbers)
             self._single_envs[common_random_numbers] = SingleEnv(self.env, simulator, self._rewound)
+            self._outside_changes = OutsideChanges([self.env])
         return self._single_envs[common_random_numbers]
 
     def _get_simulator(self, common_random_numbers: bool) -> Simulator:

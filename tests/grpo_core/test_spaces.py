@@ -265,7 +265,29 @@ def test_a_space_that_is_none_is_refused_by_its_name(observed: Any, acted: Any, 
     class Raw:
         observation_space, action_space = observed, acted
 
+        def step(self, action: Any) -> Any:
+            raise NotImplementedError
+
     with pytest.raises(UnsupportedSpaceError, match=said):
         check_spaces(Raw())
     with pytest.raises(UnsupportedSpaceError, match=r"env is the class Raw; make an instance of it: Raw\(\)"):
         check_spaces(Raw)
+
+
+def make_nothing() -> None:
+    """Stands for what makes an environment."""
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ("CartPole-v1", r"env is 'CartPole-v1', the id of an environment; make it first: gym\.make\(\.\.\.\)\."),
+        (lambda: None, r"a function; call it, to pass the environment that it makes: env\(\)\."),
+        (make_nothing, r"a function; call it, to pass the environment that it makes: make_nothing\(\)\."),
+        ([make_nothing], r"a list; DummyVecEnv\(\[\.\.\.\]\) makes a vectorised"),
+        (5, r"env is 5, of type int, which has no step\(\); pass an environment"),
+    ],
+)
+def test_what_is_no_environment_is_refused_with_what_makes_one(env: Any, said: str) -> None:
+    with pytest.raises(UnsupportedSpaceError, match=said):
+        check_spaces(env)

@@ -8,8 +8,10 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from grpo import GRPO
+from grpo import GRPO, RestorableWrapper
 
 
 class Task(gym.Env[Any, Any]):
@@ -62,7 +64,7 @@ class Curriculum(BaseCallback):
             self.training_env.env_method("harder")
 
     def _on_step(self) -> bool:
-        self.levels.append(self.locals["infos"][0]["level"])
+        self.levels += [info["level"] for info in self.locals["infos"] if "level" in info]
         if self.at_step is not None and self.num_timesteps >= self.at_step:
             self.at_step = 10**9
             self.training_env.env_method("harder")
@@ -107,8 +109,67 @@ def test_what_is_set_between_two_runs_holds() -> None:
     assert env.level == 4
 
 
-def test_where_nothing_is_set_groups_go_on_from_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("restart_probability", [0.0, 0.5])
+def test_where_nothing_is_set_groups_go_on_from_their_anchors(
+    restart_probability: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, forgotten = build(GRPO, Task()), list[int]()
+    model.restart_probability = restart_probability
     monkeypatch.setattr(model._collector.anchors, "forget", lambda: forgotten.append(1))
     model.learn(256, Curriculum(10**9), reset_num_timesteps=False)
     assert forgotten == []
+
+
+class Configured(Task):
+    """Holds its level in what can be written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings, self.levels, self.array = {"level": 0}, [0], np.zeros(2)
+
+    def harder(self) -> None:
+        self.settings["level"] += 1
+        self.levels.append(self.settings["level"])
+        self.array[0] += 1
+
+    def step(self, action: Any) -> Any:
+        *outcome, info = super().step(action)
+        held = {self.settings["level"], self.levels[-1], int(self.array[0])}
+        return *outcome, {**info, "level": held.pop() if len(held) == 1 else None}
+
+
+class Heavier(gym.Wrapper[Any, Any, Any, Any]):
+    """Changes the physics of an engine inside."""
+
+    def harder(self) -> None:
+        self.unwrapped.model.body_mass[1] += 1.0  # type: ignore[attr-defined]
+
+    def step(self, action: Any) -> Any:
+        *outcome, info = self.env.step(action)
+        return *outcome, {**info, "level": round(float(self.unwrapped.model.body_mass[1]), 3)}  # type: ignore[attr-defined]
+
+
+def test_what_is_written_to_lists_dicts_and_arrays_holds() -> None:
+    callback = Curriculum(50)
+    build(GRPO, Configured()).learn(256, callback)
+    assert set(callback.levels[:50]) == {0}
+    assert set(callback.levels[64:]) == {1}
+
+
+def test_what_is_changed_in_the_model_of_an_engine_holds() -> None:
+    pytest.importorskip("mujoco")
+    callback = Curriculum(50)
+    build(GRPO, Heavier(gym.make("Hopper-v5"))).learn(256, callback)
+    assert len(set(callback.levels[:50])) == 1
+    assert set(callback.levels[80:]) == {callback.levels[0] + 1.0}
+
+
+def test_what_is_set_on_environments_in_workers_holds() -> None:
+    env = make_vec_env(Task, 2, vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper)
+    try:
+        callback = Curriculum(None)
+        build(GRPO, env).learn(384, callback)
+    finally:
+        env.close()
+    assert sorted(callback.levels) == callback.levels
+    assert set(callback.levels) == {1, 2, 3}

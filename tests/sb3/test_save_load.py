@@ -328,6 +328,18 @@ def test_every_hyperparameter_and_counter_comes_back() -> None:
     assert isinstance(loaded.learning_rate, LinearSchedule)
 
 
+def test_an_environment_may_be_given_by_its_id_and_the_window_of_the_mean_changed() -> None:
+    model = GRPO("MlpPolicy", "CartPole-v1", seed=0, n_steps=64, device="cpu")
+    loaded = reload(model, env="CartPole-v1", stats_window_size=3).learn(64)
+    assert loaded.ep_info_buffer is not None
+    assert loaded.ep_info_buffer.maxlen == 3
+    assert reload(model, custom_objects={"stats_window_size": 3})._stats_window_size == 3
+    model.set_env("CartPole-v1")
+    model.learn(64)
+    with pytest.raises(ValueError, match="env is 5, of type int, which has no step"):
+        model.set_env(5)  # type: ignore[arg-type]
+
+
 def test_going_on_after_load_tells_once_that_the_reference_policy_is_another() -> None:
     model = build(kl_coef=0.5)
     model.learn(16)

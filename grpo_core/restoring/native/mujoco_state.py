@@ -26,6 +26,9 @@ _ALWAYS_WATCHED = ("hfield_data",)
 _WATCHED_INTEGERS = ("geom_contype", "geom_conaffinity", "eq_active0")
 _WATCHED_OPTIONS = ("timestep", "density", "viscosity", "impratio")
 
+#: The module of MuJoCo's structures.
+STRUCTS_MODULE = "mujoco._structs"
+
 _Floats = npt.NDArray[np.float64]
 _Bytes = npt.NDArray[np.uint8]
 
@@ -170,6 +173,11 @@ class MujocoModel(_Struct):
     def _read_options(self) -> tuple[float, ...]:
         options = self._options
         return tuple([getattr(options, name) for name in _WATCHED_OPTIONS])
+
+
+def is_model(value: Any) -> bool:
+    """Return whether a value is an ``MjModel``."""
+    return type(value).__module__ == STRUCTS_MODULE and type(value).__name__ == "MjModel"
 
 
 def _list_arrays(struct: Any) -> dict[str, Any]:

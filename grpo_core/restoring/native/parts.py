@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from grpo_core.restoring.native.mujoco_state import MujocoData, MujocoModel, Window
+from grpo_core.restoring.native.mujoco_state import STRUCTS_MODULE, MujocoData, MujocoModel, Window, is_model
 
 # Copies by the id of the original, as in ``copy.deepcopy``.
 Memo = dict[Any, Any]
@@ -27,7 +27,6 @@ _CONSTANT_MODULES = (
     "gymnasium.envs.mujoco.mujoco_rendering",
     "gymnasium_robotics.utils.mujoco_utils",
 )
-_MUJOCO_STRUCTS = "mujoco._structs"
 _DM_CONTROL_PHYSICS = "dm_control.mujoco.engine"
 # Environments that build their engine anew at each reset would fill the memory with old ones.
 _MAX_ENGINES = 8
@@ -189,11 +188,11 @@ def shows_foreign_memory(array: Any) -> bool:
 def _make_engine(value: Any) -> Engine | None:
     """Return the access to an engine's own state; None if the value is no engine."""
     kind = type(value)
-    if kind.__module__ != _MUJOCO_STRUCTS:
+    if kind.__module__ != STRUCTS_MODULE:
         return None
     if kind.__name__ == "MjData":
         return MujocoData(value)
-    return MujocoModel(value) if kind.__name__ == "MjModel" else None
+    return MujocoModel(value) if is_model(value) else None
 
 
 def _is_from(value: Any, *modules: str) -> bool:

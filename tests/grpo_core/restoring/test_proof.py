@@ -394,14 +394,32 @@ class Broken(Cart):
             raise ZeroDivisionError("no wheels")
 
 
-@pytest.mark.parametrize(("method", "first_step"), [("step", 1), ("reset", 1), ("step", 3)])
-def test_an_environment_that_fails_is_built_with_a_warning_and_is_no_obstacle_but_an_error(
-    method: str, first_step: int
+@pytest.mark.parametrize("first_step", [1, 3])
+def test_an_environment_whose_step_fails_is_built_with_a_warning_and_is_no_obstacle_but_an_error(
+    first_step: int,
 ) -> None:
-    with pytest.warns(UserWarning, match=rf"{method}\(\) failed when it was tried out.*ZeroDivisionError: no wheels"):
-        GRPO("MlpPolicy", Broken(method, first_step=first_step))
+    with pytest.warns(UserWarning, match=r"step\(\) failed when it was tried out.*ZeroDivisionError: no wheels"):
+        GRPO("MlpPolicy", Broken("step", first_step=first_step))
     with pytest.raises(ZeroDivisionError, match="no wheels"):
-        find_obstacle(DummyVecEnv([lambda: Broken(method, first_step=first_step)]))
+        find_obstacle(DummyVecEnv([lambda: Broken("step", first_step=first_step)]))
+
+
+@pytest.mark.parametrize("group_mode", ["auto", "branch"])
+def test_an_environment_whose_reset_fails_is_refused_with_its_own_error(group_mode: Any) -> None:
+    with pytest.raises(ZeroDivisionError, match="no wheels") as failure:  # warnings are errors
+        GRPO("MlpPolicy", Broken("reset"), group_mode=group_mode)
+    assert failure.value.__suppress_context__
+    with pytest.raises(ZeroDivisionError, match="no wheels"):
+        find_obstacle(DummyVecEnv([lambda: Broken("reset")]))
+
+
+def test_an_environment_in_a_worker_whose_reset_fails_is_refused_with_its_own_error() -> None:
+    env = SubprocVecEnv([lambda: RestorableWrapper(Broken("reset"))])
+    try:
+        with pytest.raises(RuntimeError, match=r"(?s)Environment 0 failed.*ZeroDivisionError: no wheels\s*$"):
+            GRPO("MlpPolicy", env)
+    finally:
+        env.close()
 
 
 class FailsAfterRestore(Cart):
@@ -641,8 +659,8 @@ class Wind(gym.Wrapper[Any, Any, Any, Any]):
         self.force = 30.0 if self.unwrapped.np_random.random() < 0.5 else 10.0
         if self._place == "gravity":
             self.unwrapped.model.opt.gravity[2] = self.force  # type: ignore[attr-defined]
-        elif self._place == "body_mass":
-            self.unwrapped.model.body_mass[1] = self.force  # type: ignore[attr-defined]
+        elif self._place.startswith("body_"):
+            getattr(self.unwrapped.model, self._place).flat[3] = self.force  # type: ignore[attr-defined]
         else:
             setattr(self.unwrapped, self._place, self.force)
         return observed
@@ -650,13 +668,14 @@ class Wind(gym.Wrapper[Any, Any, Any, Any]):
     def get(self) -> float:
         if self._place == "gravity":
             return float(self.unwrapped.model.opt.gravity[2])  # type: ignore[attr-defined]
-        if self._place == "body_mass":
-            return float(self.unwrapped.model.body_mass[1])  # type: ignore[attr-defined]
+        if self._place.startswith("body_"):
+            return float(getattr(self.unwrapped.model, self._place).flat[3])  # type: ignore[attr-defined]
         return float(getattr(self.unwrapped, self._place))
 
 
 @pytest.mark.parametrize(
-    ("env_id", "place"), [("CartPole-v1", "force_mag"), ("Hopper-v5", "gravity"), ("Hopper-v5", "body_mass")]
+    ("env_id", "place"),
+    [("CartPole-v1", "force_mag"), *(("Hopper-v5", place) for place in ("gravity", "body_mass", "body_pos"))],
 )
 def test_what_a_wrapper_changes_in_a_known_environment_is_restored(env_id: str, place: str) -> None:
     if env_id == "Hopper-v5":
@@ -670,3 +689,75 @@ def test_what_a_wrapper_changes_in_a_known_environment_is_restored(env_id: str, 
     for force, state in [*states.items(), *states.items()]:
         simulator.restore(state)
         assert (env.force, env.get()) == (force, force)
+
+
+class Slippery(gym.Wrapper[Any, Any, Any, Any]):
+    """Draws at each reset where steps lead, inside the table of a known environment."""
+
+    def reset(self, **arguments: Any) -> Any:
+        observed = self.env.reset(**arguments)
+        table = self.unwrapped.P  # type: ignore[attr-defined]
+        end = int(self.unwrapped.np_random.integers(1, 4))
+        for transitions in table[0].values():
+            transitions[:] = [(1.0, end, 0.0, False)]
+        return observed
+
+
+def test_what_differs_in_a_known_environment_is_named() -> None:
+    env = Slippery(gym.make("FrozenLake-v1", is_slippery=False))
+    with pytest.raises(NotBranchableError, match=r"Copies of its attributes do not hold FrozenLakeEnv\.P\["):
+        check_branchable(env)
+
+
+class Recorded(Cart):
+    """Remembers across restores what it drew and was told."""
+
+    def __init__(self, seen: list[Any]) -> None:
+        super().__init__()
+        self.recorder = Recorder(seen)
+
+    def push(self, action: int) -> float:
+        self.recorder.seen.append((action, float(self.np_random.random()), float(np.random.random())))
+        return 0.0
+
+
+class Recorder:
+    """A record that is shared between copies of an environment."""
+
+    def __init__(self, seen: list[Any]) -> None:
+        self.seen = seen
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+def test_a_trial_meets_the_same_noise_every_time_and_leaves_it_as_it_was() -> None:
+    records: list[list[Any]] = [[], []]
+    for seen in records:
+        env = Recorded(seen)
+        before = env.np_random.bit_generator.state, np.random.get_state()[1].tolist()  # type: ignore[index]
+        Simulator(env).prove()
+        assert before == (env.np_random.bit_generator.state, np.random.get_state()[1].tolist())  # type: ignore[index]
+    assert records[0][:8] == records[1][:8]
+
+
+class Hurried(gym.Wrapper[Any, Any, Any, Any]):
+    """Draws at each reset the limit of the TimeLimit inside."""
+
+    def reset(self, **arguments: Any) -> Any:
+        observed = self.env.reset(**arguments)
+        self.limit = self.env._max_episode_steps = int(self.unwrapped.np_random.integers(5, 9))  # type: ignore[attr-defined]
+        return observed
+
+
+def test_what_a_wrapper_changes_in_a_known_one_is_restored() -> None:
+    env: Any = Hurried(gym.make("CartPole-v1"))
+    simulator, states = Simulator(env), {}
+    for seed in range(20):
+        env.reset(seed=seed)
+        states[env.limit] = simulator.capture()
+    assert len(states) == 4
+    for limit, state in states.items():
+        simulator.restore(state)
+        assert (env.limit, env.env._max_episode_steps) == (limit, limit)
+    check_branchable(env)

@@ -625,3 +625,14 @@ class UnknownVecEnv(VecEnv):
 def test_other_vectorised_environments_are_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"not of a UnknownVecEnv; build one of these with make_vec_env"):
         make_bank(UnknownVecEnv(), needs_restore=False)
+
+
+@pytest.mark.parametrize("needs_restore", [True, False])
+@pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
+def test_a_monitor_that_refuses_resets_is_refused(kind: Any, needs_restore: bool) -> None:
+    env = kind([lambda: RestorableWrapper(Monitor(make_cart_pole(), allow_early_resets=False))])
+    try:
+        with pytest.raises(ValueError, match=r"allow_early_resets=False\) refuses .* take Monitor\(env\)"):
+            make_bank(env, needs_restore=needs_restore)
+    finally:
+        env.close()
