@@ -62,7 +62,7 @@ from grpo_core.simulators.bank import Findings, SimulatorBank, make_bank
 from grpo_core.simulators.episode_rows import VecMonitorFeed, find_vec_monitor
 from grpo_core.simulators.restorable_wrapper import RestorableWrapper
 from grpo_core.simulators.vec_wrappers import read_vec_wrappers, warn_of_options
-from grpo_core.spaces import Observations, check_action_space, check_observation_space
+from grpo_core.spaces import Observations, check_action_space, check_observation_space, check_spaces
 from grpo_core.update.losses import (
     TARGET_KL_TOLERANCE,
     compute_cispo_loss,
@@ -317,6 +317,8 @@ class GRPO(SavedAlgorithm):
         self._actor: PolicyActor
         self._batch: StepBatch
         if _init_setup_model:
+            if env is None:
+                check_spaces(env)  # which says what is missing
             self._setup_model()
 
     def _setup_model(self) -> None:

@@ -45,6 +45,8 @@ def check_hyperparameters(model: Any) -> None:
         _check_row(row, getattr(model, name))
     if model.seed is not None and not (is_whole(model.seed) and model.seed >= 0):
         refuse("seed", model.seed, "it must be a whole number of at least 0, or None for a fresh one.")
+    if not (is_whole(model._stats_window_size) and model._stats_window_size >= 1):
+        refuse("stats_window_size", model._stats_window_size, "it must be a whole number of at least 1.")
     check_rewards(model)
     _check_combinations(model)
 

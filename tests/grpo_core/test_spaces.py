@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common import preprocessing
 
+from grpo import GRPO
 from grpo_core.spaces import (
     UnsupportedSpaceError,
     check_action_space,
@@ -291,3 +292,8 @@ def make_nothing() -> None:
 def test_what_is_no_environment_is_refused_with_what_makes_one(env: Any, said: str) -> None:
     with pytest.raises(UnsupportedSpaceError, match=said):
         check_spaces(env)
+
+
+def test_an_algorithm_needs_an_environment() -> None:
+    with pytest.raises(UnsupportedSpaceError, match=r"env is None, .* pass an environment"):
+        GRPO("MlpPolicy", None)  # type: ignore[arg-type]  # what a user may pass

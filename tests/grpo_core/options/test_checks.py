@@ -198,6 +198,12 @@ def test_allowed_arguments_read_back_as_given(changes: dict[str, Any]) -> None:
     assert all(getattr(model, name) is value for name, value in changes.items())
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.5, "100", True])
+def test_a_stats_window_that_is_not_a_whole_number_is_refused_by_name(size: Any) -> None:
+    with pytest.raises(ValueError, match=f"stats_window_size={size!r} is not allowed"):
+        build(stats_window_size=size)
+
+
 @pytest.mark.parametrize("seed", [-1, 1.5, "7"])
 def test_a_seed_that_is_not_a_whole_number_is_refused_by_name(seed: Any) -> None:
     with pytest.raises(ValueError, match=rf"seed={seed!r} is not allowed"):
