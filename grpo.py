@@ -511,9 +511,7 @@ class GRPO(SavedAlgorithm):
         self._first_obs, self._vec_step = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
         callback.on_rollout_start()
         outside = self._collector.outside_changes
-        outside.keep()
-        if outside.apply():  # anchor states are of the environments as they were before
-            self._collector.anchors.forget()
+        self._collector.follow_outside_changes()
 
         # Branches follow the policy from their anchor states.
         self.policy.set_training_mode(False)

@@ -8,9 +8,12 @@ import numpy.typing as npt
 from grpo_core.groups.advantage import Floats
 from grpo_core.groups.archive import ARCHIVE_SHARE, AnchorArchive, AnchorState
 from grpo_core.groups.group import Group, GroupPlan
+from grpo_core.restoring.simulator import SimulatorState
 
 # Starts new episodes: takes seeds by environment (None lets its generator go on) and returns where they start.
 Reset = Callable[[Mapping[int, int | None]], Mapping[int, AnchorState]]
+# Brings states, each with the index of its environment, up to what environments are now, and returns them.
+Renew = Callable[[Sequence[tuple[int, SimulatorState]]], Sequence[SimulatorState]]
 
 
 class Anchors:
@@ -35,6 +38,18 @@ class Anchors:
         self.starts = []
         if self.archive is not None:
             self.archive = AnchorArchive(self._n_envs)
+
+    def renew(self, renew: Renew) -> None:
+        """Bring all anchor states up to what the environments are now, those of the archive, too."""
+        starts = [(i, start) for i, start in enumerate(self.starts) if start is not None]
+        archived = [] if self.archive is None else self.archive.list_anchors()
+        states = [(i % self._n_envs, start.simulator_state) for i, start in starts]
+        states += [(env_index, anchor.simulator_state) for env_index, anchor in archived]
+        renewed = iter(renew(states))
+        for i, start in starts:
+            self.starts[i] = start._replace(simulator_state=next(renewed))
+        if self.archive is not None:
+            self.archive.replace_anchors([anchor._replace(simulator_state=next(renewed)) for _, anchor in archived])
 
     def complete(self, rng: np.random.Generator, should_stop: Callable[[], bool]) -> bool:
         """Begin the new episodes that the next rollout starts from, all of them where there are no anchor states yet.

@@ -8,6 +8,7 @@ replay (arXiv 2010.03934, equations 1 to 3), with simulator states in the place 
 """
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -96,6 +97,16 @@ class AnchorArchive:
         archive._shelves = [{key: _Entry(*entry) for key, *entry in shelf} for shelf in shelves]
         archive._n_rollouts, archive._capacity, archive.share = n_rollouts, capacity, share
         return archive
+
+    def list_anchors(self) -> list[tuple[int, AnchorState]]:
+        """List all states, each with the index of its environment."""
+        return [(i, entry.anchor) for i, shelf in enumerate(self._shelves) for entry in shelf.values()]
+
+    def replace_anchors(self, anchors: Sequence[AnchorState]) -> None:
+        """Put other states in the place of all, in the order of ``list_anchors``."""
+        entries = [entry for shelf in self._shelves for entry in shelf.values()]
+        for entry, anchor in zip(entries, anchors, strict=True):
+            entry.anchor = anchor
 
     def count_rollout(self) -> None:
         """Age all states by one rollout."""

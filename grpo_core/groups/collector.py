@@ -115,6 +115,12 @@ class GroupCollector:
         """What is set on the environments from outside."""
         return self._bank.outside_changes
 
+    def follow_outside_changes(self) -> None:
+        """Let the next rollout begin with what was set on the environments from outside."""
+        self._bank.outside_changes.keep()
+        if self._bank.outside_changes.has_changes():
+            self.anchors.renew(self._bank.renew)
+
     @property
     def groups(self) -> Sequence[Group]:
         """The groups of the latest rollout, by index."""

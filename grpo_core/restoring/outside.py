@@ -5,7 +5,9 @@ A curriculum or an opponent is set on an environment between two steps: by a cal
 without it, and so would all that follow.
 """
 
+import copy
 import operator
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +16,23 @@ import numpy as np
 from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.layers import IMMUTABLE
 from grpo_core.restoring.native.mujoco_state import MujocoModel, is_model
+from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.restoring.state import BOOKKEEPING, CONSTANTS, DRAWING_NAMES, access_own_methods, is_known
 
 # What these packages' environments hold beside their engine's state is never restored.
 _ENGINES = ("gymnasium.envs.mujoco.", "ale_py.")
-_LEFT_OUT = CONSTANTS | DRAWING_NAMES
-# Lists, dicts, sets and arrays up to this size are compared after every step.
-_MAX_ITEMS = 64
-_MAX_BYTES = 4096
+# What is compared after every step: containers of just these types with up to so many items, those inside them
+# included, and arrays of up to so many bytes.
+_MAPPINGS = frozenset({dict, defaultdict, Counter, OrderedDict})
+_SEQUENCES = frozenset({list, deque})
+_CONTAINERS = _MAPPINGS | _SEQUENCES | {set, bytearray}
+_MAX_ITEMS = 256
+_MAX_DEPTH = 4
+_MAX_BYTES = 2**16
+# For so many steps it is learned what an environment changes by itself; a counter or a position shows in the first.
+_N_LEARNED_STEPS = 64
+# In the place of an attribute that was deleted.
+_DELETED = object()
 
 # An attribute: the place of its layer, and its name.
 _Place = tuple[int, str]
@@ -30,9 +41,9 @@ _Place = tuple[int, str]
 class OutsideChanges:
     """Keeps what is set from outside on environments whose attributes are restored by copies.
 
-    Noticed is an attribute that something else is assigned to, a small list, dict, set or array that is written to, and
-    an edited MuJoCo model; what happens further inside is not. Environments all of whose layers are known, or that
-    capture and restore themselves, are left alone.
+    Noticed is an attribute that something else is assigned to, one that is deleted, a small container or array that is
+    written to, and an edited MuJoCo model; what happens inside other objects is not. Environments all of whose layers
+    are known, or that capture and restore themselves, are left alone.
 
     :param envs: The environments.
     """
@@ -45,53 +56,108 @@ class OutsideChanges:
         self._held: list[dict[str, Any]] = []
         self._contents: dict[_Place, Any] = {}
         self._edited: list[Any] = []
+        self._n_looks = 0
+        # What the environments change by themselves.
+        self._state: set[_Place] = set()
         self._kept: dict[_Place, Any] = {}
         self._written: dict[_Place, Any] = {}
         self._kept_models: dict[int, Any] = {}
 
+    def has_changes(self) -> bool:
+        """Return whether anything is kept."""
+        return bool(self._kept or self._written or self._kept_models)
+
     def look(self) -> None:
         """Remember what the environments hold: whatever is another at the next ``keep`` was set from outside."""
-        self._held = [dict(vars(layer)) for layer in self._layers]
-        self._contents = {
-            (i, name): value.copy()
-            for i, held in enumerate(self._held)
-            for name, value in held.items()
-            if _is_small(value) and name not in _LEFT_OUT
-        }
-        self._edited = [model.capture() for model in self._models]
+        if 0 < self._n_looks <= _N_LEARNED_STEPS:
+            # An object may be another only because a restore has copied it.
+            changed = {place for place, value in self._list_changed().items() if _is_compared(value)}
+            self._state |= (changed | self._list_written()) - {*self._kept, *self._written}
+        self._n_looks += 1
+        self._remember()
 
     def keep(self) -> None:
-        """Keep what was set since the latest ``look``."""
-        for i, (layer, held) in enumerate(zip(self._layers, self._held, strict=False)):  # none before the first look
-            now = vars(layer)
-            if len(now) == len(held) and all(map(operator.is_, now.values(), held.values())):
-                continue
-            for name, value in now.items():
-                if name not in _LEFT_OUT and (name not in held or not _is_same(held[name], value)):
-                    self._kept[i, name] = value
-                    self._written.pop((i, name), None)
-        for (i, name), contents in self._contents.items():
-            value = self._layers[i].__dict__.get(name)
-            if value is not None and value is self._held[i][name] and not _holds(value, contents):
-                self._written[i, name] = value.copy()
+        """Keep what was set since the latest ``look``, but not where somebody has reset or stepped the environments.
+
+        That is taken for granted where most of what they change by themselves has changed.
+        """
+        changed, written = self._list_changed(), self._list_written()
+        of_state = self._state & (changed.keys() | written)
+        if 2 * len(of_state) > len(self._state):
+            changed, written = {place: changed[place] for place in changed.keys() - of_state}, written - of_state
+        for place, value in changed.items():
+            self._kept[place] = value
+            self._written.pop(place, None)
+        for i, name in written:
+            self._written[i, name] = _copy(vars(self._layers[i])[name])
         for i, (model, before) in enumerate(zip(self._models, self._edited, strict=False)):
             edited = model.capture()
             if edited[0] is not before[0] or edited[1] != before[1]:  # copies of what is equal are the same
                 self._kept_models[i] = edited
+        if changed or written or of_state:
+            self._remember()  # or the next look would take it for what the environments did
 
-    def apply(self) -> bool:
-        """Set on the environments what was kept, and return whether there was anything."""
-        was_set = bool(self._kept or self._written or self._kept_models)
+    def put(self) -> None:
+        """Set on the environments, as they are now, what is kept."""
         for (i, name), value in self._kept.items():
-            vars(self._layers[i])[name] = value
+            if value is _DELETED:
+                vars(self._layers[i]).pop(name, None)
+            else:
+                vars(self._layers[i])[name] = value
         for (i, name), contents in self._written.items():
             attributes = vars(self._layers[i])
             if not _write(attributes.get(name), contents):
-                attributes[name] = contents
+                attributes[name] = _copy(contents)
         for i, edited in self._kept_models.items():
             self._models[i].restore(edited)
+
+    def renew(self, simulator: Simulator, state: SimulatorState) -> SimulatorState:
+        """Set what is kept in a state that was captured before, and leave the environment there.
+
+        :param simulator: That of the environment that it is a state of.
+        """
+        simulator.restore(state)
+        self.put()
+        return simulator.capture()
+
+    def clear(self) -> None:
+        """Forget what is kept: all that is played from now on begins with it."""
         self._kept, self._written, self._kept_models = {}, {}, {}
-        return was_set
+        self._remember()
+
+    def _remember(self) -> None:
+        self._held = [dict(vars(layer)) for layer in self._layers]
+        self._contents = {
+            (i, name): _copy(value)
+            for i, held in enumerate(self._held)
+            for name, value in held.items()
+            if name not in CONSTANTS and _is_small(value)
+        }
+        self._edited = [model.capture() for model in self._models]
+
+    def _list_changed(self) -> dict[_Place, Any]:
+        """List the attributes that hold something else than before, and what."""
+        changed: dict[_Place, Any] = {}
+        for i, (layer, held) in enumerate(zip(self._layers, self._held, strict=False)):  # none before the first look
+            now = vars(layer)
+            if len(now) == len(held) and all(map(operator.is_, now.values(), held.values())):
+                continue
+            for name in held.keys() | now.keys():
+                value, before = now.get(name, _DELETED), held.get(name, _DELETED)
+                if value is before or name in CONSTANTS or (name in DRAWING_NAMES and not _is_plain(value)):
+                    continue
+                if not (_is_same(before, value) or _holds(value, self._contents.get((i, name), _DELETED))):
+                    changed[i, name] = value
+        return changed
+
+    def _list_written(self) -> set[_Place]:
+        """List the attributes that hold the same object as before, which holds something else."""
+        return {
+            (i, name)
+            for (i, name), contents in self._contents.items()
+            if (value := vars(self._layers[i]).get(name, _DELETED)) is self._held[i][name]
+            and not _holds(value, contents)
+        }
 
 
 def _list_copied(env: Env) -> list[Env]:
@@ -108,43 +174,104 @@ def _list_copied(env: Env) -> list[Env]:
 
 
 def _is_same(held: Any, value: Any) -> bool:
-    return held is value or (isinstance(value, IMMUTABLE) and type(held) is type(value) and bool(held == value))
+    if held is value:
+        return True
+    if isinstance(value, tuple):  # of arrays, for one, which cannot be compared at once
+        return type(held) is type(value) and len(held) == len(value) and all(map(_is_same, held, value))
+    return isinstance(value, IMMUTABLE) and type(held) is type(value) and bool(held == value)
+
+
+def _is_compared(value: Any) -> bool:
+    """Return whether a value is compared by what it is; others may only be found to be other objects."""
+    return isinstance(value, IMMUTABLE) or _is_small(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether an attribute with a name of drawing tools holds none of them."""
+    return value is not None and _is_compared(value)
 
 
 def _is_small(value: Any) -> bool:
-    kind = type(value)
-    if kind is np.ndarray:
-        return bool(value.nbytes <= _MAX_BYTES and not value.dtype.hasobject)
-    return kind in (list, dict, set) and len(value) <= _MAX_ITEMS
+    """Return whether a value is a container or an array whose contents are compared."""
+    if type(value) is np.ndarray:
+        return bool(value.nbytes <= _MAX_BYTES)
+    return type(value) in _CONTAINERS and _count(value, _MAX_DEPTH) <= _MAX_ITEMS
 
 
-def _holds(value: Any, contents: Any) -> bool:
-    """Return whether a list, dict, set or array holds just what it held; its items are not looked into."""
-    if isinstance(value, np.ndarray):
-        return bool(value.shape == contents.shape and value.tobytes() == contents.tobytes())
-    if isinstance(value, set):
-        return bool(value == contents)
-    if len(value) != len(contents):
+def _count(value: Any, depth: int) -> int:
+    """Count the items of a container and of those inside it, to one more than are compared."""
+    n_items = len(value)
+    for _, item in _list_inner(value, depth):
+        if n_items > _MAX_ITEMS:
+            break
+        n_items += _count(item, depth - 1)
+    return n_items
+
+
+def _list_inner(value: Any, depth: int) -> list[tuple[Any, Any]]:
+    """List the containers inside one, with their keys or places, unless it is too deep or too large."""
+    if depth == 1 or len(value) > _MAX_ITEMS:
+        return []
+    items = value.items() if type(value) in _MAPPINGS else enumerate(value) if type(value) in _SEQUENCES else ()
+    return [(key, item) for key, item in items if type(item) in _CONTAINERS]
+
+
+def _copy(value: Any, depth: int = _MAX_DEPTH) -> Any:
+    """Copy a container with those inside it, but not what else it holds."""
+    copied = copy.copy(value)
+    if type(value) in _CONTAINERS:
+        for key, item in _list_inner(value, depth):
+            copied[key] = _copy(item, depth - 1)
+    return copied
+
+
+def _holds(value: Any, contents: Any, depth: int = _MAX_DEPTH) -> bool:
+    """Return whether a container or an array holds just what a copy of it holds."""
+    if type(value) is not type(contents):
         return False
-    if isinstance(value, dict):
-        return all(key in contents and _is_same(contents[key], item) for key, item in value.items())
-    return all(map(_is_same, contents, value))
+    if type(value) is np.ndarray:
+        if value.dtype != contents.dtype or value.shape != contents.shape:
+            return False
+        if value.dtype.hasobject:
+            return all(map(_is_same, contents.flat, value.flat))
+        return bool(value.tobytes() == contents.tobytes())
+    if type(value) not in _CONTAINERS or len(value) != len(contents):
+        return False
+    if type(value) in _MAPPINGS:
+        return all(key in contents and _is_equal(contents[key], item, depth) for key, item in value.items())
+    if type(value) in _SEQUENCES:
+        return all(_is_equal(before, item, depth) for before, item in zip(contents, value, strict=True))
+    return bool(value == contents)
 
 
-def _write(value: Any, contents: Any) -> bool:
+def _is_equal(before: Any, item: Any, depth: int) -> bool:
+    return _is_same(before, item) or (depth > 1 and type(item) in _CONTAINERS and _holds(item, before, depth - 1))
+
+
+def _write(value: Any, contents: Any, depth: int = _MAX_DEPTH) -> bool:
     """Write contents into the object that an environment holds now, which others of its layers may hold too.
 
     :return: Whether that was possible.
     """
     if type(value) is not type(contents):
         return False
-    if isinstance(value, np.ndarray):
+    if type(value) is np.ndarray:
         if value.shape != contents.shape or not value.flags.writeable:
             return False
         value[...] = contents
-    elif isinstance(value, list):
-        value[:] = contents
+        return True
+    new = _copy(contents, depth)
+    for key, item in _list_inner(value, depth):
+        if _has(contents, key) and _write(item, contents[key], depth - 1):
+            new[key] = item
+    if type(value) in _MAPPINGS or type(value) is set:
+        value.clear()
+        value.update(new)
     else:
         value.clear()
-        value.update(contents)
+        value.extend(new)
     return True
+
+
+def _has(contents: Any, key: Any) -> bool:
+    return key in contents if type(contents) in _MAPPINGS else key < len(contents)

@@ -199,6 +199,9 @@ class ShardedCollector(GroupCollector):
             finally:
                 self._pool = None
 
+    def follow_outside_changes(self) -> None:
+        pass  # workers play in copies, which nobody else can set anything on
+
     def list_places(self) -> list[SteppedPlace]:
         return self._stepped_places
 

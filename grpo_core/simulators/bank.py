@@ -97,6 +97,17 @@ class SimulatorBank(ABC):
             inner_orders[i] = order
         return {i: self._transform_outcome(i, outcome) for i, outcome in self._step(inner_orders).items()}
 
+    def renew(self, states: Sequence[tuple[int, SimulatorState]]) -> list[SimulatorState]:
+        """Set what was set on the environments from outside in states that were captured before, and here.
+
+        :param states: Each with the index of its environment.
+        :return: These states, in their order; all that is captured from now on has it, too.
+        """
+        if self._transform.is_empty:
+            return self._renew(states)
+        renewed = self._renew([(i, inner) for i, (inner, _) in states])
+        return [(inner, frames) for inner, (_, (_, frames)) in zip(renewed, states, strict=True)]
+
     def _transform_reset(self, i: int, observed: Observed, state: SimulatorState | None) -> Any:
         if self._transform.is_empty:
             return observed, state
@@ -113,6 +124,9 @@ class SimulatorBank(ABC):
 
     @abstractmethod
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]: ...
+
+    def _renew(self, states: Sequence[tuple[int, SimulatorState]]) -> list[SimulatorState]:
+        return [state for _, state in states]  # nothing is noticed in environments that are not restored
 
 
 def make_bank(
@@ -204,6 +218,7 @@ class _LocalBank(SimulatorBank):
             findings = Findings(is_cheap, _list_rewound(reports))
         super().__init__(len(envs), transform, needs_restore, findings)
         self.reports = reports
+        self._simulators = simulators
         self._single_envs = [
             SingleEnv(env, simulators[i] if needs_restore else None, findings.rewound) for i, env in enumerate(envs)
         ]
@@ -217,6 +232,12 @@ class _LocalBank(SimulatorBank):
 
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
         return {i: self._single_envs[i].step(order) for i, order in orders.items()}
+
+    def _renew(self, states: Sequence[tuple[int, SimulatorState]]) -> list[SimulatorState]:
+        renewed = [self.outside_changes.renew(self._simulators[i], state) for i, state in states]
+        self.outside_changes.put()
+        self.outside_changes.clear()
+        return renewed
 
 
 class _RestorableWorkerBank(SimulatorBank):
@@ -236,6 +257,11 @@ class _RestorableWorkerBank(SimulatorBank):
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
         return self._call("take_order", orders)
 
+    def _renew(self, states: Sequence[tuple[int, SimulatorState]]) -> list[SimulatorState]:
+        theirs = {i: [state for index, state in states if index == i] for i in range(self.n_envs)}
+        renewed = {i: iter(reply) for i, reply in self._call("renew_states", theirs).items()}
+        return [next(renewed[i]) for i, _ in states]
+
     def _call(self, name: str, arguments: Mapping[int, Any]) -> dict[int, Any]:
         calls: dict[int, list[_Call]] = {
             i: [(name, (argument, self._common_random_numbers), {})] for i, argument in arguments.items()
@@ -250,9 +276,9 @@ class _OutsideChangesInWorkers(OutsideChanges):
         super().__init__(())
         self._base = base
 
-    def apply(self) -> bool:
-        calls: dict[int, list[_Call]] = {i: [("apply_outside_changes", (), {})] for i in range(self._base.num_envs)}
-        return any(was_set for (was_set,) in _call_workers(self._base, calls).values())
+    def has_changes(self) -> bool:
+        calls: dict[int, list[_Call]] = {i: [("has_outside_changes", (), {})] for i in range(self._base.num_envs)}
+        return any(has_changes for (has_changes,) in _call_workers(self._base, calls).values())
 
 
 class _PlainWorkerBank(SimulatorBank):

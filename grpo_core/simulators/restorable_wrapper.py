@@ -2,6 +2,7 @@
 
 import pickle
 import traceback
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -105,11 +106,23 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         except Exception:
             return Failure(traceback.format_exc())
 
-    def apply_outside_changes(self) -> bool | Failure:
-        """Set again what was set on the environment from outside; return whether there was anything."""
+    def has_outside_changes(self) -> bool | Failure:
+        """Return whether anything was set on the environment from outside."""
         try:
             self._outside_changes.keep()
-            return self._outside_changes.apply()
+            return self._outside_changes.has_changes()
+        except Exception:
+            return Failure(traceback.format_exc())
+
+    def renew_states(self, states: Sequence[bytes], common_random_numbers: bool) -> list[bytes] | Failure:
+        """Set what was set from outside in states that were captured before, and in the environment."""
+        try:
+            simulator = self._get_simulator(common_random_numbers)
+            # This worker made the bytes itself; they never touch a disk.
+            renewed = [self._outside_changes.renew(simulator, pickle.loads(state)) for state in states]
+            self._outside_changes.put()
+            self._outside_changes.clear()
+            return [pickle.dumps(state) for state in renewed]
         except Exception:
             return Failure(traceback.format_exc())
 

@@ -1,5 +1,6 @@
 """What is set on an environment from outside stays set, as with SB3's algorithms."""
 
+from collections import Counter, defaultdict, deque
 from typing import Any
 
 import gymnasium as gym
@@ -9,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from grpo import GRPO, RestorableWrapper
@@ -110,14 +112,66 @@ def test_what_is_set_between_two_runs_holds() -> None:
 
 
 @pytest.mark.parametrize("restart_probability", [0.0, 0.5])
-def test_where_nothing_is_set_groups_go_on_from_their_anchors(
+def test_where_nothing_is_set_anchors_stay_as_they_are(
     restart_probability: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, forgotten = build(GRPO, Task()), list[int]()
+    model, renewed = build(GRPO, Task()), list[Any]()
     model.restart_probability = restart_probability
-    monkeypatch.setattr(model._collector.anchors, "forget", lambda: forgotten.append(1))
+    monkeypatch.setattr(model._collector.anchors, "renew", renewed.append)
     model.learn(256, Curriculum(10**9), reset_num_timesteps=False)
-    assert forgotten == []
+    assert renewed == []
+
+
+class Meddling(BaseCallback):
+    """Does something to the environments before every rollout, and keeps the latest step of an episode that is seen."""
+
+    def __init__(self, meddle: Any) -> None:
+        super().__init__()
+        self.meddle, self.latest, self.levels = meddle, 0.0, set[int]()
+
+    def _on_rollout_start(self) -> None:
+        self.meddle(self)
+
+    def _on_step(self) -> bool:
+        self.latest = max(self.latest, float(self.locals["new_obs"][:, 1].max()))
+        self.levels |= {info["level"] for info in self.locals["infos"]}
+        return True
+
+
+def evaluate(callback: Meddling) -> None:
+    evaluate_policy(callback.model, callback.training_env, n_eval_episodes=1)
+
+
+@pytest.mark.parametrize(
+    "meddle",
+    [
+        lambda callback: callback.training_env.env_method("harder"),
+        lambda callback: callback.training_env.set_attr("frame", np.zeros((200, 200, 3))),
+        lambda callback: callback.training_env.reset(),
+        evaluate,
+    ],
+    ids=["curriculum", "frame", "reset", "evaluation"],
+)
+@pytest.mark.parametrize("anchor_selection", ["continue", "archive"])
+def test_episodes_go_on_whatever_is_done_to_the_environments(meddle: Any, anchor_selection: Any) -> None:
+    callback = Meddling(meddle)
+    model = GRPO("MlpPolicy", Task(), n_steps=64, horizon=8, anchor_selection=anchor_selection, n_epochs=1, seed=0)
+    model.learn(64 * 8, callback)
+    assert callback.latest == 30
+
+
+def test_what_is_set_with_a_reset_holds() -> None:
+    def meddle(callback: Meddling) -> None:
+        if callback.num_timesteps == 64:
+            callback.training_env.env_method("harder")
+        callback.training_env.reset()
+
+    callback = Meddling(meddle)
+    build(GRPO, Task()).learn(256, callback)
+    assert callback.levels == {0, 1}
+    callback.levels = set()
+    assert callback.model.learn(64, callback, reset_num_timesteps=False)
+    assert callback.levels == {1}
 
 
 class Configured(Task):
@@ -136,6 +190,64 @@ class Configured(Task):
         *outcome, info = super().step(action)
         held = {self.settings["level"], self.levels[-1], int(self.array[0])}
         return *outcome, {**info, "level": held.pop() if len(held) == 1 else None}
+
+
+class Stored(Task):
+    """Holds its level in one of several places; a name of drawing tools among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_default, self.counts, self.queue = defaultdict(int, level=0), Counter(level=0), deque([0])
+        self.nested, self.lists, self.long, self.array = {"a": {"level": 0}}, [[0]], [0] * 200, np.zeros(2000)
+        self.raw, self.objects, self.window, self.extra = bytearray(3), np.zeros(1, object), 0, 0
+
+    def step(self, action: Any) -> Any:
+        *outcome, info = super().step(action)
+        mappings = self.by_default["level"], self.counts["level"], self.nested["a"]["level"]
+        held = *mappings, self.queue[0], self.lists[0][0], self.long[0], self.array[0], self.raw[0], self.objects[0]
+        return *outcome, {**info, "level": sum(map(int, held)) + self.window + (not hasattr(self, "extra"))}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda task: task.by_default.update(level=1),
+        lambda task: task.counts.update(level=1),
+        lambda task: task.queue.__setitem__(0, 1),
+        lambda task: task.nested["a"].update(level=1),
+        lambda task: task.lists[0].__setitem__(0, 1),
+        lambda task: task.long.__setitem__(0, 1),
+        lambda task: task.array.__setitem__(0, 1),
+        lambda task: task.raw.__setitem__(0, 1),
+        lambda task: task.objects.__setitem__(0, 1),
+        lambda task: setattr(task, "window", 1),
+        lambda task: delattr(task, "extra"),
+    ],
+    ids=[
+        "defaultdict",
+        "counter",
+        "deque",
+        "nested",
+        "lists",
+        "long",
+        "array",
+        "bytes",
+        "objects",
+        "window",
+        "deleted",
+    ],
+)
+def test_what_is_changed_once_holds_wherever_it_is_stored(change: Any) -> None:
+    task = Stored()
+
+    def meddle(callback: Meddling) -> None:
+        if callback.num_timesteps == 128:
+            change(task)
+            callback.levels = set()
+
+    callback = Meddling(meddle)
+    build(GRPO, task).learn(320, callback)
+    assert callback.levels == {1}
 
 
 class Heavier(gym.Wrapper[Any, Any, Any, Any]):
