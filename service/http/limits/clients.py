@@ -77,7 +77,9 @@ class ClientLimits:
             wait = _hit(self._slow, self._jobs_per_minute, client)
             return None if wait is None else _refuse(wait, f"{self._jobs_per_minute.amount} jobs per minute")
         if is_upload(scope) and b"content-length" in headers:
-            n_bytes = min(int(headers[b"content-length"][:12] or b"0"), self._settings.max_upload_bytes)
+            # int() refuses numbers of thousands of digits; zeros in front of one must not hide it.
+            length = headers[b"content-length"].lstrip(b"0")[:12] or b"0"
+            n_bytes = min(int(length), self._settings.max_upload_bytes)
             return self.count_upload(scope, n_bytes)
         return None
 
