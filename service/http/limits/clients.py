@@ -93,7 +93,7 @@ class ClientLimits:
 
 
 def _starts_job(path: str) -> bool:
-    return path in ("/train", "/sweeps") or (path.startswith("/training/") and path.endswith("/resume"))
+    return path in ("/train", "/sweeps") or (path.startswith(("/training/", "/sweeps/")) and path.endswith("/resume"))
 
 
 def find_peer(scope: Scope) -> str:

@@ -112,8 +112,9 @@ def test_the_shortcut_for_answers_counts_each_request_once(client: TestClient, s
 
 
 @limit(client_jobs_per_minute=2)
-def test_resumes_count_as_jobs(client: TestClient) -> None:
-    statuses = [client.post("/training/nobody/resume").status_code for _ in range(4)]
+@pytest.mark.parametrize("path", ["/training/nobody/resume", "/sweeps/nobody/resume"])
+def test_resumes_count_as_jobs(client: TestClient, path: str) -> None:
+    statuses = [client.post(path).status_code for _ in range(4)]
     assert statuses == [404, 404, 429, 429]
 
 
