@@ -12,6 +12,10 @@ class TaskFailedError(Exception):
     """A task failed; the message may be shown to clients."""
 
 
+class WorkerNotStartedError(TaskFailedError):
+    """The server could not start a process for a task; later it may."""
+
+
 class WorkerLostError(TaskFailedError):
     """The process that ran a task has died, which may not happen again."""
 
