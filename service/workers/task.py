@@ -54,10 +54,7 @@ class Progress(Protocol):
         """Receive the evaluation of the policy that is saved: the fields of ``FinalEvaluation``."""
 
     def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
-        """Receive a checkpoint to go on from: its ``timesteps``, whether it is ``exact``, a ``note``, its content.
-
-        ``is_trained`` says that training is over and only evaluations are left.
-        """
+        """Receive a checkpoint to go on from: its ``timesteps``, whether it is ``exact``, a ``note``, its content."""
 
     def publish_warning(self, warning: str) -> None:
         """Receive a warning for the client."""
