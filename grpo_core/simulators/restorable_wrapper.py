@@ -62,7 +62,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             return self._explain(error)
         except NotBranchableError as error:
             return str(error)
-        except Exception:
+        except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
         self._rewound = () if report is None else report.rewound
         return report
@@ -85,7 +85,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             observed, state = single_env.reset(seed)
             self._outside_changes.look()
             return observed, pickle.dumps(state)
-        except Exception:
+        except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
 
     def take_order(self, order: Order, common_random_numbers: bool) -> Any:
@@ -102,7 +102,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             outcome = single_env.step(order)
             self._outside_changes.look()
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
-        except Exception:
+        except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
 
     def apply_outside_changes(self) -> bool | Failure:
@@ -110,7 +110,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         try:
             self._outside_changes.keep()
             return self._outside_changes.apply()
-        except Exception:
+        except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
 
     def _get_single_env(self, common_random_numbers: bool) -> SingleEnv:
