@@ -76,6 +76,8 @@ async def _keep_store(store: ModelStore) -> None:
             await run_in_threadpool(store.unload_under_pressure)
         except OSError:  # the disk may be back in the next round
             logger.warning("the models could not be verified", exc_info=True)
+        except Exception:  # this task is the only one that keeps the store: it must survive all of them
+            logger.exception("a round through the models failed")
         await asyncio.sleep(_UPKEEP_SECONDS)
 
 

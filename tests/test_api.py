@@ -1463,6 +1463,21 @@ def test_routes_are_built_before_the_first_request(client: TestClient, monkeypat
     assert not built
 
 
+def test_the_store_is_kept_after_a_round_that_failed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = []
+
+    def read_available_bytes() -> int:
+        readings.append(0)
+        if len(readings) == 1:
+            raise RuntimeError("no such counter")
+        return 2**40
+
+    monkeypatch.setattr("service.app.get_available_bytes", read_available_bytes)
+    monkeypatch.setattr(api, "_UPKEEP_SECONDS", 0.01)
+    with make_client(settings):
+        wait_until(lambda: len(readings) > 2, timeout_seconds=30.0)
+
+
 def test_the_application_is_built_when_it_is_first_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRPO_MODELS_DIR", str(tmp_path / "served"))
     assert "app" not in vars(api)

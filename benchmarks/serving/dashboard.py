@@ -103,7 +103,6 @@ const look = () => (holds() ? requestAnimationFrame(() => setTimeout(end, 0)) : 
 look();
 """
 _ROWS = "document.querySelectorAll('.runs-table tbody tr').length"
-_FIRST = "document.querySelector('.runs-table tbody tr .run-name a')?.textContent"
 _LINES = "grpoCurves.options()[0]?.series.filter((one) => one.name.endsWith('training mean')).length"
 
 

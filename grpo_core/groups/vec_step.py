@@ -46,7 +46,7 @@ class VecStep:
         list_places: Callable[[], Sequence[SteppedPlace]],
         find_latest: Callable[[int], Place],
     ) -> None:
-        self._rollout, self._actor, self._n_envs, self._device = rollout, actor, n_envs, device
+        self._rollout, self._actor, self._n_envs = rollout, actor, n_envs
         self._list_places, self._find_latest = list_places, find_latest
         self.computed: Mapping[str, Callable[[], Any]] = {
             "obs_tensor": lambda: to_tensors(self.get_observations(), device),

@@ -63,7 +63,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             return self._explain(error)
         except NotBranchableError as error:
             return str(error)
-        except Exception:
+        except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
         self._rewound = () if report is None else report.rewound
         return report
@@ -86,7 +86,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             observed, state = single_env.reset(seed)
             self._outside_changes.look()
             return observed, pickle.dumps(state)
-        except Exception:
+        except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
 
     def take_order(self, order: Order, common_random_numbers: bool) -> Any:
@@ -103,7 +103,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             outcome = single_env.step(order)
             self._outside_changes.look()
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
-        except Exception:
+        except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
 
     def has_outside_changes(self) -> bool | Failure:
@@ -111,7 +111,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         try:
             self._outside_changes.keep()
             return self._outside_changes.has_changes()
-        except Exception:
+        except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
 
     def renew_states(self, states: Sequence[bytes], common_random_numbers: bool) -> list[bytes] | Failure:
@@ -123,7 +123,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             self._outside_changes.put()
             self._outside_changes.clear()
             return [pickle.dumps(state) for state in renewed]
-        except Exception:
+        except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
 
     def _get_single_env(self, common_random_numbers: bool) -> SingleEnv:

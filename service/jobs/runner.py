@@ -221,7 +221,7 @@ class JobRunner:
                 if job.finished.is_set():
                     run.kill()
                     return None
-        except Exception:  # a stall, or foreign code in a worker has written what is no message
+        except BaseException:  # or its worker would be left: foreign code in it may write what is no message
             run.kill()
             raise
         return run.get_content()

@@ -255,7 +255,8 @@ class JobTable:
         with self._lock:
             n_excess = max(0, len(self._ended) - self._max_kept)
             for job_id in [*islice(self._ended, n_excess), *old]:
-                self._forget(job_id)
+                if not self.is_active(job_id):  # it was resumed, and the disk has refused to write that down
+                    self._forget(job_id)
         self._remove_checkpoints()
 
     def _forget(self, job_id: str) -> None:

@@ -134,8 +134,7 @@ class Mirror:
             state = self._read_state()
             is_other = state is not None and state["url"] != self._url
             self.problem = "another replica copies another models_url to this models_dir" if is_other else None
-            # An earlier version wrote no such word.
-            self.is_complete = state is not None and not is_other and state.get("is_complete", True) is True
+            self.is_complete = state is not None and not is_other and state.get("is_complete") is True
             return False
         state = self._read_state()
         if state is not None and state["url"] == self._url:

@@ -122,7 +122,6 @@ class CheckpointCallback(BaseCallback):
             "timesteps": self.model.num_timesteps,
             "exact": None if caveat is not None and not caveat.is_certain else caveat is None,
             "note": None if caveat is None else caveat.reason,
-            "is_trained": FINISHED in (attachments or {}),
         }
         return described, content
 

@@ -27,10 +27,10 @@ import gymnasium as gym
 
 from grpo_core.process import list_import_paths
 from service.context import JOB_ID, REQUEST_ID
-from service.errors import InvalidRequestError, printable
+from service.errors import InvalidRequestError, describe_error, printable
 from service.logs import LogStyle
 from service.workers.messages import WITH_CONTENT, Outcome, deliver, read_outcome
-from service.workers.task import Progress, Task, TaskDrainedError, TaskFailedError, WorkerLostError
+from service.workers.task import Progress, Task, TaskDrainedError, WorkerLostError, WorkerNotStartedError
 
 logger = logging.getLogger("grpo.service")
 
@@ -49,8 +49,9 @@ _WATCH_SECONDS = 0.1
 _KILL_SECONDS = 1.0
 # A forkserver that was just killed may still be taken for alive.
 _MAX_FORKS, _FORK_PAUSE_SECONDS = 2, 0.2
+_STARTER_ENDED = "the process that starts workers has ended"
 _LOST = (
-    "the worker process was lost because the process that starts workers has ended; the server's log may say why. "
+    f"the worker process was lost because {_STARTER_ENDED}; the server's log may say why. "
     "Resume the job, or send the request again."
 )
 # Takes a message of a worker: its kind, its value, and the bytes that followed.
@@ -133,7 +134,7 @@ class ProcessRun:
     :param packed: The task, packed.
     :param receive: Takes the worker's messages but the last.
     :param draining: Set when nobody is to wait for a worker any longer.
-    :raises TaskFailedError: If no worker can be started.
+    :raises WorkerNotStartedError: If no worker can be started.
     :raises TaskDrainedError: If ``draining`` is set before one is ready.
     """
 
@@ -143,7 +144,7 @@ class ProcessRun:
         # Guards the two below, and closing: a stop or a kill may come at the same time.
         self._lock = threading.Lock()
         self._n_stops = 0
-        self.is_open = True
+        self.is_open = False
         self._fds: tuple[int, ...] = ()
         self._pid: int | None = None
         for n_left in reversed(range(_MAX_FORKS)):
@@ -154,7 +155,7 @@ class ProcessRun:
                 logger.warning("a worker process could not be started", exc_info=True)
                 self._close()
                 if n_left == 0:
-                    raise TaskFailedError(_LOST) from error
+                    raise WorkerNotStartedError(_describe_failed_start(error)) from error
                 draining.wait(_FORK_PAUSE_SECONDS)
         with suppress(OSError):  # the worker has already ended, and its status says how
             self._connection.send_bytes(pickle.dumps((log_style, REQUEST_ID.get(), JOB_ID.get(), packed)))
@@ -166,7 +167,8 @@ class ProcessRun:
         """Have the forkserver fork the process.
 
         :raises TaskDrainedError: If it is not ready in time.
-        :raises OSError: If the forkserver has ended, and so does EOFError.
+        :raises OSError: If the forkserver has ended, and so does EOFError; or if the system refuses, for example
+            because too many files are open.
         """
         self._connection, theirs = Pipe()
         self.is_open = True
@@ -215,14 +217,14 @@ class ProcessRun:
     def send_kill(self) -> None:
         """Kill the process, and those that it has started, from any thread; ``wait`` then notices its end."""
         with self._lock:
+            if not self.is_open or self._outcome is not None or self._pid is None:
+                return
             # Once the forkserver has reported its end, the process id may belong to another process.
-            has_ended = self._outcome is not None or (
-                self._status_fd in self._sources and bool(wait([self._status_fd], 0.0))
-            )
-            if self.is_open and not has_ended and self._pid is not None:
-                for kill in (os.kill, os.killpg):  # it may not have a group of its own yet
-                    with suppress(OSError):
-                        kill(self._pid, signal.SIGKILL)
+            if self._status_fd in self._sources and wait([self._status_fd], 0.0):
+                return
+            for kill in (os.kill, os.killpg):  # it may not have a group of its own yet
+                with suppress(OSError):
+                    kill(self._pid, signal.SIGKILL)
 
     def _kill_left(self) -> None:
         """Kill what the ended task has left running, which its environment should have ended."""
@@ -264,8 +266,9 @@ class ProcessRun:
 
     def _close(self) -> None:
         with self._lock:
-            if self.is_open:
-                self._kill_left()
+            if not self.is_open:
+                return
+            self._kill_left()
             self.is_open = False
             self._connection.close()
             for fd in self._fds:
@@ -366,6 +369,16 @@ def _can_pickle(value: object) -> bool:
     except Exception:  # pickling may call foreign code
         return False
     return True
+
+
+def _describe_failed_start(error: OSError | EOFError) -> str:
+    """Describe why no worker could be started."""
+    is_starter_gone = isinstance(error, EOFError | ConnectionError)
+    reason = _STARTER_ENDED if is_starter_gone else describe_error(error)
+    return (
+        f"no worker process could be started ({reason}); the server's log says more. Resume the job, or send the "
+        "request again."
+    )
 
 
 def _describe_death(status: int) -> str:

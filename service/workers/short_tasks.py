@@ -10,6 +10,7 @@ from service.errors import (
     ClusterUnavailableError,
     DrainingError,
     InvalidRequestError,
+    NotReadyError,
     QueueFullError,
     ServiceError,
     TooLargeError,
@@ -17,7 +18,15 @@ from service.errors import (
 )
 from service.schemas.jobs import EndedBy
 from service.workers.executor import Executor
-from service.workers.task import ClusterLostError, NodeLostError, Run, Task, TaskDrainedError, TaskFailedError
+from service.workers.task import (
+    ClusterLostError,
+    NodeLostError,
+    Run,
+    Task,
+    TaskDrainedError,
+    TaskFailedError,
+    WorkerNotStartedError,
+)
 
 _WATCH_SECONDS = 0.1
 _DRAINING = "the server is shutting down; send the request again when it is back."
@@ -60,6 +69,7 @@ class ShortTasks:
         :raises TooLargeError: If the task takes longer than the limit.
         :raises DrainingError: If the server is shutting down.
         :raises ClusterUnavailableError: If no machine can be reached that would run it.
+        :raises NotReadyError: If this machine starts no process for it.
         :raises InvalidRequestError: If foreign code fails in it, such as the environment's.
         :raises ServiceError: Whatever the task itself refuses.
         """
@@ -79,6 +89,8 @@ class ShortTasks:
                 raise DrainingError(_DRAINING) from error
             except (ClusterLostError, NodeLostError) as error:
                 raise ClusterUnavailableError(f"{error} Try again later.") from error
+            except WorkerNotStartedError as error:
+                raise NotReadyError(str(error)) from error
             except TaskFailedError as error:
                 reason = str(error)
             except BaseException as error:  # the task's boundary: whatever an environment raises ends only its task

@@ -12,6 +12,10 @@ class TaskFailedError(Exception):
     """A task failed; the message may be shown to clients."""
 
 
+class WorkerNotStartedError(TaskFailedError):
+    """The server could not start a process for a task; later it may."""
+
+
 class WorkerLostError(TaskFailedError):
     """The process that ran a task has died, which may not happen again."""
 
@@ -50,10 +54,7 @@ class Progress(Protocol):
         """Receive the evaluation of the policy that is saved: the fields of ``FinalEvaluation``."""
 
     def publish_checkpoint(self, described: Mapping[str, Any], content: bytes) -> None:
-        """Receive a checkpoint to go on from: its ``timesteps``, whether it is ``exact``, a ``note``, its content.
-
-        ``is_trained`` says that training is over and only evaluations are left.
-        """
+        """Receive a checkpoint to go on from: its ``timesteps``, whether it is ``exact``, a ``note``, its content."""
 
     def publish_warning(self, warning: str) -> None:
         """Receive a warning for the client."""

@@ -42,11 +42,11 @@ class GuessLimit:
 
     def count_header(self, scope: Scope) -> Refusal | None:
         """Count a wrong key in a header; return a refusal if there were too many."""
-        wait = _hit(self._strategy, self._item, find_peer(scope))
-        if wait is None:
+        wait_seconds = _hit(self._strategy, self._item, find_peer(scope))
+        if wait_seconds is None:
             return None
-        detail = f"too many wrong keys came from this address; send the right one, or wait {wait} s."
-        return Refusal(_GUESSES, 429, detail, {"Retry-After": str(wait)})
+        detail = f"too many wrong keys came from this address; send the right one, or wait {wait_seconds} s."
+        return Refusal(_GUESSES, 429, detail, {"Retry-After": str(wait_seconds)})
 
 
 class ClientLimits:
@@ -70,14 +70,18 @@ class ClientLimits:
         :param headers: Names in lower case.
         """
         client = find_client(scope)
-        wait = _hit(self._requests, self._per_second, client)
-        if wait is not None:
-            return _refuse(wait, f"{self._per_second.amount} requests per second")
+        wait_seconds = _hit(self._requests, self._per_second, client)
+        if wait_seconds is not None:
+            return _refuse(wait_seconds, f"{self._per_second.amount} requests per second")
         if scope.get("method") == "POST" and _starts_job(scope["path"]):
-            wait = _hit(self._slow, self._jobs_per_minute, client)
-            return None if wait is None else _refuse(wait, f"{self._jobs_per_minute.amount} jobs per minute")
+            wait_seconds = _hit(self._slow, self._jobs_per_minute, client)
+            if wait_seconds is None:
+                return None
+            return _refuse(wait_seconds, f"{self._jobs_per_minute.amount} jobs per minute")
         if is_upload(scope) and b"content-length" in headers:
-            n_bytes = min(int(headers[b"content-length"][:12] or b"0"), self._settings.max_upload_bytes)
+            # int() refuses numbers of thousands of digits; zeros in front of one must not hide it.
+            length = headers[b"content-length"].lstrip(b"0")[:12] or b"0"
+            n_bytes = min(int(length), self._settings.max_upload_bytes)
             return self.count_upload(scope, n_bytes)
         return None
 
@@ -86,12 +90,14 @@ class ClientLimits:
 
         :param n_bytes: Its size: what its head says, or what was read if that says nothing.
         """
-        wait = _hit(self._requests, self._bytes_per_hour, find_client(scope), max(1, n_bytes))
-        return None if wait is None else _refuse(wait, f"{self._bytes_per_hour.amount} bytes of uploads per hour")
+        wait_seconds = _hit(self._requests, self._bytes_per_hour, find_client(scope), max(1, n_bytes))
+        if wait_seconds is None:
+            return None
+        return _refuse(wait_seconds, f"{self._bytes_per_hour.amount} bytes of uploads per hour")
 
 
 def _starts_job(path: str) -> bool:
-    return path in ("/train", "/sweeps") or (path.startswith("/training/") and path.endswith("/resume"))
+    return path in ("/train", "/sweeps") or (path.startswith(("/training/", "/sweeps/")) and path.endswith("/resume"))
 
 
 def find_peer(scope: Scope) -> str:
@@ -132,5 +138,6 @@ def _hit(
     return max(1, math.ceil(strategy.get_window_stats(item, client).reset_time - time.time()))
 
 
-def _refuse(wait: int, limit: str) -> Refusal:
-    return Refusal(_RATE, 429, f"this client may send {limit}; come again in {wait} s.", {"Retry-After": str(wait)})
+def _refuse(wait_seconds: int, limit: str) -> Refusal:
+    detail = f"this client may send {limit}; come again in {wait_seconds} s."
+    return Refusal(_RATE, 429, detail, {"Retry-After": str(wait_seconds)})

@@ -291,7 +291,7 @@ def _make_record(job: Recorded, seen: tuple[int, int]) -> JobRecord | None:
     """Make the record of a job; None if it cannot be made, which must not keep the others from being written."""
     try:
         return job.make_record(*seen)
-    except Exception:
+    except Exception:  # a bug, or what foreign code has reported to the job
         logger.exception("job %s cannot be written down", job.job_id)
         return None
 

@@ -70,6 +70,8 @@ def settle_values(
                 return _describe(check, config.gamma, scale)
             rng = np.random.default_rng(config.seed)
             fitted = _play_fitted(player, n_steps, rng)
+            if not _are_finite(fitted):
+                return _describe(check, config.gamma, scale)
     except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
         if not isinstance(error, _TimeUpError):
             logger.warning("the values are not known, since the policy's episodes failed (%s)", describe_error(error))
@@ -82,7 +84,8 @@ def settle_values(
         return _describe(check, config.gamma, scale)
     refitted = replace(actor, value_layers=model.make_numpy_actor().value_layers)
     new_check = _check(refitted, checked, config.gamma, scale)
-    if new_check is None or _get_error(new_check) > _get_error(check):
+    # Written so that an error of NaN is not taken for a small one.
+    if new_check is None or not _get_error(new_check) <= _get_error(check):
         model.policy.load_state_dict(before)
         return _describe(check, config.gamma, scale)
     return _describe(new_check, config.gamma, scale)
@@ -123,8 +126,12 @@ def _play_fitted(player: TrajectoryPlayer, n_steps: int, rng: np.random.Generato
 
 
 def _check(actor: Actor, checked: list[Trajectory], gamma: float, scale: float) -> ValueCheck | None:
-    are_finite = all(np.isfinite(trajectory.rewards).all() for trajectory in checked)
-    return check_values(actor, checked, gamma, scale) if are_finite else None
+    return check_values(actor, checked, gamma, scale) if _are_finite(checked) else None
+
+
+def _are_finite(trajectories: list[Trajectory]) -> bool:
+    """Return whether all rewards are finite; values can be neither fitted to others nor checked on them."""
+    return all(np.isfinite(trajectory.rewards).all() for trajectory in trajectories)
 
 
 def _can_be_fitted(model: GRPO, n_steps: int) -> bool:

@@ -382,6 +382,34 @@ class TestTheRegistry:
         with pytest.raises(NotFoundError):
             registry.get(finished[0].job_id)
 
+    def test_an_old_job_is_not_forgotten_once_it_was_resumed_even_if_the_disk_does_not_know_it(
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_env: RegisterEnv,
+        gate: Gate,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def refuse(records: list[JobRecord]) -> None:
+            raise JournalError("the disk is full")
+
+        journal = JobJournal(tmp_path / "jobs.sqlite3")
+        registry = open_registry(max_running=1, recorder=JobRecorder(journal))
+        submit(registry, env_name=register_env(lambda: LineEnv(gate.pass_through)))
+        resumed, ended = (submit(registry) for _ in range(2))
+        for job in (resumed, ended):
+            job.stop()
+            assert job.finished.wait(PATIENCE_SECONDS)
+        with monkeypatch.context() as patched:
+            patched.setattr(journal, "write", refuse)
+            registry.resume(resumed, None)
+            patched.setattr(registry, "_max_kept_days", -1.0)
+            patched.setattr(registry, "_next_look", 0.0)
+            submit(registry)
+        assert registry.get(resumed.job_id) is resumed
+        with pytest.raises(NotFoundError):
+            registry.get(ended.job_id)
+
     def test_the_jobs_of_a_status_are_listed(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
     ) -> None:

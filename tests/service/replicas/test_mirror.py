@@ -269,7 +269,7 @@ def test_replicas_of_one_folder_take_turns(
         for said in ({}, {"is_complete": True}, {"is_complete": False}):  # by the one that copies
             (mirror.folder / ".state.json").write_text(json.dumps({**state, **said}))
             mirror.look()
-            assert mirror.is_complete is said.get("is_complete", True)
+            assert mirror.is_complete is said.get("is_complete", False)
         holder.communicate(b"")
     mirror.look()
     assert (list_copies(mirror), mirror.is_complete) == (["m.zip"], True)

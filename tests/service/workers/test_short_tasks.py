@@ -1,5 +1,6 @@
 """Short tasks: a few at a time, none for too long, and nothing left behind."""
 
+import errno
 import os
 import stat
 import sys
@@ -8,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from service.errors import (
     ConflictError,
     DrainingError,
     InvalidRequestError,
+    NotReadyError,
     QueueFullError,
     ServiceError,
     TooLargeError,
@@ -26,7 +30,7 @@ from service.workers.processes import ProcessExecutor
 from service.workers.short_tasks import ShortTasks
 from service.workers.task import Progress, Task
 from service.workers.threads import ThreadExecutor
-from tests.support import PATIENCE_SECONDS, list_workers, wait_until
+from tests.support import PATIENCE_SECONDS, Recorder, list_workers, wait_until
 
 ENV_NAME = "CartPole-v1"
 
@@ -171,6 +175,53 @@ def test_a_process_that_writes_what_is_no_message_is_killed(processes: ProcessEx
         short_tasks.run(make_task(babble), "")
     assert len(os.listdir("/proc/self/fd")) <= n_open
     wait_until(lambda: list_workers() == [])
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "the process that starts workers has ended"),
+    ],
+)
+def test_a_machine_that_starts_no_process_is_not_ready_and_the_answer_says_why(
+    processes: ProcessExecutor, monkeypatch: pytest.MonkeyPatch, refusal: OSError, reason: str
+) -> None:
+    def refuse_always() -> None:
+        raise refusal
+
+    short_tasks = make_short_tasks(processes)
+    with monkeypatch.context() as patched:
+        patched.setattr("service.workers.processes.Pipe", refuse_always)
+        with pytest.raises(NotReadyError, match=rf"no worker process could be started \(.*{reason}\)") as error:
+            short_tasks.run(make_task(answer), "")
+    assert ENV_NAME not in error.value.detail
+    assert not processes.is_busy
+    assert short_tasks.run(make_task(answer), "") == b"content"
+
+
+def test_a_process_that_is_refused_once_is_started_all_the_same(
+    processes: ProcessExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = [OSError(errno.EMFILE, "Too many open files")]
+
+    def refuse_once() -> Any:
+        if refusals:
+            raise refusals.pop()
+        return Pipe()
+
+    monkeypatch.setattr("service.workers.processes.Pipe", refuse_once)
+    assert make_short_tasks(processes).run(make_task(answer), "") == b"content"
+
+
+def test_a_process_that_was_killed_is_not_looked_at_to_be_killed_again(
+    processes: ProcessExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = processes.start(make_task(hang), Recorder())
+    run.kill()
+    # By now, the numbers of its files may be those of others.
+    monkeypatch.setattr("service.workers.processes.wait", lambda *_: pytest.fail("looked"))
+    run.send_kill()
 
 
 def test_only_processes_refuse_what_cannot_be_pickled(processes: ProcessExecutor, waiting: Waiting) -> None:

@@ -1,7 +1,6 @@
 """What one client may take, and that nobody else pays for it."""
 
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,8 +112,9 @@ def test_the_shortcut_for_answers_counts_each_request_once(client: TestClient, s
 
 
 @limit(client_jobs_per_minute=2)
-def test_resumes_count_as_jobs(client: TestClient) -> None:
-    statuses = [client.post("/training/nobody/resume").status_code for _ in range(4)]
+@pytest.mark.parametrize("path", ["/training/nobody/resume", "/sweeps/nobody/resume"])
+def test_resumes_count_as_jobs(client: TestClient, path: str) -> None:
+    statuses = [client.post(path).status_code for _ in range(4)]
     assert statuses == [404, 404, 429, 429]
 
 
@@ -161,6 +161,7 @@ def test_a_client_has_so_many_jobs_at_a_time(
     assert client.post("/train", json={"total_timesteps": 64}).status_code == 200
 
 
+@pytest.mark.parametrize("n_zeros", [0, 12])
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -170,9 +171,9 @@ def test_a_client_has_so_many_jobs_at_a_time(
         ({"min_free_bytes": 2**60}, "GRPO_MIN_FREE_BYTES"),
     ],
 )
-def test_uploads_are_bounded(client: TestClient, said: str, tmp_path: Path) -> None:
+def test_uploads_are_bounded(client: TestClient, said: str, n_zeros: int) -> None:
     content = make_model("CartPole-v1").to_bytes()  # of 43 kB
-    headers = {"content-type": "application/zip"}
+    headers = {"content-type": "application/zip", "content-length": f"{'0' * n_zeros}{len(content)}"}
     answers = [client.put(f"/models/{name}/file", content=content, headers=headers) for name in ("a", "b")]
     assert answers[-1].status_code in (429, 503)
     assert "retry-after" in answers[-1].headers

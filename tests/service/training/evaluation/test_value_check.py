@@ -9,12 +9,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from grpo import GRPO
 from grpo_core.values.fit import fit_values
 from service.schemas.training import TrainConfig
-from service.training.evaluation.evaluator import Evaluator
+from service.training.evaluation.evaluator import FITTED_SEED, Evaluator
 from service.training.evaluation.value_check import settle_values
 from service.training.stop_rules import StopRules
 from tests.grpo_core.values.test_fit import Line
@@ -148,6 +149,38 @@ def test_rewards_that_are_not_finite_spoil_nothing() -> None:
     model = make_model()
     before = get_values(model)
     assert settle(model, Broken()) is None
+    assert get_values(model) == before
+
+
+def test_values_are_not_fitted_to_rewards_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Line):
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            self.is_broken = seed is not None and seed >= FITTED_SEED
+            return super().reset(seed=seed, options=options)
+
+        def step(self, action: Any) -> Any:
+            observation, reward, terminated, truncated, info = super().step(action)
+            return observation, math.nan if self.is_broken else reward, terminated, truncated, info
+
+    monkeypatch.setattr("service.training.evaluation.value_check.fit_values", lambda *_: pytest.fail("fitted"))
+    model = make_model()
+    before = get_values(model)
+    check = settle(model, Broken())
+    assert check is not None
+    assert check["is_meaningful"] is False
+    assert get_values(model) == before
+
+
+def test_a_fit_that_ends_in_values_of_nan_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(policy: ActorCriticPolicy, *arguments: Any) -> None:
+        torch.nn.init.constant_(policy.value_net.bias, math.nan)
+
+    monkeypatch.setattr("service.training.evaluation.value_check.fit_values", fit)
+    model = make_model()
+    before = get_values(model)
+    check = settle(model)
+    assert check is not None
+    assert check["is_meaningful"] is False
     assert get_values(model) == before
 
 
