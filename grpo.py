@@ -874,7 +874,7 @@ class GRPO(SavedAlgorithm):
         :param seed: None draws fresh entropy for the model and leaves the environments as they are.
         """
         self.rng = np.random.default_rng(seed)
-        # Separate, so that asking for actions does not change what is learnt.
+        # Separate, so that asking for actions does not change what is learned.
         self._predict_rng = np.random.default_rng(None if seed is None else [seed, 1])
         if seed is not None:
             self.action_space.seed(seed)

@@ -431,8 +431,8 @@ class Job:
         except OSError as error:
             if self._could_keep_checkpoints:
                 self.publish_warning(
-                    f"no checkpoint can be kept, so an interruption loses what is learnt ({error.strerror}); free some "
-                    "disk space or mend the models folder."
+                    f"no checkpoint can be kept, so an interruption loses what is learned ({error.strerror}); free "
+                    "some disk space or mend the models folder."
                 )
             self._could_keep_checkpoints = False
             return
