@@ -45,7 +45,7 @@ class _End(NamedTuple):
 
 
 class JobHome(NamedTuple):
-    """What the server of a job has for it.
+    """What a job uses of its server.
 
     :param totals: Counters to add it to.
     :param write_end: Called with the job as it ends, before anybody can see that it has ended.
