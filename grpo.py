@@ -131,8 +131,8 @@ class GRPO(SavedAlgorithm):
     :param reward_weights: Weights of several reward functions, 1 each unless given.
     :param group_mode: ``"branch"``: groups start from states on the way. ``"action"``: likewise, and their first
         actions are all those there are (``group_size`` of a Discrete space). ``"episode"``: a group shares one seeded
-        reset and plays whole episodes. ``"auto"``: ``"branch"`` if the environment is proven to be
-        restored, at a price that pays, else ``"episode"`` with a warning that says why not.
+        reset and plays whole episodes. ``"auto"``: ``"branch"`` if restoring the environment is proven
+        exact and pays off, else ``"episode"`` with a warning that says why not.
     :param group_size: Branches per anchor state, at least 2.
     :param horizon: Most simulator steps per branch. None: 32, or for whole episodes no limit but a cap of 10,000, which
         cuts one as a time limit does, with a warning.
@@ -168,7 +168,8 @@ class GRPO(SavedAlgorithm):
     :param importance_level: Probability ratio of each ``"step"``, or of its whole ``"branch"`` (GSPO).
     :param loss_normalization: Every ``"step"`` counts alike, or every ``"branch"``, or steps are summed and divided by
         the constant ``"horizon"`` (Dr. GRPO).
-    :param kl_coef: Weight of the KL divergence from the reference policy, the one that ``learn`` began anew with.
+    :param kl_coef: Weight of the KL divergence from the reference policy: the one at the start of the last ``learn``
+        that reset the steps.
     :param ref_sync_steps: Simulator steps after which the policy becomes the reference anew; None never.
     :param n_rollout_workers: Processes that play rollouts while ``learn`` runs, each with copies of the environments
         and of the reward functions; 1 for this one alone. With several, callbacks see the steps of a shard once it has
@@ -874,7 +875,7 @@ class GRPO(SavedAlgorithm):
         :param seed: None draws fresh entropy for the model and leaves the environments as they are.
         """
         self.rng = np.random.default_rng(seed)
-        # Separate, so that asking for actions does not change what is learnt.
+        # Separate, so that asking for actions does not change what is learned.
         self._predict_rng = np.random.default_rng(None if seed is None else [seed, 1])
         if seed is not None:
             self.action_space.seed(seed)

@@ -75,7 +75,7 @@ def score(model: GRPO, n_episodes: int = 5) -> float:
 
 
 class Record(BaseCallback):
-    """Keeps what each rollout logged and the advantages it learnt from; may act on steps and around rollouts."""
+    """Keeps what each rollout logged and the advantages it learned from; may act on steps and around rollouts."""
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ def write_page(figures: Figures) -> str:
     return f"""# Capacity
 
 What a given number of cores can do, from one to a thousand workers and a million inferences a second. The figures were
-measured on {figures.machine}; everything beyond that is reckoned from them, as said beside each table.
+measured on {figures.machine}; everything else is calculated from them, as each table explains.
 `python -m benchmarks.capacity` writes this page, `python -m benchmarks.capacity measure` measures anew, and
 `python -m benchmarks.capacity check` fails if the simulation is more than {TOLERANCE:.0%} from what was measured.
 

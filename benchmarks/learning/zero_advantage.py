@@ -2,7 +2,7 @@
 
 In each state every action gets a reward, and the rewards are normalised over the actions. But all of them are computed
 from the one next state that followed the action taken, so a reward of the next state alone is the same for all actions:
-every advantage is exactly 0, and nothing can be learnt.
+every advantage is exactly 0, and nothing can be learned.
 """
 
 from typing import Any, SupportsFloat

@@ -16,7 +16,7 @@ from grpo_core.groups.advantage import Bools, Floats
 _N_RANGES = 14
 # How much of the sums is left at each rollout: about ten rollouts count.
 _DECAY = 0.9
-# Pairs of equal members that an estimate begins with. Before the value network has learnt anything, GAEs are returns,
+# Pairs of equal members that an estimate begins with. Before the value network has learned anything, GAEs are returns,
 # most of which members share.
 _N_FIRST_PAIRS = 8.0
 

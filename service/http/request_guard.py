@@ -125,7 +125,7 @@ class RequestRules:
             if refusal is not None:
                 return refusal
         if not scope["path"].isprintable():  # routes match in spite of a final newline, and rules do not
-            detail = f"{scope['path'][:100]!a} holds a character that cannot be printed, as no path does; leave it out."
+            detail = f"{scope['path'][:100]!a} contains an unprintable character, which no path has; leave it out."
             return Refusal(NO_SUCH_PATH, 404, detail)
         if self._read_only is not None:
             reason = self._read_only.find_refusal(scope.get("method", "GET"), scope["path"])

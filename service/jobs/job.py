@@ -45,7 +45,7 @@ class _End(NamedTuple):
 
 
 class JobHome(NamedTuple):
-    """What the server of a job has for it.
+    """What a job uses of its server.
 
     :param totals: Counters to add it to.
     :param write_end: Called with the job as it ends, before anybody can see that it has ended.
@@ -431,8 +431,8 @@ class Job:
         except OSError as error:
             if self._could_keep_checkpoints:
                 self.publish_warning(
-                    f"no checkpoint can be kept, so an interruption loses what is learnt ({error.strerror}); free some "
-                    "disk space or mend the models folder."
+                    f"no checkpoint can be kept, so an interruption loses what is learned ({error.strerror}); free "
+                    "some disk space or mend the models folder."
                 )
             self._could_keep_checkpoints = False
             return

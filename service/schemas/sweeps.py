@@ -99,7 +99,7 @@ class SweepStatus(StrEnum):
     """The status of a sweep."""
 
     RUNNING = "running"
-    STOPPING = "stopping"  # its jobs are saving what they have learnt
+    STOPPING = "stopping"  # its jobs are saving what they have learned
     COMPLETED = "completed"
     STOPPED = "stopped"
     INTERRUPTED = "interrupted"  # by the end of the server

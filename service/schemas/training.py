@@ -163,7 +163,7 @@ class TrainRequest(Request):
         None, ge=1, le=1000, description="Evaluations in a row without a new best one that end the training."
     )
     max_seconds: float | None = Field(
-        None, gt=0, le=86_400, description="Longest time that training may take; what was learnt by then is saved."
+        None, gt=0, le=86_400, description="Longest time that training may take; what was learned by then is saved."
     )
     checkpoint_every: int | None = Field(
         None,

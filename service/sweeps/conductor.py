@@ -157,7 +157,7 @@ class Conductor:
             return self._get(sweep_id).describe()
 
     def stop(self, sweep_id: str) -> SweepSummary:
-        """Start no more jobs of a sweep, and stop those that run, which save what they have learnt.
+        """Start no more jobs of a sweep, and stop those that run, which save what they have learned.
 
         A second stop skips their evaluations. Jobs may run although the sweep was interrupted: some outlive the server.
 

@@ -1,4 +1,4 @@
-"""The figures of benchmarks/RESULTS.md in short form: each task is learnt in part, and not without what teaches it."""
+"""The figures of benchmarks/RESULTS.md in short form: each task is learned in part, and not without what teaches it."""
 
 from typing import Any
 

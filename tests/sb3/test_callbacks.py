@@ -72,7 +72,7 @@ def test_a_callback_that_returns_false_stops_at_once(mode: str) -> None:
     model.learn(1000, count)
     assert count.events == ["training start", "rollout start", *["step"] * 5, "training end"]
     assert model.num_timesteps == 5
-    assert is_same(before, copy_weights(model)), "an incomplete rollout is not learnt from"
+    assert is_same(before, copy_weights(model)), "an incomplete rollout is not learned from"
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])

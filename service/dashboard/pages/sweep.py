@@ -84,7 +84,7 @@ class _Sweep:
             _show_content(sweep, models)
 
     async def _ask_and_stop(self) -> None:
-        consequence = "Those that run save what they have learnt; the best model so far is kept. It can be resumed."
+        consequence = "Those that run save what they have learned; the best model so far is kept. It can be resumed."
         if await confirm("Stop all jobs of this sweep?", consequence, "Stop all"):
             await self._change(self._conductor.stop)
 

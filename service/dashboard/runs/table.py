@@ -22,7 +22,7 @@ from service.jobs.views.listing import choose_page
 from service.schemas.jobs import JobStatus, JobSummary
 from service.sweeps.ranking import compute_mean_interval
 
-# Columns of their own have these, or no column: they do not change what is learnt.
+# Columns of their own have these, or no column: they do not change what is learned.
 _OTHER = frozenset(
     {"env_name", "seed", "model_name", "replace", "tensorboard_log", "device", "checkpoint_every", "max_restarts"}
 )

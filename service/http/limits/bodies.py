@@ -178,7 +178,7 @@ def _get_task() -> asyncio.Task[Any]:
 
 
 def _bodies_full() -> Refusal:
-    detail = "the server holds as much of other requests' bodies as it may; send the request again."
+    detail = "the server's room for request bodies is full; send the request again."
     return Refusal(_BODIES_FULL, 503, detail, {"Retry-After": "1", "Connection": "close"})
 
 

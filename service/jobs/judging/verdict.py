@@ -164,7 +164,7 @@ def _find_course(evidence: Evidence) -> Course | None:
         # It plays other episodes than the evaluations before, which hardly differ from each other for that reason.
         middle = Level(middle.reward, max(middle.spread, float(np.median(errors))))
         end = Level(levels[-1].reward, max(end.spread, errors[-1]))
-    # Much may be learnt within the first third.
+    # Much may be learned within the first third.
     return Course(Level(levels[0].reward, errors[0]), middle, end, course.is_rising)
 
 

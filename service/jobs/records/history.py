@@ -98,7 +98,7 @@ class MetricColumn(NamedTuple):
 
 
 class HistoryPart(NamedTuple):
-    """What of a history is new since a look at it.
+    """The part of a history that is new since the last look.
 
     :param last_event_id: Id of the latest event.
     :param stride: Of so many rows one is kept.

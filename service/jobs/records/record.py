@@ -23,7 +23,7 @@ from service.schemas.jobs import (
 from service.schemas.training import ConfigOrigins, TrainConfig
 from service.training.planning.plan import TrainingPlan
 
-# What of a configuration does not change what is learnt, or only by chance.
+# What of a configuration does not change what is learned, or only by chance.
 _NOT_OF_RECIPE = frozenset(
     {"seed", "model_name", "replace", "tensorboard_log", "device", "checkpoint_every", "max_restarts"}
 )

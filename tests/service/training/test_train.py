@@ -122,7 +122,7 @@ class TestTraining:
         assert recorder.steps[-1] == 70
         meta = model_file.from_bytes(content).meta
         assert meta["num_timesteps"] == 70
-        assert meta["n_updates"] == 10  # one rollout of 64 steps was learnt from, in 10 epochs
+        assert meta["n_updates"] == 10  # one rollout of 64 steps was learned from, in 10 epochs
 
     @pytest.mark.parametrize("stops", [True, False])
     def test_the_environment_is_closed_at_the_end(self, register_env: RegisterEnv, stops: bool) -> None:

@@ -95,7 +95,7 @@ def test_the_first_is_of_the_untrained_policy() -> None:
 
 
 def test_nothing_is_kept_or_ended_by_it() -> None:
-    # Such large steps destroy what was learnt.
+    # Such large steps destroy what was learned.
     content, recorder = run_job(learning_rate=0.05, lr_schedule="constant", seed=3)
     assert content.meta["num_timesteps"] >= 640
     assert content.meta["config"]["keep_best"] is False

@@ -140,7 +140,7 @@ def test_training_continues_as_without_it(request_: dict[str, Any]) -> None:
     assert without.meta["rng_state"] == with_it.meta["rng_state"]
 
 
-# Such large steps destroy what was learnt.
+# Such large steps destroy what was learned.
 WILD: dict[str, Any] = {"eval_freq": 64, "learning_rate": 0.05, "lr_schedule": "constant", "seed": 3}
 
 
