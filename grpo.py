@@ -539,9 +539,7 @@ class GRPO(SavedAlgorithm):
             seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
             if callback.locals is not seen:
                 callback.update_locals(seen)
-            outside.look()
-            goes_on = callback.on_step()
-            outside.keep()
+            goes_on = outside.watch(callback.on_step)
             if not goes_on or self._stop_requested:
                 return False
             self._update_info_buffer(infos, dones)
@@ -561,9 +559,8 @@ class GRPO(SavedAlgorithm):
         normalizer.scale_rewards(rollout)
 
         self._judge_steps(rollout, observations, next_observations)
-        outside.keep()
-        self._choose_anchors(rollout, discounted_returns)
-        outside.look()  # again: anchors may have been found by resets
+        with outside.looking_away():  # anchors may be found by resets
+            self._choose_anchors(rollout, discounted_returns)
         callback.on_rollout_end()
         return True
 
