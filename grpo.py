@@ -30,7 +30,7 @@ from grpo_core.environments.first_calls import call_reset
 from grpo_core.export.policy_file import export_model, find_format
 from grpo_core.groups.advantage import Floats, GroupAdvantages, compute_group_advantages, describe_adaptive
 from grpo_core.groups.archive import compute_spreads
-from grpo_core.groups.collector import GroupCollector
+from grpo_core.groups.collector import GroupCollector, VecStepCallback
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
@@ -511,43 +511,16 @@ class GRPO(SavedAlgorithm):
         self._timesteps_before = self.num_timesteps
         self._first_obs, self._vec_step = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
         callback.on_rollout_start()
-        outside = self._collector.outside_changes
-        self._collector.follow_outside_changes()
+        collector, outside = self._collector, self._collector.outside_changes
+        collector.follow_outside_changes()
 
         # Branches follow the policy from their anchor states.
         self.policy.set_training_mode(False)
         normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
-        collector = self._collector
-        vec_step = VecStep(
-            rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.find_latest
-        )
-        seen = share_locals(callback)
-        seen.compute_from(vec_step)
-        seen |= {"self": self, "env": env, "callback": callback}
-        seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
-        n_vec_steps = count()
+        on_vec_step = self._make_vec_step_callback(rollout, env, callback, n_rollout_steps)
         collector.n_threads = self.n_simulator_threads
-
-        def on_vec_step(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_stepped: int) -> bool:
-            self.num_timesteps += n_stepped
-            self._vec_step, self._is_vec_step_over = vec_step, False
-            if self._vec_monitor is not None:
-                self._vec_monitor.n_steps_taken += n_stepped
-            self._complete_infos(infos, dones)
-            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
-            if callback.locals is not seen:
-                callback.update_locals(seen)
-            outside.look()
-            goes_on = callback.on_step()
-            outside.keep()
-            if not goes_on or self._stop_requested:
-                return False
-            self._update_info_buffer(infos, dones)
-            self._last_episode_starts, self._is_vec_step_over = dones, True
-            return True
-
         is_complete = collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop)
         outside.look()
         if not is_complete:
@@ -561,11 +534,46 @@ class GRPO(SavedAlgorithm):
         normalizer.scale_rewards(rollout)
 
         self._judge_steps(rollout, observations, next_observations)
-        outside.keep()
-        self._choose_anchors(rollout, discounted_returns)
-        outside.look()  # again: anchors may have been found by resets
+        with outside.looking_away():  # anchors may be found by resets
+            self._choose_anchors(rollout, discounted_returns)
         callback.on_rollout_end()
         return True
+
+    def _make_vec_step_callback(
+        self, rollout: GroupRollout, env: VecEnv, callback: BaseCallback, n_rollout_steps: int
+    ) -> VecStepCallback:
+        """Make what the collector calls after every vectorised step: it counts the step and shows it to a callback.
+
+        :param rollout: The rollout under way.
+        :param n_rollout_steps: As in ``collect_rollouts``.
+        """
+        collector, outside = self._collector, self._collector.outside_changes
+        vec_step = VecStep(
+            rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.find_latest
+        )
+        seen = share_locals(callback)
+        seen.compute_from(vec_step)
+        seen |= {"self": self, "env": env, "callback": callback}
+        seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
+        n_vec_steps = count()
+
+        def on_vec_step(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_stepped: int) -> bool:
+            self.num_timesteps += n_stepped
+            self._vec_step, self._is_vec_step_over = vec_step, False
+            if self._vec_monitor is not None:
+                self._vec_monitor.n_steps_taken += n_stepped
+            self._complete_infos(infos, dones)
+            seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
+            if callback.locals is not seen:
+                callback.update_locals(seen)
+            goes_on = outside.watch(callback.on_step)
+            if not goes_on or self._stop_requested:
+                return False
+            self._update_info_buffer(infos, dones)
+            self._last_episode_starts, self._is_vec_step_over = dones, True
+            return True
+
+        return on_vec_step
 
     def _judge_steps(self, rollout: GroupRollout, observations: Observations, next_observations: Observations) -> None:
         """Compute advantages relative to the group, and lay out the steps to learn from.

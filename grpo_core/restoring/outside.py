@@ -8,8 +8,9 @@ without it, and so would all that follow.
 import copy
 import operator
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +37,7 @@ _DELETED = object()
 
 # An attribute: the place of its layer, and its name.
 _Place = tuple[int, str]
+_T = TypeVar("_T")
 
 
 class OutsideChanges:
@@ -66,6 +68,20 @@ class OutsideChanges:
     def has_changes(self) -> bool:
         """Return whether anything is kept."""
         return bool(self._kept or self._written or self._kept_models)
+
+    def watch(self, call: Callable[[], _T]) -> _T:
+        """Call somebody else's code, and keep what it sets; what came before were our own steps and resets."""
+        self.look()
+        returned = call()  # no context manager: it would take a microsecond or two more at every step
+        self.keep()
+        return returned
+
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """Keep what was set until now, and nothing of what is done inside: our own steps and resets."""
+        self.keep()
+        yield
+        self.look()
 
     def look(self) -> None:
         """Remember what the environments hold: whatever is another at the next ``keep`` was set from outside."""

@@ -82,9 +82,8 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         """Reset and capture in one round trip; return errors instead of raising them."""
         try:
             single_env = self._get_single_env(common_random_numbers)
-            self._outside_changes.keep()
-            observed, state = single_env.reset(seed)
-            self._outside_changes.look()
+            with self._outside_changes.looking_away():
+                observed, state = single_env.reset(seed)
             return observed, pickle.dumps(state)
         except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
@@ -99,9 +98,8 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
                 state = pickle.loads(order.restore)  # this worker made the bytes itself; they never touch a disk
                 order = order._replace(restore=state)
             single_env = self._get_single_env(common_random_numbers)
-            self._outside_changes.keep()
-            outcome = single_env.step(order)
-            self._outside_changes.look()
+            with self._outside_changes.looking_away():
+                outcome = single_env.step(order)
             return outcome if outcome.state is None else outcome._replace(state=pickle.dumps(outcome.state))
         except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
