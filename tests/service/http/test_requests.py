@@ -136,3 +136,30 @@ class TestBodies:
         response = client.post(path, content=body, headers={"content-type": "application/json"})
         assert response.status_code == 422
         assert said in response.json()["detail"]
+
+    @pytest.mark.parametrize(
+        ("method", "path", "said"),
+        [
+            ("DELETE", "/models/m", "this path takes no body; send the request without one"),
+            ("GET", "/models", "this path takes no body"),
+            ("POST", "/training/x/stop", "this path takes no body"),
+            ("POST", "/training/x/resume", "this path takes no body"),
+            ("GET", "/models/m/video", "send the request without one; its query takes: format, seed, "),
+        ],
+    )
+    def test_one_where_none_is_taken_is_refused(
+        self, client: TestClient, content: bytes, method: str, path: str, said: str
+    ) -> None:
+        response = client.request(method, path, json={"version": 1})
+        assert response.status_code == 422
+        assert said in response.json()["detail"]
+        assert client.get("/models/m").status_code == 200  # nothing was done
+
+    @pytest.mark.parametrize("body", ["", " {}\n"])
+    def test_an_empty_one_says_nothing(self, client: TestClient, content: bytes, body: str) -> None:
+        headers = {"content-type": "application/json"}
+        assert client.request("DELETE", "/models/m", content=body, headers=headers).status_code == 200
+
+    def test_a_query_is_sent_to_the_body_only_where_there_is_one(self, client: TestClient) -> None:
+        detail = client.post("/training/x/stop?now=1").json()["detail"]
+        assert detail == "query.now: unknown parameter: this path takes none in its query"
