@@ -161,6 +161,11 @@ class Connection(HttpToolsProtocol):
             return False
         return super()._should_upgrade()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a line of the head; those behind a chunked body come unchecked, and are ignored (RFC 9110, 6.5.1)."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Start the answer to a request."""
         if self._is_deaf():
