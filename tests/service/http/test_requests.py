@@ -1,5 +1,7 @@
 """Rules for every path: HEAD, parts of files, and the names in a query."""
 
+import gzip
+
 import pytest
 from fastapi.testclient import TestClient
 
@@ -163,3 +165,22 @@ class TestBodies:
     def test_a_query_is_sent_to_the_body_only_where_there_is_one(self, client: TestClient) -> None:
         detail = client.post("/training/x/stop?now=1").json()["detail"]
         assert detail == "query.now: unknown parameter: this path takes none in its query"
+
+    @pytest.mark.parametrize(
+        ("method", "path", "content_type"),
+        [
+            ("POST", "/train", "application/json"),
+            ("POST", "/inference", "application/json"),
+            ("POST", "/inference/batch", "application/octet-stream"),
+            ("PUT", "/models/m/file", "application/zip"),
+        ],
+    )
+    def test_a_compressed_one_is_refused_and_not_read_as_it_is(
+        self, client: TestClient, method: str, path: str, content_type: str
+    ) -> None:
+        headers = {"content-type": content_type, "content-encoding": "gzip"}
+        response = client.request(method, path, content=gzip.compress(b"{}"), headers=headers)
+        assert (response.status_code, response.headers["accept-encoding"]) == (415, "identity")
+        assert "without the header Content-Encoding" in response.json()["detail"]
+        plain = client.request(method, path, content=b"{", headers=headers | {"content-encoding": "identity"})
+        assert plain.status_code in (400, 422)
