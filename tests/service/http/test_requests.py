@@ -129,6 +129,26 @@ class TestBodies:
             ("/inference", "", "the body is missing; send an object in JSON"),
             ("/train", '{"seed": 1, "n_envs": 2, "seed": 2}', "seed: this name is there more than once; send it once"),
             ("/sweeps", '{"base": {"gamma": 1, "gamma": 1}}', "gamma: this name is there more than once"),
+            (
+                "/inference/batch",
+                '{"model_name": "n", "model_name": "m", "observations": [[0, 0, 0, 0]]}',
+                "model_name: this name is there more than once",
+            ),
+            (
+                "/inference/batch",
+                '{"model\\u005fname": "n", "model_name": "m", "observations": [[0, 0, 0, 0]]}',
+                "model_name: this name is there more than once",
+            ),
+            (
+                "/inference/batch",
+                '{"model_name": "m", "observations": [{"a": 1, "a": 2}]}',
+                "a: this name is there more than once",
+            ),
+            (
+                "/inference/batch?model_name=n&deterministic=false",
+                '{"model_name": "m", "observations": [[0, 0, 0, 0]]}',
+                "query.model_name: this is for an array; with JSON, send it in the body; query.deterministic: ",
+            ),
             ("/models/m/evaluate", '{"seed": 1, "seed": 1}', "seed: this name is there more than once"),
         ],
     )
