@@ -23,7 +23,7 @@ from service.http.limits.bodies import UploadLimit
 from service.http.limits.clients import ClientLimits, GuessLimit
 from service.http.openapi import install_schema
 from service.http.problems import install_error_handlers
-from service.http.query_names import check_query_names, refuse_queries
+from service.http.query_names import check_absent_body, check_query_names, refuse_queries
 from service.http.request_guard import RequestGuard, RequestRules
 from service.http.routes import catalogue, files, inference, login, models, server, sweeps, training, versions
 from service.http.shutdown import announce_shutdown
@@ -107,7 +107,7 @@ def create_app(settings: Settings | None = None, lock: FolderLock | None = None)
     app.state.client_limits = ClientLimits(settings) if settings.limits_clients else None
     app.state.dashboard = LazyDashboard(service)
     for topic in (server, training, sweeps, inference, models, versions, files, catalogue):
-        app.include_router(topic.router, dependencies=[Depends(check_query_names)])
+        app.include_router(topic.router, dependencies=[Depends(check_query_names), Depends(check_absent_body)])
     for route in app.routes:
         if isinstance(route, Route) and route.path in _WITHOUT_QUERY:
             refuse_queries(route)

@@ -34,7 +34,7 @@ from service.models.folder_lock import lock_folder
 from service.replicas.shared_port import join_port
 from service.replicas.supervisor import Supervisor
 from service.schemas.violations import summarize_violations
-from service.settings import Settings, UnsafeSettingsError
+from service.settings import Settings, UnsafeSettingsError, describe_unknown_variables
 
 logger = logging.getLogger("grpo.service")
 
@@ -51,8 +51,10 @@ def main() -> int:
     with ExitStack() as held:
         try:
             settings = Settings.model_validate(_parse_flags())
-            settings.check_exposure()
             configure_logs(settings.log_style)
+            for warning in describe_unknown_variables():
+                logger.warning(warning)
+            settings.check_exposure()
             if settings.replicas > 1:
                 return _supervise(settings)
             lock = None

@@ -1,7 +1,6 @@
 """The options that the server's start has in both places: ``run_api.py`` and ``grpo serve``."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 
@@ -23,7 +22,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="port of each replica's own, besides the shared one; N replicas take N from here (GRPO_METRICS_PORT)",
     )
-    parser.add_argument("--models-dir", type=Path, help="folder of the model files (GRPO_MODELS_DIR, default models)")
+    parser.add_argument("--models-dir", help="folder of the model files (GRPO_MODELS_DIR, default models)")
     parser.add_argument(
         "--env-module",
         action="append",

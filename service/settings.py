@@ -3,6 +3,7 @@
 import ipaddress
 import keyword
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -10,10 +11,22 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.errors import printable
 from service.logs import LogFormat, LogLevel, LogStyle
+from service.suggestions import list_close
 
 # An API key shorter than this can be guessed over a network.
 MIN_API_KEY_LENGTH = 16
+
+_PREFIX = "GRPO_"
+# Of the client, of deploy/, and of the server's own processes.
+_OTHER_VARIABLES = frozenset({"GRPO_URL", "GRPO_PUBLISHED_PORT", "GRPO_FORKSERVER_START"})
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
+# Browsers leave these out of an origin.
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+# Any page, which may then read, and that of a page without an origin, such as a file.
+_SPECIAL_ORIGINS = frozenset({"*", "null"})
 
 
 class UnsafeSettingsError(ValueError):
@@ -37,8 +50,8 @@ class Settings(BaseSettings):
     :param api_key_file: File that holds ``api_key``, for containers and services that get secrets as files.
     :param allow_insecure: Serve a non-loopback address without a key.
     :param allowed_hosts: Host names accepted in the ``Host`` header; ``*`` accepts any.
-    :param cors_origins: Web origins, like ``https://example.org``, that may call from a browser. Pages served from
-        localhost always may.
+    :param cors_origins: Web origins, like ``https://example.org``, that may call from a browser; ``*`` lets any page
+        read and none change anything. Pages served from localhost always may.
     :param env_modules: Your own modules that register environments or reward functions, imported at the start; the
         current folder is searched too.
     :param executor: Where jobs and other tasks run: in a ``thread`` of the server, in a ``process`` each, on a ``ray``
@@ -80,7 +93,7 @@ class Settings(BaseSettings):
     :param shutdown_grace_seconds: Time that running jobs get to stop and save when the server shuts down.
     """
 
-    model_config = SettingsConfigDict(env_prefix="GRPO_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True)
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -139,7 +152,7 @@ class Settings(BaseSettings):
         if values.get("api_key") is not None:
             raise ValueError("api_key and api_key_file exclude each other; set only one of them")
         try:
-            return {**values, "api_key": Path(file).read_text(encoding="utf-8")}
+            return {**values, "api_key": _expand_home(Path(file)).read_text(encoding="utf-8")}
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ValueError(
@@ -169,10 +182,35 @@ class Settings(BaseSettings):
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if not hosts:
+            raise ValueError("must name at least one host, such as localhost; no request would be answered")
+        for host in hosts:
+            if not (host == "*" or _HOST_NAME.fullmatch(host) or _is_ipv6(host.strip("[]"))):
+                raise ValueError(
+                    f"'{host}' is not the name of a host; write each as in example.org, without scheme, port or "
+                    "wildcard, or '*' alone for any"
+                )
+        return hosts
+
     @field_validator("cors_origins")
     @classmethod
-    def _strip_slashes(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(origin.rstrip("/") for origin in origins)  # browsers send origins without a path
+    def _normalize_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_normalize_origin, origins))
+
+    @field_validator("models_dir", "tensorboard_dir", mode="before")
+    @classmethod
+    def _check_folder(cls, folder: object) -> object:
+        if isinstance(folder, str) and not folder.strip():
+            raise ValueError("must name a folder; '.' is the current one")
+        return folder
+
+    @field_validator("models_dir", "tensorboard_dir")
+    @classmethod
+    def _expand_folder(cls, folder: Path) -> Path:
+        return _expand_home(folder)
 
     @field_validator("log_format", "log_level", "client_limits", "role", mode="before")
     @classmethod
@@ -207,9 +245,11 @@ class Settings(BaseSettings):
 
     @field_validator("api_key")
     @classmethod
-    def _check_key_length(cls, key: SecretStr | None) -> SecretStr | None:
+    def _check_key(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None and len(key.get_secret_value()) < MIN_API_KEY_LENGTH:
             raise ValueError(f"an API key must have at least {MIN_API_KEY_LENGTH} characters")
+        if key is not None and not key.get_secret_value().isprintable():
+            raise ValueError("an API key must be one line of printable characters, since no header can hold others")
         return key
 
     @property
@@ -245,3 +285,47 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+def describe_unknown_variables() -> list[str]:
+    """Describe the variables that look like settings and are none; they would be ignored without a word."""
+    known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER_VARIABLES
+    unknown = sorted(name for name in os.environ if name.upper().startswith(_PREFIX) and name.upper() not in known)
+    return [f"{printable(name)} is no setting; {_suggest_variable(name)}" for name in unknown]
+
+
+def _suggest_variable(name: str) -> str:
+    # Without what all of them have in common, which would make any two alike.
+    close = list_close(name[len(_PREFIX) :], Settings.model_fields, n_most=1)
+    return f"did you mean {_PREFIX}{close[0].upper()}?" if close else "it is ignored"
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        return ipaddress.IPv6Address(address).scope_id is None
+    except ValueError:
+        return False
+
+
+def _normalize_origin(origin: str) -> str:
+    """Write an origin as browsers send it.
+
+    :raises ValueError: If it is none.
+    """
+    if origin in _SPECIAL_ORIGINS:
+        return origin
+    match = _ORIGIN.fullmatch(origin.rstrip("/").lower())
+    if match is None:
+        raise ValueError(
+            f"'{origin}' is not an origin; write each as scheme and host, with its port if it has one, such as "
+            "https://example.org"
+        )
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" if port in (None, _DEFAULT_PORTS.get(scheme)) else f"{scheme}://{host}:{port}"
+
+
+def _expand_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"'{path}' names a home folder that is not known; write the whole path") from error

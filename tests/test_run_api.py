@@ -519,6 +519,9 @@ def test_a_refusal_is_the_exit_status_of_the_process(tmp_path: Path) -> None:
         ([], {"GRPO_HOST": "::"}, ["GRPO_API_KEY"]),
         (["--models-dir", "models.txt"], {}, ["models.txt"]),
         (["--models-dir", "/proc/models"], {}, ["/proc/models"]),
+        (["--models-dir="], {}, ["models_dir (GRPO_MODELS_DIR) must name a folder"]),
+        ([], {"GRPO_ALLOWED_HOSTS": "http://a.example"}, ["allowed_hosts (GRPO_ALLOWED_HOSTS)", "without scheme"]),
+        ([], {"GRPO_CORS_ORIGINS": "a.example"}, ["cors_origins (GRPO_CORS_ORIGINS)", "such as https://example.org"]),
         ([], {"GRPO_API_KEY": "short-secret"}, ["api_key", "16 characters"]),
         ([], {"GRPO_API_KEY_FILE": "nowhere.key"}, ["api_key_file nowhere.key", "No such file"]),
         ([], {"GRPO_PORT": "eighty"}, ["port (GRPO_PORT) must be a whole number"]),
@@ -550,6 +553,15 @@ def test_settings_that_cannot_work_are_refused_in_a_line(
     assert errors.startswith("grpo: ")
     assert errors.count("\n") == 1
     assert "short-secret" not in errors
+
+
+def test_a_misspelt_variable_is_told_even_if_the_server_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_api.py", "--host", "0.0.0.0"])
+    monkeypatch.setenv("GRPO_ALLOW_INSECUR", "1")
+    assert run_api.main() == 2
+    assert "GRPO_ALLOW_INSECUR is no setting; did you mean GRPO_ALLOW_INSECURE?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--port", "eighty"], ["--prot", "8000"], ["extra"]], ids=str)

@@ -1,4 +1,4 @@
-"""Query parameters that a path does not have, and integers that are not plain: refused, as in a body."""
+"""What a path does not take: query parameters, integers that are not plain, and bodies; refused, not ignored."""
 
 import re
 from collections import Counter
@@ -13,9 +13,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import InvalidFieldsError
+from service.http.limits.bodies import has_body
 from service.suggestions import list_close
 
 _INTEGER = re.compile(r"-?[0-9]+")
+# What programs send where they have nothing to say.
+_EMPTY_BODIES = frozenset({b"", b"{}"})
 
 
 class WithoutQuery:
@@ -33,7 +36,7 @@ class WithoutQuery:
         :raises InvalidFieldsError: If it has a query.
         """
         if scope["query_string"]:
-            _check(Request(scope), [], [])
+            _check(Request(scope), [], [], "")
         await self._app(scope, receive, send)
 
 
@@ -49,24 +52,55 @@ async def check_query_names(request: Request) -> None:
 
     :raises InvalidFieldsError: For the first one of each name.
     """
-    if not request.scope["query_string"]:
+    route = _get_route(request)
+    if request.scope["query_string"]:
+        types = _find_query_types(route)
+        integers = [name for name, alternatives in types.items() if int in alternatives]
+        remedy = "; send the fields as JSON in the body" if _takes_body(route) else ""
+        _check(request, list(types), integers, remedy)
+
+
+async def check_absent_body(request: Request) -> None:
+    """Refuse a body where the route takes none: what it asks for would be left out, and something else be done.
+
+    :raises InvalidFieldsError: If there is one with anything in it.
+    """
+    if not has_body(dict(request.scope["headers"])) or _takes_body(route := _get_route(request)):
         return
+    if (await request.body()).strip() in _EMPTY_BODIES:
+        return
+    names = ", ".join(_find_query_types(route))
+    remedy = f"; its query takes: {names}" if names else ""
+    message = f"this path takes no body; send the request without one{remedy}"
+    raise InvalidFieldsError([{"type": "body_unexpected", "loc": ("body",), "msg": message}])
+
+
+def _get_route(request: Request) -> APIRoute:
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
+    return route
+
+
+def _takes_body(route: APIRoute) -> bool:
+    """Return whether a route has a body, be it one that it reads itself and has described by hand."""
+    return route.body_field is not None or "requestBody" in (route.openapi_extra or {})
+
+
+def _find_query_types(route: APIRoute) -> dict[str, Sequence[object]]:
+    """Return the types that each parameter of a route's query may have."""
     fields = [field for field in get_flat_params(route.dependant) if isinstance(field.field_info, Query)]
-    integers = [field.alias for field in fields if int in _list_types(field.field_info.annotation)]
-    _check(request, [field.alias for field in fields], integers)
+    return {field.alias: _list_types(field.field_info.annotation) for field in fields}
 
 
 def _list_types(annotation: object) -> Sequence[object]:
     return get_args(annotation) or [annotation]
 
 
-def _check(request: Request, known: list[str], integers: Sequence[str]) -> None:
+def _check(request: Request, known: list[str], integers: Sequence[str], remedy: str) -> None:
     violations = [
         {"type": "query_name", "loc": ("query", name), "msg": message}
         for name, n in Counter(name for name, _ in request.query_params.multi_items()).items()
-        if (message := _find_violation(name, n, known, request.method))
+        if (message := _find_violation(name, n, known, remedy))
     ]
     violations += [
         {"type": "int_parsing", "loc": ("query", name), "msg": ""}
@@ -77,11 +111,10 @@ def _check(request: Request, known: list[str], integers: Sequence[str]) -> None:
         raise InvalidFieldsError(violations)
 
 
-def _find_violation(name: str, n_times: int, known: list[str], method: str) -> str:
+def _find_violation(name: str, n_times: int, known: list[str], remedy: str) -> str:
     if name in known:
         return "" if n_times == 1 else "a parameter may be given only once"
     if not known:
-        remedy = "; send the fields as JSON in the body" if method == "POST" else ""
         return f"unknown parameter: this path takes none in its query{remedy}"
     close = list_close(name, known, n_most=1)
     return f"unknown parameter; did you mean {close[0]}?" if close else f"unknown parameter; known: {', '.join(known)}"

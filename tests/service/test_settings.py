@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from service.settings import Settings, UnsafeSettingsError
+from service.settings import Settings, UnsafeSettingsError, describe_unknown_variables
 
 KEY = "0123456789abcdef"
 CASES: list[tuple[str, str, object]] = [
@@ -20,6 +20,7 @@ CASES: list[tuple[str, str, object]] = [
     ("allowed_hosts", "*", ("*",)),
     ("cors_origins", "https://a.example,https://b.example:8443", ("https://a.example", "https://b.example:8443")),
     ("cors_origins", "", ()),
+    ("cors_origins", "*", ("*",)),
     ("executor", "process", "process"),
     ("ray_address", "head:6379", "head:6379"),
     ("ray_gpus_per_job", "0.25", 0.25),
@@ -156,6 +157,19 @@ def test_a_value_given_in_the_call_goes_before_the_variable(monkeypatch: pytest.
         ("log_level", "loud"),
         ("api_key", "0123456789abcde"),
         ("api_key", ""),
+        ("api_key", "a key with\nline breaks"),
+        ("api_key", "a key with \x01 control characters"),
+        ("allowed_hosts", ""),
+        ("allowed_hosts", "https://example.org"),
+        ("allowed_hosts", "localhost,example.org:8000"),
+        ("allowed_hosts", "127.0.0.1:8000"),
+        ("allowed_hosts", "*.example.org"),
+        ("cors_origins", "example.org"),
+        ("cors_origins", "https://example.org/app"),
+        ("cors_origins", "https://*.example.org"),
+        ("models_dir", ""),
+        ("tensorboard_dir", " "),
+        ("models_dir", "~no-such-user/models"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
@@ -210,6 +224,34 @@ def test_a_key_read_from_a_file_and_an_origin_copied_from_a_browser_work(monkeyp
     assert settings.api_key is not None
     assert settings.api_key.get_secret_value() == "a key of 22 characters"
     assert settings.cors_origins == ("https://a.example", "https://b.example")
+
+
+def test_origins_are_compared_as_browsers_send_them() -> None:
+    written = "HTTPS://App.Example:443,http://a.example:80/,http://a.example:443,https://[2001:DB8::1]:8443,null"
+    expected = "https://app.example", "http://a.example", "http://a.example:443", "https://[2001:db8::1]:8443", "null"
+    assert Settings.model_validate({"cors_origins": written}).cors_origins == expected
+
+
+def test_hosts_may_be_addresses() -> None:
+    assert Settings(allowed_hosts=("::1", "[2001:db8::1]", "192.0.2.1", "a_b.example")).allowed_hosts
+
+
+def test_the_home_folder_is_written_as_in_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "api.key").write_text(KEY)
+    written = {"models_dir": "~/models", "tensorboard_dir": "~/runs", "api_key_file": "~/api.key"}
+    settings = Settings.model_validate(written)
+    assert (settings.models_dir, settings.tensorboard_dir) == (tmp_path / "models", tmp_path / "runs")
+    assert settings.api_key == SecretStr(KEY)
+
+
+def test_variables_that_are_no_settings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GRPO_MAX_RUNING_JOBS", "GRPO_ZZZ", "grpo_port", "GRPO_URL"):
+        monkeypatch.setenv(name, "1")
+    assert describe_unknown_variables() == [
+        "GRPO_MAX_RUNING_JOBS is no setting; did you mean GRPO_MAX_RUNNING_JOBS?",
+        "GRPO_ZZZ is no setting; it is ignored",
+    ]
 
 
 def test_a_key_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

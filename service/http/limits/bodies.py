@@ -50,6 +50,9 @@ class BodyRule(NamedTuple):
         content_type = headers.get(b"content-type", b"")
         if content_type not in self.content_types and _strip_parameters(content_type) not in self.content_types:
             return Refusal(WRONG_MEDIA_TYPE, 415, self.remedy)
+        if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
+            detail = "the body must not be compressed; send it as it is, without the header Content-Encoding."
+            return Refusal(WRONG_MEDIA_TYPE, 415, detail, {"Accept-Encoding": "identity"})
         # Without leading zeros, the longer number is the larger one; int() refuses numbers of thousands of digits.
         length = headers.get(b"content-length", b"0").lstrip(b"0")
         limit = b"%d" % self.max_bytes

@@ -86,13 +86,17 @@ class ClientLimits:
         return None
 
     def count_upload(self, scope: Scope, n_bytes: int) -> Refusal | None:
-        """Count an upload; return a refusal if its client has sent too much.
+        """Count an upload; return a refusal if its client has sent too much. What is refused does not count.
 
         :param n_bytes: Its size: what its head says, or what was read if that says nothing.
         """
-        wait_seconds = _hit(self._requests, self._bytes_per_hour, find_client(scope), max(1, n_bytes))
-        if wait_seconds is None:
+        client, n_bytes = find_client(scope), max(1, n_bytes)
+        if self._requests.test(self._bytes_per_hour, client, cost=n_bytes):
+            self._requests.hit(self._bytes_per_hour, client, cost=n_bytes)
             return None
+        # One that is too large for a whole hour may come before any hour has begun, which would end at once.
+        is_too_large = n_bytes > self._bytes_per_hour.amount
+        wait_seconds = 3600 if is_too_large else _find_wait(self._requests, self._bytes_per_hour, client)
         return _refuse(wait_seconds, f"{self._bytes_per_hour.amount} bytes of uploads per hour")
 
 
@@ -135,6 +139,10 @@ def _hit(
     """Count; return after how many seconds to come again, or None if there was room."""
     if strategy.hit(item, client, cost=cost):
         return None
+    return _find_wait(strategy, item, client)
+
+
+def _find_wait(strategy: FixedWindowRateLimiter | MovingWindowRateLimiter, item: RateLimitItem, client: str) -> int:
     return max(1, math.ceil(strategy.get_window_stats(item, client).reset_time - time.time()))
 
 

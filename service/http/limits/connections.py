@@ -48,6 +48,7 @@ _HEAD_TOO_LARGE = Problem("head-too-large", "The head of the request is too larg
 _PATH_TOO_LONG = Problem("path-too-long", "The path is too long")
 _HEAD_TIMEOUT = Problem("head-timeout", "The head of the request arrives too slowly")
 _EXPECTATION = Problem("expectation-failed", "The expectation cannot be met")
+_TRANSFER_CODING = Problem("unknown-transfer-coding", "The transfer coding is not supported")
 _NOT_HTTP = Problem("not-http", "The request is not valid HTTP")
 
 
@@ -161,6 +162,11 @@ class Connection(HttpToolsProtocol):
             return False
         return super()._should_upgrade()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a line of the head; those behind a chunked body come unchecked, and are ignored (RFC 9110, 6.5.1)."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Start the answer to a request."""
         if self._is_deaf():
@@ -180,6 +186,10 @@ class Connection(HttpToolsProtocol):
             return
         if any(name == b"expect" and value.lower() != b"100-continue" for name, value in self.headers):
             self._refuse(417, _EXPECTATION, "the only Expect header supported is '100-continue'; leave it out.")
+            return
+        if any(name == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in self.headers):
+            detail = "the only Transfer-Encoding supported is 'chunked'; send the body without another."
+            self._refuse(501, _TRANSFER_CODING, detail)
             return
         if not self.url.startswith((b"/", b"*")) and not self._read_absolute_target():
             self._refuse(400, _NOT_HTTP, "the target of the request is neither a path nor an http:// address.")

@@ -7,6 +7,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Body, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from service.errors import InvalidFieldsError
 from service.http import examples
 from service.http.routes.dependencies import CurrentService, errors
 from service.inference.batch import ARRAY_TYPE, answer_array, answer_json
@@ -69,6 +70,11 @@ async def predict_batch(
     if request.headers.get("content-type", "").split(";")[0].strip().lower() == ARRAY_TYPE:
         as_array = ARRAY_TYPE in request.headers.get("accept", "")
         answer = partial(answer_array, body, model_name, service.load_model, deterministic, as_array)
+    elif request.query_params:
+        message = "this is for an array; with JSON, send it in the body"
+        raise InvalidFieldsError(
+            [{"type": "query_of_array", "loc": ("query", name), "msg": message} for name in request.query_params]
+        )
     measured = partial(service.metrics.measure_batch, answer)
     content = await to_thread.run_sync(measured, limiter=service.batch_limiter)
     return Response(content, media_type=ARRAY_TYPE if as_array else "application/json")

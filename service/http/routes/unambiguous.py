@@ -1,14 +1,13 @@
 """Bodies in which an object has a name twice: refused, since one of the two values would be dropped without a word."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from service.errors import InvalidFieldsError
+from service.schemas.unambiguous import make_object
 
 
 class _UnambiguousRequest(Request):
@@ -18,7 +17,7 @@ class _UnambiguousRequest(Request):
         :raises InvalidFieldsError: If an object in it has a name twice.
         """
         if not hasattr(self, "_json"):
-            self._json = json.loads(await self.body(), object_pairs_hook=_make_object)
+            self._json = json.loads(await self.body(), object_pairs_hook=make_object)
         return self._json
 
 
@@ -33,12 +32,3 @@ class UnambiguousRoute(APIRoute):
             return await handle(_UnambiguousRequest(request.scope, request.receive))
 
         return read_and_handle
-
-
-def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]
-        message = "this name is there more than once; send it once"
-        raise InvalidFieldsError([{"type": "name_twice", "loc": ("body", name), "msg": message} for name in twice])
-    return made

@@ -1,5 +1,7 @@
 """Rules for every path: HEAD, parts of files, and the names in a query."""
 
+import gzip
+
 import pytest
 from fastapi.testclient import TestClient
 
@@ -127,6 +129,26 @@ class TestBodies:
             ("/inference", "", "the body is missing; send an object in JSON"),
             ("/train", '{"seed": 1, "n_envs": 2, "seed": 2}', "seed: this name is there more than once; send it once"),
             ("/sweeps", '{"base": {"gamma": 1, "gamma": 1}}', "gamma: this name is there more than once"),
+            (
+                "/inference/batch",
+                '{"model_name": "n", "model_name": "m", "observations": [[0, 0, 0, 0]]}',
+                "model_name: this name is there more than once",
+            ),
+            (
+                "/inference/batch",
+                '{"model\\u005fname": "n", "model_name": "m", "observations": [[0, 0, 0, 0]]}',
+                "model_name: this name is there more than once",
+            ),
+            (
+                "/inference/batch",
+                '{"model_name": "m", "observations": [{"a": 1, "a": 2}]}',
+                "a: this name is there more than once",
+            ),
+            (
+                "/inference/batch?model_name=n&deterministic=false",
+                '{"model_name": "m", "observations": [[0, 0, 0, 0]]}',
+                "query.model_name: this is for an array; with JSON, send it in the body; query.deterministic: ",
+            ),
             ("/models/m/evaluate", '{"seed": 1, "seed": 1}', "seed: this name is there more than once"),
         ],
     )
@@ -136,3 +158,49 @@ class TestBodies:
         response = client.post(path, content=body, headers={"content-type": "application/json"})
         assert response.status_code == 422
         assert said in response.json()["detail"]
+
+    @pytest.mark.parametrize(
+        ("method", "path", "said"),
+        [
+            ("DELETE", "/models/m", "this path takes no body; send the request without one"),
+            ("GET", "/models", "this path takes no body"),
+            ("POST", "/training/x/stop", "this path takes no body"),
+            ("POST", "/training/x/resume", "this path takes no body"),
+            ("GET", "/models/m/video", "send the request without one; its query takes: format, seed, "),
+        ],
+    )
+    def test_one_where_none_is_taken_is_refused(
+        self, client: TestClient, content: bytes, method: str, path: str, said: str
+    ) -> None:
+        response = client.request(method, path, json={"version": 1})
+        assert response.status_code == 422
+        assert said in response.json()["detail"]
+        assert client.get("/models/m").status_code == 200  # nothing was done
+
+    @pytest.mark.parametrize("body", ["", " {}\n"])
+    def test_an_empty_one_says_nothing(self, client: TestClient, content: bytes, body: str) -> None:
+        headers = {"content-type": "application/json"}
+        assert client.request("DELETE", "/models/m", content=body, headers=headers).status_code == 200
+
+    def test_a_query_is_sent_to_the_body_only_where_there_is_one(self, client: TestClient) -> None:
+        detail = client.post("/training/x/stop?now=1").json()["detail"]
+        assert detail == "query.now: unknown parameter: this path takes none in its query"
+
+    @pytest.mark.parametrize(
+        ("method", "path", "content_type"),
+        [
+            ("POST", "/train", "application/json"),
+            ("POST", "/inference", "application/json"),
+            ("POST", "/inference/batch", "application/octet-stream"),
+            ("PUT", "/models/m/file", "application/zip"),
+        ],
+    )
+    def test_a_compressed_one_is_refused_and_not_read_as_it_is(
+        self, client: TestClient, method: str, path: str, content_type: str
+    ) -> None:
+        headers = {"content-type": content_type, "content-encoding": "gzip"}
+        response = client.request(method, path, content=gzip.compress(b"{}"), headers=headers)
+        assert (response.status_code, response.headers["accept-encoding"]) == (415, "identity")
+        assert "without the header Content-Encoding" in response.json()["detail"]
+        plain = client.request(method, path, content=b"{", headers=headers | {"content-encoding": "identity"})
+        assert plain.status_code in (400, 422)

@@ -120,12 +120,20 @@ def test_resumes_count_as_jobs(client: TestClient, path: str) -> None:
 
 @limit(client_upload_bytes_per_hour=100_000)
 def test_uploads_that_do_not_say_how_large_they_are_count_as_what_was_read(client: TestClient) -> None:
-    def send() -> int:
-        pieces = iter([b"x" * 20_000, b"x" * 20_000])
+    def send(n_bytes: int) -> int:
+        pieces = iter([b"x" * 20_000, b"x" * (n_bytes - 20_000)])
         headers = {"Content-Type": "application/zip"}
         return client.put("/models/m/file", content=pieces, headers=headers).status_code
 
-    assert [send() for _ in range(4)] == [400, 400, 429, 429]
+    assert [send(40_000) for _ in range(4)] == [400, 400, 429, 429]
+    assert send(20_000) == 400, "what was refused takes nothing of the rest"
+
+
+@limit(client_upload_bytes_per_hour=100_000)
+def test_an_upload_beyond_a_whole_hours_share_is_not_called_back_at_once(client: TestClient) -> None:
+    headers = {"Content-Type": "application/zip"}
+    response = client.put("/models/m/file", content=b"x" * 100_001, headers=headers)
+    assert (response.status_code, response.headers["retry-after"]) == (429, "3600")
 
 
 def test_nobody_is_limited_on_this_machine(client: TestClient) -> None:

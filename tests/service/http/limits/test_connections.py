@@ -194,6 +194,20 @@ class TestHeads:
             status, problem = read_answer(connection)
         assert (status, problem["type"]) == (417, "urn:grpo:problem:expectation-failed")
 
+    @pytest.mark.parametrize("coding", [b"gzip, chunked", b"X, Chunked"])
+    def test_another_transfer_coding_is_refused(self, port: int, coding: bytes) -> None:
+        sent = POST + b"Transfer-Encoding: " + coding + b"\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+        with connect(port, sent) as connection:
+            status, problem = read_answer(connection)
+        assert (status, problem["type"]) == (501, "urn:grpo:problem:unknown-transfer-coding")
+
+    @pytest.mark.parametrize("rest", [b"2\r\n{}\r\n", b""])
+    def test_what_follows_a_chunked_body_is_no_part_of_the_head(self, port: int, rest: bytes) -> None:
+        sent = b"POST /train HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        sent += rest + b"0\r\nContent-Type: application/json\r\n\r\n"
+        with connect(port, sent + START + b"\r\n") as connection:
+            assert read_answer(connection)[0] == 415
+
     @pytest.mark.parametrize(
         "sent", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", START + b"\x00"]
     )
