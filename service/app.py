@@ -20,6 +20,7 @@ from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.jobs.views.events import EventStreams
 from service.models.exporter import ModelExporter
+from service.models.folder import ModelFolder
 from service.models.folder_id import read_folder_id
 from service.models.folder_lock import FolderLock
 from service.models.player import Film, ModelPlayer
@@ -70,18 +71,21 @@ class Service:
         self.closing = threading.Event()
         #: Copies the models from an object store; None if they are in the folder already.
         self.mirror = None if settings.models_url is None else Mirror(settings.models_url, settings.models_dir)
-        self.store = ModelStore(
+        folder = ModelFolder(
             settings.models_dir if self.mirror is None else self.mirror.folder,
-            max_models=settings.max_cached_models,
-            max_bytes=settings.max_cached_bytes,
-            available_bytes=get_available_bytes,
-            total_bytes=get_total_bytes(),
             min_free_bytes=settings.min_free_bytes,
             lock=lock,
-            max_files=settings.max_models,
-            max_files_bytes=settings.max_models_bytes,
+            max_models=settings.max_models,
+            max_models_bytes=settings.max_models_bytes,
             max_versions=settings.max_model_versions,
             is_read_only=settings.is_replica,
+        )
+        self.store = ModelStore(
+            folder,
+            max_cached_models=settings.max_cached_models,
+            max_cached_bytes=settings.max_cached_bytes,
+            available_bytes=get_available_bytes,
+            total_bytes=get_total_bytes(),
         )
         self.executor: Executor
         keeper: Keeper | None = None

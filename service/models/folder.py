@@ -51,7 +51,8 @@ class ModelFolder:
     def __init__(
         self,
         path: Path,
-        min_free_bytes: int,
+        *,
+        min_free_bytes: int = 0,
         lock: FolderLock | None = None,
         max_models: int = sys.maxsize,
         max_models_bytes: int = sys.maxsize,
