@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from anyio import CapacityLimiter
 
@@ -20,6 +20,7 @@ from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.jobs.views.events import EventStreams
 from service.models.exporter import ModelExporter
+from service.models.folder import ModelFolder
 from service.models.folder_id import read_folder_id
 from service.models.folder_lock import FolderLock
 from service.models.player import Film, ModelPlayer
@@ -70,48 +71,25 @@ class Service:
         self.closing = threading.Event()
         #: Copies the models from an object store; None if they are in the folder already.
         self.mirror = None if settings.models_url is None else Mirror(settings.models_url, settings.models_dir)
-        self.store = ModelStore(
+        folder = ModelFolder(
             settings.models_dir if self.mirror is None else self.mirror.folder,
-            max_models=settings.max_cached_models,
-            max_bytes=settings.max_cached_bytes,
-            available_bytes=get_available_bytes,
-            total_bytes=get_total_bytes(),
             min_free_bytes=settings.min_free_bytes,
             lock=lock,
-            max_files=settings.max_models,
-            max_files_bytes=settings.max_models_bytes,
+            max_models=settings.max_models,
+            max_models_bytes=settings.max_models_bytes,
             max_versions=settings.max_model_versions,
             is_read_only=settings.is_replica,
         )
-        self.executor: Executor
-        keeper: Keeper | None = None
-        if settings.is_replica:  # it has no jobs, and the jobs' file is the trainer's
-            self.executor = NoExecutor(ReadOnlyRule(settings).describe())
-            journal, obstacle = JobJournal(), None
-        else:
-            self.executor = make_executor(settings.executor, settings.log_style, _make_ray_options(settings))
-            if isinstance(self.executor, RayExecutor) and self.executor.can_keep:
-                keeper = self.executor
-            journal, obstacle = open_journal(settings.models_dir, keeps_running=keeper is not None)
-            if obstacle is not None:  # the next server would know of no job
-                keeper = None
-        self.registry = JobRegistry(
-            self.store,
-            self.executor,
-            max_running=settings.max_running_jobs,
-            max_queued=settings.max_queued_jobs,
-            max_kept=settings.max_kept_jobs,
-            stall_seconds=settings.stall_seconds,
-            checkpoints=(
-                None if settings.is_replica else CheckpointFolder(settings.models_dir, settings.max_models_bytes)
-            ),
-            tensorboard_dir=settings.tensorboard_dir,
-            max_kept_days=settings.max_kept_days,
-            recorder=JobRecorder(journal, obstacle),
-            # On a cluster, each declares one processor; here they share the machine's.
-            n_threads_per_job=1 if settings.executor == "ray" else None,
-            keeper=keeper,
+        self.store = ModelStore(
+            folder,
+            max_cached_models=settings.max_cached_models,
+            max_cached_bytes=settings.max_cached_bytes,
+            available_bytes=get_available_bytes,
+            total_bytes=get_total_bytes(),
         )
+        job_parts = _make_job_parts(settings)
+        self.executor = job_parts.executor
+        self.registry = _make_registry(self.store, job_parts, settings)
         limits = JobLimits(settings.client_active_jobs, settings.client_job_timesteps, settings.client_job_seconds)
         self._client_jobs = ClientJobs(limits, self.registry.is_active) if settings.limits_clients else None
         self.short_tasks = ShortTasks(self.executor, settings.task_seconds, self.closing)
@@ -129,7 +107,7 @@ class Service:
             reward_functions,
         )
         self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
-        self.sweeps = Conductor(journal, self.registry, self.store, self, settings.max_models)
+        self.sweeps = Conductor(job_parts.journal, self.registry, self.store, self, settings.max_models)
         self.player = ModelPlayer(self.store, self.short_tasks)
         self.promotion = ModelPromotion(self.store, self.player)
         self.exporter = ModelExporter(self.store, self.short_tasks)
@@ -377,6 +355,34 @@ class Service:
                 raise InvalidRequestError(f"this model file cannot be used: {error}") from error
 
 
+class _JobParts(NamedTuple):
+    """What runs jobs, and what remembers them.
+
+    :param obstacle: Why the journal is in memory only; None if it is not, or has nothing to remember.
+    """
+
+    executor: Executor
+    journal: JobJournal
+    obstacle: str | None = None
+
+    @property
+    def keeper(self) -> Keeper | None:
+        """The executor if its jobs outlive the server; without a usable journal the next one would know of none."""
+        return _find_keeper(self.executor) if self.obstacle is None else None
+
+
+def _make_job_parts(settings: Settings) -> _JobParts:
+    if settings.is_replica:  # it has no jobs, and the jobs' file is the trainer's
+        return _JobParts(NoExecutor(ReadOnlyRule(settings).describe()), JobJournal())
+    executor = make_executor(settings.executor, settings.log_style, _make_ray_options(settings))
+    journal, obstacle = open_journal(settings.models_dir, keeps_running=_find_keeper(executor) is not None)
+    return _JobParts(executor, journal, obstacle)
+
+
+def _find_keeper(executor: Executor) -> Keeper | None:
+    return executor if isinstance(executor, RayExecutor) and executor.can_keep else None
+
+
 def _make_ray_options(settings: Settings) -> RayOptions:
     is_shared = settings.executor == "ray" and settings.ray_address is not None
     return RayOptions(
@@ -386,4 +392,23 @@ def _make_ray_options(settings: Settings) -> RayOptions:
         settings.env_modules,
         settings.ray_lease_seconds,
         (read_folder_id(settings.models_dir) if is_shared else None) or "",
+    )
+
+
+def _make_registry(store: ModelStore, parts: _JobParts, settings: Settings) -> JobRegistry:
+    checkpoints = None if settings.is_replica else CheckpointFolder(settings.models_dir, settings.max_models_bytes)
+    return JobRegistry(
+        store,
+        parts.executor,
+        max_running=settings.max_running_jobs,
+        max_queued=settings.max_queued_jobs,
+        max_kept=settings.max_kept_jobs,
+        stall_seconds=settings.stall_seconds,
+        checkpoints=checkpoints,
+        tensorboard_dir=settings.tensorboard_dir,
+        max_kept_days=settings.max_kept_days,
+        recorder=JobRecorder(parts.journal, parts.obstacle),
+        # On a cluster, each declares one processor; here they share the machine's.
+        n_threads_per_job=1 if settings.executor == "ray" else None,
+        keeper=parts.keeper,
     )

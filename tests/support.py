@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -31,6 +32,8 @@ from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
 from service.http.limits.connections import Connection
+from service.models.folder import ModelFolder
+from service.models.store import ModelStore
 from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
 from service.schemas.training import TrainRequest
 from service.settings import Settings
@@ -63,6 +66,17 @@ FloatArray = npt.NDArray[np.float32]
 # whenever one of them holds the interpreter's lock.
 let_requests_go_first = threads._let_requests_go_first
 vars(threads)["_let_requests_go_first"] = lambda: None
+
+
+def open_model_store(models_dir: Path) -> ModelStore:
+    """Open the store of a models folder, with memory for all that a test puts into it."""
+    return ModelStore(
+        ModelFolder(models_dir),
+        max_cached_models=64,
+        max_cached_bytes=2**29,
+        available_bytes=lambda: 2**40,
+        total_bytes=2**34,
+    )
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float = PATIENCE_SECONDS) -> None:

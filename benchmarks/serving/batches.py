@@ -20,6 +20,7 @@ import numpy as np
 
 from grpo import GRPO
 from service.inference.batch import answer_array, answer_json
+from service.models.folder import ModelFolder
 from service.models.store import ModelStore
 
 _N_OBSERVATIONS = 10_000
@@ -47,7 +48,14 @@ def main() -> None:
         folder = Path(name)
         model = GRPO("MlpPolicy", gym.make("CartPole-v1"), n_steps=64, group_size=2, horizon=32, seed=0)
         model.save(folder / "m.zip")
-        load = ModelStore(folder, max_models=1, max_bytes=2**20, available_bytes=lambda: 2**40, total_bytes=2**40).get
+        store = ModelStore(
+            ModelFolder(folder),
+            max_cached_models=1,
+            max_cached_bytes=2**20,
+            available_bytes=lambda: 2**40,
+            total_bytes=2**40,
+        )
+        load = store.get
         rates = {
             "JSON to JSON": measure(lambda: answer_json(body, load)),
             "array to JSON": measure(lambda: answer_array(array, "m", load, True, False)),

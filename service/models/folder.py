@@ -21,11 +21,10 @@ from service.errors import (
     printable,
 )
 from service.models.folder_lock import TEMPORARY_PREFIX, FolderInUseError, FolderLock
-from service.models.versions import VersionFolder
+from service.models.versions import SUFFIX, VersionFolder
 from service.schemas.fields import is_model_name
 from service.suggestions import suggest
 
-_SUFFIX = ".zip"
 # Do not follow symbolic links, and do not block on a FIFO named like a model.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # A save takes seconds, so a crash left anything older.
@@ -51,7 +50,8 @@ class ModelFolder:
     def __init__(
         self,
         path: Path,
-        min_free_bytes: int,
+        *,
+        min_free_bytes: int = 0,
         lock: FolderLock | None = None,
         max_models: int = sys.maxsize,
         max_models_bytes: int = sys.maxsize,
@@ -303,7 +303,7 @@ class ModelFolder:
 
     def _list_zips(self) -> list[str]:
         try:
-            return [file.removesuffix(_SUFFIX) for file in os.listdir(self._dir) if file.endswith(_SUFFIX)]
+            return [file.removesuffix(SUFFIX) for file in os.listdir(self._dir) if file.endswith(SUFFIX)]
         except (FileNotFoundError, NotADirectoryError):  # the folder was removed
             return []
         except OSError as error:
@@ -321,7 +321,7 @@ class ModelFolder:
                 raise self.versions.make_not_found(reference)
             if found[1] is not None:
                 return self.versions.get_path(found[0], found[1])
-        return f"{self._dir}{os.sep}{name}{_SUFFIX}"  # listings build a thousand; a Path takes ten times as long
+        return self.versions.get_newest_path(name)
 
     def _open_descriptor(self, name: str) -> int:
         """Open the file that a reference means, and no newer one that has just taken its place.

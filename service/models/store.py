@@ -2,12 +2,10 @@
 
 import hashlib
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from cachetools import Cache, LRUCache
@@ -15,7 +13,6 @@ from cachetools import Cache, LRUCache
 from grpo_core.saving import atomic_write, model_file
 from service.errors import ConflictError, NotFoundError, StorageError
 from service.models.folder import FileSignature, ModelFolder, describe_refusal
-from service.models.folder_lock import FolderLock
 from service.models.served import InspectedFile, ServedModel
 from service.schemas.fields import is_model_name
 from service.schemas.models import ModelStatus
@@ -49,44 +46,30 @@ class ModelStore:
     A file is *verified* once it has been read in full, checksums included, and built into a policy as for serving.
     It stays verified until its signature changes.
 
-    :param models_dir: The folder; created if absent. Unfinished files from an earlier crash are removed.
-    :param max_models: Maximum number of models in memory.
-    :param max_bytes: Maximum memory they may take.
+    :param folder: The folder.
+    :param max_cached_models: Maximum number of models in memory.
+    :param max_cached_bytes: Maximum memory they may take.
     :param available_bytes: Returns how much memory is free.
     :param total_bytes: All the memory there is.
-    :param min_free_bytes: Disk space below which nothing new should be started.
-    :param lock: Keeps other servers out of the folder; None if nothing does.
-    :param max_files: Largest number of models in the folder.
-    :param max_files_bytes: Largest size of all of them.
-    :param max_versions: Versions kept of each model, the newest included.
-    :param is_read_only: Whether another server writes to the folder, which may then be missing for a while.
-    :raises OSError: If the folder cannot be created or written to.
     """
 
     def __init__(
         self,
-        models_dir: Path,
-        max_models: int,
-        max_bytes: int,
+        folder: ModelFolder,
+        *,
+        max_cached_models: int,
+        max_cached_bytes: int,
         available_bytes: Callable[[], int],
         total_bytes: int,
-        min_free_bytes: int = 0,
-        lock: FolderLock | None = None,
-        max_files: int = sys.maxsize,
-        max_files_bytes: int = sys.maxsize,
-        max_versions: int = 1,
-        is_read_only: bool = False,
     ) -> None:
-        self.folder = ModelFolder(
-            models_dir, min_free_bytes, lock, max_files, max_files_bytes, max_versions, is_read_only
-        )
-        self._max_models = max_models
+        self.folder = folder
+        self._max_cached_models = max_cached_models
         self._available_bytes = available_bytes
         self._low_memory_bytes = min(_LOW_MEMORY_BYTES, int(_LOW_MEMORY_FRACTION * total_bytes))
         # Guards the three below, and makes "check the file, then change the cache" one step. Never held while
         # a file is read.
         self._lock = threading.Lock()
-        self._cache = _Cache(max_bytes)
+        self._cache = _Cache(max_cached_bytes)
         self._file_statuses: dict[str, tuple[FileSignature, ModelStatus]] = {}
         self._unverified = set(self.folder.list_names())
         # What references meant at a time; a request's look at them would take as long as the policy.
@@ -330,7 +313,7 @@ class ModelStore:
             # If the file was deleted or replaced since it was read, the model answers once, uncached.
             if model.signature == self.folder.get_signature(model.name) and model.n_bytes <= self._cache.maxsize:
                 self._cache[model.name] = model
-                while len(self._cache) > self._max_models:
+                while len(self._cache) > self._max_cached_models:
                     self._cache.popitem()
         self.unload_under_pressure()
 

@@ -26,6 +26,8 @@ from service.schemas.fields import ALIAS_PATTERN, LATEST_ALIAS, is_model_name
 
 logger = logging.getLogger("grpo.service")
 
+#: What a model's file ends in.
+SUFFIX = ".zip"
 _NOTES = "notes.json"
 _VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
 _NUMBER = re.compile(r"[1-9]\d{0,8}")
@@ -66,7 +68,7 @@ class VersionFolder:
         # One model's versions are changed by one thread at a time.
         self._locks = [threading.RLock() for _ in range(_N_LOCKS)]
         for name in [] if is_read_only else self._list_folders():
-            if not (models_dir / f"{name}.zip").exists():
+            if not Path(self.get_newest_path(name)).exists():
                 self.forget(name)
             remove_leftovers(self._dir / name)
             self._trim(name)
@@ -91,6 +93,11 @@ class VersionFolder:
     def list_all(self, name: str) -> list[int]:
         """List the numbers of all versions, in order."""
         return sorted({*self.list_kept(name), self.find_newest(name)})
+
+    def get_newest_path(self, name: str) -> str:
+        """Return where a model's newest version is, whether there is one or not."""
+        # Listings build a thousand; a Path takes ten times as long.
+        return f"{self._models_dir}{os.sep}{name}{SUFFIX}"
 
     def get_path(self, name: str, version: int) -> str:
         """Return where an earlier version is kept."""
@@ -171,7 +178,7 @@ class VersionFolder:
             if version is None:
                 if before is None:
                     raise self.make_not_found(f"{name}@{alias}")
-            elif version not in self.list_all(name) or not (self._models_dir / f"{name}.zip").exists():
+            elif version not in self.list_all(name) or not Path(self.get_newest_path(name)).exists():
                 raise self.make_not_found(f"{name}@{version}")  # a model that is gone has none
             elif len(aliases) >= MAX_ALIASES:
                 raise ConflictError(
@@ -192,7 +199,7 @@ class VersionFolder:
         :raises OSError: If the disk refuses; all stays as it was.
         """
         with self.lock(name):
-            path = self._models_dir / f"{name}.zip"
+            path = Path(self.get_newest_path(name))
             version = 1
             if path.exists() and not path.is_symlink():
                 version = self.find_newest(name)
@@ -230,7 +237,7 @@ class VersionFolder:
 
     def _is_newest(self, name: str, version: int) -> bool:
         """Tell whether a version's file is the newest one itself: a link to it, or a copy where there are no links."""
-        newest, kept = self._models_dir / f"{name}.zip", self.get_path(name, version)
+        newest, kept = Path(self.get_newest_path(name)), self.get_path(name, version)
         try:
             one, other = os.lstat(newest), os.lstat(kept)
             if os.path.samestat(one, other):
@@ -351,7 +358,7 @@ class VersionFolder:
         n_bytes = 0
         with suppress(OSError), os.scandir(self._models_dir) as entries:
             for entry in entries:
-                if entry.name.endswith(".zip"):
+                if entry.name.endswith(SUFFIX):
                     with suppress(OSError):
                         n_bytes += entry.stat(follow_symlinks=False).st_size
         return n_bytes

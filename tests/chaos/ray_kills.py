@@ -29,11 +29,10 @@ from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.registry import JobRegistry
 from service.logs import LogStyle
 from service.models.folder_id import read_folder_id
-from service.models.store import ModelStore
 from service.schemas.jobs import JobStatus
 from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_executor import RayExecutor
-from tests.support import make_plan, wait_until
+from tests.support import make_plan, open_model_store, wait_until
 
 # Of six kills, three are of a worker, two of the actor that starts workers, and one is of a node.
 _TARGETS = ("worker", "slot", "worker", "slot", "worker", "node")
@@ -118,7 +117,7 @@ def find_workers(cluster: LocalCluster) -> list[psutil.Process]:
 @contextmanager
 def open_registry(cluster: LocalCluster, models_dir: Path, max_queued: int = 8) -> Iterator[JobRegistry]:
     """Open a registry of jobs that train on the cluster."""
-    store = ModelStore(models_dir, 64, 2**29, lambda: 2**40, 2**34)
+    store = open_model_store(models_dir)
     options = RayOptions(cluster.address, wait_seconds=_HANG_SECONDS, server_id=read_folder_id(models_dir) or "")
     executor = RayExecutor(LogStyle(), options)
     registry = JobRegistry(

@@ -37,6 +37,7 @@ from tests.support import (
     LineEnv,
     let_requests_go_first,
     make_plan,
+    open_model_store,
     wait_until,
 )
 
@@ -49,7 +50,7 @@ def plan(**request: Any) -> TrainingPlan:
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "models", 64, 2**29, lambda: 2**40, 2**34)
+    return open_model_store(tmp_path / "models")
 
 
 @pytest.fixture

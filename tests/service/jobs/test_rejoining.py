@@ -17,7 +17,7 @@ from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.jobs.totals import JobTotals
-from service.models.store import ModelStore
+from service.models.folder import ModelFolder
 from service.schemas.jobs import JobStatus
 from service.workers.receipts import Receipts
 from service.workers.task import (
@@ -30,7 +30,7 @@ from service.workers.task import (
     TaskFailedError,
 )
 from service.workers.threads import ThreadExecutor
-from tests.support import make_model, make_plan, wait_until
+from tests.support import make_model, make_plan, open_model_store, wait_until
 
 # Seconds that a report has waited for a server.
 AGE_SECONDS = 1000.0
@@ -119,7 +119,7 @@ Reopen = Callable[..., AbstractContextManager[JobRegistry]]
 @pytest.fixture
 def reopen(tmp_path: Path) -> Reopen:
     """Open a registry as a server does that starts again, and close it."""
-    store = ModelStore(tmp_path / "models", 64, 2**29, lambda: 2**40, 2**34)
+    store = open_model_store(tmp_path / "models")
 
     @contextmanager
     def open_again(
@@ -359,7 +359,7 @@ def test_all_are_looked_for_at_once_even_if_they_are_more_than_may_run(
 def test_what_a_killed_server_had_published_of_a_stopped_job_is_the_jobs_own(
     reopen: Reopen, killed: Job, model: bytes, tmp_path: Path
 ) -> None:
-    folder = ModelStore(tmp_path / "models", 64, 2**29, lambda: 2**40, 2**34).folder
+    folder = ModelFolder(tmp_path / "models")
     folder.write("m", model)
     with reopen(Elsewhere(model, n_earlier_stops=1)) as registry:
         job = registry.get(killed.job_id)

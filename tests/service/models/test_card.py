@@ -23,7 +23,7 @@ from service.models.store import ModelStore
 from service.schemas.jobs import EpisodeFigures
 from service.schemas.models import ModelCard, ModelStatus
 from service.settings import Settings
-from tests.support import SpaceEnv, forge, make_model, train_to_end
+from tests.support import SpaceEnv, forge, make_model, open_model_store, train_to_end
 
 FIGURES: dict[str, Any] = {
     "n_episodes": 2,
@@ -53,7 +53,7 @@ def folder(settings: Settings) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> ModelStore:
-    return ModelStore(folder, max_models=64, max_bytes=2**29, available_bytes=lambda: 2**40, total_bytes=2**40)
+    return open_model_store(folder)
 
 
 def get_card(client: TestClient, name: str = "m") -> dict[str, Any]:

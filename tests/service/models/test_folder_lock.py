@@ -100,7 +100,7 @@ def test_a_folder_that_another_server_was_quicker_to_take_is_left_alone(tmp_path
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "locked\n"
-            store = ModelFolder(folder, 0, lock)
+            store = ModelFolder(folder, lock=lock)
             with pytest.raises(FolderInUseError, match=rf"process id {holder.pid}\b"):
                 store.write("m", b"")
             assert store.find_problem() == "the models folder cannot be locked: another server uses it"

@@ -23,10 +23,11 @@ from stable_baselines3 import PPO
 
 from grpo_core.saving import atomic_write, model_file
 from service.errors import ConflictError, InvalidRequestError, NotFoundError, NotReadyError, StorageError
+from service.models.folder import ModelFolder
 from service.models.served import ServedModel
 from service.models.store import ModelStore
 from service.schemas.fields import is_model_name
-from tests.support import make_model, wait_until
+from tests.support import make_model, open_model_store, wait_until
 
 OBSERVATIONS = np.array([[0.1, 0.0, 0.05, 0.0], [-1.0, 0.5, -0.1, 1.0]], np.float32)
 # A 64x64 network for CartPole: 4*64+64 + 64*64+64 twice, and heads of 64*2+2 and 64+1, of 4 bytes each.
@@ -63,8 +64,14 @@ def probe() -> Probe:
 
 @pytest.fixture
 def open_store(folder: Path, probe: Probe) -> Callable[..., ModelStore]:
-    def build(max_models: int = 64, max_bytes: int = 2**29, total_bytes: int = 2**34) -> ModelStore:
-        return ModelStore(folder, max_models, max_bytes, available_bytes=probe, total_bytes=total_bytes)
+    def build(max_cached_models: int = 64, max_cached_bytes: int = 2**29, total_bytes: int = 2**34) -> ModelStore:
+        return ModelStore(
+            ModelFolder(folder),
+            max_cached_models=max_cached_models,
+            max_cached_bytes=max_cached_bytes,
+            available_bytes=probe,
+            total_bytes=total_bytes,
+        )
 
     return build
 
@@ -463,7 +470,7 @@ class TestMemory:
         expected = [answer_of(content) for content in contents]
         for i in range(12):
             (folder / f"m{i}.zip").write_bytes(contents[i % 3])
-        store = open_store(max_bytes=4 * MODEL_BYTES)
+        store = open_store(max_cached_bytes=4 * MODEL_BYTES)
         right: list[bool] = []
 
         def ask(first: int) -> None:
@@ -500,7 +507,7 @@ class TestMemory:
     def test_the_least_recently_used_model_makes_room(
         self, open_store: Callable[..., ModelStore], contents: list[bytes]
     ) -> None:
-        store = open_store(max_models=2)
+        store = open_store(max_cached_models=2)
         store.publish("a", contents[0])
         store.publish("b", contents[1])
         store.get("a")
@@ -512,7 +519,7 @@ class TestMemory:
     def test_models_take_no_more_memory_than_allowed(
         self, open_store: Callable[..., ModelStore], contents: list[bytes]
     ) -> None:
-        store = open_store(max_bytes=2 * MODEL_BYTES)
+        store = open_store(max_cached_bytes=2 * MODEL_BYTES)
         for name, content in zip("abc", contents, strict=True):
             store.publish(name, content)
         assert list_statuses(store) == {"a": "saved", "b": "loaded", "c": "loaded"}
@@ -520,7 +527,7 @@ class TestMemory:
     def test_a_model_larger_than_all_of_it_is_served_without_being_kept(
         self, open_store: Callable[..., ModelStore], contents: list[bytes]
     ) -> None:
-        store = open_store(max_bytes=MODEL_BYTES - 1)
+        store = open_store(max_cached_bytes=MODEL_BYTES - 1)
         store.publish("m", contents[0])
         assert store.n_loaded == 0
         assert answer(store, "m") == answer_of(contents[0])
@@ -596,7 +603,7 @@ class TestTheFolder:
     def test_a_listing_is_no_use_of_a_model(
         self, open_store: Callable[..., ModelStore], folder: Path, contents: list[bytes]
     ) -> None:
-        store = open_store(max_models=2)
+        store = open_store(max_cached_models=2)
         for name in ("b", "a"):
             store.publish(name, contents[0])
         store.get("b")
@@ -609,7 +616,9 @@ class TestTheFolder:
         def fail() -> int:
             raise OSError(24, "Too many open files")
 
-        store = ModelStore(folder, max_models=2, max_bytes=2**20, available_bytes=fail, total_bytes=2**30)
+        store = ModelStore(
+            ModelFolder(folder), max_cached_models=2, max_cached_bytes=2**20, available_bytes=fail, total_bytes=2**30
+        )
         store.publish("m", contents[0])
         assert store.get("m").name == "m"
         assert store.unload_under_pressure() == 0
@@ -620,9 +629,9 @@ class TestTheFolder:
             open_store()
 
     @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system without room for folders")
-    def test_a_folder_that_cannot_be_created_is_an_error(self, probe: Probe) -> None:
+    def test_a_folder_that_cannot_be_created_is_an_error(self) -> None:
         with pytest.raises(OSError, match="models"):
-            ModelStore(Path("/proc/models"), max_models=1, max_bytes=1, available_bytes=probe, total_bytes=1)
+            ModelFolder(Path("/proc/models"))
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_that_cannot_be_written_to_is_an_error(
@@ -632,12 +641,10 @@ class TestTheFolder:
         with pytest.raises(PermissionError, match="not writable"):
             open_store()
 
-    def test_what_the_disk_refuses_is_told_in_words(
-        self, foreign_folder: Path, probe: Probe, contents: list[bytes]
-    ) -> None:
+    def test_what_the_disk_refuses_is_told_in_words(self, foreign_folder: Path, contents: list[bytes]) -> None:
         """A file that cannot be read is one row of the listing, and one that cannot be deleted a conflict."""
         folder = foreign_folder
-        store = ModelStore(folder, 64, 2**29, available_bytes=probe, total_bytes=2**34)
+        store = open_model_store(folder)
         store.publish("good", contents[0])
         store.publish("bad", contents[0])
         (folder / "bad.zip").chmod(0)

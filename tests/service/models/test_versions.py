@@ -64,7 +64,7 @@ class TestLinks:
         assert client.put("/models/m/aliases/prod", json={"version": 1}).status_code == 507
         assert list_versions(client) == [1]
         assert get_file(client, "m") == get_file(client, "m@1") == contents[0]
-        ModelFolder(settings.models_dir, 0)  # the next server
+        ModelFolder(settings.models_dir)  # the next server
         with lock_folder(settings.models_dir):
             pass
         assert client.delete("/models/m").status_code == 200
@@ -124,7 +124,7 @@ class TestKeeping:
 
     def test_a_full_folder_gives_up_old_versions_of_any_model(self, tmp_path: Path, contents: list[bytes]) -> None:
         n_bytes = len(contents[0])
-        folder = ModelFolder(tmp_path, 0, max_models_bytes=4 * n_bytes + 2000, max_versions=9)
+        folder = ModelFolder(tmp_path, max_models_bytes=4 * n_bytes + 2000, max_versions=9)
         for name in ("a", "b"):
             for content in contents[:2]:
                 folder.write(name, content)
@@ -150,7 +150,7 @@ class TestKeeping:
     def test_an_alias_does_not_outlive_a_model_that_is_deleted_meanwhile(
         self, tmp_path: Path, contents: list[bytes]
     ) -> None:
-        folder = ModelFolder(tmp_path, 0, max_versions=2)
+        folder = ModelFolder(tmp_path, max_versions=2)
         folder.write("m", contents[0])
         folder.delete("m")  # after a request has found it
         with pytest.raises(NotFoundError):
@@ -216,11 +216,11 @@ class TestAliases:
         body = {"model_name": "m@prod", "observation": [0.5, -1.0, 0.1, 2.0]}
         before = client.post("/inference", json=body).json()
         # As another program does, of which the server hears nothing.
-        ModelFolder(settings.models_dir, 0, max_versions=5).write("m", contents[1])
+        ModelFolder(settings.models_dir, max_versions=5).write("m", contents[1])
         newest = {"model_name": "m", "observations": [body["observation"]]}
         assert client.post("/inference/batch", json=newest).status_code == 200  # it is in memory from now on
         assert client.post("/inference", json=body).json() == before
-        ModelFolder(settings.models_dir, 0, max_versions=5).write("m", contents[2])
+        ModelFolder(settings.models_dir, max_versions=5).write("m", contents[2])
         assert client.get("/models/m@2").json()["sha256"] == hashlib.sha256(contents[1]).hexdigest()
         assert client.get("/models/m@prod").json()["sha256"] == hashlib.sha256(contents[0]).hexdigest()
 
@@ -340,7 +340,7 @@ def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(
     tmp_path: Path, contents: list[bytes], step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make_folder() -> ModelFolder:
-        return ModelFolder(tmp_path, 0, max_versions=2)
+        return ModelFolder(tmp_path, max_versions=2)
 
     def read(folder: ModelFolder) -> dict[int, bytes]:
         return {n: folder.read(f"m@{n}")[1] for n in folder.versions.list_all("m")}
@@ -383,13 +383,13 @@ def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(
 
 
 def test_what_a_crash_left_of_a_deleted_model_is_removed(tmp_path: Path, contents: list[bytes]) -> None:
-    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder = ModelFolder(tmp_path, max_versions=3)
     for content in contents[:2]:
         folder.write("m", content)
         folder.write("other", content)
     (tmp_path / "m.zip").unlink()  # the first step of a deletion
     (tmp_path / ".versions" / "other" / ".tmp-1").write_bytes(b"")
-    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder = ModelFolder(tmp_path, max_versions=3)
     assert sorted(path.name for path in (tmp_path / ".versions").rglob("*")) == ["1.zip", "other"]
     assert not folder.exists("m@1")
     with pytest.raises(NotFoundError):
@@ -398,7 +398,7 @@ def test_what_a_crash_left_of_a_deleted_model_is_removed(tmp_path: Path, content
 
 @pytest.mark.parametrize("name", ["../m", "m@1", "m@prod", ".versions", "a/b", ""])
 def test_only_a_plain_name_is_written(tmp_path: Path, contents: list[bytes], name: str) -> None:
-    folder = ModelFolder(tmp_path / "models", 0, max_versions=3)
+    folder = ModelFolder(tmp_path / "models", max_versions=3)
     with pytest.raises(InvalidRequestError):
         folder.write(name, contents[0], "a job")
     assert list(tmp_path.rglob("*")) == [tmp_path / "models"]
@@ -407,7 +407,7 @@ def test_only_a_plain_name_is_written(tmp_path: Path, contents: list[bytes], nam
 def test_a_version_that_was_not_replaced_after_all_leaves_nothing(
     tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder = ModelFolder(tmp_path, max_versions=3)
     folder.write("m", contents[0])
 
     def refuse(path: Path, content: bytes) -> None:
@@ -436,7 +436,7 @@ def test_without_links_a_version_is_copied(
         raise OSError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder = ModelFolder(tmp_path, max_versions=3)
     for content in contents[:3]:
         folder.write("m", content)
     assert [folder.read(f"m@{n}")[1] for n in (1, 2, 3)] == contents[:3]
@@ -446,7 +446,7 @@ def test_versions_are_told_apart_that_a_coarse_clock_gives_one_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents = [b"a", b"b", b"c", b"d"]
-    folder = ModelFolder(tmp_path, 0, max_versions=4)
+    folder = ModelFolder(tmp_path, max_versions=4)
     for number, content in enumerate(contents):
         if number == 2:
             monkeypatch.setattr(os, "link", Mock(side_effect=OSError("no links here")))
@@ -458,7 +458,7 @@ def test_versions_are_told_apart_that_a_coarse_clock_gives_one_time(
 def test_the_notes_of_a_model_are_read_once_to_count_what_its_aliases_keep(
     tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = (folder := ModelFolder(tmp_path, 0, max_versions=4)).versions
+    versions = (folder := ModelFolder(tmp_path, max_versions=4)).versions
     for content in contents:
         folder.write("m", content)
     versions.set_alias("m", "prod", 2)
@@ -469,7 +469,7 @@ def test_the_notes_of_a_model_are_read_once_to_count_what_its_aliases_keep(
 
 @pytest.mark.parametrize("notes", [b"", b"[]", b'{"aliases": 1}', b'{"aliases": {"../x": 1, "ok": "1"}, "jobs": {}}'])
 def test_notes_that_cannot_be_read_are_left_out(tmp_path: Path, contents: list[bytes], notes: bytes) -> None:
-    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder = ModelFolder(tmp_path, max_versions=3)
     for content in contents[:2]:
         folder.write("m", content)
     (tmp_path / ".versions" / "m" / "notes.json").write_bytes(notes)
@@ -481,7 +481,7 @@ def test_notes_that_cannot_be_read_are_left_out(tmp_path: Path, contents: list[b
 def test_a_version_is_found_that_stops_being_the_newest_while_it_is_looked_for(
     tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = ModelFolder(tmp_path, 0, max_versions=2)
+    folder = ModelFolder(tmp_path, max_versions=2)
     folder.write("m", contents[0])
     find_newest = folder.versions.find_newest
 
@@ -498,7 +498,7 @@ def test_a_version_is_found_that_stops_being_the_newest_while_it_is_looked_for(
 def test_a_version_that_is_replaced_before_its_file_is_opened_is_read_from_where_it_is_kept(
     tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder = ModelFolder(tmp_path, max_versions=3)
     folder.write("m", contents[0])
     find_path = folder._path
 
@@ -513,7 +513,7 @@ def test_a_version_that_is_replaced_before_its_file_is_opened_is_read_from_where
 
 
 def test_readers_meet_whole_versions_while_newer_ones_come(tmp_path: Path, contents: list[bytes]) -> None:
-    folder = ModelFolder(tmp_path, 0, max_versions=2)
+    folder = ModelFolder(tmp_path, max_versions=2)
     folder.write("m", contents[0])
     folder.versions.set_alias("m", "prod", 1)
     is_over, faults = threading.Event(), []
@@ -556,7 +556,7 @@ def test_aliases_that_the_disk_hides_are_not_lost(
 def test_a_file_is_the_one_that_was_looked_for_even_if_it_is_replaced_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = ModelFolder(tmp_path, 0, max_versions=3)
+    folder = ModelFolder(tmp_path, max_versions=3)
     folder.write("m", b"old")
     read = folder.read
     sha256 = hashlib.sha256(b"old").hexdigest()

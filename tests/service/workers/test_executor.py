@@ -38,6 +38,7 @@ from tests.support import (
     is_alive,
     list_workers,
     make_plan,
+    open_model_store,
     wait_until,
 )
 
@@ -107,7 +108,7 @@ class EndlessLine(LineEnv):
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "models", 64, 2**29, lambda: 2**40, 2**34)
+    return open_model_store(tmp_path / "models")
 
 
 @pytest.fixture
