@@ -29,6 +29,7 @@ logger = logging.getLogger("grpo.service")
 #: What a model's file ends in.
 SUFFIX = ".zip"
 _NOTES = "notes.json"
+_MAX_NOTES_BYTES = 2**20
 _VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
 _NUMBER = re.compile(r"[1-9]\d{0,8}")
 _ALIAS = re.compile(ALIAS_PATTERN)
@@ -71,7 +72,10 @@ class VersionFolder:
             if not Path(self.get_newest_path(name)).exists():
                 self.forget(name)
             remove_leftovers(self._dir / name)
-            self._trim(name)
+            try:
+                self._trim(name)
+            except OSError:  # which concerns this model alone
+                logger.warning("the versions of model %s cannot be trimmed", name, exc_info=True)
 
     def lock(self, name: str) -> threading.RLock:
         """Return what guards a model's versions."""
@@ -152,13 +156,13 @@ class VersionFolder:
         :raises OSError: If the disk does not give it.
         """
         try:
-            found = json.loads((self._find_folder(name) / _NOTES).read_bytes())
+            found = json.loads(_read_small(self._find_folder(name) / _NOTES))
             aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
             jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
             return Notes(aliases, jobs, int(found["last_removed"]))
         except (FileNotFoundError, NotADirectoryError):
             return Notes({}, {})
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError):
             logger.warning("the notes on the versions of model %s are damaged", name, exc_info=True)
             return Notes({}, {})
 
@@ -362,6 +366,24 @@ class VersionFolder:
                     with suppress(OSError):
                         n_bytes += entry.stat(follow_symlinks=False).st_size
         return n_bytes
+
+
+def _read_small(path: Path) -> bytes:
+    """Read a small file that others may have put there; a pipe, which would block for ever, is not waited for.
+
+    :raises OSError: If the disk does not give it, or if it is no regular file.
+    :raises ValueError: If it is too large.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+        if status.st_size > _MAX_NOTES_BYTES:
+            raise ValueError(f"{path.name} is larger than {_MAX_NOTES_BYTES:,} bytes")
+        return os.read(descriptor, status.st_size)
+    finally:
+        os.close(descriptor)
 
 
 def _has_content(path: Path, content: bytes) -> bool:

@@ -467,7 +467,17 @@ def test_the_notes_of_a_model_are_read_once_to_count_what_its_aliases_keep(
     assert (versions.count_pinned_bytes(), counted.call_count) == (len(contents[1]), 1)
 
 
-@pytest.mark.parametrize("notes", [b"", b"[]", b'{"aliases": 1}', b'{"aliases": {"../x": 1, "ok": "1"}, "jobs": {}}'])
+_ENDLESS = b'{"aliases": {}, "jobs": {}, "last_removed": 1e999}'
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        *(b"", b"[]", b'{"aliases": 1}', b'{"aliases": {"../x": 1, "ok": "1"}, "jobs": {}}'),
+        *(b"[" * 200_000, _ENDLESS, b" " * 2_000_000),
+    ],
+    ids=["empty", "list", "number", "names", "deep", "endless", "large"],
+)
 def test_notes_that_cannot_be_read_are_left_out(tmp_path: Path, contents: list[bytes], notes: bytes) -> None:
     folder = ModelFolder(tmp_path, max_versions=3)
     for content in contents[:2]:
@@ -476,6 +486,18 @@ def test_notes_that_cannot_be_read_are_left_out(tmp_path: Path, contents: list[b
     assert folder.versions.read_notes("m").aliases == {}
     folder.versions.set_alias("m", "prod", 1)
     assert folder.canonicalize("m@prod") == "m@1"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_notes_that_are_no_file_hold_nobody_up(make: Any, tmp_path: Path, contents: list[bytes]) -> None:
+    folder = ModelFolder(tmp_path, max_versions=3)
+    folder.write("m", contents[0])
+    folder.versions.set_alias("m", "prod", 1)
+    notes = tmp_path / ".versions" / "m" / "notes.json"
+    notes.unlink()
+    make(notes)
+    assert folder.versions.read_notes("m").aliases == {}
+    assert ModelFolder(tmp_path, max_versions=3).canonicalize("m") == "m"  # the next server starts
 
 
 def test_a_version_is_found_that_stops_being_the_newest_while_it_is_looked_for(
