@@ -180,6 +180,10 @@ class ShardedCollector(GroupCollector):
         reward_weights: Sequence[float] | None,
         pool: WorkerPool,
     ) -> Iterator[None]:
+        self.outside_changes.keep()
+        if self.outside_changes.has_changes():  # the copies will have them, and the anchor states do not
+            self._bank.renew([])
+            self.anchors.forget()
         setup = ShardSetup(
             self._envs,
             self._vec_wrappers,
@@ -200,7 +204,7 @@ class ShardedCollector(GroupCollector):
                 self._pool = None
 
     def follow_outside_changes(self) -> None:
-        pass  # workers play in copies, which nobody else can set anything on
+        pass  # until new workers get copies of the environments
 
     def list_places(self) -> list[SteppedPlace]:
         return self._stepped_places

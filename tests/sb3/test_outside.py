@@ -111,6 +111,16 @@ def test_what_is_set_between_two_runs_holds() -> None:
     assert env.level == 4
 
 
+def test_what_is_set_between_two_runs_holds_in_rollout_workers() -> None:
+    env, levels = Task(), []
+    model = GRPO("MlpPolicy", env, n_steps=64, horizon=8, n_epochs=1, seed=0, device="cpu", n_rollout_workers=2)
+    for env.level in (0, 3):
+        callback = Curriculum(10**9)
+        model.learn(64, callback, reset_num_timesteps=False)
+        levels.append(set(callback.levels))
+    assert levels == [{0}, {3}]
+
+
 @pytest.mark.parametrize("restart_probability", [0.0, 0.5])
 def test_where_nothing_is_set_anchors_stay_as_they_are(
     restart_probability: float, monkeypatch: pytest.MonkeyPatch
@@ -170,7 +180,7 @@ def test_what_is_set_with_a_reset_holds() -> None:
     build(GRPO, Task()).learn(256, callback)
     assert callback.levels == {0, 1}
     callback.levels = set()
-    assert callback.model.learn(64, callback, reset_num_timesteps=False)
+    callback.model.learn(64, callback, reset_num_timesteps=False)
     assert callback.levels == {1}
 
 
