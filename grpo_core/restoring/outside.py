@@ -26,7 +26,8 @@ _ENGINES = ("gymnasium.envs.mujoco.", "ale_py.")
 # included, and arrays of up to so many bytes.
 _MAPPINGS = frozenset({dict, defaultdict, Counter, OrderedDict})
 _SEQUENCES = frozenset({list, deque})
-_CONTAINERS = _MAPPINGS | _SEQUENCES | {set, bytearray}
+_NESTING = _MAPPINGS | _SEQUENCES
+_CONTAINERS = _NESTING | {set, bytearray}
 _MAX_ITEMS = 256
 _MAX_DEPTH = 4
 _MAX_BYTES = 2**16
@@ -226,9 +227,12 @@ def _count(value: Any, depth: int) -> int:
 
 def _list_inner(value: Any, depth: int) -> list[tuple[Any, Any]]:
     """List the containers inside one, with their keys or places, unless it is too deep or too large."""
-    if depth == 1 or len(value) > _MAX_ITEMS:
+    kind = type(value)
+    if depth == 1 or len(value) > _MAX_ITEMS or kind not in _NESTING:
         return []
-    items = value.items() if type(value) in _MAPPINGS else enumerate(value) if type(value) in _SEQUENCES else ()
+    if _CONTAINERS.isdisjoint(map(type, value.values() if kind in _MAPPINGS else value)):  # most hold none
+        return []
+    items = value.items() if kind in _MAPPINGS else enumerate(value)
     return [(key, item) for key, item in items if type(item) in _CONTAINERS]
 
 
@@ -256,6 +260,8 @@ def _holds(value: Any, contents: Any, depth: int = _MAX_DEPTH) -> bool:
     if type(value) in _MAPPINGS:
         return all(key in contents and _is_equal(contents[key], item, depth) for key, item in value.items())
     if type(value) in _SEQUENCES:
+        if all(map(operator.is_, value, contents)):  # the usual case, at C's speed
+            return True
         return all(_is_equal(before, item, depth) for before, item in zip(contents, value, strict=True))
     return bool(value == contents)
 
