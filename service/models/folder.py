@@ -21,12 +21,10 @@ from service.errors import (
     printable,
 )
 from service.models.folder_lock import TEMPORARY_PREFIX, FolderInUseError, FolderLock
-from service.models.versions import SUFFIX, VersionFolder
+from service.models.versions import OPEN_FLAGS, SUFFIX, VersionFolder
 from service.schemas.fields import is_model_name
 from service.suggestions import suggest
 
-# Do not follow symbolic links, and do not block on a FIFO named like a model.
-_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # A save takes seconds, so a crash left anything older.
 _LEFTOVER_SECONDS = 3600.0
 # Inode, modification time in ns and size in bytes: they change with the content.
@@ -330,7 +328,7 @@ class ModelFolder:
         """
         path = self._path(name)
         while True:
-            descriptor = os.open(path, _OPEN_FLAGS)
+            descriptor = os.open(path, OPEN_FLAGS)
             try:
                 means = self._path(name)
             except BaseException:

@@ -28,6 +28,8 @@ logger = logging.getLogger("grpo.service")
 
 #: What a model's file ends in.
 SUFFIX = ".zip"
+#: Do not follow symbolic links, and do not block on a FIFO named like a file that is read.
+OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NOTES = "notes.json"
 _MAX_NOTES_BYTES = 2**20
 _VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
@@ -374,7 +376,7 @@ def _read_small(path: Path) -> bytes:
     :raises OSError: If the disk does not give it, or if it is no regular file.
     :raises ValueError: If it is too large.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, OPEN_FLAGS)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
