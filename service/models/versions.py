@@ -204,12 +204,12 @@ class VersionFolder:
         """
         with self.lock(name):
             path = Path(self.get_newest_path(name))
-            version = 1
-            if path.exists() and not path.is_symlink():
-                version = self.find_newest(name)
-                if not _has_content(path, content):
-                    self._keep(name, path, version)
-                    version += 1
+            if not os.path.lexists(path):  # deleted by hand: the next model of that name begins anew
+                self.forget(name)
+            version = self.find_newest(name)
+            if path.exists() and not path.is_symlink() and not _has_content(path, content):
+                self._keep(name, path, version)
+                version += 1
             notes = self._read_notes_or_fail(name)
             if notes.jobs.get(version) != job_id:
                 jobs = {**notes.jobs, version: job_id}

@@ -158,6 +158,23 @@ class TestKeeping:
         assert not list(tmp_path.glob(".versions/*"))
 
 
+    def test_a_model_that_is_deleted_by_hand_leaves_nothing_to_the_next_one(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        request = {"total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
+        train_to_end(client, **request)
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/prod", json={"version": 1})
+        assert client.get("/models/m@prod").status_code == 200  # in memory from now on
+        (settings.models_dir / "m.zip").unlink()
+        publish(client, contents[2:3])
+        assert client.get("/models/m@prod").status_code == 404
+        answer = client.get("/models/m/versions").json()
+        assert answer["aliases"] == {}
+        assert [(version["version"], version["job_id"]) for version in answer["versions"]] == [(1, None)]
+        assert get_file(client, "m@1") == contents[2]
+
+
 class TestAliases:
     def test_every_way_to_name_a_model_takes_them(self, client: TestClient, contents: list[bytes]) -> None:
         publish(client, contents[:2])
