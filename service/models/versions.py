@@ -16,6 +16,7 @@ import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ logger = logging.getLogger("grpo.service")
 SUFFIX = ".zip"
 _NOTES = "notes.json"
 _MAX_NOTES_BYTES = 2**20
+# What reading damaged notes ends with.
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError)
 _VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
 _NUMBER = re.compile(r"[1-9]\d{0,8}")
 _ALIAS = re.compile(ALIAS_PATTERN)
@@ -156,13 +159,10 @@ class VersionFolder:
         :raises OSError: If the disk does not give it.
         """
         try:
-            found = json.loads(_read_small(self._find_folder(name) / _NOTES))
-            aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
-            jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
-            return Notes(aliases, jobs, int(found["last_removed"]))
+            return _parse_notes(_read_small(self._find_folder(name) / _NOTES))
         except (FileNotFoundError, NotADirectoryError):
             return Notes({}, {})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError):
+        except _DAMAGE:
             logger.warning("the notes on the versions of model %s are damaged", name, exc_info=True)
             return Notes({}, {})
 
@@ -300,6 +300,7 @@ class VersionFolder:
 
     def _write_notes(self, name: str, notes: Notes) -> None:
         folder = self._make_folder(name)
+        _move_damaged_aside(folder / _NOTES)
         written: dict[str, Any] = {"aliases": dict(notes.aliases), "jobs": {str(k): v for k, v in notes.jobs.items()}}
         written["last_removed"] = notes.last_removed
         with suppress(UnconfirmedWriteError):  # they are there, and a model that follows them is confirmed itself
@@ -384,6 +385,28 @@ def _read_small(path: Path) -> bytes:
         return os.read(descriptor, status.st_size)
     finally:
         os.close(descriptor)
+
+
+def _parse_notes(content: bytes) -> Notes:
+    """Read what is written in notes; whatever is in ``_DAMAGE`` says that they are damaged."""
+    found = json.loads(content)
+    aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
+    jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
+    return Notes(aliases, jobs, int(found["last_removed"]))
+
+
+def _move_damaged_aside(path: Path) -> None:
+    """Rename notes that are damaged, before others take their place: somebody may still read the aliases in them.
+
+    :raises OSError: If the disk refuses.
+    """
+    with suppress(FileNotFoundError):
+        try:
+            _parse_notes(_read_small(path))
+        except _DAMAGE:
+            aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+            path.rename(aside)
+            logger.warning("damaged notes were renamed to %s", aside)
 
 
 def _has_content(path: Path, content: bytes) -> bool:

@@ -157,7 +157,6 @@ class TestKeeping:
             folder.versions.set_alias("m", "prod", 1)
         assert not list(tmp_path.glob(".versions/*"))
 
-
     def test_a_model_that_is_deleted_by_hand_leaves_nothing_to_the_next_one(
         self, client: TestClient, contents: list[bytes], settings: Settings
     ) -> None:
@@ -499,10 +498,15 @@ def test_notes_that_cannot_be_read_are_left_out(tmp_path: Path, contents: list[b
     folder = ModelFolder(tmp_path, max_versions=3)
     for content in contents[:2]:
         folder.write("m", content)
-    (tmp_path / ".versions" / "m" / "notes.json").write_bytes(notes)
+    path = tmp_path / ".versions" / "m" / "notes.json"
+    path.write_bytes(notes)
     assert folder.versions.read_notes("m").aliases == {}
-    folder.versions.set_alias("m", "prod", 1)
+    assert path.read_bytes() == notes
+    for alias in ("prod", "next"):
+        folder.versions.set_alias("m", alias, 1)
     assert folder.canonicalize("m@prod") == "m@1"
+    (aside,) = path.parent.glob("notes.json.damaged-*")
+    assert aside.read_bytes() == notes
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
