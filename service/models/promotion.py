@@ -1,6 +1,7 @@
 """The versions of models as clients see them: listed, promoted, rolled back."""
 
 import threading
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -11,7 +12,7 @@ from service.models.folder import FileSignature
 from service.models.player import ModelPlayer
 from service.models.store import ModelStore
 from service.schemas.fields import LATEST_ALIAS
-from service.schemas.models import AliasResponse, ModelCard, ModelVersion, ModelVersions, RollbackResponse
+from service.schemas.models import AliasResponse, ModelCard, ModelStatus, ModelVersion, ModelVersions, RollbackResponse
 
 _MAX_DESCRIBED = 1024
 
@@ -28,7 +29,7 @@ class ModelPromotion:
     def __init__(self, store: ModelStore, player: ModelPlayer) -> None:
         self._store, self._player = store, player
         self._lock = threading.Lock()
-        # To describe a version its file is read in full.
+        # To describe a version its file is read in full. Their status may have changed since.
         self._cards: LRUCache[FileSignature, ModelCard] = LRUCache(_MAX_DESCRIBED)
 
     def list_versions(self, name: str) -> ModelVersions:
@@ -139,8 +140,13 @@ class ModelPromotion:
             signature, card = file.signature, describe_file(reference, file)
             with self._lock:
                 self._cards[signature] = card
-        evaluation = self._player.find_evaluation(signature)
-        return card if evaluation is None else card.model_copy(update={"evaluation": evaluation})
+        # What changes while the file stays the same.
+        current: dict[str, Any] = {}
+        if card.status in (ModelStatus.SAVED, ModelStatus.LOADED):
+            current["status"] = ModelStatus.LOADED if self._store.is_loaded(reference, signature) else ModelStatus.SAVED
+        if (evaluation := self._player.find_evaluation(signature)) is not None:
+            current["evaluation"] = evaluation
+        return card.model_copy(update=current)
 
 
 _SHARED_FACTS = {"status", "n_bytes", "sha256", "env_name", "num_timesteps", "lineage", "evaluation"}

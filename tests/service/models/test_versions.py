@@ -84,6 +84,20 @@ class TestKeeping:
         publish(client, [contents[0], contents[0], contents[1], contents[1]])
         assert list_versions(client) == [2, 1]
 
+    def test_a_version_is_listed_as_loaded_while_it_is_in_memory(
+        self, client: TestClient, contents: list[bytes]
+    ) -> None:
+        def list_statuses() -> list[str]:
+            listed = [version["status"] for version in client.get("/models/m/versions").json()["versions"]]
+            assert listed == [client.get(f"/models/m@{number}").json()["status"] for number in (2, 1)]
+            return listed
+
+        publish(client, contents[:2])
+        assert list_statuses() == ["loaded", "saved"]
+        body = {"model_name": "m@1", "observation": [0.0] * 4}
+        assert client.post("/inference", json=body).status_code == 200
+        assert list_statuses() == ["loaded", "loaded"]
+
     def test_a_version_says_who_made_it_from_what(self, client: TestClient, contents: list[bytes]) -> None:
         publish(client, contents[:1], "seed")
         request = {"total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
