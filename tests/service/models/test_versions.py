@@ -217,6 +217,47 @@ class TestAliases:
             assert client.get(f"/models/{reference}/export?format=torchscript").status_code == 200
         assert client.get("/models/m/versions").json()["versions"][1]["evaluation"]["n_episodes"] == 1
 
+    def test_one_stays_where_it_is_when_somebody_replaces_the_newest_file(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/prod")
+        body = {"model_name": "m@prod", "observation": [0.5, -1.0, 0.1, 2.0]}
+        before = client.post("/inference", json=body).json()
+        foreign = settings.models_dir / "foreign"
+        foreign.write_bytes(contents[2])
+        foreign.replace(settings.models_dir / "m.zip")
+        assert get_file(client, "m@prod") == get_file(client, "m@2") == contents[1]
+        assert client.post("/inference", json=body).json() == before
+        assert get_file(client, "m") == contents[2]
+        assert list_versions(client) == [3, 2, 1]
+        publish(client, contents[3:])
+        assert [get_file(client, f"m@{n}") for n in (1, 2, 3, 4)] == contents
+
+    def test_the_same_bytes_are_no_new_version_with_one_either(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/prod")
+        publish(client, contents[1:2])
+        assert list_versions(client) == [2, 1]
+
+    def test_a_model_is_no_longer_in_use_without_one(self, tmp_path: Path, contents: list[bytes]) -> None:
+        folder = ModelFolder(tmp_path, max_versions=3)
+        folder.write("m", contents[0])
+        folder.versions.set_alias("m", "prod", 1)
+        assert folder.versions.is_in_use("m")
+        folder.versions.set_alias("m", "prod", None)
+        assert not folder.versions.is_in_use("m")
+
+    def test_one_that_the_disk_refuses_leaves_nothing(
+        self, tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = ModelFolder(tmp_path, max_versions=3)
+        folder.write("m", contents[0])
+        monkeypatch.setattr("service.models.versions.write_atomic", Mock(side_effect=OSError("no space left")))
+        with pytest.raises(OSError, match="no space"):
+            folder.versions.set_alias("m", "prod", 1)
+        assert list(tmp_path.rglob("*")) == [tmp_path / "m.zip"]
+
     def test_one_that_is_moved_counts_at_once(self, client: TestClient, contents: list[bytes]) -> None:
         publish(client, contents[:2])
         body = {"model_name": "m@prod", "observation": [0.5, -1.0, 0.1, 2.0]}
@@ -455,7 +496,7 @@ def test_a_version_that_was_not_replaced_after_all_leaves_nothing(
         patch.setattr("grpo_core.saving.atomic_write.write_atomic", refuse)
         with pytest.raises(OSError, match="no space"):
             folder.write("m", contents[2])
-    assert folder.versions.list_kept("m") == [1]
+    assert folder.versions.list_all("m") == [1, 2]
     assert folder.read("m@prod")[1] == contents[1]
 
 
