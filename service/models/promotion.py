@@ -1,5 +1,6 @@
 """The versions of models as clients see them: listed, promoted, rolled back."""
 
+import hashlib
 import threading
 from typing import Any
 
@@ -53,7 +54,7 @@ class ModelPromotion:
                     is_newest=number == newest,
                     aliases=sorted(alias for alias, version in notes.aliases.items() if version == number),
                     created_at=card.modified_at,
-                    job_id=notes.jobs.get(number),
+                    job_id=notes.find_job(number, card.sha256),
                     **card.model_dump(include=_SHARED_FACTS),
                 )
             )
@@ -107,7 +108,8 @@ class ModelPromotion:
         try:
             content = folder.read(reference)[1]
             folder.check_space(len(content), name)
-            self._store.publish(name, content, folder.versions.read_notes(name).jobs.get(restored))
+            sha256 = hashlib.sha256(content).hexdigest()
+            self._store.publish(name, content, folder.versions.read_notes(name).find_job(restored, sha256))
         except ModelFileError as error:  # it has been damaged while it was in memory
             raise ConflictError(f"version {restored} of model '{name}' cannot be used: {error}") from error
         return RollbackResponse(

@@ -8,6 +8,7 @@ place is told apart. ``notes.json`` holds what no file says.
 """
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cachetools import LRUCache
@@ -51,11 +53,20 @@ class Notes(NamedTuple):
     :param aliases: Versions by alias.
     :param jobs: Ids of the jobs that trained them, by version.
     :param last_removed: The last version whose file was removed, so that numbers are not given twice.
+    :param digests: SHA-256 of what those jobs saved, by version; notes of earlier servers have none.
     """
 
     aliases: Mapping[str, int]
     jobs: Mapping[int, str]
     last_removed: int = 0
+    digests: Mapping[int, str] = MappingProxyType({})
+
+    def find_job(self, version: int, sha256: str | None) -> str | None:
+        """Return the job that trained a version; None if it is unknown, or somebody has put another file in its place.
+
+        :param sha256: That of the version's file.
+        """
+        return self.jobs.get(version) if self.digests.get(version, sha256) == sha256 else None
 
 
 class VersionFolder:
@@ -225,11 +236,13 @@ class VersionFolder:
                 is_new = self._keep(name, version)
                 version += 1
             notes = self._read_notes_or_fail(name)
-            if notes.jobs.get(version) != job_id:
+            sha256 = hashlib.sha256(content).hexdigest()
+            if notes.find_job(version, sha256) != job_id:
                 jobs = {**notes.jobs, version: job_id}
                 kept = {version, *self.list_kept(name)}
                 known = {k: v for k, v in jobs.items() if v is not None and k in kept}
-                self._write_notes(name, notes._replace(jobs=known))
+                digests = {k: v for k, v in {**notes.digests, version: sha256}.items() if k in known}
+                self._write_notes(name, notes._replace(jobs=known, digests=digests))
             try:
                 yield
             except UnconfirmedWriteError:  # the model is in its place
@@ -346,6 +359,7 @@ class VersionFolder:
         _move_damaged_aside(folder / _NOTES)
         written: dict[str, Any] = {"aliases": dict(notes.aliases), "jobs": {str(k): v for k, v in notes.jobs.items()}}
         written["last_removed"] = notes.last_removed
+        written["digests"] = {str(k): v for k, v in notes.digests.items()}
         with suppress(UnconfirmedWriteError):  # they are there, and a model that follows them is confirmed itself
             write_atomic(folder / _NOTES, json.dumps(written).encode())
 
@@ -435,7 +449,8 @@ def _parse_notes(content: bytes) -> Notes:
     found = json.loads(content)
     aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
     jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
-    return Notes(aliases, jobs, int(found["last_removed"]))
+    digests = {int(k): v for k, v in found.get("digests", {}).items() if isinstance(v, str)}
+    return Notes(aliases, jobs, int(found["last_removed"]), digests)
 
 
 def _move_damaged_aside(path: Path) -> None:

@@ -84,6 +84,24 @@ class TestKeeping:
         publish(client, [contents[0], contents[0], contents[1], contents[1]])
         assert list_versions(client) == [2, 1]
 
+    @pytest.mark.parametrize("in_place", [False, True])
+    def test_a_version_names_no_job_for_a_file_that_somebody_else_put_there(
+        self, client: TestClient, contents: list[bytes], settings: Settings, in_place: bool
+    ) -> None:
+        request = {"total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
+        job_id = train_to_end(client, **request)["job_id"]
+        (version,) = client.get("/models/m/versions").json()["versions"]
+        assert version["job_id"] == job_id
+        path = settings.models_dir / "m.zip"
+        if not in_place:
+            path.unlink()
+        path.write_bytes(contents[0])
+        (version,) = client.get("/models/m/versions").json()["versions"]
+        assert version["job_id"] is None
+        publish(client, contents[1:2])
+        assert client.post("/models/m/rollback").status_code == 200
+        assert client.get("/models/m/versions").json()["versions"][0]["job_id"] is None
+
     def test_a_version_is_listed_as_loaded_while_it_is_in_memory(
         self, client: TestClient, contents: list[bytes]
     ) -> None:
