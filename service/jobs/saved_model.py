@@ -17,7 +17,7 @@ def is_own_model(store: ModelStore, job: Job) -> bool:
     name, saved, versions = job.config.model_name, job.last_saved, store.folder.versions
     if saved is not None and saved[0] == name and has_its_model(store, job):
         return True
-    return versions.read_notes(name).jobs.get(versions.find_newest(name)) == job.job_id
+    return versions.read_notes(name).find_job(versions.find_newest(name), _hash(store, name)) == job.job_id
 
 
 def has_its_model(store: ModelStore, job: Job) -> bool:

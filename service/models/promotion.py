@@ -1,6 +1,8 @@
 """The versions of models as clients see them: listed, promoted, rolled back."""
 
+import hashlib
 import threading
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -11,7 +13,7 @@ from service.models.folder import FileSignature
 from service.models.player import ModelPlayer
 from service.models.store import ModelStore
 from service.schemas.fields import LATEST_ALIAS
-from service.schemas.models import AliasResponse, ModelCard, ModelVersion, ModelVersions, RollbackResponse
+from service.schemas.models import AliasResponse, ModelCard, ModelStatus, ModelVersion, ModelVersions, RollbackResponse
 
 _MAX_DESCRIBED = 1024
 
@@ -28,7 +30,7 @@ class ModelPromotion:
     def __init__(self, store: ModelStore, player: ModelPlayer) -> None:
         self._store, self._player = store, player
         self._lock = threading.Lock()
-        # To describe a version its file is read in full.
+        # To describe a version its file is read in full. Their status may have changed since.
         self._cards: LRUCache[FileSignature, ModelCard] = LRUCache(_MAX_DESCRIBED)
 
     def list_versions(self, name: str) -> ModelVersions:
@@ -52,7 +54,7 @@ class ModelPromotion:
                     is_newest=number == newest,
                     aliases=sorted(alias for alias, version in notes.aliases.items() if version == number),
                     created_at=card.modified_at,
-                    job_id=notes.jobs.get(number),
+                    job_id=notes.find_job(number, card.sha256),
                     **card.model_dump(include=_SHARED_FACTS),
                 )
             )
@@ -106,7 +108,8 @@ class ModelPromotion:
         try:
             content = folder.read(reference)[1]
             folder.check_space(len(content), name)
-            self._store.publish(name, content, folder.versions.read_notes(name).jobs.get(restored))
+            sha256 = hashlib.sha256(content).hexdigest()
+            self._store.publish(name, content, folder.versions.read_notes(name).find_job(restored, sha256))
         except ModelFileError as error:  # it has been damaged while it was in memory
             raise ConflictError(f"version {restored} of model '{name}' cannot be used: {error}") from error
         return RollbackResponse(
@@ -139,8 +142,13 @@ class ModelPromotion:
             signature, card = file.signature, describe_file(reference, file)
             with self._lock:
                 self._cards[signature] = card
-        evaluation = self._player.find_evaluation(signature)
-        return card if evaluation is None else card.model_copy(update={"evaluation": evaluation})
+        # What changes while the file stays the same.
+        current: dict[str, Any] = {}
+        if card.status in (ModelStatus.SAVED, ModelStatus.LOADED):
+            current["status"] = ModelStatus.LOADED if self._store.is_loaded(reference, signature) else ModelStatus.SAVED
+        if (evaluation := self._player.find_evaluation(signature)) is not None:
+            current["evaluation"] = evaluation
+        return card.model_copy(update=current)
 
 
 _SHARED_FACTS = {"status", "n_bytes", "sha256", "env_name", "num_timesteps", "lineage", "evaluation"}

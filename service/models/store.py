@@ -165,6 +165,12 @@ class ModelStore:
         """
         return self._read_meant(name, lambda meant: self._read_in_turn(self._inspect_file, meant))
 
+    def is_loaded(self, name: str, signature: FileSignature) -> bool:
+        """Return whether the model of a file is in memory."""
+        meaning = self._resolve(name)
+        with self._lock:
+            return meaning is not None and self._find_cached(meaning.name, signature) is not None
+
     def list_models(self) -> list[ModelEntry]:
         """List the models by name.
 

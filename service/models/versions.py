@@ -3,10 +3,12 @@
 ``models/<name>.zip`` is the newest version of a model, as if there were no others. ``models/.versions/<name>/<n>.zip``
 are earlier ones: what a newer one replaces is linked there first, under its number, and only then replaced, so that a
 crash leaves the old state or the new. The newest version has the number after the last of those, or the same if it is
-the same file, because a crash came in between. ``notes.json`` holds what no file says.
+the same file, because a crash came in between or an alias points at it: then a file that somebody else puts in its
+place is told apart. ``notes.json`` holds what no file says.
 """
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -16,8 +18,12 @@ import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from cachetools import LRUCache
 
 from grpo_core.saving.atomic_write import UnconfirmedWriteError, write_atomic
 from service.errors import ConflictError, NotFoundError, printable
@@ -32,12 +38,15 @@ SUFFIX = ".zip"
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NOTES = "notes.json"
 _MAX_NOTES_BYTES = 2**20
+# What reading damaged notes ends with.
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError)
 _VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
 _NUMBER = re.compile(r"[1-9]\d{0,8}")
 _ALIAS = re.compile(ALIAS_PATTERN)
 # Each may keep a version beyond the limit of versions.
 MAX_ALIASES = 8
 _N_LOCKS = 64
+_MAX_COMPARED = 1024
 
 
 class Notes(NamedTuple):
@@ -46,11 +55,20 @@ class Notes(NamedTuple):
     :param aliases: Versions by alias.
     :param jobs: Ids of the jobs that trained them, by version.
     :param last_removed: The last version whose file was removed, so that numbers are not given twice.
+    :param digests: SHA-256 of what those jobs saved, by version; notes of earlier servers have none.
     """
 
     aliases: Mapping[str, int]
     jobs: Mapping[int, str]
     last_removed: int = 0
+    digests: Mapping[int, str] = MappingProxyType({})
+
+    def find_job(self, version: int, sha256: str | None) -> str | None:
+        """Return the job that trained a version; None if it is unknown, or somebody has put another file in its place.
+
+        :param sha256: That of the version's file.
+        """
+        return self.jobs.get(version) if self.digests.get(version, sha256) == sha256 else None
 
 
 class VersionFolder:
@@ -70,6 +88,9 @@ class VersionFolder:
         self._max_versions, self._max_bytes = max_versions, max_bytes
         # One model's versions are changed by one thread at a time.
         self._locks = [threading.RLock() for _ in range(_N_LOCKS)]
+        # Whether two files that look the same are; each look at an alias asks, and they may be large.
+        self._compared: LRUCache[tuple[int, ...], bool] = LRUCache(_MAX_COMPARED)
+        self._comparing = threading.Lock()
         for name in [] if is_read_only else self._list_folders():
             if not Path(self.get_newest_path(name)).exists():
                 self.forget(name)
@@ -111,7 +132,8 @@ class VersionFolder:
 
     def is_in_use(self, name: str) -> bool:
         """Return whether somebody has pointed an alias at a model, or it has earlier versions."""
-        return bool(self.list_kept(name) or self.read_notes(name).aliases)
+        has_earlier = any(not self._is_newest(name, version) for version in self.list_kept(name))
+        return has_earlier or bool(self.read_notes(name).aliases)
 
     def resolve(self, reference: str) -> tuple[str, int | None] | None:
         """Find what a reference means.
@@ -128,11 +150,9 @@ class VersionFolder:
         number = int(selector) if _NUMBER.fullmatch(selector) else self.read_notes(name).aliases.get(selector)
         if number is None:
             return None
-        if number in self.list_kept(name):
-            return name, number
         if number == self.find_newest(name):
             return name, None
-        # It may have been the newest until now, and be kept because another one has just come.
+        # Listed last: it may have been the newest until now, and be kept because another one has just come.
         return (name, number) if number in self.list_kept(name) else None
 
     def make_not_found(self, reference: str) -> NotFoundError:
@@ -158,13 +178,10 @@ class VersionFolder:
         :raises OSError: If the disk does not give it.
         """
         try:
-            found = json.loads(_read_small(self._find_folder(name) / _NOTES))
-            aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
-            jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
-            return Notes(aliases, jobs, int(found["last_removed"]))
+            return _parse_notes(_read_small(self._find_folder(name) / _NOTES))
         except (FileNotFoundError, NotADirectoryError):
             return Notes({}, {})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError):
+        except _DAMAGE:
             logger.warning("the notes on the versions of model %s are damaged", name, exc_info=True)
             return Notes({}, {})
 
@@ -193,7 +210,13 @@ class VersionFolder:
                 )
             else:
                 aliases[alias] = version
-            self._write_notes(name, notes._replace(aliases=aliases))
+            is_new = version is not None and version == self.find_newest(name) and self._keep(name, version)
+            try:
+                self._write_notes(name, notes._replace(aliases=aliases))
+            except OSError:
+                if is_new:
+                    self._undo(name, notes)
+                raise
             return before
 
     @contextmanager
@@ -206,25 +229,31 @@ class VersionFolder:
         """
         with self.lock(name):
             path = Path(self.get_newest_path(name))
-            version = 1
-            if path.exists() and not path.is_symlink():
-                version = self.find_newest(name)
-                if not _has_content(path, content):
-                    self._keep(name, path, version)
-                    version += 1
+            if not os.path.lexists(path):  # deleted by hand: the next model of that name begins anew
+                self.forget(name)
+            version = self.find_newest(name)
+            is_file = path.exists() and not path.is_symlink()
+            is_new = False
+            if is_file and not _has_content(path, content):
+                is_new = self._keep(name, version)
+                version += 1
             notes = self._read_notes_or_fail(name)
-            if notes.jobs.get(version) != job_id:
+            sha256 = hashlib.sha256(content).hexdigest()
+            if notes.find_job(version, sha256) != job_id:
                 jobs = {**notes.jobs, version: job_id}
                 kept = {version, *self.list_kept(name)}
                 known = {k: v for k, v in jobs.items() if v is not None and k in kept}
-                self._write_notes(name, notes._replace(jobs=known))
+                digests = {k: v for k, v in {**notes.digests, version: sha256}.items() if k in known}
+                self._write_notes(name, notes._replace(jobs=known, digests=digests))
             try:
                 yield
             except UnconfirmedWriteError:  # the model is in its place
+                self._renew(name, version)
                 raise
             except OSError:
-                self._undo(name, notes)
+                self._undo(name, notes, is_new)
                 raise
+            self._renew(name, version)
             with suppress(OSError):  # the next save trims
                 self._trim(name)
         with suppress(OSError):
@@ -249,19 +278,28 @@ class VersionFolder:
             if os.path.samestat(one, other):
                 return True
             # A coarse clock gives two saves one time, so that only their content tells them apart.
-            looks_same = (one.st_mtime_ns, one.st_size) == (other.st_mtime_ns, other.st_size)
-            return looks_same and _has_content(newest, Path(kept).read_bytes())
+            if (one.st_mtime_ns, one.st_size) != (other.st_mtime_ns, other.st_size):
+                return False
+            key = (*_identify(one), *_identify(other))
+            with self._comparing:
+                is_same = self._compared.get(key)
+            if is_same is None:
+                is_same = _has_content(newest, Path(kept).read_bytes())
+                with self._comparing:
+                    self._compared[key] = is_same
+            return is_same
         except OSError:
             return False
 
-    def _undo(self, name: str, notes: Notes) -> None:
-        """Remove what was kept of a newest version that was not replaced after all.
+    def _undo(self, name: str, notes: Notes, is_new: bool = True) -> None:
+        """Remove what was kept of a newest version that was not replaced, or got no alias, after all.
 
         :param notes: Those from before.
+        :param is_new: Whether it was kept only now.
         """
         last = max(self.list_kept(name), default=0)
         with suppress(OSError):
-            if last and self._is_newest(name, last):
+            if is_new and last and self._is_newest(name, last):
                 os.unlink(self.get_path(name, last))
             if notes == Notes({}, {}):
                 (self._dir / name / _NOTES).unlink(missing_ok=True)
@@ -289,21 +327,41 @@ class VersionFolder:
                 path.mkdir(mode=0o700)
         return self._find_folder(name)
 
-    def _keep(self, name: str, path: Path, version: int) -> None:
+    def _keep(self, name: str, version: int) -> bool:
+        """Keep a model's newest version under its number; return whether it was not before.
+
+        :raises OSError: If the disk refuses.
+        """
         kept = self._make_folder(name) / f"{version}.zip"
+        if os.path.lexists(kept):
+            return False
+        self._link(name, kept)
+        return True
+
+    def _renew(self, name: str, version: int) -> None:
+        """Keep a version's new file if the same bytes were saved once more while it was kept."""
+        kept = Path(self.get_path(name, version))
+        with suppress(OSError):
+            if version in self.list_kept(name) and not self._is_newest(name, version):
+                self._link(name, kept)
+
+    def _link(self, name: str, kept: Path) -> None:
+        """Put a model's newest version where an earlier one belongs, at once: a link, or a copy."""
+        path = self.get_newest_path(name)
+        temporary = kept.with_name(f"{TEMPORARY_PREFIX}{kept.stem}")
+        temporary.unlink(missing_ok=True)  # which a crash has left; it may be a link
         try:
-            os.link(path, kept, follow_symlinks=False)
-        except FileExistsError:
-            return
+            os.link(path, temporary, follow_symlinks=False)
         except OSError:  # a file system without links
-            temporary = kept.with_name(f"{TEMPORARY_PREFIX}{version}")
             shutil.copy2(path, temporary, follow_symlinks=False)
-            os.replace(temporary, kept)
+        os.replace(temporary, kept)
 
     def _write_notes(self, name: str, notes: Notes) -> None:
         folder = self._make_folder(name)
+        _move_damaged_aside(folder / _NOTES)
         written: dict[str, Any] = {"aliases": dict(notes.aliases), "jobs": {str(k): v for k, v in notes.jobs.items()}}
         written["last_removed"] = notes.last_removed
+        written["digests"] = {str(k): v for k, v in notes.digests.items()}
         with suppress(UnconfirmedWriteError):  # they are there, and a model that follows them is confirmed itself
             write_atomic(folder / _NOTES, json.dumps(written).encode())
 
@@ -386,6 +444,33 @@ def _read_small(path: Path) -> bytes:
         return os.read(descriptor, status.st_size)
     finally:
         os.close(descriptor)
+
+
+def _parse_notes(content: bytes) -> Notes:
+    """Read what is written in notes; whatever is in ``_DAMAGE`` says that they are damaged."""
+    found = json.loads(content)
+    aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
+    jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
+    digests = {int(k): v for k, v in found.get("digests", {}).items() if isinstance(v, str)}
+    return Notes(aliases, jobs, int(found["last_removed"]), digests)
+
+
+def _move_damaged_aside(path: Path) -> None:
+    """Rename notes that are damaged, before others take their place: somebody may still read the aliases in them.
+
+    :raises OSError: If the disk refuses.
+    """
+    with suppress(FileNotFoundError):
+        try:
+            _parse_notes(_read_small(path))
+        except _DAMAGE:
+            aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+            path.rename(aside)
+            logger.warning("damaged notes were renamed to %s", aside)
+
+
+def _identify(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _has_content(path: Path, content: bytes) -> bool:

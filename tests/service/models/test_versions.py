@@ -84,6 +84,38 @@ class TestKeeping:
         publish(client, [contents[0], contents[0], contents[1], contents[1]])
         assert list_versions(client) == [2, 1]
 
+    @pytest.mark.parametrize("in_place", [False, True])
+    def test_a_version_names_no_job_for_a_file_that_somebody_else_put_there(
+        self, client: TestClient, contents: list[bytes], settings: Settings, in_place: bool
+    ) -> None:
+        request = {"total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
+        job_id = train_to_end(client, **request)["job_id"]
+        (version,) = client.get("/models/m/versions").json()["versions"]
+        assert version["job_id"] == job_id
+        path = settings.models_dir / "m.zip"
+        if not in_place:
+            path.unlink()
+        path.write_bytes(contents[0])
+        (version,) = client.get("/models/m/versions").json()["versions"]
+        assert version["job_id"] is None
+        publish(client, contents[1:2])
+        assert client.post("/models/m/rollback").status_code == 200
+        assert client.get("/models/m/versions").json()["versions"][0]["job_id"] is None
+
+    def test_a_version_is_listed_as_loaded_while_it_is_in_memory(
+        self, client: TestClient, contents: list[bytes]
+    ) -> None:
+        def list_statuses() -> list[str]:
+            listed = [version["status"] for version in client.get("/models/m/versions").json()["versions"]]
+            assert listed == [client.get(f"/models/m@{number}").json()["status"] for number in (2, 1)]
+            return listed
+
+        publish(client, contents[:2])
+        assert list_statuses() == ["loaded", "saved"]
+        body = {"model_name": "m@1", "observation": [0.0] * 4}
+        assert client.post("/inference", json=body).status_code == 200
+        assert list_statuses() == ["loaded", "loaded"]
+
     def test_a_version_says_who_made_it_from_what(self, client: TestClient, contents: list[bytes]) -> None:
         publish(client, contents[:1], "seed")
         request = {"total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
@@ -157,6 +189,22 @@ class TestKeeping:
             folder.versions.set_alias("m", "prod", 1)
         assert not list(tmp_path.glob(".versions/*"))
 
+    def test_a_model_that_is_deleted_by_hand_leaves_nothing_to_the_next_one(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        request = {"total_timesteps": 64, "n_steps": 64, "n_eval_episodes": 0, "model_name": "m"}
+        train_to_end(client, **request)
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/prod", json={"version": 1})
+        assert client.get("/models/m@prod").status_code == 200  # in memory from now on
+        (settings.models_dir / "m.zip").unlink()
+        publish(client, contents[2:3])
+        assert client.get("/models/m@prod").status_code == 404
+        answer = client.get("/models/m/versions").json()
+        assert answer["aliases"] == {}
+        assert [(version["version"], version["job_id"]) for version in answer["versions"]] == [(1, None)]
+        assert get_file(client, "m@1") == contents[2]
+
 
 class TestAliases:
     def test_every_way_to_name_a_model_takes_them(self, client: TestClient, contents: list[bytes]) -> None:
@@ -186,6 +234,47 @@ class TestAliases:
             )
             assert client.get(f"/models/{reference}/export?format=torchscript").status_code == 200
         assert client.get("/models/m/versions").json()["versions"][1]["evaluation"]["n_episodes"] == 1
+
+    def test_one_stays_where_it_is_when_somebody_replaces_the_newest_file(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/prod")
+        body = {"model_name": "m@prod", "observation": [0.5, -1.0, 0.1, 2.0]}
+        before = client.post("/inference", json=body).json()
+        foreign = settings.models_dir / "foreign"
+        foreign.write_bytes(contents[2])
+        foreign.replace(settings.models_dir / "m.zip")
+        assert get_file(client, "m@prod") == get_file(client, "m@2") == contents[1]
+        assert client.post("/inference", json=body).json() == before
+        assert get_file(client, "m") == contents[2]
+        assert list_versions(client) == [3, 2, 1]
+        publish(client, contents[3:])
+        assert [get_file(client, f"m@{n}") for n in (1, 2, 3, 4)] == contents
+
+    def test_the_same_bytes_are_no_new_version_with_one_either(self, client: TestClient, contents: list[bytes]) -> None:
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/prod")
+        publish(client, contents[1:2])
+        assert list_versions(client) == [2, 1]
+
+    def test_a_model_is_no_longer_in_use_without_one(self, tmp_path: Path, contents: list[bytes]) -> None:
+        folder = ModelFolder(tmp_path, max_versions=3)
+        folder.write("m", contents[0])
+        folder.versions.set_alias("m", "prod", 1)
+        assert folder.versions.is_in_use("m")
+        folder.versions.set_alias("m", "prod", None)
+        assert not folder.versions.is_in_use("m")
+
+    def test_one_that_the_disk_refuses_leaves_nothing(
+        self, tmp_path: Path, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = ModelFolder(tmp_path, max_versions=3)
+        folder.write("m", contents[0])
+        monkeypatch.setattr("service.models.versions.write_atomic", Mock(side_effect=OSError("no space left")))
+        with pytest.raises(OSError, match="no space"):
+            folder.versions.set_alias("m", "prod", 1)
+        assert list(tmp_path.rglob("*")) == [tmp_path / "m.zip"]
 
     def test_one_that_is_moved_counts_at_once(self, client: TestClient, contents: list[bytes]) -> None:
         publish(client, contents[:2])
@@ -425,7 +514,7 @@ def test_a_version_that_was_not_replaced_after_all_leaves_nothing(
         patch.setattr("grpo_core.saving.atomic_write.write_atomic", refuse)
         with pytest.raises(OSError, match="no space"):
             folder.write("m", contents[2])
-    assert folder.versions.list_kept("m") == [1]
+    assert folder.versions.list_all("m") == [1, 2]
     assert folder.read("m@prod")[1] == contents[1]
 
 
@@ -482,10 +571,15 @@ def test_notes_that_cannot_be_read_are_left_out(tmp_path: Path, contents: list[b
     folder = ModelFolder(tmp_path, max_versions=3)
     for content in contents[:2]:
         folder.write("m", content)
-    (tmp_path / ".versions" / "m" / "notes.json").write_bytes(notes)
+    path = tmp_path / ".versions" / "m" / "notes.json"
+    path.write_bytes(notes)
     assert folder.versions.read_notes("m").aliases == {}
-    folder.versions.set_alias("m", "prod", 1)
+    assert path.read_bytes() == notes
+    for alias in ("prod", "next"):
+        folder.versions.set_alias("m", alias, 1)
     assert folder.canonicalize("m@prod") == "m@1"
+    (aside,) = path.parent.glob("notes.json.damaged-*")
+    assert aside.read_bytes() == notes
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

@@ -132,9 +132,11 @@ def test_an_alias_stays_where_it_was_while_the_file_of_its_new_version_cannot_be
         mirror.look()
         assert mirror.problem is not None
         assert versions.resolve("m@prod") is not None
-    assert versions.resolve("m@1") == ("m", 1)
+    assert versions.resolve("m@1") == ("m", None)  # still the newest
+    assert (mirror.folder / "m.zip").read_bytes() == contents[0]
     put(url, "m.zip", contents[1])
     mirror.look()
+    assert versions.resolve("m@1") == ("m", 1)
     assert (mirror.problem, versions.resolve("m@prod")) == (None, ("m", None))
     assert (mirror.folder / "m.zip").read_bytes() == contents[1]
 
