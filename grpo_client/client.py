@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import quote
 
 import httpx2
 
 from grpo_client import answers
-from grpo_client.connection import explain_proxy, explain_request, make_options
+from grpo_client.connection import explain_proxy, explain_request, make_options, quote_name
 from grpo_client.errors import JobFailed, check_response, make_error
 from grpo_client.files import (
     FilePath,
@@ -44,10 +43,6 @@ _DEADLINE_CHECK_SECONDS = 2.0
 # How often a sweep is looked at that is waited for.
 _SWEEP_SECONDS = 1.0
 _ARRAY_TYPE = "application/octet-stream"
-
-
-def _quote(name: str, safe: str = "") -> str:
-    return quote(name, safe=safe, errors="surrogatepass")
 
 
 def _leave_out_none(**fields: Any) -> dict[str, Any]:
@@ -180,32 +175,32 @@ class Client:
 
         :param labels: ``display_name``, ``tags``, ``note`` and ``hidden``.
         """
-        path = f"/training/{_quote(job_id)}"
+        path = f"/training/{quote_name(job_id)}"
         return self._ask(answers.JobSummary, "PATCH", path, json=answers.to_plain(labels))
 
     def forget(self, job_id: str) -> answers.Forgotten:
         """Delete a job that has ended; its model stays."""
-        return self._ask(answers.Forgotten, "DELETE", f"/training/{_quote(job_id)}")
+        return self._ask(answers.Forgotten, "DELETE", f"/training/{quote_name(job_id)}")
 
     def status(self, job_id: str) -> answers.TrainingStatus:
         """Get the status of a job; ``"latest"`` is the one submitted last, here and below."""
-        return self._ask(answers.TrainingStatus, "GET", f"/training/{_quote(job_id)}/status")
+        return self._ask(answers.TrainingStatus, "GET", f"/training/{quote_name(job_id)}/status")
 
     def stop(self, job_id: str) -> answers.Stopped:
         """Stop a job and keep its policy."""
-        return self._ask(answers.Stopped, "POST", f"/training/{_quote(job_id)}/stop")
+        return self._ask(answers.Stopped, "POST", f"/training/{quote_name(job_id)}/stop")
 
     def resume(self, job_id: str) -> answers.Resumed:
         """Let a stopped or failed job go on from its checkpoint; without one it begins again."""
-        return self._ask(answers.Resumed, "POST", f"/training/{_quote(job_id)}/resume")
+        return self._ask(answers.Resumed, "POST", f"/training/{quote_name(job_id)}/resume")
 
     def metrics(self, job_id: str) -> answers.MetricHistory:
         """Get the metrics of a job over time."""
-        return self._ask(answers.MetricHistory, "GET", f"/training/{_quote(job_id)}/metrics")
+        return self._ask(answers.MetricHistory, "GET", f"/training/{quote_name(job_id)}/metrics")
 
     def metrics_csv(self, job_id: str) -> str:
         """Get the metrics of a job as a CSV table."""
-        return (self._request("GET", f"/training/{_quote(job_id)}/metrics", params={"format": "csv"})).text
+        return (self._request("GET", f"/training/{quote_name(job_id)}/metrics", params={"format": "csv"})).text
 
     def curve(self, job_id: str, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
         """Save a learning curve as PNG.
@@ -214,7 +209,7 @@ class Client:
         :param theme: ``"light"`` or ``"dark"``.
         """
         query = _leave_out_none(metric=metric, theme=theme)
-        response = self._request("GET", f"/training/{_quote(job_id)}/curve", params=query or None)
+        response = self._request("GET", f"/training/{quote_name(job_id)}/curve", params=query or None)
         return save_file(path, response.content)
 
     def job_video(
@@ -226,7 +221,7 @@ class Client:
         :raises InvalidArgument: If it does not.
         :raises ApiError: 409 before the job's first checkpoint.
         """
-        return self._film(f"/training/{_quote(job_id)}/video", path, seed, deterministic, max_steps)
+        return self._film(f"/training/{quote_name(job_id)}/video", path, seed, deterministic, max_steps)
 
     def events(self, job_id: str, after: int = 0, timeout_seconds: float | None = None) -> answers.Events:
         """Iterate over the events of a job, past ones first, until the last one.
@@ -242,7 +237,7 @@ class Client:
         deadline = Deadline(timeout_seconds)
         if job_id == LATEST_JOB:  # by the time the stream is opened again, that may be another job
             job_id = (self.status(job_id)).job_id
-        path, n_failed = f"/training/{_quote(job_id)}/events", 0
+        path, n_failed = f"/training/{quote_name(job_id)}/events", 0
         silence_seconds = _DEADLINE_CHECK_SECONDS if deadline.is_set else _SILENCE_SECONDS
         while True:
             outcome: httpx2.Response | httpx2.RequestError | None = None
@@ -315,7 +310,7 @@ class Client:
 
     def sweep(self, sweep_id: str = LATEST_SWEEP) -> answers.Sweep:
         """Get a sweep: its settings by what they earned, and which is the best; by default the newest one."""
-        return self._ask(answers.Sweep, "GET", f"/sweeps/{_quote(sweep_id)}")
+        return self._ask(answers.Sweep, "GET", f"/sweeps/{quote_name(sweep_id)}")
 
     def wait_for_sweep(
         self,
@@ -342,15 +337,15 @@ class Client:
 
     def stop_sweep(self, sweep_id: str) -> answers.SweepChanged:
         """Stop all jobs of a sweep, and start no more; its best model is kept."""
-        return self._ask(answers.SweepChanged, "POST", f"/sweeps/{_quote(sweep_id)}/stop")
+        return self._ask(answers.SweepChanged, "POST", f"/sweeps/{quote_name(sweep_id)}/stop")
 
     def resume_sweep(self, sweep_id: str) -> answers.SweepChanged:
         """Go on with a sweep that was stopped, or interrupted by the end of the server."""
-        return self._ask(answers.SweepChanged, "POST", f"/sweeps/{_quote(sweep_id)}/resume")
+        return self._ask(answers.SweepChanged, "POST", f"/sweeps/{quote_name(sweep_id)}/resume")
 
     def delete_sweep(self, sweep_id: str) -> answers.SweepChanged:
         """Forget a sweep that has ended; its jobs and the models that it has kept stay."""
-        return self._ask(answers.SweepChanged, "DELETE", f"/sweeps/{_quote(sweep_id)}")
+        return self._ask(answers.SweepChanged, "DELETE", f"/sweeps/{quote_name(sweep_id)}")
 
     def predict(
         self, model_name: str, observation: Any, deterministic: bool = True, action_masks: Any = None
@@ -405,7 +400,7 @@ class Client:
 
     def model(self, model_name: str) -> answers.ModelCard:
         """Get the card of a model: what its file says of it."""
-        return self._ask(answers.ModelCard, "GET", f"/models/{_quote(model_name)}")
+        return self._ask(answers.ModelCard, "GET", f"/models/{quote_name(model_name)}")
 
     def evaluate(
         self, model_name: str, n_episodes: int = 20, seed: int = 0, deterministic: bool = True
@@ -414,7 +409,7 @@ class Client:
         return self._ask(
             answers.Comparison,
             "POST",
-            f"/models/{_quote(model_name)}/evaluate",
+            f"/models/{quote_name(model_name)}/evaluate",
             json={"n_episodes": n_episodes, "seed": seed, "deterministic": deterministic},
             timeout=_WORK_TIMEOUT_SECONDS,
         )
@@ -427,7 +422,7 @@ class Client:
         :param path: Ends in ``.gif`` or ``.mp4``.
         :raises InvalidArgument: If it does not.
         """
-        return self._film(f"/models/{_quote(model_name)}/video", path, seed, deterministic, max_steps)
+        return self._film(f"/models/{quote_name(model_name)}/video", path, seed, deterministic, max_steps)
 
     def _film(self, address: str, path: FilePath, seed: int, deterministic: bool, max_steps: int) -> answers.Video:
         query = {
@@ -440,7 +435,7 @@ class Client:
 
     def download(self, model_name: str, path: FilePath | None = None) -> Path:
         """Save a model file, which ``GRPO.load`` reads; by default as ``<model_name>.zip``."""
-        response = self._request("GET", f"/models/{_quote(model_name)}/file")
+        response = self._request("GET", f"/models/{quote_name(model_name)}/file")
         return save_model(path or f"{model_name}.zip", response)
 
     def export(self, model_name: str, path: FilePath, action_masks: bool = False) -> Path:
@@ -452,7 +447,7 @@ class Client:
         """
         query = {"format": get_export_format(path), "action_masks": action_masks}
         response = self._request(
-            "GET", f"/models/{_quote(model_name)}/export", params=query, timeout=_WORK_TIMEOUT_SECONDS
+            "GET", f"/models/{quote_name(model_name)}/export", params=query, timeout=_WORK_TIMEOUT_SECONDS
         )
         return save_model(path, response)
 
@@ -466,7 +461,7 @@ class Client:
         return self._ask(
             answers.ModelCard,
             "PUT",
-            f"/models/{_quote(model_name)}/file",
+            f"/models/{quote_name(model_name)}/file",
             params={"overwrite": overwrite},
             content=read_file(path),
             headers={"Content-Type": "application/zip"},
@@ -474,30 +469,30 @@ class Client:
 
     def delete(self, model_name: str) -> answers.Deleted:
         """Delete a model."""
-        return self._ask(answers.Deleted, "DELETE", f"/models/{_quote(model_name)}")
+        return self._ask(answers.Deleted, "DELETE", f"/models/{quote_name(model_name)}")
 
     def versions(self, model_name: str) -> answers.ModelVersions:
         """List the versions of a model, the newest first, and its aliases."""
-        return self._ask(answers.ModelVersions, "GET", f"/models/{_quote(model_name)}/versions")
+        return self._ask(answers.ModelVersions, "GET", f"/models/{quote_name(model_name)}/versions")
 
     def set_alias(self, model_name: str, alias: str, version: int | None = None) -> answers.Alias:
         """Point an alias at a version: ``<model_name>@<alias>`` means it wherever a model is named.
 
         :param version: Its number; None for the newest.
         """
-        path = f"/models/{_quote(model_name)}/aliases/{_quote(alias)}"
+        path = f"/models/{quote_name(model_name)}/aliases/{quote_name(alias)}"
         return self._ask(answers.Alias, "PUT", path, json=_leave_out_none(version=version))
 
     def delete_alias(self, model_name: str, alias: str) -> answers.Alias:
         """Delete an alias."""
-        return self._ask(answers.Alias, "DELETE", f"/models/{_quote(model_name)}/aliases/{_quote(alias)}")
+        return self._ask(answers.Alias, "DELETE", f"/models/{quote_name(model_name)}/aliases/{quote_name(alias)}")
 
     def rollback(self, model_name: str, version: int | None = None) -> answers.RolledBack:
         """Make an earlier version of a model the newest again.
 
         :param version: Its number; None for the one before the newest.
         """
-        path = f"/models/{_quote(model_name)}/rollback"
+        path = f"/models/{quote_name(model_name)}/rollback"
         return self._ask(answers.RolledBack, "POST", path, json=_leave_out_none(version=version))
 
     def environments(self, search: str | None = None) -> list[answers.EnvironmentSummary]:
@@ -509,7 +504,8 @@ class Client:
 
     def environment(self, env_name: str) -> answers.Environment:
         """Get the spaces, the limits and the preset of an environment."""
-        path = f"/environments/{_quote(env_name, '/')}"
+        names = env_name.split("/") if isinstance(env_name, str) else [env_name]  # one may have a namespace before it
+        path = f"/environments/{'/'.join(map(quote_name, names))}"
         return self._ask(answers.Environment, "GET", path, timeout=_WORK_TIMEOUT_SECONDS)
 
     def reward_functions(self) -> list[answers.RewardFunction]:

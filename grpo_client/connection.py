@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
 from grpo_client.errors import GRPOError, InvalidArgument, MissingPackage
 from grpo_client.proxies import is_this_machine, name_proxies
+
+# What sockets can wait for ends at 24 days.
+_MAX_TIMEOUT_SECONDS = 1_000_000
 
 
 def make_options(base_url: str, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
@@ -17,23 +22,44 @@ def make_options(base_url: str, api_key: str | None, timeout_seconds: float) -> 
 
     :raises InvalidArgument: If a value cannot be used.
     """
-    if not str(base_url).startswith(("http://", "https://")):
+    address = str(base_url)
+    if not address.startswith(("http://", "https://")):
         raise InvalidArgument(f"base_url='{base_url}' is not allowed: write it as http://HOST:PORT or https://HOST.")
-    if not isinstance(timeout_seconds, int | float) or not timeout_seconds > 0:
-        raise InvalidArgument(f"timeout_seconds={timeout_seconds} is not allowed: it must be above 0.")
+    if not isinstance(timeout_seconds, Real) or not 0 < timeout_seconds <= _MAX_TIMEOUT_SECONDS:
+        raise InvalidArgument(
+            f"timeout_seconds={timeout_seconds!r} is not allowed: it must be a number above 0 and at most "
+            f"{_MAX_TIMEOUT_SECONDS}."
+        )
+    if not isinstance(api_key, str | None):
+        raise InvalidArgument(f"api_key is of type {type(api_key).__name__}; give the text of GRPO_API_KEY, or None.")
     key = (api_key or "").strip()  # a file's last line ends in a line break
     if not key.isprintable():
         raise InvalidArgument("api_key has characters that no header can carry; give the value of GRPO_API_KEY.")
     headers = {"Authorization": f"Bearer {key}".encode()} if key else {}
     try:
-        url = httpx2.URL(base_url.rstrip("/"))
+        url = httpx2.URL(address.rstrip("/"))
     except httpx2.InvalidURL as error:
         raise InvalidArgument(
             f"base_url='{base_url}' is not allowed ({error}); write it as http://HOST:PORT."
         ) from error
     if not url.host:
         raise InvalidArgument(f"base_url='{base_url}' names no host; write it as http://HOST:PORT.")
-    return {"base_url": url, "headers": headers, "timeout": timeout_seconds, "trust_env": not is_this_machine(url.host)}
+    return {
+        "base_url": url,
+        "headers": headers,
+        "timeout": float(timeout_seconds),
+        "trust_env": not is_this_machine(url.host),
+    }
+
+
+def quote_name(name: str) -> str:
+    """Write the name or the id of something as one segment of a path.
+
+    :raises InvalidArgument: If it is no text, or would make the path that of something else.
+    """
+    if not isinstance(name, str) or name in ("", ".", ".."):
+        raise InvalidArgument(f"{name!r:.100} is neither a name nor an id; give one that the server lists, as a text.")
+    return quote(name, safe="", errors="surrogatepass")
 
 
 @contextmanager
@@ -68,5 +94,5 @@ def explain_request() -> Iterator[None]:
         if "closed" in str(error):
             raise GRPOError("the client is closed; make a new one.") from error
         raise
-    except (TypeError, ValueError, httpx2.InvalidURL) as error:
+    except (TypeError, ValueError, RecursionError, httpx2.InvalidURL) as error:
         raise InvalidArgument(f"the request cannot be sent: {error}; give what JSON can express.") from error

@@ -146,7 +146,7 @@ def _name_server(error: httpx2.RequestError) -> str:
 def _make_api_error(response: httpx2.Response) -> ApiError:
     try:
         problem = response.json()
-    except ValueError:  # a proxy's page, for example
+    except (ValueError, RecursionError):  # a proxy's page, for example
         problem = None
     if not isinstance(problem, dict):
         problem = {"detail": response.text.strip()[:_MAX_DETAIL_CHARS] or response.reason_phrase}

@@ -22,10 +22,14 @@ FilePath = str | os.PathLike[str]
 def save_file(path: FilePath, content: bytes) -> Path:
     """Write a file in one step, so that its name never holds a part of it; make its folder if needed.
 
-    :raises FileProblem: If it cannot be written.
+    Where the path is a link, the file that it leads to is written.
+
+    :raises FileProblem: If it cannot be written, or if there is something else than a file, such as a device.
     """
-    target = Path(path)
     with _explain(path, "written"):
+        target = Path(os.path.realpath(path))
+        if os.path.lexists(target) and not target.is_file():  # to replace it would take it from whoever uses it
+            raise FileProblem(f"{path} is no regular file; name another.")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
         try:
@@ -33,7 +37,7 @@ def save_file(path: FilePath, content: bytes) -> Path:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-    return target
+    return Path(path)
 
 
 def read_file(path: FilePath) -> bytes:
@@ -49,6 +53,8 @@ def read_file(path: FilePath) -> bytes:
 def _explain(path: FilePath, what: str) -> Iterator[None]:
     try:
         yield
+    except FileProblem:
+        raise
     except (OSError, ValueError) as error:  # a path with a null is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise FileProblem(f"{path} cannot be {what} ({reason}); check its path and permissions.") from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from numbers import Integral, Real
 
 import httpx2
 
@@ -27,14 +28,16 @@ class Retries:
     """Decides whether to send a request again, and after which pause.
 
     :param n_max: The most repetitions, at least 0.
-    :raises InvalidArgument: If it is below 0.
+    :raises InvalidArgument: If it is below 0, or no whole number.
     """
 
     n_max: int
 
     def __post_init__(self) -> None:
-        if self.n_max < 0:
-            raise InvalidArgument(f"max_retries={self.n_max} is not allowed: it must be at least 0, which asks once.")
+        if not isinstance(self.n_max, Integral) or self.n_max < 0:
+            raise InvalidArgument(
+                f"max_retries={self.n_max!r} is not allowed: it must be a whole number, at least 0, which asks once."
+            )
 
     def find_pause_seconds(self, method: str, outcome: object, n_failed: int) -> float | None:
         """Return how long to pause before the next attempt; None if there should be none.
@@ -75,9 +78,14 @@ class Deadline:
     """The time at which to stop waiting for a job.
 
     :param timeout_seconds: From now; None for never.
+    :raises InvalidArgument: If it is no number.
     """
 
     def __init__(self, timeout_seconds: float | None) -> None:
+        if timeout_seconds is not None and (not isinstance(timeout_seconds, Real) or math.isnan(timeout_seconds)):
+            raise InvalidArgument(
+                f"timeout_seconds={timeout_seconds!r} is not allowed: it must be a number, or None to wait to the end."
+            )
         self._timeout_seconds = math.inf if timeout_seconds is None else timeout_seconds
         self._end = time.monotonic() + self._timeout_seconds
 

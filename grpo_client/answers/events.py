@@ -53,6 +53,6 @@ def read_event(received: httpx2.ServerSentEvent) -> JobEvent:
     try:
         payload = received.json()
         event_id = int(received.id)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GRPOError(f"the event {received.event!r} with the id {received.id!r} cannot be read.") from error
     return JobEvent(event_id, received.event, payload if isinstance(payload, dict) else {})

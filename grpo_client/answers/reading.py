@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, Union, get_args, get_origin, get_ty
 
 import httpx2
 
-from grpo_client.errors import MissingPackage, ServerUnreachable
+from grpo_client.errors import InvalidArgument, MissingPackage, ServerUnreachable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,7 +26,7 @@ def read_json(response: httpx2.Response) -> Any:
     """
     try:
         return response.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ServerUnreachable(
             f"the answer of {response.url} is not JSON, so this is not a GRPO server; check the URL."
         ) from error
@@ -69,15 +69,27 @@ def read_array(response: httpx2.Response) -> "npt.NDArray[Any]":
 
 
 def to_plain(value: Any) -> Any:
-    """Turn arrays, answers, times and paths into what JSON can express; leave everything else as it is."""
+    """Turn arrays, answers, times and paths into what JSON can express; leave everything else as it is.
+
+    :raises InvalidArgument: If it is nested too deeply, or holds itself.
+    """
+    try:
+        return _to_plain(value)
+    except RecursionError as error:
+        raise InvalidArgument(
+            "the request is nested too deeply, or holds itself; give lists of a few levels."
+        ) from error
+
+
+def _to_plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # NumPy's arrays and numbers
         return value.tolist()
     if isinstance(value, Answer):
         return value.to_json()
     if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
+        return {key: _to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()
     return str(value) if isinstance(value, Path) else value

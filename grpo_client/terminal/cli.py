@@ -121,6 +121,7 @@ def _add_job_commands(commands: Any) -> None:
     train.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="other fields of POST /train; values in JSON, or words",
@@ -180,6 +181,7 @@ def _add_sweep_commands(commands: Any) -> None:
     start.add_argument(
         "--try",
         nargs="+",
+        action="extend",
         default=[],
         dest="space",
         metavar="KEY=VALUES",
@@ -189,7 +191,9 @@ def _add_sweep_commands(commands: Any) -> None:
     )
     start.add_argument("--env", help="id of a Gymnasium environment; default: the server's")
     start.add_argument("-n", "--total-timesteps", type=int, help="simulator steps of each job")
-    start.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other fields of all jobs")
+    start.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="other fields of all jobs"
+    )
     start.add_argument("--name", help="name of the sweep and beginning of its models' names; default: generated")
     start.add_argument("--method", help="grid, random or halving; default: grid")
     start.add_argument("--trials", type=int, dest="n_trials", help="number of settings to draw")
@@ -286,6 +290,8 @@ def _parse_settings(pairs: Sequence[str], named: dict[str, Any]) -> dict[str, An
             raise _UsageError(
                 f"--set {pair} is not allowed: another option already sets {name} to {named[name]!r}; leave one out."
             )
+        if name in settings:
+            raise _UsageError(f"--set {pair} is not allowed: it sets {name} for the second time; leave one out.")
         settings[name] = _parse_value(text)
     return settings
 
@@ -293,7 +299,7 @@ def _parse_settings(pairs: Sequence[str], named: dict[str, Any]) -> dict[str, An
 def _parse_value(text: str) -> Any:
     """Read JSON, or else take the text as a word."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return _read_json(text)
     except ValueError:
         return text
 
@@ -302,7 +308,7 @@ def _parse_json(option: str, text: str | None) -> Any:
     if text is None:
         return None
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return _read_json(text)
     except ValueError as error:
         raise _UsageError(f"{option} {text} is not JSON ({error}); write it like [0.1, 0, 0.05, 0].") from error
 
@@ -311,8 +317,15 @@ def _parse_observation(words: Sequence[str]) -> Any:
     """Read JSON, or numbers that stand beside each other."""
     if len(words) > 1:
         with suppress(ValueError):
-            return [json.loads(word.rstrip(","), parse_constant=_refuse_constant) for word in words]
+            return [_read_json(word.rstrip(",")) for word in words]
     return _parse_json("observation", " ".join(words))
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise _UsageError(f"{text[:20]}... is nested too deeply; write it like [0.1, 0, 0.05, 0].") from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -404,7 +417,11 @@ def _start_sweep(client: Client, options: argparse.Namespace) -> _Reply:
     base = {name: value for name, value in named.items() if value is not None}
     names = ("name", "method", "n_trials", "seeds", "seed", "max_active", "budget_timesteps", "keep")
     fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    space = dict(map(_parse_dimension, options.space))
+    space: dict[str, Any] = {}
+    for name, values in map(_parse_dimension, options.space):
+        if name in space:
+            raise _UsageError(f"--try names {name} twice; write all its values after one, such as {name}=0.001,0.003.")
+        space[name] = values
     started = client.start_sweep(space, base={**base, **_parse_settings(options.set, base)}, **fields)
     if options.watch:
         return _follow_sweep(client, started.sweep_id, None)

@@ -1,6 +1,7 @@
 """One server per models folder: a second one would take the first one's unfinished files for leftovers of a crash."""
 
 import os
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -85,8 +86,15 @@ def lock_folder(models_dir: Path) -> Iterator[FolderLock]:
 def _open_and_lock(models_dir: Path) -> tuple[int, bool]:
     """Return the lock file's descriptor, and whether it is locked: not where there are no locks."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(models_dir / _LOCK_FILE, flags, 0o600)
+    path = models_dir / _LOCK_FILE
     try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if os.path.lexists(path):
+            _check_kind(path, os.lstat(path).st_mode, error)
+        raise
+    try:
+        _check_kind(path, os.fstat(descriptor).st_mode)
         is_locked = _lock(descriptor, models_dir)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, b"%d\n" % os.getpid())
@@ -94,6 +102,11 @@ def _open_and_lock(models_dir: Path) -> tuple[int, bool]:
         os.close(descriptor)
         raise
     return descriptor, is_locked
+
+
+def _check_kind(path: Path, mode: int, error: OSError | None = None) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path} is no regular file; remove it, and the server makes its own.") from error
 
 
 def _lock(descriptor: int, models_dir: Path) -> bool:

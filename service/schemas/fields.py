@@ -46,6 +46,8 @@ _MODEL_NAME = re.compile(MODEL_NAME_PATTERN)
 # An alias is no number and differs from "latest", which always is the newest version.
 ALIAS_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,31}$"
 LATEST_ALIAS = "latest"
+# Lists of tags are written with commas.
+TAG_PATTERN = r"^[^,]*$"
 # On Windows these name devices, whatever follows the first dot, so a models folder copied there would break.
 _DEVICE_NAMES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from service.schemas.fields import Request
+from service.schemas.fields import TAG_PATTERN, Request
 from service.schemas.training import ConfigOrigins, TrainConfig
 
 EndedBy = Literal["total_timesteps", "stop_reward", "patience", "max_seconds", "stop"]
@@ -102,10 +102,9 @@ def _check_tags(tags: list[str]) -> list[str]:
 DisplayName = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), AfterValidator(_check_line)
 ]
-# Lists of tags are written with commas.
 Tag = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=r"^[^,]*$"),
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=TAG_PATTERN),
     AfterValidator(_check_line),
 ]
 Note = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000), AfterValidator(_check_lines)]

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import printable
-from service.schemas.fields import ENV_NAME_PATTERN, MODEL_NAME_PATTERN, MODEL_REFERENCE_PATTERN, REWARD_NAME_PATTERN
+from service.schemas.fields import (
+    ALIAS_PATTERN,
+    ENV_NAME_PATTERN,
+    MODEL_NAME_PATTERN,
+    MODEL_REFERENCE_PATTERN,
+    REWARD_NAME_PATTERN,
+    TAG_PATTERN,
+)
 from service.suggestions import suggest
 
 # A request can break thousands of rules at once; naming ten is help enough.
@@ -20,6 +27,8 @@ _PATTERNS_IN_WORDS = {
     MODEL_REFERENCE_PATTERN: f"{_NAME_IN_WORDS}, and '@' may follow, with a version or an alias",
     ENV_NAME_PATTERN: "an environment's name consists of letters from a to z, digits, '.', '_', '-' and '/'",
     REWARD_NAME_PATTERN: "a reward function's name consists of letters from a to z, digits, '.', '_' and '-'",
+    ALIAS_PATTERN: "an alias consists of at most 32 letters from a to z, digits, '_' and '-', and starts with a letter",
+    TAG_PATTERN: "a tag has no comma, since lists of tags are written with commas; send several as a list",
 }
 
 # The commonest of pydantic's errors, in words that name the rule, by type; the names in braces are of their context.
@@ -31,6 +40,11 @@ _RULES = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "string_type": "must be a string",
+    "string_too_short": "must have {min_length} or more characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_unicode": "must be a text without halves of surrogate pairs, which UTF-8 cannot write",
+    "too_short": "must have {min_length} or more entries",
+    "too_long": "must have at most {max_length} entries",
     "list_type": "must be a list",
     "dict_type": "must be an object",
     "model_type": "must be an object",

@@ -39,6 +39,8 @@ from tests.grpo_client.scripted_server import Answer, serve_script
 from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
 
 SHORT = {"env_name": "CartPole-v1", "total_timesteps": 64, "seed": 0}
+HOLDS_ITSELF: list[Any] = []
+HOLDS_ITSELF.append(HOLDS_ITSELF)
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -387,8 +389,16 @@ def test_a_name_stays_one_part_of_the_path(kind: str, server_url: str) -> None:
         ({"base_url": "http://"}, "names no host"),
         ({"base_url": "http://[::1"}, "is not allowed"),
         ({"api_key": "two\nlines"}, "api_key has characters"),
+        ({"base_url": b"http://localhost"}, "write it as http://HOST:PORT"),
+        ({"api_key": b"key"}, "api_key is of type bytes"),
+        ({"api_key": 12}, "api_key is of type int"),
         ({"timeout_seconds": 0}, "timeout_seconds=0 is not allowed"),
+        ({"timeout_seconds": "5"}, "timeout_seconds='5' is not allowed"),
+        ({"timeout_seconds": math.inf}, "timeout_seconds=inf is not allowed.*at most 1000000"),
+        ({"timeout_seconds": math.nan}, "timeout_seconds=nan is not allowed"),
         ({"max_retries": -1}, "max_retries=-1 is not allowed"),
+        ({"max_retries": "3"}, "max_retries='3' is not allowed: it must be a whole number"),
+        ({"max_retries": 1.5}, "max_retries=1.5 is not allowed"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], said: str) -> None:
@@ -441,6 +451,16 @@ def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) 
         (lambda client: client.predict("m", [math.nan]), InvalidArgument, "not JSON compliant"),
         (lambda client: client.predict_array("m", np.array([object()])), InvalidArgument, "[Oo]bject arrays"),
         (lambda client: client.status("\ud800"), NotFound, "no training job"),
+        (lambda client: client.model(None), InvalidArgument, "None is neither a name nor an id"),
+        (lambda client: client.status(5), InvalidArgument, "5 is neither a name nor an id"),
+        (lambda client: client.model(""), InvalidArgument, "'' is neither"),
+        (lambda client: client.model("."), InvalidArgument, r"'\.' is neither"),
+        (lambda client: client.delete(".."), InvalidArgument, r"'\.\.' is neither"),
+        (lambda client: client.environment("a/../b"), InvalidArgument, r"'\.\.' is neither"),
+        (lambda client: client.environment(None), InvalidArgument, "None is neither"),
+        (lambda client: client.wait("x", timeout_seconds="5"), InvalidArgument, "timeout_seconds='5' is not allowed"),
+        (lambda client: client.wait("x", timeout_seconds=math.nan), InvalidArgument, "timeout_seconds=nan"),
+        (lambda client: client.predict("m", HOLDS_ITSELF), InvalidArgument, "nested too deeply"),
         (lambda client: client.video("m", "m.png"), InvalidArgument, "not a film"),
         (lambda client: client.export("m", "m.png"), InvalidArgument, "which format to export to"),
     ],
@@ -449,6 +469,13 @@ def test_every_error_is_one_of_this_package(grpo: Any, ask: Any, kind: type[GRPO
     with pytest.raises(kind, match=said) as caught:
         ask(grpo)
     assert isinstance(caught.value, GRPOError)
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_an_answer_that_is_nested_too_deeply_is_none_of_a_server(status: int) -> None:
+    with serve_script(Answer(status, "[" * 20_000)) as script, Client(script.url) as client:
+        with pytest.raises(ServerUnreachable if status == 200 else NotFound):
+            client.health()
 
 
 def test_a_closed_client_says_so(server_url: str) -> None:

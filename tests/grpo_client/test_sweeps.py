@@ -98,6 +98,8 @@ def test_ranges_are_written_in_words(ask: Any) -> None:
     ("arguments", "exit_status", "said"),
     [
         (["gamma"], 2, "write KEY=VALUES"),
+        (["gamma=0.9", "gamma=0.99"], 2, "names gamma twice"),
+        (["gamma=0.9", "--try", "gamma=0.99"], 2, "names gamma twice"),
         (["gamma=[0.9"], 2, "is not JSON"),
         (["gama=0.9,0.99"], 1, "did you mean gamma?"),
         (["gamma=normal(0,1)"], 1, "'uniform', 'loguniform' or 'integer'"),

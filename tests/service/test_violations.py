@@ -1,10 +1,12 @@
 """What breaks the schema is told in words: the field, the rule, the value."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from service.schemas.fields import ALIAS_PATTERN
+from service.schemas.jobs import LabelRequest
 from service.schemas.training import TrainRequest
 from service.schemas.violations import summarize_violations
 from service.settings import Settings
@@ -30,6 +32,34 @@ def test_the_rule_and_the_value_are_named(request_body: dict[str, Any], detail: 
     with pytest.raises(ValidationError) as caught:
         TrainRequest.model_validate(request_body)
     assert summarize_violations(caught.value.errors())[0] == detail
+
+
+@pytest.mark.parametrize(
+    ("request_body", "detail"),
+    [
+        ({"tags": ["a,b"]}, "tags.0: a tag has no comma, since lists of tags are written with commas"),
+        ({"tags": [""]}, "tags.0: must have 1 or more characters"),
+        ({"tags": ["a"] * 17}, "tags: must have at most 16 entries"),
+        ({"display_name": "a" * 101}, "display_name: must have at most 100 characters"),
+        ({"note": "\ud800"}, "note: must be a text without halves of surrogate pairs"),
+    ],
+)
+def test_a_label_is_refused_with_its_rule(request_body: dict[str, Any], detail: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        LabelRequest.model_validate(request_body)
+    assert summarize_violations(caught.value.errors())[0].startswith(detail)
+
+
+def test_an_empty_object_is_refused_with_its_rule() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TrainRequest.model_validate({"reward_functions": {}})
+    assert summarize_violations(caught.value.errors())[0] == "reward_functions: must have 1 or more entries"
+
+
+def test_an_alias_is_refused_with_its_rule() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(Annotated[str, Field(pattern=ALIAS_PATTERN)]).validate_python("x y")
+    assert summarize_violations(caught.value.errors())[0].startswith("an alias consists of at most 32 letters")
 
 
 def test_a_number_out_of_range_in_a_variable_is_no_wrong_kind_of_value() -> None:

@@ -1,5 +1,6 @@
 """Actions from trained policies."""
 
+from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
@@ -68,7 +69,8 @@ async def predict_batch(
     as_array = False
     answer = partial(answer_json, body, service.load_model)
     if request.headers.get("content-type", "").split(";")[0].strip().lower() == ARRAY_TYPE:
-        as_array = ARRAY_TYPE in request.headers.get("accept", "")
+        weights = _read_weights(request.headers.getlist("accept"))
+        as_array = weights.get(ARRAY_TYPE, 0.0) > 0.0 and weights[ARRAY_TYPE] >= weights.get("application/json", 0.0)
         answer = partial(answer_array, body, model_name, service.load_model, deterministic, as_array)
     elif request.query_params:
         message = "this is for an array; with JSON, send it in the body"
@@ -78,3 +80,16 @@ async def predict_batch(
     measured = partial(service.metrics.measure_batch, answer)
     content = await to_thread.run_sync(measured, limiter=service.batch_limiter)
     return Response(content, media_type=ARRAY_TYPE if as_array else "application/json")
+
+
+def _read_weights(headers: list[str]) -> dict[str, float]:
+    """Return how much each media type of ``Accept`` is wanted, from 0 to 1; a weight that is no number counts as 1."""
+    weights: dict[str, float] = {}
+    for wanted in ",".join(headers).lower().split(","):
+        kind, *parameters = (part.strip() for part in wanted.split(";"))
+        weights[kind] = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                with suppress(ValueError):
+                    weights[kind] = float(parameter[2:])
+    return weights

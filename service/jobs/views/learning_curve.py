@@ -25,7 +25,10 @@ def draw_curve(job: Job, metric: str, theme: Theme) -> bytes:
     """
     column = job.history.get_column(metric)
     if not len(column.values):
-        known = ", ".join(job.history.list_keys()) or "none yet; try again after its first rollout"
+        none = "none, since it ended before its first rollout"
+        if not job.status.is_final:
+            none = "none yet; try again after its first rollout"
+        known = ", ".join(job.history.list_keys()) or none
         raise InvalidRequestError(f"the job has no metric '{printable(metric)}'; its metrics: {known}.")
     return _draw(column, f"{job.config.model_name} on {job.config.env_name}", metric, theme)
 

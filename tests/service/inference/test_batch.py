@@ -217,6 +217,23 @@ class TestArrays:
         assert response.headers["content-type"] == "application/octet-stream"
         assert actions.tolist() == [answer["action"] for answer in answers]
 
+    @pytest.mark.parametrize(
+        ("accept", "kind"),
+        [
+            ("APPLICATION/Octet-Stream", "application/octet-stream"),
+            ("text/html, application/octet-stream; q=0.5", "application/octet-stream"),
+            ("application/json;q=0.5, application/octet-stream", "application/octet-stream"),
+            ("application/octet-stream;q=0", "application/json"),
+            ("application/octet-stream;q=0.5, application/json", "application/json"),
+            ("application/octet-streams", "application/json"),
+            ("application/octet-stream;q=much", "application/octet-stream"),
+        ],
+    )
+    def test_the_header_accept_is_weighed(self, served: TestClient, accept: str, kind: str) -> None:
+        headers = {**ARRAY, "accept": accept}
+        response = served.post("/inference/batch?model_name=m", content=to_npy(CARTPOLE), headers=headers)
+        assert (response.status_code, response.headers["content-type"]) == (200, kind)
+
     def test_actions_are_drawn_if_the_query_says_so(self, served: TestClient) -> None:
         content = to_npy(np.tile(np.array([0.5, 0.2, -0.05, 0.1]), (400, 1)))
         url = "/inference/batch?model_name=m&deterministic=false"

@@ -63,6 +63,19 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_no_file_in_place_of_the_lock_is_named_with_the_remedy(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ".lock"
+    if kind == "link":
+        path.symlink_to("elsewhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match=rf"^{path} is no regular file; remove it"), lock_folder(tmp_path):
+        pass
+
+
 def test_what_a_killed_server_left_is_swept_at_once(tmp_path: Path) -> None:
     for name in (".tmp-0123", "m.zip", ".gitkeep"):
         (tmp_path / name).write_bytes(b"")

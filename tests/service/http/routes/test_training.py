@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from grpo_core.saving import model_file
 from service.settings import Settings
 from tests.conftest import RegisterEnv
-from tests.support import Gate, LineEnv, get_status, train, train_to_end
+from tests.support import Gate, LineEnv, get_status, train, train_to_end, wait_until
 
 SHORT: dict[str, Any] = {"total_timesteps": 128, "seed": 0}
 
@@ -201,3 +201,13 @@ class TestTheCurve:
         response = client.get("/training/latest/curve")
         assert response.status_code == 400
         assert "none yet" in response.json()["detail"]
+
+    def test_of_a_job_that_ended_before_its_first_rollout_nothing_is_promised(
+        self, client: TestClient, register_env: RegisterEnv, gate: Gate
+    ) -> None:
+        train(client, env_name=register_env(lambda: LineEnv(gate.pass_through)), **SHORT)
+        client.post("/training/latest/stop")
+        gate.admit()
+        wait_until(lambda: client.get("/training/latest/status").json()["status"] == "stopped")
+        detail = client.get("/training/latest/curve?metric=nope").json()["detail"]
+        assert detail.endswith("its metrics: none, since it ended before its first rollout.")
