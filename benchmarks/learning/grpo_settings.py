@@ -66,6 +66,7 @@ GENERAL_PRESETS = {
             "Walker2d-v5",
             "HalfCheetah-v5",
             "Swimmer-v5",
+            "Ant-v5",
         ),
         "general-continuous",
     ),

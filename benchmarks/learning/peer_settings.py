@@ -179,6 +179,7 @@ PPO_ZOO: dict[str, Settings] = {
         "gae_lambda": 0.98,
         "learning_rate": 6e-4,
     },
+    "Ant-v5": {"source": f"{_ZOO} ppo.yml Ant-v4", "normalize": {}},
     "MiniGrid-DoorKey-6x6-flat-v0": {"source": f"{_ZOO} ppo.yml MiniGrid-DoorKey-5x5-v0", **_PPO_MINIGRID},
     "MiniGrid-MultiRoom-N2-S4-flat-v0": {"source": f"{_ZOO} ppo.yml MiniGrid-MultiRoom-N4-S5-v0", **_PPO_MINIGRID},
     "MinAtar-Breakout-flat-v1": {
@@ -262,6 +263,7 @@ TRPO_ZOO: dict[str, Settings] = {
     "Walker2d-v5": {"source": f"{_ZOO} trpo.yml Walker2d-v4", **_TRPO_MUJOCO},
     "HalfCheetah-v5": {"source": f"{_ZOO} trpo.yml HalfCheetah-v4", **_TRPO_MUJOCO, "target_kl": 0.04},
     "Swimmer-v5": {"source": f"{_ZOO} trpo.yml Swimmer-v4", **_TRPO_MUJOCO, "gamma": 0.9999},
+    "Ant-v5": {"source": f"{_ZOO} trpo.yml Ant-v4", **_TRPO_MUJOCO},
     "MiniGrid-DoorKey-6x6-flat-v0": _TRPO_DEFAULTS,
     "MiniGrid-MultiRoom-N2-S4-flat-v0": _TRPO_DEFAULTS,
     "MinAtar-Breakout-flat-v1": _TRPO_DEFAULTS,
@@ -336,4 +338,5 @@ PUBLISHED = {
     "Walker2d-v5": Published("SAC", "Walker2d-v3", 3863.2, 1_000_000),
     "HalfCheetah-v5": Published("SAC", "HalfCheetah-v3", 9535.5, 1_000_000),
     "Swimmer-v5": Published("SAC", "Swimmer-v3", 345.6, 1_000_000),
+    "Ant-v5": Published("SAC", "Ant-v3", 4615.8, 1_000_000),
 }
