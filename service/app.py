@@ -1,7 +1,7 @@
 """The service: its parts, and the operations of routes and dashboard that need several of them."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -332,10 +332,11 @@ class Service:
         setup = job.config.env_setup
         return self.player.film_content(content, setup, video_format, seed, deterministic, max_steps), timesteps
 
-    def save_upload(self, model_name: str, content: bytes, overwrite: bool) -> None:
+    def save_upload(self, model_name: str, content: bytes, overwrite: bool, check: Callable[[], None]) -> None:
         """Verify a model file, save it and serve it.
 
         :param overwrite: Whether it may replace a model of that name.
+        :param check: Called once nobody else can replace that model; raises if it is not to be replaced.
         :raises InvalidRequestError: If the file cannot be used; nothing is replaced.
         :raises ConflictError: If the name is taken, or an active job will save under it.
         :raises StorageLowError: If it does not fit on the disk or into the folder.
@@ -346,6 +347,7 @@ class Service:
                 raise ConflictError(
                     f"a model '{model_name}' already exists; choose another name or send overwrite=true."
                 )
+            check()
             self.store.folder.check_space(len(content), model_name)
             try:
                 with self._uploads:

@@ -75,6 +75,13 @@ class ConflictError(ServiceError):
         self.is_passing = is_passing
 
 
+class PreconditionFailedError(ServiceError):
+    """The request is meant for another version of a file than the one that is there."""
+
+    problem = Problem("precondition-failed", "The file is not the one that the request is meant for")
+    status_code = 412
+
+
 class TooLargeError(ServiceError):
     """The request asks for more than the server gives at once."""
 

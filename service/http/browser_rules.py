@@ -75,7 +75,7 @@ class BrowserRules:
             allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=[
                 *("content-type", "authorization", "x-api-key", "x-request-id"),
-                *("if-none-match", "if-range", "range", "last-event-id"),
+                *("if-match", "if-none-match", "if-range", "range", "last-event-id"),
             ],
             expose_headers=[
                 *("x-request-id", "retry-after", "etag", "content-disposition", "content-range", "accept-ranges"),

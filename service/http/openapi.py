@@ -11,6 +11,7 @@ from service.errors import (
     InvalidRequestError,
     NotFoundError,
     NotInstalledError,
+    PreconditionFailedError,
     Problem,
     QueueFullError,
     StorageError,
@@ -43,6 +44,10 @@ _EXAMPLES: Mapping[int, tuple[Problem, str]] = {
         ConflictError.problem,
         "job 0f8fad5b-d9cb-469f-a165-70867728950e is running and will save as 'balance'; pick another name, or stop "
         "it with POST /training/0f8fad5b-d9cb-469f-a165-70867728950e/stop.",
+    ),
+    412: (
+        PreconditionFailedError.problem,
+        "If-Match does not list the file that is there: there is none; look at it first.",
     ),
     413: (TooLargeError.problem, "the body is larger than 1048576 bytes."),
     415: (WRONG_MEDIA_TYPE, "the body must be JSON; send the header 'Content-Type: application/json'."),

@@ -51,9 +51,3 @@ def choose_part(request: Request, n_bytes: int, etag: str) -> Part | Refusal:
         detail = f"the file has {n_bytes} bytes; ask for some of these."
         return Refusal(NOT_SATISFIABLE, 416, detail, {"Content-Range": f"bytes */{n_bytes}"})
     return Part(start, stop - start, 206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{n_bytes}"})
-
-
-def is_known(request: Request, etag: str) -> bool:
-    """Return whether the client has this version of a file already."""
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    return etag in known or "*" in known

@@ -263,7 +263,7 @@ class JobRegistry(JobTable):
     def delete_model(self, model_name: str, is_surplus: Callable[[], bool] = lambda: True) -> bool:
         """Delete a model, unless an active job will replace it.
 
-        :param is_surplus: Asked once nobody else can put another one in its place; False leaves it.
+        :param is_surplus: Asked once nobody else can put another one in its place; False, or an error, leaves it.
         :return: Whether it is gone.
         :raises ConflictError: If an active job will save under its name.
         :raises NotFoundError: If there is no such model.

@@ -165,6 +165,16 @@ class ModelStore:
         """
         return self._read_meant(name, lambda meant: self._read_in_turn(self._inspect_file, meant))
 
+    def find_sha256(self, name: str) -> str | None:
+        """Return the SHA-256 of a model's file; None if there is none.
+
+        :raises ConflictError: If the disk refuses.
+        """
+        try:
+            return self.inspect_file(name).sha256
+        except NotFoundError:
+            return None
+
     def is_loaded(self, name: str, signature: FileSignature) -> bool:
         """Return whether the model of a file is in memory."""
         meaning = self._resolve(name)

@@ -1,6 +1,7 @@
 """Downloading, exporting and uploading model files."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -11,8 +12,9 @@ from starlette.types import Receive, Scope, Send
 from grpo_core.export.policy_file import EXPORT_FORMATS
 from service.errors import ConflictError
 from service.http import examples
+from service.http.preconditions import check_change, check_match, is_known
 from service.http.problems import Refusal, error_response
-from service.http.ranges import Part, choose_part, is_known
+from service.http.ranges import Part, choose_part
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.models.card import make_card
 from service.schemas.fields import ModelName
@@ -36,7 +38,7 @@ router = APIRouter(tags=["models"])
         200: {"content": {_FILE_TYPE: _FILE_SCHEMA}},
         206: {"description": "The part that `Range` asks for.", "content": {_FILE_TYPE: _FILE_SCHEMA}},
         304: {"description": "The file still matches `If-None-Match`."},
-        **errors(404, 409, 416),
+        **errors(404, 409, 412, 416),
     },
 )
 def download_model(model_name: ModelNameInPath, service: CurrentService, request: Request) -> Response:
@@ -46,6 +48,7 @@ def download_model(model_name: ModelNameInPath, service: CurrentService, request
         raise ConflictError(f"model '{model_name}' is {inspected.status}; only usable files can be downloaded.")
     etag = f'"{inspected.sha256}"'
     name = {"Content-Disposition": f'attachment; filename="{model_name}.zip"'}
+    check_match(request, etag)
     if is_known(request, etag):
         return Response(status_code=304, headers={"ETag": etag, **name})
     *_, n_bytes = inspected.signature
@@ -63,7 +66,7 @@ def download_model(model_name: ModelNameInPath, service: CurrentService, request
         200: {"content": _EXPORT_CONTENT},
         206: {"description": "The part that `Range` asks for.", "content": _EXPORT_CONTENT},
         304: {"description": "The file still matches `If-None-Match`."},
-        **errors(404, 409, 413, 416, 501),
+        **errors(404, 409, 412, 413, 416, 501),
     },
 )
 def export_model(
@@ -81,6 +84,7 @@ def export_model(
     export = service.exporter.export(model_name, export_format, action_masks)
     etag, suffix = f'"{export.sha256}"', EXPORT_FORMATS[export_format].suffix
     name = {"Content-Disposition": f'attachment; filename="{model_name}{suffix}"'}
+    check_match(request, etag)
     if is_known(request, etag):
         return Response(status_code=304, headers={"ETag": etag, **name})
     part = choose_part(request, len(export.content), etag)
@@ -92,7 +96,7 @@ def export_model(
 
 @router.put(
     "/models/{model_name}/file",
-    responses=errors(403, 404, 408, 409, 413, 415, 507),
+    responses=errors(403, 404, 408, 409, 412, 413, 415, 507),
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
 async def upload_model(
@@ -102,7 +106,8 @@ async def upload_model(
     overwrite: Annotated[bool, Query(description="Whether to replace an existing model of that name.")] = False,
 ) -> ModelCard:
     """Upload a model file, downloaded or saved by `GRPO.save`. It is verified; nothing in it is executed."""
-    await run_in_threadpool(service.save_upload, model_name, await request.body(), overwrite)
+    check = partial(check_change, request, partial(service.store.find_sha256, model_name))
+    await run_in_threadpool(service.save_upload, model_name, await request.body(), overwrite, check)
     return await run_in_threadpool(make_card, service.store, model_name)
 
 

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
+from service.http.preconditions import check_match, is_known
 from service.http.problems import Refusal, error_response
-from service.http.ranges import choose_part, is_known
+from service.http.ranges import choose_part
 from service.models.player import MEDIA_TYPES, Film
 from service.schemas.fields import MAX_FILM_STEPS, MAX_PLAY_SEED
 from service.schemas.models import VideoFormat
@@ -27,6 +28,7 @@ def answer_film(request: Request, film: Film, more_headers: dict[str, str] | Non
     """Answer with a film, or with the part of it that was asked for."""
     headers = {"X-Episode-Reward": str(film.reward), "X-Episode-Length": str(film.n_steps), **(more_headers or {})}
     etag = f'"{film.digest}"'
+    check_match(request, etag)
     if is_known(request, etag):
         return Response(status_code=304, headers={"ETag": etag, **headers})
     part = choose_part(request, len(film.content), etag)

@@ -1,10 +1,12 @@
 """Trained models: listing, cards, evaluation, films, deletion."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
 from service.http import examples
+from service.http.preconditions import check_change
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
 from service.http.routes.unambiguous import UnambiguousRoute
@@ -47,7 +49,7 @@ def evaluate_model(
 @router.get(
     "/models/{model_name}/video",
     response_class=Response,
-    responses={**FILM_RESPONSES, **errors(404, 409, 413, 416)},
+    responses={**FILM_RESPONSES, **errors(404, 409, 412, 413, 416)},
 )
 def film_model(
     model_name: ModelNameInPath,
@@ -63,8 +65,13 @@ def film_model(
     return answer_film(request, film)
 
 
-@router.delete("/models/{model_name}", responses=errors(403, 404, 409))
-def delete_model(model_name: ModelNameInPath, service: CurrentService) -> DeleteResponse:
-    """Delete a model from memory and disk."""
-    service.registry.delete_model(model_name)
+@router.delete("/models/{model_name}", responses=errors(403, 404, 409, 412))
+def delete_model(model_name: ModelNameInPath, service: CurrentService, request: Request) -> DeleteResponse:
+    """Delete a model from memory and disk; with `If-Match`, only the file with that `ETag`."""
+
+    def is_meant() -> bool:
+        check_change(request, partial(service.store.find_sha256, model_name))
+        return True
+
+    service.registry.delete_model(model_name, is_meant)
     return DeleteResponse(message="Model deleted", model_name=model_name)

@@ -141,7 +141,7 @@ async def draw_training_curve(
 @router.get(
     "/training/{job_id}/video",
     response_class=Response,
-    responses={**FILM_RESPONSES, **errors(404, 409, 413, 416)},
+    responses={**FILM_RESPONSES, **errors(404, 409, 412, 413, 416)},
 )
 def film_training(
     job_id: JobId,

@@ -89,6 +89,19 @@ class TestDownloading:
         (settings.models_dir / "m.zip").write_bytes(contents[1])
         assert client.get("/models/m/file", headers={"If-None-Match": etag}).content == contents[1]
 
+    def test_another_file_than_the_one_that_is_meant_is_not_sent(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        (settings.models_dir / "m.zip").write_bytes(contents[0])
+        etag = client.get("/models/m/file").headers["etag"]
+        for meant in (etag, f'"other", {etag}', "*"):
+            part = client.get("/models/m/file", headers={"If-Match": meant, "Range": "bytes=0-3"})
+            assert (part.status_code, part.content) == (206, contents[0][:4]), meant
+        for meant in ('"other"', f"W/{etag}", ""):
+            refused = client.get("/models/m/file", headers={"If-Match": meant, "If-None-Match": etag})
+            assert etag in get_detail(refused, 412), meant
+            assert refused.json()["type"] == "urn:grpo:problem:precondition-failed"
+
     @pytest.mark.parametrize("damage", [lambda c: c[:-5], lambda c: c.replace(b"grpo_meta.json", b"hers_meta.json")])
     def test_a_file_that_cannot_be_used_is_not_sent(
         self, client: TestClient, contents: list[bytes], settings: Settings, damage: Callable[[bytes], bytes]
@@ -121,6 +134,28 @@ class TestDownloading:
                     connection.sendall(b"GET /models/m/file HTTP/1.1\r\nHost: localhost\r\n\r\n")
                     assert connection.recv(100).startswith(b"HTTP/1.1 200")
             wait_until(lambda: count_open() == 0)
+
+
+def test_only_the_file_that_a_client_means_is_replaced_or_deleted(client: TestClient, contents: list[bytes]) -> None:
+    def change(method: str, **headers: str) -> int:
+        content: dict[str, Any] = {"content": contents[1], "params": {"overwrite": True}} if method == "PUT" else {}
+        path = "/models/m/file" if method == "PUT" else "/models/m"
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        response = client.request(method, path, headers={"Content-Type": "application/zip", **sent}, **content)
+        return int(response.status_code)
+
+    for none in ('"other"', "*"):  # nothing is there yet
+        assert change("PUT", If_Match=none) == 412
+    assert change("PUT", If_None_Match="*") == 200
+    first = f'"{get_sha256(client)}"'
+    upload(client, contents[0], overwrite=True)  # somebody else was quicker
+    for method in ("PUT", "DELETE"):
+        assert change(method, If_Match=first) == 412
+        assert change(method, If_None_Match="*") == 412
+        assert get_sha256(client) == hashlib.sha256(contents[0]).hexdigest()
+    assert change("PUT", If_Match=f'"{get_sha256(client)}"') == 200
+    assert change("DELETE", If_Match=first) == 200
+    assert change("DELETE", If_Match=first) == 412
 
 
 class TestUploading:
