@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -35,7 +36,7 @@ from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
-from grpo_core.groups.vec_step import VecStep, share_locals
+from grpo_core.groups.vec_step import VecStep, leaves_environments_alone, share_locals
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
     AdvantageScaling,
@@ -556,6 +557,9 @@ class GRPO(SavedAlgorithm):
         seen |= {"self": self, "env": env, "callback": callback}
         seen |= {"rollout_buffer": rollout, "n_rollout_steps": n_rollout_steps}
         n_vec_steps = count()
+        on_step = callback.on_step
+        if not leaves_environments_alone(callback):
+            on_step = partial(outside.watch, callback.on_step)
 
         def on_vec_step(infos: list[dict[str, Any]], dones: Any, rewards: Any, n_stepped: int) -> bool:
             self.num_timesteps += n_stepped
@@ -566,8 +570,7 @@ class GRPO(SavedAlgorithm):
             seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
             if callback.locals is not seen:
                 callback.update_locals(seen)
-            goes_on = outside.watch(callback.on_step)
-            if not goes_on or self._stop_requested:
+            if not on_step() or self._stop_requested:
                 return False
             self._update_info_buffer(infos, dones)
             self._last_episode_starts, self._is_vec_step_over = dones, True

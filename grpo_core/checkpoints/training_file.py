@@ -35,6 +35,8 @@ class KeepCheckpoint(BaseCallback):
     :raises ValueError: If one of them is out of its range.
     """
 
+    leaves_environments_alone = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],

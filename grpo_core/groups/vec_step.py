@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    ConvertCallback,
+    ProgressBarCallback,
+    StopTrainingOnMaxEpisodes,
+)
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.rollout import GroupRollout, to_tensors
@@ -21,6 +28,8 @@ Place = tuple[int, int, int]
 # An environment's index, and the place of its step.
 SteppedPlace = tuple[int, Place]
 
+# SB3's callbacks that only count, save or draw.
+_HARMLESS = (CheckpointCallback, ProgressBarCallback, StopTrainingOnMaxEpisodes)
 _LATER = object()  # stands in a ``VecStepLocals`` for what nobody has asked for yet
 
 
@@ -163,3 +172,15 @@ def share_locals(callback: BaseCallback) -> VecStepLocals:
             inner = value if isinstance(value, list | tuple) else [value]
             waiting.extend(child for child in inner if isinstance(child, BaseCallback))
     return shared
+
+
+def leaves_environments_alone(callback: BaseCallback) -> bool:
+    """Return whether a callback neither sets anything on the environments nor steps or resets them.
+
+    A class says so itself, by an attribute ``leaves_environments_alone``; its subclasses may do more.
+    """
+    if type(callback) is CallbackList:
+        return all(map(leaves_environments_alone, callback.callbacks))
+    if type(callback) is ConvertCallback:  # of a function, or of None
+        return callback.callback is None
+    return type(callback) in _HARMLESS or vars(type(callback)).get("leaves_environments_alone", False) is True

@@ -44,6 +44,8 @@ class CheckpointCallback(BaseCallback):
     :param progress: Receives them.
     """
 
+    leaves_environments_alone = True
+
     model: GRPO
 
     def __init__(self, config: TrainConfig, judge: OnTheWay | None, stop_rules: StopRules, progress: Progress) -> None:

@@ -253,6 +253,8 @@ def list_normalizable(space: spaces.Space[Any]) -> list[str]:
 class _ProgressCallback(BaseCallback):
     """Reports every step, and ends the training when the stop rules say so."""
 
+    leaves_environments_alone = True
+
     def __init__(self, stop_rules: StopRules) -> None:
         super().__init__()
         self._stop_rules = stop_rules

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from grpo import GRPO, RestorableWrapper
+from grpo_core.groups.vec_step import leaves_environments_alone
 
 
 class Task(gym.Env[Any, Any]):
@@ -130,6 +131,38 @@ def test_where_nothing_is_set_anchors_stay_as_they_are(
     monkeypatch.setattr(model._collector.anchors, "renew", renewed.append)
     model.learn(256, Curriculum(10**9), reset_num_timesteps=False)
     assert renewed == []
+
+
+class _Drawing(BaseCallback):
+    """Says that it does nothing to the environments."""
+
+    leaves_environments_alone = True
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class _Derived(_Drawing):
+    """May do more than the class that it is made from."""
+
+
+def test_only_callbacks_that_may_touch_the_environments_are_watched() -> None:
+    trusted: list[BaseCallback] = [_Drawing(), CheckpointCallback(1, "unused"), ConvertCallback(None)]
+    for callback in (*trusted, CallbackList(trusted)):
+        assert leaves_environments_alone(callback)
+    watched: list[BaseCallback] = [_Derived(), Curriculum(None), ConvertCallback(lambda *_: True)]
+    for callback in (*watched, *(CallbackList([*trusted, one]) for one in watched)):
+        assert not leaves_environments_alone(callback)
+
+
+def test_what_is_set_between_two_runs_holds_if_nothing_was_watched() -> None:
+    model = GRPO("MlpPolicy", Task(), n_steps=64, group_size=2, horizon=16, n_epochs=1, seed=0, device="cpu")
+    model.learn(256, callback=_Drawing())
+    env = model.get_env()
+    assert env is not None
+    env.env_method("harder")
+    model.learn(256, reset_num_timesteps=False)
+    assert env.get_attr("level") == [1]
 
 
 class Meddling(BaseCallback):

@@ -46,6 +46,8 @@ class BackgroundEvaluation(BaseCallback):
     :param build_seconds: How long it takes to build the environment.
     """
 
+    leaves_environments_alone = True
+
     model: GRPO
 
     def __init__(self, evaluator: Evaluator, stop_rules: StopRules, progress: Progress, build_seconds: float) -> None:

@@ -26,6 +26,8 @@ class EvaluationCallback(BaseCallback):
     :param progress: Receives every evaluation.
     """
 
+    leaves_environments_alone = True
+
     model: GRPO
 
     def __init__(self, config: TrainConfig, evaluator: Evaluator, stop_rules: StopRules, progress: Progress) -> None:
