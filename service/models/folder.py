@@ -83,7 +83,7 @@ class ModelFolder:
         :raises StorageLowError: If less than ``min_free_bytes`` would be free, or the folder has its fill of models.
         """
         if (problem := self._find_folder_problem()) is not None:
-            raise NotReadyError(f"{problem}; put it back, or restart the server with another one.")
+            raise NotReadyError(f"{problem}; put it right, or restart the server with another folder.")
         n_free_bytes = self.n_free_bytes
         if n_free_bytes is not None and n_free_bytes - n_bytes < self._min_free_bytes:
             raise StorageLowError(
@@ -124,9 +124,11 @@ class ModelFolder:
     def _find_folder_problem(self) -> str | None:
         if not self._dir.is_dir():
             return "the models folder is missing or is not a folder"
-        if not self._is_read_only and not os.access(self._dir, os.W_OK | os.X_OK):
+        if self._is_read_only:
+            return None
+        if not os.access(self._dir, os.W_OK | os.X_OK):
             return "the models folder is not writable"
-        return None
+        return self.versions.find_problem()
 
     def _renew_lock(self) -> None:
         if self._lock is not None:

@@ -3,8 +3,8 @@
 ``models/<name>.zip`` is the newest version of a model, as if there were no others. ``models/.versions/<name>/<n>.zip``
 are earlier ones: what a newer one replaces is linked there first, under its number, and only then replaced, so that a
 crash leaves the old state or the new. The newest version has the number after the last of those, or the same if it is
-the same file, because a crash came in between or an alias points at it: then a file that somebody else puts in its
-place is told apart. ``notes.json`` holds what no file says.
+the same file, because a crash came in between, or a copy of it, because an alias points at it: then a file that
+somebody else puts in its place, or writes into it, is told apart. ``notes.json`` holds what no file says.
 """
 
 import errno
@@ -37,9 +37,11 @@ SUFFIX = ".zip"
 #: Do not follow symbolic links, and do not block on a FIFO named like a file that is read.
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NOTES = "notes.json"
+_DAMAGED_NOTES = f"{_NOTES}.damaged-"
 _MAX_NOTES_BYTES = 2**20
 # What reading damaged notes ends with.
 _DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError)
+_MAX_VERSION = 10**9 - 2  # the next one still has nine digits
 _VERSION_FILE = re.compile(r"([1-9]\d{0,8})\.zip")
 _NUMBER = re.compile(r"[1-9]\d{0,8}")
 _ALIAS = re.compile(ALIAS_PATTERN)
@@ -54,14 +56,16 @@ class Notes(NamedTuple):
 
     :param aliases: Versions by alias.
     :param jobs: Ids of the jobs that trained them, by version.
-    :param last_removed: The last version whose file was removed, so that numbers are not given twice.
+    :param newest: The highest version there ever was, or a lower one; no number is given twice.
     :param digests: SHA-256 of what those jobs saved, by version; notes of earlier servers have none.
+    :param are_damaged: Whether what was written cannot be read.
     """
 
     aliases: Mapping[str, int]
     jobs: Mapping[int, str]
-    last_removed: int = 0
+    newest: int = 1
     digests: Mapping[int, str] = MappingProxyType({})
+    are_damaged: bool = False
 
     def find_job(self, version: int, sha256: str | None) -> str | None:
         """Return the job that trained a version; None if it is unknown, or somebody has put another file in its place.
@@ -91,14 +95,28 @@ class VersionFolder:
         # Whether two files that look the same are; each look at an alias asks, and they may be large.
         self._compared: LRUCache[tuple[int, ...], bool] = LRUCache(_MAX_COMPARED)
         self._comparing = threading.Lock()
+        # Notes that were found damaged: they are read often, and one line of the log is enough.
+        self._reported: set[tuple[int, ...]] = set()
         for name in [] if is_read_only else self._list_folders():
             if not Path(self.get_newest_path(name)).exists():
-                self.forget(name)
+                self._forget_unless_pinned(name)
             remove_leftovers(self._dir / name)
             try:
                 self._trim(name)
             except OSError:  # which concerns this model alone
                 logger.warning("the versions of model %s cannot be trimmed", name, exc_info=True)
+
+    def find_problem(self) -> str | None:
+        """Return why no model could be replaced now; None if one could."""
+        try:
+            self._check_is_folder(self._dir)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return error.strerror
+        if not os.access(self._dir, os.W_OK | os.X_OK):
+            return f"{VERSIONS_FOLDER} in the models folder is not writable"
+        return None
 
     def lock(self, name: str) -> threading.RLock:
         """Return what guards a model's versions."""
@@ -107,15 +125,16 @@ class VersionFolder:
     def find_newest(self, name: str) -> int:
         """Return the number of a model's newest version."""
         last = max(self.list_kept(name), default=0)
-        return last if last and self._is_newest(name, last) else max(last, self.read_notes(name).last_removed) + 1
+        return last if last and self._is_newest(name, last) else max(last + 1, self.read_notes(name).newest)
 
     def list_kept(self, name: str) -> list[int]:
         """List the numbers of the versions in the hidden folder, in order."""
         try:
-            matches = map(_VERSION_FILE.fullmatch, os.listdir(self._find_folder(name)))
+            with os.scandir(self._find_folder(name)) as entries:
+                names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
         except OSError:
             return []
-        return sorted(int(match[1]) for match in matches if match)
+        return sorted(int(match[1]) for match in map(_VERSION_FILE.fullmatch, names) if match)
 
     def list_all(self, name: str) -> list[int]:
         """List the numbers of all versions, in order."""
@@ -178,12 +197,16 @@ class VersionFolder:
         :raises OSError: If the disk does not give it.
         """
         try:
-            return _parse_notes(_read_small(self._find_folder(name) / _NOTES))
+            path = self._find_folder(name) / _NOTES
+            return _parse_notes(_read_small(path))
         except (FileNotFoundError, NotADirectoryError):
             return Notes({}, {})
-        except _DAMAGE:
-            logger.warning("the notes on the versions of model %s are damaged", name, exc_info=True)
-            return Notes({}, {})
+        except _DAMAGE as error:
+            with suppress(OSError):
+                if (identity := _identify(os.lstat(path))) not in self._reported:
+                    self._reported.add(identity)
+                    logger.warning("the notes on the versions of model %s are damaged: %s", name, error)
+            return Notes({}, {}, are_damaged=True)
 
     def set_alias(self, name: str, alias: str, version: int | None) -> int | None:
         """Point an alias at a version, which stays as long as it does.
@@ -210,7 +233,9 @@ class VersionFolder:
                 )
             else:
                 aliases[alias] = version
-            is_new = version is not None and version == self.find_newest(name) and self._keep(name, version)
+            is_new = False
+            if version is not None and version == self.find_newest(name):
+                is_new = self._keep(name, version, copies=True)
             try:
                 self._write_notes(name, notes._replace(aliases=aliases))
             except OSError:
@@ -229,7 +254,8 @@ class VersionFolder:
         """
         with self.lock(name):
             path = Path(self.get_newest_path(name))
-            if not os.path.lexists(path):  # deleted by hand: the next model of that name begins anew
+            if not os.path.lexists(path) and self.list_kept(name):
+                logger.warning("model %s was deleted by hand: the next one of that name begins anew", name)
                 self.forget(name)
             version = self.find_newest(name)
             is_file = path.exists() and not path.is_symlink()
@@ -244,7 +270,9 @@ class VersionFolder:
                 kept = {version, *self.list_kept(name)}
                 known = {k: v for k, v in jobs.items() if v is not None and k in kept}
                 digests = {k: v for k, v in {**notes.digests, version: sha256}.items() if k in known}
-                self._write_notes(name, notes._replace(jobs=known, digests=digests))
+                self._write_notes(name, notes._replace(jobs=known, digests=digests, newest=version))
+            elif notes.newest != version:
+                self._write_notes(name, notes._replace(newest=version))
             try:
                 yield
             except UnconfirmedWriteError:  # the model is in its place
@@ -263,6 +291,15 @@ class VersionFolder:
         """Remove a deleted model's versions and aliases."""
         with self.lock(name), suppress(OSError):
             shutil.rmtree(self._find_folder(name), ignore_errors=True)
+
+    def _forget_unless_pinned(self, name: str) -> None:
+        """Remove the versions of a model whose file is gone, but not those that an alias keeps: it may come back."""
+        if self._list_pinned(name):
+            logger.warning(
+                "model %s has versions with aliases and no file; put %s%s back, or delete %s", name, name, SUFFIX, name
+            )
+        else:
+            self.forget(name)
 
     def count_pinned_bytes(self) -> int:
         """Return the size of the versions that aliases keep, as far as the disk says which."""
@@ -315,27 +352,32 @@ class VersionFolder:
         """
         folder = self._dir / name
         for path in (self._dir, folder):
-            if not stat.S_ISDIR(os.lstat(path).st_mode):
-                place = path.relative_to(self._models_dir)
-                raise NotADirectoryError(errno.ENOTDIR, f"{place} in the models folder is no folder")
+            self._check_is_folder(path)
         return folder
+
+    def _check_is_folder(self, path: Path) -> None:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            place = path.relative_to(self._models_dir)
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} in the models folder is no folder")
 
     def _make_folder(self, name: str) -> Path:
         """Return the folder of a model's versions, created if absent; the models folder itself never is."""
         for path in (self._dir, self._dir / name):
             with suppress(FileExistsError):
                 path.mkdir(mode=0o700)
+            self._check_is_folder(path)  # before anything is made in it
         return self._find_folder(name)
 
-    def _keep(self, name: str, version: int) -> bool:
+    def _keep(self, name: str, version: int, copies: bool = False) -> bool:
         """Keep a model's newest version under its number; return whether it was not before.
 
+        :param copies: Whether it stays the newest, so that somebody may write into its file.
         :raises OSError: If the disk refuses.
         """
         kept = self._make_folder(name) / f"{version}.zip"
         if os.path.lexists(kept):
             return False
-        self._link(name, kept)
+        self._link(name, kept, copies)
         return True
 
     def _renew(self, name: str, version: int) -> None:
@@ -343,15 +385,18 @@ class VersionFolder:
         kept = Path(self.get_path(name, version))
         with suppress(OSError):
             if version in self.list_kept(name) and not self._is_newest(name, version):
-                self._link(name, kept)
+                self._link(name, kept, copies=True)
 
-    def _link(self, name: str, kept: Path) -> None:
+    def _link(self, name: str, kept: Path, copies: bool) -> None:
         """Put a model's newest version where an earlier one belongs, at once: a link, or a copy."""
         path = self.get_newest_path(name)
         temporary = kept.with_name(f"{TEMPORARY_PREFIX}{kept.stem}")
         temporary.unlink(missing_ok=True)  # which a crash has left; it may be a link
         try:
-            os.link(path, temporary, follow_symlinks=False)
+            if copies:
+                shutil.copy2(path, temporary, follow_symlinks=False)
+            else:
+                os.link(path, temporary, follow_symlinks=False)
         except OSError:  # a file system without links
             shutil.copy2(path, temporary, follow_symlinks=False)
         os.replace(temporary, kept)
@@ -360,7 +405,7 @@ class VersionFolder:
         folder = self._make_folder(name)
         _move_damaged_aside(folder / _NOTES)
         written: dict[str, Any] = {"aliases": dict(notes.aliases), "jobs": {str(k): v for k, v in notes.jobs.items()}}
-        written["last_removed"] = notes.last_removed
+        written["newest"] = notes.newest
         written["digests"] = {str(k): v for k, v in notes.digests.items()}
         with suppress(UnconfirmedWriteError):  # they are there, and a model that follows them is confirmed itself
             write_atomic(folder / _NOTES, json.dumps(written).encode())
@@ -386,18 +431,21 @@ class VersionFolder:
                     excess -= n_bytes
 
     def _remove(self, name: str, version: int) -> None:
-        notes = self._read_notes_or_fail(name)
+        notes, newest = self._read_notes_or_fail(name), self.find_newest(name)
         with suppress(OSError):
-            if version == max(self.list_kept(name), default=0):
-                self._write_notes(name, notes._replace(last_removed=version))
+            if notes.newest != newest:
+                self._write_notes(name, notes._replace(newest=newest))
             os.unlink(self.get_path(name, version))
 
     def _list_pinned(self, name: str) -> set[int]:
-        """List the versions that aliases keep.
+        """List the versions that aliases keep; all, if the notes are damaged or such notes were put aside.
 
         :raises OSError: If the disk does not say which.
         """
-        return set(self._read_notes_or_fail(name).aliases.values())
+        notes = self._read_notes_or_fail(name)
+        if notes.are_damaged or list((self._dir / name).glob(f"{_DAMAGED_NOTES}*")):
+            return set(self.list_kept(name))
+        return set(notes.aliases.values())
 
     def _list_folders(self) -> list[str]:
         try:
@@ -452,7 +500,11 @@ def _parse_notes(content: bytes) -> Notes:
     aliases = {k: v for k, v in found["aliases"].items() if _ALIAS.fullmatch(k) and type(v) is int}
     jobs = {int(k): v for k, v in found["jobs"].items() if isinstance(v, str)}
     digests = {int(k): v for k, v in found.get("digests", {}).items() if isinstance(v, str)}
-    return Notes(aliases, jobs, int(found["last_removed"]), digests)
+    # Earlier servers wrote the last version whose file was removed.
+    newest = int(found["newest"]) if "newest" in found else int(found["last_removed"]) + 1
+    if not all(1 <= number <= _MAX_VERSION for number in (newest, *aliases.values(), *jobs, *digests)):
+        raise ValueError("a version's number is out of range")
+    return Notes(aliases, jobs, newest, digests)
 
 
 def _move_damaged_aside(path: Path) -> None:
@@ -464,7 +516,7 @@ def _move_damaged_aside(path: Path) -> None:
         try:
             _parse_notes(_read_small(path))
         except _DAMAGE:
-            aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+            aside = path.with_name(f"{_DAMAGED_NOTES}{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
             path.rename(aside)
             logger.warning("damaged notes were renamed to %s", aside)
 

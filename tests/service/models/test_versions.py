@@ -1,6 +1,7 @@
 """Versions of models are kept and found again, aliases point at them, and the newest is where it always was."""
 
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -56,11 +57,12 @@ class TestLinks:
             (folder / name).write_bytes(content)
         link = settings.models_dir / place
         link.parent.mkdir(exist_ok=True)
-        link.symlink_to(target)
         publish(client, contents[:1])
+        link.symlink_to(target)
         answer = upload(client, contents[1], "m", overwrite=True)
-        assert answer.status_code == 507
+        assert answer.status_code == (503 if place == ".versions" else 507)
         assert "is no folder" in answer.json()["detail"]
+        assert client.get("/health/ready").status_code == (503 if place == ".versions" else 200)
         assert client.put("/models/m/aliases/prod", json={"version": 1}).status_code == 507
         assert list_versions(client) == [1]
         assert get_file(client, "m") == get_file(client, "m@1") == contents[0]
@@ -251,6 +253,29 @@ class TestAliases:
         assert list_versions(client) == [3, 2, 1]
         publish(client, contents[3:])
         assert [get_file(client, f"m@{n}") for n in (1, 2, 3, 4)] == contents
+
+    def test_one_stays_where_it_is_when_somebody_writes_into_the_newest_file(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        publish(client, contents[:1])
+        client.put("/models/m/aliases/prod")
+        (settings.models_dir / "m.zip").write_bytes(contents[1])
+        assert get_file(client, "m@prod") == get_file(client, "m@1") == contents[0]
+        assert get_file(client, "m@2") == contents[1]
+        (settings.models_dir / "m.zip").write_bytes(contents[1][:1000])
+        assert get_file(client, "m@prod") == contents[0]
+
+    def test_one_whose_file_was_deleted_by_hand_points_at_nothing(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        publish(client, contents[:2])
+        client.put("/models/m/aliases/prod")
+        publish(client, contents[2:3])
+        (settings.models_dir / ".versions" / "m" / "2.zip").unlink()
+        for reference in ("m@prod", "m@2"):
+            assert client.get(f"/models/{reference}/file").status_code == 404
+        assert list_versions(client) == [3, 1]
+        assert get_file(client, "m@3") == contents[2]
 
     def test_the_same_bytes_are_no_new_version_with_one_either(self, client: TestClient, contents: list[bytes]) -> None:
         publish(client, contents[:2])
@@ -479,7 +504,7 @@ def test_what_a_crash_left_of_a_deleted_model_is_removed(tmp_path: Path, content
     (tmp_path / "m.zip").unlink()  # the first step of a deletion
     (tmp_path / ".versions" / "other" / ".tmp-1").write_bytes(b"")
     folder = ModelFolder(tmp_path, max_versions=3)
-    assert sorted(path.name for path in (tmp_path / ".versions").rglob("*")) == ["1.zip", "other"]
+    assert sorted(path.name for path in (tmp_path / ".versions").rglob("*")) == ["1.zip", "notes.json", "other"]
     assert not folder.exists("m@1")
     with pytest.raises(NotFoundError):
         folder.read("m@1")
@@ -491,6 +516,56 @@ def test_only_a_plain_name_is_written(tmp_path: Path, contents: list[bytes], nam
     with pytest.raises(InvalidRequestError):
         folder.write(name, contents[0], "a job")
     assert list(tmp_path.rglob("*")) == [tmp_path / "models"]
+
+
+def test_versions_with_aliases_outlast_a_start_without_their_models_file(
+    tmp_path: Path, contents: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = ModelFolder(tmp_path, max_versions=3)
+    for content in contents[:2]:
+        folder.write("m", content)
+    folder.versions.set_alias("m", "prod", 1)
+    away = (tmp_path / "m.zip").rename(tmp_path / "away")
+    ModelFolder(tmp_path, max_versions=3)
+    assert "put m.zip back" in caplog.text
+    away.rename(tmp_path / "m.zip")
+    folder = ModelFolder(tmp_path, max_versions=3)
+    assert folder.read("m@prod")[1] == folder.read("m@1")[1] == contents[0]
+
+
+def test_what_damaged_notes_may_have_kept_stays(tmp_path: Path, contents: list[bytes]) -> None:
+    folder = ModelFolder(tmp_path, max_versions=2)
+    for content in contents[:2]:
+        folder.write("m", content)
+    folder.versions.set_alias("m", "prod", 1)
+    notes = tmp_path / ".versions" / "m" / "notes.json"
+    notes.write_bytes(notes.read_bytes()[:20])
+    for content in (*contents[2:4], *contents[:2]):
+        folder.write("m", content, "job")
+    assert folder.versions.list_kept("m") == [1, 2, 3, 4, 5]
+    for aside in notes.parent.glob("notes.json.damaged-*"):
+        aside.unlink()
+    folder.write("m", contents[2])
+    assert folder.versions.list_all("m") == [6, 7]
+
+
+@pytest.mark.parametrize("newest", [0, -1, 999_999_999, "x"])
+def test_numbers_that_no_version_has_are_damage(tmp_path: Path, contents: list[bytes], newest: Any) -> None:
+    folder = ModelFolder(tmp_path, max_versions=2)
+    for content in contents[:2]:
+        folder.write("m", content)
+    notes = {"aliases": {}, "jobs": {}, "digests": {}, "newest": newest}
+    (tmp_path / ".versions" / "m" / "notes.json").write_text(json.dumps(notes))
+    folder.write("m", contents[2])
+    assert folder.versions.list_all("m") == [1, 2, 3]
+
+
+def test_what_is_no_file_is_no_version(tmp_path: Path, contents: list[bytes]) -> None:
+    folder = ModelFolder(tmp_path, max_versions=3)
+    for content in contents[:2]:
+        folder.write("m", content)
+    (tmp_path / ".versions" / "m" / "7.zip").mkdir()
+    assert folder.versions.list_all("m") == [1, 2]
 
 
 def test_a_version_that_was_not_replaced_after_all_leaves_nothing(
