@@ -276,13 +276,17 @@ class Service:
                 "completes."
             ) from error
 
-    def roll_back_model(self, model_name: str, version: int | None) -> RollbackResponse:
+    def roll_back_model(
+        self, model_name: str, version: int | None, check: Callable[[], None] = lambda: None
+    ) -> RollbackResponse:
         """Make an earlier version of a model the newest again.
 
+        :param check: Called once nobody else can replace the newest; raises if it is not to be replaced.
         :raises ConflictError: If an active job or an upload will save under its name.
         :raises ServiceError: Whatever ``ModelPromotion.roll_back`` raises.
         """
         with self.registry.reserve_name(model_name), self._uploads:
+            check()
             return self.promotion.roll_back(model_name, version)
 
     def film_job(

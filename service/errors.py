@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 _MAX_ERROR_CHARS = 500
-_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+){2,}")
+# But no address of a page.
+_PATH = re.compile(r"(?<![\w./])(?!(?<=:)//\w)(?:[A-Za-z]:)?(?:[/\\]+[\w.@+~-]+){2,}")
 
 
 class Problem(NamedTuple):

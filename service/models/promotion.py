@@ -67,7 +67,7 @@ class ModelPromotion:
         :raises InvalidRequestError: If the alias always is the newest version.
         :raises ServiceError: Whatever ``ModelStore.set_alias`` raises.
         """
-        if alias == LATEST_ALIAS:
+        if alias.lower() == LATEST_ALIAS:
             raise InvalidRequestError(
                 f"'{LATEST_ALIAS}' always means the newest version; choose another alias, such as prod."
             )

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.errors import ConflictError, DrainingError, QueueFullError, ServiceError
+from service.errors import ConflictError, DrainingError, QueueFullError, ServiceError, hide_paths
 from service.schemas.violations import MAX_REPORTED_ERRORS
 from service.settings import Settings
 from tests.support import PROBLEM_FIELDS, serve
@@ -268,3 +268,18 @@ def test_errors_reach_a_real_connection_as_json(app: FastAPI) -> None:
         assert response.getheader("content-type") == "application/problem+json"
         assert json.loads(response.read())["detail"].startswith("the body is not valid JSON")
         connection.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("cannot open '/srv/secret/x'", "cannot open '<path>'"),
+        ("file:///srv/secret x", "file:<path> x"),
+        ("//srv/secret", "<path>"),
+        (r"C:\\srv\\secret", "<path>"),
+        ("see https://gymnasium.farama.org/api/env/", "see https://gymnasium.farama.org/api/env/"),
+        ("half/a/path and 1/2/3", "half/a/path and 1/2/3"),
+    ],
+)
+def test_paths_are_hidden_and_addresses_are_not(text: str, hidden: str) -> None:
+    assert hide_paths(text) == hidden

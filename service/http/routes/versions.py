@@ -1,10 +1,12 @@
 """Versions of models: their list, their aliases, and the way back."""
 
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path
+from fastapi import APIRouter, Body, Path, Request
 
 from service.http import examples
+from service.http.preconditions import check_change
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.http.routes.unambiguous import UnambiguousRoute
 from service.schemas.fields import ALIAS_PATTERN
@@ -45,11 +47,13 @@ def delete_alias(model_name: ModelNameInPath, alias: Alias, service: CurrentServ
     return service.promotion.delete_alias(model_name, alias)
 
 
-@router.post("/models/{model_name}/rollback", responses=errors(403, 404, 408, 409, 413, 415, 507))
+@router.post("/models/{model_name}/rollback", responses=errors(403, 404, 408, 409, 412, 413, 415, 507))
 def roll_back(
     model_name: ModelNameInPath,
     service: CurrentService,
+    http_request: Request,
     request: Annotated[RollbackRequest | None, Body(openapi_examples=examples.ROLL_BACK)] = None,
 ) -> RollbackResponse:
     """Save an earlier version as the newest one; what was the newest stays as a version."""
-    return service.roll_back_model(model_name, (request or RollbackRequest()).version)
+    check = partial(check_change, http_request, partial(service.store.find_sha256, model_name))
+    return service.roll_back_model(model_name, (request or RollbackRequest()).version, check)

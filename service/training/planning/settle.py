@@ -28,7 +28,7 @@ from grpo_core.options.rewards import Reward
 from grpo_core.shards.collector import count_shards
 from grpo_core.simulators.bank import find_obstacle
 from service.environments.build import build_vec_env, try_methods
-from service.errors import InvalidRequestError, hide_paths, printable
+from service.errors import InvalidRequestError, describe_error, hide_paths, printable
 from service.schemas.fields import MAX_OBSERVATION_NUMBERS
 from service.schemas.training import ConfigOrigin, Normalization, TrainConfig, TrainRequest
 from service.spaces import count_numbers
@@ -280,8 +280,8 @@ def _find_obstacle(env_name: str, env: DummyVecEnv, mode: str) -> str | None:
         return find_obstacle(env, must_pay=mode == "auto")
     except (Exception, SystemExit) as error:  # foreign code: the environment may raise anything
         raise InvalidRequestError(
-            f"env_name '{env_name}' failed while its steps were tried out ({type(error).__name__}); fix the "
-            "environment, or send group_mode 'episode'."
+            f"env_name '{env_name}' failed while its steps were tried out: {describe_error(error)}; fix the "
+            "environment. If it fails only where it is restored, send group_mode 'episode'."
         ) from error
 
 

@@ -139,9 +139,11 @@ class TestDownloading:
 def test_only_the_file_that_a_client_means_is_replaced_or_deleted(client: TestClient, contents: list[bytes]) -> None:
     def change(method: str, **headers: str) -> int:
         content: dict[str, Any] = {"content": contents[1], "params": {"overwrite": True}} if method == "PUT" else {}
-        path = "/models/m/file" if method == "PUT" else "/models/m"
+        path = {"PUT": "/models/m/file", "POST": "/models/m/rollback"}.get(method, "/models/m")
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        response = client.request(method, path, headers={"Content-Type": "application/zip", **sent}, **content)
+        if method == "PUT":
+            sent |= ZIP
+        response = client.request(method, path, headers=sent, **content)
         return int(response.status_code)
 
     for none in ('"other"', "*"):  # nothing is there yet
@@ -149,10 +151,12 @@ def test_only_the_file_that_a_client_means_is_replaced_or_deleted(client: TestCl
     assert change("PUT", If_None_Match="*") == 200
     first = f'"{get_sha256(client)}"'
     upload(client, contents[0], overwrite=True)  # somebody else was quicker
-    for method in ("PUT", "DELETE"):
+    for method in ("PUT", "POST", "DELETE"):
         assert change(method, If_Match=first) == 412
         assert change(method, If_None_Match="*") == 412
         assert get_sha256(client) == hashlib.sha256(contents[0]).hexdigest()
+    assert change("POST", If_Match=f'"{get_sha256(client)}"') == 200
+    upload(client, contents[0], overwrite=True)
     assert change("PUT", If_Match=f'"{get_sha256(client)}"') == 200
     assert change("DELETE", If_Match=first) == 200
     assert change("DELETE", If_Match=first) == 412

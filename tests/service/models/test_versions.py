@@ -338,7 +338,7 @@ class TestAliases:
         assert client.get("/models/m@2").json()["sha256"] == hashlib.sha256(contents[1]).hexdigest()
         assert client.get("/models/m@prod").json()["sha256"] == hashlib.sha256(contents[0]).hexdigest()
 
-    @pytest.mark.parametrize("alias", ["3", "latest", "-x", "a.b", "a@b", "x" * 33, "%2e%2e", "a b", "é"])
+    @pytest.mark.parametrize("alias", ["3", "latest", "Latest", "-x", "a.b", "a@b", "x" * 33, "%2e%2e", "a b", "é"])
     def test_a_name_that_is_none_is_refused(self, client: TestClient, contents: list[bytes], alias: str) -> None:
         publish(client, contents[:1])
         assert client.put(f"/models/m/aliases/{alias}").status_code in (400, 422)

@@ -540,6 +540,14 @@ class TestGroupModes:
         assert "tried out (RuntimeError: broken at <path>). BrokenEnv.reset(seed=0) raised it" in detail
         assert "/home" not in detail
 
+    def test_an_environment_whose_steps_fail_is_refused_with_what_it_says(self, register_env: RegisterEnv) -> None:
+        class StuckEnv(LineEnv):
+            def step(self, action: Any) -> Any:
+                raise ValueError("the joint at /home/someone is stuck")
+
+        detail = refuse(env_name=register_env(StuckEnv, max_episode_steps=9), group_mode="branch")
+        assert "the joint at <path> is stuck" in detail
+
     def test_an_environment_that_returns_what_it_must_not_is_refused_before_a_job_exists(
         self, register_env: RegisterEnv
     ) -> None:
