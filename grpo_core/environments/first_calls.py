@@ -1,7 +1,7 @@
 """Check what an environment's methods return, at its first reset and its first step.
 
 Every wrapper is checked along with the environment inside it, so that an error names the class at fault. Later calls go
-to the environment itself and cost nothing more.
+to the environment itself, and cost no more than a look at the types of what a step returned.
 """
 
 import copy
@@ -29,6 +29,8 @@ _RESET_RULE = "return observation, info"
 _SIGNATURES = {"reset": "reset(self, *, seed=None, options=None)", "step": "step(self, action)"}
 # What storing a bound in another type of float may add to it.
 _ROUNDING = 1e-6
+_REWARD_TYPES = frozenset({float, int, np.float64, np.float32, np.int64})
+_FLAG_TYPES = frozenset({bool, np.bool_})
 
 
 def try_out(env: Env, seed: int = 0) -> None:
@@ -83,6 +85,19 @@ def call_step(env: Env, action: Any) -> Any:
         returned = env.step(action)
     _check_observed(env, "step()", returned_by)
     return returned
+
+
+def is_usual(returned: Any) -> bool:
+    """Return whether ``step`` returned a reward and flags of the usual types, which need no further look."""
+    if type(returned) is not tuple or len(returned) != 5:
+        return False
+    _, reward, terminated, truncated, info = returned
+    return (
+        type(reward) in _REWARD_TYPES
+        and type(terminated) in _FLAG_TYPES
+        and type(truncated) in _FLAG_TYPES
+        and isinstance(info, dict)
+    )
 
 
 def check_reset(source: str, returned: Any) -> None:

@@ -8,7 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from grpo_core.environments.first_calls import call_reset, call_step, check_masks
+from grpo_core.environments.first_calls import (
+    call_reset,
+    call_step,
+    check_masks,
+    check_observation,
+    check_reset,
+    check_step,
+    is_usual,
+)
 from grpo_core.environments.flags import InvalidEnvironmentError, read_success
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.restoring.state import find_noise
@@ -59,7 +67,8 @@ class Outcome(NamedTuple):
 class SingleEnv:
     """One environment in its own process.
 
-    What its methods return is checked at the first reset, the first step and the first end of an episode.
+    What its methods return is checked at the first reset, the first step and the first end of an episode, and later on
+    where it is of unusual types or cannot be used.
 
     :param env: The environment.
     :param simulator: Captures and restores it; None if states are never captured.
@@ -67,7 +76,7 @@ class SingleEnv:
     """
 
     def __init__(self, env: gym.Env[Any, Any], simulator: Simulator | None, rewound: Collection[str] = ()) -> None:
-        self._env = env
+        self._env, self._name = env, type(env.unwrapped).__name__
         self._rewound, self._noise = rewound, find_noise(env, process_wide=False, shared=False)
         self._observe = make_observer(env.observation_space)
         has_masks = env.has_wrapper_attr("action_masks")
@@ -88,9 +97,11 @@ class SingleEnv:
         """Start a new episode; return the first observation, and the first state unless states are never captured."""
         if self._rewound and seed is not None:  # a reset may pass its seed on to none of those
             self._noise.reseed(np.random.default_rng(seed), self._rewound)
-        observation, _ = self._reset_env(seed=seed)
+        returned = self._reset_env(seed=seed)
+        if len(returned) != 2:
+            check_reset(self._name, returned)
         state = None if self._simulator is None else self._simulator.capture()
-        return self._observe(observation, self._get_masks and self._get_masks()), state
+        return self._observe_checked("reset()", returned[0]), state
 
     def step(self, order: Order) -> Outcome:
         """Restore, step and capture as ordered.
@@ -99,16 +110,26 @@ class SingleEnv:
         """
         if order.restore is not None:
             self._need_simulator().restore(order.restore)
-        observation, reward, terminated, truncated, info = self._step_env(order.action)
+        returned = self._step_env(order.action)
+        if not is_usual(returned):
+            check_step(self._name, returned)
+        observation, reward, terminated, truncated, info = returned
         keep = order.capture and not (terminated or truncated)
         return Outcome(
-            self._observe(observation, self._get_masks and self._get_masks()),
+            self._observe_checked("step()", observation),
             float(reward),
             bool(terminated),
             bool(truncated),
             dict(info),  # an environment may fill the same one in every step
             self._need_simulator().capture() if keep else None,
         )
+
+    def _observe_checked(self, method: str, observation: Any) -> Observed:
+        try:
+            return self._observe(observation, self._get_masks and self._get_masks())
+        except (TypeError, ValueError):
+            check_observation(self._name, method, observation, self._env.observation_space)
+            raise
 
     def _reset_first(self, seed: int | None) -> Any:
         returned = call_reset(self._env, seed=seed)

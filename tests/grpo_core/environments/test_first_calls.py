@@ -1,4 +1,4 @@
-"""What an environment hands over is checked at its first reset and its first step, and no later."""
+"""What an environment hands over is checked at its first reset and its first step, and later where it stands out."""
 
 import re
 import warnings
@@ -319,6 +319,38 @@ def test_training_names_the_method_in_every_mode(wrap: Callable[[Any], Any], gro
     with pytest.raises(InvalidEnvironmentError) as refusal:
         GRPO("MlpPolicy", wrap(HandedOver(first, later)), group_mode=group_mode, seed=0).learn(64)
     assert f"HandedOver.{method} returned" in str(refusal.value)
+
+
+class WorseLater(HandedOver):
+    """Hands over what it is given from the fourth step on."""
+
+    n_steps = 0
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        return self.later if self.n_steps > 3 else (SEEN, 0.0, self.n_steps == 2, False, INFO)
+
+
+@pytest.mark.parametrize(
+    ("later", "came"),
+    [
+        ((SEEN, "1", True, False, INFO), "'1' as reward"),
+        ((SEEN, 0.0, None, False, INFO), "None as terminated"),
+        ((SEEN, 0.0, "False", False, INFO), "'False' as terminated"),
+        ((SEEN, 0.0, True, 2, INFO), "2 as truncated"),
+        ((SEEN, 0.0, True, INFO), "4 values"),
+        (([[0.0], [0.0, 1.0]], 0.0, True, False, INFO), "[[0.0], [0.0, 1.0]]"),
+    ],
+    ids=str,
+)
+def test_what_a_later_step_must_not_return_is_named(later: Any, came: str) -> None:
+    env = SingleEnv(WorseLater(later=later), None)
+    env.reset(0)
+    for _ in range(3):
+        env.step(Order(0))
+    with pytest.raises(InvalidEnvironmentError, match=r"WorseLater.step\(\) returned") as refusal:
+        env.step(Order(0))
+    assert came in str(refusal.value)
 
 
 @pytest.mark.parametrize("wrapper", [RestorableWrapper, gym.Wrapper])
