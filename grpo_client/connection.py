@@ -59,6 +59,8 @@ def quote_name(name: str) -> str:
     """
     if not isinstance(name, str) or name in ("", ".", ".."):
         raise InvalidArgument(f"{name!r:.100} is neither a name nor an id; give one that the server lists, as a text.")
+    if "/" in name:  # even one that is quoted: the server takes %2F for the end of a segment
+        raise InvalidArgument(f"{name!r:.100} holds a '/', as no name or id does; give one that the server lists.")
     return quote(name, safe="", errors="surrogatepass")
 
 

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -377,9 +378,24 @@ def test_the_key_opens_the_server(kind: str, app: FastAPI) -> None:
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_name_stays_one_part_of_the_path(kind: str, server_url: str) -> None:
     with open_client(kind, server_url) as client:
-        for name in ("../health", "a/b", "a?b=c", "a#b", "%2e%2e"):
+        for name in ("a?b=c", "a#b", "%2e%2e", "a%2fb"):
             with pytest.raises((NotFound, InvalidRequest)):
                 client.model(name)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("name", ["m/aliases/prod", "../health", "/m", "m/"])
+def test_a_name_with_a_slash_is_not_sent(kind: str, name: str) -> None:
+    with serve_script(Answer(200, "{}")) as server, open_client(kind, server.url) as client:
+        for method in (client.delete, client.model, client.forget, client.delete_sweep):
+            with pytest.raises(InvalidArgument, match="as no name or id does"):
+                method(name)
+        with pytest.raises(InvalidArgument, match="as no name or id does"):
+            client.delete_alias("m", name)
+        assert server.received == []
+        with suppress(ServerUnreachable):  # the script's answer is no environment
+            client.environment("ALE/Pong-v5")
+    assert [request.path for request in server.received] == ["/environments/ALE/Pong-v5"]
 
 
 @pytest.mark.parametrize(
