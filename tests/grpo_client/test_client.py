@@ -404,6 +404,11 @@ def test_a_name_with_a_slash_is_not_sent(kind: str, name: str) -> None:
         ({"base_url": "localhost:8000"}, "write it as http://HOST:PORT"),
         ({"base_url": "http://"}, "names no host"),
         ({"base_url": "http://[::1"}, "is not allowed"),
+        ({"base_url": "http://localhost:99999"}, "has port 99999; ports are from 1 to 65535"),
+        ({"base_url": "http://localhost:0"}, "has port 0; ports are from 1"),
+        ({"base_url": "http://localhost:-1"}, "has port -1; ports are from 1"),
+        ({"base_url": "http://localhost?a=b"}, "has a query or a fragment; write it as http://HOST:PORT"),
+        ({"base_url": "http://localhost/#a"}, "has a query or a fragment"),
         ({"api_key": "two\nlines"}, "api_key has characters"),
         ({"base_url": b"http://localhost"}, "write it as http://HOST:PORT"),
         ({"api_key": b"key"}, "api_key is of type bytes"),
@@ -421,6 +426,18 @@ def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], said:
     for kind in (Client, AsyncClient):
         with pytest.raises(ValueError, match=said):
             kind(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_scheme_in_capitals_is_one(kind: str, server_url: str) -> None:
+    with open_client(kind, server_url.replace("http", "HTTP")) as client:
+        assert client.health().status == "healthy"
+
+
+def test_an_address_keeps_its_brackets_in_messages() -> None:
+    with Client("http://[::1]:1", max_retries=0) as client:
+        with pytest.raises(ServerUnreachable, match=r"no answer from http://\[::1\]:1 "):
+            client.health()
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
