@@ -126,7 +126,7 @@ class AsyncClient:
         """Check that the server is alive, and count its jobs and models."""
         return await self._ask(answers.Health, "GET", "/health")
 
-    async def train(self, **settings: Any) -> "AsyncJob":
+    async def train(self, /, **settings: Any) -> "AsyncJob":
         """Start a job.
 
         :param settings: Fields of ``POST /train``, such as ``env_name``, ``total_timesteps``, ``model_name``.
@@ -170,7 +170,7 @@ class AsyncClient:
         query |= {"env_name": env_name, "tag": tag, "hidden": hidden}
         return await self._list(answers.JobSummary, "jobs", "/training/jobs", **query)
 
-    async def label(self, job_id: str, **labels: Any) -> answers.JobSummary:
+    async def label(self, /, job_id: str, **labels: Any) -> answers.JobSummary:
         """Write something on a job; what is left out stays as it is, and None takes it away.
 
         :param labels: ``display_name``, ``tags``, ``note`` and ``hidden``.
@@ -290,7 +290,7 @@ class AsyncClient:
             raise JobFailed(status)
         return status
 
-    async def start_sweep(self, space: dict[str, Any] | None = None, **settings: Any) -> answers.SweepStarted:
+    async def start_sweep(self, /, space: dict[str, Any] | None = None, **settings: Any) -> answers.SweepStarted:
         """Try several settings, each in jobs of its own.
 
         :param space: Fields of ``POST /train``, each with a list of values or a range, such as ``{"distribution":

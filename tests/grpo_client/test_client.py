@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,9 @@ def test_a_refusal_raises_all_that_the_server_says(
 def test_unknown_fields_and_taken_names_are_refused(grpo: Any, register_env: RegisterEnv, open_gate: Gate) -> None:
     with pytest.raises(InvalidRequest, match=r"did you mean n_steps\?"):
         grpo.train(n_step=64)
+    for ask in (grpo.train, grpo.start_sweep, partial(grpo.label, "latest")):
+        with pytest.raises(ApiError):  # a name like any other
+            ask(**{"self": 1})
     env_name = register_env(lambda: LineEnv(on_step=open_gate.pass_through), max_episode_steps=5)
     open_gate.admit(100)
     request = {"env_name": env_name, "group_mode": "episode", "n_steps": 64, "n_eval_episodes": 0}

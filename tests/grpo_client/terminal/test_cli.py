@@ -269,6 +269,7 @@ def test_a_refusal_is_reported_in_the_words_of_the_server(ask: Any) -> None:
     exit_status, said, complaint = ask("train", "--set", "n_step=64")
     assert (exit_status, said) == (1, "")
     assert complaint == "grpo-client: n_step: unknown field; did you mean n_steps? (HTTP 422)\n"
+    assert ask("train", "--set", "self=1")[2].startswith("grpo-client: self: unknown field")
 
 
 @pytest.mark.parametrize("overrides", [{"api_key": "0123456789abcdef"}], ids=["with a key"])
