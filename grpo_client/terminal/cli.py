@@ -5,6 +5,7 @@ Exit status: 0, 1 if the server refused or a job failed, 2 if the command line c
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -226,7 +227,11 @@ def _add_sweep_commands(commands: Any) -> None:
 def _add_model_commands(commands: Any) -> None:
     _add(commands, "models", _list_models, "list the models")
     predict = _add_for_model(commands, "predict", _predict, "ask a policy for an action")
-    predict.add_argument("observation", nargs="+", help="numbers, such as 0.1 0 0.05 0, or JSON: '[0.1, 0, 0.05, 0]'")
+    predict.add_argument(
+        "observation",
+        nargs="+",
+        help="numbers, such as 0.1 0 0.05 0, also as NumPy prints them, or JSON: '[0.1, 0, 0.05, 0]'",
+    )
     predict.add_argument("--masks", help="JSON: which actions are allowed")
     _add_for_model(commands, "card", _show_card, "show the card of a model")
     evaluate = _add_for_model(commands, "evaluate", _evaluate, "compare a policy with random actions")
@@ -315,10 +320,37 @@ def _parse_json(option: str, text: str | None) -> Any:
 
 def _parse_observation(words: Sequence[str]) -> Any:
     """Read JSON, or numbers that stand beside each other."""
+    text = " ".join(words)
     if len(words) > 1:
         with suppress(ValueError):
             return [_read_json(word.rstrip(",")) for word in words]
-    return _parse_json("observation", " ".join(words))
+    with suppress(ValueError):
+        return _read_json(text)
+    with suppress(ValueError):
+        return _read_numbers(text)
+    return _parse_json("observation", text)
+
+
+def _read_numbers(text: str) -> Any:
+    """Read numbers between commas, blanks and brackets, as NumPy prints them.
+
+    :raises ValueError: If something else is there, or a bracket or a number is missing.
+    """
+    if re.search(r",\s*,", text):
+        raise ValueError("a number is missing between two commas")
+    parts = [part if part in "[]" else repr(_read_number(part)) for part in re.findall(r"[][]|[^][,\s]+", text)]
+    listed = re.sub(r"(?<!\[) (?!\])", ",", " ".join(parts))
+    is_bare_list = "[" not in parts and (len(parts) > 1 or "," in text)
+    return _read_json(f"[{listed}]" if is_bare_list else listed)
+
+
+def _read_number(word: str) -> float:
+    with suppress(ValueError):
+        return int(word)
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError(f"JSON has no {word}")
+    return number
 
 
 def _read_json(text: str) -> Any:

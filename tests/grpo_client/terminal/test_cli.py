@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from grpo_client.answers.text import clean
-from grpo_client.terminal.cli import main
+from grpo_client.terminal.cli import _make_parser, _parse_observation, main
 from tests.conftest import RegisterEnv
 from tests.grpo_client.scripted_server import Answer, serve_script
 from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
@@ -156,6 +156,30 @@ def test_a_policy_is_asked(ask: Any, model: str) -> None:
     assert "not known: its values were not checked" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "observation"),
+    [
+        (["0", "-1e-3", "0", "0"], [0, -0.001, 0, 0]),
+        (["-3.", "-0.1,", "-1E5,", "-.5"], [-3.0, -0.1, -1e5, -0.5]),
+        ([".5", ".5", "3."], [0.5, 0.5, 3.0]),
+        (["+0.5", "+2"], [0.5, 2]),
+        (["0,0,0,0"], [0, 0, 0, 0]),
+        (["-0.1,0,-.2"], [-0.1, 0, -0.2]),
+        (["0 0 0 0"], [0, 0, 0, 0]),
+        (["[0. 0.1]"], [0.0, 0.1]),
+        (["[", "0.1", "-2.e-03]"], [0.1, -0.002]),
+        (["[[ 0.  1.]\n [-2.  3.]]"], [[0.0, 1.0], [-2.0, 3.0]]),
+        (["-3."], -3.0),
+        (["3,"], [3]),
+        (["[1,2]", "[3,4]"], [[1, 2], [3, 4]]),
+    ],
+)
+def test_an_observation_is_read_as_people_and_numpy_write_it(words: list[str], observation: Any) -> None:
+    options = _make_parser().read(["predict", "m", *words, "--json"])
+    read = _parse_observation(options.observation)
+    assert json.dumps(read) == json.dumps(observation)  # whole numbers stay whole
+
+
 def test_a_policy_is_evaluated_and_filmed(ask: Any, model: str, tmp_path: Path) -> None:
     exit_status, said, _ = ask("evaluate", model, "-n", "3")
     assert exit_status == 0
@@ -236,6 +260,11 @@ def test_environments_and_rewards_are_listed(ask: Any) -> None:
     [
         (["predict", "m", "[0.1"], "observation [0.1 is not JSON"),
         (["predict", "m", "NaN"], "observation NaN is not JSON"),
+        (["predict", "m", "0", "-inf"], "observation 0 -inf is not JSON"),
+        (["predict", "m", "[0. 0.1"], "observation [0. 0.1 is not JSON"),
+        (["predict", "m", "0,,1"], "observation 0,,1 is not JSON"),
+        (["predict", "m", "1.e999", "0"], "observation 1.e999 0 is not JSON"),
+        (["predict", "m", "[0. ... 1.]"], "observation [0. ... 1.] is not JSON"),
         (["predict", "m", "1", "--masks", "x"], "--masks x is not JSON"),
         (["predict", "m", "[" * 20_000], "[[[[[[[[[[[[[[[[[[[[... is nested too deeply"),
         (["predict", "m", "1", "[" * 20_000], "is nested too deeply"),
