@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from grpo_client.errors import FileProblem, GRPOError, InvalidArgument, ServerUn
 VIDEO_FORMATS = ("gif", "mp4")
 #: Formats of exported policies by the end of a file's name.
 EXPORT_FORMATS = {".onnx": "onnx", ".pt": "torchscript"}
+# Proxies drop the header, or make it weak or longer where they compress.
+_SHA256_TAG = re.compile(r'"([0-9a-f]{64})"')
 
 FilePath = str | os.PathLike[str]
 
@@ -61,13 +64,14 @@ def _explain(path: FilePath, what: str) -> Iterator[None]:
 
 
 def save_model(path: FilePath, response: httpx2.Response) -> Path:
-    """Check a model file, or an exported policy, against the SHA-256 in its ``ETag``, and save it.
+    """Check a model file, or an exported policy, against the SHA-256 in its ``ETag`` if that holds one, and save it.
 
     :raises GRPOError: If they differ.
     """
-    told, found = response.headers.get("ETag", "").strip('"'), hashlib.sha256(response.content).hexdigest()
-    if told not in (found, ""):  # a proxy may drop the header
-        raise GRPOError(f"the file came damaged: its SHA-256 is {found}, the server's {told}; download it again.")
+    told = _SHA256_TAG.fullmatch(response.headers.get("ETag", ""))
+    found = hashlib.sha256(response.content).hexdigest()
+    if told is not None and told[1] != found:
+        raise GRPOError(f"the file came damaged: its SHA-256 is {found}, the server's {told[1]}; download it again.")
     return save_file(path, response.content)
 
 

@@ -317,6 +317,13 @@ def test_a_damaged_download_is_not_saved(kind: str, tmp_path: Path) -> None:
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
+@pytest.mark.parametrize("tag", ['W/"{}"', '"{}-gzip"', '"{}--gzip"', '"other"', ""])
+def test_a_tag_that_a_proxy_has_changed_is_not_compared(tag: str, tmp_path: Path) -> None:
+    etag = ("ETag", tag.format(hashlib.sha256(b"whole").hexdigest()))
+    with serve_script(Answer(200, "whole", (etag,))) as server, Client(server.url) as client:
+        assert client.download("m", tmp_path / "m.zip").read_bytes() == b"whole"
+
+
 def test_environments_and_rewards_are_listed(grpo: Any) -> None:
     assert "CartPole-v1" in {environment.env_name for environment in grpo.environments("cartpole")}
     assert "Acrobot-v1" not in {environment.env_name for environment in grpo.environments("cartpole")}
