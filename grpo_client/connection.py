@@ -23,7 +23,7 @@ def make_options(base_url: str, api_key: str | None, timeout_seconds: float) -> 
 
     :raises InvalidArgument: If a value cannot be used.
     """
-    url = _read_url(str(base_url))
+    url = read_url(str(base_url))
     if not isinstance(timeout_seconds, Real) or not 0 < timeout_seconds <= _MAX_TIMEOUT_SECONDS:
         raise InvalidArgument(
             f"timeout_seconds={timeout_seconds!r} is not allowed: it must be a number above 0 and at most "
@@ -42,7 +42,11 @@ def make_options(base_url: str, api_key: str | None, timeout_seconds: float) -> 
     }
 
 
-def _read_url(address: str) -> httpx2.URL:
+def read_url(address: str) -> httpx2.URL:
+    """Read the URL of a server.
+
+    :raises InvalidArgument: If no server can have it.
+    """
     if not address.lower().startswith(("http://", "https://")):
         raise InvalidArgument(f"base_url='{address}' is not allowed: write it as http://HOST:PORT or https://HOST.")
     if "?" in address or "#" in address:  # paths are written behind it

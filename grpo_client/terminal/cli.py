@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from grpo_client.answers import Sweep
 from grpo_client.answers.text import clean, describe_facts
 from grpo_client.client import DEFAULT_URL, LATEST_JOB, LATEST_SWEEP, Client
-from grpo_client.errors import GRPOError, JobFailed, ServerUnreachable
+from grpo_client.connection import read_url
+from grpo_client.errors import GRPOError, InvalidArgument, JobFailed, ServerUnreachable
 from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
 from grpo_client.terminal import reports
 from grpo_terminal import INTERRUPTED, Parser, end_well
@@ -64,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with _open_client(options) as client:
             reply: _Reply = options.run(client, options)
-    except _UsageError as error:
+    except (_UsageError, InvalidArgument) as error:
         return _complain(str(error), _USAGE)
     except ServerUnreachable as error:
         return _complain(f"{error} For another address, use --url or {_URL_VARIABLE}.", _REFUSED)
@@ -80,9 +81,13 @@ def _run(options: argparse.Namespace) -> int:
 def _open_client(options: argparse.Namespace) -> Client:
     url = options.url or os.environ.get(_URL_VARIABLE) or DEFAULT_URL
     try:
-        return Client(url, options.api_key or os.environ.get(_KEY_VARIABLE), max_retries=_MAX_RETRIES)
-    except ValueError as error:
+        read_url(url)
+    except InvalidArgument as error:
         raise _UsageError(f"--url {url} cannot be asked: {error}") from error
+    try:
+        return Client(url, options.api_key or os.environ.get(_KEY_VARIABLE), max_retries=_MAX_RETRIES)
+    except InvalidArgument as error:
+        raise _UsageError(f"--api-key cannot be sent: {error}") from error
 
 
 def _complain(text: str, exit_status: int) -> int:
@@ -159,7 +164,9 @@ def _add_job_commands(commands: Any) -> None:
         else:
             parser.add_argument("job", nargs="?", default=LATEST_JOB, help="its id; default: the one submitted last")
         if run in (_wait, _watch):
-            parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then; the job goes on")
+            parser.add_argument(
+                "--timeout", type=_parse_seconds, metavar="SECONDS", help="give up then; the job goes on"
+            )
 
 
 def _add_label_command(commands: Any) -> None:
@@ -221,7 +228,9 @@ def _add_sweep_commands(commands: Any) -> None:
             parser.add_argument("sweep", nargs="?", default=LATEST_SWEEP, help="its id; default: the newest one")
         parser.set_defaults(action=name)
         if run is _wait_for_sweep:
-            parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then; the sweep goes on")
+            parser.add_argument(
+                "--timeout", type=_parse_seconds, metavar="SECONDS", help="give up then; the sweep goes on"
+            )
 
 
 def _add_model_commands(commands: Any) -> None:
@@ -299,6 +308,13 @@ def _parse_settings(pairs: Sequence[str], named: dict[str, Any]) -> dict[str, An
             raise _UsageError(f"--set {pair} is not allowed: it sets {name} for the second time; leave one out.")
         settings[name] = _parse_value(text)
     return settings
+
+
+def _parse_seconds(text: str) -> float:
+    with suppress(ValueError):
+        if (seconds := float(text)) >= 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text} is not allowed: write a number of seconds, at least 0.")
 
 
 def _parse_value(text: str) -> Any:
@@ -535,10 +551,7 @@ def _evaluate(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _film(client: Client, options: argparse.Namespace) -> _Reply:
-    try:
-        video = client.video(options.model, options.path, options.seed, not options.stochastic, options.max_steps)
-    except ValueError as error:
-        raise _UsageError(str(error)) from error
+    video = client.video(options.model, options.path, options.seed, not options.stochastic, options.max_steps)
     return _Reply(video.to_json(), f"saved {video.path}: {video.n_steps} steps, reward {video.reward}")
 
 
@@ -547,10 +560,7 @@ def _download(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _export(client: Client, options: argparse.Namespace) -> _Reply:
-    try:
-        return _report_saved(client.export(options.model, options.path, options.masks))
-    except ValueError as error:
-        raise _UsageError(str(error)) from error
+    return _report_saved(client.export(options.model, options.path, options.masks))
 
 
 def _upload(client: Client, options: argparse.Namespace) -> _Reply:

@@ -275,6 +275,9 @@ def test_environments_and_rewards_are_listed(ask: Any) -> None:
         (["train", "--seed", "1", "--set", "seed=2"], "another option already sets seed to 1; leave one out"),
         (["video", "m", "film.avi"], "end its name in .gif or .mp4"),
         (["export", "m", "policy.zip"], "end its name in .onnx (onnx) or .pt (torchscript)"),
+        (["versions", ""], "'' is neither a name nor an id"),
+        (["delete", "m/aliases/prod"], "holds a '/'"),
+        (["predict", "m", "1e999"], "the request cannot be sent"),
         (["upload", "gone.zip"], "gone.zip is not a file"),
         (["upload", "gone"], "gone.zip is not a file"),
         (
@@ -292,6 +295,23 @@ def test_a_command_line_that_cannot_work_is_a_usage_error(ask: Any, arguments: l
 def test_a_malformed_url_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--url", "localhost:8000"]) == 2
     assert "write it as http://HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_key_that_cannot_work_is_not_blamed_on_the_url(ask: Any) -> None:
+    exit_status, _, complaint = ask("models", "--api-key", "two\nlines")
+    assert exit_status == 2
+    assert complaint.startswith("grpo-client: --api-key cannot be sent: api_key has characters")
+    assert "--url" not in complaint
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "soon"])
+@pytest.mark.parametrize("command", [["wait"], ["watch"], ["sweep", "wait"]])
+def test_nobody_waits_for_less_than_no_time(
+    command: list[str], seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([*command, "--timeout", seconds])
+    assert f"--timeout: {seconds} is not allowed: write a number of seconds, at least 0." in capsys.readouterr().err
 
 
 def test_a_refusal_is_reported_in_the_words_of_the_server(ask: Any) -> None:
