@@ -22,6 +22,47 @@ _SHA256_TAG = re.compile(r'"([0-9a-f]{64})"')
 FilePath = str | os.PathLike[str]
 
 
+def read_path(path: FilePath) -> Path:
+    """Return a path that was given.
+
+    :raises InvalidArgument: If it is empty, or neither a text nor an object for one.
+    """
+    text: object = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(text, str):
+        raise InvalidArgument(f"path={path!r:.100} is of type {type(path).__name__}; give a text or a pathlib.Path.")
+    if not text:
+        raise InvalidArgument("path='' is empty; name a file.")
+    return Path(text)
+
+
+def read_target(path: FilePath) -> Path:
+    """Return the path of a file to save.
+
+    :raises InvalidArgument: If it is no path, or that of a folder.
+    """
+    target = read_path(path)
+    if _ends_in_slash(path):
+        raise InvalidArgument(f"path='{path}' is a folder; name a file in it.")
+    return target
+
+
+def place_model(path: FilePath | None, model_name: str) -> Path:
+    """Return the path of the file for a model: in a folder, and by default, it has the model's name.
+
+    :param path: A file, or a folder that is there or whose name ends in a slash.
+    :raises InvalidArgument: If it is no path.
+    """
+    file_name = f"{model_name}.zip"
+    if path is None:
+        return Path(file_name)
+    target = read_path(path)
+    return target / file_name if _ends_in_slash(path) or os.path.isdir(target) else target
+
+
+def _ends_in_slash(path: FilePath) -> bool:
+    return os.fspath(path).endswith((os.sep, os.altsep or os.sep))
+
+
 def save_file(path: FilePath, content: bytes) -> Path:
     """Write a file in one step, so that its name never holds a part of it; make its folder if needed.
 
@@ -46,10 +87,12 @@ def save_file(path: FilePath, content: bytes) -> Path:
 def read_file(path: FilePath) -> bytes:
     """Read a file.
 
+    :raises InvalidArgument: If it is no path.
     :raises FileProblem: If it cannot be read.
     """
+    source = read_path(path)
     with _explain(path, "read"):
-        return Path(path).read_bytes()
+        return source.read_bytes()
 
 
 @contextmanager

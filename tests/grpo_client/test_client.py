@@ -270,6 +270,37 @@ def test_a_model_file_is_saved_under_its_name_by_default(
     assert (tmp_path / "m.zip").read_bytes() == content
 
 
+def test_a_model_file_is_saved_under_its_name_in_a_folder(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
+    content = save_model(app)
+    for folder in (tmp_path, f"{tmp_path}/new/"):
+        assert grpo.download("m", folder) == Path(folder) / "m.zip"
+        assert Path(folder, "m.zip").read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (b"m.zip", "is of type bytes; give a text or a pathlib.Path"),
+        (5, "path=5 is of type int; give a text"),
+        ("", "path='' is empty; name a file"),
+        (None, "path=None is of type NoneType"),
+        ("new/", "path='new/' is a folder; name a file in it"),
+    ],
+)
+def test_nothing_is_asked_where_a_path_is_none(kind: str, path: Any, said: str) -> None:
+    methods = ["curve", "job_video", "video", "export", "download", "upload"]
+    if path in (None, "new/"):  # a download takes these
+        methods = methods[:4]
+    with serve_script(Answer(200, "{}")) as server, open_client(kind, server.url) as client:
+        for method in methods:
+            with pytest.raises(InvalidArgument, match=said):
+                getattr(client, method)("m", path)
+        with pytest.raises(InvalidArgument, match="of type NoneType"):
+            client.upload("m", None)
+    assert server.received == []
+
+
 def test_versions_are_listed_promoted_and_rolled_back(grpo: Any, app: FastAPI) -> None:
     for seed in range(3):
         app.state.service.store.publish("m", make_model("CartPole-v1", seed).to_bytes(env_name="CartPole-v1"))

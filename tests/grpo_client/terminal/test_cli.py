@@ -204,6 +204,7 @@ def test_models_are_listed_described_and_deleted(ask: Any, model: str) -> None:
 def test_a_model_file_is_downloaded_exported_and_uploaded(ask: Any, model: str, tmp_path: Path) -> None:
     file = tmp_path / "again.zip"
     assert ask("download", model, str(file)) == (0, f"saved {file}\n", "")
+    assert ask("download", model, f"{tmp_path}/new/") == (0, f"saved {tmp_path}/new/m.zip\n", "")
     policy = tmp_path / "again.pt"
     assert ask("export", model, str(policy), "--masks") == (0, f"saved {policy}\n", "")
     assert policy.read_bytes().startswith(b"PK")
@@ -275,6 +276,8 @@ def test_environments_and_rewards_are_listed(ask: Any) -> None:
         (["train", "--seed", "1", "--set", "seed=2"], "another option already sets seed to 1; leave one out"),
         (["video", "m", "film.avi"], "end its name in .gif or .mp4"),
         (["export", "m", "policy.zip"], "end its name in .onnx (onnx) or .pt (torchscript)"),
+        (["download", "m", ""], "path='' is empty; name a file"),
+        (["video", "m", "films/"], "path='films/' is a folder; name a file in it"),
         (["versions", ""], "'' is neither a name nor an id"),
         (["delete", "m/aliases/prod"], "holds a '/'"),
         (["predict", "m", "1e999"], "the request cannot be sent"),
