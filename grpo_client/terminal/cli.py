@@ -371,9 +371,18 @@ def _read_number(word: str) -> float:
 
 def _read_json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_make_object)
     except RecursionError as error:
         raise _UsageError(f"{text[:20]}... is nested too deeply; write it like [0.1, 0, 0.05, 0].") from error
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:  # no ValueError: as a word, it would fail elsewhere
+            raise _UsageError(f"{json.dumps(name)} stands twice in an object of JSON; leave one out.")
+        made[name] = value
+    return made
 
 
 def _refuse_constant(name: str) -> None:
