@@ -15,6 +15,8 @@ INTERRUPTED = 130  # as shells report a program that SIGINT ended
 _FAILED = 1
 _PIPE_CLOSED = 141  # and one that SIGPIPE ended
 _PAIR = re.compile(r"[A-Za-z_]\w*=")
+# argparse knows neither -1e-3 nor -3. nor -1,2; no option begins with a digit.
+_NEGATIVE_NUMBER = re.compile(r"-(\.?\d|inf\b)")
 _LONG_OPTION = re.compile(r"(--[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
 
@@ -30,6 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
+        self._negative_number_matcher = _NEGATIVE_NUMBER
         self._commands: Mapping[str, Parser] = {}
         self._pair_options: set[str] = set()
 

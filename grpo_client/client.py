@@ -16,7 +16,9 @@ from grpo_client.files import (
     FilePath,
     get_export_format,
     get_video_format,
+    place_model,
     read_file,
+    read_target,
     save_file,
     save_model,
     save_video,
@@ -126,7 +128,7 @@ class Client:
         """Check that the server is alive, and count its jobs and models."""
         return self._ask(answers.Health, "GET", "/health")
 
-    def train(self, **settings: Any) -> "Job":
+    def train(self, /, **settings: Any) -> "Job":
         """Start a job.
 
         :param settings: Fields of ``POST /train``, such as ``env_name``, ``total_timesteps``, ``model_name``.
@@ -170,7 +172,7 @@ class Client:
         query |= {"env_name": env_name, "tag": tag, "hidden": hidden}
         return self._list(answers.JobSummary, "jobs", "/training/jobs", **query)
 
-    def label(self, job_id: str, **labels: Any) -> answers.JobSummary:
+    def label(self, /, job_id: str, **labels: Any) -> answers.JobSummary:
         """Write something on a job; what is left out stays as it is, and None takes it away.
 
         :param labels: ``display_name``, ``tags``, ``note`` and ``hidden``.
@@ -208,9 +210,9 @@ class Client:
         :param metric: A log key; None for the episode reward.
         :param theme: ``"light"`` or ``"dark"``.
         """
-        query = _leave_out_none(metric=metric, theme=theme)
+        target, query = read_target(path), _leave_out_none(metric=metric, theme=theme)
         response = self._request("GET", f"/training/{quote_name(job_id)}/curve", params=query or None)
-        return save_file(path, response.content)
+        return save_file(target, response.content)
 
     def job_video(
         self, job_id: str, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
@@ -290,7 +292,7 @@ class Client:
             raise JobFailed(status)
         return status
 
-    def start_sweep(self, space: dict[str, Any] | None = None, **settings: Any) -> answers.SweepStarted:
+    def start_sweep(self, /, space: dict[str, Any] | None = None, **settings: Any) -> answers.SweepStarted:
         """Try several settings, each in jobs of its own.
 
         :param space: Fields of ``POST /train``, each with a list of values or a range, such as ``{"distribution":
@@ -425,18 +427,24 @@ class Client:
         return self._film(f"/models/{quote_name(model_name)}/video", path, seed, deterministic, max_steps)
 
     def _film(self, address: str, path: FilePath, seed: int, deterministic: bool, max_steps: int) -> answers.Video:
+        target = read_target(path)
         query = {
-            "format": get_video_format(path),
+            "format": get_video_format(target),
             "seed": seed,
             "deterministic": deterministic,
             "max_steps": max_steps,
         }
-        return save_video(path, self._request("GET", address, params=query, timeout=_WORK_TIMEOUT_SECONDS))
+        return save_video(target, self._request("GET", address, params=query, timeout=_WORK_TIMEOUT_SECONDS))
 
     def download(self, model_name: str, path: FilePath | None = None) -> Path:
-        """Save a model file, which ``GRPO.load`` reads; by default as ``<model_name>.zip``."""
-        response = self._request("GET", f"/models/{quote_name(model_name)}/file")
-        return save_model(path or f"{model_name}.zip", response)
+        """Save a model file, which ``GRPO.load`` reads.
+
+        :param path: A file; or a folder, which is there or whose name ends in a slash, for ``<model_name>.zip``. None
+            saves that here.
+        :raises InvalidArgument: If it is no path.
+        """
+        address, target = f"/models/{quote_name(model_name)}/file", place_model(path, model_name)
+        return save_model(target, self._request("GET", address))
 
     def export(self, model_name: str, path: FilePath, action_masks: bool = False) -> Path:
         """Save a policy for programs without GRPO: observations in, the most likely actions out.
@@ -445,11 +453,12 @@ class Client:
         :param action_masks: Whether the policy takes masks beside every observation.
         :raises InvalidArgument: If the path ends otherwise.
         """
-        query = {"format": get_export_format(path), "action_masks": action_masks}
+        target = read_target(path)
+        query = {"format": get_export_format(target), "action_masks": action_masks}
         response = self._request(
             "GET", f"/models/{quote_name(model_name)}/export", params=query, timeout=_WORK_TIMEOUT_SECONDS
         )
-        return save_model(path, response)
+        return save_model(target, response)
 
     def upload(self, model_name: str, path: FilePath, overwrite: bool = False) -> answers.ModelCard:
         """Put a model file on the server.

@@ -13,6 +13,7 @@ from grpo_client.proxies import is_this_machine, name_proxies
 
 # What sockets can wait for ends at 24 days.
 _MAX_TIMEOUT_SECONDS = 1_000_000
+_MAX_PORT = 65_535
 
 
 def make_options(base_url: str, api_key: str | None, timeout_seconds: float) -> dict[str, Any]:
@@ -22,9 +23,7 @@ def make_options(base_url: str, api_key: str | None, timeout_seconds: float) -> 
 
     :raises InvalidArgument: If a value cannot be used.
     """
-    address = str(base_url)
-    if not address.startswith(("http://", "https://")):
-        raise InvalidArgument(f"base_url='{base_url}' is not allowed: write it as http://HOST:PORT or https://HOST.")
+    url = read_url(str(base_url))
     if not isinstance(timeout_seconds, Real) or not 0 < timeout_seconds <= _MAX_TIMEOUT_SECONDS:
         raise InvalidArgument(
             f"timeout_seconds={timeout_seconds!r} is not allowed: it must be a number above 0 and at most "
@@ -35,21 +34,34 @@ def make_options(base_url: str, api_key: str | None, timeout_seconds: float) -> 
     key = (api_key or "").strip()  # a file's last line ends in a line break
     if not key.isprintable():
         raise InvalidArgument("api_key has characters that no header can carry; give the value of GRPO_API_KEY.")
-    headers = {"Authorization": f"Bearer {key}".encode()} if key else {}
+    return {
+        "base_url": url,
+        "headers": {"Authorization": f"Bearer {key}".encode()} if key else {},
+        "timeout": float(timeout_seconds),
+        "trust_env": not is_this_machine(url.host),
+    }
+
+
+def read_url(address: str) -> httpx2.URL:
+    """Read the URL of a server.
+
+    :raises InvalidArgument: If no server can have it.
+    """
+    if not address.lower().startswith(("http://", "https://")):
+        raise InvalidArgument(f"base_url='{address}' is not allowed: write it as http://HOST:PORT or https://HOST.")
+    if "?" in address or "#" in address:  # paths are written behind it
+        raise InvalidArgument(f"base_url='{address}' has a query or a fragment; write it as http://HOST:PORT.")
     try:
         url = httpx2.URL(address.rstrip("/"))
     except httpx2.InvalidURL as error:
         raise InvalidArgument(
-            f"base_url='{base_url}' is not allowed ({error}); write it as http://HOST:PORT."
+            f"base_url='{address}' is not allowed ({error}); write it as http://HOST:PORT."
         ) from error
     if not url.host:
-        raise InvalidArgument(f"base_url='{base_url}' names no host; write it as http://HOST:PORT.")
-    return {
-        "base_url": url,
-        "headers": headers,
-        "timeout": float(timeout_seconds),
-        "trust_env": not is_this_machine(url.host),
-    }
+        raise InvalidArgument(f"base_url='{address}' names no host; write it as http://HOST:PORT.")
+    if url.port is not None and not 1 <= url.port <= _MAX_PORT:  # a socket would take the remainder by 65536
+        raise InvalidArgument(f"base_url='{address}' has port {url.port}; ports are from 1 to {_MAX_PORT}.")
+    return url
 
 
 def quote_name(name: str) -> str:
@@ -59,6 +71,8 @@ def quote_name(name: str) -> str:
     """
     if not isinstance(name, str) or name in ("", ".", ".."):
         raise InvalidArgument(f"{name!r:.100} is neither a name nor an id; give one that the server lists, as a text.")
+    if "/" in name:  # even one that is quoted: the server takes %2F for the end of a segment
+        raise InvalidArgument(f"{name!r:.100} holds a '/', as no name or id does; give one that the server lists.")
     return quote(name, safe="", errors="surrogatepass")
 
 

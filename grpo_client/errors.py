@@ -140,7 +140,8 @@ def _name_server(error: httpx2.RequestError) -> str:
         url = error.request.url
     except RuntimeError:  # it was never sent
         return ""
-    return f" from {url.scheme}://{url.host}" + ("" if url.port is None else f":{url.port}")
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return f" from {url.scheme}://{host}" + ("" if url.port is None else f":{url.port}")
 
 
 def _make_api_error(response: httpx2.Response) -> ApiError:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,51 @@ from grpo_client.errors import FileProblem, GRPOError, InvalidArgument, ServerUn
 VIDEO_FORMATS = ("gif", "mp4")
 #: Formats of exported policies by the end of a file's name.
 EXPORT_FORMATS = {".onnx": "onnx", ".pt": "torchscript"}
+# Proxies drop the header, or make it weak or longer where they compress.
+_SHA256_TAG = re.compile(r'"([0-9a-f]{64})"')
 
 FilePath = str | os.PathLike[str]
+
+
+def read_path(path: FilePath) -> Path:
+    """Return a path that was given.
+
+    :raises InvalidArgument: If it is empty, or neither a text nor an object for one.
+    """
+    text: object = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(text, str):
+        raise InvalidArgument(f"path={path!r:.100} is of type {type(path).__name__}; give a text or a pathlib.Path.")
+    if not text:
+        raise InvalidArgument("path='' is empty; name a file.")
+    return Path(text)
+
+
+def read_target(path: FilePath) -> Path:
+    """Return the path of a file to save.
+
+    :raises InvalidArgument: If it is no path, or that of a folder.
+    """
+    target = read_path(path)
+    if _ends_in_slash(path):
+        raise InvalidArgument(f"path='{path}' is a folder; name a file in it.")
+    return target
+
+
+def place_model(path: FilePath | None, model_name: str) -> Path:
+    """Return the path of the file for a model: in a folder, and by default, it has the model's name.
+
+    :param path: A file, or a folder that is there or whose name ends in a slash.
+    :raises InvalidArgument: If it is no path.
+    """
+    file_name = f"{model_name}.zip"
+    if path is None:
+        return Path(file_name)
+    target = read_path(path)
+    return target / file_name if _ends_in_slash(path) or os.path.isdir(target) else target
+
+
+def _ends_in_slash(path: FilePath) -> bool:
+    return os.fspath(path).endswith((os.sep, os.altsep or os.sep))
 
 
 def save_file(path: FilePath, content: bytes) -> Path:
@@ -43,10 +87,12 @@ def save_file(path: FilePath, content: bytes) -> Path:
 def read_file(path: FilePath) -> bytes:
     """Read a file.
 
+    :raises InvalidArgument: If it is no path.
     :raises FileProblem: If it cannot be read.
     """
+    source = read_path(path)
     with _explain(path, "read"):
-        return Path(path).read_bytes()
+        return source.read_bytes()
 
 
 @contextmanager
@@ -61,13 +107,14 @@ def _explain(path: FilePath, what: str) -> Iterator[None]:
 
 
 def save_model(path: FilePath, response: httpx2.Response) -> Path:
-    """Check a model file, or an exported policy, against the SHA-256 in its ``ETag``, and save it.
+    """Check a model file, or an exported policy, against the SHA-256 in its ``ETag`` if that holds one, and save it.
 
     :raises GRPOError: If they differ.
     """
-    told, found = response.headers.get("ETag", "").strip('"'), hashlib.sha256(response.content).hexdigest()
-    if told not in (found, ""):  # a proxy may drop the header
-        raise GRPOError(f"the file came damaged: its SHA-256 is {found}, the server's {told}; download it again.")
+    told = _SHA256_TAG.fullmatch(response.headers.get("ETag", ""))
+    found = hashlib.sha256(response.content).hexdigest()
+    if told is not None and told[1] != found:
+        raise GRPOError(f"the file came damaged: its SHA-256 is {found}, the server's {told[1]}; download it again.")
     return save_file(path, response.content)
 
 

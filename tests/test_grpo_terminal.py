@@ -43,6 +43,12 @@ def test_a_command_line_is_read_in_any_order_and_spelling(words: list[str]) -> N
     assert (options.dish, options.oven_heat, options.quietly) == ("pie", 200, True)
 
 
+@pytest.mark.parametrize("number", ["-5", "-1e-3", "-3.", "-.5", "-1,2", "-inf"])
+def test_what_begins_like_a_negative_number_is_no_option(number: str) -> None:
+    options = make_parser().read(["bake", number, "--with", number, number])
+    assert (options.dish, vars(options)["with"]) == (number, [number, number])
+
+
 def test_a_value_is_no_command_and_keeps_its_underscores() -> None:
     # The first "bake" is what is baked with.
     options = make_parser().read(["--with", "bake", "--quietly", "bake", "my_pie"])

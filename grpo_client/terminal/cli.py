@@ -5,6 +5,7 @@ Exit status: 0, 1 if the server refused or a job failed, 2 if the command line c
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 from grpo_client.answers import Sweep
 from grpo_client.answers.text import clean, describe_facts
 from grpo_client.client import DEFAULT_URL, LATEST_JOB, LATEST_SWEEP, Client
-from grpo_client.errors import GRPOError, JobFailed, ServerUnreachable
+from grpo_client.connection import read_url
+from grpo_client.errors import GRPOError, InvalidArgument, JobFailed, ServerUnreachable
 from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
 from grpo_client.terminal import reports
 from grpo_terminal import INTERRUPTED, Parser, end_well
@@ -63,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with _open_client(options) as client:
             reply: _Reply = options.run(client, options)
-    except _UsageError as error:
+    except (_UsageError, InvalidArgument) as error:
         return _complain(str(error), _USAGE)
     except ServerUnreachable as error:
         return _complain(f"{error} For another address, use --url or {_URL_VARIABLE}.", _REFUSED)
@@ -79,9 +81,13 @@ def _run(options: argparse.Namespace) -> int:
 def _open_client(options: argparse.Namespace) -> Client:
     url = options.url or os.environ.get(_URL_VARIABLE) or DEFAULT_URL
     try:
-        return Client(url, options.api_key or os.environ.get(_KEY_VARIABLE), max_retries=_MAX_RETRIES)
-    except ValueError as error:
+        read_url(url)
+    except InvalidArgument as error:
         raise _UsageError(f"--url {url} cannot be asked: {error}") from error
+    try:
+        return Client(url, options.api_key or os.environ.get(_KEY_VARIABLE), max_retries=_MAX_RETRIES)
+    except InvalidArgument as error:
+        raise _UsageError(f"--api-key cannot be sent: {error}") from error
 
 
 def _complain(text: str, exit_status: int) -> int:
@@ -151,14 +157,16 @@ def _add_job_commands(commands: Any) -> None:
     ):
         parser = _add(commands, name, run, text)
         if run is _save_curve:
-            parser.add_argument("path", type=Path, help=f"file to save{_ITS_FOLDER}")
+            parser.add_argument("path", help=f"file to save{_ITS_FOLDER}")
             parser.add_argument("--metric", help="a log key; default: the episode reward")
         if run is _forget:
             parser.add_argument("job", help=f"its id, or {LATEST_JOB}: the one submitted last")
         else:
             parser.add_argument("job", nargs="?", default=LATEST_JOB, help="its id; default: the one submitted last")
         if run in (_wait, _watch):
-            parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then; the job goes on")
+            parser.add_argument(
+                "--timeout", type=_parse_seconds, metavar="SECONDS", help="give up then; the job goes on"
+            )
 
 
 def _add_label_command(commands: Any) -> None:
@@ -220,19 +228,25 @@ def _add_sweep_commands(commands: Any) -> None:
             parser.add_argument("sweep", nargs="?", default=LATEST_SWEEP, help="its id; default: the newest one")
         parser.set_defaults(action=name)
         if run is _wait_for_sweep:
-            parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up then; the sweep goes on")
+            parser.add_argument(
+                "--timeout", type=_parse_seconds, metavar="SECONDS", help="give up then; the sweep goes on"
+            )
 
 
 def _add_model_commands(commands: Any) -> None:
     _add(commands, "models", _list_models, "list the models")
     predict = _add_for_model(commands, "predict", _predict, "ask a policy for an action")
-    predict.add_argument("observation", nargs="+", help="numbers, such as 0.1 0 0.05 0, or JSON: '[0.1, 0, 0.05, 0]'")
+    predict.add_argument(
+        "observation",
+        nargs="+",
+        help="numbers, such as 0.1 0 0.05 0, also as NumPy prints them, or JSON: '[0.1, 0, 0.05, 0]'",
+    )
     predict.add_argument("--masks", help="JSON: which actions are allowed")
     _add_for_model(commands, "card", _show_card, "show the card of a model")
     evaluate = _add_for_model(commands, "evaluate", _evaluate, "compare a policy with random actions")
     evaluate.add_argument("-n", "--episodes", type=int, default=20, help="number of episodes (%(default)s)")
     video = _add_for_model(commands, "video", _film, "film an episode")
-    video.add_argument("path", type=Path, help=f"file to save, ending in .{' or .'.join(VIDEO_FORMATS)}{_ITS_FOLDER}")
+    video.add_argument("path", help=f"file to save, ending in .{' or .'.join(VIDEO_FORMATS)}{_ITS_FOLDER}")
     video.add_argument("--max-steps", type=int, default=500, help="longest film, in steps (%(default)s)")
     for playing in (evaluate, video):
         playing.add_argument("--seed", type=int, default=0, help="seed of the first episode (%(default)s)")
@@ -241,7 +255,7 @@ def _add_model_commands(commands: Any) -> None:
             "--stochastic", action="store_true", help="sample actions instead of taking the most likely"
         )
     download = _add_for_model(commands, "download", _download, "save a model file")
-    download.add_argument("path", nargs="?", type=Path, help=f"file to save; default: MODEL.zip{_ITS_FOLDER}")
+    download.add_argument("path", nargs="?", help=f"file to save, or folder for MODEL.zip; default: here{_ITS_FOLDER}")
     _add_for_model(commands, "versions", _list_versions, "list the versions of a model")
     alias = _add_for_model(commands, "alias", _set_alias, "point an alias at a version of a model")
     alias.add_argument("alias", help="such as prod: MODEL@prod then means that version")
@@ -250,7 +264,7 @@ def _add_model_commands(commands: Any) -> None:
     for choosing, default in ((alias, "the newest"), (rollback, "the one before the newest")):
         choosing.add_argument("--version", type=int, help=f"its number; default: {default}")
     export = _add_for_model(commands, "export", _export, "save a policy as ONNX or TorchScript")
-    export.add_argument("path", type=Path, help=f"file to save, ending in {' or '.join(EXPORT_FORMATS)}{_ITS_FOLDER}")
+    export.add_argument("path", help=f"file to save, ending in {' or '.join(EXPORT_FORMATS)}{_ITS_FOLDER}")
     export.add_argument("--masks", action="store_true", help="have it take action masks beside every observation")
     upload = _add_for_model(commands, "upload", _upload, "put a model file on the server")
     upload.add_argument("path", nargs="?", type=Path, help="the file; default: MODEL.zip")
@@ -296,6 +310,13 @@ def _parse_settings(pairs: Sequence[str], named: dict[str, Any]) -> dict[str, An
     return settings
 
 
+def _parse_seconds(text: str) -> float:
+    with suppress(ValueError):
+        if (seconds := float(text)) >= 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text} is not allowed: write a number of seconds, at least 0.")
+
+
 def _parse_value(text: str) -> Any:
     """Read JSON, or else take the text as a word."""
     try:
@@ -315,17 +336,53 @@ def _parse_json(option: str, text: str | None) -> Any:
 
 def _parse_observation(words: Sequence[str]) -> Any:
     """Read JSON, or numbers that stand beside each other."""
+    text = " ".join(words)
     if len(words) > 1:
         with suppress(ValueError):
             return [_read_json(word.rstrip(",")) for word in words]
-    return _parse_json("observation", " ".join(words))
+    with suppress(ValueError):
+        return _read_json(text)
+    with suppress(ValueError):
+        return _read_numbers(text)
+    return _parse_json("observation", text)
+
+
+def _read_numbers(text: str) -> Any:
+    """Read numbers between commas, blanks and brackets, as NumPy prints them.
+
+    :raises ValueError: If something else is there, or a bracket or a number is missing.
+    """
+    if re.search(r",\s*,", text):
+        raise ValueError("a number is missing between two commas")
+    parts = [part if part in "[]" else repr(_read_number(part)) for part in re.findall(r"[][]|[^][,\s]+", text)]
+    listed = re.sub(r"(?<!\[) (?!\])", ",", " ".join(parts))
+    is_bare_list = "[" not in parts and (len(parts) > 1 or "," in text)
+    return _read_json(f"[{listed}]" if is_bare_list else listed)
+
+
+def _read_number(word: str) -> float:
+    with suppress(ValueError):
+        return int(word)
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError(f"JSON has no {word}")
+    return number
 
 
 def _read_json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_make_object)
     except RecursionError as error:
         raise _UsageError(f"{text[:20]}... is nested too deeply; write it like [0.1, 0, 0.05, 0].") from error
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:  # no ValueError: as a word, it would fail elsewhere
+            raise _UsageError(f"{json.dumps(name)} stands twice in an object of JSON; leave one out.")
+        made[name] = value
+    return made
 
 
 def _refuse_constant(name: str) -> None:
@@ -503,10 +560,7 @@ def _evaluate(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _film(client: Client, options: argparse.Namespace) -> _Reply:
-    try:
-        video = client.video(options.model, options.path, options.seed, not options.stochastic, options.max_steps)
-    except ValueError as error:
-        raise _UsageError(str(error)) from error
+    video = client.video(options.model, options.path, options.seed, not options.stochastic, options.max_steps)
     return _Reply(video.to_json(), f"saved {video.path}: {video.n_steps} steps, reward {video.reward}")
 
 
@@ -515,10 +569,7 @@ def _download(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _export(client: Client, options: argparse.Namespace) -> _Reply:
-    try:
-        return _report_saved(client.export(options.model, options.path, options.masks))
-    except ValueError as error:
-        raise _UsageError(str(error)) from error
+    return _report_saved(client.export(options.model, options.path, options.masks))
 
 
 def _upload(client: Client, options: argparse.Namespace) -> _Reply:

@@ -5,6 +5,8 @@ import math
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +270,37 @@ def test_a_model_file_is_saved_under_its_name_by_default(
     assert (tmp_path / "m.zip").read_bytes() == content
 
 
+def test_a_model_file_is_saved_under_its_name_in_a_folder(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
+    content = save_model(app)
+    for folder in (tmp_path, f"{tmp_path}/new/"):
+        assert grpo.download("m", folder) == Path(folder) / "m.zip"
+        assert Path(folder, "m.zip").read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (b"m.zip", "is of type bytes; give a text or a pathlib.Path"),
+        (5, "path=5 is of type int; give a text"),
+        ("", "path='' is empty; name a file"),
+        (None, "path=None is of type NoneType"),
+        ("new/", "path='new/' is a folder; name a file in it"),
+    ],
+)
+def test_nothing_is_asked_where_a_path_is_none(kind: str, path: Any, said: str) -> None:
+    methods = ["curve", "job_video", "video", "export", "download", "upload"]
+    if path in (None, "new/"):  # a download takes these
+        methods = methods[:4]
+    with serve_script(Answer(200, "{}")) as server, open_client(kind, server.url) as client:
+        for method in methods:
+            with pytest.raises(InvalidArgument, match=said):
+                getattr(client, method)("m", path)
+        with pytest.raises(InvalidArgument, match="of type NoneType"):
+            client.upload("m", None)
+    assert server.received == []
+
+
 def test_versions_are_listed_promoted_and_rolled_back(grpo: Any, app: FastAPI) -> None:
     for seed in range(3):
         app.state.service.store.publish("m", make_model("CartPole-v1", seed).to_bytes(env_name="CartPole-v1"))
@@ -315,6 +348,13 @@ def test_a_damaged_download_is_not_saved(kind: str, tmp_path: Path) -> None:
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
+@pytest.mark.parametrize("tag", ['W/"{}"', '"{}-gzip"', '"{}--gzip"', '"other"', ""])
+def test_a_tag_that_a_proxy_has_changed_is_not_compared(tag: str, tmp_path: Path) -> None:
+    etag = ("ETag", tag.format(hashlib.sha256(b"whole").hexdigest()))
+    with serve_script(Answer(200, "whole", (etag,))) as server, Client(server.url) as client:
+        assert client.download("m", tmp_path / "m.zip").read_bytes() == b"whole"
+
+
 def test_environments_and_rewards_are_listed(grpo: Any) -> None:
     assert "CartPole-v1" in {environment.env_name for environment in grpo.environments("cartpole")}
     assert "Acrobot-v1" not in {environment.env_name for environment in grpo.environments("cartpole")}
@@ -352,6 +392,9 @@ def test_a_refusal_raises_all_that_the_server_says(
 def test_unknown_fields_and_taken_names_are_refused(grpo: Any, register_env: RegisterEnv, open_gate: Gate) -> None:
     with pytest.raises(InvalidRequest, match=r"did you mean n_steps\?"):
         grpo.train(n_step=64)
+    for ask in (grpo.train, grpo.start_sweep, partial(grpo.label, "latest")):
+        with pytest.raises(ApiError):  # a name like any other
+            ask(**{"self": 1})
     env_name = register_env(lambda: LineEnv(on_step=open_gate.pass_through), max_episode_steps=5)
     open_gate.admit(100)
     request = {"env_name": env_name, "group_mode": "episode", "n_steps": 64, "n_eval_episodes": 0}
@@ -377,9 +420,24 @@ def test_the_key_opens_the_server(kind: str, app: FastAPI) -> None:
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_name_stays_one_part_of_the_path(kind: str, server_url: str) -> None:
     with open_client(kind, server_url) as client:
-        for name in ("../health", "a/b", "a?b=c", "a#b", "%2e%2e"):
+        for name in ("a?b=c", "a#b", "%2e%2e", "a%2fb"):
             with pytest.raises((NotFound, InvalidRequest)):
                 client.model(name)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("name", ["m/aliases/prod", "../health", "/m", "m/"])
+def test_a_name_with_a_slash_is_not_sent(kind: str, name: str) -> None:
+    with serve_script(Answer(200, "{}")) as server, open_client(kind, server.url) as client:
+        for method in (client.delete, client.model, client.forget, client.delete_sweep):
+            with pytest.raises(InvalidArgument, match="as no name or id does"):
+                method(name)
+        with pytest.raises(InvalidArgument, match="as no name or id does"):
+            client.delete_alias("m", name)
+        assert server.received == []
+        with suppress(ServerUnreachable):  # the script's answer is no environment
+            client.environment("ALE/Pong-v5")
+    assert [request.path for request in server.received] == ["/environments/ALE/Pong-v5"]
 
 
 @pytest.mark.parametrize(
@@ -388,6 +446,11 @@ def test_a_name_stays_one_part_of_the_path(kind: str, server_url: str) -> None:
         ({"base_url": "localhost:8000"}, "write it as http://HOST:PORT"),
         ({"base_url": "http://"}, "names no host"),
         ({"base_url": "http://[::1"}, "is not allowed"),
+        ({"base_url": "http://localhost:99999"}, "has port 99999; ports are from 1 to 65535"),
+        ({"base_url": "http://localhost:0"}, "has port 0; ports are from 1"),
+        ({"base_url": "http://localhost:-1"}, "has port -1; ports are from 1"),
+        ({"base_url": "http://localhost?a=b"}, "has a query or a fragment; write it as http://HOST:PORT"),
+        ({"base_url": "http://localhost/#a"}, "has a query or a fragment"),
         ({"api_key": "two\nlines"}, "api_key has characters"),
         ({"base_url": b"http://localhost"}, "write it as http://HOST:PORT"),
         ({"api_key": b"key"}, "api_key is of type bytes"),
@@ -405,6 +468,18 @@ def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], said:
     for kind in (Client, AsyncClient):
         with pytest.raises(ValueError, match=said):
             kind(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_scheme_in_capitals_is_one(kind: str, server_url: str) -> None:
+    with open_client(kind, server_url.replace("http", "HTTP")) as client:
+        assert client.health().status == "healthy"
+
+
+def test_an_address_keeps_its_brackets_in_messages() -> None:
+    with Client("http://[::1]:1", max_retries=0) as client:
+        with pytest.raises(ServerUnreachable, match=r"no answer from http://\[::1\]:1 "):
+            client.health()
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])

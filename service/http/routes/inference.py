@@ -69,8 +69,7 @@ async def predict_batch(
     as_array = False
     answer = partial(answer_json, body, service.load_model)
     if request.headers.get("content-type", "").split(";")[0].strip().lower() == ARRAY_TYPE:
-        weights = _read_weights(request.headers.getlist("accept"))
-        as_array = weights.get(ARRAY_TYPE, 0.0) > 0.0 and weights[ARRAY_TYPE] >= weights.get("application/json", 0.0)
+        as_array = _is_array_wanted(_read_weights(request.headers.getlist("accept")))
         answer = partial(answer_array, body, model_name, service.load_model, deterministic, as_array)
     elif request.query_params:
         message = "this is for an array; with JSON, send it in the body"
@@ -80,6 +79,17 @@ async def predict_batch(
     measured = partial(service.metrics.measure_batch, answer)
     content = await to_thread.run_sync(measured, limiter=service.batch_limiter)
     return Response(content, media_type=ARRAY_TYPE if as_array else "application/json")
+
+
+def _is_array_wanted(weights: dict[str, float]) -> bool:
+    """Return whether an array is wanted more than JSON, or as much and by its name."""
+    array, as_json = _weigh(ARRAY_TYPE, weights), _weigh("application/json", weights)
+    return array > 0.0 and (array > as_json or (array == as_json and ARRAY_TYPE in weights))
+
+
+def _weigh(kind: str, weights: dict[str, float]) -> float:
+    """Return how much a media type is wanted: what names it more closely counts."""
+    return next((weights[name] for name in (kind, "application/*", "*/*") if name in weights), 0.0)
 
 
 def _read_weights(headers: list[str]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from grpo_client.answers.text import clean
-from grpo_client.terminal.cli import main
+from grpo_client.terminal.cli import _make_parser, _parse_observation, main
 from tests.conftest import RegisterEnv
 from tests.grpo_client.scripted_server import Answer, serve_script
 from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
@@ -156,6 +156,30 @@ def test_a_policy_is_asked(ask: Any, model: str) -> None:
     assert "not known: its values were not checked" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "observation"),
+    [
+        (["0", "-1e-3", "0", "0"], [0, -0.001, 0, 0]),
+        (["-3.", "-0.1,", "-1E5,", "-.5"], [-3.0, -0.1, -1e5, -0.5]),
+        ([".5", ".5", "3."], [0.5, 0.5, 3.0]),
+        (["+0.5", "+2"], [0.5, 2]),
+        (["0,0,0,0"], [0, 0, 0, 0]),
+        (["-0.1,0,-.2"], [-0.1, 0, -0.2]),
+        (["0 0 0 0"], [0, 0, 0, 0]),
+        (["[0. 0.1]"], [0.0, 0.1]),
+        (["[", "0.1", "-2.e-03]"], [0.1, -0.002]),
+        (["[[ 0.  1.]\n [-2.  3.]]"], [[0.0, 1.0], [-2.0, 3.0]]),
+        (["-3."], -3.0),
+        (["3,"], [3]),
+        (["[1,2]", "[3,4]"], [[1, 2], [3, 4]]),
+    ],
+)
+def test_an_observation_is_read_as_people_and_numpy_write_it(words: list[str], observation: Any) -> None:
+    options = _make_parser().read(["predict", "m", *words, "--json"])
+    read = _parse_observation(options.observation)
+    assert json.dumps(read) == json.dumps(observation)  # whole numbers stay whole
+
+
 def test_a_policy_is_evaluated_and_filmed(ask: Any, model: str, tmp_path: Path) -> None:
     exit_status, said, _ = ask("evaluate", model, "-n", "3")
     assert exit_status == 0
@@ -180,6 +204,7 @@ def test_models_are_listed_described_and_deleted(ask: Any, model: str) -> None:
 def test_a_model_file_is_downloaded_exported_and_uploaded(ask: Any, model: str, tmp_path: Path) -> None:
     file = tmp_path / "again.zip"
     assert ask("download", model, str(file)) == (0, f"saved {file}\n", "")
+    assert ask("download", model, f"{tmp_path}/new/") == (0, f"saved {tmp_path}/new/m.zip\n", "")
     policy = tmp_path / "again.pt"
     assert ask("export", model, str(policy), "--masks") == (0, f"saved {policy}\n", "")
     assert policy.read_bytes().startswith(b"PK")
@@ -236,16 +261,29 @@ def test_environments_and_rewards_are_listed(ask: Any) -> None:
     [
         (["predict", "m", "[0.1"], "observation [0.1 is not JSON"),
         (["predict", "m", "NaN"], "observation NaN is not JSON"),
+        (["predict", "m", "0", "-inf"], "observation 0 -inf is not JSON"),
+        (["predict", "m", "[0. 0.1"], "observation [0. 0.1 is not JSON"),
+        (["predict", "m", "0,,1"], "observation 0,,1 is not JSON"),
+        (["predict", "m", "1.e999", "0"], "observation 1.e999 0 is not JSON"),
+        (["predict", "m", "[0. ... 1.]"], "observation [0. ... 1.] is not JSON"),
         (["predict", "m", "1", "--masks", "x"], "--masks x is not JSON"),
         (["predict", "m", "[" * 20_000], "[[[[[[[[[[[[[[[[[[[[... is nested too deeply"),
         (["predict", "m", "1", "[" * 20_000], "is nested too deeply"),
         (["train", "--set", "gamma=" + "[" * 20_000], "is nested too deeply"),
         (["train", "--set", "n_steps=64", "n_steps=32"], "sets n_steps for the second time; leave one out"),
         (["train", "--set", "n_steps=64", "--set", "n_steps=32"], "sets n_steps for the second time"),
+        (["train", "--set", 'env_kwargs={"a":1,"a":2}'], '"a" stands twice in an object of JSON; leave one out'),
+        (["predict", "m", '{"x": {"a":1,"a":2}}'], '"a" stands twice'),
+        (["sweep", "start", "--try", 'gamma={"low":1,"low":2}'], '"low" stands twice'),
         (["train", "--set", "gamma"], "--set gamma is not allowed: write KEY=VALUE"),
         (["train", "--seed", "1", "--set", "seed=2"], "another option already sets seed to 1; leave one out"),
         (["video", "m", "film.avi"], "end its name in .gif or .mp4"),
         (["export", "m", "policy.zip"], "end its name in .onnx (onnx) or .pt (torchscript)"),
+        (["download", "m", ""], "path='' is empty; name a file"),
+        (["video", "m", "films/"], "path='films/' is a folder; name a file in it"),
+        (["versions", ""], "'' is neither a name nor an id"),
+        (["delete", "m/aliases/prod"], "holds a '/'"),
+        (["predict", "m", "1e999"], "the request cannot be sent"),
         (["upload", "gone.zip"], "gone.zip is not a file"),
         (["upload", "gone"], "gone.zip is not a file"),
         (
@@ -265,10 +303,28 @@ def test_a_malformed_url_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
     assert "write it as http://HOST:PORT" in capsys.readouterr().err
 
 
+def test_a_key_that_cannot_work_is_not_blamed_on_the_url(ask: Any) -> None:
+    exit_status, _, complaint = ask("models", "--api-key", "two\nlines")
+    assert exit_status == 2
+    assert complaint.startswith("grpo-client: --api-key cannot be sent: api_key has characters")
+    assert "--url" not in complaint
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "soon"])
+@pytest.mark.parametrize("command", [["wait"], ["watch"], ["sweep", "wait"]])
+def test_nobody_waits_for_less_than_no_time(
+    command: list[str], seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([*command, "--timeout", seconds])
+    assert f"--timeout: {seconds} is not allowed: write a number of seconds, at least 0." in capsys.readouterr().err
+
+
 def test_a_refusal_is_reported_in_the_words_of_the_server(ask: Any) -> None:
     exit_status, said, complaint = ask("train", "--set", "n_step=64")
     assert (exit_status, said) == (1, "")
     assert complaint == "grpo-client: n_step: unknown field; did you mean n_steps? (HTTP 422)\n"
+    assert ask("train", "--set", "self=1")[2].startswith("grpo-client: self: unknown field")
 
 
 @pytest.mark.parametrize("overrides", [{"api_key": "0123456789abcdef"}], ids=["with a key"])

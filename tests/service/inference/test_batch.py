@@ -227,6 +227,16 @@ class TestArrays:
             ("application/octet-stream;q=0.5, application/json", "application/json"),
             ("application/octet-streams", "application/json"),
             ("application/octet-stream;q=much", "application/octet-stream"),
+            ("application/octet-stream;q=0.5, */*", "application/json"),
+            ("application/octet-stream;q=0.5, application/*", "application/json"),
+            ("application/octet-stream;q=0.5, application/*;q=0.1, */*", "application/octet-stream"),
+            ("application/octet-stream, */*", "application/octet-stream"),
+            ("application/json;q=0.5, */*", "application/octet-stream"),
+            ("application/json;q=0, */*;q=0.1", "application/octet-stream"),
+            ("application/octet-stream;q=0, */*", "application/json"),
+            ("application/json, text/plain, */*", "application/json"),
+            ("application/*", "application/json"),
+            ("*/*", "application/json"),
         ],
     )
     def test_the_header_accept_is_weighed(self, served: TestClient, accept: str, kind: str) -> None:
