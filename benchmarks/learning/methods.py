@@ -19,6 +19,7 @@ _SHARED_ENVS = (
     *_SMALL_ENVS,
     "MountainCarContinuous-v0",
     "InvertedDoublePendulum-v5",
+    "Ant-v5",
     "MiniGrid-DoorKey-6x6-flat-v0",
     "MiniGrid-MultiRoom-N2-S4-flat-v0",
     "MinAtar-Breakout-flat-v1",

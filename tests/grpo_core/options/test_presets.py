@@ -17,7 +17,7 @@ ENV_IDS = list_presets()
 NEEDS = {
     "LunarLander-v3": "Box2D",
     **dict.fromkeys(
-        ("InvertedDoublePendulum-v5", "Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Swimmer-v5"), "mujoco"
+        ("InvertedDoublePendulum-v5", "Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Swimmer-v5", "Ant-v5"), "mujoco"
     ),
 }
 
