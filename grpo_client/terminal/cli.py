@@ -5,12 +5,9 @@ Exit status: 0, 1 if the server refused or a job failed, 2 if the command line c
 
 import argparse
 import json
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +18,14 @@ from grpo_client.connection import read_url
 from grpo_client.errors import GRPOError, InvalidArgument, JobFailed, ServerUnreachable
 from grpo_client.files import EXPORT_FORMATS, VIDEO_FORMATS
 from grpo_client.terminal import reports
+from grpo_client.terminal.values import (
+    UsageError,
+    read_dimension,
+    read_json,
+    read_observation,
+    read_seconds,
+    read_settings,
+)
 from grpo_terminal import INTERRUPTED, Parser, end_well
 
 _URL_VARIABLE, _KEY_VARIABLE = "GRPO_URL", "GRPO_API_KEY"
@@ -31,10 +36,6 @@ _PROGRAM = "python -m grpo_client" if Path(sys.argv[0]).parts[-2:] == ("grpo_cli
 _MAX_RETRIES = 3
 # Of every file that is saved.
 _ITS_FOLDER = "; its folder is made if it is missing"
-
-
-class _UsageError(Exception):
-    """A command line that cannot work; the message names the value, the rule and the remedy."""
 
 
 class _Reply(NamedTuple):
@@ -65,7 +66,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         with _open_client(options) as client:
             reply: _Reply = options.run(client, options)
-    except (_UsageError, InvalidArgument) as error:
+    except (UsageError, InvalidArgument) as error:
         return _complain(str(error), _USAGE)
     except ServerUnreachable as error:
         return _complain(f"{error} For another address, use --url or {_URL_VARIABLE}.", _REFUSED)
@@ -83,11 +84,11 @@ def _open_client(options: argparse.Namespace) -> Client:
     try:
         read_url(url)
     except InvalidArgument as error:
-        raise _UsageError(f"--url {url} cannot be asked: {error}") from error
+        raise UsageError(f"--url {url} cannot be asked: {error}") from error
     try:
         return Client(url, options.api_key or os.environ.get(_KEY_VARIABLE), max_retries=_MAX_RETRIES)
     except InvalidArgument as error:
-        raise _UsageError(f"--api-key cannot be sent: {error}") from error
+        raise UsageError(f"--api-key cannot be sent: {error}") from error
 
 
 def _complain(text: str, exit_status: int) -> int:
@@ -164,9 +165,7 @@ def _add_job_commands(commands: Any) -> None:
         else:
             parser.add_argument("job", nargs="?", default=LATEST_JOB, help="its id; default: the one submitted last")
         if run in (_wait, _watch):
-            parser.add_argument(
-                "--timeout", type=_parse_seconds, metavar="SECONDS", help="give up then; the job goes on"
-            )
+            parser.add_argument("--timeout", type=read_seconds, metavar="SECONDS", help="give up then; the job goes on")
 
 
 def _add_label_command(commands: Any) -> None:
@@ -229,7 +228,7 @@ def _add_sweep_commands(commands: Any) -> None:
         parser.set_defaults(action=name)
         if run is _wait_for_sweep:
             parser.add_argument(
-                "--timeout", type=_parse_seconds, metavar="SECONDS", help="give up then; the sweep goes on"
+                "--timeout", type=read_seconds, metavar="SECONDS", help="give up then; the sweep goes on"
             )
 
 
@@ -287,106 +286,11 @@ def _train(client: Client, options: argparse.Namespace) -> _Reply:
         "seed": options.seed,
     }
     settings = {name: value for name, value in named.items() if value is not None}
-    job = client.train(**settings, **_parse_settings(options.set, settings))
+    job = client.train(**settings, **read_settings(options.set, settings))
     if options.watch:
         return _follow(client, job.job_id, None, progress=not options.json)
     text = f"submitted job {job.job_id}; watch it with: {_PROGRAM} watch {job.job_id}"
     return _Reply({"job_id": job.job_id, "config": job.config}, text)
-
-
-def _parse_settings(pairs: Sequence[str], named: dict[str, Any]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign or not name.isidentifier():
-            raise _UsageError(f"--set {pair} is not allowed: write KEY=VALUE, such as --set gamma=0.98.")
-        if name in named:
-            raise _UsageError(
-                f"--set {pair} is not allowed: another option already sets {name} to {named[name]!r}; leave one out."
-            )
-        if name in settings:
-            raise _UsageError(f"--set {pair} is not allowed: it sets {name} for the second time; leave one out.")
-        settings[name] = _parse_value(text)
-    return settings
-
-
-def _parse_seconds(text: str) -> float:
-    with suppress(ValueError):
-        if (seconds := float(text)) >= 0:
-            return seconds
-    raise argparse.ArgumentTypeError(f"{text} is not allowed: write a number of seconds, at least 0.")
-
-
-def _parse_value(text: str) -> Any:
-    """Read JSON, or else take the text as a word."""
-    try:
-        return _read_json(text)
-    except ValueError:
-        return text
-
-
-def _parse_json(option: str, text: str | None) -> Any:
-    if text is None:
-        return None
-    try:
-        return _read_json(text)
-    except ValueError as error:
-        raise _UsageError(f"{option} {text} is not JSON ({error}); write it like [0.1, 0, 0.05, 0].") from error
-
-
-def _parse_observation(words: Sequence[str]) -> Any:
-    """Read JSON, or numbers that stand beside each other."""
-    text = " ".join(words)
-    if len(words) > 1:
-        with suppress(ValueError):
-            return [_read_json(word.rstrip(",")) for word in words]
-    with suppress(ValueError):
-        return _read_json(text)
-    with suppress(ValueError):
-        return _read_numbers(text)
-    return _parse_json("observation", text)
-
-
-def _read_numbers(text: str) -> Any:
-    """Read numbers between commas, blanks and brackets, as NumPy prints them.
-
-    :raises ValueError: If something else is there, or a bracket or a number is missing.
-    """
-    if re.search(r",\s*,", text):
-        raise ValueError("a number is missing between two commas")
-    parts = [part if part in "[]" else repr(_read_number(part)) for part in re.findall(r"[][]|[^][,\s]+", text)]
-    listed = re.sub(r"(?<!\[) (?!\])", ",", " ".join(parts))
-    is_bare_list = "[" not in parts and (len(parts) > 1 or "," in text)
-    return _read_json(f"[{listed}]" if is_bare_list else listed)
-
-
-def _read_number(word: str) -> float:
-    with suppress(ValueError):
-        return int(word)
-    number = float(word)
-    if not math.isfinite(number):
-        raise ValueError(f"JSON has no {word}")
-    return number
-
-
-def _read_json(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_make_object)
-    except RecursionError as error:
-        raise _UsageError(f"{text[:20]}... is nested too deeply; write it like [0.1, 0, 0.05, 0].") from error
-
-
-def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in made:  # no ValueError: as a word, it would fail elsewhere
-            raise _UsageError(f"{json.dumps(name)} stands twice in an object of JSON; leave one out.")
-        made[name] = value
-    return made
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"JSON has no {name}")
 
 
 def _follow(client: Client, job_id: str, timeout_seconds: float | None, progress: bool) -> _Reply:
@@ -443,7 +347,7 @@ def _label(client: Client, options: argparse.Namespace) -> _Reply:
     given = {"display_name": options.name, "tags": options.tags, "note": options.note, "hidden": options.hidden}
     labels = {name: value for name, value in given.items() if value is not None}
     if not labels:
-        raise _UsageError("label needs something to write: --name, --tags, --note, --hide or --show.")
+        raise UsageError("label needs something to write: --name, --tags, --note, --hide or --show.")
     if labels.get("display_name") == "":
         labels["display_name"] = None
     job = client.label(options.job, **labels)
@@ -475,11 +379,11 @@ def _start_sweep(client: Client, options: argparse.Namespace) -> _Reply:
     names = ("name", "method", "n_trials", "seeds", "seed", "max_active", "budget_timesteps", "keep")
     fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     space: dict[str, Any] = {}
-    for name, values in map(_parse_dimension, options.space):
+    for name, values in map(read_dimension, options.space):
         if name in space:
-            raise _UsageError(f"--try names {name} twice; write all its values after one, such as {name}=0.001,0.003.")
+            raise UsageError(f"--try names {name} twice; write all its values after one, such as {name}=0.001,0.003.")
         space[name] = values
-    started = client.start_sweep(space, base={**base, **_parse_settings(options.set, base)}, **fields)
+    started = client.start_sweep(space, base={**base, **read_settings(options.set, base)}, **fields)
     if options.watch:
         return _follow_sweep(client, started.sweep_id, None)
     size = f"{_count(started.n_settings, 'setting')}, {_count(started.n_jobs, 'job')}"
@@ -489,19 +393,6 @@ def _start_sweep(client: Client, options: argparse.Namespace) -> _Reply:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _parse_dimension(pair: str) -> tuple[str, Any]:
-    """Read what to try of a field: JSON, a range in words, or values between commas."""
-    name, sign, text = pair.partition("=")
-    if not sign or not name.isidentifier() or not text:
-        raise _UsageError(f"--try {pair} is not allowed: write KEY=VALUES, such as --try learning_rate=0.001,0.003.")
-    if text[0] in "[{":
-        return name, _parse_json(f"--try {name}", text)
-    if (found := re.fullmatch(r"(\w+)\((.*)\)", text)) is None:
-        return name, [_parse_value(part) for part in text.split(",")]
-    numbers = dict(zip(("low", "high", "step"), map(_parse_value, found[2].split(",")), strict=False))
-    return name, {"distribution": found[1], **numbers}
 
 
 def _report_sweep(sweep: Sweep) -> _Reply:
@@ -539,7 +430,7 @@ def _change_sweep(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _predict(client: Client, options: argparse.Namespace) -> _Reply:
-    observation, masks = _parse_observation(options.observation), _parse_json("--masks", options.masks)
+    observation, masks = read_observation(options.observation), read_json("--masks", options.masks)
     prediction = client.predict(options.model, observation, not options.stochastic, masks)
     return _Reply(prediction.to_json(), reports.describe_prediction(prediction))
 
@@ -575,7 +466,7 @@ def _export(client: Client, options: argparse.Namespace) -> _Reply:
 def _upload(client: Client, options: argparse.Namespace) -> _Reply:
     name, path = _name_upload(options.model, options.path)
     if not path.is_file():
-        raise _UsageError(
+        raise UsageError(
             f"{path} is not a file; name one that GRPO.save or download wrote: {_PROGRAM} upload MODEL FILE."
         )
     card = client.upload(options.name or name, path, options.overwrite)
@@ -599,7 +490,7 @@ def _list_versions(client: Client, options: argparse.Namespace) -> _Reply:
 def _set_alias(client: Client, options: argparse.Namespace) -> _Reply:
     if options.delete:
         if options.version is not None:
-            raise _UsageError("--delete and --version exclude each other; leave one out.")
+            raise UsageError("--delete and --version exclude each other; leave one out.")
         deleted = client.delete_alias(options.model, options.alias)
         return _Reply(deleted.to_json(), f"deleted {deleted.model_name}@{deleted.alias}")
     alias = client.set_alias(options.model, options.alias, options.version)

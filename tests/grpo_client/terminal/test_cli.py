@@ -13,7 +13,8 @@ import pytest
 from fastapi import FastAPI
 
 from grpo_client.answers.text import clean
-from grpo_client.terminal.cli import _make_parser, _parse_observation, main
+from grpo_client.terminal.cli import _make_parser, main
+from grpo_client.terminal.values import read_observation
 from tests.conftest import RegisterEnv
 from tests.grpo_client.scripted_server import Answer, serve_script
 from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
@@ -176,7 +177,7 @@ def test_a_policy_is_asked(ask: Any, model: str) -> None:
 )
 def test_an_observation_is_read_as_people_and_numpy_write_it(words: list[str], observation: Any) -> None:
     options = _make_parser().read(["predict", "m", *words, "--json"])
-    read = _parse_observation(options.observation)
+    read = read_observation(options.observation)
     assert json.dumps(read) == json.dumps(observation)  # whole numbers stay whole
 
 
