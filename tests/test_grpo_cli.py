@@ -159,7 +159,7 @@ def test_the_file_goes_into_the_log_folder_under_the_name_of_the_environment(tmp
         (["-params", "gamma=__import__('os')"], "is not allowed: it must lie in [0, 1]"),
         (["-params", "policy=Foo"], "Policy Foo unknown"),
         (["-params", "normalize=5"], "normalize=5 does not fit CartPole-v1"),
-        (["--preset", "Foo"], "--preset Foo is not known; choose none, Acrobot-v1, CartPole-v1"),
+        (["--preset", "Foo"], "--preset Foo is not known; choose none, Acrobot-v1, Ant-v5, CartPole-v1"),
         (["--env", "CartPol-v1"], "--env CartPol-v1 cannot be made: it is not registered; did you mean CartPole-v"),
         (["--env", "Docking-v0"], "it is not registered; if a module of yours registers it, add --env-module"),
         (["--env", "Acrobot-v1", "--reward-function", "simple_cartpole"], "take --reward-function environment"),
