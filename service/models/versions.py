@@ -98,10 +98,10 @@ class VersionFolder:
         # Notes that were found damaged: they are read often, and one line of the log is enough.
         self._reported: set[tuple[int, ...]] = set()
         for name in [] if is_read_only else self._list_folders():
-            if not Path(self.get_newest_path(name)).exists():
-                self._forget_unless_pinned(name)
             remove_leftovers(self._dir / name)
             try:
+                if not Path(self.get_newest_path(name)).exists():
+                    self._forget_unless_pinned(name)
                 self._trim(name)
             except OSError:  # which concerns this model alone
                 logger.warning("the versions of model %s cannot be trimmed", name, exc_info=True)
@@ -296,7 +296,8 @@ class VersionFolder:
         """Remove the versions of a model whose file is gone, but not those that an alias keeps: it may come back."""
         if self._list_pinned(name):
             logger.warning(
-                "model %s has versions with aliases and no file; put %s%s back, or delete %s", name, name, SUFFIX, name
+                "model %s has versions with aliases and no file; put %s%s back, or delete %s/%s",
+                *(name, name, SUFFIX, VERSIONS_FOLDER, name),
             )
         else:
             self.forget(name)

@@ -533,6 +533,17 @@ def test_versions_with_aliases_outlast_a_start_without_their_models_file(
     assert folder.read("m@prod")[1] == folder.read("m@1")[1] == contents[0]
 
 
+def test_notes_that_the_disk_does_not_give_hold_up_no_start(tmp_path: Path, contents: list[bytes]) -> None:
+    folder = ModelFolder(tmp_path, max_versions=3)
+    for content in contents[:2]:
+        folder.write("m", content)
+    (tmp_path / "m.zip").unlink()
+    notes = tmp_path / ".versions" / "m" / "notes.json"
+    notes.unlink()
+    notes.mkdir()
+    assert ModelFolder(tmp_path, max_versions=3).versions.list_kept("m") == [1]
+
+
 def test_what_damaged_notes_may_have_kept_stays(tmp_path: Path, contents: list[bytes]) -> None:
     folder = ModelFolder(tmp_path, max_versions=2)
     for content in contents[:2]:
