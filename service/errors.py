@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 _MAX_ERROR_CHARS = 500
-# But no address of a page.
+# Two names or more behind slashes, but not the address of a page.
 _PATH = re.compile(r"(?<![\w./])(?!(?<=:)//\w)(?:[A-Za-z]:)?(?:[/\\]+[\w.@+~-]+){2,}")
 
 
