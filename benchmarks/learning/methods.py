@@ -14,11 +14,14 @@ from benchmarks.lib.tasks import Task
 
 # Methods that only say how hard a task is, or take a part of ours away, run where a training takes minutes.
 _SMALL_ENVS = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "FrozenLake-v1", "LunarLander-v3")
-# On MuJoCo's other million steps it takes a quarter of an hour a seed, or is another row already.
 _SHARED_ENVS = (
     *_SMALL_ENVS,
     "MountainCarContinuous-v0",
     "InvertedDoublePendulum-v5",
+    "Hopper-v5",
+    "Walker2d-v5",
+    "HalfCheetah-v5",
+    "Swimmer-v5",
     "Ant-v5",
     "MiniGrid-DoorKey-6x6-flat-v0",
     "MiniGrid-MultiRoom-N2-S4-flat-v0",
