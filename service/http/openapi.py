@@ -18,9 +18,9 @@ from service.errors import (
     StorageLowError,
     TooLargeError,
 )
+from service.http.file_headers import NOT_SATISFIABLE
 from service.http.limits.bodies import BODY_TIMEOUT, WRONG_MEDIA_TYPE
 from service.http.problems import PROBLEM_TYPE, describe_problem
-from service.http.ranges import NOT_SATISFIABLE
 from service.http.request_guard import CROSS_SITE, NO_KEY
 
 # One of the refusals with each status, as it is worded where it is made.

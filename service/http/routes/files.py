@@ -12,9 +12,8 @@ from starlette.types import Receive, Scope, Send
 from grpo_core.export.policy_file import EXPORT_FORMATS
 from service.errors import ConflictError
 from service.http import examples
-from service.http.preconditions import check_change, check_match, is_known
+from service.http.file_headers import Part, check_change, check_match, choose_part, is_known
 from service.http.problems import Refusal, error_response
-from service.http.ranges import Part, choose_part
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.models.card import make_card
 from service.schemas.fields import ModelName

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 
 from service.http import examples
-from service.http.preconditions import check_change
+from service.http.file_headers import check_change
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
 from service.http.routes.unambiguous import UnambiguousRoute

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Path, Request
 
 from service.http import examples
-from service.http.preconditions import check_change
+from service.http.file_headers import check_change
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
 from service.http.routes.unambiguous import UnambiguousRoute
 from service.schemas.fields import ALIAS_PATTERN

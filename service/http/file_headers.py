@@ -1,0 +1,98 @@
+"""Which version of a file a request means, and which part of it (RFC 9110).
+
+``If-Match`` and ``If-None-Match`` (13.1) name versions; ``Range`` (14) winds films forward, and lets downloads go on
+where they broke off.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fastapi import Request
+
+from service.errors import PreconditionFailedError, Problem
+from service.http.problems import Refusal
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+NOT_SATISFIABLE = Problem("range-not-satisfiable", "The file has no such range")
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Return whether the client has this version of a file already."""
+    return _lists(request, "if-none-match", etag)
+
+
+def check_match(request: Request, etag: str | None) -> None:
+    """Refuse a request for another version of a file than the one that is there.
+
+    :param etag: That one's ``ETag``; None if there is no file.
+    :raises PreconditionFailedError: If ``If-Match`` does not list it.
+    """
+    if "if-match" in request.headers and not _lists(request, "if-match", etag):
+        there = "there is none" if etag is None else f"its ETag is {etag}"
+        raise PreconditionFailedError(f"If-Match does not list the file that is there: {there}; look at it first.")
+
+
+def check_change(request: Request, find_sha256: Callable[[], str | None]) -> None:
+    """Refuse to change a file that is not the one that the client means.
+
+    :param find_sha256: Returns that of the file that is there, or None; called only if the client says what it means.
+    :raises PreconditionFailedError: If ``If-Match`` does not list it, or ``If-None-Match`` does.
+    """
+    if not {"if-match", "if-none-match"} & set(request.headers):
+        return
+    sha256 = find_sha256()
+    etag = None if sha256 is None else f'"{sha256}"'
+    check_match(request, etag)
+    if _lists(request, "if-none-match", etag):
+        raise PreconditionFailedError(f"If-None-Match lists the file that is there: its ETag is {etag}.")
+
+
+def _lists(request: Request, header: str, etag: str | None) -> bool:
+    if etag is None:
+        return False
+    tags = {tag.strip() for value in request.headers.getlist(header) for tag in value.split(",")}
+    if header == "if-none-match":  # a weak tag is as good where nothing is changed
+        tags = {tag.removeprefix("W/") for tag in tags}
+    return etag in tags or "*" in tags
+
+
+class Part(NamedTuple):
+    """A part of a file, and how it is answered.
+
+    :param start: Its first byte.
+    :param n_bytes: Its size.
+    :param status_code: 200 for a whole file, 206 for a part.
+    :param headers: What tells the client which part it is.
+    """
+
+    start: int
+    n_bytes: int
+    status_code: int
+    headers: dict[str, str]
+
+
+def choose_part(request: Request, n_bytes: int, etag: str) -> Part | Refusal:
+    """Return the part of a file that a request asks for.
+
+    That is all of it if the request names none, or several, or one of another version of the file.
+
+    :param n_bytes: Size of the file, above 0.
+    :param etag: The file's ``ETag``.
+    :return: A refusal if the file ends before the part begins.
+    """
+    headers = {"ETag": etag, "Accept-Ranges": "bytes"}
+    asked = _RANGE.fullmatch(request.headers.get("range", "").strip().lower())
+    if asked is None or asked.groups() == ("", "") or request.headers.get("if-range", etag) != etag:
+        return Part(0, n_bytes, 200, headers)
+    first, last = asked.groups()
+    if not first:  # the last so many bytes
+        start, stop = max(0, n_bytes - int(last)), n_bytes
+    else:
+        start, stop = int(first), min(n_bytes, int(last) + 1) if last else n_bytes
+        if last and int(last) < start:  # not a range at all
+            return Part(0, n_bytes, 200, headers)
+    if start >= stop:
+        detail = f"the file has {n_bytes} bytes; ask for some of these."
+        return Refusal(NOT_SATISFIABLE, 416, detail, {"Content-Range": f"bytes */{n_bytes}"})
+    return Part(start, stop - start, 206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{n_bytes}"})
