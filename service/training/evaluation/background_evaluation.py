@@ -1,8 +1,7 @@
 """Evaluate a policy now and then, where the job did not say how often, for a small share of its steps and its time."""
 
-import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -10,6 +9,7 @@ from grpo import GRPO
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
 from service.training.evaluation.evaluator import SEED_ON_THE_WAY, EvaluationRun, Evaluator
+from service.training.evaluation.moment import Moment
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
@@ -25,9 +25,6 @@ _MIN_EPISODES, _FEWEST_EPISODES = 5, 2
 _TIME_SHARE, _SHORT_TIME_SHARE, _SHORT_SECONDS = 0.05, 0.5, 1.0
 # What the evaluation of the untrained policy may take besides: without it, a curve has no start.
 _FIRST_SECONDS = 0.4
-# Time is that of the processor, which other programs on the machine do not make longer, but at least this share of the
-# clock's: environments may wait.
-_LEAST_PROCESSOR_SHARE = 0.1
 # Pausing more often would cost more than what is played in between.
 _MIN_SLICE_SECONDS = 0.004
 
@@ -105,10 +102,10 @@ class BackgroundEvaluation(BaseCallback):
                 "through other points. With eval_freq all of them are made, however long they take."
             )
 
-    def _look_up(self) -> "_Moment":
-        return _Moment.now(self._trains_elsewhere)
+    def _look_up(self) -> Moment:
+        return Moment.now(self._trains_elsewhere)
 
-    def _go_on(self, begun: "_Moment") -> None:
+    def _go_on(self, begun: Moment) -> None:
         """Play on, as long as there is time for it, since a moment before."""
         is_first = self._run is not None and self._run[1] == 0
         elapsed = begun.since(self._begun)
@@ -127,7 +124,7 @@ class BackgroundEvaluation(BaseCallback):
         if is_first and self._run is None:
             self._spent_seconds = max(0.0, self._spent_seconds - _FIRST_SECONDS)
 
-    def _play(self, run: EvaluationRun, timesteps: int, begun: "_Moment", slice_seconds: float) -> None:
+    def _play(self, run: EvaluationRun, timesteps: int, begun: Moment, slice_seconds: float) -> None:
         def may_go_on() -> bool:
             self._stop_rules.tick()
             return self._stop_rules.ended_by is None and self._look_up().since(begun) < slice_seconds
@@ -143,26 +140,6 @@ class BackgroundEvaluation(BaseCallback):
             self._progress.publish_evaluation({"timesteps": timesteps, **asdict(summarize_episodes(run.episodes))})
             self._points.end(self._evaluator.count_steps(run.episodes))
             self._run = None
-
-
-class _Moment(NamedTuple):
-    """A point in time, by the processor and by the clock, in seconds."""
-
-    processor: float
-    clock: float
-
-    @classmethod
-    def now(cls, trains_elsewhere: bool) -> "_Moment":
-        """Return this moment.
-
-        :param trains_elsewhere: Whether this thread only waits for others that train; then the clock counts alone.
-        """
-        clock = time.monotonic()
-        return cls(clock if trains_elsewhere else time.thread_time(), clock)
-
-    def since(self, earlier: "_Moment") -> float:
-        """Return how many seconds have gone by since an earlier moment."""
-        return max(self.processor - earlier.processor, _LEAST_PROCESSOR_SHARE * (self.clock - earlier.clock))
 
 
 @dataclass

@@ -7,10 +7,12 @@ from grpo_core.actor.actor import Actor
 from grpo_core.evaluation import summarize_episodes
 from service.errors import describe_error
 from service.training.evaluation.evaluator import FINAL_SEED, EvaluationRun, Evaluator
+from service.training.evaluation.moment import Moment
 from service.training.stop_rules import StopRules
 from service.workers.task import Progress
 
-# An evaluation may take this share of the training's time, but always some seconds and never longer than anybody waits.
+# An evaluation may take this share of the training's time, but always some seconds and never longer than anybody waits,
+# by the clock too.
 _SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.1, 2.0, 30.0
 # Who stops a job wants an answer soon; who stops it twice, or shuts the server down, wants none.
 _SECONDS_AFTER_STOPS = (1.0, 0.0)
@@ -65,17 +67,21 @@ def evaluate_finally(
 
 
 def _play(run: EvaluationRun, most_seconds: float, stop_rules: StopRules) -> None:
-    def get_limit() -> float:
-        n_stops = stop_rules.n_stops
-        return most_seconds if n_stops == 0 else _SECONDS_AFTER_STOPS[min(n_stops, len(_SECONDS_AFTER_STOPS)) - 1]
+    begun = Moment.now()
+
+    def has_time_for(n_times: float) -> bool:
+        """Return whether what was played so far could have taken so many times as long."""
+        if (n_stops := stop_rules.n_stops) > 0:
+            return run.seconds * n_times < _SECONDS_AFTER_STOPS[min(n_stops, len(_SECONDS_AFTER_STOPS)) - 1]
+        return Moment.now().since(begun) * n_times < most_seconds and run.seconds * n_times < _MOST_SECONDS
 
     def may_go_on() -> bool:
         stop_rules.report()
-        return run.seconds < get_limit()
+        return has_time_for(1.0)
 
     def is_enough() -> bool:
         # Another episode as long as the others would be cut, and a long one sooner than a short one.
-        return run.seconds * (1 + 1 / len(run.episodes)) > get_limit()
+        return not has_time_for(1 + 1 / len(run.episodes))
 
-    if get_limit() > 0.0:
+    if stop_rules.n_stops < len(_SECONDS_AFTER_STOPS):
         run.advance(may_go_on, is_enough)

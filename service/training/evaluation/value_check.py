@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -20,6 +19,7 @@ from service.environments.build import build_env
 from service.errors import describe_error
 from service.spaces import count_numbers
 from service.training.evaluation.evaluator import CHECKED_SEED, FITTED_SEED, MAX_STEPS_WITHOUT_LIMIT, Evaluator
+from service.training.evaluation.moment import Moment
 from service.training.stop_rules import StopRules
 
 logger = logging.getLogger("grpo.service")
@@ -30,7 +30,7 @@ _MIN_STEPS, _MAX_STEPS = 2_000, 8_000
 # Shares of these steps: to check the values on, and to fit them on states that the policy would not reach itself.
 _CHECKED_SHARE, _EXCURSION_SHARE = 0.25, 0.3
 _MAX_CHECKED_EPISODES = 10
-# Time that this may take, of the training's and in seconds.
+# Time that this may take, of the training's and in seconds; the most is by the clock too.
 _TIME_SHARE, _MIN_SECONDS, _MAX_SECONDS = 0.1, 5.0, 30.0
 # More numbers observed than this take too much memory to fit values to: the values are then only checked.
 _MAX_FITTED_NUMBERS = 2**24
@@ -49,11 +49,12 @@ def settle_values(
     :return: For the model file: whether its values are worth showing, and why; None if that is not known.
     """
     config = evaluator.config
-    deadline = time.monotonic() + float(np.clip(_TIME_SHARE * training_seconds, _MIN_SECONDS, _MAX_SECONDS))
+    limit, begun = float(np.clip(_TIME_SHARE * training_seconds, _MIN_SECONDS, _MAX_SECONDS)), Moment.now()
 
     def check_time() -> None:
         stop_rules.report()
-        if stop_rules.n_stops > 0 or time.monotonic() > deadline:
+        now = Moment.now()
+        if stop_rules.n_stops > 0 or now.since(begun) > limit or now.clock - begun.clock > _MAX_SECONDS:
             raise _TimeUpError
 
     n_steps, scale = int(np.clip(config.total_timesteps, _MIN_STEPS, _MAX_STEPS)), _get_reward_scale(model)

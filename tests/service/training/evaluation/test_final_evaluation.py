@@ -9,7 +9,7 @@ import pytest
 
 from grpo_core.evaluation import make_policy, play_episodes, summarize_episodes
 from service.schemas.jobs import FinalEvaluation
-from service.training.evaluation.evaluator import MAX_STEPS_WITHOUT_LIMIT, Evaluator
+from service.training.evaluation.evaluator import MAX_STEPS_WITHOUT_LIMIT, SEED_ON_THE_WAY, Evaluator
 from service.training.evaluation.final_evaluation import evaluate_finally
 from service.training.stop_rules import StopRules
 from tests.conftest import RegisterEnv
@@ -23,16 +23,18 @@ class LastEnv(LineEnv):
     """A line that behaves in its own way in the final evaluation, which alone uses such seeds.
 
     :param on_step: Called in every step of it.
-    :param ends: Whether its episodes end, after five steps.
+    :param ends: Whether its episodes end, after five steps, as those of evaluations on the way do.
     """
 
     def __init__(self, on_step: Callable[[], Any], ends: bool = True) -> None:
         super().__init__()
-        self._do, self._ends, self._is_final, self._n_steps = on_step, ends, False, 0
+        self._do, self._ends = on_step, ends
+        self._is_evaluated, self._is_final, self._n_steps = False, False, 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
+        self._is_evaluated = seed is not None and seed >= SEED_ON_THE_WAY
         self._is_final, self._n_steps = seed is not None and seed >= FIRST_SEED, 0
         return super().reset(seed=seed)
 
@@ -40,14 +42,15 @@ class LastEnv(LineEnv):
         observation, reward, terminated, truncated, info = super().step(action)
         if self._is_final:
             self._do()
+        if self._is_evaluated:
             self._n_steps += 1
-            terminated = self._ends and self._n_steps == 5
+            terminated = self._n_steps == 5 and (self._ends or not self._is_final)
         return observation, reward, terminated, truncated, info
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch, "evaluation.evaluator", "train")
+    return Clock(monkeypatch, "evaluation.evaluator", "evaluation.moment", "train")
 
 
 def take(clock: Clock, seconds: float) -> Callable[[], None]:
@@ -104,6 +107,29 @@ def test_it_ends_after_an_episode_when_another_one_would_take_too_long(register_
     assert (evaluation["n_episodes"], evaluation["mean_length"], evaluation["complete"]) == (3, 5.0, False)
     assert evaluation["seconds"] == pytest.approx(3 * 5 * 0.11)
     assert recorder.warnings == []
+
+
+def test_a_busy_machine_does_not_make_it_shorter(
+    register_env: RegisterEnv, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other programs have four fifths of the processor.
+    monkeypatch.setattr(clock, "thread_time", lambda: clock.seconds / 5)
+    env_name = register_env(lambda: LastEnv(take(clock, 0.45)))
+    _, recorder = run_job(env_name=env_name, n_eval_episodes=10)
+    (evaluation,) = recorder.final_evaluations
+    assert (evaluation["n_episodes"], evaluation["seconds"]) == (4, pytest.approx(4 * 5 * 0.45))
+
+
+def test_waiting_counts_in_part_and_never_beyond_what_anybody_waits(
+    register_env: RegisterEnv, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "thread_time", lambda: 0.0)
+    for n, (step_seconds, limit) in enumerate([(0.5, 2.0 * 5), (20.0, 30.0)]):
+        before = clock.seconds
+        env_name = register_env(lambda: LastEnv(take(clock, step_seconds), ends=False), f"Line-v{n}", 10**9)  # noqa: B023
+        _, recorder = run_job(env_name=env_name)
+        assert recorder.final_evaluations == []
+        assert clock.seconds - before == pytest.approx(limit, rel=0.4)
 
 
 def test_without_a_whole_episode_in_time_there_is_a_warning_instead(register_env: RegisterEnv, clock: Clock) -> None:
