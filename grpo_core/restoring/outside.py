@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
+from stable_baselines3.common.monitor import Monitor
 
 from grpo_core.environments.nested import Env, list_nested_envs
 from grpo_core.restoring.layers import IMMUTABLE
@@ -31,8 +32,9 @@ _CONTAINERS = _NESTING | {set, bytearray}
 _MAX_ITEMS = 256
 _MAX_DEPTH = 4
 _MAX_BYTES = 2**16
-# For so many steps it is learned what an environment changes by itself; a counter or a position shows in the first.
-_N_LEARNED_STEPS = 64
+# For so many steps it is learned what an environment changes by itself: a counter or a position shows in the first,
+# what few episodes come to shows later.
+_N_LEARNED_STEPS = 512
 # In the place of an attribute that was deleted.
 _DELETED = object()
 
@@ -52,7 +54,12 @@ class OutsideChanges:
     """
 
     def __init__(self, envs: Sequence[Env]) -> None:
-        self._layers = [layer for env in envs for layer in _list_copied(env)]
+        copied = [_list_copied(env) for env in envs]
+        self._layers = [layer for layers in copied for layer in layers]
+        # The environment of each layer, by its place.
+        self._env_indices = [i for i, layers in enumerate(copied) for _ in layers]
+        self._monitors = [find_monitor(env) for env in envs]
+        self._calls: list[_Calls | None] = []
         self._models = [
             MujocoModel(value) for layer in self._layers for value in vars(layer).values() if is_model(value)
         ]
@@ -94,14 +101,22 @@ class OutsideChanges:
         self._remember()
 
     def keep(self) -> None:
-        """Keep what was set since the latest ``look``, but not where somebody has reset or stepped the environments.
+        """Keep what was set since the latest ``look``, but not what an environment changes when it is reset or stepped.
 
-        That is taken for granted where most of what they change by themselves has changed.
+        A ``Monitor`` tells whether somebody has done that. Without one, it is taken for granted where most of what
+        the environments change by themselves has changed.
         """
+        if self._n_looks == 0:
+            return self.look()  # what was set before begins with them
         changed, written = self._list_changed(), self._list_written()
         of_state = self._state & (changed.keys() | written)
-        if 2 * len(of_state) > len(self._state):
-            changed, written = {place: changed[place] for place in changed.keys() - of_state}, written - of_state
+        is_guessed = 2 * len(of_state) > len(self._state)
+        was_called = [
+            is_guessed if before is None else now != before
+            for now, before in zip(self._list_calls(), self._calls, strict=True)
+        ]
+        of_state = {(i, name) for i, name in of_state if was_called[self._env_indices[i]]}
+        changed, written = {place: changed[place] for place in changed.keys() - of_state}, written - of_state
         for place, value in changed.items():
             self._kept[place] = value
             self._written.pop(place, None)
@@ -111,7 +126,7 @@ class OutsideChanges:
             edited = model.capture()
             if edited[0] is not before[0] or edited[1] != before[1]:  # copies of what is equal are the same
                 self._kept_models[i] = edited
-        if changed or written or of_state:
+        if changed or written or any(was_called):
             self._remember()  # or the next look would take it for what the environments did
 
     def put(self) -> None:
@@ -151,6 +166,10 @@ class OutsideChanges:
             if name not in CONSTANTS and _is_small(value)
         }
         self._edited = [model.capture() for model in self._models]
+        self._calls = self._list_calls()
+
+    def _list_calls(self) -> list["_Calls | None"]:
+        return [None if monitor is None else _Calls(monitor) for monitor in self._monitors]
 
     def _list_changed(self) -> dict[_Place, Any]:
         """List the attributes that hold something else than before, and what."""
@@ -175,6 +194,27 @@ class OutsideChanges:
             if (value := vars(self._layers[i]).get(name, _DELETED)) is self._held[i][name]
             and not _holds(value, contents)
         }
+
+
+class _Calls:
+    """What a ``Monitor`` knows of the resets and steps so far.
+
+    :param monitor: That of the environment.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._n_steps = monitor.total_steps
+        self._rewards = monitor.rewards  # of the episode under way: every reset begins another list
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Calls) and self._n_steps == other._n_steps and self._rewards is other._rewards
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def find_monitor(env: Env) -> Monitor | None:
+    """Return the outermost ``Monitor`` among an environment's wrappers; None if there is none."""
+    return next((layer for layer in list_nested_envs(env) if isinstance(layer, Monitor)), None)
 
 
 def _list_copied(env: Env) -> list[Env]:

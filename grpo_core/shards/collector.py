@@ -5,21 +5,19 @@ from contextlib import closing, contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 
 from grpo_core.actor.actor import PolicyActor
-from grpo_core.environments.nested import list_nested_envs
 from grpo_core.groups.collector import GroupCollector, VecStepCallback, WorkerPool
 from grpo_core.groups.group import Group, GroupPlan
 from grpo_core.groups.rollout import GroupRollout
 from grpo_core.groups.vec_step import SteppedPlace
 from grpo_core.options.checks import refuse
 from grpo_core.options.rewards import Reward
+from grpo_core.restoring.outside import find_monitor
 from grpo_core.shards.messages import (
     MakeCollector,
     ShardFailure,
@@ -165,7 +163,7 @@ class ShardedCollector(GroupCollector):
         super().__init__(bank, observation_space, plan, begins_episodes=False)
         base, self._vec_wrappers = _read_env(env)
         self._envs = base.envs
-        self._monitors = [_find_monitor(env) for env in base.envs]
+        self._monitors = [find_monitor(env) for env in base.envs]
         self._action_space, self._make_collector = action_space, make_collector
         self.n_shards, self.has_plain_states = n_shards, has_plain_states
         self._pool: WorkerPool | None = None
@@ -334,10 +332,6 @@ class ShardedCollector(GroupCollector):
             if monitor.results_writer:
                 monitor.results_writer.write_row(row)
         monitor.total_steps += 1
-
-
-def _find_monitor(env: gym.Env[Any, Any]) -> Monitor | None:
-    return next((layer for layer in list_nested_envs(env) if isinstance(layer, Monitor)), None)
 
 
 def _move_to_cpu(actor: PolicyActor) -> PolicyActor:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, ConvertCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    ConvertCallback,
+    EvalCallback,
+)
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv
@@ -201,6 +207,36 @@ def test_episodes_go_on_whatever_is_done_to_the_environments(meddle: Any, anchor
     model = GRPO("MlpPolicy", Task(), n_steps=64, horizon=8, anchor_selection=anchor_selection, n_epochs=1, seed=0)
     model.learn(64 * 8, callback)
     assert callback.latest == 30
+
+
+class Walk(Task):
+    """Moves by one at most, and often ends where it began."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, 0.0, terminated, truncated, info
+
+
+@pytest.mark.parametrize("use", [lambda env, _: env.reset(), lambda env, model: evaluate_policy(model, env, 1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_episodes_go_on_after_their_environment_was_used_between_two_runs(use: Any, seed: int) -> None:
+    """Also where a run was so short that hardly anything is known of the environment."""
+    model = GRPO("MlpPolicy", Walk(), n_steps=64, horizon=8, seed=seed, device="cpu")
+    for i in range(6):
+        model.learn(64, reset_num_timesteps=i == 0)
+        rollout = model.rollout_buffer
+        moves = np.abs(rollout.next_observations - rollout.observations)[rollout.step_mask]
+        assert np.allclose(moves, [0.5, 1.0])
+        use(model.get_env(), model)
+    assert {episode["l"] for episode in model.ep_info_buffer} <= {30}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_evaluation_of_the_training_environment_spoils_no_episode(seed: int) -> None:
+    env = make_vec_env(Walk, 1)
+    model = GRPO("MlpPolicy", env, n_steps=64, horizon=8, seed=seed, device="cpu")
+    model.learn(768, EvalCallback(env, eval_freq=50, n_eval_episodes=1, verbose=0, warn=False))
+    assert {episode["l"] for episode in model.ep_info_buffer} == {30}
 
 
 def test_what_is_set_with_a_reset_holds() -> None:
