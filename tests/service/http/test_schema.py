@@ -18,7 +18,7 @@ from tests.support import FINAL_STATUSES, PATIENT_VARIABLES, wait_until
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 # Methods whose requests have a body.
 WITH_BODY = ("post", "put")
-# An environment that hardly takes any processor time: a job of it holds up the others, which hundreds of requests start.
+# It takes hardly any processor time: a job of it holds up the others, which hundreds of requests start.
 SLOW_ENV = """
 import time
 
@@ -87,7 +87,9 @@ def test_every_example_is_answered_as_the_schema_says(server: Server, ended_job:
     assert "Examples" in printed
 
 
-def test_hundreds_of_odd_requests_are_answered_as_the_schema_says(server: Server, ended_job: str, tmp_path: Path) -> None:
+def test_hundreds_of_odd_requests_are_answered_as_the_schema_says(
+    server: Server, ended_job: str, tmp_path: Path
+) -> None:
     server.call("POST", "/train", {"env_name": "SlowCartPole-v0", "total_timesteps": 10**7, "model_name": "slow"})
     run_schemathesis(server, ended_job, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "3")
 
