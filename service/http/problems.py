@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service.context import REQUEST_ID, RequestIds, make_urn
 from service.errors import InvalidFieldsError, Problem, ServiceError, printable
@@ -24,6 +25,7 @@ NO_SUCH_PATH = Problem("no-such-path", "There is no such path")
 API_ROOTS = frozenset(
     {"train", "training", "sweeps", "inference", "models", "environments", "reward-functions", "health", "metrics"}
 )
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _NOT_FOUND_PAGE = Path(__file__).with_name("not_found.html").read_text(encoding="utf-8")
 # Starlette's refusals, by status.
 _HTTP_PROBLEMS = {
@@ -111,8 +113,8 @@ def install_error_handlers(app: FastAPI) -> None:
         other = Problem(f"http-{error.status_code}", HTTPStatus(error.status_code).phrase)
         problem = _HTTP_PROBLEMS.get(error.status_code, other)
         headers = dict(error.headers or {})
-        if "GET" in (allowed := headers.get("Allow", "").split(", ")) and "HEAD" not in allowed:
-            headers["Allow"] = ", ".join([*allowed, "HEAD"])
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_list_methods(request))
         return error_response(problem, error.status_code, _describe_http_error(error, headers), headers)
 
 
@@ -121,6 +123,19 @@ def _is_for_people(request: Request) -> bool:
     if request.method not in ("GET", "HEAD") or "text/html" not in request.headers.get("accept", ""):
         return False
     return request.url.path.split("/")[1] not in API_ROOTS
+
+
+def _list_methods(request: Request) -> list[str]:
+    """List the methods of a path; the error itself names those of its first route alone."""
+    return [
+        method
+        for method in _METHODS
+        # HEAD is answered wherever GET is.
+        if any(
+            route.matches({**request.scope, "method": "GET" if method == "HEAD" else method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 def _describe_http_error(error: HTTPException, headers: Mapping[str, str]) -> str:

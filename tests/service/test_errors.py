@@ -67,6 +67,24 @@ def test_what_is_not_there_is_answered_with_one_sentence(
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/training/latest", "DELETE, PATCH"),
+        ("PUT", "/models/m", "DELETE, GET, HEAD"),
+        ("DELETE", "/models/m/file", "GET, HEAD, PUT"),
+        ("PATCH", "/sweeps", "GET, HEAD, POST"),
+        ("PUT", "/inference", "POST"),
+    ],
+)
+def test_a_method_that_a_path_does_not_take_is_answered_with_all_that_it_takes(
+    client: TestClient, method: str, path: str, allowed: str
+) -> None:
+    response = client.request(method, path)
+    assert (response.status_code, response.headers["Allow"]) == (405, allowed)
+    assert response.json()["detail"].endswith(f"use {allowed}.")
+
+
+@pytest.mark.parametrize(
     ("path", "status_code", "detail", "retry_after"),
     [
         ("/conflict", 409, "they disagree.", None),
