@@ -92,5 +92,14 @@ def test_an_argument_that_there_is_not_is_refused_with_those_that_there_are() ->
         check_known_env_kwargs("FrozenLake-v1", spec, {"map_nam": "8x8"})
 
 
+@pytest.mark.parametrize("word", ["false", "yes", ""])
+def test_a_word_is_no_flag(word: str) -> None:
+    """Python takes every word for true."""
+    spec = gym.spec("FrozenLake-v1")
+    check_known_env_kwargs("FrozenLake-v1", spec, {"is_slippery": False})
+    with pytest.raises(SetupError, match=f"is_slippery of FrozenLake-v1 is a flag, and '{word}' a text; send true or"):
+        check_known_env_kwargs("FrozenLake-v1", spec, {"is_slippery": word})
+
+
 def test_defaults_are_shown_as_far_as_they_are_plain() -> None:
     assert to_plain((1, "a", None, math.inf, object(), "/etc/passwd")) == [1, "a", None, None, None, None]
