@@ -50,6 +50,8 @@ __all__ = [
 
 FORMAT = "grpo-model/1"
 META_MEMBER = "grpo_meta.json"
+#: Every JSON reader represents integers up to here exactly.
+MAX_INTEGER = 2**53
 # At most what a zip's two headers of a member take, its name included.
 _MEMBER_OVERHEAD_BYTES = 1024
 # A zip begins with its first member's header and name, and ends in a record that tells where its directory is.
@@ -212,6 +214,11 @@ def _list_normalized(meta: Mapping[str, Any]) -> list[Any]:
 
 def _join(source: str, key: str | None) -> str:
     return source if key is None else f"{source}/{key}"
+
+
+def read_count(claimed: Any) -> int | None:
+    """Return a count that a file's metadata claims, such as its ``num_timesteps``; None if it cannot be one."""
+    return claimed if type(claimed) is int and 0 <= claimed <= MAX_INTEGER else None
 
 
 def to_bytes(

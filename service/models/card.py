@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from grpo_core.environments.env_kwargs import check_env_kwargs
 from grpo_core.environments.making import EnvSetup
 from grpo_core.environments.wrappers import parse_wrappers
+from grpo_core.saving.model_file import MAX_INTEGER, read_count
 from service.models.folder import FileSignature
 from service.models.served import InspectedFile
 from service.models.store import ModelStore
@@ -30,8 +31,6 @@ _ENV_NAME = re.compile(ENV_NAME_PATTERN)
 _MAX_TEXT_CHARS = 256
 _MAX_ENTRIES = 128
 _MAX_DEPTH = 4
-# Every JSON reader represents integers up to here exactly.
-_MAX_INTEGER = 2**53
 # A mean of equal numbers may differ from them in the last digits.
 _ROUNDING = 1e-6
 # Paths on the machine that trained the model. In a job's config it is only a flag, which may be shown.
@@ -79,8 +78,8 @@ def describe_file(
         "config": _pick_facts(meta.get("config"), TrainConfig.model_fields),
         "network": _pick_facts(meta["network"]),
         "lineage": _find_figures(ModelLineage, meta.get("lineage")),
-        "num_timesteps": _find_count(meta.get("num_timesteps")),
-        "n_updates": _find_count(meta.get("n_updates")),
+        "num_timesteps": read_count(meta.get("num_timesteps")),
+        "n_updates": read_count(meta.get("n_updates")),
         "n_parameters": actor.n_parameters,
         "normalization": _pick_facts(meta.get("normalization")),
         "evaluation": find_evaluation(file.signature) or _find_evaluation(meta),
@@ -121,10 +120,6 @@ def _find_reward_function(claimed: Any) -> str | list[str] | None:
     names = claimed if isinstance(claimed, list) else [claimed]
     fits = len(names) <= _MAX_ENTRIES and all(map(_is_text, names))
     return claimed if fits else None
-
-
-def _find_count(claimed: Any) -> int | None:
-    return claimed if type(claimed) is int and 0 <= claimed <= _MAX_INTEGER else None
 
 
 def _find_versions(claimed: Any) -> dict[str, str] | None:
@@ -176,7 +171,7 @@ def _is_plain(value: Any, depth_left: int = _MAX_DEPTH) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, int):
-        return abs(value) <= _MAX_INTEGER
+        return abs(value) <= MAX_INTEGER
     return value is None or _is_text(value)
 
 

@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from grpo import GRPO
 from grpo_core.saving import model_file
-from grpo_core.saving.model_file import ModelFileError
+from grpo_core.saving.model_file import ModelFileError, read_count
 from grpo_core.saving.model_state import restore_normalization
 from grpo_core.saving.space_json import space_from_json, space_to_json
 from service.errors import InvalidRequestError
@@ -89,6 +89,5 @@ def begin_from(model: GRPO, config: TrainConfig, content: bytes) -> Lineage:
     assert env is not None, "it was built with one"
     if (vec_normalize := unwrap_vec_normalize(env)) is not None:
         restore_normalization(vec_normalize, loaded)
-    n_before = loaded.meta.get("num_timesteps")
     sha256 = hashlib.sha256(content).hexdigest()
-    return Lineage(config.init_model, sha256, n_before if type(n_before) is int else 0)
+    return Lineage(config.init_model, sha256, read_count(loaded.meta.get("num_timesteps")) or 0)

@@ -138,6 +138,21 @@ def test_moments_that_no_optimizer_has_are_refused_at_once(
     assert "init_model 'forged' cannot be trained on: optimizer/0/step.npy holds negative" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("claimed", [-5, 10**400, "1024", True])
+def test_steps_that_nobody_can_have_taken_are_not_counted(
+    client: TestClient, app: FastAPI, base: dict[str, Any], claimed: Any
+) -> None:
+    content = read(app, "base")
+    forged = model_file.to_bytes(
+        {**content.meta, "num_timesteps": claimed}, content.weights, content.optimizer, content.normalization
+    )
+    assert upload(client, forged, "forged").status_code == 200
+    train_on(client, init_model="forged")
+    card = client.get("/models/onward").json()
+    assert (card["lineage"]["model_name"], card["lineage"]["num_timesteps"]) == ("forged", 0)
+    assert 256 <= card["num_timesteps"] < 400
+
+
 def test_a_name_that_is_taken_is_said_and_can_be_refused(client: TestClient, base: dict[str, Any]) -> None:
     refused = client.post("/train", json={**BASE, "model_name": "base", "replace": False})
     assert refused.status_code == 409
