@@ -269,7 +269,7 @@ class Service:
             return self.store.get(model_name)
         except NotFoundError as error:
             job = self.registry.find_active(model_name)
-            if job is None:
+            if job is None or job.config.model_name != model_name:  # one that differs in case is active as well
                 raise
             raise NotFoundError(
                 f"there is no model '{model_name}' yet: job {job.job_id} is {job.status} and saves it when it "

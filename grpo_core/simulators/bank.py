@@ -19,7 +19,7 @@ from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.outside import OutsideChanges
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
-from grpo_core.restoring.state import FailedResetError, FailedTrialError
+from grpo_core.restoring.state import BOOKKEEPING, FailedResetError, FailedTrialError
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
 from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform, read_vec_wrappers
@@ -29,6 +29,9 @@ __all__ = ["Findings", "Observed", "Order", "Outcome", "SimulatorBank", "find_ob
 # The first environment of each kind is tried out thoroughly, the others of its kind only for what is theirs alone.
 _N_BRIEF_STEPS = 8
 _MAX_BRIEF_SECONDS = 0.2
+# A kind is a class and its parameters of these types; a seed is none.
+_PLAIN = (bool, int, float, str)
+_SEED = "_np_random_seed"
 
 # A method of an environment in a worker: its name and its arguments.
 _Call = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -362,7 +365,7 @@ def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
     """
     reports, kinds = [], set()
     for simulator in simulators:
-        kind = tuple(type(env) for env in list_nested_envs(simulator.env))
+        kind = tuple(map(_describe_kind, list_nested_envs(simulator.env)))
         try:
             report = simulator.prove(_N_BRIEF_STEPS, _MAX_BRIEF_SECONDS) if kind in kinds else simulator.prove()
         except FailedTrialError as error:
@@ -375,6 +378,14 @@ def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
         if report is not None:
             reports.append(report)
     return reports
+
+
+def _describe_kind(layer: gym.Env[Any, Any]) -> tuple[Any, ...]:
+    """Return the class of a layer and its parameters, on which it may depend what changes in it."""
+    attributes = {} if type(layer) in BOOKKEEPING else vars(layer)
+    parameters = {name: repr(value) for name, value in attributes.items() if isinstance(value, _PLAIN)}
+    parameters.pop(_SEED, None)
+    return type(layer), *sorted(parameters.items())
 
 
 def _list_rewound(reports: Sequence[RestoringReport]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Reset, restore, step, observe and capture one environment in its own process."""
 
-from collections.abc import Callable, Collection
+import copy
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -21,6 +22,8 @@ from grpo_core.environments.flags import InvalidEnvironmentError, read_success
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.restoring.state import find_noise
 from grpo_core.simulators.episode_rows import sample_rows
+
+_FILLED_AGAIN = (np.ndarray, dict, list, set)
 
 
 class Observed(NamedTuple):
@@ -120,7 +123,7 @@ class SingleEnv:
             float(reward),
             bool(terminated),
             bool(truncated),
-            dict(info),  # an environment may fill the same one in every step
+            _copy_info(info),
             self._need_simulator().capture() if keep else None,
         )
 
@@ -184,3 +187,15 @@ def _make_copier(space: spaces.Space[Any]) -> Callable[[Any], Any]:
         return int
     dtype = space.dtype
     return lambda observation: np.array(observation, dtype)
+
+
+def _copy_info(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy what an environment may fill again in its next step: the dictionary, and arrays and containers in it."""
+    return {name: _copy_value(value) if isinstance(value, _FILLED_AGAIN) else value for name, value in info.items()}
+
+
+def _copy_value(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # of foreign objects, some of which cannot be copied
+        return copy.copy(value)

@@ -111,6 +111,8 @@ class Gauge(Camera):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         *outcome, info = super().step(action)
         self.info.update(info)
+        self.info.setdefault("places", np.zeros(1))[0] = info["place"]
+        self.info.setdefault("nested", {"places": [0]})["places"][0] = info["place"]
         return *outcome, self.info
 
 
@@ -243,8 +245,39 @@ def test_an_info_does_not_change_afterwards() -> None:
     bank.reset({0: 0})
     infos = [bank.step({0: Order(1)})[0].info for _ in range(3)]
     assert len({info["place"] for info in infos}) > 1
+    for info in infos:
+        assert info["places"] == info["place"]
+        assert info["nested"] == {"places": [info["place"]]}
     infos[0]["mine"] = True
     assert "mine" not in bank.step({0: Order(1)})[0].info
+
+
+class Turning(gym.Env[Any, Any]):
+    """Holds a function, which no copy restores, and takes another one after some steps."""
+
+    observation_space, action_space = spaces.Box(-99.0, 99.0, (1,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, turns_at: int) -> None:
+        self.turns_at = turns_at
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t, self.x, self.moves = 0, 0, iter(int, 1)
+        return np.array([0.0], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        if self.t >= self.turns_at > 0:
+            self.moves = (1 for _ in range(99)) if self.t == self.turns_at else self.moves
+            self.x += next(self.moves, 0)
+        return np.array([self.x], np.float32), 0.0, False, self.t >= 40, {}
+
+
+def test_an_environment_of_the_same_class_with_other_parameters_is_tried_out_as_thoroughly() -> None:
+    alike = make_bank(DummyVecEnv([lambda: Turning(-1), lambda: Turning(-1)]), needs_restore=True)
+    assert [report.n_steps > 8 for report in alike.reports] == [True, False]
+    with pytest.raises(NotBranchableError):
+        make_bank(DummyVecEnv([lambda: Turning(-1), lambda: Turning(12)]), needs_restore=True)
 
 
 def test_a_discrete_observation_is_an_integer() -> None:
