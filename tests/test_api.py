@@ -1294,6 +1294,7 @@ class TestInference:
         detail = refuse(client, 404, "/inference", model_name="m", observation=[0.0, 0.0])
         assert job_id in detail
         assert "running" in detail
+        assert job_id not in refuse(client, 404, "/inference", model_name="M", observation=[0.0, 0.0])
         gate.admit()
         wait_for_end(client, job_id)
         ask(client, "m", [0.0, 0.0])

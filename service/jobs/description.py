@@ -112,6 +112,6 @@ def _compute_eta(config: TrainConfig, state: JobState) -> float | None:
     n_taken = state.current_timesteps + state.repeated_timesteps
     if state.status is not JobStatus.RUNNING or n_taken == 0:
         return None
-    n_left = max(0, config.total_timesteps - state.current_timesteps)
+    n_left = max(0, config.planned_timesteps - state.current_timesteps)
     most = math.inf if config.max_seconds is None else max(0.0, config.max_seconds - state.elapsed_seconds)
     return min(most, state.elapsed_seconds * n_left / n_taken)

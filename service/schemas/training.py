@@ -221,6 +221,12 @@ class TrainConfig(Hyperparameters, _JobConfig):
         """The environment to train and evaluate in."""
         return EnvSetup(self.env_name, self.env_kwargs, self.wrappers)
 
+    @property
+    def planned_timesteps(self) -> int:
+        """The simulator steps of the job in whole rollouts: the one under way is completed."""
+        n_rollout_steps = self.n_steps * self.n_envs
+        return -(-self.total_timesteps // n_rollout_steps) * n_rollout_steps
+
     @classmethod
     @cache
     def list_defaults(cls) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from pydantic import BaseModel
 
 from service.schemas.sweeps import Trial
-from service.schemas.training import TrainConfig
 
 
 class TrialSteps(BaseModel):
@@ -17,12 +16,6 @@ class TrialSteps(BaseModel):
     planned: int | None = None
     repeated: int = 0
     earlier: int = 0
-
-
-def count_planned(config: TrainConfig) -> int:
-    """Return the simulator steps of a job: the rollout under way is completed."""
-    n_rollout_steps = config.n_steps * config.n_envs
-    return -(-config.total_timesteps // n_rollout_steps) * n_rollout_steps
 
 
 def count_taken(trial: Trial, steps: TrialSteps) -> int:

@@ -11,7 +11,6 @@ from service.errors import InvalidRequestError, printable
 from service.schemas.fields import MAX_SEED
 from service.schemas.sweeps import MAX_JOBS, SweepRequest
 from service.schemas.training import TrainConfig, TrainRequest
-from service.sweeps.budget import count_planned
 from service.sweeps.halving import DEFAULT_FACTOR, Rung, plan_rungs
 from service.sweeps.space import Setting, Space, Violation, make_refusal, make_train_request
 from service.sweeps.sweep import SweepRecord, make_trials
@@ -73,7 +72,7 @@ def plan_sweep(
         ]
         _check_halving_budget(request.budget_timesteps, len(seeds), rounds)
     elif request.budget_timesteps is not None:
-        _check_budget(request.budget_timesteps, settings, steps, count_planned(first))
+        _check_budget(request.budget_timesteps, settings, steps, first.planned_timesteps)
     name = request.name or f"sweep-{secrets.token_hex(4)}"
     sent = request.model_dump(mode="json", exclude_unset=True) | {"name": name, "seeds": seeds, "seed": seed}
     # With the space in its own order, and the seed in one place.
@@ -141,7 +140,7 @@ def _check_halving_budget(budget: int, n_seeds: int, rounds: Sequence[tuple[int,
 
     :param rounds: Of each, the number of settings and how one of them is trained.
     """
-    timesteps = n_seeds * sum(n_settings * count_planned(config) for n_settings, config in rounds)
+    timesteps = n_seeds * sum(n_settings * config.planned_timesteps for n_settings, config in rounds)
     if budget < timesteps:
         raise InvalidRequestError(
             f"budget_timesteps {budget:,} is less than the {timesteps:,} that all rounds of halving take; send fewer "

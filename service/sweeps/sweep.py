@@ -20,7 +20,7 @@ from service.schemas.sweeps import (
     TrialStatus,
 )
 from service.schemas.training import TrainConfig, TrainRequest
-from service.sweeps.budget import TrialSteps, count_expected, count_planned, count_taken
+from service.sweeps.budget import TrialSteps, count_expected, count_taken
 from service.sweeps.halving import Rung, choose_promoted
 from service.sweeps.ranking import choose_best, find_best_trial, rank_settings
 from service.sweeps.space import make_train_request
@@ -98,7 +98,7 @@ class Sweep:
 
     def plan_steps(self, trial: Trial, config: TrainConfig) -> bool:
         """Note what a trial's job will take; return whether the budget allows it."""
-        planned = {"planned": count_planned(config)}
+        planned = {"planned": config.planned_timesteps}
         self.record.steps[trial.number] = self.get_steps(trial).model_copy(update=planned)
         return self._fits_budget(trial)
 
@@ -142,7 +142,7 @@ class Sweep:
         before = trial.status
         if job is not None:
             self.record.steps[trial.number] = self.get_steps(trial).model_copy(
-                update={"planned": count_planned(job.config), "repeated": job.repeated_timesteps}
+                update={"planned": job.config.planned_timesteps, "repeated": job.repeated_timesteps}
             )
         if job is None:
             self.note_refusal(trial, "the server has forgotten its job")

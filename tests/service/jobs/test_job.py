@@ -226,8 +226,9 @@ class TestOneJob:
         wait_until(lambda: job.describe().elapsed_seconds >= 0.05)
         job.advance(80)
         status = job.describe()
-        assert status.eta_seconds == pytest.approx(status.elapsed_seconds / 4)
-        job.advance(120)
+        # The fourth rollout of 32 steps is completed.
+        assert status.eta_seconds == pytest.approx(status.elapsed_seconds * 48 / 80)
+        job.advance(128)
         assert job.describe().eta_seconds == 0.0
         job.finish(JobStatus.COMPLETED)
         ended = job.describe()
@@ -241,8 +242,8 @@ class TestOneJob:
         assert job.restart("Its worker died.")
         job.advance(2)
         status = job.describe()
-        # 50 steps were taken in all, and 98 of the 100 are left.
-        assert status.eta_seconds == pytest.approx(status.elapsed_seconds * 98 / 50)
+        # 50 steps were taken in all, and 126 of the 128 of four rollouts are left.
+        assert status.eta_seconds == pytest.approx(status.elapsed_seconds * 126 / 50)
 
     @pytest.mark.parametrize(
         ("final", "ended_by"),
