@@ -5,6 +5,7 @@ not use ``VecEnv.step``, which would reset environments that are done. It does t
 environment's wrappers do, except for normalisation, which the rollout does.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
@@ -29,6 +30,8 @@ __all__ = ["Findings", "Observed", "Order", "Outcome", "SimulatorBank", "find_ob
 # The first environment of each kind is tried out thoroughly, the others of its kind only for what is theirs alone.
 _N_BRIEF_STEPS = 8
 _MAX_BRIEF_SECONDS = 0.2
+# For all those of further kinds, of which there may be one per environment: a number of its own is enough.
+_MAX_OTHERS_SECONDS = 4.0
 # A kind is a class and its parameters of these types; a seed is none.
 _PLAIN = (bool, int, float, str)
 _SEED = "_np_random_seed"
@@ -363,11 +366,19 @@ def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
     :raises InvalidEnvironmentError: If a method returns what it must not.
     :raises Exception: The error of an environment whose reset fails.
     """
-    reports, kinds = [], set()
+    reports, kinds = list[RestoringReport](), set[Any]()
+    seconds_left = _MAX_OTHERS_SECONDS
     for simulator in simulators:
         kind = tuple(map(_describe_kind, list_nested_envs(simulator.env)))
+        began = time.monotonic()
         try:
-            report = simulator.prove(_N_BRIEF_STEPS, _MAX_BRIEF_SECONDS) if kind in kinds else simulator.prove()
+            if kind in kinds:
+                report = simulator.prove(_N_BRIEF_STEPS, _MAX_BRIEF_SECONDS)
+            elif kinds:
+                report = simulator.prove(max_seconds=max(seconds_left, _MAX_BRIEF_SECONDS))
+                seconds_left -= time.monotonic() - began
+            else:
+                report = simulator.prove()
         except FailedTrialError as error:
             check_methods(simulator.env)
             cause = error.__cause__
