@@ -209,19 +209,11 @@ def test_episodes_go_on_whatever_is_done_to_the_environments(meddle: Any, anchor
     assert callback.latest == 30
 
 
-class Walk(Task):
-    """Moves by one at most, and often ends where it began."""
-
-    def step(self, action: Any) -> Any:
-        observation, _, terminated, truncated, info = super().step(action)
-        return observation, 0.0, terminated, truncated, info
-
-
 @pytest.mark.parametrize("use", [lambda env, _: env.reset(), lambda env, model: evaluate_policy(model, env, 1)])
 @pytest.mark.parametrize("seed", range(3))
 def test_episodes_go_on_after_their_environment_was_used_between_two_runs(use: Any, seed: int) -> None:
     """Also where a run was so short that hardly anything is known of the environment."""
-    model = GRPO("MlpPolicy", Walk(), n_steps=64, horizon=8, seed=seed, device="cpu")
+    model = GRPO("MlpPolicy", Task(), n_steps=64, horizon=8, seed=seed, device="cpu")
     for i in range(6):
         model.learn(64, reset_num_timesteps=i == 0)
         rollout = model.rollout_buffer
@@ -233,7 +225,7 @@ def test_episodes_go_on_after_their_environment_was_used_between_two_runs(use: A
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_evaluation_of_the_training_environment_spoils_no_episode(seed: int) -> None:
-    env = make_vec_env(Walk, 1)
+    env = make_vec_env(Task, 1)
     model = GRPO("MlpPolicy", env, n_steps=64, horizon=8, seed=seed, device="cpu")
     model.learn(768, EvalCallback(env, eval_freq=50, n_eval_episodes=1, verbose=0, warn=False))
     assert {episode["l"] for episode in model.ep_info_buffer or ()} == {30}

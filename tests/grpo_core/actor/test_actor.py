@@ -126,7 +126,7 @@ def assert_same_policy(policy: ActorCriticPolicy, n: int = 32) -> None:
     np.testing.assert_allclose(actor.values(observations), values, rtol=1e-5, atol=1e-5)
     assert_same_probs(policy, actor.action_probs(observations), observations)
     if isinstance(policy.action_space, spaces.Box):
-        np.testing.assert_allclose(best.reshape(n, -1), distribution.distribution.mean.numpy(), atol=1e-5)
+        np.testing.assert_allclose(best.reshape(n, -1), distribution.distribution.mean.numpy(), rtol=1e-5, atol=1e-5)
     actions, log_prob = actor.sample_actions(observations, np.random.default_rng(0))
     # SB3 sees the actions of a batch as one row of numbers each.
     rows = (
@@ -139,7 +139,7 @@ def assert_same_policy(policy: ActorCriticPolicy, n: int = 32) -> None:
             rows.float() if isinstance(policy.action_space, spaces.MultiBinary) else rows
         )
     assert actions.shape == (n, *(policy.action_space.shape or ()))
-    np.testing.assert_allclose(log_prob, expected_log_prob.numpy(), atol=2e-5)
+    np.testing.assert_allclose(log_prob, expected_log_prob.numpy(), rtol=1e-5, atol=2e-5)
     decision = actor.act(observations, True, np.random.default_rng(0))
     np.testing.assert_allclose(decision.actions, predicted, atol=1e-5)
     np.testing.assert_allclose(decision.values, values, rtol=1e-5, atol=1e-5)

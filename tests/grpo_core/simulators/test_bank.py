@@ -253,7 +253,7 @@ def test_an_info_does_not_change_afterwards() -> None:
 
 
 class Turning(gym.Env[Any, Any]):
-    """Holds a function, which no copy restores, and takes another one after some steps."""
+    """Turns round after some steps, by taking another function, which is not restored."""
 
     observation_space, action_space = spaces.Box(-99.0, 99.0, (1,), np.float32), spaces.Discrete(2)
 
@@ -262,22 +262,21 @@ class Turning(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
-        self.t, self.x, self.moves = 0, 0, iter(int, 1)
+        self.t, self.x, self.move = 0, 0, lambda x: x + 1
         return np.array([0.0], np.float32), {}
 
     def step(self, action: Any) -> Any:
-        self.t += 1
-        if self.t >= self.turns_at > 0:
-            self.moves = (1 for _ in range(99)) if self.t == self.turns_at else self.moves
-            self.x += next(self.moves, 0)
-        return np.array([self.x], np.float32), 0.0, False, self.t >= 40, {}
+        self.t, self.x = self.t + 1, self.move(self.x)
+        if self.t == self.turns_at:
+            self.move = lambda x: x - 1
+        return np.array([self.x], np.float32), 0.0, False, self.t >= 60, {}
 
 
 def test_an_environment_of_the_same_class_with_other_parameters_is_tried_out_as_thoroughly() -> None:
     alike = make_bank(DummyVecEnv([lambda: Turning(-1), lambda: Turning(-1)]), needs_restore=True)
     assert [report.n_steps > 8 for report in alike.reports] == [True, False]
     with pytest.raises(NotBranchableError):
-        make_bank(DummyVecEnv([lambda: Turning(-1), lambda: Turning(12)]), needs_restore=True)
+        make_bank(DummyVecEnv([lambda: Turning(-1), lambda: Turning(30)]), needs_restore=True)
 
 
 def test_a_discrete_observation_is_an_integer() -> None:

@@ -152,8 +152,8 @@ class TestJson:
         for weight, bias in model.actor.policy_layers + model.actor.value_layers:
             weight.flags.writeable = bias.flags.writeable = True
             bias.fill(0.0)
+            # Of one sign: whether infinities of both meet depends on the order in which a processor adds up.
             weight.fill(1e38)
-            weight[:, ::2] = -1e38
         refused, answered = answer(model, [[3e38, 3e38], [0.0, 0.0]])
         assert refused == {"error": TOO_LARGE_NUMBERS}
         assert answered["value"] == 0.0

@@ -502,7 +502,8 @@ class TestAHang:
     ) -> None:
         event = threading.Event()
         executor = ThreadExecutor()
-        registry = JobRegistry(store, executor, max_running=1, max_queued=8, max_kept=100, stall_seconds=0.5)
+        # Long enough for a busy machine to get as far as the step that hangs.
+        registry = JobRegistry(store, executor, max_running=1, max_queued=8, max_kept=100, stall_seconds=3.0)
         env_name = register_line(on_step=lambda: hold(event))
         job = run(registry, env_name=env_name, total_timesteps=10_000_000, model_name="m")
         failed = job.describe()
