@@ -259,6 +259,7 @@ class Turning(gym.Env[Any, Any]):
 
     def __init__(self, turns_at: int) -> None:
         self.turns_at = turns_at
+        self.move: Callable[[int], int]
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
