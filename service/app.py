@@ -138,9 +138,8 @@ class Service:
         """
         if client is None or self._client_jobs is None:
             return self._start_job(request, sweep_id, init_sha256)
-        restricted = self._client_jobs.limits.restrict(request)
-        origins: ConfigOrigins = {} if request.max_seconds is not None else {"max_seconds": "default"}
-        return self._client_jobs.start(client, partial(self._start_job, restricted, sweep_id, init_sha256, origins))
+        limits = self._client_jobs.limits
+        return self._client_jobs.start(client, partial(self._start_job, request, sweep_id, init_sha256, limits))
 
     def check_place(self) -> None:
         """Refuse another job at once if those that run, wait and are being planned are enough.
@@ -163,12 +162,10 @@ class Service:
         return planned.borrowed_tokens + planned.tasks_waiting
 
     def _start_job(
-        self, request: TrainRequest, sweep_id: str | None, init_sha256: str | None, origins: ConfigOrigins | None = None
+        self, request: TrainRequest, sweep_id: str | None, init_sha256: str | None, limits: JobLimits | None = None
     ) -> Job:
         self.registry.check_room(request.model_name)
-        plan = self.plan(request, init_sha256)
-        origins = {**plan.config_origins, **(origins or {})}
-        return self.registry.submit(plan._replace(sweep_id=sweep_id, config_origins=origins))
+        return self.registry.submit(self.plan(request, init_sha256, limits)._replace(sweep_id=sweep_id))
 
     def resume_job(self, job_id: str, client: str | None = None) -> Job:
         """Queue a job again that was stopped or failed, perhaps with an earlier server.
@@ -188,15 +185,25 @@ class Service:
         self.registry.resume(job, self._planner.find_rewards(job.config))
         return job
 
-    def plan(self, request: TrainRequest, init_sha256: str | None = None) -> TrainingPlan:
+    def plan(
+        self, request: TrainRequest, init_sha256: str | None = None, limits: JobLimits | None = None
+    ) -> TrainingPlan:
         """Fill in and check a request without starting its job. It may take seconds, as ``start_job`` may.
 
         :param init_sha256: As in ``start_job``.
+        :param limits: What the job may take; None for as much as it asks.
         :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
         :raises ServiceError: Whatever ``ShortTasks.run`` raises.
         """
+        restricted = request if limits is None else limits.restrict(request)
         meta, sha256 = self._read_init_model(request.init_model, init_sha256)
-        return self._planner.plan(request, meta)._replace(init_sha256=sha256)
+        plan = self._planner.plan(restricted, meta)
+        if limits is not None:
+            limits.check(plan.config)  # the request need not say how long a rollout is
+        origins = plan.config_origins
+        if restricted.max_seconds != request.max_seconds:
+            origins = {**origins, "max_seconds": "default"}
+        return plan._replace(init_sha256=sha256, config_origins=origins)
 
     def plan_config(self, request: TrainRequest, client: str | None, init_sha256: str | None = None) -> TrainConfig:
         """Return the configuration that a client's job would have.
@@ -205,9 +212,8 @@ class Service:
 
         :raises ServiceError: Whatever ``start_job`` raises of a request.
         """
-        if client is not None and self._client_jobs is not None:
-            request = self._client_jobs.limits.restrict(request)
-        return self.plan(request, init_sha256).config
+        limits = None if client is None or self._client_jobs is None else self._client_jobs.limits
+        return self.plan(request, init_sha256, limits).config
 
     def _read_init_model(self, name: str | None, sha256: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
         """Return what a model says of itself that training is to begin from, and the SHA-256 of its file."""

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     :param client_requests_per_second: Requests that one address may send.
     :param client_jobs_per_minute: Jobs that one address may start.
     :param client_active_jobs: Jobs of one address that may run or wait.
-    :param client_job_timesteps: Largest ``total_timesteps`` of a job.
+    :param client_job_timesteps: Largest ``total_timesteps`` of a job, and longest rollout.
     :param client_job_seconds: Largest ``max_seconds`` of a job, and what it is where the request gives none.
     :param client_upload_bytes_per_hour: Model files that one address may upload.
     :param preload: Start the process that workers are forked from right after the start instead of with the first task,

@@ -34,12 +34,19 @@ class JobLimits:
     def check(self, request: TrainRequest | TrainConfig) -> None:
         """Refuse what takes longer than one job may.
 
+        :param request: A request, or what it was settled to: only that says how long a rollout is.
         :raises InvalidRequestError: If it asks for more.
         """
         if request.total_timesteps > self.timesteps:
             raise InvalidRequestError(
                 f"total_timesteps {request.total_timesteps} is more than the {self.timesteps} that a job may take here "
                 "(GRPO_CLIENT_JOB_TIMESTEPS); ask for fewer."
+            )
+        if isinstance(request, TrainConfig) and request.n_steps * request.n_envs > self.timesteps:
+            raise InvalidRequestError(
+                f"n_steps {request.n_steps} in {request.n_envs} environment{'s' * (request.n_envs > 1)} make rollouts of "
+                f"more than the {self.timesteps} steps that a job may take here (GRPO_CLIENT_JOB_TIMESTEPS), and a "
+                "rollout is always completed; set a smaller n_steps."
             )
         if request.max_seconds is not None and request.max_seconds > self.seconds:
             raise InvalidRequestError(

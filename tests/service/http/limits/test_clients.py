@@ -153,6 +153,16 @@ def test_jobs_are_counted_and_bounded(client: TestClient, other: TestClient) -> 
     assert other.post("/train", json={"max_seconds": 3601}).status_code == 400
 
 
+@limit(client_job_timesteps=1000)
+def test_no_rollout_is_longer_than_a_job_may_be(client: TestClient) -> None:
+    response = client.post("/train", json={"total_timesteps": 64, "n_steps": 1024})
+    assert response.status_code == 400
+    assert "n_steps 1024" in response.json()["detail"]
+    assert "GRPO_CLIENT_JOB_TIMESTEPS" in response.json()["detail"]
+    sweep = {"base": {"total_timesteps": 64, "n_steps": 1024}, "space": {"learning_rate": [0.001, 0.01]}}
+    assert "n_steps 1024" in client.post("/sweeps", json=sweep).json()["detail"]
+
+
 @limit(client_active_jobs=1)
 def test_a_client_has_so_many_jobs_at_a_time(
     client: TestClient, other: TestClient, register_env: RegisterEnv, gate: Gate
