@@ -33,7 +33,7 @@ from service.monitoring.readiness import Readiness
 from service.replicas.mirror import Mirror
 from service.replicas.read_only import ReadOnlyRule
 from service.schemas.models import RollbackResponse, VideoFormat
-from service.schemas.training import ConfigOrigins, TrainConfig, TrainRequest
+from service.schemas.training import TrainConfig, TrainRequest
 from service.settings import Settings
 from service.sweeps.conductor import Conductor
 from service.training.planning.plan import TrainingPlan

@@ -44,9 +44,9 @@ class JobLimits:
             )
         if isinstance(request, TrainConfig) and request.n_steps * request.n_envs > self.timesteps:
             raise InvalidRequestError(
-                f"n_steps {request.n_steps} in {request.n_envs} environment{'s' * (request.n_envs > 1)} make rollouts of "
-                f"more than the {self.timesteps} steps that a job may take here (GRPO_CLIENT_JOB_TIMESTEPS), and a "
-                "rollout is always completed; set a smaller n_steps."
+                f"n_steps {request.n_steps} with n_envs {request.n_envs} makes rollouts of more than the "
+                f"{self.timesteps} steps that a job may take here (GRPO_CLIENT_JOB_TIMESTEPS), and a rollout is always "
+                "completed; set a smaller n_steps."
             )
         if request.max_seconds is not None and request.max_seconds > self.seconds:
             raise InvalidRequestError(
