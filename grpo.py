@@ -35,10 +35,11 @@ from grpo_core.groups.collector import GroupCollector, VecStepCallback
 from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
-from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches
+from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
 from grpo_core.groups.vec_step import VecStep, leaves_environments_alone, share_locals
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
 from grpo_core.options.choices import (
+    COMPARES_IN_GROUPS,
     AdvantageScaling,
     AnchorSelection,
     Baseline,
@@ -527,6 +528,8 @@ class GRPO(SavedAlgorithm):
         if not is_complete:
             return False
 
+        if self._mode == "episode" and self._n_updates == 0 and self.baseline in COMPARES_IN_GROUPS:
+            warn_of_other_starts(rollout)
         # Rewards, in place: the environment's own become those of the reward functions, and are scaled after that.
         self._apply_reward_functions(rollout)
         observations, next_observations = normalizer.apply(rollout, statistics)

@@ -1,5 +1,6 @@
 """Storage of one rollout of whole groups, and how it is cut into minibatches."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
@@ -195,6 +196,12 @@ class GroupRollout:
         self.next_observations[at], self.rewards[at] = next_observations, rewards
         self.terminated[at], self.truncated[at] = terminated, truncated > terminated
 
+    def share_starts(self) -> bool:
+        """Tell whether all branches of each group begin with the same observation."""
+        first = self.observations[0]
+        is_other = (first != first[:, :1]) & ((first == first) | (first[:, :1] == first[:, :1]))  # NaN is NaN
+        return not is_other.reshape(*self.shape[1:], -1).any(axis=-1)[self.step_mask[0]].any()
+
     def gather(self, at: StepIndex) -> dict[str, Array]:
         """Return what is stored of some steps, ``(n_steps, ...)`` each, as ``put`` takes it.
 
@@ -325,6 +332,17 @@ class GroupRollout:
             branch_index=branch_index[mask],
             weights=weights[mask],
             action_masks=None if self.action_masks is None else self.action_masks[mask],
+        )
+
+
+def warn_of_other_starts(rollout: GroupRollout) -> None:
+    """Warn if whole episodes that are compared with each other began differently, although of one seed."""
+    if not rollout.share_starts():
+        warnings.warn(
+            "the episodes of a group begin with different observations, although their resets got the same seed, so "
+            "that an episode is also credited with its start. Let reset(seed=seed) draw from self.np_random alone, "
+            'after super().reset(seed=seed), or take baseline="value", which compares no episodes.',
+            stacklevel=4,
         )
 
 

@@ -743,6 +743,27 @@ def test_no_episode_begins_twice_where_restoring_rewinds_the_generator(
     assert list_starts() == starts
 
 
+@pytest.mark.parametrize("baseline", ["group", "leave_one_out", "residual", "adaptive", "value"])
+@pytest.mark.parametrize("obeys", [True, False], ids=["obeys its seed", "ignores its seed"])
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_episodes_that_are_compared_and_begin_differently_are_told_of(baseline: str, obeys: bool, n_envs: int) -> None:
+    class Careless(Lottery):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            if obeys:
+                self.drum.rng = np.random.default_rng(seed)
+            return super().reset(seed=seed)
+
+    env = DummyVecEnv([Careless] * n_envs)
+    settings: dict[str, Any] = {"group_mode": "episode", "n_steps": 16, "batch_size": 16, "n_epochs": 1, "seed": 0}
+    model = GRPO("MlpPolicy", env, baseline=baseline, **settings)
+    if obeys or baseline in ("adaptive", "value"):
+        model.learn(1)  # warnings are errors
+        return
+    with pytest.warns(UserWarning, match=r"although their resets got the same seed.* super\(\).reset\(seed=seed\)"):
+        model.learn(1)
+    model.learn(1, reset_num_timesteps=False)
+
+
 def test_stacked_frames_follow_their_branch() -> None:
     log = StepLog()
     env = VecFrameStack(DummyVecEnv([lambda: Walk(log)] * 2), 3)
