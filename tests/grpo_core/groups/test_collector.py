@@ -746,7 +746,7 @@ def test_no_episode_begins_twice_where_restoring_rewinds_the_generator(
 @pytest.mark.parametrize("baseline", ["group", "leave_one_out", "residual", "adaptive", "value"])
 @pytest.mark.parametrize("obeys", [True, False], ids=["obeys its seed", "ignores its seed"])
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_episodes_that_are_compared_and_begin_differently_are_told_of(baseline: str, obeys: bool, n_envs: int) -> None:
+def test_episodes_that_are_compared_and_begin_differently_are_told_of(baseline: Any, obeys: bool, n_envs: int) -> None:
     class Careless(Lottery):
         def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
             if obeys:
