@@ -107,15 +107,16 @@ class GRPO(SavedAlgorithm):
     :param n_steps: Simulator steps per environment and rollout, a multiple of ``group_size * horizon``; fewer are taken
         where branches end early, unless ``fill_rollouts``. With ``group_mode="episode"``, any lower bound: groups are
         completed.
-    :param batch_size: Live steps per minibatch.
-    :param n_epochs: Passes over each rollout.
+    :param batch_size: Live steps per minibatch, at least 1.
+    :param n_epochs: Passes over each rollout, at least 1.
     :param gamma: Discount factor in [0, 1].
     :param gae_lambda: Bias-variance trade-off in [0, 1] of the lambda-returns, where values are bootstrapped.
-    :param clip_range: Trust interval of the probability ratio; a float or a function of the remaining progress.
-    :param ent_coef: Weight of the entropy bonus.
-    :param vf_coef: Weight of the value network's squared error. Its gradient is clipped apart from the policy's.
-    :param max_grad_norm: Largest gradient norm, for the policy and for the value network each.
-    :param target_kl: Skip the remaining updates of a rollout once the approximate KL exceeds 1.5 times this.
+    :param clip_range: Trust interval of the probability ratio, > 0; a float or a function of the remaining progress.
+    :param ent_coef: Weight of the entropy bonus, >= 0.
+    :param vf_coef: Weight of the value network's squared error, >= 0. Its gradient is clipped apart from the policy's.
+    :param max_grad_norm: Largest gradient norm, >= 0, for the policy and for the value network each.
+    :param target_kl: Skip the remaining updates of a rollout once the approximate KL exceeds 1.5 times this, > 0; None
+        skips none.
     :param stats_window_size: Episodes averaged in ``rollout/ep_rew_mean``.
     :param tensorboard_log: Folder for TensorBoard files; None writes none.
     :param policy_kwargs: Arguments of SB3's policies: ``net_arch``, ``activation_fn``, ``ortho_init``,
@@ -149,9 +150,9 @@ class GRPO(SavedAlgorithm):
         ``"batch"``, or by ``"none"``.
     :param bootstrap_value: Whether a branch that the horizon or a time limit cut is credited with the value network's
         estimate of what would have followed. Needed by the baselines that use the value network.
-    :param vf_lr_factor: Step size of the value network in multiples of ``learning_rate``. Returns are often hundreds
-        large; at the policy's own pace the value network would still be far from them when the policy needs it. An
-        optimizer that you put in place of the model's has it only for groups of the value network's parameters alone.
+    :param vf_lr_factor: Step size of the value network in multiples of ``learning_rate``, >= 0. Returns are often
+        hundreds large; at the policy's own pace the value network would still be far from them when the policy needs
+        it. An optimizer that you put in place of the model's has it only for groups of the value network's parameters.
     :param restart_probability: How often, in [0, 1], a group starts a new episode although the last one could go on.
         Early states are then seen more often, late ones less. Episode groups always do.
     :param fill_rollouts: Whether groups from new episodes make up for branches that end early. Otherwise a rollout of
@@ -165,13 +166,13 @@ class GRPO(SavedAlgorithm):
     :param filter_zero_std_groups: Whether to leave groups whose members all earned the same out of the policy's loss;
         the entropy bonus and the value network still see them. With rare rewards, scaling would otherwise amplify
         their noise.
-    :param clip_range_high: How far the ratio may rise above 1, if not as far as below (DAPO's clip-higher).
+    :param clip_range_high: How far the ratio may rise above 1, > 0, if not as far as below (DAPO's clip-higher).
     :param loss_type: ``"clip"``: PPO's surrogate. ``"cispo"``: the clipped ratio weighs the log probability.
     :param importance_level: Probability ratio of each ``"step"``, or of its whole ``"branch"`` (GSPO).
     :param loss_normalization: Every ``"step"`` counts alike, or every ``"branch"``, or steps are summed and divided by
         the constant ``"horizon"`` (Dr. GRPO).
-    :param kl_coef: Weight of the KL divergence from the reference policy: the one at the start of the last ``learn``
-        that reset the steps.
+    :param kl_coef: Weight of the KL divergence from the reference policy, >= 0: the one at the start of the last
+        ``learn`` that reset the steps.
     :param ref_sync_steps: Simulator steps after which the policy becomes the reference anew; None never.
     :param n_rollout_workers: Processes that play rollouts while ``learn`` runs, each with copies of the environments
         and of the reward functions; 1 for this one alone. With several, callbacks see the steps of a shard once it has
@@ -853,8 +854,15 @@ class GRPO(SavedAlgorithm):
     ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
         """Choose actions as ``BaseAlgorithm.predict`` does; on the CPU, draws come from the model's own generator.
 
+        :param observation: One observation, ``observation_shape``, or several, ``(batch_size, *observation_shape)``; a
+            dict of such where observations are. Normalised already where training had a ``VecNormalize``.
+        :param state: Returned as it is: no policy here is recurrent.
+        :param episode_start: Not used, for the same reason.
+        :param deterministic: Take the most likely actions instead of drawing them.
         :param action_masks: Legal actions, as sb3-contrib lays them out: flags ``(n_bits,)``, or
             ``(batch_size, n_bits)`` for several observations. None where all are.
+        :return: Actions, ``action_shape`` or ``(batch_size, *action_shape)``, within a Box's bounds; and ``state``.
+        :raises ValueError: If observations or masks are of another shape.
         """
 
         def choose() -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:

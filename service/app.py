@@ -209,7 +209,6 @@ class Service:
         """Return the configuration that a client's job would have.
 
         :param init_sha256: As in ``start_job``.
-
         :raises ServiceError: Whatever ``start_job`` raises of a request.
         """
         limits = None if client is None or self._client_jobs is None else self._client_jobs.limits

@@ -132,8 +132,9 @@ def compute_group_advantages(
         # The return of a whole branch is the one from its first step, which every branch has.
         judged = _Judged(judged.quantity[:1], judged.step_mask[:1], judged.members[:1], correlations[:1])
         returns, members = returns[:1], members[:1]
-    is_centred = baseline == "value" and scaling == "batch"
-    unscaled = _SUBTRACT_BASELINE["batch" if is_centred else baseline](judged)
+    if baseline == "value" and scaling == "batch":
+        baseline = "batch"  # as PPO does, which centres on the rollout before it scales
+    unscaled = _SUBTRACT_BASELINE[baseline](judged)
     # The spread of a group includes members that ended earlier, so it is measured before they are masked out.
     scaled = scale_advantages(unscaled, judged.step_mask, judged.members, scaling)
     return GroupAdvantages(

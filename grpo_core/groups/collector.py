@@ -169,6 +169,10 @@ class GroupCollector:
         that one forward pass serves them all. Otherwise each environment plays one branch after the other and is
         restored once for each.
 
+        :param rollout: Cleared first, and filled.
+        :param actor: Chooses the actions.
+        :param rng: Draws actions, and which steps are kept.
+        :param on_vec_step: Called after every vectorised step, see ``VecStepCallback``.
         :param should_stop: Asked between resets, which may be slow; ``on_vec_step`` ends a rollout elsewhere.
         :return: False if it ended early; the storage is then incomplete.
         """

@@ -79,7 +79,7 @@ class Job:
         self.finished = threading.Event()
         #: Which reports of its worker are taken, where that may outlive the server.
         self.receipts = Receipts()
-        # Guards everything below.
+        # Guards changes of everything below; single fields are read without it.
         self._lock = threading.Lock()
         self._state = JobState(status=JobStatus.QUEUED, created_at=datetime.now(UTC), warnings=list(plan.warnings))
         self._clock, self._reports = JobClock(), JobReports(self._state, self.history)

@@ -229,7 +229,7 @@ class JobRegistry(JobTable):
             self._check_room(n_planned)
 
     def _check_room(self, n_planned: int = 0) -> list[Job]:
-        active = self._list_active()
+        active = self._update_active()
         if self._draining:
             raise DrainingError("the server is shutting down; submit the job again when it is back.")
         if len(active) + n_planned >= self._max_active:
@@ -253,12 +253,12 @@ class JobRegistry(JobTable):
     def find_active(self, model_name: str) -> Job | None:
         """Return the active job that will save under a name; None if there is none."""
         with self._lock:
-            return next((job for job in self._list_active() if _same_name(job, model_name)), None)
+            return next((job for job in self._update_active() if _same_name(job, model_name)), None)
 
     def is_begun_from(self, sha256: str) -> bool:
         """Tell whether an active job begins from a model's file."""
         with self._lock:
-            return any(job.plan.init_sha256 == sha256 for job in self._list_active())
+            return any(job.plan.init_sha256 == sha256 for job in self._update_active())
 
     def delete_model(self, model_name: str, is_surplus: Callable[[], bool] = lambda: True) -> bool:
         """Delete a model, unless an active job will replace it.
@@ -294,7 +294,7 @@ class JobRegistry(JobTable):
         :raises ConflictError: If it is another's.
         """
         with self._lock:
-            self._check_name_is_free(model_name, [job for job in self._list_active() if job is not but_for])
+            self._check_name_is_free(model_name, [job for job in self._update_active() if job is not but_for])
             self._reserved.add(model_name.casefold())
         try:
             yield
@@ -343,7 +343,7 @@ class JobRegistry(JobTable):
 
     def _list_followed(self) -> list[Job]:
         """List the active jobs except those that were not found again yet, which are left to the next server."""
-        return [job for job in self._list_active() if job not in self._unfollowed]
+        return [job for job in self._update_active() if job not in self._unfollowed]
 
     def _note_found(self, job: Job) -> bool:
         """Note that a job was found again or is gone; return False if the server is shutting down and leaves it."""

@@ -47,7 +47,7 @@ class JobTable:
         # Held while something is written on a job, or it is deleted or resumed, so that the last to write is the one
         # that is remembered.
         self._labelling = threading.Lock()
-        # Guards everything below.
+        # Guards changes of everything below; single jobs are looked up without it.
         self._lock = threading.Lock()
         self._jobs: dict[str, Job | PastJob] = {}
         # Jobs that had not ended at the last look, and the ids of the others, so that only a list of all jobs has to
@@ -199,7 +199,7 @@ class JobTable:
             except JournalError as error:
                 raise StorageError(f"job {job_id} is not deleted: {error.reason}.") from error
             with self._lock:
-                self._list_active()  # it may have ended just now
+                self._update_active()  # it may have ended just now
                 self._forget(job_id)
             self._remove_checkpoints()
         return job_id
@@ -218,9 +218,9 @@ class JobTable:
     def count_active(self) -> int:
         """Count the queued and running jobs."""
         with self._lock:
-            return len(self._list_active())
+            return len(self._update_active())
 
-    def _list_active(self) -> list[Job]:
+    def _update_active(self) -> list[Job]:
         still_active = []
         for job in self._active:
             if job.status.is_final:
