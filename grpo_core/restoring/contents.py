@@ -23,12 +23,13 @@ _PROCESS_WIDE: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 }
 # Values looked at, nearest first, for generators and to compare: a trial looks often, and environments may hold tables.
 _MAX_SEARCHED, _MAX_COMPARED = 2_000, 10_000
-_MAX_ARRAY_BYTES = 2**22
+#: Larger arrays are not read.
+MAX_ARRAY_BYTES = 2**22
 _MAX_NAMED = 3
 _OF_MODULE = " of the module"
 # Modules whose globals are not an environment's own.
 _LIBRARIES = frozenset({"gymnasium", "stable_baselines3", "sb3_contrib", "numpy", "builtins", "typing", "abc"})
-_SCALARS = (type(None), bool, int, float, complex, str, bytes, np.generic)
+SCALARS = (type(None), bool, int, float, complex, str, bytes, np.generic)
 _OPAQUE = (*GENERATORS, EnvSpec, logging.Logger)
 _CODE = (type, types.ModuleType, types.BuiltinFunctionType, property, staticmethod, classmethod)
 
@@ -173,7 +174,7 @@ def walk(envs: Sequence[Env], known: Sequence[Env], max_values: int, shared: boo
                 continue
             place = f"{path}{step}"
             n_left -= 1
-            if isinstance(child, _SCALARS):
+            if isinstance(child, SCALARS):
                 yield place, child
             elif isinstance(child, _CODE):
                 continue
@@ -189,7 +190,7 @@ def _list_children(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what an object holds directly, with the step to it."""
     if isinstance(value, dict):
         yield from (
-            (f"[{key!r}]" if isinstance(key, _SCALARS) else "[...]", child) for key, child in list(value.items())
+            (f"[{key!r}]" if isinstance(key, SCALARS) else "[...]", child) for key, child in list(value.items())
         )
     elif isinstance(value, list | tuple | deque):
         yield from ((f"[{i}]", child) for i, child in enumerate(list(value)))
@@ -255,13 +256,13 @@ def _is_code(name: str, value: Any) -> bool:
 def _describe(value: Any) -> Any:
     if isinstance(value, float | complex | np.inexact):
         return repr(value)  # NaN equals NaN then
-    if isinstance(value, _SCALARS):
+    if isinstance(value, SCALARS):
         return value
     if isinstance(value, np.ndarray):
-        is_read = value.nbytes <= _MAX_ARRAY_BYTES and not value.dtype.hasobject
+        is_read = value.nbytes <= MAX_ARRAY_BYTES and not value.dtype.hasobject
         return value.shape, str(value.dtype), hash(value.tobytes()) if is_read else None
     if isinstance(value, types.FunctionType | types.MethodType):
         return value.__qualname__, hash(value)
     if isinstance(value, set | frozenset):
-        return sorted(map(repr, value)) if all(isinstance(item, _SCALARS) for item in value) else len(value)
+        return sorted(map(repr, value)) if all(isinstance(item, SCALARS) for item in value) else len(value)
     return len(value) if isinstance(value, list | tuple | dict | deque) else type(value).__name__

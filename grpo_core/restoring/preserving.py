@@ -1,18 +1,26 @@
 """Leave an environment that is tried out, and all that is around it, as it was found."""
 
+import copy
+import types
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.monitor import Monitor
 
 from grpo_core.environments.nested import Env, list_nested_envs
-from grpo_core.restoring.contents import Noise
+from grpo_core.restoring.contents import GENERATORS, MAX_ARRAY_BYTES, SCALARS, Noise, walk
 from grpo_core.restoring.report import LayerAccess
 from grpo_core.restoring.state import is_known
 
+# Objects that are looked at, nearest first: environments may hold tables of them.
+_MAX_HELD = 10_000
+# What has nothing in it that could change, but for generators, which are put back apart.
+_HOLDS_NOTHING = (*GENERATORS, *SCALARS, tuple, frozenset, range, types.FunctionType, types.MethodType, np.dtype)
 # Attributes of wrappers by which they write files.
 _LOUD: dict[type, tuple[str, ...]] = {Monitor: ("results_writer",), RecordVideo: ("episode_trigger", "step_trigger")}
 
@@ -42,8 +50,9 @@ def preserve(subject: Restorable, noise: Noise) -> Iterator[None]:
     """Leave the environment, and everything outside of it, as they were found."""
     noise_before = noise.capture()
     envs = list_nested_envs(subject.env)
+    held = _Held(envs)
     # What a known layer does not count as state is for people to read: how many episodes a Monitor has seen.
-    known = [_remember(env) for env in envs if is_known(env)]
+    of_known = _Held([env for env in envs if is_known(env)], is_shallow=True)
     loud = [_remember(env, _LOUD[kind]) for env in envs for kind in _LOUD if isinstance(env, kind)]
     before: list[Any] = []
     with suppress(Exception):  # foreign code; some environments have no state before their first reset
@@ -58,9 +67,11 @@ def preserve(subject: Restorable, noise: Noise) -> Iterator[None]:
                 subject.restore(before[0])
                 is_restored = True
     finally:
-        for put_back in known:
-            put_back()
+        # What is not looked into, such as an engine, has only been restored in its copy.
+        (of_known if is_restored and not held.is_whole else held).put_back()
         if not is_restored:
+            for env in envs:
+                _silence(env)
             with suppress(Exception):  # foreign code; the trial has its own error to tell
                 subject.env.reset()
         for put_back in loud:
@@ -75,21 +86,55 @@ def _silence(env: Env) -> None:
             env.__dict__.update(dict.fromkeys(names))
 
 
-def _remember(env: Env, names: Sequence[str] | None = None) -> Callable[[], None]:
-    """Return a function that gives a layer back its attributes, the very same objects, with what they hold now."""
-    attributes = env.__dict__
-    before = {name: attributes[name] for name in (attributes if names is None else names)}
-    held = [(value, value.copy()) for value in before.values() if isinstance(value, list | dict | np.ndarray)]
+def _remember(env: Env, names: Sequence[str]) -> Callable[[], None]:
+    """Return a function that gives a layer some of its attributes back."""
+    before = {name: env.__dict__[name] for name in names}
+    return lambda: env.__dict__.update(before)
 
-    def put_back() -> None:
-        if names is None:
-            attributes.clear()
-        attributes.update(before)
-        for value, copied in held:
-            if isinstance(value, dict):
-                value.clear()
-                value.update(copied)
-            elif isinstance(value, list) or (value.ndim and value.flags.writeable):
-                value[:] = copied
 
-    return put_back
+class _Held:
+    """What layers hold: the very same objects, each with what is in it now.
+
+    Restoring puts copies in their places, while others go on holding the objects themselves: the user, another
+    environment, a function of the environment's own, a view of an array.
+
+    :param envs: The layers.
+    :param is_shallow: Whether to look at nothing but their attributes.
+    """
+
+    def __init__(self, envs: Sequence[Env], is_shallow: bool = False) -> None:
+        self._contents: list[tuple[Any, Any]] = []
+        #: Whether all was looked into.
+        self.is_whole = True
+        values = [value for env in envs for value in (env, *vars(env).values())]
+        for value in values if is_shallow else (value for _, value in walk(envs, (), _MAX_HELD, shared=False)):
+            with suppress(Exception):  # foreign code; some objects refuse to be looked at
+                self._add(value, is_shallow and not isinstance(value, gym.Env))
+
+    def _add(self, value: Any, is_shallow: bool) -> None:
+        if isinstance(value, np.ndarray):
+            if value.flags.writeable and value.nbytes <= MAX_ARRAY_BYTES:
+                self._contents.append((value, value.copy()))
+        elif type(value) in (dict, list, set, deque, bytearray):
+            self._contents.append((value, copy.copy(value)))
+        elif isinstance(attributes := getattr(value, "__dict__", None), dict):
+            if not is_shallow:
+                self._contents.append((attributes, dict(attributes)))
+        elif not isinstance(value, _HOLDS_NOTHING):
+            self.is_whole = False
+
+    def put_back(self) -> None:
+        """Give each of them what it held."""
+        for value, before in self._contents:
+            with suppress(Exception):  # as above
+                _fill(value, before)
+
+
+def _fill(value: Any, before: Any) -> None:
+    if isinstance(value, np.ndarray):
+        value[...] = before
+    elif isinstance(value, list | bytearray):
+        value[:] = before
+    else:
+        value.clear()
+        (value.extend if isinstance(value, deque) else value.update)(before)

@@ -38,6 +38,10 @@ _N_TURNS = 12
 _N_REPEATS = 8
 # Of the trial's noise and actions.
 _SEED = 1
+_REMEDY = (
+    'group_mode="episode" restores nothing and trains it as it is. If the environment is yours, keep all that '
+    "step() changes in plain attributes, or give it capture_state() and restore_state(state)."
+)
 # Errors show observations up to this size.
 _MAX_SHOWN_NUMBERS = 16
 
@@ -69,6 +73,21 @@ class _Point:
     noise: dict[str, Any]
     contents: dict[str, Any]
     branches: list[_Branch] = field(default_factory=list)
+
+
+class _SecondEpisode(NamedTuple):
+    """How an episode goes that begins after a few steps of another.
+
+    :param state: That other's first state.
+    :param noise: The states of all random generators there.
+    :param first: Its steps.
+    :param second: The first observation after the reset, and the steps that follow.
+    """
+
+    state: Any
+    noise: dict[str, Any]
+    first: _Branch
+    second: _Branch
 
 
 def prove(
@@ -121,7 +140,9 @@ class _Trial:
         self.noise.reseed(np.random.default_rng([_SEED, 0 if seed is None else seed]))
         self._action_space.seed(_SEED if seed is None else seed)
         self._n_long = self._n_short = min(_FIRST_STEPS, n_steps)
+        second = self._play_into_second_episode(seed)
         self._play_round(seed)
+        self._replay_into_second_episode(second)
         is_shortened = False
         for _ in range(_MAX_ROUNDS if n_steps > _FIRST_STEPS else 0):
             self._fit_steps(n_steps, self._deadline - time.perf_counter())
@@ -129,6 +150,7 @@ class _Trial:
             if self._n_short < _FIRST_STEPS:
                 break
             self._play_round(None)
+            self._replay_into_second_episode(second)
             if self._n_recorded >= _ENOUGH_BRANCHES * n_steps or self._n_short < n_steps:
                 break
         us = {name: 1e6 * median(seconds) if seconds else 0.0 for name, seconds in self._seconds.items()}
@@ -186,6 +208,62 @@ class _Trial:
         self._reset(None)
         self._replay(middle, -1)
         self._take_turns(middle)
+
+    def _play_into_second_episode(self, seed: int | None) -> _SecondEpisode | None:
+        """Play from one episode into the next before anything has been restored.
+
+        :return: None if the second does not begin twice the same either way, so that it would prove nothing.
+        """
+        noise_before, actions = self.noise.capture(), copy.deepcopy(self._action_space)
+        self._reset(seed)
+        state, noise = self._capture(), self.noise.capture()
+        first = self._play_few(actions, [])
+        noise_between = self.noise.capture()
+        self._reset(None)
+        second = self._play_few(actions, [self._first_observation])
+        if self._is_late():
+            return None
+        self.noise.restore(noise_between)
+        is_repeatable = self._is_begun_again(second, "")
+        self.noise.restore(noise_before)
+        return _SecondEpisode(state, noise, first, second) if is_repeatable else None
+
+    def _is_begun_again(self, episode: _Branch, when: str) -> bool:
+        """Reset, take the same actions, and return whether all is seen that was seen then."""
+        self._reset(None)
+        seen = [self._first_observation]
+        for action in episode.actions:
+            if self._is_over:
+                return False
+            seen.append(self._step(action, when))
+        return _is_same(episode.steps, seen)
+
+    def _play_few(self, action_space: Any, seen: list[Any]) -> _Branch:
+        """Play a short branch.
+
+        :param seen: What was seen before it, which its steps begin with.
+        """
+        branch = _Branch([], seen)
+        while len(branch.actions) < _FIRST_STEPS and not self._is_over:
+            branch.actions.append(self._draw_action(action_space))
+            branch.steps.append(self._step(branch.actions[-1], ""))
+        return branch
+
+    def _replay_into_second_episode(self, episode: _SecondEpisode | None) -> None:
+        """Play the same after restores: a reset must not miss what a restore has put elsewhere."""
+        if episode is None or self._is_late():
+            return
+        noise_before = self.noise.capture()
+        self._restore(episode.state, episode.noise)
+        for action in episode.first.actions:
+            self._step(action, "in a replay")
+        if not self._is_begun_again(episode.second, "in a replay"):
+            raise NotBranchableError(
+                f"{self._env} is not restored exactly: reset() begins another episode after a restore than without. "
+                "A function, a weak reference or a view of an array may still hold what the restore has replaced by a "
+                f"copy. {_REMEDY}"
+            )
+        self.noise.restore(noise_before)
 
     def _find_rewound(self, point: _Point) -> tuple[str, ...]:
         """Find the generators that a restore puts back."""
@@ -282,7 +360,9 @@ class _Trial:
     def _reset(self, seed: int | None) -> None:
         kind = FailedTrialError if self._places else FailedResetError
         with _naming(self._env, "reset() failed when it was tried out", kind):
-            self._env.reset(seed=seed)
+            returned: Any = self._env.reset(seed=seed)
+            # What else it must be is checked elsewhere. The info is for people.
+            self._first_observation = copy.deepcopy(returned[0] if isinstance(returned, tuple) else returned)
         self._is_over = False
 
     def _step(self, action: Any, when: str) -> tuple[Any, ...]:
@@ -299,9 +379,9 @@ class _Trial:
             self._is_over = bool(seen[2] or seen[3])
         return seen
 
-    def _draw_action(self) -> Any:
+    def _draw_action(self, action_space: Any = None) -> Any:
         with _naming(self._env, "action_masks() failed"):
-            return sample_action(self._action_space, get_action_masks(self._env))
+            return sample_action(action_space or self._action_space, get_action_masks(self._env))
 
     def _capture(self) -> Any:
         with _naming(self._env, "its state could not be captured"):
@@ -349,16 +429,12 @@ def _explain(subject: Restorable, differing: Sequence[str]) -> str:
             f"Either its capture_state() {missing}, or its restore_state() uses the captured object itself instead of "
             'a copy. Mend them, or use group_mode="episode", which restores nothing.'
         )
-    remedy = (
-        'group_mode="episode" restores nothing and trains it as it is. If the environment is yours, keep all that '
-        "step() changes in plain attributes, or give it capture_state() and restore_state(state)."
-    )
     if names:
-        return f"Copies of its attributes do not hold {names}. {remedy}"
+        return f"Copies of its attributes do not hold {names}. {_REMEDY}"
     return (
         "No number, text or array among its attributes differs after a restore, so what does lies elsewhere: in an "
         "object of native code, in a file or another process, in torch's generator, or in the time of day. "
-        f"{remedy}"
+        f"{_REMEDY}"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces, wrappers
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
@@ -351,7 +352,8 @@ def test_what_is_not_restored_is_named_and_automatic_groups_are_whole_episodes(
     with pytest.raises(NotBranchableError, match=message):
         check_branchable(make())
     with pytest.warns(UserWarning, match=message) as said:
-        model = GRPO("MlpPolicy", make(), n_steps=64, horizon=16)
+        # One shows a clock, so that episodes of one seed begin differently: compared, they would be warned of.
+        model = GRPO("MlpPolicy", make(), n_steps=64, horizon=16, baseline="value")
     assert len(said) == 1
     assert "Groups are whole episodes" in str(said[0].message)
     model.learn(64)
@@ -761,3 +763,150 @@ def test_what_a_wrapper_changes_in_a_known_one_is_restored() -> None:
         simulator.restore(state)
         assert (env.limit, env.env._max_episode_steps) == (limit, limit)
     check_branchable(env)
+
+
+class Score:
+    def __init__(self) -> None:
+        self.value = 0.0
+
+
+class Referred(Cart):
+    """Keeps its score where something else holds on to it, too."""
+
+    config: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = Score()
+
+    def prepare(self) -> None:
+        self.clear()
+
+    def push(self, action: int) -> float:
+        self.score.value += 1
+        return 0.0
+
+    def clear(self) -> None:
+        self.score.value = 0.0
+
+    def observe(self) -> Any:
+        return np.array([self.x, self.score.value], np.float32)
+
+
+class ClearedByAFunction(Referred):
+    def __init__(self) -> None:
+        super().__init__()
+        score = self.score
+        self.hooks = [lambda: setattr(score, "value", 0.0)]
+
+    def clear(self) -> None:
+        self.hooks[0]()
+
+
+class ReadByAFunction(Referred):
+    def __init__(self) -> None:
+        super().__init__()
+        score = self.score
+        self.read = lambda: score.value
+
+    def observe(self) -> Any:
+        return np.array([self.x, self.read()], np.float32)  # type: ignore[no-untyped-call]
+
+
+class ClearedThroughAReference(Referred):
+    def __init__(self) -> None:
+        super().__init__()
+        self.listeners = weakref.WeakSet([self.score])
+
+    def clear(self) -> None:
+        for listener in self.listeners:
+            listener.value = 0.0
+
+
+class ChangedThroughAProxy(Referred):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proxy = weakref.proxy(self.score)
+
+    def push(self, action: int) -> float:
+        self.proxy.value += 1
+        return 0.0
+
+
+class ShownByAView(Referred):
+    """Its score is a small part of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = np.zeros((100, 1000))
+        self.row = self.table[7]
+
+    def clear(self) -> None:
+        self.table[:] = 0.0
+
+    def push(self, action: int) -> float:
+        self.row[3] += 1
+        return 0.0
+
+    def observe(self) -> Any:
+        return np.array([self.x, self.table[7, 3]], np.float32)
+
+
+def play(env: Env) -> list[list[float]]:
+    """Play the beginnings of two episodes."""
+    seen = []
+    for seed in range(2):
+        seen.append(env.reset(seed=seed)[0].tolist())
+        seen += [env.step(1)[0].tolist() for _ in range(5)]
+    return seen
+
+
+@pytest.mark.parametrize(
+    "make", [ClearedByAFunction, ReadByAFunction, ClearedThroughAReference, ChangedThroughAProxy, ShownByAView]
+)
+def test_what_is_not_restored_through_a_reference_is_found_and_left_as_it_was(make: Callable[[], Env]) -> None:
+    env = make()
+    with pytest.raises(NotBranchableError, match="is not restored exactly"):
+        check_branchable(env)
+    assert play(env) == play(make())
+    with pytest.warns(UserWarning, match="Groups are whole episodes"):
+        GRPO("MlpPolicy", env, n_steps=64, horizon=16, n_epochs=1).learn(64)
+    assert play(env) == play(make())
+
+
+@pytest.mark.parametrize("make", [Cart, Referred], ids=["numbers", "an object"])
+def test_a_trial_leaves_the_very_objects_in_place(make: Callable[[], Any]) -> None:
+    env, shared = make(), {"level": [1, {2}, deque([3])], "table": np.arange(3.0)}
+    env.config = shared
+    before = dict(vars(env))
+    check_branchable(env)
+    assert all(vars(env)[name] is value for name, value in before.items() if name != "x")
+    assert repr(shared) == repr({"level": [1, {2}, deque([3])], "table": np.arange(3.0)})
+    shared["level"] = 5
+    GRPO("MlpPolicy", env, n_steps=64, horizon=16)
+    assert env.config is shared
+
+
+class ClimbsLevels(Cart):
+    """Begins where its level is, which rises with every episode that has gone some way."""
+
+    level = 0
+
+    def prepare(self) -> None:
+        self.x += self.level
+
+    def push(self, action: int) -> float:
+        self.level += self.t == 3
+        return 0.0
+
+
+class BeginsByTorch(Cart):
+    """Draws its start from a generator that a trial leaves alone."""
+
+    def prepare(self) -> None:
+        self.x = float(torch.rand(1))
+
+
+@pytest.mark.parametrize("make", [ClimbsLevels, BeginsByTorch])
+def test_a_reset_that_begins_anew_each_time_is_no_obstacle(make: Callable[[], Env]) -> None:
+    check_branchable(make())
