@@ -37,7 +37,7 @@ from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
 from grpo_core.groups.vec_step import VecStep, leaves_environments_alone, share_locals
-from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon
+from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon, refuse
 from grpo_core.options.choices import (
     COMPARES_IN_GROUPS,
     AdvantageScaling,
@@ -85,6 +85,7 @@ from grpo_core.update.policies import (
 )
 from grpo_core.update.seeding import borrow_torch_generator
 from grpo_core.update.structure import StructureCheck, is_learning_watched
+from grpo_core.update.torch_actor import TorchActor
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
@@ -163,6 +164,8 @@ class GRPO(SavedAlgorithm):
         ``"archive"``: half of them instead from states of earlier rollouts, of which up to 2,048 are kept.
     :param common_random_numbers: Whether the members of a group meet the same noise of the environment, as those that
         share a seeded reset always do. Groups that start from a kept step meet the noise after it again.
+    :param antithetic_actions: Whether the branches of a group draw opposite noise, in pairs, so that what earns both
+        the same cancels in the gradient. Only for a Box, and networks of SB3's own layers.
     :param filter_zero_std_groups: Whether to leave groups whose members all earned the same out of the policy's loss;
         the entropy bonus and the value network still see them. With rare rewards, scaling would otherwise amplify
         their noise.
@@ -237,6 +240,7 @@ class GRPO(SavedAlgorithm):
         fill_rollouts: bool = False,
         anchor_selection: AnchorSelection = "continue",
         common_random_numbers: bool = False,
+        antithetic_actions: bool = False,
         filter_zero_std_groups: bool = False,
         clip_range_high: float | Schedule | None = None,
         loss_type: LossType = "clip",
@@ -285,6 +289,7 @@ class GRPO(SavedAlgorithm):
         self.fill_rollouts = fill_rollouts
         self.anchor_selection: AnchorSelection = anchor_selection
         self.common_random_numbers = common_random_numbers
+        self.antithetic_actions = antithetic_actions
         self.filter_zero_std_groups = filter_zero_std_groups
         self.clip_range_high = clip_range_high
         self.loss_type: LossType = loss_type
@@ -382,6 +387,7 @@ class GRPO(SavedAlgorithm):
             self.fill_rollouts,
             self.common_random_numbers,
             self.anchor_selection,
+            self.antithetic_actions,
         )
         n_shards = count_shards(self.n_rollout_shards, self.n_rollout_workers, bank.n_envs, plan)
         make_batched = fast.make_batched_collector if self._uses_fast_path else None
@@ -522,6 +528,8 @@ class GRPO(SavedAlgorithm):
         normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
+        if self.antithetic_actions and isinstance(self._actor, TorchActor):
+            refuse("antithetic_actions", True, "torch draws the actions of networks that are not SB3's own; use False.")
         on_vec_step = self._make_vec_step_callback(rollout, env, callback, n_rollout_steps)
         collector.n_threads = self.n_simulator_threads
         is_complete = collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop)

@@ -100,7 +100,10 @@ class BatchedCollector(GroupCollector):
         states = np.array([branch.state for branch in branches])
         observations, _ = self._to_batch([branch.observed for branch in branches])
         for t in range(self._plan.horizon):
-            actions, log_probs = actor.sample_actions(observations, rng)
+            source = rng
+            if self._antithetic is not None:
+                source = self._antithetic.draw_for((t, group, branch) for group, branch in live.branches.tolist())
+            actions, log_probs = actor.sample_actions(observations, source)
             if t == 0 and self._plan.mode == "action":
                 actions = live.branches[:, 1]
                 log_probs = actor.log_probs(observations)[np.arange(len(actions)), actions]

@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.anchors import Anchors
+from grpo_core.groups.antithetic import AntitheticGenerator
 from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.group import MAX_FILLED, Group, GroupPlan
 from grpo_core.groups.rewards import apply_reward_functions
@@ -101,6 +102,8 @@ class GroupCollector:
         self._groups: list[Group] = []
         self._n_steps_taken = [0] * bank.n_envs
         self._has_cut = False
+        # Draws actions instead of the generator that is given, in pairs.
+        self._antithetic: AntitheticGenerator | None = None
         self._stepped: list[_Branch] = []
         # The place of each environment's latest step.
         self._latest: dict[int, Place] = {}
@@ -179,6 +182,7 @@ class GroupCollector:
         if self._plan.mode != "episode" and not self.anchors.complete(rng, should_stop):
             return False
         rollout.clear()
+        self._antithetic = AntitheticGenerator(rng) if self._plan.antithetic_actions else None
         self._groups, self._n_steps_taken = [], [0] * self._bank.n_envs
         starts = self.anchors.starts
         while True:
@@ -312,6 +316,8 @@ class GroupCollector:
         :return: What the simulators take, shape ``(n_live, ...)``.
         """
         observations, masks = self._to_batch([branch.observed for branch in live])
+        if self._antithetic is not None:
+            rng = self._antithetic.draw_for((branch.t, branch.group.index, branch.index) for branch in live)
         actions, log_probs = actor.sample_actions(observations, rng, masks)
         if forced := [i for i, branch in enumerate(live) if branch.first_action is not None and branch.t == 0]:
             actions[forced] = [live[i].first_action for i in forced]

@@ -28,6 +28,7 @@ class GroupPlan:
     :param common_random_numbers: Whether captured states include the environments' random generators.
     :param anchor_selection: ``"continue"``: groups start where a branch of the last group got to. ``"archive"``: some
         start from states of an ``AnchorArchive``.
+    :param antithetic_actions: Whether branches draw opposite noise, in pairs.
     """
 
     mode: GroupMode
@@ -37,6 +38,7 @@ class GroupPlan:
     fill_rollouts: bool = False
     common_random_numbers: bool = False
     anchor_selection: AnchorSelection = "continue"
+    antithetic_actions: bool = False
 
     @property
     def n_groups(self) -> int:

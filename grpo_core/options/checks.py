@@ -141,6 +141,12 @@ def _check_combinations(model: Any) -> None:
                 model.supervision,
                 f"baseline='{model.baseline}' judges single steps; use supervision='process' or baseline='group'.",
             )
+    if model.antithetic_actions and not isinstance(model.action_space, spaces.Box):
+        refuse(
+            "antithetic_actions",
+            model.antithetic_actions,
+            f"only the noise of continuous actions has an opposite, and {model.action_space} has none; use False.",
+        )
     if model.ref_sync_steps is not None and model.kl_coef == 0:
         refuse("ref_sync_steps", model.ref_sync_steps, "with kl_coef=0 there is no reference policy; set kl_coef.")
 

@@ -267,6 +267,15 @@ class Hyperparameters(SharedHyperparameters):
         bool,
         Row(False, "Groups and rollouts", "let the members of a group meet the same noise of the environment"),
     ]
+    antithetic_actions: Annotated[
+        bool,
+        Row(
+            False,
+            "Groups and rollouts",
+            "draw opposite noise for the two branches of a pair; actions must be continuous",
+            title="Opposite actions in pairs",
+        ),
+    ]
     filter_zero_std_groups: Annotated[
         bool,
         Row(

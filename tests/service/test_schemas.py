@@ -57,7 +57,7 @@ CHOICES = {
     "device": ["auto", "cpu", "cuda"],
     "activation": ["tanh", "relu", "elu", "leakyrelu"],
 }
-FLAGS = ["bootstrap_value", "common_random_numbers", "filter_zero_std_groups"]
+FLAGS = ["antithetic_actions", "bootstrap_value", "common_random_numbers", "filter_zero_std_groups"]
 # Decided by a preset, the environment or another field, or drawn at random.
 LEFT_OPEN = HYPERPARAMETERS.keys() - {"learning_rate", "n_steps", "batch_size", "n_epochs", "group_size", "gamma"} | {
     "env_kwargs",

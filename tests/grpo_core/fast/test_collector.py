@@ -110,6 +110,10 @@ def test_normalised_observations_and_rewards_are_the_same() -> None:
     assert_same_training(lambda: VecNormalize(make_vec_env("Pendulum-v1", 2)), anchor_selection="archive")
 
 
+def test_opposite_noise_is_the_same() -> None:
+    assert_same_training(lambda: make_vec_env("Pendulum-v1", 2), antithetic_actions=True, group_size=4, horizon=8)
+
+
 def test_each_environment_keeps_its_own_physics() -> None:
     def make_two_gravities() -> VecEnv:
         env = make_vec_env("CartPole-v1", 2)

@@ -129,6 +129,7 @@ class TestResolvingTheConfiguration:
             "n_rollout_shards": 3,
             "restart_probability": 1.0,
             "common_random_numbers": True,
+            "antithetic_actions": False,
             "filter_zero_std_groups": True,
             "normalize": {"norm_obs": False, "norm_reward": True},
             "lr_schedule": "constant",
