@@ -37,7 +37,7 @@ from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
 from grpo_core.groups.vec_step import VecStep, leaves_environments_alone, share_locals
-from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_rewards, get_horizon, refuse
+from grpo_core.options.checks import check_group_mode, check_hyperparameters, get_horizon, refuse
 from grpo_core.options.choices import (
     COMPARES_IN_GROUPS,
     AdvantageScaling,
@@ -379,7 +379,14 @@ class GRPO(SavedAlgorithm):
 
     def _make_collector(self, mode: GroupMode, bank: SimulatorBank, env: VecEnv) -> tuple[GroupCollector, GroupRollout]:
         """Make what plays the groups, and the storage of a rollout."""
-        plan = GroupPlan(
+        plan = self._make_plan(mode)
+        n_shards = count_shards(self.n_rollout_shards, self.n_rollout_workers, bank.n_envs, plan)
+        make_batched = fast.make_batched_collector if self._uses_fast_path else None
+        collector = choose_collector(bank, env, self.observation_space, self.action_space, plan, n_shards, make_batched)
+        return collector, GroupRollout.for_plan(plan, bank.n_envs, self.observation_space, self.action_space)
+
+    def _make_plan(self, mode: GroupMode) -> GroupPlan:
+        return GroupPlan(
             mode,
             self.group_size,
             get_horizon(self.horizon, mode),
@@ -389,10 +396,6 @@ class GRPO(SavedAlgorithm):
             self.anchor_selection,
             self.antithetic_actions,
         )
-        n_shards = count_shards(self.n_rollout_shards, self.n_rollout_workers, bank.n_envs, plan)
-        make_batched = fast.make_batched_collector if self._uses_fast_path else None
-        collector = choose_collector(bank, env, self.observation_space, self.action_space, plan, n_shards, make_batched)
-        return collector, GroupRollout.for_plan(plan, bank.n_envs, self.observation_space, self.action_space)
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
         """Resolve ``group_mode``, and make the simulators ready for it.
@@ -456,8 +459,10 @@ class GRPO(SavedAlgorithm):
         if self.env is None:
             raise ValueError("there is no environment to train in; call set_env(env), or GRPO.load(path, env=env).")
         self._check_lost_reward_function()
-        check_rewards(self)
-        if self.env is not self._grouped_env:  # a user has set the attribute, maybe to another number of environments
+        check_hyperparameters(self)
+        # A user may have set attributes: another environment, maybe of another number, or other groups.
+        is_other_mode = self._grouped_env is not None and self.group_mode not in ("auto", self._mode)
+        if self.env is not self._grouped_env or is_other_mode or self._collector.plan != self._make_plan(self._mode):
             before, self.n_envs = self.n_envs, getattr(self.env, "num_envs", 1)
             try:
                 self.set_env(self.env)
@@ -579,6 +584,7 @@ class GRPO(SavedAlgorithm):
             if self._vec_monitor is not None:
                 self._vec_monitor.n_steps_taken += n_stepped
             self._complete_infos(infos, dones)
+            rewards.flags.writeable = False  # these are kept already; a callback that writes to them is to hear of it
             seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
             if callback.locals is not seen:
                 callback.update_locals(seen)
@@ -603,6 +609,8 @@ class GRPO(SavedAlgorithm):
             rollout.values = rollout.lay_out(values)
             rollout.advantages, rollout.value_targets = groups.advantages, groups.value_targets
             self._batch = rollout.flatten(observations, self._compute_weights(rollout, groups))
+            # Copied by now: a callback that writes to them is to hear of it.
+            rollout.advantages.flags.writeable = rollout.value_targets.flags.writeable = False
             self.logger.record("rollout/zero_std_group_fraction", groups.zero_std_group_fraction)
             self.logger.record("train/explained_variance", explained_variance(values, self._batch.value_targets))
         if self.kl_coef > 0.0:

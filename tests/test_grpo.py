@@ -1630,3 +1630,62 @@ def test_stop_is_heard_between_the_resets_of_new_anchors() -> None:
     model = GRPO("MlpPolicy", Slow(gym.make("CartPole-v1")), n_steps=256, horizon=1, restart_probability=1.0, seed=0)
     model.learn(10_000)
     assert n_resets == 140
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({"group_size": 4}, (16, 1, 4)),
+        ({"horizon": 32}, (32, 1, 2)),
+        ({"n_steps": 128}, (16, 4, 2)),
+        ({"anchor_selection": "archive"}, (16, 2, 2)),
+        ({"group_mode": "action"}, (16, 2, 2)),
+        ({"n_steps": 96, "group_size": 3, "horizon": 8}, (8, 4, 3)),
+    ],
+)
+def test_what_is_set_on_a_model_holds_from_the_next_learn_on(changes: dict[str, Any], shape: tuple[int, ...]) -> None:
+    settings: dict[str, Any] = {"n_steps": 64, "group_size": 2, "horizon": 16, "n_epochs": 1, "seed": 0}
+    model = GRPO("MlpPolicy", "CartPole-v1", **settings)
+    for name, value in changes.items():
+        setattr(model, name, value)
+    model.learn(1)
+    assert model.rollout_buffer.shape == shape
+    again = GRPO("MlpPolicy", "CartPole-v1", **settings | changes).learn(1)
+    for parameter, twin in zip(model.policy.parameters(), again.policy.parameters(), strict=True):
+        assert torch.equal(parameter, twin)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loss_type", "q"), ("gamma", 1.5), ("n_epochs", 0), ("baseline", "foo"), ("n_steps", 65), ("group_size", 1)],
+)
+def test_what_is_set_on_a_model_is_checked_by_learn(name: str, value: Any) -> None:
+    model = GRPO("MlpPolicy", "CartPole-v1", n_steps=64, horizon=16, n_epochs=1)
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=rf"{name}='?{value}'? is not allowed"):
+        model.learn(1)
+
+
+class Writer(BaseCallback):
+    """Writes to what a callback finds."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _on_step(self) -> bool:
+        if self.name == "rewards":
+            self.locals["rewards"][:] = 7.0
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.name != "rewards":
+            getattr(self.locals["rollout_buffer"], self.name)[:] = 0.0
+
+
+@pytest.mark.parametrize("name", ["rewards", "advantages", "returns"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1"])
+def test_what_a_callback_cannot_change_it_cannot_write_to(name: str, env_id: str) -> None:
+    model = GRPO("MlpPolicy", env_id, n_steps=64, horizon=16, n_epochs=1)
+    with pytest.raises(ValueError, match="read-only"):
+        model.learn(64, Writer(name))

@@ -116,6 +116,15 @@ def _vary_filling() -> dict[str, Settings]:
     }
 
 
+def _vary_noise() -> dict[str, Settings]:
+    """Make a row of each baseline that solves tasks, with and without opposite noise in pairs."""
+    labels = {"independent": False, "opposite": True}
+    return {
+        f"{baseline}, {label} noise": {"baseline": baseline, "antithetic_actions": labels[label]}
+        for label, baseline in product(labels, ("value", "residual", "adaptive"))
+    }
+
+
 ABLATIONS = {
     "baseline": Ablation("what is subtracted, and where groups start", _vary_baselines()),
     "starts": Ablation(
@@ -133,6 +142,11 @@ ABLATIONS = {
         _vary_filling(),
         env_names=("InvertedDoublePendulum-v5", "Hopper-v5", "MountainCar-v0"),
     ),
+    "noise": Ablation(
+        "whether the branches of a pair draw opposite noise, and what is subtracted",
+        _vary_noise(),
+        env_names=("Pendulum-v1", "InvertedDoublePendulum-v5", "Hopper-v5"),
+    ),
     "group_size": Ablation("group size, the same steps per rollout", _vary("group_size", (2, 4, 8, 16))),
     "horizon": Ablation("horizon, the same steps per rollout", _vary("horizon", (8, 16, 32, 64, 128, 256))),
 }
@@ -144,8 +158,9 @@ def make_rows(task: Task, ablation: Ablation) -> dict[str, list[RunSpec]]:
     rows = {}
     for label, variant in ablation.variants.items():
         settings = base | variant
-        if not settings.get("fill_rollouts") and "fill_rollouts" not in base:
-            settings.pop("fill_rollouts", None)  # the default, which runs of other tables do not name
+        for name in ("fill_rollouts", "antithetic_actions"):
+            if not settings.get(name) and name not in base:
+                settings.pop(name, None)  # the default, which runs of other tables do not name
         if _holds_whole_groups(settings):
             rows[label] = [
                 RunSpec(task.env_name, _METHOD, "GRPO", seed, task.total_timesteps, settings)

@@ -109,6 +109,11 @@ class GroupCollector:
         self._latest: dict[int, Place] = {}
 
     @property
+    def plan(self) -> GroupPlan:
+        """How the groups are played."""
+        return self._plan
+
+    @property
     def findings(self) -> Findings:
         """What trials have found out about the environments."""
         return self._bank.findings

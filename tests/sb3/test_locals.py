@@ -107,7 +107,7 @@ def test_an_environment_that_is_done_shows_its_own_latest_step() -> None:
     env = DummyVecEnv([lambda: make_walk(StepLog(), time_limit=8), lambda: make_walk(log, time_limit=1)])
     log.is_open = True  # so that every observation carries a stamp
     look = Look(("step_mask", "new_obs", "actions"))
-    build(env, mode="episode").learn(1, look)
+    build(env, mode="episode", baseline="value").learn(1, look)
     latest = [seen for seen in look.seen if seen["step_mask"][1]][-1]
     alone = [seen for seen in look.seen if not seen["step_mask"][1]]
     assert len(alone) == 4
