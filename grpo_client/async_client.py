@@ -19,6 +19,7 @@ from grpo_client.files import (
     place_model,
     read_file,
     read_target,
+    save_export,
     save_file,
     save_model,
     save_video,
@@ -202,7 +203,8 @@ class AsyncClient:
 
     async def metrics_csv(self, job_id: str) -> str:
         """Get the metrics of a job as a CSV table."""
-        return (await self._request("GET", f"/training/{quote_name(job_id)}/metrics", params={"format": "csv"})).text
+        path = f"/training/{quote_name(job_id)}/metrics"
+        return answers.check_type(await self._request("GET", path, params={"format": "csv"}), "text/csv").text
 
     async def curve(self, job_id: str, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
         """Save a learning curve as PNG.
@@ -212,7 +214,7 @@ class AsyncClient:
         """
         target, query = read_target(path), _leave_out_none(metric=metric, theme=theme)
         response = await self._request("GET", f"/training/{quote_name(job_id)}/curve", params=query or None)
-        return save_file(target, response.content)
+        return save_file(target, answers.check_type(response, "image/png").content)
 
     async def job_video(
         self, job_id: str, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
@@ -460,7 +462,7 @@ class AsyncClient:
         response = await self._request(
             "GET", f"/models/{quote_name(model_name)}/export", params=query, timeout=_WORK_TIMEOUT_SECONDS
         )
-        return save_model(target, response)
+        return save_export(target, response)
 
     async def upload(self, model_name: str, path: FilePath, overwrite: bool = False) -> answers.ModelCard:
         """Put a model file on the server.

@@ -26,7 +26,7 @@ from grpo_client.answers.models import (
     Video,
 )
 from grpo_client.answers.predictions import ItemError, Prediction, parse_item
-from grpo_client.answers.reading import Answer, import_numpy, read_array, read_json, read_list, to_plain
+from grpo_client.answers.reading import Answer, check_type, import_numpy, read_array, read_json, read_list, to_plain
 from grpo_client.answers.server import Health, ServerInfo
 from grpo_client.answers.sweeps import BestSetting, SettingRow, Sweep, SweepChanged, SweepStarted, SweepSummary, Trial
 
@@ -72,6 +72,7 @@ __all__ = [
     "ValueCheck",
     "Verdict",
     "Video",
+    "check_type",
     "import_numpy",
     "parse_item",
     "read_array",

@@ -337,22 +337,54 @@ def test_a_policy_is_exported(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
         grpo.export("m", tmp_path / "m.zip")
 
 
+ZIP_TYPE = ("Content-Type", "application/zip")
+WHOLE = "PK\x03\x04 whole"
+WHOLE_SHA256 = hashlib.sha256(WHOLE.encode()).hexdigest()
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_damaged_download_is_not_saved(kind: str, tmp_path: Path) -> None:
-    etag = ("ETag", f'"{hashlib.sha256(b"whole").hexdigest()}"')
-    with serve_script(Answer(200, "whole", (etag,)), Answer(200, "whol3", (etag,))) as server:
+    headers = (ZIP_TYPE, ("ETag", f'"{WHOLE_SHA256}"'))
+    with serve_script(Answer(200, WHOLE, headers), Answer(200, "PK\x03\x04 whol3", headers)) as server:
         with open_client(kind, server.url) as client:
-            assert client.download("m", tmp_path / "m.zip").read_bytes() == b"whole"
+            assert client.download("m", tmp_path / "m.zip").read_bytes() == WHOLE.encode()
             with pytest.raises(GRPOError, match="came damaged"):
                 client.download("m", tmp_path / "m.zip")
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [WHOLE.encode()]
 
 
 @pytest.mark.parametrize("tag", ['W/"{}"', '"{}-gzip"', '"{}--gzip"', '"other"', ""])
 def test_a_tag_that_a_proxy_has_changed_is_not_compared(tag: str, tmp_path: Path) -> None:
-    etag = ("ETag", tag.format(hashlib.sha256(b"whole").hexdigest()))
-    with serve_script(Answer(200, "whole", (etag,))) as server, Client(server.url) as client:
-        assert client.download("m", tmp_path / "m.zip").read_bytes() == b"whole"
+    etag = ("ETag", tag.format(hashlib.sha256(b"other").hexdigest()))
+    with serve_script(Answer(200, WHOLE, (ZIP_TYPE, etag))) as server, Client(server.url) as client:
+        assert client.download("m", tmp_path / "m.zip").read_bytes() == WHOLE.encode()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    "page",
+    [Answer(200, "<html>log in</html>", (("Content-Type", "text/html; charset=utf-8"),)), Answer(204)],
+    ids=["a page", "nothing"],
+)
+def test_what_is_no_file_of_a_server_is_not_saved(kind: str, page: Answer, tmp_path: Path) -> None:
+    methods = {"download": "m.zip", "export": "m.onnx", "curve": "m.png", "video": "m.gif", "job_video": "n.gif"}
+    for name in methods.values():
+        (tmp_path / name).write_bytes(b"before")
+    with serve_script(page) as server, open_client(kind, server.url) as client:
+        for method, name in methods.items():
+            with pytest.raises(ServerUnreachable):
+                getattr(client, method)("m", tmp_path / name)
+        with pytest.raises(ServerUnreachable, match=r"is of type .* and not text/csv, so this is not a GRPO server"):
+            client.metrics_csv("m")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"] * len(methods)
+
+
+@pytest.mark.parametrize("body", ["", "<html>", "PK\x05\x06"])
+def test_what_only_calls_itself_a_model_file_is_not_saved(body: str, tmp_path: Path) -> None:
+    with serve_script(Answer(200, body, (ZIP_TYPE,))) as server, Client(server.url) as client:
+        with pytest.raises(ServerUnreachable, match="is no model file, so this is not a GRPO server; check the URL"):
+            client.download("m", tmp_path / "m.zip")
+    assert not list(tmp_path.iterdir())
 
 
 def test_environments_and_rewards_are_listed(grpo: Any) -> None:
