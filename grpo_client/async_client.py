@@ -11,7 +11,7 @@ import httpx2
 
 from grpo_client import answers
 from grpo_client.connection import explain_proxy, explain_request, make_options, quote_name
-from grpo_client.errors import JobFailed, check_response, make_error
+from grpo_client.errors import Busy, JobFailed, ServerUnreachable, check_response, make_error
 from grpo_client.files import (
     FilePath,
     get_export_format,
@@ -94,24 +94,30 @@ class AsyncClient:
     async def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         """Send a request, and send it again where that may help.
 
-        :param options: Arguments of httpx2's ``request``.
         :raises InvalidArgument: If it cannot be written.
         :raises ServerUnreachable: If no answer came.
         :raises ApiError: If the server refused.
         """
         n_failed = 0
         while True:
-            outcome: httpx2.Response | httpx2.RequestError
-            try:
-                with explain_request():
-                    outcome = await self._http.request(method, path, **options)
-            except httpx2.RequestError as error:
-                outcome = error
+            outcome = await self._send(method, path, **options)
             pause_seconds = self._retries.find_pause_seconds(method, outcome, n_failed)
             if pause_seconds is None:
                 return check_response(outcome)
             n_failed += 1
             await anyio.sleep(pause_seconds)
+
+    async def _send(self, method: str, path: str, **options: Any) -> httpx2.Response | httpx2.RequestError:
+        """Send a request once, and return its answer, or what kept that from coming.
+
+        :param options: Arguments of httpx2's ``request``.
+        :raises InvalidArgument: If it cannot be written.
+        """
+        try:
+            with explain_request():
+                return await self._http.request(method, path, **options)
+        except httpx2.RequestError as error:
+            return error
 
     async def _ask(self, kind: type[A], method: str, path: str, **options: Any) -> A:
         return kind.parse(answers.read_json(await self._request(method, path, **options)))
@@ -233,7 +239,8 @@ class AsyncClient:
         A lost connection is opened again, and goes on after the last event received.
 
         :param after: Only events with a larger id.
-        :param timeout_seconds: How long to follow the job; None to its end.
+        :param timeout_seconds: How long to follow the job; None to its end. If the job is over by then, only its last
+            event still comes.
         :raises JobTimeout: If the job is not over by then.
         :raises ApiError: If there is no such job, or the server refuses.
         :raises ServerUnreachable: If ``max_retries`` attempts in a row brought no event.
@@ -258,17 +265,42 @@ class AsyncClient:
                             yield event
                             if event.is_terminal:
                                 return
-                            deadline.check(job_id)
+                            if deadline.has_passed:
+                                break
             except httpx2.RequestError as error:
                 outcome = error
-            deadline.check(job_id)
-            if isinstance(outcome, httpx2.ReadTimeout) and deadline.is_set:
-                continue
-            pause_seconds = self._retries.find_pause_seconds("GET", outcome, n_failed)
-            if pause_seconds is None:
-                raise make_error(outcome)
-            n_failed += 1
-            await anyio.sleep(deadline.limit(pause_seconds))
+            if deadline.has_passed:
+                yield await self._find_end(job_id, after, deadline)
+                return
+            n_failed = await self._pause_stream(outcome, n_failed, deadline)
+
+    async def _pause_stream(
+        self, outcome: httpx2.Response | httpx2.RequestError | None, n_failed: int, deadline: Deadline
+    ) -> int:
+        """Pause before a stream is opened again, and return how many attempts have failed."""
+        if isinstance(outcome, httpx2.ReadTimeout) and deadline.is_set:  # it was only silent
+            return n_failed
+        pause_seconds = self._retries.find_pause_seconds("GET", outcome, n_failed)
+        if pause_seconds is None:
+            raise make_error(outcome)
+        await anyio.sleep(deadline.limit(pause_seconds))
+        return n_failed + 1
+
+    async def _find_end(self, job_id: str, after: int, deadline: Deadline) -> answers.JobEvent:
+        """Return the last event of a job that is over, although its deadline passed before that event was read.
+
+        :param after: The id of the last event that was read.
+        :raises JobTimeout: If it is not over, or no answer came in time.
+        """
+        path = f"/training/{quote_name(job_id)}/status"
+        outcome = await self._send("GET", path, timeout=_DEADLINE_CHECK_SECONDS)
+        try:
+            status = answers.TrainingStatus.parse(answers.read_json(check_response(outcome)))
+        except (ServerUnreachable, Busy) as error:
+            raise deadline.make_error(job_id) from error
+        if not status.is_final:
+            raise deadline.make_error(job_id)
+        return answers.make_last_event(status, after + 1)
 
     async def wait(
         self,
@@ -336,7 +368,8 @@ class AsyncClient:
                 on_look(sweep)
             if not sweep.is_active:
                 return sweep
-            deadline.check(sweep_id, "sweep")
+            if deadline.has_passed:
+                raise deadline.make_error(sweep_id, "sweep")
             await anyio.sleep(deadline.limit(_SWEEP_SECONDS))
 
     async def stop_sweep(self, sweep_id: str) -> answers.SweepChanged:

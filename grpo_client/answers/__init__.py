@@ -2,7 +2,7 @@
 
 from grpo_client.answers.environments import Environment, EnvironmentSummary, RewardFunction
 from grpo_client.answers.evaluations import Comparison, EpisodeFigures, Evaluation, FinalEvaluation, ValueCheck
-from grpo_client.answers.events import AsyncEvents, Events, JobEvent, read_event
+from grpo_client.answers.events import AsyncEvents, Events, JobEvent, make_last_event, read_event
 from grpo_client.answers.jobs import (
     Checkpoint,
     Forgotten,
@@ -74,6 +74,7 @@ __all__ = [
     "Video",
     "check_type",
     "import_numpy",
+    "make_last_event",
     "parse_item",
     "read_array",
     "read_event",

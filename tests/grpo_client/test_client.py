@@ -94,6 +94,14 @@ def test_a_job_is_trained_waited_for_and_asked(grpo: Any) -> None:
     assert grpo.job().job_id == job.job_id
 
 
+def test_a_job_that_is_over_is_waited_for_without_time(grpo: Any) -> None:
+    job, heard = grpo.train(**SHORT), list[JobEvent]()
+    status = job.wait()
+    assert job.wait(timeout_seconds=0, on_event=heard.append, progress=True) == status
+    assert heard[-1].final_status == status
+    assert list(job.events(timeout_seconds=-1))[-1].name == "job.completed"
+
+
 def test_events_after_an_id_are_sent_again(grpo: Any) -> None:
     job = grpo.train(**SHORT)
     events = list(job.events())

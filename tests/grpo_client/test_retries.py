@@ -145,6 +145,32 @@ def test_waiting_times_out_while_streams_are_silent_or_break(kind: str, is_silen
         released.set()
 
 
+@with_either_client
+@pytest.mark.parametrize("status", ["completed", "stopped", "failed"])
+def test_a_job_that_is_over_at_the_deadline_has_not_timed_out(kind: str, status: str) -> None:
+    released = threading.Event()
+    stream = Answer(200, FIRST, EVENT_STREAM, n_missing_bytes=9, hold=released)
+    final = Answer(200, json.dumps(make_status(status=status)))
+    with serve_script(stream, final) as server, open_client(kind, server.url) as client:
+        events = list(client.events("j", timeout_seconds=0.5))
+        released.set()
+    assert [(event.event_id, event.name) for event in events] == [(1, "job.status"), (2, f"job.{status}")]
+    assert events[-1].final_status.status == status
+    assert [request.path for request in server.received] == ["/training/j/events", "/training/j/status"]
+
+
+@with_either_client
+@pytest.mark.parametrize("answer", [Answer(200, json.dumps(make_status())), DRAINING, Answer(200, "<html>")])
+def test_a_job_times_out_if_it_goes_on_or_cannot_be_asked(kind: str, answer: Answer) -> None:
+    released = threading.Event()
+    stream = Answer(200, FIRST, EVENT_STREAM, n_missing_bytes=9, hold=released)
+    with serve_script(stream, answer) as server, open_client(kind, server.url) as client:
+        with pytest.raises(JobTimeout, match=r"job j is not over after 0\.5 s"):
+            client.wait("j", timeout_seconds=0.5)
+        released.set()
+    assert len(server.received) == 2
+
+
 @without_pauses
 @with_either_client
 def test_a_job_that_does_not_exist_is_not_waited_for(kind: str) -> None:
