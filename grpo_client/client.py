@@ -254,19 +254,20 @@ class Client:
             outcome: httpx2.Response | httpx2.RequestError | None = None
             headers, timeout = {"Last-Event-ID": str(after)}, deadline.limit(silence_seconds)
             try:
-                with self._http.sse(path, headers=headers, timeout=timeout) as source:
-                    if not source.response.is_success:
-                        source.response.read()
-                        outcome = source.response
-                    else:
-                        for received in source:
-                            event = answers.read_event(received)
-                            after, n_failed = event.event_id, 0
-                            yield event
-                            if event.is_terminal:
-                                return
-                            if deadline.has_passed:
-                                break
+                with explain_request():
+                    with self._http.sse(path, headers=headers, timeout=timeout) as source:
+                        if not source.response.is_success:
+                            source.response.read()
+                            outcome = source.response
+                        else:
+                            for received in source:
+                                event = answers.read_event(received)
+                                after, n_failed = event.event_id, 0
+                                yield event
+                                if event.is_terminal:
+                                    return
+                                if deadline.has_passed:
+                                    break
             except httpx2.RequestError as error:
                 outcome = error
             if deadline.has_passed:

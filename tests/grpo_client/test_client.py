@@ -4,7 +4,9 @@ import hashlib
 import math
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -598,6 +600,32 @@ def test_a_closed_client_says_so(server_url: str) -> None:
         client.health()
     with pytest.raises(GRPOError, match="is closed"):
         client.health()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_closed_client_says_so_of_a_job_too(kind: str) -> None:
+    with serve_script(Answer(200, "{}")) as server, open_client(kind, server.url) as client:
+        client.close()
+        for ask in (client.wait, lambda job_id: list(client.events(job_id))):
+            with pytest.raises(GRPOError, match="the client is closed; make a new one"):
+                ask("j")
+    assert server.received == []
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_client_that_is_closed_while_it_waits_says_so(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo_client.retries._FIRST_PAUSE_SECONDS", 0.001)
+    stream = Answer(200, ": silence\n\n", (("Content-Type", "text/event-stream"),), hold=threading.Event())
+    with serve_script(stream) as server, open_client(kind, server.url) as client, ThreadPoolExecutor(1) as threads:
+        try:
+            waiting = threads.submit(client.wait, "j", 10)
+            wait_until(lambda: bool(server.received))
+            client.close()
+            with pytest.raises(GRPOError, match="the client is closed; make a new one"):
+                waiting.result(PATIENCE_SECONDS)
+        finally:
+            assert stream.hold is not None
+            stream.hold.set()
 
 
 def test_a_package_that_is_missing_is_named(grpo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
