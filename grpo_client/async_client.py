@@ -113,6 +113,8 @@ class AsyncClient:
         :param options: Arguments of httpx2's ``request``.
         :raises InvalidArgument: If it cannot be written.
         """
+        if "json" in options:
+            options["json"] = answers.to_plain(options["json"])
         try:
             with explain_request():
                 return await self._http.request(method, path, **options)
@@ -140,8 +142,7 @@ class AsyncClient:
 
         :param settings: Fields of ``POST /train``, such as ``env_name``, ``total_timesteps``, ``model_name``.
         """
-        body = answers.to_plain(settings)
-        submission = await self._ask(answers.Submission, "POST", "/train", json=body, timeout=_WORK_TIMEOUT_SECONDS)
+        submission = await self._ask(answers.Submission, "POST", "/train", json=settings, timeout=_WORK_TIMEOUT_SECONDS)
         return AsyncJob(self, submission.job_id, submission.config)
 
     async def job(self, job_id: str = LATEST_JOB) -> "AsyncJob":
@@ -185,7 +186,7 @@ class AsyncClient:
         :param labels: ``display_name``, ``tags``, ``note`` and ``hidden``.
         """
         path = f"/training/{quote_name(job_id)}"
-        return await self._ask(answers.JobSummary, "PATCH", path, json=answers.to_plain(labels))
+        return await self._ask(answers.JobSummary, "PATCH", path, json=labels)
 
     async def forget(self, job_id: str) -> answers.Forgotten:
         """Delete a job that has ended; its model stays."""
@@ -334,7 +335,7 @@ class AsyncClient:
             "loguniform", "low": 1e-4, "high": 1e-2}``.
         :param settings: Other fields of ``POST /sweeps``, such as ``base``, ``method``, ``n_trials``, ``seeds``.
         """
-        body = answers.to_plain({"space": space or {}, **settings})
+        body = {"space": space or {}, **settings}
         return await self._ask(answers.SweepStarted, "POST", "/sweeps", json=body, timeout=_WORK_TIMEOUT_SECONDS)
 
     async def sweeps(self, limit: int | None = None, after: str | None = None) -> list[answers.SweepSummary]:
@@ -396,7 +397,7 @@ class AsyncClient:
         """
         body = {"model_name": model_name, "observation": observation, "deterministic": deterministic}
         masks = _leave_out_none(action_masks=action_masks)
-        return await self._ask(answers.Prediction, "POST", "/inference", json=answers.to_plain(body | masks))
+        return await self._ask(answers.Prediction, "POST", "/inference", json=body | masks)
 
     async def predict_batch(
         self,
@@ -408,7 +409,7 @@ class AsyncClient:
         """Ask a policy for one action per observation; an observation that does not fit gets an error of its own."""
         body = {"model_name": model_name, "observations": observations, "deterministic": deterministic}
         masks = _leave_out_none(action_masks=action_masks)
-        response = await self._request("POST", "/inference/batch", json=answers.to_plain(body | masks))
+        response = await self._request("POST", "/inference/batch", json=body | masks)
         return [answers.parse_item(item) for item in answers.read_list(response, "answers")]
 
     async def predict_array(

@@ -113,6 +113,8 @@ class Client:
         :param options: Arguments of httpx2's ``request``.
         :raises InvalidArgument: If it cannot be written.
         """
+        if "json" in options:
+            options["json"] = answers.to_plain(options["json"])
         try:
             with explain_request():
                 return self._http.request(method, path, **options)
@@ -140,8 +142,7 @@ class Client:
 
         :param settings: Fields of ``POST /train``, such as ``env_name``, ``total_timesteps``, ``model_name``.
         """
-        body = answers.to_plain(settings)
-        submission = self._ask(answers.Submission, "POST", "/train", json=body, timeout=_WORK_TIMEOUT_SECONDS)
+        submission = self._ask(answers.Submission, "POST", "/train", json=settings, timeout=_WORK_TIMEOUT_SECONDS)
         return Job(self, submission.job_id, submission.config)
 
     def job(self, job_id: str = LATEST_JOB) -> "Job":
@@ -185,7 +186,7 @@ class Client:
         :param labels: ``display_name``, ``tags``, ``note`` and ``hidden``.
         """
         path = f"/training/{quote_name(job_id)}"
-        return self._ask(answers.JobSummary, "PATCH", path, json=answers.to_plain(labels))
+        return self._ask(answers.JobSummary, "PATCH", path, json=labels)
 
     def forget(self, job_id: str) -> answers.Forgotten:
         """Delete a job that has ended; its model stays."""
@@ -334,7 +335,7 @@ class Client:
             "loguniform", "low": 1e-4, "high": 1e-2}``.
         :param settings: Other fields of ``POST /sweeps``, such as ``base``, ``method``, ``n_trials``, ``seeds``.
         """
-        body = answers.to_plain({"space": space or {}, **settings})
+        body = {"space": space or {}, **settings}
         return self._ask(answers.SweepStarted, "POST", "/sweeps", json=body, timeout=_WORK_TIMEOUT_SECONDS)
 
     def sweeps(self, limit: int | None = None, after: str | None = None) -> list[answers.SweepSummary]:
@@ -396,7 +397,7 @@ class Client:
         """
         body = {"model_name": model_name, "observation": observation, "deterministic": deterministic}
         masks = _leave_out_none(action_masks=action_masks)
-        return self._ask(answers.Prediction, "POST", "/inference", json=answers.to_plain(body | masks))
+        return self._ask(answers.Prediction, "POST", "/inference", json=body | masks)
 
     def predict_batch(
         self,
@@ -408,7 +409,7 @@ class Client:
         """Ask a policy for one action per observation; an observation that does not fit gets an error of its own."""
         body = {"model_name": model_name, "observations": observations, "deterministic": deterministic}
         masks = _leave_out_none(action_masks=action_masks)
-        response = self._request("POST", "/inference/batch", json=answers.to_plain(body | masks))
+        response = self._request("POST", "/inference/batch", json=body | masks)
         return [answers.parse_item(item) for item in answers.read_list(response, "answers")]
 
     def predict_array(

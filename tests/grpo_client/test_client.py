@@ -235,6 +235,15 @@ def test_a_policy_is_compared_with_random_actions(grpo: Any, app: FastAPI) -> No
     assert grpo.model("m").evaluation == comparison.evaluation
 
 
+def test_numbers_of_numpy_are_sent_like_any_other(grpo: Any, app: FastAPI) -> None:
+    for seed in range(2):
+        app.state.service.store.publish("m", make_model("CartPole-v1", seed).to_bytes(env_name="CartPole-v1"))
+    played = grpo.evaluate("m", n_episodes=np.int64(2), seed=np.uint8(3), deterministic=np.bool_(True))
+    assert played.evaluation == grpo.evaluate("m", n_episodes=2, seed=3).evaluation
+    assert grpo.set_alias("m", "prod", np.int64(1)).version == 1
+    assert grpo.rollback("m", np.int64(1)).restored_version == 1
+
+
 def test_an_episode_is_filmed(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
     save_model(app)
     video = grpo.video("m", tmp_path / "new" / "film.gif", seed=1, max_steps=5)
