@@ -4,6 +4,7 @@ import json
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -91,6 +92,24 @@ def test_another_kind_of_server_is_recognised(body: str) -> None:
     with serve_script(Answer(200, body)) as server, open_client("sync", server.url) as client:
         with pytest.raises(ServerUnreachable, match="check the URL"):
             client.models()
+
+
+@with_either_client
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [("https://grpo.example/models?token=secret#x", "https://grpo.example/models"), ("/login", "{url}/login")],
+    ids=["elsewhere", "here"],
+)
+def test_a_redirect_says_where_it_leads(kind: str, status: int, location: str, target: str) -> None:
+    with serve_script(Answer(status, "{}", (("Location", location),))) as server:
+        with open_client(kind, server.url) as client:
+            for ask in (client.models, partial(client.wait, "j"), client.train):
+                with pytest.raises(ApiError) as raised:
+                    ask()
+                assert f"sent on to {target.format(url=server.url)}, which" in str(raised.value)
+                assert "set base_url to it" in raised.value.detail
+                assert raised.value.status == status
 
 
 @without_pauses
