@@ -261,6 +261,7 @@ class AsyncClient:
                             await source.response.aread()
                             outcome = source.response
                         else:
+                            answers.check_type(source.response, "text/event-stream")
                             async for received in source:
                                 event = answers.read_event(received)
                                 after, n_failed = event.event_id, 0

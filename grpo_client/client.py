@@ -261,6 +261,7 @@ class Client:
                             source.response.read()
                             outcome = source.response
                         else:
+                            answers.check_type(source.response, "text/event-stream")
                             for received in source:
                                 event = answers.read_event(received)
                                 after, n_failed = event.event_id, 0

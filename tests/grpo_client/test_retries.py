@@ -95,6 +95,15 @@ def test_another_kind_of_server_is_recognised(body: str) -> None:
 
 
 @with_either_client
+def test_a_page_is_no_stream_of_events(kind: str) -> None:
+    page = Answer(200, "<html>hello</html>", (("Content-Type", "text/html"),))
+    with serve_script(page) as server, open_client(kind, server.url) as client:
+        with pytest.raises(ServerUnreachable, match=r"is of type text/html and not text/event-stream.*check the URL"):
+            client.wait("j")
+    assert len(server.received) == 1
+
+
+@with_either_client
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize(
     ("location", "target"),
