@@ -315,7 +315,7 @@ class Client:
         """Wait for a job to end, and return its final status.
 
         :param timeout_seconds: How long to wait; None without a limit.
-        :param on_event: Called with every event.
+        :param on_event: Called with every event; an ordinary function.
         :param progress: Whether to show a bar with the reward, the entropy and the time left, which needs rich.
         :raises JobFailed: If the job fails.
         :raises JobTimeout: If the job is not over in time; it goes on.

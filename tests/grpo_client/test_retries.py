@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from grpo_client import ApiError, Busy, JobTimeout, NotFound, ServerUnreachable
+from grpo_client import ApiError, Busy, InvalidArgument, JobTimeout, NotFound, ServerUnreachable
 from grpo_client.retries import Retries
 from tests.grpo_client.blocking import open_client
 from tests.grpo_client.scripted_server import Answer, make_status, serve_script
@@ -142,6 +142,16 @@ def test_a_stream_that_stays_empty_is_given_up(kind: str) -> None:
         with pytest.raises(ServerUnreachable, match="ended early, again and again"):
             client.wait("j")
     assert len(server.received) == 2
+
+
+@with_either_client
+def test_a_listener_that_nobody_awaits_is_refused(kind: str) -> None:
+    async def listen(event: Any) -> None:
+        raise AssertionError
+
+    with serve_script(Answer(200, LAST, EVENT_STREAM)) as server, open_client(kind, server.url) as client:
+        with pytest.raises(InvalidArgument, match="on_event is an async function"):
+            client.wait("j", on_event=listen)
 
 
 @without_pauses
