@@ -171,6 +171,7 @@ def end_well(main: Callable[[], int | None]) -> int:
     """
     if sys.stdout is None:  # whoever started the program closed it
         sys.stdout = open(os.devnull, "w")
+    _escape_unknown_characters()
     try:
         try:
             return main() or 0
@@ -191,6 +192,14 @@ def end_well(main: Callable[[], int | None]) -> int:
         _give_output_up()
         sys.stderr.write(f"the output cannot be written: {error.strerror}.\n")
         return _FAILED
+
+
+def _escape_unknown_characters() -> None:
+    """Write what the output's encoding does not know as escapes: what was done must not end in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # Another way that was asked for, such as PYTHONIOENCODING=ascii:replace, raises nothing.
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_output_read() -> bool:

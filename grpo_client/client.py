@@ -11,7 +11,7 @@ import httpx2
 
 from grpo_client import answers
 from grpo_client.connection import explain_proxy, explain_request, make_options, quote_name
-from grpo_client.errors import JobFailed, check_response, make_error
+from grpo_client.errors import Busy, JobFailed, ServerUnreachable, check_response, make_error
 from grpo_client.files import (
     FilePath,
     get_export_format,
@@ -19,6 +19,7 @@ from grpo_client.files import (
     place_model,
     read_file,
     read_target,
+    save_export,
     save_file,
     save_model,
     save_video,
@@ -93,24 +94,32 @@ class Client:
     def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         """Send a request, and send it again where that may help.
 
-        :param options: Arguments of httpx2's ``request``.
         :raises InvalidArgument: If it cannot be written.
         :raises ServerUnreachable: If no answer came.
         :raises ApiError: If the server refused.
         """
         n_failed = 0
         while True:
-            outcome: httpx2.Response | httpx2.RequestError
-            try:
-                with explain_request():
-                    outcome = self._http.request(method, path, **options)
-            except httpx2.RequestError as error:
-                outcome = error
+            outcome = self._send(method, path, **options)
             pause_seconds = self._retries.find_pause_seconds(method, outcome, n_failed)
             if pause_seconds is None:
                 return check_response(outcome)
             n_failed += 1
             time.sleep(pause_seconds)
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx2.Response | httpx2.RequestError:
+        """Send a request once, and return its answer, or what kept that from coming.
+
+        :param options: Arguments of httpx2's ``request``.
+        :raises InvalidArgument: If it cannot be written.
+        """
+        if "json" in options:
+            options["json"] = answers.to_plain(options["json"])
+        try:
+            with explain_request():
+                return self._http.request(method, path, **options)
+        except httpx2.RequestError as error:
+            return error
 
     def _ask(self, kind: type[A], method: str, path: str, **options: Any) -> A:
         return kind.parse(answers.read_json(self._request(method, path, **options)))
@@ -133,8 +142,7 @@ class Client:
 
         :param settings: Fields of ``POST /train``, such as ``env_name``, ``total_timesteps``, ``model_name``.
         """
-        body = answers.to_plain(settings)
-        submission = self._ask(answers.Submission, "POST", "/train", json=body, timeout=_WORK_TIMEOUT_SECONDS)
+        submission = self._ask(answers.Submission, "POST", "/train", json=settings, timeout=_WORK_TIMEOUT_SECONDS)
         return Job(self, submission.job_id, submission.config)
 
     def job(self, job_id: str = LATEST_JOB) -> "Job":
@@ -178,7 +186,7 @@ class Client:
         :param labels: ``display_name``, ``tags``, ``note`` and ``hidden``.
         """
         path = f"/training/{quote_name(job_id)}"
-        return self._ask(answers.JobSummary, "PATCH", path, json=answers.to_plain(labels))
+        return self._ask(answers.JobSummary, "PATCH", path, json=labels)
 
     def forget(self, job_id: str) -> answers.Forgotten:
         """Delete a job that has ended; its model stays."""
@@ -202,7 +210,8 @@ class Client:
 
     def metrics_csv(self, job_id: str) -> str:
         """Get the metrics of a job as a CSV table."""
-        return (self._request("GET", f"/training/{quote_name(job_id)}/metrics", params={"format": "csv"})).text
+        path = f"/training/{quote_name(job_id)}/metrics"
+        return answers.check_type(self._request("GET", path, params={"format": "csv"}), "text/csv").text
 
     def curve(self, job_id: str, path: FilePath, metric: str | None = None, theme: str | None = None) -> Path:
         """Save a learning curve as PNG.
@@ -212,7 +221,7 @@ class Client:
         """
         target, query = read_target(path), _leave_out_none(metric=metric, theme=theme)
         response = self._request("GET", f"/training/{quote_name(job_id)}/curve", params=query or None)
-        return save_file(target, response.content)
+        return save_file(target, answers.check_type(response, "image/png").content)
 
     def job_video(
         self, job_id: str, path: FilePath, seed: int = 0, deterministic: bool = True, max_steps: int = 500
@@ -231,7 +240,8 @@ class Client:
         A lost connection is opened again, and goes on after the last event received.
 
         :param after: Only events with a larger id.
-        :param timeout_seconds: How long to follow the job; None to its end.
+        :param timeout_seconds: How long to follow the job; None to its end. If the job is over by then, only its last
+            event still comes.
         :raises JobTimeout: If the job is not over by then.
         :raises ApiError: If there is no such job, or the server refuses.
         :raises ServerUnreachable: If ``max_retries`` attempts in a row brought no event.
@@ -245,28 +255,55 @@ class Client:
             outcome: httpx2.Response | httpx2.RequestError | None = None
             headers, timeout = {"Last-Event-ID": str(after)}, deadline.limit(silence_seconds)
             try:
-                with self._http.sse(path, headers=headers, timeout=timeout) as source:
-                    if not source.response.is_success:
-                        source.response.read()
-                        outcome = source.response
-                    else:
-                        for received in source:
-                            event = answers.read_event(received)
-                            after, n_failed = event.event_id, 0
-                            yield event
-                            if event.is_terminal:
-                                return
-                            deadline.check(job_id)
+                with explain_request():
+                    with self._http.sse(path, headers=headers, timeout=timeout) as source:
+                        if not source.response.is_success:
+                            source.response.read()
+                            outcome = source.response
+                        else:
+                            answers.check_type(source.response, "text/event-stream")
+                            for received in source:
+                                event = answers.read_event(received)
+                                after, n_failed = event.event_id, 0
+                                yield event
+                                if event.is_terminal:
+                                    return
+                                if deadline.has_passed:
+                                    break
             except httpx2.RequestError as error:
                 outcome = error
-            deadline.check(job_id)
-            if isinstance(outcome, httpx2.ReadTimeout) and deadline.is_set:
-                continue
-            pause_seconds = self._retries.find_pause_seconds("GET", outcome, n_failed)
-            if pause_seconds is None:
-                raise make_error(outcome)
-            n_failed += 1
-            time.sleep(deadline.limit(pause_seconds))
+            if deadline.has_passed:
+                yield self._find_end(job_id, after, deadline)
+                return
+            n_failed = self._pause_stream(outcome, n_failed, deadline)
+
+    def _pause_stream(
+        self, outcome: httpx2.Response | httpx2.RequestError | None, n_failed: int, deadline: Deadline
+    ) -> int:
+        """Pause before a stream is opened again, and return how many attempts have failed."""
+        if isinstance(outcome, httpx2.ReadTimeout) and deadline.is_set:  # it was only silent
+            return n_failed
+        pause_seconds = self._retries.find_pause_seconds("GET", outcome, n_failed)
+        if pause_seconds is None:
+            raise make_error(outcome)
+        time.sleep(deadline.limit(pause_seconds))
+        return n_failed + 1
+
+    def _find_end(self, job_id: str, after: int, deadline: Deadline) -> answers.JobEvent:
+        """Return the last event of a job that is over, although its deadline passed before that event was read.
+
+        :param after: The id of the last event that was read.
+        :raises JobTimeout: If it is not over, or no answer came in time.
+        """
+        path = f"/training/{quote_name(job_id)}/status"
+        outcome = self._send("GET", path, timeout=_DEADLINE_CHECK_SECONDS)
+        try:
+            status = answers.TrainingStatus.parse(answers.read_json(check_response(outcome)))
+        except (ServerUnreachable, Busy) as error:
+            raise deadline.make_error(job_id) from error
+        if not status.is_final:
+            raise deadline.make_error(job_id)
+        return answers.make_last_event(status, after + 1)
 
     def wait(
         self,
@@ -278,7 +315,7 @@ class Client:
         """Wait for a job to end, and return its final status.
 
         :param timeout_seconds: How long to wait; None without a limit.
-        :param on_event: Called with every event.
+        :param on_event: Called with every event; an ordinary function.
         :param progress: Whether to show a bar with the reward, the entropy and the time left, which needs rich.
         :raises JobFailed: If the job fails.
         :raises JobTimeout: If the job is not over in time; it goes on.
@@ -299,7 +336,7 @@ class Client:
             "loguniform", "low": 1e-4, "high": 1e-2}``.
         :param settings: Other fields of ``POST /sweeps``, such as ``base``, ``method``, ``n_trials``, ``seeds``.
         """
-        body = answers.to_plain({"space": space or {}, **settings})
+        body = {"space": space or {}, **settings}
         return self._ask(answers.SweepStarted, "POST", "/sweeps", json=body, timeout=_WORK_TIMEOUT_SECONDS)
 
     def sweeps(self, limit: int | None = None, after: str | None = None) -> list[answers.SweepSummary]:
@@ -334,7 +371,8 @@ class Client:
                 on_look(sweep)
             if not sweep.is_active:
                 return sweep
-            deadline.check(sweep_id, "sweep")
+            if deadline.has_passed:
+                raise deadline.make_error(sweep_id, "sweep")
             time.sleep(deadline.limit(_SWEEP_SECONDS))
 
     def stop_sweep(self, sweep_id: str) -> answers.SweepChanged:
@@ -360,7 +398,7 @@ class Client:
         """
         body = {"model_name": model_name, "observation": observation, "deterministic": deterministic}
         masks = _leave_out_none(action_masks=action_masks)
-        return self._ask(answers.Prediction, "POST", "/inference", json=answers.to_plain(body | masks))
+        return self._ask(answers.Prediction, "POST", "/inference", json=body | masks)
 
     def predict_batch(
         self,
@@ -372,7 +410,7 @@ class Client:
         """Ask a policy for one action per observation; an observation that does not fit gets an error of its own."""
         body = {"model_name": model_name, "observations": observations, "deterministic": deterministic}
         masks = _leave_out_none(action_masks=action_masks)
-        response = self._request("POST", "/inference/batch", json=answers.to_plain(body | masks))
+        response = self._request("POST", "/inference/batch", json=body | masks)
         return [answers.parse_item(item) for item in answers.read_list(response, "answers")]
 
     def predict_array(
@@ -458,7 +496,7 @@ class Client:
         response = self._request(
             "GET", f"/models/{quote_name(model_name)}/export", params=query, timeout=_WORK_TIMEOUT_SECONDS
         )
-        return save_model(target, response)
+        return save_export(target, response)
 
     def upload(self, model_name: str, path: FilePath, overwrite: bool = False) -> answers.ModelCard:
         """Put a model file on the server.

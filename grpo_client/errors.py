@@ -149,7 +149,9 @@ def _make_api_error(response: httpx2.Response) -> ApiError:
         problem = response.json()
     except (ValueError, RecursionError):  # a proxy's page, for example
         problem = None
-    if not isinstance(problem, dict):
+    if response.next_request is not None:
+        problem = {"detail": _describe_redirect(response.next_request.url)}
+    elif not isinstance(problem, dict):
         problem = {"detail": response.text.strip()[:_MAX_DETAIL_CHARS] or response.reason_phrase}
     return _KINDS.get(response.status_code, ApiError)(
         response.status_code,
@@ -157,3 +159,9 @@ def _make_api_error(response: httpx2.Response) -> ApiError:
         problem.get("type"),
         response.headers.get("X-Request-ID"),
     )
+
+
+def _describe_redirect(url: httpx2.URL) -> str:
+    """Say where a redirect leads to, without a password, and without a query, which may hold a token."""
+    target = url.copy_with(userinfo=b"", query=None, fragment=None)
+    return f"the request is sent on to {target}, which is not followed; if the GRPO server is there, set base_url to it"

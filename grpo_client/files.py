@@ -10,12 +10,14 @@ from pathlib import Path
 
 import httpx2
 
-from grpo_client.answers import Video
+from grpo_client.answers import Video, check_type
 from grpo_client.errors import FileProblem, GRPOError, InvalidArgument, ServerUnreachable
 
 VIDEO_FORMATS = ("gif", "mp4")
 #: Formats of exported policies by the end of a file's name.
 EXPORT_FORMATS = {".onnx": "onnx", ".pt": "torchscript"}
+_MODEL_TYPE, _BINARY_TYPE = "application/zip", "application/octet-stream"
+_ZIP_BEGINNING = b"PK\x03\x04"
 # Proxies drop the header, or make it weak or longer where they compress.
 _SHA256_TAG = re.compile(r'"([0-9a-f]{64})"')
 
@@ -107,15 +109,35 @@ def _explain(path: FilePath, what: str) -> Iterator[None]:
 
 
 def save_model(path: FilePath, response: httpx2.Response) -> Path:
-    """Check a model file, or an exported policy, against the SHA-256 in its ``ETag`` if that holds one, and save it.
+    """Check a model file, and save it.
 
-    :raises GRPOError: If they differ.
+    :raises ServerUnreachable: If it is something else, such as a proxy's page.
+    :raises GRPOError: If it came damaged.
     """
+    _check_whole(check_type(response, _MODEL_TYPE, _BINARY_TYPE))
+    if not response.content.startswith(_ZIP_BEGINNING):
+        raise ServerUnreachable(
+            f"the answer of {response.url} is no model file, so this is not a GRPO server; check the URL."
+        )
+    return save_file(path, response.content)
+
+
+def save_export(path: FilePath, response: httpx2.Response) -> Path:
+    """Check an exported policy, and save it.
+
+    :raises ServerUnreachable: If it is something else, such as a proxy's page.
+    :raises GRPOError: If it came damaged.
+    """
+    _check_whole(check_type(response, _BINARY_TYPE))
+    return save_file(path, response.content)
+
+
+def _check_whole(response: httpx2.Response) -> None:
+    """Compare a body with the SHA-256 in its ``ETag``, if that holds one."""
     told = _SHA256_TAG.fullmatch(response.headers.get("ETag", ""))
     found = hashlib.sha256(response.content).hexdigest()
     if told is not None and told[1] != found:
         raise GRPOError(f"the file came damaged: its SHA-256 is {found}, the server's {told[1]}; download it again.")
-    return save_file(path, response.content)
 
 
 def save_video(path: FilePath, response: httpx2.Response) -> Video:

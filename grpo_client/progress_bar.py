@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any
 
 from grpo_client.answers import JobEvent
 from grpo_client.answers.text import clean
-from grpo_client.errors import MissingPackage
+from grpo_client.errors import InvalidArgument, MissingPackage
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -20,12 +21,16 @@ def make_listener(on_event: Listener | None, progress: bool) -> Iterator[Listene
 
     :param progress: Whether to show a bar.
     :raises MissingPackage: If rich is missing.
+    :raises InvalidArgument: At an event, if the caller's listener is asynchronous: it would never run.
     """
-    listeners = [] if on_event is None else [on_event]
+    listeners: list[Callable[[JobEvent], object]] = [] if on_event is None else [on_event]
 
     def tell(event: JobEvent) -> None:
         for listen in listeners:
-            listen(event)
+            outcome = listen(event)
+            if iscoroutine(outcome):
+                outcome.close()
+                raise InvalidArgument("on_event is an async function, which is not awaited; give an ordinary one.")
 
     if not progress:
         yield tell

@@ -94,10 +94,14 @@ class Deadline:
         """Whether it ever passes."""
         return math.isfinite(self._end)
 
-    def check(self, job_id: str, kind: str = "job") -> None:
-        """Raise ``JobTimeout`` once it has passed."""
-        if time.monotonic() >= self._end:
-            raise JobTimeout(job_id, self._timeout_seconds, kind)
+    @property
+    def has_passed(self) -> bool:
+        """Whether it is time to stop."""
+        return time.monotonic() >= self._end
+
+    def make_error(self, job_id: str, kind: str = "job") -> JobTimeout:
+        """Make the exception for what was not over in time."""
+        return JobTimeout(job_id, self._timeout_seconds, kind)
 
     def limit(self, seconds: float) -> float:
         """Cut a time to what is left until then, in seconds, above 0."""

@@ -1,5 +1,6 @@
 """How all command lines are read, and how they end."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_terminal import Parser
+from grpo_terminal import Parser, end_well
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,14 +116,22 @@ def test_help_says_where_options_go(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def run_main(
-    body: str, *, stdout: int | None = subprocess.PIPE, options: Sequence[str] = ()
+    body: str, *, stdout: int | None = subprocess.PIPE, options: Sequence[str] = (), encoding: str = "utf-8"
 ) -> subprocess.CompletedProcess[str]:
     """Run a program whose main function has this body."""
     code = (
         f"import os, signal, sys\nfrom grpo_terminal import end_well\ndef main():\n    {body}\nsys.exit(end_well(main))"
     )
     command = [sys.executable, *options, "-c", code]
-    return subprocess.run(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding=encoding.partition(":")[0],
+    )
 
 
 def test_an_exit_status_is_kept() -> None:
@@ -157,3 +166,24 @@ def test_a_full_disk_is_reported_in_a_line() -> None:
     with Path("/dev/full").open("w") as full:
         ended = run_main("print('x')", stdout=full.fileno())
     assert (ended.returncode, ended.stderr) == (1, "the output cannot be written: No space left on device.\n")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("ascii", "\\u65e5 \\xe9"),
+        ("ascii:surrogateescape", "\\u65e5 \\xe9"),
+        ("latin-1", "\\u65e5 \xe9"),
+        ("ascii:replace", "? ?"),
+    ],
+)
+def test_a_character_that_the_output_cannot_hold_is_written_as_an_escape(encoding: str, written: str) -> None:
+    ended = run_main(r"print('\u65e5 \xe9')", encoding=encoding)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{written}\n", "")
+
+
+def test_an_output_that_knows_nothing_of_encodings_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
+    assert end_well(lambda: output.write("\u65e5")) == 1  # one character
+    assert output.getvalue() == "\u65e5"

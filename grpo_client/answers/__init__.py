@@ -2,7 +2,7 @@
 
 from grpo_client.answers.environments import Environment, EnvironmentSummary, RewardFunction
 from grpo_client.answers.evaluations import Comparison, EpisodeFigures, Evaluation, FinalEvaluation, ValueCheck
-from grpo_client.answers.events import AsyncEvents, Events, JobEvent, read_event
+from grpo_client.answers.events import AsyncEvents, Events, JobEvent, make_last_event, read_event
 from grpo_client.answers.jobs import (
     Checkpoint,
     Forgotten,
@@ -26,7 +26,7 @@ from grpo_client.answers.models import (
     Video,
 )
 from grpo_client.answers.predictions import ItemError, Prediction, parse_item
-from grpo_client.answers.reading import Answer, import_numpy, read_array, read_json, read_list, to_plain
+from grpo_client.answers.reading import Answer, check_type, import_numpy, read_array, read_json, read_list, to_plain
 from grpo_client.answers.server import Health, ServerInfo
 from grpo_client.answers.sweeps import BestSetting, SettingRow, Sweep, SweepChanged, SweepStarted, SweepSummary, Trial
 
@@ -72,7 +72,9 @@ __all__ = [
     "ValueCheck",
     "Verdict",
     "Video",
+    "check_type",
     "import_numpy",
+    "make_last_event",
     "parse_item",
     "read_array",
     "read_event",

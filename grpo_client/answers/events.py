@@ -56,3 +56,11 @@ def read_event(received: httpx2.ServerSentEvent) -> JobEvent:
     except (ValueError, RecursionError) as error:
         raise GRPOError(f"the event {received.event!r} with the id {received.id!r} cannot be read.") from error
     return JobEvent(event_id, received.event, payload if isinstance(payload, dict) else {})
+
+
+def make_last_event(status: TrainingStatus, event_id: int) -> JobEvent:
+    """Make the last event of a job that was not read, of what it would carry.
+
+    :param status: The job's final status.
+    """
+    return JobEvent(event_id, f"job.{status.status}", status.to_json())

@@ -44,6 +44,20 @@ def read_list(response: httpx2.Response, key: str) -> list[Any]:
     return items
 
 
+def check_type(response: httpx2.Response, *media_types: str) -> httpx2.Response:
+    """Return a response of one of these media types, in lower case; a proxy's page has another, or none.
+
+    :raises ServerUnreachable: If it has another.
+    """
+    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if media_type not in media_types:
+        raise ServerUnreachable(
+            f"the answer of {response.url} is of type {media_type or 'none'} and not {' or '.join(media_types)}, so "
+            "this is not a GRPO server; check the URL."
+        )
+    return response
+
+
 def import_numpy() -> Any:
     """Import NumPy, which only arrays need.
 

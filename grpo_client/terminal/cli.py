@@ -464,6 +464,8 @@ def _export(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _upload(client: Client, options: argparse.Namespace) -> _Reply:
+    if options.name is not None and options.path is not None:
+        raise UsageError("MODEL and --name exclude each other; leave --name out, and write MODEL FILE.")
     name, path = _name_upload(options.model, options.path)
     if not path.is_file():
         raise UsageError(

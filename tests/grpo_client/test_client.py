@@ -4,7 +4,9 @@ import hashlib
 import math
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -92,6 +94,14 @@ def test_a_job_is_trained_waited_for_and_asked(grpo: Any) -> None:
     assert [event.event_id for event in heard] == sorted({event.event_id for event in heard})
     assert grpo.status(job.job_id) == grpo.status("latest") == job.status() == status
     assert grpo.job().job_id == job.job_id
+
+
+def test_a_job_that_is_over_is_waited_for_without_time(grpo: Any) -> None:
+    job, heard = grpo.train(**SHORT), list[JobEvent]()
+    status = job.wait()
+    assert job.wait(timeout_seconds=0, on_event=heard.append, progress=True) == status
+    assert heard[-1].final_status == status
+    assert list(job.events(timeout_seconds=-1))[-1].name == "job.completed"
 
 
 def test_events_after_an_id_are_sent_again(grpo: Any) -> None:
@@ -225,6 +235,15 @@ def test_a_policy_is_compared_with_random_actions(grpo: Any, app: FastAPI) -> No
     assert grpo.model("m").evaluation == comparison.evaluation
 
 
+def test_numbers_of_numpy_are_sent_like_any_other(grpo: Any, app: FastAPI) -> None:
+    for seed in range(2):
+        app.state.service.store.publish("m", make_model("CartPole-v1", seed).to_bytes(env_name="CartPole-v1"))
+    played = grpo.evaluate("m", n_episodes=np.int64(2), seed=np.uint8(3), deterministic=np.bool_(True))
+    assert played.evaluation == grpo.evaluate("m", n_episodes=2, seed=3).evaluation
+    assert grpo.set_alias("m", "prod", np.int64(1)).version == 1
+    assert grpo.rollback("m", np.int64(1)).restored_version == 1
+
+
 def test_an_episode_is_filmed(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
     save_model(app)
     video = grpo.video("m", tmp_path / "new" / "film.gif", seed=1, max_steps=5)
@@ -337,22 +356,54 @@ def test_a_policy_is_exported(grpo: Any, app: FastAPI, tmp_path: Path) -> None:
         grpo.export("m", tmp_path / "m.zip")
 
 
+ZIP_TYPE = ("Content-Type", "application/zip")
+WHOLE = "PK\x03\x04 whole"
+WHOLE_SHA256 = hashlib.sha256(WHOLE.encode()).hexdigest()
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_damaged_download_is_not_saved(kind: str, tmp_path: Path) -> None:
-    etag = ("ETag", f'"{hashlib.sha256(b"whole").hexdigest()}"')
-    with serve_script(Answer(200, "whole", (etag,)), Answer(200, "whol3", (etag,))) as server:
+    headers = (ZIP_TYPE, ("ETag", f'"{WHOLE_SHA256}"'))
+    with serve_script(Answer(200, WHOLE, headers), Answer(200, "PK\x03\x04 whol3", headers)) as server:
         with open_client(kind, server.url) as client:
-            assert client.download("m", tmp_path / "m.zip").read_bytes() == b"whole"
+            assert client.download("m", tmp_path / "m.zip").read_bytes() == WHOLE.encode()
             with pytest.raises(GRPOError, match="came damaged"):
                 client.download("m", tmp_path / "m.zip")
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [WHOLE.encode()]
 
 
 @pytest.mark.parametrize("tag", ['W/"{}"', '"{}-gzip"', '"{}--gzip"', '"other"', ""])
 def test_a_tag_that_a_proxy_has_changed_is_not_compared(tag: str, tmp_path: Path) -> None:
-    etag = ("ETag", tag.format(hashlib.sha256(b"whole").hexdigest()))
-    with serve_script(Answer(200, "whole", (etag,))) as server, Client(server.url) as client:
-        assert client.download("m", tmp_path / "m.zip").read_bytes() == b"whole"
+    etag = ("ETag", tag.format(hashlib.sha256(b"other").hexdigest()))
+    with serve_script(Answer(200, WHOLE, (ZIP_TYPE, etag))) as server, Client(server.url) as client:
+        assert client.download("m", tmp_path / "m.zip").read_bytes() == WHOLE.encode()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    "page",
+    [Answer(200, "<html>log in</html>", (("Content-Type", "text/html; charset=utf-8"),)), Answer(204)],
+    ids=["a page", "nothing"],
+)
+def test_what_is_no_file_of_a_server_is_not_saved(kind: str, page: Answer, tmp_path: Path) -> None:
+    methods = {"download": "m.zip", "export": "m.onnx", "curve": "m.png", "video": "m.gif", "job_video": "n.gif"}
+    for name in methods.values():
+        (tmp_path / name).write_bytes(b"before")
+    with serve_script(page) as server, open_client(kind, server.url) as client:
+        for method, name in methods.items():
+            with pytest.raises(ServerUnreachable):
+                getattr(client, method)("m", tmp_path / name)
+        with pytest.raises(ServerUnreachable, match=r"is of type .* and not text/csv, so this is not a GRPO server"):
+            client.metrics_csv("m")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"] * len(methods)
+
+
+@pytest.mark.parametrize("body", ["", "<html>", "PK\x05\x06"])
+def test_what_only_calls_itself_a_model_file_is_not_saved(body: str, tmp_path: Path) -> None:
+    with serve_script(Answer(200, body, (ZIP_TYPE,))) as server, Client(server.url) as client:
+        with pytest.raises(ServerUnreachable, match="is no model file, so this is not a GRPO server; check the URL"):
+            client.download("m", tmp_path / "m.zip")
+    assert not list(tmp_path.iterdir())
 
 
 def test_environments_and_rewards_are_listed(grpo: Any) -> None:
@@ -558,6 +609,32 @@ def test_a_closed_client_says_so(server_url: str) -> None:
         client.health()
     with pytest.raises(GRPOError, match="is closed"):
         client.health()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_closed_client_says_so_of_a_job_too(kind: str) -> None:
+    with serve_script(Answer(200, "{}")) as server, open_client(kind, server.url) as client:
+        client.close()
+        for ask in (client.wait, lambda job_id: list(client.events(job_id))):
+            with pytest.raises(GRPOError, match="the client is closed; make a new one"):
+                ask("j")
+    assert server.received == []
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_client_that_is_closed_while_it_waits_says_so(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo_client.retries._FIRST_PAUSE_SECONDS", 0.001)
+    stream = Answer(200, ": silence\n\n", (("Content-Type", "text/event-stream"),), hold=threading.Event())
+    with serve_script(stream) as server, open_client(kind, server.url) as client, ThreadPoolExecutor(1) as threads:
+        try:
+            waiting = threads.submit(client.wait, "j", 10)
+            wait_until(lambda: bool(server.received))
+            client.close()
+            with pytest.raises(GRPOError, match="the client is closed; make a new one"):
+                waiting.result(PATIENCE_SECONDS)
+        finally:
+            assert stream.hold is not None
+            stream.hold.set()
 
 
 def test_a_package_that_is_missing_is_named(grpo: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ import json
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from typing import Any
 
 import httpx2
 import pytest
 
-from grpo_client import ApiError, Busy, JobTimeout, NotFound, ServerUnreachable
+from grpo_client import ApiError, Busy, InvalidArgument, JobTimeout, NotFound, ServerUnreachable
 from grpo_client.retries import Retries
 from tests.grpo_client.blocking import open_client
 from tests.grpo_client.scripted_server import Answer, make_status, serve_script
@@ -93,6 +94,33 @@ def test_another_kind_of_server_is_recognised(body: str) -> None:
             client.models()
 
 
+@with_either_client
+def test_a_page_is_no_stream_of_events(kind: str) -> None:
+    page = Answer(200, "<html>hello</html>", (("Content-Type", "text/html"),))
+    with serve_script(page) as server, open_client(kind, server.url) as client:
+        with pytest.raises(ServerUnreachable, match=r"is of type text/html and not text/event-stream.*check the URL"):
+            client.wait("j")
+    assert len(server.received) == 1
+
+
+@with_either_client
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [("https://grpo.example/models?token=secret#x", "https://grpo.example/models"), ("/login", "{url}/login")],
+    ids=["elsewhere", "here"],
+)
+def test_a_redirect_says_where_it_leads(kind: str, status: int, location: str, target: str) -> None:
+    with serve_script(Answer(status, "{}", (("Location", location),))) as server:
+        with open_client(kind, server.url) as client:
+            for ask in (client.models, partial(client.wait, "j"), client.train):
+                with pytest.raises(ApiError) as raised:
+                    ask()
+                assert f"sent on to {target.format(url=server.url)}, which" in str(raised.value)
+                assert "set base_url to it" in raised.value.detail
+                assert raised.value.status == status
+
+
 @without_pauses
 @with_either_client
 @pytest.mark.parametrize("n_missing_bytes", [0, 9], ids=["ended", "broken"])
@@ -114,6 +142,16 @@ def test_a_stream_that_stays_empty_is_given_up(kind: str) -> None:
         with pytest.raises(ServerUnreachable, match="ended early, again and again"):
             client.wait("j")
     assert len(server.received) == 2
+
+
+@with_either_client
+def test_a_listener_that_nobody_awaits_is_refused(kind: str) -> None:
+    async def listen(event: Any) -> None:
+        raise AssertionError
+
+    with serve_script(Answer(200, LAST, EVENT_STREAM)) as server, open_client(kind, server.url) as client:
+        with pytest.raises(InvalidArgument, match="on_event is an async function"):
+            client.wait("j", on_event=listen)
 
 
 @without_pauses
@@ -143,6 +181,32 @@ def test_waiting_times_out_while_streams_are_silent_or_break(kind: str, is_silen
         with pytest.raises(JobTimeout, match=r"not over after 0\.3 s"):
             client.wait("j", timeout_seconds=0.3)
         released.set()
+
+
+@with_either_client
+@pytest.mark.parametrize("status", ["completed", "stopped", "failed"])
+def test_a_job_that_is_over_at_the_deadline_has_not_timed_out(kind: str, status: str) -> None:
+    released = threading.Event()
+    stream = Answer(200, FIRST, EVENT_STREAM, n_missing_bytes=9, hold=released)
+    final = Answer(200, json.dumps(make_status(status=status)))
+    with serve_script(stream, final) as server, open_client(kind, server.url) as client:
+        events = list(client.events("j", timeout_seconds=0.5))
+        released.set()
+    assert [(event.event_id, event.name) for event in events] == [(1, "job.status"), (2, f"job.{status}")]
+    assert events[-1].final_status.status == status
+    assert [request.path for request in server.received] == ["/training/j/events", "/training/j/status"]
+
+
+@with_either_client
+@pytest.mark.parametrize("answer", [Answer(200, json.dumps(make_status())), DRAINING, Answer(200, "<html>")])
+def test_a_job_times_out_if_it_goes_on_or_cannot_be_asked(kind: str, answer: Answer) -> None:
+    released = threading.Event()
+    stream = Answer(200, FIRST, EVENT_STREAM, n_missing_bytes=9, hold=released)
+    with serve_script(stream, answer) as server, open_client(kind, server.url) as client:
+        with pytest.raises(JobTimeout, match=r"job j is not over after 0\.5 s"):
+            client.wait("j", timeout_seconds=0.5)
+        released.set()
+    assert len(server.received) == 2
 
 
 @without_pauses

@@ -285,6 +285,7 @@ def test_environments_and_rewards_are_listed(ask: Any) -> None:
         (["versions", ""], "'' is neither a name nor an id"),
         (["delete", "m/aliases/prod"], "holds a '/'"),
         (["predict", "m", "1e999"], "the request cannot be sent"),
+        (["upload", "m", "m.zip", "--name", "n"], "MODEL and --name exclude each other"),
         (["upload", "gone.zip"], "gone.zip is not a file"),
         (["upload", "gone"], "gone.zip is not a file"),
         (
