@@ -19,6 +19,7 @@ from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.registry import JobRegistry
 from service.jobs.views.events import EventStreams
+from service.models.card import make_card
 from service.models.exporter import ModelExporter
 from service.models.folder import ModelFolder
 from service.models.folder_id import read_folder_id
@@ -32,7 +33,7 @@ from service.monitoring.prometheus import Metrics
 from service.monitoring.readiness import Readiness
 from service.replicas.mirror import Mirror
 from service.replicas.read_only import ReadOnlyRule
-from service.schemas.models import RollbackResponse, VideoFormat
+from service.schemas.models import ModelCard, RollbackResponse, VideoFormat
 from service.schemas.training import TrainConfig, TrainRequest
 from service.settings import Settings
 from service.sweeps.conductor import Conductor
@@ -341,8 +342,8 @@ class Service:
         setup = job.config.env_setup
         return self.player.film_content(content, setup, video_format, seed, deterministic, max_steps), timesteps
 
-    def save_upload(self, model_name: str, content: bytes, overwrite: bool, check: Callable[[], None]) -> None:
-        """Verify a model file, save it and serve it.
+    def save_upload(self, model_name: str, content: bytes, overwrite: bool, check: Callable[[], None]) -> ModelCard:
+        """Verify a model file, save it and serve it; return its card.
 
         :param overwrite: Whether it may replace a model of that name.
         :param check: Called once nobody else can replace that model; raises if it is not to be replaced.
@@ -364,6 +365,7 @@ class Service:
                     self.store.publish(model_name, content)
             except ModelFileError as error:
                 raise InvalidRequestError(f"this model file cannot be used: {error}") from error
+            return make_card(self.store, model_name)  # before anybody else can delete it
 
 
 class _JobParts(NamedTuple):

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import printable
@@ -21,6 +21,14 @@ MIN_API_KEY_LENGTH = 16
 _PREFIX = "GRPO_"
 # Of the client, of deploy/, and of the server's own processes.
 _OTHER_VARIABLES = frozenset({"GRPO_URL", "GRPO_PUBLISHED_PORT", "GRPO_FORKSERVER_START"})
+# Nobody waits longer, and no lock can wait for ever.
+_MAX_SECONDS = 86_400
+# What an address looks like, and that in words.
+_ADDRESS_FORMS = {
+    "trainer_url": (re.compile(r"https?://[!-~]+"), "http://HOST:PORT or https://HOST"),
+    "models_url": (re.compile(r"[a-z][a-z0-9+.-]*://[ -~]*"), "SCHEME://PATH, such as s3://BUCKET/FOLDER"),
+    "ray_address": (re.compile(r"[^\s/]+:[0-9]{1,5}"), "HOST:PORT, such as head:6379"),
+}
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
 # Browsers leave these out of an origin.
@@ -100,8 +108,8 @@ class Settings(BaseSettings):
     role: Literal["all", "serve"] = "all"
     replicas: int = Field(1, ge=1, le=1024)
     metrics_port: int | None = Field(None, ge=1, le=65535)
-    trainer_url: str | None = Field(None, pattern=r"^https?://[!-~]+$", max_length=256)
-    models_url: str | None = Field(None, pattern=r"^[a-z][a-z0-9+.-]*://[ -~]*$", max_length=1024)
+    trainer_url: str | None = Field(None, max_length=256)
+    models_url: str | None = Field(None, max_length=1024)
     models_dir: Path = Path("models")
     tensorboard_dir: Path = Path("runs")
     api_key: SecretStr | None = None
@@ -111,16 +119,16 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     env_modules: Annotated[tuple[str, ...], NoDecode] = ()
     executor: Literal["auto", "thread", "process", "ray"] = "auto"
-    ray_address: str | None = Field(None, pattern=r"^[^\s/]+:\d{1,5}$")
-    ray_gpus_per_job: float = Field(1.0, gt=0)
-    ray_wait_seconds: float = Field(600.0, gt=0)
-    ray_lease_seconds: float = Field(3600.0, ge=60)
-    stall_seconds: float = Field(60.0, gt=0)
-    task_seconds: float = Field(60.0, gt=0)
+    ray_address: str | None = None
+    ray_gpus_per_job: float = Field(1.0, gt=0, allow_inf_nan=False)
+    ray_wait_seconds: float = Field(600.0, gt=0, le=_MAX_SECONDS, allow_inf_nan=False)
+    ray_lease_seconds: float = Field(3600.0, ge=60, le=_MAX_SECONDS, allow_inf_nan=False)
+    stall_seconds: float = Field(60.0, gt=0, le=_MAX_SECONDS, allow_inf_nan=False)
+    task_seconds: float = Field(60.0, gt=0, le=_MAX_SECONDS, allow_inf_nan=False)
     max_running_jobs: int = Field(default_factory=lambda: min(2, os.cpu_count() or 1), ge=1)
     max_queued_jobs: int = Field(32, ge=0)
     max_kept_jobs: int = Field(10_000, ge=1)
-    max_kept_days: float = Field(90.0, gt=0)
+    max_kept_days: float = Field(90.0, gt=0, allow_inf_nan=False)
     max_body_bytes: int = Field(2**20, ge=1024)
     max_batch_bytes: int = Field(8 * 2**20, ge=1024)
     max_upload_bytes: int = Field(32 * 2**20, ge=1024)
@@ -135,10 +143,10 @@ class Settings(BaseSettings):
     client_jobs_per_minute: int = Field(10, ge=1)
     client_active_jobs: int = Field(8, ge=1)
     client_job_timesteps: int = Field(10_000_000, ge=1)
-    client_job_seconds: float = Field(3600.0, gt=0, le=86_400)
+    client_job_seconds: float = Field(3600.0, gt=0, le=_MAX_SECONDS, allow_inf_nan=False)
     client_upload_bytes_per_hour: int = Field(2**30, ge=1024)
     preload: bool = False
-    shutdown_grace_seconds: float = Field(8.0, gt=0)
+    shutdown_grace_seconds: float = Field(8.0, gt=0, le=_MAX_SECONDS, allow_inf_nan=False)
     log_format: LogFormat = "console"
     log_level: LogLevel = "info"
     access_log: bool = False
@@ -181,6 +189,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator(*_ADDRESS_FORMS)
+    @classmethod
+    def _check_address(cls, address: str | None, info: ValidationInfo) -> str | None:
+        pattern, form = _ADDRESS_FORMS[info.field_name or ""]
+        if address is not None and not pattern.fullmatch(address):
+            raise ValueError(f"must be written as {form}")
+        return address
 
     @field_validator("allowed_hosts")
     @classmethod

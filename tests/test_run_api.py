@@ -518,7 +518,7 @@ def test_a_refusal_is_the_exit_status_of_the_process(tmp_path: Path) -> None:
         (["--host", "0.0.0.0"], {}, ["GRPO_API_KEY", "GRPO_ALLOW_INSECURE"]),
         ([], {"GRPO_HOST": "::"}, ["GRPO_API_KEY"]),
         (["--models-dir", "models.txt"], {}, ["models.txt"]),
-        (["--models-dir", "/proc/models"], {}, ["/proc/models"]),
+        (["--models-dir", "/proc/models"], {}, ["/proc/models cannot be created", "GRPO_MODELS_DIR"]),
         (["--models-dir="], {}, ["models_dir (GRPO_MODELS_DIR) must name a folder"]),
         ([], {"GRPO_ALLOWED_HOSTS": "http://a.example"}, ["allowed_hosts (GRPO_ALLOWED_HOSTS)", "without scheme"]),
         ([], {"GRPO_CORS_ORIGINS": "a.example"}, ["cors_origins (GRPO_CORS_ORIGINS)", "such as https://example.org"]),

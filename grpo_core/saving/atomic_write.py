@@ -29,12 +29,16 @@ def write_atomic(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
         raise
     try:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise UnconfirmedWriteError(error.errno, error.strerror) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until a power cut would not undo what was created, renamed or removed in a folder.
+
+    :raises OSError: If the disk does not confirm it.
+    """
     directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -292,8 +292,8 @@ class ModelFolder:
             raise self.make_not_found(name)
         try:
             self._renew_lock()
-            os.unlink(self._path(name))
-            self.versions.forget(name)
+            with self.versions.deleting(name):
+                os.unlink(self._path(name))
         except FileNotFoundError as error:
             raise self.make_not_found(name) from error
         except OSError as error:

@@ -40,6 +40,11 @@ class FolderLock:
                 f"models_dir {models_dir} is a file or lies below one, and not a folder; choose a folder with "
                 "--models-dir or GRPO_MODELS_DIR."
             ) from error
+        except OSError as error:
+            raise OSError(
+                f"models_dir {models_dir} cannot be created ({error.strerror}); fix its permissions or its disk, or "
+                "choose another folder with --models-dir or GRPO_MODELS_DIR."
+            ) from error
         self._models_dir = models_dir
         # Two threads that renew at once would each open the file, and the first to close its own would unlock it.
         self._renewing = threading.Lock()

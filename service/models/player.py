@@ -101,7 +101,9 @@ class ModelPlayer:
                 seconds=time.monotonic() - started,
             )
         with self._lock:
-            self._answers[key], self._latest[model.signature] = answer, answer.evaluation
+            self._answers[key] = answer
+            if deterministic:  # as a final evaluation is, so that a model is shown as it answers
+                self._latest[model.signature] = answer.evaluation
         # The same file may have been asked for by another name before, such as an alias.
         return answer.model_copy(update={"model_name": model_name})
 
@@ -159,7 +161,7 @@ class ModelPlayer:
             return next((film for film in self._films.values() if film.digest == digest), None)
 
     def find_evaluation(self, signature: FileSignature) -> EpisodeFigures | None:
-        """Return the latest evaluation of a file; None if it was not evaluated since it last changed."""
+        """Return the latest evaluation of a file with the most likely actions; None without one since it changed."""
         with self._lock:
             return self._latest.get(signature)
 

@@ -4,7 +4,9 @@
 are earlier ones: what a newer one replaces is linked there first, under its number, and only then replaced, so that a
 crash leaves the old state or the new. The newest version has the number after the last of those, or the same if it is
 the same file, because a crash came in between, or a copy of it, because an alias points at it: then a file that
-somebody else puts in its place, or writes into it, is told apart. ``notes.json`` holds what no file says.
+somebody else puts in its place, or writes into it, is told apart. ``notes.json`` holds what no file says. Before a
+model is deleted, its folder becomes ``models/.versions/.deleted-<name>``: from its file, which goes next, the start
+after a crash can tell whether to put the folder back or to remove it.
 """
 
 import errno
@@ -25,7 +27,7 @@ from typing import Any, NamedTuple
 
 from cachetools import LRUCache
 
-from grpo_core.saving.atomic_write import UnconfirmedWriteError, write_atomic
+from grpo_core.saving.atomic_write import UnconfirmedWriteError, sync_folder, write_atomic
 from service.errors import ConflictError, NotFoundError, printable
 from service.models.folder_lock import TEMPORARY_PREFIX, VERSIONS_FOLDER, remove_leftovers
 from service.schemas.fields import ALIAS_PATTERN, LATEST_ALIAS, is_model_name
@@ -36,6 +38,8 @@ logger = logging.getLogger("grpo.service")
 SUFFIX = ".zip"
 #: Do not follow symbolic links, and do not block on a FIFO named like a file that is read.
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# No model's name begins with a dot.
+_DELETED_PREFIX = ".deleted-"
 _NOTES = "notes.json"
 _DAMAGED_NOTES = f"{_NOTES}.damaged-"
 _MAX_NOTES_BYTES = 2**20
@@ -97,6 +101,8 @@ class VersionFolder:
         self._comparing = threading.Lock()
         # Notes that were found damaged: they are read often, and one line of the log is enough.
         self._reported: set[tuple[int, ...]] = set()
+        if not is_read_only:
+            self._finish_deletions()
         for name in [] if is_read_only else self._list_folders():
             remove_leftovers(self._dir / name)
             try:
@@ -254,9 +260,11 @@ class VersionFolder:
         """
         with self.lock(name):
             path = Path(self.get_newest_path(name))
-            if not os.path.lexists(path) and self.list_kept(name):
-                logger.warning("model %s was deleted by hand: the next one of that name begins anew", name)
-                self.forget(name)
+            if not os.path.lexists(path):
+                self._remove_aside(name)
+                if self.list_kept(name):
+                    logger.warning("model %s was deleted by hand: the next one of that name begins anew", name)
+                    self._forget(name)
             version = self.find_newest(name)
             is_file = path.exists() and not path.is_symlink()
             is_new = False
@@ -287,8 +295,55 @@ class VersionFolder:
         with suppress(OSError):
             self._trim_folder()
 
-    def forget(self, name: str) -> None:
-        """Remove a deleted model's versions and aliases."""
+    @contextmanager
+    def deleting(self, name: str) -> Iterator[None]:
+        """Remove a model's versions and aliases while the caller deletes its file.
+
+        :raises OSError: If the disk refuses; all stays as it was.
+        """
+        with self.lock(name):
+            is_aside = False
+            try:
+                is_aside = self._put_aside(name)
+                yield
+            except OSError:
+                if is_aside:
+                    with suppress(OSError):  # then the next start puts it back
+                        self._find_aside(name).rename(self._dir / name)
+                raise
+            self._remove_aside(name)
+
+    def _find_aside(self, name: str) -> Path:
+        return self._dir / f"{_DELETED_PREFIX}{name}"
+
+    def _put_aside(self, name: str) -> bool:
+        """Rename the folder of a model's versions, at once; return whether it has one."""
+        self._remove_aside(name)
+        try:
+            self._find_folder(name).rename(self._find_aside(name))
+        except (FileNotFoundError, NotADirectoryError):  # none, or a link that leads elsewhere
+            return False
+        with suppress(OSError):  # without it, only a power cut could leave half a model
+            sync_folder(self._dir)
+        return True
+
+    def _remove_aside(self, name: str) -> None:
+        with suppress(OSError):
+            self._check_is_folder(self._dir)
+            shutil.rmtree(self._find_aside(name), ignore_errors=True)
+
+    def _finish_deletions(self) -> None:
+        """Finish the deletions whose file a crash left deleted, and undo the others."""
+        names = [name.removeprefix(_DELETED_PREFIX) for name in self._scan() if name.startswith(_DELETED_PREFIX)]
+        for name in filter(is_model_name, names):
+            if os.path.lexists(self.get_newest_path(name)) and not os.path.lexists(self._dir / name):
+                with suppress(OSError):  # then the next start tries again
+                    self._find_aside(name).rename(self._dir / name)
+            else:
+                self._remove_aside(name)
+
+    def _forget(self, name: str) -> None:
+        """Remove the versions and aliases of a model whose file is gone."""
         with self.lock(name), suppress(OSError):
             shutil.rmtree(self._find_folder(name), ignore_errors=True)
 
@@ -300,7 +355,7 @@ class VersionFolder:
                 *(name, name, SUFFIX, VERSIONS_FOLDER, name),
             )
         else:
-            self.forget(name)
+            self._forget(name)
 
     def count_pinned_bytes(self) -> int:
         """Return the size of the versions that aliases keep, as far as the disk says which."""
@@ -449,10 +504,14 @@ class VersionFolder:
         return set(notes.aliases.values())
 
     def _list_folders(self) -> list[str]:
+        return list(filter(is_model_name, self._scan()))
+
+    def _scan(self) -> list[str]:
+        """List the names of all folders in the hidden one."""
         try:
             with os.scandir(self._dir) as entries:
                 names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-            return [] if self._dir.is_symlink() else list(filter(is_model_name, names))
+            return [] if self._dir.is_symlink() else names
         except OSError:
             return []
 

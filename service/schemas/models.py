@@ -86,8 +86,8 @@ class ModelCard(BaseModel):
     normalization: dict[str, Any] | None = Field(None, description="Settings of `VecNormalize`, if it was used.")
     evaluation: EpisodeFigures | None = Field(
         None,
-        description="The latest `POST /models/{model_name}/evaluate` of this file since the server started, or else "
-        "its `final_evaluation`.",
+        description="The latest `POST /models/{model_name}/evaluate` of this file, with `deterministic`, since the "
+        "server started, or else its `final_evaluation`.",
     )
     value_check: ValueFigures | None = Field(
         None, description="What is known about the `value` of `POST /inference`; null if it was not measured."

@@ -37,6 +37,8 @@ _RULES = {
     "int_parsing": "must be a whole number in plain digits",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
+    "float_parsing": "must be a number in plain digits, such as 60 or 2.5",
+    "finite_number": "must be a finite number, such as 60 or 2.5",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "string_type": "must be a string",
@@ -94,6 +96,9 @@ def _describe_rule(error: Mapping[str, Any]) -> str:
     match error.get("input", ""):
         case None | bool() | int() | float() as number if len(written := json.dumps(number)) <= _MAX_NUMBER_CHARS:
             return f"{rule}, not {written}"
+        # Only a number, such as inf, is a text that breaks this rule.
+        case str() as text if error["type"] == "finite_number" and len(text) <= _MAX_NUMBER_CHARS:
+            return f"{rule}, not {text}"
         # In an address or a variable, everything is a text.
         case str() if error["type"].endswith("_type"):
             return f"{rule}, not a string"

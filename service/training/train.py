@@ -104,7 +104,7 @@ def train_policy(
         model = build_model(config, env, reward)
         model.n_simulator_threads, model.rollout_stall_seconds = n_threads, stall_seconds
         # SB3's own logger would create a folder per training.
-        formats = [_MetricsWriter(progress), *([] if run_dir is None else [TensorBoardOutputFormat(str(run_dir))])]
+        formats = [_MetricsWriter(progress), *([] if run_dir is None else [_open_tensorboard(run_dir)])]
         model.set_logger(Logger(folder=None, output_formats=formats))
         opened.callback(model.logger.close)
         stop_rules = StopRules(progress, config.max_seconds)
@@ -132,6 +132,20 @@ def train_policy(
         if judge is not None:
             judge.evaluate_last()
         return _finish(model, config, evaluator, judge, training_seconds, stop_rules, progress, checkpoints)
+
+
+def _open_tensorboard(run_dir: Path) -> TensorBoardOutputFormat:
+    """Open a TensorBoard log; its folder is created.
+
+    :raises OSError: If the disk refuses.
+    """
+    try:
+        return TensorBoardOutputFormat(str(run_dir))
+    except OSError as error:
+        raise OSError(
+            f"the TensorBoard log {run_dir} cannot be written ({error.strerror}); set GRPO_TENSORBOARD_DIR to a folder "
+            "that can be, or train with tensorboard_log=false."
+        ) from error
 
 
 def _learn(

@@ -1,10 +1,12 @@
 """Settings come from the environment, and unsafe ones are refused."""
 
+import threading
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from service.schemas.violations import summarize_violations
 from service.settings import Settings, UnsafeSettingsError, describe_unknown_variables
 
 KEY = "0123456789abcdef"
@@ -177,6 +179,45 @@ def test_a_setting_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name
     with pytest.raises(ValidationError) as refusal:
         Settings()
     assert [error["loc"] for error in refusal.value.errors()] == [(name,)]
+
+
+# All that take a part of a number.
+FLOATS = sorted(name for name, field in Settings.model_fields.items() if field.annotation is float)
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "nan", "1e999"])
+@pytest.mark.parametrize("name", FLOATS)
+def test_a_number_that_is_not_finite_is_refused_with_the_rule(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.setenv(f"GRPO_{name.upper()}", text)
+    with pytest.raises(ValidationError) as refusal:
+        Settings()
+    expected = f"{name}: must be a finite number, such as 60 or 2.5, not {text}"
+    assert summarize_violations(refusal.value.errors())[0] == expected
+
+
+@pytest.mark.parametrize("name", [name for name in FLOATS if name.endswith("_seconds")])
+def test_a_time_is_a_day_at_most_so_that_a_lock_can_wait_for_it(name: str) -> None:
+    assert getattr(Settings.model_validate({name: 86_400}), name) == 86_400 < threading.TIMEOUT_MAX
+    with pytest.raises(ValidationError, match="less than or equal to 86400"):
+        Settings.model_validate({name: 86_401})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "detail"),
+    [
+        ("stall_seconds", "60s", "must be a number in plain digits, such as 60 or 2.5"),
+        ("trainer_url", "train.example:8000", "must be written as http://HOST:PORT or https://HOST"),
+        ("models_url", "/models", "must be written as SCHEME://PATH, such as s3://BUCKET/FOLDER"),
+        ("ray_address", "http://head:6379", "must be written as HOST:PORT, such as head:6379"),
+        ("ray_address", "head:6379\n", "must be written as HOST:PORT, such as head:6379"),
+    ],
+)
+def test_how_a_setting_is_written_is_said_in_words(name: str, text: str, detail: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        Settings.model_validate({"role": "serve", name: text})
+    assert summarize_violations(refusal.value.errors())[0] == f"{name}: {detail}"
 
 
 def test_processes_are_refused_where_they_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ from service.http import examples
 from service.http.file_headers import Part, check_change, check_match, choose_part, is_known
 from service.http.problems import Refusal, error_response
 from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
-from service.models.card import make_card
 from service.schemas.fields import ModelName
 from service.schemas.models import ExportFormatName, ModelCard
 
@@ -106,8 +105,7 @@ async def upload_model(
 ) -> ModelCard:
     """Upload a model file, downloaded or saved by `GRPO.save`. It is verified; nothing in it is executed."""
     check = partial(check_change, request, partial(service.store.find_sha256, model_name))
-    await run_in_threadpool(service.save_upload, model_name, await request.body(), overwrite, check)
-    return await run_in_threadpool(make_card, service.store, model_name)
+    return await run_in_threadpool(service.save_upload, model_name, await request.body(), overwrite, check)
 
 
 class _FileStream(StreamingResponse):

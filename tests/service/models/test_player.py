@@ -219,6 +219,17 @@ class TestEvaluating:
         save(to_the_left)
         assert client.get("/models/m").json()["evaluation"] is None
 
+    def test_the_card_shows_none_of_sampled_actions(
+        self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes
+    ) -> None:
+        register_env(LineEnv)
+        save(to_the_right)
+        evaluate(client, n_episodes=3, deterministic=False)
+        assert client.get("/models/m").json()["evaluation"] is None
+        evaluate(client, n_episodes=2)
+        evaluate(client, n_episodes=3, deterministic=False)
+        assert client.get("/models/m").json()["evaluation"]["n_episodes"] == 2
+
     def test_an_evaluation_is_remembered_until_the_file_changes(
         self, client: TestClient, save: SaveModel, register_env: RegisterEnv, to_the_right: bytes, to_the_left: bytes
     ) -> None:

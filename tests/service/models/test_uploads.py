@@ -25,6 +25,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from grpo import GRPO
 from grpo_core.saving import model_file
+from service.models.served import InspectedFile
+from service.models.store import ModelStore
 from service.settings import Settings
 from tests.support import (
     PATIENCE_SECONDS,
@@ -227,6 +229,21 @@ class TestUploading:
         assert upload(client, contents[0]).status_code == 200
         job_id = train(client, model_name="m", total_timesteps=32)
         wait_until(lambda: get_status(client, job_id)["status"] == "completed")
+
+    def test_nobody_deletes_it_before_its_card_is_made(
+        self, client: TestClient, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        deleted: list[int] = []
+
+        def delete_first(store: ModelStore, name: str) -> InspectedFile:
+            monkeypatch.undo()
+            deleted.append(client.delete(f"/models/{name}").status_code)
+            return store.inspect_file(name)
+
+        monkeypatch.setattr(ModelStore, "inspect_file", delete_first)
+        answer = upload(client, contents[0])
+        assert (answer.status_code, deleted) == (200, [409])
+        assert answer.json()["sha256"] == get_sha256(client)
 
     def test_of_many_who_upload_under_one_name_one_succeeds(self, client: TestClient, contents: list[bytes]) -> None:
         barrier = threading.Barrier(4)

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 from fastapi.testclient import TestClient
 
-from service.errors import InvalidRequestError, NotFoundError
+from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.models.folder import ModelFolder
 from service.models.folder_lock import lock_folder
 from service.models.versions import MAX_ALIASES
@@ -508,6 +508,55 @@ def test_what_a_crash_left_of_a_deleted_model_is_removed(tmp_path: Path, content
     assert not folder.exists("m@1")
     with pytest.raises(NotFoundError):
         folder.read("m@1")
+
+
+@pytest.mark.parametrize("is_file_gone", [False, True])
+def test_a_kill_during_a_deletion_leaves_the_whole_model_or_nothing(
+    tmp_path: Path, contents: list[bytes], is_file_gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ModelFolder(tmp_path, max_versions=3)
+    for content in contents[:2]:
+        folder.write("m", content, "a")
+    folder.versions.set_alias("m", "prod", 1)
+    unlink = os.unlink
+
+    def unlink_and_die(path: str, **options: Any) -> None:
+        if is_file_gone:
+            unlink(path, **options)
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink_and_die)
+        with pytest.raises(_Killed):
+            folder.delete("m")
+    folder = ModelFolder(tmp_path, max_versions=3)
+    if is_file_gone:
+        assert not folder.exists("m")
+        assert not list((tmp_path / ".versions").iterdir())
+    else:
+        assert folder.read("m@prod")[1] == contents[0]
+        assert folder.read("m")[1] == contents[1]
+        assert folder.versions.read_notes("m").jobs == {1: "a", 2: "a"}
+    folder.write("m", contents[2])  # and it goes on as if nothing had been
+    assert folder.versions.list_all("m") == ([1] if is_file_gone else [1, 2, 3])
+
+
+@pytest.mark.parametrize("refused", ["rename", "unlink"])
+def test_a_deletion_that_the_disk_refuses_leaves_aliases_and_versions(
+    tmp_path: Path, contents: list[bytes], refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ModelFolder(tmp_path, max_versions=3)
+    for content in contents[:2]:
+        folder.write("m", content)
+    folder.versions.set_alias("m", "prod", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, refused, Mock(side_effect=PermissionError(13, "Permission denied")))
+        with pytest.raises(ConflictError, match="cannot be deleted"):
+            folder.delete("m")
+    assert folder.read("m@prod")[1] == contents[0]
+    assert folder.read("m")[1] == contents[1]
+    folder.delete("m")
+    assert not list((tmp_path / ".versions").iterdir())
 
 
 @pytest.mark.parametrize("name", ["../m", "m@1", "m@prod", ".versions", "a/b", ""])

@@ -106,6 +106,14 @@ class TestTraining:
             states.append(capture())
         assert all(one != other for one, other in zip(*states, strict=True))
 
+    def test_a_tensorboard_log_that_cannot_be_written_is_named_with_its_setting(self, tmp_path: Path) -> None:
+        (tmp_path / "runs").write_text("not a folder")
+        run_dir = tmp_path / "runs" / "job"
+        with pytest.raises(
+            OSError, match=rf"{run_dir} cannot be written \(Not a directory\); set GRPO_TENSORBOARD_DIR"
+        ):
+            train_policy(resolve(total_timesteps=64), None, run_dir, Recorder())
+
     @pytest.fixture
     def temporary_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """An empty folder in which temporary files are created."""
