@@ -199,7 +199,8 @@ def _escape_unknown_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         # Another way that was asked for, such as PYTHONIOENCODING=ascii:replace, raises nothing.
         if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # what the stream writes to may have been exchanged since it was opened
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _is_output_read() -> bool:

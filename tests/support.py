@@ -397,10 +397,14 @@ def make_model(env_id: str, seed: int = 0, **arguments: Any) -> GRPO:
 
 
 def change_hyperparameters() -> dict[str, Any]:
-    """Choose a value other than its default for every hyperparameter, such that all of them fit each other."""
+    """Choose a value other than its default for every hyperparameter, such that all of them fit each other.
+
+    Those that only continuous actions can have stay as they are.
+    """
     sizes = {"group_mode": "branch", "group_size": 3, "horizon": 8, "n_steps": 48, "n_rollout_shards": 2}
     credit = {"baseline": "group", "supervision": "outcome", "bootstrap_value": False, "advantage_scaling": "none"}
-    return {name: _change(row) for name, row in HYPERPARAMETERS.items()} | sizes | credit
+    of_boxes = {"antithetic_actions": False}
+    return {name: _change(row) for name, row in HYPERPARAMETERS.items()} | sizes | credit | of_boxes
 
 
 def _change(row: Row) -> Any:

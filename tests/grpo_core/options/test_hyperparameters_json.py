@@ -35,7 +35,7 @@ def test_hyperparameters_return_unchanged_from_json() -> None:
     assert set(CHANGED) == set(SAVED_HYPERPARAMETERS)
     defaults = {name: one.default for name, one in inspect.signature(GRPO).parameters.items()}
     same = {name for name, value in CHANGED.items() if value == defaults[name]}
-    assert same == {"tensorboard_log", "verbose"}, "what writes files or talks"
+    assert same == {"tensorboard_log", "verbose", "antithetic_actions"}, "what writes files or talks, or needs a Box"
     described = json.loads(
         json.dumps(hyperparameters_to_json(build(reward_function=REWARDS, **CHANGED)), allow_nan=False)
     )
@@ -46,6 +46,11 @@ def test_hyperparameters_return_unchanged_from_a_model_file() -> None:
     loaded = GRPO.load(io.BytesIO(build(reward_function=REWARDS, **CHANGED).to_bytes()))
     assert {name: getattr(loaded, name) for name in CHANGED} == CHANGED
     assert loaded.reward_function == REWARDS
+
+
+def test_what_needs_continuous_actions_returns_from_a_model_file() -> None:
+    model = GRPO("MlpPolicy", "Pendulum-v1", antithetic_actions=True, seed=0)
+    assert GRPO.load(io.BytesIO(model.to_bytes())).antithetic_actions is True
 
 
 def test_weights_may_be_numpy_or_whole_numbers() -> None:
