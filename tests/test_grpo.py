@@ -1431,6 +1431,7 @@ CAR = spaces.Dict({"speed": PLACE, "camera": IMAGE, "gear": spaces.Discrete(4), 
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:the episodes of a group begin")
 def test_every_space_trains_predicts_and_reloads(
     policy: str, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], mode: GroupMode
 ) -> None:

@@ -187,6 +187,7 @@ TRAININGS: dict[str, tuple[Callable[[], VecEnv], dict[str, Any]]] = {
     ("kind", "mode"),
     [(NumpyWind, "branch"), (NumpyWind, "episode"), (PythonWind, "branch"), (TorchWind, "episode")],
 )
+@pytest.mark.filterwarnings("ignore:the episodes of a group begin")
 def test_the_processs_own_generators_go_on_too(kind: type[Wind], mode: str) -> None:
     whole, content = train_and_take(lambda: make_vec_env(kind), group_mode=mode)
     resumed, caveat = go_on(make_vec_env(kind), content, group_mode=mode)
@@ -194,6 +195,7 @@ def test_the_processs_own_generators_go_on_too(kind: type[Wind], mode: str) -> N
     assert resumed.to_bytes() == whole.to_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:the episodes of a group begin")
 def test_an_environment_that_cannot_be_captured_after_all_costs_the_checkpoint_its_simulators_alone() -> None:
     _, content = train_and_take(lambda: make_vec_env(Unwilling), group_mode="episode", horizon=None)
     caveat = checkpoint.from_bytes(content).caveat
@@ -225,6 +227,7 @@ def test_what_is_described_is_made_again(value: Any, is_described: bool) -> None
 
 
 @pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.filterwarnings("ignore:the episodes of a group begin")
 def test_a_training_goes_on_to_the_same_weights(name: str) -> None:
     make_env, arguments = TRAININGS[name]
     whole, content = train_and_take(make_env, **arguments)

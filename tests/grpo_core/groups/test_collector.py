@@ -230,6 +230,7 @@ def assert_continuous(seen: Seen, edge: int) -> None:
 
 @ORDERS
 @pytest.mark.parametrize("mode", ["branch", "action", "episode"])
+@pytest.mark.filterwarnings("ignore:the episodes of a group begin")
 def test_every_branch_goes_on_from_where_it_was(is_slow: bool, mode: GroupMode) -> None:
     log = StepLog()
     walk = {"is_slow": is_slow, "edge": 3}
@@ -249,6 +250,7 @@ def test_what_is_stored_about_dead_steps_is_nothing() -> None:
 
 @ORDERS
 @pytest.mark.parametrize("mode", ["branch", "action", "episode"])
+@pytest.mark.filterwarnings("ignore:the episodes of a group begin")
 def test_a_time_limit_truncates_and_does_not_terminate(is_slow: bool, mode: GroupMode) -> None:
     walk = {"is_slow": is_slow, "time_limit": 3}
     seen = collect(walk_model(StepLog(), walk=walk, horizon=8, n_steps=16, group_mode=mode)).rollouts[0]
