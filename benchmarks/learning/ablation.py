@@ -107,20 +107,13 @@ def _vary_starts() -> dict[str, Settings]:
     }
 
 
-def _vary_filling() -> dict[str, Settings]:
-    """Make a row of each baseline that solves tasks, with and without new episodes where branches end early."""
-    labels = {"filled": True, "as they end": False}
-    return {
-        f"{baseline}, rollouts {label}": {"baseline": baseline, "fill_rollouts": labels[label]}
-        for label, baseline in product(labels, ("value", "residual", "adaptive"))
-    }
+def _vary_flag(name: str, labels: dict[str, bool]) -> dict[str, Settings]:
+    """Make a row of each baseline that solves tasks, with and without something.
 
-
-def _vary_noise() -> dict[str, Settings]:
-    """Make a row of each baseline that solves tasks, with and without opposite noise in pairs."""
-    labels = {"independent": False, "opposite": True}
+    :param labels: What a row is called beside its baseline, and the flag's value there.
+    """
     return {
-        f"{baseline}, {label} noise": {"baseline": baseline, "antithetic_actions": labels[label]}
+        f"{baseline}, {label}": {"baseline": baseline, name: labels[label]}
         for label, baseline in product(labels, ("value", "residual", "adaptive"))
     }
 
@@ -139,12 +132,12 @@ ABLATIONS = {
     ),
     "filling": Ablation(
         "whether new episodes fill the rollouts, and what is subtracted",
-        _vary_filling(),
+        _vary_flag("fill_rollouts", {"rollouts filled": True, "rollouts as they end": False}),
         env_names=("InvertedDoublePendulum-v5", "Hopper-v5", "MountainCar-v0"),
     ),
     "noise": Ablation(
         "whether the branches of a pair draw opposite noise, and what is subtracted",
-        _vary_noise(),
+        _vary_flag("antithetic_actions", {"independent noise": False, "opposite noise": True}),
         env_names=("Pendulum-v1", "InvertedDoublePendulum-v5", "Hopper-v5"),
     ),
     "group_size": Ablation("group size, the same steps per rollout", _vary("group_size", (2, 4, 8, 16))),

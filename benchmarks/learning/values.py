@@ -41,10 +41,13 @@ def measure(client: TestClient, models_dir: Path, task: str, seed: int) -> str:
     name = f"{task.replace(', ', '-').replace(' ', '-')}-{seed}"
     job = client.post("/train", json={**TASKS[task], "seed": seed, "model_name": name}).json()
     config = wait_for(client, job["job_id"])["config"]
-    actor = model_file.from_bytes((models_dir / f"{name}.zip").read_bytes()).make_actor()
+    content = model_file.from_bytes((models_dir / f"{name}.zip").read_bytes())
+    actor = content.make_actor()
     player = TrajectoryPlayer(gym.make(config["env_name"]), actor, REWARD_FUNCTIONS.get(config["reward_function_type"]))
     episodes = [player.play_episode(_FIRST_EPISODE_SEED + i) for i in range(_N_EPISODES)]
-    check = check_values(actor, episodes, config["gamma"])
+    # Where rewards were normalised, the network's values are in units of this; those of POST /inference are not.
+    scale = (content.meta.get("value_check") or {}).get("reward_scale", 1.0)
+    check = check_values(actor, episodes, config["gamma"], scale)
     figures = (
         ["", "", "", ""] if check is None else _format(check.n_states, check.correlation, check.error, check.spread)
     )
