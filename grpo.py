@@ -460,9 +460,7 @@ class GRPO(SavedAlgorithm):
             raise ValueError("there is no environment to train in; call set_env(env), or GRPO.load(path, env=env).")
         self._check_lost_reward_function()
         check_hyperparameters(self)
-        # A user may have set attributes: another environment, maybe of another number, or other groups.
-        is_other_mode = self._grouped_env is not None and self.group_mode not in ("auto", self._mode)
-        if self.env is not self._grouped_env or is_other_mode or self._collector.plan != self._make_plan(self._mode):
+        if self._are_groups_outdated():
             before, self.n_envs = self.n_envs, getattr(self.env, "num_envs", 1)
             try:
                 self.set_env(self.env)
@@ -484,6 +482,15 @@ class GRPO(SavedAlgorithm):
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
             )
+
+    def _are_groups_outdated(self) -> bool:
+        """Tell whether a user has set attributes: another environment, maybe of another number, or other groups."""
+        if self.env is not self._grouped_env or self.group_mode not in ("auto", self._mode):
+            return True
+        assert self.env is not None, "learn has checked it"
+        plan = self._make_plan(self._mode)
+        n_shards = count_shards(self.n_rollout_shards, self.n_rollout_workers, self.env.num_envs, plan)
+        return (plan, n_shards) != (self._collector.plan, self._collector.n_shards)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """Begin a run as SB3 does, and say which method is at fault if a first reset returns what it must not."""

@@ -1641,6 +1641,7 @@ def test_stop_is_heard_between_the_resets_of_new_anchors() -> None:
         ({"n_steps": 128}, (16, 4, 2)),
         ({"anchor_selection": "archive"}, (16, 2, 2)),
         ({"group_mode": "action"}, (16, 2, 2)),
+        ({"n_rollout_shards": 2}, (16, 2, 2)),
         ({"n_steps": 96, "group_size": 3, "horizon": 8}, (8, 4, 3)),
     ],
 )

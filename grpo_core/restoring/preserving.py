@@ -19,6 +19,8 @@ from grpo_core.restoring.state import is_known
 
 # Objects that are looked at, nearest first: environments may hold tables of them.
 _MAX_HELD = 10_000
+# Of arrays, all together: what is larger is left to the captured state, which shares arrays that no step writes to.
+_MAX_HELD_BYTES = 2**26
 # What has nothing in it that could change, but for generators, which are put back apart.
 _HOLDS_NOTHING = (*GENERATORS, *SCALARS, tuple, frozenset, range, types.FunctionType, types.MethodType, np.dtype)
 # Attributes of wrappers by which they write files.
@@ -104,6 +106,7 @@ class _Held:
 
     def __init__(self, envs: Sequence[Env], is_shallow: bool = False) -> None:
         self._contents: list[tuple[Any, Any]] = []
+        self._n_bytes_left = _MAX_HELD_BYTES
         #: Whether all was looked into.
         self.is_whole = True
         values = [value for env in envs for value in (env, *vars(env).values())]
@@ -113,8 +116,13 @@ class _Held:
 
     def _add(self, value: Any, is_shallow: bool) -> None:
         if isinstance(value, np.ndarray):
-            if value.flags.writeable and value.nbytes <= MAX_ARRAY_BYTES:
-                self._contents.append((value, value.copy()))
+            if not value.flags.writeable:
+                return
+            if value.nbytes > min(MAX_ARRAY_BYTES, self._n_bytes_left):
+                self.is_whole = False
+                return
+            self._n_bytes_left -= value.nbytes
+            self._contents.append((value, value.copy()))
         elif type(value) in (dict, list, set, deque, bytearray):
             self._contents.append((value, copy.copy(value)))
         elif isinstance(attributes := getattr(value, "__dict__", None), dict):

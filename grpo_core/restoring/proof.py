@@ -212,21 +212,22 @@ class _Trial:
     def _play_into_second_episode(self, seed: int | None) -> _SecondEpisode | None:
         """Play from one episode into the next before anything has been restored.
 
-        :return: None if the second does not begin twice the same either way, so that it would prove nothing.
+        :return: None if the second does not begin twice the same either way, so that it would prove nothing, or if it
+            is late.
         """
         noise_before, actions = self.noise.capture(), copy.deepcopy(self._action_space)
         self._reset(seed)
         state, noise = self._capture(), self.noise.capture()
-        first = self._play_few(actions, [])
+        first, second, is_repeatable = self._play_few(actions, []), None, False
         noise_between = self.noise.capture()
-        self._reset(None)
-        second = self._play_few(actions, [self._first_observation])
-        if self._is_late():
-            return None
-        self.noise.restore(noise_between)
-        is_repeatable = self._is_begun_again(second, "")
-        self.noise.restore(noise_before)
-        return _SecondEpisode(state, noise, first, second) if is_repeatable else None
+        if not self._is_late():
+            self._reset(None)
+            second = self._play_few(actions, [self._first_observation])
+        if second is not None and not self._is_late():
+            self.noise.restore(noise_between)
+            is_repeatable = self._is_begun_again(second, "")
+        self.noise.restore(noise_before)  # what follows meets the same noise, however slow this was
+        return _SecondEpisode(state, noise, first, second) if second is not None and is_repeatable else None
 
     def _is_begun_again(self, episode: _Branch, when: str) -> bool:
         """Reset, take the same actions, and return whether all is seen that was seen then."""

@@ -221,6 +221,7 @@ class JobTable:
             return len(self._update_active())
 
     def _update_active(self) -> list[Job]:
+        """Note which jobs have ended since the last look, and return the others."""
         still_active = []
         for job in self._active:
             if job.status.is_final:

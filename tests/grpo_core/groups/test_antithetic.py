@@ -95,8 +95,10 @@ def test_the_gradient_is_the_same_and_what_both_share_cancels() -> None:
     # One step: an action earns `effect` times itself, and what both branches share comes on top.
     rng, effect, n = np.random.default_rng(0), 0.5, 100_000
     noise, shared, own = rng.normal(size=(n, 2)), rng.normal(0, 2, (n, 1)), rng.normal(size=(n, 2))
+    places = [(0, group, branch) for group in range(n) for branch in range(2)]
+    pairs = AntitheticGenerator(rng).draw_for(places).standard_normal(2 * n).reshape(n, 2)
     gradients = {}
-    for name, drawn in {"independent": noise, "opposite": noise[:, :1] * [1, -1]}.items():
+    for name, drawn in {"independent": noise, "opposite": pairs}.items():
         rewards = effect * drawn + shared + own
         gradients[name] = (drawn * rewards).mean(axis=1)
         error = gradients[name].std() / n**0.5

@@ -887,6 +887,27 @@ def test_a_trial_leaves_the_very_objects_in_place(make: Callable[[], Any]) -> No
     assert env.config is shared
 
 
+class Painted(Cart):
+    """Writes to a picture that is too large to be looked into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picture = np.zeros(2**20)
+
+    def push(self, action: int) -> float:
+        self.picture[self.t] += 1
+        return 0.0
+
+
+def test_a_trial_leaves_a_large_array_as_it_was() -> None:
+    env = Painted()
+    env.reset(seed=0)
+    env.step(1)
+    before = env.picture.copy()
+    check_branchable(env)
+    assert (env.picture == before).all()
+
+
 class ClimbsLevels(Cart):
     """Begins where its level is, which rises with every episode that has gone some way."""
 
