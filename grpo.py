@@ -37,7 +37,7 @@ from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
 from grpo_core.groups.vec_step import VecStep, leaves_environments_alone, share_locals
-from grpo_core.options.checks import check_group_mode, check_hyperparameters, get_horizon, refuse
+from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_noise, get_horizon
 from grpo_core.options.choices import (
     COMPARES_IN_GROUPS,
     AdvantageScaling,
@@ -73,7 +73,7 @@ from grpo_core.update.losses import (
     compute_kl,
     compute_sequence_ratio,
     compute_step_weights,
-    compute_weighted_mean,
+    measure_move,
 )
 from grpo_core.update.optimizers import ParameterGroups
 from grpo_core.update.policies import (
@@ -85,7 +85,6 @@ from grpo_core.update.policies import (
 )
 from grpo_core.update.seeding import borrow_torch_generator
 from grpo_core.update.structure import StructureCheck, is_learning_watched
-from grpo_core.update.torch_actor import TorchActor
 
 __all__ = ["GRPO", "RestorableWrapper", "__version__", "check_branchable"]
 
@@ -163,7 +162,9 @@ class GRPO(SavedAlgorithm):
     :param anchor_selection: Where groups start. ``"continue"``: at a random step of a random branch of the last group.
         ``"archive"``: half of them instead from states of earlier rollouts, of which up to 2,048 are kept.
     :param common_random_numbers: Whether the members of a group meet the same noise of the environment, as those that
-        share a seeded reset always do. Groups that start from a kept step meet the noise after it again.
+        share a seeded reset always do. Groups that start from a kept step meet the noise after it again. It reaches the
+        generators that an environment holds, such as ``self.np_random``: what it draws from those of the process
+        (``numpy.random.normal()``, ``random.random()``) stays each branch's own.
     :param antithetic_actions: Whether the branches of a group draw opposite noise, in pairs, so that what earns both
         the same cancels in the gradient. Only for a Box, and networks of SB3's own layers.
     :param filter_zero_std_groups: Whether to leave groups whose members all earned the same out of the policy's loss;
@@ -192,7 +193,26 @@ class GRPO(SavedAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict(POLICIES)
     use_fast_path: ClassVar[bool] = True
+    #: Called after every minibatch, and while rollout workers play, which SB3's callbacks do not see: a sign of life.
+    after_minibatch: Callable[[], None] | None = None
+    #: Threads that step the simulators of a rollout, where their physics allows it (MuJoCo's does). None: one per core
+    #: that the process may use, but no more than ``torch.get_num_threads()``. Rollouts are the same with any.
+    n_simulator_threads: int | None = None
+    #: Who plays rollouts in place of ``n_rollout_workers`` processes of this machine, such as a
+    #: ``grpo_core.shards.ray_pool.RayPool``; None chooses. It is started and ended by ``learn``.
+    rollout_pool: RolloutPool | None = None
+    #: Longest time without a step of the environment, in seconds, after which a rollout worker counts as dead, and
+    #: another one plays its shard again; ``math.inf`` waits for ever. A ``rollout_pool`` has its own ``stall_seconds``.
+    rollout_stall_seconds: float = 300.0
+    # Left by ``collect_rollouts`` for ``train``, as SB3's algorithms leave their rollout buffer.
     rollout_buffer: GroupRollout  # type: ignore[assignment]  # ours holds groups; SB3 only hands it through
+    _actor: PolicyActor
+    _batch: StepBatch
+    # Set with the networks and with the environment, which a loaded model may not have yet.
+    _reads_values_fast: bool
+    _mode: GroupMode
+    _collector: GroupCollector
+    _vec_monitor: VecMonitorFeed | None
     # What ``_last_obs`` is read from: a reset until there is a vectorised step.
     _first_obs: Any = None
     _vec_step: VecStep | None = None
@@ -299,32 +319,11 @@ class GRPO(SavedAlgorithm):
         self.ref_sync_steps = ref_sync_steps
         self.n_rollout_workers = n_rollout_workers
         self.n_rollout_shards = n_rollout_shards
-        #: Called after every minibatch, and while rollout workers play, which SB3's callbacks do not see: a sign of
-        #: life.
-        self.after_minibatch: Callable[[], None] | None = None
-        #: Threads that step the simulators of a rollout, where their physics allows it (MuJoCo's does). None: one per
-        #: core that the process may use, but no more than ``torch.get_num_threads()``. Rollouts are the same with any.
-        self.n_simulator_threads: int | None = None
-        #: Who plays rollouts in place of ``n_rollout_workers`` processes of this machine, such as a
-        #: ``grpo_core.shards.ray_pool.RayPool``; None chooses. It is started and ended by ``learn``.
-        self.rollout_pool: RolloutPool | None = None
-        #: Longest time without a step of the environment, in seconds, after which a rollout worker counts as dead, and
-        #: another one plays its shard again; ``math.inf`` waits for ever. A ``rollout_pool`` has its own
-        #: ``stall_seconds``.
-        self.rollout_stall_seconds = 300.0
         self._ref_policy: ActorCriticPolicy | None = None
         self._ref_timesteps = 0
         self._group_correlation = GroupCorrelation()
         self._stop_requested = False
         self._uses_fast_path = self.use_fast_path
-        # Set with the networks and with the environment, which a loaded model may not have yet.
-        self._reads_values_fast: bool
-        self._mode: GroupMode
-        self._collector: GroupCollector
-        self._vec_monitor: VecMonitorFeed | None
-        # Left by ``collect_rollouts`` for ``train``, as SB3's algorithms leave their rollout buffer.
-        self._actor: PolicyActor
-        self._batch: StepBatch
         if _init_setup_model:
             if env is None:
                 check_spaces(env)  # which says what is missing
@@ -352,6 +351,7 @@ class GRPO(SavedAlgorithm):
         warn_if_too_large(self.policy)
         self._network = network_to_json(self.policy_kwargs, policy_class)
         self._has_own_parts = "own_parts" in self._network
+        check_noise(self)
         # Asked only now: the actor's copy of the network stays right, whatever a user changes later.
         self._reads_values_fast = self._uses_fast_path and self._has_known_layers() and fast.is_plain_mlp(self.policy)
         if simulators is not None and self.env is not None:
@@ -387,14 +387,14 @@ class GRPO(SavedAlgorithm):
 
     def _make_plan(self, mode: GroupMode) -> GroupPlan:
         return GroupPlan(
-            mode,
-            self.group_size,
-            get_horizon(self.horizon, mode),
-            self.n_steps,
-            self.fill_rollouts,
-            self.common_random_numbers,
-            self.anchor_selection,
-            self.antithetic_actions,
+            mode=mode,
+            group_size=self.group_size,
+            horizon=get_horizon(self.horizon, mode),
+            n_steps=self.n_steps,
+            fill_rollouts=self.fill_rollouts,
+            common_random_numbers=self.common_random_numbers,
+            anchor_selection=self.anchor_selection,
+            antithetic_actions=self.antithetic_actions,
         )
 
     def _choose_simulators(self, env: VecEnv) -> tuple[GroupMode, SimulatorBank]:
@@ -460,6 +460,7 @@ class GRPO(SavedAlgorithm):
             raise ValueError("there is no environment to train in; call set_env(env), or GRPO.load(path, env=env).")
         self._check_lost_reward_function()
         check_hyperparameters(self)
+        check_noise(self)
         if self._are_groups_outdated():
             before, self.n_envs = self.n_envs, getattr(self.env, "num_envs", 1)
             try:
@@ -535,13 +536,12 @@ class GRPO(SavedAlgorithm):
         collector, outside = self._collector, self._collector.outside_changes
         collector.follow_outside_changes()
 
-        # Branches follow the policy from their anchor states.
+        # Groups branch from their anchor states, and every branch follows the policy.
         self.policy.set_training_mode(False)
         normalizer = Normalizer(self._vec_normalize_env)
         statistics = normalizer.freeze()
         self._actor = self._make_rollout_actor()
-        if self.antithetic_actions and isinstance(self._actor, TorchActor):
-            refuse("antithetic_actions", True, "torch draws the actions of networks that are not SB3's own; use False.")
+        check_noise(self)  # again: a callback may have replaced a layer
         on_vec_step = self._make_vec_step_callback(rollout, env, callback, n_rollout_steps)
         collector.n_threads = self.n_simulator_threads
         is_complete = collector.collect(rollout, self._actor, self.rng, on_vec_step, self._should_stop)
@@ -558,6 +558,7 @@ class GRPO(SavedAlgorithm):
         normalizer.update(rollout, discounted_returns)  # first, or empty statistics would scale the first rollout
         normalizer.scale_rewards(rollout)
 
+        # Each step's advantage relative to its group, and where the next groups start.
         self._judge_steps(rollout, observations, next_observations)
         with outside.looking_away():  # anchors may be found by resets
             self._choose_anchors(rollout, discounted_returns)
@@ -717,7 +718,7 @@ class GRPO(SavedAlgorithm):
         return groups
 
     def _compute_weights(self, rollout: GroupRollout, groups: GroupAdvantages) -> Floats:
-        """Compute how much every step counts in the loss, ``(horizon, n_anchors, group_size)``."""
+        """Compute how much every step counts in the loss, ``(horizon, n_groups, group_size)``."""
         weights = compute_step_weights(rollout.step_mask, self.loss_normalization)
         if self._mode == "action":
             weights[0] *= rollout.first_action_weights
@@ -758,6 +759,7 @@ class GRPO(SavedAlgorithm):
 
         self.policy.set_training_mode(True)
         steps, n_branches = self._batch.to_tensors(self.device), math.prod(self.rollout_buffer.shape[1:])
+        lowest_ratio = 0.0 if self.loss_type == "cispo" else 1.0 - clip_range  # CISPO bounds the ratio only above
         measured = list[dict[str, torch.Tensor]]()
         for chosen in self._draw_minibatches():
             batch = steps.select(torch.from_numpy(chosen).to(self.device))
@@ -786,15 +788,9 @@ class GRPO(SavedAlgorithm):
                 metrics["kl_ref"] = (batch.weights * compute_kl(batch.ref_log_prob - log_prob)).mean()
                 loss = loss + self.kl_coef * metrics["kl_ref"]
 
-            # How far the policy has moved from the one that acted. Steps are weighed as in the loss: enumerated first
-            # actions were not drawn from the old policy.
-            lowest = 0.0 if self.loss_type == "cispo" else 1.0 - clip_range  # CISPO bounds the ratio only above
-            with torch.no_grad():
-                is_outside = (ratio < lowest) | (ratio > 1.0 + clip_range_high)
-                metrics["approx_kl"] = approx_kl = compute_weighted_mean(compute_kl(log_ratio), batch.weights)
-                metrics["clip_fraction"] = compute_weighted_mean(is_outside, batch.weights)
+            metrics |= measure_move(log_ratio, ratio, batch.weights, lowest_ratio, 1.0 + clip_range_high)
             measured.append({name: metric.detach() for name, metric in {"loss": loss, **metrics}.items()})
-            if self.target_kl is not None and approx_kl > TARGET_KL_TOLERANCE * self.target_kl:
+            if self.target_kl is not None and metrics["approx_kl"] > TARGET_KL_TOLERANCE * self.target_kl:
                 break
 
             self.policy.optimizer.zero_grad()

@@ -1337,7 +1337,7 @@ def test_groups_whose_members_earned_the_same_are_left_out_if_asked_for(is_filte
     watch = collect(model, 4, on_end=lambda model: batches.append(model._batch))
     n_mixed = 0
     for seen, batch in zip(watch.rollouts, batches, strict=True):
-        earned = seen.rewards.swapaxes(0, 1)  # (n_anchors, horizon, group_size)
+        earned = seen.rewards.swapaxes(0, 1)  # (n_groups, horizon, group_size)
         # With rewards of 0 and 1, returns from each step on are alike where the rewards are.
         tells_apart = [bool((rewards != rewards[:, :1]).any()) for rewards in earned]
         n_mixed += 0 < sum(tells_apart) < 16

@@ -15,8 +15,8 @@ from grpo_core.fast.step_threads import StepThreads, count_threads
 from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.collector import GroupCollector, VecStepCallback
 from grpo_core.groups.group import Group, GroupPlan
-from grpo_core.groups.rollout import GroupRollout
-from grpo_core.groups.vec_step import Place, SteppedPlace
+from grpo_core.groups.rollout import GroupRollout, Place
+from grpo_core.groups.vec_step import SteppedPlace
 from grpo_core.simulators.bank import Observed, SimulatorBank
 
 # Which branches, ``(n_branches, 2)``: group, branch.
@@ -95,7 +95,7 @@ class BatchedCollector(GroupCollector):
     ) -> bool:
         assert self._plan.horizon is not None
         self._threads.n_threads = self.n_threads or count_threads()
-        branches = [branch for i in range(self._bank.n_envs) for branch in self._start_branches(i, groups, actor, rng)]
+        branches = self._start_all(self._make_queues(groups), actor, rng)
         live = self._list_live(np.array([(branch.group.index, branch.index) for branch in branches]))
         states = np.array([branch.state for branch in branches])
         observations, _ = self._to_batch([branch.observed for branch in branches])

@@ -1,6 +1,6 @@
 """Advantages of the steps of whole groups, as pure functions of arrays.
 
-Every array is time-major with the group last: ``(horizon, n_anchors, group_size)``. ``step_mask`` is True
+Every array is time-major with the group last: ``(horizon, n_groups, group_size)``. ``step_mask`` is True
 where the branch took a step; everything outside it is 0. A branch is *cut* when the horizon or a time limit
 ended it while the episode could have gone on, and *terminated* when the episode itself ended.
 
@@ -54,7 +54,7 @@ _BATCH: _Axes = (0, 1, 2)
 
 
 class BranchSteps(NamedTuple):
-    """The steps of all branches of a rollout. Every array has shape ``(horizon, n_anchors, group_size)``.
+    """The steps of all branches of a rollout. Every array has shape ``(horizon, n_groups, group_size)``.
 
     :param rewards: Reward of each step, 0 outside ``step_mask``.
     :param step_mask: True where the branch was alive and took a step.
@@ -71,9 +71,9 @@ class BranchSteps(NamedTuple):
 class GroupAdvantages(NamedTuple):
     """The advantages of a rollout, and what the value network is to learn.
 
-    :param advantages: Scaled advantages, shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
+    :param advantages: Scaled advantages, shape ``(horizon, n_groups, group_size)``, 0 outside the step mask.
     :param value_targets: Lambda-returns, on which the value network is regressed; same shape, 0 outside the step mask.
-    :param informative: Bool, shape ``(n_anchors,)``: whether the rewards tell the group's branches apart, see
+    :param informative: Bool, shape ``(n_groups,)``: whether the rewards tell the group's branches apart, see
         ``compute_informative``.
     :param gae: Generalised advantage estimates, shape as ``advantages``, 0 outside the step mask.
     :param unscaled: The advantages before they were scaled, likewise.
@@ -106,7 +106,7 @@ def compute_group_advantages(
 ) -> GroupAdvantages:
     """Turn the steps of whole groups into advantages; the module says what each baseline and supervision means.
 
-    :param values: ``V(s_t)``, shape ``(horizon, n_anchors, group_size)``.
+    :param values: ``V(s_t)``, shape ``(horizon, n_groups, group_size)``.
     :param next_values: ``V(s_{t+1})``, same shape.
     :param gamma: Discount factor in [0, 1].
     :param gae_lambda: Trade-off in [0, 1] between one-step (0) and Monte-Carlo (1) estimates.
@@ -152,11 +152,11 @@ def compute_gae(steps: BranchSteps, values: Floats, next_values: Floats, gamma: 
     ``delta_t = r_t + gamma V(s_{t+1}) - V(s_t)``, with ``V(s_{t+1}) = 0`` where the step terminated;
     ``GAE_t = delta_t + gamma lambda GAE_{t+1}``. A cut branch ends in ``V`` of its last next state.
 
-    :param values: ``V(s_t)``, shape ``(horizon, n_anchors, group_size)``.
+    :param values: ``V(s_t)``, shape ``(horizon, n_groups, group_size)``.
     :param next_values: ``V(s_{t+1})``, same shape.
     :param gamma: Discount factor in [0, 1].
     :param gae_lambda: Trade-off in [0, 1] between one-step (0) and Monte-Carlo (1) estimates.
-    :return: Shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
+    :return: Shape ``(horizon, n_groups, group_size)``, 0 outside the step mask.
     """
     bootstrapped = np.where(steps.terminated, 0.0, next_values)
     deltas = np.where(steps.step_mask, steps.rewards + gamma * bootstrapped - values, 0.0)
@@ -170,7 +170,7 @@ def compute_returns(steps: BranchSteps, gamma: float) -> Floats:
     arXiv 2402.03300, section 4.1.3, with discounting).
 
     :param gamma: Discount factor in [0, 1].
-    :return: Shape ``(horizon, n_anchors, group_size)``.
+    :return: Shape ``(horizon, n_groups, group_size)``.
     """
     return _sum_to_the_end(steps.rewards, gamma)
 
@@ -178,7 +178,7 @@ def compute_returns(steps: BranchSteps, gamma: float) -> Floats:
 def _sum_to_the_end(quantity: Floats, decay: float) -> Floats:
     """Sum a quantity from each step to the end of its branch: ``S_t = x_t + decay S_{t+1}``.
 
-    :param quantity: Shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask, so that nothing flows back
+    :param quantity: Shape ``(horizon, n_groups, group_size)``, 0 outside the step mask, so that nothing flows back
         into the last live step of a branch.
     """
     sums = quantity.copy()
@@ -194,13 +194,13 @@ def compute_group_members(steps: BranchSteps) -> Bools:
     the absorbing state earns nothing. A branch that a time limit cut earlier is left out: what it would have
     earned is unknown.
 
-    :return: Bool, shape ``(horizon, n_anchors, group_size)``.
+    :return: Bool, shape ``(horizon, n_groups, group_size)``.
     """
     return steps.step_mask | np.logical_or.accumulate(steps.terminated, axis=0)
 
 
 class _Judged(NamedTuple):
-    """The quantity to compare and the branches that count; every shape is ``(horizon or 1, n_anchors, group_size)``.
+    """The quantity to compare and the branches that count; every shape is ``(horizon or 1, n_groups, group_size)``.
 
     :param correlations: See ``compute_group_advantages``.
     """
@@ -230,7 +230,7 @@ def compute_deviation(quantity: Floats, members: Bools, axis: tuple[int, ...]) -
 
     All are first shifted by the largest, so that equal members give exactly 0 and not the rounding error of a mean.
 
-    :param quantity: Shape ``(horizon, n_anchors, group_size)``.
+    :param quantity: Shape ``(horizon, n_groups, group_size)``.
     :param members: Who counts in the mean, bool, same shape.
     :param axis: The axes the mean is taken over: ``(2,)`` the group at the same step, ``(1, 2)`` all groups at the
         same step, ``(0, 1, 2)`` everything.
@@ -247,7 +247,7 @@ def compute_leave_one_out_deviation(quantity: Floats, members: Bools) -> Floats:
     This is RLOO (arXiv 2402.14740, section 3.2). Leaving oneself out of the mean of n members stretches the
     deviation by n / (n - 1). A member that has no other is not judged: it gets 0.
 
-    :param quantity: Shape ``(horizon, n_anchors, group_size)``.
+    :param quantity: Shape ``(horizon, n_groups, group_size)``.
     :param members: Who counts, bool, same shape.
     :return: Deviations, same shape; meaningless outside ``members``.
     """
@@ -268,7 +268,7 @@ def compute_adaptive_deviation(gae: Floats, step_mask: Bools, correlations: Floa
     other left. Dividing by its square root lets steps of every kind speak with the same noise, or that of the last
     survivors would drown what whole groups tell.
 
-    :param gae: Shape ``(horizon, n_anchors, group_size)``.
+    :param gae: Shape ``(horizon, n_groups, group_size)``.
     :param step_mask: The members that are compared, bool, same shape.
     :param correlations: rho of each step, in [0, 1], shape ``(horizon,)``.
     :return: Deviations, same shape; meaningless outside ``step_mask``.
@@ -290,7 +290,7 @@ def compute_coefficients(n_others: Floats, correlations: Floats) -> Floats:
 
 
 def _compute_mean_of_other_groups(gae: Floats, step_mask: Bools) -> Floats:
-    """Return the mean GAE of the live steps outside each group, ``(1, n_anchors, 1)``; 0 for a single group."""
+    """Return the mean GAE of the live steps outside each group, ``(1, n_groups, 1)``; 0 for a single group."""
     sums = np.where(step_mask, gae, 0.0).sum(axis=(0, 2), keepdims=True)
     counts = step_mask.sum(axis=(0, 2), keepdims=True, dtype=gae.dtype)
     return np.asarray((sums.sum() - sums) / np.maximum(counts.sum() - counts, 1.0))
@@ -318,13 +318,13 @@ def _compute_mean(quantity: Floats, members: Bools, axis: _Axes) -> Floats:
 def scale_advantages(advantages: Floats, step_mask: Bools, members: Bools, scaling: AdvantageScaling) -> Floats:
     """Divide advantages by a standard deviation (the population's, over n).
 
-    :param advantages: Unscaled, shape ``(horizon, n_anchors, group_size)``.
+    :param advantages: Unscaled, shape ``(horizon, n_groups, group_size)``.
     :param step_mask: The steps whose spread is measured when ``scaling`` is ``"batch"``, bool, same shape.
     :param members: The branches whose spread is measured when ``scaling`` is ``"group"``, bool, same shape.
     :param scaling: ``"group"``: the group's own spread at that step (DeepSeekMath, arXiv 2402.03300);
         ``"batch"``: one spread for the whole rollout, which keeps the sizes of groups comparable;
         ``"none"``: leave them (Dr. GRPO, arXiv 2503.20783).
-    :return: Shape ``(horizon, n_anchors, group_size)``.
+    :return: Shape ``(horizon, n_groups, group_size)``.
     """
     if scaling == "none":
         return advantages
@@ -339,9 +339,9 @@ def compute_informative(returns: Floats, members: Bools) -> Bools:
     If the baseline compares members of a group by their rewards alone, the other groups' advantages are exactly 0;
     under any other baseline, only the value network or the rest of the rollout gives them one.
 
-    :param returns: What the branches earned, without estimates, shape ``(horizon, n_anchors, group_size)``.
+    :param returns: What the branches earned, without estimates, shape ``(horizon, n_groups, group_size)``.
     :param members: Which branches are compared at each step, bool, same shape.
-    :return: Bool, shape ``(n_anchors,)``.
+    :return: Bool, shape ``(n_groups,)``.
     """
     largest = np.where(members, returns, -np.inf).max(axis=_GROUP)
     smallest = np.where(members, returns, np.inf).min(axis=_GROUP)

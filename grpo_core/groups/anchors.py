@@ -64,7 +64,7 @@ class Anchors:
                 if should_stop():
                     return False
                 self.starts[i] = self._begin_episode(i % self._n_envs, rng)
-        while len(self.starts) < self._plan.n_groups * self._n_envs:
+        while len(self.starts) < self._plan.n_groups_per_env * self._n_envs:
             if should_stop():
                 self.starts = []
                 return False
@@ -93,10 +93,10 @@ class Anchors:
 
         :param groups: Those of the rollout just played, by index.
         :param discounted_returns: Discounted rewards of the episodes up to each step, shape
-            ``(horizon, n_anchors, group_size)``; None without a ``VecNormalize``.
+            ``(horizon, n_groups, group_size)``; None without a ``VecNormalize``.
         :param restart_probability: How often to begin anew although the episode could go on.
         :param should_stop: Asked between resets; True leaves the next rollout to begin with new episodes.
-        :param spreads: How much the members of each group differed, shape ``(n_anchors,)``; needed by an archive.
+        :param spreads: How much the members of each group differed, shape ``(n_groups,)``; needed by an archive.
         """
         if self._plan.mode == "episode":
             return

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_core.groups.vec_step import Place
+from grpo_core.groups.rollout import Place
 
 
 class AntitheticGenerator(np.random.Generator):

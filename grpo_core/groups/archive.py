@@ -138,9 +138,9 @@ class AnchorArchive:
 def compute_spreads(value_targets: Floats, step_mask: Bools) -> Floats:
     """Compute how much the members of each group differed in what they earned from the anchor on.
 
-    :param value_targets: The lambda-returns, shape ``(horizon, n_anchors, group_size)``.
+    :param value_targets: The lambda-returns, shape ``(horizon, n_groups, group_size)``.
     :param step_mask: Bool, same shape; a branch that took no step does not count.
-    :return: Standard deviations of those of the first step, shape ``(n_anchors,)``.
+    :return: Standard deviations of those of the first step, shape ``(n_groups,)``.
     """
     deviations = compute_deviation(value_targets[:1], step_mask[:1], axis=(2,))[0]
     return np.asarray(np.sqrt(np.mean(np.square(deviations), axis=-1, where=step_mask[0])))

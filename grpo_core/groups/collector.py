@@ -1,10 +1,11 @@
 """Play groups: which branches are under way, which simulator steps them, and what is kept of them."""
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +18,8 @@ from grpo_core.groups.antithetic import AntitheticGenerator
 from grpo_core.groups.archive import AnchorState
 from grpo_core.groups.group import MAX_FILLED, Group, GroupPlan
 from grpo_core.groups.rewards import apply_reward_functions
-from grpo_core.groups.rollout import GroupRollout
-from grpo_core.groups.vec_step import Place, SteppedPlace
+from grpo_core.groups.rollout import GroupRollout, Place
+from grpo_core.groups.vec_step import SteppedPlace
 from grpo_core.options.checks import MAX_EPISODE_STEPS
 from grpo_core.options.rewards import Reward
 from grpo_core.restoring.outside import OutsideChanges
@@ -55,17 +56,39 @@ class WorkerPool(Protocol):
 class _Branch:
     """A branch under way.
 
+    :param group: The group that it belongs to.
+    :param index: Its place in the group.
+    :param observed: What its next action is chosen on.
     :param state: State to restore before the next step; None if the simulator is in it already.
-    :param first_action: Action to take at the first step instead of a drawn one.
+    :param t: Steps that it has taken.
+    :param is_live: Whether it takes another one.
     """
 
     group: Group
     index: int
     observed: Observed
     state: SimulatorState | None = None
-    first_action: int | None = None
     t: int = 0
     is_live: bool = True
+
+    @property
+    def place(self) -> Place:
+        """Where in the rollout its next step is."""
+        return self.t, self.group.index, self.index
+
+
+class _Queue:
+    """What one environment is still to play.
+
+    :param env_index: The environment.
+    :param groups: The groups that have not begun. Empty for whole episodes, whose groups are added on the way.
+    """
+
+    def __init__(self, env_index: int, groups: Iterable[Group]) -> None:
+        self.env_index = env_index
+        self.groups = deque(groups)
+        #: The branches that have not begun, of the group that has: each its group and its index in there.
+        self.branches: deque[tuple[Group, int]] = deque()
 
 
 class GroupCollector:
@@ -160,7 +183,7 @@ class GroupCollector:
 
     @property
     def start_returns(self) -> npt.NDArray[np.float64]:
-        """Discounted rewards that each group's episode had earned before its anchor, shape ``(n_anchors,)``."""
+        """Discounted rewards that each group's episode had earned before its anchor, shape ``(n_groups,)``."""
         return np.array([group.anchor.discounted_return if group.anchor else 0.0 for group in self._groups])
 
     def collect(
@@ -193,10 +216,10 @@ class GroupCollector:
         while True:
             if not self._play(self._add_groups(starts), rollout, actor, rng, on_vec_step):
                 return False
-            if not (n_more := self._count_groups_to_fill(rollout)):
+            if not (n_rounds := self._count_rounds_to_fill(rollout)):
                 break
             starts = []
-            for _ in range(n_more):
+            for _ in range(n_rounds):
                 if should_stop():
                     return False
                 starts += self.anchors.begin_episodes(rng)
@@ -227,6 +250,10 @@ class GroupCollector:
             return earned, t + 1
         return anchor.episode_return + earned, anchor.episode_length + t + 1
 
+    def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, AnchorState]:
+        """Start new episodes, see ``SimulatorBank.reset``."""
+        return {i: AnchorState(*start) for i, start in self._bank.reset(seeds).items()}
+
     def _add_groups(self, starts: Sequence[AnchorState | None]) -> list[Group]:
         """Add groups to the rollout, interleaved: one per environment and round."""
         n_before, n_envs = len(self._groups), self._bank.n_envs
@@ -234,8 +261,8 @@ class GroupCollector:
         self._groups.extend(added)
         return added
 
-    def _count_groups_to_fill(self, rollout: GroupRollout) -> int:
-        """Count the groups for which each environment still has room, as if none of their branches ended early.
+    def _count_rounds_to_fill(self, rollout: GroupRollout) -> int:
+        """Count the rounds, a group per environment, for which there is still room, if no branch ended early.
 
         The last one may exceed the rollout by as much as it would otherwise fall short.
         """
@@ -245,8 +272,8 @@ class GroupCollector:
         assert plan.horizon is not None
         n_missing = plan.n_steps * n_envs - int(rollout.step_mask.sum())
         n_steps_of_round = n_envs * plan.group_size * plan.horizon
-        n_groups = max(n_missing // n_steps_of_round, int(2 * n_missing >= n_steps_of_round))
-        return min(n_groups, (MAX_FILLED * len(self.anchors.starts) - len(self._groups)) // n_envs)
+        n_rounds = max(n_missing // n_steps_of_round, int(2 * n_missing >= n_steps_of_round))
+        return min(n_rounds, (MAX_FILLED * len(self.anchors.starts) - len(self._groups)) // n_envs)
 
     def _play(
         self,
@@ -260,58 +287,75 @@ class GroupCollector:
 
         :param groups: Interleaved by environment. In ``"episode"`` mode empty, since groups are added on the way.
         """
-        queues = [self._start_branches(i, groups, actor, rng) for i in range(self._bank.n_envs)]
-        live = [branch for queue in queues for branch in islice(queue, None if self._advances_in_step else 1)]
+        queues = self._make_queues(groups)
+        if self._advances_in_step:
+            live = self._start_all(queues, actor, rng)
+        else:
+            live = [branch for queue in queues if (branch := self._start_next(queue, actor, rng)) is not None]
         while live:
             actions = self._choose_actions(live, rollout, actor, rng)
             for vec_step in _split_into_vec_steps(live, actions):
                 if not self._step_branches(vec_step, rollout, rng, on_vec_step):
                     return False
-            successors = [branch if branch.is_live else next(queues[branch.group.env_index], None) for branch in live]
-            live = [branch for branch in successors if branch is not None]
+            # Where a branch has ended, the next one of its environment takes its turn.
+            turns = [
+                branch if branch.is_live else self._start_next(queues[branch.group.env_index], actor, rng)
+                for branch in live
+            ]
+            live = [branch for branch in turns if branch is not None]
         return True
 
-    def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, AnchorState]:
-        """Start new episodes, see ``SimulatorBank.reset``."""
-        return {i: AnchorState(*start) for i, start in self._bank.reset(seeds).items()}
+    def _make_queues(self, groups: Sequence[Group]) -> list[_Queue]:
+        """Give each environment its groups."""
+        n_envs = self._bank.n_envs
+        return [_Queue(i, groups[i::n_envs]) for i in range(n_envs)]
 
-    def _start_branches(
-        self, env_index: int, groups: Sequence[Group], actor: PolicyActor, rng: np.random.Generator
-    ) -> Iterator[_Branch]:
-        """Yield the branches that one environment plays of some groups, group by group."""
-        if self._plan.mode == "episode":
-            yield from self._start_episodes(env_index, rng)
-            return
-        for group in groups[env_index :: self._bank.n_envs]:
-            anchor = group.anchor
-            assert anchor is not None
-            if self._plan.mode == "action":
-                yield from self._start_actions(group, anchor, actor, rng)
-                continue
-            group.kept_branch = int(rng.integers(self._plan.group_size))
-            for index in range(self._plan.group_size):
-                yield _Branch(group, index, anchor.observed, anchor.simulator_state)
+    def _start_all(self, queues: Sequence[_Queue], actor: PolicyActor, rng: np.random.Generator) -> list[_Branch]:
+        """Start all branches of all queues, sorted by environment."""
+        started = []
+        for queue in queues:
+            while (branch := self._start_next(queue, actor, rng)) is not None:
+                started.append(branch)
+        return started
 
-    def _start_episodes(self, env_index: int, rng: np.random.Generator) -> Iterator[_Branch]:
-        while self._n_steps_taken[env_index] < self._plan.n_steps:
-            group = Group(len(self._groups), env_index)
-            self._groups.append(group)
-            seed = int(rng.integers(2**31))
-            for index in range(self._plan.group_size):
-                observed, _ = self._bank.reset({env_index: seed})[env_index]
-                yield _Branch(group, index, observed)
+    def _start_next(self, queue: _Queue, actor: PolicyActor, rng: np.random.Generator) -> _Branch | None:
+        """Start an environment's next branch, and its group if it is the first of that; None if there is none left."""
+        while not queue.branches:
+            group = self._take_group(queue)
+            if group is None:
+                return None
+            queue.branches.extend((group, index) for index in self._start_group(group, actor, rng))
+        group, index = queue.branches.popleft()
+        if (anchor := group.anchor) is not None:
+            return _Branch(group, index, anchor.observed, anchor.simulator_state)
+        observed, _ = self._bank.reset({group.env_index: group.seed})[group.env_index]
+        return _Branch(group, index, observed)
 
-    def _start_actions(
-        self, group: Group, anchor: AnchorState, actor: PolicyActor, rng: np.random.Generator
-    ) -> Iterator[_Branch]:
-        """Yield one branch for every legal action."""
-        observations, masks = self._to_batch([anchor.observed])
-        probs = actor.action_probs(observations, masks)
-        # The episode goes on with the action that the policy would draw, not with an enumerated one.
-        group.kept_branch = int(rng.choice(self._plan.group_size, p=probs[0] / probs[0].sum(dtype=np.float64)))
-        for action in range(self._plan.group_size):
-            if masks is None or masks[0, action]:
-                yield _Branch(group, action, anchor.observed, anchor.simulator_state, first_action=action)
+    def _take_group(self, queue: _Queue) -> Group | None:
+        """Return the group that an environment plays next; None if it has played its share of the rollout."""
+        if self._plan.mode != "episode":
+            return queue.groups.popleft() if queue.groups else None
+        if self._n_steps_taken[queue.env_index] >= self._plan.n_steps:
+            return None
+        group = Group(len(self._groups), queue.env_index)
+        self._groups.append(group)
+        return group
+
+    def _start_group(self, group: Group, actor: PolicyActor, rng: np.random.Generator) -> Sequence[int]:
+        """Draw what a group needs before its first step, and return which branches it has."""
+        group_size = self._plan.group_size
+        if group.anchor is None:
+            group.seed = int(rng.integers(2**31))
+        elif self._plan.mode == "branch":
+            group.kept_branch = int(rng.integers(group_size))
+        else:
+            observations, masks = self._to_batch([group.anchor.observed])
+            probs = actor.action_probs(observations, masks)
+            # The episode goes on with the action that the policy would draw, not with an enumerated one.
+            group.kept_branch = int(rng.choice(group_size, p=probs[0] / probs[0].sum(dtype=np.float64)))
+            if masks is not None:
+                return [action for action in range(group_size) if masks[0, action]]
+        return range(group_size)
 
     def _choose_actions(
         self, live: Sequence[_Branch], rollout: GroupRollout, actor: PolicyActor, rng: np.random.Generator
@@ -321,15 +365,16 @@ class GroupCollector:
         :return: What the simulators take, shape ``(n_live, ...)``.
         """
         observations, masks = self._to_batch([branch.observed for branch in live])
+        places = [branch.place for branch in live]
         if self._antithetic is not None:
-            rng = self._antithetic.draw_for((branch.t, branch.group.index, branch.index) for branch in live)
+            rng = self._antithetic.draw_for(places)
         actions, log_probs = actor.sample_actions(observations, rng, masks)
-        if forced := [i for i, branch in enumerate(live) if branch.first_action is not None and branch.t == 0]:
-            actions[forced] = [live[i].first_action for i in forced]
+        is_enumerated = self._plan.mode == "action"
+        if forced := [i for i, branch in enumerate(live) if is_enumerated and branch.t == 0]:
+            actions[forced] = [live[i].index for i in forced]
             of_all = actor.log_probs(observations[forced], None if masks is None else masks[forced])
             log_probs[forced] = of_all[np.arange(len(forced)), actions[forced]]
-        at = tuple(np.array([(branch.t, branch.group.index, branch.index) for branch in live]).T)
-        rollout.store_actions(at, observations, actions, log_probs, masks)
+        rollout.store_actions(tuple(np.array(places).T), observations, actions, log_probs, masks)
         return actor.clip_actions(actions)
 
     def _step_branches(
@@ -359,8 +404,8 @@ class GroupCollector:
             outcome = outcomes[i]
             if self._plan.horizon is None:
                 outcome = outcomes[i] = self._cut_endless(branch, outcome)
-            self._latest[i] = place = branch.t, branch.group.index, branch.index
-            rollout.store_outcome(place, outcome)
+            self._latest[i] = branch.place
+            rollout.store_outcome(branch.place, outcome)
             infos[i], rewards[i] = outcome.info, outcome.reward
             dones[i] = outcome.terminated or outcome.truncated
             self._n_steps_taken[i] += 1

@@ -38,7 +38,7 @@ class GroupCorrelation:
     def update(self, gae: Floats, step_mask: Bools) -> None:
         """Update the estimate with a rollout.
 
-        :param gae: Generalised advantage estimates, shape ``(horizon, n_anchors, group_size)``.
+        :param gae: Generalised advantage estimates, shape ``(horizon, n_groups, group_size)``.
         :param step_mask: True where the branch took a step, same shape.
         """
         live = gae[step_mask].astype(np.float64)

@@ -41,7 +41,7 @@ class GroupPlan:
     antithetic_actions: bool = False
 
     @property
-    def n_groups(self) -> int:
+    def n_groups_per_env(self) -> int:
         """Groups per environment that fill a rollout if no branch ends early, in the modes with a horizon."""
         assert self.horizon is not None
         return self.n_steps // (self.group_size * self.horizon)
@@ -54,6 +54,7 @@ class Group:
     :param index: Its place in the rollout.
     :param env_index: The environment that all of its branches are played in.
     :param anchor: Where it starts; None if its members share a seeded reset instead.
+    :param seed: Seed of the reset that its members share, at least 0; None if it starts at an anchor.
     :param kept_branch: The branch that the next rollout continues from.
     :param kept_t: The step of that branch after which it continues.
     :param kept: Observation and state after that step; None if the episode was over.
@@ -64,6 +65,7 @@ class Group:
     index: int
     env_index: int
     anchor: AnchorState | None = None
+    seed: int | None = None
     kept_branch: int = 0
     kept_t: int = 0
     kept: tuple[Observed, SimulatorState] | None = None

@@ -63,8 +63,8 @@ class Normalizer:
         """Discount the rewards of the episodes up to each step, which is what ``VecNormalize`` measures the spread of.
 
         :param rollout: Its rewards are not scaled yet.
-        :param start_returns: Discounted rewards that the groups' episodes earned before, shape ``(n_anchors,)``.
-        :return: Shape ``(horizon, n_anchors, group_size)``; None without a ``VecNormalize``.
+        :param start_returns: Discounted rewards that the groups' episodes earned before, shape ``(n_groups,)``.
+        :return: Shape ``(horizon, n_groups, group_size)``; None without a ``VecNormalize``.
         """
         if self._vec_normalize is None:
             return None

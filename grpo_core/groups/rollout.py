@@ -31,8 +31,10 @@ _STORED = (
 )
 # Steps per branch of whole episodes that there is room for at first.
 _FIRST_EPISODE_STEPS = 64
-# Where in a rollout one step or several are: time, group and branch. Integers, or integer arrays of equal length.
-StepIndex = tuple[Any, Any, Any]
+# Where in a rollout a step is: time, group and branch.
+Place = tuple[int, int, int]
+# Where several steps are: times, groups and branches, integers ``(n_steps,)`` each.
+Places = tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]]
 
 
 class StepBatch(NamedTuple):
@@ -94,13 +96,13 @@ def select(field: Any, chosen: torch.Tensor) -> Any:
 
 
 class GroupRollout:
-    """Storage of one rollout, shapes ``(horizon, n_anchors, group_size, ...)``.
+    """Storage of one rollout, shapes ``(horizon, n_groups, group_size, ...)``.
 
     After ``clear``, steps are stored one by one, and the arrays grow when they must; ``trim`` cuts them to what was
     stored. The algorithm sets ``values``, ``advantages`` and ``value_targets`` before ``flatten``.
 
     :param horizon: Steps per branch to make room for at first.
-    :param n_anchors: Groups to make room for at first, one per anchor.
+    :param n_groups: Groups to make room for at first.
     :param group_size: Branches per group.
     """
 
@@ -120,14 +122,14 @@ class GroupRollout:
     def __init__(
         self,
         horizon: int,
-        n_anchors: int,
+        n_groups: int,
         group_size: int,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
     ) -> None:
         self.observation_space = observation_space
         self.action_space = action_space
-        self._first_shape = (horizon, n_anchors, group_size)
+        self._first_shape = (horizon, n_groups, group_size)
         self.clear()
 
     @classmethod
@@ -139,14 +141,14 @@ class GroupRollout:
         Whole episodes are as long as they are: for them the storage starts small and grows.
         """
         horizon = plan.horizon or min(_FIRST_EPISODE_STEPS, plan.n_steps)
-        n_anchors = n_envs * max(1, plan.n_steps // (plan.group_size * horizon))
-        return cls(horizon, n_anchors, plan.group_size, observation_space, action_space)
+        n_groups = n_envs * max(1, plan.n_steps // (plan.group_size * horizon))
+        return cls(horizon, n_groups, plan.group_size, observation_space, action_space)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Horizon, number of anchors and group size."""
-        horizon, n_anchors, group_size = self.step_mask.shape
-        return horizon, n_anchors, group_size
+        """Horizon, number of groups and group size."""
+        horizon, n_groups, group_size = self.step_mask.shape
+        return horizon, n_groups, group_size
 
     def clear(self) -> None:
         """Forget all steps."""
@@ -160,10 +162,10 @@ class GroupRollout:
         self.step_mask, self.terminated, self.truncated = (np.zeros(shape, np.bool_) for _ in range(3))
         self.action_masks = None
 
-    def store_actions(self, at: StepIndex, observations: Array, actions: Array, log_probs: Array, masks: Any) -> None:
+    def store_actions(self, at: Places, observations: Array, actions: Array, log_probs: Array, masks: Any) -> None:
         """Store what branches saw and chose, and make room for it.
 
-        :param at: One place per branch: three integer arrays ``(n_branches,)``.
+        :param at: One place per branch.
         :param observations: Shape ``(n_branches, *observation_shape)``.
         :param actions: Shape ``(n_branches, *action_shape)``.
         :param log_probs: Shape ``(n_branches,)``.
@@ -174,7 +176,7 @@ class GroupRollout:
         self.observations[at], self.actions[at] = observations, actions
         self.log_probs[at], self.step_mask[at] = log_probs, True
 
-    def store_outcome(self, at: StepIndex, outcome: Outcome) -> None:
+    def store_outcome(self, at: Place, outcome: Outcome) -> None:
         """Store where one step led.
 
         :param at: The place of that step.
@@ -183,7 +185,7 @@ class GroupRollout:
         self.store_outcomes(at, observation, outcome.reward, outcome.terminated, outcome.truncated)
 
     def store_outcomes(
-        self, at: StepIndex, next_observations: Array, rewards: Any, terminated: Any, truncated: Any
+        self, at: Place | Places, next_observations: Array, rewards: Any, terminated: Any, truncated: Any
     ) -> None:
         """Store where steps led.
 
@@ -202,17 +204,17 @@ class GroupRollout:
         is_other = (first != first[:, :1]) & ((first == first) | (first[:, :1] == first[:, :1]))  # NaN is NaN
         return not is_other.reshape(*self.shape[1:], -1).any(axis=-1)[self.step_mask[0]].any()
 
-    def gather(self, at: StepIndex) -> dict[str, Array]:
+    def gather(self, at: Places) -> dict[str, Array]:
         """Return what is stored of some steps, ``(n_steps, ...)`` each, as ``put`` takes it.
 
-        :param at: Their places, three integer arrays ``(n_steps,)``.
+        :param at: Their places.
         """
         return {name: array[at] for name, array in self._arrays() if name != "step_mask"}
 
-    def put(self, at: StepIndex, columns: Mapping[str, Array]) -> None:
+    def put(self, at: Places, columns: Mapping[str, Array]) -> None:
         """Store steps that another rollout gathered, and make room for them.
 
-        :param at: Their places here, three integer arrays ``(n_steps,)``.
+        :param at: Their places here.
         :param columns: What ``gather`` returned.
         """
         self._make_room(int(at[0].max()), int(at[1].max()))
@@ -222,7 +224,7 @@ class GroupRollout:
                 getattr(self, name)[at] = column
         self.step_mask[at] = True
 
-    def _store_masks(self, at: StepIndex, masks: Any) -> None:
+    def _store_masks(self, at: Places, masks: Any) -> None:
         """Store the legal actions of some steps; None where all are."""
         if masks is not None and self.action_masks is None:
             self.action_masks = np.ones((*self.shape, masks.shape[1]), np.bool_)
@@ -230,27 +232,27 @@ class GroupRollout:
             self.action_masks[at] = True if masks is None else masks
 
     def _make_room(self, t: int, group: int) -> None:
-        horizon, n_anchors, _ = self.shape
-        if t < horizon and group < n_anchors:
+        horizon, n_groups, _ = self.shape
+        if t < horizon and group < n_groups:
             return
         # Doubled, so that a long episode is not copied at each of its steps.
         larger = (
             max(2 * horizon, t + 1) if t >= horizon else horizon,
-            max(2 * n_anchors, group + 1) if group >= n_anchors else n_anchors,
+            max(2 * n_groups, group + 1) if group >= n_groups else n_groups,
         )
         live = self.step_mask
         for name, array in self._arrays():
             # Nothing else is copied: pages of memory that nobody writes to are never taken.
             grown = np.zeros((*larger, *array.shape[2:]), array.dtype)
-            grown[:horizon, :n_anchors][live] = array[live]
+            grown[:horizon, :n_groups][live] = array[live]
             setattr(self, name, grown)
 
-    def trim(self, n_anchors: int, horizon: int | None) -> None:
-        """Cut the storage to ``n_anchors`` groups, and to ``horizon`` steps or, if that is None, the longest branch."""
+    def trim(self, n_groups: int, horizon: int | None) -> None:
+        """Cut the storage to ``n_groups`` groups, and to ``horizon`` steps or, if that is None, the longest branch."""
         if horizon is None:
             horizon = int(self.step_mask.any(axis=(1, 2)).sum())
         for name, array in self._arrays():
-            setattr(self, name, array[:horizon, :n_anchors])
+            setattr(self, name, array[:horizon, :n_groups])
 
     def _arrays(self) -> list[tuple[str, Array]]:
         return [(name, array) for name in _STORED if (array := getattr(self, name)) is not None]
@@ -283,28 +285,28 @@ class GroupRollout:
 
     @property
     def steps(self) -> BranchSteps:
-        """Return what advantages are computed from, as views of shape ``(horizon, n_anchors, group_size)``."""
+        """Return what advantages are computed from, as views of shape ``(horizon, n_groups, group_size)``."""
         return BranchSteps(self.rewards, self.step_mask, self.terminated, self.truncated)
 
     @property
     def first_action_weights(self) -> Floats:
         """Return how likely the policy was to take each enumerated first action, against drawing them evenly.
 
-        :return: Shape ``(n_anchors, group_size)``, 1 on average over a group.
+        :return: Shape ``(n_groups, group_size)``, 1 on average over a group.
         """
         n_legal = self.step_mask[0].sum(axis=-1, keepdims=True, dtype=np.float32)
         return np.asarray(np.exp(self.log_probs[0]) * n_legal)
 
     @property
     def returns(self) -> Floats:
-        """Return the lambda-returns, as SB3's rollout buffer calls them; shape ``(horizon, n_anchors, group_size)``."""
+        """Return the lambda-returns, as SB3's rollout buffer calls them; shape ``(horizon, n_groups, group_size)``."""
         return self.value_targets
 
     def lay_out(self, numbers: Floats) -> Floats:
         """Put one number per live step, as ``flatten`` orders them, back in its place.
 
         :param numbers: Shape ``(n_live_steps,)``.
-        :return: float32, shape ``(horizon, n_anchors, group_size)``, 0 outside the step mask.
+        :return: float32, shape ``(horizon, n_groups, group_size)``, 0 outside the step mask.
         """
         laid_out = np.zeros(self.shape, np.float32)
         laid_out[self.step_mask] = numbers
@@ -314,10 +316,10 @@ class GroupRollout:
         """Gather the live steps of all branches, shapes ``(n_live_steps, ...)``.
 
         :param observations: What the policy saw at the live steps, shape ``(n_live_steps, *observation_shape)``.
-        :param weights: How much steps count in the loss, shape ``(horizon, n_anchors, group_size)``.
+        :param weights: How much steps count in the loss, shape ``(horizon, n_groups, group_size)``.
         """
-        mask, (_, n_anchors, group_size) = self.step_mask, self.shape
-        branch_index = np.broadcast_to(np.arange(n_anchors * group_size).reshape(n_anchors, group_size), self.shape)
+        mask, (_, n_groups, group_size) = self.step_mask, self.shape
+        branch_index = np.broadcast_to(np.arange(n_groups * group_size).reshape(n_groups, group_size), self.shape)
         actions = self.actions[mask]
         if isinstance(self.action_space, spaces.Box):
             actions = actions.reshape(len(actions), -1)

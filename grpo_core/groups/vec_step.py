@@ -20,11 +20,9 @@ from stable_baselines3.common.callbacks import (
 )
 
 from grpo_core.actor.actor import PolicyActor
-from grpo_core.groups.rollout import GroupRollout, to_tensors
+from grpo_core.groups.rollout import GroupRollout, Place, to_tensors
 from grpo_core.spaces import unpack
 
-# Where in the rollout a step is: time, group and branch.
-Place = tuple[int, int, int]
 # An environment's index, and the place of its step.
 SteppedPlace = tuple[int, Place]
 

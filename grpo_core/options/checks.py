@@ -151,6 +151,15 @@ def _check_combinations(model: Any) -> None:
         refuse("ref_sync_steps", model.ref_sync_steps, "with kl_coef=0 there is no reference policy; set kl_coef.")
 
 
+def check_noise(model: Any) -> None:
+    """Check that the policy of a ``GRPO``, as it is now, can draw opposite noise if that is asked for.
+
+    :raises ValueError: If it has layers that are not SB3's own, or hooks watch it.
+    """
+    if model.antithetic_actions and not model._is_known_to_numpy():
+        refuse("antithetic_actions", True, "torch draws the actions of networks that are not SB3's own; use False.")
+
+
 def get_horizon(horizon: int | None, mode: GroupMode) -> int | None:
     """Return the largest number of steps in a branch; None if only the episode's end and its cap limit it."""
     return DEFAULT_HORIZON if horizon is None and mode != "episode" else horizon

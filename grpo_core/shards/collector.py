@@ -83,7 +83,7 @@ def count_shards(n_shards: int | None, n_workers: int, n_envs: int, plan: GroupP
 
     :raises ValueError: If a rollout cannot be cut into so many, or some workers would have none.
     """
-    most = plan.n_steps if plan.mode == "episode" else plan.n_groups
+    most = plan.n_steps if plan.mode == "episode" else plan.n_groups_per_env
     if n_shards is None:
         per_env = -(-_N_SHARDS // n_envs) if plan.mode != "episode" else 1
         n_shards = n_envs * min(most, per_env) if n_workers > 1 else 1
@@ -268,7 +268,7 @@ class ShardedCollector(GroupCollector):
             n_steps = -(-plan.n_steps // n_parts)
             return [_Shard(env_index, n_steps, range(0)) for _ in range(n_parts) for env_index in range(n_envs)]
         assert plan.horizon is not None
-        group_steps, n_groups = plan.group_size * plan.horizon, plan.n_groups
+        group_steps, n_groups = plan.group_size * plan.horizon, plan.n_groups_per_env
         bounds = [n_groups * part // n_parts for part in range(n_parts + 1)]
         return [
             _Shard(env_index, group_steps * (end - start), range(env_index + start * n_envs, end * n_envs, n_envs))

@@ -1,8 +1,8 @@
 """The terms of the loss, step by step: surrogates, divergences, and how much every step counts.
 
-The weights are arrays over a whole rollout, ``(horizon, n_anchors, group_size)``. All other functions take tensors of
-the steps of a minibatch, ``(batch_size,)``, and return one number per step. The loss to minimise is the mean over the
-minibatch of such a number times the step's weight.
+The weights are arrays over a whole rollout, ``(horizon, n_groups, group_size)``. All other functions take tensors of
+the steps of a minibatch, ``(batch_size,)``. The terms of the loss have one number per step: the loss to minimise is the
+mean over the minibatch of such a number times the step's weight.
 """
 
 import numpy as np
@@ -78,7 +78,7 @@ def compute_step_weights(step_mask: npt.NDArray[np.bool_], normalization: LossNo
     - ``"horizon"``: the sum over the steps, divided by the constant ``n_branches * horizon``, so that a
       step's weight does not depend on the length of any branch (Dr. GRPO, arXiv 2503.20783, section 3.2).
 
-    :param step_mask: True where a branch took a step, shape ``(horizon, n_anchors, group_size)``.
+    :param step_mask: True where a branch took a step, shape ``(horizon, n_groups, group_size)``.
     :return: Same shape, 0 outside the step mask.
     """
     weights = step_mask.astype(np.float32)
@@ -97,8 +97,8 @@ def compute_filter_weights(
 ) -> npt.NDArray[np.float32]:
     """Compute the factor of every step's weight that makes the loss that of the informative groups alone.
 
-    :param informative: Which groups are kept, shape ``(n_anchors,)``.
-    :param step_mask: True where a branch took a step, shape ``(horizon, n_anchors, group_size)``.
+    :param informative: Which groups are kept, shape ``(n_groups,)``.
+    :param step_mask: True where a branch took a step, shape ``(horizon, n_groups, group_size)``.
     :return: Same shape as ``step_mask``, 0 in the other groups.
     """
     kept = np.broadcast_to(informative[:, None], step_mask.shape)
@@ -134,3 +134,25 @@ def compute_kl(log_ratio: torch.Tensor) -> torch.Tensor:
     """
     # exp(x) - 1 would lose all digits of the small ratios that updates have.
     return torch.expm1(log_ratio) - log_ratio
+
+
+def measure_move(
+    log_ratio: torch.Tensor, ratio: torch.Tensor, weights: torch.Tensor, lowest: float, highest: float
+) -> dict[str, torch.Tensor]:
+    """Measure how far the policy has moved from the one that acted; no gradient flows through it.
+
+    Steps are weighed as in the loss: enumerated first actions were not drawn from the old policy.
+
+    :param log_ratio: Log of new over old probability of each step's action, shape ``(batch_size,)``.
+    :param ratio: What the loss bounds, of a step or of its whole branch, same shape.
+    :param weights: How much each step counts, same shape, at least 0.
+    :param lowest: Ratios below this are outside the trust interval.
+    :param highest: Ratios above this are, too.
+    :return: ``approx_kl``, and ``clip_fraction``, the share of steps outside, in [0, 1]; one number each.
+    """
+    with torch.no_grad():
+        is_outside = (ratio < lowest) | (ratio > highest)
+        return {
+            "approx_kl": compute_weighted_mean(compute_kl(log_ratio), weights),
+            "clip_fraction": compute_weighted_mean(is_outside, weights),
+        }

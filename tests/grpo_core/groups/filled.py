@@ -22,7 +22,7 @@ def fill(
     first_shape: tuple[int, int] = (1, 1),
     n_mask_bits: int = 0,
 ) -> GroupRollout:
-    """Store random steps of branches of these lengths, ``(n_anchors, group_size)`` one time step after the other."""
+    """Store random steps of branches of these lengths, ``(n_groups, group_size)`` one time step after the other."""
     rollout = GroupRollout(*first_shape, len(lengths[0]), observation_space, action_space)
     observation_space.seed(0)
     action_space.seed(0)

@@ -74,7 +74,7 @@ def to_steps(rollout: Rollout, horizon: int) -> BranchSteps:
     return BranchSteps(pad(rollout, horizon, "rewards"), step_mask, terminated, truncated)
 
 
-def draw_rollout(rng: random.Random, horizon: int, n_anchors: int, group_size: int) -> Rollout:
+def draw_rollout(rng: random.Random, horizon: int, n_groups: int, group_size: int) -> Rollout:
     """Ragged branches: some terminate early, some are truncated early, some reach the horizon."""
 
     def draw_branch() -> Branch:
@@ -83,7 +83,7 @@ def draw_rollout(rng: random.Random, horizon: int, n_anchors: int, group_size: i
         rewards, values, next_values = ([rng.uniform(-2, 2) for _ in range(n_steps)] for _ in range(3))
         return Branch(rewards, ending, values, next_values)
 
-    return [[draw_branch() for _ in range(group_size)] for _ in range(n_anchors)]
+    return [[draw_branch() for _ in range(group_size)] for _ in range(n_groups)]
 
 
 def loop_returns(one: Branch, gamma: float) -> list[float]:
@@ -252,7 +252,7 @@ def test_returns_add_up_discounted_rewards_to_the_end_of_the_branch() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_returns_match_a_plain_loop_on_ragged_branches(seed: int) -> None:
-    rollout = draw_rollout(random.Random(seed), horizon=6, n_anchors=3, group_size=4)
+    rollout = draw_rollout(random.Random(seed), horizon=6, n_groups=3, group_size=4)
     returns = compute_returns(to_steps(rollout, 6), gamma=0.9)
     for (a, group), b in itertools.product(enumerate(rollout), range(4)):
         expected = loop_returns(group[b], 0.9)
@@ -286,7 +286,7 @@ def test_gae_of_a_truncated_branch_is_bootstrapped_like_a_cut_one() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_gae_matches_a_plain_loop_on_ragged_branches(seed: int) -> None:
-    rollout = draw_rollout(random.Random(seed), horizon=6, n_anchors=3, group_size=4)
+    rollout = draw_rollout(random.Random(seed), horizon=6, n_groups=3, group_size=4)
     gae = compute_gae(to_steps(rollout, 6), pad(rollout, 6, "values"), pad(rollout, 6, "next_values"), 0.95, 0.8)
     for (a, group), b in itertools.product(enumerate(rollout), range(4)):
         expected = loop_gae(group[b], 0.95, 0.8)
@@ -508,7 +508,7 @@ def test_advantages_match_a_plain_loop_on_ragged_branches(
     supervision: Supervision,
     group_size: int,
 ) -> None:
-    rollout = draw_rollout(random.Random(seed), horizon=5, n_anchors=6, group_size=group_size)
+    rollout = draw_rollout(random.Random(seed), horizon=5, n_groups=6, group_size=group_size)
     how = Judgement(baseline, supervision, bootstrap_value, scaling)
     groups = compute(rollout, 5, gamma=0.9, gae_lambda=0.8, **how._asdict())
     expected = loop_advantages(rollout, 0.9, 0.8, how)
@@ -526,7 +526,7 @@ def test_advantages_match_a_plain_loop_on_ragged_branches(
 def test_float32_stays_float32(
     scaling: AdvantageScaling, bootstrap_value: bool, baseline: Baseline, supervision: Supervision
 ) -> None:
-    rollout = draw_rollout(random.Random(0), horizon=5, n_anchors=3, group_size=2)
+    rollout = draw_rollout(random.Random(0), horizon=5, n_groups=3, group_size=2)
     steps = to_steps(rollout, 5)
     how = Judgement(baseline, supervision, bootstrap_value, scaling)
     groups = compute_group_advantages(
@@ -545,7 +545,7 @@ def test_float32_stays_float32(
 
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_what_is_judged_is_left_as_it_was(baseline: Baseline) -> None:
-    rollout = draw_rollout(random.Random(0), horizon=5, n_anchors=3, group_size=2)
+    rollout = draw_rollout(random.Random(0), horizon=5, n_groups=3, group_size=2)
     steps, values, next_values = to_steps(rollout, 5), pad(rollout, 5, "values"), pad(rollout, 5, "next_values")
     arrays = [*steps, values, next_values]
     for array in arrays:
@@ -617,7 +617,7 @@ def test_an_outcome_judged_by_the_value_network_is_refused(baseline: Baseline) -
 
 
 def test_baselines_that_need_values_are_those_that_values_move_without_bootstrapping() -> None:
-    rollout = draw_rollout(random.Random(3), horizon=4, n_anchors=2, group_size=3)
+    rollout = draw_rollout(random.Random(3), horizon=4, n_groups=2, group_size=3)
     valueless = [[branch(one.rewards, one.ending) for one in group] for group in rollout]
     moved = {
         baseline
@@ -665,7 +665,7 @@ def test_the_last_one_alive_has_nobody_to_be_compared_with_where_the_others_were
 
 
 def test_leave_one_out_scaled_by_the_groups_spread_is_the_group_baseline() -> None:
-    rollout = draw_rollout(random.Random(5), horizon=4, n_anchors=3, group_size=4)
+    rollout = draw_rollout(random.Random(5), horizon=4, n_groups=3, group_size=4)
     left_out = compute(rollout, 4, baseline="leave_one_out", scaling="group").advantages
     np.testing.assert_allclose(left_out, compute(rollout, 4, scaling="group").advantages, rtol=1e-3, atol=0)
 
@@ -808,7 +808,7 @@ def test_a_group_that_dies_on_its_first_step_is_judged_on_that_step_alone() -> N
 
 
 def test_numbers_outside_the_step_mask_change_nothing() -> None:
-    rollout = draw_rollout(random.Random(7), horizon=5, n_anchors=4, group_size=3)
+    rollout = draw_rollout(random.Random(7), horizon=5, n_groups=4, group_size=3)
     steps = to_steps(rollout, 5)
     values, next_values = pad(rollout, 5, "values"), pad(rollout, 5, "next_values")
     noise = np.where(steps.step_mask, 0.0, 1e3)

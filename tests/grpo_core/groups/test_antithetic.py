@@ -1,5 +1,6 @@
 """The branches of a pair draw opposite noise, whoever plays them, and each alone is drawn as ever."""
 
+import io
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from grpo import GRPO
 from grpo_core.groups.antithetic import AntitheticGenerator
+
+_OF_TORCH = r"antithetic_actions=True.*networks that are not SB3's own"
 
 
 class OwnPolicy(ActorCriticPolicy):
@@ -109,6 +112,28 @@ def test_the_gradient_is_the_same_and_what_both_share_cancels() -> None:
 def test_what_has_no_opposite_is_refused() -> None:
     with pytest.raises(ValueError, match=r"antithetic_actions=True.*only the noise of continuous actions"):
         GRPO("MlpPolicy", "CartPole-v1", antithetic_actions=True)
-    model = GRPO(OwnPolicy, "Pendulum-v1", antithetic_actions=True)
-    with pytest.raises(ValueError, match=r"antithetic_actions=True.*networks that are not SB3's own"):
+    with pytest.raises(ValueError, match=_OF_TORCH):
+        GRPO(OwnPolicy, "Pendulum-v1", antithetic_actions=True)
+
+
+def test_a_policy_of_other_layers_is_refused_before_anything_is_played() -> None:
+    saved = io.BytesIO(GRPO(OwnPolicy, "Pendulum-v1", device="cpu").to_bytes())
+    with pytest.raises(ValueError, match=_OF_TORCH):
+        GRPO.load(saved, policy=OwnPolicy, antithetic_actions=True)
+    model = GRPO("MlpPolicy", "Pendulum-v1", antithetic_actions=True, device="cpu")
+    model.policy.action_net.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=_OF_TORCH):
         model.learn(64)
+    assert model._last_obs is None, "no episode has begun"
+
+
+def test_a_layer_that_a_callback_replaces_is_refused_by_the_next_rollout() -> None:
+    model = GRPO("MlpPolicy", "Pendulum-v1", antithetic_actions=True, n_epochs=1, device="cpu")
+
+    def watch(*_: Any) -> bool:
+        model.policy.action_net.register_forward_hook(lambda *_: None)
+        return True
+
+    with pytest.raises(ValueError, match=_OF_TORCH):
+        model.learn(2 * model.n_steps, watch)
+    assert model.num_timesteps == model.n_steps

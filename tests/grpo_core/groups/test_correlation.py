@@ -10,10 +10,10 @@ from grpo_core.groups.advantage import Floats
 from grpo_core.groups.correlation import GroupCorrelation
 
 
-def draw_gae(correlations: Floats, group_size: int, seed: int, n_anchors: int = 2000) -> Floats:
-    """Draw GAEs of which two members of a group correlate as given, ``(horizon, n_anchors, group_size)``."""
+def draw_gae(correlations: Floats, group_size: int, seed: int, n_groups: int = 2000) -> Floats:
+    """Draw GAEs of which two members of a group correlate as given, ``(horizon, n_groups, group_size)``."""
     rng, common = np.random.default_rng(seed), correlations[:, None, None]
-    shape = (len(correlations), n_anchors, group_size)
+    shape = (len(correlations), n_groups, group_size)
     return np.asarray(
         np.sqrt(common) * rng.standard_normal((*shape[:2], 1)) + np.sqrt(1.0 - common) * rng.standard_normal(shape)
     )

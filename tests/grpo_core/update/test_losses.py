@@ -19,6 +19,7 @@ from grpo_core.update.losses import (
     compute_sequence_ratio,
     compute_step_weights,
     compute_weighted_mean,
+    measure_move,
 )
 
 N_ACTIONS = 3
@@ -304,3 +305,14 @@ def test_a_group_of_fewer_branches_weighs_less_where_branches_count_alike() -> N
 def test_a_rollout_without_an_informative_group_weighs_nothing() -> None:
     step_mask = np.ones((3, 2, 2), np.bool_)
     assert (compute_filter_weights(np.zeros(2, np.bool_), step_mask, "step") == 0).all()
+
+
+def test_a_move_is_measured_by_the_weights_of_the_steps_and_has_no_gradient() -> None:
+    log_ratio = torch.tensor([0.0, 0.5, -0.5], requires_grad=True)
+    ratio = log_ratio.exp()  # 1, 1.65 and 0.61
+    moved = measure_move(log_ratio, ratio, torch.tensor([1.0, 2.0, 1.0]), 0.0, 1.2)
+    assert moved["approx_kl"].item() == pytest.approx((2.0 * (math.e**0.5 - 1.5) + (math.e**-0.5 - 0.5)) / 4.0)
+    assert moved["clip_fraction"].item() == pytest.approx(2.0 / 4.0), "only above"
+    assert not moved["approx_kl"].requires_grad
+    both = measure_move(log_ratio, ratio, torch.ones(3), 0.8, 1.2)
+    assert both["clip_fraction"].item() == pytest.approx(2.0 / 3.0), "below, too"
