@@ -6,6 +6,7 @@ later, in resets and steps, are replaced by copies: too many come and go to keep
 """
 
 import operator
+import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,6 +46,7 @@ class Originals:
             set: self._write_set,
             bytearray: self._write_bytes,
             np.ndarray: self._write_array,
+            types.SimpleNamespace: self._write_attributes,
         }
 
     @property

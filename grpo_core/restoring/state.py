@@ -43,6 +43,7 @@ from grpo_core.restoring.contents import (
     set_generator_state,
 )
 from grpo_core.restoring.copying import CONSTANTS_OF_ENVS, CopyError, is_tool
+from grpo_core.restoring.growth import Growth
 from grpo_core.restoring.layers import IMMUTABLE, Layers
 from grpo_core.restoring.native.mujoco_state import MujocoModel
 
@@ -296,6 +297,7 @@ class _CopiedAttributes:
         self._left_out = set(CONSTANTS | engine)
         self._layers = layers
         layers.include(env, self._is_state)
+        self._growth = Growth(type(env).__name__)
 
     def capture(self) -> dict[str, Any]:
         """Copy them.
@@ -305,7 +307,9 @@ class _CopiedAttributes:
         while True:
             state = {name: value for name, value in self._attributes.items() if self._is_state(name, value)}
             try:
-                return self._layers.copy(state, is_capture=True)
+                copied = self._layers.copy(state, is_capture=True)
+                self._growth.follow(copied)
+                return copied
             except CopyError as error:
                 if error.name not in DRAWING_NAMES:
                     raise _refuse(self._env, str(error)) from error

@@ -239,6 +239,8 @@ class _LocalBank(SimulatorBank):
             self.plain_envs = envs
         if needs_restore:
             self.outside_changes = OutsideChanges(envs)
+            for single_env in self._single_envs:
+                single_env.after_restore = self.outside_changes.put_again
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         return {i: self._single_envs[i].reset(seed) for i, seed in seeds.items()}
