@@ -24,6 +24,8 @@ _MAX_LOOKED_AT = 10_000
 # Their items are found by hashes, which may depend on what the others hold.
 _HASHED = (dict, defaultdict, Counter, OrderedDict, set)
 _MISSING = object()
+# Writes into an object what its copy holds.
+_Write = Callable[[Any, Any, Memo], None]
 
 
 class Originals:
@@ -36,7 +38,9 @@ class Originals:
         self._copier = copier
         self._held: dict[str, Any] | None = None
         self._released: dict[int, Any] = {}
-        self._writers: dict[type, Callable[[Any, Any, Memo], None]] = {
+        # What ``note`` goes through: ids, objects, their types, and what writes into them.
+        self._entries: list[tuple[int, Any, type, _Write]] = []
+        self._writers: dict[type, _Write] = {
             list: self._write_list,
             deque: self._write_list,
             dict: self._write_dict,
@@ -71,17 +75,31 @@ class Originals:
         """
         if self._held is None:
             self._held = self._find(envs, memo)
-        pairs = [(memo.get(id(value)), value) for value in self._held.values()]
-        return Noted([(copied, value) for copied, value in pairs if type(copied) is type(value)])
+            values = sorted(self._held.values(), key=lambda value: type(value) in _HASHED)
+            self._entries = [(id(value), value, type(value), self._get_writer(value)) for value in values]
+        return Noted(
+            [
+                (copied, value, write)
+                for i, value, kind, write in self._entries
+                if type(copied := memo.get(i)) is kind  # others are left in place
+            ]
+        )
 
     def write(self, noted: "Noted | None", memo: Memo) -> None:
         """Write into the objects what their copies hold; whatever refers to a copy refers to its original then."""
-        pairs = [(copied, value) for copied, value in noted.pairs if _can_hold(value, copied)] if noted else []
-        memo.update((id(copied), value) for copied, value in pairs)
-        for is_hashed in (False, True):
-            for copied, value in pairs:
-                if (type(value) in _HASHED) is is_hashed:
-                    self._writers.get(type(value), self._write_attributes)(value, copied, memo)
+        if noted is None:
+            return
+        written = []
+        for entry in noted.entries:
+            copied, value, _ = entry
+            if type(value) is type(copied) and (type(value) is not np.ndarray or _can_hold(value, copied)):
+                memo[id(copied)] = value
+                written.append(entry)
+        for copied, value, write in written:
+            write(value, copied, memo)
+
+    def _get_writer(self, value: Any) -> _Write:
+        return self._writers.get(type(value), self._write_attributes)
 
     def _find(self, envs: Sequence[Env], memo: Memo) -> dict[str, Any]:
         walked = list(walk(envs, (), _MAX_LOOKED_AT, shared=False))
@@ -119,7 +137,9 @@ class Originals:
 
     def _write_list(self, value: Any, copied: Any, memo: Memo) -> None:
         items = [self._copier.copy(item, memo) for item in copied]
-        if not _are_same(value, items):
+        if type(value) is list:
+            value[:] = items  # as quick as a comparison
+        elif not _are_same(value, items):
             value.clear()
             value.extend(items)
 
@@ -163,20 +183,18 @@ class Originals:
 class Noted:
     """Which objects the copies in a captured state are of. It does not travel: elsewhere there are other objects.
 
-    :param pairs: Copies, each with its original.
+    :param entries: Copies, each with its original and what writes into that; those first whose items no hash finds.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Any, Any]]) -> None:
-        self.pairs = pairs
+    def __init__(self, entries: Sequence[tuple[Any, Any, _Write]]) -> None:
+        self.entries = entries
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
 
 def _can_hold(value: Any, copied: Any) -> bool:
-    """Return whether an original can still take what its copy holds."""
-    if type(value) is not np.ndarray:
-        return type(value) is type(copied)  # a class may have been assigned
+    """Return whether an array can still take what its copy holds."""
     return bool(value.shape == copied.shape and value.dtype == copied.dtype and value.flags.writeable)
 
 

@@ -286,8 +286,7 @@ def _is_small(value: Any) -> bool:
     return _is_opened(type(value)) and _count(value, _MAX_DEPTH) <= _MAX_ITEMS
 
 
-@functools.lru_cache(maxsize=1024)
-def _is_opened(kind: Any) -> bool:
+def _hold_items(kind: Any) -> bool:
     """Return whether values of a type are compared by what they hold: containers, and what is its attributes alone."""
     if kind in _CONTAINERS or kind is types.SimpleNamespace:
         return True
@@ -295,6 +294,9 @@ def _is_opened(kind: Any) -> bool:
         return False
     changed = (getattr(kind, name, None) is not getattr(object, name, None) for name in _WAYS_TO_COPY)
     return kind.__dictoffset__ != 0 and bool(kind.__flags__ & _IS_OF_PYTHON) and not any(changed)
+
+
+_is_opened: Callable[[Any], bool] = functools.lru_cache(maxsize=1024)(_hold_items)
 
 
 def _open(value: Any) -> Any:
