@@ -24,6 +24,7 @@ from grpo_core.groups.archive import AnchorState
 from grpo_core.restoring.contents import get_generator_state, is_restorable_generator, set_generator_state
 from grpo_core.restoring.copying import CopyError, describe_kind, is_plain, list_slots
 from grpo_core.restoring.layers import LayerMethod, LayerReference
+from grpo_core.restoring.originals import Noted
 from grpo_core.saving.space_json import space_from_json, space_to_json
 from grpo_core.simulators.bank import Observed
 
@@ -75,6 +76,8 @@ class Writer:
         """
         if value is None or type(value) in (bool, str):
             return value
+        if type(value) is Noted:  # of another process's objects, when it is read
+            return None
         if type(value) is int and value.bit_length() <= _MAX_INT_BITS:
             return value
         if type(value) is float and math.isfinite(value):

@@ -116,12 +116,14 @@ class Noise:
         return {path: value for path, value in found if is_restorable_generator(value)}
 
 
-def describe_contents(envs: Sequence[Env], known: Sequence[Env] = ()) -> dict[str, Any]:
+def describe_contents(envs: Sequence[Any], known: Sequence[Env] = (), *, shared: bool = True) -> dict[str, Any]:
     """Return the numbers, texts and arrays that layers hold, in a form to compare, by where they are.
 
+    :param envs: The layers, or any other objects.
     :param known: Layers whose attributes are known and left out.
+    :param shared: Whether what classes and modules hold is included.
     """
-    return {path: _describe(value) for path, value in walk(envs, known, _MAX_COMPARED)}
+    return {path: _describe(value) for path, value in walk(envs, known, _MAX_COMPARED, shared)}
 
 
 def list_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -139,7 +141,7 @@ def list_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
     return list(named.values())[:_MAX_NAMED]
 
 
-def walk(envs: Sequence[Env], known: Sequence[Env], max_values: int, shared: bool = True) -> Iterator[tuple[str, Any]]:
+def walk(envs: Sequence[Any], known: Sequence[Env], max_values: int, shared: bool = True) -> Iterator[tuple[str, Any]]:
     """Yield all that can be reached from layers, nearest first, with the way there.
 
     An object that is reached again is yielded as a text that says where it was.
@@ -167,7 +169,7 @@ def walk(envs: Sequence[Env], known: Sequence[Env], max_values: int, shared: boo
         if path.endswith(_OF_MODULE) and not isinstance(value, list | dict | deque):
             continue  # what a module holds leads to everything there is
         is_known = id(value) in known_ids
-        for step, child in _list_children(value) if n_left else ():
+        for step, child in list_children(value) if n_left else ():
             if n_left == 0:
                 break
             if is_known and not isinstance(child, (*GENERATORS, gym.Space)):
@@ -186,7 +188,7 @@ def walk(envs: Sequence[Env], known: Sequence[Env], max_values: int, shared: boo
                 queue.append((place, child))
 
 
-def _list_children(value: Any) -> Iterator[tuple[str, Any]]:
+def list_children(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what an object holds directly, with the step to it."""
     if isinstance(value, dict):
         yield from (

@@ -165,6 +165,20 @@ class Copier:
                 return value
         return way(value, memo)  # type: ignore[operator]  # _MISSING is replaced above
 
+    def copies_attributes_of(self, value: Any) -> bool:
+        """Return whether the attributes of an object that has been copied are all that was copied of it."""
+        return self._ways.get(type(value)) in (self._copy_instance, self._copy_env)
+
+    def write_array(self, array: Any, copied: Any, memo: Memo) -> None:
+        """Write into an array what its copy holds."""
+        if self._tables.write(array, copied):
+            return
+        if not copied.dtype.hasobject:
+            array[...] = copied
+            return
+        for index, item in np.ndenumerate(copied):
+            array[index] = self.copy(item, memo)
+
     def _find_way(self, value: Any) -> Way | None:
         kind = type(value)
         way_to_leave = self._native.find_way(value)
@@ -300,8 +314,7 @@ class Copier:
         name = ""
         try:
             for name, item in value.__dict__.items():
-                is_shared = name in CONSTANTS_OF_ENVS or isinstance(item, gym.Space)
-                copied.__dict__[name] = item if is_shared else self.copy(item, memo)
+                copied.__dict__[name] = item if is_constant_of_env(name, item) else self.copy(item, memo)
         except CopyError as error:
             error.lead(f".{name}")
             raise
@@ -339,6 +352,11 @@ class Copier:
         except Exception as error:  # foreign code
             raise CopyError(f"({describe_kind(value)}) cannot be copied: {_name(error)}") from error
         return copied
+
+
+def is_constant_of_env(name: str, value: Any) -> bool:
+    """Return whether an attribute of an environment inside another is shared between its copies."""
+    return name in CONSTANTS_OF_ENVS or isinstance(value, gym.Space)
 
 
 def _is_restore(memo: Memo) -> bool:

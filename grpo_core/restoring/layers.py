@@ -11,6 +11,7 @@ import numpy as np
 from grpo_core.environments.nested import Env
 from grpo_core.restoring.copying import Copier, CopyError
 from grpo_core.restoring.native.parts import Memo, NativeParts
+from grpo_core.restoring.originals import Noted, Originals
 
 # Whether an attribute, by name and value, is part of a captured state.
 IsState = Callable[[str, Any], bool]
@@ -55,16 +56,22 @@ class Layers:
     Within ``together`` an object that two layers hold is copied once.
 
     :param envs: The layers, see ``list_nested_envs``.
+    :param keeps_originals: Whether restores write into the objects that were there at first.
     """
 
-    def __init__(self, envs: Sequence[Env]) -> None:
+    def __init__(self, envs: Sequence[Env], keeps_originals: bool = True) -> None:
         self.envs = envs
+        self._keeps_originals = keeps_originals
         self._ids = {id(env) for env in envs}
         #: Physics engines among the attributes, whose own state has to be captured and restored after the attributes.
         self.native = NativeParts()
         self._copier = Copier(self.native)
+        #: The objects that restores write into.
+        self.originals = Originals(self._copier)
         self._is_state: dict[int, IsState] = {}
         self._memo: Memo | None = None
+        self._noted: Noted | None = None
+        self._has_failed = False
 
     @property
     def are_copied(self) -> bool:
@@ -80,13 +87,24 @@ class Layers:
         return id(value) in self._ids
 
     @contextmanager
-    def together(self, *, is_capture: bool) -> Iterator[None]:
-        """Let all copies made inside belong to one state."""
-        self._memo = self._make_memo(is_capture)
+    def together(self, *, is_capture: bool, noted: Noted | None = None) -> Iterator[None]:
+        """Let all copies made inside belong to one state.
+
+        :param noted: What ``note`` returned when it was captured; None lets copies take the places of all objects.
+        """
+        self._memo, self._noted, self._has_failed = self._make_memo(is_capture), noted, False
         try:
             yield
         finally:
-            self._memo = None
+            self._memo = self._noted = None
+
+    def note(self) -> Noted | None:
+        """Return which objects the copies are of that were made since ``together`` began, to capture a state."""
+        if self._memo is None or not self._keeps_originals:
+            return None
+        if self._has_failed:  # a part of what failed may have been copied
+            return None
+        return self.originals.note(self.envs, self._memo)
 
     def copy(self, values: dict[str, Any], *, is_capture: bool) -> dict[str, Any]:
         """Copy attributes of a layer, from it or from a captured state.
@@ -95,11 +113,15 @@ class Layers:
         """
         memo = self._make_memo(is_capture) if self._memo is None else self._memo
         name, copied = "", dict[str, Any]()
+        if not is_capture and self._noted is not None:
+            noted, self._noted = self._noted, None
+            self.originals.write(noted, memo)
         try:
             for name, value in values.items():
                 is_own_method = is_capture and isinstance(value, MethodType) and self.is_layer(value.__self__)
                 copied[name] = self._refer(value) if is_own_method else self._copier.copy(value, memo)
         except CopyError as error:
+            self._has_failed = True
             error.name = name
             error.lead(name)
             raise

@@ -6,12 +6,15 @@ without it, and so would all that follow.
 """
 
 import copy
+import functools
 import operator
+import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.monitor import Monitor
 
@@ -21,17 +24,36 @@ from grpo_core.restoring.native.mujoco_state import MujocoModel, is_model
 from grpo_core.restoring.simulator import Simulator, SimulatorState
 from grpo_core.restoring.state import BOOKKEEPING, CONSTANTS, DRAWING_NAMES, access_own_methods, is_known
 
+
+class _Attributes(dict[str, Any]):
+    """What a plain object held.
+
+    :param owner: The object.
+    """
+
+    def __init__(self, attributes: Mapping[str, Any], owner: Any) -> None:
+        super().__init__(attributes)
+        self.owner = owner
+
+    def __copy__(self) -> "_Attributes":
+        return _Attributes(self, self.owner)
+
+
 # What these packages' environments hold beside their engine's state is never restored.
 _ENGINES = ("gymnasium.envs.mujoco.", "ale_py.")
 # What is compared after every step: containers of just these types with up to so many items, those inside them
 # included, and arrays of up to so many bytes.
-_MAPPINGS = frozenset({dict, defaultdict, Counter, OrderedDict})
+_MAPPINGS = frozenset({dict, defaultdict, Counter, OrderedDict, _Attributes})
 _SEQUENCES = frozenset({list, deque})
 _NESTING = _MAPPINGS | _SEQUENCES
 _CONTAINERS = _NESTING | {set, bytearray}
 _MAX_ITEMS = 256
 _MAX_DEPTH = 4
 _MAX_BYTES = 2**16
+# An object whose class has none of these of its own is its attributes and nothing else.
+_WAYS_TO_COPY = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__deepcopy__", "__copy__", "__del__")
+# Of classes that are written in Python.
+_IS_OF_PYTHON = 1 << 9
 # For so many steps it is learned what an environment changes by itself: a counter or a position shows in the first,
 # what few episodes come to shows later.
 _N_LEARNED_STEPS = 512
@@ -46,9 +68,9 @@ _T = TypeVar("_T")
 class OutsideChanges:
     """Keeps what is set from outside on environments whose attributes are restored by copies.
 
-    Noticed is an attribute that something else is assigned to, one that is deleted, a small container or array that is
-    written to, and an edited MuJoCo model; what happens inside other objects is not. Environments all of whose layers
-    are known, or that capture and restore themselves, are left alone.
+    Noticed is an attribute that something else is assigned to, one that is deleted, a small container, array or plain
+    object that is written to, and an edited MuJoCo model; what happens inside other objects is not. Environments all of
+    whose layers are known, or that capture and restore themselves, are left alone.
 
     :param envs: The environments.
     """
@@ -136,12 +158,20 @@ class OutsideChanges:
                 vars(self._layers[i]).pop(name, None)
             else:
                 vars(self._layers[i])[name] = value
-        for (i, name), contents in self._written.items():
-            attributes = vars(self._layers[i])
-            if not _write(attributes.get(name), contents):
-                attributes[name] = _copy(contents)
+        self._put_written({*self._written})
         for i, edited in self._kept_models.items():
             self._models[i].restore(edited)
+
+    def put_again(self) -> None:
+        """Write what was written by others alone, after a restore, into what they go on writing to."""
+        if self._written:
+            self._put_written(self._written.keys() - self._state)
+
+    def _put_written(self, places: Set[_Place]) -> None:
+        for i, name in places:
+            attributes, contents = vars(self._layers[i]), self._written[i, name]
+            if not _write(attributes.get(name), contents):
+                attributes[name] = _make(contents)
 
     def renew(self, simulator: Simulator, state: SimulatorState) -> SimulatorState:
         """Set what is kept in a state that was captured before, and leave the environment there.
@@ -150,6 +180,7 @@ class OutsideChanges:
         """
         simulator.restore(state)
         self.put()
+        simulator.look_again()
         return simulator.capture()
 
     def clear(self) -> None:
@@ -249,15 +280,38 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_small(value: Any) -> bool:
-    """Return whether a value is a container or an array whose contents are compared."""
+    """Return whether a value is an array, a container or a plain object whose contents are compared."""
     if type(value) is np.ndarray:
         return bool(value.nbytes <= _MAX_BYTES)
-    return type(value) in _CONTAINERS and _count(value, _MAX_DEPTH) <= _MAX_ITEMS
+    return _is_opened(type(value)) and _count(value, _MAX_DEPTH) <= _MAX_ITEMS
+
+
+def _hold_items(kind: Any) -> bool:
+    """Return whether values of a type are compared by what they hold: containers, and what is its attributes alone."""
+    if kind in _CONTAINERS or kind is types.SimpleNamespace:
+        return True
+    if issubclass(kind, gym.Env | gym.Space | type | types.ModuleType) or kind.__new__ is not object.__new__:
+        return False
+    changed = (getattr(kind, name, None) is not getattr(object, name, None) for name in _WAYS_TO_COPY)
+    return kind.__dictoffset__ != 0 and bool(kind.__flags__ & _IS_OF_PYTHON) and not any(changed)
+
+
+_is_opened: Callable[[Any], bool] = functools.lru_cache(maxsize=1024)(_hold_items)
+
+
+def _open(value: Any) -> Any:
+    """Return what holds a value's items: itself, or the attributes of an object."""
+    return value if type(value) in _CONTAINERS else vars(value)
+
+
+def _get_kind(value: Any) -> Any:
+    """Return the type of a copy of a value's items."""
+    return type(value) if type(value) in _CONTAINERS or not _is_opened(type(value)) else _Attributes
 
 
 def _count(value: Any, depth: int) -> int:
     """Count the items of a container and of those inside it, to one more than are compared."""
-    n_items = len(value)
+    n_items = len(_open(value))
     for _, item in _list_inner(value, depth):
         if n_items > _MAX_ITEMS:
             break
@@ -266,28 +320,30 @@ def _count(value: Any, depth: int) -> int:
 
 
 def _list_inner(value: Any, depth: int) -> list[tuple[Any, Any]]:
-    """List the containers inside one, with their keys or places, unless it is too deep or too large."""
-    kind = type(value)
+    """List the containers and objects inside one, with their keys or places, unless it is too deep or too large."""
+    kind, value = _get_kind(value), _open(value)
     if depth == 1 or len(value) > _MAX_ITEMS or kind not in _NESTING:
         return []
-    if _CONTAINERS.isdisjoint(map(type, value.values() if kind in _MAPPINGS else value)):  # most hold none
+    if not any(map(_is_opened, {*map(type, value.values() if kind in _MAPPINGS else value)})):  # most hold none
         return []
     items = value.items() if kind in _MAPPINGS else enumerate(value)
-    return [(key, item) for key, item in items if type(item) in _CONTAINERS]
+    return [(key, item) for key, item in items if _is_opened(type(item))]
 
 
 def _copy(value: Any, depth: int = _MAX_DEPTH) -> Any:
-    """Copy a container with those inside it, but not what else it holds."""
-    copied = copy.copy(value)
-    if type(value) in _CONTAINERS:
+    """Copy the items of a container or a plain object, with those inside it, but not what else it holds."""
+    kind = _get_kind(value)
+    copied = copy.copy(value) if type(value) is kind else _Attributes(vars(value), value)
+    if kind in _CONTAINERS:
         for key, item in _list_inner(value, depth):
             copied[key] = _copy(item, depth - 1)
     return copied
 
 
 def _holds(value: Any, contents: Any, depth: int = _MAX_DEPTH) -> bool:
-    """Return whether a container or an array holds just what a copy of it holds."""
-    if type(value) is not type(contents):
+    """Return whether a container, an object or an array holds just what a copy of it holds."""
+    kind = _get_kind(value)
+    if kind is not type(contents):
         return False
     if type(value) is np.ndarray:
         if value.dtype != contents.dtype or value.shape != contents.shape:
@@ -295,11 +351,11 @@ def _holds(value: Any, contents: Any, depth: int = _MAX_DEPTH) -> bool:
         if value.dtype.hasobject:
             return all(map(_is_same, contents.flat, value.flat))
         return bool(value.tobytes() == contents.tobytes())
-    if type(value) not in _CONTAINERS or len(value) != len(contents):
+    if kind not in _CONTAINERS or len(value := _open(value)) != len(contents):
         return False
-    if type(value) in _MAPPINGS:
+    if kind in _MAPPINGS:
         return all(key in contents and _is_equal(contents[key], item, depth) for key, item in value.items())
-    if type(value) in _SEQUENCES:
+    if kind in _SEQUENCES:
         if all(map(operator.is_, value, contents)):  # the usual case, at C's speed
             return True
         return all(_is_equal(before, item, depth) for before, item in zip(contents, value, strict=True))
@@ -307,7 +363,7 @@ def _holds(value: Any, contents: Any, depth: int = _MAX_DEPTH) -> bool:
 
 
 def _is_equal(before: Any, item: Any, depth: int) -> bool:
-    return _is_same(before, item) or (depth > 1 and type(item) in _CONTAINERS and _holds(item, before, depth - 1))
+    return _is_same(before, item) or (depth > 1 and _is_opened(type(item)) and _holds(item, before, depth - 1))
 
 
 def _write(value: Any, contents: Any, depth: int = _MAX_DEPTH) -> bool:
@@ -315,24 +371,39 @@ def _write(value: Any, contents: Any, depth: int = _MAX_DEPTH) -> bool:
 
     :return: Whether that was possible.
     """
-    if type(value) is not type(contents):
+    kind = _get_kind(value)
+    if kind is not type(contents):
         return False
     if type(value) is np.ndarray:
         if value.shape != contents.shape or not value.flags.writeable:
             return False
         value[...] = contents
         return True
-    new = _copy(contents, depth)
-    for key, item in _list_inner(value, depth):
-        if _has(contents, key) and _write(item, contents[key], depth - 1):
-            new[key] = item
-    if type(value) in _MAPPINGS or type(value) is set:
+    value, new = _open(value), copy.copy(contents)
+    for key, item in _list_inner(contents, depth):
+        held = value[key] if _has(value, key) else None
+        new[key] = held if _write(held, item, depth - 1) else _make(item, depth - 1)
+    if kind in _MAPPINGS or kind is set:
         value.clear()
         value.update(new)
     else:
         value.clear()
         value.extend(new)
     return True
+
+
+def _make(contents: Any, depth: int = _MAX_DEPTH) -> Any:
+    """Make a container or an array with some contents; of an object give the very same its contents back."""
+    if type(contents) is not _Attributes and type(contents) not in _CONTAINERS:
+        return contents.copy()
+    made = copy.copy(contents)
+    for key, item in _list_inner(contents, depth):
+        made[key] = _make(item, depth - 1)
+    if type(contents) is not _Attributes:
+        return made
+    vars(contents.owner).clear()
+    vars(contents.owner).update(made)
+    return contents.owner
 
 
 def _has(contents: Any, key: Any) -> bool:

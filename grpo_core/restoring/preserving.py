@@ -42,8 +42,11 @@ class Restorable(Protocol):
         """Copy the state."""
         ...
 
-    def restore(self, state: Any) -> None:
-        """Put a copy of a captured state back."""
+    def restore(self, state: Any, *, in_place: bool = True) -> None:
+        """Put a copy of a captured state back.
+
+        :param in_place: Whether into the objects that were there at first.
+        """
         ...
 
 

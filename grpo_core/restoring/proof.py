@@ -2,8 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
@@ -11,19 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grpo_core.environments.action_masks import get_action_masks, sample_action
-from grpo_core.environments.nested import Env, list_nested_envs
+from grpo_core.environments.nested import list_nested_envs
 from grpo_core.restoring.contents import Noise, describe_contents, list_differences
 from grpo_core.restoring.preserving import Restorable, preserve
 from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.state import (
     BOOKKEEPING,
-    OWN_METHODS,
     FailedResetError,
     FailedTrialError,
     NotBranchableError,
     find_noise,
     is_known,
 )
+from grpo_core.restoring.verdict import REMEDY, describe_difference, explain, is_same, naming
 
 # A first round with branches this short measures how long things take.
 _FIRST_STEPS = 4
@@ -38,12 +37,6 @@ _N_TURNS = 12
 _N_REPEATS = 8
 # Of the trial's noise and actions.
 _SEED = 1
-_REMEDY = (
-    'group_mode="episode" restores nothing and trains it as it is. If the environment is yours, keep all that '
-    "step() changes in plain attributes, or give it capture_state() and restore_state(state)."
-)
-# Errors show observations up to this size.
-_MAX_SHOWN_NUMBERS = 16
 
 
 class Shipment(NamedTuple):
@@ -91,23 +84,30 @@ class _SecondEpisode(NamedTuple):
 
 
 def prove(
-    subject: Restorable, n_steps: int, max_seconds: float, seed: int | None, shipment: Shipment | None
+    subject: Restorable,
+    n_steps: int,
+    max_seconds: float,
+    seed: int | None,
+    shipment: Shipment | None,
+    shared: Mapping[str, Any],
 ) -> RestoringReport:
     """Play branches from several states, again and again in between each other, and compare them exactly.
 
-    The layers are stepped just as training steps them. What noise they draw from any generator is repeated for the
-    replays. The environment, its generators and the process-wide ones are put back to where they were; an environment
-    that cannot be restored is reset instead.
+    The layers are stepped just as training steps them. Some restores write into the objects that were there at first,
+    others replace all of them, as those of states from other processes do. What noise is drawn from any generator is
+    repeated for the replays. The environment, its generators and the process-wide ones are put back to where they were;
+    an environment that cannot be restored is reset instead.
 
     :param n_steps: Steps per branch, as long as its episode goes on.
     :param max_seconds: Take fewer steps rather than much more time than this.
     :param seed: Seed of the first reset, of the actions and of all generators; None gives that reset none, and begins
         the same sequences every time.
     :param shipment: How states travel in training, if they do.
+    :param shared: Objects that other environments hold, too, by where they are.
     :return: What was found out.
     :raises NotBranchableError: If a replay differs, or anything fails; the message names what.
     """
-    trial = _Trial(subject, shipment)
+    trial = _Trial(subject, shipment, shared)
     with preserve(subject, trial.noise):
         return trial.run(n_steps, max_seconds, seed)
 
@@ -115,8 +115,10 @@ def prove(
 class _Trial:
     """Tries out one environment."""
 
-    def __init__(self, subject: Restorable, shipment: Shipment | None) -> None:
+    def __init__(self, subject: Restorable, shipment: Shipment | None, shared: Mapping[str, Any]) -> None:
         self._subject, self._env = subject, subject.env
+        self._shared = {path: (value, describe_contents([value], shared=False)) for path, value in shared.items()}
+        self._changed: list[str] = []
         self._shipment = shipment or Shipment(lambda state: state, lambda state: state)
         self._takes_turns = subject.is_cheap and shipment is None
         self._layers = list_nested_envs(subject.env)
@@ -141,6 +143,7 @@ class _Trial:
         self._action_space.seed(_SEED if seed is None else seed)
         self._n_long = self._n_short = min(_FIRST_STEPS, n_steps)
         second = self._play_into_second_episode(seed)
+        self._look_at_shared()
         self._play_round(seed)
         self._replay_into_second_episode(second)
         is_shortened = False
@@ -168,7 +171,15 @@ class _Trial:
             step_us=us["step"],
             takes_turns=self._takes_turns,
             rewound=self._rewound,
+            shared=tuple(self._changed),
         )
+
+    def _look_at_shared(self) -> None:
+        """Note which objects that others hold, too, resets and steps have changed."""
+        for path, (value, before) in list(self._shared.items()):
+            if describe_contents([value], shared=False) != before:
+                self._changed.append(path)
+                del self._shared[path]
 
     def _fit_steps(self, n_steps: int, seconds_left: float) -> None:
         """Choose how long branches are, so that a round takes no longer than there is time."""
@@ -187,6 +198,7 @@ class _Trial:
         self._reset(seed)
         start = self._mark("at the start of an episode")
         self._record(start, self._n_long, is_there=True)
+        self._look_at_shared()
         self._rewound = self._rewound or self._find_rewound(start)
         self._record(start, self._n_short, repeats=True)
         self._replay(start, 0)
@@ -237,7 +249,7 @@ class _Trial:
             if self._is_over:
                 return False
             seen.append(self._step(action, when))
-        return _is_same(episode.steps, seen)
+        return is_same(episode.steps, seen)
 
     def _play_few(self, action_space: Any, seen: list[Any]) -> _Branch:
         """Play a short branch.
@@ -255,15 +267,16 @@ class _Trial:
         if episode is None or self._is_late():
             return
         noise_before = self.noise.capture()
-        self._restore(episode.state, episode.noise)
+        self._restore(episode.state, episode.noise, in_place=False)
         for action in episode.first.actions:
             self._step(action, "in a replay")
         if not self._is_begun_again(episode.second, "in a replay"):
             raise NotBranchableError(
                 f"{self._env} is not restored exactly: reset() begins another episode after a restore than without. "
                 "A function, a weak reference or a view of an array may still hold what the restore has replaced by a "
-                f"copy. {_REMEDY}"
+                f"copy. {REMEDY}"
             )
+        self._put_back(episode.state)
         self.noise.restore(noise_before)
 
     def _find_rewound(self, point: _Point) -> tuple[str, ...]:
@@ -276,7 +289,7 @@ class _Trial:
         self._put_back(point.state)
         now = noise.capture()
         noise.restore(before)
-        return tuple(path for path, state in reseeded.items() if path in now and not _is_same(state, now[path]))
+        return tuple(path for path, state in reseeded.items() if path in now and not is_same(state, now[path]))
 
     def _is_late(self) -> bool:
         return time.perf_counter() > self._deadline
@@ -306,7 +319,7 @@ class _Trial:
                 break
             for i, branch in enumerate(point.branches[-2:]):
                 if t < len(branch.actions):
-                    self._restore(*states[i])
+                    self._restore(*states[i], in_place=i > 0)
                     self._compare(point, t, branch, self._step(branch.actions[t], "in a replay"))
                     if not self._is_over:
                         states[i] = self._capture(), self.noise.capture()
@@ -338,7 +351,7 @@ class _Trial:
         self._longest = max(self._longest, len(branch.steps))
 
     def _replay(self, point: _Point, index: int) -> None:
-        self._go_to(point)
+        self._restore(point.state, point.noise, in_place=self._n_branches % 2 > 0)
         branch = point.branches[index]
         for t, action in enumerate(branch.actions):
             self._compare(point, t, branch, self._step(action, "in a replay"))
@@ -346,13 +359,13 @@ class _Trial:
 
     def _compare(self, point: _Point, t: int, branch: _Branch, step: tuple[Any, ...]) -> None:
         self._n_replayed += 1
-        if _is_same(branch.steps[t], step):
+        if is_same(branch.steps[t], step):
             return
         self._go_to(point)
         differing = list_differences(point.contents, describe_contents(self._layers, self._uncompared))
         raise NotBranchableError(
-            f"{self._env} is not restored exactly: step {t} of a replay {_describe_difference(branch.steps[t], step)}. "
-            f"{_explain(self._subject, differing)}"
+            f"{self._env} is not restored exactly: step {t} of a replay {describe_difference(branch.steps[t], step)}. "
+            f"{explain(self._subject, differing)}"
         )
 
     def _go_to(self, point: _Point) -> None:
@@ -360,7 +373,7 @@ class _Trial:
 
     def _reset(self, seed: int | None) -> None:
         kind = FailedTrialError if self._places else FailedResetError
-        with _naming(self._env, "reset() failed when it was tried out", kind):
+        with naming(self._env, "reset() failed when it was tried out", kind):
             returned: Any = self._env.reset(seed=seed)
             # What else it must be is checked elsewhere. The info is for people.
             self._first_observation = copy.deepcopy(returned[0] if isinstance(returned, tuple) else returned)
@@ -371,7 +384,7 @@ class _Trial:
         if not when:
             problem, kind = "step() failed when it was tried out with random actions", FailedTrialError
         given = copy.deepcopy(action)  # which an environment may change in place, and a replay needs
-        with _naming(self._env, problem, kind):
+        with naming(self._env, problem, kind):
             begin = time.perf_counter()
             outcome = self._env.step(given)
             self._seconds["step"].append(time.perf_counter() - begin)
@@ -381,78 +394,23 @@ class _Trial:
         return seen
 
     def _draw_action(self, action_space: Any = None) -> Any:
-        with _naming(self._env, "action_masks() failed"):
+        with naming(self._env, "action_masks() failed"):
             return sample_action(action_space or self._action_space, get_action_masks(self._env))
 
     def _capture(self) -> Any:
-        with _naming(self._env, "its state could not be captured"):
+        with naming(self._env, "its state could not be captured"):
             begin = time.perf_counter()
             state = self._shipment.pack(self._subject.capture())
             self._seconds["capture"].append(time.perf_counter() - begin)
         return state
 
-    def _restore(self, state: Any, noise: dict[str, Any]) -> None:
-        self._put_back(state)
+    def _restore(self, state: Any, noise: dict[str, Any], *, in_place: bool = True) -> None:
+        self._put_back(state, in_place=in_place)
         self.noise.restore(noise)
         self._is_over = False
 
-    def _put_back(self, state: Any) -> None:
-        with _naming(self._env, "a captured state could not be restored"):
+    def _put_back(self, state: Any, *, in_place: bool = True) -> None:
+        with naming(self._env, "a captured state could not be restored"):
             begin = time.perf_counter()
-            self._subject.restore(self._shipment.unpack(state))
+            self._subject.restore(self._shipment.unpack(state), in_place=in_place)
             self._seconds["restore"].append(time.perf_counter() - begin)
-
-
-@contextmanager
-def _naming(env: Env, problem: str, kind: type[NotBranchableError] = NotBranchableError) -> Iterator[None]:
-    """Turn any error of an environment's own code into one that says where it was raised."""
-    try:
-        yield
-    except NotBranchableError:
-        raise
-    except Exception as error:  # foreign code
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise kind(
-            f"{env} cannot be proven to be restored, which branching groups need: {problem} ({reason}). "
-            'group_mode="episode" only resets and steps.'
-        ) from error
-
-
-def _explain(subject: Restorable, differing: Sequence[str]) -> str:
-    """Say what probably is not restored, and what helps.
-
-    :param differing: The attributes that differ right after a restore.
-    """
-    names = " and ".join(differing)
-    if any(layer.means == OWN_METHODS for layer in subject.accesses):
-        missing = f"misses something that step() changes{f', {names} for one' if names else ''}"
-        return (
-            f"Either its capture_state() {missing}, or its restore_state() uses the captured object itself instead of "
-            'a copy. Mend them, or use group_mode="episode", which restores nothing.'
-        )
-    if names:
-        return f"Copies of its attributes do not hold {names}. {_REMEDY}"
-    return (
-        "No number, text or array among its attributes differs after a restore, so what does lies elsewhere: in an "
-        "object of native code, in a file or another process, in torch's generator, or in the time of day. "
-        f"{_REMEDY}"
-    )
-
-
-def _describe_difference(before: tuple[Any, ...], after: tuple[Any, ...]) -> str:
-    """Describe how a replayed step differs from the first time."""
-    names = ("observation", "reward", "terminated", "truncated", "action masks")
-    pairs = zip(names, before, after, strict=True)
-    name, was, came = next(pair for pair in pairs if not _is_same(*pair[1:]))
-    is_short = np.size(was) <= _MAX_SHOWN_NUMBERS and not isinstance(was, dict)
-    return f"gave {name} {came} instead of {was}" if is_short else f"gave another {name}"
-
-
-def _is_same(before: Any, after: Any) -> bool:
-    """Compare observations or steps of any structure; NaN equals NaN, and everything else must be exactly equal."""
-    if isinstance(before, dict):
-        return before.keys() == after.keys() and all(_is_same(value, after[key]) for key, value in before.items())
-    if isinstance(before, tuple | list):
-        return len(before) == len(after) and all(map(_is_same, before, after))
-    both = np.asarray(before), np.asarray(after)
-    return np.array_equal(*both, equal_nan=both[0].dtype.kind in "fc")

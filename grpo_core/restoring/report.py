@@ -44,6 +44,7 @@ class RestoringReport:
     :param takes_turns: Whether branches take turns in the environment, restored before each step, as is best where
         restoring is cheap.
     :param rewound: Where the random generators are that a restore puts back, too.
+    :param shared: Where the objects are that other environments hold, too, and that resets or steps change.
     """
 
     env: str
@@ -59,6 +60,7 @@ class RestoringReport:
     step_us: float
     takes_turns: bool
     rewound: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     @property
     def overhead_us(self) -> float:

@@ -5,7 +5,9 @@ of them, and ``restore`` puts it back. By default random generators are left alo
 noise.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
@@ -45,14 +47,18 @@ class Simulator:
     :param common_random_numbers: Whether to capture and restore the random generators among the attributes of the
         environment and its wrappers too, so that all branches of a state see the same noise. A generator inside a
         deep-copied object is always restored.
+    :param keeps_originals: Whether restores write into the objects that were there at the first capture, so that they
+        stay the environment's own; otherwise copies take their places.
     :raises NotBranchableError: If the environment or a wrapper cannot be copied.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], common_random_numbers: bool = False) -> None:
+    def __init__(
+        self, env: gym.Env[Any, Any], common_random_numbers: bool = False, *, keeps_originals: bool = True
+    ) -> None:
         self.env = env
         self.step = env.step
         self.reset = env.reset
-        self._layers = Layers(list_nested_envs(env))
+        self._layers = Layers(list_nested_envs(env), keeps_originals)
         of_wrappers: list[StateAccess] = []
         accesses: list[LayerAccess] = []
         of_generators = access_generators(self._layers.envs) if common_random_numbers else None
@@ -74,10 +80,13 @@ class Simulator:
         # The innermost part is restored first: what a wrapper refers to must be in place before the wrapper.
         parts = [of_core, *reversed(of_wrappers), *([of_generators] if of_generators else [])]
         if self._layers.are_copied:
-            parts.append(StateAccess(self._layers.native.capture, self._layers.native.restore, is_cheap=False))
+            native = self._layers.native
+            parts.append(StateAccess(native.capture, native.restore, is_cheap=False, is_copied=True))
         self._captures = [part.capture for part in parts]
         self._restores = [part.restore for part in parts]
         self._copies_together = self._layers.are_copied
+        # What is known is restored before what refers to it.
+        self._order = sorted(range(len(parts)), key=lambda i: parts[i].is_copied)
         self._is_proven = all(part.is_proven for part in parts)
         self.is_cheap = all(part.is_cheap for part in parts)
         #: How each layer with a state is restored, the outermost first.
@@ -88,23 +97,43 @@ class Simulator:
         if not self._copies_together:
             return [capture() for capture in self._captures]
         with self._layers.together(is_capture=True):
-            return [capture() for capture in self._captures]
+            return [*[capture() for capture in self._captures], self._layers.note()]
 
-    def restore(self, state: SimulatorState) -> None:
-        """Put the environment and its wrappers back into a captured state, which can be restored again later."""
+    def list_originals(self) -> dict[str, Any]:
+        """Return the objects that restores write into, by where they are."""
+        if self._copies_together:
+            self.capture()
+        return self._layers.originals.by_path
+
+    def release(self, values: Sequence[Any]) -> None:
+        """Let copies take the places of some objects, instead of writing into them."""
+        self._layers.originals.release(values)
+
+    def look_again(self) -> None:
+        """Write from the next capture on into the objects that are there then."""
+        self._layers.originals.look_again()
+
+    def restore(self, state: SimulatorState, *, in_place: bool = True) -> None:
+        """Put the environment and its wrappers back into a captured state, which can be restored again later.
+
+        :param in_place: Whether to write into the objects that were there at first, as far as the state was captured
+            here; otherwise all are replaced by copies, as those of a state from another process are.
+        """
         if not self._copies_together:
             for restore, part in zip(self._restores, state, strict=True):
                 restore(part)
             return
-        with self._layers.together(is_capture=False):
-            for restore, part in zip(self._restores, state, strict=True):
-                restore(part)
+        noted = state[-1] if in_place and len(state) > len(self._order) else None  # checkpoints may be older
+        with self._layers.together(is_capture=False, noted=noted):
+            for i in self._order:
+                self._restores[i](state[i])
 
     def prove(
         self,
         n_steps: int = _N_PROOF_STEPS,
         max_seconds: float = _MAX_PROOF_SECONDS,
         shipment: Shipment | None = None,
+        shared: Mapping[str, Any] = MappingProxyType({}),
     ) -> RestoringReport | None:
         """Try out whether all layers are restored, unless each is known; leave all as it was found.
 
@@ -113,18 +142,19 @@ class Simulator:
         :param n_steps: Steps per branch.
         :param max_seconds: Take fewer steps rather than much more time than this.
         :param shipment: How states travel in training, if they do.
+        :param shared: Objects that other environments hold, too, by where they are.
         :return: What was found out; None if nothing had to be.
         :raises NotBranchableError: If it is not restored, or fails; the message names what.
         """
         if self._is_proven:
             return None
-        return self._try_out(n_steps, max_seconds, None, shipment)
+        return self._try_out(n_steps, max_seconds, None, shipment, shared)
 
     def _try_out(
-        self, n_steps: int, max_seconds: float, seed: int | None, shipment: Shipment | None
+        self, n_steps: int, max_seconds: float, seed: int | None, shipment: Shipment | None, shared: Mapping[str, Any]
     ) -> RestoringReport:
         try:
-            report = prove(self, n_steps, max_seconds, seed, shipment)
+            report = prove(self, n_steps, max_seconds, seed, shipment, shared)
         except NotBranchableError:
             raise
         except Exception as error:  # foreign code: objects may refuse even to be looked at
@@ -155,4 +185,4 @@ def check_branchable(
     :return: What was proven, how each layer is restored, and what it costs; print it.
     :raises NotBranchableError: If it cannot be restored or a replay differs; the message says where.
     """
-    return Simulator(env)._try_out(n_steps, max_seconds, seed, None)
+    return Simulator(env)._try_out(n_steps, max_seconds, seed, None, {})

@@ -43,6 +43,7 @@ from grpo_core.restoring.contents import (
     set_generator_state,
 )
 from grpo_core.restoring.copying import CONSTANTS_OF_ENVS, CopyError, is_tool
+from grpo_core.restoring.growth import Growth
 from grpo_core.restoring.layers import IMMUTABLE, Layers
 from grpo_core.restoring.native.mujoco_state import MujocoModel
 
@@ -114,6 +115,7 @@ class StateAccess(NamedTuple):
     :param is_cheap: Whether both together take much less time than a step.
     :param is_proven: Whether the copy is known to be complete; otherwise a replay has to prove it.
     :param means: What is captured, or by what, for people to read.
+    :param is_copied: Whether attributes are copied together with those of other layers.
     """
 
     capture: Callable[[], Any]
@@ -121,6 +123,7 @@ class StateAccess(NamedTuple):
     is_cheap: bool = True
     is_proven: bool = True
     means: str = "its own state"
+    is_copied: bool = False
 
 
 def is_known(env: Env) -> bool:
@@ -282,7 +285,7 @@ def _access_all_attributes(env: Env, layers: Layers, engine: frozenset[str] = fr
     """
     copied = _CopiedAttributes(env, engine, layers)
     means = "a copy of its attributes"
-    return StateAccess(copied.capture, copied.restore, is_cheap=False, is_proven=False, means=means)
+    return StateAccess(copied.capture, copied.restore, False, False, means, is_copied=True)
 
 
 class _CopiedAttributes:
@@ -294,6 +297,7 @@ class _CopiedAttributes:
         self._left_out = set(CONSTANTS | engine)
         self._layers = layers
         layers.include(env, self._is_state)
+        self._growth = Growth(type(env).__name__)
 
     def capture(self) -> dict[str, Any]:
         """Copy them.
@@ -303,7 +307,9 @@ class _CopiedAttributes:
         while True:
             state = {name: value for name, value in self._attributes.items() if self._is_state(name, value)}
             try:
-                return self._layers.copy(state, is_capture=True)
+                copied = self._layers.copy(state, is_capture=True)
+                self._growth.follow(copied)
+                return copied
             except CopyError as error:
                 if error.name not in DRAWING_NAMES:
                     raise _refuse(self._env, str(error)) from error
@@ -396,7 +402,8 @@ def _access_atari(env: Any, common_random_numbers: bool, layers: Layers) -> Stat
     # Not cheap: both take 65 µs, a step 230 µs, and the wrappers' frames come on top. Not proven: ALE's state lacks the
     # unfinished picture, which matters in few games (Q*bert).
     means = "ALE's state" if attributes is None else f"ALE's state, and {attributes.means}"
-    return StateAccess(capture, restore, is_cheap=False, is_proven=False, means=means)
+    is_copied = attributes is not None
+    return StateAccess(capture, restore, is_cheap=False, is_proven=False, means=means, is_copied=is_copied)
 
 
 def access_generators(nested_envs: Sequence[Env]) -> StateAccess:

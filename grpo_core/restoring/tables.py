@@ -68,6 +68,22 @@ class Tables:
         self._keep(_Pair(live, copied))
         return live
 
+    def write(self, live: Any, copied: Any) -> bool:
+        """Write the values of a copy into an array of the environment, unless it has them.
+
+        :return: False if nothing was done: the array is small, or refers to objects that can change.
+        """
+        if copied.nbytes < _MIN_BYTES or live.base is not None or not copied.flags.forc:
+            return False
+        if copied.dtype.hasobject and id(copied) not in self._by_copy and not _is_immutable(copied, None):
+            return False
+        pair = _Pair(live, copied)
+        changed = _find_changes(pair)
+        if changed is None or changed.any():
+            live[...] = copied
+        self._keep(pair)
+        return True
+
     def _keep(self, pair: _Pair) -> None:
         for before in (self._by_live.get(id(pair.live)), self._by_copy.get(id(pair.copy))):
             if before is not None:

@@ -6,7 +6,9 @@ environment's wrappers do, except for normalisation, which the rollout does.
 """
 
 import time
+import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
@@ -183,6 +185,7 @@ def make_bank(
                 f'Restoring {report.env} costs more than it can pay back. {report.price} group_mode="branch" branches '
                 "all the same; own methods capture_state() and restore_state(state) may be faster."
             )
+    _warn_of_shared(bank.reports)
     return bank
 
 
@@ -217,7 +220,11 @@ class _LocalBank(SimulatorBank):
         findings: Findings | None,
     ) -> None:
         envs = [env.env if isinstance(env, RestorableWrapper) else env for env in base.envs]
-        simulators = [Simulator(env, common_random_numbers) for env in envs] if needs_restore else []
+        # Not tried out, they may share objects that steps change.
+        keeps_originals = findings is None
+        simulators = [
+            Simulator(env, common_random_numbers, keeps_originals=keeps_originals) for env in envs if needs_restore
+        ]
         reports = _prove_all(simulators) if findings is None else []
         if findings is None:
             is_cheap = needs_restore and all(simulator.is_cheap for simulator in simulators)
@@ -232,6 +239,8 @@ class _LocalBank(SimulatorBank):
             self.plain_envs = envs
         if needs_restore:
             self.outside_changes = OutsideChanges(envs)
+            for single_env in self._single_envs:
+                single_env.after_restore = self.outside_changes.put_again
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
         return {i: self._single_envs[i].reset(seed) for i, seed in seeds.items()}
@@ -368,17 +377,18 @@ def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
     """
     reports, kinds = list[RestoringReport](), set[Any]()
     seconds_left = _MAX_OTHERS_SECONDS
-    for simulator in simulators:
+    all_shared, changed = _find_shared(simulators), list[Any]()
+    for simulator, shared in zip(simulators, all_shared, strict=True):
         kind = tuple(map(_describe_kind, list_nested_envs(simulator.env)))
         began = time.monotonic()
         try:
             if kind in kinds:
-                report = simulator.prove(_N_BRIEF_STEPS, _MAX_BRIEF_SECONDS)
+                report = simulator.prove(_N_BRIEF_STEPS, _MAX_BRIEF_SECONDS, shared=shared)
             elif kinds:
-                report = simulator.prove(max_seconds=max(seconds_left, _MAX_BRIEF_SECONDS))
+                report = simulator.prove(max_seconds=max(seconds_left, _MAX_BRIEF_SECONDS), shared=shared)
                 seconds_left -= time.monotonic() - began
             else:
-                report = simulator.prove()
+                report = simulator.prove(shared=shared)
         except FailedTrialError as error:
             check_methods(simulator.env)
             cause = error.__cause__
@@ -388,7 +398,46 @@ def _prove_all(simulators: Sequence[Simulator]) -> list[RestoringReport]:
         kinds.add(kind)
         if report is not None:
             reports.append(report)
+            changed += [shared[path] for path in report.shared]
+    for simulator in simulators if changed else ():
+        simulator.release(changed)
     return reports
+
+
+def _find_shared(simulators: Sequence[Simulator]) -> list[dict[str, Any]]:
+    """Find the objects that several environments hold, in each by where they are.
+
+    What holds another of the environments goes its own way from now on.
+    """
+    if len(simulators) < 2:
+        return [{} for _ in simulators]
+    originals = [_list_originals(simulator) for simulator in simulators]
+    layers = {id(layer) for simulator in simulators for layer in list_nested_envs(simulator.env)}
+    for simulator, held in zip(simulators, originals, strict=True):
+        if others := [value for value in held.values() if id(value) in layers]:
+            simulator.release(others)
+    n_holders = Counter(i for held in originals for i in set(map(id, held.values())))
+    return [{path: value for path, value in held.items() if n_holders[id(value)] > 1} for held in originals]
+
+
+def _list_originals(simulator: Simulator) -> dict[str, Any]:
+    try:
+        return simulator.list_originals()
+    except Exception:  # foreign code, which the trial names
+        return {}
+
+
+def _warn_of_shared(reports: Sequence[RestoringReport]) -> None:
+    """Warn of an object that several environments hold, and change."""
+    path = next((path for report in reports for path in report.shared), None)
+    if path is not None:
+        warnings.warn(
+            f"{path} is held by several environments, and their resets or steps change it. A restore of one must not "
+            "put the others back, so each goes on with a copy of its own, and what you hold stays behind. Give each "
+            'environment an object of its own, keep it in a module, or use group_mode="episode", which restores '
+            "nothing.",
+            stacklevel=3,
+        )
 
 
 def _describe_kind(layer: gym.Env[Any, Any]) -> tuple[Any, ...]:

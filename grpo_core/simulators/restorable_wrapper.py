@@ -129,6 +129,7 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             simulator = self._get_simulator(common_random_numbers)
             self._single_envs[common_random_numbers] = SingleEnv(self.env, simulator, self._rewound)
             self._outside_changes = OutsideChanges([self.env])
+            self._single_envs[common_random_numbers].after_restore = self._outside_changes.put_again
         return self._single_envs[common_random_numbers]
 
     def _get_simulator(self, common_random_numbers: bool) -> Simulator:

@@ -90,6 +90,8 @@ class SingleEnv:
                 "returns the flags."
             )
         self._simulator = simulator
+        #: Called after each restore.
+        self.after_restore: Callable[[], None] = lambda: None
         if simulator is not None:
             sample_rows(env)
         # What is called now; after the first calls these are the environment's own methods.
@@ -113,6 +115,7 @@ class SingleEnv:
         """
         if order.restore is not None:
             self._need_simulator().restore(order.restore)
+            self.after_restore()
         returned = self._step_env(order.action)
         if not is_usual(returned):
             check_step(self._name, returned)

@@ -321,6 +321,49 @@ def test_what_is_changed_once_holds_wherever_it_is_stored(change: Any) -> None:
     assert callback.levels == {1}
 
 
+class Teacher:
+    """A curriculum that a callback and environments hold."""
+
+    def __init__(self) -> None:
+        self.n, self.memory = 0, {"levels": [0]}
+
+
+class Taught(Task):
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def step(self, action: Any) -> Any:
+        self.level = self.teacher.memory["levels"][-1]
+        return super().step(action)
+
+
+class Teaching(Curriculum):
+    """Counts its steps in the teacher, who raises the level with every tenth."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__(None)
+        self.teacher = teacher
+
+    def _on_rollout_start(self) -> None: ...
+
+    def _on_step(self) -> bool:
+        assert {info["level"] for info in self.locals["infos"]} == {self.teacher.n // 10}
+        self.teacher.n += 1
+        self.teacher.memory["levels"][-1] = self.teacher.n // 10
+        assert self.teacher.n == self.n_calls
+        return super()._on_step()
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_a_curriculum_that_a_callback_shares_with_environments_is_never_rewound(n_envs: int) -> None:
+    teacher = Teacher()
+    callback, env = Teaching(teacher), make_vec_env(lambda: Taught(teacher), n_envs)
+    build(GRPO, env).learn(384, callback)
+    assert teacher.n >= 128
+    assert env.get_attr("teacher") == [teacher] * n_envs
+
+
 class Heavier(gym.Wrapper[Any, Any, Any, Any]):
     """Changes the physics of an engine inside."""
 
