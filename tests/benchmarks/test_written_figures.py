@@ -36,7 +36,7 @@ ACROBOT, PENDULUM, FROZEN_LAKE = ("Acrobot-v1", 15_000), ("Pendulum-v1", 30_000)
 CAR, CONTINUOUS_CAR = ("MountainCar-v0", 120_000), ("MountainCarContinuous-v0", 60_000)
 DOUBLE, DOOR = ("InvertedDoublePendulum-v5", 100_000), ("MiniGrid-DoorKey-6x6-flat-v0", 300_000)
 ROOMS, BREAKOUT = ("MiniGrid-MultiRoom-N2-S4-flat-v0", 300_000), ("MinAtar-Breakout-flat-v1", 500_000)
-EARLY_HOPPER = ("Hopper-v5", 300_000)
+EARLY_HOPPER, HOPPER = ("Hopper-v5", 300_000), ("Hopper-v5", MILLION)
 WALKER, CHEETAH, SWIMMER, ANT = ((f"{name}-v5", MILLION) for name in ("Walker2d", "HalfCheetah", "Swimmer", "Ant"))
 
 # Document, a sentence with a group for each number, and what the numbers are.
@@ -87,11 +87,24 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "figures",
-        r"Hopper: ahead after 300,000 steps, at (\S+) on ten seeds, from (\S+) to (\S+), beside (\S+) on five",
+        r"Hopper: ahead\. After 300,000 steps, at (\S+) on ten seeds, from (\S+) to (\S+), beside (\S+) on five",
         [
             *(Figure(*EARLY_HOPPER, statistic=statistic) for statistic in (compute_iqm, np.min, np.max)),  # type: ignore[arg-type]
             Figure(*EARLY_HOPPER, "ppo_normalized"),
         ],
+    ),
+    (
+        "figures",
+        r"After a million, at (\S+) on five, from (\S+) to (\S+), beside (\S+), \S+ and (\S+) Before",
+        [
+            *(Figure(*HOPPER, statistic=statistic) for statistic in (compute_iqm, np.min, np.max)),  # type: ignore[arg-type]
+            *(Figure(*HOPPER, "ppo_normalized", statistic) for statistic in (np.min, np.max)),  # type: ignore[arg-type]
+        ],
+    ),
+    (
+        "from-ppo",
+        r"after a million they are at (\S+) and (\S+) On",
+        [Figure(*HOPPER), Figure(*HOPPER, "ppo_normalized")],
     ),
     (
         "figures",
