@@ -24,6 +24,7 @@ from grpo_client.files import (
     save_model,
     save_video,
 )
+from grpo_client.listeners import tell
 from grpo_client.progress_bar import make_listener
 from grpo_client.retries import Deadline, Retries
 
@@ -360,7 +361,7 @@ class AsyncClient:
         """Wait until no job of a sweep is left, and return what came of it.
 
         :param timeout_seconds: How long to wait; None without a limit.
-        :param on_look: Called with the sweep as it is, about once a second.
+        :param on_look: Called with the sweep as it is, about once a second; an ordinary function.
         :raises JobTimeout: If it is not over in time; it goes on.
         """
         deadline = Deadline(timeout_seconds)
@@ -368,7 +369,7 @@ class AsyncClient:
             sweep = await self.sweep(sweep_id)
             sweep_id = sweep.sweep_id
             if on_look is not None:
-                on_look(sweep)
+                tell(on_look, sweep, "on_look")
             if not sweep.is_active:
                 return sweep
             if deadline.has_passed:

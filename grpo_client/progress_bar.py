@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any
 
 from grpo_client.answers import JobEvent
 from grpo_client.answers.text import clean
-from grpo_client.errors import InvalidArgument, MissingPackage
+from grpo_client.errors import MissingPackage
+from grpo_client.listeners import tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,19 +25,16 @@ def make_listener(on_event: Listener | None, progress: bool) -> Iterator[Listene
     """
     listeners: list[Callable[[JobEvent], object]] = [] if on_event is None else [on_event]
 
-    def tell(event: JobEvent) -> None:
+    def tell_all(event: JobEvent) -> None:
         for listen in listeners:
-            outcome = listen(event)
-            if iscoroutine(outcome):
-                outcome.close()
-                raise InvalidArgument("on_event is an async function, which is not awaited; give an ordinary one.")
+            tell(listen, event, "on_event")
 
     if not progress:
-        yield tell
+        yield tell_all
         return
     with _make_progress() as bar:
         listeners.append(ProgressBar(bar))
-        yield tell
+        yield tell_all
 
 
 class ProgressBar:

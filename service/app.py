@@ -2,8 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from anyio import CapacityLimiter
 
@@ -11,8 +10,9 @@ from grpo_core.options.rewards import RewardFunction
 from grpo_core.saving.model_file import ModelFileError, from_bytes
 from grpo_core.saving.moments import check_moments
 from service.environments.catalogue import Catalogue
-from service.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
-from service.jobs.client_jobs import ClientJobs, JobLimits
+from service.errors import ConflictError, InvalidRequestError, NotFoundError
+from service.jobs.admission import JobAdmission
+from service.jobs.client_jobs import JobLimits
 from service.jobs.job import Job
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.journal import JobJournal, open_journal
@@ -34,10 +34,8 @@ from service.monitoring.readiness import Readiness
 from service.replicas.mirror import Mirror
 from service.replicas.read_only import ReadOnlyRule
 from service.schemas.models import ModelCard, RollbackResponse, VideoFormat
-from service.schemas.training import TrainConfig, TrainRequest
 from service.settings import Settings
-from service.sweeps.conductor import Conductor
-from service.training.planning.plan import TrainingPlan
+from service.sweeps.registry import SweepRegistry
 from service.training.planning.planner import Planner
 from service.workers.cluster.ray_connection import RayOptions
 from service.workers.cluster.ray_executor import RayExecutor
@@ -91,24 +89,22 @@ class Service:
         job_parts = _make_job_parts(settings)
         self.executor = job_parts.executor
         self.registry = _make_registry(self.store, job_parts, settings)
-        limits = JobLimits(settings.client_active_jobs, settings.client_job_timesteps, settings.client_job_seconds)
-        self._client_jobs = ClientJobs(limits, self.registry.is_active) if settings.limits_clients else None
         self.short_tasks = ShortTasks(self.executor, settings.task_seconds, self.closing)
-        # Separate from the tasks above, so that plans never wait for evaluations and films, nor these for plans. As
-        # many plans may wait as jobs, in threads of their own, so that a slow environment delays no other request.
-        n_waiting = settings.max_running_jobs + settings.max_queued_jobs
-        self._planner = Planner(
-            ShortTasks(
-                self.executor,
-                settings.task_seconds,
-                self.closing,
-                max_running=_MAX_RUNNING_PLANS,
-                max_waiting=n_waiting,
-            ),
-            reward_functions,
+        planning = ShortTasks(  # of their own, so that plans never wait for evaluations and films, nor these for plans
+            self.executor,
+            settings.task_seconds,
+            self.closing,
+            max_running=_MAX_RUNNING_PLANS,
+            max_waiting=_count_waiting_plans(settings),
         )
-        self.planning_limiter = CapacityLimiter(_MAX_RUNNING_PLANS + n_waiting)
-        self.sweeps = Conductor(job_parts.journal, self.registry, self.store, self, settings.max_models)
+        self.admission = JobAdmission(
+            Planner(planning, reward_functions),
+            self.registry,
+            self.store,
+            _make_job_limits(settings) if settings.limits_clients else None,
+            max_planned=_MAX_RUNNING_PLANS + _count_waiting_plans(settings),
+        )
+        self.sweeps = SweepRegistry(job_parts.journal, self.registry, self.store, self.admission, settings.max_models)
         self.player = ModelPlayer(self.store, self.short_tasks)
         self.promotion = ModelPromotion(self.store, self.player)
         self.exporter = ModelExporter(self.store, self.short_tasks)
@@ -121,130 +117,9 @@ class Service:
         self.readiness_limiter = CapacityLimiter(1)
         self._uploads = threading.BoundedSemaphore(_MAX_VERIFIED_UPLOADS)
 
-    def start_job(
-        self,
-        request: TrainRequest,
-        client: str | None = None,
-        sweep_id: str | None = None,
-        init_sha256: str | None = None,
-    ) -> Job:
-        """Plan a training job and queue it. It may take seconds, so call it in a thread of ``planning_limiter``.
-
-        :param client: The address that it is counted for; None for the operator's own, which are not.
-        :param sweep_id: The sweep that it belongs to; None if to none.
-        :param init_sha256: The file that ``init_model`` named for the sweep; None takes what it names now.
-        :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
-        :raises ConflictError: If an active job will save under the same name.
-        :raises ServiceError: Whatever ``JobRegistry.submit`` and ``ShortTasks.run`` raise.
-        """
-        if client is None or self._client_jobs is None:
-            return self._start_job(request, sweep_id, init_sha256)
-        limits = self._client_jobs.limits
-        return self._client_jobs.start(client, partial(self._start_job, request, sweep_id, init_sha256, limits))
-
-    def check_place(self) -> None:
-        """Refuse another job at once if those that run, wait and are being planned are enough.
-
-        :raises QueueFullError: If they are.
-        """
-        self.registry.check_place(self._count_plans())
-
-    def check_plans(self) -> None:
-        """Refuse a sweep at once if so much is being planned that it would wait; its jobs wait for places themselves.
-
-        :raises QueueFullError: If that is so.
-        """
-        n_plans = self._count_plans()
-        if n_plans >= self.planning_limiter.total_tokens:
-            raise QueueFullError(f"{n_plans} jobs and sweeps are being planned, the most that may; try again later.")
-
-    def _count_plans(self) -> int:
-        planned = self.planning_limiter.statistics()
-        return planned.borrowed_tokens + planned.tasks_waiting
-
-    def _start_job(
-        self, request: TrainRequest, sweep_id: str | None, init_sha256: str | None, limits: JobLimits | None = None
-    ) -> Job:
-        self.registry.check_room(request.model_name)
-        return self.registry.submit(self.plan(request, init_sha256, limits)._replace(sweep_id=sweep_id))
-
-    def resume_job(self, job_id: str, client: str | None = None) -> Job:
-        """Queue a job again that was stopped or failed, perhaps with an earlier server.
-
-        :param client: As in ``start_job``.
-        :raises NotFoundError: If it never existed or has been forgotten.
-        :raises ConflictError: If it cannot go on, or what it was trained with is no longer there.
-        :raises ServiceError: Whatever ``JobRegistry.resume`` raises.
-        """
-        if client is None or self._client_jobs is None:
-            return self._resume_job(job_id)
-        self._client_jobs.limits.check(self.registry.get(job_id).config)
-        return self._client_jobs.start(client, partial(self._resume_job, job_id))
-
-    def _resume_job(self, job_id: str) -> Job:
-        job = self.registry.get(job_id)
-        self.registry.resume(job, self._planner.find_rewards(job.config))
-        return job
-
-    def plan(
-        self, request: TrainRequest, init_sha256: str | None = None, limits: JobLimits | None = None
-    ) -> TrainingPlan:
-        """Fill in and check a request without starting its job. It may take seconds, as ``start_job`` may.
-
-        :param init_sha256: As in ``start_job``.
-        :param limits: What the job may take; None for as much as it asks.
-        :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
-        :raises ServiceError: Whatever ``ShortTasks.run`` raises.
-        """
-        restricted = request if limits is None else limits.restrict(request)
-        meta, sha256 = self._read_init_model(request.init_model, init_sha256)
-        plan = self._planner.plan(restricted, meta)
-        if limits is not None:
-            limits.check(plan.config)  # the request need not say how long a rollout is
-        origins = plan.config_origins
-        if restricted.max_seconds != request.max_seconds:
-            origins = {**origins, "max_seconds": "default"}
-        return plan._replace(init_sha256=sha256, config_origins=origins)
-
-    def plan_config(self, request: TrainRequest, client: str | None, init_sha256: str | None = None) -> TrainConfig:
-        """Return the configuration that a client's job would have.
-
-        :param init_sha256: As in ``start_job``.
-        :raises ServiceError: Whatever ``start_job`` raises of a request.
-        """
-        limits = None if client is None or self._client_jobs is None else self._client_jobs.limits
-        return self.plan(request, init_sha256, limits).config
-
-    def _read_init_model(self, name: str | None, sha256: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
-        """Return what a model says of itself that training is to begin from, and the SHA-256 of its file."""
-        if name is None:
-            return None, None
-        reference: str | None = name
-        # Once more, as it may be replaced between the two looks, and its file then be an earlier version's.
-        for _ in range(2):
-            if sha256 is not None:
-                reference = self.store.folder.find_reference(name, sha256)
-            if reference is None:
-                break
-            try:
-                file = self.store.inspect_file(reference)
-                if sha256 in (None, file.sha256):
-                    meta = (file.model or self.store.get(reference)).meta
-                    if (content := self.store.folder.find_content(reference, file.sha256)) is not None:
-                        check_moments(from_bytes(content, with_optimizer=True))
-                    return meta, file.sha256
-            except (NotFoundError, ConflictError) as error:
-                raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
-            except ModelFileError as error:
-                raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error}") from error
-        raise InvalidRequestError(
-            f"init_model '{name}' was deleted or replaced since the sweep was accepted, and no version of it is "
-            "that file; start a new sweep with a model that is there."
-        )
-
     def begin(self) -> None:
         """Follow the jobs again that went on without their server, and get ready for others."""
-        self.registry.rejoin(self._planner.find_rewards)
+        self.admission.rejoin_jobs()
         if self.settings.preload:
             self.executor.warm_up()
 
@@ -366,6 +241,15 @@ class Service:
             except ModelFileError as error:
                 raise InvalidRequestError(f"this model file cannot be used: {error}") from error
             return make_card(self.store, model_name)  # before anybody else can delete it
+
+
+def _count_waiting_plans(settings: Settings) -> int:
+    """As many plans may wait as jobs."""
+    return settings.max_running_jobs + settings.max_queued_jobs
+
+
+def _make_job_limits(settings: Settings) -> JobLimits:
+    return JobLimits(settings.client_active_jobs, settings.client_job_timesteps, settings.client_job_seconds)
 
 
 class _JobParts(NamedTuple):

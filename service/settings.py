@@ -4,6 +4,7 @@ import ipaddress
 import keyword
 import os
 import re
+import socket
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -185,6 +186,11 @@ class Settings(BaseSettings):
             raise ValueError(f"metrics_port {self.metrics_port} has no {self.replicas} ports from there to 65535")
         return self
 
+    @field_validator("host")
+    @classmethod
+    def _normalize_host(cls, host: str) -> str:
+        return _normalize_host(host)
+
     @field_validator("allowed_hosts", "cors_origins", "env_modules", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
@@ -289,18 +295,24 @@ class Settings(BaseSettings):
         :raises UnsafeSettingsError: If ``host`` is not a loopback address and neither ``api_key`` nor
             ``allow_insecure`` is set.
         """
-        if self._is_loopback() or self.api_key is not None or self.allow_insecure:
+        if self.api_key is not None or self.allow_insecure or self._is_loopback():
             return
+        names_nothing = not _resolve(self.host)
+        danger = (
+            "the name has no address here, and whoever it comes to mean"
+            if names_nothing
+            else "it is not this machine alone, and anyone who reaches it"
+        )
         raise UnsafeSettingsError(
-            f"refusing to serve {self.host} without protection: anyone who reaches it could train, use and delete "
-            "models. Set GRPO_API_KEY or GRPO_API_KEY_FILE, or GRPO_ALLOW_INSECURE=1 in a network you trust."
+            f"refusing to serve {printable(self.host)} without protection: {danger} could train, use and delete "
+            "models. Set GRPO_HOST=127.0.0.1 or GRPO_API_KEY or GRPO_API_KEY_FILE, or GRPO_ALLOW_INSECURE=1 in a "
+            "network you trust."
         )
 
     def _is_loopback(self) -> bool:
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        """Return whether only this machine can reach the host, by the addresses that would be listened on."""
+        addresses = _resolve(self.host)
+        return bool(addresses) and all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
 
 def describe_unknown_variables() -> list[str]:
@@ -314,6 +326,40 @@ def _suggest_variable(name: str) -> str:
     # Without what all of them have in common, which would make any two alike.
     close = list_close(name[len(_PREFIX) :], Settings.model_fields, n_most=1)
     return f"did you mean {_PREFIX}{close[0].upper()}?" if close else "it is ignored"
+
+
+def _normalize_host(host: str) -> str:
+    """Write the host as it is listened on: of an address's many spellings (127.1, [::1]) the usual one.
+
+    :raises ValueError: If it is neither a name nor an address.
+    """
+    bare = host.strip()
+    if bare.startswith("[") and bare.endswith("]"):
+        bare = bare[1:-1]
+    bare = "localhost" if bare.lower() == "localhost." else bare
+    addresses = _resolve(bare, socket.AI_NUMERICHOST)
+    if addresses:
+        address = ipaddress.ip_address(addresses[0])
+        # What listens on IPv6 takes no IPv4, which such an address stands for.
+        return str(getattr(address, "ipv4_mapped", None) or address)
+    if not bare or not bare.isprintable() or set(bare) & set("/:@[] "):
+        raise ValueError(
+            f"'{printable(host)}' is neither a name nor an address; write it without scheme and port, such as "
+            "127.0.0.1 for this machine alone, or 0.0.0.0 for every network"
+        )
+    return bare
+
+
+def _resolve(host: str, flags: int = 0) -> list[str]:
+    """List the addresses of a host; none if it has none here.
+
+    :param flags: Of ``getaddrinfo``; ``AI_NUMERICHOST`` looks no name up.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
+    except (OSError, UnicodeError):  # no such name, or none that could be
+        return []
+    return [str(address[0]) for *_, address in found]
 
 
 def _is_ipv6(address: str) -> bool:

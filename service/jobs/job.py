@@ -1,4 +1,4 @@
-"""One training job: its status, what it has reported, and how it is stopped."""
+"""One training job: its status, what it has reported, how it is stopped; ``transitions`` lists its ways on and back."""
 
 import asyncio
 import logging
@@ -18,6 +18,7 @@ from service.jobs.records.history import JobHistory
 from service.jobs.records.record import JobRecord, JobState, PlanRecord, compute_recipe
 from service.jobs.reports import JobReports
 from service.jobs.totals import JobTotals
+from service.jobs.transitions import JobEvent, find_next
 from service.schemas.jobs import (
     EndedBy,
     FinalEvaluation,
@@ -33,6 +34,13 @@ from service.workers.receipts import Receipts
 logger = logging.getLogger("grpo.service")
 
 _POLL_SECONDS = 0.02
+
+
+_ENDS = {
+    JobStatus.COMPLETED: JobEvent.COMPLETE,
+    JobStatus.FAILED: JobEvent.FAIL,
+    JobStatus.STOPPED: JobEvent.STOP,
+}
 
 
 class _End(NamedTuple):
@@ -167,11 +175,12 @@ class Job:
     def start(self) -> bool:
         """Change from queued to running; return False if the job was stopped while it waited."""
         with self._lock:
-            if self._state.status is not JobStatus.QUEUED or self._outcome is not None:
+            status = find_next(self._state.status, JobEvent.START)
+            if status is None or self._outcome is not None:
                 return False
-            self._state.status, self._state.start_time = JobStatus.RUNNING, datetime.now(UTC)
+            self._state.status, self._state.start_time = status, datetime.now(UTC)
             self._clock.start()
-            self.history.append("job.status", {"status": JobStatus.RUNNING})
+            self.history.append("job.status", {"status": status})
             return True
 
     def stop(self) -> None:
@@ -201,7 +210,8 @@ class Job:
         :param reason: What happened to the worker, for people to read.
         """
         with self._lock:
-            may = self._state.status is JobStatus.RUNNING and self._outcome is None and self._end is None
+            may = find_next(self._state.status, JobEvent.RESTART) is not None
+            may = may and self._outcome is None and self._end is None
             if not may or not self._may_restart or self._state.n_lost_workers >= self.config.max_restarts:
                 return False
             self._state.n_lost_workers += 1
@@ -216,7 +226,7 @@ class Job:
         with self._lock:
             self._clock.wake()
 
-    def requeue(self, reward: Reward | None, home: JobHome, checkpoint: JobCheckpoint | None) -> None:
+    def resume(self, reward: Reward | None, home: JobHome, checkpoint: JobCheckpoint | None) -> None:
         """Queue an ended job again, perhaps one of an earlier server, to go on from its checkpoint.
 
         :param reward: The reward functions that its configuration names.
@@ -226,8 +236,8 @@ class Job:
         :raises ConflictError: If it has not ended, or has completed.
         """
         with self._lock:
-            status = self._state.status
-            if status not in (JobStatus.FAILED, JobStatus.STOPPED):
+            status, following = self._state.status, find_next(self._state.status, JobEvent.RESUME)
+            if following is None:
                 remedy = "its model can be trained on by a new job" if status.is_final else "stop it first"
                 raise ConflictError(
                     f"job {self.job_id} is {status}; only stopped and failed jobs can be resumed, {remedy}."
@@ -238,9 +248,9 @@ class Job:
                 self._reports.warn("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self._rewind()
-            state.status, self._outcome, state.n_stops, self._end = JobStatus.QUEUED, None, 0, None
+            state.status, self._outcome, state.n_stops, self._end = following, None, 0, None
             state.ended_by = state.error_message = state.end_time = state.model_name = state.sha256 = None
-            self.history.append("job.status", {"status": JobStatus.QUEUED})
+            self.history.append("job.status", {"status": following})
             self.finished.clear()
 
     def _rewind(self) -> None:
@@ -258,10 +268,15 @@ class Job:
             return self._outcome
 
     def finish(self, status: JobStatus, error_message: str | None = None) -> None:
-        """Enter a final status, unless the job already has one, once the end is written down."""
+        """Enter a final status, unless the job already has one, once the end is written down.
+
+        :raises ValueError: If it cannot end so yet: one that waits does not complete.
+        """
         with self._lock:
             if self._end is not None:
                 return
+            if find_next(self._state.status, _ENDS[status]) is None:
+                raise ValueError(f"a job that is {self._state.status} does not become {status}")
             self._outcome = status
             ended_by = _choose_ended_by(status, self._state.ended_by)
             age_seconds = self.receipts.end_age_seconds

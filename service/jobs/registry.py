@@ -175,7 +175,7 @@ class JobRegistry(JobTable):
                     if job.job_id not in self._jobs:
                         raise make_not_found(job.job_id)
                     self._check_room()
-                    job.requeue(reward, self._home, checkpoint)
+                    job.resume(reward, self._home, checkpoint)
                     if warning is not None:
                         job.publish_warning(warning)
                     self._drop_ended(job.job_id)

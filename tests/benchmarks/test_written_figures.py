@@ -98,7 +98,7 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
         r"After a million, at (\S+) on five, from (\S+) to (\S+), beside (\S+), \S+ and (\S+) Before",
         [
             *(Figure(*HOPPER, statistic=statistic) for statistic in (compute_iqm, np.min, np.max)),  # type: ignore[arg-type]
-            *(Figure(*HOPPER, "ppo_normalized", statistic) for statistic in (np.min, np.max)),  # type: ignore[arg-type]
+            *(Figure(*HOPPER, "ppo_normalized", statistic) for statistic in (np.min, np.max)),
         ],
     ),
     (

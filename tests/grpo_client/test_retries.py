@@ -152,6 +152,9 @@ def test_a_listener_that_nobody_awaits_is_refused(kind: str) -> None:
     with serve_script(Answer(200, LAST, EVENT_STREAM)) as server, open_client(kind, server.url) as client:
         with pytest.raises(InvalidArgument, match="on_event is an async function"):
             client.wait("j", on_event=listen)
+    with serve_script(Answer(200, json.dumps(SWEEP))) as server, open_client(kind, server.url) as client:
+        with pytest.raises(InvalidArgument, match="on_look is an async function"):
+            client.wait_for_sweep("s", on_look=listen)
 
 
 @without_pauses

@@ -242,15 +242,70 @@ def test_settings_do_not_change_while_the_service_runs() -> None:
         setattr(Settings(), "port", 1)  # noqa: B010  # the type checker refuses it as well
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.5", "::1", "localhost"])
-def test_this_machine_alone_may_be_served_without_a_key(host: str) -> None:
-    Settings(host=host).check_exposure()
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        *((address, address) for address in ("127.0.0.1", "127.0.0.5", "::1", "localhost")),
+        (" 127.0.0.1 ", "127.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("0x7f.1", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+        ("[::1]", "::1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+        ("localhost.", "localhost"),
+    ],
+)
+def test_this_machine_alone_may_be_served_without_a_key(host: str, address: str) -> None:
+    settings = Settings(host=host)
+    settings.check_exposure()
+    assert (settings.host, settings.limits_clients) == (address, False)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "localhost.example.org", ""])
-def test_serving_others_without_a_key_is_refused_with_the_remedy(host: str) -> None:
-    with pytest.raises(UnsafeSettingsError, match="GRPO_API_KEY"):
-        Settings(host=host).check_exposure()
+@pytest.fixture
+def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have names stand for two addresses, of which one is this machine's, and ``nowhere`` for none."""
+    look_up = socket.getaddrinfo
+
+    def resolve(host: str, *arguments: Any, flags: int = 0, **options: Any) -> Any:
+        if flags & socket.AI_NUMERICHOST or not host[-1:].isalpha():
+            return look_up(host, *arguments, flags=flags, **options)
+        if host == "nowhere":
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.7")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+@pytest.mark.usefixtures("no_names")
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        *((address, address) for address in ("0.0.0.0", "::", "192.168.1.5", "example.org", "localhost.example.org")),
+        ("0", "0.0.0.0"),
+        (" 0x0 ", "0.0.0.0"),
+        ("[::]", "::"),
+        ("::ffff:0.0.0.0", "0.0.0.0"),
+        ("3232235781", "192.168.1.5"),
+    ],
+)
+def test_serving_others_without_a_key_is_refused_with_the_remedy(host: str, shown: str) -> None:
+    settings = Settings(host=host)
+    with pytest.raises(UnsafeSettingsError, match=f"refusing to serve {re.escape(shown)} .* it is not .* GRPO_API_KEY"):
+        settings.check_exposure()
+    assert settings.limits_clients
+
+
+@pytest.mark.usefixtures("no_names")
+def test_a_name_that_means_nothing_yet_is_not_taken_for_this_machine() -> None:
+    with pytest.raises(UnsafeSettingsError, match="nowhere .* has no address here"):
+        Settings(host="nowhere").check_exposure()
+
+
+@pytest.mark.parametrize("host", ["", " ", "http://localhost", "127.0.0.1:8000", "[::1]:8000", "a b"])
+def test_what_is_no_host_is_refused_with_the_remedy(host: str) -> None:
+    with pytest.raises(ValidationError, match="neither a name nor an address; write it without scheme and port"):
+        Settings(host=host)
 
 
 def test_a_key_or_an_explicit_wish_allows_to_serve_others() -> None:

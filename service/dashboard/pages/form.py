@@ -186,9 +186,9 @@ class _Form:
 
     async def _try_out(self, change: int) -> None:
         """Let the server plan the job, as it would be started, and show what it refuses."""
-        planning = self._service.planning_limiter
+        planning = self._service.admission.planning_limiter
         try:
-            plan = await to_thread.run_sync(self._service.plan, self._make_request(), limiter=planning)
+            plan = await to_thread.run_sync(self._service.admission.plan, self._make_request(), limiter=planning)
         except InvalidRequestError as error:
             if change == self._n_changes:
                 self._show_problems({self._find_field(error.detail): error.detail})
@@ -252,8 +252,8 @@ class _Form:
                 return
         self._set_starting(True)
         try:
-            start = partial(self._service.start_job, request, get_client())
-            job = await self._waiting.plan(start, self._service.planning_limiter)
+            start = partial(self._service.admission.start_job, request, get_client())
+            job = await self._waiting.plan(start, self._service.admission.planning_limiter)
         except ServiceError as error:
             self._set_starting(False)
             field = self._find_field(error.detail)

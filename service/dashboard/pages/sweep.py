@@ -18,16 +18,16 @@ from service.dashboard.widgets.sweeps.sweep_table import describe_spread, spell_
 from service.dashboard.widgets.toasts import show_error
 from service.errors import NotFoundError, ServiceError
 from service.schemas.sweeps import BestSetting, SettingRow, SweepDescription, SweepStatus
-from service.sweeps.conductor import Conductor
+from service.sweeps.registry import SweepRegistry
 
 _REFRESH_SECONDS = 1.0
 
 
 def show_sweep(sweep_id: str) -> None:
     """Show the page of a sweep."""
-    conductor = get_service().sweeps
+    registry = get_service().sweeps
     try:
-        sweep = conductor.describe(sweep_id)
+        sweep = registry.describe(sweep_id)
     except NotFoundError as error:
         with show_frame("Sweep", "Sweeps"):
             make_heading("There is no such sweep", 1)
@@ -36,15 +36,15 @@ def show_sweep(sweep_id: str) -> None:
         ui.context.client.status_code = error.status_code
         return
     with show_frame(sweep.name, "Sweeps"):
-        shown = _Sweep(conductor, sweep)
+        shown = _Sweep(registry, sweep)
     ui.timer(_REFRESH_SECONDS, shown.refresh)
 
 
 class _Sweep:
     """One sweep, kept up to date."""
 
-    def __init__(self, conductor: Conductor, sweep: SweepDescription) -> None:
-        self._conductor, self._sweep_id = conductor, sweep.sweep_id
+    def __init__(self, registry: SweepRegistry, sweep: SweepDescription) -> None:
+        self._registry, self._sweep_id = registry, sweep.sweep_id
         self._shown: Any = None
         with make_box("head"):
             with make_box("stack").style("gap: 0"):
@@ -61,7 +61,7 @@ class _Sweep:
     def refresh(self) -> None:
         """Show the sweep as it is now."""
         try:
-            sweep, can_stop = self._conductor.describe(self._sweep_id), self._conductor.can_stop(self._sweep_id)
+            sweep, can_stop = self._registry.describe(self._sweep_id), self._registry.can_stop(self._sweep_id)
             models = frozenset(get_service().store.folder.list_names())
         except ServiceError:  # it was deleted in the meantime, or the disk is; what is shown stays
             return
@@ -86,10 +86,10 @@ class _Sweep:
     async def _ask_and_stop(self) -> None:
         consequence = "Those that run save what they have learned; the best model so far is kept. It can be resumed."
         if await confirm("Stop all jobs of this sweep?", consequence, "Stop all"):
-            await self._change(self._conductor.stop)
+            await self._change(self._registry.stop)
 
     async def _resume_sweep(self) -> None:
-        await self._change(self._conductor.resume)
+        await self._change(self._registry.resume)
 
     async def _change(self, change: Any) -> None:
         try:

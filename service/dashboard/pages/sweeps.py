@@ -8,7 +8,7 @@ from service.dashboard.pages.frame import show_frame
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
 from service.dashboard.widgets.number_format import format_age, format_count, format_items, format_number
 from service.schemas.sweeps import SweepStatus, SweepSummary
-from service.sweeps.conductor import Conductor
+from service.sweeps.registry import SweepRegistry
 
 _REFRESH_SECONDS = 2.0
 _PAGE_SIZE = 50
@@ -28,15 +28,15 @@ def show_sweeps() -> None:
 class _Sweeps:
     """The list of sweeps, the newest first."""
 
-    def __init__(self, conductor: Conductor) -> None:
-        self._conductor = conductor
+    def __init__(self, registry: SweepRegistry) -> None:
+        self._registry = registry
         self._shown: list[SweepSummary] | None = None
         self._list = make_box("sweeps", "ul")
         self.refresh()
 
     def refresh(self) -> None:
         """Show the sweeps as they are now."""
-        sweeps, n_total = self._conductor.list_page(_PAGE_SIZE)
+        sweeps, n_total = self._registry.list_page(_PAGE_SIZE)
         if sweeps == self._shown:
             return
         self._shown = sweeps

@@ -66,7 +66,7 @@ class RunActions:
         return True
 
     async def _resume(self, job_id: str) -> bool:
-        await run_in_threadpool(self._service.resume_job, job_id, get_client())
+        await run_in_threadpool(self._service.admission.resume_job, job_id, get_client())
         return True
 
     async def _delete(self, job_id: str) -> bool:

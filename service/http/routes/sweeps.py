@@ -28,11 +28,11 @@ async def start_sweep(
     request: Annotated[SweepRequest, Body(openapi_examples=examples.SWEEP)],
 ) -> SweepStarted:
     """Try several settings, each in jobs of its own, which start as places come free; return at once."""
-    service.check_plans()
+    service.admission.check_plans()
     # Where nobody is limited, all sweeps are the operator's own.
     client = None if http_request.app.state.client_limits is None else find_client(http_request.scope)
     create = partial(service.sweeps.create, request, client)
-    planned = await to_thread.run_sync(create, limiter=service.planning_limiter)
+    planned = await to_thread.run_sync(create, limiter=service.admission.planning_limiter)
     return SweepStarted(
         message="Sweep started",
         sweep_id=planned.record.sweep_id,

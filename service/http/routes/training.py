@@ -62,9 +62,9 @@ async def start_training(
     request: Annotated[TrainRequest | None, Body(openapi_examples=examples.TRAIN)] = None,
 ) -> TrainResponse:
     """Start a training job and return at once; every field, and the body itself, is optional."""
-    service.check_place()
-    start = partial(service.start_job, request or TrainRequest(), find_client(http_request.scope))
-    job = await to_thread.run_sync(start, limiter=service.planning_limiter)
+    service.admission.check_place()
+    start = partial(service.admission.start_job, request or TrainRequest(), find_client(http_request.scope))
+    job = await to_thread.run_sync(start, limiter=service.admission.planning_limiter)
     return TrainResponse(
         job_id=job.job_id,
         message="Training started",
@@ -218,6 +218,6 @@ async def stop_training(job_id: JobId, service: CurrentService) -> StopResponse:
 @router.post("/training/{job_id}/resume", responses=errors(403, 404, 409))
 async def resume_training(job_id: JobId, service: CurrentService, http_request: Request) -> ResumeResponse:
     """Let a stopped or failed job go on from its checkpoint; without one it begins again."""
-    job = await run_in_threadpool(service.resume_job, job_id, find_client(http_request.scope))
+    job = await run_in_threadpool(service.admission.resume_job, job_id, find_client(http_request.scope))
     timesteps = job.describe().current_timesteps
     return ResumeResponse(message="Training resumed", job_id=job.job_id, timesteps=timesteps, config=job.config)

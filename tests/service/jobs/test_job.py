@@ -189,7 +189,7 @@ class TestOneJob:
         job.advance(64)
         job.publish_checkpoint({"timesteps": 64}, b"a checkpoint")
         job.finish(JobStatus.FAILED, "RuntimeError: the cable is loose")
-        job.requeue(None, home, job.describe().checkpoint)
+        job.resume(None, home, job.describe().checkpoint)
         assert job.read_checkpoint() == b"a checkpoint"
         assert job.warnings == []
         folder.delete(job.job_id)

@@ -57,7 +57,7 @@ class SweepPanel:
             )
             client = get_client() if self._service.settings.limits_clients else None
             create = partial(self._service.sweeps.create, request, client)
-            planned = await self._waiting.plan(create, self._service.planning_limiter)
+            planned = await self._waiting.plan(create, self._service.admission.planning_limiter)
         except ValidationError as error:
             self._complain(summarize_violations(error.errors(include_url=False))[0])
         except InvalidFieldsError as error:

@@ -15,7 +15,7 @@ from service.errors import ConflictError
 from service.jobs.records.database import FILE_NAME
 from service.jobs.records.journal import JobJournal
 from service.settings import Settings
-from service.sweeps.conductor import Conductor
+from service.sweeps.registry import SweepRegistry
 from tests.conftest import RegisterEnv
 from tests.service.models.test_uploads import upload
 from tests.support import (
@@ -51,9 +51,9 @@ def wait_for_sweep(client: TestClient) -> dict[str, Any]:
     return describe(client)
 
 
-def wait_for_rest(sweeps: Conductor) -> None:
+def wait_for_rest(sweeps: SweepRegistry) -> None:
     """Wait until the thread that looks after the sweeps has nothing left to do."""
-    wait_until(lambda: bool(sweeps._changed._waiters))  # type: ignore[attr-defined]
+    wait_until(lambda: bool(sweeps._table.changed._waiters))  # type: ignore[attr-defined]
 
 
 def list_trials(sweep: dict[str, Any]) -> list[dict[str, Any]]:
@@ -126,9 +126,9 @@ def test_a_model_that_somebody_else_put_there_is_never_deleted(client: TestClien
     other = train_to_end(client, **BASE, seed=9, model_name=worse)
     service = app.state.service
     wait_for_rest(service.sweeps)
-    record = service.sweeps._sweeps[sweep["sweep_id"]].record
+    record = service.sweeps._table.sweeps[sweep["sweep_id"]].record
     record.request["keep"] = "best"
-    service.sweeps._models.remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    service.sweeps._models.remove_surplus(service.sweeps._table.sweeps[sweep["sweep_id"]])
     assert client.get(f"/models/{worse}").json()["sha256"] == other["sha256"]
 
 
@@ -139,8 +139,8 @@ def test_a_model_that_somebody_has_promoted_is_never_deleted(client: TestClient,
     assert client.put(f"/models/{worse}/aliases/prod").status_code == 200
     service = app.state.service
     wait_for_rest(service.sweeps)
-    service.sweeps._sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
-    service.sweeps._models.remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    service.sweeps._table.sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
+    service.sweeps._models.remove_surplus(service.sweeps._table.sweeps[sweep["sweep_id"]])
     assert client.get(f"/models/{worse}@prod").status_code == 200
 
 
@@ -233,8 +233,8 @@ def test_a_model_that_a_waiting_job_begins_from_is_not_deleted(
     job_id = client.post("/train", json={**BASE, "init_model": worse}).json()["job_id"]
     service = app.state.service
     wait_for_rest(service.sweeps)
-    service.sweeps._sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
-    service.sweeps._models.remove_surplus(service.sweeps._sweeps[sweep["sweep_id"]])
+    service.sweeps._table.sweeps[sweep["sweep_id"]].record.request["keep"] = "best"
+    service.sweeps._models.remove_surplus(service.sweeps._table.sweeps[sweep["sweep_id"]])
     assert get_status(client, job_id)["status"] == "queued"
     gate.admit()
     assert wait_for_end(client, job_id)["status"] == "completed"
@@ -299,11 +299,11 @@ def test_an_interrupted_sweep_is_stopped_as_long_as_jobs_of_it_go_on(
     wait_for_counts(client, running=1, waiting=1)
     service = app.state.service
     if status == "stopped":  # its server was killed before it reached the jobs
-        monkeypatch.setattr(service.sweeps, "_stop_job", lambda job_id: None)
+        monkeypatch.setattr(service.sweeps._conductor, "stop_job", lambda job_id: None)
         service.sweeps.stop(sweep_id)
     service.sweeps.close()
     # What the next server knows of it, if the job outlives this one.
-    sweeps = Conductor(service.registry.recorder._journal, service.registry, service.store, service, 100)
+    sweeps = SweepRegistry(service.registry.recorder._journal, service.registry, service.store, service.admission, 100)
     assert sweeps.describe(sweep_id).status == status
     assert sweeps.can_stop(sweep_id)
     assert sweeps.stop(sweep_id).status == "stopping"
@@ -326,12 +326,12 @@ def test_a_sweep_is_gone_before_anybody_may_write_it_again(client: TestClient, a
 
     class Leaving(set[str]):
         def discard(self, leaving: object, /) -> None:
-            assert sweeps._sweeps.keys() == set(), "whoever waits to write it would bring it back"
+            assert sweeps._table.sweeps.keys() == set(), "whoever waits to write it would bring it back"
             super().discard(str(leaving))
 
-    sweeps._leaving = Leaving()
+    sweeps._table.leaving = Leaving()
     assert client.delete(f"/sweeps/{sweep_id}").status_code == 200
-    assert sweeps._leaving == set()
+    assert sweeps._table.leaving == set()
     assert client.get("/sweeps").json()["n_total"] == 0
 
 
@@ -351,7 +351,7 @@ def test_a_job_that_is_deleted_as_it_ends_has_its_say(
     wait_until(lambda: gate.n_arrived > 0)
     wait_for_counts(client, running=1)
     job_id = list_trials(describe(client))[0]["job_id"]
-    with service.sweeps._changed:  # so that nobody looks at the job in between
+    with service.sweeps._table.changed:  # so that nobody looks at the job in between
         gate.admit()
         assert service.registry.get(job_id).finished.wait(PATIENCE_SECONDS)
         service.registry.delete(job_id)
@@ -502,14 +502,14 @@ def test_a_sweep_that_is_written_while_it_is_deleted_does_not_come_back(settings
     with make_client(settings) as client:
         sweep_id = start(client)["sweep_id"]
         wait_for_sweep(client)
-        conductor = client.app.state.service.sweeps  # type: ignore[attr-defined]
-        forget = conductor._recorder.forget
+        sweeps = client.app.state.service.sweeps  # type: ignore[attr-defined]
+        forget = sweeps._recorder.forget
 
         def forget_and_write(sweep_id: str) -> None:
             forget(sweep_id)
-            assert conductor._recorder.write(sweep_id)
+            assert sweeps._recorder.write(sweep_id)
 
-        conductor._recorder.forget = forget_and_write
+        sweeps._recorder.forget = forget_and_write
         assert client.delete(f"/sweeps/{sweep_id}").status_code == 200
     with make_client(settings) as client:
         assert client.get("/sweeps").json()["n_total"] == 0
@@ -539,7 +539,7 @@ def test_models_that_could_not_be_deleted_are_deleted_later(settings: Settings) 
         first, second = sorted({*list_models(client)} - {best})
         service = client.app.state.service  # type: ignore[attr-defined]
         wait_for_rest(service.sweeps)
-        one = service.sweeps._sweeps[sweep["sweep_id"]]
+        one = service.sweeps._table.sweeps[sweep["sweep_id"]]
         one.record.request["keep"] = "best"
         with service.registry.reserve_name(first), service.registry.reserve_name(second):
             service.sweeps._models.remove_surplus(one)

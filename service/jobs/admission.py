@@ -1,0 +1,161 @@
+"""The admission of jobs: from a request, whoever sends it, to a job in the queue."""
+
+from functools import partial
+from typing import Any
+
+from anyio import CapacityLimiter
+
+from grpo_core.saving.model_file import ModelFileError, from_bytes
+from grpo_core.saving.moments import check_moments
+from service.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
+from service.jobs.client_jobs import ClientJobs, JobLimits
+from service.jobs.job import Job
+from service.jobs.registry import JobRegistry
+from service.models.store import ModelStore
+from service.schemas.training import TrainConfig, TrainRequest
+from service.training.planning.plan import TrainingPlan
+from service.training.planning.planner import Planner
+
+
+class JobAdmission:
+    """Plans jobs, and queues those that are allowed. Safe to use from any thread.
+
+    :param planner: Checks requests and fills them in.
+    :param registry: Queues the jobs.
+    :param store: Where the models are that jobs begin from.
+    :param limits: What one client may take; None for as much as it likes.
+    :param max_planned: Largest number of requests that are planned or wait for it.
+    """
+
+    def __init__(
+        self, planner: Planner, registry: JobRegistry, store: ModelStore, limits: JobLimits | None, max_planned: int
+    ) -> None:
+        self._planner, self._registry, self._store = planner, registry, store
+        self._client_jobs = None if limits is None else ClientJobs(limits, registry.is_active)
+        #: Threads in which requests are planned, so that a slow environment delays nothing else.
+        self.planning_limiter = CapacityLimiter(max_planned)
+
+    def start_job(
+        self,
+        request: TrainRequest,
+        client: str | None = None,
+        sweep_id: str | None = None,
+        init_sha256: str | None = None,
+    ) -> Job:
+        """Plan a training job and queue it. It may take seconds, so call it in a thread of ``planning_limiter``.
+
+        :param client: The address that it is counted for; None for the operator's own, which are not.
+        :param sweep_id: The sweep that it belongs to; None if to none.
+        :param init_sha256: The file that ``init_model`` named for the sweep; None takes what it names now.
+        :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
+        :raises ConflictError: If an active job will save under the same name.
+        :raises ServiceError: Whatever ``JobRegistry.submit`` and ``ShortTasks.run`` raise.
+        """
+        if client is None or self._client_jobs is None:
+            return self._start_job(request, sweep_id, init_sha256)
+        limits = self._client_jobs.limits
+        return self._client_jobs.start(client, partial(self._start_job, request, sweep_id, init_sha256, limits))
+
+    def check_place(self) -> None:
+        """Refuse another job at once if those that run, wait and are being planned are enough.
+
+        :raises QueueFullError: If they are.
+        """
+        self._registry.check_place(self._count_plans())
+
+    def check_plans(self) -> None:
+        """Refuse a sweep at once if so much is being planned that it would wait; its jobs wait for places themselves.
+
+        :raises QueueFullError: If that is so.
+        """
+        n_plans = self._count_plans()
+        if n_plans >= self.planning_limiter.total_tokens:
+            raise QueueFullError(f"{n_plans} jobs and sweeps are being planned, the most that may; try again later.")
+
+    def _count_plans(self) -> int:
+        planned = self.planning_limiter.statistics()
+        return planned.borrowed_tokens + planned.tasks_waiting
+
+    def _start_job(
+        self, request: TrainRequest, sweep_id: str | None, init_sha256: str | None, limits: JobLimits | None = None
+    ) -> Job:
+        self._registry.check_room(request.model_name)
+        return self._registry.submit(self.plan(request, init_sha256, limits)._replace(sweep_id=sweep_id))
+
+    def resume_job(self, job_id: str, client: str | None = None) -> Job:
+        """Queue a job again that was stopped or failed, perhaps with an earlier server.
+
+        :param client: As in ``start_job``.
+        :raises NotFoundError: If it never existed or has been forgotten.
+        :raises ConflictError: If it cannot go on, or what it was trained with is no longer there.
+        :raises ServiceError: Whatever ``JobRegistry.resume`` raises.
+        """
+        if client is None or self._client_jobs is None:
+            return self._resume_job(job_id)
+        self._client_jobs.limits.check(self._registry.get(job_id).config)
+        return self._client_jobs.start(client, partial(self._resume_job, job_id))
+
+    def _resume_job(self, job_id: str) -> Job:
+        job = self._registry.get(job_id)
+        self._registry.resume(job, self._planner.find_rewards(job.config))
+        return job
+
+    def plan(
+        self, request: TrainRequest, init_sha256: str | None = None, limits: JobLimits | None = None
+    ) -> TrainingPlan:
+        """Fill in and check a request without starting its job. It may take seconds, as ``start_job`` may.
+
+        :param init_sha256: As in ``start_job``.
+        :param limits: What the job may take; None for as much as it asks.
+        :raises InvalidRequestError: If the request names what does not exist or combines what does not fit.
+        :raises ServiceError: Whatever ``ShortTasks.run`` raises.
+        """
+        restricted = request if limits is None else limits.restrict(request)
+        meta, sha256 = self._read_init_model(request.init_model, init_sha256)
+        plan = self._planner.plan(restricted, meta)
+        if limits is not None:
+            limits.check(plan.config)  # the request need not say how long a rollout is
+        origins = plan.config_origins
+        if restricted.max_seconds != request.max_seconds:
+            origins = {**origins, "max_seconds": "default"}
+        return plan._replace(init_sha256=sha256, config_origins=origins)
+
+    def plan_config(self, request: TrainRequest, client: str | None, init_sha256: str | None = None) -> TrainConfig:
+        """Return the configuration that a client's job would have.
+
+        :param init_sha256: As in ``start_job``.
+        :raises ServiceError: Whatever ``start_job`` raises of a request.
+        """
+        limits = None if client is None or self._client_jobs is None else self._client_jobs.limits
+        return self.plan(request, init_sha256, limits).config
+
+    def _read_init_model(self, name: str | None, sha256: str | None = None) -> tuple[dict[str, Any] | None, str | None]:
+        """Return what a model says of itself that training is to begin from, and the SHA-256 of its file."""
+        if name is None:
+            return None, None
+        reference: str | None = name
+        # Once more, as it may be replaced between the two looks, and its file then be an earlier version's.
+        for _ in range(2):
+            if sha256 is not None:
+                reference = self._store.folder.find_reference(name, sha256)
+            if reference is None:
+                break
+            try:
+                file = self._store.inspect_file(reference)
+                if sha256 in (None, file.sha256):
+                    meta = (file.model or self._store.get(reference)).meta
+                    if (content := self._store.folder.find_content(reference, file.sha256)) is not None:
+                        check_moments(from_bytes(content, with_optimizer=True))
+                    return meta, file.sha256
+            except (NotFoundError, ConflictError) as error:
+                raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error.detail}") from error
+            except ModelFileError as error:
+                raise InvalidRequestError(f"init_model '{name}' cannot be trained on: {error}") from error
+        raise InvalidRequestError(
+            f"init_model '{name}' was deleted or replaced since the sweep was accepted, and no version of it is "
+            "that file; start a new sweep with a model that is there."
+        )
+
+    def rejoin_jobs(self) -> None:
+        """Follow the jobs again that went on without their server."""
+        self._registry.rejoin(self._planner.find_rewards)

@@ -1,0 +1,218 @@
+"""The registry, which takes sweeps in, and lists, stops, resumes and forgets them."""
+
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+from service.errors import ConflictError, StorageError
+from service.jobs.admission import JobAdmission
+from service.jobs.job import Job
+from service.jobs.records.database import JournalError
+from service.jobs.records.journal import JobJournal
+from service.jobs.registry import JobRegistry
+from service.models.store import ModelStore
+from service.schemas.sweeps import SweepDescription, SweepRequest, SweepStatus, SweepSummary, Trial
+from service.sweeps.conductor import Conductor
+from service.sweeps.planning import PlannedSweep, plan_sweep
+from service.sweeps.recorder import SweepRecorder
+from service.sweeps.restoring import interrupt_sweeps
+from service.sweeps.sweep import Sweep
+from service.sweeps.sweep_models import SweepModels
+from service.sweeps.table import SweepTable
+
+
+class SweepPage(NamedTuple):
+    """Some of the sweeps, the newest first.
+
+    :param n_total: Number of all.
+    """
+
+    sweeps: list[SweepSummary]
+    n_total: int
+
+
+class SweepRegistry:
+    """Takes sweeps in, and has their jobs started. Safe to use from any thread.
+
+    :param journal: The jobs' file; it is not closed here.
+    :param registry: Where jobs are looked up.
+    :param store: Where their models are.
+    :param admission: Plans and queues them.
+    :param max_models: Largest number of models in the store.
+    """
+
+    def __init__(
+        self, journal: JobJournal, registry: JobRegistry, store: ModelStore, admission: JobAdmission, max_models: int
+    ) -> None:
+        self._registry, self._admission = registry, admission
+        self._table = table = SweepTable()
+        self._recorder = SweepRecorder(journal, table.read)
+        table.sweeps.update((record.sweep_id, Sweep(record)) for record in self._recorder.list_records())
+        for sweep in interrupt_sweeps(table.sweeps.values(), registry):
+            self._recorder.write(sweep.sweep_id)
+        self._models = SweepModels(store, registry, self._recorder, table.changed, table.sweeps, max_models)
+        self._conductor = Conductor(table, self._recorder, self._models, registry, admission)
+        if self._models.has_surplus:
+            self._conductor.start()
+
+    def create(self, request: SweepRequest, client: str | None = None) -> PlannedSweep:
+        """Plan a sweep and start it. It may take seconds.
+
+        :param client: Whose it is, as an address; None for the operator's own.
+        :raises InvalidRequestError: If a setting fits no job, or the sweep is too large.
+        :raises ConflictError: If its name is taken.
+        :raises QueueFullError: If too many sweeps are active.
+        :raises ServiceError: Whatever planning a job raises.
+        """
+        with self._table.changed:
+            self._table.check_room(request.name, client)
+        planned = plan_sweep(
+            request, client, self._registry.max_running, partial(self._admission.plan_config, client=client)
+        )
+        self._models.check_room(planned)
+        self._models.pin_init_models(planned.record)
+        sweep = Sweep(planned.record)
+        with self._table.changed:
+            self._table.check_room(planned.record.name, client)
+            old = self._table.drop_old()
+            self._table.sweeps[sweep.sweep_id] = sweep
+        for sweep_id in old:
+            with suppress(JournalError):  # it comes back with the next server
+                self._recorder.forget(sweep_id)
+        # Before it has jobs, which would have no sweep if the server were killed now.
+        self._recorder.write(sweep.sweep_id)
+        with self._table.changed:
+            self._conductor.activate(sweep)
+        return planned
+
+    def list_page(self, limit: int, after: str | None = None) -> SweepPage:
+        """List sweeps, the newest first.
+
+        :param after: Id of a sweep; list only those before it.
+        :raises NotFoundError: If there is none with this id.
+        """
+        with self._table.changed:
+            sweeps = list(reversed(self._table.sweeps.values()))
+            n_total = len(sweeps)
+            if after is not None:
+                sweeps = sweeps[sweeps.index(self._table.get(after)) + 1 :]
+        return SweepPage([self._table.summarize(sweep) for sweep in sweeps[:limit]], n_total)
+
+    def describe(self, sweep_id: str) -> SweepDescription:
+        """Describe a sweep.
+
+        :param sweep_id: Its id, or ``LATEST``.
+        :raises NotFoundError: If there is none.
+        """
+        with self._table.changed:
+            return self._table.get(sweep_id).describe()
+
+    def stop(self, sweep_id: str) -> SweepSummary:
+        """Start no more jobs of a sweep, and stop those that run, which save what they have learned.
+
+        A second stop skips their evaluations. Jobs may run although the sweep was interrupted: some outlive the server.
+
+        :raises NotFoundError: If there is none.
+        :raises ConflictError: If it has ended.
+        """
+        with self._table.changed:
+            sweep = self._table.get(sweep_id)
+            left = self._list_left(sweep)
+            if not sweep.status.is_active and not left:
+                raise ConflictError(
+                    f"sweep '{sweep.record.name}' is {sweep.status} already; only running sweeps can be stopped."
+                )
+            sweep.stop()
+            for trial, job in left:
+                sweep.note_job(trial, job)
+            if left:
+                self._conductor.activate(sweep)
+            self._table.changed.notify_all()
+            job_ids = [trial.job_id for trial in sweep.list_active()]
+        self._recorder.write(sweep.sweep_id)
+        for job_id in job_ids:
+            if job_id is not None:
+                self._conductor.stop_job(job_id)
+        return self._table.summarize(sweep)
+
+    def can_stop(self, sweep_id: str) -> bool:
+        """Return whether the sweep, or a job that outlived it, can still be stopped.
+
+        :raises NotFoundError: If there is none.
+        """
+        with self._table.changed:
+            sweep = self._table.get(sweep_id)
+            return sweep.status.is_active or bool(self._list_left(sweep))
+
+    def _list_left(self, sweep: Sweep) -> list[tuple[Trial, Job]]:
+        """List the trials of a sweep whose jobs go on without it: it was interrupted, perhaps while it stopped them."""
+        if sweep.status not in (SweepStatus.INTERRUPTED, SweepStatus.STOPPED):
+            return []
+        left = []
+        for trial in sweep.record.trials:
+            if trial.job_id is not None and self._registry.is_active(trial.job_id):
+                job = self._registry.find_in_memory(trial.job_id)
+                left += [] if job is None else [(trial, job)]
+        return left
+
+    def resume(self, sweep_id: str) -> SweepSummary:
+        """Go on with a sweep that was stopped, or interrupted by the end of the server.
+
+        :raises NotFoundError: If there is none.
+        :raises ConflictError: If it has not ended, or is complete.
+        :raises QueueFullError: If too many sweeps are active.
+        """
+        with self._table.changed:
+            sweep = self._table.get(sweep_id)
+            if sweep.status not in (SweepStatus.STOPPED, SweepStatus.INTERRUPTED):
+                raise ConflictError(
+                    f"sweep '{sweep.record.name}' is {sweep.status}; only stopped and interrupted sweeps can be "
+                    "resumed."
+                )
+            self._table.check_n_active(sweep.record.client)
+            sweep.resume()
+            self._conductor.activate(sweep)
+        self._recorder.write(sweep.sweep_id)
+        return self._table.summarize(sweep)
+
+    def delete(self, sweep_id: str) -> SweepSummary:
+        """Forget a sweep; its jobs and its models stay.
+
+        :raises NotFoundError: If there is none.
+        :raises ConflictError: If it is active.
+        :raises StorageError: If the disk refuses; the sweep stays.
+        """
+        with self._table.changed:
+            sweep = self._table.get(sweep_id)
+            self._check_is_ended(sweep)
+            self._table.leaving.add(sweep.sweep_id)
+        is_forgotten = was_resumed = False
+        try:
+            self._recorder.forget(sweep.sweep_id)
+            is_forgotten = True
+        except JournalError as error:
+            raise StorageError(f"sweep '{sweep.record.name}' is not deleted: {error.reason}.") from error
+        finally:
+            with self._table.changed:
+                was_resumed = sweep.status.is_active
+                if is_forgotten and not was_resumed:
+                    self._table.sweeps.pop(sweep.sweep_id, None)
+                self._table.leaving.discard(sweep.sweep_id)  # not before: whoever waits to write it would bring it back
+        if was_resumed:  # just now
+            self._recorder.write(sweep.sweep_id)
+            self._check_is_ended(sweep)
+        return self._table.summarize(sweep)
+
+    def _check_is_ended(self, sweep: Sweep) -> None:
+        if sweep.status.is_active:
+            raise ConflictError(
+                f"sweep '{sweep.record.name}' is {sweep.status}; stop it first with POST /sweeps/{sweep.sweep_id}/stop."
+            )
+
+    def begin_close(self) -> None:
+        """Leave all sweeps as they are; the next server finds them interrupted."""
+        self._conductor.begin_close()
+
+    def close(self) -> None:
+        """Start no more jobs."""
+        self._conductor.close()
