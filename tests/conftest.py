@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 from api import create_app
 from service.settings import Settings
-from tests.even_workers import N_VALUE_STEPS
+from tests.even_workers import BRIEF_VALUES
 from tests.preloaded import preload
 from tests.support import PATIENCE_SECONDS, PATIENT, Gate
 
@@ -81,7 +81,7 @@ FULL_PROOFS = (
 )
 
 # Where it is the point what the values of a trained policy are worth.
-FULL_VALUES = ("tests/service/training", "tests/test_golden.py", "tests/benchmarks")
+FULL_VALUES = ("tests/service/training", "tests/grpo_core/values", "tests/test_golden.py", "tests/benchmarks")
 
 torch.set_num_threads(1)
 # What a shell starts in the background ignores Ctrl-C and Ctrl-\, and under nohup a hang-up, and so would every program
@@ -137,8 +137,8 @@ def _brief_proofs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 def _brief_values(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit the values of a trained policy to few steps: it takes several times as long as a test's training."""
     if not request.node.nodeid.startswith(FULL_VALUES):
-        for name in ("_MIN_STEPS", "_MAX_STEPS"):
-            monkeypatch.setattr(f"service.training.evaluation.value_check.{name}", N_VALUE_STEPS)
+        for name, number in BRIEF_VALUES.items():
+            monkeypatch.setattr(name, number)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,13 @@ import importlib
 import os
 import sys
 
-# Steps that values are fitted to where they are not the point; thousands otherwise.
-N_VALUE_STEPS = 100
+# Steps that values are fitted to where they are not the point, and minibatches; thousands and hundreds otherwise.
+BRIEF_VALUES = {
+    "service.training.evaluation.value_check._MIN_STEPS": 100,
+    "service.training.evaluation.value_check._MAX_STEPS": 100,
+    "grpo_core.values.fit._MIN_ITERATIONS": 8,
+    "grpo_core.values.fit._MAX_ITERATIONS": 8,
+}
 
 
 def _prepare() -> None:
@@ -17,8 +22,9 @@ def _prepare() -> None:
         importlib.import_module("service.workers.preload")
     finally:
         os.nice = nice
-    value_check = importlib.import_module("service.training.evaluation.value_check")
-    value_check._MIN_STEPS = value_check._MAX_STEPS = N_VALUE_STEPS
+    for name, number in BRIEF_VALUES.items():
+        module, _, constant = name.rpartition(".")
+        vars(importlib.import_module(module))[constant] = number
 
 
 if "multiprocessing.forkserver" in " ".join(sys.orig_argv):

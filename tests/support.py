@@ -48,6 +48,8 @@ from service.workers.threads import ThreadExecutor
 
 # What takes milliseconds may take minutes where much else runs; pytest's own limit is longer still.
 PATIENCE_SECONDS = 300.0
+# Between two looks: most conditions are a request, which costs more than what is waited for if it is sent too often.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.08
 #: Limits of a service under test that nothing reaches but what hangs; the same for a server in its own process.
 PATIENT: dict[str, Any] = {
     name: PATIENCE_SECONDS for name in ("task_seconds", "stall_seconds", "shutdown_grace_seconds")
@@ -90,11 +92,12 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = PATIENCE_
 
     :raises TimeoutError: If it does not hold in time.
     """
-    deadline = time.monotonic() + timeout_seconds
+    deadline, pause = time.monotonic() + timeout_seconds, _FIRST_PAUSE_SECONDS
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"still not so after {timeout_seconds} s")
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 # FastAPI makes some four hundred of them for every application, and most tests of the service have one of their own.
