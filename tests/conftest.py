@@ -81,7 +81,13 @@ FULL_PROOFS = (
 )
 
 # Where it is the point what the values of a trained policy are worth.
-FULL_VALUES = ("tests/service/training", "tests/grpo_core/values", "tests/test_golden.py", "tests/benchmarks")
+FULL_VALUES = (
+    "tests/service/training",
+    "tests/grpo_core/values",
+    "tests/test_golden.py",
+    "tests/benchmarks",
+    "tests/test_api.py::TestInference::test_a_value_foretells_what_follows",
+)
 
 torch.set_num_threads(1)
 # What a shell starts in the background ignores Ctrl-C and Ctrl-\, and under nohup a hang-up, and so would every program
