@@ -3,6 +3,8 @@ PYTHON ?= python3
 # Three processes share the tests, file by file: what the tests of a file need is started once. Three on two cores, for
 # many tests wait for servers and browsers.
 SHARED := -n 3 --dist loadfile --no-loadscope-reorder
+# Bytecode is kept, whatever the shell says: three processes and some hundred programs import the same files.
+test test-fast: export PYTHONDONTWRITEBYTECODE :=
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
 .PHONY: install serve test test-fast test-chaos test-fuzz test-load test-soak test-zoo test-ray lint type format tables notebook bench-cartpole bench-speed bench-suite bench-ablation environments clean

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 
 from api import create_app
 from service.settings import Settings
+from tests.even_workers import BRIEF_VALUES
 from tests.preloaded import preload
 from tests.support import PATIENCE_SECONDS, PATIENT, Gate
 
@@ -70,6 +71,24 @@ SLOW_TESTS = (
     "tests/sb3/test_save_load.py::test_a_model_that_no_server",
 )
 
+# Where it is the point how environments are proven to be restored, and at what price.
+FULL_PROOFS = (
+    "tests/grpo_core/restoring",
+    "tests/grpo_core/simulators",
+    "tests/grpo_core/environments",
+    "tests/sb3/test_outside.py",
+    "tests/test_golden.py",
+)
+
+# Where it is the point what the values of a trained policy are worth.
+FULL_VALUES = (
+    "tests/service/training",
+    "tests/grpo_core/values",
+    "tests/test_golden.py",
+    "tests/benchmarks",
+    "tests/test_api.py::TestInference::test_a_value_foretells_what_follows",
+)
+
 torch.set_num_threads(1)
 # What a shell starts in the background ignores Ctrl-C and Ctrl-\, and under nohup a hang-up, and so would every program
 # that a test starts and ends by these.
@@ -107,6 +126,25 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("GRPO_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _brief_proofs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prove environments in one round of short branches: six rounds take ten times as long as a test's training.
+
+    And let no clock say that restoring costs too much, which changes how a group is trained.
+    """
+    if not request.node.nodeid.startswith(FULL_PROOFS):
+        monkeypatch.setattr("grpo_core.restoring.proof._MAX_ROUNDS", 0)
+        monkeypatch.setattr("grpo_core.restoring.report._MAX_RATIO", float("inf"))
+
+
+@pytest.fixture(autouse=True)
+def _brief_values(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit the values of a trained policy to few steps: it takes several times as long as a test's training."""
+    if not request.node.nodeid.startswith(FULL_VALUES):
+        for name, number in BRIEF_VALUES.items():
+            monkeypatch.setattr(name, number)
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,10 @@ import psutil
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from fastapi._compat import v2 as fastapi_fields
 from fastapi.testclient import TestClient
 from gymnasium import spaces
+from pydantic import TypeAdapter
 
 from api import create_app
 from grpo import GRPO
@@ -37,14 +39,17 @@ from service.models.store import ModelStore
 from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
 from service.schemas.training import TrainRequest
 from service.settings import Settings
+from service.training.evaluation import final_evaluation, value_check
 from service.training.planning.plan import TrainingPlan
 from service.training.planning.planner import Planner
-from service.workers import threads
+from service.workers import processes, threads
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 
 # What takes milliseconds may take minutes where much else runs; pytest's own limit is longer still.
 PATIENCE_SECONDS = 300.0
+# Between two looks: most conditions are a request, which costs more than what is waited for if it is sent too often.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.08
 #: Limits of a service under test that nothing reaches but what hangs; the same for a server in its own process.
 PATIENT: dict[str, Any] = {
     name: PATIENCE_SECONDS for name in ("task_seconds", "stall_seconds", "shutdown_grace_seconds")
@@ -66,6 +71,9 @@ FloatArray = npt.NDArray[np.float32]
 # whenever one of them holds the interpreter's lock.
 let_requests_go_first = threads._let_requests_go_first
 vars(threads)["_let_requests_go_first"] = lambda: None
+# So do workers.
+OWN_PRELOAD = processes._PRELOAD
+vars(processes)["_PRELOAD"] = "tests.even_workers"
 
 
 def open_model_store(models_dir: Path) -> ModelStore:
@@ -84,11 +92,34 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = PATIENCE_
 
     :raises TimeoutError: If it does not hold in time.
     """
-    deadline = time.monotonic() + timeout_seconds
+    deadline, pause = time.monotonic() + timeout_seconds, _FIRST_PAUSE_SECONDS
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"still not so after {timeout_seconds} s")
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+# FastAPI makes some four hundred of them for every application, and most tests of the service have one of their own.
+_ADAPTERS: dict[Any, tuple[Any, Any]] = {}
+
+
+def _make_adapter(annotated: Any, config: Any = None) -> Any:
+    """Make what checks values of a type, or return the one of before."""
+    key = annotated.__origin__, repr(annotated.__metadata__), repr(config)
+    if key not in _ADAPTERS:
+        # With the type, so that no other object takes an address that the key holds.
+        _ADAPTERS[key] = TypeAdapter(annotated, config=config), annotated
+    return _ADAPTERS[key][0]
+
+
+vars(fastapi_fields)["TypeAdapter"] = _make_adapter
+
+
+def be_patient() -> None:
+    """Let this process cut no evaluation short because the machine is busy; what environments call in a worker."""
+    final_evaluation._LEAST_SECONDS = final_evaluation._MOST_SECONDS = PATIENCE_SECONDS
+    value_check._MIN_SECONDS = value_check._MAX_SECONDS = PATIENCE_SECONDS
 
 
 def spell(value: object) -> str:
@@ -157,7 +188,7 @@ def make_plan(known: Mapping[str, RewardFunction] = REWARD_FUNCTIONS, /, **reque
 
 def find_forkserver() -> psutil.Process | None:
     """Find the process that workers of this one are forked from."""
-    children = psutil.Process().children()
+    children = filter(is_alive, psutil.Process().children())
     return next((child for child in children if "multiprocessing.forkserver" in " ".join(child.cmdline())), None)
 
 

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -24,6 +26,8 @@ from tests.support import PATIENCE_SECONDS, PATIENT_VARIABLES, is_alive, wait_un
 
 ROOT = Path(__file__).parent.parent
 KEY = "a key of 22 characters"
+# For a server that a failed test left behind; one that does not end by then is killed.
+_END_SECONDS = 20.0
 
 pytestmark = pytest.mark.usefixtures("untouched_loggers")
 
@@ -34,10 +38,12 @@ def run_script(*arguments: str, **variables: str) -> subprocess.Popen[str]:
     return run_program("run_api.py", *arguments, cwd=ROOT, **variables)
 
 
-def run_program(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
+def run_program(
+    *arguments: str, cwd: Path = ROOT, python: str = sys.executable, **variables: str
+) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPO_")}
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [python, *arguments],
         cwd=cwd,
         # A line per request would fill the pipe, which nobody reads meanwhile, and then the server would wait.
         env={**environment, **PATIENT_VARIABLES, "GRPO_LOG_LEVEL": "warning", **variables},
@@ -58,15 +64,24 @@ def start_program() -> Iterator[StartServer]:
     """Start Python with arguments, and end it when the test is over."""
     processes = []
 
-    def start(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
-        processes.append(run_program(*arguments, cwd=cwd, **variables))
+    def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        processes.append(run_program(*arguments, **options))
         return processes[-1]
 
     yield start
     for process in processes:
         if process.poll() is None:
+            process.send_signal(signal.SIGTERM)  # which the fixture ``python`` hands on
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def start_ready(start_program: StartServer, python: str) -> StartServer:
+    """Start the script from a Python that has imported torch, where the process itself is not looked at."""
+    return partial(start_program, str(ROOT / "run_api.py"), python=python)
 
 
 @pytest.fixture
@@ -150,11 +165,10 @@ threading.Thread(target=end, daemon=True).start()
 
 
 def test_an_exception_in_the_main_thread_keeps_the_policy_in_training(
-    start_program: StartServer, port: int, tmp_path: Path
+    start_ready: StartServer, port: int, tmp_path: Path
 ) -> None:
     (tmp_path / "ending.py").write_text(_ENDING)
-    program = (str(ROOT / "run_api.py"), "--port", str(port), "--env-module", "ending")
-    server = start_program(*program, cwd=tmp_path, GRPO_EXECUTOR="thread")
+    server = start_ready("--port", str(port), "--env-module", "ending", cwd=tmp_path, GRPO_EXECUTOR="thread")
     wait_until(lambda: answers(port))
     started = call(port, "/train", {"total_timesteps": 10_000_000, "model_name": "m"})
     wait_until(lambda: call(port, f"/training/{started['job_id']}/status")["current_timesteps"] > 100)
@@ -229,9 +243,10 @@ def test_jobs_survive_the_death_of_the_server(start_server: StartServer, port: i
     "program", [["run_api.py", "--port"], ["-m", "uvicorn", "api:app", "--port"]], ids=lambda p: p[1]
 )
 def test_a_stream_that_is_open_does_not_hold_up_the_end(
-    start_program: StartServer, port: int, tmp_path: Path, program: list[str]
+    start_program: StartServer, python: str, port: int, tmp_path: Path, program: list[str]
 ) -> None:
-    server = start_program(*program, str(port), GRPO_MODELS_DIR=str(tmp_path / "models"), GRPO_EXECUTOR="thread")
+    variables = {"GRPO_MODELS_DIR": str(tmp_path / "models"), "GRPO_EXECUTOR": "thread"}
+    server = start_program(*program, str(port), python=python, **variables)
     wait_until(lambda: answers(port))
     request = {"total_timesteps": 10_000_000, "model_name": "m", "n_eval_episodes": 0}
     started = call(port, "/train", request)
@@ -249,12 +264,13 @@ def test_a_stream_that_is_open_does_not_hold_up_the_end(
 
 
 @pytest.fixture
-def start_hanging(start_server: StartServer, port: int, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start a server with a job that hangs."""
+def start_hanging(
+    start_server: StartServer, start_ready: StartServer, port: int, tmp_path: Path
+) -> Callable[..., subprocess.Popen[str]]:
+    """Start a server with a job that hangs; one that trains in threads is not the process that is returned."""
 
     def start(executor: str, grace_seconds: int = 1) -> subprocess.Popen[str]:
-        # The environment comes with the process here: a module that Python imports when it starts.
-        (tmp_path / "sitecustomize.py").write_text(
+        (tmp_path / "hanging.py").write_text(
             "import pathlib, threading, gymnasium\n"
             "class Hanging(gymnasium.Env):\n"
             "    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))\n"
@@ -272,12 +288,12 @@ def start_hanging(start_server: StartServer, port: int, tmp_path: Path) -> Calla
             "gymnasium.register('Hanging-v0', entry_point=Hanging)\n"
         )
         variables = {"GRPO_EXECUTOR": executor, "GRPO_SHUTDOWN_GRACE_SECONDS": str(grace_seconds)}
+        variables |= {"GRPO_ENV_MODULES": "hanging", "PYTHONPATH": str(tmp_path)}
+        start_it = start_server
         if executor == "thread":
             variables["GRPO_STALL_SECONDS"] = "2"
-        models_dir = tmp_path / "models"
-        server = start_server(
-            "--port", str(port), "--models-dir", str(models_dir), PYTHONPATH=str(tmp_path), **variables
-        )
+            start_it = start_ready
+        server = start_it("--port", str(port), "--models-dir", str(tmp_path / "models"), **variables)
         wait_until(lambda: answers(port))
         request = {"env_name": "Hanging-v0", "group_mode": "episode", "horizon": 64}  # which is not proven
 
@@ -354,10 +370,10 @@ def test_a_second_server_on_the_same_folder_is_refused(start_server: StartServer
 
 
 def test_the_log_is_json_from_the_first_line_to_the_last_if_it_is_asked_for(
-    start_server: StartServer, port: int, tmp_path: Path
+    start_ready: StartServer, port: int, tmp_path: Path
 ) -> None:
     variables = {"GRPO_LOG_FORMAT": "json", "GRPO_LOG_LEVEL": "info"}
-    server = start_server("--port", str(port), "--models-dir", str(tmp_path / "models"), **variables)
+    server = start_ready("--port", str(port), "--models-dir", str(tmp_path / "models"), **variables)
     wait_until(lambda: answers(port))
     call(port, "/models")
     with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -387,10 +403,10 @@ def test_workers_are_made_ready_early_if_the_operator_wants_it(
 
 
 def test_settings_come_from_the_environment_and_flags_go_before_them(
-    start_server: StartServer, port: int, tmp_path: Path
+    start_ready: StartServer, port: int, tmp_path: Path
 ) -> None:
     models_dir = tmp_path / "models"
-    start_server("--models-dir", str(models_dir), GRPO_PORT=str(port), GRPO_MODELS_DIR=str(tmp_path / "unused"))
+    start_ready("--models-dir", str(models_dir), GRPO_PORT=str(port), GRPO_MODELS_DIR=str(tmp_path / "unused"))
     wait_until(lambda: answers(port))
     assert models_dir.is_dir()
     assert not (tmp_path / "unused").exists()
@@ -420,15 +436,12 @@ REWARD_FUNCTIONS["my_reward"] = my_reward
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
 def test_environments_and_rewards_of_a_module_in_the_current_folder_are_trained_played_and_listed(
-    start_program: StartServer, port: int, tmp_path: Path, executor: str
+    start_ready: StartServer, port: int, tmp_path: Path, executor: str
 ) -> None:
     (tmp_path / "my_envs.py").write_text(_MY_ENVS)
     # Started from elsewhere, where the script's own folder is not the current one.
-    server = start_program(
-        *(str(ROOT / "run_api.py"), "--port", str(port), "--env-module", "my_envs", "--env-module", "json"),
-        cwd=tmp_path,
-        GRPO_EXECUTOR=executor,
-    )
+    modules = ("--env-module", "my_envs", "--env-module", "json")
+    server = start_ready("--port", str(port), *modules, cwd=tmp_path, GRPO_EXECUTOR=executor)
     wait_until(lambda: answers(port))
     for env_name in ("Mine-v0", "Named-v0"):
         request = {"env_name": env_name, "reward_function_type": "my_reward", "model_name": env_name}
@@ -585,8 +598,8 @@ def test_a_port_that_is_taken_ends_it_with_an_error(port: int, tmp_path: Path) -
         assert part in errors
 
 
-def test_it_says_where_the_dashboard_is(start_server: StartServer, tmp_path: Path) -> None:
-    server = start_server("--port", "0", "--models_dir", str(tmp_path / "models"), GRPO_LOG_LEVEL="info")
+def test_it_says_where_the_dashboard_is(start_ready: StartServer, tmp_path: Path) -> None:
+    server = start_ready("--port", "0", "--models_dir", str(tmp_path / "models"), GRPO_LOG_LEVEL="info")
     assert server.stderr is not None
     line = next(line for line in server.stderr if "dashboard" in line)
     (url,) = re.findall(r"http://localhost:\d+/dashboard", line)

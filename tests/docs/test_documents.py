@@ -34,7 +34,7 @@ from service.errors import ServiceError
 from service.schemas.jobs import VerdictState
 from service.schemas.training import TrainRequest
 from service.settings import Settings
-from tests.docs.tutorial import DOCUMENTED_PORT, make_strict
+from tests.docs.tutorial import DOCUMENTED_PORT, make_strict, train_less
 from tests.support import PATIENCE_SECONDS, make_plan, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -106,10 +106,11 @@ def run(command: list[str], folder: Path, **variables: str) -> str:
 
 @pytest.mark.parametrize(("language", "code"), list_examples())
 def test_examples_run_as_written(language: str, code: str, server_url: str, python: str, tmp_path: Path) -> None:
-    code = code.replace(DOCUMENTED_URL, server_url)
+    code = train_less(code.replace(DOCUMENTED_URL, server_url))
     if language == "bash" and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    run([python, "-c", code] if language in ("python", "py") else make_strict(code), tmp_path, GRPO_URL=server_url)
+    command = [python, "-c", code] if language in ("python", "py") else make_strict(code)
+    run(command, tmp_path, GRPO_URL=server_url, GRPO_EXECUTOR="thread")
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)

@@ -20,12 +20,27 @@ from benchmarks.lib.pages import Block, list_blocks
 # A page's server leaves port 8000 to the one that README has started.
 DOCUMENTED_PORT = "8001"
 _START_SECONDS = 300.0
+# Share of the steps that a block trains for here, and the fewest; more than the most are of trainings that it stops.
+_STEP_SHARE, _FEWEST_STEPS, _MOST_STEPS = 0.25, 1_024, 20_000
+_STEPS = re.compile(r"""((?:\.learn\(|total_timesteps(?:=|": )|--total-timesteps |-n ))([\d_]+)""")
 _POLL_SECONDS = 0.05
 
 
 def make_strict(code: str) -> list[str]:
     """Return the command that runs a bash block and fails where one of its commands or an answer to curl does."""
     return ["bash", "-ec", code.replace("curl ", "curl --silent --fail-with-body ")]
+
+
+def train_less(code: str) -> str:
+    """Let a block train for fewer steps: it is to run, and what it learns is for the benchmarks to say."""
+
+    def shorten(found: re.Match[str]) -> str:
+        n_steps = int(found[2])
+        if n_steps > _MOST_STEPS:
+            return found[0]
+        return f"{found[1]}{max(min(n_steps, _FEWEST_STEPS), int(_STEP_SHARE * n_steps))}"
+
+    return _STEPS.sub(shorten, code)
 
 
 @contextmanager
@@ -77,9 +92,9 @@ def _run_block(block: Block, page: Path, names: dict[str, Any]) -> None:
         Path(block.title).write_text(block.code)
     elif block.language == "python":
         # As many lines as are above the block, so that a traceback tells the line of the page.
-        exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), names)
+        exec(compile("\n" * (block.line - 1) + train_less(block.code), str(page), "exec"), names)
     elif block.language == "bash":
-        subprocess.run(make_strict(block.code), check=True)
+        subprocess.run(make_strict(train_less(block.code)), check=True)
 
 
 if __name__ == "__main__":

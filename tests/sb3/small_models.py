@@ -19,6 +19,8 @@ MODES: dict[str, dict[str, Any]] = {
     "action": {"group_mode": "action", "n_steps": 12, "group_size": 3, "horizon": 2},
 }
 POLICY_OF = dict.fromkeys(OBSERVATION_SPACES, "MlpPolicy") | {"image": "CnnPolicy", "dict": "MultiInputPolicy"}
+# Workers that import nothing; those that SB3 starts by default, as one test has them, spend seconds on torch.
+FORKED = {"start_method": "fork"}
 _EXTRACTOR_KWARGS = {"MlpPolicy": {}, "CnnPolicy": {"features_dim": 8}, "MultiInputPolicy": {"cnn_output_dim": 8}}
 
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from grpo import RestorableWrapper
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MaskedMatchEnv, MatchEnv
-from tests.sb3.small_models import MODES, Weights, build, build_over, copy_weights, is_same
+from tests.sb3.small_models import FORKED, MODES, Weights, build, build_over, copy_weights, is_same
 
 
 def train(seed: int, mode: str = "branch", n_envs: int = 1, make_env: Callable[[], Any] = MatchEnv) -> Weights:
@@ -61,7 +61,7 @@ def test_normalised_environments_repeat_themselves() -> None:
 
 
 def test_worker_processes_repeat_themselves() -> None:
-    env = make_vec_env(MatchEnv, 2, vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper)
+    env = make_vec_env(MatchEnv, 2, vec_env_cls=SubprocVecEnv, vec_env_kwargs=FORKED, wrapper_class=RestorableWrapper)
     try:
         first, second = (copy_weights(build(env).learn(32)) for _ in range(2))
     finally:

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from grpo import GRPO, RestorableWrapper
 from tests.sb3.environments import ACTION_SPACES, MatchEnv
-from tests.sb3.small_models import MODES, build, copy_weights, is_same
+from tests.sb3.small_models import FORKED, MODES, build, copy_weights, is_same
 
 PLACE, ROOM = spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(3)
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
@@ -60,7 +60,9 @@ def test_dicts_train_with_every_action_space(action: str) -> None:
 
 
 def test_dicts_train_in_worker_processes() -> None:
-    env = make_vec_env(make_dict_env, 1, seed=0, vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper)
+    env = make_vec_env(
+        make_dict_env, 1, seed=0, vec_env_cls=SubprocVecEnv, vec_env_kwargs=FORKED, wrapper_class=RestorableWrapper
+    )
     try:
         train_over_dict(env)
     finally:

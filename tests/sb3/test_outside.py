@@ -391,7 +391,9 @@ def test_what_is_changed_in_the_model_of_an_engine_holds() -> None:
 
 
 def test_what_is_set_on_environments_in_workers_holds() -> None:
-    env = make_vec_env(Task, 2, vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper)
+    env = make_vec_env(
+        Task, 2, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"}, wrapper_class=RestorableWrapper
+    )
     try:
         callback = Curriculum(None)
         build(GRPO, env).learn(384, callback)

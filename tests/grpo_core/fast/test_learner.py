@@ -64,7 +64,8 @@ def build(
 ) -> GRPO:
     """Build an untrained model; those of one seed have the same weights."""
     env = SpaceEnv(observation_space, action_space)
-    fixed: dict[str, Any] = {"seed": 0, "learning_rate": LEARNING_RATE, "n_steps": 64, "horizon": 8}
+    # Nothing is to be proven of an environment in whose place steps are drawn.
+    fixed: dict[str, Any] = {"seed": 0, "learning_rate": LEARNING_RATE, "n_steps": 64, "group_mode": "episode"}
     # The outputs begin almost at zero in SB3; here they shall matter.
     policy_kwargs = {"ortho_init": False, **policy_kwargs}
     return algorithm(policy, env, policy_kwargs=policy_kwargs, **fixed, **(arguments or {}))

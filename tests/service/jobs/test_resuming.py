@@ -15,14 +15,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.settings import Settings
-from service.training.evaluation import final_evaluation, value_check
 from tests.conftest import RegisterEnv
 from tests.support import (
     FINAL_STATUSES,
-    PATIENCE_SECONDS,
     PATIENT,
     RAY,
     LineEnv,
+    be_patient,
     get_status,
     make_client,
     train,
@@ -51,8 +50,7 @@ def processes(models_dir: Path, request: pytest.FixtureRequest) -> Iterator[Test
 
 def make_patient(make_env: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
     """Build an environment in a worker, where no evaluation is to be cut short because the machine is busy."""
-    final_evaluation._LEAST_SECONDS = final_evaluation._MOST_SECONDS = PATIENCE_SECONDS
-    value_check._MIN_SECONDS = value_check._MAX_SECONDS = PATIENCE_SECONDS
+    be_patient()
     return make_env()
 
 
@@ -219,8 +217,11 @@ def test_a_stopped_job_ends_with_the_same_file_as_one_that_nobody_stops(
     answer = processes.post(f"/training/{job_id}/resume")
     assert answer.json()["timesteps"] == stopped["checkpoint"]["timesteps"] >= 300
     resumed = wait_for_end(processes, job_id)
-    # Groups without a signal may be warned of after the stop.
-    before, after = ([text for text in job["warnings"] if "no signal" not in text] for job in (stopped, resumed))
+    # Groups without a signal may be warned of after the stop, and evaluations that a busy machine left no time for.
+    by_chance = ("no signal", "were left out")
+    before, after = (
+        [text for text in job["warnings"] if not any(part in text for part in by_chance)] for job in (stopped, resumed)
+    )
     assert (resumed["status"], after) == ("completed", before)
     whole = train_to_end(processes, **settings)
     assert whole["n_restarts"] == 0

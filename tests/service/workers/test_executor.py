@@ -30,10 +30,12 @@ from service.workers.executor import Executor, make_executor
 from service.workers.processes import ProcessExecutor
 from service.workers.threads import ThreadExecutor
 from tests.support import (
+    OWN_PRELOAD,
     PATIENCE_SECONDS,
     RAY,
     FloatArray,
     LineEnv,
+    be_patient,
     find_forkserver,
     is_alive,
     list_workers,
@@ -96,6 +98,12 @@ def make_tiring_line() -> LineEnv:
     """Build a line that hangs at its hundredth step."""
     steps = iter(range(99))
     return LineEnv(on_step=lambda: hang() if next(steps, None) is None else None)
+
+
+def make_patient_cartpole() -> gym.Env[Any, Any]:
+    """Build an environment in whose worker no evaluation is cut short: the file says how far it came."""
+    be_patient()
+    return gym.make("CartPole-v1").unwrapped
 
 
 class EndlessLine(LineEnv):
@@ -183,6 +191,12 @@ def wait_for_activity(job: Job) -> None:
     assert job.status is JobStatus.RUNNING
 
 
+def end_forkserver() -> None:
+    if (forkserver := find_forkserver()) is not None:
+        forkserver.kill()
+        wait_until(lambda: not is_alive(forkserver))
+
+
 def find_only_worker() -> psutil.Process:
     """Wait until those of earlier tests have ended."""
     wait_until(lambda: len(list_workers()) == 1)
@@ -197,9 +211,10 @@ def is_stall_message(message: str | None) -> bool:
 class TestAllAlike:
     @pytest.mark.parametrize("others", ["process", RAY])
     def test_a_job_gives_the_same_file_in_a_thread_elsewhere_and_next_to_others(
-        self, open_registry: Callable[..., JobRegistry], others: str
+        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, others: str
     ) -> None:
-        request = {"total_timesteps": 300, "seed": 3, "model_name": "m"}
+        env_name = register_line(entry_point=make_patient_cartpole)
+        request = {"env_name": env_name, "total_timesteps": 300, "seed": 3, "model_name": "m", "n_eval_episodes": 2}
         hashes = []
         for executor in ("thread", others):
             registry = open_registry(executor, max_running=2)
@@ -394,8 +409,14 @@ class TestAProcess:
         wait_until(lambda: not is_there(int(note.read_text())))
 
     def test_it_has_a_low_priority_and_ignores_signals_for_the_server(
-        self, open_registry: Callable[..., JobRegistry], register_line: RegisterLine, tmp_path: Path
+        self,
+        open_registry: Callable[..., JobRegistry],
+        register_line: RegisterLine,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
     ) -> None:
+        monkeypatch.setattr(processes, "_PRELOAD", OWN_PRELOAD)
+        end_forkserver()
         registry = open_registry()
         is_hanging = tmp_path / "hanging"
         job = submit(registry, env_name=register_line(on_step=functools.partial(touch_and_hang, str(is_hanging))))
@@ -416,6 +437,7 @@ class TestAProcess:
         assert "within 0.2 s of the server's shutdown" in (status.error_message or "")
         wait_until(lambda: not is_alive(worker))
         assert is_alive(forkserver)
+        end_forkserver()  # for the next tests to have one of their own
 
     def test_a_lost_forkserver_is_replaced(self, open_registry: Callable[..., JobRegistry]) -> None:
         registry = open_registry()
@@ -527,10 +549,7 @@ def test_the_server_does_not_import_torch() -> None:
 def test_a_workers_log_lines_carry_the_ids_of_request_and_job(
     open_registry: Callable[..., JobRegistry], register_line: RegisterLine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # Started again, so that it writes to this test's captured output.
-    if (forkserver := find_forkserver()) is not None:
-        forkserver.kill()
-        wait_until(lambda: not is_alive(forkserver))
+    end_forkserver()  # so that another one writes to this test's captured output
     registry, env_name = open_registry(), register_line(on_step=fail_in_a_folder)
     token = REQUEST_ID.set("who-asked")
     try:
