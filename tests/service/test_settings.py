@@ -1,7 +1,10 @@
 """Settings come from the environment, and unsafe ones are refused."""
 
+import re
+import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -298,7 +301,7 @@ def test_serving_others_without_a_key_is_refused_with_the_remedy(host: str, show
 
 @pytest.mark.usefixtures("no_names")
 def test_a_name_that_means_nothing_yet_is_not_taken_for_this_machine() -> None:
-    with pytest.raises(UnsafeSettingsError, match="nowhere .* has no address here"):
+    with pytest.raises(UnsafeSettingsError, match=r"nowhere .* has no address here"):
         Settings(host="nowhere").check_exposure()
 
 
