@@ -270,9 +270,9 @@ def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have names stand for two addresses, of which one is this machine's, and ``nowhere`` for none."""
     look_up = socket.getaddrinfo
 
-    def resolve(host: str, *arguments: Any, flags: int = 0, **options: Any) -> Any:
+    def resolve(host: str, port: None, *, type: socket.SocketKind, flags: int) -> Any:
         if flags & socket.AI_NUMERICHOST or not host[-1:].isalpha():
-            return look_up(host, *arguments, flags=flags, **options)
+            return look_up(host, port, type=type, flags=flags)
         if host == "nowhere":
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.7")]
