@@ -21,6 +21,11 @@ LOST = Answer(200, "{", n_missing_bytes=10)
 MODELS = Answer(200, '{"models": []}')
 ACCEPTED = Answer(200, '{"job_id": "j", "message": "Training started", "config": {}, "config_origins": {}}')
 EVENT_STREAM = (("Content-Type", "text/event-stream"),)
+SWEEP: dict[str, Any] = {
+    "sweep_id": "s", "name": "rates", "status": "completed", "method": "grid", "env_name": "CartPole-v1",
+    "created_at": "2026-01-01T00:00:00Z", "end_time": None, "n_settings": 0, "counts": {}, "timesteps": 0,
+    "best_mean_reward": None, "request": {}, "ended_by": "all", "held_by": None, "settings": [], "best": None,
+}  # fmt: skip
 FINAL = make_status(status="completed", progress=1.0, current_timesteps=9)
 
 with_either_client = pytest.mark.parametrize("kind", ["sync", "async"])

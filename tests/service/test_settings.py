@@ -1,7 +1,10 @@
 """Settings come from the environment, and unsafe ones are refused."""
 
+import re
+import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -267,9 +270,9 @@ def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have names stand for two addresses, of which one is this machine's, and ``nowhere`` for none."""
     look_up = socket.getaddrinfo
 
-    def resolve(host: str, *arguments: Any, flags: int = 0, **options: Any) -> Any:
+    def resolve(host: str, port: None, *, type: socket.SocketKind, flags: int) -> Any:
         if flags & socket.AI_NUMERICHOST or not host[-1:].isalpha():
-            return look_up(host, *arguments, flags=flags, **options)
+            return look_up(host, port, type=type, flags=flags)
         if host == "nowhere":
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.7")]
@@ -298,7 +301,7 @@ def test_serving_others_without_a_key_is_refused_with_the_remedy(host: str, show
 
 @pytest.mark.usefixtures("no_names")
 def test_a_name_that_means_nothing_yet_is_not_taken_for_this_machine() -> None:
-    with pytest.raises(UnsafeSettingsError, match="nowhere .* has no address here"):
+    with pytest.raises(UnsafeSettingsError, match=r"nowhere .* has no address here"):
         Settings(host="nowhere").check_exposure()
 
 
