@@ -92,10 +92,12 @@ def make_failing(register_env: RegisterEnv, folder: Path, step: int, fail: Any) 
     return register_env(partial(make_patient, partial(LineEnv, on_step=on_step)), "Failing-v0")
 
 
-@pytest.fixture
-def whole(register_env: RegisterEnv, processes: TestClient) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def whole(processes: TestClient) -> Iterator[dict[str, Any]]:
     """A job that nothing interrupts."""
-    return train_to_end(processes, **JOB, env_name=register_env(partial(make_patient, LineEnv)))
+    gym.register("Whole-v0", entry_point=partial(make_patient, LineEnv))
+    yield train_to_end(processes, **JOB, env_name="Whole-v0")
+    del gym.registry["Whole-v0"]
 
 
 class TestAWorkerThatDies:
