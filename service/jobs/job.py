@@ -33,8 +33,8 @@ from service.workers.receipts import Receipts
 
 logger = logging.getLogger("grpo.service")
 
+# How late an answer that waits for a job's end may be; looking costs next to nothing, and holds no thread.
 _POLL_SECONDS = 0.02
-
 
 _ENDS = {
     JobStatus.COMPLETED: JobEvent.COMPLETE,

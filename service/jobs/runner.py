@@ -27,6 +27,7 @@ logger = logging.getLogger("grpo.service")
 
 # How often a running job is checked for stalls.
 _WATCH_SECONDS = 0.25
+# How late a stop may end the pause before a worker is replaced.
 _POLL_SECONDS = 0.05
 # A stopped training ends at its next step or minibatch; without either for this long, it hangs.
 _STOP_PATIENCE_SECONDS = 5.0

@@ -26,6 +26,7 @@ _MAX_IN_MEMORY = 100
 _MAX_UNWRITTEN = 1000
 # Ended jobs that somebody looks at.
 _MAX_LOADED = 32
+# How often the disk is asked for jobs that are too old; days are what their age is counted in.
 _FORGET_SECONDS = 3600.0
 
 

@@ -28,8 +28,11 @@ logger = logging.getLogger("grpo.service")
 # In the models folder, so that no model that lies there already is taken for one that has been deleted elsewhere.
 _FOLDER = ".mirror"
 _STATE_FILE = ".state.json"
+# Object stores charge for each look, and a model takes longer than that to train.
 _LOOK_SECONDS = 1.0
+# A file that is being copied may take longer than a server should take to end; it is copied again by the next one.
 _CLOSE_SECONDS = 5.0
+# Versions and aliases of one model take some hundred bytes each.
 _MAX_NOTES_BYTES = 2**20
 # A model's newest version, an earlier one, or what is known of them; see service.models.versions.
 _PATH = re.compile(r"(?P<newest>[^/]+)\.zip|\.versions/(?P<name>[^/]+)/(?P<file>[1-9]\d{0,8}\.zip|notes\.json)")

@@ -13,6 +13,7 @@ from service.workers.processes import list_end_signals
 
 logger = logging.getLogger("grpo.service")
 
+# How late a replica that died is noticed, which is little beside what another one takes to start.
 _LOOK_SECONDS = 0.05
 # From a first start with this status the settings are known to be invalid.
 _INVALID = 2

@@ -24,6 +24,7 @@ logger = logging.getLogger("grpo.service")
 _LOOK_SECONDS = 0.1
 # Pause before a refused job is tried again.
 _RETRY_SECONDS = 1.0
+# What is under way then is a request to start one job, or to copy one model: neither should hold up the server's end.
 _CLOSE_SECONDS = 5.0
 # A refusal with one of these says that there is no room now.
 _BUSY_STATUSES = frozenset({429, 503, 507})

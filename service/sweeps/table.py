@@ -9,6 +9,7 @@ from service.sweeps.sweep import Sweep
 
 # Sweeps that are remembered; the oldest that have ended go first.
 _MAX_KEPT = 200
+# Sweeps that run at a time, in all and of one client: they take turns, and with more none would get anywhere.
 _MAX_ACTIVE, _MAX_ACTIVE_OF_CLIENT = 16, 4
 
 

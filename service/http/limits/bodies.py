@@ -12,6 +12,7 @@ from service.errors import Problem, TooLargeError
 from service.http.problems import Refusal, error_response
 
 _UPLOAD_PATH = re.compile(r"/models/[^/]*/file")
+# Each holds its whole body in memory until it is answered.
 _MAX_UPLOADS = 4
 # A client that takes longer than this to send a body is stalled or hostile.
 _BODY_DEADLINE_SECONDS = 15.0
