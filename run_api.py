@@ -29,6 +29,7 @@ from grpo_terminal import Parser
 from service.extensions import ExtensionError
 from service.http.limits.connections import Connection
 from service.http.shutdown import Server
+from service.http.sockets import Socket
 from service.logs import configure_logs
 from service.models.folder_lock import lock_folder
 from service.replicas.shared_port import join_port
@@ -38,7 +39,9 @@ from service.settings import Settings, UnsafeSettingsError, describe_unknown_var
 
 logger = logging.getLogger("grpo.service")
 
+# Clients that look once a second keep their connection; of idle ones no more stay than those of so long.
 _KEEP_ALIVE_SECONDS = 5
+# What is being answered at the end may take a second; a client that reads slowly does not hold the end up longer.
 _DRAIN_SECONDS = 5
 _SWITCH_SECONDS = 0.0005
 
@@ -104,6 +107,7 @@ def _serve(app: FastAPI, settings: Settings, listeners: list[socket.socket] | No
             host=settings.host,
             port=settings.port,
             http=Connection,
+            ws=Socket,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_DRAIN_SECONDS,
             server_header=False,

@@ -34,6 +34,7 @@ from grpo_core.options.hyperparameters import HYPERPARAMETERS, Row
 from grpo_core.options.rewards import REWARD_FUNCTIONS, RewardFunction
 from grpo_core.saving import model_file
 from service.http.limits.connections import Connection
+from service.http.sockets import Socket
 from service.models.folder import ModelFolder
 from service.models.store import ModelStore
 from service.schemas.jobs import EndedBy, EvaluationRow, FinalEvaluation
@@ -137,7 +138,12 @@ def serve(app: FastAPI) -> Iterator[int]:
     """Serve an application over real sockets on loopback, and yield the port."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http=Connection, log_level="critical", lifespan="on", timeout_keep_alive=int(PATIENCE_SECONDS)
+        app,
+        http=Connection,
+        ws=Socket,
+        log_level="critical",
+        lifespan="on",
+        timeout_keep_alive=int(PATIENCE_SECONDS),
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
