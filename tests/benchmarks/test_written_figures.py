@@ -49,7 +49,7 @@ WRITTEN: list[tuple[str, str, list[Figure]]] = [
     ),
     (
         "from-ppo",
-        r"PPO is ahead, by (\S+) to (\S+), and on Swimmer the zoo's, by (\S+) to (\S+)\. With",
+        r"PPO is ahead, by (\S+) to (\S+); on Swimmer the zoo's is level, at (\S+) beside (\S+)\. With",
         [Figure(*WALKER, "ppo_normalized"), Figure(*WALKER), Figure(*SWIMMER, "ppo_zoo"), Figure(*SWIMMER)],
     ),
     (
