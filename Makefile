@@ -7,7 +7,7 @@ SHARED := -n 3 --dist loadfile --no-loadscope-reorder
 test test-fast: export PYTHONDONTWRITEBYTECODE :=
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: install serve test test-fast test-chaos test-fuzz test-load test-soak test-zoo test-ray lint type format tables notebook bench-cartpole bench-speed bench-suite bench-ablation environments clean
+.PHONY: install serve test test-fast test-chaos test-fuzz test-load test-soak test-zoo test-ray test-gpu lint type format tables notebook bench-cartpole bench-speed bench-suite bench-ablation environments clean
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,11 @@ test-zoo: $(VENV)/.installed-dev
 test-ray: $(VENV)/.installed-dev
 	$(PIP) install -r requirements-ray.txt
 	$(VENV)/bin/python -m pytest tests/service/workers tests/service/jobs/test_resuming.py tests/chaos/test_ray_kills.py tests/chaos/test_ray_restarts.py tests/service/sweeps tests/grpo_core/shards/test_ray_pool.py -k "ray"
+
+# For a machine with a GPU whose torch sees it. What trains on the CPU elsewhere trains on the GPU here.
+test-gpu: $(VENV)/.installed-dev
+	$(VENV)/bin/python -c "import torch; assert torch.cuda.is_available(), 'torch sees no GPU; install a build with CUDA.'"
+	TEST_DEVICE=cuda $(VENV)/bin/python -m pytest $(SHARED) tests/gpu tests/sb3 tests/grpo_core/checkpoints tests/test_api.py tests/service/jobs/test_resuming.py tests/service/workers/test_executor.py
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -339,7 +339,7 @@ class GRPO(SavedAlgorithm):
         simulators = None if self.env is None else self._choose_simulators(self.env)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        with borrow_torch_generator(self.rng):
+        with borrow_torch_generator(self.rng, self.device):
             self.policy = policy_class(
                 self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
             )
@@ -871,7 +871,7 @@ class GRPO(SavedAlgorithm):
         deterministic: bool = False,
         action_masks: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """Choose actions as ``BaseAlgorithm.predict`` does; on the CPU, draws come from the model's own generator.
+        """Choose actions as ``BaseAlgorithm.predict`` does; draws come from the model's own generator.
 
         :param observation: One observation, ``observation_shape``, or several, ``(batch_size, *observation_shape)``; a
             dict of such where observations are. Normalised already where training had a ``VecNormalize``.
@@ -891,7 +891,7 @@ class GRPO(SavedAlgorithm):
 
         if deterministic:
             return choose()
-        with borrow_torch_generator(self._predict_rng):
+        with borrow_torch_generator(self._predict_rng, self.policy.device):
             return choose()
 
     def export(self, path: str | Path, with_masks: bool = False) -> None:

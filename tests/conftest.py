@@ -36,6 +36,7 @@ SLOW_TESTS = (
     "tests/fuzz",
     "tests/test_api.py",
     "tests/sb3",
+    "tests/gpu",
     "tests/service/dashboard/test_dashboard.py",
     "tests/service/http/test_documentation_pages.py",
     "tests/service/http/test_schema.py",

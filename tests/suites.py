@@ -17,6 +17,8 @@ T = TypeVar("T")
 REPORTS = Path(__file__).parent / "artefacts"
 IS_LONG = os.environ.get("SUITES") == "long"
 SEED = int(os.environ.get("SUITE_SEED", "0"))
+# What the tests of the algorithm train on: make test-gpu runs them on "cuda".
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 _PACKAGES = ("numpy", "gymnasium", "fastapi", "uvicorn", "httptools", "uvloop")
 
 

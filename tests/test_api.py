@@ -564,7 +564,7 @@ class TestEveryKindOfTraining:
         )
         assert status["status"] == "completed", status["error_message"]
         env = make_vec_env("MountainCar-v0")
-        model = GRPO.load(models_dir / status["model_name"], env=env)
+        model = GRPO.load(models_dir / status["model_name"], env=env, device="cpu")
         vec_normalize = model.get_vec_normalize_env()
         assert vec_normalize is not None
         assert isinstance(vec_normalize.obs_rms, RunningMeanStd)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo_core.actor.actor import PolicyActor
@@ -18,6 +19,9 @@ from grpo_core.shards.messages import ShardFailure, ShardOrder, ShardSetup, Shar
 from grpo_core.simulators.bank import SimulatorBank, make_bank
 from grpo_core.simulators.rewrapping import wrap_env
 from grpo_core.update.seeding import borrow_torch_generator
+
+# An actor on a GPU borrows that one's generator itself.
+_CPU = torch.device("cpu")
 
 
 class ShardPlayer:
@@ -75,13 +79,13 @@ class ShardPlayer:
             recorder = _Recorder(collector, should_stop)
             rollout = GroupRollout.for_plan(plan, bank.n_envs, setup.observation_space, setup.action_space)
             # Environments may draw from torch's generator, though they should not.
-            with borrow_torch_generator(rng):
+            with borrow_torch_generator(rng, _CPU):
                 collector.collect(rollout, self._actor, rng, recorder.on_vec_step, should_stop)
             at = tuple(recorder.get_places().T)
             columns = rollout.gather(at)  # before reward functions replace the environment's rewards
             rewards, means = None, dict[str, float]()
             if setup.reward_function is not None:
-                with borrow_torch_generator(rng):
+                with borrow_torch_generator(rng, _CPU):
                     means = collector.apply_reward_functions(
                         rollout, self._actor, setup.reward_function, setup.reward_weights
                     )

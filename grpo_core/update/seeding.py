@@ -22,19 +22,20 @@ def lock_torch_generator() -> Iterator[None]:
 
 
 @contextmanager
-def borrow_torch_generator(rng: np.random.Generator, device: torch.device | None = None) -> Iterator[None]:
+def borrow_torch_generator(rng: np.random.Generator, device: torch.device) -> Iterator[None]:
     """Seed torch's generator from a model's own inside the block, and put it back afterwards.
 
-    torch initialises layers and draws actions from one process-wide generator. Under a lock, models in other threads
-    neither see nor disturb the seed.
+    torch initialises layers and draws actions from one process-wide generator per device. Under a lock, models in other
+    threads neither see nor disturb the seed.
 
     :param rng: The model's generator; one number is drawn from it.
-    :param device: A CUDA device whose generator is borrowed, too.
+    :param device: Where draws are made; the CPU's generator is borrowed in any case.
     """
-    devices = [device] if device is not None and device.type == "cuda" else []
+    devices = [device] if device.type == "cuda" else []
     with lock_torch_generator(), torch.random.fork_rng(devices=devices):
         seed = int(rng.integers(2**63))
         torch.default_generator.manual_seed(seed)
         if devices:
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from grpo import GRPO
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
+from tests.suites import DEVICE
 
 Weights = dict[str, torch.Tensor]
 
@@ -41,7 +42,7 @@ def build(env: Any = None, policy: Any = "MlpPolicy", mode: str = "branch", **ch
         "batch_size": 8,
         "n_epochs": 2,
         "seed": 0,
-        "device": "cpu",
+        "device": DEVICE,
         "policy_kwargs": {"net_arch": [8], "features_extractor_kwargs": _EXTRACTOR_KWARGS.get(policy)},
     }
     return GRPO(policy, MatchEnv() if env is None else env, **{**arguments, **changes})
@@ -58,7 +59,7 @@ def build_over(observation: str, action: str, mode: str = "branch", n_envs: int 
 
 def copy_weights(model: GRPO) -> Weights:
     """Copy the parameters of the policy and the value network."""
-    return {name: tensor.detach().clone() for name, tensor in model.policy.state_dict().items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.policy.state_dict().items()}
 
 
 def is_same(first: Weights, second: Weights) -> bool:

@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from grpo import GRPO
 from tests.sb3.environments import IndifferentEnv, MatchEnv
 from tests.sb3.small_models import MODES, build, copy_weights, is_same
+from tests.suites import DEVICE
 
 
 def make_long_env() -> MatchEnv:
@@ -144,7 +145,7 @@ def test_eval_callback_evaluates_logs_and_keeps_the_best_model(mode: str, tmp_pa
         assert saved["results"].shape == (len(saved["timesteps"]), 2)
         assert saved["timesteps"][:4].tolist() == [8, 16, 24, 32]
         assert saved["results"].mean(axis=1).max() == pytest.approx(evaluation.best_mean_reward)
-    best = GRPO.load(tmp_path / "best" / "best_model", env=MatchEnv(), device="cpu")
+    best = GRPO.load(tmp_path / "best" / "best_model", env=MatchEnv(), device=DEVICE)
     assert best.num_timesteps in (8, 16, 24, 32)
     best.learn(16)
 
@@ -184,7 +185,7 @@ def test_checkpoints_load_and_train_on(mode: str, tmp_path: Path) -> None:
     model.learn(30, CheckpointCallback(save_freq=10, save_path=str(tmp_path), name_prefix="m"))
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names[:3] == ["m_10_steps.zip", "m_20_steps.zip", "m_30_steps.zip"]
-    loaded = GRPO.load(tmp_path / "m_20_steps", env=MatchEnv(), device="cpu")
+    loaded = GRPO.load(tmp_path / "m_20_steps", env=MatchEnv(), device=DEVICE)
     assert loaded.num_timesteps == 20
     loaded.learn(16, reset_num_timesteps=False)
     assert loaded.num_timesteps >= 36
@@ -199,7 +200,7 @@ def test_checkpoints_keep_the_statistics_of_vec_normalize_where_asked_to(tmp_pat
         "rl_model_vecnormalize_32_steps.pkl",
     }
     from_pickle = VecNormalize.load(str(tmp_path / "rl_model_vecnormalize_32_steps.pkl"), make_vec_env(MatchEnv, 1))
-    loaded = GRPO.load(tmp_path / "rl_model_32_steps", env=make_vec_env(MatchEnv, 1), device="cpu")
+    loaded = GRPO.load(tmp_path / "rl_model_32_steps", env=make_vec_env(MatchEnv, 1), device=DEVICE)
     from_zip = loaded.get_vec_normalize_env()
     assert from_zip is not None
     for name in ("mean", "var", "count"):

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from grpo import GRPO
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
 from tests.sb3.small_models import MODES, POLICY_OF, build, copy_weights, is_same
+from tests.suites import DEVICE
 from tests.walk import StepLog, make_walk
 
 NAMES = (
@@ -56,7 +57,7 @@ def test_names_shapes_and_types_are_those_of_ppo(observation: str, action: str, 
     ours, theirs = Look(), Look()
     model = build(make_vec_env(make_env, n_envs), POLICY_OF[observation])
     model.learn(16, ours)
-    PPO(POLICY_OF[observation], make_vec_env(make_env, n_envs), n_steps=8, batch_size=8, device="cpu").learn(8, theirs)
+    PPO(POLICY_OF[observation], make_vec_env(make_env, n_envs), n_steps=8, batch_size=8, device=DEVICE).learn(8, theirs)
     for name in ("dones", "rewards", "obs_tensor", "clipped_actions", "new_obs", "values", "log_probs"):
         if name == "clipped_actions" and action == "multi-binary":
             continue  # SB3 leaves floats, and DummyVecEnv takes them
@@ -76,7 +77,9 @@ def test_values_are_those_of_the_step(mode: str, use_fast_path: bool, monkeypatc
     assert [seen["n_steps"] for seen in look.seen] == list(range(len(look.seen)))
     for seen in look.seen:
         with torch.no_grad():
-            values, log_probs, _ = policy.evaluate_actions(seen["obs_tensor"], torch.as_tensor(seen["actions"]))
+            values, log_probs, _ = policy.evaluate_actions(
+                seen["obs_tensor"], torch.as_tensor(seen["actions"], device=model.device)
+            )
         torch.testing.assert_close(seen["values"], values)
         torch.testing.assert_close(seen["log_probs"], log_probs)
         assert seen["step_mask"].tolist() == [True]
@@ -169,7 +172,7 @@ def test_after_a_rollout_that_did_not_begin_the_last_observation_is_still_there(
 def test_last_observations_are_those_that_actions_were_chosen_on_and_then_those_that_followed() -> None:
     class Watch(BaseCallback):
         def _on_step(self) -> bool:
-            np.testing.assert_array_equal(self.model._last_obs, self.locals["obs_tensor"].numpy())
+            np.testing.assert_array_equal(self.model._last_obs, self.locals["obs_tensor"].cpu().numpy())
             self.last = self.locals["new_obs"], self.locals["dones"]
             return True
 

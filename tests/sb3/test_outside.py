@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from grpo import GRPO, RestorableWrapper
 from grpo_core.groups.vec_step import leaves_environments_alone
+from tests.suites import DEVICE
 
 
 class Task(gym.Env[Any, Any]):
@@ -82,7 +83,7 @@ class Curriculum(BaseCallback):
 
 def build(algorithm: Any, env: Any) -> Any:
     settings = {"horizon": 8} if algorithm is GRPO else {}
-    return algorithm("MlpPolicy", env, n_steps=64, n_epochs=1, seed=0, device="cpu", **settings)
+    return algorithm("MlpPolicy", env, n_steps=64, n_epochs=1, seed=0, device=DEVICE, **settings)
 
 
 def make(kind: Any) -> Any:
@@ -120,7 +121,7 @@ def test_what_is_set_between_two_runs_holds() -> None:
 
 def test_what_is_set_between_two_runs_holds_in_rollout_workers() -> None:
     env, levels = Task(), []
-    model = GRPO("MlpPolicy", env, n_steps=64, horizon=8, n_epochs=1, seed=0, device="cpu", n_rollout_workers=2)
+    model = GRPO("MlpPolicy", env, n_steps=64, horizon=8, n_epochs=1, seed=0, device=DEVICE, n_rollout_workers=2)
     for env.level in (0, 3):
         callback = Curriculum(10**9)
         model.learn(64, callback, reset_num_timesteps=False)
@@ -162,7 +163,7 @@ def test_only_callbacks_that_may_touch_the_environments_are_watched() -> None:
 
 
 def test_what_is_set_between_two_runs_holds_if_nothing_was_watched() -> None:
-    model = GRPO("MlpPolicy", Task(), n_steps=64, group_size=2, horizon=16, n_epochs=1, seed=0, device="cpu")
+    model = GRPO("MlpPolicy", Task(), n_steps=64, group_size=2, horizon=16, n_epochs=1, seed=0, device=DEVICE)
     model.learn(256, callback=_Drawing())
     env = model.get_env()
     assert env is not None
@@ -213,7 +214,7 @@ def test_episodes_go_on_whatever_is_done_to_the_environments(meddle: Any, anchor
 @pytest.mark.parametrize("seed", range(3))
 def test_episodes_go_on_after_their_environment_was_used_between_two_runs(use: Any, seed: int) -> None:
     """Also where a run was so short that hardly anything is known of the environment."""
-    model = GRPO("MlpPolicy", Task(), n_steps=64, horizon=8, seed=seed, device="cpu")
+    model = GRPO("MlpPolicy", Task(), n_steps=64, horizon=8, seed=seed, device=DEVICE)
     for i in range(6):
         model.learn(64, reset_num_timesteps=i == 0)
         rollout = model.rollout_buffer
@@ -226,7 +227,7 @@ def test_episodes_go_on_after_their_environment_was_used_between_two_runs(use: A
 @pytest.mark.parametrize("seed", range(4))
 def test_an_evaluation_of_the_training_environment_spoils_no_episode(seed: int) -> None:
     env = make_vec_env(Task, 1)
-    model = GRPO("MlpPolicy", env, n_steps=64, horizon=8, seed=seed, device="cpu")
+    model = GRPO("MlpPolicy", env, n_steps=64, horizon=8, seed=seed, device=DEVICE)
     model.learn(768, EvalCallback(env, eval_freq=50, n_eval_episodes=1, verbose=0, warn=False))
     assert {episode["l"] for episode in model.ep_info_buffer or ()} == {30}
 

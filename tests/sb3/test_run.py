@@ -23,6 +23,7 @@ from tests.sb3.small_models import (
     list_combinations,
     sample_observations,
 )
+from tests.suites import DEVICE
 
 
 def train_and_check(model: GRPO, n_steps: int = 24) -> None:
@@ -268,7 +269,7 @@ def test_several_environments_of_different_length_share_a_rollout(mode: str) -> 
 def test_an_environment_may_be_put_into_a_loaded_model_by_hand(n_envs: int) -> None:
     model = build(VecNormalize(DummyVecEnv([MatchEnv])))
     model.learn(16)
-    loaded = GRPO.load(io.BytesIO(model.to_bytes()), device="cpu")
+    loaded = GRPO.load(io.BytesIO(model.to_bytes()), device=DEVICE)
     loaded.env = DummyVecEnv([MatchEnv] * n_envs)
     loaded.learn(16)
     assert loaded.get_vec_normalize_env() is not None, "as by load and set_env"

@@ -23,6 +23,7 @@ from grpo_core.saving.model_file import ModelFileError
 from tests.sb3 import small_models
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
 from tests.sb3.small_models import MODES, POLICY_OF, build, build_over, copy_weights, is_same, sample_observations
+from tests.suites import DEVICE
 
 ROOT = Path(__file__).parent.parent.parent
 OTHER_OBSERVATIONS: dict[str, spaces.Space[Any]] = {
@@ -37,7 +38,7 @@ OTHER_ACTIONS: dict[str, spaces.Space[Any]] = {
 
 
 def reload(model: GRPO, **arguments: Any) -> GRPO:
-    return GRPO.load(io.BytesIO(model.to_bytes()), device="cpu", **arguments)
+    return GRPO.load(io.BytesIO(model.to_bytes()), device=DEVICE, **arguments)
 
 
 def test_a_model_that_no_file_will_hold_is_told_of_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,9 +68,9 @@ class Quads(GRPO):
 
 
 def test_a_subclass_that_fixes_arguments_comes_back() -> None:
-    model = Quads("MlpPolicy", MatchEnv(), n_steps=16, horizon=4, n_epochs=2, seed=3, device="cpu")
+    model = Quads("MlpPolicy", MatchEnv(), n_steps=16, horizon=4, n_epochs=2, seed=3, device=DEVICE)
     model.learn(16)
-    loaded = Quads.load(io.BytesIO(model.to_bytes()), env=MatchEnv(), device="cpu", gamma=0.5)
+    loaded = Quads.load(io.BytesIO(model.to_bytes()), env=MatchEnv(), device=DEVICE, gamma=0.5)
     assert (loaded.group_size, loaded._stats_window_size, loaded.note) == (4, 7, "of its own")
     assert (loaded.n_steps, loaded.n_epochs, loaded.seed, loaded.gamma) == (16, 2, 3, 0.5)
     assert is_same(copy_weights(model), copy_weights(loaded))
@@ -81,7 +82,7 @@ def test_a_model_that_no_server_takes_is_saved_and_loaded(tmp_path: Path) -> Non
     wide = {"pi": [8192, 4096], "vf": [1]}  # 128 MiB of weights between two layers
     model = build(policy_kwargs={"net_arch": wide, "ortho_init": False})
     model.save(tmp_path / "wide")
-    loaded = GRPO.load(tmp_path / "wide", device="cpu")
+    loaded = GRPO.load(tmp_path / "wide", device=DEVICE)
     assert is_same(copy_weights(model), copy_weights(loaded))
 
 
@@ -93,7 +94,7 @@ def test_predictions_are_the_same_after_loading(observation: str, action: str, t
     observations = sample_observations(model, 8)
     before, _ = model.predict(observations, deterministic=True)
     model.save(tmp_path / "model")
-    loaded = GRPO.load(tmp_path / "model.zip", device="cpu")
+    loaded = GRPO.load(tmp_path / "model.zip", device=DEVICE)
     assert is_same(copy_weights(model), copy_weights(loaded))
     np.testing.assert_array_equal(before, loaded.predict(observations, deterministic=True)[0])
     assert loaded.observation_space == model.observation_space
@@ -234,14 +235,14 @@ def test_set_env_before_the_first_training_and_between_two() -> None:
 def test_paths_of_any_kind_and_suffix(suffix: str, kind: Any, tmp_path: Path) -> None:
     model, path = build(), kind(tmp_path / "folder" / f"model{suffix}")
     model.save(path)
-    assert is_same(copy_weights(model), copy_weights(GRPO.load(path, device="cpu")))
+    assert is_same(copy_weights(model), copy_weights(GRPO.load(path, device=DEVICE)))
 
 
 def test_a_folder_of_the_same_name_is_not_taken_for_the_model(tmp_path: Path) -> None:
     model = build()
     model.save(tmp_path / "model")
     (tmp_path / "model").mkdir()
-    assert is_same(copy_weights(model), copy_weights(GRPO.load(tmp_path / "model", device="cpu")))
+    assert is_same(copy_weights(model), copy_weights(GRPO.load(tmp_path / "model", device=DEVICE)))
 
 
 def test_open_files_are_written_and_read(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_open_files_are_written_and_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         model.save(file)
     with path.open("rb") as file:
-        assert is_same(copy_weights(model), copy_weights(GRPO.load(file, device="cpu")))
+        assert is_same(copy_weights(model), copy_weights(GRPO.load(file, device=DEVICE)))
 
 
 def test_a_stream_is_read_from_its_beginning_wherever_it_stands() -> None:
@@ -257,13 +258,13 @@ def test_a_stream_is_read_from_its_beginning_wherever_it_stands() -> None:
     model.save(stream)
     for position in (stream.tell(), 0, 10):
         stream.seek(position)
-        assert is_same(copy_weights(model), copy_weights(GRPO.load(stream, device="cpu")))
+        assert is_same(copy_weights(model), copy_weights(GRPO.load(stream, device=DEVICE)))
 
 
 def test_a_name_with_a_dot_is_found_with_its_suffix_too(tmp_path: Path) -> None:
     model = build()
     model.save(tmp_path / "model_0.5.zip")
-    assert is_same(copy_weights(model), copy_weights(GRPO.load(tmp_path / "model_0.5", device="cpu")))
+    assert is_same(copy_weights(model), copy_weights(GRPO.load(tmp_path / "model_0.5", device=DEVICE)))
 
 
 def test_a_file_opened_as_text_is_refused_as_sb3_refuses_it(tmp_path: Path) -> None:
@@ -329,7 +330,7 @@ def test_every_hyperparameter_and_counter_comes_back() -> None:
 
 
 def test_an_environment_may_be_given_by_its_id_and_the_window_of_the_mean_changed() -> None:
-    model = GRPO("MlpPolicy", "CartPole-v1", seed=0, n_steps=64, device="cpu")
+    model = GRPO("MlpPolicy", "CartPole-v1", seed=0, n_steps=64, device=DEVICE)
     loaded = reload(model, env="CartPole-v1", stats_window_size=3).learn(64)
     assert loaded.ep_info_buffer is not None
     assert loaded.ep_info_buffer.maxlen == 3
@@ -364,7 +365,7 @@ def test_a_file_of_before_an_option_existed_gives_it_its_default() -> None:
     for name in ("kl_coef", "restart_probability", "importance_level"):
         del meta["hyperparameters"][name]
     older = model_file.to_bytes(meta, get_weights(model.policy), get_optimizer_state(model.policy.optimizer), {})
-    loaded = GRPO.load(io.BytesIO(older), env=MatchEnv(), device="cpu")
+    loaded = GRPO.load(io.BytesIO(older), env=MatchEnv(), device=DEVICE)
     assert (loaded.kl_coef, loaded.restart_probability, loaded.importance_level) == (0.0, 0.0, "step")
     loaded.learn(16)
 
@@ -383,14 +384,14 @@ def test_a_schedule_that_starts_at_0_is_loaded_again() -> None:
     model = build(learning_rate=lambda progress: 0.1 * (1.0 - progress))
     with pytest.warns(UserWarning, match="learning_rate is a function"):
         content = model.to_bytes()
-    assert GRPO.load(io.BytesIO(content), device="cpu").lr_schedule(1.0) == 0.0
+    assert GRPO.load(io.BytesIO(content), device=DEVICE).lr_schedule(1.0) == 0.0
 
 
 def test_a_schedule_that_is_a_function_is_missed_with_a_warning() -> None:
     model = build(learning_rate=lambda progress: 0.25 * progress)
     with pytest.warns(UserWarning, match="learning_rate is a function"):
         content = model.to_bytes()
-    assert GRPO.load(io.BytesIO(content), device="cpu").learning_rate == 0.25
+    assert GRPO.load(io.BytesIO(content), device=DEVICE).learning_rate == 0.25
 
 
 @pytest.mark.parametrize("observation", OBSERVATION_SPACES)
@@ -430,7 +431,7 @@ def test_parameters_must_match_exactly_unless_told_otherwise() -> None:
     after = copy_weights(model)
     assert torch.all(after.pop("action_net.weight") == 0.5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
-    assert torch.equal(bias, before["action_net.bias"])
+    assert torch.equal(bias.cpu(), before["action_net.bias"])
 
 
 def get_mean(env: VecNormalize) -> Any:
@@ -475,7 +476,7 @@ def test_statistics_of_ones_own_that_are_of_as_many_steps_stay_as_they_are() -> 
     model.learn(32, reset_num_timesteps=False)
     assert train.ret_rms.count > later
     test.obs_rms, mean = train.obs_rms, get_mean(train).copy()  # as SB3's guide shares them
-    GRPO.load(saved, env=test, device="cpu")
+    GRPO.load(saved, env=test, device=DEVICE)
     np.testing.assert_array_equal(get_mean(train), mean)
 
 
@@ -484,7 +485,7 @@ def test_a_policy_is_saved_and_loaded_by_itself_as_in_sb3(observation: str, tmp_
     model = build_over(observation, "discrete")
     model.learn(16)
     model.policy.save(str(tmp_path / "policy.pt"))
-    policy = type(model.policy).load(str(tmp_path / "policy.pt"), device="cpu")
+    policy = type(model.policy).load(str(tmp_path / "policy.pt"), device=DEVICE)
     observations = sample_observations(model, 4)
     np.testing.assert_array_equal(
         policy.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0]

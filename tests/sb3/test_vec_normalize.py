@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalizati
 from grpo import GRPO
 from tests.sb3.environments import MatchEnv
 from tests.sb3.small_models import MODES, build, copy_weights, is_same
+from tests.suites import DEVICE
 
 WIDE = spaces.Box(np.array([0.0, -500.0], np.float32), np.array([1000.0, -400.0], np.float32))
 
@@ -93,7 +94,7 @@ def test_eval_callback_keeps_the_evaluations_statistics_in_step(tmp_path: Path) 
     assert not np.allclose(get_mean(evaluated), 0.0)
     sync_envs_normalization(env, evaluated)
     np.testing.assert_array_equal(get_mean(evaluated), get_mean(env))
-    best = GRPO.load(tmp_path / "best_model", env=make_vec_env(make_env, 1), device="cpu")
+    best = GRPO.load(tmp_path / "best_model", env=make_vec_env(make_env, 1), device=DEVICE)
     assert best.get_vec_normalize_env() is not None
 
 
@@ -111,13 +112,13 @@ def test_the_file_holds_statistics_and_settings() -> None:
     model = build(env)
     model.learn(64)
     content = model.to_bytes()
-    loaded = GRPO.load(io.BytesIO(content), env=make_vec_env(make_env, 2), device="cpu")
+    loaded = GRPO.load(io.BytesIO(content), env=make_vec_env(make_env, 2), device=DEVICE)
     restored = loaded.get_vec_normalize_env()
     assert restored is not None
     np.testing.assert_array_equal(get_mean(restored), get_mean(env))
     assert (restored.clip_obs, restored.clip_reward, restored.gamma, restored.epsilon) == (3.0, 4.0, 0.5, 1e-3)
     shown, _ = make_env().reset(seed=1)
-    without_env = GRPO.load(io.BytesIO(content), device="cpu")
+    without_env = GRPO.load(io.BytesIO(content), device=DEVICE)
     for one in (loaded, without_env):
         np.testing.assert_array_equal(
             one.make_actor().best_actions(shown[None]), model.make_actor().best_actions(shown[None])
@@ -127,7 +128,7 @@ def test_the_file_holds_statistics_and_settings() -> None:
 def test_an_environment_normalised_otherwise_is_refused_on_load() -> None:
     content = build(make_normalized()).to_bytes()
     with pytest.raises(ValueError, match="norm_obs=True"):
-        GRPO.load(io.BytesIO(content), env=make_normalized(norm_obs=False), device="cpu")
+        GRPO.load(io.BytesIO(content), env=make_normalized(norm_obs=False), device=DEVICE)
 
 
 def test_set_env_takes_another_normalisation_over() -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from grpo import GRPO
 from grpo_zoo import complete_arguments
+from tests.suites import DEVICE
 
 ROOT = Path(__file__).parent.parent.parent
 PRESETS = str(files("grpo_core.options") / "presets.yml")
@@ -54,7 +55,7 @@ def test_the_zoo_trains_saves_and_plays_a_preset(python: str, tmp_path: Path) ->
     config = yaml.load((folder / "CartPole-v1" / "config.yml").read_text(), yaml.UnsafeLoader)
     preset = yaml.safe_load(Path(PRESETS).read_text())["CartPole-v1"]
     assert dict(config) == preset
-    model = GRPO.load(folder / "CartPole-v1", device="cpu")
+    model = GRPO.load(folder / "CartPole-v1", device=DEVICE)
     assert (model.group_size, model.horizon, model.n_steps) == (2, 32, 256)
     assert (folder / "best_model.zip").exists()
     played = run_zoo(python, "enjoy", *common, "50", "--no-render")
@@ -68,10 +69,10 @@ def test_options_beyond_ppos_reach_the_model_and_training_goes_on_from_a_file(py
     first = run_zoo(python, *common, "-n", "64", *small)
     assert first.returncode == 0, first.stderr
     path = tmp_path / "grpo" / "Pendulum-v1_1" / "Pendulum-v1.zip"
-    model = GRPO.load(path, device="cpu")
+    model = GRPO.load(path, device=DEVICE)
     assert (model.horizon, model.kl_coef, model.baseline, model.learning_rate) == (8, 0.1, "leave_one_out", 0.01)
     assert (model.restart_probability, model.group_size) == (0.5, 4)
     second = run_zoo(python, *common, "-n", "64", *small, "-i", str(path))
     assert second.returncode == 0, second.stderr
-    continued = GRPO.load(tmp_path / "grpo" / "Pendulum-v1_2" / "Pendulum-v1", device="cpu")
+    continued = GRPO.load(tmp_path / "grpo" / "Pendulum-v1_2" / "Pendulum-v1", device=DEVICE)
     assert continued._n_updates > model._n_updates

@@ -28,6 +28,7 @@ from grpo_core.checkpoints.checkpoint import Checkpoint, CheckpointError
 from grpo_core.checkpoints.objects import Reader, UnknownObjectError, Writer
 from grpo_core.restoring import simulator
 from grpo_core.restoring.proof import prove
+from tests.suites import DEVICE
 
 _TOTAL, _AT = 600, 250
 
@@ -147,7 +148,7 @@ def train_and_take(make_env: Callable[[], VecEnv], **arguments: Any) -> tuple[GR
 
 
 def make_model(env: VecEnv, **arguments: Any) -> GRPO:
-    return GRPO("MlpPolicy", env, seed=3, device="cpu", **{"n_steps": 64, "horizon": 16, "n_epochs": 2, **arguments})
+    return GRPO("MlpPolicy", env, seed=3, device=DEVICE, **{"n_steps": 64, "horizon": 16, "n_epochs": 2, **arguments})
 
 
 def go_on(env: VecEnv, content: bytes, **arguments: Any) -> tuple[GRPO, Any]:

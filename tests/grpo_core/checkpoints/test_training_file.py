@@ -16,6 +16,7 @@ from grpo_core.checkpoints.checkpoint import CheckpointError
 from grpo_core.checkpoints.training_file import KeepCheckpoint, go_on
 from grpo_core.options.rewards import REWARD_FUNCTIONS
 from grpo_core.saving.atomic_write import UnconfirmedWriteError
+from tests.suites import DEVICE
 
 TOTAL = 600
 
@@ -30,7 +31,7 @@ class Crash(BaseCallback):
 
 
 def make_model(**arguments: Any) -> GRPO:
-    return GRPO("MlpPolicy", "CartPole-v1", seed=1, device="cpu", **arguments)
+    return GRPO("MlpPolicy", "CartPole-v1", seed=1, device=DEVICE, **arguments)
 
 
 def crash(path: Path, **settings: Any) -> GRPO:
@@ -125,7 +126,7 @@ def test_it_says_why_it_goes_on_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "training.zip"
     arguments: dict[str, Any] = {"group_mode": "episode", "horizon": None, "n_steps": 64}
     env = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
-    GRPO("MlpPolicy", env, seed=1, device="cpu", **arguments).learn(300, KeepCheckpoint(path, every_steps=64))
+    GRPO("MlpPolicy", env, seed=1, device=DEVICE, **arguments).learn(300, KeepCheckpoint(path, every_steps=64))
     env.close()
     with pytest.warns(UserWarning, match=r"goes on from step .*, but not exactly as before: .*in other processes"):
         go_on(make_model(**arguments), path)

@@ -17,12 +17,12 @@ def test_a_state_put_back_by_another_thread_waits_until_the_generator_is_not_bor
             torch.set_rng_state(other)
 
     thread = threading.Thread(target=put_back)
-    with borrow_torch_generator(np.random.default_rng(0)):
+    with borrow_torch_generator(np.random.default_rng(0), torch.device("cpu")):
         thread.start()
         thread.join(0.05)
         drawn = torch.rand(3)
     thread.join()
     assert torch.equal(torch.get_rng_state(), other)
-    with borrow_torch_generator(np.random.default_rng(0)):
+    with borrow_torch_generator(np.random.default_rng(0), torch.device("cpu")):
         assert torch.equal(torch.rand(3), drawn)
     torch.set_rng_state(before)
