@@ -195,7 +195,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
 
     def _make_rollout_actor(self) -> PolicyActor:
         """Make an actor for while the policy stays as it is; ``make_actor`` copies it."""
-        if self._is_known_to_numpy():
+        if self._is_known_to_numpy() and not self._convolves_on_gpu():
             return self.make_numpy_actor()
         return TorchActor(self.policy, self._freeze_observation_statistics())
 
@@ -220,6 +220,11 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     def _is_known_to_numpy(self) -> bool:
         """Tell whether the actor in NumPy computes what the policy computes as it is now, seen by nobody else."""
         return self._has_known_layers() and not is_forward_watched(self.policy)
+
+    def _convolves_on_gpu(self) -> bool:
+        """Tell whether to act where the policy is: a GPU convolves images several times as fast as NumPy."""
+        layers = self.policy.modules()
+        return self.policy.device.type == "cuda" and any(isinstance(layer, torch.nn.Conv2d) for layer in layers)
 
     def _freeze_observation_statistics(self) -> ObservationStatistics | None:
         if self.env is None and self._loaded is not None:

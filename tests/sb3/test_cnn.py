@@ -16,8 +16,10 @@ from stable_baselines3.common.vec_env import (
 )
 
 from grpo import GRPO
+from grpo_core.actor.actor import Actor
+from grpo_core.update.torch_actor import TorchActor
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
-from tests.sb3.small_models import MODES, build, copy_weights, is_same
+from tests.sb3.small_models import MODES, POLICY_OF, build, copy_weights, is_same
 
 
 def make_image_env() -> MatchEnv:
@@ -46,6 +48,18 @@ def test_images_train_with_every_action_space(action: str) -> None:
     before = copy_weights(model)
     model.learn(16)
     assert "features_extractor.cnn.0.weight" in list_moved(model, before)
+
+
+@pytest.mark.parametrize(
+    ("device", "observation", "kind"), [("cuda", "image", TorchActor), ("cpu", "image", Actor), ("cuda", "box", Actor)]
+)
+def test_rollouts_of_images_are_played_where_the_policy_is(
+    device: str, observation: str, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(MatchEnv(OBSERVATION_SPACES[observation]), POLICY_OF[observation])
+    # Machines without a GPU are to say so too; nothing is computed there.
+    monkeypatch.setattr(type(model.policy), "device", torch.device(device))
+    assert type(model._make_rollout_actor()) is kind
 
 
 def test_images_are_transposed_once() -> None:
