@@ -336,6 +336,7 @@ class GRPO(SavedAlgorithm):
         policy_class = self._get_actor_critic_class()
         check_policy_kwargs(self.policy_kwargs, policy_class)
         check_policy_fits(policy_class, self.policy_kwargs, self.observation_space)
+        self._maybe_recommend_cpu()
         simulators = None if self.env is None else self._choose_simulators(self.env)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)

@@ -18,6 +18,7 @@ from api import create_app
 from service.settings import Settings
 from tests.even_workers import BRIEF_VALUES
 from tests.preloaded import preload
+from tests.suites import DEVICE
 from tests.support import PATIENCE_SECONDS, PATIENT, Gate
 
 RegisterEnv = Callable[..., str]
@@ -91,6 +92,8 @@ FULL_VALUES = (
 )
 
 torch.set_num_threads(1)
+if DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a machine with a GPU is to run the tests as any other does
 # What a shell starts in the background ignores Ctrl-C and Ctrl-\, and under nohup a hang-up, and so would every program
 # that a test starts and ends by these.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -290,6 +290,14 @@ def test_an_environment_that_is_put_in_place_by_hand_is_the_one_trained_in() -> 
     assert model._last_obs.shape == (1, 3)
 
 
+def test_small_layers_off_the_cpu_are_told_of_as_ppo_tells_of_them() -> None:
+    with pytest.warns(UserWarning, match="You are trying to run GRPO on the GPU"):
+        build(device="meta")  # a device that every machine has, and that computes nothing
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_over("image", "discrete", device="meta")
+
+
 def test_options_that_no_episode_would_begin_with_are_told_of() -> None:
     model = build(VecNormalize(DummyVecEnv([MatchEnv])))
     assert model.env is not None

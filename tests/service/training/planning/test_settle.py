@@ -235,6 +235,19 @@ class TestResolvingTheConfiguration:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
         assert resolve(device=asked).device == chosen
 
+    @pytest.mark.parametrize(
+        ("space", "asked", "is_told"),
+        [("box", {}, True), ("box", {"device": "cuda"}, False), ("image", {}, False)],
+    )
+    def test_small_layers_that_nobody_put_on_the_gpu_are_told_of(
+        self, monkeypatch: pytest.MonkeyPatch, register_env: RegisterEnv, space: str, asked: Any, is_told: bool
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # see above
+        shown = spaces.Box(0, 255, (36, 36, 1), np.uint8) if space == "image" else spaces.Box(-1.0, 1.0, (3,))
+        env_name = register_env(lambda: SpaceEnv(shown, spaces.Discrete(2)))
+        warnings = plan(env_name=env_name, n_steps=64, **asked).warnings
+        assert any('"device": "cpu"' in warning for warning in warnings) == is_told
+
     def test_cuda_is_refused_if_it_is_not_available(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # see above
         with pytest.raises(InvalidRequestError, match="send 'auto' or 'cpu'"):
