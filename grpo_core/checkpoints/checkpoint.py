@@ -218,6 +218,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> Caveat | None:
         return checkpoint.caveat
     try:
         _restore_simulators(model, facts["simulators"], checkpoint.arrays)
+        model._collector.outside_changes.look()  # what is restored was not set from outside
     except (
         UnknownObjectError, NotBranchableError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
     ) as error:  # fmt: skip  # what a description that does not fit leads to

@@ -3,6 +3,7 @@
 import pickle
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -50,6 +51,14 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
     def restore_state(self, state: SimulatorState) -> None:
         """Put the environment and all its wrappers back into a captured state."""
         self._get_simulator(False).restore(state)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment for somebody else: training calls ``take_reset``."""
+        return self._outside_changes.notice(partial(self.env.reset, **kwargs), is_to_step=False)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment for somebody else: training calls ``take_order``."""
+        return self._outside_changes.notice(partial(self.env.step, action), is_to_step=True)
 
     def prove_restoring(self, common_random_numbers: bool) -> RestoringReport | str | Failure | None:
         """Try out the environment, with its states sent as bytes as in training.
@@ -127,9 +136,10 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
     def _get_single_env(self, common_random_numbers: bool) -> SingleEnv:
         if common_random_numbers not in self._single_envs:
             simulator = self._get_simulator(common_random_numbers)
-            self._single_envs[common_random_numbers] = SingleEnv(self.env, simulator, self._rewound)
+            single_env = self._single_envs[common_random_numbers] = SingleEnv(self.env, simulator, self._rewound)
             self._outside_changes = OutsideChanges([self.env])
-            self._single_envs[common_random_numbers].after_restore = self._outside_changes.put_again
+            self._outside_changes.before_visit = single_env.leave
+            single_env.after_restore = self._outside_changes.put_again
         return self._single_envs[common_random_numbers]
 
     def _get_simulator(self, common_random_numbers: bool) -> Simulator:

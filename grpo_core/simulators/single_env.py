@@ -90,6 +90,9 @@ class SingleEnv:
                 "returns the flags."
             )
         self._simulator = simulator
+        # Whether a branch is under way, and while somebody else moves the environment, where it was left, if it was.
+        self._is_under_way, self._is_over = False, False
+        self._visit: tuple[SimulatorState | None] | None = None
         #: Called after each restore.
         self.after_restore: Callable[[], None] = lambda: None
         if simulator is not None:
@@ -105,6 +108,7 @@ class SingleEnv:
         returned = self._reset_env(seed=seed)
         if len(returned) != 2:
             check_reset(self._name, returned)
+        self._visit, self._is_under_way, self._is_over = None, True, False
         state = None if self._simulator is None else self._simulator.capture()
         return self._observe_checked("reset()", returned[0]), state
 
@@ -113,14 +117,20 @@ class SingleEnv:
 
         :raises NotBranchableError: If a restore or capture is ordered but states are never captured.
         """
-        if order.restore is not None:
-            self._need_simulator().restore(order.restore)
+        start = order.restore
+        if self._visit is not None:
+            (left,), self._visit = self._visit, None
+            start = left if start is None else start
+        if start is not None:
+            self._need_simulator().restore(start)
             self.after_restore()
         returned = self._step_env(order.action)
         if not is_usual(returned):
             check_step(self._name, returned)
         observation, reward, terminated, truncated, info = returned
-        keep = order.capture and not (terminated or truncated)
+        self._is_over = bool(terminated or truncated)
+        self._is_under_way = not self._is_over
+        keep = order.capture and self._is_under_way
         return Outcome(
             self._observe_checked("step()", observation),
             float(reward),
@@ -129,6 +139,17 @@ class SingleEnv:
             _copy_info(info),
             self._need_simulator().capture() if keep else None,
         )
+
+    def leave(self, is_to_step: bool) -> None:
+        """Let somebody else move the environment: the branch under way goes on from here with the next step.
+
+        :param is_to_step: Whether it will be stepped, and not reset.
+        """
+        if self._visit is None:
+            self._visit = (self._need_simulator().capture() if self._is_under_way else None,)
+        if self._is_over and is_to_step:
+            self._env.reset()  # a VecEnv would have done so at the end of the episode
+        self._is_over = False
 
     def _observe_checked(self, method: str, observation: Any) -> Observed:
         try:

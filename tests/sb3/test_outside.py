@@ -1,5 +1,6 @@
 """What is set on an environment from outside stays set, as with SB3's algorithms."""
 
+import copy
 from collections import Counter, defaultdict, deque
 from typing import Any
 
@@ -230,6 +231,82 @@ def test_an_evaluation_of_the_training_environment_spoils_no_episode(seed: int) 
     model = GRPO("MlpPolicy", env, n_steps=64, horizon=8, seed=seed, device=DEVICE)
     model.learn(768, EvalCallback(env, eval_freq=50, n_eval_episodes=1, verbose=0, warn=False))
     assert {episode["l"] for episode in model.ep_info_buffer or ()} == {30}
+
+
+class Key(gym.Env[Any, Any]):
+    """A walk on which a key is kept once it is found, as happens in few episodes."""
+
+    observation_space, action_space = spaces.Box(-999.0, 999.0, (2,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t, self.x, self.has_key, self.end = 0, 0, False, int(self.np_random.integers(50, 150))
+        return np.array([self.x, self.has_key], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.t, self.x = self.t + 1, self.x + 2 * int(action) - 1
+        self.has_key = self.has_key or self.x >= 12
+        return np.array([self.x, self.has_key], np.float32), float(self.has_key), self.t >= self.end, False, {}
+
+
+def count_impossible(model: GRPO) -> int:
+    """Count steps of the latest rollout that no step of ``Key`` can make."""
+    rollout = model.rollout_buffer
+    before, after = rollout.observations, rollout.next_observations
+    is_wrong = (after[..., 1] != before[..., 1]) & (after[..., 0] < 12) | (abs(after[..., 0] - before[..., 0]) != 1)
+    return int(is_wrong[rollout.step_mask].sum())
+
+
+@pytest.mark.parametrize("in_workers", [False, True])
+def test_an_evaluation_gives_no_anchor_what_it_came_to(in_workers: bool) -> None:
+    kwargs: dict[str, Any] = {}
+    if in_workers:
+        kwargs = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
+        kwargs["wrapper_class"] = RestorableWrapper
+    env = make_vec_env(Key, 8, **kwargs)
+    try:
+        model = GRPO("MlpPolicy", env, n_steps=64, n_epochs=1, seed=0, device=DEVICE)
+        for i in range(5):
+            model.learn(256, reset_num_timesteps=i == 0)
+            assert count_impossible(model) == 0
+            evaluate_policy(model, env, 5)
+    finally:
+        env.close()
+
+
+class Dear(Task):
+    """Takes longer to restore than to step, so that its branches do not take turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = {i: [i] for i in range(300)}
+
+
+@pytest.mark.parametrize("visit", ["evaluation", "reset", "step"])
+def test_a_branch_goes_on_after_somebody_else_has_moved_its_environment(visit: str) -> None:
+    class Visiting(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls % 7 == 0 and visit == "evaluation":
+                evaluate_policy(self.model, self.training_env, 1)
+            elif self.n_calls % 7 == 0 and visit == "reset":
+                self.training_env.reset()
+            elif visit == "step":  # also where an episode has just ended
+                self.training_env.step(np.array([1]))
+            return True
+
+    model = GRPO("MlpPolicy", Dear(), n_steps=256, horizon=16, group_mode="branch", seed=0, device=DEVICE)
+    model.learn(512, Visiting())
+    rollout = model.rollout_buffer
+    moves = np.abs(rollout.next_observations - rollout.observations)[rollout.step_mask]
+    assert np.allclose(moves, [0.5, 1.0])
+
+
+def test_a_copy_of_a_model_has_environments_of_its_own() -> None:
+    model = build(GRPO, make_vec_env(Task, 2)).learn(64)
+    copied = copy.deepcopy(model)
+    copied.get_env().reset()
+    assert [env.unwrapped.t for env in copied.get_env().envs] == [0, 0]
+    assert [env.unwrapped.t for env in model.get_env().envs] != [0, 0]
 
 
 def test_what_is_set_with_a_reset_holds() -> None:
