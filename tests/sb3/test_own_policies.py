@@ -164,6 +164,16 @@ def test_parameters_of_values_alone_are_found_in_any_policy() -> None:
     assert rates == [pytest.approx(3e-4), pytest.approx(3e-3)]
 
 
+def test_parameters_of_values_alone_are_found_without_gradients_too() -> None:
+    with torch.no_grad():
+        model = build(policy=TowerPolicy, policy_kwargs={})
+        loaded = reload(model, policy=TowerPolicy)
+    assert [[len(group["params"]) for group in one.policy.optimizer.param_groups] for one in (model, loaded)] == [
+        [4, 4],
+        [4, 4],
+    ]
+
+
 def test_an_own_policy_comes_back_with_its_parts() -> None:
     kwargs = {**OWN_KWARGS, "features_extractor_kwargs": {"batch": True}}
     model = build(policy=TowerPolicy, policy_kwargs=kwargs)
