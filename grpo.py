@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -734,7 +735,8 @@ class GRPO(SavedAlgorithm):
         """
         if self._reads_values_fast and isinstance(self._actor, Actor):
             return fast.compute_values(self._actor, observations)
-        return compute_values(self.policy, observations)
+        with self._make_layer_noise()():
+            return compute_values(self.policy, observations)
 
     def _sync_ref_policy(self) -> ActorCriticPolicy:
         """Return the reference policy, a copy of the policy that is renewed after every ``ref_sync_steps``."""
@@ -762,11 +764,13 @@ class GRPO(SavedAlgorithm):
         steps, n_branches = self._batch.to_tensors(self.device), math.prod(self.rollout_buffer.shape[1:])
         lowest_ratio = 0.0 if self.loss_type == "cispo" else 1.0 - clip_range  # CISPO bounds the ratio only above
         measured = list[dict[str, torch.Tensor]]()
+        layer_noise = self._make_layer_noise()
         for chosen in self._draw_minibatches():
             batch = steps.select(torch.from_numpy(chosen).to(self.device))
-            values, log_prob, entropy = evaluate_actions(
-                self.policy, batch.observations, batch.actions, batch.action_masks
-            )
+            with layer_noise():
+                values, log_prob, entropy = evaluate_actions(
+                    self.policy, batch.observations, batch.actions, batch.action_masks
+                )
 
             # The policy: how much more likely each action became, times its advantage, clipped.
             log_ratio = log_prob - batch.old_log_prob
@@ -801,6 +805,16 @@ class GRPO(SavedAlgorithm):
                 torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             self.policy.optimizer.step()
         self._log_update(_compute_means(measured), clip_range)
+
+    def _make_layer_noise(self) -> Callable[[], AbstractContextManager[None]]:
+        """Make what each forward pass runs in: layers of the user's own, such as dropout, draw by this model's seed.
+
+        The model's generator stays where it is, so that policies which draw nothing learn the same with it or without.
+        """
+        if self._is_known_to_numpy():
+            return nullcontext
+        far_ahead = np.random.Generator(self.rng.bit_generator.jumped())  # type: ignore[attr-defined]  # PCG64 has it
+        return partial(borrow_torch_generator, far_ahead, self.device)
 
     def _get_clip_ranges(self) -> tuple[float, float]:
         """Return how far the ratio may now fall below 1, and how far it may rise above it."""

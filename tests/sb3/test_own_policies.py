@@ -143,6 +143,52 @@ def test_an_own_policy_draws_from_the_models_own_generator() -> None:
     assert is_same(train(False), train(True))
 
 
+class Noise(torch.nn.Module):
+    """Adds noise, also to what is only evaluated."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs + 0.1 * torch.randn_like(inputs)
+
+
+@pytest.mark.parametrize("layer", [functools.partial(torch.nn.Dropout, 0.3), Noise], ids=["dropout", "noise"])
+def test_layers_that_draw_do_so_from_the_models_own_generator(layer: Any) -> None:
+    class Drawing(Features):
+        def forward(self, observations: Any) -> torch.Tensor:
+            features: torch.Tensor = layer().train(self.training)(super().forward(observations))
+            return features
+
+    def train(process_seed: int) -> dict[str, torch.Tensor]:
+        model = build(policy_kwargs={**OWN_KWARGS, "features_extractor_class": Drawing})
+        torch.manual_seed(process_seed)
+        state = torch.random.get_rng_state()
+        model.learn(32)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        return copy_weights(model)
+
+    assert is_same(train(1), train(2))
+
+
+def test_every_minibatch_has_noise_of_its_own_and_the_models_draws_stay() -> None:
+    seen = list[tuple[float, ...]]()
+
+    def train(draws: bool) -> Any:
+        model = build(policy_kwargs=OWN_KWARGS)
+
+        def draw(layer: Any, inputs: Any) -> None:
+            if draws and torch.is_grad_enabled():
+                seen.append(tuple(torch.rand(4).tolist()))
+
+        model.policy.features_extractor.register_forward_pre_hook(draw)
+        model.learn(32)
+        return copy_weights(model), model.rng.bit_generator.state
+
+    (quiet, state), (drawing, state_after) = train(False), train(True)
+    assert is_same(quiet, drawing)
+    assert state == state_after
+    assert len(seen) > 4
+    assert len(set(seen)) == len(seen)
+
+
 def test_an_own_policy_learns_to_match() -> None:
     env = MatchEnv(episode_length=10)
     model = build(env, policy=TowerPolicy, policy_kwargs={}, n_steps=64, batch_size=32, learning_rate=1e-2, n_epochs=10)
