@@ -37,7 +37,7 @@ from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
-from grpo_core.groups.vec_step import VecStep, leaves_environments_alone, share_locals
+from grpo_core.groups.vec_step import OriginalObservations, VecStep, leaves_environments_alone, share_locals
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_noise, get_horizon
 from grpo_core.options.choices import (
     COMPARES_IN_GROUPS,
@@ -533,7 +533,11 @@ class GRPO(SavedAlgorithm):
         """
         rollout = rollout_buffer
         self._timesteps_before = self.num_timesteps
-        self._first_obs, self._vec_step = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
+        # Kept: the rollout that holds both is about to be cleared.
+        self._first_obs, self._vec_step = self._last_obs, None
+        normalize = self._vec_normalize_env
+        if normalize is not None and isinstance(vars(normalize).get("old_obs"), OriginalObservations):
+            normalize.old_obs = normalize.get_original_obs()
         callback.on_rollout_start()
         collector, outside = self._collector, self._collector.outside_changes
         collector.follow_outside_changes()
@@ -579,6 +583,7 @@ class GRPO(SavedAlgorithm):
         vec_step = VecStep(
             rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.find_latest
         )
+        normalize, original_obs = self._vec_normalize_env, OriginalObservations(vec_step)
         seen = share_locals(callback)
         seen.compute_from(vec_step)
         seen |= {"self": self, "env": env, "callback": callback}
@@ -595,6 +600,8 @@ class GRPO(SavedAlgorithm):
                 self._vec_monitor.n_steps_taken += n_stepped
             self._complete_infos(infos, dones)
             rewards.flags.writeable = False  # these are kept already; a callback that writes to them is to hear of it
+            if normalize is not None:  # it sees none of the steps
+                normalize.old_obs, normalize.old_reward = original_obs, rewards  # type: ignore[assignment]
             seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
             if callback.locals is not seen:
                 callback.update_locals(seen)
