@@ -593,11 +593,42 @@ def normalize_images(env: VecEnv) -> VecNormalize:
     return normalized
 
 
+class Shifted(VecNormalize):
+    """Normalises in its own way."""
+
+    def normalize_obs(self, obs: Any) -> Any:
+        return obs
+
+
+class Counting(VecMonitor):
+    """Counts steps that groups do not take."""
+
+    def step_wait(self) -> Any:
+        self.n_steps = getattr(self, "n_steps", 0) + 1
+        return super().step_wait()
+
+
+class Named(VecNormalize):
+    """Has a name, and a way of its own to do what groups leave to it."""
+
+    def __init__(self, env: VecEnv, name: str) -> None:
+        super().__init__(env, norm_obs_keys=["places"])
+        self.name = name
+
+    def normalize_reward(self, reward: Any) -> Any:
+        return super().normalize_reward(reward)
+
+
 REFUSED: dict[str, tuple[Callable[[VecEnv], VecEnv], str]] = {
     "unknown wrapper": (
         lambda env: VecExtractDictObs(env, "image"),
         r"bypasses VecExtract.*wrapper_class=\.\.\.",
     ),
+    "own normalization": (
+        lambda env: Shifted(env, norm_obs_keys=["places"]),
+        r"bypasses Shifted\.normalize_obs\. .*wrapper_class",
+    ),
+    "own monitor": (Counting, r"bypasses Counting\.step_wait\."),
     "normalized twice": (lambda env: VecNormalize(VecNormalize(env)), "two VecNormalize"),
     "normalized, then stacked": (
         lambda env: VecFrameStack(VecNormalize(env, norm_obs_keys=["places"]), 2),
@@ -618,6 +649,14 @@ def test_wrappers_that_cannot_be_bypassed_are_refused_with_the_remedy(
     for needs_restore in (False, True):
         with pytest.raises(ValueError, match=remedy):
             make_bank(env, needs_restore=needs_restore)
+
+
+def test_subclasses_that_replace_nothing_that_is_bypassed_are_accepted() -> None:
+    env = Named(DummyVecEnv([lambda: Camera(with_dict=True)]), "mine")
+    assert make_bank(env, needs_restore=False).reset({0: 0})
+    env.normalize_obs = lambda obs: obs  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"bypasses Named\.normalize_obs\."):
+        make_bank(env, needs_restore=False)
 
 
 def test_normalising_an_image_observation_is_refused() -> None:
