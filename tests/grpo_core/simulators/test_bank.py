@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -576,6 +577,23 @@ def test_an_environment_in_this_process_raises_its_own_error() -> None:
     bank.reset({0: 0})
     with pytest.raises(ZeroDivisionError, match="the wheels came off"):
         bank.step({0: Order(1)})
+
+
+def test_a_step_that_a_reset_puts_in_place_is_the_one_taken() -> None:
+    class Rebinding(Gauge):
+        def reset(self, **arguments: Any) -> Any:
+            self.n_resets = getattr(self, "n_resets", 0) + 1
+            self.step = partial(self.step_in, self.n_resets)  # type: ignore[method-assign]
+            return super().reset(**arguments)
+
+        def step_in(self, n_resets: int, action: Any) -> Any:
+            observation, _, *_, info = super().step(action)
+            return observation, float(n_resets), True, False, info
+
+    bank = make_bank(DummyVecEnv([Rebinding]), needs_restore=False)
+    for n_resets in range(1, 5):
+        bank.reset({0: 0})
+        assert bank.step({0: Order(0)})[0].reward == n_resets
 
 
 def test_a_bank_that_cannot_restore_refuses_to() -> None:
