@@ -546,15 +546,16 @@ def make_cart_pole_in_a_wrapper() -> Env:
     return RestorableWrapper(make_cart_pole())
 
 
+@pytest.mark.parametrize("needs_restore", [True, False])
 def test_an_error_in_a_worker_is_raised_in_the_parent_and_other_workers_continue(
-    make_workers: MakeWorkers,
+    make_workers: MakeWorkers, needs_restore: bool
 ) -> None:
-    bank = make_bank(make_workers(*[lambda: RestorableWrapper(Fragile())] * 3), needs_restore=True)
+    bank = make_bank(make_workers(*[lambda: RestorableWrapper(Fragile())] * 3), needs_restore=needs_restore)
     bank.reset(dict.fromkeys(range(3), 0))
     with pytest.raises(RuntimeError, match=r"Environment 1 failed in its worker process:\n(.|\n)*the wheels came off"):
         bank.step({0: Order(0), 1: Order(1), 2: Order(0)})
-    outcomes = bank.step({i: Order(0, capture=True) for i in range(3)})
-    assert [outcome.state is None for outcome in outcomes.values()] == [False] * 3
+    outcomes = bank.step({i: Order(0, capture=needs_restore) for i in range(3)})
+    assert [outcome.state is None for outcome in outcomes.values()] == [not needs_restore] * 3
 
 
 @pytest.mark.parametrize(
