@@ -503,6 +503,16 @@ def test_changed_layers_act_and_learn_as_they_are(changed: GRPO) -> None:
     assert trained == {id(p) for p in changed.policy.parameters()}
 
 
+def test_a_replaced_method_of_the_distribution_is_heeded() -> None:
+    model, shown = build_plain(), np.full((1, 4), 0.5, np.float32)
+    distribution: Any = model.policy.action_dist
+    own, preferring = distribution.proba_distribution, torch.tensor([3.0, 0.0], device=DEVICE)
+    distribution.proba_distribution = lambda action_logits: own(action_logits + preferring)
+    probs: Any = model.make_actor().action_probs(shown)
+    assert probs[0, 0] > 0.9
+    assert abs(measure_first_kl(model)) < 1e-6
+
+
 def test_changed_layers_come_back_into_layers_changed_alike() -> None:
     model = build_plain()
     replace_hidden_layers(model.policy)
