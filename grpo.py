@@ -632,7 +632,8 @@ class GRPO(SavedAlgorithm):
             self.logger.record("train/explained_variance", explained_variance(values, self._batch.value_targets))
         if self.kl_coef > 0.0:
             ref_policy = self._sync_ref_policy()
-            self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
+            with self._make_layer_noise()():
+                self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
 
     def _choose_anchors(self, rollout: GroupRollout, discounted_returns: npt.NDArray[np.float64] | None) -> None:
         """Let the next rollout go on from a random step of a random branch of each group, or from the archive.

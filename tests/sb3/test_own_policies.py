@@ -158,7 +158,7 @@ def test_layers_that_draw_do_so_from_the_models_own_generator(layer: Any) -> Non
             return features
 
     def train(process_seed: int) -> dict[str, torch.Tensor]:
-        model = build(policy_kwargs={**OWN_KWARGS, "features_extractor_class": Drawing})
+        model = build(policy_kwargs={**OWN_KWARGS, "features_extractor_class": Drawing}, kl_coef=0.1)
         torch.manual_seed(process_seed)
         state = torch.random.get_rng_state()
         model.learn(32)
