@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -36,7 +37,7 @@ from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
-from grpo_core.groups.vec_step import VecStep, leaves_environments_alone, share_locals
+from grpo_core.groups.vec_step import OriginalObservations, VecStep, leaves_environments_alone, share_locals
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_noise, get_horizon
 from grpo_core.options.choices import (
     COMPARES_IN_GROUPS,
@@ -532,7 +533,11 @@ class GRPO(SavedAlgorithm):
         """
         rollout = rollout_buffer
         self._timesteps_before = self.num_timesteps
-        self._first_obs, self._vec_step = self._last_obs, None  # kept: the rollout that holds it is about to be cleared
+        # Kept: the rollout that holds both is about to be cleared.
+        self._first_obs, self._vec_step = self._last_obs, None
+        normalize = self._vec_normalize_env
+        if normalize is not None and isinstance(vars(normalize).get("old_obs"), OriginalObservations):
+            normalize.old_obs = normalize.get_original_obs()
         callback.on_rollout_start()
         collector, outside = self._collector, self._collector.outside_changes
         collector.follow_outside_changes()
@@ -578,6 +583,7 @@ class GRPO(SavedAlgorithm):
         vec_step = VecStep(
             rollout, self._actor, env.num_envs, self.device, collector.list_places, collector.find_latest
         )
+        normalize, original_obs = self._vec_normalize_env, OriginalObservations(vec_step)
         seen = share_locals(callback)
         seen.compute_from(vec_step)
         seen |= {"self": self, "env": env, "callback": callback}
@@ -594,6 +600,8 @@ class GRPO(SavedAlgorithm):
                 self._vec_monitor.n_steps_taken += n_stepped
             self._complete_infos(infos, dones)
             rewards.flags.writeable = False  # these are kept already; a callback that writes to them is to hear of it
+            if normalize is not None:  # it sees none of the steps
+                normalize.old_obs, normalize.old_reward = original_obs, rewards  # type: ignore[assignment]
             seen.move_on({"infos": infos, "dones": dones, "rewards": rewards, "n_steps": next(n_vec_steps)})
             if callback.locals is not seen:
                 callback.update_locals(seen)
@@ -624,7 +632,8 @@ class GRPO(SavedAlgorithm):
             self.logger.record("train/explained_variance", explained_variance(values, self._batch.value_targets))
         if self.kl_coef > 0.0:
             ref_policy = self._sync_ref_policy()
-            self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
+            with self._make_layer_noise()():
+                self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
 
     def _choose_anchors(self, rollout: GroupRollout, discounted_returns: npt.NDArray[np.float64] | None) -> None:
         """Let the next rollout go on from a random step of a random branch of each group, or from the archive.
@@ -734,7 +743,8 @@ class GRPO(SavedAlgorithm):
         """
         if self._reads_values_fast and isinstance(self._actor, Actor):
             return fast.compute_values(self._actor, observations)
-        return compute_values(self.policy, observations)
+        with self._make_layer_noise()():
+            return compute_values(self.policy, observations)
 
     def _sync_ref_policy(self) -> ActorCriticPolicy:
         """Return the reference policy, a copy of the policy that is renewed after every ``ref_sync_steps``."""
@@ -762,11 +772,13 @@ class GRPO(SavedAlgorithm):
         steps, n_branches = self._batch.to_tensors(self.device), math.prod(self.rollout_buffer.shape[1:])
         lowest_ratio = 0.0 if self.loss_type == "cispo" else 1.0 - clip_range  # CISPO bounds the ratio only above
         measured = list[dict[str, torch.Tensor]]()
+        layer_noise = self._make_layer_noise()
         for chosen in self._draw_minibatches():
             batch = steps.select(torch.from_numpy(chosen).to(self.device))
-            values, log_prob, entropy = evaluate_actions(
-                self.policy, batch.observations, batch.actions, batch.action_masks
-            )
+            with layer_noise():
+                values, log_prob, entropy = evaluate_actions(
+                    self.policy, batch.observations, batch.actions, batch.action_masks
+                )
 
             # The policy: how much more likely each action became, times its advantage, clipped.
             log_ratio = log_prob - batch.old_log_prob
@@ -801,6 +813,16 @@ class GRPO(SavedAlgorithm):
                 torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             self.policy.optimizer.step()
         self._log_update(_compute_means(measured), clip_range)
+
+    def _make_layer_noise(self) -> Callable[[], AbstractContextManager[None]]:
+        """Make what each forward pass runs in: layers of the user's own, such as dropout, draw by this model's seed.
+
+        The model's generator stays where it is, so that policies which draw nothing learn the same with it or without.
+        """
+        if self._is_known_to_numpy():
+            return nullcontext
+        far_ahead = np.random.Generator(self.rng.bit_generator.jumped())  # type: ignore[attr-defined]  # PCG64 has it
+        return partial(borrow_torch_generator, far_ahead, self.device)
 
     def _get_clip_ranges(self) -> tuple[float, float]:
         """Return how far the ratio may now fall below 1, and how far it may rise above it."""

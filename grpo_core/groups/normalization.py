@@ -32,6 +32,7 @@ class Normalizer:
 
         As long as they are hardly of more than resets, which lie close together, observations are only divided by
         their size, where that is above 1: with the spread of resets, a whole rollout would lie beyond ``clip_obs``.
+        Those that do not train are taken as they are, since they may have been set by hand, which counts nothing.
         """
         vec_normalize = self._vec_normalize
         if vec_normalize is None or not vec_normalize.norm_obs:
@@ -39,7 +40,7 @@ class Normalizer:
         mean: Any
         var: Any
         rms: Any = vec_normalize.obs_rms
-        n_few = _FEW_OBSERVATIONS * vec_normalize.num_envs
+        n_few = _FEW_OBSERVATIONS * vec_normalize.num_envs if vec_normalize.training else 0
         if isinstance(rms, dict):
             pairs = {key: _take_moments(part, n_few) for key, part in rms.items()}
             mean, var = ({key: pair[i] for key, pair in pairs.items()} for i in range(2))

@@ -73,6 +73,10 @@ class VecStep:
         """Return where the steps led, ``(n_envs, *observation_shape)``; the last observation where an episode ended."""
         return self._normalize(self._rollout.next_observations[self._get_rows()])
 
+    def get_original_next_observations(self) -> Any:
+        """Return where the steps led as the environments gave it, ``(n_envs, *observation_shape)``."""
+        return unpack(self._rollout.next_observations[self._get_rows()])
+
     def _get_rows(self) -> tuple[list[int], ...]:
         stepped = dict(self._list_places())
         places = [stepped.get(i) or self._find_latest(i) for i in range(self._n_envs)]
@@ -90,6 +94,20 @@ class VecStep:
     def _normalize(self, observations: npt.NDArray[Any]) -> Any:
         statistics = self._actor.normalization
         return unpack(observations) if statistics is None else statistics.apply(observations)
+
+
+class OriginalObservations:
+    """Stands for ``old_obs`` of a ``VecNormalize``: where the latest vectorised step led, computed once it is copied.
+
+    ``get_original_obs`` copies it, and so does whatever copies or pickles the ``VecNormalize``.
+    """
+
+    def __init__(self, vec_step: VecStep) -> None:
+        self._vec_step = vec_step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        observations = self._vec_step.get_original_next_observations()
+        return (dict if isinstance(observations, dict) else np.asarray), (observations,)
 
 
 class VecStepLocals(dict[str, Any]):

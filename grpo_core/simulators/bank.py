@@ -312,25 +312,18 @@ class _PlainWorkerBank(SimulatorBank):
         self._has_masks = base.has_attr("action_masks")
         self._unchecked = {"reset()": set(range(base.num_envs)), "step()": set(range(base.num_envs))}
         self._observe_env = make_observer(base.observation_space)
-        # Sent along with a reset or a step, so that a worker need not wait for it.
-        self._mask_call: list[_Call] = [("action_masks", (), {})] if self._has_masks else []
+        self._says_errors = _are_restorable(base)
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
-        calls: dict[int, list[_Call]] = {
-            i: [("reset", (), {"seed": seed}), *self._mask_call] for i, seed in seeds.items()
-        }
-        replies = _call_workers(self._base, calls)
+        replies = self._call({i: ("reset", (), {"seed": seed}) for i, seed in seeds.items()})
         for i in self._unchecked["reset()"].intersection(replies):
             self._check_first(i, "reset()", replies[i])
         return {i: (self._observe(reply[0][0], reply), None) for i, reply in replies.items()}
 
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
         # The environment's own step, since the worker's would reset an environment that is done.
-        calls: dict[int, list[_Call]] = {
-            i: [("step", (order.action,), {}), *self._mask_call] for i, order in orders.items()
-        }
+        replies = self._call({i: ("step", (order.action,), {}) for i, order in orders.items()})
         outcomes = {}
-        replies = _call_workers(self._base, calls)
         for i in self._unchecked["step()"].intersection(replies):
             self._check_first(i, "step()", replies[i])
         for i, reply in replies.items():
@@ -338,6 +331,17 @@ class _PlainWorkerBank(SimulatorBank):
             observed = self._observe(observation, reply)
             outcomes[i] = Outcome(observed, float(reward), bool(terminated), bool(truncated), info, None)
         return outcomes
+
+    def _call(self, calls: Mapping[int, _Call]) -> dict[int, list[Any]]:
+        """Call a method of environments, and that of their masks along with it: a worker need not wait for that one."""
+        masks: list[_Call] = [("action_masks", (), {})] if self._has_masks else []
+        all_calls = {i: [call, *masks] for i, call in calls.items()}
+        if self._says_errors:
+            all_calls = {
+                i: [("try_call", (name, *arguments), options) for name, arguments, options in both]
+                for i, both in all_calls.items()
+            }
+        return _call_workers(self._base, all_calls)
 
     def _check_first(self, i: int, method: str, reply: Sequence[Any]) -> None:
         """Check what the first call of a method returned; this process sees the outermost wrapper's answer alone."""
@@ -464,8 +468,7 @@ def _prove_in_workers(base: SubprocVecEnv, common_random_numbers: bool) -> list[
 
     :raises NotBranchableError: If one cannot be restored.
     """
-    # class_name returns the outermost wrapper's name; an environment without wrappers has no such method.
-    if not all(base.env_is_wrapped(RestorableWrapper)) or set(base.env_method("class_name")) != {"RestorableWrapper"}:
+    if not _are_restorable(base):
         raise NotBranchableError(
             "The environments of a SubprocVecEnv can be restored only if RestorableWrapper is the outermost wrapper of "
             "each: make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv, wrapper_class=RestorableWrapper). "
@@ -478,6 +481,12 @@ def _prove_in_workers(base: SubprocVecEnv, common_random_numbers: bool) -> list[
         if isinstance(reply, str):
             raise NotBranchableError(reply)
     return [reply for (reply,) in replies.values() if reply is not None]
+
+
+def _are_restorable(base: SubprocVecEnv) -> bool:
+    """Tell whether ``RestorableWrapper`` is the outermost wrapper of each environment."""
+    # class_name returns the outermost wrapper's name; an environment without wrappers has no such method.
+    return all(base.env_is_wrapped(RestorableWrapper)) and set(base.env_method("class_name")) == {"RestorableWrapper"}
 
 
 def _call_workers(base: SubprocVecEnv, calls: Mapping[int, Sequence[_Call]]) -> dict[int, list[Any]]:
@@ -517,5 +526,5 @@ def _receive(base: SubprocVecEnv, i: int) -> Any:
     process.join()
     return Failure(
         f"The process died with exit code {process.exitcode}; its stderr may say why. "
-        "With RestorableWrapper as its outermost wrapper an environment says it here."
+        "Its environment's own errors are said here, if RestorableWrapper is the outermost wrapper."
     )

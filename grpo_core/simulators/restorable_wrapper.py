@@ -113,6 +113,13 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         except Exception:  # foreign code, whose error the parent process raises
             return Failure(traceback.format_exc())
 
+    def try_call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the environment; return errors instead of raising them."""
+        try:
+            return self.get_wrapper_attr(name)(*arguments, **options)
+        except Exception:  # foreign code, whose error the parent process raises
+            return Failure(traceback.format_exc())
+
     def has_outside_changes(self) -> bool | Failure:
         """Return whether anything was set on the environment from outside."""
         try:

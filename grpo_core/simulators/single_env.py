@@ -97,15 +97,15 @@ class SingleEnv:
         self.after_restore: Callable[[], None] = lambda: None
         if simulator is not None:
             sample_rows(env)
-        # What is called now; after the first calls these are the environment's own methods.
-        self._reset_env: Callable[..., Any] = self._reset_first
-        self._step_env: Callable[[Any], Any] = self._step_first
+        # What is called first. None: the environment's own method as it is by then, since a reset may replace it.
+        self._reset_env: Callable[..., Any] | None = self._reset_first
+        self._step_env: Callable[[Any], Any] | None = self._step_first
 
     def reset(self, seed: int | None) -> tuple[Observed, SimulatorState | None]:
         """Start a new episode; return the first observation, and the first state unless states are never captured."""
         if self._rewound and seed is not None:  # a reset may pass its seed on to none of those
             self._noise.reseed(np.random.default_rng(seed), self._rewound)
-        returned = self._reset_env(seed=seed)
+        returned = (self._reset_env or self._env.reset)(seed=seed)
         if len(returned) != 2:
             check_reset(self._name, returned)
         self._visit, self._is_under_way, self._is_over = None, True, False
@@ -124,7 +124,7 @@ class SingleEnv:
         if start is not None:
             self._need_simulator().restore(start)
             self.after_restore()
-        returned = self._step_env(order.action)
+        returned = (self._step_env or self._env.step)(order.action)
         if not is_usual(returned):
             check_step(self._name, returned)
         observation, reward, terminated, truncated, info = returned
@@ -161,7 +161,7 @@ class SingleEnv:
     def _reset_first(self, seed: int | None) -> Any:
         returned = call_reset(self._env, seed=seed)
         check_masks(self._env.action_space, self._get_masks and self._get_masks())
-        self._reset_env = self._env.reset
+        self._reset_env = None
         return returned
 
     def _step_first(self, action: Any) -> Any:
@@ -177,7 +177,7 @@ class SingleEnv:
     def _check_end(self, returned: Any) -> Any:
         if returned[2] or returned[3]:
             read_success(returned[4])
-            self._step_env = self._env.step
+            self._step_env = None
         return returned
 
     def _need_simulator(self) -> Simulator:

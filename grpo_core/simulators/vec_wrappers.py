@@ -26,6 +26,13 @@ Array = npt.NDArray[Any]
 # The last frames of one environment, one entry per VecFrameStack; never changed in place.
 Frames = tuple[Any, ...]
 
+_ACCEPTED = (VecNormalize, VecFrameStack, VecTransposeImage, VecMonitor, VecCheckNan)
+# Methods of those that groups bypass.
+_BYPASSED = (
+    *("reset", "step", "step_async", "step_wait"),
+    *("normalize_obs", "_normalize_obs", "_update_reward", "check_array_value", "_check_val"),
+)
+
 
 class ObservationTransform:
     """What the wrappers of a vectorised environment do to an observation of one environment.
@@ -81,6 +88,7 @@ def read_vec_wrappers(env: VecEnv) -> tuple[VecEnv, ObservationTransform]:
     changing: list[VecFrameStack | VecTransposeImage] = []
     is_normalized = False
     while isinstance(env, VecEnvWrapper):
+        _check_bypassed(env)
         if isinstance(env, VecNormalize):
             if is_normalized:
                 raise ValueError("The environment has two VecNormalize wrappers; remove one of them.")
@@ -88,17 +96,30 @@ def read_vec_wrappers(env: VecEnv) -> tuple[VecEnv, ObservationTransform]:
             _check_normalization(env, changing)
         elif isinstance(env, VecFrameStack):
             changing.append(env)
-        elif isinstance(env, VecTransposeImage):
-            if not env.skip:
-                changing.append(env)
-        elif not isinstance(env, VecMonitor | VecCheckNan):
-            raise ValueError(
-                f"GRPO steps single environments and so bypasses {type(env).__name__}. It supports VecNormalize, "
-                "VecFrameStack, VecTransposeImage, VecMonitor and VecCheckNan; for anything else, wrap the single "
-                "environments: make_vec_env(env_id, n_envs, wrapper_class=...)."
-            )
+        elif isinstance(env, VecTransposeImage) and not env.skip:
+            changing.append(env)
         env = env.venv
     return env, ObservationTransform(changing[::-1])
+
+
+def _check_bypassed(wrapper: VecEnvWrapper) -> None:
+    """Refuse a wrapper of another kind, and one whose class or owner has replaced a method that groups bypass."""
+    name = type(wrapper).__name__
+    kind = next((kind for kind in _ACCEPTED if isinstance(wrapper, kind)), None)
+    if kind is not None:
+        replaced = (
+            method
+            for method in _BYPASSED
+            if method in vars(wrapper) or getattr(type(wrapper), method, None) is not getattr(kind, method, None)
+        )
+        if (method := next(replaced, None)) is None:
+            return
+        name = f"{name}.{method}"
+    raise ValueError(
+        f"GRPO steps single environments and so bypasses {name}. It supports VecNormalize, VecFrameStack, "
+        "VecTransposeImage, VecMonitor and VecCheckNan as they are; for anything else, wrap the single environments: "
+        "make_vec_env(env_id, n_envs, wrapper_class=...)."
+    )
 
 
 def _check_normalization(env: VecNormalize, outside: Sequence[VecFrameStack | VecTransposeImage]) -> None:

@@ -61,13 +61,13 @@ def _find_value_parameters(policy: ActorCriticPolicy) -> list[torch.nn.Parameter
         if isinstance(policy.action_space, spaces.Box):
             actions = actions.reshape(1, -1)
         values, log_prob, entropy = policy.evaluate_actions(observations, actions)
+        parameters = [p for p in policy.parameters() if p.requires_grad]
+        of_policy = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
+        reached = [
+            {id(p) for p, g in zip(parameters, _list_gradients(outputs, parameters), strict=True) if g is not None}
+            for outputs in (values.sum(), of_policy)
+        ]
     policy.set_training_mode(was_training)
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    of_policy = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
-    reached = [
-        {id(p) for p, g in zip(parameters, _list_gradients(outputs, parameters), strict=True) if g is not None}
-        for outputs in (values.sum(), of_policy)
-    ]
     return [p for p in parameters if id(p) in reached[0] - reached[1]]
 
 

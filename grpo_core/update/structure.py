@@ -30,7 +30,7 @@ def unwrap_compiled(layer: Any) -> Any:
 
 def read_structure(policy: ActorCriticPolicy) -> Structure:
     """List the layers of a policy, their kinds and the shapes of their parameters, and which parameters are shared."""
-    rows: list[Any] = [type(policy.action_dist), policy.share_features_extractor, policy.normalize_images]
+    rows: list[Any] = [_read_distribution(policy), policy.share_features_extractor, policy.normalize_images]
     names: dict[int, str] = {}
     stack: list[tuple[str, torch.nn.Module]] = [("", unwrap_compiled(policy))]
     while stack:
@@ -80,12 +80,18 @@ class StructureCheck:
         key: list[Any] = [
             (id(layer), type(layer), [*map(id, layer._parameters.values())], *_read_options(layer)) for layer in layers
         ]
-        key.append((type(policy.action_dist), policy.share_features_extractor, policy.normalize_images))
+        key.append((_read_distribution(policy), policy.share_features_extractor, policy.normalize_images))
         if key != self._key:
             # The layers are kept, lest others have their ids later.
             self._key, self._kept = key, [*layers, *policy.parameters()]  # type: ignore[list-item]
             self._answer = read_structure(policy) == self._built
         return self._answer
+
+
+def _read_distribution(policy: ActorCriticPolicy) -> tuple[type, list[str]]:
+    """Return the kind of a policy's distribution, and which of its methods are replaced."""
+    distribution = policy.action_dist
+    return type(distribution), [name for name, value in vars(distribution).items() if callable(value)]
 
 
 def _read_options(layer: torch.nn.Module) -> tuple[bool, str]:

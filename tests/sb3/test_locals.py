@@ -192,6 +192,37 @@ def test_observations_are_normalised_as_the_policy_sees_them() -> None:
     assert max(float(seen["obs_tensor"].abs().max()) for seen in look.seen[16:]) < 50.0
 
 
+@pytest.mark.parametrize("observation", ["box", "dict"])
+def test_what_vec_normalize_keeps_of_a_step_is_that_of_the_step(observation: str) -> None:
+    envs = make_vec_env(lambda: MatchEnv(OBSERVATION_SPACES[observation]), 2)
+    env = VecNormalize(envs, training=False, norm_obs_keys=["place"] if observation == "dict" else None)
+    rms: Any = env.obs_rms["place"] if isinstance(env.obs_rms, dict) else env.obs_rms
+    rms.mean += 0.5
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            self.last = env.get_original_obs()
+            np.testing.assert_equal(env.normalize_obs(self.last), self.locals["new_obs"])
+            assert env.get_original_reward().tolist() == self.locals["rewards"].tolist()
+            rewards.update(self.locals["rewards"].tolist())
+            return True
+
+        def _on_rollout_start(self) -> None:
+            if self.n_calls:
+                np.testing.assert_equal(env.get_original_obs(), self.last)
+
+    rewards, watch = set[float](), Watch()
+    model = build(env, POLICY_OF[observation])
+    model.learn(64, watch)
+    assert len(rewards) > 1
+    copied = copy.deepcopy(model).get_vec_normalize_env()
+    assert copied is not None
+    np.testing.assert_equal(copied.get_original_obs(), watch.last)
+    model._collector.collect = lambda rollout, *rest: (rollout.clear(), False)[1]  # type: ignore[method-assign]
+    model.learn(1, reset_num_timesteps=False)
+    np.testing.assert_equal(env.get_original_obs(), watch.last)
+
+
 @pytest.mark.parametrize("wrap", [lambda c: c, lambda c: CallbackList([c]), lambda c: [EveryNTimesteps(1, c)]])
 @pytest.mark.parametrize("mode", MODES)
 def test_locals_are_a_dict_in_every_way(mode: str, wrap: Any) -> None:

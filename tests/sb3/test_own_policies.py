@@ -143,6 +143,52 @@ def test_an_own_policy_draws_from_the_models_own_generator() -> None:
     assert is_same(train(False), train(True))
 
 
+class Noise(torch.nn.Module):
+    """Adds noise, also to what is only evaluated."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs + 0.1 * torch.randn_like(inputs)
+
+
+@pytest.mark.parametrize("layer", [functools.partial(torch.nn.Dropout, 0.3), Noise], ids=["dropout", "noise"])
+def test_layers_that_draw_do_so_from_the_models_own_generator(layer: Any) -> None:
+    class Drawing(Features):
+        def forward(self, observations: Any) -> torch.Tensor:
+            features: torch.Tensor = layer().train(self.training)(super().forward(observations))
+            return features
+
+    def train(process_seed: int) -> dict[str, torch.Tensor]:
+        model = build(policy_kwargs={**OWN_KWARGS, "features_extractor_class": Drawing}, kl_coef=0.1)
+        torch.manual_seed(process_seed)
+        state = torch.random.get_rng_state()
+        model.learn(32)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        return copy_weights(model)
+
+    assert is_same(train(1), train(2))
+
+
+def test_every_minibatch_has_noise_of_its_own_and_the_models_draws_stay() -> None:
+    seen = list[tuple[float, ...]]()
+
+    def train(draws: bool) -> Any:
+        model = build(policy_kwargs=OWN_KWARGS)
+
+        def draw(layer: Any, inputs: Any) -> None:
+            if draws and torch.is_grad_enabled():
+                seen.append(tuple(torch.rand(4).tolist()))
+
+        model.policy.features_extractor.register_forward_pre_hook(draw)
+        model.learn(32)
+        return copy_weights(model), model.rng.bit_generator.state
+
+    (quiet, state), (drawing, state_after) = train(False), train(True)
+    assert is_same(quiet, drawing)
+    assert state == state_after
+    assert len(seen) > 4
+    assert len(set(seen)) == len(seen)
+
+
 def test_an_own_policy_learns_to_match() -> None:
     env = MatchEnv(episode_length=10)
     model = build(env, policy=TowerPolicy, policy_kwargs={}, n_steps=64, batch_size=32, learning_rate=1e-2, n_epochs=10)
@@ -162,6 +208,16 @@ def test_parameters_of_values_alone_are_found_in_any_policy() -> None:
     model.learn(16)
     rates = [group["lr"] for group in model.policy.optimizer.param_groups]
     assert rates == [pytest.approx(3e-4), pytest.approx(3e-3)]
+
+
+def test_parameters_of_values_alone_are_found_without_gradients_too() -> None:
+    with torch.no_grad():
+        model = build(policy=TowerPolicy, policy_kwargs={})
+        loaded = reload(model, policy=TowerPolicy)
+    assert [[len(group["params"]) for group in one.policy.optimizer.param_groups] for one in (model, loaded)] == [
+        [4, 4],
+        [4, 4],
+    ]
 
 
 def test_an_own_policy_comes_back_with_its_parts() -> None:
@@ -445,6 +501,16 @@ def test_changed_layers_act_and_learn_as_they_are(changed: GRPO) -> None:
     assert not same, "every layer that the policy has now is trained"
     trained = {id(p) for group in changed.policy.optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in changed.policy.parameters()}
+
+
+def test_a_replaced_method_of_the_distribution_is_heeded() -> None:
+    model, shown = build_plain(), np.full((1, 4), 0.5, np.float32)
+    distribution: Any = model.policy.action_dist
+    own, preferring = distribution.proba_distribution, torch.tensor([3.0, 0.0], device=DEVICE)
+    distribution.proba_distribution = lambda action_logits: own(action_logits + preferring)
+    probs: Any = model.make_actor().action_probs(shown)
+    assert probs[0, 0] > 0.9
+    assert abs(measure_first_kl(model)) < 1e-6
 
 
 def test_changed_layers_come_back_into_layers_changed_alike() -> None:

@@ -123,6 +123,15 @@ def test_those_of_resets_alone_do_not_clip_the_first_rollout(space: spaces.Space
     assert_same(statistics.apply(observations), vec_normalize.normalize_obs(observations))
 
 
+def test_those_set_by_hand_are_taken_as_they_are_where_they_do_not_train() -> None:
+    vec_normalize, observations = build(BOX, n_steps=0, training=False), draw_observations(BOX)
+    rms: Any = vec_normalize.obs_rms
+    rms.mean, rms.var = np.array([0.02, -0.5, 40.0]), np.full(3, 4.0)
+    statistics = Normalizer(vec_normalize).freeze()
+    assert statistics is not None
+    assert_same(statistics.apply(observations), vec_normalize.normalize_obs(observations))
+
+
 def test_there_are_none_where_observations_are_left_alone() -> None:
     assert Normalizer(build(BOX, norm_obs=False)).freeze() is None
 

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -545,15 +546,16 @@ def make_cart_pole_in_a_wrapper() -> Env:
     return RestorableWrapper(make_cart_pole())
 
 
+@pytest.mark.parametrize("needs_restore", [True, False])
 def test_an_error_in_a_worker_is_raised_in_the_parent_and_other_workers_continue(
-    make_workers: MakeWorkers,
+    make_workers: MakeWorkers, needs_restore: bool
 ) -> None:
-    bank = make_bank(make_workers(*[lambda: RestorableWrapper(Fragile())] * 3), needs_restore=True)
+    bank = make_bank(make_workers(*[lambda: RestorableWrapper(Fragile())] * 3), needs_restore=needs_restore)
     bank.reset(dict.fromkeys(range(3), 0))
     with pytest.raises(RuntimeError, match=r"Environment 1 failed in its worker process:\n(.|\n)*the wheels came off"):
         bank.step({0: Order(0), 1: Order(1), 2: Order(0)})
-    outcomes = bank.step({i: Order(0, capture=True) for i in range(3)})
-    assert [outcome.state is None for outcome in outcomes.values()] == [False] * 3
+    outcomes = bank.step({i: Order(0, capture=needs_restore) for i in range(3)})
+    assert [outcome.state is None for outcome in outcomes.values()] == [not needs_restore] * 3
 
 
 @pytest.mark.parametrize(
@@ -578,6 +580,23 @@ def test_an_environment_in_this_process_raises_its_own_error() -> None:
         bank.step({0: Order(1)})
 
 
+def test_a_step_that_a_reset_puts_in_place_is_the_one_taken() -> None:
+    class Rebinding(Gauge):
+        def reset(self, **arguments: Any) -> Any:
+            self.n_resets = getattr(self, "n_resets", 0) + 1
+            self.step = partial(self.step_in, self.n_resets)  # type: ignore[method-assign]
+            return super().reset(**arguments)
+
+        def step_in(self, n_resets: int, action: Any) -> Any:
+            observation, _, *_, info = super().step(action)
+            return observation, float(n_resets), True, False, info
+
+    bank = make_bank(DummyVecEnv([Rebinding]), needs_restore=False)
+    for n_resets in range(1, 5):
+        bank.reset({0: 0})
+        assert bank.step({0: Order(0)})[0].reward == n_resets
+
+
 def test_a_bank_that_cannot_restore_refuses_to() -> None:
     bank = make_bank(DummyVecEnv([make_cart_pole]), needs_restore=False)
     bank.reset({0: 0})
@@ -593,11 +612,42 @@ def normalize_images(env: VecEnv) -> VecNormalize:
     return normalized
 
 
+class Shifted(VecNormalize):
+    """Normalises in its own way."""
+
+    def normalize_obs(self, obs: Any) -> Any:
+        return obs
+
+
+class Counting(VecMonitor):
+    """Counts steps that groups do not take."""
+
+    def step_wait(self) -> Any:
+        self.n_steps = getattr(self, "n_steps", 0) + 1
+        return super().step_wait()
+
+
+class Named(VecNormalize):
+    """Has a name, and a way of its own to do what groups leave to it."""
+
+    def __init__(self, env: VecEnv, name: str) -> None:
+        super().__init__(env, norm_obs_keys=["places"])
+        self.name = name
+
+    def normalize_reward(self, reward: Any) -> Any:
+        return super().normalize_reward(reward)
+
+
 REFUSED: dict[str, tuple[Callable[[VecEnv], VecEnv], str]] = {
     "unknown wrapper": (
         lambda env: VecExtractDictObs(env, "image"),
         r"bypasses VecExtract.*wrapper_class=\.\.\.",
     ),
+    "own normalization": (
+        lambda env: Shifted(env, norm_obs_keys=["places"]),
+        r"bypasses Shifted\.normalize_obs\. .*wrapper_class",
+    ),
+    "own monitor": (Counting, r"bypasses Counting\.step_wait\."),
     "normalized twice": (lambda env: VecNormalize(VecNormalize(env)), "two VecNormalize"),
     "normalized, then stacked": (
         lambda env: VecFrameStack(VecNormalize(env, norm_obs_keys=["places"]), 2),
@@ -618,6 +668,14 @@ def test_wrappers_that_cannot_be_bypassed_are_refused_with_the_remedy(
     for needs_restore in (False, True):
         with pytest.raises(ValueError, match=remedy):
             make_bank(env, needs_restore=needs_restore)
+
+
+def test_subclasses_that_replace_nothing_that_is_bypassed_are_accepted() -> None:
+    env = Named(DummyVecEnv([lambda: Camera(with_dict=True)]), "mine")
+    assert make_bank(env, needs_restore=False).reset({0: 0})
+    env.normalize_obs = lambda obs: obs  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"bypasses Named\.normalize_obs\."):
+        make_bank(env, needs_restore=False)
 
 
 def test_normalising_an_image_observation_is_refused() -> None:
