@@ -37,7 +37,13 @@ from grpo_core.groups.correlation import GroupCorrelation
 from grpo_core.groups.group import GroupPlan
 from grpo_core.groups.normalization import Normalizer
 from grpo_core.groups.rollout import GroupRollout, Indices, StepBatch, draw_minibatches, warn_of_other_starts
-from grpo_core.groups.vec_step import OriginalObservations, VecStep, leaves_environments_alone, share_locals
+from grpo_core.groups.vec_step import (
+    OriginalObservations,
+    VecStep,
+    keep_original_observations,
+    leaves_environments_alone,
+    share_locals,
+)
 from grpo_core.options.checks import check_group_mode, check_hyperparameters, check_noise, get_horizon
 from grpo_core.options.choices import (
     COMPARES_IN_GROUPS,
@@ -535,9 +541,7 @@ class GRPO(SavedAlgorithm):
         self._timesteps_before = self.num_timesteps
         # Kept: the rollout that holds both is about to be cleared.
         self._first_obs, self._vec_step = self._last_obs, None
-        normalize = self._vec_normalize_env
-        if normalize is not None and isinstance(vars(normalize).get("old_obs"), OriginalObservations):
-            normalize.old_obs = normalize.get_original_obs()
+        keep_original_observations(self._vec_normalize_env)
         callback.on_rollout_start()
         collector, outside = self._collector, self._collector.outside_changes
         collector.follow_outside_changes()

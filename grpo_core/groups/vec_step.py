@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import (
     ProgressBarCallback,
     StopTrainingOnMaxEpisodes,
 )
+from stable_baselines3.common.vec_env import VecNormalize
 
 from grpo_core.actor.actor import PolicyActor
 from grpo_core.groups.rollout import GroupRollout, Place, to_tensors
@@ -108,6 +109,12 @@ class OriginalObservations:
     def __reduce__(self) -> tuple[Any, ...]:
         observations = self._vec_step.get_original_next_observations()
         return (dict if isinstance(observations, dict) else np.asarray), (observations,)
+
+
+def keep_original_observations(normalize: VecNormalize | None) -> None:
+    """Let a ``VecNormalize`` hold the latest observations themselves, before the rollout that holds them is cleared."""
+    if normalize is not None and isinstance(vars(normalize).get("old_obs"), OriginalObservations):
+        normalize.old_obs = normalize.get_original_obs()
 
 
 class VecStepLocals(dict[str, Any]):
