@@ -65,7 +65,7 @@ class ModelPromotion:
 
         :param version: None is the newest.
         :raises InvalidRequestError: If the alias always is the newest version.
-        :raises ServiceError: Whatever ``ModelStore.set_alias`` raises.
+        :raises ServiceError: Whatever ``ModelStore.get`` and ``ModelStore.set_alias`` raise.
         """
         if alias.lower() == LATEST_ALIAS:
             raise InvalidRequestError(
@@ -73,6 +73,7 @@ class ModelPromotion:
             )
         self._check_exists(name)
         number = self._store.folder.versions.find_newest(name) if version is None else version
+        self._store.get(f"{name}@{number}")  # says why a damaged one cannot be used, before its file is copied
         before = self._store.set_alias(name, alias, number)
         return AliasResponse(model_name=name, alias=alias, version=number, previous_version=before)
 

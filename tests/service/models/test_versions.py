@@ -338,6 +338,17 @@ class TestAliases:
         assert client.get("/models/m@2").json()["sha256"] == hashlib.sha256(contents[1]).hexdigest()
         assert client.get("/models/m@prod").json()["sha256"] == hashlib.sha256(contents[0]).hexdigest()
 
+    def test_a_file_that_cannot_be_used_gets_none_and_is_not_copied(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        publish(client, contents[:1])
+        (settings.models_dir / "m.zip").write_bytes(contents[0][:-9])
+        answer = client.put("/models/m/aliases/prod")
+        assert answer.status_code == 409
+        assert "model 'm@1' cannot be used" in answer.json()["detail"]
+        assert list(settings.models_dir.glob(".versions/m/*.zip")) == []
+        assert client.get("/models/m/versions").json()["aliases"] == {}
+
     @pytest.mark.parametrize("alias", ["3", "latest", "Latest", "-x", "a.b", "a@b", "x" * 33, "%2e%2e", "a b", "é"])
     def test_a_name_that_is_none_is_refused(self, client: TestClient, contents: list[bytes], alias: str) -> None:
         publish(client, contents[:1])
