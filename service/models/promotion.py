@@ -39,11 +39,12 @@ class ModelPromotion:
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
-        self._check_exists(name)
         folder = self._store.folder
-        newest, notes = folder.versions.find_newest(name), folder.versions.read_notes(name)
+        with folder.versions.lock(name):  # or a save could come between two of these looks
+            self._check_exists(name)
+            numbers, notes = folder.versions.list_all(name), folder.versions.read_notes(name)
         versions = []
-        for number in reversed(folder.versions.list_all(name)):
+        for number in reversed(numbers):
             try:
                 card = self._describe(f"{name}@{number}")
             except NotFoundError:  # it has just made room
@@ -51,7 +52,7 @@ class ModelPromotion:
             versions.append(
                 ModelVersion(
                     version=number,
-                    is_newest=number == newest,
+                    is_newest=number == numbers[-1],
                     aliases=sorted(alias for alias, version in notes.aliases.items() if version == number),
                     created_at=card.modified_at,
                     job_id=notes.find_job(number, card.sha256),

@@ -5,17 +5,19 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.models.folder import ModelFolder
 from service.models.folder_lock import lock_folder
-from service.models.versions import MAX_ALIASES
+from service.models.versions import MAX_ALIASES, VersionFolder
 from service.settings import Settings
 from tests.service.models.test_uploads import upload
 from tests.support import make_model, train_to_end
@@ -797,6 +799,24 @@ def test_readers_meet_whole_versions_while_newer_ones_come(tmp_path: Path, conte
         thread.join()
     assert faults == []
     assert folder.versions.list_all("m") == [1, 59, 60]
+
+
+def test_nothing_is_saved_between_the_looks_of_a_list(
+    client: TestClient, app: FastAPI, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(client, contents[:2])
+    versions: VersionFolder = app.state.service.store.folder.versions
+    list_all, could_be = versions.list_all, []
+
+    def try_to_save(name: str) -> list[int]:
+        with ThreadPoolExecutor(1) as others:
+            could_be.append(others.submit(versions.lock(name).acquire, blocking=False).result())
+        return list_all(name)
+
+    monkeypatch.setattr(versions, "list_all", try_to_save)
+    answer = client.get("/models/m/versions").json()
+    assert [(each["version"], each["is_newest"]) for each in answer["versions"]] == [(2, True), (1, False)]
+    assert could_be == [False]
 
 
 def test_aliases_that_the_disk_hides_are_not_lost(
