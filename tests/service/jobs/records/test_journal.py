@@ -309,9 +309,10 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
 
 
 def test_a_start_on_a_full_disk_knows_earlier_jobs_and_writes_new_ones_later(path: Path) -> None:
-    earlier, job = make_job(), make_job()
+    earlier, interrupted, job = make_job(), make_job(), make_job()
     earlier.finish(JobStatus.STOPPED)
-    write(path, earlier)
+    run_for_a_while(interrupted)
+    write(path, earlier, interrupted)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
@@ -319,11 +320,19 @@ def test_a_start_on_a_full_disk_knows_earlier_jobs_and_writes_new_ones_later(pat
         assert recorder.problem is None
         recorder.begin(job)
         assert recorder.problem is not None
-        assert [each.job_id for each in recorder.list_past_jobs()] == [earlier.job_id]
+        past = [earlier.job_id, interrupted.job_id]
+        assert [each.job_id for each in recorder.list_past_jobs()] == past
+        shown = recorder.load(interrupted.job_id)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     wait_until(lambda: recorder.problem is None)
-    assert [each.job_id for each in recorder.list_past_jobs()] == [earlier.job_id, job.job_id]
+    assert [each.job_id for each in recorder.list_past_jobs()] == [*past, job.job_id]
+    assert [each.status for each in recorder.list_past_jobs()] == ["stopped", "failed", "queued"]
+    written = recorder.load(interrupted.job_id)
+    assert written is not None
+    assert shown is not None
+    assert written.state == shown.state
+    assert written.history.last_event_id == shown.history.last_event_id > interrupted.history.last_event_id
     recorder.close()
 
 
