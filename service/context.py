@@ -3,10 +3,13 @@
 import itertools
 import re
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 JOB_ID: ContextVar[str | None] = ContextVar("job_id", default=None)
+# Returns whether the request's client has left, where somebody looks.
+HAS_LEFT: ContextVar[Callable[[], bool]] = ContextVar("has_left", default=lambda: False)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _N_COUNTED = 2**48

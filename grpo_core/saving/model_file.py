@@ -387,7 +387,7 @@ def _read_array(
         raise ModelFileError(f"{member} is {head.dtype} {head.shape}, not a float array of shape {shape}.")
     if head.n_bytes != len(content):
         raise ModelFileError(f"{member} holds more or less than its header says.")
-    array = head.view(content).copy()
+    array = head.view(content).astype(head.dtype.newbyteorder("="), order="C")  # torch takes this machine's alone
     if not np.isfinite(array).all():
         raise ModelFileError(f"{member} holds NaN or infinite numbers.")
     if member.startswith("weights/") and (np.abs(array) > _FLOAT32_MAX).any():  # a policy computes in these

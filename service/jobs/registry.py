@@ -135,14 +135,13 @@ class JobRegistry(JobTable):
     def submit(self, plan: TrainingPlan) -> Job:
         """Queue a job.
 
-        :raises ConflictError: If an active job or an upload will save under the same name.
+        :raises ConflictError: If an active job or an upload will save under the same name, or nothing can be.
         :raises QueueFullError: If too many jobs are active.
         :raises DrainingError: If the server is shutting down.
         """
         job = Job(plan, self._home)
         with self._admission:
             with self._reserve(job.config.model_name):
-                self._store.folder.check_case_collision(job.config.model_name)
                 if (warning := self._check_replacement(job)) is not None:
                     job.publish_warning(warning)
                 with self._lock:
@@ -194,8 +193,9 @@ class JobRegistry(JobTable):
         self._runner.submit(job)
 
     def _check_replacement(self, job: Job) -> str | None:
-        """Return a warning if a job's policy will replace a model; refuse a job that must not."""
+        """Return a warning if a job's policy will replace a model; refuse a job that must not, or cannot be saved."""
         name = job.config.model_name
+        self._store.folder.check_name(name)
         if not self._store.exists(name):
             return None
         if not job.config.replace:
@@ -279,11 +279,11 @@ class JobRegistry(JobTable):
     def reserve_name(self, model_name: str) -> Iterator[None]:
         """Reserve a name while an upload is saved under it: no job may take it and nobody may delete its model.
 
-        :raises ConflictError: If an active job or another upload will save under it, or another model's name differs
-            only by case.
+        :raises ConflictError: If an active job or another upload will save under it, another model's name differs
+            only by case, or a folder is in its place.
         """
         with self._reserve(model_name):
-            self._store.folder.check_case_collision(model_name)
+            self._store.folder.check_name(model_name)
             yield
 
     @contextmanager

@@ -69,7 +69,9 @@ class JobReports:
         self._history.append("job.final_evaluation", row.model_dump(mode="json"))
 
     def warn(self, warning: str) -> None:
-        """Note a warning for the client."""
+        """Note a warning for the client, once: a job that is resumed has reason for the same ones again."""
+        if warning in self._state.warnings:
+            return
         self._state.warnings.append(warning)
         self._history.append("job.warning", {"warning": warning})
 

@@ -1,5 +1,6 @@
 """The folder of model files: names, reading, writing and free space."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -153,11 +154,19 @@ class ModelFolder:
             return None
         return _sign(status) if stat.S_ISREG(status.st_mode) else None
 
-    def check_case_collision(self, name: str) -> None:
-        """Refuse a name that differs from an existing one only in case: on some disks they are one file.
+    def check_name(self, name: str) -> None:
+        """Refuse a name whose place a folder takes, or that differs from an existing one only in case.
 
-        :raises ConflictError: If there is such a model.
+        On some disks the latter are one file.
+
+        :raises ConflictError: If it is such a name.
         """
+        path = Path(self._path(name))
+        if path.is_dir() and not path.is_symlink():  # which a save would replace
+            raise ConflictError(
+                f"model_name '{name}' cannot be saved under: {path.name} in the models folder is a folder; move that, "
+                "or pick another name."
+            )
         for other in self._list_zips():
             if other != name and other.casefold() == name.casefold():
                 raise ConflictError(
@@ -377,6 +386,12 @@ def _prepare(path: Path) -> None:
             # A younger one may be another server's save in progress.
             if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
                 leftover.unlink()
+
+
+def describe_remedy(error: OSError) -> str:
+    """Say what lets the models folder be written again."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free some space or fix the models folder" if is_full else "fix the models folder"
 
 
 def describe_refusal(error: OSError) -> str:

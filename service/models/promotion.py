@@ -39,11 +39,12 @@ class ModelPromotion:
         :raises NotFoundError: If there is no such model.
         :raises ConflictError: If the disk refuses.
         """
-        self._check_exists(name)
         folder = self._store.folder
-        newest, notes = folder.versions.find_newest(name), folder.versions.read_notes(name)
+        with folder.versions.lock(name):  # or a save could come between two of these looks
+            self._check_exists(name)
+            numbers, notes = folder.versions.list_all(name), folder.versions.read_notes(name)
         versions = []
-        for number in reversed(folder.versions.list_all(name)):
+        for number in reversed(numbers):
             try:
                 card = self._describe(f"{name}@{number}")
             except NotFoundError:  # it has just made room
@@ -51,7 +52,7 @@ class ModelPromotion:
             versions.append(
                 ModelVersion(
                     version=number,
-                    is_newest=number == newest,
+                    is_newest=number == numbers[-1],
                     aliases=sorted(alias for alias, version in notes.aliases.items() if version == number),
                     created_at=card.modified_at,
                     job_id=notes.find_job(number, card.sha256),
@@ -65,7 +66,7 @@ class ModelPromotion:
 
         :param version: None is the newest.
         :raises InvalidRequestError: If the alias always is the newest version.
-        :raises ServiceError: Whatever ``ModelStore.set_alias`` raises.
+        :raises ServiceError: Whatever ``ModelStore.get`` and ``ModelStore.set_alias`` raise.
         """
         if alias.lower() == LATEST_ALIAS:
             raise InvalidRequestError(
@@ -73,6 +74,7 @@ class ModelPromotion:
             )
         self._check_exists(name)
         number = self._store.folder.versions.find_newest(name) if version is None else version
+        self._store.get(f"{name}@{number}")  # says why a damaged one cannot be used, before its file is copied
         before = self._store.set_alias(name, alias, number)
         return AliasResponse(model_name=name, alias=alias, version=number, previous_version=before)
 

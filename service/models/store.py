@@ -12,7 +12,7 @@ from cachetools import Cache, LRUCache
 
 from grpo_core.saving import atomic_write, model_file
 from service.errors import ConflictError, NotFoundError, StorageError
-from service.models.folder import FileSignature, ModelFolder, describe_refusal
+from service.models.folder import FileSignature, ModelFolder, describe_refusal, describe_remedy
 from service.models.served import InspectedFile, ServedModel
 from service.schemas.fields import is_model_name
 from service.schemas.models import ModelStatus
@@ -109,7 +109,7 @@ class ModelStore:
             ) from error
         except OSError as error:
             raise StorageError(
-                f"model '{name}' cannot be saved ({describe_refusal(error)}); free some space or fix the models folder."
+                f"model '{name}' cannot be saved ({describe_refusal(error)}); {describe_remedy(error)}."
             ) from error
         with self._lock:
             self._cache.checks.pop(name, None)
@@ -241,8 +241,8 @@ class ModelStore:
             before = self.folder.versions.set_alias(name, alias, version)
         except OSError as error:
             raise StorageError(
-                f"alias '{alias}' of model '{name}' cannot be saved ({describe_refusal(error)}); free some space or "
-                "fix the models folder."
+                f"alias '{alias}' of model '{name}' cannot be saved ({describe_refusal(error)}); "
+                f"{describe_remedy(error)}."
             ) from error
         with self._lock:
             self._resolved.clear()

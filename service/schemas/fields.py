@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import (
@@ -177,10 +178,13 @@ RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=REWARD_NA
 EnvName = Annotated[str, Field(min_length=1, max_length=MAX_ENV_NAME_CHARS, pattern=ENV_NAME_PATTERN)]
 
 
-def name_known_fields(error: ValidationError, known: Iterable[str]) -> ValidationError:
+def name_known_fields(
+    error: ValidationError, known: Iterable[str], remedies: Mapping[str, str] = MappingProxyType({})
+) -> ValidationError:
     """Add to the error of every unknown field which known field it resembles.
 
     :param known: The fields of the request itself, not of objects within it.
+    :param remedies: What to do with other names that people send.
     """
     violations = error.errors(include_url=False)
     if not any(violation["type"] == "extra_forbidden" for violation in violations):
@@ -188,17 +192,21 @@ def name_known_fields(error: ValidationError, known: Iterable[str]) -> Validatio
     return ValidationError.from_exception_data(
         error.title,
         [
-            InitErrorDetails(type=_describe_type(violation, known), loc=violation["loc"], input=violation["input"])
+            InitErrorDetails(
+                type=_describe_type(violation, known, remedies), loc=violation["loc"], input=violation["input"]
+            )
             for violation in violations
         ],
     )
 
 
-def _describe_type(violation: ErrorDetails, known: Iterable[str]) -> PydanticCustomError:
+def _describe_type(violation: ErrorDetails, known: Iterable[str], remedies: Mapping[str, str]) -> PydanticCustomError:
     message = violation["msg"]
     if violation["type"] == "extra_forbidden" and not message.startswith("unknown field"):  # a request's within another
-        message = "unknown field"
-        if len(violation["loc"]) == 1 and (close := list_close(str(violation["loc"][0]), known, n_most=1)):
+        message, name = "unknown field", str(violation["loc"][0])
+        if len(violation["loc"]) == 1 and name in remedies:
+            message = f"unknown field; {remedies[name]}"
+        elif len(violation["loc"]) == 1 and (close := list_close(name, known, n_most=1)):
             message = f"unknown field; did you mean {close[0]}?"
     # The message is a template, so braces in it stay as they are unless the context names them.
     return PydanticCustomError(violation["type"], message, violation.get("ctx"))
@@ -208,6 +216,8 @@ class Request(BaseModel):
     """A request that refuses unknown fields and converts no types."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+    # What to do with fields of other requests, by name.
+    _remedies: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @model_validator(mode="wrap")
     @classmethod
@@ -218,4 +228,4 @@ class Request(BaseModel):
         try:
             return build(body)
         except ValidationError as error:
-            raise name_known_fields(error, cls.model_fields) from error
+            raise name_known_fields(error, cls.model_fields, cls._remedies) from error

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,6 +38,10 @@ class Distribution(BaseModel):
 
 class SweepRequest(Request):
     """Which settings to try."""
+
+    _remedies: ClassVar = dict.fromkeys(
+        TrainRequest.model_fields.keys() - {"model_name", "replace"}, "it is one of a training, so put it into base"
+    )
 
     name: SweepName | None = Field(
         None, description="Name of the sweep; its models are called `<name>-01` and so on. Default: a generated one."

@@ -59,11 +59,15 @@ _RULES = {
     "less_than_equal": "must be at most {le}",
     "less_than": "must be below {lt}",
 }
+_BOUNDS = frozenset({"greater_than_equal", "greater_than", "less_than_equal", "less_than"})
 _MAX_NUMBER_CHARS = 40
+_MISSING_BODY = "the body is missing; send an object in JSON, with the header 'Content-Type: application/json'"
 
 
 def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
     if error["type"] == "json_invalid" and not error["loc"]:  # pydantic's own parser names the place in its message
+        if not error["input"]:
+            return {"field": "", "message": _MISSING_BODY}
         return {"field": "", "message": f"the body is not valid JSON: {error['ctx']['error']}"}
     if error["type"] == "json_invalid":
         return {"field": "", "message": f"the body is not valid JSON, see character {error['loc'][-1]}"}
@@ -72,7 +76,7 @@ def _describe_violation(error: Mapping[str, Any]) -> dict[str, str]:
     message = _describe_pattern(error) or _describe_rule(error) or str(error["msg"]).removeprefix("Value error, ")
     message += _suggest_choice(error)
     if not location and error["loc"] and error["type"] == "missing":
-        message = "the body is missing; send an object in JSON, with the header 'Content-Type: application/json'"
+        message = _MISSING_BODY
     elif not location and message.startswith("must "):
         message = f"the body {message}"
     return {"field": printable(".".join(location)), "message": printable(message, 300)}
@@ -90,19 +94,27 @@ def _describe_rule(error: Mapping[str, Any]) -> str:
 
     Empty for a rule without words here.
     """
-    if (rule := _RULES.get(error["type"])) is None:
+    kind = error["type"]
+    if kind in ("too_short", "too_long") and isinstance(error.get("input"), str):  # by a further limit of a type's own
+        kind = f"string_{kind}"
+    if (rule := _RULES.get(kind)) is None:
         return ""
     rule = rule.format_map(error.get("ctx", {}))
     match error.get("input", ""):
         case None | bool() | int() | float() as number if len(written := json.dumps(number)) <= _MAX_NUMBER_CHARS:
             return f"{rule}, not {written}"
-        # Only a number, such as inf, is a text that breaks this rule.
-        case str() as text if error["type"] == "finite_number" and len(text) <= _MAX_NUMBER_CHARS:
+        # Only a number, such as inf, is a text that breaks such a rule.
+        case str() as text if _is_of_number(error) and len(text) <= _MAX_NUMBER_CHARS:
             return f"{rule}, not {text}"
         # In an address or a variable, everything is a text.
         case str() if error["type"].endswith("_type"):
             return f"{rule}, not a string"
     return rule
+
+
+def _is_of_number(error: Mapping[str, Any]) -> bool:
+    """Tell whether a rule is one for numbers that a variable, or in the case of bounds an address, breaks."""
+    return error["type"] == "finite_number" or (error["type"] in _BOUNDS and error["loc"][:1] == ("query",))
 
 
 def _is_choice(error: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from service.context import HAS_LEFT
 from service.errors import (
     ClusterUnavailableError,
     DrainingError,
@@ -65,7 +66,7 @@ class ShortTasks:
         """Run a task and return what it made.
 
         :param remedy: What the client can do if the task takes too long.
-        :raises QueueFullError: If too many callers wait already, or no task ends in time.
+        :raises QueueFullError: If too many callers wait already, no task ends in time, or the caller's client leaves.
         :raises TooLargeError: If the task takes longer than the limit.
         :raises DrainingError: If the server is shutting down.
         :raises ClusterUnavailableError: If no machine can be reached that would run it.
@@ -129,9 +130,11 @@ class ShortTasks:
             self._leave(running=False)
 
     def _wait_for_turn(self) -> None:
-        deadline = time.monotonic() + self._limit_seconds
+        deadline, has_left = time.monotonic() + self._limit_seconds, HAS_LEFT.get()
         with self._changed:
             while not self._closing.is_set():
+                if has_left():  # what runs goes on: its answer is kept for whoever asks again
+                    raise QueueFullError("the client has left before its turn.")
                 if self._n_running < self._max_running:
                     self._n_running += 1
                     return

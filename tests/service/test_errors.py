@@ -168,6 +168,8 @@ def test_every_kind_of_error_has_a_name_of_its_own() -> None:
         ("POST", "/train", {"n_step": 64}, "n_step: unknown field; did you mean n_steps?"),
         ("POST", "/inference", {"model_nam": "m"}, "model_nam: unknown field; did you mean model_name?"),
         ("POST", "/inference/batch", {"observation": []}, "observation: unknown field; did you mean observations?"),
+        ("POST", "/sweeps", {"total_timesteps": 64}, "unknown field; it is one of a training, so put it into base"),
+        ("POST", "/sweeps", {"min_timestep": 64}, "min_timestep: unknown field; did you mean min_timesteps?"),
         ("POST", "/train", {"device": "CPU"}, "did you mean 'cpu'?"),
         ("POST", "/train", {"group_mode": "episodes"}, "did you mean 'episode'?"),
         ("GET", "/training/jobs?status=runing", None, "did you mean 'running'?"),
@@ -203,6 +205,18 @@ def test_a_body_that_is_not_json_is_a_validation_error(client: TestClient, body:
     assert response.status_code == 422
     assert response.json().keys() == PROBLEM_FIELDS | {"errors"}
     assert isinstance(response.json()["detail"], str)
+
+
+@pytest.mark.parametrize("path", ["/sweeps", "/inference", "/inference/batch"])
+def test_an_empty_body_is_called_missing(client: TestClient, path: str) -> None:
+    detail = client.post(path, content=b"", headers=JSON).json()["detail"]
+    assert detail.startswith("the body is missing; send an object in JSON")
+
+
+def test_a_number_out_of_range_is_named_in_a_query_too(client: TestClient) -> None:
+    answer = client.get("/training/jobs?limit=0")
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "query.limit: must be at least 1, not 0"
 
 
 @pytest.mark.parametrize("body", [b"\xff\xfe\x00", b'{"env_name": "\xff"}'])

@@ -7,6 +7,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from service.schemas.fields import ALIAS_PATTERN
 from service.schemas.jobs import LabelRequest
+from service.schemas.sweeps import SweepRequest
 from service.schemas.training import TrainRequest
 from service.schemas.violations import summarize_violations
 from service.settings import Settings
@@ -48,6 +49,12 @@ def test_a_label_is_refused_with_its_rule(request_body: dict[str, Any], detail: 
     with pytest.raises(ValidationError) as caught:
         LabelRequest.model_validate(request_body)
     assert summarize_violations(caught.value.errors())[0].startswith(detail)
+
+
+def test_a_name_that_is_too_long_has_characters() -> None:
+    with pytest.raises(ValidationError) as caught:
+        SweepRequest.model_validate({"name": "a" * 71})
+    assert summarize_violations(caught.value.errors())[0] == "name: must have at most 70 characters"
 
 
 def test_an_empty_object_is_refused_with_its_rule() -> None:

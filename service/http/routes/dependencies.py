@@ -1,10 +1,14 @@
 """Parameters that routes share, and the documentation of their errors."""
 
+import asyncio
+import threading
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
 from service.app import Service
+from service.context import HAS_LEFT
 from service.http import examples
 from service.schemas.problems import ProblemDetails
 
@@ -13,6 +17,23 @@ async def get_service(request: Request) -> Service:
     """Return the application's service."""
     service: Service = request.app.state.service
     return service
+
+
+async def note_leaving(request: Request) -> AsyncIterator[None]:
+    """Notice a client that leaves while it waits for its turn, for a route whose answer is of no use without it."""
+    has_left = threading.Event()
+
+    async def wait_for_leaving() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        has_left.set()
+
+    HAS_LEFT.set(has_left.is_set)
+    waiting = asyncio.create_task(wait_for_leaving())
+    try:
+        yield
+    finally:
+        waiting.cancel()
 
 
 CurrentService = Annotated[Service, Depends(get_service)]

@@ -3,11 +3,11 @@
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Depends, Request, Response
 
 from service.http import examples
 from service.http.file_headers import check_change
-from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors
+from service.http.routes.dependencies import CurrentService, ModelNameInPath, errors, note_leaving
 from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
 from service.http.routes.unambiguous import UnambiguousRoute
 from service.models.card import make_card
@@ -35,7 +35,11 @@ def describe_model(model_name: ModelNameInPath, service: CurrentService) -> Mode
     return make_card(service.store, model_name, service.player.find_evaluation)
 
 
-@router.post("/models/{model_name}/evaluate", responses=errors(403, 404, 408, 409, 413, 415))
+@router.post(
+    "/models/{model_name}/evaluate",
+    responses=errors(403, 404, 408, 409, 413, 415),
+    dependencies=[Depends(note_leaving)],
+)
 def evaluate_model(
     model_name: ModelNameInPath,
     service: CurrentService,
@@ -50,6 +54,7 @@ def evaluate_model(
     "/models/{model_name}/video",
     response_class=Response,
     responses={**FILM_RESPONSES, **errors(404, 409, 412, 413, 416)},
+    dependencies=[Depends(note_leaving)],
 )
 def film_model(
     model_name: ModelNameInPath,

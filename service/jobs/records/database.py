@@ -120,6 +120,16 @@ def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
         raise JournalError(f"it has schema version {version}, this server knows {SCHEMA_VERSION}; upgrade the server")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    if version != SCHEMA_VERSION:  # a disk that is full lets a file be read that nobody writes to
+        _bring_up_to_date(connection, is_new)
+    if n_bytes <= _CHECKED_BYTES:
+        (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if finding != "ok":
+            raise DamagedError("its check fails")
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, is_new: bool) -> None:
+    """Create the tables, or bring those of an older version up to this one."""
     connection.execute("BEGIN IMMEDIATE")
     if is_new:
         columns = "".join(f", {name} {kind}" for name, kind in _ADDED_COLUMNS.items())
@@ -127,14 +137,10 @@ def _prepare(connection: sqlite3.Connection, n_bytes: int) -> None:
             connection.execute(statement)
         connection.execute(_SWEEPS_TABLE)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    elif version < SCHEMA_VERSION:
+    else:
         _migrate(connection)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
-    if n_bytes <= _CHECKED_BYTES:
-        (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if finding != "ok":
-            raise DamagedError("its check fails")
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

@@ -51,6 +51,8 @@ class JobJournal:
         self._lock = threading.Lock()
         #: Whether it has just been begun, and so knows no job of earlier servers.
         self.is_new = path is None or not path.exists() or path.stat().st_size == 0
+        # Whether the jobs in the file that have not ended are still to be noted as failed with their server.
+        self._has_to_interrupt = False
         self._connection = connect(path)
         self._inode = None if path is None else path.stat().st_ino
         self._close = weakref.finalize(self, self._connection.close)
@@ -58,12 +60,7 @@ class JobJournal:
     def skip_event_ids(self) -> None:
         """Leave out, in jobs that had not ended, the ids of events that clients have seen and the file has not."""
         with self._transact() as connection:
-            query = f"SELECT number, history FROM jobs WHERE status IN {_ACTIVE}"
-            for number, history in connection.execute(query).fetchall():
-                with suppress(ValueError, TypeError):  # it is damaged, and whoever asks for more of it is told
-                    last_event_id, *others = json.loads(history)
-                    skipped = json.dumps([last_event_id + _MAX_UNWRITTEN_EVENTS, *others])
-                    connection.execute("UPDATE jobs SET history = ? WHERE number = ?", (skipped, number))
+            _skip_event_ids(connection)
 
     def interrupt_active(self, job_ids: Sequence[str] | None = None, keeps_running: bool = False) -> int:
         """Note that the jobs which had not ended have failed with the server that ran them; return how many.
@@ -72,35 +69,29 @@ class JobJournal:
         :param keeps_running: Whether those that ran may go on elsewhere, and only those that waited have failed.
         """
         with self._transact() as connection:
-            query = f"SELECT number, job_id, state, written_at FROM jobs WHERE status IN {_ACTIVE}"
-            rows = connection.execute(query).fetchall()
-            if job_ids is not None:
-                rows = [row for row in rows if row[1] in job_ids]
-            if keeps_running:
-                rows = [row for row in rows if not _has_started(row[2])]
-            for number, job_id, state_json, written_at in rows:
-                connection.execute("UPDATE jobs SET status = ? WHERE number = ?", (JobStatus.FAILED, number))
-                try:
-                    state = JobState.model_validate_json(state_json)
-                except ValueError:  # it stays in the list, and whoever asks for more of it is told
-                    continue
-                message = INTERRUPTED.format(status=state.status, job_id=job_id)
-                ended = {
-                    "status": JobStatus.FAILED,
-                    "error_message": message,
-                    "end_time": datetime.fromtimestamp(written_at, UTC),
-                    "ended_by": None,
-                }
-                changed = state.model_copy(update=ended).model_dump_json()
-                connection.execute("UPDATE jobs SET state = ? WHERE number = ?", (changed, number))
-        return len(rows)
+            return _interrupt(connection, job_ids, keeps_running)
+
+    def interrupt_later(self) -> int:
+        """Show the jobs that had not ended as failed, and note it with the next write; return how many.
+
+        :raises JournalError: If they cannot be read.
+        """
+        with self._lock, explain():
+            query = f"SELECT count(*) FROM jobs WHERE status IN {_ACTIVE}"
+            (n_jobs,) = self._connection.execute(query).fetchone()
+            self._has_to_interrupt = True
+        return int(n_jobs)
 
     def list_jobs(self) -> list[PastJob]:
         """List all jobs, oldest first."""
         names = list(JobSummary.model_fields)
         with self._lock, explain():
             rows = self._connection.execute(f"SELECT {', '.join(names)} FROM jobs ORDER BY number").fetchall()
-            return [PastJob(read_line(dict(zip(names, row, strict=True)))) for row in rows]
+            lines = [read_line(dict(zip(names, row, strict=True))) for row in rows]
+            if self._has_to_interrupt:
+                failed = {"status": JobStatus.FAILED}
+                lines = [line if line.status.is_final else line.model_copy(update=failed) for line in lines]
+            return list(map(PastJob, lines))
 
     def load(self, job_id: str) -> JobRecord | None:
         """Read a job; None if there is none.
@@ -116,10 +107,14 @@ class JobJournal:
             events = self._connection.execute(query, row[:1]).fetchall()
             query = "SELECT keys, n_rows, numbers FROM metrics WHERE number = ? ORDER BY first_id"
             metrics = self._connection.execute(query, row[:1]).fetchall()
+            has_to_interrupt = self._has_to_interrupt
         with explain():
             _, plan, state, history, written_at, *written = row
             labels = read_json_columns(dict(zip(LABELS, written, strict=True)))
             last_event_id, stride, progress = json.loads(history)
+            state = JobState.model_validate_json(state)
+            if has_to_interrupt and not state.status.is_final:
+                state, last_event_id = _fail(state, job_id, written_at), last_event_id + _MAX_UNWRITTEN_EVENTS
             part = HistoryPart(
                 last_event_id,
                 stride,
@@ -131,7 +126,7 @@ class JobJournal:
             return JobRecord(
                 job_id,
                 PlanRecord.model_validate_json(plan),
-                JobState.model_validate_json(state),
+                state,
                 part,
                 JobLabels.model_validate(labels),
                 datetime.fromtimestamp(written_at, UTC),
@@ -245,8 +240,12 @@ class JobJournal:
             self._check_place()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                if self._has_to_interrupt:
+                    _skip_event_ids(self._connection)
+                    _interrupt(self._connection)
                 yield self._connection
                 self._connection.execute("COMMIT")
+                self._has_to_interrupt = False
             except BaseException:
                 with suppress(sqlite3.Error):  # SQLite itself has rolled back what a full disk has stopped
                     self._connection.execute("ROLLBACK")
@@ -285,8 +284,13 @@ def open_journal(models_dir: Path, keeps_running: bool = False) -> tuple[JobJour
 def _open(path: Path, keeps_running: bool) -> JobJournal:
     journal = JobJournal(path)
     try:
-        journal.skip_event_ids()
-        n_interrupted = journal.interrupt_active(keeps_running=keeps_running)
+        try:
+            journal.skip_event_ids()
+            n_interrupted = journal.interrupt_active(keeps_running=keeps_running)
+        except JournalError as error:
+            if keeps_running or isinstance(error, DamagedError):
+                raise
+            n_interrupted = journal.interrupt_later()  # a disk that is full can be read
         if n_interrupted:
             what = "1 job was" if n_interrupted == 1 else f"{n_interrupted} jobs were"
             logger.warning(
@@ -297,6 +301,43 @@ def _open(path: Path, keeps_running: bool) -> JobJournal:
         journal.close()
         raise
     return journal
+
+
+def _skip_event_ids(connection: sqlite3.Connection) -> None:
+    query = f"SELECT number, history FROM jobs WHERE status IN {_ACTIVE}"
+    for number, history in connection.execute(query).fetchall():
+        with suppress(ValueError, TypeError):  # it is damaged, and whoever asks for more of it is told
+            last_event_id, *others = json.loads(history)
+            skipped = json.dumps([last_event_id + _MAX_UNWRITTEN_EVENTS, *others])
+            connection.execute("UPDATE jobs SET history = ? WHERE number = ?", (skipped, number))
+
+
+def _interrupt(
+    connection: sqlite3.Connection, job_ids: Sequence[str] | None = None, keeps_running: bool = False
+) -> int:
+    query = f"SELECT number, job_id, state, written_at FROM jobs WHERE status IN {_ACTIVE}"
+    rows = connection.execute(query).fetchall()
+    if job_ids is not None:
+        rows = [row for row in rows if row[1] in job_ids]
+    if keeps_running:
+        rows = [row for row in rows if not _has_started(row[2])]
+    for number, job_id, state_json, written_at in rows:
+        connection.execute("UPDATE jobs SET status = ? WHERE number = ?", (JobStatus.FAILED, number))
+        with suppress(ValueError):  # it stays in the list, and whoever asks for more of it is told
+            state = _fail(JobState.model_validate_json(state_json), job_id, written_at)
+            connection.execute("UPDATE jobs SET state = ? WHERE number = ?", (state.model_dump_json(), number))
+    return len(rows)
+
+
+def _fail(state: JobState, job_id: str, written_at: float) -> JobState:
+    """Return the state of a job that has failed with its server."""
+    ended = {
+        "status": JobStatus.FAILED,
+        "error_message": INTERRUPTED.format(status=state.status, job_id=job_id),
+        "end_time": datetime.fromtimestamp(written_at, UTC),
+        "ended_by": None,
+    }
+    return state.model_copy(update=ended)
 
 
 def _has_started(state_json: str) -> bool:

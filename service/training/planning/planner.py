@@ -1,5 +1,6 @@
 """Plan training jobs: the server looks up the names in a request, and a worker checks the rest."""
 
+import hashlib
 import json
 import secrets
 import threading
@@ -41,7 +42,7 @@ class Planner:
         self._short_tasks = short_tasks
         self._reward_functions = reward_functions
         self._lock = threading.Lock()
-        # By the request's JSON without model_name and seed, on which nothing else depends.
+        # By the request's JSON without model_name and seed, on which nothing else depends, and init_model's metadata.
         self._cache: LRUCache[str, _CachedPlan] = LRUCache(_MAX_CACHED)
 
     def plan(self, request: TrainRequest, init_meta: Mapping[str, Any] | None = None) -> TrainingPlan:
@@ -90,8 +91,8 @@ class Planner:
     def _settle(self, named: NamedRequest) -> SettledRequest:
         env_name, functions = named.request.env_name, named.rewards.functions
         key = named.request.model_dump_json(exclude_unset=True, exclude={"model_name", "seed"})
-        if named.init_meta is not None:
-            key += json.dumps(named.init_meta["sha256"])
+        if named.init_meta is not None:  # hashed, since a file may have a mebibyte of it
+            key += hashlib.sha256(json.dumps(named.init_meta).encode()).hexdigest()
         spec = gym.registry[env_name]
         with self._lock:
             cached = self._cache.get(key)

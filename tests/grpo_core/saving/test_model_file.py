@@ -161,6 +161,15 @@ def test_the_zip_holds_json_and_plain_arrays_only() -> None:
             np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
 
 
+def test_arrays_of_another_byte_order_are_read_in_this_machines() -> None:
+    weights, moments = draw_weights(), draw_optimizer()
+    swapped = ({name: array.astype(">f4") for name, array in arrays.items()} for arrays in (weights, moments))
+    content = model_file.from_bytes(model_file.to_bytes(META, *swapped), with_optimizer=True)
+    for actual, expected in ((content.weights, weights), (content.optimizer, moments)):
+        assert_same_arrays(actual, expected)
+        assert all(torch.from_numpy(array).numel() for array in actual.values())
+
+
 def test_not_a_number_is_not_written_into_the_metadata() -> None:
     with pytest.raises(ValueError, match="JSON"):
         model_file.to_bytes({**META, "score": float("nan")}, draw_weights(), {})

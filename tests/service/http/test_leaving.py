@@ -5,12 +5,16 @@ from collections.abc import Callable
 
 import anyio
 import pytest
+from fastapi import Depends, FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
+from service.context import HAS_LEFT
 from service.http.limits.clients import GuessLimit
 from service.http.request_guard import RequestGuard, RequestRules
+from service.http.routes.dependencies import note_leaving
 from service.settings import Settings
+from tests.support import wait_until
 
 SCOPE = {
     "type": "http",
@@ -57,6 +61,27 @@ def ask(error: Exception, received: list[Message]) -> list[Message]:
 @pytest.mark.parametrize("received", [[DISCONNECT], [EMPTY, DISCONNECT]], ids=["at once", "later"])
 def test_a_client_that_has_left_is_sent_nothing(make: Callable[[], Exception], received: list[Message]) -> None:
     assert ask(make(), list(received)) == []
+
+
+def test_a_route_learns_that_its_client_has_left_while_it_answers() -> None:
+    app, messages, has_left = FastAPI(), asyncio.Queue[Message](), list[bool]()
+
+    @app.get("/", dependencies=[Depends(note_leaving)])
+    def answer() -> None:
+        has_left.append(HAS_LEFT.get()())
+        anyio.from_thread.run_sync(messages.put_nowait, DISCONNECT)
+        wait_until(HAS_LEFT.get())
+        has_left.append(HAS_LEFT.get()())
+
+    async def send(message: Message) -> None:
+        """Send nothing, since nobody is there."""
+
+    async def request() -> None:
+        messages.put_nowait(EMPTY)
+        await app({**SCOPE, "path": "/"}, messages.get, send)
+
+    asyncio.run(request())
+    assert has_left == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,16 @@ class TestOneJob:
         job.publish_warning("too late")
         assert job.describe().warnings == ["mind the gap", "not evaluated"]
 
+    def test_a_warning_that_it_has_already_is_not_repeated(self) -> None:
+        job = Job(plan()._replace(warnings=("mind the gap",)))
+        job.publish_warning("not evaluated")
+        job.finish(JobStatus.STOPPED)
+        job.resume(None, JobHome(JobTotals()), None)
+        for warning in ("not evaluated", "mind the gap"):
+            job.publish_warning(warning)
+        assert job.warnings == ["mind the gap", "not evaluated"]
+        assert [event.name for event in job.history.list_events()].count("job.warning") == 2
+
     def test_a_second_stop_is_passed_on_even_if_both_came_before_it_could_be(self, job: Job) -> None:
         stops: list[int] = []
         job.start()

@@ -245,7 +245,7 @@ class TestTheRegistry:
             def look_meanwhile(name: str) -> None:
                 seen.append(others.submit(registry.count_active).result(PATIENCE_SECONDS))
 
-            monkeypatch.setattr(store.folder, "check_case_collision", look_meanwhile)
+            monkeypatch.setattr(store.folder, "check_name", look_meanwhile)
             run(registry, model_name="m")
             with registry.reserve_name("n"):
                 pass
@@ -371,6 +371,17 @@ class TestTheRegistry:
         with pytest.raises(ConflictError, match="'Policy' only in case"):
             submit(registry, model_name="policy")
         assert len(registry.list_jobs()) == 1
+
+    def test_a_name_whose_place_a_folder_takes_is_refused_before_training(
+        self, open_registry: Callable[..., JobRegistry], store: ModelStore
+    ) -> None:
+        registry = open_registry()
+        Path(store.folder.versions.get_newest_path("policy")).mkdir()
+        with pytest.raises(ConflictError, match=r"policy\.zip in the models folder is a folder; move that"):
+            submit(registry, model_name="policy")
+        with pytest.raises(ConflictError, match="is a folder"), registry.reserve_name("policy"):
+            pass
+        assert registry.list_jobs() == []
 
     def test_the_oldest_ended_jobs_are_forgotten_but_never_active_ones(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate

@@ -666,7 +666,7 @@ class TestTheFolder:
 
     def test_names_that_differ_only_in_case_are_refused(self, store: ModelStore, contents: list[bytes]) -> None:
         store.publish("m", contents[0])
-        store.folder.check_case_collision("m")
-        store.folder.check_case_collision("other")
+        store.folder.check_name("m")
+        store.folder.check_name("other")
         with pytest.raises(ConflictError, match="differs from the existing model 'm' only in case"):
-            store.folder.check_case_collision("M")
+            store.folder.check_name("M")

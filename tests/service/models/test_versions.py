@@ -5,17 +5,19 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.errors import ConflictError, InvalidRequestError, NotFoundError
 from service.models.folder import ModelFolder
 from service.models.folder_lock import lock_folder
-from service.models.versions import MAX_ALIASES
+from service.models.versions import MAX_ALIASES, VersionFolder
 from service.settings import Settings
 from tests.service.models.test_uploads import upload
 from tests.support import make_model, train_to_end
@@ -337,6 +339,17 @@ class TestAliases:
         ModelFolder(settings.models_dir, max_versions=5).write("m", contents[2])
         assert client.get("/models/m@2").json()["sha256"] == hashlib.sha256(contents[1]).hexdigest()
         assert client.get("/models/m@prod").json()["sha256"] == hashlib.sha256(contents[0]).hexdigest()
+
+    def test_a_file_that_cannot_be_used_gets_none_and_is_not_copied(
+        self, client: TestClient, contents: list[bytes], settings: Settings
+    ) -> None:
+        publish(client, contents[:1])
+        (settings.models_dir / "m.zip").write_bytes(contents[0][:-9])
+        answer = client.put("/models/m/aliases/prod")
+        assert answer.status_code == 409
+        assert "model 'm@1' cannot be used" in answer.json()["detail"]
+        assert list(settings.models_dir.glob(".versions/m/*.zip")) == []
+        assert client.get("/models/m/versions").json()["aliases"] == {}
 
     @pytest.mark.parametrize("alias", ["3", "latest", "Latest", "-x", "a.b", "a@b", "x" * 33, "%2e%2e", "a b", "é"])
     def test_a_name_that_is_none_is_refused(self, client: TestClient, contents: list[bytes], alias: str) -> None:
@@ -786,6 +799,24 @@ def test_readers_meet_whole_versions_while_newer_ones_come(tmp_path: Path, conte
         thread.join()
     assert faults == []
     assert folder.versions.list_all("m") == [1, 59, 60]
+
+
+def test_nothing_is_saved_between_the_looks_of_a_list(
+    client: TestClient, app: FastAPI, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(client, contents[:2])
+    versions: VersionFolder = app.state.service.store.folder.versions
+    list_all, could_be = versions.list_all, []
+
+    def try_to_save(name: str) -> list[int]:
+        with ThreadPoolExecutor(1) as others:
+            could_be.append(others.submit(versions.lock(name).acquire, blocking=False).result())
+        return list_all(name)
+
+    monkeypatch.setattr(versions, "list_all", try_to_save)
+    answer = client.get("/models/m/versions").json()
+    assert [(each["version"], each["is_newest"]) for each in answer["versions"]] == [(2, True), (1, False)]
+    assert could_be == [False]
 
 
 def test_aliases_that_the_disk_hides_are_not_lost(

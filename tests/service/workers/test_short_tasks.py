@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 
+from service.context import HAS_LEFT
 from service.errors import (
     ConflictError,
     DrainingError,
@@ -241,6 +243,23 @@ def test_callers_are_limited_and_all_accepted_ones_are_answered(callers: ThreadP
     waiting.let_go.set()
     assert [future.result(PATIENCE_SECONDS) for future in (*first, third)] == [b"done"] * 3
     assert not is_full(short_tasks)
+
+
+def test_a_caller_whose_client_leaves_makes_room_in_the_line(callers: ThreadPoolExecutor, waiting: Waiting) -> None:
+    short_tasks, has_left = make_short_tasks(ThreadExecutor(), max_running=1, max_waiting=1), threading.Event()
+    first = call(callers, short_tasks, waiting)
+    wait_until(lambda: waiting.n_begun == 1)
+    context = copy_context()
+    context.run(HAS_LEFT.set, has_left.is_set)
+    second = callers.submit(context.run, short_tasks.run, make_task(waiting), "")
+    wait_until(lambda: short_tasks._n_callers == 2)
+    has_left.set()
+    with pytest.raises(QueueFullError, match="has left"):
+        second.result(PATIENCE_SECONDS)
+    assert short_tasks._n_callers == 1
+    waiting.let_go.set()
+    assert first.result(PATIENCE_SECONDS) == b"done"
+    assert waiting.n_begun == 1
 
 
 def is_full(short_tasks: ShortTasks) -> bool:

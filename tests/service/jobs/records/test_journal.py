@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sqlite3
 import time
 from pathlib import Path
@@ -304,6 +305,34 @@ def test_a_disk_that_refuses_fails_no_job_and_is_told_once(path: Path, caplog: p
     wait_until(lambda: all(recorder.has_written(job.job_id) for job in jobs))
     assert recorder.problem is None
     assert len(recorder.list_past_jobs()) == 4
+    recorder.close()
+
+
+def test_a_start_on_a_full_disk_knows_earlier_jobs_and_writes_new_ones_later(path: Path) -> None:
+    earlier, interrupted, job = make_job(), make_job(), make_job()
+    earlier.finish(JobStatus.STOPPED)
+    run_for_a_while(interrupted)
+    write(path, earlier, interrupted)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        recorder = JobRecorder(*open_journal(path.parent))
+        assert recorder.problem is None
+        recorder.begin(job)
+        assert recorder.problem is not None
+        past = [earlier.job_id, interrupted.job_id]
+        assert [each.job_id for each in recorder.list_past_jobs()] == past
+        shown = recorder.load(interrupted.job_id)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    wait_until(lambda: recorder.problem is None)
+    assert [each.job_id for each in recorder.list_past_jobs()] == [*past, job.job_id]
+    assert [each.status for each in recorder.list_past_jobs()] == ["stopped", "failed", "queued"]
+    written = recorder.load(interrupted.job_id)
+    assert written is not None
+    assert shown is not None
+    assert written.state == shown.state
+    assert written.history.last_event_id == shown.history.last_event_id > interrupted.history.last_event_id
     recorder.close()
 
 

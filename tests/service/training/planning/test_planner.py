@@ -8,13 +8,14 @@ import gymnasium as gym
 import pytest
 
 from grpo_core.options.rewards import RewardFunction
+from grpo_core.saving import model_file
 from service.errors import InvalidRequestError
 from service.schemas.training import TrainRequest
 from service.training.planning.planner import Planner
 from service.workers.short_tasks import ShortTasks
 from service.workers.threads import ThreadExecutor
 from tests.conftest import RegisterEnv
-from tests.support import PATIENCE_SECONDS, Gate, LineEnv
+from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model
 
 RewardFunctions = dict[str, RewardFunction]
 
@@ -69,6 +70,18 @@ def test_an_environment_registered_again_is_planned_again(
     register_env(lambda: note(built), env_name)
     planner.plan(TrainRequest(env_name=env_name))
     assert len(built) == 2
+
+
+def test_a_model_with_the_same_weights_and_other_metadata_is_planned_again() -> None:
+    planner = make_planner()
+    content = make_model("CartPole-v1").to_bytes(env_name="CartPole-v1")
+    meta = model_file.from_bytes(content).meta
+    request = TrainRequest(env_name="CartPole-v1", init_model="base", reward_function_type="environment")
+    activations = []
+    for name in ("Tanh", "ReLU"):
+        network = {**meta["network"], "activation": name}
+        activations.append(planner.plan(request, {**meta, "network": network}).config.activation)
+    assert activations == ["tanh", "relu"]
 
 
 @pytest.mark.parametrize("field", ["reward_function_type", "reward_functions"])
