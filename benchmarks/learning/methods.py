@@ -7,7 +7,7 @@ from inspect import signature
 from stable_baselines3 import PPO
 
 from benchmarks.learning.grpo_settings import get_action_settings, get_general_settings, get_grpo_settings
-from benchmarks.learning.peer_settings import ARS_ZOO, PPO_NORMALIZED, PPO_ZOO, TRPO_ZOO
+from benchmarks.learning.peer_settings import ARS_ZOO, PPO_NORMALIZED, PPO_SHORT, PPO_ZOO, TRPO_ZOO
 from benchmarks.learning.zero_advantage import ZERO_ADVANTAGE
 from benchmarks.lib.runs import RunSpec, Settings
 from benchmarks.lib.tasks import Task
@@ -74,6 +74,7 @@ METHODS = {
     "ppo_default": Method("SB3 PPO, defaults", "PPO", lambda task: {"source": "SB3's defaults"}),
     "ppo_normalized": Method("SB3 PPO, defaults, falling rate, normalised", "PPO", _list(PPO_NORMALIZED)),
     "ppo_shared": Method("SB3 PPO, what it shares with GRPO's preset", "PPO", _get_shared_settings),
+    "ppo_short": Method("SB3 PPO, shorter rollouts, more entropy", "PPO", _list(PPO_SHORT)),
     "trpo_zoo": Method("sb3-contrib TRPO, zoo settings", "TRPO", _list(TRPO_ZOO)),
     "ars_zoo": Method("sb3-contrib ARS, zoo settings", "ARS", _list(ARS_ZOO)),
     "linear_search": Method(
@@ -83,7 +84,7 @@ METHODS = {
     ),
     "zero_advantage": Method("zero-advantage port", "zero_advantage", _list(ZERO_ADVANTAGE)),
 }
-PPO_METHODS = ("ppo_zoo", "ppo_default", "ppo_normalized", "ppo_shared")
+PPO_METHODS = ("ppo_zoo", "ppo_default", "ppo_normalized", "ppo_shared", "ppo_short")
 
 
 def make_specs(task: Task, method: str, n_seeds: int) -> list[RunSpec]:

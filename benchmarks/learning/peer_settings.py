@@ -280,6 +280,18 @@ PPO_NORMALIZED: dict[str, Settings] = {
     # VecNormalize does not normalise observations that are numbers of states.
     "FrozenLake-v1": _PPO_NORMALIZED | {"normalize": {"norm_obs": False}},
 }
+# MultiRoom with shorter rollouts and more entropy than ours, which suit PPO better.
+PPO_SHORT: dict[str, Settings] = {
+    "MiniGrid-MultiRoom-N2-S4-flat-v0": {
+        "source": "GRPO's settings for DoorKey",
+        "n_envs": 8,
+        "n_steps": 256,
+        "batch_size": 256,
+        "n_epochs": 4,
+        "learning_rate": "lin_0.001",
+        "ent_coef": 0.02,
+    }
+}
 
 _ARS_MLP: dict[str, Any] = {
     "policy": "MlpPolicy",

@@ -33,6 +33,7 @@ STYLES = {
     "ppo_default": Style("#56B4E9", "-"),
     "ppo_normalized": Style("#0072B2", "--"),
     "ppo_shared": Style("#56B4E9", "--"),
+    "ppo_short": Style("#0072B2", ":"),
     "trpo_zoo": Style("#009E73", "--"),
     "ars_zoo": Style("#000000", "--"),
     "linear_search": Style("#808080", ":"),
