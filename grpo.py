@@ -223,6 +223,8 @@ class GRPO(SavedAlgorithm):
     # What ``_last_obs`` is read from: a reset until there is a vectorised step.
     _first_obs: Any = None
     _vec_step: VecStep | None = None
+    # What each forward pass of the rollout's update runs in.
+    _layer_noise: Callable[[], AbstractContextManager[None]] = nullcontext
     _is_vec_step_over: bool = False
     # The environment that groups are played in: none yet where a model was loaded without any.
     _grouped_env: VecEnv | None = None
@@ -624,6 +626,7 @@ class GRPO(SavedAlgorithm):
             ``(n_live_steps, *observation_shape)``.
         :param next_observations: Where the steps led, likewise.
         """
+        self._layer_noise = self._make_layer_noise()
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is refused after the update
             values, next_values = self._compute_values(observations), self._compute_values(next_observations)
             groups = self._compute_advantages(rollout, values, next_values)
@@ -636,7 +639,7 @@ class GRPO(SavedAlgorithm):
             self.logger.record("train/explained_variance", explained_variance(values, self._batch.value_targets))
         if self.kl_coef > 0.0:
             ref_policy = self._sync_ref_policy()
-            with self._make_layer_noise()():
+            with self._layer_noise():
                 self._batch = self._batch._replace(ref_log_prob=compute_log_prob(ref_policy, self._batch))
 
     def _choose_anchors(self, rollout: GroupRollout, discounted_returns: npt.NDArray[np.float64] | None) -> None:
@@ -747,7 +750,7 @@ class GRPO(SavedAlgorithm):
         """
         if self._reads_values_fast and isinstance(self._actor, Actor):
             return fast.compute_values(self._actor, observations)
-        with self._make_layer_noise()():
+        with self._layer_noise():
             return compute_values(self.policy, observations)
 
     def _sync_ref_policy(self) -> ActorCriticPolicy:
@@ -776,10 +779,9 @@ class GRPO(SavedAlgorithm):
         steps, n_branches = self._batch.to_tensors(self.device), math.prod(self.rollout_buffer.shape[1:])
         lowest_ratio = 0.0 if self.loss_type == "cispo" else 1.0 - clip_range  # CISPO bounds the ratio only above
         measured = list[dict[str, torch.Tensor]]()
-        layer_noise = self._make_layer_noise()
         for chosen in self._draw_minibatches():
             batch = steps.select(torch.from_numpy(chosen).to(self.device))
-            with layer_noise():
+            with self._layer_noise():
                 values, log_prob, entropy = evaluate_actions(
                     self.policy, batch.observations, batch.actions, batch.action_masks
                 )
@@ -898,7 +900,7 @@ class GRPO(SavedAlgorithm):
         deterministic: bool = False,
         action_masks: npt.NDArray[np.bool_] | None = None,
     ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """Choose actions as ``BaseAlgorithm.predict`` does; draws come from the model's own generator.
+        """Choose actions as ``BaseAlgorithm.predict`` does; drawn actions come from the model's own generator.
 
         :param observation: One observation, ``observation_shape``, or several, ``(batch_size, *observation_shape)``; a
             dict of such where observations are. Normalised already where training had a ``VecNormalize``.

@@ -94,8 +94,6 @@ class OutsideChanges:
         self._kept: dict[_Place, Any] = {}
         self._written: dict[_Place, Any] = {}
         self._kept_models: dict[int, Any] = {}
-        #: Called before somebody else resets or steps the environments, with whether it is to be a step.
-        self.before_visit: Callable[[bool], None] = lambda is_to_step: None
 
     def has_changes(self) -> bool:
         """Return whether anything is kept."""
@@ -108,10 +106,9 @@ class OutsideChanges:
         self.keep()
         return returned
 
-    def notice(self, visit: Callable[[], _T], is_to_step: bool) -> _T:
+    def notice(self, visit: Callable[[], _T]) -> _T:
         """Let somebody else reset or step the environments: that changes their state, and sets nothing on them."""
         self.keep()
-        self.before_visit(is_to_step)
         try:
             return visit()
         finally:

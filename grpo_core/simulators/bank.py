@@ -9,9 +9,10 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
+from weakref import ref
 
 import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
@@ -26,7 +27,7 @@ from grpo_core.restoring.state import BOOKKEEPING, FailedResetError, FailedTrial
 from grpo_core.simulators.restorable_wrapper import Failure, RestorableWrapper
 from grpo_core.simulators.single_env import Observed, Order, Outcome, SingleEnv, make_observer
 from grpo_core.simulators.vec_wrappers import Frames, ObservationTransform, read_vec_wrappers
-from grpo_core.simulators.visits import notice_visits
+from grpo_core.simulators.visits import Player, notice_visits
 
 __all__ = ["Findings", "Observed", "Order", "Outcome", "SimulatorBank", "find_obstacle", "make_bank"]
 
@@ -240,20 +241,24 @@ class _LocalBank(SimulatorBank):
             self.plain_envs = envs
         if needs_restore:
             self.outside_changes = OutsideChanges(envs)
-            self.outside_changes.before_visit = self._leave
             for single_env in self._single_envs:
                 single_env.after_restore = self.outside_changes.put_again
-            notice_visits(base, self.outside_changes)
+        self._visits = notice_visits(base)
+        self._visits.add(self.outside_changes)
+        self._me: ref[Player] = ref(self)
 
     def _reset(self, seeds: Mapping[int, int | None]) -> dict[int, tuple[Observed, SimulatorState | None]]:
+        self._visits.begin(self._me)
         return {i: self._single_envs[i].reset(seed) for i, seed in seeds.items()}
 
     def _step(self, orders: Mapping[int, Order]) -> dict[int, Outcome]:
+        self._visits.begin(self._me)
         return {i: self._single_envs[i].step(order) for i, order in orders.items()}
 
-    def _leave(self, is_to_step: bool) -> None:
-        for single_env in self._single_envs:
-            single_env.leave(is_to_step)
+    def leave(self, indices: Iterable[int], is_to_step: bool) -> None:
+        """Let somebody else move some of the environments."""
+        for i in indices:
+            self._single_envs[i].leave(is_to_step)
 
     def _renew(self, states: Sequence[tuple[int, SimulatorState]]) -> list[SimulatorState]:
         renewed = [self.outside_changes.renew(self._simulators[i], state) for i, state in states]

@@ -2,9 +2,9 @@
 
 import pickle
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import gymnasium as gym
 
@@ -16,6 +16,8 @@ from grpo_core.restoring.report import RestoringReport
 from grpo_core.restoring.simulator import NotBranchableError, Simulator, SimulatorState
 from grpo_core.restoring.state import FailedResetError, FailedTrialError
 from grpo_core.simulators.single_env import Order, SingleEnv
+
+_T = TypeVar("_T")
 
 
 class Failure(NamedTuple):
@@ -43,6 +45,8 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
         self._single_envs: dict[bool, SingleEnv] = {}
         self._rewound: tuple[str, ...] = ()
         self._outside_changes = OutsideChanges(())
+        # Which of the single environments played last.
+        self._player: SingleEnv | None = None
 
     def capture_state(self) -> SimulatorState:
         """Copy the state of the environment and all its wrappers."""
@@ -54,11 +58,16 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset the environment for somebody else: training calls ``take_reset``."""
-        return self._outside_changes.notice(partial(self.env.reset, **kwargs), is_to_step=False)
+        return self._outside_changes.notice(partial(self._leave_and_call, False, partial(self.env.reset, **kwargs)))
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment for somebody else: training calls ``take_order``."""
-        return self._outside_changes.notice(partial(self.env.step, action), is_to_step=True)
+        return self._outside_changes.notice(partial(self._leave_and_call, True, partial(self.env.step, action)))
+
+    def _leave_and_call(self, is_to_step: bool, call: Callable[[], _T]) -> _T:
+        if self._player is not None:
+            self._player.leave(is_to_step)
+        return call()
 
     def prove_restoring(self, common_random_numbers: bool) -> RestoringReport | str | Failure | None:
         """Try out the environment, with its states sent as bytes as in training.
@@ -141,13 +150,14 @@ class RestorableWrapper(gym.Wrapper[Any, Any, Any, Any]):
             return Failure(traceback.format_exc())
 
     def _get_single_env(self, common_random_numbers: bool) -> SingleEnv:
+        if not self._single_envs:
+            self._outside_changes = OutsideChanges([self.env])
         if common_random_numbers not in self._single_envs:
             simulator = self._get_simulator(common_random_numbers)
             single_env = self._single_envs[common_random_numbers] = SingleEnv(self.env, simulator, self._rewound)
-            self._outside_changes = OutsideChanges([self.env])
-            self._outside_changes.before_visit = single_env.leave
             single_env.after_restore = self._outside_changes.put_again
-        return self._single_envs[common_random_numbers]
+        self._player = self._single_envs[common_random_numbers]
+        return self._player
 
     def _get_simulator(self, common_random_numbers: bool) -> Simulator:
         if common_random_numbers not in self._simulators:

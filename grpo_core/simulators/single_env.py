@@ -146,7 +146,9 @@ class SingleEnv:
         :param is_to_step: Whether it will be stepped, and not reset.
         """
         if self._visit is None:
-            self._visit = (self._need_simulator().capture() if self._is_under_way else None,)
+            # What is never captured goes on where the visit ends, as in SB3.
+            is_kept = self._is_under_way and self._simulator is not None
+            self._visit = (self._need_simulator().capture() if is_kept else None,)
         if self._is_over and is_to_step:
             self._env.reset()  # a VecEnv would have done so at the end of the episode
         self._is_over = False

@@ -1,9 +1,9 @@
 """Notice when somebody else resets or steps the environments of a ``DummyVecEnv``: an evaluation, or a callback."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
-from weakref import WeakSet
+from typing import Any, Protocol
+from weakref import ref
 
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -12,34 +12,72 @@ from grpo_core.restoring.outside import OutsideChanges
 _MOVES = ("reset", "step", "step_wait")
 
 
+class Player(Protocol):
+    """Moves environments, and lets others do so."""
+
+    def leave(self, indices: Iterable[int], is_to_step: bool) -> None:
+        """Learn that some environments will be moved, and whether they are to be stepped and not reset."""
+
+
+class Visits:
+    """Who is to know of visits to the environments of a ``DummyVecEnv``, which may be those of several models."""
+
+    def __init__(self) -> None:
+        # Whoever moved the environments last.
+        self._player: ref[Player] | None = None
+        self._watchers: list[ref[OutsideChanges]] = []
+
+    def add(self, changes: OutsideChanges) -> None:
+        """Let visits be told apart from what is set on the environments from outside."""
+        self._watchers = [watcher for watcher in self._watchers if watcher() is not None]
+        self._watchers.append(ref(changes))
+
+    def begin(self, player: "ref[Player]") -> None:
+        """Learn who moves the environments now."""
+        self._player = player
+
+    def receive(self, visit: Callable[[], Any], indices: Iterable[int], is_to_step: bool) -> Any:
+        """Let somebody move environments."""
+
+        def leave_and_visit() -> Any:
+            if self._player is not None and (player := self._player()) is not None:
+                player.leave(indices, is_to_step)
+            return visit()
+
+        call: Callable[[], Any] = leave_and_visit
+        for watcher in self._watchers:
+            if (changes := watcher()) is not None:
+                call = partial(changes.notice, call)
+        return call()
+
+
 class _Noticed:
     """Takes the place of a method of a ``DummyVecEnv``; no collector calls those.
 
     :param base: The ``DummyVecEnv``.
     :param name: The method's name.
-    :param watchers: Who is to know of a call. A base may be that of several models.
     """
 
-    def __init__(self, base: DummyVecEnv, name: str, watchers: "WeakSet[OutsideChanges]") -> None:
+    def __init__(self, base: DummyVecEnv, name: str, visits: Visits) -> None:
         self._base, self._name, self._method = base, name, getattr(base, name)
-        self.watchers = watchers
+        self.visits = visits
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call: Callable[[], Any] = partial(self._method, *args, **kwargs)
+        call = partial(self._method, *args, **kwargs)
         name = (args or [kwargs.get("method_name")])[0] if self._name == "env_method" else self._name
-        if name in _MOVES:
-            for watcher in [*self.watchers]:
-                call = partial(watcher.notice, call, is_to_step=name != "reset")
-        return call()
+        if name not in _MOVES:
+            return call()
+        return self.visits.receive(call, self._base._get_indices(kwargs.get("indices")), name != "reset")
 
     def __reduce__(self) -> Any:
         return getattr, (self._base, self._name)  # copied or pickled, it is the method again
 
 
-def notice_visits(base: DummyVecEnv, changes: OutsideChanges) -> None:
-    """Let what is set on environments from outside be told apart from what resets and steps of others change."""
+def notice_visits(base: DummyVecEnv) -> Visits:
+    """Return who is to know of visits to a ``DummyVecEnv``, which are noticed from now on."""
     methods = vars(base)
     if not isinstance(methods.get("reset"), _Noticed):
-        watchers: WeakSet[OutsideChanges] = WeakSet()
-        methods |= {name: _Noticed(base, name, watchers) for name in ("reset", "step_wait", "env_method")}
-    methods["reset"].watchers.add(changes)
+        visits = Visits()
+        methods |= {name: _Noticed(base, name, visits) for name in ("reset", "step_wait", "env_method")}
+    noticed: _Noticed = methods["reset"]
+    return noticed.visits

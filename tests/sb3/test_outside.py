@@ -301,6 +301,43 @@ def test_a_branch_goes_on_after_somebody_else_has_moved_its_environment(visit: s
     assert np.allclose(moves, [0.5, 1.0])
 
 
+@pytest.mark.parametrize("in_workers", [False, True])
+def test_a_visit_moves_what_the_model_that_plays_has_left(in_workers: bool) -> None:
+    """Not what another model has, whose episode on the same environments ended long ago."""
+
+    class Visiting(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls % 7 == 0:
+                self.training_env.step(np.ones(self.training_env.num_envs, np.int64))
+            return True
+
+    kwargs: dict[str, Any] = {}
+    if in_workers:
+        kwargs = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
+        kwargs["wrapper_class"] = RestorableWrapper
+    env = make_vec_env(Dear, 2, **kwargs)
+    try:
+        models = [
+            GRPO("MlpPolicy", env, n_steps=64, horizon=16, group_mode="branch", common_random_numbers=same, seed=0)
+            for same in (False, True)
+        ]
+        for i, model in enumerate((*models, models[0])):
+            model.learn(200, Visiting(), reset_num_timesteps=i < 2)
+            rollout = model.rollout_buffer
+            moves = np.abs(rollout.next_observations - rollout.observations)[rollout.step_mask]
+            assert np.allclose(moves, [0.5, 1.0])
+    finally:
+        env.close()
+
+
+def test_a_visit_to_one_environment_leaves_the_others_alone() -> None:
+    model = build(GRPO, make_vec_env(Task, 2)).learn(64)
+    env = model.get_env()
+    env.envs[0].unwrapped.x = 77.0
+    env.env_method("step", 1, indices=[1])
+    assert env.envs[0].unwrapped.x == 77.0
+
+
 def test_a_copy_of_a_model_has_environments_of_its_own() -> None:
     model = build(GRPO, make_vec_env(Task, 2)).learn(64)
     copied = copy.deepcopy(model)

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from service.app import Service
 from service.http import examples
 from service.http.limits.clients import find_client
-from service.http.routes.dependencies import CurrentService, errors
+from service.http.routes.dependencies import CurrentService, errors, note_leaving
 from service.http.routes.films import FILM_RESPONSES, Deterministic, FilmFormat, MaxSteps, PlaySeed, answer_film
 from service.http.routes.unambiguous import UnambiguousRoute
 from service.jobs.job import Job
@@ -142,6 +142,7 @@ async def draw_training_curve(
     "/training/{job_id}/video",
     response_class=Response,
     responses={**FILM_RESPONSES, **errors(404, 409, 412, 413, 416)},
+    dependencies=[Depends(note_leaving)],
 )
 def film_training(
     job_id: JobId,

@@ -174,6 +174,12 @@ def explain() -> Iterator[None]:
         raise JournalError(f"a record is damaged: {type(error).__name__}") from error
 
 
+def says_disk_is_full(error: JournalError) -> bool:
+    """Tell whether a file can be read and, for lack of space, not be written now."""
+    code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
 def move_aside(path: Path) -> str:
     """Rename a damaged file and what SQLite keeps beside it; return its new name."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")

@@ -11,7 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.jobs.records.database import FILE_NAME, DamagedError, JournalError, connect, explain, move_aside
+from service.jobs.records.database import (
+    FILE_NAME,
+    DamagedError,
+    JournalError,
+    connect,
+    explain,
+    move_aside,
+    says_disk_is_full,
+)
 from service.jobs.records.history import HistoryPart, JobEvent
 from service.jobs.records.record import JobRecord, JobState, PastJob, PlanRecord
 from service.jobs.records.rows import (
@@ -288,9 +296,10 @@ def _open(path: Path, keeps_running: bool) -> JobJournal:
             journal.skip_event_ids()
             n_interrupted = journal.interrupt_active(keeps_running=keeps_running)
         except JournalError as error:
-            if keeps_running or isinstance(error, DamagedError):
+            if keeps_running or not says_disk_is_full(error):
                 raise
-            n_interrupted = journal.interrupt_later()  # a disk that is full can be read
+            logger.warning("%s cannot be written (%s): it will be once it can", FILE_NAME, error.reason)
+            n_interrupted = journal.interrupt_later()
         if n_interrupted:
             what = "1 job was" if n_interrupted == 1 else f"{n_interrupted} jobs were"
             logger.warning(

@@ -145,7 +145,8 @@ def _settle(
             f"observations have {n_numbers} numbers, and POST /inference takes at most {MAX_OBSERVATION_NUMBERS}: the "
             "model file can only be used with GRPO.load."
         )
-    if (config.device, given.get("device")) == ("cuda", None) and choose_policy(env.observation_space) == "MlpPolicy":
+    is_chosen = config.device == "cuda" and given.get("device", "auto") == "auto"
+    if is_chosen and choose_policy(env.observation_space) == "MlpPolicy":
         warnings.append('training is on the GPU; without images the CPU is often faster: compare with "device": "cpu".')
     threshold = None if spec is None else spec.reward_threshold
     settings = config.model_dump(exclude=set(_UNSETTLED))

@@ -237,7 +237,12 @@ class TestResolvingTheConfiguration:
 
     @pytest.mark.parametrize(
         ("space", "asked", "is_told"),
-        [("box", {}, True), ("box", {"device": "cuda"}, False), ("image", {}, False)],
+        [
+            ("box", {}, True),
+            ("box", {"device": "auto"}, True),
+            ("box", {"device": "cuda"}, False),
+            ("image", {}, False),
+        ],
     )
     def test_small_layers_that_nobody_put_on_the_gpu_are_told_of(
         self, monkeypatch: pytest.MonkeyPatch, register_env: RegisterEnv, space: str, asked: Any, is_told: bool
