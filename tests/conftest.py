@@ -32,6 +32,7 @@ SLOW_TESTS = (
     "tests/test_wheel.py",
     "tests/chaos",
     "tests/service/workers",
+    "tests/service/jobs/test_resuming.py",
     "tests/soak",
     "tests/load",
     "tests/fuzz",
