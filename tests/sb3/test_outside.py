@@ -4,6 +4,7 @@ import copy
 from collections import Counter, defaultdict, deque
 from typing import Any
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -89,6 +90,13 @@ def build(algorithm: Any, env: Any) -> Any:
 
 def make(kind: Any) -> Any:
     return Task() if kind is Task else Scaled(gym.make("CartPole-v1"))
+
+
+def make_envs(kind: Any, n_envs: int, in_workers: bool) -> Any:
+    if not in_workers:
+        return make_vec_env(kind, n_envs)
+    forked = {"start_method": "fork"}
+    return make_vec_env(kind, n_envs, vec_env_cls=SubprocVecEnv, vec_env_kwargs=forked, wrapper_class=RestorableWrapper)
 
 
 @pytest.mark.parametrize("algorithm", [GRPO, PPO])
@@ -259,11 +267,7 @@ def count_impossible(model: GRPO) -> int:
 
 @pytest.mark.parametrize("in_workers", [False, True])
 def test_an_evaluation_gives_no_anchor_what_it_came_to(in_workers: bool) -> None:
-    kwargs: dict[str, Any] = {}
-    if in_workers:
-        kwargs = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
-        kwargs["wrapper_class"] = RestorableWrapper
-    env = make_vec_env(Key, 8, **kwargs)
+    env = make_envs(Key, 8, in_workers)
     try:
         model = GRPO("MlpPolicy", env, n_steps=64, n_epochs=1, seed=0, device=DEVICE)
         for i in range(5):
@@ -311,11 +315,7 @@ def test_a_visit_moves_what_the_model_that_plays_has_left(in_workers: bool) -> N
                 self.training_env.step(np.ones(self.training_env.num_envs, np.int64))
             return True
 
-    kwargs: dict[str, Any] = {}
-    if in_workers:
-        kwargs = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
-        kwargs["wrapper_class"] = RestorableWrapper
-    env = make_vec_env(Dear, 2, **kwargs)
+    env = make_envs(Dear, 2, in_workers)
     try:
         models = [
             GRPO("MlpPolicy", env, n_steps=64, horizon=16, group_mode="branch", common_random_numbers=same, seed=0)
@@ -331,16 +331,29 @@ def test_a_visit_moves_what_the_model_that_plays_has_left(in_workers: bool) -> N
 
 
 def test_a_visit_to_one_environment_leaves_the_others_alone() -> None:
-    model = build(GRPO, make_vec_env(Task, 2)).learn(64)
-    env = model.get_env()
-    env.envs[0].unwrapped.x = 77.0
-    env.env_method("step", 1, indices=[1])
-    assert env.envs[0].unwrapped.x == 77.0
+    class Visiting(BaseCallback):
+        is_done = False
+
+        def _on_step(self) -> bool:
+            if self.locals["dones"][0] and not self.is_done:  # a step would reset it first
+                env, self.is_done = self.training_env.envs[0].unwrapped, True  # type: ignore[attr-defined]
+                self.training_env.env_method("step", 1, indices=[1])
+                assert env.t == 30
+            return True
+
+    visiting = Visiting()
+    build(GRPO, make_vec_env(Dear, 2)).learn(512, visiting)
+    assert visiting.is_done
 
 
-def test_a_copy_of_a_model_has_environments_of_its_own() -> None:
+@pytest.mark.parametrize(
+    "make_copy",
+    [copy.deepcopy, lambda model: cloudpickle.loads(cloudpickle.dumps(model))],
+    ids=["copied", "pickled"],
+)
+def test_a_copy_of_a_model_has_environments_of_its_own(make_copy: Any) -> None:
     model = build(GRPO, make_vec_env(Task, 2)).learn(64)
-    copied = copy.deepcopy(model)
+    copied = make_copy(model)
     copied.get_env().reset()
     assert [env.unwrapped.t for env in copied.get_env().envs] == [0, 0]
     assert [env.unwrapped.t for env in model.get_env().envs] != [0, 0]
@@ -506,9 +519,7 @@ def test_what_is_changed_in_the_model_of_an_engine_holds() -> None:
 
 
 def test_what_is_set_on_environments_in_workers_holds() -> None:
-    env = make_vec_env(
-        Task, 2, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"}, wrapper_class=RestorableWrapper
-    )
+    env = make_envs(Task, 2, in_workers=True)
     try:
         callback = Curriculum(None)
         build(GRPO, env).learn(384, callback)
