@@ -84,7 +84,7 @@ class PolicyActor(Protocol):
         """Return the most likely action per observation."""
 
     def clip_actions(self, actions: Any) -> Any:
-        """Clip Box actions to their bounds."""
+        """Turn actions into what the environment receives."""
 
     def action_probs(self, observations: Observations, action_masks: Any = None) -> Probabilities:
         """Return the probability of every action."""
@@ -190,7 +190,7 @@ class Actor:
             actions = self.distribution.get_mode(outputs)
         else:
             actions, _ = self.distribution.sample(outputs, rng)
-        return Decision(self.clip_actions(actions), self.distribution.compute_probs(outputs), values)
+        return Decision(self._clip(actions), self.distribution.compute_probs(outputs), values)
 
     def sample_actions(
         self, observations: Observations, rng: np.random.Generator, action_masks: Any = None
@@ -210,7 +210,14 @@ class Actor:
         return self.distribution.get_mode(self._compute_policy_outputs(observations, action_masks))
 
     def clip_actions(self, actions: Any) -> Any:
-        """Clip Box actions to their bounds; integers pass through."""
+        """Turn actions into what the environment receives: those of a Box within its bounds.
+
+        Binary digits become floats, as SB3's ``predict`` returns them: in arithmetic with integers of a byte, an
+        environment would soon overflow.
+        """
+        return actions.astype(np.float32) if isinstance(self.action_space, spaces.MultiBinary) else self._clip(actions)
+
+    def _clip(self, actions: Any) -> Any:
         if isinstance(self.action_space, spaces.Box):
             return np.clip(actions, self.action_space.low, self.action_space.high)
         return actions

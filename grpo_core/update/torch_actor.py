@@ -79,7 +79,9 @@ class TorchActor:
         return self._to_actions(distribution.get_actions(deterministic=True))
 
     def clip_actions(self, actions: Any) -> Any:
-        """Clip Box actions to their bounds; integers pass through."""
+        """Turn actions into what the environment receives, as ``Actor.clip_actions`` does."""
+        if isinstance(self.action_space, spaces.MultiBinary):
+            return actions.astype(np.float32)
         if not isinstance(self.action_space, spaces.Box):
             return actions
         if self.policy.squash_output:

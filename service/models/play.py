@@ -48,6 +48,6 @@ class Play(NamedTuple):
                     "this model cannot be played: its network makes no finite numbers of an observation, since its "
                     "weights are too large or the observation's numbers are; train it again with POST /train."
                 )
-            return decision.actions[0]
+            return actor.clip_actions(decision.actions)[0]
 
         return choose

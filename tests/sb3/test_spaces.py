@@ -1,10 +1,11 @@
 """Spaces that no policy can take are refused before anything is built, with what to do instead."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from tests.sb3.environments import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv
@@ -59,6 +60,28 @@ def test_actions_that_are_taken(name: str) -> None:
     model.learn(16)
     observation, _ = MatchEnv().reset(seed=0)
     assert model.action_space.contains(model.predict(observation)[0].astype(model.action_space.dtype))
+
+
+class Types(gym.ActionWrapper[Any, Any, Any]):
+    """Notes the types of the actions that arrive."""
+
+    arrived: ClassVar[list[np.dtype[Any]]] = []
+
+    def action(self, action: Any) -> Any:
+        self.arrived.append(action.dtype)
+        return action
+
+
+@pytest.mark.parametrize("mode", ["branch", "episode"])
+@pytest.mark.parametrize("name", ["multi-binary", "multi-discrete", "box"])
+@pytest.mark.parametrize("own_layers", [False, True])
+def test_actions_arrive_in_training_as_in_evaluation(name: str, mode: str, own_layers: bool) -> None:
+    policy_kwargs = {"activation_fn": torch.nn.Softplus} if own_layers else {}
+    model = build(Types(MatchEnv(action_space=ACTION_SPACES[name])), mode=mode, policy_kwargs=policy_kwargs)
+    Types.arrived.clear()
+    model.learn(16)
+    assert len(Types.arrived) >= 16
+    assert set(Types.arrived) == {model.predict(MatchEnv().reset(seed=0)[0])[0].dtype}
 
 
 @pytest.mark.parametrize("name", REFUSED_OBSERVATIONS)
