@@ -948,6 +948,7 @@ class GRPO(SavedAlgorithm):
         # Separate, so that asking for actions does not change what is learned.
         self._predict_rng = np.random.default_rng(None if seed is None else [seed, 1])
         if seed is not None:
+            seed = int(seed)  # Gymnasium refuses NumPy's
             self.action_space.seed(seed)
             if self.env is not None:
                 self.env.seed(seed)

@@ -127,9 +127,8 @@ def resolve_net_arch(policy_kwargs: Mapping[str, Any], policy_class: type[ActorC
     net_arch = policy_kwargs.get("net_arch")
     if net_arch is None:
         net_arch = [] if policy_class is ActorCriticCnnPolicy else [64, 64]
-    if isinstance(net_arch, dict):
-        return {part: list(net_arch.get(part, [])) for part in ("pi", "vf")}
-    return {"pi": list(net_arch), "vf": list(net_arch)}
+    parts = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "vf": net_arch}
+    return {part: [int(n_units) for n_units in parts.get(part, [])] for part in ("pi", "vf")}
 
 
 def needs_closure(optimizer_class: type[torch.optim.Optimizer]) -> bool:

@@ -110,7 +110,7 @@ def _check_net_arch(net_arch: Any) -> None:
         refuse("net_arch", net_arch, "its keys must be pi and vf.")
     if not all(isinstance(part, list | tuple) for part in parts):
         refuse("net_arch", net_arch, _NET_ARCH_RULE)
-    if not all(isinstance(n_units, int) and n_units > 0 for part in parts for n_units in part):
+    if not all(is_whole(n_units) and n_units > 0 for part in parts for n_units in part):
         refuse("net_arch", net_arch, _NET_ARCH_RULE)
 
 

@@ -266,14 +266,26 @@ class SavedAlgorithm(OnPolicyAlgorithm):
             the optimizer that the model began with; one that was put in its place keeps its own.
         :param exact_match: Whether a dict must hold everything. A file always does.
         :param device: Has no effect: parameters stay on the model's device.
-        :raises ValueError: If the weights are of other layers, or ``exact_match=False`` is given with a file.
+        :raises ValueError: If the weights are of other layers, the optimizer's state is of another algorithm, or
+            ``exact_match=False`` is given with a file.
         """
         if isinstance(load_path_or_dict, dict):
+            self._check_optimizer_state(load_path_or_dict)
             super().set_parameters(load_path_or_dict, exact_match, device)
         elif not exact_match:
             raise ValueError("exact_match=False is for a dict of parameters: a GRPO model file is loaded as a whole.")
         else:
             self._load_arrays(read_model(load_path_or_dict))
+
+    def _check_optimizer_state(self, parameters: Mapping[str, Any]) -> None:
+        """Refuse another algorithm's optimizer before the weights beside it are taken."""
+        groups = parameters.get("policy.optimizer", {}).get("param_groups")
+        if groups is not None and len(groups) != len(self.policy.optimizer.param_groups):
+            raise ValueError(
+                f"the optimizer's state has {len(groups)} groups of parameters, and this model's optimizer "
+                f"{len(self.policy.optimizer.param_groups)}; take another algorithm's weights alone with "
+                'set_parameters({"policy": parameters["policy"]}, exact_match=False).'
+            )
 
     def _load_arrays(self, content: model_file.ModelContent) -> None:
         put_weights(self.policy, content.weights)

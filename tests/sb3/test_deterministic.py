@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
@@ -25,6 +26,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(mode: str, 
     first = train(3, mode, n_envs)
     assert is_same(first, train(3, mode, n_envs))
     assert not is_same(first, train(4, mode, n_envs))
+
+
+def test_numpys_integers_are_seeds_and_layer_sizes() -> None:
+    seed, n_units = np.random.default_rng(0).integers(1, 9, 2)
+    drawn, given = (
+        build(seed=seed, policy_kwargs={"net_arch": [n_units]}),
+        build(seed=int(seed), policy_kwargs={"net_arch": [int(n_units)]}),
+    )
+    assert is_same(copy_weights(drawn), copy_weights(given))
+    assert drawn.to_bytes() == given.to_bytes()
 
 
 @pytest.mark.parametrize("action", ACTION_SPACES)

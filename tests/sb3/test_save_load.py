@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.utils import LinearSchedule
@@ -432,6 +433,18 @@ def test_parameters_must_match_exactly_unless_told_otherwise() -> None:
     assert torch.all(after.pop("action_net.weight") == 0.5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
     assert torch.equal(bias.cpu(), before["action_net.bias"])
+
+
+def test_another_algorithms_weights_are_taken_and_its_optimizer_is_not() -> None:
+    model = build()
+    ppo = PPO("MlpPolicy", MatchEnv(), n_steps=8, batch_size=8, policy_kwargs=model.policy_kwargs, device=DEVICE)
+    parameters: dict[str, Any] = ppo.get_parameters()
+    before = copy_weights(model)
+    with pytest.raises(ValueError, match="take another algorithm's weights alone"):
+        model.set_parameters(parameters)
+    assert is_same(copy_weights(model), before)
+    model.set_parameters({"policy": parameters["policy"]}, exact_match=False)
+    assert is_same(copy_weights(model), {name: tensor.cpu() for name, tensor in parameters["policy"].items()})
 
 
 def get_mean(env: VecNormalize) -> Any:

@@ -143,6 +143,7 @@ def test_an_unknown_argument_of_a_features_extractor_is_refused(
     [
         ("MlpPolicy", BOX, {}),
         ("MlpPolicy", SMALL_IMAGE, {}),
+        ("MlpPolicy", BOX, {"net_arch": {"pi": [np.int64(3)], "vf": (5, np.int32(4))}}),
         ("CnnPolicy", IMAGE, {}),
         ("CnnPolicy", IMAGE, {"features_extractor_kwargs": {"features_dim": np.int64(7)}}),
         ("CnnPolicy", FLOAT_IMAGE, {"normalize_images": False}),
