@@ -83,8 +83,11 @@ class BackgroundEvaluation(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self._has_failed:
             return
+        begins = self._points.reach(self.model.num_timesteps, self._run is not None)
+        if not begins and self._run is None:
+            return
         begun = self._look_up()
-        if self._points.reach(self.model.num_timesteps, self._run is not None):
+        if begins:
             run = self._evaluator.start(self.model.make_numpy_actor(), SEED_ON_THE_WAY)
             self._run = run, self.model.num_timesteps
         self._go_on(begun)

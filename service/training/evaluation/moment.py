@@ -15,12 +15,13 @@ class Moment(NamedTuple):
 
     :param processor: By this thread's processor time.
     :param clock: By the clock.
-    :param delay: How long others have kept this thread from the processor.
+    :param delays: How long others have kept this thread from the processor, read before the clock and after it: system
+        calls are where they take it, those included.
     """
 
     processor: float
     clock: float
-    delay: float = 0.0
+    delays: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def now(cls, works_elsewhere: bool = False) -> "Moment":
@@ -28,15 +29,17 @@ class Moment(NamedTuple):
 
         :param works_elsewhere: Whether this thread only waits for others; then the clock counts alone.
         """
-        clock = time.monotonic()
-        return cls(clock, clock) if works_elsewhere else cls(time.thread_time(), clock, _read_delay())
+        if works_elsewhere:
+            return cls(clock := time.monotonic(), clock)
+        before, clock = _read_delay(), time.monotonic()
+        return cls(time.thread_time(), clock, (before, _read_delay()))
 
     def since(self, earlier: "Moment") -> float:
         """Return how many seconds of work have gone by since an earlier moment.
 
         That is at least a fifth of the clock's, but for those in which others had the processor.
         """
-        own = self.clock - earlier.clock - (self.delay - earlier.delay)
+        own = self.clock - earlier.clock - (self.delays[1] - earlier.delays[0])
         return max(self.processor - earlier.processor, _LEAST_SHARE * own)
 
     def is_past(self, seconds: float, works_elsewhere: bool = False) -> bool:

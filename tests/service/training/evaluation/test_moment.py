@@ -64,3 +64,16 @@ def test_a_system_that_does_not_tell_what_others_do_counts_as_much_of_the_clock(
     begun = Moment.now()
     machine.go_on(working=1.0, preempted=9.0)
     assert Moment.now().since(begun) == 2.0
+
+
+def test_nor_what_they_do_while_the_time_is_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = machine.thread_time
+
+    def be_preempted() -> float:
+        machine.go_on(preempted=100.0)
+        return read()
+
+    monkeypatch.setattr(machine, "thread_time", be_preempted)
+    begun = Moment.now()
+    machine.go_on(working=0.5)
+    assert Moment.now().since(begun) == 0.5
