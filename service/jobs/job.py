@@ -204,6 +204,11 @@ class Job:
         if is_waiting:
             self.finish(JobStatus.STOPPED)
 
+    def describe_interruption(self) -> str:
+        """Say that the job, which was to go on without its server, has ended with it."""
+        with self._lock:
+            return self._state.describe_interruption(self.job_id)
+
     def restart(self, reason: str) -> bool:
         """Let a job whose worker has died go on from its checkpoint; return whether it may.
 
