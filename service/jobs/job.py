@@ -15,7 +15,7 @@ from service.jobs.clock import JobClock
 from service.jobs.description import describe_job, name_tensorboard_run, summarize_job
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
-from service.jobs.records.record import JobRecord, JobState, PlanRecord, compute_recipe
+from service.jobs.records.record import INTERRUPTED, JobRecord, JobState, PlanRecord, compute_recipe
 from service.jobs.reports import JobReports
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
@@ -249,12 +249,15 @@ class Job:
                 )
             self.set_reward(reward)
             self._home, state = home, self._state
+            ended = _describe_end(state)
             if checkpoint is None and state.checkpoint is not None:
                 self._reports.warn("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self._rewind()
             state.status, self._outcome, state.n_stops, self._end = following, None, 0, None
             state.ended_by = state.error_message = state.end_time = state.model_name = state.sha256 = None
+            warning = f"resumed from step {state.current_timesteps:,}, after it had {ended}"
+            self.history.append("job.warning", {"warning": warning})
             self.history.append("job.status", {"status": following})
             self.finished.clear()
 
@@ -491,6 +494,16 @@ class Job:
         with self._lock:
             if self._end is None:
                 self._state.ended_by = ended_by
+
+
+def _describe_end(state: JobState) -> str:
+    """Say how and where a job has ended, for its history to keep: a resume takes the end out of it."""
+    message, step = state.error_message or "", f"step {state.current_timesteps:,}"
+    if message.startswith(INTERRUPTED):
+        return f"been interrupted at {step}."
+    if state.status is JobStatus.STOPPED:
+        return f"been stopped at {step}."
+    return f"failed at {step}: {message}"
 
 
 def _choose_ended_by(status: JobStatus, reported: EndedBy | None) -> EndedBy | None:
