@@ -128,6 +128,7 @@ def test_a_job_that_fails_is_reported_and_ends_in_failure(ask: Any, register_env
     exit_status, said, _ = ask("train", "--env", env_name, "--set", "group_mode=episode", "n_steps=64", "--watch")
     assert exit_status == 1
     assert "error: RuntimeError: the motor broke" in said
+    assert "verdict: " not in said  # it would say no more
 
 
 def test_a_wait_that_takes_too_long_ends_in_failure(ask: Any, register_env: RegisterEnv) -> None:
@@ -233,6 +234,15 @@ def test_options_stand_before_the_command_or_after_it(server_url: str, capsys: p
     ):
         assert main(command) == 0
         assert "CartPole-v1" in str(json.loads(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize(("word", "meant"), [("list", "jobs"), ("ps", "jobs"), ("cancel", "stop")])
+def test_what_other_programs_call_a_command_leads_to_it(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([word])
+    assert f"'{word}' is not a command; did you mean '{meant}'?" in capsys.readouterr().err
 
 
 def test_versions_are_listed_promoted_and_rolled_back(ask: Any, model: str, tmp_path: Path) -> None:
