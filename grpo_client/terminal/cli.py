@@ -108,7 +108,7 @@ def _name_commands(text: str) -> str:
 
 def _make_parser() -> Parser:
     parser = Parser(prog=_PROGRAM, description="Talk to a GRPO server.")
-    commands = parser.add_commands()
+    commands = parser.add_commands({"list": "jobs", "ls": "jobs", "ps": "jobs", "kill": "stop", "cancel": "stop"})
     _add_job_commands(commands)
     _add_sweep_commands(commands)
     _add_model_commands(commands)

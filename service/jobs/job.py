@@ -243,9 +243,10 @@ class Job:
         with self._lock:
             status, following = self._state.status, find_next(self._state.status, JobEvent.RESUME)
             if following is None:
-                remedy = "its model can be trained on by a new job" if status.is_final else "stop it first"
+                trained = "start a new job with init_model to train its model on"
+                remedy = trained if status.is_final else "stop it first"
                 raise ConflictError(
-                    f"job {self.job_id} is {status}; only stopped and failed jobs can be resumed, {remedy}."
+                    f"job {self.job_id} is {status}; only stopped and failed jobs can be resumed; {remedy}."
                 )
             self.set_reward(reward)
             self._home, state = home, self._state
