@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **options})
         self._negative_number_matcher = _NEGATIVE_NUMBER
         self._commands: Mapping[str, Parser] = {}
+        self._synonyms: Mapping[str, str] = {}
         self._pair_options: set[str] = set()
 
     def add_pairs(self, name: str, text: str) -> None:
@@ -46,8 +47,12 @@ class Parser(argparse.ArgumentParser):
         metavar = "NAME=VALUE [NAME=VALUE ...]"
         self.add_argument(name, nargs=1, action="extend", default=[], type=_read_pair, metavar=metavar, help=text)
 
-    def add_commands(self) -> "argparse._SubParsersAction[Parser]":
-        """Add the place of a command; ``add_parser`` of what is returned adds one."""
+    def add_commands(self, synonyms: Mapping[str, str] | None = None) -> "argparse._SubParsersAction[Parser]":
+        """Add the place of a command; ``add_parser`` of what is returned adds one.
+
+        :param synonyms: Words that people may take for commands, and the commands that they mean.
+        """
+        self._synonyms = synonyms or {}
         commands: argparse._SubParsersAction[Parser] = self.add_subparsers(required=True, metavar="COMMAND")
         self._commands = commands.choices
         self.epilog = f"Options go before or after the command; '{self.prog} COMMAND --help' lists them."
@@ -95,7 +100,8 @@ class Parser(argparse.ArgumentParser):
         word = others[0] if others and words[0].startswith("-") else words[0]
         if word.startswith("-"):
             self.error(f"no command is given; choose one of {known}.")
-        self.error(f"{word!r} is not a command; {_suggest(word, self._commands)}choose one of {known}.")
+        meant = self._synonyms.get(word.lower(), word)
+        self.error(f"{word!r} is not a command; {_suggest(meant, self._commands)}choose one of {known}.")
 
 
 def _write_with_hyphens(words: Sequence[str]) -> list[str]:

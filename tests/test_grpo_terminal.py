@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 def make_parser() -> Parser:
     parser = Parser(prog="cook")
-    commands = parser.add_commands()
+    commands = parser.add_commands({"fire": "bake"})
     bake = commands.add_parser("bake")
     bake.add_argument("dish")
     bake.add_argument("--oven-heat", type=int, default=180)
@@ -79,6 +79,7 @@ def test_pairs_end_with_a_word_that_is_none(words: list[str]) -> None:
     [
         (["bakke", "pie"], "'bakke' is not a command; did you mean 'bake'? If not, choose one of bake, boil."),
         (["--oven-heat", "200", "bakke", "pie"], "'bakke' is not a command; did you mean 'bake'?"),
+        (["Fire"], "'Fire' is not a command; did you mean 'bake'? If not, choose one of bake, boil."),
         (["fry"], "'fry' is not a command; choose one of bake, boil."),
         (["--lid"], "no command is given; choose one of bake, boil."),
         ([], "the following arguments are required: COMMAND"),

@@ -182,7 +182,8 @@ def _describe_status(status: TrainingStatus) -> str:
     if status.final_evaluation is not None:
         cut = "" if status.final_evaluation.complete else "; time ran out before there were more"
         lines.append(f"the saved policy: {describe_evaluation(status.final_evaluation)}{cut}")
-    lines.append(f"verdict: {status.verdict.text}")
+    if status.verdict.state != "failed" or status.error_message is None:  # it would only say that there is an error
+        lines.append(f"verdict: {status.verdict.text}")
     if status.final_evaluation is None and status.evaluation is not None:
         lines.append(f"latest evaluation: {describe_evaluation(status.evaluation)}")
     if status.best_evaluation is not None and status.config.get("keep_best"):

@@ -6,12 +6,13 @@ Exit status: 0, 1 if the server refused or a job failed, 2 if the command line c
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_client.answers import Sweep
+from grpo_client.answers import Resumed, Sweep
 from grpo_client.answers.text import clean, describe_facts
 from grpo_client.client import DEFAULT_URL, LATEST_JOB, LATEST_SWEEP, Client
 from grpo_client.connection import read_url
@@ -30,10 +31,14 @@ from grpo_terminal import INTERRUPTED, Parser, end_well
 
 _URL_VARIABLE, _KEY_VARIABLE = "GRPO_URL", "GRPO_API_KEY"
 _REFUSED, _USAGE = 1, 2
+# In the place of a job's id, and how the errors of such jobs begin.
+_INTERRUPTED_JOBS, _INTERRUPTION = "interrupted", "interrupted by restart"
 # How people called it, so that the commands it tells them of work as they are.
 _PROGRAM = "python -m grpo_client" if Path(sys.argv[0]).parts[-2:] == ("grpo_client", "__main__.py") else "grpo-client"
 # People at a terminal should learn within seconds that no server is there.
 _MAX_RETRIES = 3
+# Requests that the server tells people of, who have a command for each.
+_REQUEST = re.compile(r"POST /training/([\w-]+)/(resume|stop)\b")
 # Of every file that is saved.
 _ITS_FOLDER = "; its folder is made if it is missing"
 
@@ -74,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
         return _complain(str(error), _REFUSED)
     except KeyboardInterrupt:
         return _complain(f"interrupted; submitted jobs go on, and {_PROGRAM} jobs lists them.", INTERRUPTED)
-    text = json.dumps(reply.content, indent=2) if options.json else clean(reply.text)
+    text = json.dumps(reply.content, indent=2) if options.json else _name_commands(clean(reply.text))
     sys.stdout.write(f"{text}\n" if text else "")
     return reply.exit_status
 
@@ -92,13 +97,18 @@ def _open_client(options: argparse.Namespace) -> Client:
 
 
 def _complain(text: str, exit_status: int) -> int:
-    sys.stderr.write(f"{_PROGRAM}: {clean(text)}\n")
+    sys.stderr.write(f"{_PROGRAM}: {_name_commands(clean(text))}\n")
     return exit_status
+
+
+def _name_commands(text: str) -> str:
+    """Put commands in the place of the requests that do the same."""
+    return _REQUEST.sub(rf"{_PROGRAM} \2 \1", text)
 
 
 def _make_parser() -> Parser:
     parser = Parser(prog=_PROGRAM, description="Talk to a GRPO server.")
-    commands = parser.add_commands()
+    commands = parser.add_commands({"list": "jobs", "ls": "jobs", "ps": "jobs", "kill": "stop", "cancel": "stop"})
     _add_job_commands(commands)
     _add_sweep_commands(commands)
     _add_model_commands(commands)
@@ -163,7 +173,9 @@ def _add_job_commands(commands: Any) -> None:
         if run is _forget:
             parser.add_argument("job", help=f"its id, or {LATEST_JOB}: the one submitted last")
         else:
-            parser.add_argument("job", nargs="?", default=LATEST_JOB, help="its id; default: the one submitted last")
+            also = f"; {_INTERRUPTED_JOBS}: every job that the server's end interrupted" if run is _resume else ""
+            text = f"its id; default: the one submitted last{also}"
+            parser.add_argument("job", nargs="?", default=LATEST_JOB, help=text)
         if run in (_wait, _watch):
             parser.add_argument("--timeout", type=read_seconds, metavar="SECONDS", help="give up then; the job goes on")
 
@@ -355,8 +367,38 @@ def _label(client: Client, options: argparse.Namespace) -> _Reply:
 
 
 def _resume(client: Client, options: argparse.Namespace) -> _Reply:
+    if options.job == _INTERRUPTED_JOBS:
+        return _resume_interrupted(client)
     resumed = client.resume(options.job)
-    return _Reply(resumed.to_json(), f"{resumed.message} from step {resumed.timesteps:,}: {resumed.job_id}")
+    return _Reply(resumed.to_json(), _describe_resumed(resumed))
+
+
+def _describe_resumed(resumed: Resumed) -> str:
+    return f"{resumed.message} from step {resumed.timesteps:,}: {resumed.job_id}"
+
+
+def _resume_interrupted(client: Client) -> _Reply:
+    """Resume every job that the server's end interrupted, in the order they were made; those of sweeps as sweeps."""
+    resumed, lines, sweep_ids, exit_status = list[Any](), list[str](), dict[str, None](), 0
+    for job in client.jobs("failed"):
+        try:
+            status = client.status(job.job_id)
+            if status.status != "failed" or not (status.error_message or "").startswith(_INTERRUPTION):
+                continue
+            if status.sweep_id is not None:
+                sweep_ids[status.sweep_id] = None
+                continue
+            answer = client.resume(job.job_id)
+        except ServerUnreachable:
+            raise
+        except GRPOError as error:  # such as a full queue; others may still go on
+            lines.append(f"job {job.job_id} is not resumed: {error}")
+            exit_status = _REFUSED
+            continue
+        resumed.append(answer.to_json())
+        lines.append(_describe_resumed(answer))
+    lines += [f"jobs of a sweep go on with: {_PROGRAM} sweep resume {sweep_id}" for sweep_id in sweep_ids]
+    return _Reply(resumed, "\n".join(lines) or "no job is interrupted.", exit_status)
 
 
 def _show_metrics(client: Client, options: argparse.Namespace) -> _Reply:

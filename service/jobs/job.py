@@ -15,7 +15,7 @@ from service.jobs.clock import JobClock
 from service.jobs.description import describe_job, name_tensorboard_run, summarize_job
 from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.history import JobHistory
-from service.jobs.records.record import JobRecord, JobState, PlanRecord, compute_recipe
+from service.jobs.records.record import INTERRUPTED, JobRecord, JobState, PlanRecord, compute_recipe
 from service.jobs.reports import JobReports
 from service.jobs.totals import JobTotals
 from service.jobs.transitions import JobEvent, find_next
@@ -204,6 +204,11 @@ class Job:
         if is_waiting:
             self.finish(JobStatus.STOPPED)
 
+    def describe_interruption(self) -> str:
+        """Say that the job, which was to go on without its server, has ended with it."""
+        with self._lock:
+            return self._state.describe_interruption(self.job_id)
+
     def restart(self, reason: str) -> bool:
         """Let a job whose worker has died go on from its checkpoint; return whether it may.
 
@@ -238,18 +243,22 @@ class Job:
         with self._lock:
             status, following = self._state.status, find_next(self._state.status, JobEvent.RESUME)
             if following is None:
-                remedy = "its model can be trained on by a new job" if status.is_final else "stop it first"
+                trained = "start a new job with init_model to train its model on"
+                remedy = trained if status.is_final else "stop it first"
                 raise ConflictError(
-                    f"job {self.job_id} is {status}; only stopped and failed jobs can be resumed, {remedy}."
+                    f"job {self.job_id} is {status}; only stopped and failed jobs can be resumed; {remedy}."
                 )
             self.set_reward(reward)
             self._home, state = home, self._state
+            ended = _describe_end(state)
             if checkpoint is None and state.checkpoint is not None:
                 self._reports.warn("its checkpoint is gone or cannot be used here, so the job began again.")
             state.checkpoint, state.n_lost_workers, self._may_restart = checkpoint, 0, True
             self._rewind()
             state.status, self._outcome, state.n_stops, self._end = following, None, 0, None
             state.ended_by = state.error_message = state.end_time = state.model_name = state.sha256 = None
+            warning = f"resumed from step {state.current_timesteps:,}, after it had {ended}"
+            self.history.append("job.warning", {"warning": warning})
             self.history.append("job.status", {"status": following})
             self.finished.clear()
 
@@ -486,6 +495,16 @@ class Job:
         with self._lock:
             if self._end is None:
                 self._state.ended_by = ended_by
+
+
+def _describe_end(state: JobState) -> str:
+    """Say how and where a job has ended, for its history to keep: a resume takes the end out of it."""
+    message, step = state.error_message or "", f"step {state.current_timesteps:,}"
+    if message.startswith(INTERRUPTED):
+        return f"been interrupted at {step}."
+    if state.status is JobStatus.STOPPED:
+        return f"been stopped at {step}."
+    return f"failed at {step}: {message}"
 
 
 def _choose_ended_by(status: JobStatus, reported: EndedBy | None) -> EndedBy | None:

@@ -82,6 +82,8 @@ class JobReports:
         state.current_timesteps = timesteps
         self._history.rewind(timesteps)
         self._choose_evaluations()
+        rows = self._history.list_rows()
+        state.metrics = rows[-1].metrics if rows else {}
         state.final_evaluation = None
         state.n_silent_rollouts, state.last_signal_timesteps, self._no_signal = 0, 0, NoSignalCounter()
 

@@ -14,7 +14,7 @@ from grpo_core.process import count_cores
 from service.context import JOB_ID
 from service.errors import ConflictError, NotFoundError, ServiceError, describe_error
 from service.jobs.job import Job
-from service.jobs.records.journal import INTERRUPTED
+from service.jobs.records.record import INTERRUPTED
 from service.jobs.records.recorder import JobRecorder
 from service.jobs.saved_model import holds_content, is_own_model
 from service.models.store import ModelStore
@@ -121,14 +121,14 @@ class JobRunner:
             run, error_message = self._keeper.adopt(job.job_id, job, job.receipts), ""
             if run is None:
                 is_gone = True
-                error_message = INTERRUPTED.format(status=JobStatus.RUNNING, job_id=job.job_id)
+                error_message = job.describe_interruption()
         except TaskDrainedError:
             return None
         except TaskFailedError as error:
-            error_message = f"interrupted by restart: {error}"
+            error_message = f"{INTERRUPTED}: {error}"
         except BaseException as error:  # the job boundary: a job that nobody follows would run for ever
             logger.warning("job %s cannot be found again", job.job_id, exc_info=True)
-            error_message = f"interrupted by restart: {describe_error(error)}"
+            error_message = f"{INTERRUPTED}: {describe_error(error)}"
         if not note_found(job):
             if run is not None:
                 run.leave()

@@ -88,7 +88,7 @@ class JobTable:
             if isinstance(job, PastJob):
                 return self._loaded.get(job.job_id)
         if job is None:
-            raise make_not_found(job_id)
+            raise self._make_not_found(job_id)
         return job
 
     def _get_latest_id(self) -> str:
@@ -208,8 +208,19 @@ class JobTable:
     def _find(self, job_id: str) -> Job | PastJob:
         job = self._jobs.get(self._get_latest_id() if job_id == LATEST else job_id)
         if job is None:
-            raise make_not_found(job_id)
+            raise self._make_not_found(job_id)
         return job
+
+    def _make_not_found(self, job_id: str) -> NotFoundError:
+        """Build the error for a job that is not there; people take the name of a job's model for its id."""
+        for job in reversed(list(self._jobs.values())):
+            name = job.config.model_name if isinstance(job, Job) else job.summary.model_name
+            if name == job_id:
+                return NotFoundError(
+                    f"there is no training job '{printable(job_id)}': that is the name of a model, which job "
+                    f"{job.job_id} was the latest to train; name the job by its id."
+                )
+        return make_not_found(job_id)
 
     def is_active(self, job_id: str) -> bool:
         """Return whether a job is queued or running."""

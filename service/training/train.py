@@ -33,6 +33,7 @@ from service.training.evaluation.background_evaluation import BackgroundEvaluati
 from service.training.evaluation.evaluation_callback import EvaluationCallback
 from service.training.evaluation.evaluator import Evaluator
 from service.training.evaluation.final_evaluation import evaluate_finally
+from service.training.evaluation.moment import Moment
 from service.training.evaluation.value_check import settle_values
 from service.training.init_model import begin_from
 from service.training.stop_rules import StopRules
@@ -97,9 +98,9 @@ def train_policy(
     """
     before = None if taken is None else checkpoint.from_bytes(taken)
     with ExitStack() as opened:
-        begun = time.monotonic()
+        building = Moment.now()
         env = build_vec_env(config.env_setup, config.n_envs)
-        build_seconds = (time.monotonic() - begun) / config.n_envs
+        build_seconds = Moment.now().since(building) / config.n_envs
         opened.callback(env.close)
         model = build_model(config, env, reward)
         model.n_simulator_threads, model.rollout_stall_seconds = n_threads, stall_seconds

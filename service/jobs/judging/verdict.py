@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from grpo_core.options.presets import get_preset
 from service.schemas.jobs import EndedBy, EpisodeFigures, EvaluationRow, JobStatus, Verdict, VerdictState
 from service.schemas.training import TrainConfig
 
@@ -34,6 +35,8 @@ _MIN_UPDATES, _SMALL_KL, _LARGE_KL = 4, 1e-5, 0.1
 _SMALL_ENTROPY = 0.02
 # With more groups without a signal than this, most of a rollout teaches nothing.
 _MANY_SILENT_GROUPS = 0.9
+# Of the steps that an environment's preset takes: with fewer, nothing else is worth a try yet.
+_SHORT_SHARE = 0.5
 
 
 class Evidence(NamedTuple):
@@ -295,7 +298,11 @@ def _advise(state: VerdictState, evidence: Evidence) -> str:
 
 
 def _find_remedy(evidence: Evidence) -> str:
-    """Return advice for what the updates suggest is holding the policy back."""
+    """Return advice for what the updates suggest is holding the policy back, unless it has hardly begun."""
+    preset = get_preset(evidence.config.env_name)
+    n_planned = evidence.config.total_timesteps
+    if preset is not None and n_planned < _SHORT_SHARE * preset.n_timesteps:
+        return f"its preset trains for {preset.n_timesteps:,} steps, so try more total_timesteps than {n_planned:,}."
     # Over the whole job: where the learning rate falls, the last updates are small, and have to be.
     kl = float(np.median(evidence.kls)) if evidence.kls else None
     if kl is not None and kl > _LARGE_KL:

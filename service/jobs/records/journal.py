@@ -38,10 +38,6 @@ logger = logging.getLogger("grpo.service")
 _ACTIVE = "('queued', 'running')"
 # More events than a server shows to clients between two writes, even if the disk hangs for an hour.
 _MAX_UNWRITTEN_EVENTS = 1_000_000
-INTERRUPTED = (
-    "interrupted by restart: the server ended while the job was {status}; POST /training/{job_id}/resume goes on with "
-    "it."
-)
 
 
 class JobJournal:
@@ -342,7 +338,7 @@ def _fail(state: JobState, job_id: str, written_at: float) -> JobState:
     """Return the state of a job that has failed with its server."""
     ended = {
         "status": JobStatus.FAILED,
-        "error_message": INTERRUPTED.format(status=state.status, job_id=job_id),
+        "error_message": state.describe_interruption(job_id),
         "end_time": datetime.fromtimestamp(written_at, UTC),
         "ended_by": None,
     }

@@ -29,6 +29,10 @@ _NOT_OF_RECIPE = frozenset(
 )
 
 
+#: How the ``error_message`` of a job begins that has ended with its server.
+INTERRUPTED = "interrupted by restart"
+
+
 class PlanRecord(BaseModel):
     """What a job was asked to do. Of its rewards only the names are kept, which the configuration holds."""
 
@@ -102,6 +106,17 @@ class JobState(BaseModel):
         if self.status is JobStatus.COMPLETED:
             return 1.0
         return min(1.0, self.current_timesteps / total_timesteps)
+
+    def describe_interruption(self, job_id: str) -> str:
+        """Say that the job has ended with its server, and from where a resume goes on."""
+        if self.checkpoint is not None:
+            resumed = f"goes on from step {self.checkpoint.timesteps:,}"
+        elif self.current_timesteps > 0:
+            resumed = "starts again from step 0: it has no checkpoint yet"
+        else:
+            resumed = "lets it begin"
+        what = f"the server ended while the job was {self.status}"
+        return f"{INTERRUPTED}: {what}; POST /training/{job_id}/resume {resumed}."
 
 
 class JobRecord(NamedTuple):

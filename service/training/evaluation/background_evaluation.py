@@ -32,9 +32,9 @@ _MIN_SLICE_SECONDS = 0.004
 class BackgroundEvaluation(BaseCallback):
     """Evaluates the untrained policy, and others after every twentieth of the steps as far as steps and time allow.
 
-    At which steps, and how many episodes, depends on steps alone, so that jobs of one seed draw one curve. The clock
-    says only when a point is played: its policy is frozen, and its episodes go on between rollouts whenever there is
-    time for it, 5 % in all. Points that come meanwhile are left out; if most of them are, a warning says so. Training
+    At which steps, and how many episodes, depends on steps alone. The clock says only when a point is played: its
+    policy is frozen, and its episodes go on between rollouts whenever there is time for it, 5 % in all. Points that
+    come meanwhile are left out, else jobs of one seed draw one curve; if most of them are, a warning says so. Training
     does not depend on any of it: its weights stay the same, and no rule sees an evaluation.
 
     :param evaluator: Plays the episodes.
@@ -83,8 +83,11 @@ class BackgroundEvaluation(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self._has_failed:
             return
+        begins = self._points.reach(self.model.num_timesteps, self._run is not None)
+        if not begins and self._run is None:
+            return
         begun = self._look_up()
-        if self._points.reach(self.model.num_timesteps, self._run is not None):
+        if begins:
             run = self._evaluator.start(self.model.make_numpy_actor(), SEED_ON_THE_WAY)
             self._run = run, self.model.num_timesteps
         self._go_on(begun)
@@ -127,7 +130,7 @@ class BackgroundEvaluation(BaseCallback):
     def _play(self, run: EvaluationRun, timesteps: int, begun: Moment, slice_seconds: float) -> None:
         def may_go_on() -> bool:
             self._stop_rules.tick()
-            return self._stop_rules.ended_by is None and self._look_up().since(begun) < slice_seconds
+            return self._stop_rules.ended_by is None and not begun.is_past(slice_seconds, self._trains_elsewhere)
 
         def is_enough() -> bool:
             n_episodes, n_steps = len(run.episodes), self._evaluator.count_steps(run.episodes)

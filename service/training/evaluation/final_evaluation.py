@@ -73,7 +73,7 @@ def _play(run: EvaluationRun, most_seconds: float, stop_rules: StopRules) -> Non
         """Return whether what was played so far could have taken so many times as long."""
         if (n_stops := stop_rules.n_stops) > 0:
             return run.seconds * n_times < _SECONDS_AFTER_STOPS[min(n_stops, len(_SECONDS_AFTER_STOPS)) - 1]
-        return Moment.now().since(begun) * n_times < most_seconds and run.seconds * n_times < _MOST_SECONDS
+        return not begun.is_past(most_seconds / n_times) and run.seconds * n_times < _MOST_SECONDS
 
     def may_go_on() -> bool:
         stop_rules.report()

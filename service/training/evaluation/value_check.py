@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -53,8 +54,7 @@ def settle_values(
 
     def check_time() -> None:
         stop_rules.report()
-        now = Moment.now()
-        if stop_rules.n_stops > 0 or now.since(begun) > limit or now.clock - begun.clock > _MAX_SECONDS:
+        if stop_rules.n_stops > 0 or begun.is_past(limit) or time.monotonic() - begun.clock > _MAX_SECONDS:
             raise _TimeUpError
 
     n_steps, scale = int(np.clip(config.total_timesteps, _MIN_STEPS, _MAX_STEPS)), _get_reward_scale(model)

@@ -16,7 +16,7 @@ from grpo_client.answers.text import clean
 from grpo_client.terminal.cli import _make_parser, main
 from grpo_client.terminal.values import read_observation
 from tests.conftest import RegisterEnv
-from tests.grpo_client.scripted_server import Answer, serve_script
+from tests.grpo_client.scripted_server import Answer, make_status, serve_script
 from tests.support import PATIENCE_SECONDS, Gate, LineEnv, make_model, serve, wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -128,6 +128,7 @@ def test_a_job_that_fails_is_reported_and_ends_in_failure(ask: Any, register_env
     exit_status, said, _ = ask("train", "--env", env_name, "--set", "group_mode=episode", "n_steps=64", "--watch")
     assert exit_status == 1
     assert "error: RuntimeError: the motor broke" in said
+    assert "verdict: " not in said  # it would say no more
 
 
 def test_a_wait_that_takes_too_long_ends_in_failure(ask: Any, register_env: RegisterEnv) -> None:
@@ -235,6 +236,15 @@ def test_options_stand_before_the_command_or_after_it(server_url: str, capsys: p
         assert "CartPole-v1" in str(json.loads(capsys.readouterr().out))
 
 
+@pytest.mark.parametrize(("word", "meant"), [("list", "jobs"), ("ps", "jobs"), ("cancel", "stop")])
+def test_what_other_programs_call_a_command_leads_to_it(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([word])
+    assert f"'{word}' is not a command; did you mean '{meant}'?" in capsys.readouterr().err
+
+
 def test_versions_are_listed_promoted_and_rolled_back(ask: Any, model: str, tmp_path: Path) -> None:
     file = tmp_path / "m.zip"
     make_model("CartPole-v1", 5).save(file)
@@ -320,6 +330,52 @@ def test_nobody_waits_for_less_than_no_time(
     with pytest.raises(SystemExit, match=r"^2$"):
         main([*command, "--timeout", seconds])
     assert f"--timeout: {seconds} is not allowed: write a number of seconds, at least 0." in capsys.readouterr().err
+
+
+INTERRUPTION = "interrupted by restart: the server ended while the job was running; POST /training/{}/resume goes on."
+
+
+def test_all_jobs_that_the_end_of_the_server_interrupted_are_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    line = {"status": "failed", "progress": 0.5, "env_name": "e", "model_name": "m", "current_timesteps": 4}
+    line |= {"total_timesteps": 9, "created_at": "2026-11-25T10:00:00Z"}
+    listed = Answer(200, json.dumps({"jobs": [{**line, "job_id": name} for name in "abcd"]}))
+
+    def show(name: str, error: str, **changes: Any) -> Answer:
+        status = make_status(job_id=name, status="failed", error_message=error.format(name), **changes)
+        return Answer(200, json.dumps(status))
+
+    def resume(name: str, timesteps: int) -> Answer:
+        resumed = {"job_id": name, "message": "Training resumed", "timesteps": timesteps, "config": {}}
+        return Answer(200, json.dumps(resumed))
+
+    answers = [
+        *(show("a", INTERRUPTION), resume("a", 1234)),
+        show("b", "the cable is loose"),
+        show("c", INTERRUPTION, sweep_id="s"),
+        *(show("d", INTERRUPTION), Answer(409, '{"detail": "the name is taken"}')),
+    ]
+    with serve_script(listed, *answers) as server:
+        assert main(["resume", "interrupted", "--url", server.url]) == 1
+        asked = [f"{request.method} {request.path}" for request in server.received]
+    assert asked[1:] == [
+        *("GET /training/a/status", "POST /training/a/resume"),
+        *("GET /training/b/status", "GET /training/c/status"),
+        *("GET /training/d/status", "POST /training/d/resume"),
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        "Training resumed from step 1,234: a",
+        "job d is not resumed: the name is taken (HTTP 409)",
+        "jobs of a sweep go on with: grpo-client sweep resume s",
+    ]
+
+
+def test_people_read_commands_in_the_place_of_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    status = make_status(status="failed", error_message=INTERRUPTION.format("j-1"))
+    with serve_script(Answer(200, json.dumps(status)), Answer(200, json.dumps(status))) as server:
+        main(["status", "--url", server.url])
+        assert "; grpo-client resume j-1 goes on." in capsys.readouterr().out
+        main(["status", "--json", "--url", server.url])
+        assert json.loads(capsys.readouterr().out)["error_message"] == INTERRUPTION.format("j-1")
 
 
 def test_a_refusal_is_reported_in_the_words_of_the_server(ask: Any) -> None:

@@ -292,6 +292,17 @@ class TestTheRegistry:
         assert len(refusal.value.detail) < 700
         assert refusal.value.detail.isascii()
 
+    def test_the_name_of_a_model_is_no_id_but_says_which_job_is_meant(
+        self, open_registry: Callable[..., JobRegistry], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(table, "_MAX_IN_MEMORY", 1)
+        registry = open_registry()
+        jobs = [run(registry, model_name=name) for name in ("q1", "q2", "q2")]
+        registry.count_active()
+        for name, job in (("q1", jobs[0]), ("q2", jobs[2])):  # the first is on the disk by now
+            with pytest.raises(NotFoundError, match=f"name of a model, which job {job.job_id} was the latest to train"):
+                registry.get(name)
+
     def test_only_so_many_jobs_run_and_the_others_wait(
         self, open_registry: Callable[..., JobRegistry], register_env: RegisterEnv, gate: Gate
     ) -> None:

@@ -235,7 +235,10 @@ class TestRefusals:
     def test_a_completed_job_is_not_resumed(self, processes: TestClient, whole: dict[str, Any]) -> None:
         answer = processes.post(f"/training/{whole['job_id']}/resume")
         assert answer.status_code == 409
-        assert "is completed; only stopped and failed jobs can be resumed" in answer.json()["detail"]
+        assert answer.json()["detail"].endswith(
+            "is completed; only stopped and failed jobs can be resumed; start a new job with init_model to train its "
+            "model on."
+        )
 
     def test_a_job_that_nobody_knows_is_not_resumed(self, processes: TestClient) -> None:
         assert processes.post("/training/nobody/resume").status_code == 404

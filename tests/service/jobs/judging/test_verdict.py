@@ -5,6 +5,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from grpo_core.options.presets import get_preset
 from service.jobs.judging.verdict import Evidence, judge
 from service.schemas.jobs import EndedBy, EvaluationRow, JobStatus, Verdict, VerdictState
 from service.schemas.training import TrainConfig
@@ -154,6 +155,19 @@ class TestEvaluations:
         verdict = judge_curve([], JobStatus.COMPLETED, evaluations=[start], final_evaluation=final)
         assert verdict.state == "flat"
         assert verdict.text.startswith("Its episodes differ too much to tell whether the policy changed: the saved one")
+
+    def test_a_job_much_shorter_than_its_preset_is_told_to_train_for_longer(self) -> None:
+        def advise(total_timesteps: int) -> str:
+            config = make_plan(env_name="FrozenLake-v1", total_timesteps=total_timesteps).config
+            silent = {"rollout/zero_std_group_fraction": 0.99}
+            evaluations = [evaluate(0.0)] * 2
+            return judge(Evidence(JobStatus.COMPLETED, config, 1, evaluations=evaluations, metrics=silent)).text
+
+        preset = get_preset("FrozenLake-v1")
+        assert preset is not None
+        n_steps = preset.n_timesteps
+        assert f"Its preset trains for {n_steps:,} steps, so try more total_timesteps than 2,000." in advise(2_000)
+        assert "longer horizon" in advise(n_steps)
 
     def test_two_small_updates_are_no_reason_to_raise_the_learning_rate(self, config: TrainConfig) -> None:
         def judge_updates(n_updates: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from service.jobs.job import Job, JobHome
+from service.jobs.records.checkpoints import CheckpointFolder
 from service.jobs.records.database import FILE_NAME, SCHEMA_VERSION, JournalError
 from service.jobs.records.journal import JobJournal, open_journal
 from service.jobs.records.record import JobRecord
@@ -125,11 +126,25 @@ def test_jobs_that_had_not_ended_were_interrupted(path: Path) -> None:
         assert (status.status, status.current_timesteps, status.ended_by) == (JobStatus.FAILED, 50, None)
         assert status.error_message is not None
         assert status.error_message.startswith("interrupted by restart: the server ended while the job was running;")
-        assert f"POST /training/{running.job_id}/resume" in status.error_message
+        resume = f"POST /training/{running.job_id}/resume"
+        assert status.error_message.endswith(f"{resume} starts again from step 0: it has no checkpoint yet.")
+        waiting = Job.restore(load(journal, queued.job_id)).describe()
+        assert (waiting.error_message or "").endswith("/resume lets it begin.")
         assert status.end_time is not None
         assert status.start_time is not None
         assert status.end_time >= status.start_time
         journal.close()
+
+
+def test_an_interrupted_job_says_from_where_a_resume_goes_on(path: Path, tmp_path: Path) -> None:
+    job = Job(make_plan(total_timesteps=100), JobHome(JobTotals(), checkpoints=CheckpointFolder(tmp_path, 1 << 20)))
+    run_for_a_while(job)
+    job.publish_checkpoint({"timesteps": 40}, b"content")
+    write(path, job)
+    journal, _ = open_journal(path.parent)
+    message = Job.restore(load(journal, job.job_id)).describe().error_message or ""
+    assert message.endswith(f"POST /training/{job.job_id}/resume goes on from step 40.")
+    journal.close()
 
 
 def test_only_the_owner_may_read_it(path: Path) -> None:

@@ -1,0 +1,79 @@
+"""Time as the limits of evaluations count it."""
+
+from pathlib import Path
+
+import pytest
+
+from service.training.evaluation.moment import Moment
+
+
+class Machine:
+    """A machine whose clocks are moved by hand."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._clock = self._processor = self._delay = 0.0
+        self._file = folder / "schedstat"
+        monkeypatch.setattr("service.training.evaluation.moment.time", self)
+        monkeypatch.setattr("service.training.evaluation.moment._SCHEDULER_FILE", self._file)
+        self.go_on()
+
+    def monotonic(self) -> float:
+        return self._clock
+
+    def thread_time(self) -> float:
+        return self._processor
+
+    def go_on(self, working: float = 0.0, waiting: float = 0.0, preempted: float = 0.0) -> None:
+        self._clock += working + waiting + preempted
+        self._processor, self._delay = self._processor + working, self._delay + preempted
+        self._file.write_text(f"{1e9 * self._processor:.0f} {1e9 * self._delay:.0f} 7\n")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+def test_what_others_do_on_the_processor_does_not_count(machine: Machine) -> None:
+    begun = Moment.now()
+    machine.go_on(working=0.5, preempted=100.0)
+    assert Moment.now().since(begun) == 0.5
+    assert begun.is_past(0.5)
+    assert not begun.is_past(0.6)
+
+
+def test_a_fifth_of_the_time_that_an_environment_waits_counts(machine: Machine) -> None:
+    machine.go_on(preempted=3.0)  # before; it does not matter
+    begun = Moment.now()
+    machine.go_on(working=1.0, waiting=9.0, preempted=10.0)
+    assert Moment.now().since(begun) == 2.0
+    assert begun.is_past(2.0)
+
+
+def test_where_others_work_for_it_the_clock_counts(machine: Machine) -> None:
+    begun = Moment.now(works_elsewhere=True)
+    machine.go_on(waiting=4.0, preempted=1.0)
+    assert Moment.now(works_elsewhere=True).since(begun) == 5.0
+    assert begun.is_past(5.0, works_elsewhere=True)
+
+
+def test_a_system_that_does_not_tell_what_others_do_counts_as_much_of_the_clock(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("service.training.evaluation.moment._SCHEDULER_FILE", tmp_path / "missing")
+    begun = Moment.now()
+    machine.go_on(working=1.0, preempted=9.0)
+    assert Moment.now().since(begun) == 2.0
+
+
+def test_nor_what_they_do_while_the_time_is_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = machine.thread_time
+
+    def be_preempted() -> float:
+        machine.go_on(preempted=100.0)
+        return read()
+
+    monkeypatch.setattr(machine, "thread_time", be_preempted)
+    begun = Moment.now()
+    machine.go_on(working=0.5)
+    assert Moment.now().since(begun) == 0.5
