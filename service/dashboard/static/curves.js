@@ -56,17 +56,18 @@ globalThis.grpoCurves = (() => {
     return NEGATED.has(metric) ? known.map(([x, low, high]) => [x, -high, -low]) : known;
   };
   // The exponential mean of the values so far, without the pull of the first one; the weight is per percent of the axis.
+  // A value counts for the time since the one before: points are dense where much happens, and few on a plateau.
   const smooth = (line, weight) => {
     if (weight === 0 || line.length < LEAST_SMOOTHED) return line;
-    let sum = 0, mass = 0, before = line[0][0];
+    let sum = 0, mass = 0, before = 2 * line[0][0] - line[1][0];
     const percent = (line.at(-1)[0] - line[0][0]) / 100 || 1;
     return line.map(([x, y]) => {
       if (y === null) return [x, null];
       const kept = weight ** ((x - before) / percent);
       before = x;
-      sum = kept * sum + y;
-      mass = kept * mass + 1;
-      return [x, sum / mass];
+      sum = kept * sum + (1 - kept) * y;
+      mass = kept * mass + (1 - kept);
+      return [x, mass > 0 ? sum / mass : y];
     });
   };
   const evaluated = (run, view) => {

@@ -273,6 +273,22 @@ def test_there_is_one_panel_per_environment_and_any_metric(page: Page, job_ids: 
     page.photograph("metric")
 
 
+def test_time_on_a_plateau_counts_in_a_smoothed_line(page: Page, job_ids: list[str]) -> None:
+    page.open(f"?show={job_ids[8][:8]}.0")
+    wait_until(lambda: "run-08, evaluation" in read_lines(page))
+    # From 400 to 499 within a fifth of the run, and 500 for the rest of it.
+    steps = [*range(100), *range(100, 500, 8), 499]
+    values = [float(min(500, 400 + step)) for step in steps]
+    run = {"id": "flat", "name": "flat", "env": "Flat-v0", "recipe": "flat", "start": 0, "keys": [], "final": None}
+    column = [steps, [float(step) for step in steps], values, [], []]
+    run |= {"lines": {"rollout/ep_rew_mean": column}, "evaluations": []}
+    page.run("grpoCurves.set(arguments[0], 1)", run)
+    wait_until(lambda: "flat, training mean" in read_lines(page))
+    smoothed = dict(read_lines(page)["flat, training mean"]["data"])
+    assert smoothed[99] < 499  # it is smoothed
+    assert smoothed[124] > 499  # and has forgotten the rise five percent of the run later
+
+
 def test_nothing_is_drawn_or_sent_twice(page: Page, job_ids: list[str]) -> None:
     page.open(f"?show={job_ids[8][:8]}.0,{job_ids[6][:8]}.1")
     wait_until(lambda: {"run-08, evaluation", "run-06, evaluation"} <= read_lines(page).keys())
