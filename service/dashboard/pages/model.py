@@ -54,7 +54,7 @@ async def show_model(name: str) -> None:
                 with make_box("card stack", "section", aria_label="Try an observation"):
                     make_heading("Try an observation")
                     env_name = None if card.wrappers else card.env_name
-                    sliders = ObservationSliders(model, env_name, _describe_value(card))
+                    sliders = ObservationSliders(model, env_name, _describe_value(card), card.value_check)
                 with make_box("card stack", "section", aria_label="Versions"):
                     make_heading("Versions")
                     versions = VersionList(name.partition("@")[0], service)

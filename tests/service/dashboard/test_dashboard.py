@@ -42,7 +42,9 @@ NAMED_ROLES = {
     "textbox",
 }
 # With values that are shown.
-READY = {"env_name": "CartPole-v1", "value_check": {"is_meaningful": True, "reward_scale": 1.0}}
+VALUE_FIGURES = {"gamma": 0.99, "n_states": 10, "correlation": 0.9, "error": 0.1, "spread": 0.5}
+VALUE_CHECK = {"is_meaningful": True, "reward_scale": 1.0, **VALUE_FIGURES, "lowest": -100.0, "highest": 100.0}
+READY = {"env_name": "CartPole-v1", "value_check": VALUE_CHECK}
 PAGES = ["", "new", "sweeps", "models", "models/ready", "server"]
 FILM = "return document.querySelector('.stage img')?.naturalWidth > 0"  # whether there is one
 
