@@ -174,14 +174,21 @@ globalThis.grpoCurves = (() => {
     }
     return box;
   };
-  // Says what the kinds of lines are, where there are several.
-  const fillKey = (panel, series) => {
+  // Says whose lines have which colour, and what the kinds of lines are, where there are several.
+  const fillKey = (panel, series, groups) => {
     const drawn = series.filter((one) => one.data.some(([, y]) => y !== null));
     const items = KEYS.flatMap(([kind, words]) => {
       const first = drawn.find(({ id }) => id.startsWith(`${kind}-`));
       return first ? [text("li", words ?? first.shade, `key-${kind}`)] : [];
     });
-    panel.key.replaceChildren(...(items.length > 1 ? items : []));
+    const names = groups.map((members) => {
+      const first = members.reduce((a, b) => (b.colour < a.colour ? b : a)); // whose colour the mean of a group has
+      const item = text("li", members.length > 1 ? `${first.name}, ${members.length} runs` : first.name, "key-run");
+      item.style.setProperty("--series", paint(first));
+      item.classList.toggle("dashed", first.colour >= N_COLOURS);
+      return item;
+    });
+    panel.key.replaceChildren(...(names.length > 1 ? names : []), ...(items.length > 1 ? items : []));
   };
   const fillPanel = (panel, view) => {
     const members = panel.runs();
@@ -193,7 +200,7 @@ globalThis.grpoCurves = (() => {
     let series = [...groups.values()].flatMap((group) =>
       group.length > 1 ? drawGroup(group, panel.metric, view) : drawOne(group[0], panel.metric, view, groups.size));
     if (view.log) series = series.map((one) => ({ ...one, data: one.data.map(([x, y]) => [x, y > 0 ? y : null]) }));
-    fillKey(panel, series);
+    fillKey(panel, series, [...groups.values()]);
     const isEmpty = !series.some((one) => one.data.some(([, y]) => y !== null));
     panel.nothing.textContent = view.log && members.length ? "Nothing above zero, which a log scale could show" : members.length ? "Nothing yet" : "No run is chosen";
     panel.nothing.classList.toggle("hidden", !isEmpty);

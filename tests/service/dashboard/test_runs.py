@@ -227,7 +227,9 @@ def test_settings_that_differ_have_a_column(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59")
     heads = page.run("return [...document.querySelectorAll('th.c-setting')].map((cell) => cell.textContent)")
-    assert heads == ["learning_rate"]
+    assert heads == ["Learning rate"]
+    following = "return document.querySelector('th.c-setting').nextSibling.className"
+    assert page.run(following) == "c-created"
 
 
 def test_a_colour_belongs_to_a_run_whatever_else_is_taken_away(page: Page, job_ids: list[str]) -> None:
@@ -442,3 +444,5 @@ def test_a_chart_says_what_its_lines_are(page: Page) -> None:
     wait_until(lambda: page.run(words) == ["evaluation", training, "95 % interval over episodes"])
     choose(page, "y", "train/loss")
     wait_until(lambda: page.run(words) == ["smoothed", "as reported"])
+    page.click("[aria-label='Show the curves of run-58']")
+    wait_until(lambda: page.run(words)[:2] == ["run-59", "run-58"])
