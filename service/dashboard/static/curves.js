@@ -59,15 +59,15 @@ globalThis.grpoCurves = (() => {
   // A value counts for the time since the one before: points are dense where much happens, and few on a plateau.
   const smooth = (line, weight) => {
     if (weight === 0 || line.length < LEAST_SMOOTHED) return line;
-    let sum = 0, mass = 0, before = 2 * line[0][0] - line[1][0];
+    let mean = null, mass = 0, before = 2 * line[0][0] - line[1][0];
     const percent = (line.at(-1)[0] - line[0][0]) / 100 || 1;
     return line.map(([x, y]) => {
       if (y === null) return [x, null];
       const kept = weight ** ((x - before) / percent);
       before = x;
-      sum = kept * sum + (1 - kept) * y;
       mass = kept * mass + (1 - kept);
-      return [x, mass > 0 ? sum / mass : y];
+      mean = mean === null ? y : mean + ((1 - kept) / (mass || 1)) * (y - mean); // exact where nothing changes
+      return [x, mean];
     });
   };
   const evaluated = (run, view) => {
