@@ -181,8 +181,11 @@ globalThis.grpoCurves = (() => {
       const first = drawn.find(({ id }) => id.startsWith(`${kind}-`));
       return first ? [text("li", words ?? first.shade, `key-${kind}`)] : [];
     });
-    const names = groups.map((members) => {
-      const first = members.reduce((a, b) => (b.colour < a.colour ? b : a)); // whose colour the mean of a group has
+    const byColour = (a, b) => a.colour - b.colour;
+    // A mean has the colour of the first of its group.
+    const sorted = groups.map((members) => [...members].sort(byColour)).sort(([a], [b]) => byColour(a, b));
+    const names = sorted.map((members) => {
+      const [first] = members;
       const item = text("li", members.length > 1 ? `${first.name}, ${members.length} runs` : first.name, "key-run");
       item.style.setProperty("--series", paint(first));
       item.classList.toggle("dashed", first.colour >= N_COLOURS);

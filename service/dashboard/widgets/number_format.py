@@ -63,6 +63,8 @@ def format_range(rewards: Sequence[float]) -> str:
     """Format what seeds have earned that are too few for an interval; the text is empty for fewer than two."""
     if len(rewards) < 2:
         return ""
+    if has_no_width((min(rewards), max(rewards))):
+        return "all seeds alike"
     return f"seeds from {format_number(min(rewards))} to {format_number(max(rewards))}"
 
 
@@ -76,7 +78,7 @@ def format_interval(interval: tuple[float, float] | None) -> str:
 
 
 def has_no_width(interval: tuple[float, float]) -> bool:
-    """Return whether all episodes have earned the same; a mean of equal numbers may differ in the last digits."""
+    """Return whether all have earned the same; a mean of equal numbers may differ in the last digits."""
     return math.isclose(*interval, rel_tol=1e-9, abs_tol=1e-12)
 
 
