@@ -427,16 +427,23 @@ def test_a_server_that_stops_answering_is_noticed_until_it_answers_again(
 
     page.open("new")
     page.run("delete window.socket.timeout")  # as long as everywhere but in tests
+    page.run(
+        "globalThis.said = []; new MutationObserver((changes) => { for (const { addedNodes: [node] } of changes)"
+        " if (node?.matches?.('.slow-note, .offline-banner'))"
+        " said.push([node.className, document.querySelector('.topbar').inert]); })"
+        ".observe(document.body, { childList: true });"
+    )
     handlers = core.sio.handlers["/"]
     monkeypatch.setitem(handlers, "grpo_ask", wait)
     page.find(".offline-banner", "does not answer")
     assert is_start_off(page)
+    assert page.run("return said") == [["slow-note", False], ["offline-banner", True]]
     assert page.run("return document.querySelector('.topbar').inert")
     is_back.set()
     # In one look: a busy server may be late again with the next answer.
     goes_on = (
         "return !document.querySelector('.form-page button[type=submit]').disabled"
-        "&& !document.querySelector('.offline-banner') && !document.querySelector('.topbar').inert"
+        "&& !document.querySelector('.offline-banner, .slow-note') && !document.querySelector('.topbar').inert"
     )
     page.wait(goes_on)
     # So is one that closes the connection, at once.
