@@ -68,7 +68,9 @@ globalThis.grpoRuns = (() => {
     box.checked = own.length > 0;
     if (own.length) paint(box, Math.min(...own)); // as the mean of a group is drawn
     box.addEventListener("change", () => show(ids, box.checked));
-    return box;
+    const area = make("label", "tick-area"); // easier to hit than the box
+    area.append(box);
+    return area;
   };
   const rewardCell = (row) => {
     const cell = make("td", "number c-reward");

@@ -411,6 +411,11 @@ def test_a_phone_shows_what_matters_first_and_nothing_sideways(page: Page, job_i
     )
     assert first == leading
     assert width == 390
+    sizes = (
+        "return [...document.querySelectorAll('.tick-area')].map((area) => area.getBoundingClientRect())"
+        ".map(({ width, height }) => Math.min(width, height))"
+    )
+    assert min(page.run(sizes), default=24) >= 24
     if "runs" in path:
         page.wait(
             "const box = document.querySelector('[aria-label=\"Table of evaluations\"]');"
