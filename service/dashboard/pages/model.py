@@ -125,7 +125,7 @@ def _show_facts(card: ModelCard) -> None:
         "Trained on": _name_reward(card),
         **{name: None if space is None else space.text for name, space in spaces.items()},
         "Weights": None if card.n_parameters is None else format_count(card.n_parameters),
-        "Updates": None if card.n_updates is None else format_count(card.n_updates),
+        "Epochs": None if card.n_updates is None else format_count(card.n_updates),
         "File": format_size(card.n_bytes),
         "Saved": f"{card.modified_at:%Y-%m-%d %H:%M} UTC",
         "SHA-256": card.sha256,
