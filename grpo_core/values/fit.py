@@ -44,12 +44,16 @@ class ValueCheck:
     :param correlation: Pearson's, in [-1, 1]; None where the returns or the values do not differ.
     :param error: Mean size of the error, in shares of the mean size of the return; None where all returns are 0.
     :param spread: Standard deviation of the returns, in the same shares.
+    :param lowest: The least of these values and returns, in units of the rewards: beyond it nothing was tested.
+    :param highest: The greatest of them.
     """
 
     n_states: int
     correlation: float | None
     error: float | None
     spread: float | None
+    lowest: float
+    highest: float
 
     @property
     def is_meaningful(self) -> bool:
@@ -88,6 +92,8 @@ def _compare(values: Floats, returns: Floats) -> ValueCheck:
         correlation=float(np.corrcoef(values, returns)[0, 1]) if differ else None,
         error=float(np.abs(values - returns).mean()) / size if size > 0 else None,
         spread=float(returns.std()) / size if size > 0 else None,
+        lowest=float(min(values.min(), returns.min())),
+        highest=float(max(values.max(), returns.max())),
     )
 
 

@@ -9,32 +9,13 @@ from typing import Any, NamedTuple
 
 from nicegui import ui
 
-from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.dashboard.widgets.html_elements import Text, make_box
 from service.dashboard.widgets.number_format import format_count
-from service.dashboard.widgets.setting_text import write_named_setting, write_setting
+from service.dashboard.widgets.setting_text import name_setting, write_named_setting, write_setting
 
 _CODE = re.compile("`([^`]+)`")
 # Thousands as this page writes them. "0,001" is none: elsewhere that is a decimal fraction.
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
-_TITLES = {
-    **{name: row.title for name, row in HYPERPARAMETERS.items()},
-    "env_name": "Environment",
-    "reward_function_type": "Reward function",
-    "total_timesteps": "Simulator steps",
-    "net_arch": "Hidden layers",
-    "lr_schedule": "Learning rate schedule",
-    "eval_freq": "Evaluate every",
-    "n_eval_episodes": "Episodes per evaluation",
-    "n_envs": "Environments",
-    "max_seconds": "Time limit",
-    "init_model": "Train on",
-    "replace": "Replace a model",
-    "checkpoint_every": "Checkpoint every",
-    "max_restarts": "Restarts",
-    "tensorboard_log": "TensorBoard log",
-    "log_std_init": "First log std",
-}
 # Written in JSON, since no input is made for their like.
 _JSON_FIELDS = ("env_kwargs", "wrappers")
 _KINDS_IN_WORDS = {
@@ -121,7 +102,7 @@ class FieldInput:
         is_wide: bool = False,
     ) -> None:
         self.field = field
-        self.title = _TITLES.get(field.name, field.name.replace("_", " ").capitalize())
+        self.title = name_setting(field.name)
         with make_box("field wide" if is_wide else "field") as self._box:
             with make_box("field-name"):
                 label = Text(self.title, tag="label")

@@ -54,7 +54,7 @@ async def show_model(name: str) -> None:
                 with make_box("card stack", "section", aria_label="Try an observation"):
                     make_heading("Try an observation")
                     env_name = None if card.wrappers else card.env_name
-                    sliders = ObservationSliders(model, env_name, _describe_value(card))
+                    sliders = ObservationSliders(model, env_name, _describe_value(card), card.value_check)
                 with make_box("card stack", "section", aria_label="Versions"):
                     make_heading("Versions")
                     versions = VersionList(name.partition("@")[0], service)
@@ -125,7 +125,7 @@ def _show_facts(card: ModelCard) -> None:
         "Trained on": _name_reward(card),
         **{name: None if space is None else space.text for name, space in spaces.items()},
         "Weights": None if card.n_parameters is None else format_count(card.n_parameters),
-        "Updates": None if card.n_updates is None else format_count(card.n_updates),
+        "Epochs": None if card.n_updates is None else format_count(card.n_updates),
         "File": format_size(card.n_bytes),
         "Saved": f"{card.modified_at:%Y-%m-%d %H:%M} UTC",
         "SHA-256": card.sha256,

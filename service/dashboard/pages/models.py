@@ -102,7 +102,7 @@ class _ModelCards:
         """
         async with self._refreshing:
             search = (self._search.value or "").casefold()
-            entries = await run_in_threadpool(self._service.store.list_models)
+            entries = sort_by_name(await run_in_threadpool(self._service.store.list_models))
             fitting = [entry for entry in entries if search in entry.name.casefold()]
             listed = fitting[: self._n_listed]
             folder = self._service.store.folder
@@ -205,6 +205,11 @@ class _ModelCards:
         await self.refresh(anew=True)
 
 
+def sort_by_name(entries: list[ModelEntry]) -> list[ModelEntry]:
+    """Sort models as people look for them: small letters beside capital ones."""
+    return sorted(entries, key=lambda entry: (entry.name.casefold(), entry.name))
+
+
 def _show_empty(is_searched: bool) -> None:
     with make_box("empty", "li").style("grid-column: 1 / -1"):
         ui.icon("smart_toy").props("aria-hidden=true")
@@ -223,11 +228,12 @@ def _describe_missing_evaluation(card: ModelCard) -> str:
 
 def _list_facts(card: ModelCard, evaluation: EpisodeFigures | None) -> dict[str, str]:
     reward = card.reward_function
+    unknown = None if card.n_parameters is None else "-"  # a row in every card: they are as high as each other
     has_other = evaluation is not None and card.final_evaluation is not None
     facts = {
         "Evaluated here": describe_figures(evaluation) if evaluation is not None and has_other else None,
         "Environment": card.env_name,
-        "Trained on": " + ".join(reward) if isinstance(reward, list) else reward,
+        "Trained on": " + ".join(reward) if isinstance(reward, list) else reward or unknown,
         "Steps": None if card.num_timesteps is None else format_count(card.num_timesteps),
         "File": f"{format_size(card.n_bytes)}, {format_age(card.modified_at)}",
         "SHA-256": None if card.sha256 is None else f"{card.sha256[:12]}…",

@@ -9,7 +9,7 @@ from grpo_core import __version__
 from service.app import Service
 from service.dashboard.current_service import get_service
 from service.dashboard.pages.frame import show_frame
-from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_pairs
+from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link, make_pairs
 from service.dashboard.widgets.number_format import format_duration, format_size
 from service.jobs.registry import JobRegistry
 from service.monitoring.memory import get_available_bytes
@@ -17,6 +17,12 @@ from service.schemas.jobs import JobStatus
 from service.settings import Settings
 
 _REFRESH_SECONDS = 2.0
+_EXECUTORS = {
+    "auto": "a process for each job on Linux, threads of the server elsewhere",
+    "thread": "jobs run in threads of the server",
+    "process": "a process for each job",
+    "ray": "jobs run on a Ray cluster",
+}
 _LINKS = (
     ("Try the API", "Swagger UI: every endpoint, ready to send", "/docs", "bolt"),
     ("API reference", "Every field, its range and its default", "/redoc", "menu_book"),
@@ -64,7 +70,8 @@ class _Tiles:
             n_slots, n_places = settings.max_running_jobs, settings.max_queued_jobs
             self._add("Jobs running", lambda: f"{_count(registry, JobStatus.RUNNING)} of {n_slots}")
             self._add("Jobs waiting", lambda: f"{_count(registry, JobStatus.QUEUED)} of {n_places}")
-            self._add("Models in memory", lambda: f"{store.n_loaded} of {settings.max_cached_models}")
+            n_cached = settings.max_cached_models
+            self._add("Models in memory, the others on disk", lambda: f"{store.n_loaded} of up to {n_cached}")
             self._add("Memory of the server", lambda: format_size(psutil.Process().memory_info().rss))
             self._add("Memory left", lambda: format_size(get_available_bytes()))
         self.refresh()
@@ -90,16 +97,18 @@ def _show_steps() -> None:
             "New job: the defaults balance CartPole in a few seconds. The form also shows the command.",
             "Watch the episode reward rise. A sentence on a run's page says whether it is learning and what to try.",
             "Models: watch the policy play, try observations, and compare it with random actions.",
-            "README.md and API.md in the repository explain the method, every field and every setting.",
         ):
             Text(step, tag="li")
+        with make_box("", "li"):
+            make_link("API reference", "/redoc", "")
+            Text(": every field. README.md, which comes with the source, explains the method.")
 
 
 def _show_settings(settings: Settings) -> None:
     make_pairs(
         {
             "Models folder": str(settings.models_dir.name),
-            "Job executor": settings.executor,
+            "Job executor": f"{settings.executor}: {_EXECUTORS[settings.executor]}",
             "Stalled after": format_duration(settings.stall_seconds),
             "Jobs remembered": str(settings.max_kept_jobs),
             "API key": "needed" if settings.api_key is not None else "not needed",

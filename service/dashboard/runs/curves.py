@@ -16,6 +16,8 @@ REWARD = "reward"
 TRAINING_KEY = "rollout/ep_rew_mean"
 # Means over the last episodes: until another one ends they stay the same, which is no news but a staircase.
 _OF_EPISODES = ("rollout/ep_", "rollout/success")
+# What stays the same for longer than so many reports, or those of a point, is a plateau, and has points of its own.
+_STAIR_REPORTS = 8
 # Points of a line: more could not be told apart in a chart of a few hundred pixels.
 MAX_POINTS = 400
 
@@ -66,10 +68,11 @@ def describe_curves(job: Job, metrics: Iterable[str], has_bounds: bool = True) -
 def read_line(column: MetricColumn, key: str, has_bounds: bool = True) -> Line:
     """Write a metric as a line of at most ``MAX_POINTS`` points.
 
-    A mean over past episodes is taken only where it has changed, and at last.
+    A mean over past episodes is taken only where it has changed, now and then on a plateau, and at last.
     """
     if key.startswith(_OF_EPISODES) and len(column.values):
         is_news = np.append(True, column.values[1:] != column.values[:-1])
+        is_news[:: max(_STAIR_REPORTS, len(is_news) // MAX_POINTS)] = True
         is_news[-1] = True
         column = MetricColumn(*(part[is_news] for part in column))
     n_points = len(column.values)

@@ -19,6 +19,7 @@ from service.dashboard.runs.address import MAX_SHOWN, RunsView, read_view, write
 from service.dashboard.runs.curves import REWARD, describe_curves
 from service.dashboard.runs.table import make_table
 from service.dashboard.widgets.html_elements import Text, make_box, make_heading, make_link
+from service.dashboard.widgets.setting_text import name_setting
 from service.errors import ServiceError
 from service.jobs.job import Job
 from service.jobs.records.record import PastJob
@@ -139,7 +140,7 @@ class _RunsPage:
         table = make_table(lines, view, self._list_configs)
         page = {
             "rows": table.rows,
-            "settings": table.settings,
+            "settings": [(name, name_setting(name)) for name in table.settings],
             "pages": table.n_pages,
             "colours": colours,
             "show": None if view.shown is None else write_shown(view.shown),

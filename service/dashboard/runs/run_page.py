@@ -74,12 +74,12 @@ class _RunPage:
                 Text(f"{job.config.env_name} · seed {job.config.seed} · {job.job_id}", "muted", "p")
             make_link("All runs", f"{PREFIX}/", "button", "arrow_back")
         with make_box("run-page"):
+            self._head_place = make_box("run-head")
             with make_box("stack wide run-main"):
                 with make_box("stack", "section", aria_label="Curves") as self.charts:
                     make_box("curve-bar")
                     make_box("curves")
             with make_box("stack wide run-aside"):
-                self._head_place = make_box()
                 self._film = RunFilm(service, job)
                 with make_box("card stack", "section", aria_label="Where it comes from"):
                     make_heading("Where it comes from, and where it goes")

@@ -16,7 +16,7 @@ from service.dashboard.widgets.number_format import (
     format_number,
     format_range,
 )
-from service.dashboard.widgets.setting_text import write_setting
+from service.dashboard.widgets.setting_text import name_setting, write_setting
 from service.jobs.records.record import PastJob
 from service.jobs.views.listing import choose_page
 from service.schemas.jobs import JobStatus, JobSummary
@@ -76,9 +76,11 @@ def make_table(lines: Sequence[PastJob], view: RunsView, list_configs: Callable[
     first = [members[0] for _, members in listed]
     configs = list_configs({job.job_id for job in [*first, *opened]})
     settings = find_differences([*first, *opened], configs)
+    described = {key: _describe_group(key, members, view, configs, settings) for key, members in listed}
+    _tell_apart(described.values(), settings)
     rows = []
     for key, members in listed:
-        rows.append(_describe_group(key, members, view, configs, settings))
+        rows.append(described[key])
         if key in view.opened:
             rows += [{**_describe(job, configs, settings), "member": True} for job in members[:_MAX_MEMBERS]]
             if len(members) > _MAX_MEMBERS:
@@ -109,12 +111,13 @@ def find_differences(jobs: Iterable[PastJob], configs: Configs) -> list[str]:
 
 
 def _list_rewards(members: Sequence[PastJob]) -> list[float]:
-    """List what the completed runs of a group were evaluated at: those under way would pull the mean down.
+    """List what the completed runs of a group were evaluated at, or else those that ended early.
 
-    Each seed counts once: a repetition tells nothing new.
+    Those under way would pull the mean down. Each seed counts once: a repetition tells nothing new.
     """
-    completed = [job.summary for job in members if job.status is JobStatus.COMPLETED]
-    rewards = {(line.env_name, line.seed): line.mean_reward for line in completed if line.mean_reward is not None}
+    ended = [job.summary for job in members if job.status.is_final and job.summary.mean_reward is not None]
+    completed = [line for line in ended if line.status is JobStatus.COMPLETED]
+    rewards = {(line.env_name, line.seed): line.mean_reward for line in completed or ended}
     return [reward for reward in rewards.values() if reward is not None]
 
 
@@ -171,7 +174,13 @@ def _describe_group(
         "margin": format_margin(compute_mean_interval(rewards)) if has_reward else "",
         "interval": format_range(rewards) if has_reward else "",
         "steps": format_count(max(line.current_timesteps for line in lines)),
+        "steps_of": ""
+        if len(lines) == 1
+        else "the most"
+        if len({line.current_timesteps for line in lines}) > 1
+        else "each",
         "time": format_duration(sum(line.elapsed_seconds for line in lines)),
+        "time_of": "" if len(lines) == 1 else "in all",
         "seed": format_items(n_seeds, "seed") if is_recipe else "",
         "settings": [write_setting(config.get(name)) if config and is_recipe else "" for name in settings],
     }
@@ -185,6 +194,19 @@ def _name_group(lines: Sequence[JobSummary]) -> str:
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     shared = "".join(letters[0] for letters in alike).rstrip("0123456789-._ ")
     return shared or f"{names[0]} and others"
+
+
+def _tell_apart(groups: Iterable[dict[str, Any]], settings: Sequence[str]) -> None:
+    """Add to names that several groups have the settings in which these groups differ."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        by_name.setdefault(group["name"], []).append(group)
+    for alike in by_name.values():
+        differs = [len(set(values)) > 1 for values in zip(*(group["settings"] for group in alike), strict=True)]
+        for group in alike:
+            own = zip(settings, group["settings"], differs, strict=True)
+            words = [f"{name_setting(name).lower()} {value}" for name, value, is_other in own if is_other]
+            group["name"] = " · ".join([group["name"], *words])
 
 
 def _describe_statuses(lines: Sequence[JobSummary]) -> str:

@@ -56,17 +56,18 @@ globalThis.grpoCurves = (() => {
     return NEGATED.has(metric) ? known.map(([x, low, high]) => [x, -high, -low]) : known;
   };
   // The exponential mean of the values so far, without the pull of the first one; the weight is per percent of the axis.
+  // A value counts for the time since the one before: points are dense where much happens, and few on a plateau.
   const smooth = (line, weight) => {
     if (weight === 0 || line.length < LEAST_SMOOTHED) return line;
-    let sum = 0, mass = 0, before = line[0][0];
+    let mean = null, mass = 0, before = 2 * line[0][0] - line[1][0];
     const percent = (line.at(-1)[0] - line[0][0]) / 100 || 1;
     return line.map(([x, y]) => {
       if (y === null) return [x, null];
       const kept = weight ** ((x - before) / percent);
       before = x;
-      sum = kept * sum + y;
-      mass = kept * mass + 1;
-      return [x, sum / mass];
+      mass = kept * mass + (1 - kept);
+      mean = mean === null ? y : mean + ((1 - kept) / (mass || 1)) * (y - mean); // exact where nothing changes
+      return [x, mean];
     });
   };
   const evaluated = (run, view) => {
@@ -173,14 +174,24 @@ globalThis.grpoCurves = (() => {
     }
     return box;
   };
-  // Says what the kinds of lines are, where there are several.
-  const fillKey = (panel, series) => {
+  // Says whose lines have which colour, and what the kinds of lines are, where there are several.
+  const fillKey = (panel, series, groups) => {
     const drawn = series.filter((one) => one.data.some(([, y]) => y !== null));
     const items = KEYS.flatMap(([kind, words]) => {
       const first = drawn.find(({ id }) => id.startsWith(`${kind}-`));
       return first ? [text("li", words ?? first.shade, `key-${kind}`)] : [];
     });
-    panel.key.replaceChildren(...(items.length > 1 ? items : []));
+    const byColour = (a, b) => a.colour - b.colour;
+    // A mean has the colour of the first of its group.
+    const sorted = groups.map((members) => [...members].sort(byColour)).sort(([a], [b]) => byColour(a, b));
+    const names = sorted.map((members) => {
+      const [first] = members;
+      const item = text("li", members.length > 1 ? `${first.name}, ${members.length} runs` : first.name, "key-run");
+      item.style.setProperty("--series", paint(first));
+      item.classList.toggle("dashed", first.colour >= N_COLOURS);
+      return item;
+    });
+    panel.key.replaceChildren(...(names.length > 1 ? names : []), ...(items.length > 1 ? items : []));
   };
   const fillPanel = (panel, view) => {
     const members = panel.runs();
@@ -192,7 +203,7 @@ globalThis.grpoCurves = (() => {
     let series = [...groups.values()].flatMap((group) =>
       group.length > 1 ? drawGroup(group, panel.metric, view) : drawOne(group[0], panel.metric, view, groups.size));
     if (view.log) series = series.map((one) => ({ ...one, data: one.data.map(([x, y]) => [x, y > 0 ? y : null]) }));
-    fillKey(panel, series);
+    fillKey(panel, series, [...groups.values()]);
     const isEmpty = !series.some((one) => one.data.some(([, y]) => y !== null));
     panel.nothing.textContent = view.log && members.length ? "Nothing above zero, which a log scale could show" : members.length ? "Nothing yet" : "No run is chosen";
     panel.nothing.classList.toggle("hidden", !isEmpty);

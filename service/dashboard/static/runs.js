@@ -68,7 +68,9 @@ globalThis.grpoRuns = (() => {
     box.checked = own.length > 0;
     if (own.length) paint(box, Math.min(...own)); // as the mean of a group is drawn
     box.addEventListener("change", () => show(ids, box.checked));
-    return box;
+    const area = make("label", "tick-area"); // easier to hit than the box
+    area.append(box);
+    return area;
   };
   const rewardCell = (row) => {
     const cell = make("td", "number c-reward");
@@ -134,22 +136,28 @@ globalThis.grpoRuns = (() => {
     cell.append(details);
     return cell;
   };
+  const settingCells = (row) => row.settings.map((value) => make("td", "number c-setting", value, { title: value }));
   const runRow = (row) => {
     const line = make("tr", row.member ? "member" : "", "", { "data-id": row.id });
     const first = make("td", "c-tick");
     first.append(tick(row.id, row.name, [row.id]));
     line.append(first, nameCell(row), statusCell(row), make("td", "c-env muted", row.env), rewardCell(row),
-      make("td", "number c-steps", row.steps), make("td", "number c-time", row.time),
+      make("td", "number c-steps", row.steps), make("td", "number c-time", row.time), ...settingCells(row),
       make("td", "c-created muted", age(row.created), { "data-moment": row.created }), make("td", "number c-seed", row.seed),
-      ...row.settings.map((value) => make("td", "number c-setting", value, { title: value })), menuCell(row));
+      menuCell(row));
     return line;
+  };
+  const totalCell = (key, figure, of) => {
+    const cell = make("td", `number c-${key}`, figure);
+    if (of) cell.append(make("span", "muted of", of));
+    return cell;
   };
   const groupRow = (row) => {
     const line = make("tr", "group-row", "", { "data-group": row.group });
     const first = make("td", "c-tick"), cell = make("th", "c-name", "", { scope: "row" });
     first.append(tick(row.group, `the ${row.n} runs of ${row.name}`, row.ids.slice(0, maxShown)));
     const button = make("button", "opener", "", { type: "button", "aria-expanded": row.open, "data-focus": `group ${row.group}` });
-    button.append(icon(row.open ? "expand_more" : "chevron_right"), make("span", "ellipsis", row.name), make("span", "muted count", `${row.n} ${row.n === 1 ? "run" : "runs"}`));
+    button.append(icon(row.open ? "expand_more" : "chevron_right"), make("span", "ellipsis", row.name, { title: row.name }), make("span", "muted count", `${row.n} ${row.n === 1 ? "run" : "runs"}`));
     button.addEventListener("click", () => {
       const open = new Set(grpoAddress.get("open").split(",").filter(Boolean));
       open.has(row.group) ? open.delete(row.group) : open.add(row.group);
@@ -158,8 +166,8 @@ globalThis.grpoRuns = (() => {
     });
     cell.append(button);
     line.append(first, cell, statusCell(row), make("td", "c-env muted", row.env), rewardCell(row),
-      make("td", "number c-steps", row.steps), make("td", "number c-time", row.time), make("td", "c-created"), make("td", "number c-seed", row.seed),
-      ...row.settings.map((value) => make("td", "number c-setting", value, { title: value })), make("td", "c-menu"));
+      totalCell("steps", row.steps, row.steps_of), totalCell("time", row.time, row.time_of), ...settingCells(row),
+      make("td", "c-created"), make("td", "number c-seed", row.seed), make("td", "c-menu"));
     return line;
   };
   const restRow = ({ rest }) => {
@@ -185,8 +193,10 @@ globalThis.grpoRuns = (() => {
       cell.append(button);
       return cell;
     });
-    const named = settings.map((name) => make("th", "c-setting", name, { scope: "col", title: name }));
-    line.append(...heads, ...named, make("td", "c-menu"));
+    const named = settings.map(([name, title]) => make("th", "c-setting", title, { scope: "col", title: name }));
+    // What runs differ in comes before when they began, and is seen where the table goes on at the right.
+    heads.splice(COLUMNS.findIndex(([key]) => key === "created"), 0, ...named);
+    line.append(...heads, make("td", "c-menu"));
     return line;
   };
   const draw = () => {

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from service.dashboard.widgets.html_elements import Text, make_box
-from service.dashboard.widgets.number_format import format_count, format_interval, format_number
+from service.dashboard.widgets.number_format import format_count, format_interval, format_number, has_no_width
 from service.schemas.jobs import EpisodeFigures, FinalEvaluation, TrainingStatus
 from service.schemas.models import ModelCard
 
@@ -14,7 +14,7 @@ class Headline(NamedTuple):
     """Texts of a headline; what was not measured is empty.
 
     :param figure: Mean reward of an evaluation's episodes.
-    :param interval: Its 95 % interval.
+    :param interval: Its 95 % interval, or that all episodes earned the same, in words.
     :param caption: Which evaluation it is, and of how many episodes.
     :param training: The mean that training reports, which is not the policy's score.
     """
@@ -53,8 +53,8 @@ def describe_model(card: ModelCard) -> Headline | None:
 
 def describe_figures(figures: EpisodeFigures) -> str:
     """Write an evaluation in one line."""
-    own = _describe(figures, "", f"{figures.n_episodes}")
-    return f"{own.figure} ({own.interval}), {figures.n_episodes} episodes" if own.interval else own.figure
+    figure, interval = format_number(figures.mean_reward), format_interval(figures.mean_reward_ci95)
+    return f"{figure} ({interval}), {figures.n_episodes} episodes" if interval else figure
 
 
 def _describe_final(final: FinalEvaluation, n_wanted: int | None) -> Headline:
@@ -65,9 +65,12 @@ def _describe_final(final: FinalEvaluation, n_wanted: int | None) -> Headline:
 
 
 def _describe(figures: EpisodeFigures, name: str, n_episodes: str) -> Headline:
-    interval = format_interval(figures.mean_reward_ci95)
+    figure, ends = format_number(figures.mean_reward), figures.mean_reward_ci95
+    interval = "" if ends is None else f"95 % interval {format_interval(ends)}"
+    if ends is not None and has_no_width(ends):
+        interval = f"all {figures.n_episodes} episodes earned {figure}"
     unit = "episode" if n_episodes == "1" else "episodes"
-    return Headline(format_number(figures.mean_reward), interval, f"{name}, mean of {n_episodes} {unit}")
+    return Headline(figure, interval, f"{name}, mean of {n_episodes} {unit}")
 
 
 class HeadlineText:
@@ -83,6 +86,6 @@ class HeadlineText:
     def show(self, headline: Headline) -> None:
         """Show other texts."""
         self._figure.set_text(headline.figure)
-        self._interval.set_text(headline.interval and f"95 % interval {headline.interval}")
+        self._interval.set_text(headline.interval)
         self._training.set_text(headline.training)
         self._caption.set_text(f"{headline.caption[:1].upper()}{headline.caption[1:]}")

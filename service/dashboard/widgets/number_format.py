@@ -1,5 +1,6 @@
 """Numbers, durations, sizes and ages as people read them."""
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -62,12 +63,23 @@ def format_range(rewards: Sequence[float]) -> str:
     """Format what seeds have earned that are too few for an interval; the text is empty for fewer than two."""
     if len(rewards) < 2:
         return ""
+    if has_no_width((min(rewards), max(rewards))):
+        return "all seeds alike"
     return f"seeds from {format_number(min(rewards))} to {format_number(max(rewards))}"
 
 
 def format_interval(interval: tuple[float, float] | None) -> str:
-    """Format a 95 % interval; the text is empty without one, as after a single episode."""
-    return "" if interval is None else f"{format_number(interval[0])} to {format_number(interval[1])}"
+    """Format a 95 % interval over episodes; the text is empty without one, as after a single episode."""
+    if interval is None:
+        return ""
+    if has_no_width(interval):
+        return "all episodes alike"
+    return f"{format_number(interval[0])} to {format_number(interval[1])}"
+
+
+def has_no_width(interval: tuple[float, float]) -> bool:
+    """Return whether all have earned the same; a mean of equal numbers may differ in the last digits."""
+    return math.isclose(*interval, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def format_margin(interval: tuple[float, float] | None) -> str:

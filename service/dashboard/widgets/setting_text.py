@@ -3,11 +3,30 @@
 import json
 from typing import Any
 
+from grpo_core.options.hyperparameters import HYPERPARAMETERS
 from service.dashboard.widgets.number_format import format_count
 
 ORIGINS = {"request": "yours", "preset": "preset", "default": "default"}
 ORIGIN_TONES = {"request": "own", "preset": "preset"}
 
+_TITLES = {
+    **{name: row.title for name, row in HYPERPARAMETERS.items()},
+    "env_name": "Environment",
+    "reward_function_type": "Reward function",
+    "total_timesteps": "Simulator steps",
+    "net_arch": "Hidden layers",
+    "lr_schedule": "Learning rate schedule",
+    "eval_freq": "Evaluate every",
+    "n_eval_episodes": "Episodes per evaluation",
+    "n_envs": "Environments",
+    "max_seconds": "Time limit",
+    "init_model": "Train on",
+    "replace": "Replace a model",
+    "checkpoint_every": "Checkpoint every",
+    "max_restarts": "Restarts",
+    "tensorboard_log": "TensorBoard log",
+    "log_std_init": "First log std",
+}
 
 # What the server does where these are left open.
 _IF_OPEN = {
@@ -17,6 +36,11 @@ _IF_OPEN = {
     "max_seconds": "no limit",
     "ref_sync_steps": "no renewal",
 }
+
+
+def name_setting(name: str) -> str:
+    """Return the label of a setting, as the form has it."""
+    return _TITLES.get(name, name.replace("_", " ").capitalize())
 
 
 def write_named_setting(name: str, value: Any) -> str:

@@ -138,7 +138,7 @@ def test_every_kind_of_network_can_be_fitted(env_id: str, policy_kwargs: Any) ->
 def test_a_check_measures_correlation_and_error() -> None:
     # Returns 4 and 3, values 2 and 2.
     measured = check(ECHO, [trajectory([2.0, 2.0], [1.0, 3.0])], 1.0)
-    assert measured == ValueCheck(n_states=2, correlation=None, error=1.5 / 3.5, spread=0.5 / 3.5)
+    assert measured == ValueCheck(2, correlation=None, error=1.5 / 3.5, spread=0.5 / 3.5, lowest=2.0, highest=4.0)
     measured = check(ECHO, [trajectory([4.4, 3.3], [1.0, 3.0])], 1.0)
     assert measured.correlation == pytest.approx(1.0)
     assert measured.error == pytest.approx(0.1)
@@ -166,7 +166,7 @@ def test_states_whose_return_was_cut_do_not_count() -> None:
 def test_values_are_meaningful_if_they_follow_the_returns(
     correlation: float | None, error: float | None, spread: float | None, is_meaningful: bool
 ) -> None:
-    assert ValueCheck(10, correlation, error, spread).is_meaningful is is_meaningful
+    assert ValueCheck(10, correlation, error, spread, 0.0, 1.0).is_meaningful is is_meaningful
 
 
 def test_rewards_that_are_all_zero_say_nothing() -> None:

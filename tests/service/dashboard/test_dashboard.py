@@ -42,7 +42,9 @@ NAMED_ROLES = {
     "textbox",
 }
 # With values that are shown.
-READY = {"env_name": "CartPole-v1", "value_check": {"is_meaningful": True, "reward_scale": 1.0}}
+VALUE_FIGURES = {"gamma": 0.99, "n_states": 10, "correlation": 0.9, "error": 0.1, "spread": 0.5}
+VALUE_CHECK = {"is_meaningful": True, "reward_scale": 1.0, **VALUE_FIGURES, "lowest": -100.0, "highest": 100.0}
+READY = {"env_name": "CartPole-v1", "value_check": VALUE_CHECK}
 PAGES = ["", "new", "sweeps", "models", "models/ready", "server"]
 FILM = "return document.querySelector('.stage img')?.naturalWidth > 0"  # whether there is one
 
@@ -425,16 +427,23 @@ def test_a_server_that_stops_answering_is_noticed_until_it_answers_again(
 
     page.open("new")
     page.run("delete window.socket.timeout")  # as long as everywhere but in tests
+    page.run(
+        "globalThis.said = []; new MutationObserver((changes) => { for (const { addedNodes: [node] } of changes)"
+        " if (node?.matches?.('.slow-note, .offline-banner'))"
+        " said.push([node.className, document.querySelector('.topbar').inert]); })"
+        ".observe(document.body, { childList: true });"
+    )
     handlers = core.sio.handlers["/"]
     monkeypatch.setitem(handlers, "grpo_ask", wait)
     page.find(".offline-banner", "does not answer")
     assert is_start_off(page)
+    assert page.run("return said") == [["slow-note", False], ["offline-banner", True]]
     assert page.run("return document.querySelector('.topbar').inert")
     is_back.set()
     # In one look: a busy server may be late again with the next answer.
     goes_on = (
         "return !document.querySelector('.form-page button[type=submit]').disabled"
-        "&& !document.querySelector('.offline-banner') && !document.querySelector('.topbar').inert"
+        "&& !document.querySelector('.offline-banner, .slow-note') && !document.querySelector('.topbar').inert"
     )
     page.wait(goes_on)
     # So is one that closes the connection, at once.

@@ -227,7 +227,9 @@ def test_settings_that_differ_have_a_column(page: Page) -> None:
     page.open("")
     wait_for_names(page, "run-59")
     heads = page.run("return [...document.querySelectorAll('th.c-setting')].map((cell) => cell.textContent)")
-    assert heads == ["learning_rate"]
+    assert heads == ["Learning rate"]
+    following = "return document.querySelector('th.c-setting').nextSibling.className"
+    assert page.run(following) == "c-created"
 
 
 def test_a_colour_belongs_to_a_run_whatever_else_is_taken_away(page: Page, job_ids: list[str]) -> None:
@@ -271,6 +273,22 @@ def test_there_is_one_panel_per_environment_and_any_metric(page: Page, job_ids: 
     assert {name: read_address(page)[name] for name in "yx"} == {"y": "train/loss", "x": "relative"}
     wait_until(lambda: read_lines(page)["run-08"]["data"][-1][0] < 100)  # seconds, where there were 2,000 steps
     page.photograph("metric")
+
+
+def test_time_on_a_plateau_counts_in_a_smoothed_line(page: Page, job_ids: list[str]) -> None:
+    page.open(f"?show={job_ids[8][:8]}.0")
+    wait_until(lambda: "run-08, evaluation" in read_lines(page))
+    # From 400 to 499 within a fifth of the run, and 500 for the rest of it.
+    steps = [*range(100), *range(100, 500, 8), 499]
+    values = [float(min(500, 400 + step)) for step in steps]
+    run = {"id": "flat", "name": "flat", "env": "Flat-v0", "recipe": "flat", "start": 0, "keys": [], "final": None}
+    column = [steps, [float(step) for step in steps], values, [], []]
+    run |= {"lines": {"rollout/ep_rew_mean": column}, "evaluations": []}
+    page.run("grpoCurves.set(arguments[0], 1)", run)
+    wait_until(lambda: "flat, training mean" in read_lines(page))
+    smoothed = dict(read_lines(page)["flat, training mean"]["data"])
+    assert smoothed[99] < 499  # it is smoothed
+    assert smoothed[124] > 499  # and has forgotten the rise five percent of the run later
 
 
 def test_nothing_is_drawn_or_sent_twice(page: Page, job_ids: list[str]) -> None:
@@ -380,18 +398,24 @@ def test_a_run_that_is_gone_is_said_to_be(page: Page) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "?group=recipe", "runs/{}"])
-def test_a_phone_shows_the_curve_first_and_nothing_sideways(page: Page, job_ids: list[str], path: str) -> None:
+def test_a_phone_shows_what_matters_first_and_nothing_sideways(page: Page, job_ids: list[str], path: str) -> None:
     page.emulate(390, 844)
     page.open(path.format(job_ids[5]))
     wait_until(lambda: bool(read_lines(page)))
     # In one script: the panels are made anew when other runs come.
-    first, curve, width = page.run(
+    first, leading, width = page.run(
         "const top = (card) => card.getBoundingClientRect().top;"
         "return [Math.min(...[...document.querySelectorAll('.page .card')].map(top)),"
-        "top(document.querySelector('.curve')), document.documentElement.scrollWidth]"
+        "top(document.querySelector(arguments[0])), document.documentElement.scrollWidth]",
+        ".card.job" if "runs" in path else ".curve",
     )
-    assert first == curve
+    assert first == leading
     assert width == 390
+    sizes = (
+        "return [...document.querySelectorAll('.tick-area')].map((area) => area.getBoundingClientRect())"
+        ".map(({ width, height }) => Math.min(width, height))"
+    )
+    assert min(page.run(sizes), default=24) >= 24
     if "runs" in path:
         page.wait(
             "const box = document.querySelector('[aria-label=\"Table of evaluations\"]');"
@@ -426,3 +450,5 @@ def test_a_chart_says_what_its_lines_are(page: Page) -> None:
     wait_until(lambda: page.run(words) == ["evaluation", training, "95 % interval over episodes"])
     choose(page, "y", "train/loss")
     wait_until(lambda: page.run(words) == ["smoothed", "as reported"])
+    page.click("[aria-label='Show the curves of run-49']")
+    wait_until(lambda: page.run(words)[:2] == ["run-59", "run-49"])

@@ -25,6 +25,7 @@ from service.dashboard.widgets.number_format import format_number, write_exactly
 from service.errors import ServiceError
 from service.inference.single import LARGE_MODEL_BYTES, infer
 from service.models.served import ServedModel
+from service.schemas.models import ValueFigures
 from service.spaces import count_numbers
 
 _MAX_SLIDERS = 64
@@ -105,10 +106,13 @@ class ObservationSliders:
     :param model: Model that answers.
     :param env_name: Its environment, for the names of numbers and actions; None if unknown.
     :param value_meaning: What its values are, in words.
+    :param value_check: What is known of them; None if nothing is.
     """
 
-    def __init__(self, model: ServedModel, env_name: str | None, value_meaning: str) -> None:
-        self._model, self._value_meaning = model, value_meaning
+    def __init__(
+        self, model: ServedModel, env_name: str | None, value_meaning: str, value_check: ValueFigures | None
+    ) -> None:
+        self._model, self._value_meaning, self._value_check = model, value_meaning, value_check
         self._action_names = list_action_names(env_name)
         space = model.actor.observation_space
         subspaces: dict[Any, spaces.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {None: space}
@@ -164,8 +168,8 @@ class ObservationSliders:
         if self._shown is None:
             self._answer.clear()
             with self._answer:
-                self._shown = _AnswerBars(bars, self._value_meaning)
-        self._shown.update(bars, value)
+                self._shown = _AnswerBars(bars)
+        self._shown.update(bars, describe_value(value, self._value_meaning, self._value_check))
 
     def _show_problem(self, problem: str) -> None:
         self._shown = None
@@ -178,10 +182,9 @@ class _AnswerBars:
     """The bars of an answer.
 
     :param bars: First answer; later ones have the same names.
-    :param value_meaning: What the value is, in words.
     """
 
-    def __init__(self, bars: list[Bar], value_meaning: str) -> None:
+    def __init__(self, bars: list[Bar]) -> None:
         self._rows = []
         with make_box("bars"):
             for bar in bars:
@@ -191,16 +194,32 @@ class _AnswerBars:
                     self._rows.append((row, track, filling, Text("", "number")))
         with make_box("row-flex") as self._value_box:
             self._value = Text("", "figure number")
-            Text(value_meaning, "muted small")
+            self._meaning = Text("", "muted small")
 
-    def update(self, bars: list[Bar], value: float | None) -> None:
-        """Show another answer.
-
-        :param value: What the policy expects to earn; None if it cannot tell.
-        """
+    def update(self, bars: list[Bar], value: tuple[str, str]) -> None:
+        """Show another answer, and the value as ``describe_value`` writes it."""
         for bar, (row, track, filling, reading) in zip(bars, self._rows, strict=True):
             fill_track(track, filling, bar.share)
             reading.set_text(bar.text)
             row.classes(replace="probability chosen" if bar.is_chosen else "probability")
-        self._value_box.set_visibility(value is not None)
-        self._value.set_text("" if value is None else format_number(value))
+        figure, meaning = value
+        self._value_box.set_visibility(bool(meaning))
+        self._value.set_visibility(bool(figure))
+        self._value.set_text(figure)
+        self._meaning.set_text(meaning)
+
+
+def describe_value(value: float | None, meaning: str, check: ValueFigures | None) -> tuple[str, str]:
+    """Return a value as a figure, and what it is in words; the figure is empty where none can be relied on.
+
+    Beyond what its check saw the value network only guesses, and may promise more than can be earned.
+
+    :param value: What the policy expects to earn; None if it cannot tell, and then there are no words either.
+    :param meaning: What the figure is, in words.
+    :param check: What is known of the model's values; None if nothing is.
+    """
+    if value is None:
+        return "", ""
+    if check is None or check.lowest is None or check.highest is None or not check.lowest <= value <= check.highest:
+        return "", "value: beyond what was tested"
+    return format_number(value), meaning

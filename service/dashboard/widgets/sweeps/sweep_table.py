@@ -14,6 +14,7 @@ from service.dashboard.widgets.number_format import (
     format_margin,
     format_number,
     format_range,
+    has_no_width,
 )
 from service.schemas.sweeps import SettingRow, SweepDescription, Trial, TrialStatus
 
@@ -51,8 +52,9 @@ def _write_row(row: SettingRow, sweep: SweepDescription, models: Container[str])
 
 def describe_spread(row: SettingRow) -> str:
     """Say how far what a setting earned may be by chance; empty if nothing tells."""
-    if row.ci95_over == "episodes":
-        return f"95 % interval {format_interval(row.mean_reward_ci95)} over episodes"
+    if row.ci95_over == "episodes" and row.mean_reward_ci95 is not None:
+        words = format_interval(row.mean_reward_ci95)
+        return words if has_no_width(row.mean_reward_ci95) else f"95 % interval {words} over episodes"
     margin = f"{format_margin(row.mean_reward_ci95)} (95 %), " if row.mean_reward_ci95 is not None else ""
     return margin + format_range(row.rewards)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,6 +48,16 @@ def test_a_mean_over_past_episodes_is_no_staircase() -> None:
     assert read_line(make_column(values), "rollout/ep_rew_mean")[::2] == ([0, 3, 5, 7], [1.0, 2.0, 3.0, 3.0], [])
     assert read_line(make_column(values), "train/loss").values == values
     assert read_line(make_column([]), "rollout/ep_rew_mean") == ([], [], [], [], [])
+
+
+def test_a_plateau_keeps_points_for_its_time() -> None:
+    line = read_line(make_column([*range(400, 500), *[500.0] * 400]), "rollout/ep_rew_mean")
+    plateau = [step for step, value in zip(line.steps, line.values, strict=True) if value == 500.0]
+    assert (plateau[0], plateau[-1]) == (100, 499)
+    assert max(after - before for before, after in pairwise(plateau)) <= 8
+    # A plateau of 80 % of many reports: where there are too many points, it has its share of them.
+    many = read_line(make_column([*range(2000), *[2000.0] * 8000]), "rollout/ep_rew_mean")
+    assert max(after - before for before, after in pairwise(many.steps)) <= 200  # two percent of the run
 
 
 def test_a_long_line_is_the_mean_of_stretches_with_their_bounds() -> None:

@@ -90,6 +90,7 @@ def test_groups_have_the_mean_of_their_runs_and_its_spread() -> None:
     assert (first["n"], first["reward"], first["margin"], first["interval"]) == (2, "5", "", "")
     assert (second["n"], second["reward"], second["margin"], second["interval"]) == (3, "3", "", "seeds from 1 to 6")
     assert (second["time"], second["seed"], second["ids"][0]) == ("30 s", "3 seeds", runs[2].job_id)
+    assert (second["steps"], second["steps_of"], second["time_of"]) == ("1,002", "the most", "in all")
     five = [make_run(i, mean_reward=float(i)) for i in range(1, 6)]
     (row,) = make_table(five, read_view({"group": "recipe"}), Source().list_configs).rows
     # 2.776 sqrt(2.5 / 5), by t of four degrees of freedom; as ends it could promise more than an episode can earn.
@@ -99,6 +100,24 @@ def test_groups_have_the_mean_of_their_runs_and_its_spread() -> None:
     assert (row["interval"], row["seed"]) == ("seeds from 0 to 1", "2 seeds")
     (row,) = make_table([make_run(1)], read_view({"group": "recipe"}), Source().list_configs).rows
     assert row["seed"] == "1 seed"
+
+
+def test_a_group_of_runs_that_ended_early_has_their_reward() -> None:
+    stopped = make_run(0, status=JobStatus.STOPPED, mean_reward=500.0)
+    running = make_run(1, status=JobStatus.RUNNING, mean_reward=3.0)
+    (row,) = make_table([stopped, running], read_view({"group": "recipe"}), Source().list_configs).rows
+    assert row["reward"] == "500.0"
+    completed = make_run(2, mean_reward=400.0)
+    (row,) = make_table([stopped, running, completed], read_view({"group": "recipe"}), Source().list_configs).rows
+    assert row["reward"] == "400.0"
+
+
+def test_groups_of_one_name_are_told_apart_by_what_differs() -> None:
+    runs = [make_run(i, model_name=name, recipe=f"{i}") for i, name in enumerate(("a", "a", "b"))]
+    rates = (0.001, 0.002, 0.002)
+    configs: Configs = {run.job_id: {"learning_rate": rate} for run, rate in zip(runs, rates, strict=True)}
+    rows = make_table(runs, read_view({"group": "recipe", "sort": "seed"}), lambda job_ids: configs).rows
+    assert [row["name"] for row in rows] == ["a · learning rate 0.001", "a · learning rate 0.002", "b"]
 
 
 def test_a_group_tells_how_its_runs_stand() -> None:

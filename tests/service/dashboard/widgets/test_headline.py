@@ -43,7 +43,10 @@ def test_before_an_evaluation_the_training_mean_is_not_the_headline(status: Trai
 def test_while_it_runs_the_latest_evaluation_is_the_headline(status: TrainingStatus) -> None:
     headline = describe_job(status.model_copy(update={"evaluation": make_evaluation(4096, 300.0)}))
     assert headline == Headline(
-        "300.0", "300.0 to 300.0", "evaluation after 4,096 steps, mean of 2 episodes", "training mean 170.8"
+        "300.0",
+        "all 2 episodes earned 300.0",
+        "evaluation after 4,096 steps, mean of 2 episodes",
+        "training mean 170.8",
     )
 
 
@@ -58,7 +61,7 @@ def test_while_it_runs_the_latest_evaluation_is_the_headline(status: TrainingSta
 def test_at_the_end_the_final_evaluation_is(status: TrainingStatus, final: FinalEvaluation, caption: str) -> None:
     given = {"evaluation": make_evaluation(4096, 300.0), "final_evaluation": final, "status": JobStatus.COMPLETED}
     assert describe_job(status.model_copy(update=given)) == Headline(
-        "500.0", "480.5 to 500.0", caption, "training mean 170.8"
+        "500.0", "95 % interval 480.5 to 500.0", caption, "training mean 170.8"
     )
 
 
@@ -69,7 +72,9 @@ def test_a_model_shows_its_final_evaluation_before_others() -> None:
     card = card.model_copy(update={"evaluation": other})
     assert describe_model(card) == Headline("3", "", "evaluation, mean of 1 episode")
     card = card.model_copy(update={"final_evaluation": CUT, "config": {"n_eval_episodes": 10}})
-    assert describe_model(card) == Headline("500.0", "480.5 to 500.0", "final evaluation, mean of 4 of 10 episodes")
+    assert describe_model(card) == Headline(
+        "500.0", "95 % interval 480.5 to 500.0", "final evaluation, mean of 4 of 10 episodes"
+    )
 
 
 def test_an_evaluation_is_written_in_one_line() -> None:

@@ -12,6 +12,7 @@ from service.dashboard.widgets.number_format import (
     format_items,
     format_margin,
     format_number,
+    format_range,
     format_size,
 )
 
@@ -68,3 +69,6 @@ def test_counts_are_grouped_and_intervals_have_two_ends() -> None:
     assert format_count(1_000_000) == "1,000,000"
     assert format_interval((1.0, 22.456)) == "1 to 22.5"
     assert format_interval(None) == ""
+    assert format_interval((-200.1, -200.1 + 1e-13)) == format_interval((0.0, 0.0)) == "all episodes alike"
+    assert format_range([500.0, 500.0]) == "all seeds alike"
+    assert format_interval((499.99, 500.0)) == "500.0 to 500.0"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.dashboard.widgets.setting_text import write_named_setting, write_setting
+from service.dashboard.widgets.setting_text import name_setting, write_named_setting, write_setting
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,13 @@ from service.dashboard.widgets.setting_text import write_named_setting, write_se
 )
 def test_settings_are_written_as_people_type_them(value: Any, text: str) -> None:
     assert write_setting(value) == text
+
+
+def test_a_setting_has_the_label_of_the_form() -> None:
+    assert [name_setting(name) for name in ("total_timesteps", "bootstrap_value")] == [
+        "Simulator steps",
+        "Bootstrap value",
+    ]
 
 
 def test_an_open_setting_is_written_as_what_happens_then() -> None:
