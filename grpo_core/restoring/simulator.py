@@ -108,7 +108,7 @@ class Simulator:
 
         :raises ReplacedLayerError: If a wrapper holds another environment by now.
         """
-        self._check_layers()
+        self.check_layers()
         if not self._copies_together:
             return [capture() for capture in self._captures]
         with self._layers.together(is_capture=True):
@@ -135,7 +135,7 @@ class Simulator:
             here; otherwise all are replaced by copies, as those of a state from another process are.
         :raises ReplacedLayerError: If a wrapper holds another environment by now.
         """
-        self._check_layers()
+        self.check_layers()
         if not self._copies_together:
             for restore, part in zip(self._restores, state, strict=True):
                 restore(part)
@@ -145,13 +145,17 @@ class Simulator:
             for i in self._order:
                 self._restores[i](state[i])
 
-    def _check_layers(self) -> None:
+    def check_layers(self) -> None:
+        """Check that every wrapper holds the environment that it held at first.
+
+        :raises ReplacedLayerError: If one does not.
+        """
         for wrapper, env in self._nested:
             if wrapper.env is not env:
                 raise ReplacedLayerError(
-                    f"the wrapper {type(wrapper).__name__} holds another environment than before, {wrapper.env} in the "
-                    f"place of {env}, and states of one do not fit the other. Replace it between two rollouts, as in a "
-                    'callback\'s on_rollout_start, or train with group_mode="episode", which only resets and steps.'
+                    f"the wrapper {type(wrapper).__name__} holds another environment than before, and states of one do "
+                    "not fit the other. Replace it between two rollouts, as in a callback's on_rollout_start, or train "
+                    'with group_mode="episode", which only resets and steps.'
                 )
 
     def prove(

@@ -9,7 +9,8 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import lru_cache
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 from weakref import ref
@@ -406,16 +407,20 @@ def _describe_layers(envs: Sequence[gym.Env[Any, Any]], needs_restore: bool) -> 
     if not needs_restore:
         return list(map(id, envs))
     return [
-        (id(layer), type(layer), _list_replaced_methods(layer)) for env in envs for layer in list_restored_layers(env)
+        (id(layer), type(layer), vars(layer).keys() & _get_methods(type(layer)))
+        for env in envs
+        for layer in list_restored_layers(env)
     ]
 
 
-def _list_replaced_methods(layer: gym.Env[Any, Any]) -> frozenset[str]:
-    """List the methods of a library's class of which one environment has its own."""
-    kind = type(layer)
+def _list_methods(kind: Any) -> Set[str]:
+    """List the methods of a library's class, in whose place one environment may be given its own."""
     if not kind.__module__.startswith(_LIBRARIES):
         return frozenset()  # of other classes all attributes are copied, methods among them
-    return frozenset(name for name in vars(layer) if name in _OWN_METHODS or callable(getattr(kind, name, None)))
+    return _OWN_METHODS | {name for name in dir(kind) if callable(getattr(kind, name, None))}
+
+
+_get_methods: Callable[[Any], Set[str]] = lru_cache(maxsize=1024)(_list_methods)
 
 
 def _check_monitors(base: VecEnv) -> None:

@@ -680,6 +680,25 @@ def test_a_wrapper_that_goes_on_exchanging_environments_is_named() -> None:
         model.learn(64, Restless())
 
 
+class Exchanging(Promoted):
+    def exchange(self) -> None:
+        take_harder_task(self)
+
+
+def test_an_environment_in_a_worker_is_exchanged_with_set_env_alone() -> None:
+    env = make_envs(lambda: Exchanging(Task()), 1, in_workers=True)
+    try:
+        model = build(GRPO, env).learn(64)
+        env.env_method("exchange")
+        with pytest.raises(RuntimeError, match="the wrapper Exchanging holds another environment than before"):
+            model.learn(64)
+        model.set_env(env)
+        model.learn(64)
+        assert env.get_attr("level") == [1]
+    finally:
+        env.close()
+
+
 class Masked(Task):
     action_space = spaces.Discrete(4)
 
